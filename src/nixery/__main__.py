@@ -1,0 +1,5 @@
+"""``python -m nixery``."""
+
+from nixery.cli import main
+
+main()

@@ -1,0 +1,44 @@
+"""``nixery serve``."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+
+import structlog
+import typer
+import uvloop
+
+from nixery.errors import NixeryError
+from nixery.server.serve import serve as serve_application
+from nixery.settings import Settings
+from nixery.wiring import wire
+
+_WRONG_SETTINGS = 2
+
+
+def serve() -> None:
+    """Serve the registry. All settings come from the environment; the README lists them."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        uvloop.run(_serve(Settings.from_environment(os.environ)))
+    except NixeryError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"nixery: {line}", err=True)
+        raise typer.Exit(_WRONG_SETTINGS) from None
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+            raise
+        typer.echo(f"nixery: cannot listen: {error.strerror}", err=True)
+        raise typer.Exit(_WRONG_SETTINGS) from None
+
+
+async def _serve(settings: Settings) -> None:
+    async with wire(settings) as wired:
+        structlog.get_logger("nixery").info("listening", host=settings.host, port=settings.port)
+        await serve_application(wired.application, settings.host, settings.port, wired.builder.close)

@@ -1,0 +1,1 @@
+"""Store paths and the graph of their references."""

@@ -1,0 +1,51 @@
+"""Paths in a Nix store (Nix manual, "Store path"): ``/nix/store/<hash>-<name>``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+STORE_DIRECTORY = "/nix/store"
+
+# 32 digits of Nix's own base 32, which leaves out e, o, u and t; names as in Nix's name.cc.
+_BASE_NAME = re.compile(r"([0-9abcdfghijklmnpqrsvwxyz]{32})-([0-9a-zA-Z+\-._?=]{1,211})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StorePath:
+    """A valid store path.
+
+    Attributes:
+        base_name: ``<hash>-<name>``, the entry of the store directory. Also what paths are ordered by.
+    """
+
+    base_name: str
+
+    @classmethod
+    def parse(cls, text: str) -> StorePath:
+        """Read an absolute store path.
+
+        Raises:
+            ValueError: it is not directly below the store directory, or its name is none Nix makes.
+        """
+        directory, _, base_name = text.rpartition("/")
+        if directory != STORE_DIRECTORY or _BASE_NAME.fullmatch(base_name) is None:
+            raise ValueError(f"not a store path: {text!r}")
+        return cls(base_name)
+
+    @property
+    def name(self) -> str:
+        """The name without the hash, e.g. ``bash-interactive-5.2``."""
+        return self.base_name[33:]
+
+    @property
+    def package_name(self) -> str:
+        """The name without the version, by Nix's own rule: up to the first dash that no letter follows.
+
+        Source: ``builtins.parseDrvName`` in the Nix manual.
+        """
+        match = re.search(r"-(?=[^a-zA-Z])", self.name)
+        return self.name[: match.start()] if match else self.name
+
+    def __str__(self) -> str:
+        return f"{STORE_DIRECTORY}/{self.base_name}"

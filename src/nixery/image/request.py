@@ -1,0 +1,94 @@
+"""From a repository name to an image request.
+
+The path components of a name are the contents of the image. ``shell``, ``amd64`` and ``arm64`` are
+meta-packages as long as they stand in front; behind the first real package they are names like any other.
+So ``shell/git`` is git in an image with a shell, ``git/shell`` is the packages *git* and *shell*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nixery.errors import InvalidName
+from nixery.image.platform import AMD64, ARM64, Platform
+
+# Distribution specification, "Pulling manifests": the grammar of <name>.
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
+
+# The specification bounds host name and repository name together to 255 characters.
+_LONGEST_NAME = 255
+
+SHELL_PACKAGES = ("bashInteractive", "coreutils", "moreutils", "nano")
+
+# In every image, where the package set has them: TLS roots, and the names of protocols and services.
+ALWAYS_INCLUDED = ("cacert", "iana-etc")
+
+_PLATFORMS = {"amd64": AMD64, "arm64": ARM64}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """What a name asks for, in the one form that all names for the same image share.
+
+    Attributes:
+        packages: package names as the client or a meta-package gives them; sorted, each once.
+        optional_packages: likewise, but left out where the package set does not have them.
+        requested: the packages named by the client itself, without what meta-packages stand for.
+        platform: what to build for.
+        shell: whether the image is for interactive use.
+    """
+
+    packages: tuple[str, ...]
+    optional_packages: tuple[str, ...]
+    requested: tuple[str, ...]
+    platform: Platform
+    shell: bool
+
+
+def validate_name(name: str) -> None:
+    """Check a repository name against the grammar.
+
+    Raises:
+        InvalidName: with the reason.
+    """
+    if len(name) > _LONGEST_NAME:
+        raise InvalidName(name[:_LONGEST_NAME], f"it is longer than {_LONGEST_NAME} characters")
+    if _NAME.fullmatch(name) is None:
+        raise InvalidName(
+            name,
+            "each component between slashes has lower-case letters and digits, "
+            "separated by single '.', '_', '__' or any number of '-'",
+        )
+
+
+def parse_image_name(name: str, default_platform: Platform = AMD64) -> ImageRequest:
+    """Parse a repository name such as ``shell/git/htop`` or ``arm64/hello``.
+
+    Raises:
+        InvalidName: outside the grammar, or it asks for two platforms at once.
+    """
+    validate_name(name)
+    components = name.split("/")
+    first_package = next(
+        (i for i, component in enumerate(components) if component != "shell" and component not in _PLATFORMS),
+        len(components),
+    )
+    meta_packages, requested = components[:first_package], _canonical(components[first_package:])
+    platforms = {_PLATFORMS[meta] for meta in meta_packages if meta in _PLATFORMS}
+    if len(platforms) > 1:
+        raise InvalidName(name, "it asks for amd64 and arm64 at once; an image has one platform")
+    shell = "shell" in meta_packages
+    return ImageRequest(
+        packages=_canonical([*requested, *(SHELL_PACKAGES if shell else ())]),
+        optional_packages=tuple(p for p in ALWAYS_INCLUDED if p not in requested),
+        requested=requested,
+        platform=platforms.pop() if platforms else default_platform,
+        shell=shell,
+    )
+
+
+def _canonical(packages: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(packages)))

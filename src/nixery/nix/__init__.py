@@ -1,0 +1,1 @@
+"""Nix: what we ask of it, and how a subprocess answers."""

@@ -1,0 +1,109 @@
+"""Reading Nix's ``internal-json`` log while it builds.
+
+Source: ``logging.cc`` and ``logging.hh`` of Nix; the numbers have been the same since 2.0. Each line is ``@nix``
+and a JSON object: *start* and *stop* of an activity, a *result* within one, or a *msg*.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+_PREFIX = b"@nix "
+_BUILD_ACTIVITY = 105
+_LOG_LINE_RESULTS = (101, 107)  # a builder's line, a post-build hook's line
+_LEVEL_ERROR = 0
+
+_ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+_DERIVATION = re.compile(r"/nix/store/([0-9a-z]{32}-[^\s'!^]+?\.drv)")
+
+LOG_TAIL = 20
+
+
+class BuildLog:
+    """The state of a realisation, as far as its log tells.
+
+    Args:
+        on_progress: called whenever something starts, ends or moves on; not for a builder's own output.
+    """
+
+    def __init__(self, on_progress: Callable[[], None]) -> None:
+        self._on_progress = on_progress
+        self._derivation_of_activity: dict[int, str] = {}
+        self._tails: dict[str, deque[str]] = {}
+        self._errors: list[str] = []
+        self._other_lines: deque[str] = deque(maxlen=LOG_TAIL)
+
+    def read_line(self, line: bytes) -> None:
+        """Take one line of Nix's stderr; lines that are no log events are kept as plain text."""
+        event = _parse(line)
+        if event is None:
+            self._other_lines.append(line.decode(errors="replace"))
+            return
+        match event:
+            case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
+                kind in _LOG_LINE_RESULTS
+            ):
+                derivation = self._derivation_of_activity.get(activity)
+                tail = self._tails.get(derivation, self._other_lines) if derivation else self._other_lines
+                tail.append(_plain(text))
+                return
+            case {"action": "start", "type": kind, "id": activity, "fields": [str(path), *_]} if (
+                kind == _BUILD_ACTIVITY
+            ):
+                derivation = path.rpartition("/")[2]
+                self._derivation_of_activity[activity] = derivation
+                self._tails.setdefault(derivation, deque(maxlen=LOG_TAIL))
+            case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
+                self._errors.append(_plain(text))
+        self._on_progress()
+
+    @property
+    def failed_derivation(self) -> str | None:
+        """``<hash>-<name>.drv`` of the derivation that failed first, if the log names one.
+
+        A derivation whose builder really ran goes before those that failed because it did.
+        """
+        named = [name for error in self._errors for name in _DERIVATION.findall(error)]
+        return next((name for name in named if name in self._tails), named[0] if named else None)
+
+    @property
+    def log_tail(self) -> tuple[str, ...]:
+        """The last lines of the failed builder; where no builder is to blame, of Nix itself."""
+        tail = self._tails.get(self.failed_derivation or "")
+        if tail:
+            return tuple(tail)
+        return tuple([line for error in self._errors for line in error.splitlines()] or self._other_lines)[
+            -LOG_TAIL:
+        ]
+
+    @property
+    def summary(self) -> str:
+        """What went wrong, in Nix's words and one line."""
+        about_failed = [
+            error for error in self._errors if self.failed_derivation and self.failed_derivation in error
+        ]
+        for error in about_failed or self._errors:
+            lines = [line.strip() for line in error.removeprefix("error:").splitlines() if line.strip()]
+            # Newer versions say "Cannot build '...drv'." and give the reason on the next line.
+            reason = next((line for line in lines if line.startswith("Reason:")), lines[0] if lines else "")
+            if reason:
+                return reason.removeprefix("Reason:").strip().rstrip(";")
+        return self._other_lines[-1] if self._other_lines else "Nix gave no reason"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.startswith(_PREFIX):
+        return None
+    try:
+        event = json.loads(line[len(_PREFIX) :])
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _plain(text: str) -> str:
+    return _ANSI_ESCAPE.sub("", text)

@@ -1,0 +1,81 @@
+"""The seam between the pipeline and Nix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from nixery.closure.graph import Closure
+from nixery.closure.store_path import StorePath
+from nixery.image.request import ImageRequest
+
+# Nix's own default for meta.priority; a lower number wins a name clash.
+DEFAULT_PRIORITY = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An evaluated package.
+
+    Attributes:
+        requested_name: as it stands in the image request.
+        attribute: the attribute path where the set has it.
+        derivation: store path of the ``.drv``.
+        outputs: outputs to install, by output name.
+        name: without version (``pname``).
+        version: may be empty.
+        description: one line; may be empty.
+        licences: SPDX identifiers where the set gives them, else short names.
+        main_program: name of the program in ``bin/`` the package is for, where the set says so.
+        priority: who wins a name clash: the lower number.
+    """
+
+    requested_name: str
+    attribute: str
+    derivation: StorePath
+    outputs: Mapping[str, StorePath]
+    name: str
+    version: str = ""
+    description: str = ""
+    licences: tuple[str, ...] = ()
+    main_program: str | None = None
+    priority: int = DEFAULT_PRIORITY
+
+
+class NixBuilder(Protocol):
+    """Evaluates, realises, and tells the closure of what it realised."""
+
+    async def evaluate(self, request: ImageRequest) -> tuple[Package, ...]:
+        """Find the packages of a request in the package set, all in one evaluation.
+
+        Optional packages that the set does not have are left out.
+
+        Raises:
+            PackagesUnavailable: with every package that cannot be had.
+            EvaluationFailed: the set itself is broken.
+            BuildTimedOut: evaluation took too long.
+            NixUnusable: Nix cannot be run.
+        """
+        ...
+
+    def realise(self, packages: Sequence[Package]) -> AbstractAsyncContextManager[None]:
+        """Build or substitute the outputs of the packages; nothing else.
+
+        While the context lasts they are protected from Nix's garbage collector.
+
+        Raises:
+            BuildFailed: with the failing derivation and the end of its log.
+            BuildTimedOut: with the derivation, where one is to blame.
+            NixUnusable: Nix cannot be run.
+        """
+        ...
+
+    async def closure(self, paths: Sequence[StorePath]) -> Closure:
+        """Return the runtime closure of valid store paths, from Nix's database.
+
+        Raises:
+            NixUnusable: Nix cannot be run, or a path is not valid.
+        """
+        ...

@@ -1,0 +1,186 @@
+# Looks up the packages of an image request: one evaluation for all of them.
+#
+# Everything the client said comes in as data (`request` is JSON), never as a part of an expression.
+# A package set owes us nothing but the attributes asked for, so only builtins are used here.
+#
+# The result is made of strings, numbers and lists alone: no derivation is ever forced to be printed.
+{
+  packageSet, # absolute path
+  system, # e.g. "x86_64-linux"
+  request, # JSON: { packages : [ name ], optional : [ name ], diagnose : name or null }
+}:
+let
+  inherit (builtins)
+    attrNames attrValues concatLists deepSeq elem elemAt filter foldl' fromJSON hasAttr head isAttrs isBool
+    isFunction isInt isList isString listToAttrs map match parseDrvName replaceStrings seq split tryEval typeOf;
+
+  arguments = fromJSON request;
+  imported = import packageSet;
+  set = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+
+  # `tryEval` catches `throw` and failed assertions. Whatever else goes wrong in a set ends the whole
+  # evaluation; the caller then asks for the packages one by one.
+  safe = fallback: value: let tried = tryEval (deepSeq value value); in if tried.success then tried.value else fallback;
+  safely = isWanted: fallback: value: let v = safe null value; in if isWanted v then v else fallback;
+  isDerivation = value: isAttrs value && safely isString "" (value.type or "") == "derivation";
+
+  upper = filter (c: isString c && c != "") (split "" "ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+  lower = filter (c: isString c && c != "") (split "" "abcdefghijklmnopqrstuvwxyz");
+  toLower = replaceStrings upper lower;
+
+  # Registry names are lower case and may start with a digit, attribute names are neither.
+  # `attrNames` is sorted by bytes, so an ambiguous folding has one answer.
+  spellings = name: [ name ] ++ (if match "[0-9].*" name != null then [ "_${name}" ] else [ ]);
+  topLevel =
+    name:
+    let
+      exact = filter (spelling: hasAttr spelling set) (spellings name);
+      wanted = map toLower (spellings name);
+      folded = filter (attribute: elem (toLower attribute) wanted) (attrNames set);
+    in
+    if exact != [ ] then exact else folded;
+
+  # found { value, path } | missing { within } | throws { }
+  enter =
+    state: component:
+    if state.kind != "found" then
+      state
+    else
+      let
+        outer = tryEval state.value;
+      in
+      if !outer.success then
+        { kind = "throws"; inherit (state) path; }
+      else if isAttrs outer.value && hasAttr component outer.value then
+        { kind = "found"; value = outer.value.${component}; path = state.path ++ [ component ]; }
+      else
+        { kind = "missing"; within = state.path; value = outer.value; };
+
+  lookUp =
+    name:
+    let
+      components = filter isString (split "\\." name);
+      top = topLevel (head components);
+      rest = builtins.genList (i: elemAt components (i + 1)) (builtins.length components - 1);
+      found = attribute: { kind = "found"; value = set.${attribute}; path = [ attribute ]; };
+    in
+    # A set may have attributes with dots in their names (`python3.11`); those win over a way into a set.
+    if hasAttr name set then
+      found name
+    else if top == [ ] then
+      { kind = "missing"; within = [ ]; value = set; }
+    else
+      foldl' enter (found (head top)) rest;
+
+  joinPath = path: foldl' (all: part: if all == "" then part else "${all}.${part}") "" path;
+
+  licence =
+    value:
+    if isList value then
+      concatLists (map licence value)
+    else if isString value then
+      [ value ]
+    else if isAttrs value then
+      [ (value.spdxId or value.shortName or value.fullName or "unknown") ]
+    else
+      [ ];
+
+  # Why something that is there does not evaluate, as far as its meta-data tells.
+  flaw =
+    meta:
+    if safely isBool false (meta.broken or false) then
+      "broken"
+    else if safely isBool false (meta.unsupported or false) then
+      "wrong platform"
+    else if safely isBool false (meta.unfree or false) || freeOf meta == false then
+      "unfree"
+    else if safely isBool false (meta.insecure or false) || safely isList [ ] (meta.knownVulnerabilities or [ ]) != [ ] then
+      "insecure"
+    else if !(elem system (safely isList [ system ] (meta.platforms or [ system ]))) then
+      "wrong platform"
+    else if elem system (safely isList [ ] (meta.badPlatforms or [ ])) then
+      "wrong platform"
+    else
+      "throws";
+  freeOf = meta: safely isBool true (let l = meta.license or { }; in if isAttrs l then l.free or true else true);
+
+  describe =
+    name: path: derivation:
+    let
+      meta = safely isAttrs { } (removeUnprintable (derivation.meta or { }));
+      derivationPath = tryEval derivation.drvPath;
+      existing = derivation.outputs or [ "out" ];
+      own = derivation.outputName or "out";
+      toInstall =
+        if derivation.outputSpecified or false then [ own ] else safely isList [ own ] (meta.outputsToInstall or [ own ]);
+      outputs = let wanted = filter (output: elem output existing) toInstall; in if wanted == [ ] then [ own ] else wanted;
+      fullName = parseDrvName (safely isString name (derivation.name or name));
+    in
+    if !derivationPath.success then
+      { status = flaw meta; attribute = joinPath path; }
+    else
+      {
+        status = "available";
+        attribute = joinPath path;
+        derivation = derivationPath.value;
+        outputs = listToAttrs (
+          map (output: { name = output; value = "${(derivation.${output} or derivation).outPath}"; }) outputs
+        );
+        pname = safely isString fullName.name (derivation.pname or fullName.name);
+        version = safely isString fullName.version (derivation.version or fullName.version);
+        description = safely isString "" (meta.description or "");
+        licences = safe [ ] (licence (meta.license or [ ]));
+        mainProgram = safely isString null (meta.mainProgram or null);
+        priority = safely isInt null (meta.priority or null);
+      };
+
+  # Only what is read below: a whole `meta` may hold functions, derivations and things that throw.
+  removeUnprintable =
+    meta:
+    let
+      read = [
+        "badPlatforms" "broken" "description" "insecure" "knownVulnerabilities" "license" "mainProgram"
+        "outputsToInstall" "platforms" "priority" "unfree" "unsupported"
+      ];
+      kept = filter (key: hasAttr key meta && (tryEval (deepSeq meta.${key} true)).success) read;
+    in
+    if isAttrs meta then listToAttrs (map (key: { name = key; value = meta.${key}; }) kept) else { };
+
+  report =
+    name:
+    let
+      found = lookUp name;
+      value = tryEval found.value;
+    in
+    { inherit name; }
+    // (
+      if found.kind == "missing" then
+        { status = "missing"; within = joinPath found.within; }
+      else if found.kind == "throws" || !value.success then
+        { status = "throws"; attribute = joinPath found.path; }
+      else if isDerivation value.value then
+        describe name found.path value.value
+      else
+        { status = "not a package"; attribute = joinPath found.path; type = typeOf value.value; }
+    );
+
+  wanted = map report arguments.packages;
+  optional = filter (package: package.status != "missing") (map report arguments.optional);
+
+  # What the set does have, for "did you mean", and only when somebody needs it.
+  missing = filter (package: package.status == "missing") wanted;
+  names = listToAttrs (
+    map (
+      package:
+      let
+        within = (lookUp package.name).value;
+      in
+      { name = package.within; value = if isAttrs within && !isDerivation within then attrNames within else [ ]; }
+    ) missing
+  );
+in
+if arguments.diagnose or null != null then
+  # Not guarded, so that Nix says itself what is wrong.
+  (lookUp arguments.diagnose).value.drvPath
+else
+  seq (attrNames set) { packages = wanted ++ optional; inherit names; }

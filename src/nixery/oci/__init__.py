@@ -1,0 +1,1 @@
+"""What a client verifies: digests, descriptors, configs and manifests, as exact bytes."""

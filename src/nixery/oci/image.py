@@ -1,0 +1,110 @@
+"""Image configs and manifests (image specification, config.md and manifest.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nixery.oci.canonical_json import canonical_json
+from nixery.oci.descriptor import Descriptor, MediaType
+from nixery.oci.digest import Digest
+
+# No clock may reach a digest. One second after the epoch rather than the epoch itself:
+# some tools take a zero time for "unknown". It is also the mtime of every path in a Nix store.
+CREATED = "1970-01-01T00:00:01Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A stored layer as the config and the manifest need it.
+
+    Attributes:
+        descriptor: of the compressed blob.
+        diff_id: digest of the uncompressed tar.
+        packages: names of what is inside, sorted; told in the image's history.
+    """
+
+    descriptor: Descriptor
+    diff_id: Digest
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A CPU as Go names it: ``amd64`` has no variant, ``arm64`` has ``v8``."""
+
+    name: str
+    variant: str | None = None
+
+    def as_json(self) -> dict[str, str]:
+        """The two properties of a config or of a platform object."""
+        properties = {"architecture": self.name}
+        return properties | {"variant": self.variant} if self.variant else properties
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionParameters:
+    """How a container of the image starts: the part of a config that is called ``config``.
+
+    Attributes:
+        env: ``NAME=value`` entries in order.
+        cmd: default arguments; empty for an image that has to be told what to run.
+    """
+
+    env: tuple[str, ...]
+    cmd: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Properties without a value are left out, as Docker does."""
+        properties: dict[str, Any] = {"Env": list(self.env)}
+        if self.cmd:
+            properties["Cmd"] = list(self.cmd)
+        return properties
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A JSON document of the image together with the descriptor that points to it."""
+
+    descriptor: Descriptor
+    content: bytes
+
+    @classmethod
+    def of(cls, media_type: MediaType, properties: dict[str, Any]) -> Document:
+        """Serialise canonically and describe the result."""
+        content = canonical_json(properties)
+        return cls(Descriptor(media_type, Digest.of(content), len(content)), content)
+
+
+def image_config(
+    architecture: Architecture, execution: ExecutionParameters, layers: Sequence[Layer]
+) -> Document:
+    """Make the config; ``layers`` are in order, base first, and each has one history entry."""
+    return Document.of(
+        MediaType.OCI_CONFIG,
+        {
+            **architecture.as_json(),
+            "os": "linux",
+            "created": CREATED,
+            "config": execution.as_json(),
+            "rootfs": {"type": "layers", "diff_ids": [str(layer.diff_id) for layer in layers]},
+            "history": [
+                {"created": CREATED, "created_by": "nixery", "comment": " ".join(layer.packages)}
+                for layer in layers
+            ],
+        },
+    )
+
+
+def image_manifest(config: Document, layers: Sequence[Layer]) -> Document:
+    """Make the manifest that ties config and layers together."""
+    return Document.of(
+        MediaType.OCI_MANIFEST,
+        {
+            "schemaVersion": 2,
+            "mediaType": MediaType.OCI_MANIFEST,
+            "config": config.descriptor.as_json(),
+            "layers": [layer.descriptor.as_json() for layer in layers],
+        },
+    )

@@ -1,0 +1,52 @@
+"""What a layer holds, before it is bytes.
+
+Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
+names that are not UTF-8. Owner, group and times are no part of an entry; they are the same everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory; has to come before what it holds."""
+
+    name: bytes
+    mode: int = 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class Symlink:
+    """A symbolic link; its target is written as it is."""
+
+    name: bytes
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RegularFile:
+    """A file on disk, read when the entry is packed.
+
+    Attributes:
+        size: in bytes, as found when the tree was walked; reading something else is an error.
+        source: where to read it.
+    """
+
+    name: bytes
+    mode: int
+    size: int
+    source: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedFile:
+    """A small file we write ourselves."""
+
+    name: bytes
+    content: bytes
+    mode: int = 0o644
+
+
+Entry = Directory | Symlink | RegularFile | GeneratedFile

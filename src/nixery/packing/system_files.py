@@ -1,0 +1,51 @@
+"""What every system has besides its packages. A package that brings one of these files itself keeps it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from nixery.closure.store_path import STORE_DIRECTORY, StorePath
+from nixery.packing.tree import Content, Link, Tree
+
+CA_BUNDLE = b"etc/ssl/certs/ca-bundle.crt"
+_CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
+
+# Some programs look up who they are and fail without an answer; some drop their rights to nobody.
+_PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+_GROUP = b"root:x:0:\nnobody:x:65534:\n"
+
+# Without it the C library does not look into /etc/hosts, where runtimes write the names of containers.
+_NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
+
+
+def add_system_files(tree: Tree, closure: Iterable[StorePath]) -> None:
+    """Add to a tree of packages what is not in it yet."""
+    tree.add(b"bin", Tree())
+    tree.add(b"etc/passwd", Content(_PASSWD))
+    tree.add(b"etc/group", Content(_GROUP))
+    tree.add(b"etc/nsswitch.conf", Content(_NSSWITCH))
+    tree.add(b"root", Tree(mode=0o700))
+    tree.add(b"tmp", Tree(mode=0o1777))
+    tree.add(b"var/tmp", Tree(mode=0o1777))
+    tree.add(b"usr/bin", Link(b"../bin"))
+    for name, other in ((CA_BUNDLE, _CA_CERTIFICATES), (_CA_CERTIFICATES, CA_BUNDLE)):
+        if isinstance(certificates := tree.get(name), Link):
+            tree.add(other, certificates)
+    candidates = sorted(closure, key=lambda path: (path.name, path.base_name))
+    paths = {str(path) for path in candidates}
+    # Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh.
+    for program in (b"bin/sh", b"bin/env"):
+        if tree.get(program) is None:
+            for path in candidates:
+                found = str(path).encode() + b"/" + program
+                if _is_inside(found, paths):
+                    tree.add(program, Link(found))
+                    break
+
+
+def _is_inside(file: bytes, paths: set[str]) -> bool:
+    """Whether a file exists and leads to nothing outside of the image."""
+    real = os.fsdecode(os.path.realpath(file))
+    store_path = "/".join(real.split("/")[: STORE_DIRECTORY.count("/") + 2])
+    return store_path in paths and os.path.isfile(file)

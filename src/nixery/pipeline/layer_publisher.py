@@ -1,0 +1,142 @@
+"""Layers into the store, each of them once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+
+from pydantic import BaseModel, ValidationError
+
+from nixery.closure.graph import Closure
+from nixery.errors import InvalidDigest, ShuttingDown
+from nixery.layering.grouping import LayerGroup
+from nixery.oci.descriptor import Descriptor, MediaType
+from nixery.oci.digest import Digest
+from nixery.oci.image import Layer
+from nixery.packing.entries import Entry
+from nixery.packing.layer_packer import LayerPacker
+from nixery.packing.root_filesystem import RootFilesystem
+from nixery.packing.store_tree import store_entries
+from nixery.pipeline.events import BuildEvent, LayerPacked, LayerReused
+from nixery.pipeline.single_flight import SingleFlight
+from nixery.storage.store import BlobStore, RecordStore
+
+_RECORDS = "layers"
+
+Observe = Callable[[BuildEvent], None]
+
+
+class _LayerRecord(BaseModel):
+    """What is remembered of a packed layer, by its identity."""
+
+    digest: str
+    size: int
+    diff_id: str
+
+
+class LayerPublisher:
+    """Finds or packs layers.
+
+    A layer's identity is made of what is in it and of how it is packed, never of where or when: the NAR hashes of
+    its store paths, and the packer's own identity.
+    """
+
+    def __init__(
+        self, blobs: BlobStore, records: RecordStore, packer: LayerPacker, executor: Executor
+    ) -> None:
+        self._blobs = blobs
+        self._records = records
+        self._packer = packer
+        self._executor = executor
+        self._in_flight: SingleFlight[str, Layer] = SingleFlight()
+        self._stop = threading.Event()
+
+    async def publish(self, groups: Sequence[LayerGroup], closure: Closure, observe: Observe) -> list[Layer]:
+        """Publish layers of store paths, several at once; the result is in the order of the groups.
+
+        No packing goes on when this returns or raises, so the caller may give the store paths up.
+        """
+        tasks = (self._publish_group(group, closure, observe) for group in groups)
+        published = await asyncio.gather(*tasks, return_exceptions=True)
+        for failure in published:
+            if isinstance(failure, BaseException):
+                raise failure
+        return [layer for layer in published if isinstance(layer, Layer)]
+
+    async def publish_root(self, root: RootFilesystem, packages: Sequence[str], observe: Observe) -> Layer:
+        """Publish the layer with the root file system."""
+        entries = list(root.entries())
+        return await self._publish(map(repr, entries), lambda: entries, packages, observe)
+
+    async def close(self) -> None:
+        """End the packing that goes on; it leaves nothing behind."""
+        self._stop.set()
+        await self._in_flight.close()
+
+    async def _publish_group(self, group: LayerGroup, closure: Closure, observe: Observe) -> Layer:
+        contents = [f"{path} {closure[path].nar_hash}" for path in group.paths]
+        names = sorted({path.name for path in group.paths})
+        return await self._publish(contents, lambda: store_entries(group.paths), names, observe)
+
+    async def _publish(
+        self,
+        contents: Iterable[str],
+        entries: Callable[[], Iterable[Entry]],
+        packages: Sequence[str],
+        observe: Observe,
+    ) -> Layer:
+        # No part can hold a line break, so that joined by them they stay apart.
+        identity = hashlib.sha256("\n".join([self._packer.identity, *contents]).encode()).hexdigest()
+
+        async def find_or_pack() -> Layer:
+            layer = await self._find(identity, packages)
+            if layer is not None:
+                observe(LayerReused(layer))
+                return layer
+            layer = await self._pack(identity, entries, packages)
+            observe(LayerPacked(layer))
+            return layer
+
+        return await self._in_flight.run(identity, find_or_pack)
+
+    async def _find(self, identity: str, packages: Sequence[str]) -> Layer | None:
+        content = await self._records.get(_RECORDS, identity)
+        if content is None:
+            return None
+        try:
+            record = _LayerRecord.model_validate_json(content)
+            layer = _layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id), packages)
+        except (ValidationError, InvalidDigest):
+            return None  # torn or from another time: packing again writes it anew
+        blob = await self._blobs.find(layer.descriptor.digest)
+        # A record says that the layer was stored once. The blob may be gone, or a fragment.
+        return layer if blob is not None and blob.size == layer.descriptor.size else None
+
+    async def _pack(
+        self, identity: str, entries: Callable[[], Iterable[Entry]], packages: Sequence[str]
+    ) -> Layer:
+        layer = await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._pack_blocking, entries, packages
+        )
+        record = _LayerRecord(
+            digest=str(layer.descriptor.digest), size=layer.descriptor.size, diff_id=str(layer.diff_id)
+        )
+        await self._records.put(_RECORDS, identity, record.model_dump_json().encode())
+        return layer
+
+    def _pack_blocking(self, entries: Callable[[], Iterable[Entry]], packages: Sequence[str]) -> Layer:
+        with self._blobs.create() as writer:
+            diff_id = self._packer.pack(entries(), writer, self._check)
+            blob = writer.commit()
+        return _layer(blob.digest, blob.size, diff_id, packages)
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise ShuttingDown
+
+
+def _layer(digest: Digest, size: int, diff_id: Digest, packages: Sequence[str]) -> Layer:
+    return Layer(Descriptor(MediaType.OCI_LAYER_GZIP, digest, size), diff_id, tuple(packages))

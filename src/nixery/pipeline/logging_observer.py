@@ -1,0 +1,46 @@
+"""Build events as log lines."""
+
+from __future__ import annotations
+
+import structlog
+
+from nixery.errors import RequestError
+from nixery.image.request import ImageRequest
+from nixery.pipeline.events import (
+    BuildEvent,
+    Evaluated,
+    Failed,
+    LayerPacked,
+    LayerReused,
+    NamesClashed,
+    Realised,
+    Stored,
+)
+
+_log = structlog.get_logger("nixery.build")
+
+
+class LoggingObserver:
+    """The ``BuildObserver`` that writes logs; a build that goes well is two lines at level info."""
+
+    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+        """See ``BuildObserver.observe``."""
+        log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
+        match event:
+            case Evaluated(packages):
+                log.info("building", packages=len(packages))
+            case Realised(paths, size):
+                log.debug("realised", paths=paths, bytes=size)
+            case LayerPacked(layer):
+                log.debug("packed", digest=str(layer.descriptor.digest), bytes=layer.descriptor.size)
+            case LayerReused(layer):
+                log.debug("reused", digest=str(layer.descriptor.digest))
+            case NamesClashed(clashes):
+                for clash in clashes:
+                    log.warning("names clash", name=clash.name, winner=clash.winner, loser=clash.loser)
+            case Stored(manifest, layers):
+                log.info("built", manifest=str(manifest), layers=layers)
+            case Failed(error=RequestError() as error):
+                log.info("not built", reason=str(error))
+            case Failed(error):
+                log.error("build failed", reason=str(error))

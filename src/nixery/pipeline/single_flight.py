@@ -1,0 +1,61 @@
+"""Doing a piece of work once for everybody who asks for it at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+from nixery.errors import ShuttingDown
+
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
+
+
+class SingleFlight(Generic[Key, Result]):
+    """Runs at most one task for each key.
+
+    A task belongs to none of those who wait for it: if they go away, it goes on, and who comes back joins it.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[Key, asyncio.Task[Result]] = {}
+        self._closed = False
+
+    async def run(self, key: Key, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Return the result of ``work``, started now or, for the same key, by somebody before.
+
+        Raises:
+            ShuttingDown: ``close`` was called.
+            Exception: whatever the work raises, for everybody who waits for it.
+        """
+        if self._closed:
+            raise ShuttingDown
+        task = self._tasks.get(key)
+        if task is None:
+            task = asyncio.ensure_future(_as_coroutine(work))
+            self._tasks[key] = task
+            task.add_done_callback(lambda done: self._forget(key, done))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and self._closed:
+                raise ShuttingDown from None
+            raise
+
+    async def close(self) -> None:
+        """Cancel all tasks and wait until they have ended; start none from now on."""
+        self._closed = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _forget(self, key: Key, task: asyncio.Task[Result]) -> None:
+        del self._tasks[key]
+        if not task.cancelled():
+            task.exception()  # Mark it as seen: everybody who wanted to know may be gone.
+
+
+async def _as_coroutine(work: Callable[[], Awaitable[Result]]) -> Result:
+    return await work()

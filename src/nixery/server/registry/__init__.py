@@ -1,0 +1,1 @@
+"""The distribution API under ``/v2/``."""

@@ -1,0 +1,97 @@
+"""The one table from domain errors to statuses and codes of the distribution specification ("Error Codes").
+
+Codes bind 4xx answers; for failures of ours the specification has none, and ``UNKNOWN`` is what registries use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from nixery.errors import (
+    BlobUnknown,
+    BlobVerificationFailed,
+    BuildError,
+    BuildFailed,
+    BuildTimedOut,
+    EvaluationFailed,
+    InvalidDigest,
+    InvalidName,
+    InvalidReference,
+    ManifestUnknown,
+    NixeryError,
+    NixUnusable,
+    PackagesUnavailable,
+    RequestError,
+    SettingsError,
+    ShuttingDown,
+    StorageError,
+)
+from nixery.server.responses import BytesResponse
+
+# Every class of errors.py stands here itself: a new one has to be thought about.
+STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
+    NixeryError: (500, "UNKNOWN"),
+    RequestError: (400, "UNSUPPORTED"),
+    InvalidName: (400, "NAME_INVALID"),
+    # The specification wants 404 for a tag that cannot exist, as for one that does not.
+    InvalidReference: (404, "MANIFEST_UNKNOWN"),
+    InvalidDigest: (400, "DIGEST_INVALID"),
+    BlobUnknown: (404, "BLOB_UNKNOWN"),
+    ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
+    PackagesUnavailable: (404, "MANIFEST_UNKNOWN"),
+    BuildError: (500, "UNKNOWN"),
+    EvaluationFailed: (500, "UNKNOWN"),
+    BuildFailed: (500, "UNKNOWN"),
+    BuildTimedOut: (504, "UNKNOWN"),
+    NixUnusable: (500, "UNKNOWN"),
+    StorageError: (500, "UNKNOWN"),
+    BlobVerificationFailed: (500, "UNKNOWN"),
+    ShuttingDown: (503, "UNKNOWN"),
+    SettingsError: (500, "UNKNOWN"),
+}
+
+# Seconds after which a client may find a successor of a server that stops.
+_RETRY_AFTER = "5"
+
+
+def error_response(error: NixeryError) -> BytesResponse:
+    """Answer an error in the registry's own form, which clients show to the person at the terminal."""
+    status, code = STATUS_AND_CODE[type(error)]
+    headers = {"Retry-After": _RETRY_AFTER} if isinstance(error, ShuttingDown) else {}
+    return errors_body(status, code, str(error), _detail(error), headers)
+
+
+def errors_body(
+    status: int, code: str, message: str, detail: dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+) -> BytesResponse:
+    """Write the ``errors`` document."""
+    entry = {"code": code, "message": message, "detail": detail}
+    content = json.dumps({"errors": [entry]}, ensure_ascii=False).encode(errors="replace")
+    return BytesResponse(status, content, {"Content-Type": "application/json", **(headers or {})})
+
+
+def _detail(error: NixeryError) -> dict[str, Any] | None:
+    match error:
+        case PackagesUnavailable(packages=packages):
+            return {
+                "packages": [
+                    {
+                        "name": package.name,
+                        "reason": package.reason,
+                        "explanation": package.explanation,
+                        "did_you_mean": package.near_names,
+                    }
+                    for package in packages
+                ]
+            }
+        case (
+            BuildFailed(derivation=derivation, log_tail=log)
+            | BuildTimedOut(derivation=derivation, log_tail=log)
+        ):
+            return {"derivation": derivation, "log": log}
+        case EvaluationFailed(log_tail=log):
+            return {"log": log}
+        case _:
+            return None

@@ -1,0 +1,95 @@
+"""What the environment says. Nothing else in nixery reads it.
+
+The variables are Nixery's, with the same meaning; those that begin with ``NIXERY_`` and are not in its
+documentation are ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from nixery.errors import SettingsError
+
+
+def _existing_package_set(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if path.is_dir() and not (path / "default.nix").is_file():
+        raise ValueError(f"{path} has no default.nix; expected a Nix package set")
+    return path.resolve()
+
+
+def _words(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("it is set, but empty")
+    return value
+
+
+_NotEmpty = BeforeValidator(_words)
+
+
+class Settings(BaseModel):
+    """All settings, checked; made from a mapping such as the process environment.
+
+    Attributes:
+        host: address to bind. Nixery binds all addresses; a server that builds what it is asked for should be
+            opened to a network on purpose.
+        port: TCP port to bind.
+        package_set: directory or file of the Nix package set; absolute.
+        storage_backend: where blobs are kept.
+        storage_path: directory for the file system backend.
+        nix_timeout: seconds a builder may run.
+        popularity_url: http(s) or file URL, or a path, of a JSON object with reference counts.
+        packing_workers: how many layers are packed at the same time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    host: Annotated[str, _NotEmpty, Field(alias="NIXERY_HOST")] = "127.0.0.1"
+    port: Annotated[int, _NotEmpty, Field(alias="PORT", ge=1, le=65535)]
+    package_set: Annotated[
+        Path, _NotEmpty, AfterValidator(_existing_package_set), Field(alias="NIXERY_PKGS_PATH")
+    ]
+    storage_backend: Annotated[Literal["filesystem"], _NotEmpty, Field(alias="NIXERY_STORAGE_BACKEND")]
+    storage_path: Annotated[Path, _NotEmpty, AfterValidator(Path.absolute), Field(alias="STORAGE_PATH")]
+    nix_timeout: Annotated[int, _NotEmpty, Field(alias="NIX_TIMEOUT", ge=1)] = 60
+    popularity_url: Annotated[str | None, _NotEmpty, Field(alias="NIX_POPULARITY_URL")] = None
+    packing_workers: Annotated[
+        int,
+        _NotEmpty,
+        Field(alias="NIXERY_PACKING_WORKERS", ge=1, le=256, default_factory=lambda: os.cpu_count() or 1),
+    ]
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Check an environment.
+
+        Raises:
+            SettingsError: with a line for every setting that is missing or wrong.
+        """
+        try:
+            return cls.model_validate(environment)
+        except ValidationError as error:
+            raise SettingsError(
+                tuple(_problem(str(e["loc"][0]), e["type"], e["msg"]) for e in error.errors())
+            ) from None
+
+
+_WHAT_IT_IS = {
+    "PORT": "the TCP port to listen on, for example 8080",
+    "NIXERY_PKGS_PATH": "the directory of a Nix package set",
+    "NIXERY_STORAGE_BACKEND": "where layers are kept; supported: filesystem",
+    "STORAGE_PATH": "the directory where layers are kept",
+}
+
+
+def _problem(variable: str, kind: str, message: str) -> str:
+    if kind == "missing":
+        return f"{variable} is not set: {_WHAT_IT_IS[variable]}"
+    reason = message.removeprefix("Value error, ")
+    return f"{variable} is wrong: {reason[:1].lower() + reason[1:]}"

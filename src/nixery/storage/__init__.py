@@ -1,0 +1,1 @@
+"""Blobs under their digests, and small records beside them."""

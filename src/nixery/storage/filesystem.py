@@ -1,0 +1,141 @@
+"""Blobs and records in a directory of a local file system.
+
+::
+
+    blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and manifests alike
+    records/<kind>/<first 2 characters>/<key>               small JSON documents
+    temporary/<random>                                      whatever is being written
+
+Everything is written to ``temporary/``, synced, and renamed to its place, so that a name stands for a whole file or
+for none; readers and any number of writers, of other processes too, need no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nixery.errors import BlobVerificationFailed, StorageError
+from nixery.oci.digest import Digest
+from nixery.storage.files import make_directories, move_to_place, temporary_file, write_all
+from nixery.storage.store import StoredBlob
+
+
+class FilesystemBlobStore:
+    """The ``BlobStore`` in a directory.
+
+    Args:
+        root: made if it does not exist.
+
+    Raises:
+        StorageError: the directory cannot be made.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "blobs" / "sha256"
+        self._temporary = root / "temporary"
+        make_directories(self._blobs, self._temporary)
+
+    def _path(self, digest: Digest) -> Path:
+        return self._blobs / digest.hex[:2] / digest.hex
+
+    async def find(self, digest: Digest) -> StoredBlob | None:
+        """See ``BlobStore.find``. One ``stat``, which is not worth leaving the event loop for."""
+        return _find(digest, self._path(digest))
+
+    async def read(self, blob: StoredBlob) -> bytes:
+        """See ``BlobStore.read``."""
+        try:
+            return await asyncio.to_thread(blob.path.read_bytes)
+        except OSError as error:
+            raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
+
+    async def put(self, digest: Digest, content: bytes) -> None:
+        """See ``BlobStore.put``."""
+        if Digest.of(content) != digest:
+            raise BlobVerificationFailed(f"content that was to be stored as {digest} is {Digest.of(content)}")
+        await asyncio.to_thread(self._put, content)
+
+    def _put(self, content: bytes) -> None:
+        with self.create() as writer:
+            writer.write(content)
+            writer.commit()
+
+    @contextmanager
+    def create(self) -> Iterator[FilesystemBlobWriter]:
+        """See ``BlobStore.create``."""
+        with temporary_file(self._temporary) as (descriptor, path):
+            yield FilesystemBlobWriter(descriptor, path, self._path)
+
+
+class FilesystemBlobWriter:
+    """The ``BlobWriter`` of a temporary file. Digests what it writes, so that nobody has to be believed."""
+
+    def __init__(self, descriptor: int, path: Path, place: Callable[[Digest], Path]) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._place = place
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes, /) -> None:
+        """See ``BlobWriter.write``."""
+        write_all(self._descriptor, data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    def commit(self) -> StoredBlob:
+        """See ``BlobWriter.commit``."""
+        digest = Digest(self._hash.hexdigest())
+        place = self._place(digest)
+        found = _find(digest, place)
+        if found is not None and found.size == self._size:
+            return found
+        size = os.fstat(self._descriptor).st_size
+        if size != self._size:
+            raise BlobVerificationFailed(f"{self._size} bytes were written of {digest}, {size} are stored")
+        move_to_place(self._descriptor, self._path, place)
+        return StoredBlob(digest, size, place)
+
+
+class FilesystemRecordStore:
+    """The ``RecordStore`` in a directory; see ``FilesystemBlobStore``."""
+
+    def __init__(self, root: Path) -> None:
+        self._records = root / "records"
+        self._temporary = root / "temporary"
+        make_directories(self._records, self._temporary)
+
+    def _path(self, kind: str, key: str) -> Path:
+        return self._records / kind / key[:2] / key
+
+    async def get(self, kind: str, key: str) -> bytes | None:
+        """See ``RecordStore.get``."""
+        try:
+            return self._path(kind, key).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"cannot read a record of {kind}: {error.strerror}") from error
+
+    async def put(self, kind: str, key: str, content: bytes) -> None:
+        """See ``RecordStore.put``."""
+        await asyncio.to_thread(self._put, self._path(kind, key), content)
+
+    def _put(self, place: Path, content: bytes) -> None:
+        with temporary_file(self._temporary) as (descriptor, path):
+            write_all(descriptor, content)
+            move_to_place(descriptor, path, place)
+
+
+def _find(digest: Digest, path: Path) -> StoredBlob | None:
+    try:
+        return StoredBlob(digest, path.stat().st_size, path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot look up blob {digest}: {error.strerror}") from error

@@ -1,0 +1,106 @@
+"""The seam between the pipeline, the server, and whatever keeps their bytes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nixery.oci.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob that is there.
+
+    Attributes:
+        digest: what it is stored under.
+        size: in bytes, as found just now.
+        path: the file that holds it; never written to again.
+    """
+
+    digest: Digest
+    size: int
+    path: Path
+
+
+class BlobWriter(Protocol):
+    """Takes the bytes of one blob whose digest is not known yet."""
+
+    def write(self, data: bytes, /) -> None:
+        """Append bytes.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        ...
+
+    def commit(self) -> StoredBlob:
+        """Check what was written and store it under its digest. A blob that is there and whole stays as it is.
+
+        Raises:
+            BlobVerificationFailed: the storage holds something else than what was written.
+            StorageError: it cannot be stored.
+        """
+        ...
+
+
+class BlobStore(Protocol):
+    """Content-addressed storage: a blob is there as a whole under its digest, or it is not there."""
+
+    async def find(self, digest: Digest) -> StoredBlob | None:
+        """Look a blob up. Its size tells the caller whether it can be what he expects.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        ...
+
+    async def read(self, blob: StoredBlob) -> bytes:
+        """Return a small blob as a whole, for example a manifest.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        ...
+
+    async def put(self, digest: Digest, content: bytes) -> None:
+        """Store a small blob that is in memory.
+
+        Raises:
+            BlobVerificationFailed: the content does not have this digest.
+            StorageError: it cannot be stored.
+        """
+        ...
+
+    def create(self) -> AbstractContextManager[BlobWriter]:
+        """Begin a blob, synchronously: packing does not run on the event loop.
+
+        When the context ends without a commit, nothing is left of it.
+        """
+        ...
+
+
+class RecordStore(Protocol):
+    """Small documents by kind and key, replaced as a whole. Whatever is in one can be made again."""
+
+    async def get(self, kind: str, key: str) -> bytes | None:
+        """Return a record, or ``None`` if there is none.
+
+        Args:
+            kind: a lower-case word.
+            key: hexadecimal digits.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        ...
+
+    async def put(self, kind: str, key: str, content: bytes) -> None:
+        """Write a record.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        ...
