@@ -64,7 +64,11 @@ def error_response(error: NixeryError) -> BytesResponse:
 
 
 def errors_body(
-    status: int, code: str, message: str, detail: dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    status: int,
+    code: str,
+    message: str,
+    detail: dict[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> BytesResponse:
     """Write the ``errors`` document."""
     entry = {"code": code, "message": message, "detail": detail}

@@ -1,0 +1,87 @@
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixery.errors import InvalidName
+from nixery.image.platform import AMD64, ARM64
+from nixery.image.request import SHELL_PACKAGES, parse_image_name, validate_name
+
+
+def test_components_are_packages() -> None:
+    request = parse_image_name("git/htop")
+    assert request.packages == request.requested == ("git", "htop")
+    assert request.optional_packages == ("cacert", "iana-etc")
+    assert not request.shell
+
+
+def test_order_and_repetition_change_nothing() -> None:
+    requests = {
+        parse_image_name("/".join(order)) for order in itertools.permutations(["git", "htop", "jq", "git"])
+    }
+    assert len(requests) == 1
+
+
+def test_names_are_not_joined() -> None:
+    assert parse_image_name("a/bc") != parse_image_name("ab/c")
+
+
+def test_shell_in_front_is_a_meta_package() -> None:
+    request = parse_image_name("shell/git")
+    assert request.shell
+    assert request.requested == ("git",)
+    assert set(request.packages) == {"git", *SHELL_PACKAGES}
+
+
+def test_shell_behind_a_package_is_a_package() -> None:
+    request = parse_image_name("git/shell")
+    assert not request.shell
+    assert request.packages == ("git", "shell")
+
+
+@pytest.mark.parametrize("name", ["arm64/shell/hello", "shell/arm64/hello", "shell/arm64/arm64/shell/hello"])
+def test_meta_packages_stand_in_front_in_any_order(name: str) -> None:
+    request = parse_image_name(name)
+    assert (request.platform, request.shell, request.requested) == (ARM64, True, ("hello",))
+
+
+def test_the_platform_is_part_of_the_request() -> None:
+    assert parse_image_name("hello").platform == AMD64
+    assert parse_image_name("hello") == parse_image_name("amd64/hello")
+    assert parse_image_name("hello") != parse_image_name("arm64/hello")
+    assert parse_image_name("hello", ARM64) == parse_image_name("arm64/hello")
+
+
+def test_two_platforms_contradict() -> None:
+    with pytest.raises(InvalidName, match="amd64 and arm64"):
+        parse_image_name("arm64/amd64/hello")
+
+
+def test_a_package_asked_for_is_not_optional() -> None:
+    assert parse_image_name("cacert").optional_packages == ("iana-etc",)
+
+
+@pytest.mark.parametrize("name", ["a", "a.b", "a__b", "a---b", "1password", "a/b.c/d_e", "python3.11"])
+def test_valid_names(name: str) -> None:
+    validate_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/", "A", "a//b", "/a", "a/", "a..b", "a___b", "-a", "a-", "a b", "a\n", "ä", "$(x)", "a" * 256],
+)
+def test_invalid_names(name: str) -> None:
+    with pytest.raises(InvalidName):
+        parse_image_name(name)
+
+
+@given(st.from_regex(re.compile(r"[a-z0-9._/-]{1,40}", re.ASCII), fullmatch=True))
+def test_whatever_parses_keeps_its_packages(name: str) -> None:
+    try:
+        request = parse_image_name(name)
+    except InvalidName:
+        return
+    assert set(request.requested) <= set(name.split("/"))
+    assert list(request.packages) == sorted(set(request.packages))

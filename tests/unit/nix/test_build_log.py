@@ -1,0 +1,89 @@
+import json
+from typing import Any
+
+from nixery.nix.build_log import LOG_TAIL, BuildLog
+
+HASH = "j1d4xcbk0n37j05ij5yzn4vxjrix5ssc"
+DERIVATION = f"{HASH}-broken.drv"
+OTHER = f"{HASH[::-1]}-top.drv"
+
+
+def log_of(*events: dict[str, Any] | bytes) -> BuildLog:
+    log = BuildLog(on_progress=lambda: None)
+    for event in events:
+        log.read_line(event if isinstance(event, bytes) else b"@nix " + json.dumps(event).encode())
+    return log
+
+
+def start(derivation: str, activity: int) -> dict[str, Any]:
+    return {"action": "start", "id": activity, "type": 105, "fields": [f"/nix/store/{derivation}", "", 1, 1]}
+
+
+def line(text: str, activity: int) -> dict[str, Any]:
+    return {"action": "result", "id": activity, "type": 101, "fields": [text]}
+
+
+def error(text: str) -> dict[str, Any]:
+    return {"action": "msg", "level": 0, "msg": f"\x1b[31;1merror:\x1b[0m {text}"}
+
+
+def test_tells_what_failed_and_its_last_lines() -> None:
+    log = log_of(
+        start(DERIVATION, 1),
+        *(line(f"line {n}", 1) for n in range(LOG_TAIL + 5)),
+        error(f"builder for '\x1b[35;1m/nix/store/{DERIVATION}\x1b[0m' failed with exit code 3"),
+    )
+    assert log.failed_derivation == DERIVATION
+    assert log.log_tail == tuple(f"line {n}" for n in range(5, LOG_TAIL + 5))
+    assert log.summary == f"builder for '/nix/store/{DERIVATION}' failed with exit code 3"
+
+
+def test_the_newer_wording_is_understood() -> None:
+    log = log_of(
+        start(DERIVATION, 1),
+        error(f"Cannot build '/nix/store/{DERIVATION}'.\n       Reason: builder failed with exit code 3."),
+    )
+    assert (log.failed_derivation, log.summary) == (DERIVATION, "builder failed with exit code 3.")
+
+
+def test_the_cause_goes_before_what_depends_on_it() -> None:
+    log = log_of(
+        start(DERIVATION, 1),
+        line("cause", 1),
+        error(f"1 dependencies of derivation '/nix/store/{OTHER}' failed to build"),
+        error(f"builder for '/nix/store/{DERIVATION}' failed"),
+    )
+    assert (log.failed_derivation, log.log_tail) == (DERIVATION, ("cause",))
+
+
+def test_lines_of_builds_that_run_side_by_side_stay_apart() -> None:
+    log = log_of(
+        start(DERIVATION, 1),
+        start(OTHER, 2),
+        line("mine", 1),
+        line("other", 2),
+        error(f"builder for '/nix/store/{DERIVATION}' failed"),
+    )
+    assert log.log_tail == ("mine",)
+
+
+def test_without_a_derivation_nix_speaks_for_itself() -> None:
+    log = log_of(b"something before", error("cannot connect to socket"))
+    assert log.failed_derivation is None
+    assert log.log_tail == ("error: cannot connect to socket",)
+    assert log.summary == "cannot connect to socket"
+
+
+def test_rubbish_is_kept_as_text() -> None:
+    log = log_of(b"@nix {not json", b"\xff\xfe", b"@nix []")
+    assert log.failed_derivation is None
+    assert len(log.log_tail) == 3
+
+
+def test_a_builders_output_is_no_progress() -> None:
+    progress: list[None] = []
+    log = BuildLog(on_progress=lambda: progress.append(None))
+    log.read_line(b"@nix " + json.dumps(start(DERIVATION, 1)).encode())
+    assert len(progress) == 1
+    log.read_line(b"@nix " + json.dumps(line("still busy", 1)).encode())
+    assert len(progress) == 1

@@ -1,0 +1,30 @@
+from nixery.nix.error_message import explanation
+
+
+def test_old_nix() -> None:
+    assert (
+        explanation(
+            ["warning: x", "error: bad is gone", "(use '--show-trace' to show detailed location information)"]
+        )
+        == "bad is gone"
+    )
+
+
+def test_the_error_that_started_it_comes_last_in_a_trace() -> None:
+    stderr = [
+        "error:",
+        "       … while evaluating the attribute 'drvPath'",
+        "         at /set/default.nix:3:5:",
+        "",
+        "       error: cannot add a string to an integer",
+        "       at /set/default.nix:3:9:",
+    ]
+    assert explanation(stderr) == "cannot add a string to an integer"
+
+
+def test_colours_are_left_out_and_lines_joined() -> None:
+    assert explanation(["\x1b[31;1merror:\x1b[0m it is", "       broken", "", "more"]) == "it is broken"
+
+
+def test_silence() -> None:
+    assert explanation([]) == ""

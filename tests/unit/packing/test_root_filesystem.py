@@ -1,0 +1,156 @@
+"""The store is a temporary directory here: only what the planner reads from disk matters."""
+
+from pathlib import Path
+
+import pytest
+
+from nixery.closure import store_path
+from nixery.closure.store_path import StorePath
+from nixery.packing import system_files
+from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
+from nixery.packing.root_filesystem import InstalledOutput, NameClash, RootFilesystem, plan_root_filesystem
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(store_path, "STORE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(system_files, "STORE_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+def package(store: Path, name: str, *files: str, links: dict[str, str] | None = None) -> StorePath:
+    path = StorePath(f"{name:a>32}-{name}")
+    root = store / path.base_name
+    root.mkdir()
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(name)
+    for link, target in (links or {}).items():
+        (root / link).parent.mkdir(parents=True, exist_ok=True)
+        (root / link).symlink_to(target)
+    return path
+
+
+def plan(*paths: StorePath, priorities: dict[StorePath, int] | None = None) -> RootFilesystem:
+    outputs = [InstalledOutput(path, path.name, (priorities or {}).get(path, 5)) for path in paths]
+    return plan_root_filesystem(outputs, paths)
+
+
+def by_name(root: RootFilesystem) -> dict[str, Entry]:
+    return {entry.name.decode(): entry for entry in root.entries()}
+
+
+def link(entry: Entry) -> str:
+    assert isinstance(entry, Symlink)
+    return entry.target.decode()
+
+
+def test_programs_are_links_in_a_real_directory(store: Path) -> None:
+    git = package(store, "git", "bin/git")
+    entries = by_name(plan(git))
+    assert isinstance(entries["bin"], Directory)
+    assert link(entries["bin/git"]) == f"{git}/bin/git"
+
+
+def test_a_directory_of_one_package_is_one_link(store: Path) -> None:
+    git = package(store, "git", "share/git/a", "share/git/b")
+    entries = by_name(plan(git))
+    assert link(entries["share/git"]) == f"{git}/share/git"
+    assert "share/git/a" not in entries
+
+
+def test_directories_of_several_packages_are_merged(store: Path) -> None:
+    a, b = (
+        package(store, "a", "share/man/man1/a"),
+        package(store, "b", "share/man/man1/b", "share/man/man5/b"),
+    )
+    entries = by_name(plan(a, b))
+    assert link(entries["share/man/man1/a"]) == f"{a}/share/man/man1/a"
+    assert link(entries["share/man/man1/b"]) == f"{b}/share/man/man1/b"
+    assert link(entries["share/man/man5"]) == f"{b}/share/man/man5"
+
+
+def test_below_etc_every_directory_is_real(store: Path) -> None:
+    entries = by_name(plan(package(store, "a", "etc/ssl/certs/x")))
+    assert isinstance(entries["etc/ssl/certs"], Directory)
+
+
+def test_a_clash_goes_by_priority_then_by_name_and_is_told(store: Path) -> None:
+    a, b = package(store, "a", "bin/x"), package(store, "b", "bin/x")
+    assert link(by_name(plan(a, b))["bin/x"]) == f"{a}/bin/x"
+    root = plan(a, b, priorities={b: 4})
+    assert link(by_name(root)["bin/x"]) == f"{b}/bin/x"
+    assert root.clashes == (NameClash("bin/x", "b", "a"),)
+
+
+def test_two_names_of_one_file_are_no_clash(store: Path) -> None:
+    a = package(store, "a", "bin/x")
+    b = package(store, "b", links={"bin/x": f"{a}/bin/x"})
+    assert plan(a, b).clashes == ()
+
+
+def test_a_file_and_a_directory_clash(store: Path) -> None:
+    root = plan(package(store, "a", "share/x"), package(store, "b", "share/x/y"))
+    assert root.clashes == (NameClash("share/x", "a", "b"),)
+
+
+def test_links_to_directories_at_the_top_are_entered(store: Path) -> None:
+    a = package(store, "a", "bin/x", links={"sbin": "bin"})
+    entries = by_name(plan(a))
+    assert link(entries["sbin/x"]) == f"{a}/sbin/x"
+
+
+def test_loops_of_links_end(store: Path) -> None:
+    loops = {"share/d/loop": ".", "share/d/up": ".."}
+    root = plan(package(store, "a", "share/d/x", links=loops), package(store, "b", "share/d/y", links=loops))
+    assert isinstance(by_name(root)["share/d/loop"], Symlink)
+
+
+def test_order_changes_nothing(store: Path) -> None:
+    paths = [package(store, name, "bin/x", f"share/{name}/f", "etc/conf") for name in ("c", "a", "b")]
+    assert list(plan(*paths).entries()) == list(plan(*paths[::-1]).entries())
+
+
+def test_what_every_system_has(store: Path) -> None:
+    entries = by_name(plan(package(store, "a", "nix-support/x", "tmp/x", "proc/x")))
+    modes = {name: entry.mode for name, entry in entries.items() if isinstance(entry, Directory)}
+    assert (modes["tmp"], modes["var/tmp"], modes["root"]) == (0o1777, 0o1777, 0o700)
+    assert link(entries["usr/bin"]) == "../bin"
+    assert "nix-support" not in entries
+    assert "proc" not in entries
+    assert "tmp/x" not in entries
+    passwd, nsswitch = entries["etc/passwd"], entries["etc/nsswitch.conf"]
+    assert isinstance(passwd, GeneratedFile)
+    assert b"nobody:x:65534:65534" in passwd.content
+    assert isinstance(nsswitch, GeneratedFile)
+    assert b"hosts: files dns" in nsswitch.content
+
+
+def test_a_packages_own_file_wins(store: Path) -> None:
+    a = package(store, "a", "etc/passwd", "usr/bin/x")
+    entries = by_name(plan(a))
+    assert link(entries["etc/passwd"]) == f"{a}/etc/passwd"
+    assert isinstance(entries["usr"], Directory)
+    assert "usr/bin" in entries
+
+
+def test_certificates_are_found_under_both_names(store: Path) -> None:
+    ca = package(store, "ca", "etc/ssl/certs/ca-bundle.crt")
+    entries = by_name(plan(ca))
+    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
+
+
+def test_a_shell_of_the_closure_is_bin_sh(store: Path) -> None:
+    a, dash = package(store, "a", "bin/x"), package(store, "dash", "bin/sh")
+    output = [InstalledOutput(a, "a", 5)]
+    with_shell = by_name(plan_root_filesystem(output, [a, dash]))
+    assert link(with_shell["bin/sh"]) == f"{dash}/bin/sh"
+    assert "bin/sh" not in by_name(plan_root_filesystem(output, [a]))
+
+
+def test_a_shell_outside_of_the_closure_is_none(store: Path) -> None:
+    a = package(store, "a", links={"share/x": "y", "bin/sh": "/bin/sh"})
+    b = package(store, "b", "bin/x")
+    outside = plan_root_filesystem([InstalledOutput(b, "b", 5)], [a, b])
+    assert (store / a.base_name / "bin/sh").exists()
+    assert "bin/sh" not in by_name(outside)

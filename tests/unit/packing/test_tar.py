@@ -1,0 +1,79 @@
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixery.packing import tar
+from nixery.packing.entries import Directory, Entry, GeneratedFile, RegularFile, Symlink
+
+
+def read_back(entry: Entry, content: bytes = b"") -> tarfile.TarInfo:
+    """Read an entry with Python's own tar reader, names as bytes in surrogate escapes."""
+    archive = tar.header(entry) + content + tar.padding(len(content)) + tar.END_OF_ARCHIVE
+    with tarfile.open(fileobj=io.BytesIO(archive), encoding="utf-8", errors="surrogateescape") as reader:
+        (member,) = reader.getmembers()
+    return member
+
+
+def as_bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+def test_a_directory() -> None:
+    member = read_back(Directory(b"tmp", 0o1777))
+    assert (member.isdir(), member.name, member.mode) == (True, "tmp", 0o1777)
+
+
+def test_a_symlink() -> None:
+    member = read_back(Symlink(b"bin/sh", b"/nix/store/x/bin/sh"))
+    assert (member.issym(), member.name, member.linkname) == (True, "bin/sh", "/nix/store/x/bin/sh")
+
+
+def test_nothing_of_the_host_is_in_a_header() -> None:
+    member = read_back(GeneratedFile(b"etc/passwd", b"x"), b"x")
+    assert (member.uid, member.gid, member.uname, member.gname, member.mtime) == (0, 0, "", "", 1)
+    assert (member.mode, member.size) == (0o644, 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"a" * 100,
+        b"a" * 101,
+        b"a" * 255,
+        b"nix/store/" + b"d" * 60 + b"/" + b"f" * 90,
+        b"d/" * 120 + b"f",
+        b"p" * 155 + b"/" + b"n" * 100,
+        b"p" * 156 + b"/" + b"n" * 100,
+        b"\xff\xfe",
+        b"\xff" * 200,
+        "ü".encode() * 90,
+    ],
+)
+def test_long_and_odd_names(name: bytes) -> None:
+    for entry in (Directory(name), Symlink(name, name), RegularFile(name, 0o444, 0, b"")):
+        member = read_back(entry)
+        assert as_bytes(member.name) == name
+        if isinstance(entry, Symlink):
+            assert as_bytes(member.linkname) == name
+
+
+def test_a_size_that_does_not_fit_into_the_old_field() -> None:
+    header = tar.header(RegularFile(b"big", 0o444, 8**11, b""))
+    assert b"size=8589934592\n" in header
+
+
+names = st.binary(min_size=1, max_size=300).map(lambda n: n.replace(b"\0", b"x").strip(b"/") or b"x")
+
+
+@given(names, names)
+def test_any_name_comes_back(name: bytes, target: bytes) -> None:
+    member = read_back(Symlink(name, target))
+    assert (as_bytes(member.name), as_bytes(member.linkname)) == (name, target)
+
+
+@given(names)
+def test_headers_are_whole_blocks(name: bytes) -> None:
+    assert len(tar.header(Directory(name))) % tar.BLOCK == 0

@@ -1,0 +1,49 @@
+import json
+from collections.abc import Iterator
+
+from nixery.errors import (
+    BuildFailed,
+    NixeryError,
+    PackagesUnavailable,
+    Reason,
+    ShuttingDown,
+    UnavailablePackage,
+)
+from nixery.server.registry.errors import STATUS_AND_CODE, error_response
+
+
+def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+def test_every_error_has_a_row() -> None:
+    assert set(tree(NixeryError)) == set(STATUS_AND_CODE)
+
+
+def test_all_missing_packages_are_named() -> None:
+    error = PackagesUnavailable(
+        (
+            UnavailablePackage("htpo", Reason.MISSING, near_names=("htop",)),
+            UnavailablePackage("old", Reason.THROWS, "old was removed"),
+        )
+    )
+    response = error_response(error)
+    (entry,) = json.loads(response.content)["errors"]
+    assert (response.status, entry["code"]) == (404, "MANIFEST_UNKNOWN")
+    assert "htpo (missing; did you mean htop?)" in entry["message"]
+    assert "old (does not evaluate: old was removed)" in entry["message"]
+    assert [package["name"] for package in entry["detail"]["packages"]] == ["htpo", "old"]
+
+
+def test_a_failed_build_shows_its_log() -> None:
+    response = error_response(BuildFailed("x.drv", ("line 1", "line 2"), "exit code 1"))
+    (entry,) = json.loads(response.content)["errors"]
+    assert response.status == 500
+    assert entry["detail"] == {"derivation": "x.drv", "log": ["line 1", "line 2"]}
+
+
+def test_a_server_that_stops_says_when_to_come_back() -> None:
+    response = error_response(ShuttingDown())
+    assert (response.status, response.headers["Retry-After"]) == (503, "5")

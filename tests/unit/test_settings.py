@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import SettingsError
+from nixery.settings import Settings
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "default.nix").write_text("{ system }: { }")
+    return {
+        "PORT": "8080",
+        "NIXERY_PKGS_PATH": str(tmp_path),
+        "NIXERY_STORAGE_BACKEND": "filesystem",
+        "STORAGE_PATH": str(tmp_path / "storage"),
+        "UNRELATED": "x",
+    }
+
+
+def problems(environment: dict[str, str]) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment(environment)
+    return caught.value.problems
+
+
+def test_defaults(environment: dict[str, str]) -> None:
+    settings = Settings.from_environment(environment)
+    assert (settings.host, settings.port, settings.nix_timeout) == ("127.0.0.1", 8080, 60)
+    assert settings.popularity_url is None
+    assert settings.packing_workers >= 1
+
+
+def test_all_problems_come_at_once_a_line_each(environment: dict[str, str]) -> None:
+    del environment["STORAGE_PATH"]
+    environment |= {"PORT": "http", "NIXERY_PKGS_PATH": "/nowhere", "NIX_TIMEOUT": "0"}
+    found = problems(environment)
+    assert [line.split()[0] for line in found] == ["PORT", "NIXERY_PKGS_PATH", "STORAGE_PATH", "NIX_TIMEOUT"]
+    assert not any("\n" in line for line in found)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "8080x", ""])
+def test_ports(environment: dict[str, str], port: str) -> None:
+    (line,) = problems(environment | {"PORT": port})
+    assert line.startswith("PORT is wrong")
+
+
+def test_an_unknown_backend_is_told_which_there_are(environment: dict[str, str]) -> None:
+    (line,) = problems(environment | {"NIXERY_STORAGE_BACKEND": "floppy"})
+    assert "filesystem" in line
+
+
+def test_a_directory_without_a_package_set(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (line,) = problems(environment | {"NIXERY_PKGS_PATH": str(tmp_path / "other")})
+    assert "default.nix" in line
+
+
+def test_empty_is_not_unset(environment: dict[str, str]) -> None:
+    (line,) = problems(environment | {"STORAGE_PATH": " "})
+    assert line == "STORAGE_PATH is wrong: it is set, but empty"
