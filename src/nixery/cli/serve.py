@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -31,14 +30,8 @@ def serve() -> None:
         for line in str(error).splitlines():
             typer.echo(f"nixery: {line}", err=True)
         raise typer.Exit(_WRONG_SETTINGS) from None
-    except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
-            raise
-        typer.echo(f"nixery: cannot listen: {error.strerror}", err=True)
-        raise typer.Exit(_WRONG_SETTINGS) from None
 
 
 async def _serve(settings: Settings) -> None:
     async with wire(settings) as wired:
-        structlog.get_logger("nixery").info("listening", host=settings.host, port=settings.port)
         await serve_application(wired.application, settings.host, settings.port, wired.builder.close)

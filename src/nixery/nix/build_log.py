@@ -22,6 +22,9 @@ _DERIVATION = re.compile(r"/nix/store/([0-9a-z]{32}-[^\s'!^]+?\.drv)")
 
 LOG_TAIL = 20
 
+# A builder may write a megabyte without a line break; nobody reads more than this many characters of it.
+_LONGEST_LINE = 2000
+
 
 class BuildLog:
     """The state of a realisation, as far as its log tells.
@@ -41,7 +44,7 @@ class BuildLog:
         """Take one line of Nix's stderr; lines that are no log events are kept as plain text."""
         event = _parse(line)
         if event is None:
-            self._other_lines.append(line.decode(errors="replace"))
+            self._other_lines.append(plain(line.decode(errors="replace")))
             return
         match event:
             case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
@@ -49,7 +52,7 @@ class BuildLog:
             ):
                 derivation = self._derivation_of_activity.get(activity)
                 tail = self._tails.get(derivation, self._other_lines) if derivation else self._other_lines
-                tail.append(_plain(text))
+                tail.append(plain(text))
                 return
             case {"action": "start", "type": kind, "id": activity, "fields": [str(path), *_]} if (
                 kind == _BUILD_ACTIVITY
@@ -58,7 +61,7 @@ class BuildLog:
                 self._derivation_of_activity[activity] = derivation
                 self._tails.setdefault(derivation, deque(maxlen=LOG_TAIL))
             case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
-                self._errors.append(_plain(text))
+                self._errors.append(plain(text))
         self._on_progress()
 
     @property
@@ -105,5 +108,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
-def _plain(text: str) -> str:
-    return _ANSI_ESCAPE.sub("", text)
+def plain(text: str) -> str:
+    """Return what a person reads of a line: no colours, and an end."""
+    text = _ANSI_ESCAPE.sub("", text)
+    return text if len(text) <= _LONGEST_LINE else text[:_LONGEST_LINE] + "…"

@@ -20,7 +20,7 @@ from nixery.errors import (
     UnavailablePackage,
 )
 from nixery.image.request import ImageRequest
-from nixery.nix.build_log import LOG_TAIL, BuildLog
+from nixery.nix.build_log import LOG_TAIL, BuildLog, plain
 from nixery.nix.builder import Package
 from nixery.nix.error_message import explanation
 from nixery.nix.evaluation import Evaluated, parse_answer, request_argument
@@ -70,7 +70,8 @@ class SubprocessNixBuilder:
         if completed.exit_code == 0:
             return parse_answer(completed.stdout, request)
         if not packages and not optional:
-            raise EvaluationFailed(tuple(stderr))
+            # Where the set is on this machine is no business of a client's.
+            raise EvaluationFailed(tuple(line.replace(f"{self._package_set}/", "") for line in stderr))
         return await self._find_culprits(request, packages, optional, stderr)
 
     async def _find_culprits(
@@ -162,7 +163,9 @@ class SubprocessNixBuilder:
         stderr: deque[str] = deque(maxlen=LOG_TAIL)
         try:
             completed = await run(
-                arguments, lambda line: stderr.append(line.decode(errors="replace")), Deadline(self._timeout)
+                arguments,
+                lambda line: stderr.append(plain(line.decode(errors="replace"))),
+                Deadline(self._timeout),
             )
         except TimeoutError:
             raise BuildTimedOut(None, self._timeout, tuple(stderr)) from None

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 
 from pydantic import BaseModel, ValidationError
 
@@ -92,51 +93,48 @@ class LayerPublisher:
         identity = hashlib.sha256("\n".join([self._packer.identity, *contents]).encode()).hexdigest()
 
         async def find_or_pack() -> Layer:
-            layer = await self._find(identity, packages)
+            layer = await self._find(identity)
             if layer is not None:
                 observe(LayerReused(layer))
                 return layer
-            layer = await self._pack(identity, entries, packages)
+            layer = await self._pack(identity, entries)
             observe(LayerPacked(layer))
             return layer
 
-        return await self._in_flight.run(identity, find_or_pack)
+        # Two images can have a layer of the same content for packages of other names: the names stay each's own.
+        return replace(await self._in_flight.run(identity, find_or_pack), packages=tuple(packages))
 
-    async def _find(self, identity: str, packages: Sequence[str]) -> Layer | None:
+    async def _find(self, identity: str) -> Layer | None:
         content = await self._records.get(_RECORDS, identity)
         if content is None:
             return None
         try:
             record = _LayerRecord.model_validate_json(content)
-            layer = _layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id), packages)
+            layer = _layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id))
         except (ValidationError, InvalidDigest):
             return None  # torn or from another time: packing again writes it anew
         blob = await self._blobs.find(layer.descriptor.digest)
         # A record says that the layer was stored once. The blob may be gone, or a fragment.
         return layer if blob is not None and blob.size == layer.descriptor.size else None
 
-    async def _pack(
-        self, identity: str, entries: Callable[[], Iterable[Entry]], packages: Sequence[str]
-    ) -> Layer:
-        layer = await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._pack_blocking, entries, packages
-        )
+    async def _pack(self, identity: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
+        layer = await asyncio.get_running_loop().run_in_executor(self._executor, self._pack_blocking, entries)
         record = _LayerRecord(
             digest=str(layer.descriptor.digest), size=layer.descriptor.size, diff_id=str(layer.diff_id)
         )
         await self._records.put(_RECORDS, identity, record.model_dump_json().encode())
         return layer
 
-    def _pack_blocking(self, entries: Callable[[], Iterable[Entry]], packages: Sequence[str]) -> Layer:
+    def _pack_blocking(self, entries: Callable[[], Iterable[Entry]]) -> Layer:
         with self._blobs.create() as writer:
             diff_id = self._packer.pack(entries(), writer, self._check)
             blob = writer.commit()
-        return _layer(blob.digest, blob.size, diff_id, packages)
+        return _layer(blob.digest, blob.size, diff_id)
 
     def _check(self) -> None:
         if self._stop.is_set():
             raise ShuttingDown
 
 
-def _layer(digest: Digest, size: int, diff_id: Digest, packages: Sequence[str]) -> Layer:
-    return Layer(Descriptor(MediaType.OCI_LAYER_GZIP, digest, size), diff_id, tuple(packages))
+def _layer(digest: Digest, size: int, diff_id: Digest) -> Layer:
+    return Layer(Descriptor(MediaType.OCI_LAYER_GZIP, digest, size), diff_id, packages=())

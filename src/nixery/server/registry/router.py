@@ -10,7 +10,7 @@ from nixery.server.registry.errors import error_response, errors_body
 from nixery.server.registry.manifests import Manifests
 from nixery.server.responses import BytesResponse, Response
 
-_RESOURCE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)/?")
+_RESOURCE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)/?", re.DOTALL)
 
 _API_VERSION = {"Content-Type": "application/json", "Docker-Distribution-Api-Version": "registry/2.0"}
 
