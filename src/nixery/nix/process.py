@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nixery.errors import NixUnusable
 
 # Nix ends its builders when it is asked to stop; this many seconds it has for that.
-_GRACE = 5.0
+_GRACE = 4.0
 
 _CHUNK = 65536
 
