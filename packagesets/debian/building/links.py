@@ -1,0 +1,59 @@
+"""Make the symbolic links of the .debs, within the output where they can be, into dependencies otherwise."""
+
+import os
+import posixpath
+from pathlib import Path
+
+from building.layout import is_left_out, output_path
+from building.outputs import Outputs
+from building.unpack import Links
+
+# Links to these stay as they are: they belong to the system that the package runs in.
+_OF_THE_SYSTEM = ("/dev", "/etc", "/home", "/proc", "/run", "/sys", "/tmp", "/var")  # noqa: S108  # nothing is written there
+
+
+def make_links(links: Links, outputs: Outputs) -> None:
+    """Make all links; an alternative is made when its target is here and nothing has its name."""
+    targets = {place: _absolute(place, target) for place, target in links.declared.items()}
+    wanted = {output_path(place): target for place, target in targets.items()}
+    for place, target in links.alternatives.items():
+        relative = output_path(place)
+        exists = os.path.lexists(Path(outputs.own, relative)) or relative in wanted
+        if not exists and not is_left_out(relative) and _is_here(output_path(target), wanted, outputs):
+            wanted[relative] = target
+    for relative, target in sorted(wanted.items()):
+        _make_link(relative, target, wanted, outputs)
+
+
+def _absolute(place: str, target: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
+
+
+def _is_here(relative: str, wanted: dict[str, str], outputs: Outputs) -> bool:
+    return relative in wanted or os.path.lexists(f"{outputs.own}/{relative}")
+
+
+def _make_link(relative: str, target: str, wanted: dict[str, str], outputs: Outputs) -> None:
+    place = Path(outputs.own, relative)
+    aim = output_path(target)
+    if aim == relative or os.path.lexists(place):
+        return
+    parts = aim.split("/")
+    if any(
+        _is_here("/".join(parts[:length]), wanted, outputs)
+        for length in {len(parts)} | _linked(parts, wanted)
+    ):
+        text = posixpath.relpath(aim, posixpath.dirname(relative) or ".")
+    elif found := outputs.find_relative(aim):
+        text = found
+    elif target.startswith(_OF_THE_SYSTEM):
+        text = target
+    else:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(text)
+
+
+def _linked(parts: list[str], wanted: dict[str, str]) -> set[int]:
+    """How many leading parts of the path make a directory that is itself a link of this package."""
+    return {length for length in range(1, len(parts)) if "/".join(parts[:length]) in wanted}

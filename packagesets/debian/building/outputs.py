@@ -1,0 +1,72 @@
+"""Find things in the output that is being built and in those of its direct dependencies."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from building.layout import output_path
+
+
+class Outputs:
+    """The output under construction and, in order, the outputs it may refer to.
+
+    Only direct dependencies are searched: every reference is one that Debian declares, and closures stay small.
+    """
+
+    def __init__(self, own: str, dependencies: Sequence[str]) -> None:
+        self.own = own
+        self.dependencies = tuple(dependencies)
+
+    def find(self, path: str) -> str | None:
+        """The absolute place of Debian's `path` (`/usr/bin/env`) in the first output that has it."""
+        return self.find_relative(output_path(path))
+
+    def find_relative(self, relative: str) -> str | None:
+        """The absolute place of an output's `relative` path in the first output that has it."""
+        for output in (self.own, *self.dependencies):
+            if os.path.lexists(candidate := f"{output}/{relative}"):
+                return candidate
+        return None
+
+    def find_program(self, name: str) -> str | None:
+        """The place of the program `name`."""
+        return self.find_relative(f"bin/{name}")
+
+    @cached_property
+    def loader(self) -> str | None:
+        """The ELF interpreter: libc is a direct dependency of every package that has programs."""
+        for output in (self.own, *self.dependencies):
+            found = sorted(Path(output, "lib").glob("ld-linux*.so.*")) or sorted(
+                Path(output, "lib").glob("*/ld-linux*.so.*")
+            )
+            if found:
+                return str(found[0])
+        return None
+
+    @cached_property
+    def library_directories(self) -> tuple[str, ...]:
+        """`lib` and `lib/<triplet>` of every output, where libraries are found by name."""
+        directories = []
+        for output in (self.own, *self.dependencies):
+            directories += [
+                str(path) for path in sorted(Path(output, "lib").glob("*-linux-gnu*")) if path.is_dir()
+            ]
+            directories.append(f"{output}/lib")
+        return tuple(directories)
+
+    def find_library_directory(self, name: str) -> str | None:
+        """The directory to put into a RUNPATH for the library `name`."""
+        for directory in self.library_directories:
+            if Path(directory, name).exists():
+                return directory
+        return None
+
+    def search_path(self, kind: str) -> list[str]:
+        """The module directories that the direct dependencies recorded for `kind`, theirs included."""
+        directories: list[str] = []
+        for output in (self.own, *self.dependencies):
+            record = Path(output, "nix-support", kind)
+            if record.is_file():
+                directories += record.read_text().split()
+        return list(dict.fromkeys(directories))

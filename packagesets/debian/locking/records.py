@@ -1,0 +1,102 @@
+"""From packages to the records of the lock: one for each package and one for each group that is built as one."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from locking.aliases import PRIORITIES, SHELLS, STORE_NAMES, extra_dependencies, main_program
+from locking.grouping import group_packages
+from locking.index import Package
+from locking.names import store_name, store_version
+from locking.resolving import Resolver
+
+Record: TypeAlias = dict[str, Any]
+
+# The lock names no package registry, not even as a home page.
+_REGISTRY = re.compile(
+    r"//[^/]*\b(bioconductor|cpan|cran|crates|ctan|debian|docker|hackage|maven|npm|npmjs|packagist|pecl|pkg|pypi|rubygems)\b"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What the lock says, by name; `unmet` counts the dependencies that no package of the index meets."""
+
+    packages: dict[str, Record]
+    groups: dict[str, Record]
+    unmet: int
+
+
+def make_records(packages: Mapping[str, Package], triplet: str) -> Records:
+    """Resolve and group all of `packages`."""
+    graph, unmet = _dependency_graph(packages)
+    group_of = group_packages(graph, triplet)
+    groups = _groups(packages, graph, group_of)
+    _add_shells(groups, group_of)
+    records = {name: _package_record(package, group_of[name]) for name, package in packages.items()}
+    return Records(records, groups, unmet)
+
+
+def _dependency_graph(packages: Mapping[str, Package]) -> tuple[dict[str, set[str]], int]:
+    resolver = Resolver(packages)
+    graph: dict[str, set[str]] = {}
+    unmet = 0
+    for name, package in packages.items():
+        names, missing = resolver.dependencies(package)
+        graph[name] = names | {extra for extra in extra_dependencies(name) if extra in packages}
+        unmet += len(missing)
+    return graph, unmet
+
+
+def _groups(
+    packages: Mapping[str, Package], graph: Mapping[str, set[str]], group_of: Mapping[str, str]
+) -> dict[str, Record]:
+    groups: dict[str, Record] = {}
+    dependencies: dict[str, set[str]] = {}
+    for name in sorted(packages):
+        group = group_of[name]
+        record = groups.setdefault(group, {"members": []})
+        package = packages[name]
+        record["members"].append(
+            {
+                "name": store_name(name, package.version) + ".deb",
+                "sha256": package.sha256,
+                "file": package.filename,
+            }
+        )
+        dependencies.setdefault(group, set()).update(group_of[dependency] for dependency in graph[name])
+    for group, record in groups.items():
+        record["name"] = STORE_NAMES.get(group) or store_name(group, packages[group].version)
+        record["dependencies"] = sorted(dependencies[group] - {group})
+    return groups
+
+
+def _add_shells(groups: dict[str, Record], group_of: Mapping[str, str]) -> None:
+    shells = [group_of[name] for name in SHELLS if name in group_of]
+    closure: set[str] = set()
+    waiting = list(shells)
+    while waiting:
+        group = waiting.pop()
+        if group not in closure:
+            closure.add(group)
+            waiting.extend(groups[group]["dependencies"])
+    for group, record in groups.items():
+        if group not in closure:
+            record["dependencies"] = sorted({*record["dependencies"], *shells})
+
+
+def _package_record(package: Package, group: str) -> Record:
+    optional = {
+        "homepage": None if _REGISTRY.search(package.homepage) else package.homepage,
+        "mainProgram": main_program(package),
+        "priority": PRIORITIES.get(package.name),
+        "unfree": package.section.startswith("non-free/") or None,
+    }
+    return {
+        "group": group,
+        "version": store_version(package.version),
+        "name": store_name(package.name, package.version),
+        "description": package.description,
+        **{key: value for key, value in optional.items() if value},
+    }

@@ -1,0 +1,119 @@
+"""The pure parts of the builder: places, paths in text, alternatives, RUNPATHs."""
+
+from pathlib import Path
+
+import pytest
+from building.elf import Dynamic, new_run_path, read_dynamic
+from building.layout import is_left_out, output_path
+from building.links import make_links
+from building.outputs import Outputs
+from building.text import rewrite_text
+from building.unpack import Links, declared_alternatives
+
+STORE = {
+    "/bin/sh": "/nix/store/dash/bin/sh",
+    "/usr/bin/perl": "/nix/store/perl/bin/perl",
+    "/usr/share/app/data": "/nix/store/app/share/app/data",
+    "/usr/lib": "/nix/store/app/lib",
+}
+
+
+def rewrite(text: str) -> str:
+    programs = {"perl": "/nix/store/perl/bin/perl"}
+    return rewrite_text(text.encode(), STORE.get, programs.get).decode()
+
+
+@pytest.mark.parametrize(
+    ("debian", "expected"),
+    [
+        ("./usr/sbin/ip", "bin/ip"),
+        ("/sbin/ip", "bin/ip"),
+        ("/usr/games/fortune", "bin/fortune"),
+        ("./lib64/ld-linux-x86-64.so.2", "lib/ld-linux-x86-64.so.2"),
+        ("./usr/lib/x86_64-linux-gnu/libz.so.1", "lib/x86_64-linux-gnu/libz.so.1"),
+        ("./etc/protocols", "etc/protocols"),
+        ("./", ""),
+        ("/usr", ""),
+    ],
+)
+def test_places(debian: str, expected: str) -> None:
+    assert output_path(debian) == expected
+
+
+def test_licences_stay_and_other_documentation_goes() -> None:
+    assert not is_left_out("share/doc/hello/copyright")
+    assert is_left_out("share/doc/hello/changelog.gz")
+
+
+def test_shebangs_lead_to_store_paths() -> None:
+    assert rewrite("#!/bin/sh -e\n") == "#!/nix/store/dash/bin/sh -e\n"
+    assert rewrite("#! /usr/bin/env perl\n") == "#!/nix/store/perl/bin/perl\n"
+    assert rewrite("#!/usr/bin/env unknown\n") == "#!/usr/bin/env unknown\n"
+
+
+def test_absolute_paths_are_rewritten_where_a_file_is_known() -> None:
+    assert rewrite('data="/usr/share/app/data"') == 'data="/nix/store/app/share/app/data"'
+    assert rewrite("/usr/share/other/file") == "/usr/share/other/file"
+
+
+@pytest.mark.parametrize(
+    "text", ["$prefix/usr/share/app/data", "x/usr/share/app/data", "${root}/bin/sh", "prefix=/usr/lib"]
+)
+def test_parts_of_longer_paths_and_shared_directories_stay(text: str) -> None:
+    assert rewrite(text) == text
+
+
+def test_alternatives_with_continuation_lines_and_slaves() -> None:
+    script = (
+        "update-alternatives --install /usr/bin/vi vi \\\n  /usr/bin/vim.basic 30 \\\n"
+        "  --slave /usr/share/man/man1/vi.1.gz vi.1.gz /usr/share/man/man1/vim.1.gz\n"
+        "update-alternatives --install /usr/bin/$i $i /usr/bin/x 1\n"
+    )
+    assert declared_alternatives(script) == {
+        "/usr/bin/vi": "/usr/bin/vim.basic",
+        "/usr/share/man/man1/vi.1.gz": "/usr/share/man/man1/vim.1.gz",
+    }
+
+
+def test_links_stay_inside_lead_to_dependencies_or_go(tmp_path: Path) -> None:
+    own, library = tmp_path / "own", tmp_path / "library"
+    (own / "bin").mkdir(parents=True)
+    (own / "bin/gawk").touch()
+    (library / "lib").mkdir(parents=True)
+    (library / "lib/libz.so.1").touch()
+    links = Links(
+        declared={
+            "/usr/sbin/tool": "../bin/gawk",
+            "/usr/lib/libz.so": "libz.so.1",
+            "/usr/lib/gone": "nowhere",
+        },
+        alternatives={"/usr/bin/awk": "/usr/bin/gawk", "/usr/bin/vi": "/usr/bin/vim"},
+    )
+    make_links(links, Outputs(str(own), [str(library)]))
+    assert (own / "bin/tool").readlink() == Path("gawk")
+    assert (own / "bin/awk").readlink() == Path("gawk")
+    assert (own / "lib/libz.so").readlink() == library / "lib/libz.so.1"
+    assert not (own / "bin/vi").is_symlink()
+    assert not (own / "lib/gone").is_symlink()
+
+
+def test_a_run_path_names_only_the_directories_that_are_needed(tmp_path: Path) -> None:
+    own, needed, unneeded = tmp_path / "own", tmp_path / "needed", tmp_path / "unneeded"
+    for output, library in ((needed, "liba.so.1"), (unneeded, "libb.so.1")):
+        (output / "lib/x86_64-linux-gnu").mkdir(parents=True)
+        (output / "lib/x86_64-linux-gnu" / library).touch()
+    (own / "lib/private").mkdir(parents=True)
+    dynamic = Dynamic(
+        True, ("liba.so.1", "libmissing.so"), ("$ORIGIN/x", "/usr/lib/private", "/usr/lib/x86_64-linux-gnu")
+    )
+    outputs = Outputs(str(own), [str(needed), str(unneeded)])
+    assert new_run_path(dynamic, outputs) == [
+        "$ORIGIN/x",
+        f"{own}/lib/private",
+        f"{needed}/lib/x86_64-linux-gnu",
+    ]
+
+
+def test_only_dynamic_elf_files_are_read() -> None:
+    assert read_dynamic(b"#!/bin/sh\n" * 20) is None
+    assert read_dynamic(b"\x7fELF" + b"\x02\x01" + b"\0" * 100) is None
