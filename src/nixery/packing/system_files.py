@@ -18,6 +18,10 @@ _GROUP = b"root:x:0:\nnobody:x:65534:\n"
 # Without it the C library does not look into /etc/hosts, where runtimes write the names of containers.
 _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
 
+# Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. The locale is the one that
+# LANG names; a C library that was not built by Nix looks for it in /usr/lib/locale.
+_FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8")
+
 
 def add_system_files(tree: Tree, closure: Iterable[StorePath]) -> None:
     """Add to a tree of packages what is not in it yet."""
@@ -34,18 +38,20 @@ def add_system_files(tree: Tree, closure: Iterable[StorePath]) -> None:
             tree.add(other, certificates)
     candidates = sorted(closure, key=lambda path: (path.name, path.base_name))
     paths = {str(path) for path in candidates}
-    # Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh.
-    for program in (b"bin/sh", b"bin/env"):
-        if tree.get(program) is None:
-            for path in candidates:
-                found = str(path).encode() + b"/" + program
-                if _is_inside(found, paths):
-                    tree.add(program, Link(found))
-                    break
+    for name in _FROM_CLOSURE:
+        if tree.get(name) is None:
+            found = (str(path).encode() + b"/" + name for path in candidates)
+            inside = next((file for file in found if _is_inside(file, paths)), None)
+            if inside is not None:
+                tree.add(name, Link(inside))
+    # Programs have places below /usr compiled in. Last, so that no link leads to nothing.
+    for name in (b"lib", b"share"):
+        if name in tree.children:
+            tree.add(b"usr/" + name, Link(b"../" + name))
 
 
 def _is_inside(file: bytes, paths: set[str]) -> bool:
     """Whether a file exists and leads to nothing outside of the image."""
     real = os.fsdecode(os.path.realpath(file))
     store_path = "/".join(real.split("/")[: STORE_DIRECTORY.count("/") + 2])
-    return store_path in paths and os.path.isfile(file)
+    return store_path in paths and os.path.exists(file)

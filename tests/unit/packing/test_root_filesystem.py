@@ -126,6 +126,19 @@ def test_what_every_system_has(store: Path) -> None:
     assert b"hosts: files dns" in nsswitch.content
 
 
+def test_places_below_usr_lead_to_the_root_where_there_is_something(store: Path) -> None:
+    entries = by_name(plan(package(store, "a", "share/x")))
+    assert link(entries["usr/share"]) == "../share"
+    assert "usr/lib" not in entries
+
+
+def test_the_locale_of_the_closure_is_found_below_usr(store: Path) -> None:
+    a, libc = package(store, "a", "bin/x"), package(store, "libc", "lib/locale/C.utf8/LC_CTYPE")
+    entries = by_name(plan_root_filesystem([InstalledOutput(a, "a", 5)], [a, libc]))
+    assert link(entries["lib/locale/C.utf8"]) == f"{libc}/lib/locale/C.utf8"
+    assert link(entries["usr/lib"]) == "../lib"
+
+
 def test_a_packages_own_file_wins(store: Path) -> None:
     a = package(store, "a", "etc/passwd", "usr/bin/x")
     entries = by_name(plan(a))

@@ -1,0 +1,152 @@
+"""The server under test: a process of its own on a free port, ended by its process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.client import RegistryClient
+
+HOST = "127.0.0.1"
+
+# Seconds. Starting is mostly importing; stopping has 10 by contract.
+_START = 30
+_STOP = 15
+
+# Nothing of the developer's own settings reaches a server under test.
+_SETTINGS = ("NIXERY_", "NIX_TIMEOUT", "NIX_POPULARITY_URL", "STORAGE_PATH", "PORT")
+
+
+def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the tests without any setting of a server, and with those given."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
+    return inherited | dict(settings)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        storage: its ``STORAGE_PATH``.
+        output: the file with everything it wrote.
+    """
+
+    process: subprocess.Popen[bytes]
+    port: int
+    storage: Path
+    output: Path
+
+    @property
+    def client(self) -> RegistryClient:
+        return RegistryClient(HOST, self.port)
+
+    @property
+    def log(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds: float = _STOP) -> int:
+        """Wait for its end; return the exit code."""
+        return self.process.wait(seconds)
+
+    def stop(self) -> int:
+        """Stop it as a service manager would; return the exit code."""
+        self.terminate()
+        return self.wait()
+
+    def blob_path(self, digest: str) -> Path:
+        encoded = digest.removeprefix("sha256:")
+        return self.storage / "blobs" / "sha256" / encoded[:2] / encoded
+
+
+@contextmanager
+def running_server(directory: Path, settings: Mapping[str, str]) -> Iterator[Server]:
+    """Run a server with its storage (unless ``STORAGE_PATH`` is given) and its output in a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    port = int(settings.get("PORT", free_port()))
+    storage = Path(settings.get("STORAGE_PATH", directory / "storage"))
+    output = directory / f"server-{port}.log"
+    environment = clean_environment(
+        {
+            "PORT": str(port),
+            "NIXERY_STORAGE_BACKEND": "filesystem",
+            "STORAGE_PATH": str(storage),
+            "NIX_TIMEOUT": "30",
+            **settings,
+        }
+    )
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nixery", "serve"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+        )
+    server = Server(process, port, storage, output)
+    try:
+        _wait_until_ready(server)
+        yield server
+    finally:
+        _end(process)
+        sys.stdout.write(server.log)  # pytest shows it where a test fails
+
+
+def run_server(
+    settings: Mapping[str, str], directory: Path, seconds: float = 30
+) -> subprocess.CompletedProcess[str]:
+    """Run a server that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "nixery", "serve"],
+        env=clean_environment(settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        cwd=directory,
+    )
+
+
+def _wait_until_ready(server: Server) -> None:
+    end = time.monotonic() + _START
+    while time.monotonic() < end:
+        assert server.process.poll() is None, (
+            f"the server ended with {server.process.returncode}:\n{server.log}"
+        )
+        try:
+            if server.client.get("/v2/").status == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.03)
+    raise AssertionError(f"the server did not answer within {_START} seconds:\n{server.log}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
