@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.container import Container, pull
 from tests.support.nix import nix_environment
 from tests.support.server import Server, running_server

@@ -120,7 +120,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 15) ->
 
 def install_fake_nix(directory: Path, script: str) -> Mapping[str, str]:
     """Put a shell script in the place of all of Nix's programs; return the environment that has it so."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     for name in _PROGRAMS:
         (directory / name).write_text(f"#!/bin/sh\n{script}\n")
         (directory / name).chmod(0o755)

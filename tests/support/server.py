@@ -21,8 +21,16 @@ HOST = "127.0.0.1"
 _START = 30
 _STOP = 15
 
-# Nothing of the developer's own settings reaches a server under test.
-_SETTINGS = ("NIXERY_", "NIX_TIMEOUT", "NIX_POPULARITY_URL", "STORAGE_PATH", "PORT")
+# Nothing of the developer's own settings reaches a server under test. The last one would have every server compile
+# all that it imports anew.
+_SETTINGS = (
+    "NIXERY_",
+    "NIX_TIMEOUT",
+    "NIX_POPULARITY_URL",
+    "STORAGE_PATH",
+    "PORT",
+    "PYTHONDONTWRITEBYTECODE",
+)
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
+
 from tests.support.pulled_image import LayerBlob, PulledImage
 
 _SCHEMAS = Path(__file__).parent.parent / "schemas"
@@ -147,6 +148,7 @@ def _layer(number: int, layer: LayerBlob, diff_id: str) -> Iterator[str]:
         yield f"{what} has diff id {_sha256(archive)}, the config says {diff_id}"
     yield from _gzip_header(what, layer.blob)
     yield from _end_of_archive(what, archive)
+    yield from _order(what, members)
     for problem in _members(members):
         yield f"{what}: {problem}"
 
@@ -164,6 +166,12 @@ def _end_of_archive(what: str, archive: bytes) -> Iterator[str]:
         yield f"{what}: the tar does not end with a whole block"
     if archive[-1024:] != bytes(1024):
         yield f"{what}: the tar does not end with two blocks of zeros"
+
+
+def _order(what: str, members: list[tarfile.TarInfo]) -> Iterator[str]:
+    names = [_normal(member.name).encode(errors="surrogateescape").split(b"/") for member in members]
+    if names != sorted(names):
+        yield f"{what}: names are not sorted by bytes within their directories"
 
 
 def _members(members: list[tarfile.TarInfo]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+
 from tests.support.pulled_image import LayerBlob, PulledImage
 from tests.validator.image_validator import problems, validate
 
@@ -170,6 +171,7 @@ LAYER_CASES: list[tuple[str, Callable[[], PulledImage], str]] = [
         lambda: with_added(member(f"{STORE_PATH}/file/below")),
         "without or before its directory",
     ),
+    ("names out of order", lambda: with_added(member(f"{STORE_PATH}/aaa")), "are not sorted"),
     ("a whiteout", lambda: with_added(member(f"{STORE_PATH}/.wh.file")), "is a whiteout"),
     ("an opaque whiteout", lambda: with_added(member(f"{STORE_PATH}/.wh..wh..opq")), "is a whiteout"),
     ("an owner", lambda: with_last_member(uid=1000), "belongs to 1000:0"),

@@ -1,9 +1,9 @@
 from hypothesis import given
-from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.layering.dominators import dominated_groups
+from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 
 def groups(found: dict[StorePath, list[StorePath]]) -> set[tuple[StorePath, ...]]:

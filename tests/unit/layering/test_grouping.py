@@ -2,12 +2,12 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 from nixery.closure.graph import Closure, PathInfo
 from nixery.closure.store_path import StorePath
 from nixery.layering.grouping import BIG, LayerGroup, group_into_layers
 from nixery.layering.popularity import Popularity
+from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 NONE = Popularity()
 

@@ -1,6 +1,5 @@
-from tests.unit.layering.graphs import path
-
 from nixery.layering.popularity import Popularity
+from tests.unit.layering.graphs import path
 
 
 def test_a_name_with_its_version_goes_before_one_without() -> None:

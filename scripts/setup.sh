@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Set up whatever the demo, the server and the tests need: scripts/setup.sh [SYSTEM...]
+#
+#   1. programs: installed from Debian if we are root, asked for if not
+#   2. Nix:      the user's own configuration, or a private one in var/nix for root without a daemon
+#   3. .venv:    the pinned Python requirements and this project, editable
+#   4. the package set's lock, for each SYSTEM (default: x86_64-linux and this machine's)
+#
+# Every step looks first whether there is anything to do.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
+python=${PYTHON:-python3}
+# runc is in sbin, which is not on everybody's PATH.
+PATH=$PATH:/usr/sbin:/sbin
+
+say() { printf 'setup: %3d s  %s\n' "$SECONDS" "$*"; }
+fail() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+# quietly LOG COMMAND...: its output goes to var/log/LOG and is shown if it fails.
+quietly() {
+    local log=var/log/$1
+    shift
+    "$@" >"$log" 2>&1 </dev/null || {
+        cat "$log" >&2
+        return 1
+    }
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+missing_packages() {
+    has nix-instantiate || echo nix-bin
+    has patchelf || echo patchelf
+    has skopeo || echo skopeo
+    has umoci || echo umoci
+    has runc || echo runc
+    # The package set's builders run the system's Python, whichever one comes first on PATH.
+    [ -x /usr/bin/python3 ] || echo python3
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+}
+
+install_packages() {
+    say "installing from Debian: $*"
+    export DEBIAN_FRONTEND=noninteractive
+    # None of these packages brings a service; recommended ones would.
+    local install=(apt-get install --yes --no-install-recommends "$@")
+    if apt-cache show "$@" >/dev/null 2>&1 && "${install[@]}" >var/log/apt.log 2>&1 </dev/null; then
+        return
+    fi
+    # apt has no package lists yet, or they are so old that their files have gone from the mirror.
+    say 'updating the package lists of apt'
+    quietly apt-update.log apt-get update || fail 'apt-get update failed'
+    quietly apt.log "${install[@]}" || fail "apt-get could not install: $*"
+}
+
+ensure_programs() {
+    has "$python" || fail "$python is missing; needed: Python 3.11 or newer, for example: apt-get install python3"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "$python is $("$python" --version 2>&1); needed: 3.11 or newer (make PYTHON=/path/to/python3)"
+    local missing
+    mapfile -t missing < <(missing_packages)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    has apt-get || fail "missing: ${missing[*]} (Debian's names); this is no Debian, so please install them"
+    [ "$(id -u)" = 0 ] ||
+        fail "missing: ${missing[*]}; as root: apt-get install --no-install-recommends ${missing[*]}"
+    install_packages "${missing[@]}"
+    hash -r
+    mapfile -t missing < <(missing_packages)
+    [ ${#missing[@]} = 0 ] || fail "still missing after the installation: ${missing[*]}"
+}
+
+# Whether Nix has build users or a daemon, that is, whether somebody has set it up.
+nix_is_set_up() { getent group nixbld >/dev/null || [ -S /nix/var/nix/daemon-socket/socket ]; }
+
+ensure_nix() {
+    local environment=''
+    if [ "$(id -u)" = 0 ] && ! nix_is_set_up; then
+        environment="export NIX_CONF_DIR='$root/var/nix'"
+        export NIX_CONF_DIR=$root/var/nix
+        write_if_changed var/nix/nix.conf <<'END'
+# A private configuration: root builds by itself, from source, and asks no binary cache.
+build-users-group =
+substituters =
+experimental-features = nix-command flakes
+max-jobs = auto
+# The builders of packagesets/debian use the system's Python, patchelf and apt.
+sandbox = false
+END
+    fi
+    write_if_changed var/nix/environment <<<"$environment"
+    quietly nix.log nix-instantiate --eval -E 1 ||
+        fail "Nix does not work for $(id -un); it takes root, a Nix daemon (Debian: nix-setup-systemd) or a store of one's own"
+}
+
+# Keeps the time stamp, so that readers see a change only where there is one.
+write_if_changed() {
+    cat >"$1.new"
+    if cmp -s "$1.new" "$1"; then rm "$1.new"; else mv "$1.new" "$1"; fi
+}
+
+ensure_venv() {
+    local requirements project
+    requirements=$({ echo "$root" && "$python" --version && cat requirements/dev.txt; } | sha256sum)
+    project=$(sha256sum <pyproject.toml)
+    [ "$(cat .venv/set-up 2>/dev/null)" != "$requirements$project" ] || return 0
+    local pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input)
+    if [[ $(cat .venv/set-up 2>/dev/null) != "$requirements"* ]]; then
+        say 'making .venv'
+        quietly venv.log "$python" -m venv --clear .venv || fail "$python could not make .venv"
+        # Compiling everything would take longer than it saves; Python does it for what is imported.
+        quietly pip.log "${pip[@]}" install --require-hashes --requirement requirements/dev.txt ||
+            fail 'pip could not install requirements/dev.txt'
+    fi
+    say 'installing nixery into .venv'
+    quietly pip.log "${pip[@]}" install --no-deps --no-build-isolation --editable . ||
+        fail 'pip could not install nixery'
+    quietly pip.log "${pip[@]}" check || fail 'requirements/ does not fit pyproject.toml: make lock'
+    echo "$requirements$project" >.venv/set-up
+}
+
+ensure_lock() {
+    [ $# -gt 0 ] || set -- x86_64-linux "$(uname -m)-linux"
+    local system arguments=()
+    for system in $(printf '%s\n' "$@" | sort -u); do
+        arguments+=(--system "$system")
+        [ -e "packagesets/debian/lock/$system.json" ] || say "locking Debian's packages for $system"
+    done
+    quietly lock.log /usr/bin/python3 packagesets/debian/lock.py "${arguments[@]}" ||
+        fail 'the package set could not be locked'
+}
+
+mkdir -p var/log var/nix
+# Two of these at the same time would make the same things.
+exec 9>var/setup.lock
+flock 9
+
+ensure_programs
+ensure_nix
+# The two that take long have nothing to do with each other.
+ensure_lock "$@" &
+ensure_venv
+wait "$!"

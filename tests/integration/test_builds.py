@@ -1,0 +1,147 @@
+"""Builders that fail, sleep, and write more than anybody reads."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Pull
+from tests.support.client import RegistryClient
+from tests.support.nix import children_of, install_fake_nix, processes_with_environment, wait_until
+from tests.support.server import Server, running_server
+
+# What a person at a terminal can be shown, and what every client reads of an error.
+_LARGEST_ERROR = 64 * 1024
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, str]) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("impatient"), {**settings, "NIX_TIMEOUT": "2"}) as server:
+        yield server
+
+
+def test_failed_build(client: RegistryClient) -> None:
+    response = client.manifest("fails/hello")
+    assert response.status == 500
+    detail = response.error["detail"]
+    assert detail["derivation"].endswith("-fails-1.0.drv")
+    assert detail["log"] == ["only line of the log"]
+    assert "fails-1.0.drv" in response.error["message"]
+    assert "3" in response.error["message"]
+
+
+def test_failed_dependency_is_the_one_to_blame(client: RegistryClient) -> None:
+    detail = client.manifest("failsdeep").error["detail"]
+    assert detail["derivation"].endswith("-culprit-1.0.drv")
+    assert detail["log"] == ["the culprit speaks"]
+
+
+def test_failed_build_fails_again_and_harms_nobody(client: RegistryClient) -> None:
+    for _ in range(2):
+        assert client.manifest("fails").status == 500
+    assert client.manifest("hello").status == 200
+
+
+def test_megabyte_on_both_streams_before_a_failure(client: RegistryClient) -> None:
+    response = client.manifest("failsloudly")
+    assert response.status == 500
+    log = response.error["detail"]["log"]
+    assert log[-1] == "the last line"
+    assert log[0] == "a line of the megabyte on stderr"
+    assert len(log) >= 10
+    assert len(response.body) < _LARGEST_ERROR
+
+
+def test_megabyte_in_one_line(client: RegistryClient) -> None:
+    response = client.manifest("failsinoneline")
+    assert response.status == 500
+    assert response.error["detail"]["derivation"].endswith("-failsinoneline-1.0.drv")
+    assert "xxxxxxxxxx" in response.error["detail"]["log"][-1]
+    assert len(response.body) < _LARGEST_ERROR
+
+
+def test_log_that_is_not_utf8(pull: Pull) -> None:
+    assert pull("bytelog").filesystem.read("share/bytelog") == b"fine\n"
+
+
+def test_log_that_is_not_utf8_of_a_failure(client: RegistryClient) -> None:
+    response = client.manifest("failsinbytes")
+    assert response.status == 500
+    detail = response.error["detail"]
+    assert detail["derivation"].endswith("-failsinbytes-1.0.drv")
+    assert detail["log"][-1] == "the last line"
+    assert "\x1b" not in "".join(detail["log"])
+
+
+def test_megabyte_on_both_streams_before_a_success(pull: Pull) -> None:
+    assert pull("loud").filesystem.read("share/loud") == b"fine\n"
+
+
+def test_megabyte_on_stderr_while_evaluating(pull: Pull) -> None:
+    assert pull("noisyevaluation").filesystem.names_in("bin") == ["noisyevaluation"]
+
+
+@pytest.mark.parametrize("package", ["sleeps", "ignoresterm"])
+def test_build_that_takes_too_long(impatient: Server, salt: str, package: str) -> None:
+    begin = time.monotonic()
+    response = impatient.client.manifest(package)
+    assert response.status == 504
+    assert 1.5 < time.monotonic() - begin < 15
+    detail = response.error["detail"]
+    assert detail["derivation"].endswith(f"-{package}-1.0.drv")
+    if package == "sleeps":
+        assert detail["log"] == ["falling asleep"]
+    assert "NIX_TIMEOUT" in response.error["message"]
+    wait_until(
+        lambda: not processes_with_environment(f"{package}-1.0"), f"no builder of {package} is left", 3
+    )
+    wait_until(lambda: not children_of(impatient.process.pid), "no process of the server is left", 3)
+    assert salt not in os.environ.values()
+
+
+def test_evaluation_that_takes_too_long(impatient: Server) -> None:
+    response = impatient.client.manifest("endless")
+    assert response.status == 504
+    assert "NIX_TIMEOUT" in response.error["message"]
+    wait_until(lambda: not children_of(impatient.process.pid), "no process of the server is left", 3)
+
+
+def test_server_lives_on_after_a_timeout(impatient: Server) -> None:
+    assert impatient.client.manifest("hello").status == 200
+
+
+def test_set_and_storage_with_odd_names(tmp_path: Path, settings: Mapping[str, str]) -> None:
+    package_set = tmp_path / "a \"set\" of 'packages' ${throw} $(exit 1) \\ é"
+    package_set.mkdir()
+    (package_set / "default.nix").write_text(f"import {settings['NIXERY_PKGS_PATH']}\n")
+    storage = tmp_path / "the \"storage\" $HOME 'é'"
+    with running_server(
+        tmp_path / "server", {**settings, "NIXERY_PKGS_PATH": str(package_set), "STORAGE_PATH": str(storage)}
+    ) as server:
+        assert server.client.pull("hello").filesystem.names_in("bin") == ["hello"]
+
+
+def test_nix_that_answers_something_else(tmp_path: Path, settings: Mapping[str, str]) -> None:
+    environment = install_fake_nix(tmp_path / "fake", "exit 0")
+    with running_server(tmp_path / "server", {**settings, **environment}) as server:
+        for script in ("exit 0", "echo '<html>'", "echo '{}'", "kill -9 $$", "echo oops >&2; exit 1"):
+            install_fake_nix(tmp_path / "fake", script)
+            response = server.client.manifest("hello")
+            assert response.status == 500, script
+            assert response.error["message"], script
+        assert "Traceback" not in server.log
+        assert server.client.get("/v2/").status == 200
+
+
+def test_set_that_owes_nothing(tmp_path: Path, settings: Mapping[str, str]) -> None:
+    package_set = Path(__file__).parent.parent / "packageset" / "minimal"
+    with running_server(tmp_path, {**settings, "NIXERY_PKGS_PATH": str(package_set)}) as server:
+        image = server.client.pull("hello")
+        assert [path.split("-", 1)[1] for path in image.filesystem.store_paths] == ["hello-minimal-1.0"]
+        message = server.client.manifest("shell").error["message"]
+        for package in ("bashInteractive", "coreutils", "moreutils", "nano"):
+            assert package in message

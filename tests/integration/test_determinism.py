@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.client import RegistryClient
+from tests.support.nix import PACKAGE_SETS, NixSpy
+from tests.support.server import running_server
+from tests.validator.image_validator import validate
+
+NAMES = (
+    "shell/hello/greeting/emptydirectory/hardlinks/symlinks/executables/longnames/bytenames/outputs/selfreference/diamond",
+    "left/right",
+    "arm64/hello",
+    "clasha/clashb/users",
+)
+
+
+def test_same_bytes_from_empty_storage_with_any_number_of_workers(
+    tmp_path: Path, settings: Mapping[str, str]
+) -> None:
+    images = []
+    for number, workers in enumerate(("1", "2")):
+        directory = tmp_path / str(number)
+        with running_server(directory, {**settings, "NIXERY_PACKING_WORKERS": workers}) as server:
+            images.append([validate(server.client.pull(name)) for name in NAMES])
+    one_worker, two_workers = images
+    assert [image.digest for image in two_workers] == [image.digest for image in one_worker]
+    assert two_workers == one_worker
+
+
+def test_restart_on_warm_storage(start_server: StartServer, spy: NixSpy) -> None:
+    first = start_server()
+    images = {name: validate(first.client.pull(name)) for name in NAMES}
+    assert first.stop() == 0
+    second = start_server(**spy.environment())
+    for name, image in images.items():
+        # By digest nothing has to be built or asked.
+        assert second.client.manifest(name, image.digest).body == image.manifest
+    assert spy.calls == []
+    for name, image in images.items():
+        assert second.client.pull(name) == image
+
+
+def test_half_warm_storage(start_server: StartServer, tmp_path: Path) -> None:
+    # Some layers are known, others are not: the order must not tell.
+    cold = start_server(STORAGE_PATH=str(tmp_path / "cold")).client.pull("shell/diamond/hello/big")
+    warm = start_server()
+    for name in ("big", "nano/hello", "left"):
+        warm.client.pull(name)
+    assert warm.client.pull("shell/diamond/hello/big") == cold
+
+
+def test_two_package_sets_on_one_storage(start_server: StartServer) -> None:
+    clients = [start_server().client, start_server(NIXERY_PKGS_PATH=str(PACKAGE_SETS / "minimal")).client]
+    for _ in range(2):
+        images = [validate(client.pull("hello")) for client in clients]
+        names = [{path.split("-", 1)[1] for path in image.filesystem.store_paths} for image in images]
+        assert names == [{"hello-1.0", "iana-etc-1.0", "nss-cacert-1.0"}, {"hello-minimal-1.0"}]
+
+
+@pytest.mark.parametrize("name", ["hello", "shell/diamond"])
+def test_same_request_again(client: RegistryClient, name: str) -> None:
+    assert len({client.digest(name) for _ in range(3)}) == 1

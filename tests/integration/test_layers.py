@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.integration.conftest import Pull, StartServer
+from tests.support.pulled_image import LayerBlob, PulledImage
+from tests.validator.image_validator import validate
+
+
+def packages(layer: LayerBlob) -> set[str]:
+    """Names of the store paths in a layer, without hash and version."""
+    names = (member.name for member in layer.members() if member.name.count("/") == 2)
+    return {name.split("-", 1)[1].rpartition("-")[0] for name in names if name.startswith("nix/store/")}
+
+
+def store_layers(image: PulledImage) -> list[set[str]]:
+    return [packages(layer) for layer in image.layers[:-1]]
+
+
+def test_what_travels_together_is_one_layer(pull: Pull) -> None:
+    assert {"diamond", "left", "right", "bottom"} in store_layers(pull("diamond"))
+
+
+def test_what_two_packages_share_is_a_layer_of_its_own(pull: Pull) -> None:
+    layers = store_layers(pull("left/right"))
+    assert {"left"} in layers
+    assert {"right"} in layers
+    assert {"bottom"} in layers
+
+
+def test_images_share_layers(pull: Pull) -> None:
+    one, both = pull("hello"), pull("hello/greeting")
+    assert set(one.layer_digests[:-1]) < set(both.layer_digests)
+
+
+def test_no_store_path_is_in_two_layers(pull: Pull) -> None:
+    for name in ("shell/hello", "diamond", "left/right/diamond", "symlinks/diamond"):
+        layers = store_layers(pull(name))
+        assert sum(map(len, layers)) == len(set.union(*layers))
+
+
+def test_layers_are_listed_by_rating(pull: Pull) -> None:
+    assert store_layers(pull("big/hello"))[0] == {"big"}
+
+
+def test_history_names_the_packages_of_each_layer(pull: Pull) -> None:
+    image = pull("shell/diamond")
+    history = image.config_document["history"]
+    for layer, entry in zip(image.layers[:-1], history[:-1], strict=True):
+        for package in packages(layer):
+            assert package in entry["comment"]
+    for package in ("diamond", "nano", "cacert"):
+        assert package in history[-1]["comment"]
+
+
+def test_popular_path_is_a_layer_of_its_own(start_server: StartServer, tmp_path: Path) -> None:
+    popularity = tmp_path / "popularity.json"
+    popularity.write_text(json.dumps({"bottom": 1000}))
+    # On one storage: what is remembered of images without the data must not be taken for images with it.
+    without = validate(start_server().client.pull("diamond"))
+    assert {"diamond", "left", "right", "bottom"} in store_layers(without)
+    for url in (str(popularity), popularity.as_uri()):
+        image = validate(start_server(NIX_POPULARITY_URL=url).client.pull("diamond"))
+        layers = store_layers(image)
+        assert {"bottom"} in layers
+        assert {"diamond", "left", "right"} in layers
+
+
+def test_budget(start_server: StartServer, tmp_path: Path) -> None:
+    popularity = tmp_path / "popularity.json"
+    popularity.write_text(json.dumps({f"part{number}": 100 + number for number in range(100)}))
+    image = validate(start_server(NIX_POPULARITY_URL=str(popularity)).client.pull("many"))
+    assert len(image.layers) == 94
+    assert len(image.filesystem.store_paths) == 103

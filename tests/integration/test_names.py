@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.conftest import Pull
+from tests.support.client import RegistryClient
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("hello/greeting", "greeting/hello"),
+        ("hello", "hello/hello"),
+        ("hello", "amd64/hello"),
+        ("shell/hello", "shell/amd64/hello"),
+        ("shell/arm64/hello", "arm64/shell/hello"),
+        ("shell/shell/hello", "shell/hello"),
+        ("shell/hello", "shell/hello/cacert/iana-etc"),
+        ("shell/hello", "shell/hello/nano"),
+    ],
+)
+def test_names_of_one_image(client: RegistryClient, one: str, other: str) -> None:
+    assert client.digest(one) == client.digest(other)
+
+
+def test_confusable_names_are_different_images(pull: Pull) -> None:
+    assert set(pull("a/bc").filesystem.names_in("bin")) == {"a", "bc"}
+    assert set(pull("ab/c").filesystem.names_in("bin")) == {"ab", "c"}
+
+
+def test_meta_packages_stand_in_front_only(client: RegistryClient, pull: Pull) -> None:
+    assert "bash" in pull("shell/hello").filesystem.names_in("bin")
+    # Behind the first package they are names like any other, and this set has no such packages.
+    for meta_package in ("shell", "arm64", "amd64"):
+        response = client.manifest(f"hello/{meta_package}")
+        assert response.status == 404
+        assert [package["name"] for package in response.error["detail"]["packages"]] == [meta_package]
+
+
+def test_shell_stands_for_four_packages(pull: Pull) -> None:
+    image = pull("shell")
+    assert {"bash", "sh", "ls", "env", "moreutils", "nano"} <= set(image.filesystem.names_in("bin"))
+    assert image.cmd == ["bash"]
+
+
+def test_always_included(pull: Pull) -> None:
+    filesystem = pull("hello").filesystem
+    assert filesystem.read("etc/protocols") == b"tcp 6 TCP\n"
+    assert filesystem.read("etc/services") == b"http 80/tcp\n"
+    assert filesystem.read("etc/ssl/certs/ca-bundle.crt") == b"certificates\n"
+
+
+def test_nothing_but_what_is_always_included(pull: Pull) -> None:
+    names = {path.split("-", 1)[1] for path in pull("hello").filesystem.store_paths}
+    assert names == {"hello-1.0", "iana-etc-1.0", "nss-cacert-1.0"}
+
+
+def test_architectures(pull: Pull) -> None:
+    amd64, arm64 = pull("hello"), pull("arm64/hello")
+    assert (amd64.config_document["architecture"], amd64.config_document.get("variant")) == ("amd64", None)
+    assert (arm64.config_document["architecture"], arm64.config_document.get("variant")) == ("arm64", "v8")
+    assert b"hello for x86_64-linux" in amd64.filesystem.read("bin/hello")
+    assert b"hello for aarch64-linux" in arm64.filesystem.read("bin/hello")
+
+
+def test_architectures_after_each_other(client: RegistryClient) -> None:
+    digests = [client.digest(name) for name in ("arm64/nano", "nano", "arm64/nano", "amd64/nano")]
+    assert digests[0] == digests[2] != digests[1] == digests[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("error", "error"),
+        ("haskellpackages.pandoc", "pandoc"),
+        ("haskellpackages.deeper.lens", "lens"),
+        ("camelcase", "camelcase"),
+        ("ambiguous", "ambiguous-upper"),
+        ("exact", "exact-lower"),
+        ("1password", "_1password"),
+        ("python3.11", "python-dotted"),
+        ("iana-etc/hello", "hello"),
+    ],
+)
+def test_attribute_lookup(pull: Pull, name: str, program: str) -> None:
+    assert pull(name).filesystem.names_in("bin") == [program]
+
+
+def test_nested_components_are_exact(client: RegistryClient) -> None:
+    # haskellPackages.ShellCheck is there, but no registry name leads to it.
+    assert client.manifest("haskellpackages.shellcheck").status == 404
+
+
+def test_package_with_an_attribute_named_error(pull: Pull) -> None:
+    assert pull("haserror").filesystem.read("share/haserror") == b"fine\n"
+
+
+def test_tag_means_nothing_for_a_directory(client: RegistryClient) -> None:
+    by_tag = {client.manifest("hello", tag).body for tag in ("latest", "v1.0", "nixos-24.05")}
+    assert len(by_tag) == 1

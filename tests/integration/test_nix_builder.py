@@ -1,0 +1,107 @@
+"""What the adapter for Nix tells the pipeline, as far as no image shows it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from nixery.closure.graph import Closure, PathInfo
+from nixery.errors import NixUnusable
+from nixery.image.request import parse_image_name
+from nixery.nix.builder import Package
+from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.subprocess_builder import SubprocessNixBuilder
+
+
+@pytest.fixture
+async def builder(
+    tmp_path: Path, settings: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[SubprocessNixBuilder]:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    roots = GarbageCollectorRoots(tmp_path / "gc-roots")
+    yield SubprocessNixBuilder(Path(settings["NIXERY_PKGS_PATH"]), 30, roots)
+    roots.close()
+
+
+async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:
+    packages = await builder.evaluate(parse_image_name(name))
+    (package,) = [package for package in packages if package.requested_name == name]
+    return package
+
+
+async def closure_of(builder: SubprocessNixBuilder, name: str) -> Closure:
+    package = await evaluated(builder, name)
+    async with builder.realise([package]):
+        return await builder.closure(list(package.outputs.values()))
+
+
+def info_of(closure: Closure, name: str) -> PathInfo:
+    (info,) = [info for info in closure if info.path.name == name]
+    return info
+
+
+async def test_what_evaluation_tells(builder: SubprocessNixBuilder) -> None:
+    package = await evaluated(builder, "mainprogram")
+    assert package.attribute == "mainprogram"
+    assert package.derivation.name == "mainprogram-1.0.drv"
+    assert {output: path.name for output, path in package.outputs.items()} == {"out": "mainprogram-1.0"}
+    assert (package.name, package.version) == ("mainprogram", "1.0")
+    assert package.description == "A package that says what it is for"
+    assert package.licences == ("MIT", "bsd3")
+    assert package.main_program == "the-program"
+    assert package.priority == 5
+    assert (await evaluated(builder, "clashpriority")).priority == 1
+
+
+async def test_attribute_that_was_found(builder: SubprocessNixBuilder) -> None:
+    assert (await evaluated(builder, "haskellpackages.pandoc")).attribute == "haskellPackages.pandoc"
+    assert (await evaluated(builder, "1password")).attribute == "_1password"
+    assert (await evaluated(builder, "ambiguous")).attribute == "Ambiguous"
+
+
+async def test_outputs_to_install(builder: SubprocessNixBuilder) -> None:
+    package = await evaluated(builder, "outputs")
+    assert {output: path.name for output, path in package.outputs.items()} == {
+        "bin": "outputs-1.0-bin",
+        "man": "outputs-1.0-man",
+    }
+
+
+async def test_meta_data_that_throws(builder: SubprocessNixBuilder) -> None:
+    package = await evaluated(builder, "metathrows")
+    assert (package.description, package.licences, package.main_program) == ("", (), None)
+
+
+async def test_closure_of_a_diamond(builder: SubprocessNixBuilder) -> None:
+    closure = await closure_of(builder, "diamond")
+    references = {info.path.name: [reference.name for reference in info.references] for info in closure}
+    assert {name: sorted(names) for name, names in references.items()} == {
+        "diamond-1.0": ["left-1.0", "right-1.0"],
+        "left-1.0": ["bottom-1.0"],
+        "right-1.0": ["bottom-1.0"],
+        "bottom-1.0": [],
+    }
+
+
+async def test_sizes_are_a_paths_own(builder: SubprocessNixBuilder) -> None:
+    assert 16_000_000 < info_of(await closure_of(builder, "big"), "big-1.0").nar_size < 16_001_000
+    assert info_of(await closure_of(builder, "diamond"), "diamond-1.0").nar_size < 1000
+
+
+async def test_self_reference_is_no_reference(builder: SubprocessNixBuilder) -> None:
+    assert info_of(await closure_of(builder, "selfreference"), "selfreference-1.0").references == ()
+
+
+async def test_path_that_nix_does_not_know(builder: SubprocessNixBuilder) -> None:
+    # Evaluated, not realised, and with a salt nobody else has.
+    package = await evaluated(builder, "fails")
+    with pytest.raises(NixUnusable):
+        await builder.closure(list(package.outputs.values()))
+
+
+async def test_nothing_to_realise(builder: SubprocessNixBuilder) -> None:
+    async with builder.realise([]):
+        assert list(await builder.closure([])) == []

@@ -1,0 +1,45 @@
+"""A store that ``nix-store --optimise`` went over has hard links where others have equal files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+from nixery.closure.store_path import StorePath
+from nixery.packing.compression import Gzip
+from nixery.packing.layer_packer import LayerPacker
+from nixery.packing.store_tree import store_entries
+
+STORE_PATHS = [StorePath(f"{digit * 32}-package-{digit}") for digit in "012"]
+
+
+def make_store(directory: Path, *, optimised: bool) -> Path:
+    first: Path | None = None
+    for store_path in STORE_PATHS:
+        (directory / store_path.base_name / "share").mkdir(parents=True)
+        for name in ("one", "two"):
+            path = directory / store_path.base_name / "share" / name
+            if optimised and first is not None:
+                os.link(first, path)
+                continue
+            path.write_bytes(b"equal content\n" * 1000)
+            path.chmod(0o444)
+            first = first or path
+    return directory
+
+
+def packed(store: Path) -> tuple[str, str]:
+    blob = io.BytesIO()
+    entries = store_entries(STORE_PATHS, os.fsencode(store))
+    diff_id = LayerPacker(Gzip()).pack(entries, blob, lambda: None)
+    return str(diff_id), hashlib.sha256(blob.getvalue()).hexdigest()
+
+
+def test_hard_links_between_files_leave_no_trace(tmp_path: Path) -> None:
+    plain = make_store(tmp_path / "plain", optimised=False)
+    optimised = make_store(tmp_path / "optimised", optimised=True)
+    linked = optimised / STORE_PATHS[0].base_name / "share" / "one"
+    assert linked.stat().st_nlink == 2 * len(STORE_PATHS)
+    assert packed(optimised) == packed(plain)

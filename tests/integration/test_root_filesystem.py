@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.conftest import Pull
+from tests.support.server import Server
+
+
+def test_directories_and_modes(pull: Pull) -> None:
+    filesystem = pull("hello").filesystem
+    modes = {name: filesystem.members[name].mode for name in ("bin", "etc", "root", "tmp", "var/tmp", "usr")}
+    assert modes == {
+        "bin": 0o755,
+        "etc": 0o755,
+        "root": 0o700,
+        "tmp": 0o1777,
+        "var/tmp": 0o1777,
+        "usr": 0o755,
+    }
+    assert all(filesystem.members[name].isdir() for name in modes)
+
+
+def test_usr_bin_is_bin(pull: Pull) -> None:
+    filesystem = pull("hello").filesystem
+    assert filesystem.find("usr/bin").linkname == "../bin"
+    assert filesystem.read("usr/bin/hello") == filesystem.read("bin/hello")
+
+
+def test_programs_are_links_into_the_store(pull: Pull) -> None:
+    filesystem = pull("hello").filesystem
+    assert filesystem.find("bin/hello").linkname == f"/{filesystem.store_path('hello-1.0')}/bin/hello"
+
+
+def test_users_groups_and_name_services(pull: Pull) -> None:
+    filesystem = pull("hello").filesystem
+    users = dict(line.split(":", 1) for line in filesystem.read("etc/passwd").decode().splitlines())
+    assert users["root"].startswith("x:0:0:")
+    assert users["nobody"].startswith("x:65534:65534:")
+    assert b"nobody:x:65534:" in filesystem.read("etc/group")
+    assert b"hosts: files dns" in filesystem.read("etc/nsswitch.conf").replace(b":     ", b": ")
+
+
+def test_package_with_its_own_passwd_wins(pull: Pull) -> None:
+    filesystem = pull("users").filesystem
+    assert filesystem.read("etc/passwd") == b"somebody:x:1:1::/:/bin/sh\n"
+    assert b"nobody" in filesystem.read("etc/group")
+
+
+def test_certificates_have_both_names(pull: Pull) -> None:
+    image = pull("hello")
+    for name in ("ca-bundle.crt", "ca-certificates.crt"):
+        assert image.filesystem.read(f"etc/ssl/certs/{name}") == b"certificates\n"
+    for variable in ("SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO"):
+        assert image.filesystem.read(image.env[variable].lstrip("/")) == b"certificates\n"
+        assert "/nix/store" not in image.env[variable]
+
+
+def test_path(pull: Pull) -> None:
+    assert pull("hello").env["PATH"].split(":")[0] == "/bin"
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"), [("shell", b"x86_64-linux"), ("arm64/shell", b"aarch64-linux")]
+)
+def test_sh_and_env_are_of_the_images_architecture(pull: Pull, name: str, architecture: bytes) -> None:
+    filesystem = pull(name).filesystem
+    assert filesystem.read("bin/sh") == b"a shell for %s\n" % architecture
+    assert filesystem.read("usr/bin/env") == b"coreutils for %s\n" % architecture
+
+
+def test_no_sh_and_env_where_there_is_none(pull: Pull) -> None:
+    assert pull("hello").filesystem.names_in("bin") == ["hello"]
+
+
+@pytest.mark.parametrize(
+    "name", ["hello", "shell", "arm64/hello", "shell/hello/greeting", "users", "symlinks"]
+)
+def test_no_link_of_the_root_dangles(pull: Pull, name: str) -> None:
+    image = pull(name)
+    links = [member.name for member in image.layers[-1].members() if member.issym()]
+    assert links
+    for link in links:
+        assert link in image.filesystem, link
+
+
+def test_clash_is_decided_by_name(pull: Pull) -> None:
+    filesystem = pull("clashb/clasha").filesystem
+    assert filesystem.read("bin/clash") == b"a\n"
+    assert filesystem.names_in("bin") == ["clash", "only-a", "only-b"]
+
+
+def test_clash_is_told(server: Server, pull: Pull) -> None:
+    pull("clashb/clasha")
+    (warning,) = [line for line in server.log.splitlines() if "bin/clash" in line and "only" not in line][:1]
+    assert "clasha" in warning
+    assert "clashb" in warning
+
+
+def test_clash_is_decided_by_priority_first(pull: Pull) -> None:
+    assert pull("clasha/clashb/clashpriority").filesystem.read("bin/clash") == b"priority\n"
+
+
+def test_file_against_directory(pull: Pull) -> None:
+    filesystem = pull("clashfile/emptydirectory").filesystem
+    assert filesystem.read("share") == b"file\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "cmd"),
+    [
+        ("mainprogram", ["the-program"]),
+        ("hello", ["hello"]),
+        ("shell/hello", ["bash"]),
+        ("hello/greeting", []),
+        ("emptydirectory", []),
+    ],
+)
+def test_cmd(pull: Pull, name: str, cmd: list[str]) -> None:
+    config = pull(name).config_document["config"]
+    assert config.get("Cmd", []) == cmd
+    assert "Entrypoint" not in config
+
+
+def test_created_is_no_clock(pull: Pull) -> None:
+    assert pull("hello").config_document["created"] == "1970-01-01T00:00:01Z"

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.server import HOST, free_port, run_server
+
+
+@pytest.fixture
+def good(settings: Mapping[str, str], tmp_path: Path) -> dict[str, str]:
+    return {
+        **settings,
+        "PORT": str(free_port()),
+        "NIXERY_STORAGE_BACKEND": "filesystem",
+        "STORAGE_PATH": str(tmp_path / "storage"),
+    }
+
+
+def problems(settings: Mapping[str, str], directory: Path) -> list[str]:
+    """The lines a server ends with."""
+    ended = run_server(settings, directory)
+    assert ended.returncode == 2, ended
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.stderr.splitlines()
+
+
+def test_nothing_is_set(tmp_path: Path) -> None:
+    lines = problems({}, tmp_path)
+    assert len(lines) == 4
+    for variable in ("PORT", "NIXERY_PKGS_PATH", "NIXERY_STORAGE_BACKEND", "STORAGE_PATH"):
+        assert sum(f" {variable} " in line for line in lines) == 1, lines
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "65536"),
+        ("NIXERY_PKGS_PATH", "/etc"),
+        ("STORAGE_PATH", ""),
+        ("NIX_TIMEOUT", "0"),
+    ],
+)
+def test_one_is_wrong(good: dict[str, str], tmp_path: Path, variable: str, value: str) -> None:
+    (line,) = problems({**good, variable: value}, tmp_path)
+    assert variable in line
+
+
+def test_all_are_wrong(good: dict[str, str], tmp_path: Path) -> None:
+    wrong = {
+        "PORT": "http",
+        "NIXERY_PKGS_PATH": "/does/not/exist",
+        "NIXERY_STORAGE_BACKEND": "floppy",
+        "NIX_TIMEOUT": "soon",
+    }
+    lines = problems({**good, **wrong}, tmp_path)
+    assert len(lines) == len(wrong)
+    for variable in wrong:
+        assert sum(variable in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("content", [None, b"[]", b'{"hello": "many"}', b"\xff"])
+def test_popularity_is_wrong(good: dict[str, str], tmp_path: Path, content: bytes | None) -> None:
+    popularity = tmp_path / "popularity.json"
+    if content is not None:
+        popularity.write_bytes(content)
+    (line,) = problems({**good, "NIX_POPULARITY_URL": str(popularity)}, tmp_path)
+    assert "NIX_POPULARITY_URL" in line
+
+
+def test_storage_cannot_be_made(good: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (line,) = problems({**good, "STORAGE_PATH": str(tmp_path / "file" / "storage")}, tmp_path)
+    assert str(tmp_path / "file" / "storage") in line
+
+
+def test_port_is_taken(good: dict[str, str], tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        listener.listen()
+        (line,) = problems({**good, "PORT": str(listener.getsockname()[1])}, tmp_path)
+    assert "listen" in line
+
+
+def test_bound_to_loopback_unless_told_otherwise(start_server: StartServer) -> None:
+    server = start_server()
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", server.port), timeout=5)
+    other = start_server(NIXERY_HOST="0.0.0.0")  # noqa: S104 -- that it does is what is tested
+    socket.create_connection(("127.0.0.2", other.port), timeout=5).close()
+
+
+def test_nix_is_not_installed(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server(PATH=str(tmp_path))
+    response = server.client.manifest("hello")
+    assert response.status == 500
+    assert "nix-instantiate" in response.error["message"]
+    assert server.client.get("/v2/").status == 200
