@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 
 import structlog
@@ -20,7 +21,17 @@ _WRONG_SETTINGS = 2
 
 def serve() -> None:
     """Serve the registry. All settings come from the environment; the README lists them."""
+    # Until the server listens there is nothing to finish.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+            # Local variables stay out of tracebacks: they may be large, and nobody's business.
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
