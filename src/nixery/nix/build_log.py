@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +32,13 @@ class BuildLog:
 
     Args:
         on_progress: called whenever something starts, ends or moves on; not for a builder's own output.
+        clock: in seconds.
     """
 
-    def __init__(self, on_progress: Callable[[], None]) -> None:
+    def __init__(self, on_progress: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started: dict[int, float] = {}
+        self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
         self._derivation_of_activity: dict[int, str] = {}
         self._tails: dict[str, deque[str]] = {}
@@ -60,6 +65,11 @@ class BuildLog:
                 derivation = path.rpartition("/")[2]
                 self._derivation_of_activity[activity] = derivation
                 self._tails.setdefault(derivation, deque(maxlen=LOG_TAIL))
+                self._started[activity] = self._clock()
+            case {"action": "stop", "id": activity} if activity in self._started:
+                self._seconds[self._derivation_of_activity[activity]] = self._clock() - self._started.pop(
+                    activity
+                )
             case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
                 self._errors.append(plain(text))
         self._on_progress()
@@ -74,9 +84,15 @@ class BuildLog:
         return next((name for name in named if name in self._tails), named[0] if named else None)
 
     @property
-    def log_tail(self) -> tuple[str, ...]:
-        """The last lines of the failed builder; where no builder is to blame, of Nix itself."""
-        tail = self._tails.get(self.failed_derivation or "")
+    def slowest_derivation(self) -> str | None:
+        """The derivation whose builder ran longest, or does: who is to blame for a time-out that names nobody (Nix 2.34)."""
+        now = self._clock()
+        running = {self._derivation_of_activity[a]: now - start for a, start in self._started.items()}
+        return max(self._seconds | running, key=(self._seconds | running).__getitem__, default=None)
+
+    def log_tail(self, derivation: str | None) -> tuple[str, ...]:
+        """Return the last lines of a derivation's builder; where no builder is to blame, of Nix itself."""
+        tail = self._tails.get(derivation or "")
         if tail:
             return tuple(tail)
         return tuple([line for error in self._errors for line in error.splitlines()] or self._other_lines)[

@@ -136,11 +136,15 @@ class SubprocessNixBuilder:
         try:
             completed = await run(arguments, log.read_line, deadline)
         except TimeoutError:
-            raise BuildTimedOut(log.failed_derivation, self._timeout, log.log_tail) from None
+            raise self._timed_out(log) from None
         if completed.exit_code > _BUILD_FAILURE and (completed.exit_code - _BUILD_FAILURE) & _TIMED_OUT:
-            raise BuildTimedOut(log.failed_derivation, self._timeout, log.log_tail)
+            raise self._timed_out(log)
         if completed.exit_code != 0:
-            raise BuildFailed(log.failed_derivation, log.log_tail, log.summary)
+            raise BuildFailed(log.failed_derivation, log.log_tail(log.failed_derivation), log.summary)
+
+    def _timed_out(self, log: BuildLog) -> BuildTimedOut:
+        derivation = log.failed_derivation or log.slowest_derivation
+        return BuildTimedOut(derivation, self._timeout, log.log_tail(derivation))
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         """See ``NixBuilder.closure``."""

@@ -34,6 +34,9 @@ def load_popularity(url: str) -> Popularity:
             _fetch(url) if url.startswith(("http://", "https://", "file://")) else Path(url).read_bytes()
         )
         return Popularity(_COUNTS.validate_json(content))
+    except urllib.error.HTTPError as error:
+        error.close()  # it is a response as well
+        raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {error}",)) from None
     except (OSError, ValueError) as error:
         what = (
             "it is not a JSON object of reference counts by package name"

@@ -1,6 +1,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from nixery.nix.build_log import LOG_TAIL, BuildLog
 
 HASH = "j1d4xcbk0n37j05ij5yzn4vxjrix5ssc"
@@ -34,7 +36,7 @@ def test_tells_what_failed_and_its_last_lines() -> None:
         error(f"builder for '\x1b[35;1m/nix/store/{DERIVATION}\x1b[0m' failed with exit code 3"),
     )
     assert log.failed_derivation == DERIVATION
-    assert log.log_tail == tuple(f"line {n}" for n in range(5, LOG_TAIL + 5))
+    assert log.log_tail(log.failed_derivation) == tuple(f"line {n}" for n in range(5, LOG_TAIL + 5))
     assert log.summary == f"builder for '/nix/store/{DERIVATION}' failed with exit code 3"
 
 
@@ -53,7 +55,7 @@ def test_the_cause_goes_before_what_depends_on_it() -> None:
         error(f"1 dependencies of derivation '/nix/store/{OTHER}' failed to build"),
         error(f"builder for '/nix/store/{DERIVATION}' failed"),
     )
-    assert (log.failed_derivation, log.log_tail) == (DERIVATION, ("cause",))
+    assert (log.failed_derivation, log.log_tail(DERIVATION)) == (DERIVATION, ("cause",))
 
 
 def test_lines_of_builds_that_run_side_by_side_stay_apart() -> None:
@@ -64,20 +66,20 @@ def test_lines_of_builds_that_run_side_by_side_stay_apart() -> None:
         line("other", 2),
         error(f"builder for '/nix/store/{DERIVATION}' failed"),
     )
-    assert log.log_tail == ("mine",)
+    assert log.log_tail(log.failed_derivation) == ("mine",)
 
 
 def test_without_a_derivation_nix_speaks_for_itself() -> None:
     log = log_of(b"something before", error("cannot connect to socket"))
     assert log.failed_derivation is None
-    assert log.log_tail == ("error: cannot connect to socket",)
+    assert log.log_tail(log.failed_derivation) == ("error: cannot connect to socket",)
     assert log.summary == "cannot connect to socket"
 
 
 def test_rubbish_is_kept_as_text() -> None:
     log = log_of(b"@nix {not json", b"\xff\xfe", b"@nix []")
     assert log.failed_derivation is None
-    assert len(log.log_tail) == 3
+    assert len(log.log_tail(None)) == 3
 
 
 def test_a_builders_output_is_no_progress() -> None:
@@ -87,3 +89,19 @@ def test_a_builders_output_is_no_progress() -> None:
     assert len(progress) == 1
     log.read_line(b"@nix " + json.dumps(line("still busy", 1)).encode())
     assert len(progress) == 1
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_time_out_that_names_nobody_is_the_slowest_ones(*, stopped: bool) -> None:
+    clock = iter(range(0, 1000, 10))
+    log = BuildLog(on_progress=lambda: None, clock=lambda: next(clock))
+    stop = {"action": "stop", "id": 1}
+    events = [
+        start(DERIVATION, 1),
+        start(OTHER, 2),
+        {"action": "stop", "id": 2},
+        *([stop] if stopped else []),
+    ]
+    for event in [*events, error("timed out after 2 seconds")]:
+        log.read_line(b"@nix " + json.dumps(event).encode())
+    assert (log.failed_derivation, log.slowest_derivation) == (None, DERIVATION)
