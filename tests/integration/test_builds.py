@@ -97,7 +97,7 @@ def test_build_that_takes_too_long(impatient: Server, salt: str, package: str) -
         assert detail["log"] == ["falling asleep"]
     assert "NIX_TIMEOUT" in response.error["message"]
     wait_until(
-        lambda: not processes_with_environment(f"{package}-1.0"), f"no builder of {package} is left", 3
+        lambda: not processes_with_environment(salt, f"{package}-1.0"), f"no builder of {package} is left", 3
     )
     wait_until(lambda: not children_of(impatient.process.pid), "no process of the server is left", 3)
     assert salt not in os.environ.values()

@@ -49,8 +49,8 @@ def salted_package_set(directory: Path, salt: str) -> Path:
     return package_set
 
 
-def processes_with_environment(text: str) -> dict[int, str]:
-    """Command lines of all running processes with a text in their environment, by process id.
+def processes_with_environment(*texts: str) -> dict[int, str]:
+    """Command lines of all running processes with all of some texts in their environment, by process id.
 
     Builders have their derivation's attributes there, the salt among them.
     """
@@ -59,7 +59,8 @@ def processes_with_environment(text: str) -> dict[int, str]:
         if not directory.name.isdigit():
             continue
         try:
-            if text.encode() in (directory / "environ").read_bytes():
+            environment = (directory / "environ").read_bytes()
+            if all(text.encode() in environment for text in texts):
                 found[int(directory.name)] = _command_line(directory)
         except OSError:  # it ended, or is somebody else's
             continue
