@@ -33,6 +33,10 @@ def _words(value: object) -> object:
 _NotEmpty = BeforeValidator(_words)
 
 
+# Seconds. Nix does not take arbitrarily large numbers.
+_WEEK = 7 * 24 * 3600
+
+
 class Settings(BaseModel):
     """All settings, checked; made from a mapping such as the process environment.
 
@@ -57,7 +61,7 @@ class Settings(BaseModel):
     ]
     storage_backend: Annotated[Literal["filesystem"], _NotEmpty, Field(alias="NIXERY_STORAGE_BACKEND")]
     storage_path: Annotated[Path, _NotEmpty, AfterValidator(Path.absolute), Field(alias="STORAGE_PATH")]
-    nix_timeout: Annotated[int, _NotEmpty, Field(alias="NIX_TIMEOUT", ge=1)] = 60
+    nix_timeout: Annotated[int, _NotEmpty, Field(alias="NIX_TIMEOUT", ge=1, le=_WEEK)] = 60
     popularity_url: Annotated[str | None, _NotEmpty, Field(alias="NIX_POPULARITY_URL")] = None
     packing_workers: Annotated[
         int,

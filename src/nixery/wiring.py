@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
+from nixery.errors import SettingsError, StorageError
 from nixery.layering.popularity import Popularity
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
@@ -16,13 +17,18 @@ from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.logging_observer import LoggingObserver
+from nixery.process_directory import ProcessDirectory
 from nixery.server.asgi import Application
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
+from nixery.server.serve import listening_address
 from nixery.settings import Settings
+from nixery.storage.files import make_directory
 from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
 from nixery.storage.popularity import load_popularity
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +39,62 @@ class Wired:
     builder: ImageBuilder
 
 
-@asynccontextmanager
-async def wire(settings: Settings) -> AsyncIterator[Wired]:
-    """Put everything together; take it apart when the context ends.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that can go wrong before the first request, done."""
+
+    popularity: Popularity
+    temporary: ProcessDirectory
+    roots: ProcessDirectory
+    blobs: FilesystemBlobStore
+    records: FilesystemRecordStore
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Look for all that the settings name. Blocks, and so can be interrupted.
 
     Raises:
-        SettingsError: the popularity data cannot be had.
-        StorageError: the storage cannot be used.
+        SettingsError: with every problem there is.
     """
-    popularity = Popularity()
-    if settings.popularity_url is not None:
-        popularity = await asyncio.to_thread(load_popularity, settings.popularity_url)
-    blobs = FilesystemBlobStore(settings.storage_path)
-    records = FilesystemRecordStore(settings.storage_path)
-    roots = GarbageCollectorRoots(settings.storage_path / "gc-roots")
+    storage = settings.storage_path
+    problems: list[str] = []
+    popularity = _try(
+        problems,
+        lambda: load_popularity(settings.popularity_url) if settings.popularity_url else Popularity(),
+    )
+    _try(problems, lambda: make_directory(storage))
+    usable = storage.is_dir()
+    temporary = _try(problems, lambda: ProcessDirectory(storage / "temporary")) if usable else None
+    roots = _try(problems, lambda: ProcessDirectory(storage / "gc-roots")) if usable else None
+    _try(problems, lambda: listening_address(settings.host, settings.port))
+    if popularity is None or temporary is None or roots is None or problems:
+        raise SettingsError(tuple(problems))
+    blobs = FilesystemBlobStore(storage, temporary.path)
+    return Prepared(popularity, temporary, roots, blobs, FilesystemRecordStore(storage, temporary.path))
+
+
+def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:
+    try:
+        return step()
+    except (SettingsError, StorageError) as error:
+        problems.extend(str(error).splitlines())
+        return None
+
+
+@asynccontextmanager
+async def wire(settings: Settings, prepared: Prepared) -> AsyncIterator[Wired]:
+    """Put everything together; take it apart when the context ends."""
+    blobs, records = prepared.blobs, prepared.records
+    roots = GarbageCollectorRoots(prepared.roots.path)
     nix = SubprocessNixBuilder(settings.package_set, settings.nix_timeout, roots)
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, LayerPacker(Gzip()), executor)
-    builder = ImageBuilder(nix, layers, blobs, popularity, LoggingObserver())
+    builder = ImageBuilder(nix, layers, blobs, prepared.popularity, LoggingObserver())
     registry = Registry(Manifests(builder, blobs), Blobs(blobs))
     try:
         yield Wired(Application(registry), builder)
     finally:
         await builder.close()
         executor.shutdown(cancel_futures=True)
-        roots.close()
+        prepared.roots.close()
+        prepared.temporary.close()

@@ -53,7 +53,11 @@ def targets(storage: Path) -> set[str]:
 
 def is_packing(server: Server) -> bool:
     try:
-        return any(path.stat().st_size > 1 << 20 for path in (server.storage / "temporary").iterdir())
+        return any(
+            path.stat().st_size > 1 << 20
+            for path in (server.storage / "temporary").rglob("*")
+            if path.is_file()
+        )
     except FileNotFoundError:
         return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,14 +16,13 @@ from nixery.nix.subprocess_builder import SubprocessNixBuilder
 
 
 @pytest.fixture
-async def builder(
+def builder(
     tmp_path: Path, settings: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[SubprocessNixBuilder]:
+) -> SubprocessNixBuilder:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    roots = GarbageCollectorRoots(tmp_path / "gc-roots")
-    yield SubprocessNixBuilder(Path(settings["NIXERY_PKGS_PATH"]), 30, roots)
-    roots.close()
+    roots = GarbageCollectorRoots(tmp_path)
+    return SubprocessNixBuilder(Path(settings["NIXERY_PKGS_PATH"]), 30, roots)
 
 
 async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:

@@ -23,8 +23,10 @@ def test_layout(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull(NAME)
     digests = [image.digest, image.manifest_document["config"]["digest"], *image.layer_digests]
-    assert files(server.storage / "blobs") == sorted(server.blob_path(digest) for digest in digests)
-    for path in files(server.storage / "blobs"):
+    blobs = [path for path in files(server.storage / "blobs") if path.suffix != ".size"]
+    assert blobs == sorted(server.blob_path(digest) for digest in digests)
+    for path in blobs:
+        assert path.with_name(f"{path.name}.size").read_text() == str(path.stat().st_size)
         assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
         assert path.parent.name == path.name[:2]
         assert not path.stat().st_mode & 0o222

@@ -14,7 +14,7 @@ import uvloop
 from nixery.errors import NixeryError
 from nixery.server.serve import serve as serve_application
 from nixery.settings import Settings
-from nixery.wiring import wire
+from nixery.wiring import Prepared, prepare, wire
 
 _WRONG_SETTINGS = 2
 
@@ -36,13 +36,14 @@ def serve() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        uvloop.run(_serve(Settings.from_environment(os.environ)))
+        settings = Settings.from_environment(os.environ)
+        uvloop.run(_serve(settings, prepare(settings)))
     except NixeryError as error:
         for line in str(error).splitlines():
             typer.echo(f"nixery: {line}", err=True)
         raise typer.Exit(_WRONG_SETTINGS) from None
 
 
-async def _serve(settings: Settings) -> None:
-    async with wire(settings) as wired:
+async def _serve(settings: Settings, prepared: Prepared) -> None:
+    async with wire(settings, prepared) as wired:
         await serve_application(wired.application, settings.host, settings.port, wired.builder.close)

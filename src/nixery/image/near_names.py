@@ -16,24 +16,28 @@ _MOST = 3
 _LEAST_SIMILARITY = 0.6
 
 
-def near_names(wanted: str, within: str, attributes: Sequence[str]) -> tuple[str, ...]:
-    """Return the names most similar to ``wanted`` that a client can ask for, the best first.
+class NearNames:
+    """The names of one set, for finding those that somebody may have meant.
 
     Args:
-        wanted: the name that is missing, as the client wrote it.
-        within: path of the set it was looked for in; empty for the package set itself.
-        attributes: what that set has.
+        within: path of the set; empty for the package set itself.
+        attributes: what it has.
     """
-    prefix = f"{within}.".lower() if within else ""
-    candidates = sorted({name for attribute in attributes if (name := _as_component(prefix, attribute))})
-    found = process.extract(
-        wanted,
-        candidates,
-        scorer=DamerauLevenshtein.normalized_similarity,
-        score_cutoff=_LEAST_SIMILARITY,
-        limit=_MOST,
-    )
-    return tuple(name for name, _, _ in found)
+
+    def __init__(self, within: str, attributes: Sequence[str]) -> None:
+        prefix = f"{within}.".lower() if within else ""
+        self._names = sorted({name for attribute in attributes if (name := _as_component(prefix, attribute))})
+
+    def of(self, wanted: str) -> tuple[str, ...]:
+        """Return the names most similar to one that is missing, as a client can ask for them, the best first."""
+        found = process.extract(
+            wanted,
+            self._names,
+            scorer=DamerauLevenshtein.normalized_similarity,
+            score_cutoff=_LEAST_SIMILARITY,
+            limit=_MOST,
+        )
+        return tuple(name for name, _, _ in found)
 
 
 def _as_component(prefix: str, attribute: str) -> str | None:

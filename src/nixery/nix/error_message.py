@@ -25,3 +25,24 @@ def explanation(stderr: Sequence[str]) -> str:
         if text:
             message.append(text)
     return " ".join(message)
+
+
+# What SQLite, the C library and Nix's store say when a disk, the memory or the daemon is at fault.
+_MACHINE = re.compile(
+    r"SQLite database|opening lock file|No space left|Read-only file system|Permission denied|Too many open files|"
+    r"Cannot allocate memory|cannot connect to|Connection refused|Input/output error|"
+    r"cannot open database|database is (busy|locked)|Disk quota exceeded",
+    re.IGNORECASE,
+)
+
+_PATH = re.compile(r"(?<![\w.])/(?!nix/store/)[^\s'\"]+")
+
+
+def is_trouble_of_the_machine(stderr: Sequence[str]) -> bool:
+    """Whether an evaluation failed for a reason that lies in no expression."""
+    return _MACHINE.search(explanation(stderr)) is not None
+
+
+def without_paths(message: str) -> str:
+    """Leave out where things are on this machine; store paths are the same everywhere and stay."""
+    return _PATH.sub("…", message)

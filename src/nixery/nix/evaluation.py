@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nixery.closure.store_path import StorePath
 from nixery.errors import NixUnusable, Reason, UnavailablePackage
-from nixery.image.near_names import near_names
+from nixery.image.near_names import NearNames
 from nixery.image.request import ImageRequest
 from nixery.nix.builder import DEFAULT_PRIORITY, Package
 
@@ -64,6 +64,8 @@ _REASONS = {
 
 _NIX_TYPES = {"lambda": "function", "set": "set of packages"}
 
+_MOST_WITH_NEAR_NAMES = 5
+
 Evaluated = Package | UnavailablePackage
 
 
@@ -82,23 +84,44 @@ def parse_answer(stdout: bytes, request: ImageRequest) -> tuple[Evaluated, ...]:
     """
     try:
         answer = _ANSWER.validate_json(stdout)
-        return tuple(_interpret(package, answer.names, request) for package in answer.packages)
-    except (ValidationError, ValueError) as error:
-        raise NixUnusable(f"Nix's answer to an evaluation is not understood: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise NixUnusable(
+            f"Nix's answer to an evaluation is not understood: {where}: {problem['msg']}"
+        ) from error
+    near_names = _near_names(answer)
+    return tuple(
+        _interpret(package, near_names.get(package.name, ()), request) for package in answer.packages
+    )
+
+
+def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:
+    # For a few of them: searching a large set takes a while, and whoever gets many names wrong knows no one of them.
+    missing = [package for package in answer.packages if isinstance(package, _Missing)][
+        :_MOST_WITH_NEAR_NAMES
+    ]
+    sets = {within: NearNames(within, answer.names.get(within, ())) for within in {p.within for p in missing}}
+    return {package.name: sets[package.within].of(package.name) for package in missing}
 
 
 def _interpret(
     package: _Available | _Missing | _NotAPackage | _Flawed,
-    names: Mapping[str, Sequence[str]],
+    near: tuple[str, ...],
     request: ImageRequest,
 ) -> Evaluated:
     match package:
         case _Available():
+            try:
+                derivation = StorePath.parse(package.derivation)
+                outputs = {name: StorePath.parse(path) for name, path in sorted(package.outputs.items())}
+            except ValueError as error:
+                return UnavailablePackage(package.name, Reason.NOT_A_PACKAGE, str(error))
             return Package(
                 requested_name=package.name,
                 attribute=package.attribute,
-                derivation=StorePath.parse(package.derivation),
-                outputs={name: StorePath.parse(path) for name, path in sorted(package.outputs.items())},
+                derivation=derivation,
+                outputs=outputs,
                 name=package.pname,
                 version=package.version,
                 description=package.description,
@@ -107,7 +130,6 @@ def _interpret(
                 priority=DEFAULT_PRIORITY if package.priority is None else package.priority,
             )
         case _Missing():
-            near = near_names(package.name, package.within, names.get(package.within, ()))
             by_meta_package = package.name not in request.requested
             return UnavailablePackage(
                 package.name,

@@ -87,10 +87,11 @@ async def run(arguments: Sequence[str], read_stderr_line: LineReader, deadline: 
             stdout, _, exit_code = await asyncio.gather(
                 process.stdout.read(), _read_lines(process.stderr, read_stderr_line), process.wait()
             )
-    finally:
-        if process.returncode is None:
-            # A second cancellation must not leave the group half ended.
-            await asyncio.shield(_end_group(process))
+    except BaseException:
+        # Also if the program itself is gone: others of its group may hold the streams open. And a second cancellation
+        # must not leave the group half ended.
+        await asyncio.shield(_end_group(process))
+        raise
     return Completed(exit_code, stdout)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from nixery.errors import (
 from nixery.image.request import ImageRequest
 from nixery.nix.build_log import LOG_TAIL, BuildLog, plain
 from nixery.nix.builder import Package
-from nixery.nix.error_message import explanation
+from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
 from nixery.nix.evaluation import Evaluated, parse_answer, request_argument
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.process import Completed, Deadline, run
@@ -37,6 +38,9 @@ _GRACE = 10
 
 # Arguments of one command, well under Linux's limit of 2 MiB for all of them together.
 _PATHS_PER_COMMAND = 5000
+
+# Packages that are evaluated once more for what they throw; each is a process.
+_MOST_EXPLAINED = 5
 
 
 class SubprocessNixBuilder:
@@ -56,9 +60,9 @@ class SubprocessNixBuilder:
     async def evaluate(self, request: ImageRequest) -> tuple[Package, ...]:
         """See ``NixBuilder.evaluate``."""
         evaluated = await self._evaluate(request, request.packages, request.optional_packages)
-        unavailable = tuple(
-            [await self._explain(p, request) for p in evaluated if isinstance(p, UnavailablePackage)]
-        )
+        flawed = [package for package in evaluated if isinstance(package, UnavailablePackage)]
+        explained = [await self._explain(package, request) for package in flawed[:_MOST_EXPLAINED]]
+        unavailable = tuple(explained + flawed[_MOST_EXPLAINED:])
         if unavailable:
             raise PackagesUnavailable(unavailable)
         return tuple(p for p in evaluated if isinstance(p, Package))
@@ -68,7 +72,12 @@ class SubprocessNixBuilder:
     ) -> tuple[Evaluated, ...]:
         completed, stderr = await self._instantiate(request, request_argument(packages, optional))
         if completed.exit_code == 0:
-            return parse_answer(completed.stdout, request)
+            # With a large package set, looking for near names is work for a while.
+            return await asyncio.to_thread(parse_answer, completed.stdout, request)
+        if completed.exit_code < 0 or is_trouble_of_the_machine(stderr):
+            # Nobody's package is to blame, and a client that asks again may well be served.
+            reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"
+            raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")
         if not packages and not optional:
             # Where the set is on this machine is no business of a client's.
             raise EvaluationFailed(tuple(line.replace(f"{self._package_set}/", "") for line in stderr))
@@ -160,7 +169,7 @@ class SubprocessNixBuilder:
     async def _query(self, *arguments: str) -> str:
         completed, stderr = await self._run("nix-store", *arguments)
         if completed.exit_code != 0:
-            raise NixUnusable(f"nix-store {arguments[0]} failed: {explanation(stderr)}")
+            raise NixUnusable(f"nix-store {arguments[0]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()
 
     async def _run(self, *arguments: str) -> tuple[Completed, Sequence[str]]:

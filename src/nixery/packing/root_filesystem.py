@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from nixery.closure.store_path import StorePath
 from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
+from nixery.packing.inside import Inside
 from nixery.packing.system_files import add_system_files
 from nixery.packing.tree import Content, Link, Tree
 
@@ -67,24 +68,26 @@ class RootFilesystem:
         yield from _entries(self.tree, b"")
 
 
-def plan_root_filesystem(outputs: Iterable[InstalledOutput], closure: Iterable[StorePath]) -> RootFilesystem:
+def plan_root_filesystem(outputs: Iterable[InstalledOutput], closure: Sequence[StorePath]) -> RootFilesystem:
     """Lay outputs over each other and add what every system has.
 
     Args:
         outputs: of the requested packages, realised, in any order.
         closure: everything in the image: where a shell and ``env`` are looked for if no output has them.
     """
-    merge = _Merge()
+    inside = Inside(closure)
+    merge = _Merge(inside)
     sources = [
         (str(output.path).encode(), output.package) for output in sorted(outputs, key=lambda o: o.rank)
     ]
-    tree = merge.directories([source for source in sources if os.path.isdir(source[0])], b"")
-    add_system_files(tree, closure)
+    tree = merge.directories([source for source in sources if inside.is_directory(source[0])], b"")
+    add_system_files(tree, closure, inside)
     return RootFilesystem(tree, tuple(merge.clashes))
 
 
 class _Merge:
-    def __init__(self) -> None:
+    def __init__(self, inside: Inside) -> None:
+        self._inside = inside
         self.clashes: list[NameClash] = []
 
     def directories(self, sources: Sequence[tuple[bytes, str]], name: bytes) -> Tree:
@@ -101,8 +104,9 @@ class _Merge:
 
     def _child(self, sources: Sequence[tuple[bytes, str]], name: bytes) -> Tree | Link:
         (first, winner), *others = sources
-        # At the top, packages have symlinks to directories as well (sbin -> bin).
-        is_directory = os.path.isdir if b"/" not in name else _is_real_directory
+        # At the top, packages have symlinks to directories as well (sbin -> bin). One that leads out of the image
+        # (etc -> /etc) must not bring in what this machine has there.
+        is_directory = self._inside.is_directory if b"/" not in name else _is_real_directory
         for other, loser in others:
             both = is_directory(first) and is_directory(other)
             if not both and os.path.realpath(first) != os.path.realpath(other):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
-from nixery.closure.store_path import STORE_DIRECTORY, StorePath
+from nixery.closure.store_path import StorePath
+from nixery.packing.inside import Inside
 from nixery.packing.tree import Content, Link, Tree
 
 CA_BUNDLE = b"etc/ssl/certs/ca-bundle.crt"
@@ -23,7 +23,7 @@ _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\npr
 _FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8")
 
 
-def add_system_files(tree: Tree, closure: Iterable[StorePath]) -> None:
+def add_system_files(tree: Tree, closure: Iterable[StorePath], inside: Inside) -> None:
     """Add to a tree of packages what is not in it yet."""
     tree.add(b"bin", Tree())
     tree.add(b"etc/passwd", Content(_PASSWD))
@@ -37,21 +37,13 @@ def add_system_files(tree: Tree, closure: Iterable[StorePath]) -> None:
         if isinstance(certificates := tree.get(name), Link):
             tree.add(other, certificates)
     candidates = sorted(closure, key=lambda path: (path.name, path.base_name))
-    paths = {str(path) for path in candidates}
     for name in _FROM_CLOSURE:
         if tree.get(name) is None:
             found = (str(path).encode() + b"/" + name for path in candidates)
-            inside = next((file for file in found if _is_inside(file, paths)), None)
-            if inside is not None:
-                tree.add(name, Link(inside))
+            target = next((file for file in found if inside.exists(file)), None)
+            if target is not None:
+                tree.add(name, Link(target))
     # Programs have places below /usr compiled in. Last, so that no link leads to nothing.
     for name in (b"lib", b"share"):
         if name in tree.children:
             tree.add(b"usr/" + name, Link(b"../" + name))
-
-
-def _is_inside(file: bytes, paths: set[str]) -> bool:
-    """Whether a file exists and leads to nothing outside of the image."""
-    real = os.fsdecode(os.path.realpath(file))
-    store_path = "/".join(real.split("/")[: STORE_DIRECTORY.count("/") + 2])
-    return store_path in paths and os.path.exists(file)

@@ -111,7 +111,7 @@ def _plan_root(packages: Sequence[Package], closure: Closure) -> RootFilesystem:
         for package in packages
         for path in package.outputs.values()
     }
-    return plan_root_filesystem(outputs, (info.path for info in closure))
+    return plan_root_filesystem(outputs, [info.path for info in closure])
 
 
 def _installed(packages: Sequence[Package]) -> list[str]:

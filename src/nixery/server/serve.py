@@ -14,9 +14,9 @@ from granian.server.embed import Server
 from nixery.errors import SettingsError
 from nixery.server.asgi import Application
 
-# Seconds for responses that are being sent when the server is told to stop. Together with what ending Nix takes,
-# it stays below the ten seconds that container runtimes give before they kill.
-_DRAIN = 4.0
+# Seconds from being told to stop until the end: for ending Nix, then for what is being sent. Container runtimes give ten
+# before they kill.
+_STOP = 9.0
 
 _log = structlog.get_logger("nixery.server")
 
@@ -36,10 +36,9 @@ async def serve(application: Application, host: str, port: int, close: Callable[
     Raises:
         SettingsError: the address cannot be listened on.
     """
-    _check_address(host, port)
     server = Server(
         application,
-        address=host,
+        address=listening_address(host, port),
         port=port,
         interface=Interfaces.ASGI,
         websockets=False,
@@ -55,23 +54,34 @@ async def serve(application: Application, host: str, port: int, close: Callable[
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
+    end = loop.time() + _STOP
     await close()
     server.stop()  # type: ignore[no-untyped-call]
-    done, _ = await asyncio.wait({serving}, timeout=_DRAIN)
+    done, cut_off = await asyncio.wait({serving}, timeout=max(0.0, end - loop.time()))
+    if cut_off:
+        _log.warning("responses were cut off", seconds=_STOP)
     stopping.cancel()
     for finished in done:
         finished.result()
 
 
-def _check_address(host: str, port: int) -> None:
-    # The web server lets several processes share a port. Two registries that know nothing of each other must not.
+def listening_address(host: str, port: int) -> str:
+    """Resolve the address to bind, and see whether it is free.
+
+    Raises:
+        SettingsError: it cannot be listened on.
+    """
+    # The web server takes addresses alone, no names, and lets several processes share a port. Two registries that
+    # know nothing of each other must not.
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(
-            (f"cannot listen on {host}, port {port} (NIXERY_HOST, PORT): {error.strerror}",)
+            (f"cannot listen on {host}, port {port} (NIXERY_HOST, PORT): {reason}",)
         ) from None
+    return str(address[0])

@@ -14,17 +14,16 @@ from nixery.errors import StorageError
 _MODE = 0o444
 
 
-def make_directories(*directories: Path) -> None:
-    """Make directories that may exist.
+def make_directory(directory: Path) -> None:
+    """Make a directory that may exist.
 
     Raises:
-        StorageError: with the one that cannot be made.
+        StorageError: it cannot be made.
     """
-    for directory in directories:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the storage directory {directory}: {error.strerror}") from error
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the storage directory {directory}: {error.strerror}") from error
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 ::
 
     blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and manifests alike
+    blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  how many bytes it has to have, in decimal digits
     records/<kind>/<first 2 characters>/<key>               small JSON documents
-    temporary/<random>                                      whatever is being written
+    temporary/server-<random>/<random>                      whatever is being written, by server process
 
 Everything is written to ``temporary/``, synced, and renamed to its place, so that a name stands for a whole file or
-for none; readers and any number of writers, of other processes too, need no lock.
+for none; readers and any number of writers, of other processes too, need no lock. A blob whose size is not the one
+it was stored with (a disk that was full or broken, a restored backup) is not there: it is stored again when it is made again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from nixery.errors import BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.files import make_directories, move_to_place, temporary_file, write_all
+from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all
 from nixery.storage.store import StoredBlob
 
 
@@ -30,15 +32,16 @@ class FilesystemBlobStore:
 
     Args:
         root: made if it does not exist.
+        temporary: for unfinished files; exists, on the same file system, and belongs to this process.
 
     Raises:
         StorageError: the directory cannot be made.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, temporary: Path) -> None:
         self._blobs = root / "blobs" / "sha256"
-        self._temporary = root / "temporary"
-        make_directories(self._blobs, self._temporary)
+        self._temporary = temporary
+        make_directory(self._blobs)
 
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest.hex[:2] / digest.hex
@@ -58,24 +61,29 @@ class FilesystemBlobStore:
         """See ``BlobStore.put``."""
         if Digest.of(content) != digest:
             raise BlobVerificationFailed(f"content that was to be stored as {digest} is {Digest.of(content)}")
-        await asyncio.to_thread(self._put, content)
+        await asyncio.to_thread(self._put, self._path(digest), content)
 
-    def _put(self, content: bytes) -> None:
-        with self.create() as writer:
-            writer.write(content)
-            writer.commit()
+    def _put(self, place: Path, content: bytes) -> None:
+        # It is small and in memory, so it costs little to look at more than the size of what is there.
+        if _holds(place, content):
+            return
+        with temporary_file(self._temporary) as (descriptor, path):
+            write_all(descriptor, content)
+            _write_size(self._temporary, place, len(content))
+            move_to_place(descriptor, path, place)
 
     @contextmanager
     def create(self) -> Iterator[FilesystemBlobWriter]:
         """See ``BlobStore.create``."""
         with temporary_file(self._temporary) as (descriptor, path):
-            yield FilesystemBlobWriter(descriptor, path, self._path)
+            yield FilesystemBlobWriter(descriptor, path, self._path, self._temporary)
 
 
 class FilesystemBlobWriter:
     """The ``BlobWriter`` of a temporary file. Digests what it writes, so that nobody has to be believed."""
 
-    def __init__(self, descriptor: int, path: Path, place: Callable[[Digest], Path]) -> None:
+    def __init__(self, descriptor: int, path: Path, place: Callable[[Digest], Path], temporary: Path) -> None:
+        self._temporary = temporary
         self._descriptor = descriptor
         self._path = path
         self._place = place
@@ -98,6 +106,7 @@ class FilesystemBlobWriter:
         size = os.fstat(self._descriptor).st_size
         if size != self._size:
             raise BlobVerificationFailed(f"{self._size} bytes were written of {digest}, {size} are stored")
+        _write_size(self._temporary, place, size)
         move_to_place(self._descriptor, self._path, place)
         return StoredBlob(digest, size, place)
 
@@ -105,10 +114,10 @@ class FilesystemBlobWriter:
 class FilesystemRecordStore:
     """The ``RecordStore`` in a directory; see ``FilesystemBlobStore``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, temporary: Path) -> None:
         self._records = root / "records"
-        self._temporary = root / "temporary"
-        make_directories(self._records, self._temporary)
+        self._temporary = temporary
+        make_directory(self._records)
 
     def _path(self, kind: str, key: str) -> Path:
         return self._records / kind / key[:2] / key
@@ -134,8 +143,28 @@ class FilesystemRecordStore:
 
 def _find(digest: Digest, path: Path) -> StoredBlob | None:
     try:
-        return StoredBlob(digest, path.stat().st_size, path)
+        size = path.stat().st_size
+        expected = _size_file(path).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StorageError(f"cannot look up blob {digest}: {error.strerror}") from error
+    return StoredBlob(digest, size, path) if expected == b"%d" % size else None
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content and _size_file(path).read_bytes() == b"%d" % len(content)
+    except OSError:
+        return False
+
+
+def _size_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.size")
+
+
+def _write_size(temporary: Path, place: Path, size: int) -> None:
+    # Before the blob itself: a blob without it would not be found.
+    with temporary_file(temporary) as (descriptor, path):
+        write_all(descriptor, b"%d" % size)
+        move_to_place(descriptor, path, _size_file(place))

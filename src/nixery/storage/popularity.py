@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,7 @@ from nixery.layering.popularity import Popularity
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 _TIMEOUT = 30.0
+_CHUNK = 1 << 16
 _LARGEST = 64 * 1024 * 1024
 
 
@@ -48,7 +50,13 @@ def load_popularity(url: str) -> Popularity:
 
 def _fetch(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 -- the operator's own URL
-        content: bytes = response.read(_LARGEST)
+        end = time.monotonic() + _TIMEOUT
+        content = b""
+        while len(content) < _LARGEST and (chunk := response.read1(_CHUNK)):
+            content += chunk
+            # The timeout of a socket is for each read alone; a server that trickles would hold us up for ever.
+            if time.monotonic() > end:
+                raise TimeoutError(f"it takes longer than {_TIMEOUT:g} seconds")
         return content
 
 

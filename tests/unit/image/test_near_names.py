@@ -1,4 +1,10 @@
-from nixery.image.near_names import near_names
+from collections.abc import Sequence
+
+from nixery.image.near_names import NearNames
+
+
+def near_names(wanted: str, within: str, attributes: Sequence[str]) -> tuple[str, ...]:
+    return NearNames(within, attributes).of(wanted)
 
 
 def test_the_most_similar_come_first() -> None:

@@ -1,4 +1,4 @@
-from nixery.nix.error_message import explanation
+from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
 
 
 def test_old_nix() -> None:
@@ -28,3 +28,15 @@ def test_colours_are_left_out_and_lines_joined() -> None:
 
 def test_silence() -> None:
     assert explanation([]) == ""
+
+
+def test_trouble_of_the_machine_is_no_packages_fault() -> None:
+    assert is_trouble_of_the_machine(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
+    assert is_trouble_of_the_machine(["error: writing to file: No space left on device"])
+    assert not is_trouble_of_the_machine(["error: cannot add a string to an integer"])
+    assert not is_trouble_of_the_machine([])
+
+
+def test_paths_stay_here() -> None:
+    message = "cannot open '/nix/var/nix/db/db.sqlite' for /nix/store/abc-x and a/b"
+    assert without_paths(message) == "cannot open '…' for /nix/store/abc-x and a/b"

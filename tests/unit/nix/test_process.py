@@ -59,6 +59,13 @@ async def test_a_deadline_ends_the_whole_group() -> None:
     assert await gone(int(lines[0]))
 
 
+async def test_a_child_that_outlives_its_parent_is_ended_too() -> None:
+    lines: list[bytes] = []
+    with pytest.raises(TimeoutError):
+        await run(["sh", "-c", "sleep 60 & echo $! >&2"], lines.append, Deadline(0.5))
+    assert await gone(int(lines[0]))
+
+
 async def test_cancelling_ends_the_whole_group() -> None:
     lines: list[bytes] = []
     started = asyncio.Event()

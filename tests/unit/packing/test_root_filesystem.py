@@ -6,7 +6,7 @@ import pytest
 
 from nixery.closure import store_path
 from nixery.closure.store_path import StorePath
-from nixery.packing import system_files
+from nixery.packing import inside
 from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
 from nixery.packing.root_filesystem import InstalledOutput, NameClash, RootFilesystem, plan_root_filesystem
 
@@ -14,7 +14,7 @@ from nixery.packing.root_filesystem import InstalledOutput, NameClash, RootFiles
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(store_path, "STORE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(system_files, "STORE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(inside, "_DEPTH", str(tmp_path).count("/") + 2)
     return tmp_path
 
 
@@ -98,6 +98,16 @@ def test_links_to_directories_at_the_top_are_entered(store: Path) -> None:
     a = package(store, "a", "bin/x", links={"sbin": "bin"})
     entries = by_name(plan(a))
     assert link(entries["sbin/x"]) == f"{a}/sbin/x"
+
+
+def test_what_this_machine_has_stays_here(store: Path) -> None:
+    a = package(store, "a", "bin/x", links={"etc": "/etc", "opt": "/usr", "loop": "/proc/self/cwd"})
+    whole = StorePath("b" * 32 + "-b")
+    (store / whole.base_name).symlink_to("/usr")
+    entries = by_name(plan(a, whole))
+    assert link(entries["etc"]) == f"{a}/etc"
+    assert link(entries["opt"]) == f"{a}/opt"
+    assert not [name for name in entries if name.startswith(("opt/", "loop/", "share", "sbin"))]
 
 
 def test_loops_of_links_end(store: Path) -> None:

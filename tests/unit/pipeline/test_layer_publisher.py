@@ -27,8 +27,10 @@ class Publisher:
     """A publisher on a store, and the kinds of the events it told."""
 
     def __init__(self, storage: Path, executor: ThreadPoolExecutor) -> None:
-        self.blobs = FilesystemBlobStore(storage)
-        records = FilesystemRecordStore(storage)
+        temporary = storage / "temporary"
+        temporary.mkdir()
+        self.blobs = FilesystemBlobStore(storage, temporary)
+        records = FilesystemRecordStore(storage, temporary)
         self.layers = LayerPublisher(self.blobs, records, LayerPacker(Gzip()), executor)
         self.events: list[type[BuildEvent]] = []
 
@@ -45,7 +47,6 @@ def publisher(tmp_path: Path) -> Iterator[Publisher]:
 async def blob_of(publisher: Publisher, layer: Layer) -> Path:
     blob = await publisher.blobs.find(layer.descriptor.digest)
     assert blob is not None
-    assert blob.size == layer.descriptor.size
     return blob.path
 
 

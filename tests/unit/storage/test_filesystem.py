@@ -8,8 +8,15 @@ from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> FilesystemBlobStore:
-    return FilesystemBlobStore(tmp_path)
+def temporary(tmp_path: Path) -> Path:
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def blobs(tmp_path: Path, temporary: Path) -> FilesystemBlobStore:
+    return FilesystemBlobStore(tmp_path, temporary)
 
 
 def temporary_files(root: Path) -> list[Path]:
@@ -89,6 +96,30 @@ async def test_bytes_that_were_lost_on_the_way_are_noticed(
     assert await blobs.find(Digest.of(b"content")) is None
 
 
+async def test_a_blob_of_another_size_is_not_there(blobs: FilesystemBlobStore) -> None:
+    digest = write(blobs, b"content")
+    found = await blobs.find(digest)
+    assert found is not None
+    found.path.chmod(0o644)
+    found.path.write_bytes(b"con")
+    assert await blobs.find(digest) is None
+    found.path.write_bytes(b"content")
+    assert await blobs.find(digest) is not None
+    found.path.with_name(f"{digest.hex}.size").unlink()
+    assert await blobs.find(digest) is None
+
+
+async def test_a_small_blob_heals_whatever_happened_to_it(blobs: FilesystemBlobStore) -> None:
+    digest = Digest.of(b"content")
+    await blobs.put(digest, b"content")
+    found = await blobs.find(digest)
+    assert found is not None
+    found.path.chmod(0o644)
+    found.path.write_bytes(b"CONTENT")
+    await blobs.put(digest, b"content")
+    assert found.path.read_bytes() == b"content"
+
+
 async def test_put_checks_the_digest(blobs: FilesystemBlobStore) -> None:
     with pytest.raises(BlobVerificationFailed):
         await blobs.put(Digest.of(b"a"), b"b")
@@ -107,11 +138,11 @@ async def test_a_directory_that_vanished_is_a_storage_error(
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "blobs").write_text("")
     with pytest.raises(StorageError, match="blobs"):
-        FilesystemBlobStore(tmp_path)
+        FilesystemBlobStore(tmp_path, tmp_path)
 
 
-async def test_records_are_replaced_as_a_whole(tmp_path: Path) -> None:
-    records = FilesystemRecordStore(tmp_path)
+async def test_records_are_replaced_as_a_whole(tmp_path: Path, temporary: Path) -> None:
+    records = FilesystemRecordStore(tmp_path, temporary)
     assert await records.get("layers", "00ff") is None
     await records.put("layers", "00ff", b"one")
     await records.put("layers", "00ff", b"two")

@@ -31,12 +31,15 @@ let
   # Registry names are lower case and may start with a digit, attribute names are neither.
   # `attrNames` is sorted by bytes, so an ambiguous folding has one answer.
   spellings = name: [ name ] ++ (if match "[0-9].*" name != null then [ "_${name}" ] else [ ]);
+  # Made at most once. Of several attributes that fold to one name, `listToAttrs` takes the first.
+  foldedNames = listToAttrs (map (attribute: { name = toLower attribute; value = attribute; }) (attrNames set));
   topLevel =
     name:
     let
       exact = filter (spelling: hasAttr spelling set) (spellings name);
-      wanted = map toLower (spellings name);
-      folded = filter (attribute: elem (toLower attribute) wanted) (attrNames set);
+      folded = map (key: foldedNames.${key}) (
+        filter (key: hasAttr key foldedNames) (map toLower (spellings name))
+      );
     in
     if exact != [ ] then exact else folded;
 
@@ -81,7 +84,7 @@ let
     else if isString value then
       [ value ]
     else if isAttrs value then
-      [ (value.spdxId or value.shortName or value.fullName or "unknown") ]
+      [ (safely isString "unknown" (value.spdxId or value.shortName or value.fullName or "unknown")) ]
     else
       [ ];
 
@@ -109,8 +112,8 @@ let
     let
       meta = safely isAttrs { } (removeUnprintable (derivation.meta or { }));
       derivationPath = tryEval derivation.drvPath;
-      existing = derivation.outputs or [ "out" ];
-      own = derivation.outputName or "out";
+      existing = safely isList [ "out" ] (derivation.outputs or [ "out" ]);
+      own = safely isString "out" (derivation.outputName or "out");
       toInstall =
         if derivation.outputSpecified or false then [ own ] else safely isList [ own ] (meta.outputsToInstall or [ own ]);
       outputs = let wanted = filter (output: elem output existing) toInstall; in if wanted == [ ] then [ own ] else wanted;

@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import StorageError
+from nixery.process_directory import ProcessDirectory
+
+
+def test_it_goes_with_everything_in_it(tmp_path: Path) -> None:
+    directory = ProcessDirectory(tmp_path)
+    (directory.path / "file").write_text("x")
+    directory.close()
+    assert not directory.path.exists()
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from nixery.process_directory import ProcessDirectory\n"
+    )
+    script += "print(ProcessDirectory(Path(sys.argv[1])).path, flush=True); os.kill(os.getpid(), 9)"
+    living = ProcessDirectory(tmp_path)
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    left_behind = Path(killed.stdout.strip())
+    assert left_behind.is_dir()
+    ProcessDirectory(tmp_path).close()
+    assert not left_behind.exists()
+    assert living.path.is_dir()
+    living.close()
+
+
+def test_those_that_start_at_the_same_time_do_not_sweep_each_other(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        directories = list(pool.map(lambda _: ProcessDirectory(tmp_path), range(40)))
+    assert all(directory.path.is_dir() for directory in directories)
+    for directory in directories:
+        directory.close()
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gc-roots").write_text("")
+    with pytest.raises(StorageError, match="gc-roots"):
+        ProcessDirectory(tmp_path / "gc-roots")
