@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import StartServer
-from tests.support.server import HOST, free_port, run_server
+from tests.support.server import HOST, clean_environment, free_port, run_server
 
 
 @pytest.fixture
@@ -83,6 +85,40 @@ def test_port_is_taken(good: dict[str, str], tmp_path: Path) -> None:
         listener.listen()
         (line,) = problems({**good, "PORT": str(listener.getsockname()[1])}, tmp_path)
     assert "listen" in line
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", f"{'a' * 70}.invalid", "192.0.2.1"])
+def test_address_that_is_not_ours(good: dict[str, str], tmp_path: Path, host: str) -> None:
+    (line,) = problems({**good, "NIXERY_HOST": host}, tmp_path)
+    assert "NIXERY_HOST" in line
+
+
+def test_name_of_an_address(start_server: StartServer) -> None:
+    assert start_server(NIXERY_HOST="localhost").client.get("/v2/").status == 200
+
+
+def test_all_that_is_found_at_the_start_is_told_at_once(good: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "storage" / "gc-roots").touch()
+    wrong = {"NIX_POPULARITY_URL": "/nowhere", "NIXERY_HOST": "no.such.host.invalid"}
+    lines = problems({**good, **wrong, "STORAGE_PATH": str(tmp_path / "storage")}, tmp_path)
+    assert len(lines) == 3
+    for word in ("NIX_POPULARITY_URL", "gc-roots", "NIXERY_HOST"):
+        assert sum(word in line for line in lines) == 1
+
+
+def test_told_to_stop_while_it_starts(good: dict[str, str]) -> None:
+    with socket.socket() as silent:
+        silent.bind((HOST, 0))
+        silent.listen()
+        silent.settimeout(20)
+        url = f"http://{HOST}:{silent.getsockname()[1]}/popularity.json"
+        environment = clean_environment({**good, "NIX_POPULARITY_URL": url})
+        process = subprocess.Popen([sys.executable, "-m", "nixery", "serve"], env=environment)
+        connection, _ = silent.accept()
+        with connection:
+            process.terminate()
+            assert process.wait(10) == 0
 
 
 def test_bound_to_loopback_unless_told_otherwise(start_server: StartServer) -> None:
