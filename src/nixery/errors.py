@@ -7,6 +7,7 @@
     │   ├── InvalidName
     │   ├── InvalidReference
     │   ├── InvalidDigest
+    │   ├── NameUnknown
     │   ├── BlobUnknown
     │   ├── ManifestUnknown
     │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
@@ -68,6 +69,14 @@ class InvalidDigest(RequestError):
     def __init__(self, digest: str) -> None:
         super().__init__(f"invalid digest {digest!r}: expected sha256:<64 lower-case hex digits>")
         self.digest = digest
+
+
+class NameUnknown(RequestError):
+    """Nothing was built for this name yet, so there is nothing to list."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"nothing has been built for {name} yet; pull {name}:latest to have it built")
+        self.name = name
 
 
 class BlobUnknown(RequestError):

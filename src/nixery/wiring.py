@@ -20,10 +20,12 @@ from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.process_directory import ProcessDirectory
 from nixery.server.asgi import Application
 from nixery.server.registry.blobs import Blobs
+from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
+from nixery.storage.catalogue import Catalogue
 from nixery.storage.files import make_directory
 from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
 from nixery.storage.popularity import load_popularity
@@ -90,7 +92,8 @@ async def wire(settings: Settings, prepared: Prepared) -> AsyncIterator[Wired]:
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, LayerPacker(Gzip()), executor)
     builder = ImageBuilder(nix, layers, blobs, prepared.popularity, LoggingObserver())
-    registry = Registry(Manifests(builder, blobs), Blobs(blobs))
+    catalogue = Catalogue(records)
+    registry = Registry(Manifests(builder, blobs, catalogue), Blobs(blobs), Discovery(catalogue))
     try:
         yield Wired(Application(registry), builder)
     finally:

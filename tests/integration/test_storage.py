@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import StartServer
+from tests.support.client import DOCKER_MANIFEST
 from tests.support.pulled_image import PulledImage
 from tests.support.server import Server
 from tests.validator.image_validator import validate
@@ -22,7 +23,13 @@ def files(directory: Path) -> list[Path]:
 def test_layout(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull(NAME)
-    digests = [image.digest, image.manifest_document["config"]["digest"], *image.layer_digests]
+    docker = server.client.get(f"/v2/{NAME}/manifests/latest", {"Accept": DOCKER_MANIFEST})
+    digests = [
+        image.digest,
+        docker.headers["docker-content-digest"],
+        image.manifest_document["config"]["digest"],
+        *image.layer_digests,
+    ]
     blobs = [path for path in files(server.storage / "blobs") if path.suffix != ".size"]
     assert blobs == sorted(server.blob_path(digest) for digest in digests)
     for path in blobs:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from tests.support.pulled_image import LayerBlob, PulledImage
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from nixery.closure.graph import Closure
@@ -12,6 +13,7 @@ from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
 from nixery.nix.builder import NixBuilder, Package
+from nixery.oci.docker import docker_manifest
 from nixery.oci.image import Document, Layer, image_config, image_manifest
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.pipeline.events import BuildObserver, Evaluated, Failed, NamesClashed, Realised, Stored
@@ -23,6 +25,19 @@ from nixery.storage.store import BlobStore
 # Layers in an image, the one with the root file system included. Docker's overlay2 stops at about 125; the rest is
 # for those who build on top of our images.
 LAYER_BUDGET = 94
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A stored image: the same config and layers under two manifests.
+
+    Attributes:
+        manifest: in OCI's media types.
+        docker_manifest: in Docker's.
+    """
+
+    manifest: Document
+    docker_manifest: Document
 
 
 class ImageBuilder:
@@ -41,10 +56,10 @@ class ImageBuilder:
         self._blobs = blobs
         self._popularity = popularity
         self._observer = observer
-        self._in_flight: SingleFlight[ImageRequest, Document] = SingleFlight()
+        self._in_flight: SingleFlight[ImageRequest, Image] = SingleFlight()
 
-    async def manifest(self, request: ImageRequest) -> Document:
-        """Return the manifest of the requested image, after everything it refers to is stored.
+    async def image(self, request: ImageRequest) -> Image:
+        """Return the requested image, after everything in it is stored.
 
         The build goes on if the caller is cancelled.
 
@@ -60,14 +75,14 @@ class ImageBuilder:
         """End all builds, and the Nix processes they started."""
         await asyncio.gather(self._layers.close(), self._in_flight.close())
 
-    async def _observed_build(self, request: ImageRequest) -> Document:
+    async def _observed_build(self, request: ImageRequest) -> Image:
         try:
             return await self._build(request, partial(self._observer.observe, request))
         except NixeryError as error:
             self._observer.observe(request, Failed(error))
             raise
 
-    async def _build(self, request: ImageRequest, observe: Observe) -> Document:
+    async def _build(self, request: ImageRequest, observe: Observe) -> Image:
         packages = await self._nix.evaluate(request)
         observe(Evaluated(packages))
 
@@ -95,14 +110,15 @@ class ImageBuilder:
         root: RootFilesystem,
         layers: Sequence[Layer],
         observe: Observe,
-    ) -> Document:
+    ) -> Image:
         execution = execution_parameters(request, packages, root.tree)
         config = image_config(request.platform.architecture, execution, layers)
-        manifest = image_manifest(config, layers)
-        for document in (config, manifest):
+        image = Image(image_manifest(config, layers), docker_manifest(config, layers))
+        # The manifests last: what is there under a manifest's digest is complete.
+        for document in (config, image.docker_manifest, image.manifest):
             await self._blobs.put(document.descriptor.digest, document.content)
-        observe(Stored(manifest.descriptor.digest, len(layers)))
-        return manifest
+        observe(Stored(image.manifest.descriptor.digest, len(layers)))
+        return image
 
 
 def _plan_root(packages: Sequence[Package], closure: Closure) -> RootFilesystem:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 import structlog
 
+from nixery.server.ranges import ByteRange
 from nixery.server.registry.errors import errors_body
 from nixery.server.registry.router import Registry
-from nixery.server.responses import BytesResponse, FileResponse, Response
+from nixery.server.requests import Request
+from nixery.server.responses import BytesResponse, FileResponse, NotModified, Response
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# Bytes read at a time for a part of a file; a whole file is not read here at all.
+_CHUNK = 1 << 18
 
 _log = structlog.get_logger("nixery.server")
 
@@ -29,33 +37,79 @@ class Application:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
-            await _send(scope["method"], await self._answer(scope["method"], scope["path"]), send)
+            request = Request(
+                scope["method"], scope["path"], _headers(scope["headers"]), _query(scope["query_string"])
+            )
+            await _send(request.method, await self._answer(request), send)
 
-    async def _answer(self, method: str, path: str) -> Response:
-        if path != "/v2" and not path.startswith("/v2/"):
+    async def _answer(self, request: Request) -> Response:
+        if request.path != "/v2" and not request.path.startswith("/v2/"):
             message = "this is a container registry: pull an image, for example HOST/shell/git"
             return errors_body(404, "UNSUPPORTED", message)
         try:
-            return await self._registry.answer(method, path)
+            return await self._registry.answer(request)
         except Exception:  # noqa: BLE001 -- logged with its traceback, and answered
             # Nothing a client does may lead here. If something does, the traceback is for us and not for him.
-            _log.exception("request failed", method=method, path=path)
+            _log.exception("request failed", method=request.method, path=request.path)
             return errors_body(500, "UNKNOWN", "internal error; the server's log has the details")
 
 
+def _headers(raw: list[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
+
+
+def _query(raw: bytes) -> Mapping[str, str]:
+    return dict(parse_qsl(raw.decode("latin-1"), keep_blank_values=True)) if raw else {}
+
+
 async def _send(method: str, response: Response, send: Send) -> None:
-    if isinstance(response, BytesResponse):
-        status, content, size = response.status, response.content, len(response.content)
-    else:
-        status, content, size = 200, b"", response.size
+    status, length, extra = _status_line(response)
     headers = [(name.lower().encode(), value.encode()) for name, value in response.headers.items()]
-    headers.append((b"content-length", b"%d" % size))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if length is not None:
+        headers.append((b"content-length", b"%d" % length))
+    await send({"type": "http.response.start", "status": status, "headers": headers + extra})
     if isinstance(response, FileResponse) and method != "HEAD":
-        # ASGI's path-send extension: the web server reads the file, outside of the interpreter.
-        await send({"type": "http.response.pathsend", "path": str(response.path)})
+        if response.part is None:
+            # ASGI's path-send extension: the web server reads the file, outside of the interpreter.
+            await send({"type": "http.response.pathsend", "path": str(response.path)})
+        else:
+            await _send_part(response.path, response.part.first, response.part.length, send)
     else:
-        await send({"type": "http.response.body", "body": content if method != "HEAD" else b""})
+        content = response.content if isinstance(response, BytesResponse) and method != "HEAD" else b""
+        await send({"type": "http.response.body", "body": content})
+
+
+def _status_line(response: Response) -> tuple[int, int | None, list[tuple[bytes, bytes]]]:
+    """Status, length and the headers that follow from them."""
+    match response:
+        case BytesResponse(status, content):
+            return status, len(content), []
+        case NotModified():
+            return 304, None, []
+        case FileResponse(size=size, part=ByteRange() as part):
+            content_range = b"bytes %d-%d/%d" % (part.first, part.last, size)
+            return 206, part.length, [(b"content-range", content_range)]
+        case FileResponse(size=size):
+            return 200, size, []
+
+
+async def _send_part(path: os.PathLike[str], first: int, length: int, send: Send) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        left = length
+        while left:
+            chunk = await asyncio.to_thread(os.pread, descriptor, min(left, _CHUNK), first + length - left)
+            if not chunk:
+                # Shorter than it was a moment ago. Ending here lets the client see that something is missing.
+                return
+            left -= len(chunk)
+            await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
+    finally:
+        os.close(descriptor)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

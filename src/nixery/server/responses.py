@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nixery.server.ranges import ByteRange
+
 
 @dataclass(frozen=True, slots=True)
 class BytesResponse:
@@ -18,15 +20,24 @@ class BytesResponse:
 
 @dataclass(frozen=True, slots=True)
 class FileResponse:
-    """A whole file, which the web server sends without a detour through Python.
+    """A file, which the web server sends without a detour through Python, or a part of it.
 
     Attributes:
         size: of the file in bytes.
+        part: what to send of it; ``None`` for all.
     """
 
     path: Path
     size: int
     headers: Mapping[str, str] = field(default_factory=dict)
+    part: ByteRange | None = None
 
 
-Response = BytesResponse | FileResponse
+@dataclass(frozen=True, slots=True)
+class NotModified:
+    """The client has it already (RFC 9110, section 15.4.5): no body, no length."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Response = BytesResponse | FileResponse | NotModified

@@ -131,6 +131,18 @@ class FilesystemRecordStore:
         except OSError as error:
             raise StorageError(f"cannot read a record of {kind}: {error.strerror}") from error
 
+    async def find(self, kind: str, prefix: str) -> list[bytes]:
+        """See ``RecordStore.find``."""
+        return await asyncio.to_thread(self._find, kind, prefix)
+
+    def _find(self, kind: str, prefix: str) -> list[bytes]:
+        # The first two characters of a key are its directory.
+        paths = (self._records / kind).glob(f"{prefix[:2]}*/{prefix}*")
+        try:
+            return [path.read_bytes() for path in sorted(paths)]
+        except OSError as error:
+            raise StorageError(f"cannot read records of {kind}: {error.strerror}") from error
+
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """See ``RecordStore.put``."""
         await asyncio.to_thread(self._put, self._path(kind, key), content)

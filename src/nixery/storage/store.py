@@ -97,6 +97,14 @@ class RecordStore(Protocol):
         """
         ...
 
+    async def find(self, kind: str, prefix: str) -> list[bytes]:
+        """Return all records of a kind whose keys begin with a prefix, in the order of their keys.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        ...
+
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """Write a record.
 

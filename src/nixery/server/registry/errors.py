@@ -20,6 +20,7 @@ from nixery.errors import (
     InvalidName,
     InvalidReference,
     ManifestUnknown,
+    NameUnknown,
     NixeryError,
     NixUnusable,
     PackagesUnavailable,
@@ -38,6 +39,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # The specification wants 404 for a tag that cannot exist, as for one that does not.
     InvalidReference: (404, "MANIFEST_UNKNOWN"),
     InvalidDigest: (400, "DIGEST_INVALID"),
+    NameUnknown: (404, "NAME_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     PackagesUnavailable: (404, "MANIFEST_UNKNOWN"),

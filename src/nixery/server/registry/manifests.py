@@ -9,22 +9,29 @@ from nixery.image.reference import Tag, parse_reference
 from nixery.image.request import parse_image_name, validate_name
 from nixery.oci.descriptor import MediaType
 from nixery.oci.digest import Digest
-from nixery.pipeline.image_builder import ImageBuilder
-from nixery.server.responses import BytesResponse
+from nixery.oci.image import Document
+from nixery.pipeline.image_builder import Image, ImageBuilder
+from nixery.server.conditions import matches
+from nixery.server.requests import Request
+from nixery.server.responses import BytesResponse, NotModified, Response
+from nixery.storage.catalogue import Catalogue
 from nixery.storage.store import BlobStore
 
 # Clients refuse larger manifests, so whatever is larger is none.
 _LARGEST_MANIFEST = 4 * 1024 * 1024
 
+_MANIFEST_TYPES = (MediaType.OCI_MANIFEST, MediaType.DOCKER_MANIFEST)
+
 
 class Manifests:
     """By tag they are built, by digest they are looked up."""
 
-    def __init__(self, builder: ImageBuilder, blobs: BlobStore) -> None:
+    def __init__(self, builder: ImageBuilder, blobs: BlobStore, catalogue: Catalogue) -> None:
         self._builder = builder
         self._blobs = blobs
+        self._catalogue = catalogue
 
-    async def get(self, name: str, reference: str) -> BytesResponse:
+    async def get(self, request: Request, name: str, reference: str) -> Response:
         """Answer GET and HEAD: containerd and Docker begin with a HEAD of the tag and rely on its digest.
 
         Raises:
@@ -33,36 +40,55 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                return _answer(digest, await self._stored(digest))
+                media_type, content = await self._stored(digest)
+                # Content under its digest cannot change.
+                caching = {"Cache-Control": "public, max-age=31536000, immutable"}
+                return _answer(request, media_type, digest, content, caching)
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
                 raise ManifestUnknown(str(tag), "does not exist: nothing is attached to that image")
-            case Tag():
-                manifest = await self._builder.manifest(parse_image_name(name))
-                return _answer(manifest.descriptor.digest, manifest.content)
+            case Tag() as tag:
+                image = await self._builder.image(parse_image_name(name))
+                await self._catalogue.record_tag(name, tag.name, image.manifest.descriptor.digest)
+                document = _negotiate(request.headers.get("accept", ""), image)
+                descriptor = document.descriptor
+                # Caches between us and the client have to keep the two families apart.
+                headers = {"Vary": "Accept"}
+                return _answer(request, descriptor.media_type, descriptor.digest, document.content, headers)
 
-    async def _stored(self, digest: Digest) -> bytes:
+    async def _stored(self, digest: Digest) -> tuple[MediaType, bytes]:
         blob = await self._blobs.find(digest)
         if blob is not None and blob.size <= _LARGEST_MANIFEST:
             content = await self._blobs.read(blob)
-            if _is_manifest(content) and Digest.of(content) == digest:
-                return content
+            media_type = _media_type(content)
+            if media_type is not None and Digest.of(content) == digest:
+                return media_type, content
         raise ManifestUnknown(str(digest), "is not stored here; pull the image by its tag to have it built")
 
 
-def _is_manifest(content: bytes) -> bool:
+def _negotiate(accept: str, image: Image) -> Document:
+    """Choose the family of media types; whoever asks for nothing that we have gets OCI's, never a 406."""
+    accepted = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    if MediaType.DOCKER_MANIFEST in accepted and not any(
+        t.startswith("application/vnd.oci.") for t in accepted
+    ):
+        return image.docker_manifest
+    return image.manifest
+
+
+def _media_type(content: bytes) -> MediaType | None:
     # Configs and small layers are stored in the same place.
     try:
         document = json.loads(content)
     except ValueError:
-        return False
-    return isinstance(document, dict) and document.get("mediaType") == MediaType.OCI_MANIFEST
+        return None
+    named = document.get("mediaType") if isinstance(document, dict) else None
+    return next((media_type for media_type in _MANIFEST_TYPES if media_type == named), None)
 
 
-def _answer(digest: Digest, content: bytes) -> BytesResponse:
-    headers = {
-        "Content-Type": MediaType.OCI_MANIFEST.value,
-        "Docker-Content-Digest": str(digest),
-        "ETag": f'"{digest}"',
-    }
-    return BytesResponse(200, content, headers)
+def _answer(
+    request: Request, media_type: MediaType, digest: Digest, content: bytes, more: dict[str, str]
+) -> Response:
+    etag = f'"{digest}"'
+    headers = {"Content-Type": media_type.value, "Docker-Content-Digest": str(digest), "ETag": etag, **more}
+    return NotModified(headers) if matches(request, etag) else BytesResponse(200, content, headers)

@@ -6,11 +6,15 @@ import re
 
 from nixery.errors import NixeryError
 from nixery.server.registry.blobs import Blobs
+from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.errors import error_response, errors_body
 from nixery.server.registry.manifests import Manifests
+from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, Response
 
-_RESOURCE = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<reference>[^/]+)/?", re.DOTALL)
+_RESOURCE = re.compile(
+    r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags(?=/list/?$))/(?P<reference>[^/]+)/?", re.DOTALL
+)
 
 _API_VERSION = {"Content-Type": "application/json", "Docker-Distribution-Api-Version": "registry/2.0"}
 
@@ -18,25 +22,42 @@ _API_VERSION = {"Content-Type": "application/json", "Docker-Distribution-Api-Ver
 class Registry:
     """The distribution API: read-only, since the contents of an image are its name."""
 
-    def __init__(self, manifests: Manifests, blobs: Blobs) -> None:
+    def __init__(self, manifests: Manifests, blobs: Blobs, discovery: Discovery) -> None:
         self._manifests = manifests
         self._blobs = blobs
+        self._discovery = discovery
 
-    async def answer(self, method: str, path: str) -> Response:
+    async def answer(self, request: Request) -> Response:
         """Answer a request for a path below ``/v2``; never raises for anything a client can do."""
-        if method not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD"):
             message = (
                 "this registry is read-only: an image is what its name says, so there is nothing to push"
             )
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
-        if path.rstrip("/") == "/v2":
-            return BytesResponse(200, b"{}", _API_VERSION)
-        match = _RESOURCE.fullmatch(path)
-        if match is None:
-            return errors_body(404, "UNSUPPORTED", f"there is nothing at {path}")
         try:
-            if match["kind"] == "manifests":
-                return await self._manifests.get(match["name"], match["reference"])
-            return await self._blobs.get(match["name"], match["reference"])
+            return await self._route(request)
         except NixeryError as error:
             return error_response(error)
+
+    async def _route(self, request: Request) -> Response:
+        match = _RESOURCE.fullmatch(request.path)
+        if match is not None:
+            return await self._resource(request, match["kind"], match["name"], match["reference"])
+        match request.path.rstrip("/"):
+            case "/v2":
+                return BytesResponse(200, b"{}", _API_VERSION)
+            case "/v2/_catalog":
+                return await self._discovery.catalog(request)
+            case _:
+                return errors_body(404, "UNSUPPORTED", f"there is nothing at {request.path}")
+
+    async def _resource(self, request: Request, kind: str, name: str, reference: str) -> Response:
+        match kind:
+            case "manifests":
+                return await self._manifests.get(request, name, reference)
+            case "blobs":
+                return await self._blobs.get(request, name, reference)
+            case "referrers":
+                return await self._discovery.referrers(request, name, reference)
+            case _:
+                return await self._discovery.tags(request, name)

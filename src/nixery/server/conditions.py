@@ -1,0 +1,14 @@
+"""Conditional requests (RFC 9110, section 13)."""
+
+from __future__ import annotations
+
+from nixery.server.requests import Request
+
+
+def matches(request: Request, etag: str) -> bool:
+    """Whether ``If-None-Match`` says that the client has this representation; weak comparison, as 13.1.2 asks."""
+    header = request.headers.get("if-none-match")
+    if header is None:
+        return False
+    candidates = [candidate.strip().removeprefix("W/") for candidate in header.split(",")]
+    return "*" in candidates or etag in candidates

@@ -1,0 +1,83 @@
+"""``_catalog``, ``tags/list`` and ``referrers`` (distribution specification, "Content Discovery")."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from urllib.parse import quote, urlencode
+
+from nixery.errors import NameUnknown
+from nixery.image.request import validate_name
+from nixery.oci.descriptor import MediaType
+from nixery.oci.digest import Digest
+from nixery.server.requests import Request
+from nixery.server.responses import BytesResponse
+from nixery.storage.catalogue import Catalogue
+
+# Entries of a page when the client does not say, and at most.
+_PAGE = 1000
+
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
+
+
+class Discovery:
+    """What has been built, and what is attached to it. Nothing here starts a build."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    async def catalog(self, request: Request) -> BytesResponse:
+        """List the names something was built for."""
+        page, headers = _page(request, await self._catalogue.names(), "/v2/_catalog")
+        return _json({"repositories": page}, "application/json", headers)
+
+    async def tags(self, request: Request, name: str) -> BytesResponse:
+        """List the tags built for a name.
+
+        Raises:
+            InvalidName: the name is outside the grammar.
+            NameUnknown: nothing was built for it.
+        """
+        validate_name(name)
+        tags = await self._catalogue.tags(name)
+        if not tags:
+            raise NameUnknown(name)
+        page, headers = _page(request, tags, f"/v2/{quote(name)}/tags/list")
+        return _json({"name": name, "tags": page}, "application/json", headers)
+
+    async def referrers(self, request: Request, name: str, digest: str) -> BytesResponse:
+        """List what is attached to a manifest; an empty index if nothing is, whether or not the manifest exists.
+
+        Raises:
+            InvalidName: the name is outside the grammar.
+            InvalidDigest: so is the digest.
+        """
+        validate_name(name)
+        descriptors = await self._catalogue.referrers(Digest.parse(digest))
+        headers = {}
+        if wanted := request.query.get("artifactType"):
+            descriptors = [
+                descriptor for descriptor in descriptors if descriptor.get("artifactType") == wanted
+            ]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        index = {"schemaVersion": 2, "mediaType": MediaType.OCI_INDEX, "manifests": descriptors}
+        return _json(index, MediaType.OCI_INDEX, headers)
+
+
+def _page(request: Request, entries: Sequence[str], path: str) -> tuple[Sequence[str], dict[str, str]]:
+    """Cut the page that ``n`` and ``last`` ask for, with the link to the next one where there is one."""
+    if "last" in request.query:
+        entries = [entry for entry in entries if entry > request.query["last"]]
+    wanted = request.query.get("n", "")
+    # Whoever asks for nonsense gets what everybody gets.
+    size = min(int(wanted), _PAGE) if _NUMBER.fullmatch(wanted) else _PAGE
+    page = entries[:size]
+    if not page or len(page) == len(entries):
+        return page, {}
+    query = urlencode({"n": size, "last": page[-1]})
+    return page, {"Link": f'<{path}?{query}>; rel="next"'}
+
+
+def _json(document: dict[str, object], media_type: str, headers: dict[str, str]) -> BytesResponse:
+    return BytesResponse(200, json.dumps(document).encode(), {"Content-Type": media_type, **headers})

@@ -1,0 +1,23 @@
+"""What a handler is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request, as far as any handler cares.
+
+    Attributes:
+        method: in upper case.
+        path: percent-decoded, beginning with a slash.
+        headers: by name in lower case; a header that came several times is joined with commas.
+        query: parameters by name; of one that came several times, the last.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)

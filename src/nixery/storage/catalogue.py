@@ -1,0 +1,67 @@
+"""What can be discovered: the tags that were built, and what is attached to images. All of it lives in records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nixery.oci.digest import Digest
+from nixery.storage.store import RecordStore
+
+_TAGS = "tags"
+_REFERRERS = "referrers"
+
+
+class _TagRecord(BaseModel):
+    name: str
+    tag: str
+    digest: str
+
+
+class Catalogue:
+    """Tags by name, and referrers by what they refer to.
+
+    Each tag and each referrer is a record of its own, so that servers on one store never overwrite each other's.
+    """
+
+    def __init__(self, records: RecordStore) -> None:
+        self._records = records
+
+    async def record_tag(self, name: str, tag: str, manifest: Digest) -> None:
+        """Remember that a tag was built.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        key = _hash(name) + _hash(tag)
+        content = _TagRecord(name=name, tag=tag, digest=str(manifest)).model_dump_json().encode()
+        if await self._records.get(_TAGS, key) != content:
+            await self._records.put(_TAGS, key, content)
+
+    async def tags(self, name: str) -> list[str]:
+        """Return the tags built for a name, in ASCII order; empty if there are none."""
+        return sorted(record.tag for record in await self._tag_records(_hash(name)))
+
+    async def names(self) -> list[str]:
+        """Return all names something was built for, in ASCII order."""
+        return sorted({record.name for record in await self._tag_records("")})
+
+    async def referrers(self, subject: Digest) -> list[dict[str, Any]]:
+        """Return the descriptors of the manifests attached to another one, in the order of their digests."""
+        return [json.loads(content) for content in await self._records.find(_REFERRERS, subject.hex)]
+
+    async def _tag_records(self, prefix: str) -> list[_TagRecord]:
+        found = []
+        for content in await self._records.find(_TAGS, prefix):
+            try:
+                found.append(_TagRecord.model_validate_json(content))
+            except ValidationError:
+                continue  # torn: the next pull of the tag writes it anew
+        return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,35 @@
+"""The same image for clients of both families of media types."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.client import DOCKER_MANIFEST, MANIFEST, RegistryClient
+
+URL = "/v2/hello/manifests/latest"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+
+
+@pytest.mark.parametrize(
+    "accept", [DOCKER_MANIFEST, f"{DOCKER_LIST}, {DOCKER_MANIFEST}", f"{DOCKER_MANIFEST};q=0.5, */*"]
+)
+def test_who_accepts_dockers_alone_gets_dockers(client: RegistryClient, accept: str) -> None:
+    response = client.get(URL, {"Accept": accept})
+    assert response.headers["content-type"] == response.json()["mediaType"] == DOCKER_MANIFEST
+    assert b"vnd.oci" not in response.body
+    ours = client.get(URL, {"Accept": MANIFEST}).json()
+    assert [layer["digest"] for layer in response.json()["layers"]] == [
+        layer["digest"] for layer in ours["layers"]
+    ]
+
+
+@pytest.mark.parametrize("accept", [MANIFEST, f"{DOCKER_MANIFEST}, {MANIFEST}", "*/*", "text/plain"])
+def test_everybody_else_gets_ocis(client: RegistryClient, accept: str) -> None:
+    assert client.get(URL, {"Accept": accept}).headers["content-type"] == MANIFEST
+
+
+def test_dockers_is_there_by_its_digest_whatever_is_accepted(client: RegistryClient) -> None:
+    docker = client.get(URL, {"Accept": DOCKER_MANIFEST})
+    again = client.get(f"/v2/hello/manifests/{docker.headers['docker-content-digest']}", {"Accept": MANIFEST})
+    assert (again.status, again.body) == (200, docker.body)
+    assert again.headers["content-type"] == DOCKER_MANIFEST

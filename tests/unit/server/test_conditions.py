@@ -1,0 +1,16 @@
+import pytest
+
+from nixery.server.conditions import matches
+from nixery.server.requests import Request
+
+
+@pytest.mark.parametrize("header", ['"a"', 'W/"a"', '"b", "a"', "*"])
+def test_the_client_has_it(header: str) -> None:
+    assert matches(Request("GET", "/", {"if-none-match": header}), '"a"')
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"if-none-match": '"b"'}, {"if-none-match": "a"}, {"if-none-match": ""}]
+)
+def test_the_client_has_something_else(headers: dict[str, str]) -> None:
+    assert not matches(Request("GET", "/", headers), '"a"')

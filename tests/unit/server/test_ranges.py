@@ -1,0 +1,55 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixery.server.ranges import ByteRange, UnsatisfiableRange, parse_range
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=500-1499", ByteRange(500, 1499)),
+        ("bytes=500-", ByteRange(500, 2047)),
+        ("bytes=-500", ByteRange(1548, 2047)),
+        ("bytes=-5000", ByteRange(0, 2047)),
+        ("bytes=2000-5000", ByteRange(2000, 2047)),
+        ("bytes=0-0", ByteRange(0, 0)),
+        ("Bytes=2047-2047", ByteRange(2047, 2047)),
+    ],
+)
+def test_what_can_be_satisfied(header: str, expected: ByteRange) -> None:
+    assert parse_range(header, 2048) == expected
+
+
+@pytest.mark.parametrize("header", ["bytes=2048-", "bytes=5000-10000", "bytes=-0"])
+def test_what_lies_behind_the_end(header: str) -> None:
+    with pytest.raises(UnsatisfiableRange):
+        parse_range(header, 2048)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "bytes=",
+        "bytes=-",
+        "bytes=500-0",
+        "bytes=a-b",
+        "bytes=0-1,3-4",
+        "pages=1-2",
+        "bytes=\u0661-\u0662",
+        "0-1",
+    ],
+)
+def test_what_is_ignored(header: str | None) -> None:
+    assert parse_range(header, 2048) is None
+
+
+@given(st.text(alphabet="bytes=0123456789-, ", max_size=30), st.integers(0, 10**12))
+def test_a_range_is_always_inside(header: str, size: int) -> None:
+    try:
+        found = parse_range(header, size)
+    except UnsatisfiableRange:
+        return
+    assert found is None or 0 <= found.first <= found.last < size
