@@ -24,13 +24,13 @@ def _existing_package_set(path: Path) -> Path:
     return path.resolve()
 
 
-def _words(value: object) -> object:
+def _refuse_empty(value: object) -> object:
     if isinstance(value, str) and not value.strip():
         raise ValueError("it is set, but empty")
     return value
 
 
-_NotEmpty = BeforeValidator(_words)
+_NotEmpty = BeforeValidator(_refuse_empty)
 
 
 # Seconds. Nix does not take arbitrarily large numbers.

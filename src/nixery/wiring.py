@@ -43,8 +43,13 @@ class Wired:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything that can go wrong before the first request, done."""
+    """Everything that can go wrong before the first request, done.
 
+    Attributes:
+        address: to bind; the host's name is resolved.
+    """
+
+    address: str
     popularity: Popularity
     temporary: ProcessDirectory
     roots: ProcessDirectory
@@ -68,11 +73,14 @@ def prepare(settings: Settings) -> Prepared:
     usable = storage.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(storage / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(storage / "gc-roots")) if usable else None
-    _try(problems, lambda: listening_address(settings.host, settings.port))
-    if popularity is None or temporary is None or roots is None or problems:
+    address = _try(problems, lambda: listening_address(settings.host, settings.port))
+    if popularity is None or temporary is None or roots is None or address is None:
+        for directory in filter(None, (temporary, roots)):
+            directory.close()
         raise SettingsError(tuple(problems))
     blobs = FilesystemBlobStore(storage, temporary.path)
-    return Prepared(popularity, temporary, roots, blobs, FilesystemRecordStore(storage, temporary.path))
+    records = FilesystemRecordStore(storage, temporary.path)
+    return Prepared(address, popularity, temporary, roots, blobs, records)
 
 
 def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:

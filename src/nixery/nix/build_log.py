@@ -88,16 +88,14 @@ class BuildLog:
         """The derivation whose builder ran longest, or does: who is to blame for a time-out that names nobody (Nix 2.34)."""
         now = self._clock()
         running = {self._derivation_of_activity[a]: now - start for a, start in self._started.items()}
-        return max(self._seconds | running, key=(self._seconds | running).__getitem__, default=None)
+        seconds = self._seconds | running
+        return max(seconds, key=seconds.__getitem__, default=None)
 
     def log_tail(self, derivation: str | None) -> tuple[str, ...]:
         """Return the last lines of a derivation's builder; where no builder is to blame, of Nix itself."""
-        tail = self._tails.get(derivation or "")
-        if tail:
-            return tuple(tail)
-        return tuple([line for error in self._errors for line in error.splitlines()] or self._other_lines)[
-            -LOG_TAIL:
-        ]
+        said_by_nix = [line for error in self._errors for line in error.splitlines()]
+        lines = self._tails.get(derivation or "") or said_by_nix or self._other_lines
+        return tuple(lines)[-LOG_TAIL:]
 
     @property
     def summary(self) -> str:

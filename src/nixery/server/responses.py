@@ -8,6 +8,9 @@ from pathlib import Path
 
 from nixery.server.ranges import ByteRange
 
+# Content under its digest cannot change.
+IMMUTABLE = "public, max-age=31536000, immutable"
+
 
 @dataclass(frozen=True, slots=True)
 class BytesResponse:

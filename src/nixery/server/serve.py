@@ -21,7 +21,9 @@ _STOP = 9.0
 _log = structlog.get_logger("nixery.server")
 
 
-async def serve(application: Application, host: str, port: int, close: Callable[[], Awaitable[None]]) -> None:
+async def serve(
+    application: Application, address: str, port: int, close: Callable[[], Awaitable[None]]
+) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is being sent, end the builds and return.
 
     The web server is embedded: its process is this one, so that there is one process id to stop, and builds can be
@@ -29,16 +31,13 @@ async def serve(application: Application, host: str, port: int, close: Callable[
 
     Args:
         application: what to serve.
-        host: address to bind.
-        port: port to bind.
+        address: to bind, from ``listening_address``.
+        port: to bind.
         close: ends builds; whoever waits for one is told to come back.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
     """
     server = Server(
         application,
-        address=listening_address(host, port),
+        address=address,
         port=port,
         interface=Interfaces.ASGI,
         websockets=False,
@@ -50,7 +49,7 @@ async def serve(application: Application, host: str, port: int, close: Callable[
         loop.add_signal_handler(number, stop.set)
 
     serving = asyncio.ensure_future(server.serve())
-    _log.info("listening", host=host, port=port)
+    _log.info("listening", address=address, port=port)
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")

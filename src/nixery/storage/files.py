@@ -59,6 +59,17 @@ def write_all(descriptor: int, data: bytes) -> None:
         raise StorageError(f"cannot write to the storage: {error.strerror}") from error
 
 
+def write_file(temporary: Path, place: Path, content: bytes) -> None:
+    """Write a small file as a whole.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with temporary_file(temporary) as (descriptor, path):
+        write_all(descriptor, content)
+        move_to_place(descriptor, path, place)
+
+
 def move_to_place(descriptor: int, path: Path, place: Path) -> None:
     """Give a written file its name, once its content is safe from a crash of the machine.
 

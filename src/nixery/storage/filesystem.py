@@ -23,7 +23,7 @@ from pathlib import Path
 
 from nixery.errors import BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all
+from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all, write_file
 from nixery.storage.store import StoredBlob
 
 
@@ -47,7 +47,7 @@ class FilesystemBlobStore:
         return self._blobs / digest.hex[:2] / digest.hex
 
     async def find(self, digest: Digest) -> StoredBlob | None:
-        """See ``BlobStore.find``. One ``stat``, which is not worth leaving the event loop for."""
+        """See ``BlobStore.find``. A ``stat`` and a few bytes, which are not worth leaving the event loop for."""
         return _find(digest, self._path(digest))
 
     async def read(self, blob: StoredBlob) -> bytes:
@@ -67,10 +67,8 @@ class FilesystemBlobStore:
         # It is small and in memory, so it costs little to look at more than the size of what is there.
         if _holds(place, content):
             return
-        with temporary_file(self._temporary) as (descriptor, path):
-            write_all(descriptor, content)
-            _write_size(self._temporary, place, len(content))
-            move_to_place(descriptor, path, place)
+        _write_size(self._temporary, place, len(content))
+        write_file(self._temporary, place, content)
 
     @contextmanager
     def create(self) -> Iterator[FilesystemBlobWriter]:
@@ -145,12 +143,7 @@ class FilesystemRecordStore:
 
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """See ``RecordStore.put``."""
-        await asyncio.to_thread(self._put, self._path(kind, key), content)
-
-    def _put(self, place: Path, content: bytes) -> None:
-        with temporary_file(self._temporary) as (descriptor, path):
-            write_all(descriptor, content)
-            move_to_place(descriptor, path, place)
+        await asyncio.to_thread(write_file, self._temporary, self._path(kind, key), content)
 
 
 def _find(digest: Digest, path: Path) -> StoredBlob | None:
@@ -177,6 +170,4 @@ def _size_file(path: Path) -> Path:
 
 def _write_size(temporary: Path, place: Path, size: int) -> None:
     # Before the blob itself: a blob without it would not be found.
-    with temporary_file(temporary) as (descriptor, path):
-        write_all(descriptor, b"%d" % size)
-        move_to_place(descriptor, path, _size_file(place))
+    write_file(temporary, _size_file(place), b"%d" % size)

@@ -39,13 +39,11 @@ def load_popularity(url: str) -> Popularity:
     except urllib.error.HTTPError as error:
         error.close()  # it is a response as well
         raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {error}",)) from None
-    except (OSError, ValueError) as error:
-        what = (
-            "it is not a JSON object of reference counts by package name"
-            if _is_content(error)
-            else str(error)
-        )
+    except ValidationError:
+        what = "it is not a JSON object of reference counts by package name"
         raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {what}",)) from None
+    except (OSError, ValueError) as error:
+        raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {error}",)) from None
 
 
 def _fetch(url: str) -> bytes:
@@ -58,7 +56,3 @@ def _fetch(url: str) -> bytes:
             if time.monotonic() > end:
                 raise TimeoutError(f"it takes longer than {_TIMEOUT:g} seconds")
         return content
-
-
-def _is_content(error: Exception) -> bool:
-    return isinstance(error, ValidationError)

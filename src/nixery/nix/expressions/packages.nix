@@ -11,7 +11,7 @@
 }:
 let
   inherit (builtins)
-    attrNames attrValues concatLists deepSeq elem elemAt filter foldl' fromJSON hasAttr head isAttrs isBool
+    attrNames concatLists deepSeq elem elemAt filter foldl' fromJSON hasAttr head isAttrs isBool
     isFunction isInt isList isString listToAttrs map match parseDrvName replaceStrings seq split tryEval typeOf;
 
   arguments = fromJSON request;

@@ -9,7 +9,7 @@ from nixery.server.conditions import matches
 from nixery.server.ranges import UnsatisfiableRange, parse_range
 from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
-from nixery.server.responses import FileResponse, NotModified, Response
+from nixery.server.responses import IMMUTABLE, FileResponse, NotModified, Response
 from nixery.storage.store import BlobStore, StoredBlob
 
 
@@ -35,8 +35,7 @@ class Blobs:
             "Docker-Content-Digest": digest,
             "ETag": etag,
             "Accept-Ranges": "bytes",
-            # Content under its digest cannot change.
-            "Cache-Control": "public, max-age=31536000, immutable",
+            "Cache-Control": IMMUTABLE,
         }
         if matches(request, etag):
             return NotModified(headers)

@@ -13,7 +13,7 @@ from nixery.oci.image import Document
 from nixery.pipeline.image_builder import Image, ImageBuilder
 from nixery.server.conditions import matches
 from nixery.server.requests import Request
-from nixery.server.responses import BytesResponse, NotModified, Response
+from nixery.server.responses import IMMUTABLE, BytesResponse, NotModified, Response
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.store import BlobStore
 
@@ -41,9 +41,7 @@ class Manifests:
             case Digest() as digest:
                 validate_name(name)
                 media_type, content = await self._stored(digest)
-                # Content under its digest cannot change.
-                caching = {"Cache-Control": "public, max-age=31536000, immutable"}
-                return _answer(request, media_type, digest, content, caching)
+                return _answer(request, media_type, digest, content, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
                 raise ManifestUnknown(str(tag), "does not exist: nothing is attached to that image")
