@@ -21,7 +21,8 @@ def _existing_package_set(path: Path) -> Path:
         raise ValueError(f"{path} does not exist")
     if path.is_dir() and not (path / "default.nix").is_file():
         raise ValueError(f"{path} has no default.nix; expected a Nix package set")
-    return path.resolve()
+    # Not resolved: a symlink may be moved to the next version while the server runs.
+    return path.absolute()
 
 
 def _refuse_empty(value: object) -> object:
@@ -34,7 +35,8 @@ _NotEmpty = BeforeValidator(_refuse_empty)
 
 
 # Seconds. Nix does not take arbitrarily large numbers.
-_WEEK = 7 * 24 * 3600
+_DAY = 24 * 3600
+_WEEK = 7 * _DAY
 
 
 class Settings(BaseModel):
@@ -48,6 +50,7 @@ class Settings(BaseModel):
         storage_backend: where blobs are kept.
         storage_path: directory for the file system backend.
         nix_timeout: seconds a builder may run.
+        pin_ttl: seconds for which a tag keeps its meaning; with 0 the package set is looked at for every request.
         popularity_url: http(s) or file URL, or a path, of a JSON object with reference counts.
         packing_workers: how many layers are packed at the same time.
     """
@@ -62,6 +65,7 @@ class Settings(BaseModel):
     storage_backend: Annotated[Literal["filesystem"], _NotEmpty, Field(alias="NIXERY_STORAGE_BACKEND")]
     storage_path: Annotated[Path, _NotEmpty, AfterValidator(Path.absolute), Field(alias="STORAGE_PATH")]
     nix_timeout: Annotated[int, _NotEmpty, Field(alias="NIX_TIMEOUT", ge=1, le=_WEEK)] = 60
+    pin_ttl: Annotated[int, _NotEmpty, Field(alias="NIXERY_PIN_TTL", ge=0, le=_DAY)] = 3600
     popularity_url: Annotated[str | None, _NotEmpty, Field(alias="NIX_POPULARITY_URL")] = None
     packing_workers: Annotated[
         int,

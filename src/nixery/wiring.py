@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+import nixery
 from nixery.errors import SettingsError, StorageError
+from nixery.fetching.directory import DirectorySource
+from nixery.fetching.fingerprint import Fingerprint
 from nixery.layering.popularity import Popularity
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
+from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import Gzip
 from nixery.packing.layer_packer import LayerPacker
-from nixery.pipeline.image_builder import ImageBuilder
+from nixery.pipeline.build_cache import BuildCache
+from nixery.pipeline.image_builder import LAYER_BUDGET, ImageBuilder
+from nixery.pipeline.images import Images
 from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.logging_observer import LoggingObserver
+from nixery.pipeline.pins import Pins
 from nixery.process_directory import ProcessDirectory
 from nixery.server.asgi import Application
 from nixery.server.registry.blobs import Blobs
@@ -29,16 +38,21 @@ from nixery.storage.catalogue import Catalogue
 from nixery.storage.files import make_directory
 from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
 from nixery.storage.popularity import load_popularity
+from nixery.storage.small_blobs import SmallBlobs
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """The application, and the builder that has to be closed before it is stopped."""
+    """The application, and what has to be closed before it is stopped.
+
+    Attributes:
+        close: ends all builds.
+    """
 
     application: Application
-    builder: ImageBuilder
+    close: Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +105,38 @@ def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:
         return None
 
 
+def _identity(packer: LayerPacker, popularity: Popularity) -> str:
+    """What decides on an image besides its package set and its name; this program too, down to the last character."""
+    program = Fingerprint().of(Path(nixery.__file__).parent)
+    return canonical_json([program, packer.identity, LAYER_BUDGET, popularity.counts]).decode()
+
+
 @asynccontextmanager
 async def wire(settings: Settings, prepared: Prepared) -> AsyncIterator[Wired]:
     """Put everything together; take it apart when the context ends."""
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
-    nix = SubprocessNixBuilder(settings.package_set, settings.nix_timeout, roots)
+    source = DirectorySource(settings.package_set)
+    pins = Pins(source, records, settings.pin_ttl)
+    nix = SubprocessNixBuilder(settings.nix_timeout, roots)
+    packer = LayerPacker(Gzip())
+    cache = BuildCache(records, blobs, _identity(packer, prepared.popularity))
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
-    layers = LayerPublisher(blobs, records, LayerPacker(Gzip()), executor)
-    builder = ImageBuilder(nix, layers, blobs, prepared.popularity, LoggingObserver())
+    layers = LayerPublisher(blobs, records, packer, executor)
+    builder = ImageBuilder(source, nix, layers, blobs, prepared.popularity)
+    images = Images(pins, cache, builder, LoggingObserver())
     catalogue = Catalogue(records)
-    registry = Registry(Manifests(builder, blobs, catalogue), Blobs(blobs), Discovery(catalogue))
+    registry = Registry(
+        Manifests(images, blobs, catalogue), Blobs(blobs, SmallBlobs(blobs)), Discovery(catalogue)
+    )
+
+    async def close() -> None:
+        await asyncio.gather(layers.close(), images.close())
+
     try:
-        yield Wired(Application(registry), builder)
+        yield Wired(Application(registry), close)
     finally:
-        await builder.close()
+        await close()
         executor.shutdown(cancel_futures=True)
         prepared.roots.close()
         prepared.temporary.close()

@@ -88,13 +88,14 @@ def test_images_with_common_layers_at_the_same_time(start_server: StartServer) -
 
 def test_images_that_differ_in_nothing_but_their_names(start_server: StartServer) -> None:
     # Neither package has anything at the root, so the last layers of both images have the same content.
-    server = start_server()
     names = ["singlefile", "anotherfile"] * 2
     for _ in range(4):
+        server = start_server()
         with ThreadPoolExecutor(len(names)) as threads:
             images = list(threads.map(server.client.pull, names))
         for name, image in zip(names, images, strict=True):
             assert f"{name}-1.0" in image.config_document["history"][-1]["comment"].split()
+        assert server.stop() == 0
         shutil.rmtree(server.storage / "records")
 
 

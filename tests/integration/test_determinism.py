@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,9 +41,20 @@ def test_restart_on_warm_storage(start_server: StartServer, spy: NixSpy) -> None
     for name, image in images.items():
         # By digest nothing has to be built or asked.
         assert second.client.manifest(name, image.digest).body == image.manifest
-    assert spy.calls == []
     for name, image in images.items():
         assert second.client.pull(name) == image
+    assert spy.calls == []
+
+
+def test_built_again_from_warm_layers(start_server: StartServer) -> None:
+    first = start_server()
+    images = {name: first.client.pull(name) for name in NAMES}
+    assert first.stop() == 0
+    shutil.rmtree(first.storage / "records" / "images")
+    second = start_server()
+    for name, image in images.items():
+        assert second.client.pull(name) == image
+    assert "building" in second.log
 
 
 def test_half_warm_storage(start_server: StartServer, tmp_path: Path) -> None:

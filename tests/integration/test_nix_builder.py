@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,11 +23,12 @@ def builder(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     roots = GarbageCollectorRoots(tmp_path)
-    return SubprocessNixBuilder(Path(settings["NIXERY_PKGS_PATH"]), 30, roots)
+    return SubprocessNixBuilder(30, roots)
 
 
 async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:
-    packages = await builder.evaluate(parse_image_name(name))
+    package_set = Path(os.environ["NIXERY_PKGS_PATH"])  # set by the fixture
+    packages = await builder.evaluate(parse_image_name(name), package_set)
     (package,) = [package for package in packages if package.requested_name == name]
     return package
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tests.support.server import Server
 from tests.validator.image_validator import validate
 
 NAME = "shell/hello/diamond"
+
+# Seconds after which a server has another look whether the blobs of an image are there.
+BELIEVED = 1.1
 
 
 def files(directory: Path) -> list[Path]:
@@ -64,6 +68,7 @@ def test_damaged_blobs_are_made_again(start_server: StartServer) -> None:
     for damage in (cut, empty, lengthen, Path.unlink):
         for path in files(server.storage / "blobs"):
             damage(path)
+        time.sleep(BELIEVED)
         assert validate(server.client.pull(NAME)) == image, damage
 
 
@@ -87,7 +92,10 @@ def test_damaged_records_are_made_again(start_server: StartServer) -> None:
         for path in files(server.storage / "records"):
             path.unlink()
             path.write_bytes(content)
+        assert server.stop() == 0
+        server = start_server()
         assert validate(server.client.pull(NAME)) == image, content
+        assert server.client.get(f"/v2/{NAME}/tags/list").json()["tags"] == ["latest"]
 
 
 def identities(server: Server) -> dict[str, tuple[int, int]]:

@@ -46,4 +46,4 @@ def serve() -> None:
 
 async def _serve(settings: Settings, prepared: Prepared) -> None:
     async with wire(settings, prepared) as wired:
-        await serve_application(wired.application, prepared.address, settings.port, wired.builder.close)
+        await serve_application(wired.application, prepared.address, settings.port, wired.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from nixery.closure.graph import Closure
@@ -47,8 +48,8 @@ class Package:
 class NixBuilder(Protocol):
     """Evaluates, realises, and tells the closure of what it realised."""
 
-    async def evaluate(self, request: ImageRequest) -> tuple[Package, ...]:
-        """Find the packages of a request in the package set, all in one evaluation.
+    async def evaluate(self, request: ImageRequest, package_set: Path) -> tuple[Package, ...]:
+        """Find the packages of a request in a package set, all in one evaluation.
 
         Optional packages that the set does not have are left out.
 

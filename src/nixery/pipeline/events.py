@@ -64,13 +64,20 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """The image was built before, by this server or another one on the same store."""
+
+    manifest: Digest
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """There is no image."""
 
     error: NixeryError
 
 
-BuildEvent = Evaluated | Realised | LayerPacked | LayerReused | NamesClashed | Stored | Failed
+BuildEvent = Evaluated | Realised | LayerPacked | LayerReused | NamesClashed | Stored | Reused | Failed
 
 
 class BuildObserver(Protocol):

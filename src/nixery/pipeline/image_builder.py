@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 
 from nixery.closure.graph import Closure
-from nixery.errors import NixeryError
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
 from nixery.nix.builder import NixBuilder, Package
 from nixery.oci.docker import docker_manifest
-from nixery.oci.image import Document, Layer, image_config, image_manifest
+from nixery.oci.image import Layer, image_config, image_manifest
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
-from nixery.pipeline.events import BuildObserver, Evaluated, Failed, NamesClashed, Realised, Stored
+from nixery.pipeline.events import Evaluated, NamesClashed, Realised, Stored
 from nixery.pipeline.execution import execution_parameters
+from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
-from nixery.pipeline.single_flight import SingleFlight
+from nixery.sources.source import PackageSource, Pin
 from nixery.storage.store import BlobStore
 
 # Layers in an image, the one with the root file system included. Docker's overlay2 stops at about 125; the rest is
@@ -27,63 +25,34 @@ from nixery.storage.store import BlobStore
 LAYER_BUDGET = 94
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A stored image: the same config and layers under two manifests.
-
-    Attributes:
-        manifest: in OCI's media types.
-        docker_manifest: in Docker's.
-    """
-
-    manifest: Document
-    docker_manifest: Document
-
-
 class ImageBuilder:
-    """Builds images; identical requests at the same time share one build."""
+    """Builds images, whatever is there already."""
 
     def __init__(
         self,
+        source: PackageSource,
         nix: NixBuilder,
         layers: LayerPublisher,
         blobs: BlobStore,
         popularity: Popularity,
-        observer: BuildObserver,
     ) -> None:
+        self._source = source
         self._nix = nix
         self._layers = layers
         self._blobs = blobs
         self._popularity = popularity
-        self._observer = observer
-        self._in_flight: SingleFlight[ImageRequest, Image] = SingleFlight()
 
-    async def image(self, request: ImageRequest) -> Image:
-        """Return the requested image, after everything in it is stored.
-
-        The build goes on if the caller is cancelled.
+    async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+        """Build and store an image.
 
         Raises:
             PackagesUnavailable: with every package that cannot be had.
+            PackageSetChanged: while it was looked at.
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
-            ShuttingDown: the builder was closed before the build ended.
         """
-        return await self._in_flight.run(request, partial(self._observed_build, request))
-
-    async def close(self) -> None:
-        """End all builds, and the Nix processes they started."""
-        await asyncio.gather(self._layers.close(), self._in_flight.close())
-
-    async def _observed_build(self, request: ImageRequest) -> Image:
-        try:
-            return await self._build(request, partial(self._observer.observe, request))
-        except NixeryError as error:
-            self._observer.observe(request, Failed(error))
-            raise
-
-    async def _build(self, request: ImageRequest, observe: Observe) -> Image:
-        packages = await self._nix.evaluate(request)
+        async with self._source.open(pin) as package_set:
+            packages = await self._nix.evaluate(request, package_set)
         observe(Evaluated(packages))
 
         requested = sorted({path for package in packages for path in package.outputs.values()})

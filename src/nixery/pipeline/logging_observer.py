@@ -14,6 +14,7 @@ from nixery.pipeline.events import (
     LayerReused,
     NamesClashed,
     Realised,
+    Reused,
     Stored,
 )
 
@@ -23,7 +24,7 @@ _log = structlog.get_logger("nixery.build")
 class LoggingObserver:
     """The ``BuildObserver`` that writes logs; a build that goes well is two lines at level info."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, request: ImageRequest, event: BuildEvent) -> None:  # noqa: C901 -- a case each
         """See ``BuildObserver.observe``."""
         log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
         match event:
@@ -40,6 +41,8 @@ class LoggingObserver:
                     log.warning("names clash", name=clash.name, winner=clash.winner, loser=clash.loser)
             case Stored(manifest, layers):
                 log.info("built", manifest=str(manifest), layers=layers)
+            case Reused(manifest):
+                log.info("found", manifest=str(manifest))
             case Failed(error=RequestError() as error):
                 log.info("not built", reason=str(error))
             case Failed(error):

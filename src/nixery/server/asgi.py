@@ -10,7 +10,6 @@ from urllib.parse import parse_qsl
 
 import structlog
 
-from nixery.server.ranges import ByteRange
 from nixery.server.registry.errors import errors_body
 from nixery.server.registry.router import Registry
 from nixery.server.requests import Request
@@ -67,11 +66,10 @@ def _query(raw: bytes) -> Mapping[str, str]:
 
 
 async def _send(method: str, response: Response, send: Send) -> None:
-    status, length, extra = _status_line(response)
     headers = [(name.lower().encode(), value.encode()) for name, value in response.headers.items()]
-    if length is not None:
-        headers.append((b"content-length", b"%d" % length))
-    await send({"type": "http.response.start", "status": status, "headers": headers + extra})
+    if not isinstance(response, NotModified):
+        headers.append((b"content-length", b"%d" % response.length))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     if isinstance(response, FileResponse) and method != "HEAD":
         if response.part is None:
             # ASGI's path-send extension: the web server reads the file, outside of the interpreter.
@@ -81,20 +79,6 @@ async def _send(method: str, response: Response, send: Send) -> None:
     else:
         content = response.content if isinstance(response, BytesResponse) and method != "HEAD" else b""
         await send({"type": "http.response.body", "body": content})
-
-
-def _status_line(response: Response) -> tuple[int, int | None, list[tuple[bytes, bytes]]]:
-    """Status, length and the headers that follow from them."""
-    match response:
-        case BytesResponse(status, content):
-            return status, len(content), []
-        case NotModified():
-            return 304, None, []
-        case FileResponse(size=size, part=ByteRange() as part):
-            content_range = b"bytes %d-%d/%d" % (part.first, part.last, size)
-            return 206, part.length, [(b"content-range", content_range)]
-        case FileResponse(size=size):
-            return 200, size, []
 
 
 async def _send_part(path: os.PathLike[str], first: int, length: int, send: Send) -> None:

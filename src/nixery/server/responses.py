@@ -20,6 +20,11 @@ class BytesResponse:
     content: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return len(self.content)
+
 
 @dataclass(frozen=True, slots=True)
 class FileResponse:
@@ -30,10 +35,16 @@ class FileResponse:
         part: what to send of it; ``None`` for all.
     """
 
+    status: int
     path: Path
     size: int
+    part: ByteRange | None
     headers: Mapping[str, str] = field(default_factory=dict)
-    part: ByteRange | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return self.size if self.part is None else self.part.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +52,7 @@ class NotModified:
     """The client has it already (RFC 9110, section 15.4.5): no body, no length."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 304
 
 
 Response = BytesResponse | FileResponse | NotModified

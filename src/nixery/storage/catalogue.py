@@ -8,11 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
 from nixery.storage.store import RecordStore
 
 _TAGS = "tags"
 _REFERRERS = "referrers"
+
+# Bytes for the tags that this process knows to be recorded: each pull would read its record again otherwise.
+_REMEMBERED = 8 * 1024 * 1024
 
 
 class _TagRecord(BaseModel):
@@ -29,6 +33,7 @@ class Catalogue:
 
     def __init__(self, records: RecordStore) -> None:
         self._records = records
+        self._recorded: LeastRecentlyUsed[tuple[str, str], Digest] = LeastRecentlyUsed(_REMEMBERED)
 
     async def record_tag(self, name: str, tag: str, manifest: Digest) -> None:
         """Remember that a tag was built.
@@ -36,10 +41,13 @@ class Catalogue:
         Raises:
             StorageError: it cannot be written.
         """
+        if self._recorded.get((name, tag)) == manifest:
+            return
         key = _hash(name) + _hash(tag)
         content = _TagRecord(name=name, tag=tag, digest=str(manifest)).model_dump_json().encode()
         if await self._records.get(_TAGS, key) != content:
             await self._records.put(_TAGS, key, content)
+        self._recorded.put((name, tag), manifest, len(name) + len(tag))
 
     async def tags(self, name: str) -> list[str]:
         """Return the tags built for a name, in ASCII order; empty if there are none."""

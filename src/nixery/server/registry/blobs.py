@@ -9,15 +9,20 @@ from nixery.server.conditions import matches
 from nixery.server.ranges import UnsatisfiableRange, parse_range
 from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
-from nixery.server.responses import IMMUTABLE, FileResponse, NotModified, Response
+from nixery.server.responses import IMMUTABLE, BytesResponse, FileResponse, NotModified, Response
+from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore, StoredBlob
+
+# Bytes up to which a blob is answered from memory. A larger one is better sent from its file.
+_SMALL = 64 * 1024
 
 
 class Blobs:
     """Layers and configs."""
 
-    def __init__(self, blobs: BlobStore) -> None:
+    def __init__(self, blobs: BlobStore, small: SmallBlobs) -> None:
         self._blobs = blobs
+        self._small = small
 
     async def get(self, request: Request, name: str, digest: str) -> Response:
         """Answer GET and HEAD, ranges and conditions.
@@ -29,6 +34,7 @@ class Blobs:
         """
         validate_name(name)
         blob = await self._find(name, Digest.parse(digest))
+        size = len(blob) if isinstance(blob, bytes) else blob.size
         etag = f'"{digest}"'
         headers = {
             "Content-Type": "application/octet-stream",
@@ -42,18 +48,30 @@ class Blobs:
         # A range of something else than what the client has the beginning of would not fit (RFC 9110, 13.1.5).
         wanted = request.headers.get("range") if request.headers.get("if-range", etag) == etag else None
         try:
-            part = parse_range(wanted, blob.size)
+            part = parse_range(wanted, size)
         except UnsatisfiableRange:
             message = f"the range {wanted} begins behind the end of the blob"
-            return errors_body(
-                416, "SIZE_INVALID", message, headers={"Content-Range": f"bytes */{blob.size}"}
-            )
-        return FileResponse(blob.path, blob.size, headers, part)
+            return errors_body(416, "SIZE_INVALID", message, headers={"Content-Range": f"bytes */{size}"})
+        status = 200
+        if part is not None:
+            status = 206
+            headers["Content-Range"] = f"bytes {part.first}-{part.last}/{size}"
+        if isinstance(blob, bytes):
+            return BytesResponse(status, blob[part.first : part.last + 1] if part else blob, headers)
+        return FileResponse(status, blob.path, size, part, headers)
 
-    async def _find(self, name: str, digest: Digest) -> StoredBlob:  # noqa: ARG002 -- see below
+    async def _find(self, name: str, digest: Digest) -> bytes | StoredBlob:  # noqa: ARG002 -- see below
         # Images share layers, and a client mounts or asks for them under whichever name it knows. So any name leads to any
         # blob. Rules about who may read what belong here.
+        kept = self._small.kept(digest)
+        if kept is not None:
+            return kept
         blob = await self._blobs.find(digest)
         if blob is None or blob.size == 0:
             raise BlobUnknown(str(digest))
-        return blob
+        if blob.size > _SMALL:
+            return blob
+        content = await self._small.read(blob)
+        if content is None:
+            raise BlobUnknown(str(digest))
+        return content

@@ -23,10 +23,12 @@ from nixery.errors import (
     NameUnknown,
     NixeryError,
     NixUnusable,
+    PackageSetChanged,
     PackagesUnavailable,
     RequestError,
     SettingsError,
     ShuttingDown,
+    SourceUnreachable,
     StorageError,
 )
 from nixery.server.responses import BytesResponse
@@ -48,20 +50,23 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     BuildFailed: (500, "UNKNOWN"),
     BuildTimedOut: (504, "UNKNOWN"),
     NixUnusable: (500, "UNKNOWN"),
+    SourceUnreachable: (503, "UNKNOWN"),
+    PackageSetChanged: (503, "UNKNOWN"),
     StorageError: (500, "UNKNOWN"),
     BlobVerificationFailed: (500, "UNKNOWN"),
     ShuttingDown: (503, "UNKNOWN"),
     SettingsError: (500, "UNKNOWN"),
 }
 
-# Seconds after which a client may find a successor of a server that stops.
+# Seconds after which a client may find a successor of a server that stops, or a source that can be reached.
 _RETRY_AFTER = "5"
+_WORTH_A_RETRY = 503
 
 
 def error_response(error: NixeryError) -> BytesResponse:
     """Answer an error in the registry's own form, which clients show to the person at the terminal."""
     status, code = STATUS_AND_CODE[type(error)]
-    headers = {"Retry-After": _RETRY_AFTER} if isinstance(error, ShuttingDown) else {}
+    headers = {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
     return errors_body(status, code, str(error), _detail(error), headers)
 
 

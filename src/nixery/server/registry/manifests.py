@@ -7,10 +7,12 @@ import json
 from nixery.errors import ManifestUnknown
 from nixery.image.reference import Tag, parse_reference
 from nixery.image.request import parse_image_name, validate_name
-from nixery.oci.descriptor import MediaType
+from nixery.least_recently_used import LeastRecentlyUsed
+from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
 from nixery.oci.image import Document
-from nixery.pipeline.image_builder import Image, ImageBuilder
+from nixery.pipeline.image import Image
+from nixery.pipeline.images import Images
 from nixery.server.conditions import matches
 from nixery.server.requests import Request
 from nixery.server.responses import IMMUTABLE, BytesResponse, NotModified, Response
@@ -20,16 +22,20 @@ from nixery.storage.store import BlobStore
 # Clients refuse larger manifests, so whatever is larger is none.
 _LARGEST_MANIFEST = 4 * 1024 * 1024
 
+# Bytes of manifests that are kept in memory.
+_CAPACITY = 32 * 1024 * 1024
+
 _MANIFEST_TYPES = (MediaType.OCI_MANIFEST, MediaType.DOCKER_MANIFEST)
 
 
 class Manifests:
     """By tag they are built, by digest they are looked up."""
 
-    def __init__(self, builder: ImageBuilder, blobs: BlobStore, catalogue: Catalogue) -> None:
-        self._builder = builder
+    def __init__(self, images: Images, blobs: BlobStore, catalogue: Catalogue) -> None:
+        self._images = images
         self._blobs = blobs
         self._catalogue = catalogue
+        self._documents: LeastRecentlyUsed[Digest, Document] = LeastRecentlyUsed(_CAPACITY)
 
     async def get(self, request: Request, name: str, reference: str) -> Response:
         """Answer GET and HEAD: containerd and Docker begin with a HEAD of the tag and rely on its digest.
@@ -40,27 +46,28 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                media_type, content = await self._stored(digest)
-                return _answer(request, media_type, digest, content, {"Cache-Control": IMMUTABLE})
+                document = self._documents.get(digest) or await self._stored(digest)
+                return _answer(request, document, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
                 raise ManifestUnknown(str(tag), "does not exist: nothing is attached to that image")
             case Tag() as tag:
-                image = await self._builder.image(parse_image_name(name))
+                image = await self._images.image(parse_image_name(name), tag.name)
                 await self._catalogue.record_tag(name, tag.name, image.manifest.descriptor.digest)
-                document = _negotiate(request.headers.get("accept", ""), image)
-                descriptor = document.descriptor
                 # Caches between us and the client have to keep the two families apart.
-                headers = {"Vary": "Accept"}
-                return _answer(request, descriptor.media_type, descriptor.digest, document.content, headers)
+                return _answer(
+                    request, _negotiate(request.headers.get("accept", ""), image), {"Vary": "Accept"}
+                )
 
-    async def _stored(self, digest: Digest) -> tuple[MediaType, bytes]:
+    async def _stored(self, digest: Digest) -> Document:
         blob = await self._blobs.find(digest)
         if blob is not None and blob.size <= _LARGEST_MANIFEST:
             content = await self._blobs.read(blob)
             media_type = _media_type(content)
             if media_type is not None and Digest.of(content) == digest:
-                return media_type, content
+                document = Document(Descriptor(media_type, digest, len(content)), content)
+                self._documents.put(digest, document, len(content))
+                return document
         raise ManifestUnknown(str(digest), "is not stored here; pull the image by its tag to have it built")
 
 
@@ -84,9 +91,13 @@ def _media_type(content: bytes) -> MediaType | None:
     return next((media_type for media_type in _MANIFEST_TYPES if media_type == named), None)
 
 
-def _answer(
-    request: Request, media_type: MediaType, digest: Digest, content: bytes, more: dict[str, str]
-) -> Response:
+def _answer(request: Request, document: Document, more: dict[str, str]) -> Response:
+    digest = str(document.descriptor.digest)
     etag = f'"{digest}"'
-    headers = {"Content-Type": media_type.value, "Docker-Content-Digest": str(digest), "ETag": etag, **more}
-    return NotModified(headers) if matches(request, etag) else BytesResponse(200, content, headers)
+    headers = {
+        "Content-Type": document.descriptor.media_type.value,
+        "Docker-Content-Digest": digest,
+        "ETag": etag,
+        **more,
+    }
+    return NotModified(headers) if matches(request, etag) else BytesResponse(200, document.content, headers)

@@ -1,0 +1,61 @@
+"""The request is fine, and there is no image all the same."""
+
+from __future__ import annotations
+
+from nixery.errors.base import NixeryError
+
+
+class BuildError(NixeryError):
+    """The request is valid, but the image could not be made."""
+
+
+class EvaluationFailed(BuildError):
+    """The package set as a whole does not evaluate: nobody's request can be served from it."""
+
+    def __init__(self, log_tail: tuple[str, ...]) -> None:
+        super().__init__(
+            "the package set does not evaluate: " + (log_tail[-1] if log_tail else "Nix said nothing")
+        )
+        self.log_tail = log_tail
+
+
+class BuildFailed(BuildError):
+    """A derivation's builder failed.
+
+    Attributes:
+        derivation: the name of the derivation that failed (without its store directory), or ``None`` when Nix
+            failed without naming one.
+        log_tail: the last lines the builder wrote.
+    """
+
+    def __init__(self, derivation: str | None, log_tail: tuple[str, ...], summary: str) -> None:
+        what = f"building {derivation} failed" if derivation else "Nix could not build the packages"
+        super().__init__(f"{what}: {summary}")
+        self.derivation = derivation
+        self.log_tail = log_tail
+
+
+class BuildTimedOut(BuildError):
+    """A builder ran longer than ``NIX_TIMEOUT`` seconds, or Nix as a whole made no progress for that long."""
+
+    def __init__(self, derivation: str | None, seconds: float, log_tail: tuple[str, ...] = ()) -> None:
+        what = f"building {derivation}" if derivation else "Nix"
+        super().__init__(f"{what} took longer than {seconds:g} seconds (NIX_TIMEOUT)")
+        self.derivation = derivation
+        self.seconds = seconds
+        self.log_tail = log_tail
+
+
+class NixUnusable(BuildError):
+    """Nix cannot be run, or answers in a way no known version does."""
+
+
+class SourceUnreachable(BuildError):
+    """The package source cannot be asked at the moment; asking again later may help."""
+
+
+class PackageSetChanged(BuildError):
+    """The package set was changed while it was used, again and again."""
+
+    def __init__(self) -> None:
+        super().__init__("the package set is being changed; try again when that is done")

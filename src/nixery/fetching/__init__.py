@@ -1,0 +1,1 @@
+"""Package sources as they are: directories, repositories, archives."""

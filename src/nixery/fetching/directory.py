@@ -1,0 +1,65 @@
+"""Package sets in a directory of this machine (``NIXERY_PKGS_PATH``)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from nixery.errors import NixeryError, PackageSetChanged, SourceUnreachable
+from nixery.fetching.fingerprint import Fingerprint
+from nixery.sources.source import Pin, Reference
+
+# The one source without versions: every tag means what is there now.
+_REFERENCE = Reference("", moving=True)
+
+
+class DirectorySource:
+    """The ``PackageSource`` for a directory, or for a single Nix file.
+
+    Nix reads the directory where it is, so that files may refer to their neighbours. No old state of it is kept: what was built
+    is served as long as its pin lasts, but what is built anew is built from what is there, and moves the pin.
+
+    Args:
+        path: absolute. Symlinks are followed each time, so that a new version can be put in place by moving one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.description = f"path:{path}"
+        self._path = path
+        self._fingerprint = Fingerprint()
+        self._one_at_a_time = asyncio.Lock()
+
+    def reference(self, tag: str) -> Reference:  # noqa: ARG002 -- see _REFERENCE
+        """See ``PackageSource.reference``."""
+        return _REFERENCE
+
+    async def resolve(self, reference: Reference) -> Pin:  # noqa: ARG002 -- there is only one
+        """See ``PackageSource.resolve``."""
+        return await self._pin()
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[Path]:
+        """See ``PackageSource.open``."""
+        await self._require(pin)
+        try:
+            yield self._path.resolve()
+        except NixeryError:
+            # It may be due to a change that was half done.
+            await self._require(pin)
+            raise
+        await self._require(pin)
+
+    async def _require(self, pin: Pin) -> None:
+        if (await self._pin()).identity != pin.identity:
+            raise PackageSetChanged
+
+    async def _pin(self) -> Pin:
+        async with self._one_at_a_time:
+            try:
+                fingerprint = await asyncio.to_thread(self._fingerprint.of, self._path)
+            except OSError as error:
+                # Where the set is on this machine is no business of a client's.
+                raise SourceUnreachable(f"the package set cannot be read: {error.strerror}") from error
+        return Pin(self.description, fingerprint, fingerprint)

@@ -1,0 +1,89 @@
+"""Evaluation by ``nix-instantiate``, and finding out whose fault it is when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
+from nixery.image.request import ImageRequest
+from nixery.nix.command import run_command
+from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
+from nixery.nix.evaluation import Evaluated, parse_answer, request_argument
+from nixery.nix.process import Completed
+
+
+class Evaluation:
+    """The evaluation of a request in a package set, by as many processes as it takes: usually one.
+
+    Args:
+        request: whose packages.
+        package_set: absolute path of a Nix file, or of a directory with a ``default.nix``.
+        timeout: seconds for each process.
+    """
+
+    def __init__(self, request: ImageRequest, package_set: Path, timeout: float) -> None:
+        self._request = request
+        self._package_set = package_set
+        self._timeout = timeout
+
+    async def of(self, packages: Sequence[str], optional: Sequence[str]) -> tuple[Evaluated, ...]:
+        """Evaluate some of the packages of the request.
+
+        Raises:
+            EvaluationFailed: the set itself is broken.
+            BuildTimedOut: it took too long.
+            NixUnusable: Nix cannot be run.
+        """
+        completed, stderr = await self._instantiate(request_argument(packages, optional))
+        if completed.exit_code == 0:
+            # With a large package set, looking for near names is work for a while.
+            return await asyncio.to_thread(parse_answer, completed.stdout, self._request)
+        if completed.exit_code < 0 or is_trouble_of_the_machine(stderr):
+            # Nobody's package is to blame, and a client that asks again may well be served.
+            reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"
+            raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")
+        if not packages and not optional:
+            # Where the set is on this machine is no business of a client's.
+            raise EvaluationFailed(tuple(line.replace(f"{self._package_set}/", "") for line in stderr))
+        return await self._find_culprits(packages, optional, stderr)
+
+    async def _find_culprits(
+        self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]
+    ) -> tuple[Evaluated, ...]:
+        # Some errors (a type error, an abort) cannot be caught in Nix and end the whole evaluation. Halving what is
+        # asked for finds whose fault they are; if not even the empty request evaluates, it is the set's.
+        names = [*packages, *optional]
+        if len(names) == 1:
+            await self.of((), ())
+            return (UnavailablePackage(names[0], Reason.THROWS, explanation(stderr)),)
+        middle = len(names) // 2
+        found: list[Evaluated] = []
+        for half in (names[:middle], names[middle:]):
+            found += await self.of([n for n in half if n in packages], [n for n in half if n in optional])
+        return tuple(found)
+
+    async def explain(self, package: UnavailablePackage) -> UnavailablePackage:
+        """Add Nix's own words on why a package cannot be had, if it has any."""
+        if package.explanation or package.reason in (Reason.MISSING, Reason.NOT_A_PACKAGE):
+            return package
+        # tryEval tells that something was thrown, not what. Without it, Nix says so.
+        _, stderr = await self._instantiate(request_argument(diagnose=package.name))
+        return UnavailablePackage(package.name, package.reason, explanation(stderr))
+
+    async def _instantiate(self, argument: str) -> tuple[Completed, Sequence[str]]:
+        with as_file(files("nixery.nix") / "expressions" / "packages.nix") as expression:
+            return await run_command(
+                self._timeout,
+                "nix-instantiate",
+                str(expression),
+                "--eval",
+                "--strict",
+                "--json",
+                "--read-write-mode",  # or no derivation is written, and there is nothing to realise
+                *("--argstr", "packageSet", str(self._package_set)),
+                *("--argstr", "system", self._request.platform.nix_system),
+                *("--argstr", "request", argument),
+            )

@@ -1,0 +1,162 @@
+"""Finished images, by what they were made from: a second request for one asks Nix nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nixery.errors import InvalidDigest
+from nixery.image.request import ImageRequest
+from nixery.least_recently_used import LeastRecentlyUsed
+from nixery.oci.canonical_json import canonical_json
+from nixery.oci.descriptor import Descriptor, MediaType
+from nixery.oci.digest import Digest
+from nixery.oci.image import Document
+from nixery.pipeline.image import Image
+from nixery.sources.source import Pin
+from nixery.storage.store import BlobStore, RecordStore
+
+_RECORDS = "images"
+
+# Bytes of manifests kept in memory; one is about 10 to 20 KB.
+_CAPACITY = 64 * 1024 * 1024
+
+# Seconds for which an image that was found whole is believed to be so. Looking for every one of its blobs takes longer than
+# answering a request.
+_BELIEVED = 1.0
+
+
+class _Record(BaseModel):
+    manifest: str
+    docker_manifest: str
+
+
+@dataclass(slots=True)
+class _Recent:
+    image: Image
+    parts: tuple[tuple[Digest, int], ...]
+    checked: float
+
+
+class BuildCache:
+    """Images in memory, and behind that in the store, which all servers share.
+
+    Args:
+        records: what was made from what.
+        blobs: the images themselves; one that has lost a part is none.
+        identity: of everything besides the package set and the request that has a say in what an image becomes: this program,
+            the packer, the popularity data, the number of layers.
+        clock: seconds; only differences matter.
+    """
+
+    def __init__(
+        self,
+        records: RecordStore,
+        blobs: BlobStore,
+        identity: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._records = records
+        self._blobs = blobs
+        self._identity = identity
+        self._clock = clock
+        self._recent: LeastRecentlyUsed[tuple[Pin, ImageRequest], _Recent] = LeastRecentlyUsed(_CAPACITY)
+
+    async def find_recent(self, pin: Pin, request: ImageRequest) -> Image | None:
+        """Look in memory only. Nearly always that is all a request costs."""
+        recent = self._recent.get((pin, request))
+        if recent is None:
+            return None
+        if self._clock() - recent.checked > _BELIEVED:
+            if not await self._are_there(recent.parts):
+                self._recent.discard((pin, request))
+                return None
+            recent.checked = self._clock()
+        return recent.image
+
+    async def find(self, pin: Pin, request: ImageRequest) -> Image | None:
+        """Look in the store.
+
+        Raises:
+            StorageError: it cannot be asked.
+        """
+        content = await self._records.get(_RECORDS, self._key(pin, request))
+        if content is None:
+            return None
+        try:
+            record = _Record.model_validate_json(content)
+            manifest = await self._document(MediaType.OCI_MANIFEST, Digest.parse(record.manifest))
+            docker = await self._document(MediaType.DOCKER_MANIFEST, Digest.parse(record.docker_manifest))
+        except (ValidationError, InvalidDigest):
+            return None  # torn: the build writes it anew
+        if manifest is None or docker is None:
+            return None
+        image = Image(manifest, docker)
+        parts = _parts(image)
+        if not await self._are_there(parts):
+            return None
+        self._remember(pin, request, image, parts)
+        return image
+
+    async def add(self, pin: Pin, request: ImageRequest, image: Image) -> None:
+        """Remember an image that is stored as a whole.
+
+        Raises:
+            StorageError: the record cannot be written.
+        """
+        record = _Record(
+            manifest=str(image.manifest.descriptor.digest),
+            docker_manifest=str(image.docker_manifest.descriptor.digest),
+        )
+        await self._records.put(_RECORDS, self._key(pin, request), record.model_dump_json().encode())
+        self._remember(pin, request, image, _parts(image))
+
+    def _remember(
+        self, pin: Pin, request: ImageRequest, image: Image, parts: tuple[tuple[Digest, int], ...]
+    ) -> None:
+        size = len(image.manifest.content) + len(image.docker_manifest.content)
+        self._recent.put((pin, request), _Recent(image, parts, self._clock()), size)
+
+    def _key(self, pin: Pin, request: ImageRequest) -> str:
+        # A JSON array keeps its elements apart, whatever is in them.
+        made_from = [
+            self._identity,
+            pin.source,
+            pin.identity,
+            request.platform.nix_system,
+            request.shell,
+            request.packages,
+            request.optional_packages,
+            request.requested,
+        ]
+        return hashlib.sha256(canonical_json(made_from)).hexdigest()
+
+    async def _document(self, media_type: MediaType, digest: Digest) -> Document | None:
+        blob = await self._blobs.find(digest)
+        if blob is None:
+            return None
+        content = await self._blobs.read(blob)
+        if Digest.of(content) != digest:
+            return None
+        return Document(Descriptor(media_type, digest, len(content)), content)
+
+    async def _are_there(self, parts: tuple[tuple[Digest, int], ...]) -> bool:
+        for digest, size in parts:
+            blob = await self._blobs.find(digest)
+            if blob is None or blob.size != size:
+                return False
+        return True
+
+
+def _parts(image: Image) -> tuple[tuple[Digest, int], ...]:
+    """Digest and size of all blobs of an image. Its manifests have been verified, so they are what was once written."""
+    manifest: Mapping[str, Any] = json.loads(image.manifest.content)
+    described = [(Digest.parse(d["digest"]), d["size"]) for d in (manifest["config"], *manifest["layers"])]
+    documents = (image.manifest.descriptor, image.docker_manifest.descriptor)
+    return (*described, *((descriptor.digest, descriptor.size) for descriptor in documents))

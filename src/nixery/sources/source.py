@@ -1,0 +1,67 @@
+"""The seam between the pipeline and whatever keeps package sets."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a tag selects in a source.
+
+    Attributes:
+        name: of a branch or a channel, say, or the digits of a commit.
+        moving: whether it may mean something else tomorrow.
+    """
+
+    name: str
+    moving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One state of a source: all builds for a pin use the same package set.
+
+    Attributes:
+        source: which source it is a state of, without credentials.
+        identity: tells this state from any other of the source: a commit, or a digest of what is there.
+        revision: the state in words that mean something to people.
+    """
+
+    source: str
+    identity: str
+    revision: str
+
+
+class PackageSource(Protocol):
+    """A place with package sets.
+
+    Attributes:
+        description: names it, without credentials; two sources that could differ have different ones.
+    """
+
+    description: str
+
+    def reference(self, tag: str) -> Reference:
+        """Tell what a tag means, without asking anybody."""
+        ...
+
+    async def resolve(self, reference: Reference) -> Pin:
+        """Find out what a reference means now.
+
+        Raises:
+            SourceUnreachable: it cannot be asked.
+        """
+        ...
+
+    def open(self, pin: Pin) -> AbstractAsyncContextManager[Path]:
+        """Provide the package set of a pin, to be imported by Nix while the context lasts.
+
+        Raises:
+            PackageSetChanged: at the beginning or at the end: the source has another state by now and keeps no old ones.
+            SourceUnreachable: the package set cannot be had.
+        """
+        ...

@@ -1,0 +1,34 @@
+"""Small blobs in memory: manifests, configs, layers with a few links."""
+
+from __future__ import annotations
+
+from nixery.least_recently_used import LeastRecentlyUsed
+from nixery.oci.digest import Digest
+from nixery.storage.store import BlobStore, StoredBlob
+
+# Bytes in all.
+_CAPACITY = 64 * 1024 * 1024
+
+
+class SmallBlobs:
+    """Reads blobs as a whole and keeps them. What is kept has been verified, so it stays true whatever becomes of its file."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._kept: LeastRecentlyUsed[Digest, bytes] = LeastRecentlyUsed(_CAPACITY)
+
+    def kept(self, digest: Digest) -> bytes | None:
+        """Return a blob that is in memory."""
+        return self._kept.get(digest)
+
+    async def read(self, blob: StoredBlob) -> bytes | None:
+        """Read a blob and keep it; ``None`` if its file does not have its digest.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        content = await self._blobs.read(blob)
+        if Digest.of(content) != blob.digest:
+            return None
+        self._kept.put(blob.digest, content, len(content))
+        return content

@@ -1,0 +1,205 @@
+"""Pins of a made-up source, by a clock that the tests set."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import SourceUnreachable
+from nixery.pipeline.pins import Pins
+from nixery.sources.source import Pin, Reference
+from nixery.storage.filesystem import FilesystemRecordStore
+
+HOUR = 3600.0
+
+
+class MovingSource:
+    """A source whose state the test sets; counts how often it is asked."""
+
+    def __init__(self, state: str = "one") -> None:
+        self.description = "fake:"
+        self.state = state
+        self.asked = 0
+        self.reachable = True
+
+    def reference(self, tag: str) -> Reference:
+        return Reference(tag, moving=True)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if not self.reachable:
+            raise SourceUnreachable("no route to host")
+        identity = f"{reference.name} is {self.state}"
+        return Pin(self.description, identity, identity)
+
+    def open(self, pin: Pin) -> AbstractAsyncContextManager[Path]:
+        raise NotImplementedError(pin)
+
+
+class World:
+    """A source, a store and a clock that several servers share."""
+
+    def __init__(self, storage: Path) -> None:
+        (storage / "temporary").mkdir()
+        self.source = MovingSource()
+        self.records = FilesystemRecordStore(storage, storage / "temporary")
+        self.storage = storage
+        self.now = 1_000_000.0
+        self.servers: list[Pins] = []
+
+    def server(self, time_to_live: float = HOUR) -> Pins:
+        pins = Pins(self.source, self.records, time_to_live, lambda: self.now)
+        self.servers.append(pins)
+        return pins
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    yield world
+    for server in world.servers:
+        await server.close()
+
+
+async def state(pins: Pins, tag: str = "latest") -> str:
+    return (await pins.pin(tag)).identity.removeprefix(f"{tag} is ")
+
+
+async def test_a_pin_holds_for_its_time(world: World) -> None:
+    pins = world.server()
+    assert await state(pins) == "one"
+    world.source.state = "two"
+    world.now += HOUR - 1
+    assert await state(pins) == "one"
+    world.now += 2
+    assert await state(pins) == "two"
+    assert world.source.asked == 2
+
+
+async def test_each_tag_has_its_own(world: World) -> None:
+    pins = world.server()
+    assert await state(pins, "a") == "one"
+    world.source.state = "two"
+    assert await state(pins, "b") == "two"
+    assert await state(pins, "a") == "one"
+
+
+async def test_all_servers_on_a_store_agree_and_a_restart_changes_nothing(world: World) -> None:
+    assert await state(world.server()) == "one"
+    world.source.state = "two"
+    world.now += HOUR / 2
+    assert await state(world.server()) == "one"
+    assert world.source.asked == 1
+
+
+async def test_another_source_on_the_store_is_another_matter(world: World) -> None:
+    await state(world.server())
+    world.source.description = "fake:another"
+    world.source.state = "two"
+    assert await state(world.server()) == "two"
+
+
+async def test_who_asks_at_the_same_time_resolves_once(world: World) -> None:
+    pins = world.server()
+    assert await asyncio.gather(*(state(pins) for _ in range(10))) == ["one"] * 10
+    assert world.source.asked == 1
+
+
+async def test_zero_resolves_for_every_request(world: World) -> None:
+    await state(world.server())
+    pins = world.server(time_to_live=0)
+    for expected in ("two", "three"):
+        world.source.state = expected
+        assert await state(pins) == expected
+
+
+async def test_a_shorter_time_counts_at_once(world: World) -> None:
+    await state(world.server())
+    world.source.state = "two"
+    assert await state(world.server(time_to_live=HOUR / 4)) == "two"
+
+
+async def due(pins: Pins) -> None:
+    """What the timer does when most of the pin's time has passed."""
+    for reference, timer in list(pins._timers.items()):
+        timer.cancel()
+        pins._due(reference)
+    await asyncio.gather(*pins._refreshes)
+
+
+async def test_the_successor_is_looked_up_before_and_taken_after(world: World) -> None:
+    one, other = world.server(), world.server()
+    assert [await state(one), await state(one), await state(other)] == ["one"] * 3
+    world.source.state = "two"
+    world.now += 0.8 * HOUR
+    await due(one)
+    assert world.source.asked == 2
+    world.source.state = "three"
+    # Until then, everybody has the old one; from then on the one that was looked up.
+    assert [await state(one), await state(other), await state(world.server())] == ["one"] * 3
+    world.now += 0.3 * HOUR
+    assert [await state(one), await state(other), await state(world.server())] == ["two"] * 3
+    assert world.source.asked == 2
+
+
+async def test_servers_do_not_all_look_the_successor_up(world: World) -> None:
+    servers = [world.server() for _ in range(3)]
+    for server in servers:
+        await state(server)
+        await state(server)
+    for server in servers:
+        await due(server)
+    assert world.source.asked == 2
+
+
+async def test_nobody_asks_for_what_nobody_uses(world: World) -> None:
+    pins = world.server()
+    await state(pins)
+    await due(pins)
+    assert world.source.asked == 1
+    assert await state(pins) == "one"
+    assert world.source.asked == 1
+
+
+async def test_a_successor_that_cannot_be_had_is_no_trouble_yet(world: World) -> None:
+    pins = world.server()
+    await state(pins)
+    await state(pins)
+    world.source.reachable = False
+    await due(pins)
+    assert await state(pins) == "one"
+
+
+async def test_timer_is_set_for_most_of_the_time(world: World) -> None:
+    pins = world.server()
+    await state(pins)
+    (timer,) = pins._timers.values()
+    assert timer.when() - asyncio.get_running_loop().time() == pytest.approx(0.75 * HOUR, abs=5)
+
+
+async def test_an_outdated_pin_is_replaced_for_everybody(world: World) -> None:
+    pins, other = world.server(), world.server()
+    outdated = await pins.pin("latest")
+    world.source.state = "two"
+    new = await asyncio.gather(*(pins.replace("latest", outdated) for _ in range(5)))
+    assert {pin.identity for pin in new} == {"latest is two"}
+    assert world.source.asked == 2
+    assert await state(pins) == "two"
+    assert await state(other) == "two"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"current": {"identity": 1}}', b"\xff"])
+async def test_a_torn_record_is_written_anew(world: World, content: bytes) -> None:
+    await state(world.server())
+    (record,) = [path for path in (world.storage / "records").rglob("*") if path.is_file()]
+    record.chmod(0o600)
+    record.write_bytes(content)
+    world.source.state = "two"
+    assert await state(world.server()) == "two"
+    assert await state(world.server()) == "two"
+    assert world.source.asked == 2
