@@ -11,7 +11,7 @@ import pytest
 from nixery.closure.graph import Closure, PathInfo
 from nixery.errors import NixUnusable
 from nixery.image.request import parse_image_name
-from nixery.nix.builder import Package
+from nixery.nix.builder import Contents, Package
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 
@@ -28,14 +28,14 @@ def builder(
 
 async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:
     package_set = Path(os.environ["NIXERY_PKGS_PATH"])  # set by the fixture
-    packages = await builder.evaluate(parse_image_name(name), package_set)
-    (package,) = [package for package in packages if package.requested_name == name]
+    contents = await builder.evaluate(parse_image_name(name), package_set)
+    (package,) = [package for package in contents.packages if package.requested_name == name]
     return package
 
 
 async def closure_of(builder: SubprocessNixBuilder, name: str) -> Closure:
     package = await evaluated(builder, name)
-    async with builder.realise([package]):
+    async with builder.realise(Contents((package,)).installables):
         return await builder.closure(list(package.outputs.values()))
 
 

@@ -61,6 +61,8 @@ let
 
   repeat = count: text: builtins.concatStringsSep "" (builtins.genList (_: text) count);
 
+  hello = program "hello";
+  greeting = program "greeting";
   left = package {
     name = "left";
     inherit bottom;
@@ -78,8 +80,7 @@ let
 in
 {
   # ---- ordinary ones, also for names that could be confused
-  hello = program "hello";
-  greeting = program "greeting";
+  inherit hello greeting;
   a = program "a";
   ab = program "ab";
   bc = program "bc";
@@ -244,6 +245,37 @@ in
   string = "a string";
   number = 42;
   nothing = null;
+
+  # ---- lists of packages, and images by definition
+  tools = [ hello [ left [ right ] ] ];
+  nopackages = [ ];
+  listwithstring = [ hello [ "a string" ] ];
+  listwithfunction = [ (argument: argument) ];
+  listwithset = [ { a = 1; } ];
+  listwithbroken = [ hello (refused "brokeninside" { broken = true; }) ];
+  images.web = {
+    contents = [ hello greeting ];
+    config = {
+      Cmd = [ "${bottom}/bottom" "--port" "80" ];
+      Entrypoint = [ "/bin/hello" ];
+      Env = { PORT = 80; MESSAGE = "from ${./empty}"; };
+      User = "65534:65534";
+      WorkingDir = "/srv";
+      ExposedPorts = [ 80 ];
+      Volumes = [ "/data" ];
+      Labels.team = "platform";
+      StopSignal = "SIGQUIT";
+      Healthcheck = { Test = [ "CMD" "/bin/hello" ]; Interval = "30s"; };
+    };
+    layers = 3;
+  };
+  images.other = { contents = [ left ]; config.User = "1"; };
+  images.plain.contents = [ hello ];
+  images.misspelt = { contents = [ hello ]; config = { cmd = [ "hello" ]; WorkingDir = "srv"; }; };
+  images.functional = { contents = [ hello ]; config.Cmd = [ (argument: argument) ]; };
+  images.throwing = { contents = [ hello ]; config.Cmd = throw "no command yet"; };
+  images.contentsthrow = { contents = [ hello (throw "not packaged yet") ]; };
+  images.stringcontents.contents = "hello";
 
   # ---- evaluations
   noisyevaluation = builtins.trace (repeat 20000 "fifty characters on the way to one megabyte of it\n") (program "noisyevaluation");

@@ -74,6 +74,7 @@ class Reason(StrEnum):
     WRONG_PLATFORM = "not available on this platform"
     THROWS = "does not evaluate"
     NOT_A_PACKAGE = "not a package"
+    INVALID_DEFINITION = "not a valid image definition"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Protocol
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.image.request import ImageRequest
+from nixery.oci.image import ExecutionParameters
 
 # Nix's own default for meta.priority; a lower number wins a name clash.
 DEFAULT_PRIORITY = 5
@@ -45,24 +46,69 @@ class Package:
     priority: int = DEFAULT_PRIORITY
 
 
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What an image definition says besides its contents.
+
+    Attributes:
+        attribute: where the set has it.
+        execution: its ``config``.
+        layers: how many the image is to have at most; ``None`` for as many as any.
+        installables: what Nix has to provide because the config mentions it: ``<derivation>!<output>``, or a store path.
+        store_paths: the paths that are mentioned.
+    """
+
+    attribute: str
+    execution: ExecutionParameters
+    layers: int | None = None
+    installables: tuple[str, ...] = ()
+    store_paths: tuple[StorePath, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is to be in an image.
+
+    Attributes:
+        packages: whose outputs are installed.
+        definition: the one that was asked for, if any was.
+    """
+
+    packages: tuple[Package, ...]
+    definition: Definition | None = None
+
+    @property
+    def installables(self) -> list[str]:
+        """What Nix has to provide, in its own words, sorted."""
+        outputs = {f"{p.derivation}!{output}" for p in self.packages for output in p.outputs}
+        return sorted(outputs.union(self.definition.installables if self.definition else ()))
+
+    @property
+    def store_paths(self) -> list[StorePath]:
+        """The paths whose closure the image is, sorted."""
+        outputs = {path for package in self.packages for path in package.outputs.values()}
+        return sorted(outputs.union(self.definition.store_paths if self.definition else ()))
+
+
 class NixBuilder(Protocol):
     """Evaluates, realises, and tells the closure of what it realised."""
 
-    async def evaluate(self, request: ImageRequest, package_set: Path) -> tuple[Package, ...]:
+    async def evaluate(self, request: ImageRequest, package_set: Path) -> Contents:
         """Find the packages of a request in a package set, all in one evaluation.
 
         Optional packages that the set does not have are left out.
 
         Raises:
             PackagesUnavailable: with every package that cannot be had.
+            InvalidName: it asks for two image definitions.
             EvaluationFailed: the set itself is broken.
             BuildTimedOut: evaluation took too long.
             NixUnusable: Nix cannot be run.
         """
         ...
 
-    def realise(self, packages: Sequence[Package]) -> AbstractAsyncContextManager[None]:
-        """Build or substitute the outputs of the packages; nothing else.
+    def realise(self, installables: Sequence[str]) -> AbstractAsyncContextManager[None]:
+        """Build or substitute some outputs; nothing else.
 
         While the context lasts they are protected from Nix's garbage collector.
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from nixery.closure.store_path import StorePath
+from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import NixUnusable, Reason, UnavailablePackage
+from nixery.image.definition import InvalidDefinition, parse_definition
 from nixery.image.near_names import NearNames
 from nixery.image.request import ImageRequest
-from nixery.nix.builder import DEFAULT_PRIORITY, Package
+from nixery.nix.builder import DEFAULT_PRIORITY, Definition, Package
 
 
 class _Available(BaseModel):
     status: Literal["available"]
     name: str
     attribute: str
+    position: list[int]
     derivation: str
     outputs: dict[str, str]
     pname: str
@@ -39,16 +43,30 @@ class _NotAPackage(BaseModel):
     status: Literal["not a package"]
     name: str
     attribute: str
+    position: list[int]
     type: str
 
 
 class _Flawed(BaseModel):
     status: Literal["broken", "unfree", "insecure", "wrong platform", "throws"]
     name: str
+    attribute: str
+    position: list[int] | None
+
+
+class _Definition(BaseModel):
+    status: Literal["definition"]
+    name: str
+    attribute: str
+    definition: str
+    installables: list[str]
+
+
+_Item = _Available | _Missing | _NotAPackage | _Flawed | _Definition
 
 
 class _Answer(BaseModel):
-    packages: list[Annotated[_Available | _Missing | _NotAPackage | _Flawed, Field(discriminator="status")]]
+    packages: list[Annotated[_Item, Field(discriminator="status")]]
     names: dict[str, list[str]]
 
 
@@ -66,18 +84,37 @@ _NIX_TYPES = {"lambda": "function", "set": "set of packages"}
 
 _MOST_WITH_NEAR_NAMES = 5
 
-Evaluated = Package | UnavailablePackage
+# Store paths within longer texts.
+_STORE_PATH = re.compile(rf"{STORE_DIRECTORY}/[0-9a-z]{{32}}-[0-9a-zA-Z+\-._?=]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """Something that cannot be had.
+
+    Attributes:
+        position: the way to it in nested lists; ``None`` for the config of a definition.
+    """
+
+    package: UnavailablePackage
+    position: tuple[int, ...] | None = ()
+
+
+Evaluated = Package | Definition | Flaw
 
 
 def request_argument(
-    packages: Sequence[str] = (), optional: Sequence[str] = (), diagnose: str | None = None
+    packages: Sequence[str] = (), optional: Sequence[str] = (), diagnose: Flaw | None = None
 ) -> str:
     """Write the ``request`` argument of ``packages.nix``."""
-    return json.dumps({"packages": list(packages), "optional": list(optional), "diagnose": diagnose})
+    place = {"name": diagnose.package.name, "position": diagnose.position} if diagnose else None
+    return json.dumps({"packages": list(packages), "optional": list(optional), "diagnose": place})
 
 
 def parse_answer(stdout: bytes, request: ImageRequest) -> tuple[Evaluated, ...]:
     """Read the answer to a request, in the order of its packages, optional ones last.
+
+    A list of packages is as many of them; a definition is itself, and then its contents.
 
     Raises:
         NixUnusable: it is not what ``packages.nix`` gives.
@@ -105,42 +142,56 @@ def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:
     return {package.name: sets[package.within].of(package.name) for package in missing}
 
 
-def _interpret(
-    package: _Available | _Missing | _NotAPackage | _Flawed,
-    near: tuple[str, ...],
-    request: ImageRequest,
-) -> Evaluated:
-    match package:
+def _interpret(item: _Item, near: tuple[str, ...], request: ImageRequest) -> Evaluated:
+    match item:
         case _Available():
-            try:
-                derivation = StorePath.parse(package.derivation)
-                outputs = {name: StorePath.parse(path) for name, path in sorted(package.outputs.items())}
-            except ValueError as error:
-                return UnavailablePackage(package.name, Reason.NOT_A_PACKAGE, str(error))
-            return Package(
-                requested_name=package.name,
-                attribute=package.attribute,
-                derivation=derivation,
-                outputs=outputs,
-                name=package.pname,
-                version=package.version,
-                description=package.description,
-                licences=tuple(package.licences),
-                main_program=package.mainProgram,
-                priority=DEFAULT_PRIORITY if package.priority is None else package.priority,
-            )
-        case _Missing():
-            by_meta_package = package.name not in request.requested
-            return UnavailablePackage(
-                package.name,
-                Reason.MISSING,
-                "part of every image with a shell" if by_meta_package else "",
-                near,
-            )
-        case _NotAPackage():
-            found = _NIX_TYPES.get(package.type, package.type)
-            return UnavailablePackage(
-                package.name, Reason.NOT_A_PACKAGE, f"{package.attribute} is a {found}, not a derivation"
-            )
-        case _Flawed():
-            return UnavailablePackage(package.name, _REASONS[package.status])
+            return _package(item)
+        case _Definition():
+            return _definition(item)
+        case _Missing(name=name):
+            by_meta_package = name not in request.requested
+            explanation = "part of every image with a shell" if by_meta_package else ""
+            return Flaw(UnavailablePackage(name, Reason.MISSING, explanation, near))
+        case _NotAPackage(name=name, attribute=attribute, position=position):
+            found = _NIX_TYPES.get(item.type, item.type)
+            explanation = f"{_place(attribute, position)} is a {found}, not a derivation"
+            return Flaw(UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation))
+        case _Flawed(name=name, position=place):
+            reason = UnavailablePackage(name, _REASONS[item.status])
+            return Flaw(reason, None if place is None else tuple(place))
+
+
+def _place(attribute: str, position: Sequence[int]) -> str:
+    return attribute + "".join(f"[{index}]" for index in position)
+
+
+def _package(item: _Available) -> Package | Flaw:
+    try:
+        derivation = StorePath.parse(item.derivation)
+        outputs = {name: StorePath.parse(path) for name, path in sorted(item.outputs.items())}
+    except ValueError as error:
+        return Flaw(UnavailablePackage(item.name, Reason.NOT_A_PACKAGE, str(error)))
+    return Package(
+        requested_name=item.name,
+        attribute=_place(item.attribute, item.position),
+        derivation=derivation,
+        outputs=outputs,
+        name=item.pname,
+        version=item.version,
+        description=item.description,
+        licences=tuple(item.licences),
+        main_program=item.mainProgram,
+        priority=DEFAULT_PRIORITY if item.priority is None else item.priority,
+    )
+
+
+def _definition(item: _Definition) -> Definition | Flaw:
+    try:
+        execution, layers = parse_definition(item.definition)
+    except InvalidDefinition as error:
+        explanation = f"{item.attribute}: {error}"
+        return Flaw(UnavailablePackage(item.name, Reason.INVALID_DEFINITION, explanation))
+    # Which path belongs to which installable does not matter: all that the text mentions has to be there.
+    mentioned = sorted(set(_STORE_PATH.findall(item.definition))) if item.installables else []
+    paths = tuple(StorePath.parse(path) for path in mentioned)
+    return Definition(item.attribute, execution, layers, tuple(item.installables), paths)

@@ -11,15 +11,16 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import (
     BuildFailed,
     BuildTimedOut,
+    InvalidName,
     NixUnusable,
     PackagesUnavailable,
-    UnavailablePackage,
 )
 from nixery.image.request import ImageRequest
 from nixery.nix.build_log import BuildLog
-from nixery.nix.builder import Package
+from nixery.nix.builder import Contents, Definition, Package
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, without_paths
+from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.process import Deadline, run
 from nixery.nix.registration import parse_registrations
@@ -51,24 +52,30 @@ class SubprocessNixBuilder:
         self._timeout = timeout
         self._roots = roots
 
-    async def evaluate(self, request: ImageRequest, package_set: Path) -> tuple[Package, ...]:
+    async def evaluate(self, request: ImageRequest, package_set: Path) -> Contents:
         """See ``NixBuilder.evaluate``."""
         evaluation = Evaluation(request, package_set, self._timeout)
         evaluated = await evaluation.of(request.packages, request.optional_packages)
-        flawed = [package for package in evaluated if isinstance(package, UnavailablePackage)]
-        explained = [await evaluation.explain(package) for package in flawed[:_MOST_EXPLAINED]]
-        unavailable = tuple(explained + flawed[_MOST_EXPLAINED:])
-        if unavailable:
-            raise PackagesUnavailable(unavailable)
-        return tuple(p for p in evaluated if isinstance(p, Package))
+        flaws = [flaw for flaw in evaluated if isinstance(flaw, Flaw)]
+        if flaws:
+            explained = [await evaluation.explain(flaw) for flaw in flaws[:_MOST_EXPLAINED]]
+            unexplained = [flaw.package for flaw in flaws[_MOST_EXPLAINED:]]
+            raise PackagesUnavailable((*explained, *unexplained))
+        definitions = [definition for definition in evaluated if isinstance(definition, Definition)]
+        if len(definitions) > 1:
+            names = " and ".join(definition.attribute for definition in definitions)
+            raise InvalidName(
+                "/".join(request.requested), f"{names} are image definitions; an image can have one"
+            )
+        packages = tuple(package for package in evaluated if isinstance(package, Package))
+        return Contents(packages, definitions[0] if definitions else None)
 
     @asynccontextmanager
-    async def realise(self, packages: Sequence[Package]) -> AsyncIterator[None]:
+    async def realise(self, installables: Sequence[str]) -> AsyncIterator[None]:
         """See ``NixBuilder.realise``."""
-        wanted = sorted({f"{p.derivation}!{output}" for p in packages for output in p.outputs})
         with self._roots.hold() as root:
-            if wanted:
-                await self._realise(wanted, root)
+            if installables:
+                await self._realise(installables, root)
             yield
 
     async def _realise(self, wanted: Sequence[str], root: Path) -> None:

@@ -11,7 +11,7 @@ from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePack
 from nixery.image.request import ImageRequest
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
-from nixery.nix.evaluation import Evaluated, parse_answer, request_argument
+from nixery.nix.evaluation import Evaluated, Flaw, parse_answer, request_argument
 from nixery.nix.process import Completed
 
 
@@ -58,19 +58,20 @@ class Evaluation:
         names = [*packages, *optional]
         if len(names) == 1:
             await self.of((), ())
-            return (UnavailablePackage(names[0], Reason.THROWS, explanation(stderr)),)
+            return (Flaw(UnavailablePackage(names[0], Reason.THROWS, explanation(stderr))),)
         middle = len(names) // 2
         found: list[Evaluated] = []
         for half in (names[:middle], names[middle:]):
             found += await self.of([n for n in half if n in packages], [n for n in half if n in optional])
         return tuple(found)
 
-    async def explain(self, package: UnavailablePackage) -> UnavailablePackage:
+    async def explain(self, flaw: Flaw) -> UnavailablePackage:
         """Add Nix's own words on why a package cannot be had, if it has any."""
-        if package.explanation or package.reason in (Reason.MISSING, Reason.NOT_A_PACKAGE):
+        package = flaw.package
+        if package.explanation or package.reason is Reason.MISSING:
             return package
         # tryEval tells that something was thrown, not what. Without it, Nix says so.
-        _, stderr = await self._instantiate(request_argument(diagnose=package.name))
+        _, stderr = await self._instantiate(request_argument(diagnose=flaw))
         return UnavailablePackage(package.name, package.reason, explanation(stderr))
 
     async def _instantiate(self, argument: str) -> tuple[Completed, Sequence[str]]:

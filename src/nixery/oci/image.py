@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from nixery.oci.canonical_json import canonical_json
@@ -49,18 +49,43 @@ class ExecutionParameters:
 
     Attributes:
         env: ``NAME=value`` entries in order.
-        cmd: default arguments; empty for an image that has to be told what to run.
+        cmd: default arguments; empty or ``None`` for an image that has to be told what to run.
+        entrypoint: what arguments are given to; empty for none.
+        user: name or id, of a group as well after a colon.
+        working_directory: absolute.
+        exposed_ports: such as ``80/tcp``.
+        volumes: absolute paths.
+        labels: free text by name.
+        stop_signal: such as ``SIGINT``.
+        healthcheck: in Docker's words; other runtimes pass over it.
     """
 
-    env: tuple[str, ...]
-    cmd: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cmd: tuple[str, ...] | None = None
+    entrypoint: tuple[str, ...] = ()
+    user: str | None = None
+    working_directory: str | None = None
+    exposed_ports: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    stop_signal: str | None = None
+    healthcheck: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Properties without a value are left out, as Docker does."""
-        properties: dict[str, Any] = {"Env": list(self.env)}
-        if self.cmd:
-            properties["Cmd"] = list(self.cmd)
-        return properties
+        properties: dict[str, Any] = {
+            "Env": list(self.env),
+            "Cmd": list(self.cmd or ()),
+            "Entrypoint": list(self.entrypoint),
+            "User": self.user,
+            "WorkingDir": self.working_directory,
+            "ExposedPorts": {port: {} for port in self.exposed_ports},
+            "Volumes": {path: {} for path in self.volumes},
+            "Labels": dict(self.labels),
+            "StopSignal": self.stop_signal,
+            "Healthcheck": self.healthcheck,
+        }
+        return {name: value for name, value in properties.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

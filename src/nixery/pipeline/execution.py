@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nixery.image.request import ImageRequest
-from nixery.nix.builder import Package
+from nixery.nix.builder import Contents, Package
 from nixery.oci.image import ExecutionParameters
 from nixery.packing.system_files import CA_BUNDLE
 from nixery.packing.tree import Link, Tree
@@ -22,22 +23,41 @@ _ENV = (
 )
 
 
-def execution_parameters(
-    request: ImageRequest, packages: Sequence[Package], tree: Tree
-) -> ExecutionParameters:
-    """Derive ``Env`` and ``Cmd``; there is never an ``Entrypoint``, so that ``docker run IMAGE COMMAND`` works.
+def execution_parameters(request: ImageRequest, contents: Contents, tree: Tree) -> ExecutionParameters:
+    """Derive how containers of an image start.
+
+    What a definition says comes first. Without one there is never an ``Entrypoint``, so that ``docker run IMAGE COMMAND``
+    works.
 
     Args:
         request: an image with a shell starts it.
-        packages: of the image; if the client asked for one only, its main program is started.
+        contents: of the image; if the client asked for one package only, its main program is started.
         tree: the image's root, which has to have the program.
     """
+    if contents.definition is None:
+        return ExecutionParameters(env=_ENV, cmd=_command(request, contents.packages, tree))
+    defined = contents.definition.execution
+    command = defined.cmd
+    if command is None and not defined.entrypoint:
+        command = _command(request, contents.packages, tree)
+    return replace(defined, env=_merged(defined.env), cmd=command)
+
+
+def _command(request: ImageRequest, packages: Sequence[Package], tree: Tree) -> tuple[str, ...]:
     if request.shell:
-        return ExecutionParameters(_ENV, ("bash",))
+        return ("bash",)
     if len(request.requested) == 1:
-        package = next((p for p in packages if p.requested_name == request.requested[0]), None)
+        # A list of packages has no main program, unless it is a list of one.
+        found = [package for package in packages if package.requested_name == request.requested[0]]
+        package = found[0] if len(found) == 1 else None
         candidates = (package.main_program, package.name, package.requested_name) if package else ()
         for program in candidates:
             if program and isinstance(tree.get(b"bin/" + program.encode()), Link):
-                return ExecutionParameters(_ENV, (program,))
-    return ExecutionParameters(_ENV, ())
+                return (program,)
+    return ()
+
+
+def _merged(defined: Sequence[str]) -> tuple[str, ...]:
+    """Our variables, but for those that a definition sets itself, and then the definition's."""
+    names = {entry.partition("=")[0] for entry in defined}
+    return (*(entry for entry in _ENV if entry.partition("=")[0] not in names), *defined)

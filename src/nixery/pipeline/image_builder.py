@@ -9,7 +9,7 @@ from nixery.closure.graph import Closure
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
-from nixery.nix.builder import NixBuilder, Package
+from nixery.nix.builder import Contents, NixBuilder, Package
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import Layer, image_config, image_manifest
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
@@ -52,16 +52,17 @@ class ImageBuilder:
             StorageError: it cannot be stored.
         """
         async with self._source.open(pin) as package_set:
-            packages = await self._nix.evaluate(request, package_set)
+            contents = await self._nix.evaluate(request, package_set)
+        packages = contents.packages
         observe(Evaluated(packages))
 
-        requested = sorted({path for package in packages for path in package.outputs.values()})
-        async with self._nix.realise(packages):
+        requested = contents.store_paths
+        async with self._nix.realise(contents.installables):
             closure = await self._nix.closure(requested)
             observe(Realised(len(closure), sum(info.nar_size for info in closure)))
 
             groups = await asyncio.to_thread(
-                group_into_layers, closure, requested, self._popularity, LAYER_BUDGET - 1
+                group_into_layers, closure, requested, self._popularity, _budget(contents) - 1
             )
             root = await asyncio.to_thread(_plan_root, packages, closure)
             if root.clashes:
@@ -70,17 +71,17 @@ class ImageBuilder:
             # The root comes last: it alone is this image's own, all before it can be shared.
             layers = await self._layers.publish(groups, closure, observe)
             layers.append(await self._layers.publish_root(root, _installed(packages), observe))
-        return await self._store_image(request, packages, root, layers, observe)
+        return await self._store_image(request, contents, root, layers, observe)
 
     async def _store_image(
         self,
         request: ImageRequest,
-        packages: Sequence[Package],
+        contents: Contents,
         root: RootFilesystem,
         layers: Sequence[Layer],
         observe: Observe,
     ) -> Image:
-        execution = execution_parameters(request, packages, root.tree)
+        execution = execution_parameters(request, contents, root.tree)
         config = image_config(request.platform.architecture, execution, layers)
         image = Image(image_manifest(config, layers), docker_manifest(config, layers))
         # The manifests last: what is there under a manifest's digest is complete.
@@ -88,6 +89,10 @@ class ImageBuilder:
             await self._blobs.put(document.descriptor.digest, document.content)
         observe(Stored(image.manifest.descriptor.digest, len(layers)))
         return image
+
+
+def _budget(contents: Contents) -> int:
+    return (contents.definition and contents.definition.layers) or LAYER_BUDGET
 
 
 def _plan_root(packages: Sequence[Package], closure: Closure) -> RootFilesystem:

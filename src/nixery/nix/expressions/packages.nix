@@ -7,12 +7,13 @@
 {
   packageSet, # absolute path
   system, # e.g. "x86_64-linux"
-  request, # JSON: { packages : [ name ], optional : [ name ], diagnose : name or null }
+  request, # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null }
 }:
 let
   inherit (builtins)
-    attrNames concatLists deepSeq elem elemAt filter foldl' fromJSON hasAttr head isAttrs isBool
-    isFunction isInt isList isString listToAttrs map match parseDrvName replaceStrings seq split tryEval typeOf;
+    attrNames concatLists deepSeq elem elemAt filter foldl' fromJSON genList getContext hasAttr head isAttrs isBool
+    isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings seq split toJSON
+    tryEval typeOf unsafeDiscardStringContext;
 
   arguments = fromJSON request;
   imported = import packageSet;
@@ -64,7 +65,7 @@ let
     let
       components = filter isString (split "\\." name);
       top = topLevel (head components);
-      rest = builtins.genList (i: elemAt components (i + 1)) (builtins.length components - 1);
+      rest = genList (i: elemAt components (i + 1)) (length components - 1);
       found = attribute: { kind = "found"; value = set.${attribute}; path = [ attribute ]; };
     in
     # A set may have attributes with dots in their names (`python3.11`); those win over a way into a set.
@@ -108,7 +109,7 @@ let
   freeOf = meta: safely isBool true (let l = meta.license or { }; in if isAttrs l then l.free or true else true);
 
   describe =
-    name: path: derivation:
+    derivation:
     let
       meta = safely isAttrs { } (removeUnprintable (derivation.meta or { }));
       derivationPath = tryEval derivation.drvPath;
@@ -117,14 +118,13 @@ let
       toInstall =
         if derivation.outputSpecified or false then [ own ] else safely isList [ own ] (meta.outputsToInstall or [ own ]);
       outputs = let wanted = filter (output: elem output existing) toInstall; in if wanted == [ ] then [ own ] else wanted;
-      fullName = parseDrvName (safely isString name (derivation.name or name));
+      fullName = parseDrvName (safely isString "package" (derivation.name or "package"));
     in
     if !derivationPath.success then
-      { status = flaw meta; attribute = joinPath path; }
+      { status = flaw meta; }
     else
       {
         status = "available";
-        attribute = joinPath path;
         derivation = derivationPath.value;
         outputs = listToAttrs (
           map (output: { name = output; value = "${(derivation.${output} or derivation).outPath}"; }) outputs
@@ -149,26 +149,90 @@ let
     in
     if isAttrs meta then listToAttrs (map (key: { name = key; value = meta.${key}; }) kept) else { };
 
+  # What stands for an image rather than for a package: { contents = [ ... ]; config = { ... }; }
+  isDefinition = value: isAttrs value && !(isDerivation value) && value ? contents;
+
+  # One item for each derivation in lists within lists. A position is the way to it: [ 2 0 ] is the first one of the third list.
+  items =
+    position: value:
+    let
+      tried = tryEval value;
+    in
+    if !tried.success then
+      [ { status = "throws"; inherit position; } ]
+    else if isList tried.value then
+      concatLists (genList (i: items (position ++ [ i ]) (elemAt tried.value i)) (length tried.value))
+    else if isDerivation tried.value then
+      [ (describe tried.value // { inherit position; }) ]
+    else
+      [ { status = "not a package"; inherit position; type = typeOf tried.value; } ];
+
+  # As data. What JSON has no words for is told by its type, so that whoever checks the definition can say where it is.
+  plain =
+    value:
+    if isDerivation value || typeOf value == "path" then
+      "${value}"
+    else if isFunction value then
+      { "nixery:type" = "function"; }
+    else if isAttrs value then
+      mapAttrs (_: plain) value
+    else if isList value then
+      map plain value
+    else
+      value;
+
+  definition =
+    value:
+    let
+      json = toJSON (plain (removeAttrs value [ "contents" ]));
+      tried = tryEval (deepSeq json json);
+      context = getContext tried.value;
+      # Strings know what they refer to: `Cmd = [ "${pkgs.nginx}/bin/nginx" ]` needs nginx in the image.
+      installable = path: if context.${path} ? outputs then map (o: "${path}!${o}") context.${path}.outputs else [ path ];
+    in
+    if !tried.success then
+      { status = "throws"; position = null; }
+    else
+      {
+        status = "definition";
+        definition = unsafeDiscardStringContext tried.value;
+        installables = concatLists (map installable (attrNames context));
+      };
+
   report =
     name:
     let
       found = lookUp name;
-      value = tryEval found.value;
+      tried = tryEval found.value;
+      path = joinPath found.path;
     in
-    { inherit name; }
-    // (
-      if found.kind == "missing" then
-        { status = "missing"; within = joinPath found.within; }
-      else if found.kind == "throws" || !value.success then
-        { status = "throws"; attribute = joinPath found.path; }
-      else if isDerivation value.value then
-        describe name found.path value.value
+    if found.kind == "missing" then
+      [ { inherit name; status = "missing"; within = joinPath found.within; } ]
+    else if found.kind == "throws" || !tried.success then
+      [ { inherit name; attribute = path; status = "throws"; position = [ ]; } ]
+    else
+      let
+        is = attribute: map (item: item // { inherit name attribute; });
+      in
+      if isDefinition tried.value then
+        is path [ (definition tried.value) ] ++ is "${path}.contents" (items [ ] tried.value.contents)
       else
-        { status = "not a package"; attribute = joinPath found.path; type = typeOf value.value; }
-    );
+        is path (items [ ] tried.value);
 
-  wanted = map report arguments.packages;
-  optional = filter (package: package.status != "missing") (map report arguments.optional);
+  wanted = concatLists (map report arguments.packages);
+  optional = filter (package: package.status != "missing") (concatLists (map report arguments.optional));
+
+  # Not guarded, so that Nix says itself what is wrong.
+  diagnose =
+    { name, position }:
+    let
+      value = (lookUp name).value;
+      contents = if isDefinition value then value.contents else value;
+    in
+    if position == null then
+      deepSeq (plain (removeAttrs value [ "contents" ])) true
+    else
+      (foldl' elemAt contents position).drvPath;
 
   # What the set does have, for "did you mean", and only when somebody needs it.
   missing = filter (package: package.status == "missing") wanted;
@@ -183,7 +247,6 @@ let
   );
 in
 if arguments.diagnose or null != null then
-  # Not guarded, so that Nix says itself what is wrong.
-  (lookUp arguments.diagnose).value.drvPath
+  diagnose arguments.diagnose
 else
   seq (attrNames set) { packages = wanted ++ optional; inherit names; }

@@ -1,0 +1,175 @@
+"""Images by definition: ``{ contents = [ ... ]; config = { Cmd = [ ... ]; ... }; layers = 40; }`` in a package set.
+
+The fields of ``config`` are those of the image specification (config.md), and ``Healthcheck`` as Docker has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from nixery.oci.image import ExecutionParameters
+
+# Docker's overlay2 stops at about 125 layers; the root file system is one.
+_FEWEST_LAYERS, _MOST_LAYERS = 2, 125
+
+_NANOSECONDS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|ms|s|m|h))+", re.ASCII)
+_PORT = re.compile(r"(\d{1,5})(/(tcp|udp|sctp))?", re.ASCII)
+_SIGNAL = re.compile(r"SIG[A-Z0-9+-]+|\d{1,2}", re.ASCII)
+
+
+# Where packages.nix found something that JSON has no words for, it says what that is in a set with this name.
+_TYPE = "nixery:type"
+
+
+class InvalidDefinition(ValueError):
+    """A definition does not fit the schema; the message names the field."""
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"should be an absolute path, not {path!r}")
+    return path
+
+
+def _port(port: str) -> str:
+    match = _PORT.fullmatch(port)
+    if match is None or not 0 < int(match[1]) < 65536:  # noqa: PLR2004 -- TCP's largest port
+        raise ValueError(f"should be a port such as 80 or 53/udp, not {port!r}")
+    return port if match[2] else f"{port}/tcp"
+
+
+def _signal(signal: str) -> str:
+    if _SIGNAL.fullmatch(signal) is None:
+        raise ValueError(f"should be a signal such as SIGINT, not {signal!r}")
+    return signal
+
+
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _names(value: object) -> object:
+    """A list of names, or as in the JSON of an image a set with nothing in it."""
+    names = list(value) if isinstance(value, dict) and not any(value.values()) else value
+    return [_number_as_text(name) for name in names] if isinstance(names, list) else names
+
+
+def _variables(value: object) -> object:
+    """A list of ``NAME=value``, or a set."""
+    if not isinstance(value, dict):
+        return value
+    values = {name: _number_as_text(text) for name, text in value.items()}
+    wrong = next((name for name, text in values.items() if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong} should be a string")
+    return [f"{name}={text}" for name, text in values.items()]
+
+
+def _variable(entry: str) -> str:
+    if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
+        raise ValueError(f"should be NAME=value, not {entry!r}")
+    return entry
+
+
+def _nanoseconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if _DURATION.fullmatch(value) is None:
+        raise ValueError(f"should be a duration such as 30s or 1m30s, not {value!r}")
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)", value)
+    return round(sum(float(number) * _NANOSECONDS[unit] for number, unit in parts))
+
+
+_Path = Annotated[str, AfterValidator(_absolute)]
+_Duration = Annotated[int, BeforeValidator(_nanoseconds), Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Healthcheck(_Strict):
+    Test: list[str]
+    Interval: _Duration | None = None
+    Timeout: _Duration | None = None
+    StartPeriod: _Duration | None = None
+    StartInterval: _Duration | None = None
+    Retries: int | None = Field(default=None, ge=0)
+
+
+class _Config(_Strict):
+    Cmd: list[str] | None = None
+    Entrypoint: list[str] | None = None
+    Env: Annotated[list[Annotated[str, AfterValidator(_variable)]], BeforeValidator(_variables)] = []
+    User: Annotated[str, BeforeValidator(_number_as_text)] | None = None
+    WorkingDir: _Path | None = None
+    ExposedPorts: Annotated[list[Annotated[str, AfterValidator(_port)]], BeforeValidator(_names)] = []
+    Volumes: Annotated[list[_Path], BeforeValidator(_names)] = []
+    Labels: dict[str, str] = {}
+    StopSignal: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_signal)] | None = None
+    Healthcheck: _Healthcheck | None = None
+
+
+class _Definition(_Strict):
+    config: _Config = _Config()
+    layers: int | None = Field(default=None, ge=_FEWEST_LAYERS, le=_MOST_LAYERS)
+
+
+def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
+    """Read a definition without its contents, as JSON; return its config and its number of layers.
+
+    Raises:
+        InvalidDefinition: naming every field that is wrong.
+    """
+    try:
+        definition = _Definition.model_validate_json(document)
+    except ValidationError as error:
+        raise InvalidDefinition("; ".join(_problem(dict(problem)) for problem in error.errors())) from None
+    return _parameters(definition.config), definition.layers
+
+
+def _parameters(config: _Config) -> ExecutionParameters:
+    health = config.Healthcheck.model_dump(exclude_none=True) if config.Healthcheck else None
+    return ExecutionParameters(
+        env=tuple(config.Env),
+        cmd=None if config.Cmd is None else tuple(config.Cmd),
+        entrypoint=tuple(config.Entrypoint or ()),
+        user=config.User,
+        working_directory=config.WorkingDir,
+        exposed_ports=tuple(config.ExposedPorts),
+        volumes=tuple(config.Volumes),
+        labels=config.Labels,
+        stop_signal=config.StopSignal,
+        healthcheck=health,
+    )
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    way, found = problem["loc"], problem["input"]
+    if way[-1] == _TYPE:
+        way, found = way[:-1], {_TYPE: found}
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in way)
+    if isinstance(found, dict) and _TYPE in found:
+        what = f"is a {found[_TYPE]}"
+    elif problem["type"] == "extra_forbidden":
+        what = "is no field of an image definition"
+    elif problem["type"] == "missing":
+        what = "is missing"
+    elif problem["type"] == "value_error":
+        what = problem["msg"].removeprefix("Value error, ")
+    else:
+        message = problem["msg"].removeprefix("Input ")
+        what = (
+            message.replace("a valid dictionary", "a set")
+            .replace("a valid array", "a list")
+            .replace("valid ", "")
+            .replace("an object", "a set")
+        )
+        if not isinstance(found, (dict, list)):
+            what += f", not {found!r}"
+    return f"{where.lstrip('.')} {what}"

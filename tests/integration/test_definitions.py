@@ -1,0 +1,122 @@
+"""Attributes that are lists of packages, or define an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Pull
+from tests.support.client import RegistryClient
+from tests.support.nix import PACKAGE_SETS
+from tests.support.pulled_image import PulledImage
+
+
+def names(image: PulledImage) -> set[str]:
+    """Names of the store paths in an image, but for those that are in every one."""
+    found = {path.split("-", 1)[1] for path in image.filesystem.store_paths}
+    return found - {"iana-etc-1.0", "nss-cacert-1.0"}
+
+
+def test_a_list_is_all_of_its_packages(pull: Pull) -> None:
+    image = pull("tools")
+    assert names(image) == {"hello-1.0", "left-1.0", "right-1.0", "bottom-1.0"}
+    assert image.filesystem.read("bin/hello").startswith(b"#!/bin/sh")
+    assert "Cmd" not in image.config_document["config"]
+
+
+def test_a_list_and_its_packages_are_the_same_layers(pull: Pull) -> None:
+    assert pull("tools").layer_digests == pull("hello/left/right").layer_digests
+
+
+def test_an_empty_list(pull: Pull) -> None:
+    assert names(pull("nopackages")) == set()
+
+
+def test_a_definition(pull: Pull) -> None:
+    image = pull("images.web")
+    config = image.config_document["config"]
+    bottom = image.filesystem.store_path("bottom-1.0")
+    directory = image.filesystem.store_path("empty")
+    assert config["Cmd"] == [f"/{bottom}/bottom", "--port", "80"]
+    assert config["Env"][-2:] == [f"MESSAGE=from /{directory}", "PORT=80"]
+    assert config["Env"][0].startswith("PATH=")
+    assert {key: value for key, value in config.items() if key not in ("Cmd", "Env", "Labels")} == {
+        "Entrypoint": ["/bin/hello"],
+        "User": "65534:65534",
+        "WorkingDir": "/srv",
+        "ExposedPorts": {"80/tcp": {}},
+        "Volumes": {"/data": {}},
+        "StopSignal": "SIGQUIT",
+        "Healthcheck": {"Test": ["CMD", "/bin/hello"], "Interval": 30_000_000_000},
+    }
+    assert config["Labels"]["team"] == "platform"
+    # What only the config mentions is in the image as well, though not at its root.
+    assert names(image) == {"hello-1.0", "greeting-1.0", "bottom-1.0", "empty"}
+    assert image.filesystem.read(f"{directory}/default.nix")
+    assert len(image.layers) == 3
+
+
+def test_a_definition_without_a_config_starts_its_only_package(pull: Pull) -> None:
+    assert pull("images.plain").config_document["config"]["Cmd"] == ["hello"]
+    assert pull("images.plain").layer_digests == pull("hello").layer_digests
+
+
+def test_definitions_and_packages_mix(pull: Pull) -> None:
+    image = pull("shell/images.other/hello")
+    assert {"left-1.0", "hello-1.0"} < names(image)
+    assert image.config_document["config"]["User"] == "1"
+    assert image.config_document["config"]["Cmd"] == ["bash"]
+
+
+def test_two_definitions_are_one_too_many(client: RegistryClient) -> None:
+    response = client.manifest("images.web/hello/images.other")
+    assert response.status == 400
+    assert response.error["code"] == "NAME_INVALID"
+    assert "images.other and images.web" in response.error["message"]
+
+
+def flaws(client: RegistryClient, name: str) -> list[dict[str, Any]]:
+    response = client.manifest(name)
+    assert response.status == 404, response
+    assert response.error["code"] == "MANIFEST_UNKNOWN"
+    packages: list[dict[str, Any]] = response.error["detail"]["packages"]
+    assert str(PACKAGE_SETS) not in response.body.decode()
+    for package in packages:
+        assert package["explanation"] in response.error["message"]
+    return packages
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "explanation"),
+    [
+        ("listwithstring", "not a package", "listwithstring[1][0] is a string, not a derivation"),
+        ("listwithfunction", "not a package", "listwithfunction[0] is a function, not a derivation"),
+        ("listwithset", "not a package", "listwithset[0] is a set of packages, not a derivation"),
+        ("listwithbroken", "broken", "package brokeninside-1.0 is refused"),
+        (
+            "images.misspelt",
+            "not a valid image definition",
+            (
+                "images.misspelt: config.WorkingDir should be an absolute path, not 'srv'; "
+                "config.cmd is no field of an image definition"
+            ),
+        ),
+        (
+            "images.functional",
+            "not a valid image definition",
+            "images.functional: config.Cmd[0] is a function",
+        ),
+        ("images.throwing", "does not evaluate", "no command yet"),
+        ("images.contentsthrow", "does not evaluate", "not packaged yet"),
+        (
+            "images.stringcontents",
+            "not a package",
+            "images.stringcontents.contents is a string, not a derivation",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told(client: RegistryClient, name: str, reason: str, explanation: str) -> None:
+    (package,) = flaws(client, name)
+    assert (package["name"], package["reason"]) == (name, reason)
+    assert explanation in package["explanation"]
