@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from nixery.errors import SettingsError
+from nixery.image.platform import Platform
 
 
 def _existing_package_set(path: Path) -> Path:
@@ -34,6 +35,16 @@ def _refuse_empty(value: object) -> object:
 _NotEmpty = BeforeValidator(_refuse_empty)
 
 
+def _platforms(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    platforms = [Platform.parse(part.strip()) for part in value.split(",") if part.strip()]
+    return tuple(dict.fromkeys(platforms))
+
+
+_Platforms = BeforeValidator(_platforms)
+
+
 # Seconds. Nix does not take arbitrarily large numbers.
 _DAY = 24 * 3600
 _WEEK = 7 * _DAY
@@ -49,6 +60,9 @@ class Settings(BaseModel):
         package_set: directory or file of the Nix package set; absolute.
         storage_backend: where blobs are kept.
         storage_path: directory for the file system backend.
+        platforms: what a name stands for that does not begin with a platform, the first one for clients that know no
+            indexes; empty for the one that Nix builds for.
+        optional_platforms: those of them that may be missing from an index.
         nix_timeout: seconds a builder may run.
         pin_ttl: seconds for which a tag keeps its meaning; with 0 the package set is looked at for every request.
         popularity_url: http(s) or file URL, or a path, of a JSON object with reference counts.
@@ -64,6 +78,10 @@ class Settings(BaseModel):
     ]
     storage_backend: Annotated[Literal["filesystem"], _NotEmpty, Field(alias="NIXERY_STORAGE_BACKEND")]
     storage_path: Annotated[Path, _NotEmpty, AfterValidator(Path.absolute), Field(alias="STORAGE_PATH")]
+    platforms: Annotated[tuple[Platform, ...], _NotEmpty, _Platforms, Field(alias="NIXERY_PLATFORMS")] = ()
+    optional_platforms: Annotated[
+        tuple[Platform, ...], _NotEmpty, _Platforms, Field(alias="NIXERY_PLATFORMS_OPTIONAL")
+    ] = ()
     nix_timeout: Annotated[int, _NotEmpty, Field(alias="NIX_TIMEOUT", ge=1, le=_WEEK)] = 60
     pin_ttl: Annotated[int, _NotEmpty, Field(alias="NIXERY_PIN_TTL", ge=0, le=_DAY)] = 3600
     popularity_url: Annotated[str | None, _NotEmpty, Field(alias="NIX_POPULARITY_URL")] = None

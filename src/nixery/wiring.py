@@ -14,8 +14,10 @@ import nixery
 from nixery.errors import SettingsError, StorageError
 from nixery.fetching.directory import DirectorySource
 from nixery.fetching.fingerprint import Fingerprint
+from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.native_platform import native_platform
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import Gzip
@@ -23,9 +25,11 @@ from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.image_builder import LAYER_BUDGET, ImageBuilder
 from nixery.pipeline.images import Images
+from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.pins import Pins
+from nixery.pipeline.shared_builds import SharedBuilds
 from nixery.process_directory import ProcessDirectory
 from nixery.server.asgi import Application
 from nixery.server.registry.blobs import Blobs
@@ -61,9 +65,11 @@ class Prepared:
 
     Attributes:
         address: to bind; the host's name is resolved.
+        platforms: what a name stands for that does not begin with a platform.
     """
 
     address: str
+    platforms: tuple[Platform, ...]
     popularity: Popularity
     temporary: ProcessDirectory
     roots: ProcessDirectory
@@ -94,7 +100,8 @@ def prepare(settings: Settings) -> Prepared:
         raise SettingsError(tuple(problems))
     blobs = FilesystemBlobStore(storage, temporary.path)
     records = FilesystemRecordStore(storage, temporary.path)
-    return Prepared(address, popularity, temporary, roots, blobs, records)
+    platforms = settings.platforms or (native_platform(),)
+    return Prepared(address, platforms, popularity, temporary, roots, blobs, records)
 
 
 def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:
@@ -124,10 +131,13 @@ async def wire(settings: Settings, prepared: Prepared) -> AsyncIterator[Wired]:
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, packer, executor)
     builder = ImageBuilder(source, nix, layers, blobs, prepared.popularity)
-    images = Images(pins, cache, builder, LoggingObserver())
+    builds = SharedBuilds(cache, builder, LoggingObserver())
+    images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)
     registry = Registry(
-        Manifests(images, blobs, catalogue), Blobs(blobs, SmallBlobs(blobs)), Discovery(catalogue)
+        Manifests(images, blobs, catalogue, prepared.platforms),
+        Blobs(blobs, SmallBlobs(blobs)),
+        Discovery(catalogue),
     )
 
     async def close() -> None:

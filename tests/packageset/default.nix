@@ -246,6 +246,14 @@ in
   number = 42;
   nothing = null;
 
+  # ---- for one platform alone
+  onlyamd64 =
+    if system == "x86_64-linux" then hello else refused "onlyamd64" { platforms = [ "x86_64-linux" ]; };
+  failsonarm64 =
+    if system == "x86_64-linux" then hello else salted { name = "failsonarm64"; script = "echo no arms >&2; exit 1"; };
+  # The same store path on every platform.
+  data = bottom;
+
   # ---- lists of packages, and images by definition
   tools = [ hello [ left [ right ] ] ];
   nopackages = [ ];

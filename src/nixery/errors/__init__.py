@@ -18,6 +18,7 @@
     │   ├── NixUnusable               Nix is not there, or does not answer as Nix does
     │   ├── SourceUnreachable         where the packages come from
     │   └── PackageSetChanged
+    ├── PlatformFailed                one of several platforms: holds one of the above
     ├── StorageError
     │   └── BlobVerificationFailed    what was written is not what was meant
     ├── ShuttingDown
@@ -43,6 +44,7 @@ from nixery.errors.build import (
     EvaluationFailed,
     NixUnusable,
     PackageSetChanged,
+    PlatformFailed,
     SourceUnreachable,
 )
 from nixery.errors.request import (
@@ -74,6 +76,7 @@ __all__ = [
     "NixeryError",
     "PackageSetChanged",
     "PackagesUnavailable",
+    "PlatformFailed",
     "Reason",
     "RequestError",
     "SettingsError",

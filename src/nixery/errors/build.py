@@ -59,3 +59,17 @@ class PackageSetChanged(BuildError):
 
     def __init__(self) -> None:
         super().__init__("the package set is being changed; try again when that is done")
+
+
+class PlatformFailed(NixeryError):
+    """One of several images under a name cannot be had.
+
+    Attributes:
+        platform: which one, such as ``linux/arm64``.
+        error: what is the matter with it.
+    """
+
+    def __init__(self, platform: str, error: NixeryError) -> None:
+        super().__init__(f"{platform}: {error}")
+        self.platform = platform
+        self.error = error

@@ -22,6 +22,20 @@ class Platform:
     def __str__(self) -> str:
         return f"linux/{self.architecture.name}"
 
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        """Read ``linux/amd64`` or ``linux/arm64``.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        found = next((platform for platform in SUPPORTED if text in (str(platform), f"{platform}/v8")), None)
+        if found is None:
+            supported = ", ".join(map(str, SUPPORTED))
+            raise ValueError(f"{text!r} is no platform that images can be built for; supported: {supported}")
+        return found
+
 
 AMD64 = Platform("x86_64-linux", Architecture("amd64"))
 ARM64 = Platform("aarch64-linux", Architecture("arm64", "v8"))
+SUPPORTED = (AMD64, ARM64)

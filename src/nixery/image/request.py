@@ -8,8 +8,8 @@ So ``shell/git`` is git in an image with a shell, ``git/shell`` is the packages 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from nixery.errors import InvalidName
 from nixery.image.platform import AMD64, ARM64, Platform
@@ -70,6 +70,15 @@ def parse_image_name(name: str, default_platform: Platform = AMD64) -> ImageRequ
     Raises:
         InvalidName: outside the grammar, or it asks for two platforms at once.
     """
+    return requests_for(name, (default_platform,))[0]
+
+
+def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[ImageRequest, ...]:
+    """Parse a repository name into a request for each of its platforms: the default ones, or the one it begins with.
+
+    Raises:
+        InvalidName: as ``parse_image_name``.
+    """
     validate_name(name)
     components = name.split("/")
     first_package = next(
@@ -77,17 +86,18 @@ def parse_image_name(name: str, default_platform: Platform = AMD64) -> ImageRequ
         len(components),
     )
     meta_packages, requested = components[:first_package], _canonical(components[first_package:])
-    platforms = {_PLATFORMS[meta] for meta in meta_packages if meta in _PLATFORMS}
-    if len(platforms) > 1:
-        raise InvalidName(name, "it asks for amd64 and arm64 at once; an image has one platform")
+    named = {_PLATFORMS[meta] for meta in meta_packages if meta in _PLATFORMS}
+    if len(named) > 1:
+        raise InvalidName(name, "it asks for amd64 and arm64 at once; one of them, or neither")
     shell = "shell" in meta_packages
-    return ImageRequest(
+    request = ImageRequest(
         packages=_canonical([*requested, *(SHELL_PACKAGES if shell else ())]),
         optional_packages=tuple(p for p in ALWAYS_INCLUDED if p not in requested),
         requested=requested,
-        platform=platforms.pop() if platforms else default_platform,
+        platform=default_platforms[0],
         shell=shell,
     )
+    return tuple(replace(request, platform=platform) for platform in named or default_platforms)
 
 
 def _canonical(packages: Iterable[str]) -> tuple[str, ...]:

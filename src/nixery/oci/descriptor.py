@@ -17,6 +17,7 @@ class MediaType(StrEnum):
     OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
     OCI_INDEX = "application/vnd.oci.image.index.v1+json"
     DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+    DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
     DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
     DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 

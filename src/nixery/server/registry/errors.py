@@ -25,6 +25,7 @@ from nixery.errors import (
     NixUnusable,
     PackageSetChanged,
     PackagesUnavailable,
+    PlatformFailed,
     RequestError,
     SettingsError,
     ShuttingDown,
@@ -52,6 +53,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     NixUnusable: (500, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
+    PlatformFailed: (500, "UNKNOWN"),  # never used: the error in it counts
     StorageError: (500, "UNKNOWN"),
     BlobVerificationFailed: (500, "UNKNOWN"),
     ShuttingDown: (503, "UNKNOWN"),
@@ -65,9 +67,10 @@ _WORTH_A_RETRY = 503
 
 def error_response(error: NixeryError) -> BytesResponse:
     """Answer an error in the registry's own form, which clients show to the person at the terminal."""
-    status, code = STATUS_AND_CODE[type(error)]
+    cause = error.error if isinstance(error, PlatformFailed) else error
+    status, code = STATUS_AND_CODE[type(cause)]
     headers = {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
-    return errors_body(status, code, str(error), _detail(error), headers)
+    return errors_body(status, code, str(error), _detail(cause), headers)
 
 
 def errors_body(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from nixery.errors import ManifestUnknown
+from nixery.image.platform import Platform
 from nixery.image.reference import Tag, parse_reference
-from nixery.image.request import parse_image_name, validate_name
+from nixery.image.request import requests_for, validate_name
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
 from nixery.oci.image import Document
-from nixery.pipeline.image import Image
+from nixery.pipeline.image import Image, ImageIndex
 from nixery.pipeline.images import Images
 from nixery.server.conditions import matches
 from nixery.server.requests import Request
@@ -25,14 +27,23 @@ _LARGEST_MANIFEST = 4 * 1024 * 1024
 # Bytes of manifests that are kept in memory.
 _CAPACITY = 32 * 1024 * 1024
 
-_MANIFEST_TYPES = (MediaType.OCI_MANIFEST, MediaType.DOCKER_MANIFEST)
+_MANIFEST_TYPES = (
+    MediaType.OCI_MANIFEST,
+    MediaType.OCI_INDEX,
+    MediaType.DOCKER_MANIFEST,
+    MediaType.DOCKER_INDEX,
+)
+_ANYTHING = frozenset({"*/*", "application/*"})
 
 
 class Manifests:
     """By tag they are built, by digest they are looked up."""
 
-    def __init__(self, images: Images, blobs: BlobStore, catalogue: Catalogue) -> None:
+    def __init__(
+        self, images: Images, blobs: BlobStore, catalogue: Catalogue, platforms: Sequence[Platform]
+    ) -> None:
         self._images = images
+        self._platforms = platforms
         self._blobs = blobs
         self._catalogue = catalogue
         self._documents: LeastRecentlyUsed[Digest, Document] = LeastRecentlyUsed(_CAPACITY)
@@ -52,11 +63,12 @@ class Manifests:
                 validate_name(name)
                 raise ManifestUnknown(str(tag), "does not exist: nothing is attached to that image")
             case Tag() as tag:
-                image = await self._images.image(parse_image_name(name), tag.name)
-                await self._catalogue.record_tag(name, tag.name, image.manifest.descriptor.digest)
+                found = await self._images.get(requests_for(name, self._platforms), tag.name)
+                document = found.index if isinstance(found, ImageIndex) else found.manifest
+                await self._catalogue.record_tag(name, tag.name, document.descriptor.digest)
                 # Caches between us and the client have to keep the two families apart.
                 return _answer(
-                    request, _negotiate(request.headers.get("accept", ""), image), {"Vary": "Accept"}
+                    request, _negotiate(request.headers.get("accept", ""), found), {"Vary": "Accept"}
                 )
 
     async def _stored(self, digest: Digest) -> Document:
@@ -71,14 +83,22 @@ class Manifests:
         raise ManifestUnknown(str(digest), "is not stored here; pull the image by its tag to have it built")
 
 
-def _negotiate(accept: str, image: Image) -> Document:
-    """Choose the family of media types; whoever asks for nothing that we have gets OCI's, never a 406."""
+def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
+    """Choose the family of media types, and between an index and the manifest of its first platform.
+
+    Whoever accepts nothing that we have gets OCI's manifest, never a 406.
+    """
     accepted = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    if MediaType.DOCKER_MANIFEST in accepted and not any(
-        t.startswith("application/vnd.oci.") for t in accepted
-    ):
-        return image.docker_manifest
-    return image.manifest
+    knows_docker = not accepted.isdisjoint((MediaType.DOCKER_MANIFEST, MediaType.DOCKER_INDEX))
+    wants_docker = knows_docker and not any(t.startswith("application/vnd.oci.") for t in accepted)
+    if isinstance(found, ImageIndex):
+        index = found.docker_index if wants_docker else found.index
+        # Docker's own media types come from clients that name all they know, and then "*/*" for errors.
+        anything = not knows_docker and not accepted.isdisjoint(_ANYTHING)
+        if anything or index.descriptor.media_type in accepted:
+            return index
+        found = found.first
+    return found.docker_manifest if wants_docker else found.manifest
 
 
 def _media_type(content: bytes) -> MediaType | None:

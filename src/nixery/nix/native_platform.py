@@ -1,0 +1,29 @@
+"""The platform that Nix builds for by itself."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+
+from nixery.image.platform import AMD64, ARM64, SUPPORTED, Platform
+
+# Seconds.
+_PATIENCE = 30
+
+_MACHINES = {"x86_64": AMD64, "amd64": AMD64, "aarch64": ARM64, "arm64": ARM64}
+
+
+def native_platform() -> Platform:
+    """Ask Nix, whose configuration has the say; if it does not answer, or with something else, the machine decides.
+
+    Blocks for some hundredths of a second.
+    """
+    command = ("nix-instantiate", "--eval", "--expr", "builtins.currentSystem")
+    try:
+        completed = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False, text=True)
+        answer = completed.stdout.strip().strip('"')
+    except (OSError, subprocess.TimeoutExpired):
+        # A Nix that cannot be used is told to whoever asks for an image; here it is none of our business.
+        answer = ""
+    found = next((known for known in SUPPORTED if known.nix_system == answer), None)
+    return found or _MACHINES.get(platform.machine(), AMD64)
