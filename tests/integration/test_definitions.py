@@ -120,3 +120,18 @@ def test_what_is_wrong_is_told(client: RegistryClient, name: str, reason: str, e
     (package,) = flaws(client, name)
     assert (package["name"], package["reason"]) == (name, reason)
     assert explanation in package["explanation"]
+
+
+def test_an_image_describes_itself(pull: Pull) -> None:
+    image = pull("mainprogram")
+    annotations = image.manifest_document["annotations"]
+    assert annotations["org.opencontainers.image.title"] == "mainprogram"
+    assert annotations["org.opencontainers.image.version"] == "1.0"
+    # Whether `bsd3` is an SPDX identifier only SPDX knows; it has the form of one.
+    assert annotations["org.opencontainers.image.licenses"] == "MIT AND bsd3"
+    assert "mainprogram 1.0" in annotations["dev.nixery.packages"]
+    assert image.config_document["config"]["Labels"] == annotations
+    # A definition's own labels are besides these, and win.
+    labels = pull("images.web").config_document["config"]["Labels"]
+    assert labels["team"] == "platform"
+    assert labels["org.opencontainers.image.title"] == "images.web"

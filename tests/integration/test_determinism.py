@@ -38,6 +38,7 @@ def test_restart_on_warm_storage(start_server: StartServer, spy: NixSpy) -> None
     images = {name: validate(first.client.pull(name)) for name in NAMES}
     assert first.stop() == 0
     second = start_server(**spy.environment())
+    spy.forget()
     for name, image in images.items():
         # By digest nothing has to be built or asked.
         assert second.client.manifest(name, image.digest).body == image.manifest

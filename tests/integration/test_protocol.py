@@ -169,6 +169,7 @@ INVALID_NAMES = [
 
 def test_what_never_reaches_nix(start_server: StartServer, spy: NixSpy) -> None:
     client = start_server(**spy.environment()).client
+    spy.forget()
     for name in INVALID_NAMES:
         response = client.get(f"/v2/{name}/manifests/latest")
         assert response.status in (400, 404), name

@@ -8,7 +8,7 @@ import subprocess
 from nixery.image.platform import AMD64, ARM64, SUPPORTED, Platform
 
 # Seconds.
-_PATIENCE = 30
+_PATIENCE = 5
 
 _MACHINES = {"x86_64": AMD64, "amd64": AMD64, "aarch64": ARM64, "arm64": ARM64}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from nixery.oci.canonical_json import canonical_json
@@ -12,7 +13,7 @@ from nixery.oci.digest import Digest
 
 # No clock may reach a digest. One second after the epoch rather than the epoch itself:
 # some tools take a zero time for "unknown". It is also the mtime of every path in a Nix store.
-CREATED = "1970-01-01T00:00:01Z"
+_UNKNOWN = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,33 +104,46 @@ class Document:
 
 
 def image_config(
-    architecture: Architecture, execution: ExecutionParameters, layers: Sequence[Layer]
+    architecture: Architecture,
+    execution: ExecutionParameters,
+    layers: Sequence[Layer],
+    created: int | None = None,
 ) -> Document:
-    """Make the config; ``layers`` are in order, base first, and each has one history entry."""
+    """Make the config.
+
+    Args:
+        architecture: of the CPU.
+        execution: how containers start.
+        layers: in order, base first; each has one history entry.
+        created: seconds since the epoch; never the time of the build.
+    """
+    when = datetime.fromtimestamp(created or _UNKNOWN, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Document.of(
         MediaType.OCI_CONFIG,
         {
             **architecture.as_json(),
             "os": "linux",
-            "created": CREATED,
+            "created": when,
             "config": execution.as_json(),
             "rootfs": {"type": "layers", "diff_ids": [str(layer.diff_id) for layer in layers]},
             "history": [
-                {"created": CREATED, "created_by": "nixery", "comment": " ".join(layer.packages)}
+                {"created": when, "created_by": "nixery", "comment": " ".join(layer.packages)}
                 for layer in layers
             ],
         },
     )
 
 
-def image_manifest(config: Document, layers: Sequence[Layer]) -> Document:
+def image_manifest(
+    config: Document, layers: Sequence[Layer], annotations: Mapping[str, str] | None = None
+) -> Document:
     """Make the manifest that ties config and layers together."""
-    return Document.of(
-        MediaType.OCI_MANIFEST,
-        {
-            "schemaVersion": 2,
-            "mediaType": MediaType.OCI_MANIFEST,
-            "config": config.descriptor.as_json(),
-            "layers": [layer.descriptor.as_json() for layer in layers],
-        },
-    )
+    properties: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": MediaType.OCI_MANIFEST,
+        "config": config.descriptor.as_json(),
+        "layers": [layer.descriptor.as_json() for layer in layers],
+    }
+    if annotations:
+        properties["annotations"] = dict(annotations)
+    return Document.of(MediaType.OCI_MANIFEST, properties)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nixery.closure.graph import Closure
 from nixery.image.request import ImageRequest
@@ -11,11 +12,12 @@ from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
 from nixery.nix.builder import Contents, NixBuilder, Package
 from nixery.oci.docker import docker_manifest
-from nixery.oci.image import Layer, image_config, image_manifest
+from nixery.oci.image import ExecutionParameters, Layer, image_config, image_manifest
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.pipeline.events import Evaluated, NamesClashed, Realised, Stored
 from nixery.pipeline.execution import execution_parameters
 from nixery.pipeline.image import Image
+from nixery.pipeline.image_annotations import image_annotations
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import PackageSource, Pin
 from nixery.storage.store import BlobStore
@@ -71,23 +73,27 @@ class ImageBuilder:
             # The root comes last: it alone is this image's own, all before it can be shared.
             layers = await self._layers.publish(groups, closure, observe)
             layers.append(await self._layers.publish_root(root, _installed(packages), observe))
-        return await self._store_image(request, contents, root, layers, observe)
+            execution = execution_parameters(request, contents, root.tree)
+        image = await self._store_image(request, pin, packages, execution, layers)
+        observe(Stored(image.manifest.descriptor.digest, len(layers)))
+        return image
 
     async def _store_image(
         self,
         request: ImageRequest,
-        contents: Contents,
-        root: RootFilesystem,
+        pin: Pin,
+        packages: Sequence[Package],
+        execution: ExecutionParameters,
         layers: Sequence[Layer],
-        observe: Observe,
     ) -> Image:
-        execution = execution_parameters(request, contents, root.tree)
-        config = image_config(request.platform.architecture, execution, layers)
-        image = Image(image_manifest(config, layers), docker_manifest(config, layers))
+        said = image_annotations(request, packages, pin)
+        # A definition's own labels win.
+        labelled = replace(execution, labels={**said, **execution.labels})
+        config = image_config(request.platform.architecture, labelled, layers, pin.created)
+        image = Image(image_manifest(config, layers, said), docker_manifest(config, layers))
         # The manifests last: what is there under a manifest's digest is complete.
         for document in (config, image.docker_manifest, image.manifest):
             await self._blobs.put(document.descriptor.digest, document.content)
-        observe(Stored(image.manifest.descriptor.digest, len(layers)))
         return image
 
 

@@ -34,7 +34,12 @@ class _Term(BaseModel):
 
     identity: str
     revision: str
+    url: str | None = None
+    created: int | None = None
     until: float
+
+    def pin(self, source: str) -> Pin:
+        return Pin(source, self.identity, self.revision, self.url, self.created)
 
 
 class _Record(BaseModel):
@@ -144,10 +149,16 @@ class Pins:
     async def _term(self, reference: Reference, start: float) -> _Term:
         pin = await self._source.resolve(reference)
         _log.info("pinned", source=pin.source, reference=reference.name, revision=pin.revision)
-        return _Term(identity=pin.identity, revision=pin.revision, until=start + self._time_to_live)
+        return _Term(
+            identity=pin.identity,
+            revision=pin.revision,
+            url=pin.url,
+            created=pin.created,
+            until=start + self._time_to_live,
+        )
 
     def _hold(self, reference: Reference, term: _Term) -> Pin:
-        pin = Pin(self._source.description, term.identity, term.revision)
+        pin = term.pin(self._source.description)
         remaining = term.until - self._clock()
         if remaining > 0:
             self._held[reference] = _Held(pin, term.until)

@@ -29,11 +29,15 @@ class Pin:
         source: which source it is a state of, without credentials.
         identity: tells this state from any other of the source: a commit, or a digest of what is there.
         revision: the state in words that mean something to people.
+        url: where anybody can get it; ``None`` where nobody else can.
+        created: when it was made, in seconds since the epoch; ``None`` where nobody knows.
     """
 
     source: str
     identity: str
     revision: str
+    url: str | None = None
+    created: int | None = None
 
 
 class PackageSource(Protocol):
