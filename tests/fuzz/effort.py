@@ -1,6 +1,6 @@
 """How hard the fuzz tests try.
 
-``make test`` tries the same inputs each time, so that a failure is somebody's change. ``make fuzz`` sets ``FUZZ_EFFORT``: so many
+``make test`` tries the same inputs for the same code, so that a failure is somebody's change. ``make fuzz`` sets ``FUZZ_EFFORT``: so many
 times the examples, other ones each time; Hypothesis keeps those that failed in ``.hypothesis`` and prints how to repeat them.
 """
 
