@@ -3,6 +3,7 @@
 #   make demo    from nothing to a running container: set up, serve, pull, run
 #   make serve   the server in the foreground; PORT=9090 make serve for another port than 8080
 #   make test    all tests
+#   make fuzz    the fuzz tests with other inputs each time, and many more; FUZZ_EFFORT=100 make fuzz for still more
 #   make check   linters, types, formatting, import contracts
 #   make setup   what the others share; does nothing where nothing is missing
 #   make lock    pin the Python requirements again
@@ -17,7 +18,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test check lock clean
+.PHONY: help setup demo serve test fuzz check lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +36,9 @@ test:
 	@scripts/setup.sh x86_64-linux aarch64-linux
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup --junitxml=var/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/tests.xml
+
+fuzz: setup
+	$(WITH_NIX) FUZZ_EFFORT=$${FUZZ_EFFORT:-20} $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/fuzz
 
 check: setup
 	$(BIN)/ruff check .

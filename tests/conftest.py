@@ -1,5 +1,7 @@
 """What pytest has to know before it collects anything."""
 
+from collections import Counter
+
 import pytest
 
 
@@ -9,3 +11,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--registry", metavar="HOST:PORT", help="test this registry instead of a server of our own"
     )
     group.addoption("--image", default="hello:latest", metavar="NAME:TAG", help="an image that it has")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse tests of one name: xdist would run one of them, and say nothing about the others."""
+    twice = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if twice:
+        raise pytest.UsageError(f"several tests are called {', '.join(twice)}")

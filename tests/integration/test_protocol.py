@@ -123,7 +123,15 @@ def test_query_of_containerd_mirrors_is_ignored(client: RegistryClient, pull: Pu
 
 
 def test_what_is_no_part_of_the_api(client: RegistryClient) -> None:
-    for path in ("/v2/hello", "/v2/hello/unknown/latest", "/v2/manifests/latest", "/other"):
+    assert client.digest("hello")
+    for path in (
+        "/v2/hello",
+        "/v2/hello/unknown/latest",
+        "/v2/manifests/latest",
+        "/other",
+        "/v2/hello/tags/list%0A",
+        "/v2/hello/tags/other",
+    ):
         response = client.get(path)
         assert response.status == 404, path
         assert response.errors

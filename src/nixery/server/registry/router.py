@@ -13,7 +13,8 @@ from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, Response
 
 _RESOURCE = re.compile(
-    r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags(?=/list/?$))/(?P<reference>[^/]+)/?", re.DOTALL
+    r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags(?=/list/?\Z))/(?P<reference>[^/]+)/?",
+    re.DOTALL,
 )
 
 _API_VERSION = {"Content-Type": "application/json", "Docker-Distribution-Api-Version": "registry/2.0"}

@@ -1,0 +1,95 @@
+"""docs/openapi.yaml names every route and every error there is, and none that there is not."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import nixery
+from nixery.server.registry.blobs import Blobs
+from nixery.server.registry.discovery import Discovery
+from nixery.server.registry.errors import STATUS_AND_CODE
+from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.router import Registry
+
+SERVER = Path(nixery.__file__).parent / "server"
+
+# By path: what answers, where it is not the router itself.
+HANDLERS = {
+    "/v2/_catalog": Discovery.catalog,
+    "/v2/{name}/tags/list": Discovery.tags,
+    "/v2/{name}/manifests/{reference}": Manifests.get,
+    "/v2/{name}/blobs/{digest}": Blobs.get,
+    "/v2/{name}/referrers/{digest}": Discovery.referrers,
+}
+
+
+@pytest.fixture(scope="module")
+def description() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((SERVER.parents[2] / "docs" / "openapi.yaml").read_text())
+    return document
+
+
+def test_every_route_is_described(description: dict[str, Any]) -> None:
+    assert {path for path, item in description["paths"].items() if "get" in item} == {"/v2/", *HANDLERS}
+    for path in ("/v2/", *HANDLERS):
+        get, head = description["paths"][path]["get"], description["paths"][path]["head"]
+        assert (head["responses"], head.get("parameters")) == (get["responses"], get.get("parameters")), path
+
+
+def test_every_handler_has_a_path() -> None:
+    """What the router is made of has no other public methods that answer."""
+    parts = {part for name, part in typing.get_type_hints(Registry.__init__).items() if name != "return"}
+    methods = {
+        method
+        for part in parts
+        for name, method in inspect.getmembers(part, inspect.iscoroutinefunction)
+        if not name.startswith("_")
+    }
+    assert methods == set(HANDLERS.values())
+
+
+def literal_errors() -> Iterator[tuple[int, str]]:
+    """Statuses and codes that are written where they are answered."""
+    for source in SERVER.rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "errors_body"
+            ):
+                match node.args:
+                    case [ast.Constant(value=int(status)), ast.Constant(value=str(code)), *_]:
+                        yield status, code
+
+
+def responses(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ANN401 -- JSON is anything
+    """All responses in a part of a document, by status."""
+    if isinstance(node, dict):
+        yield from node.get("responses", {}).items()
+        for child in node.values():
+            yield from responses(child)
+
+
+def test_every_error_is_described(description: dict[str, Any]) -> None:
+    known = set(literal_errors()) | set(STATUS_AND_CODE.values())
+    assert (405, "UNSUPPORTED") in known
+    assert set(description["components"]["schemas"]["ErrorCode"]["enum"]) == {code for _, code in known}
+    described: set[tuple[int, str]] = set()
+    for status, response in responses(description["paths"]):
+        found = response
+        if "$ref" in response:
+            found = description["components"]["responses"][response["$ref"].rpartition("/")[2]]
+        described |= {(int(status), code) for code in re.findall(r"`([A-Z_]{7,})`", found["description"])}
+    # No path leads to it: it is told in the introduction.
+    assert "404 `UNSUPPORTED`" in description["info"]["description"]
+    described = {entry for entry in described if not entry[1].startswith("NIX_")} | {(404, "UNSUPPORTED")}
+    assert described == known

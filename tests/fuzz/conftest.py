@@ -1,0 +1,58 @@
+"""What is fuzzed: the application in this process, and a whole server behind a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.fuzz.application import ApplicationUnderTest, application_under_test
+from tests.support.nix import PACKAGE_SETS, NixSpy, nix_environment
+from tests.support.raw_http import exchange
+from tests.support.server import HOST, Server, running_server
+
+
+@pytest.fixture(scope="session")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplicationUnderTest]:
+    with application_under_test(tmp_path_factory.mktemp("application")) as application:
+        yield application
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server with real Nix behind a spy, and what is stored in it.
+
+    Attributes:
+        digest: of the manifest of ``hello``.
+        blob: digest of one of its layers.
+        content: of that layer.
+    """
+
+    server: Server
+    spy: NixSpy
+    digest: str
+    blob: str
+    content: bytes
+
+    def exchange(self, sent: bytes) -> bytes:
+        return exchange((HOST, self.server.port), sent)
+
+    def check_health(self) -> None:
+        """It still answers, and nothing it wrote tells of a mistake in it."""
+        assert self.server.client.get("/v2/").status == 200
+        for sign in ("Traceback", "request failed", "panicked", "[error"):
+            assert sign not in self.server.log, self.server.log
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    directory = tmp_path_factory.mktemp("fuzz")
+    spy = NixSpy.install(directory / "spy")
+    settings = {"NIXERY_PKGS_PATH": str(PACKAGE_SETS), **nix_environment(directory), **spy.environment()}
+    with running_server(directory / "server", settings) as server:
+        digest = server.client.digest("hello")
+        blob = server.client.manifest("hello").json()["layers"][-1]["digest"]
+        content = server.client.blob("hello", blob).body
+        yield Target(server, spy, digest, blob, content)
+        assert server.stop() == 0

@@ -1,0 +1,78 @@
+"""The specification's grammar of names, once more and without regular expressions: what they are checked against."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_TAG = LETTERS | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+_HEX = frozenset("0123456789abcdef")
+
+# Error Codes of distribution specification 1.1, those for uploads among them.
+CODES = frozenset(
+    {
+        "BLOB_UNKNOWN",
+        "BLOB_UPLOAD_INVALID",
+        "BLOB_UPLOAD_UNKNOWN",
+        "DENIED",
+        "DIGEST_INVALID",
+        "MANIFEST_BLOB_UNKNOWN",
+        "MANIFEST_INVALID",
+        "MANIFEST_UNKNOWN",
+        "NAME_INVALID",
+        "NAME_UNKNOWN",
+        "SIZE_INVALID",
+        "TOOMANYREQUESTS",
+        "UNAUTHORIZED",
+        "UNSUPPORTED",
+    }
+)
+
+
+def is_name(text: str) -> bool:
+    """Whether it is the name of a repository, and no longer than a host and a name may be together."""
+    return len(text) <= 255 and all(map(_is_component, text.split("/")))
+
+
+def _is_component(text: str) -> bool:
+    runs = [(is_word, "".join(run)) for is_word, run in groupby(text, LETTERS.__contains__)]
+    return (
+        bool(runs)
+        and runs[0][0]
+        and runs[-1][0]
+        and all(is_word or run in (".", "_", "__") or set(run) == {"-"} for is_word, run in runs)
+    )
+
+
+def is_tag(text: str) -> bool:
+    """Whether it is a tag."""
+    return 0 < len(text) <= 128 and text[0] in _TAG and set(text) <= _TAG | set(".-")
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is a digest that we know."""
+    algorithm, _, encoded = text.partition(":")
+    return algorithm == "sha256" and len(encoded) == 64 and set(encoded) <= _HEX
+
+
+def is_route(path: str) -> bool:
+    """Whether something can be at a path; at most one slash too many, or any number behind ``/v2`` and ``_catalog``."""
+    if path.rstrip("/") in ("/v2", "/v2/_catalog"):
+        return True
+    match path.removesuffix("/").split("/"):
+        case ["", "v2", *name, "tags", "list"]:
+            return is_name("/".join(name))
+        case ["", "v2", *name, "manifests", reference]:
+            return is_name("/".join(name)) and (is_tag(reference) or is_digest(reference))
+        case ["", "v2", *name, "blobs" | "referrers", digest]:
+            return is_name("/".join(name)) and is_digest(digest)
+        case _:
+            return False
+
+
+def packages_of(name: str) -> set[str]:
+    """Return the packages that a name stands for, without those of meta-packages."""
+    components = name.split("/")
+    while components and components[0] in ("shell", "arm64", "amd64"):
+        components = components[1:]
+    return set(components)

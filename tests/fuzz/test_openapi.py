@@ -1,0 +1,91 @@
+"""Requests made up from docs/openapi.yaml, valid ones and others, are answered as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.fuzz.conftest import Target
+from tests.fuzz.effort import examples
+from tests.support.server import HOST
+
+pytestmark = pytest.mark.xdist_group("fuzz")
+
+_DESCRIPTION = Path(__file__).parents[2] / "docs" / "openapi.yaml"
+_CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+schema = schemathesis.openapi.from_path(_DESCRIPTION)
+
+
+@schema.parametrize()
+@examples(10)
+def test_the_server_is_as_described(target: Target, case: schemathesis.Case[Any]) -> None:
+    validate(target, case)
+    # Nobody makes up a digest that is stored.
+    stored = {"reference": target.digest, "digest": target.blob}
+    if known := {name: value for name, value in stored.items() if name in case.path_parameters}:
+        case.path_parameters.update(known)
+        case.headers.pop("If-Range", None)  # made up, it is never the ETag, and would make any range none
+        validate(target, case)
+
+
+BLOB, MANIFEST = "/v2/{name}/blobs/{digest}", "/v2/{name}/manifests/{reference}"
+TAGS, REFERRERS = "/v2/{name}/tags/list", "/v2/{name}/referrers/{digest}"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("path", "parameters", "headers", "status"),
+    [
+        (BLOB, {}, {}, 200),
+        (BLOB, {}, {"Range": "bytes=0-9"}, 206),
+        (BLOB, {}, {"Range": "bytes=999999999999-"}, 416),
+        (BLOB, {}, {"If-None-Match": "*"}, 304),
+        (BLOB, {"name": "UPPER"}, {}, 400),
+        (BLOB, {"digest": "sha256:bad"}, {}, 400),
+        (BLOB, {"digest": f"sha256:{'0' * 64}"}, {}, 404),
+        (MANIFEST, {}, {}, 200),
+        (MANIFEST, {"reference": "latest"}, {}, 200),
+        (MANIFEST, {}, {"If-None-Match": "*"}, 304),
+        (MANIFEST, {"name": "UPPER"}, {}, 400),
+        (MANIFEST, {"name": "no-such-package", "reference": "latest"}, {}, 404),
+        (TAGS, {}, {}, 200),
+        (TAGS, {"name": "UPPER"}, {}, 400),
+        (TAGS, {"name": "no-such-package"}, {}, 404),
+        (REFERRERS, {}, {}, 200),
+        (REFERRERS, {"digest": "sha256:bad"}, {}, 400),
+    ],
+)
+def test_every_answer_of_a_server_in_good_health(
+    target: Target, method: str, path: str, parameters: dict[str, str], headers: dict[str, str], status: int
+) -> None:
+    known = {"name": "hello", "digest": target.blob, "reference": target.digest} | parameters
+    case = schema[path][method].Case(
+        path_parameters={name: value for name, value in known.items() if f"{{{name}}}" in path},
+        headers=headers,
+    )
+    assert validate(target, case) == status
+
+
+def validate(target: Target, case: schemathesis.Case[Any]) -> int:
+    """Have a case answered, and the answer checked; return its status."""
+    response = case.call_and_validate(
+        base_url=f"http://{HOST}:{target.server.port}", checks=_CHECKS, timeout=20
+    )
+    return response.status_code
