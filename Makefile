@@ -6,6 +6,7 @@
 #   make check             linters, types, formatting, import contracts
 #   make setup             what the others share; does nothing where nothing is missing
 #   make conformance-peer  the conformance suite against Debian's docker-registry
+#   make bench             our speed beside nginx and docker-registry; 4 minutes
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -18,7 +19,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test check conformance-peer lock clean
+.PHONY: help setup demo serve test check conformance-peer bench lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +47,10 @@ check: setup
 conformance-peer: setup
 	@scripts/install_peers.sh docker-registry=docker-registry
 	@$(WITH_NIX) PATH=$$PATH:/usr/sbin:/sbin exec $(BIN)/python -m scripts.conformance
+
+bench: setup
+	@scripts/install_peers.sh docker-registry=docker-registry nginx=nginx-light wrk=wrk
+	@$(WITH_NIX) PATH=$$PATH:/usr/sbin:/sbin exec $(BIN)/python -m scripts.bench
 
 lock:
 	@scripts/lock.sh
