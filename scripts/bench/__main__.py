@@ -30,7 +30,7 @@ from scripts.peers.process import PeerError
 
 _PACKAGE_SET = "packagesets/debian"
 _RESULT = Path("var/bench/hot-path.json")
-_WIDTH = 110
+_WIDTH = 130
 
 
 def main() -> int:
@@ -69,8 +69,12 @@ def _hot_path(console: Console, directory: Path) -> Results:
     ):
         contents = prepare(ours, directory / "nixery" / "storage")
         hand_over(contents, ours, registry)
-        with nginx(directory / "nginx", contents.files) as static:
-            peers = [ours, static, registry]
+        with (
+            nginx(directory / "nginx", contents.files) as static,
+            # On loopback, sendfile leaves the work to whoever receives; see docs/performance.md.
+            nginx(directory / "nginx-copying", contents.files, sendfile=False) as copying,
+        ):
+            peers = [ours, static, copying, registry]
             compare(contents, peers)
             return run(cases(contents), peers, status.update)
 

@@ -19,16 +19,19 @@ def show(console: Console, results: Results, packing: Packing, reached: Sequence
     table = Table(title="the hot path: medians of the rounds")
     table.add_column("")
     table.add_column("unit")
-    peers = list(next(iter(results.values())))
+    peers = list(dict.fromkeys(peer for figures in results.values() for peer in figures))
+    others = [peer for peer in peers if peer != OURS]
     for peer in peers:
         table.add_column(peer, justify="right")
-    for peer in peers:
-        if peer != OURS:
-            table.add_column(f"of {peer}", justify="right")
+    for peer in others:
+        table.add_column(f"of {peer}", justify="right")
     for case, figures in results.items():
-        multiples = [f"{ratio:.2f}" for _, ratio in ratios(figures, OURS)]
+        multiples = dict(ratios(figures, OURS))
         table.add_row(
-            case.name, case.kind.value, *(f"{figures[peer].rate:,.0f}" for peer in peers), *multiples
+            case.name,
+            case.kind.value,
+            *(f"{figures[peer].rate:,.0f}" if peer in figures else "-" for peer in peers),
+            *(f"{multiples[peer]:.2f}" if peer in multiples else "-" for peer in others),
         )
     console.print(table)
 
@@ -39,7 +42,7 @@ def show(console: Console, results: Results, packing: Packing, reached: Sequence
     for case, figures in results.items():
         table.add_row(
             case.name,
-            *(f"{figures[p].processor * 1e6:,.0f}; {_milliseconds(figures[p].late)}" for p in peers),
+            *(_processor_and_late(figures.get(peer)) for peer in peers),
         )
     console.print(table)
 
@@ -92,6 +95,10 @@ def _latencies(measurement: Measurement) -> dict[str, Any]:
         "p99": measurement.percentile(99),
         "requests": measurement.requests,
     }
+
+
+def _processor_and_late(figures: Figures | None) -> str:
+    return "-" if figures is None else f"{figures.processor * 1e6:,.0f}; {_milliseconds(figures.late)}"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -12,6 +12,11 @@ from pathlib import Path
 from scripts.peers.process import HOST, Peer, free_port, running
 
 PROGRAM = "nginx"
+# What it is called when it reads and writes files.
+COPYING = "nginx, no sendfile"
+
+# Without sendfile: read in pieces of this size.
+_BUFFERS = "2 512k"
 
 # Connections are kept open as long as the others keep them, and nothing is logged, as nothing is by the others.
 _CONFIGURATION = """\
@@ -23,7 +28,8 @@ error_log stderr warn;
 events {{ worker_connections 1024; }}
 http {{
     access_log off;
-    sendfile on;
+    sendfile {sendfile};
+    output_buffers {buffers};
     tcp_nopush on;
     keepalive_requests 100000000;
     default_type application/octet-stream;
@@ -48,8 +54,13 @@ def version() -> str:
 
 
 @contextmanager
-def nginx(directory: Path, files: Mapping[str, bytes]) -> Iterator[Peer]:
+def nginx(directory: Path, files: Mapping[str, bytes], *, sendfile: bool = True) -> Iterator[Peer]:
     """Serve some contents by their paths; ``/v2/`` is a file as well.
+
+    Args:
+        directory: for them; made.
+        files: contents by path.
+        sendfile: have the kernel send a file, or read it and write it.
 
     Raises:
         PeerError: it does not start.
@@ -62,7 +73,11 @@ def nginx(directory: Path, files: Mapping[str, bytes]) -> Iterator[Peer]:
     port = free_port()
     configuration = directory / "nginx.conf"
     user = pwd.getpwuid(os.geteuid()).pw_name
-    configuration.write_text(_CONFIGURATION.format(user=user, directory=directory, host=HOST, port=port))
+    settings = {"sendfile": "on" if sendfile else "off", "buffers": _BUFFERS}
+    configuration.write_text(
+        _CONFIGURATION.format(user=user, directory=directory, host=HOST, port=port, **settings)
+    )
     command = (PROGRAM, "-c", str(configuration), "-e", "stderr", "-p", str(directory))
-    with running(PROGRAM, command, port, directory / "nginx.log") as peer:
+    name = PROGRAM if sendfile else COPYING
+    with running(name, command, port, directory / "nginx.log") as peer:
         yield peer
