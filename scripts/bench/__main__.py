@@ -41,6 +41,7 @@ def main() -> int:
     # The tables are for files as well, and those have no width.
     console.width = max(console.width, _WIDTH)
     started = time.monotonic()
+    machine = description()
     _RESULT.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir="var") as name:
         directory = Path(name).resolve()
@@ -55,7 +56,6 @@ def main() -> int:
             return 128 + signal.SIGINT
     reached = list(goals(results, packing))
     show(console, results, packing, reached)
-    machine = description()
     _RESULT.write_text(json.dumps({"machine": machine, **document(results, packing, reached)}, indent=2))
     console.print(f"{machine}\n{time.monotonic() - started:.0f} s; {_RESULT}")
     return 0

@@ -41,7 +41,7 @@ class Figures:
     Attributes:
         rates: of each round, in the unit of the case.
         median_latency: seconds, and so is the next.
-        processor: seconds of processor time for a request.
+        processor: seconds of processor time for a request, or for a MB where the case is about bytes.
     """
 
     rates: tuple[float, ...]
@@ -107,12 +107,14 @@ def _measure(case: Case, peer: Peer) -> tuple[Measurement, float]:
 def _figures(kind: Kind, runs: list[tuple[Measurement, float]]) -> Figures:
     rates = tuple(m.requests_per_second if kind is Kind.SMALL else m.bytes_per_second / 1e6 for m, _ in runs)
     together = sum((m for m, _ in runs[1:]), start=runs[0][0])
-    processor = sum(seconds for _, seconds in runs) / max(1, together.requests)
+    amount = together.requests if kind is Kind.SMALL else together.received / 1e6
+    processor = sum(seconds for _, seconds in runs) / max(1, amount)
     return Figures(rates, together.percentile(50), together.percentile(99), processor)
 
 
 def ratios(figures: Mapping[str, Figures], ours: str) -> Iterator[tuple[str, float]]:
-    """Give our rate as a multiple of each other's."""
+    """Give our rate as a multiple of each other's: the median over the rounds, each by itself."""
     for name, theirs in figures.items():
-        if name != ours and theirs.rate:
-            yield name, figures[ours].rate / theirs.rate
+        if name != ours and all(theirs.rates):
+            rounds = zip(figures[ours].rates, theirs.rates, strict=True)
+            yield name, statistics.median(our / their for our, their in rounds)

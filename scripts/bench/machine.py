@@ -15,6 +15,8 @@ def description() -> dict[str, str]:
     return {
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
+        # What else the machine did in the last minute, our own set-up included.
+        "load": f"{os.getloadavg()[0]:.1f}",
         "kernel": platform.release(),
         "python": platform.python_version(),
         "nixery": version("nixery"),

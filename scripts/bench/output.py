@@ -35,7 +35,7 @@ def show(console: Console, results: Results, packing: Packing, reached: Sequence
         )
     console.print(table)
 
-    table = Table(title="processor time for a request, µs (children included); p99, ms")
+    table = Table(title="processor time for a request or a MB, µs; p99, ms")
     table.add_column("")
     for peer in peers:
         table.add_column(f"{peer}", justify="right")
@@ -85,7 +85,7 @@ def _figures(figures: Figures) -> dict[str, Any]:
         "rounds": figures.rates,
         "p50": figures.median_latency,
         "p99": figures.late,
-        "processor_seconds_per_request": figures.processor,
+        "processor_seconds": figures.processor,
     }
 
 
