@@ -1,13 +1,15 @@
 # Every job of the project; continuous integration runs the same commands.
 #
-#   make demo    from nothing to a running container: set up, serve, pull, run
-#   make serve   the server in the foreground; PORT=9090 make serve for another port than 8080
-#   make test    all tests
-#   make fuzz    the fuzz tests with other inputs each time, and many more; FUZZ_EFFORT=100 make fuzz for still more
-#   make check   linters, types, formatting, import contracts
-#   make setup   what the others share; does nothing where nothing is missing
-#   make lock    pin the Python requirements again
-#   make clean   remove what set-up made here (not what it installed from Debian, nor /nix)
+#   make demo              from nothing to a running container: set up, serve, pull, run
+#   make serve             the server in the foreground; PORT=9090 make serve for another port than 8080
+#   make test              all tests
+#   make fuzz              the fuzz tests with other inputs each time, and many more; FUZZ_EFFORT=100 make fuzz for still more
+#   make check             linters, types, formatting, import contracts
+#   make setup             what the others share; does nothing where nothing is missing
+#   make conformance-peer  the conformance suite against Debian's docker-registry
+#   make bench             our speed beside nginx and docker-registry; 4 minutes
+#   make lock              pin the Python requirements again
+#   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
 PYTHON ?= python3
 # Test processes at the same time.
@@ -18,7 +20,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test fuzz check lock clean
+.PHONY: help setup demo serve test fuzz check conformance-peer bench lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +47,14 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+conformance-peer: setup
+	@scripts/install_peers.sh docker-registry=docker-registry
+	@$(WITH_NIX) PATH=$$PATH:/usr/sbin:/sbin exec $(BIN)/python -m scripts.conformance
+
+bench: setup
+	@scripts/install_peers.sh docker-registry=docker-registry nginx=nginx-light wrk=wrk
+	@$(WITH_NIX) PATH=$$PATH:/usr/sbin:/sbin exec $(BIN)/python -m scripts.bench
 
 lock:
 	@scripts/lock.sh

@@ -1,0 +1,83 @@
+"""Measure the hot path: ``python -m scripts.bench``, run by ``make bench``.
+
+Our server, nginx and docker-registry serve the same bytes on loopback, and wrk asks them in turn. Takes less than four
+minutes, once Nix has the packages. Missed goals are told; only what cannot be measured is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from scripts.bench.contents import compare, hand_over, prepare
+from scripts.bench.goals import goals
+from scripts.bench.hot_path import Results, cases, run
+from scripts.bench.load import BenchError
+from scripts.bench.machine import description
+from scripts.bench.output import document, show
+from scripts.bench.packing import measure_packing
+from scripts.peers.docker_registry import docker_registry
+from scripts.peers.nginx import nginx
+from scripts.peers.nixery import nixery
+from scripts.peers.process import PeerError
+
+_PACKAGE_SET = "packagesets/debian"
+_RESULT = Path("var/bench/hot-path.json")
+_WIDTH = 130
+
+
+def main() -> int:
+    """Measure, print, and write everything down; returns the exit status."""
+    # A request to end must not leave servers behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console(highlight=False, soft_wrap=True)
+    # The tables are for files as well, and those have no width.
+    console.width = max(console.width, _WIDTH)
+    started = time.monotonic()
+    machine = description()
+    _RESULT.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="var") as name:
+        directory = Path(name).resolve()
+        try:
+            results = _hot_path(console, directory)
+            with console.status("/v2/ while layers are packed"):
+                packing = measure_packing(directory, _PACKAGE_SET)
+        except (BenchError, PeerError) as error:
+            console.print(f"[red]{escape(str(error))}[/red]")
+            return 1
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+    reached = list(goals(results, packing))
+    show(console, results, packing, reached)
+    _RESULT.write_text(json.dumps({"machine": machine, **document(results, packing, reached)}, indent=2))
+    console.print(f"{machine}\n{time.monotonic() - started:.0f} s; {_RESULT}")
+    return 0
+
+
+def _hot_path(console: Console, directory: Path) -> Results:
+    with (
+        console.status("setting up") as status,
+        nixery(directory / "nixery", _PACKAGE_SET) as ours,
+        docker_registry(directory / "docker-registry") as registry,
+    ):
+        contents = prepare(ours, directory / "nixery" / "storage")
+        hand_over(contents, ours, registry)
+        with (
+            nginx(directory / "nginx", contents.files) as static,
+            # On loopback, sendfile leaves the work to whoever receives; see docs/performance.md.
+            nginx(directory / "nginx-copying", contents.files, sendfile=False) as copying,
+        ):
+            peers = [ours, static, copying, registry]
+            compare(contents, peers)
+            return run(cases(contents), peers, status.update)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

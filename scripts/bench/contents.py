@@ -1,0 +1,134 @@
+"""What all servers hold: an image that ours has built, and two blobs of a chosen size beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixery.process_directory import ProcessDirectory
+from nixery.storage.filesystem import FilesystemBlobStore
+from scripts.bench.load import BenchError
+from scripts.peers.copying import copy_image
+from scripts.peers.docker_registry import push_blob
+from scripts.peers.process import HOST, Peer
+
+NAME = "shell/hello"
+ACCEPT = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+
+SMALL = 2 * 1024
+BIG = 50 * 1024 * 1024
+
+# Seconds; Nix may have to fetch and make the packages.
+_BUILD = 160.0
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that is asked for.
+
+    Attributes:
+        manifest: bytes of the image's manifest.
+    """
+
+    manifest: bytes
+    small: bytes
+    big: bytes
+
+    @property
+    def by_tag(self) -> str:
+        """Path of the manifest."""
+        return f"/v2/{NAME}/manifests/latest"
+
+    @property
+    def by_digest(self) -> str:
+        """Path of the same manifest."""
+        return f"/v2/{NAME}/manifests/{_digest(self.manifest)}"
+
+    @property
+    def small_blob(self) -> str:
+        """Path."""
+        return _blob(self.small)
+
+    @property
+    def big_blob(self) -> str:
+        """Path."""
+        return _blob(self.big)
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The same as files by their paths."""
+        return {
+            self.by_tag: self.manifest,
+            self.by_digest: self.manifest,
+            self.small_blob: self.small,
+            self.big_blob: self.big,
+        }
+
+
+def prepare(ours: Peer, storage: Path) -> Contents:
+    """Have our server build the image, and put the blobs into its storage.
+
+    Raises:
+        BenchError: the image cannot be had.
+    """
+    manifest = _get(ours, f"/v2/{NAME}/manifests/latest", ACCEPT)
+    numbers = random.Random(0)  # noqa: S311 -- bytes that do not compress, the same each time
+    contents = Contents(manifest, numbers.randbytes(SMALL), numbers.randbytes(BIG))
+    temporary = ProcessDirectory(storage / "temporary")
+    try:
+        store = FilesystemBlobStore(storage, temporary.path)
+        for content in (contents.small, contents.big):
+            with store.create() as writer:
+                writer.write(content)
+                writer.commit()
+    finally:
+        temporary.close()
+    return contents
+
+
+def hand_over(contents: Contents, ours: Peer, registry: Peer) -> None:
+    """Put everything into docker-registry.
+
+    Raises:
+        PeerError: it does not take it.
+    """
+    copy_image(ours, registry, NAME, "latest")
+    for content in (contents.small, contents.big):
+        push_blob(registry, NAME, _digest(content), content)
+
+
+def compare(contents: Contents, peers: list[Peer]) -> None:
+    """See that all servers answer with the same bytes.
+
+    Raises:
+        BenchError: one does not.
+    """
+    for peer in peers:
+        for path, content in contents.files.items():
+            if _get(peer, path, ACCEPT) != content:
+                raise BenchError(f"{peer.name} has something else at {path}")
+
+
+def _get(peer: Peer, path: str, headers: Mapping[str, str]) -> bytes:
+    connection = http.client.HTTPConnection(HOST, peer.port, timeout=_BUILD)
+    try:
+        connection.request("GET", path, headers=dict(headers))
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != http.client.OK:
+            raise BenchError(f"{peer.name} answered {path} with {response.status}: {body[:500]!r}")
+        return body
+    finally:
+        connection.close()
+
+
+def _blob(content: bytes) -> str:
+    return f"/v2/{NAME}/blobs/{_digest(content)}"
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -1,0 +1,62 @@
+"""What we want to reach. A goal that is missed is told, and is no failure: machines differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scripts.bench.hot_path import Kind, Results, ratios
+from scripts.bench.packing import Packing
+
+OURS = "nixery"
+
+_SMALL_OF_NGINX = 0.25
+_BIG_OF_NGINX = 0.9
+_SMALL_OF_REGISTRY = 2.0
+_LATENCY = 0.05
+
+# /v2/ is no file of nginx's that anybody would compare; the manifest by digest is the same bytes as by tag.
+_NGINX_SMALL = ("blob of 2 KB", "manifest by tag")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal, and what was reached."""
+
+    name: str
+    wanted: str
+    reached: str
+    is_met: bool
+
+
+def goals(results: Results, packing: Packing) -> Iterator[Goal]:
+    """List all goals."""
+    for case, figures in results.items():
+        for peer, ratio in ratios(figures, OURS):
+            wanted = _wanted(case.name, case.kind, peer)
+            if wanted is not None:
+                yield Goal(
+                    f"{case.name}, as a multiple of {peer}",
+                    f"≥ {wanted:g}",
+                    f"{ratio:.2f}",
+                    ratio >= wanted,
+                )
+    late = packing.busy.percentile(99)
+    yield Goal(
+        "/v2/, p99 while two layers are packed",
+        f"< {_LATENCY * 1e3:g} ms",
+        "-" if late is None else f"{late * 1e3:.1f} ms",
+        late is not None and late < _LATENCY,
+    )
+
+
+def _wanted(case: str, kind: Kind, peer: str) -> float | None:
+    match peer, kind:
+        case "nginx", Kind.BIG:
+            return _BIG_OF_NGINX if case.startswith("blob") else None
+        case "nginx", Kind.SMALL:
+            return _SMALL_OF_NGINX if case in _NGINX_SMALL else None
+        case "docker-registry", Kind.SMALL:
+            return _SMALL_OF_REGISTRY
+        case _:
+            return None

@@ -1,0 +1,120 @@
+"""Rates of what is asked for again and again, of all servers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from scripts.bench.contents import ACCEPT, Contents
+from scripts.bench.load import Load, Measurement, measure
+from scripts.bench.processor import processor_seconds, wait_until_idle
+from scripts.peers.nginx import COPYING
+from scripts.peers.process import Peer
+
+ROUNDS = 3
+# Of each load.
+SECONDS = 2
+
+
+class Kind(Enum):
+    """What a case is about: how many answers, or how many bytes."""
+
+    SMALL = "requests/s"
+    BIG = "MB/s"
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Something to measure, by a name for people."""
+
+    name: str
+    kind: Kind
+    load: Load
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians over the rounds, of one case and one server.
+
+    Attributes:
+        rates: of each round, in the unit of the case.
+        median_latency: seconds, and so is the next.
+        processor: seconds of processor time for a request, or for a MB where the case is about bytes.
+    """
+
+    rates: tuple[float, ...]
+    median_latency: float | None
+    late: float | None
+    processor: float
+
+    @property
+    def rate(self) -> float:
+        """The median."""
+        return statistics.median(self.rates)
+
+
+Results = Mapping[Case, Mapping[str, Figures]]
+
+
+def cases(contents: Contents) -> list[Case]:
+    """List what is measured."""
+    part = {"Range": "bytes=20971520-22020095"}
+    return [
+        Case("/v2/", Kind.SMALL, Load("/v2/")),
+        Case("blob of 2 KB", Kind.SMALL, Load(contents.small_blob)),
+        Case("manifest by tag", Kind.SMALL, Load(contents.by_tag, ACCEPT)),
+        Case("manifest by digest", Kind.SMALL, Load(contents.by_digest, ACCEPT)),
+        *(
+            Case(f"blob of 50 MB, {n} at a time", Kind.BIG, Load(contents.big_blob, connections=n))
+            for n in (1, 8, 64)
+        ),
+        Case("1 MB out of 50 MB", Kind.BIG, Load(contents.big_blob, part)),
+    ]
+
+
+def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str], None]) -> Results:
+    """Measure everything in rounds, the servers in turn, so that a machine that slows down does so for all.
+
+    Raises:
+        BenchError: a server does not answer as it should.
+    """
+    runs: dict[tuple[Case, str], list[tuple[Measurement, float]]] = {}
+    for number in range(1, ROUNDS + 1):
+        for case in to_measure:
+            for peer in _asked(case, peers):
+                tell(f"round {number} of {ROUNDS}: {case.name}, {peer.name}")
+                runs.setdefault((case, peer.name), []).append(_measure(case, peer))
+    return {
+        case: {peer.name: _figures(case.kind, runs[case, peer.name]) for peer in _asked(case, peers)}
+        for case in to_measure
+    }
+
+
+def _asked(case: Case, peers: Sequence[Peer]) -> list[Peer]:
+    """How nginx sends a file makes a difference to large ones alone, and time is short."""
+    return [peer for peer in peers if case.kind is Kind.BIG or peer.name != COPYING]
+
+
+def _measure(case: Case, peer: Peer) -> tuple[Measurement, float]:
+    wait_until_idle(peer.process_id)
+    before = processor_seconds(peer.process_id)
+    measurement = measure(peer, case.load, SECONDS)
+    return measurement, processor_seconds(peer.process_id) - before
+
+
+def _figures(kind: Kind, runs: list[tuple[Measurement, float]]) -> Figures:
+    rates = tuple(m.requests_per_second if kind is Kind.SMALL else m.bytes_per_second / 1e6 for m, _ in runs)
+    together = sum((m for m, _ in runs[1:]), start=runs[0][0])
+    amount = together.requests if kind is Kind.SMALL else together.received / 1e6
+    processor = sum(seconds for _, seconds in runs) / max(1, amount)
+    return Figures(rates, together.percentile(50), together.percentile(99), processor)
+
+
+def ratios(figures: Mapping[str, Figures], ours: str) -> Iterator[tuple[str, float]]:
+    """Give our rate as a multiple of each other's: the median over the rounds, each by itself."""
+    for name, theirs in figures.items():
+        if name != ours and all(theirs.rates):
+            rounds = zip(figures[ours].rates, theirs.rates, strict=True)
+            yield name, statistics.median(our / their for our, their in rounds)

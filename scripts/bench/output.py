@@ -1,0 +1,105 @@
+"""The results, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scripts.bench.goals import OURS, Goal
+from scripts.bench.hot_path import Figures, Results, ratios
+from scripts.bench.load import Measurement
+from scripts.bench.packing import Packing
+
+
+def show(console: Console, results: Results, packing: Packing, reached: Sequence[Goal]) -> None:
+    """Print everything as tables."""
+    table = Table(title="the hot path: medians of the rounds")
+    table.add_column("")
+    table.add_column("unit")
+    peers = list(dict.fromkeys(peer for figures in results.values() for peer in figures))
+    others = [peer for peer in peers if peer != OURS]
+    for peer in peers:
+        table.add_column(peer, justify="right")
+    for peer in others:
+        table.add_column(f"of {peer}", justify="right")
+    for case, figures in results.items():
+        multiples = dict(ratios(figures, OURS))
+        table.add_row(
+            case.name,
+            case.kind.value,
+            *(f"{figures[peer].rate:,.0f}" if peer in figures else "-" for peer in peers),
+            *(f"{multiples[peer]:.2f}" if peer in multiples else "-" for peer in others),
+        )
+    console.print(table)
+
+    table = Table(title="processor time for a request or a MB, µs; p99, ms")
+    table.add_column("")
+    for peer in peers:
+        table.add_column(f"{peer}", justify="right")
+    for case, figures in results.items():
+        table.add_row(
+            case.name,
+            *(_processor_and_late(figures.get(peer)) for peer in peers),
+        )
+    console.print(table)
+
+    table = Table(title="/v2/ while layers are packed, ms")
+    for name in ("", "p50", "p99", "requests"):
+        table.add_column(name, justify="right")
+    for name, measurement in (("idle", packing.idle), ("packing", packing.busy)):
+        p50, p99 = (_milliseconds(measurement.percentile(percent)) for percent in (50, 99))
+        table.add_row(name, p50, p99, str(measurement.requests))
+    console.print(table)
+
+    for goal in reached:
+        mark = "[green]met   [/green]" if goal.is_met else "[yellow]missed[/yellow]"
+        console.print(f"{mark}  {goal.name}: {goal.reached} ({goal.wanted})")
+
+
+def document(results: Results, packing: Packing, reached: Sequence[Goal]) -> dict[str, Any]:
+    """Everything as JSON's types; times in seconds, rates in the unit that stands beside them."""
+    return {
+        "cases": [
+            {
+                "name": case.name,
+                "unit": case.kind.value,
+                "servers": {peer: _figures(f) for peer, f in figures.items()},
+                "ratios": dict(ratios(figures, OURS)),
+            }
+            for case, figures in results.items()
+        ],
+        "packing": {"idle": _latencies(packing.idle), "packing": _latencies(packing.busy)},
+        "goals": [
+            {"name": goal.name, "wanted": goal.wanted, "reached": goal.reached, "met": goal.is_met}
+            for goal in reached
+        ],
+    }
+
+
+def _figures(figures: Figures) -> dict[str, Any]:
+    return {
+        "rate": figures.rate,
+        "rounds": figures.rates,
+        "p50": figures.median_latency,
+        "p99": figures.late,
+        "processor_seconds": figures.processor,
+    }
+
+
+def _latencies(measurement: Measurement) -> dict[str, Any]:
+    return {
+        "p50": measurement.percentile(50),
+        "p99": measurement.percentile(99),
+        "requests": measurement.requests,
+    }
+
+
+def _processor_and_late(figures: Figures | None) -> str:
+    return "-" if figures is None else f"{figures.processor * 1e6:,.0f}; {_milliseconds(figures.late)}"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:,.2f}"

@@ -1,0 +1,1 @@
+"""The conformance suite against somebody else's registry, behind ``make conformance-peer``."""

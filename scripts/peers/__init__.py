@@ -1,0 +1,1 @@
+"""Our server and others, run beside each other on loopback, each ended by its process id."""

@@ -1,0 +1,33 @@
+"""Our own server, as a user would start it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.peers.process import HOST, Peer, free_port, running
+
+_NIXERY = ".venv/bin/nixery"
+
+
+@contextmanager
+def nixery(directory: Path, package_set: str, settings: Mapping[str, str] | None = None) -> Iterator[Peer]:
+    """Serve a package set, with the storage in a directory, which is made.
+
+    Raises:
+        PeerError: it does not start.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    environment = {
+        "NIXERY_HOST": HOST,
+        "PORT": str(port),
+        "NIXERY_PKGS_PATH": package_set,
+        "NIXERY_STORAGE_BACKEND": "filesystem",
+        "STORAGE_PATH": str(directory / "storage"),
+        "NIX_TIMEOUT": "150",
+        **(settings or {}),
+    }
+    with running("nixery", (_NIXERY, "serve"), port, directory / "nixery.log", environment) as peer:
+        yield peer
