@@ -31,11 +31,11 @@ from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import SharedBuilds
 from nixery.process_directory import ProcessDirectory
-from nixery.server.asgi import Application
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
+from nixery.server.rsgi import Application
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
 from nixery.storage.catalogue import Catalogue

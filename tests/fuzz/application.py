@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
+from nixery.fetching.directory import DirectorySource
+from nixery.image.platform import AMD64
 from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
-from nixery.nix.builder import Package
+from nixery.nix.builder import Contents
 from nixery.oci.digest import Digest
 from nixery.packing.compression import Gzip
 from nixery.packing.layer_packer import LayerPacker
+from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.events import BuildEvent
 from nixery.pipeline.image_builder import ImageBuilder
+from nixery.pipeline.images import Images
+from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher
-from nixery.server.asgi import Application
+from nixery.pipeline.pins import Pins
+from nixery.pipeline.shared_builds import SharedBuilds
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
+from nixery.server.rsgi import Application, Headers
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
+from nixery.storage.small_blobs import SmallBlobs
 from tests.support.client import MANIFEST, Response
 
 # What is stored before the first request.
@@ -44,14 +51,14 @@ class RecordingBuilder:
     def __init__(self) -> None:
         self.requests: list[ImageRequest] = []
 
-    async def evaluate(self, request: ImageRequest) -> tuple[Package, ...]:
+    async def evaluate(self, request: ImageRequest, package_set: Path) -> Contents:  # noqa: ARG002 -- it is empty
         self.requests.append(request)
         raise PackagesUnavailable(
             tuple(UnavailablePackage(name, Reason.MISSING) for name in request.packages)
         )
 
-    def realise(self, packages: Sequence[Package]) -> AbstractAsyncContextManager[None]:
-        raise AssertionError(packages)
+    def realise(self, installables: Sequence[str]) -> AbstractAsyncContextManager[None]:
+        raise AssertionError(installables)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise AssertionError(paths)
@@ -77,44 +84,57 @@ class ApplicationUnderTest:
     ) -> Response:
         """Forget what Nix was asked before, then ask."""
         self.nix.requests.clear()
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "query_string": query,
-            "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
-        }
-        sent: list[MutableMapping[str, Any]] = []
-
-        async def receive() -> MutableMapping[str, Any]:
-            raise AssertionError("nothing here reads a body")
-
-        async def send(message: MutableMapping[str, Any]) -> None:
-            sent.append(message)
-
-        self._runner.run(asyncio.wait_for(self.application(scope, receive, send), timeout=10))
-        return _response(sent)
+        scope = _Scope(method, path, query.decode("latin-1"), _Headers(headers))
+        protocol = _Protocol()
+        self._runner.run(asyncio.wait_for(self.application.__rsgi__(scope, protocol), timeout=10))
+        (response,) = protocol.responses
+        return response
 
 
-def _response(sent: list[MutableMapping[str, Any]]) -> Response:
-    start, *rest = sent
-    assert start["type"] == "http.response.start"
-    headers: dict[str, str] = {}
-    for name, value in start["headers"]:
-        assert name == name.lower(), name
-        assert not set(name + value) & set(b"\r\n\0"), (name, value)
-        assert name.decode() not in headers, f"{name!r} comes twice"
-        headers[name.decode()] = value.decode("ascii")
-    body = b""
-    for message in rest:
-        match message["type"]:
-            case "http.response.body":
-                body += message["body"]
-            case "http.response.pathsend":
-                body += Path(message["path"]).read_bytes()
-            case other:
-                raise AssertionError(other)
-    return Response(start["status"], headers, body)
+class _Headers:
+    def __init__(self, headers: Iterable[tuple[str, str]]) -> None:
+        self._items = [(name.lower(), value) for name, value in headers]
+
+    def items(self) -> list[tuple[str, str]]:
+        return self._items
+
+
+@dataclass
+class _Scope:
+    method: str
+    path: str
+    query_string: str
+    headers: Headers
+
+
+class _Protocol:
+    """Takes an answer as the web server does; the body of an empty one is as long as its header says."""
+
+    def __init__(self) -> None:
+        self.responses: list[Response] = []
+
+    def response_empty(self, status: int, headers: list[tuple[str, str]]) -> None:
+        self._respond(status, headers, b"")
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self._respond(status, headers, body)
+
+    def response_file(self, status: int, headers: list[tuple[str, str]], file: str) -> None:
+        self._respond(status, headers, Path(file).read_bytes())
+
+    def response_file_range(
+        self, status: int, headers: list[tuple[str, str]], file: str, start: int, end: int
+    ) -> None:
+        self._respond(status, headers, Path(file).read_bytes()[start:end])
+
+    def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        by_name: dict[str, str] = {}
+        for name, value in headers:
+            assert not set(name + value) & set("\r\n\0"), (name, value)
+            assert value.isascii(), (name, value)
+            assert name.lower() not in by_name, f"{name!r} comes twice"
+            by_name[name.lower()] = value
+        self.responses.append(Response(status, by_name, body))
 
 
 @contextmanager
@@ -126,11 +146,19 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     catalogue, nix = Catalogue(records), RecordingBuilder()
     with asyncio.Runner() as runner, ThreadPoolExecutor(1) as executor:
         layers = LayerPublisher(blobs, records, LayerPacker(Gzip()), executor)
-        builder = ImageBuilder(nix, layers, blobs, Popularity(), _Silence())
-        registry = Registry(Manifests(builder, blobs, catalogue), Blobs(blobs), Discovery(catalogue))
+        source = DirectorySource(directory / "set")
+        (directory / "set").mkdir()
+        builder = ImageBuilder(source, nix, layers, blobs, Popularity())
+        builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence())
+        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs))
+        registry = Registry(
+            Manifests(images, blobs, catalogue, [AMD64]),
+            Blobs(blobs, SmallBlobs(blobs)),
+            Discovery(catalogue),
+        )
         runner.run(blobs.put(LAYER_DIGEST, LAYER))
         runner.run(blobs.put(MANIFEST_DIGEST, STORED_MANIFEST))
         for tag in TAGS:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
         yield ApplicationUnderTest(Application(registry), nix, runner)
-        runner.run(builder.close())
+        runner.run(images.close())

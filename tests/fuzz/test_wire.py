@@ -114,7 +114,7 @@ def test_ranges_and_conditions_of_a_blob(target: Target, headers: Headers) -> No
 
 def test_nothing_but_valid_names_reached_nix(target: Target) -> None:
     """Comes last: all that the tests above had a server ask Nix for."""
-    asked = target.spy.calls_of("nix-instantiate")
+    asked = target.spy.calls_of("nix-instantiate", "request")
     assert asked
     for call in asked:
         _, _, argument = call.partition("--argstr request ")

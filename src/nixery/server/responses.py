@@ -1,4 +1,4 @@
-"""What a handler answers. Only ``asgi.py`` knows how that gets onto the wire."""
+"""What a handler answers. Only ``rsgi.py`` knows how that gets onto the wire."""
 
 from __future__ import annotations
 

@@ -8,15 +8,18 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import structlog
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 
 from nixery.errors import SettingsError
-from nixery.server.asgi import Application
+from nixery.server.rsgi import Application
 
 # Seconds from being told to stop until the end: for ending Nix, then for what is being sent. Container runtimes give ten
 # before they kill.
 _STOP = 9.0
+
+# Connections that wait to be accepted; a fleet of nodes may come at once.
+_BACKLOG = 1024
 
 _log = structlog.get_logger("nixery.server")
 
@@ -39,7 +42,10 @@ async def serve(
         application,
         address=address,
         port=port,
-        interface=Interfaces.ASGI,
+        interface=Interfaces.RSGI,
+        # No client of a registry speaks HTTP/2 without TLS, and looking for it costs time.
+        http=HTTPModes.http1,
+        backlog=_BACKLOG,
         websockets=False,
         log_enabled=False,
     )
