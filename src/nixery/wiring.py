@@ -8,16 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import nixery
-from nixery.errors import SettingsError, StorageError
 from nixery.fetching.directory import DirectorySource
 from nixery.fetching.fingerprint import Fingerprint
-from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
+from nixery.nix.builder import NixExpression
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
-from nixery.nix.native_platform import native_platform
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import Gzip
@@ -30,86 +27,31 @@ from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import SharedBuilds
-from nixery.process_directory import ProcessDirectory
+from nixery.preparation import Prepared
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
 from nixery.server.rsgi import Application
-from nixery.server.serve import listening_address
 from nixery.settings import Settings
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.files import make_directory
-from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
-from nixery.storage.popularity import load_popularity
 from nixery.storage.small_blobs import SmallBlobs
-
-Result = TypeVar("Result")
+from nixery.storage.store import BlobStore
 
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """The application, and what has to be closed before it is stopped.
+    """What a command works with.
 
     Attributes:
-        close: ends all builds.
+        application: what is served.
+        close: ends all builds, which has to be done before the server is stopped.
     """
 
     application: Application
+    images: Images
+    blobs: BlobStore
     close: Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything that can go wrong before the first request, done.
-
-    Attributes:
-        address: to bind; the host's name is resolved.
-        platforms: what a name stands for that does not begin with a platform.
-    """
-
-    address: str
-    platforms: tuple[Platform, ...]
-    popularity: Popularity
-    temporary: ProcessDirectory
-    roots: ProcessDirectory
-    blobs: FilesystemBlobStore
-    records: FilesystemRecordStore
-
-
-def prepare(settings: Settings) -> Prepared:
-    """Look for all that the settings name. Blocks, and so can be interrupted.
-
-    Raises:
-        SettingsError: with every problem there is.
-    """
-    storage = settings.storage_path
-    problems: list[str] = []
-    popularity = _try(
-        problems,
-        lambda: load_popularity(settings.popularity_url) if settings.popularity_url else Popularity(),
-    )
-    _try(problems, lambda: make_directory(storage))
-    usable = storage.is_dir()
-    temporary = _try(problems, lambda: ProcessDirectory(storage / "temporary")) if usable else None
-    roots = _try(problems, lambda: ProcessDirectory(storage / "gc-roots")) if usable else None
-    address = _try(problems, lambda: listening_address(settings.host, settings.port))
-    if popularity is None or temporary is None or roots is None or address is None:
-        for directory in filter(None, (temporary, roots)):
-            directory.close()
-        raise SettingsError(tuple(problems))
-    blobs = FilesystemBlobStore(storage, temporary.path)
-    records = FilesystemRecordStore(storage, temporary.path)
-    platforms = settings.platforms or (native_platform(),)
-    return Prepared(address, platforms, popularity, temporary, roots, blobs, records)
-
-
-def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:
-    try:
-        return step()
-    except (SettingsError, StorageError) as error:
-        problems.extend(str(error).splitlines())
-        return None
 
 
 def _identity(packer: LayerPacker, popularity: Popularity) -> str:
@@ -119,15 +61,25 @@ def _identity(packer: LayerPacker, popularity: Popularity) -> str:
 
 
 @asynccontextmanager
-async def wire(settings: Settings, prepared: Prepared) -> AsyncIterator[Wired]:
-    """Put everything together; take it apart when the context ends."""
+async def wire(
+    settings: Settings, prepared: Prepared, expression: NixExpression | None = None
+) -> AsyncIterator[Wired]:
+    """Put everything together; take it apart when the context ends.
+
+    Args:
+        settings: of the process.
+        prepared: for these settings.
+        expression: what the command line adds to the package set. The server never has one.
+    """
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
     source = DirectorySource(settings.package_set)
     pins = Pins(source, records, settings.pin_ttl)
-    nix = SubprocessNixBuilder(settings.nix_timeout, roots)
+    nix = SubprocessNixBuilder(settings.nix_timeout, roots, expression)
     packer = LayerPacker(Gzip())
-    cache = BuildCache(records, blobs, _identity(packer, prepared.popularity))
+    # What an expression refers to, nobody can tell; so it is evaluated each time.
+    identity = _identity(packer, prepared.popularity)
+    cache = BuildCache(records, blobs, identity) if expression is None else None
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, packer, executor)
     builder = ImageBuilder(source, nix, layers, blobs, prepared.popularity)
@@ -144,7 +96,7 @@ async def wire(settings: Settings, prepared: Prepared) -> AsyncIterator[Wired]:
         await asyncio.gather(layers.close(), images.close())
 
     try:
-        yield Wired(Application(registry), close)
+        yield Wired(Application(registry), images, blobs, close)
     finally:
         await close()
         executor.shutdown(cancel_futures=True)

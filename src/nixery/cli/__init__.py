@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from nixery import __version__
+from nixery.cli.build import build
+from nixery.cli.inspect import inspect
 from nixery.cli.serve import serve
 
 app = typer.Typer(
@@ -30,6 +32,8 @@ def _main(
 
 
 app.command()(serve)
+app.command()(build)
+app.command()(inspect)
 
 
 def main() -> None:

@@ -90,6 +90,19 @@ class Contents:
         return sorted(outputs.union(self.definition.store_paths if self.definition else ()))
 
 
+@dataclass(frozen=True, slots=True)
+class NixExpression:
+    """An expression of whoever is at the command line, as one more attribute of the package set.
+
+    Attributes:
+        attribute: its name there.
+        text: Nix; a function is called with ``{ pkgs }``.
+    """
+
+    attribute: str
+    text: str
+
+
 class NixBuilder(Protocol):
     """Evaluates, realises, and tells the closure of what it realised."""
 

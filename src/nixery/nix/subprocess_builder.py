@@ -17,7 +17,7 @@ from nixery.errors import (
 )
 from nixery.image.request import ImageRequest
 from nixery.nix.build_log import BuildLog
-from nixery.nix.builder import Contents, Definition, Package
+from nixery.nix.builder import Contents, Definition, NixExpression, Package
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, without_paths
 from nixery.nix.evaluation import Flaw
@@ -46,15 +46,19 @@ class SubprocessNixBuilder:
     Args:
         timeout: seconds a builder may run, and an evaluation.
         roots: where realised paths are protected from garbage collection.
+        expression: what is to be found in every package set besides what it has.
     """
 
-    def __init__(self, timeout: float, roots: GarbageCollectorRoots) -> None:
+    def __init__(
+        self, timeout: float, roots: GarbageCollectorRoots, expression: NixExpression | None = None
+    ) -> None:
+        self._expression = expression
         self._timeout = timeout
         self._roots = roots
 
     async def evaluate(self, request: ImageRequest, package_set: Path) -> Contents:
         """See ``NixBuilder.evaluate``."""
-        evaluation = Evaluation(request, package_set, self._timeout)
+        evaluation = Evaluation(request, package_set, self._timeout, self._expression)
         evaluated = await evaluation.of(request.packages, request.optional_packages)
         flaws = [flaw for flaw in evaluated if isinstance(flaw, Flaw)]
         if flaws:

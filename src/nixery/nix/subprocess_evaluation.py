@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
 from nixery.image.request import ImageRequest
+from nixery.nix.builder import NixExpression
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
 from nixery.nix.evaluation import Evaluated, Flaw, parse_answer, request_argument
@@ -22,9 +23,17 @@ class Evaluation:
         request: whose packages.
         package_set: absolute path of a Nix file, or of a directory with a ``default.nix``.
         timeout: seconds for each process.
+        expression: added to the package set.
     """
 
-    def __init__(self, request: ImageRequest, package_set: Path, timeout: float) -> None:
+    def __init__(
+        self,
+        request: ImageRequest,
+        package_set: Path,
+        timeout: float,
+        expression: NixExpression | None = None,
+    ) -> None:
+        self._expression = expression
         self._request = request
         self._package_set = package_set
         self._timeout = timeout
@@ -87,4 +96,10 @@ class Evaluation:
                 *("--argstr", "packageSet", str(self._package_set)),
                 *("--argstr", "system", self._request.platform.nix_system),
                 *("--argstr", "request", argument),
+                *self._expression_arguments(),
             )
+
+    def _expression_arguments(self) -> Sequence[str]:
+        if self._expression is None:
+            return ()
+        return ("--argstr", "name", self._expression.attribute, "--arg", "expression", self._expression.text)

@@ -15,9 +15,9 @@ from nixery.sources.source import Pin
 
 
 class SharedBuilds:
-    """Identical requests at the same time share one build; later ones share its result."""
+    """Identical requests at the same time share one build; later ones share its result, if there is a cache."""
 
-    def __init__(self, cache: BuildCache, builder: ImageBuilder, observer: BuildObserver) -> None:
+    def __init__(self, cache: BuildCache | None, builder: ImageBuilder, observer: BuildObserver) -> None:
         self._cache = cache
         self._builder = builder
         self._observer = observer
@@ -35,7 +35,7 @@ class SharedBuilds:
             StorageError: it cannot be stored.
             ShuttingDown: this was closed before the build ended.
         """
-        image = await self._cache.find_recent(pin, request)
+        image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
@@ -47,12 +47,13 @@ class SharedBuilds:
     async def _find_or_build(self, request: ImageRequest, pin: Pin) -> Image:
         observe = partial(self._observer.observe, request)
         try:
-            image = await self._cache.find(pin, request)
+            image = await self._cache.find(pin, request) if self._cache else None
             if image is not None:
                 observe(Reused(image.manifest.descriptor.digest))
                 return image
             image = await self._builder.build(request, pin, observe)
-            await self._cache.add(pin, request, image)
+            if self._cache:
+                await self._cache.add(pin, request, image)
         except NixeryError as error:
             observe(Failed(error))
             raise

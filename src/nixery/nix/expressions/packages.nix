@@ -8,6 +8,9 @@
   packageSet, # absolute path
   system, # e.g. "x86_64-linux"
   request, # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null }
+  # From the command line alone: one more attribute, `name`. The server has none.
+  name ? null,
+  expression ? null,
 }:
 let
   inherit (builtins)
@@ -17,7 +20,12 @@ let
 
   arguments = fromJSON request;
   imported = import packageSet;
-  set = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+  packages = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+  set =
+    if name == null then
+      packages
+    else
+      packages // { ${name} = if isFunction expression then expression { pkgs = packages; } else expression; };
 
   # `tryEval` catches `throw` and failed assertions. Whatever else goes wrong in a set ends the whole
   # evaluation; the caller then asks for the packages one by one.

@@ -1,0 +1,53 @@
+"""What the commands that make images without a server have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import typer
+
+from nixery.cli.logs import configure_logs
+from nixery.errors import NixeryError
+from nixery.nix.builder import NixExpression
+from nixery.preparation import Prepared, prepare
+from nixery.settings import Settings
+from nixery.wiring import Wired, wire
+
+Result = TypeVar("Result")
+
+_FAILED = 1
+
+
+@asynccontextmanager
+async def workshop(expression: NixExpression | None = None) -> AsyncIterator[tuple[Wired, Prepared]]:
+    """Wire everything for the process environment, with places of the user's own where nothing is set."""
+    settings = Settings.from_environment({**_defaults(), **os.environ})
+    prepared = prepare(settings, serving=False)
+    async with wire(settings, prepared, expression) as wired:
+        yield wired, prepared
+
+
+def run(command: Callable[[], Awaitable[Result]], *, quiet: bool) -> Result:
+    """Run a command to its end; what goes wrong is told on stderr, and ends with status 1."""
+    configure_logs(logging.WARNING if quiet else logging.INFO)
+    try:
+        return asyncio.run(_awaited(command))
+    except NixeryError as error:
+        for line in (*str(error).splitlines(), *getattr(error, "log_tail", ())):
+            typer.echo(f"nixery: {line}", err=True)
+        raise typer.Exit(_FAILED) from None
+
+
+async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
+    return await command()
+
+
+def _defaults() -> dict[str, str]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return {"PORT": "8080", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(cache / "nixery")}

@@ -1,0 +1,103 @@
+"""Images in files (image specification, image-layout.md): a directory, or an archive of one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nixery.errors import BlobUnknown, StorageError
+from nixery.oci.canonical_json import canonical_json
+from nixery.oci.descriptor import Descriptor, MediaType
+from nixery.oci.digest import Digest
+from nixery.storage.store import BlobStore
+
+_REFERENCE = "org.opencontainers.image.ref.name"
+
+
+async def write_layout(blobs: BlobStore, root: Descriptor, tag: str, place: Path) -> None:
+    """Write an image, or an index and all its images, to a new place.
+
+    Args:
+        blobs: where everything is.
+        root: of the manifest or index.
+        tag: what it is called in the layout.
+        place: a directory, or with a name in ``.tar`` an archive; does not exist yet.
+
+    Raises:
+        StorageError: it exists, or cannot be written.
+        BlobUnknown: a part of the image is gone.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as temporary:
+            layout = Path(temporary) / "layout"
+            await _write(blobs, root, tag, layout)
+            finished = _archive(layout) if place.suffix == ".tar" else layout
+            await asyncio.to_thread(_move, finished, place)
+    except OSError as error:
+        raise StorageError(f"cannot write {place}: {error.strerror}") from error
+
+
+def _move(finished: Path, place: Path) -> None:
+    if place.exists():
+        raise StorageError(f"{place} exists already")
+    finished.rename(place)
+
+
+async def _write(blobs: BlobStore, root: Descriptor, tag: str, layout: Path) -> None:
+    directory = layout / "blobs" / "sha256"
+    directory.mkdir(parents=True)
+    for document in await _copy_all(blobs, [root.digest], directory):
+        # An index leads to manifests, a manifest to its config and layers.
+        for manifest in await _copy_all(blobs, _digests(document.get("manifests", [])), directory):
+            await _copy_all(blobs, _parts(manifest), directory, documents=False)
+        await _copy_all(blobs, _parts(document), directory, documents=False)
+    entry = {**root.as_json(), "annotations": {_REFERENCE: tag}}
+    index = {"schemaVersion": 2, "mediaType": MediaType.OCI_INDEX, "manifests": [entry]}
+    (layout / "index.json").write_bytes(canonical_json(index))
+    (layout / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
+
+
+async def _copy_all(
+    blobs: BlobStore, digests: Iterable[Digest], directory: Path, *, documents: bool = True
+) -> list[dict[str, Any]]:
+    """Copy blobs; return what is in them if they are documents."""
+    found = []
+    for digest in digests:
+        blob = await blobs.find(digest)
+        if blob is None:
+            raise BlobUnknown(str(digest))
+        await asyncio.to_thread(shutil.copyfile, blob.path, directory / digest.hex)
+        if documents:
+            found.append(json.loads(await blobs.read(blob)))
+    return found
+
+
+def _parts(document: Mapping[str, Any]) -> list[Digest]:
+    return _digests([document["config"], *document["layers"]] if "config" in document else [])
+
+
+def _digests(descriptors: Iterable[Mapping[str, Any]]) -> list[Digest]:
+    return [Digest.parse(descriptor["digest"]) for descriptor in descriptors]
+
+
+def _archive(layout: Path) -> Path:
+    """Archive a layout; the same layout is the same archive."""
+    archive = layout.with_suffix(".tar")
+    with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(layout.rglob("*")):
+            member = tar.gettarinfo(path, str(path.relative_to(layout)))
+            member.uid = member.gid = member.mtime = 0
+            member.uname = member.gname = ""
+            member.mode = 0o755 if path.is_dir() else 0o644
+            if path.is_dir():
+                tar.addfile(member)
+            else:
+                with path.open("rb") as content:
+                    tar.addfile(member, content)
+    return archive

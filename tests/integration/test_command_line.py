@@ -1,0 +1,190 @@
+"""The commands that make images without a server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.server import clean_environment
+
+
+class CommandLine:
+    """``nixery`` with the settings of a test."""
+
+    def __init__(self, settings: Mapping[str, str], directory: Path) -> None:
+        self.directory = directory
+        # Nothing but the package set has to be set.
+        self._environment = clean_environment({**settings, "XDG_CACHE_HOME": str(directory / "cache")})
+
+    def __call__(self, *arguments: str, status: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:
+        completed = subprocess.run(
+            [sys.executable, "-m", "nixery", *arguments],
+            env=self._environment | settings,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=self.directory,
+        )
+        assert completed.returncode == status, completed
+        assert "Traceback" not in completed.stderr, completed.stderr
+        return completed
+
+    def inspect(self, *arguments: str) -> Any:  # noqa: ANN401 -- JSON is anything
+        return json.loads(self("inspect", "--json", *arguments).stdout)
+
+
+@pytest.fixture
+def nixery(settings: Mapping[str, str], tmp_path: Path) -> CommandLine:
+    return CommandLine(settings, tmp_path)
+
+
+def layout(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The index of a layout, and its first manifest."""
+    index = json.loads((directory / "index.json").read_text())
+    digest = index["manifests"][0]["digest"].removeprefix("sha256:")
+    return index, json.loads((directory / "blobs" / "sha256" / digest).read_text())
+
+
+def test_a_name_is_what_the_server_answers(nixery: CommandLine, start_server: StartServer) -> None:
+    built = nixery("build", "shell/hello", "--output", "image", "--quiet")
+    digest = built.stdout.strip()
+    assert built.stderr == ""
+    assert start_server().client.digest("shell/hello") == digest
+    index, manifest = layout(nixery.directory / "image")
+    (entry,) = index["manifests"]
+    assert entry["digest"] == digest
+    assert entry["annotations"] == {"org.opencontainers.image.ref.name": "latest"}
+    assert json.loads((nixery.directory / "image" / "oci-layout").read_text()) == {
+        "imageLayoutVersion": "1.0.0"
+    }
+    blobs = {
+        path.name: path.stat().st_size for path in (nixery.directory / "image" / "blobs" / "sha256").iterdir()
+    }
+    described = [entry, manifest["config"], *manifest["layers"]]
+    assert blobs == {d["digest"].removeprefix("sha256:"): d["size"] for d in described}
+
+
+def test_an_archive_is_the_same_each_time(nixery: CommandLine) -> None:
+    nixery("build", "hello", "-o", "one.tar")
+    nixery("build", "hello", "-o", "two.tar")
+    one, two = (nixery.directory / name for name in ("one.tar", "two.tar"))
+    assert one.read_bytes() == two.read_bytes()
+    with tarfile.open(one) as archive:
+        assert {"index.json", "oci-layout", "blobs/sha256"} < set(archive.getnames())
+    assert {path.name for path in nixery.directory.iterdir()} >= {"one.tar", "two.tar"}
+    assert not [path for path in nixery.directory.iterdir() if path.name.startswith(".")]
+
+
+def test_an_index_with_all_of_its_images(nixery: CommandLine) -> None:
+    nixery("build", "hello", "-o", "image", NIXERY_PLATFORMS="linux/amd64,linux/arm64")
+    index, inner = layout(nixery.directory / "image")
+    assert (
+        index["manifests"][0]["mediaType"] == inner["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    )
+    assert len(inner["manifests"]) == 2
+    for entry in inner["manifests"]:
+        path = nixery.directory / "image" / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")
+        for part in json.loads(path.read_text())["layers"]:
+            assert (path.parent / part["digest"].removeprefix("sha256:")).exists()
+
+
+def test_an_expression(nixery: CommandLine) -> None:
+    nixery("build", "--expr", "[ pkgs.hello [ pkgs.left ] ] # and that is all", "-o", "image")
+    _, manifest = layout(nixery.directory / "image")
+    assert manifest["annotations"]["org.opencontainers.image.title"] == "expression"
+    packages = manifest["annotations"]["dev.nixery.packages"]
+    assert "hello 1.0" in packages
+    assert "left 1.0" in packages
+
+
+def test_a_file(nixery: CommandLine) -> None:
+    path = nixery.directory / 'My ${web} "image".nix'
+    path.write_text('{ pkgs }: { contents = [ pkgs.hello ]; config.Cmd = [ "hello" "${./data}" ]; }')
+    (nixery.directory / "data").write_text("data")
+    nixery("build", "--file", path.name, "-o", "image", "--platform", "linux/arm64")
+    _, manifest = layout(nixery.directory / "image")
+    assert manifest["annotations"]["org.opencontainers.image.title"] == "my-web-image"
+    config = (
+        nixery.directory / "image" / "blobs" / "sha256" / manifest["config"]["digest"].removeprefix("sha256:")
+    )
+    document = json.loads(config.read_text())
+    assert document["architecture"] == "arm64"
+    assert document["config"]["Cmd"][0] == "hello"
+    # What is in the file now counts, not what was in it when it was built before.
+    first = nixery("build", "--file", path.name, "-q").stdout
+    path.write_text("{ pkgs }: [ pkgs.left ]")
+    assert nixery("build", "--file", path.name, "-q").stdout != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--expr", "pkgs.nope"], "expression (does not evaluate: attribute 'nope' missing)"),
+        (["--expr", '"text"'], "expression is a string, not a derivation"),
+        (["--expr", "[ 1"], "syntax error"),
+        (["--expr", "pkgs.fails"], "fails-1.0.drv failed"),
+        (["nosuch"], "nosuch (missing"),
+        (["UPPER"], "invalid image name 'UPPER'"),
+    ],
+)
+def test_what_is_wrong_is_told(nixery: CommandLine, arguments: list[str], message: str) -> None:
+    ended = nixery("build", *arguments, status=1)
+    assert message in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_nothing_is_overwritten(nixery: CommandLine) -> None:
+    (nixery.directory / "image").mkdir()
+    ended = nixery("build", "hello", "-o", "image", status=1)
+    assert "image exists already" in ended.stderr
+    assert list((nixery.directory / "image").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["hello", "--expr", "pkgs.hello"], ["hello", "--platform", "linux/vax"]]
+)
+def test_wrong_usage(nixery: CommandLine, arguments: list[str]) -> None:
+    assert "Usage:" in nixery("build", *arguments, status=2).stderr
+
+
+def test_no_package_set(tmp_path: Path) -> None:
+    ended = CommandLine({}, tmp_path)("build", "hello", status=1)
+    assert ended.stderr == "nixery: NIXERY_PKGS_PATH is not set: the directory of a Nix package set\n"
+
+
+def test_inspecting(nixery: CommandLine) -> None:
+    image = nixery.inspect("mainprogram")
+    assert image["digest"] == nixery("build", "mainprogram", "-q").stdout.strip()
+    assert image["packages"]["mainprogram"] == "1.0"
+    assert image["config"]["Cmd"] == ["the-program"]
+    assert image["size"] == sum(layer["size"] for layer in image["layers"])
+    assert ["mainprogram-1.0"] in [layer["packages"] for layer in image["layers"]]
+    text = nixery("inspect", "mainprogram").stdout
+    assert image["digest"] in text
+    assert "the-program" in text
+
+
+def test_differences(nixery: CommandLine) -> None:
+    difference = nixery.inspect("hello/left", "--diff", "hello/diamond")
+    assert difference["added"] == {"diamond": "1.0"}
+    assert difference["removed"] == {"left": "1.0"}
+    assert difference["changed"] == {}
+    assert difference["shared"]["layers"] > 0
+    layers = {layer["digest"]: layer["size"] for layer in nixery.inspect("hello/diamond")["layers"]}
+    there = {layer["digest"] for layer in nixery.inspect("hello/left")["layers"]}
+    assert difference["to pull"]["size"] == sum(
+        size for digest, size in layers.items() if digest not in there
+    )
+    same = nixery("inspect", "hello", "--diff", "hello").stdout
+    assert "the same packages" in same
+    assert "to pull: 0 layers" in same
