@@ -65,6 +65,7 @@ class Settings(BaseModel):
         optional_platforms: those of them that may be missing from an index.
         nix_timeout: seconds a builder may run.
         pin_ttl: seconds for which a tag keeps its meaning; with 0 the package set is looked at for every request.
+        failure_ttl: seconds for which a failed build is answered without trying again.
         popularity_url: http(s) or file URL, or a path, of a JSON object with reference counts.
         packing_workers: how many layers are packed at the same time.
     """
@@ -84,6 +85,7 @@ class Settings(BaseModel):
     ] = ()
     nix_timeout: Annotated[int, _NotEmpty, Field(alias="NIX_TIMEOUT", ge=1, le=_WEEK)] = 60
     pin_ttl: Annotated[int, _NotEmpty, Field(alias="NIXERY_PIN_TTL", ge=0, le=_DAY)] = 3600
+    failure_ttl: Annotated[int, _NotEmpty, Field(alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)] = 30
     popularity_url: Annotated[str | None, _NotEmpty, Field(alias="NIX_POPULARITY_URL")] = None
     packing_workers: Annotated[
         int,

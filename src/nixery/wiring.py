@@ -12,7 +12,6 @@ from pathlib import Path
 import nixery
 from nixery.fetching.directory import DirectorySource
 from nixery.fetching.fingerprint import Fingerprint
-from nixery.layering.popularity import Popularity
 from nixery.nix.builder import NixExpression
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
@@ -20,6 +19,8 @@ from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import Gzip
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
+from nixery.pipeline.evaluation_cache import EvaluationCache
+from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.image_builder import LAYER_BUDGET, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
@@ -54,12 +55,6 @@ class Wired:
     close: Callable[[], Awaitable[None]]
 
 
-def _identity(packer: LayerPacker, popularity: Popularity) -> str:
-    """What decides on an image besides its package set and its name; this program too, down to the last character."""
-    program = Fingerprint().of(Path(nixery.__file__).parent)
-    return canonical_json([program, packer.identity, LAYER_BUDGET, popularity.counts]).decode()
-
-
 @asynccontextmanager
 async def wire(
     settings: Settings, prepared: Prepared, expression: NixExpression | None = None
@@ -78,12 +73,14 @@ async def wire(
     nix = SubprocessNixBuilder(settings.nix_timeout, roots, expression)
     packer = LayerPacker(Gzip())
     # What an expression refers to, nobody can tell; so it is evaluated each time.
-    identity = _identity(packer, prepared.popularity)
+    program = Fingerprint().of(Path(nixery.__file__).parent)
+    identity = canonical_json([program, packer.identity, LAYER_BUDGET, prepared.popularity.counts]).decode()
+    evaluations = EvaluationCache(records, program) if expression is None else None
     cache = BuildCache(records, blobs, identity) if expression is None else None
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, packer, executor)
-    builder = ImageBuilder(source, nix, layers, blobs, prepared.popularity)
-    builds = SharedBuilds(cache, builder, LoggingObserver())
+    builder = ImageBuilder(Evaluator(source, nix, evaluations), nix, layers, blobs, prepared.popularity)
+    builds = SharedBuilds(cache, builder, LoggingObserver(), settings.failure_ttl)
     images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)
     registry = Registry(

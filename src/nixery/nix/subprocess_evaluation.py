@@ -8,19 +8,19 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
-from nixery.image.request import ImageRequest
+from nixery.image.platform import Platform
 from nixery.nix.builder import NixExpression
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
-from nixery.nix.evaluation import Evaluated, Flaw, parse_answer, request_argument
+from nixery.nix.evaluation import Flaw, Item, parse_answer, request_argument
 from nixery.nix.process import Completed
 
 
 class Evaluation:
-    """The evaluation of a request in a package set, by as many processes as it takes: usually one.
+    """Evaluation in a package set, by as many processes as it takes: usually one.
 
     Args:
-        request: whose packages.
+        platform: what the packages are for.
         package_set: absolute path of a Nix file, or of a directory with a ``default.nix``.
         timeout: seconds for each process.
         expression: added to the package set.
@@ -28,18 +28,18 @@ class Evaluation:
 
     def __init__(
         self,
-        request: ImageRequest,
+        platform: Platform,
         package_set: Path,
         timeout: float,
         expression: NixExpression | None = None,
     ) -> None:
         self._expression = expression
-        self._request = request
+        self._platform = platform
         self._package_set = package_set
         self._timeout = timeout
 
-    async def of(self, packages: Sequence[str], optional: Sequence[str]) -> tuple[Evaluated, ...]:
-        """Evaluate some of the packages of the request.
+    async def of(self, packages: Sequence[str], optional: Sequence[str]) -> tuple[Item, ...]:
+        """Evaluate some names.
 
         Raises:
             EvaluationFailed: the set itself is broken.
@@ -49,7 +49,7 @@ class Evaluation:
         completed, stderr = await self._instantiate(request_argument(packages, optional))
         if completed.exit_code == 0:
             # With a large package set, looking for near names is work for a while.
-            return await asyncio.to_thread(parse_answer, completed.stdout, self._request)
+            return await asyncio.to_thread(parse_answer, completed.stdout)
         if completed.exit_code < 0 or is_trouble_of_the_machine(stderr):
             # Nobody's package is to blame, and a client that asks again may well be served.
             reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"
@@ -61,7 +61,7 @@ class Evaluation:
 
     async def _find_culprits(
         self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]
-    ) -> tuple[Evaluated, ...]:
+    ) -> tuple[Item, ...]:
         # Some errors (a type error, an abort) cannot be caught in Nix and end the whole evaluation. Halving what is
         # asked for finds whose fault they are; if not even the empty request evaluates, it is the set's.
         names = [*packages, *optional]
@@ -69,7 +69,7 @@ class Evaluation:
             await self.of((), ())
             return (Flaw(UnavailablePackage(names[0], Reason.THROWS, explanation(stderr))),)
         middle = len(names) // 2
-        found: list[Evaluated] = []
+        found: list[Item] = []
         for half in (names[:middle], names[middle:]):
             found += await self.of([n for n in half if n in packages], [n for n in half if n in optional])
         return tuple(found)
@@ -94,7 +94,7 @@ class Evaluation:
                 "--json",
                 "--read-write-mode",  # or no derivation is written, and there is nothing to realise
                 *("--argstr", "packageSet", str(self._package_set)),
-                *("--argstr", "system", self._request.platform.nix_system),
+                *("--argstr", "system", self._platform.nix_system),
                 *("--argstr", "request", argument),
                 *self._expression_arguments(),
             )

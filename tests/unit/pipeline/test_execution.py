@@ -61,7 +61,7 @@ def test_programs_and_certificates_are_found_by_stable_names() -> None:
 def defined(name: str, execution: ExecutionParameters, *packages: Package) -> ExecutionParameters:
     return execution_parameters(
         parse_image_name(name),
-        Contents(packages, Definition("web", execution)),
+        Contents(packages, Definition("web", "web", execution)),
         tree("bash", "nginx", "curl"),
     )
 
