@@ -1,6 +1,10 @@
 """What pytest has to know before it collects anything."""
 
+from pathlib import Path
+
 import pytest
+
+_ACCEPTANCE = Path(__file__).parent / "acceptance"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -9,3 +13,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--registry", metavar="HOST:PORT", help="test this registry instead of a server of our own"
     )
     group.addoption("--image", default="hello:latest", metavar="NAME:TAG", help="an image that it has")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the acceptance tests unless they are asked for by name: they need clients that not every machine has."""
+    asked_for = any(Path(argument).absolute().is_relative_to(_ACCEPTANCE) for argument in config.args)
+    return True if collection_path == _ACCEPTANCE and not asked_for else None
