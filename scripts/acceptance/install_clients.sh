@@ -22,12 +22,12 @@ fail() {
     exit 1
 }
 has() { [ -x "/usr/bin/$1" ] || [ -x "/usr/sbin/$1" ]; }
-apt_knows() { apt-cache show "$1" 2>/dev/null | grep -q .; }
+apt_knows() { apt-cache show "$1" >/dev/null 2>&1; }
 
 missing_packages() {
     has dockerd || echo docker.io
     # Debian 12 has the command line in docker.io, later releases in a package of its own.
-    has docker || { ! apt_knows docker-cli || echo docker-cli; }
+    has docker || { apt_knows docker-cli && echo docker-cli || echo docker.io; }
     has containerd && has ctr || echo containerd
     has podman || echo podman
     has buildah || echo buildah

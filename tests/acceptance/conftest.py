@@ -79,20 +79,21 @@ def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
 class Notes:
     """What a test has to tell beyond having passed; goes into the report."""
 
-    record: Callable[[str, object], None]
+    # pytest hands them on with the test's result; its own fixture for that does not go together with JUnit reports.
+    properties: list[tuple[str, object]]
 
     def note(self, text: str) -> None:
-        self.record("note", text)
+        self.properties.append(("note", text))
 
     def message(self, output: str) -> None:
-        self.record("message", message_of(output))
+        self.properties.append(("message", message_of(output)))
 
 
 @pytest.fixture
-def notes(client: Client, record_property: Callable[[str, object], None]) -> Notes:
-    record_property("client", client.name)
-    record_property("versions", dict(client.versions()))
-    return Notes(record_property)
+def notes(client: Client, request: pytest.FixtureRequest) -> Notes:
+    properties: list[tuple[str, object]] = request.node.user_properties
+    properties.append(("versions", dict(client.versions())))
+    return Notes(properties)
 
 
 @pytest.fixture(scope="session")
@@ -105,20 +106,21 @@ class Reporter:
 
     def __init__(self) -> None:
         self.report = Report(release(), not_tried={name: why for name, why in _listed().items() if why})
+        # That of an earlier run must not be taken for this one's.
+        for file in DIRECTORY.glob("report.*"):
+            file.unlink()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        properties = dict(report.user_properties)
-        if report.when != "call" or "client" not in properties:
+        if report.when != "call" and not report.failed:
             return
-        client = self.report.clients.setdefault(str(properties["client"]), ClientReport())
-        versions = properties["versions"]
-        assert isinstance(versions, dict)
-        client.versions = versions
-        test = report.nodeid.rpartition("::")[2].partition("[")[0]
-        assert test in TESTS, f"scripts/acceptance/report.py has no column for {test}"
-        client.results[test] = Result(
-            report.outcome, str(properties.get("note", "")), str(properties.get("message", ""))
-        )
+        test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
+        assert test in TESTS, f"scripts/acceptance/report.py has no row for {test}"
+        client = self.report.clients.setdefault(parameter.removesuffix("]"), ClientReport())
+        properties = dict(report.user_properties)
+        if isinstance(versions := properties.get("versions"), dict):
+            client.versions = versions
+        note = str(properties.get("note", "")) if report.when == "call" else f"failed in {report.when}"
+        client.results[test] = Result(report.outcome, note, str(properties.get("message", "")))
 
     def pytest_sessionfinish(self) -> None:
         if self.report.clients:

@@ -66,8 +66,11 @@ class Client(Protocol):
         """What a command prints that is run in the image."""
 
 
+# podman and buildah set higher limits by themselves, which a machine without CAP_SYS_RESOURCE must not do.
+MODEST_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
+
 # What clients that show the errors of a registry have to show.
-MISSING = "packages not available: gti (missing; did you mean"
+MISSING = "packages not available: htpo (missing; did you mean"
 FAILURE = "configure: error: the philosopher's stone is needed to build failing"
 
 
@@ -109,8 +112,20 @@ class Shell:
         return Outcome(done.returncode, done.stdout)
 
     def ask(self, *command: str) -> str:
-        """Run a program that has to succeed; return what it printed."""
-        return self.call(command).expect_success().strip()
+        """Run a program that has to succeed; return what it wrote to standard output."""
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMMAND,
+            check=False,
+            env=self.environment,
+            cwd=self.directory,
+        )
+        assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
+        return done.stdout.strip()
 
     @contextmanager
     def daemon(self, command: Sequence[str], answers: Sequence[str]) -> Iterator[None]:

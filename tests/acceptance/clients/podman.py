@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.acceptance.clients.client import FAILURE, MISSING, PULL, Outcome, Shell
+from tests.acceptance.clients.client import FAILURE, MISSING, MODEST_LIMITS, PULL, Outcome, Shell
 from tests.acceptance.clients.registries import MIRRORED, plain_http, write_registries
 
 
@@ -43,8 +43,7 @@ class Podman:
     def run(self, reference: str, *command: str) -> str:
         return self._ask(
             *("run", "--rm", "--network=none"),
-            # A machine without CAP_SYS_RESOURCE must not raise limits.
-            *("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"),
+            *MODEST_LIMITS,
             reference,
             *command,
         )
@@ -63,7 +62,7 @@ def running_podman(directory: Path, mirror: int) -> Iterator[Podman]:
     """There is no daemon to run; its storage is below a directory."""
     registries = write_registries(directory, mirror)
     podman = (
-        *("env", f"CONTAINERS_REGISTRIES_CONF={registries}", "podman"),
+        *("env", f"CONTAINERS_REGISTRIES_CONF={registries}", "PODMAN_IGNORE_CGROUPSV1_WARNING=1", "podman"),
         *("--root", str(directory / "root")),
         *("--runroot", str(directory / "run")),
         *("--tmpdir", str(directory / "libpod")),

@@ -40,7 +40,7 @@ def test_all_missing_packages_are_named() -> None:
 
 
 def test_a_failed_build_shows_its_log() -> None:
-    response = error_response(BuildFailed("x.drv", ("line 1", "line 2", ""), "exit code 1"))
+    response = error_response(BuildFailed("x.drv", ("line 1", "line 2", ""), "exit code 1."))
     (entry,) = json.loads(response.content)["errors"]
     # Clients show the message of a 4xx, that of a 5xx they do not; they ask again for what is UNKNOWN.
     assert (response.status, entry["code"]) == (422, "MANIFEST_UNKNOWN")
