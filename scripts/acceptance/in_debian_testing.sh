@@ -31,7 +31,7 @@ quietly() {
 
 # The archive that this machine's apt has its Debian from.
 archive() {
-    apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1
+    apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sed -n 1p
 }
 
 # What apt has been told about proxies holds for the chroot, too.
@@ -80,9 +80,11 @@ ensure_root() {
     from=$(archive)
     [ -n "$from" ] || fail 'apt has no package lists of Debian: apt-get update'
     say "debootstrap of Debian testing into ${root#"$PWD/"}"
-    rm -rf "$root"
+    rm -rf --one-file-system "$root"
     mkdir -p "$root"
-    quietly debootstrap.log debootstrap --variant=minbase --include=ca-certificates,make,python3,python3-venv \
+    # In namespaces of its own, too: it mounts, and leaves that to whoever interrupts it.
+    quietly debootstrap.log unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
+        debootstrap --variant=minbase --include=ca-certificates,make,python3,python3-venv \
         testing "$root" "$from" || fail "debootstrap failed: ${log#"$PWD/"}/debootstrap.log"
     touch "$root/complete"
 }

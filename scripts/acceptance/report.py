@@ -120,7 +120,7 @@ def _versions(versions: Mapping[str, str]) -> str:
 
 def _cell(result: Result | None) -> str:
     if result is None:
-        return "not run"
+        return "—"
     mark = "✓" if result.outcome == "passed" else "✗"
     return f"{mark} {result.note}".strip()
 

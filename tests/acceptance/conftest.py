@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from scripts.acceptance.report import TESTS, ClientReport, Report, Result, message_of, release
-from tests.acceptance.clients.buildah import running_buildah
+from tests.acceptance.clients.buildah import Buildah, running_buildah
 from tests.acceptance.clients.client import Client
-from tests.acceptance.clients.containerd import running_containerd
-from tests.acceptance.clients.crane import running_crane
-from tests.acceptance.clients.docker import running_docker
-from tests.acceptance.clients.podman import running_podman
-from tests.acceptance.clients.skopeo import running_skopeo
+from tests.acceptance.clients.containerd import Containerd, running_containerd
+from tests.acceptance.clients.crane import Crane, running_crane
+from tests.acceptance.clients.docker import Docker, running_docker
+from tests.acceptance.clients.podman import Podman, running_podman
+from tests.acceptance.clients.skopeo import Skopeo, running_skopeo
 from tests.support.mounts import short_lived_directory
 from tests.support.nix import nix_environment
 from tests.support.server import HOST, Server, running_server
@@ -36,6 +37,11 @@ RUNNING: dict[str, Callable[[Path, int], AbstractContextManager[Client]]] = {
 }
 
 
+KINDS: tuple[type[Client], ...] = (Docker, Containerd, Podman, Buildah, Skopeo, Crane)
+
+WITHOUT_MIRRORS = {kind.name for kind in KINDS if kind.mirrored is None}
+
+
 def _listed() -> dict[str, str]:
     """The clients and, where set-up could not get one, why not."""
     try:
@@ -48,6 +54,8 @@ def _listed() -> dict[str, str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "client" in metafunc.fixturenames:
         there = [name for name, reason in _listed().items() if not reason]
+        if metafunc.function.__name__ == "test_mirror":
+            there = [name for name in there if name not in WITHOUT_MIRRORS]
         metafunc.parametrize("client", there, indirect=True, scope="session")
 
 
@@ -128,4 +136,6 @@ class Reporter:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Like Ctrl-C, a request to end must not leave daemons and mounts behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.pluginmanager.register(Reporter(), "acceptance-report")

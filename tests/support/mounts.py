@@ -22,6 +22,13 @@ def mounts_below(directory: Path) -> list[Path]:
     return [point for point in reversed(points) if point.is_relative_to(directory)]
 
 
+def _file_system(directory: Path) -> str:
+    command = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(directory)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=_SECONDS
+    ).stdout.strip()
+
+
 @contextmanager
 def short_lived_directory(prefix: str) -> Iterator[Path]:
     """A directory for storage of container runtimes: at the end it is gone, with all that is mounted in it.
@@ -30,6 +37,9 @@ def short_lived_directory(prefix: str) -> Iterator[Path]:
     """
     directory = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
     try:
+        if _file_system(directory) == "overlay":
+            # As in a container: the overlays of container runtimes do not lie on top of another one.
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(directory)], check=True, timeout=_SECONDS)
         yield directory
     finally:
         for point in mounts_below(directory):

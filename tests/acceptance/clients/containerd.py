@@ -16,8 +16,8 @@ _CONFIGURATION = """\
 version = 2
 root = "{directory}/root"
 state = "{directory}/state"
-# For Kubernetes, which is not here.
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+# For Kubernetes, which is not here; since version 2 it is three plugins.
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
 [grpc]
 address = "{directory}/containerd.sock"
 [debug]
