@@ -33,7 +33,7 @@ class BuildFailed(BuildError):
         # Most clients show the message and nothing else, so that the reason has to be in it.
         last = next((line.strip() for line in reversed(log_tail) if line.strip()), "")
         reason = f"; its log ends with: {last}" if last and last not in summary else ""
-        super().__init__(f"{what}: {summary}{reason}")
+        super().__init__(f"{what}: {summary.removesuffix('.') if reason else summary}{reason}")
         self.derivation = derivation
         self.log_tail = log_tail
 
