@@ -34,6 +34,7 @@ from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
 from nixery.server.rsgi import Application, Headers
+from nixery.sources.source import PackageSet
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
 from nixery.storage.small_blobs import SmallBlobs
@@ -57,7 +58,7 @@ class RecordingBuilder:
         wanted: Sequence[str],
         optional: Sequence[str],
         platform: Platform,  # noqa: ARG002
-        package_set: Path,  # noqa: ARG002
+        package_set: PackageSet,  # noqa: ARG002
     ) -> Mapping[str, Sequence[Evaluated]]:
         self.requests.append((wanted, optional))
         if not wanted:

@@ -13,7 +13,9 @@ from nixery.errors import NixUnusable
 from nixery.image.platform import AMD64
 from nixery.nix.builder import Contents, Package
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
+from nixery.sources.source import NixFiles
 
 
 @pytest.fixture
@@ -23,11 +25,11 @@ def builder(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     roots = GarbageCollectorRoots(tmp_path)
-    return SubprocessNixBuilder(30, roots)
+    return SubprocessNixBuilder(30, roots, NixOptions())
 
 
 async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:
-    package_set = Path(os.environ["NIXERY_PKGS_PATH"])  # set by the fixture
+    package_set = NixFiles(Path(os.environ["NIXERY_PKGS_PATH"]), self_contained=False)  # set by the fixture
     (package,) = (await builder.evaluate([name], [], AMD64, package_set))[name]
     assert isinstance(package, Package)
     return package

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from nixery.closure.graph import Closure
@@ -13,6 +12,7 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.oci.image import ExecutionParameters
+from nixery.sources.source import PackageSet
 
 # Nix's own default for meta.priority; a lower number wins a name clash.
 DEFAULT_PRIORITY = 5
@@ -113,7 +113,7 @@ class NixBuilder(Protocol):
     """Evaluates, realises, and tells the closure of what it realised."""
 
     async def evaluate(
-        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: Path
+        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
     ) -> Mapping[str, Sequence[Evaluated]]:
         """Look names up in a package set, all in one evaluation.
 

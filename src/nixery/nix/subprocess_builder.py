@@ -20,9 +20,11 @@ from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.options import NixOptions
 from nixery.nix.process import Deadline, run
 from nixery.nix.registration import parse_registrations
 from nixery.nix.subprocess_evaluation import Evaluation
+from nixery.sources.source import PackageSet
 
 # Nix's exit codes for failed builds are 100 plus flags; this is the flag for "timed out" (worker.cc).
 _TIMED_OUT = 0x01
@@ -44,21 +46,27 @@ class SubprocessNixBuilder:
     Args:
         timeout: seconds a builder may run, and an evaluation.
         roots: where realised paths are protected from garbage collection.
+        options: of the operator.
         expression: what is to be found in every package set besides what it has.
     """
 
     def __init__(
-        self, timeout: float, roots: GarbageCollectorRoots, expression: NixExpression | None = None
+        self,
+        timeout: float,
+        roots: GarbageCollectorRoots,
+        options: NixOptions,
+        expression: NixExpression | None = None,
     ) -> None:
+        self._options = options
         self._expression = expression
         self._timeout = timeout
         self._roots = roots
 
     async def evaluate(
-        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: Path
+        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
     ) -> Mapping[str, Sequence[Evaluated]]:
         """See ``NixBuilder.evaluate``."""
-        evaluation = Evaluation(platform, package_set, self._timeout, self._expression)
+        evaluation = Evaluation(platform, package_set, self._timeout, self._options, self._expression)
         items = await evaluation.of(wanted, optional)
         flaws = [item for item in items if isinstance(item, Flaw)]
         found: dict[str, list[Evaluated]] = {name: [] for name in (*wanted, *optional)}
@@ -90,6 +98,7 @@ class SubprocessNixBuilder:
             *("--add-root", str(root), "--indirect"),
             *("--timeout", str(int(self._timeout))),
             *("--log-format", "internal-json"),
+            *self._options.for_building,
         )
         try:
             completed = await run(arguments, log.read_line, deadline)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import as_file, files
-from pathlib import Path
 
 from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
@@ -13,7 +13,9 @@ from nixery.nix.builder import NixExpression
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
 from nixery.nix.evaluation import Flaw, Item, parse_answer, request_argument
+from nixery.nix.options import NixOptions
 from nixery.nix.process import Completed
+from nixery.sources.source import Flake, NixFiles, PackageSet
 
 
 class Evaluation:
@@ -21,22 +23,25 @@ class Evaluation:
 
     Args:
         platform: what the packages are for.
-        package_set: absolute path of a Nix file, or of a directory with a ``default.nix``.
+        package_set: where they are looked up.
         timeout: seconds for each process.
+        options: of the operator.
         expression: added to the package set.
     """
 
     def __init__(
         self,
         platform: Platform,
-        package_set: Path,
+        package_set: PackageSet,
         timeout: float,
+        options: NixOptions,
         expression: NixExpression | None = None,
     ) -> None:
         self._expression = expression
         self._platform = platform
         self._package_set = package_set
         self._timeout = timeout
+        self._options = options
 
     async def of(self, packages: Sequence[str], optional: Sequence[str]) -> tuple[Item, ...]:
         """Evaluate some names.
@@ -56,7 +61,7 @@ class Evaluation:
             raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")
         if not packages and not optional:
             # Where the set is on this machine is no business of a client's.
-            raise EvaluationFailed(tuple(line.replace(f"{self._package_set}/", "") for line in stderr))
+            raise EvaluationFailed(tuple(self._without_place(line) for line in stderr))
         return await self._find_culprits(packages, optional, stderr)
 
     async def _find_culprits(
@@ -84,20 +89,42 @@ class Evaluation:
         return UnavailablePackage(package.name, package.reason, explanation(stderr))
 
     async def _instantiate(self, argument: str) -> tuple[Completed, Sequence[str]]:
-        with as_file(files("nixery.nix") / "expressions" / "packages.nix") as expression:
+        with as_file(files("nixery.nix") / "expressions") as expressions:
             return await run_command(
                 self._timeout,
                 "nix-instantiate",
-                str(expression),
+                str(expressions / "packages.nix"),
                 "--eval",
                 "--strict",
                 "--json",
                 "--read-write-mode",  # or no derivation is written, and there is nothing to realise
-                *("--argstr", "packageSet", str(self._package_set)),
+                *self._package_set_arguments(),
                 *("--argstr", "system", self._platform.nix_system),
                 *("--argstr", "request", argument),
                 *self._expression_arguments(),
+                *self._options.for_evaluation(self._readable_package_set(), str(expressions)),
+                surroundings=self._options.evaluation_surroundings,
             )
+
+    def _without_place(self, line: str) -> str:
+        return (
+            line.replace(f"{self._package_set.path}/", "")
+            if isinstance(self._package_set, NixFiles)
+            else line
+        )
+
+    def _readable_package_set(self) -> PackageSet:
+        # Who is at the command line may refer to his own files.
+        if self._expression is not None and isinstance(self._package_set, NixFiles):
+            return replace(self._package_set, self_contained=False)
+        return self._package_set
+
+    def _package_set_arguments(self) -> Sequence[str]:
+        match self._package_set:
+            case NixFiles(path):
+                return ("--argstr", "packageSet", str(path))
+            case Flake(reference):
+                return ("--argstr", "flake", reference)
 
     def _expression_arguments(self) -> Sequence[str]:
         if self._expression is None:

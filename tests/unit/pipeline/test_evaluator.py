@@ -17,9 +17,10 @@ from nixery.nix.builder import Definition, Evaluated, Package
 from nixery.oci.image import ExecutionParameters
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
-from nixery.sources.source import Pin, Reference
+from nixery.sources.source import NixFiles, PackageSet, Pin, Reference
 from nixery.storage.filesystem import FilesystemRecordStore
 
+SET = NixFiles(Path("/set"), self_contained=True)
 PIN = Pin("fake:", "one", "one")
 
 
@@ -46,14 +47,14 @@ class World:
         raise NotImplementedError(reference)
 
     @asynccontextmanager
-    async def open(self, pin: Pin) -> AsyncIterator[Path]:
+    async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
         self.opened.append(pin)
-        yield Path("/set")
+        yield SET
 
     async def evaluate(
-        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: Path
+        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
     ) -> Mapping[str, Sequence[Evaluated]]:
-        assert package_set == Path("/set")
+        assert package_set == SET
         self.asked.append({*wanted, *optional})
         return {**{name: _found(name, platform) for name in wanted}, **dict.fromkeys(optional, ())}
 

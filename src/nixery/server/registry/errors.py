@@ -31,6 +31,7 @@ from nixery.errors import (
     ShuttingDown,
     SourceUnreachable,
     StorageError,
+    TagUnknown,
 )
 from nixery.server.responses import BytesResponse
 
@@ -45,6 +46,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     NameUnknown: (404, "NAME_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
+    TagUnknown: (404, "MANIFEST_UNKNOWN"),
     PackagesUnavailable: (404, "MANIFEST_UNKNOWN"),
     BuildError: (500, "UNKNOWN"),
     EvaluationFailed: (500, "UNKNOWN"),
