@@ -20,7 +20,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    model_validator,
 )
 
 from nixery.errors import SettingsError
@@ -168,21 +167,6 @@ class Settings(BaseModel):
         """What of the environment an evaluation is given: what Nix itself needs."""
         return {name: value for name, value in self.environment.items() if _FOR_NIX.fullmatch(name)}
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Settings:
-        values = {
-            "NIXERY_CHANNEL": self.channel,
-            "NIXERY_PKGS_REPO": self.repository,
-            "NIXERY_PKGS_PATH": self.package_set,
-            "NIXERY_FLAKE": self.flake,
-        }
-        given = [name for name, value in values.items() if value is not None]
-        if not given:
-            raise ValueError(f"none of {', '.join(values)} is set: where packages come from")
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are set; packages come from one source")
-        return self
-
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Check an environment.
@@ -190,16 +174,18 @@ class Settings(BaseModel):
         Raises:
             SettingsError: with a line for every setting that is missing or wrong.
         """
+        problems = _source_problems(environment)
         try:
-            return cls.model_validate(environment).model_copy(update={"environment": dict(environment)})
+            settings = cls.model_validate(environment)
         except ValidationError as error:
-            raise SettingsError(
-                tuple(
-                    _problem(str(e["loc"][0]) if e["loc"] else "", e["type"], e["msg"])
-                    for e in error.errors()
-                )
-            ) from None
+            problems += [_problem(str(e["loc"][0]), e["type"], e["msg"]) for e in error.errors()]
+        else:
+            if not problems:
+                return settings.model_copy(update={"environment": dict(environment)})
+        raise SettingsError(tuple(problems))
 
+
+_SOURCES = ("NIXERY_CHANNEL", "NIXERY_PKGS_REPO", "NIXERY_PKGS_PATH", "NIXERY_FLAKE")
 
 _WHAT_IT_IS = {
     "PORT": "the TCP port to listen on, for example 8080",
@@ -208,10 +194,15 @@ _WHAT_IT_IS = {
 }
 
 
+def _source_problems(environment: Mapping[str, str]) -> list[str]:
+    given = [variable for variable in _SOURCES if variable in environment]
+    if not given:
+        return [f"set one of {', '.join(_SOURCES)}: where packages come from"]
+    return [f"{' and '.join(given)} are set; packages come from one source"] if len(given) > 1 else []
+
+
 def _problem(variable: str, kind: str, message: str) -> str:
     if kind == "missing":
         return f"{variable} is not set: {_WHAT_IT_IS[variable]}"
     reason = message.removeprefix("Value error, ")
-    if not variable:
-        return reason
     return f"{variable} is wrong: {reason[:1].lower() + reason[1:]}"

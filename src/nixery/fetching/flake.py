@@ -22,14 +22,7 @@ from nixery.sources.source import Flake, Pin, Reference
 _FETCH = 900
 
 # What Nix, git and the forges say if the reference is wrong rather than out of reach.
-_UNKNOWN = (
-    "404",
-    "couldn't find remote ref",
-    "cannot find Git revision",
-    "not our ref",
-    "Couldn't find remote ref",
-    "unable to resolve",
-)
+_UNKNOWN = ("404", "couldn't find remote ref", "cannot find git revision", "unknown revision", "not our ref")
 
 
 class _Metadata(BaseModel):
@@ -92,7 +85,7 @@ class FlakeSource:
             raise SourceUnreachable(f"{shown} did not arrive in {_FETCH} seconds") from error
         if completed.exit_code != 0:
             said = without_paths(explanation(stderr)) or "Nix said nothing"
-            if any(words in line for words in _UNKNOWN for line in stderr):
+            if any(words in line.casefold() for words in _UNKNOWN for line in stderr):
                 raise TagUnknown(shown, f"there is no such flake: {said}")
             raise SourceUnreachable(f"cannot read the flake {shown}: {said}")
         try:

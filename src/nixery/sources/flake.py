@@ -32,9 +32,10 @@ def flake_reference(tag: str, configured: str) -> Reference:
         )
     is_commit = COMMIT.fullmatch(tag) is not None
     location, _, query = configured.partition("?")
-    parameters = {key: value for key, value in parse_qsl(query) if key not in ("ref", "rev")}
+    parameters = {key: value for key, value in parse_qsl(query) if key not in ("ref", "rev", "allRefs")}
     if location.startswith(("git+", "git:", "hg+")) or _is_repository(location):
-        parameters["rev" if is_commit else "ref"] = tag
+        # Without all references, Nix looks for a commit on the default branch alone.
+        parameters |= {"allRefs": "1", "rev": tag} if is_commit else {"ref": tag}
         base = location if ":" in location else f"git+file://{Path(location).absolute()}"
         return Reference(f"{base}?{urlencode(parameters)}", moving=not is_commit)
     match = _BY_PATH.fullmatch(location)
