@@ -21,7 +21,7 @@ _PULL = 300
 _RUN = 60
 
 # runc is in sbin, which is not on everybody's PATH.
-_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+_ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 
 
 class Options(TypedDict, total=False):
@@ -56,6 +56,18 @@ class Container:
     def root(self) -> Path:
         return self.bundle / "rootfs"
 
+    def find(self, name: str, left: int = 40) -> Path:
+        """What a name in the container leads to, found from without: absolute symlinks are the container's."""
+        assert left, f"too many symlinks at {name}"
+        path = self.root
+        components = Path(name).parts[1:]
+        for position, component in enumerate(components):
+            path = path / component
+            if path.is_symlink():
+                target = "/" / path.parent.relative_to(self.root) / path.readlink()
+                return self.find(os.path.normpath(target.joinpath(*components[position + 1 :])), left - 1)
+        return path
+
     def run(self, *command: str, **options: Unpack[Options]) -> str:
         """Run a command with runc, in the environment the image's config gives; return what it prints."""
         return call(self._runc(command, options), _RUN)
@@ -69,7 +81,17 @@ class Container:
     def started(self, *command: str) -> Iterator[Callable[..., str]]:
         """Start a command that goes on, and yield what runs others beside it in the same container (`docker exec`)."""
         name = self._prepare(command, {})
-        call([*self._call, "run", "--detach", "--bundle", str(self.bundle), name], _RUN)
+        # Not into a pipe: it would have no end before the command has.
+        with (self.bundle.parent / "started.log").open("wb") as output:
+            subprocess.run(
+                [*self._call, "run", "--detach", "--bundle", str(self.bundle), name],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                timeout=_RUN,
+                check=True,
+                env=_ENVIRONMENT,
+            )
         try:
             yield lambda *other: call([*self._call, "exec", name, *other], _RUN)
         finally:
@@ -91,7 +113,8 @@ class Container:
         process.pop("rlimits", None)
         if "user" in options:
             process["user"] = {"uid": options["user"], "gid": options["user"]}
-        process["env"] += [f"{name}={value}" for name, value in options.get("env", {}).items()]
+        variables = dict(entry.split("=", 1) for entry in process["env"]) | dict(options.get("env", {}))
+        process["env"] = [f"{name}={value}" for name, value in variables.items()]
         specification["mounts"] += [
             {"destination": place, "source": str(file), "type": "bind", "options": ["bind", "ro"]}
             for place, file in options.get("files", {}).items()
@@ -139,5 +162,5 @@ def _finish(command: Sequence[str], seconds: float) -> subprocess.CompletedProce
         errors="replace",
         timeout=seconds,
         check=False,
-        env={**os.environ, "PATH": _PATH},
+        env=_ENVIRONMENT,
     )
