@@ -16,10 +16,9 @@ _AARCH64 = 183
 pytestmark = pytest.mark.xdist_group("debian")
 
 
-def test_hello(server: Server, tmp_path: Path) -> None:
-    container = pull(server.port, "hello", "latest", tmp_path)
-    assert container.image.cmd == ["hello"]
-    assert container.run("hello") == "Hello, world!\n"
+def test_hello(hello: Container) -> None:
+    assert hello.image.cmd == ["hello"]
+    assert hello.run("hello") == "Hello, world!\n"
 
 
 def test_the_same_by_digest(server: Server, tmp_path: Path) -> None:
