@@ -12,7 +12,7 @@ pytestmark = pytest.mark.xdist_group("debian")
 
 @pytest.fixture(scope="module")
 def programs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
-    name = "bash/coreutils/file/tmux/ruby/libc-bin"
+    name = "bash/coreutils/file/tmux/ruby/libc-bin/gophers"
     return pull(server.port, name, "latest", tmp_path_factory.mktemp("programs"))
 
 
@@ -34,6 +34,11 @@ def test_iconv_has_its_character_sets(programs: Container) -> None:
     # The C library has UTF-8 and Latin 1 within; EUC-JP is a module. A4 A2 is the hiragana a there.
     script = r"printf '\xa4\xa2' | iconv --from-code=EUC-JP --to-code=UTF-8"
     assert programs.run("bash", "-c", script) == "あ"
+
+
+def test_programs_of_the_go_toolchain_and_what_it_builds_run(programs: Container) -> None:
+    assert programs.run("bash", "-c", "echo 'package  p' | gofmt") == "package p\n"
+    assert programs.run("built") == "built\n"
 
 
 def test_a_script_has_the_modules_of_its_packages(

@@ -63,6 +63,27 @@ debian
     '';
   };
 
+  # What the Go toolchain builds, and a program of its own that does not need the rest of it: an image with all of it takes
+  # long to unpack.
+  gophers = package {
+    name = "gophers";
+    go = debian.go;
+    source = ''
+      package main
+
+      import "fmt"
+
+      func main() { fmt.Println("built") }
+    '';
+    script = ''
+      mkdir -p $out/bin
+      export HOME=$PWD CGO_ENABLED=0
+      echo "$source" > main.go
+      $go/bin/go build -trimpath -o $out/bin/built main.go
+      cp $(readlink -f $go/bin/gofmt) $out/bin/gofmt
+    '';
+  };
+
   # One locale as a directory, as Debian has it, without its links to others.
   german = package {
     name = "german";
