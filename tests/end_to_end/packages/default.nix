@@ -96,9 +96,9 @@ debian
     name = "germanarchive";
     locales = debian.locales-all;
     script = ''
-      mkdir -p $out/lib/locale work/usr/lib/locale
-      localedef --prefix=$PWD/work --add-to-archive $locales/lib/locale/de_DE.utf8
-      cp work/usr/lib/locale/locale-archive $out/lib/locale/
+      mkdir -p $out/lib/locale archive/usr/lib/locale
+      localedef --prefix=$PWD/archive --add-to-archive $locales/lib/locale/de_DE.utf8
+      cp archive/usr/lib/locale/locale-archive $out/lib/locale/
     '';
   };
 }
