@@ -30,16 +30,23 @@ BELOW_USR = (b"bin", b"lib", b"share")
 
 @dataclass(frozen=True, slots=True)
 class InstalledOutput:
-    """An output that gets its place in the root file system."""
+    """An output that gets its place in the root file system.
+
+    Attributes:
+        package: its name, for the warning about a clash.
+        priority: the lower number wins.
+        implicit: in every image, whether or not anybody asked for it.
+    """
 
     path: StorePath
     package: str
     priority: int
+    implicit: bool = False
 
     @property
-    def rank(self) -> tuple[int, str, StorePath]:
-        """What outputs are ordered by: the lowest wins a name clash."""
-        return (self.priority, self.package, self.path)
+    def rank(self) -> tuple[bool, int, str, StorePath]:
+        """What outputs are ordered by: the lowest wins a name clash. What nobody asked for gives way to everything."""
+        return (self.implicit, self.priority, self.package, self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class ImageBuilder:
             groups = await asyncio.to_thread(
                 group_into_layers, closure, requested, self._popularity, _budget(contents) - 1
             )
-            root = await asyncio.to_thread(_plan_root, packages, closure)
+            root = await asyncio.to_thread(_plan_root, request, packages, closure)
             if root.clashes:
                 observe(NamesClashed(root.clashes))
 
@@ -101,9 +101,11 @@ def _budget(contents: Contents) -> int:
     return (contents.definition and contents.definition.layers) or LAYER_BUDGET
 
 
-def _plan_root(packages: Sequence[Package], closure: Closure) -> RootFilesystem:
+def _plan_root(request: ImageRequest, packages: Sequence[Package], closure: Closure) -> RootFilesystem:
     outputs = {
-        InstalledOutput(path, package.name, package.priority)
+        InstalledOutput(
+            path, package.name, package.priority, package.requested_name in request.optional_packages
+        )
         for package in packages
         for path in package.outputs.values()
     }

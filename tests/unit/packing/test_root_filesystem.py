@@ -83,6 +83,14 @@ def test_a_clash_goes_by_priority_then_by_name_and_is_told(store: Path) -> None:
     assert root.clashes == (NameClash("bin/x", "b", "a"),)
 
 
+def test_what_nobody_asked_for_gives_way(store: Path) -> None:
+    own, cacert = package(store, "own", "etc/bundle"), package(store, "cacert", "etc/bundle")
+    outputs = [InstalledOutput(cacert, "cacert", 1, implicit=True), InstalledOutput(own, "own", 5)]
+    root = plan_root_filesystem(outputs, [own, cacert])
+    assert link(by_name(root)["etc/bundle"]) == f"{own}/etc/bundle"
+    assert root.clashes == (NameClash("etc/bundle", "own", "cacert"),)
+
+
 def test_two_names_of_one_file_are_no_clash(store: Path) -> None:
     a = package(store, "a", "bin/x")
     b = package(store, "b", links={"bin/x": f"{a}/bin/x"})
