@@ -65,7 +65,7 @@ class Wired:
 def _package_source(settings: Settings, prepared: Prepared, store: NixStore) -> PackageSource:
     storage, temporary, environment = settings.storage_path, prepared.temporary.path, settings.environment
     if settings.package_set is not None:
-        return DirectorySource(settings.package_set)
+        return DirectorySource(settings.package_set, environment)
     if settings.repository is not None:
         return GitSource(settings.repository, storage / "sources", temporary, store, environment)
     if settings.channel is not None:

@@ -155,7 +155,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     catalogue, nix = Catalogue(records), RecordingBuilder()
     with asyncio.Runner() as runner, ThreadPoolExecutor(1) as executor:
         layers = LayerPublisher(blobs, records, LayerPacker(Gzip()), executor)
-        source = DirectorySource(directory / "set")
+        source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
         builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity())
         builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from nixery.errors import NixeryError, PackageSetChanged, SourceUnreachable
 from nixery.fetching.fingerprint import Fingerprint
+from nixery.fetching.worktree import worktree_state
 from nixery.sources.source import NixFiles, Pin, Reference
 
 # The one source without versions: every tag means what is there now.
@@ -25,8 +26,10 @@ class DirectorySource:
         path: absolute. Symlinks are followed each time, so that a new version can be put in place by moving one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
         self.description = f"path:{path}"
+        self._environment = environment
+        self._last: Pin | None = None
         self._path = path
         self._fingerprint = Fingerprint()
         self._one_at_a_time = asyncio.Lock()
@@ -62,4 +65,9 @@ class DirectorySource:
             except OSError as error:
                 # Where the set is on this machine is no business of a client's.
                 raise SourceUnreachable(f"the package set cannot be read: {error.strerror}") from error
-        return Pin(self.description, fingerprint, fingerprint)
+            if self._last is None or self._last.identity != fingerprint:
+                # The content is what counts; git has a better name for it, perhaps.
+                state = await worktree_state(self._path.resolve(), self._environment)
+                revision, created = (state.revision, state.created) if state else (fingerprint, None)
+                self._last = Pin(self.description, fingerprint, revision, created=created)
+            return self._last

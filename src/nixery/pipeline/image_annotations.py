@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from nixery.image.request import ALWAYS_INCLUDED, SHELL_PACKAGES, ImageRequest
 from nixery.nix.builder import Package
+from nixery.sources.location import COMMIT
 from nixery.sources.source import Pin
 
 _PREFIX = "org.opencontainers.image"
@@ -26,7 +27,7 @@ def image_annotations(request: ImageRequest, packages: Sequence[Package], pin: P
         f"{_PREFIX}.version": _version(request, packages),
         f"{_PREFIX}.licenses": _licences(packages),
         f"{_PREFIX}.source": pin.url,
-        f"{_PREFIX}.revision": pin.revision if pin.url else None,
+        f"{_PREFIX}.revision": pin.revision if pin.url or COMMIT.match(pin.revision) else None,
         PACKAGES: ", ".join(f"{name} {version}".strip() for name, version in sorted(versions)),
     }
     return {name: value for name, value in found.items() if value}

@@ -35,6 +35,14 @@ def test_several_packages_have_no_version_in_common() -> None:
     assert "org.opencontainers.image.version" not in found
 
 
+def test_a_commit_is_told_wherever_it_comes_from() -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for revision in (commit, f"{commit}-dirty"):
+        found = image_annotations(parse_image_name("git"), [GIT], Pin("path:/set", "abc", revision))
+        assert found["org.opencontainers.image.revision"] == revision
+        assert "org.opencontainers.image.source" not in found
+
+
 def test_a_directory_is_nobodys_business() -> None:
     found = image_annotations(parse_image_name("git"), [GIT], HERE)
     assert not any("/set" in value or "abc" in value for value in found.values())
