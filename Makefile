@@ -5,6 +5,7 @@
 #   make test              all tests
 #   make acceptance        all clients that Debian has, for real; as root, it installs them
 #   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
+#   make test-new-nix      unit and integration tests with the Nix of Debian testing, in a chroot
 #   make fuzz              the fuzz tests with other inputs each time, and many more; FUZZ_EFFORT=100 make fuzz for still more
 #   make check             linters, types, formatting, import contracts
 #   make setup             what the others share; does nothing where nothing is missing
@@ -22,7 +23,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new fuzz check conformance-peer bench lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,7 +51,16 @@ acceptance: setup
 	@$(BIN)/python scripts/no_skips.py var/acceptance/tests.xml
 
 acceptance-new:
-	@scripts/acceptance/in_debian_testing.sh
+	@scripts/in_debian_testing.sh acceptance acceptance
+
+# Whatever depends on the version of Nix.
+test-nix:
+	@scripts/setup.sh x86_64-linux aarch64-linux
+	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/unit tests/integration --junitxml=var/nix/tests.xml
+	@$(BIN)/python scripts/no_skips.py var/nix/tests.xml
+
+test-new-nix:
+	@scripts/in_debian_testing.sh test-nix nix
 
 check: setup
 	$(BIN)/ruff check .

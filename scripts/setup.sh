@@ -34,6 +34,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 missing_packages() {
     has nix-instantiate || echo nix-bin
+    has git || echo git
     has patchelf || echo patchelf
     has skopeo || echo skopeo
     has umoci || echo umoci

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# `make acceptance` with the clients, the Nix and the Python of Debian testing, in a chroot below var/: what is current
-# today, beside a machine whose own release is older.
+# A target of the Makefile with the clients, the Nix and the Python of Debian testing, in a chroot below var/: what is current
+# today, beside a machine whose own release is older. in_debian_testing.sh TARGET RESULTS: whatever the target leaves in
+# var/RESULTS is copied to var/RESULTS-new.
 #
 # Everything in the chroot runs in mount and process namespaces of its own, so that nothing is left mounted and nothing
-# left running, however this ends. The report is var/acceptance-new/report.{json,md}.
+# left running, however this ends.
 #
 # The chroot is kept for the next time (KEEP=no: removed at the end); `rm -rf var/debian-testing` starts from nothing.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+target=$1
+made=$2
 root=$PWD/var/debian-testing
-results=$PWD/var/acceptance-new
+results=$PWD/var/$made-new
 log=$results/log
 # Where the tree lies in the chroot.
 inside=/root/nixery
@@ -126,10 +129,10 @@ say "updating the chroot's packages"
 update_lists
 quietly apt-upgrade.log in_chroot env DEBIAN_FRONTEND=noninteractive apt-get dist-upgrade --yes ||
     fail 'apt-get dist-upgrade failed in the chroot'
-say 'make acceptance, in the chroot'
+say "make $target, in the chroot"
 status=0
-in_chroot make -C "$inside" acceptance || status=$?
-cp "$root$inside"/var/acceptance/report.* "$results" 2>/dev/null || true
+in_chroot make -C "$inside" "$target" || status=$?
+cp "$root$inside/var/$made"/* "$results" 2>/dev/null || true
 [ "${KEEP:-yes}" != no ] || rm -rf --one-file-system "$root"
-say "done: ${results#"$PWD/"}/report.md"
+say "done: ${results#"$PWD/"}"
 exit "$status"
