@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +86,16 @@ class Server:
 
 
 @contextmanager
-def running_server(directory: Path, settings: Mapping[str, str]) -> Iterator[Server]:
-    """Run a server with its storage (unless ``STORAGE_PATH`` is given) and its output in a directory."""
+def running_server(
+    directory: Path, settings: Mapping[str, str], arguments: Sequence[str] = ("-m", "nixery", "serve")
+) -> Iterator[Server]:
+    """Run a server with its storage (unless ``STORAGE_PATH`` is given) and its output in a directory.
+
+    Args:
+        directory: made if it does not exist.
+        settings: besides those that every server needs.
+        arguments: of Python.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     port = int(settings.get("PORT", free_port()))
     storage = Path(settings.get("STORAGE_PATH", directory / "storage"))
@@ -103,7 +111,7 @@ def running_server(directory: Path, settings: Mapping[str, str]) -> Iterator[Ser
     )
     with output.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "nixery", "serve"],
+            [sys.executable, *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=sink,

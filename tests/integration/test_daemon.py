@@ -1,0 +1,107 @@
+"""A Nix that only its daemon may write to, and a server that is nobody in particular."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.nix import PACKAGE_SETS, wait_until
+from tests.support.repository import Repository
+from tests.support.server import Server, clean_environment, running_server
+from tests.validator.image_validator import validate
+
+_NOBODY = 65534
+
+# Root becomes nobody once everything is imported: nobody may not be allowed to read where Python lies.
+_AS_NOBODY = f"""
+import encodings.idna, os, nixery.cli
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid({_NOBODY})
+    os.setuid({_NOBODY})
+import sys
+sys.argv = ["nixery", "serve"]
+nixery.cli.main()
+"""
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory that nobody can get to, and write to."""
+    place = Path(tempfile.mkdtemp(prefix="nixery-daemon-"))
+    try:
+        if os.geteuid() == 0:
+            os.chown(place, _NOBODY, _NOBODY)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def daemon(directory: Path, settings: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    """Run a daemon with a socket of its own; yield the environment of its clients."""
+    # Not in the server's directory, so that the daemon's log is the test's alone.
+    socket = directory / "socket"
+    environment = {**settings, "NIX_DAEMON_SOCKET_PATH": str(socket)}
+    process = subprocess.Popen(
+        ["nix-daemon"],
+        env=clean_environment(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(socket.exists, "the daemon's socket")
+        yield {**environment, "NIX_REMOTE": "daemon", "HOME": str(directory)}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(15)
+
+
+@contextmanager
+def server(directory: Path, settings: Mapping[str, str]) -> Iterator[Server]:
+    storage = directory / "storage"
+    with running_server(
+        directory, {**settings, "STORAGE_PATH": str(storage)}, arguments=("-c", _AS_NOBODY)
+    ) as running:
+        if os.geteuid() == 0:
+            assert storage.stat().st_uid == _NOBODY
+        yield running
+        assert running.stop() == 0
+        assert "Traceback" not in running.log
+
+
+def test_a_directory(directory: Path, settings: Mapping[str, str]) -> None:
+    shutil.copytree(PACKAGE_SETS, directory / "set")
+    with daemon(directory, settings) as environment:
+        source = {"NIXERY_PKGS_PATH": str(directory / "set")}
+        with server(directory, {**environment, **source}) as running:
+            image = validate(running.client.pull("shell/hello/diamond"))
+            assert "bin/hello" in image.filesystem
+            assert running.client.manifest("nosuch").status == 404
+            assert running.client.manifest("fails").status == 422
+            roots = directory / "storage" / "gc-roots"
+            assert [path for path in roots.rglob("*") if path.is_symlink()] == []
+
+
+def test_a_repository(directory: Path, settings: Mapping[str, str]) -> None:
+    repository = Repository(directory / "repository")
+    commit = repository.commit("1.0")
+    if os.geteuid() == 0:
+        for path in (repository.directory, *repository.directory.rglob("*")):
+            os.lchown(path, _NOBODY, _NOBODY)
+    others = {name: value for name, value in settings.items() if name != "NIXERY_PKGS_PATH"}
+    with daemon(directory, others) as environment:
+        source = {"NIXERY_PKGS_REPO": repository.url}
+        with server(directory, {**environment, **source}) as running:
+            image = validate(running.client.pull("hello", commit))
+            assert image.filesystem.read("share/version") == b"1.0\n"
