@@ -63,7 +63,10 @@ def test_a_name_is_what_the_server_answers(nixery: CommandLine, start_server: St
     index, manifest = layout(nixery.directory / "image")
     (entry,) = index["manifests"]
     assert entry["digest"] == digest
-    assert entry["annotations"] == {"org.opencontainers.image.ref.name": "latest"}
+    assert entry["annotations"] == {
+        "org.opencontainers.image.ref.name": "latest",
+        "io.containerd.image.name": "localhost/shell/hello:latest",
+    }
     assert json.loads((nixery.directory / "image" / "oci-layout").read_text()) == {
         "imageLayoutVersion": "1.0.0"
     }

@@ -55,7 +55,7 @@ def build(
             found = await wired.images.get(requests_for(wanted, platforms), tag)
             root = found.index if isinstance(found, ImageIndex) else found.manifest
             if output is not None:
-                await write_layout(wired.blobs, root.descriptor, tag, output.absolute())
+                await write_layout(wired.blobs, root.descriptor, wanted, tag, output.absolute())
         return root.descriptor
 
     typer.echo(str(run(command, quiet=quiet).digest))
