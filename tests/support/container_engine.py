@@ -10,7 +10,6 @@ architecture run under QEMU's user mode emulation, each its first process alone.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -21,12 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.container_images import Images, build, emulator, load, say
+
 _STATE = "NIXERY_TEST_ENGINE"
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 _EMULATOR = "/.emulator"
 
 # Seconds.
-_PULL = 300
 _STOP = 10
 
 
@@ -52,100 +51,14 @@ def end_all(environment: dict[str, str]) -> None:
         _runc(state, "delete", "--force", container.name)
 
 
-def emulator(architecture: str) -> Path | None:
-    """The static emulator for an architecture; ``None`` for this machine's own."""
-    machine = _MACHINES[architecture]
-    if machine == os.uname().machine:
-        return None
-    found = shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
-    assert found is not None, f"qemu for {machine} is not installed"
-    return Path(found)
-
-
-class Engine:
-    """Images in one layout, which keeps the blobs that they have in common once."""
-
-    def __init__(self, state: Path) -> None:
-        self._state = state
-        self._layout = state / "layout"
-        state.mkdir(parents=True, exist_ok=True)
-
-    def image(self, name: str) -> str:
-        """Find an image that was loaded, or pull it; return its tag in the layout."""
-        local = _tag(name if ":" in name else f"{name}:latest")
-        if (self._state / "bundles" / local).exists() or self._has(local):
-            return local
-        source = name if name.startswith("oci-archive:") else f"docker://{name}"
-        tag = _tag(source)
-        self.copy(source, tag)
-        return tag
-
-    def copy(self, source: str, tag: str) -> None:
-        """Copy an image into the layout."""
-        _call(
-            *("skopeo", "copy", "--quiet", "--src-tls-verify=false", "--override-os=linux"),
-            *(source, f"oci:{self._layout}:{tag}"),
-        )
-
-    def umoci(self, command: str, tag: str, *arguments: str) -> None:
-        """Change an image in the layout."""
-        _call("umoci", command, "--image", f"{self._layout}:{tag}", *arguments)
-
-    def _has(self, tag: str) -> bool:
-        return any(
-            entry["annotations"]["org.opencontainers.image.ref.name"] == tag for entry in self._entries()
-        )
-
-    def _entries(self) -> list[dict[str, Any]]:
-        index = self._layout / "index.json"
-        entries: list[dict[str, Any]] = json.loads(index.read_text())["manifests"] if index.exists() else []
-        return entries
-
-    def config(self, tag: str) -> dict[str, Any]:
-        """The config of an image."""
-        (digest,) = (
-            entry["digest"]
-            for entry in self._entries()
-            if entry["annotations"]["org.opencontainers.image.ref.name"] == tag
-        )
-        manifest = json.loads(self._blob(digest))
-        config: dict[str, Any] = json.loads(self._blob(manifest["config"]["digest"]))
-        return config
-
-    def _blob(self, digest: str) -> bytes:
-        return (self._layout / "blobs" / digest.replace(":", "/")).read_bytes()
-
-    def bundle(self, tag: str) -> Path:
-        """Unpack an image, once."""
-        bundle = self._state / "bundles" / tag
-        if not bundle.exists():
-            bundle.parent.mkdir(exist_ok=True)
-            _call("umoci", "unpack", "--image", f"{self._layout}:{tag}", str(bundle))
-            (bundle / "config.json").rename(bundle / "umoci.json")
-        return bundle
-
-
-def _tag(name: str) -> str:
-    return hashlib.sha256(name.removeprefix("localhost/").encode()).hexdigest()[:16]
-
-
-def _call(*command: str) -> str:
-    finished = subprocess.run(
-        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PULL
-    )
-    if finished.returncode:
-        raise SystemExit(f"{' '.join(command)}: {finished.stderr}{finished.stdout}")
-    return finished.stdout
-
-
 def _runc(state: Path, *arguments: str) -> int:
     return subprocess.run(["runc", "--root", str(state / "runc"), *arguments], check=False).returncode
 
 
-def run(engine: Engine, state: Path, arguments: argparse.Namespace) -> int:
+def run(images: Images, state: Path, arguments: argparse.Namespace) -> int:
     """Run a container."""
-    tag = engine.image(arguments.image)
-    config, bundle = engine.config(tag), engine.bundle(tag)
+    tag = images.image(arguments.image)
+    config, bundle = images.config(tag), images.bundle(tag)
     execution = config["config"]
     entrypoint = [arguments.entrypoint] if arguments.entrypoint else execution.get("Entrypoint", [])
     default = [] if arguments.entrypoint else execution.get("Cmd", [])
@@ -156,7 +69,7 @@ def run(engine: Engine, state: Path, arguments: argparse.Namespace) -> int:
     process.pop("rlimits", None)
     process |= {"terminal": False, "args": command, "cwd": arguments.workdir or process["cwd"]}
     process["env"] = [*process["env"], *arguments.env]
-    # Umoci mounts memory at every volume. Engines mount a directory with content and owner of the one in the image.
+    # Umoci mounts memory at every volume. Imagess mount a directory with content and owner of the one in the image.
     volumes = set(execution.get("Volumes", {}))
     mounts = [mount for mount in specification["mounts"] if mount["destination"] not in volumes]
     for volume in arguments.volume:
@@ -209,6 +122,7 @@ def _start(
         started = subprocess.run(
             [*command, "--pid-file", str(directory / "pid"), name], check=False, stdout=log, stderr=log
         )
+    say(name)
     return started.returncode
 
 
@@ -221,7 +135,7 @@ def end(state: Path, name: str, *, force: bool) -> int:
             raise SystemExit(f"{name} does not stop on {(directory / 'signal').read_text()}")
     _runc(state, "delete", "--force", name)
     shutil.rmtree(directory)
-    print(name)
+    say(name)
     return 0
 
 
@@ -276,42 +190,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _build(engine: Engine, arguments: argparse.Namespace) -> int:
-    match arguments.do:
-        case "from":
-            tag = engine.image(arguments.image)
-            engine.umoci("tag", tag, f"{tag}-working-container")
-            print(f"{tag}-working-container")
-        case "copy":
-            source = Path(arguments.source)
-            source.chmod(int(arguments.chmod, 8))
-            engine.umoci("insert", arguments.container, str(source), arguments.destination)
-        case "config":
-            engine.umoci("config", arguments.container, "--config.cmd", arguments.cmd)
-        case "commit":
-            engine.umoci("tag", arguments.container, _tag(f"{arguments.image}:latest"))
-    return 0
-
-
 def main() -> int:
     """Run one command."""
     arguments = _parser().parse_args(sys.argv[2:])
     state = Path(os.environ[_STATE])
-    engine = Engine(state)
+    images = Images(state)
     match arguments.do:
         case "run":
-            return run(engine, state, arguments)
+            return run(images, state, arguments)
         case "exec":
             return _runc(state, "exec", arguments.name, *arguments.command)
         case "stop" | "rm":
             return end(state, arguments.name, force=arguments.do == "rm")
         case "load":
-            with_name = json.loads(_call("tar", "-xOf", arguments.input, "index.json"))["manifests"][0]
-            name = with_name["annotations"]["io.containerd.image.name"]
-            engine.copy(f"oci-archive:{arguments.input}", _tag(name))
-            print(f"Loaded image: {name}")
-            return 0
-    return _build(engine, arguments)
+            return load(images, arguments.input, by_docker=sys.argv[1] == "docker")
+    return build(images, arguments)
 
 
 if __name__ == "__main__":

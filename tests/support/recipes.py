@@ -18,8 +18,10 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "images.md"
 
-_FENCE = re.compile(r"(?:^`(?P<name>[^`\n]+)`:\n\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
-_HEADING = re.compile(r"^(#{2,3}) (.+)$", re.M)
+_FENCE = re.compile(
+    r"(?:^`(?P<name>[^`\n]+)`:\n\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_HEADING = re.compile(r"^(#{2,3}) (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,29 @@ async def _write(blobs: BlobStore, root: Descriptor, name: str, tag: str, layout
         for manifest in await _copy_all(blobs, _digests(document.get("manifests", [])), directory):
             await _copy_all(blobs, _parts(manifest), directory, documents=False)
         await _copy_all(blobs, _parts(document), directory, documents=False)
+    await _write_for_docker(blobs, root, f"{name}:{tag}", layout)
     entry = {**root.as_json(), "annotations": {_REFERENCE: tag, _NAME: f"localhost/{name}:{tag}"}}
     index = {"schemaVersion": 2, "mediaType": MediaType.OCI_INDEX, "manifests": [entry]}
     (layout / "index.json").write_bytes(canonical_json(index))
     (layout / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
+
+
+async def _write_for_docker(blobs: BlobStore, root: Descriptor, reference: str, layout: Path) -> None:
+    """Describe the image, or the first one of an index, as ``docker save`` does; older ones of ``docker load`` know nothing else."""
+    document = await _read(blobs, root.digest)
+    if "manifests" in document:
+        document = await _read(blobs, Digest.parse(document["manifests"][0]["digest"]))
+    config, *layers = (f"blobs/sha256/{digest.hex}" for digest in _parts(document))
+    described = [{"Config": config, "RepoTags": [f"localhost/{reference}"], "Layers": layers}]
+    (layout / "manifest.json").write_bytes(canonical_json(described))
+
+
+async def _read(blobs: BlobStore, digest: Digest) -> dict[str, Any]:
+    blob = await blobs.find(digest)
+    if blob is None:
+        raise BlobUnknown(str(digest))
+    document: dict[str, Any] = json.loads(await blobs.read(blob))
+    return document
 
 
 async def _copy_all(

@@ -85,19 +85,19 @@ def test_a_packages_own_passwd_is_read_and_added_to(tmp_path: Path) -> None:
     added = b"\nweb:x:1001:1000::/srv:/bin/sh\n"
     assert content(tree, b"etc/passwd") == (tmp_path / "passwd").read_bytes() + added
     tree.children[b"etc"] = Tree({b"passwd": Link(bytes(tmp_path / "gone"))})
-    with pytest.raises(StorageError, match="cannot read .*gone"):
+    with pytest.raises(StorageError, match=r"cannot read .*gone"):
         add_user_files(tree, "web", None, [])
 
 
-@pytest.mark.parametrize("place", ["/", "//", "/nix/store/x/share", "/proc/self", "/dev/shm", "/a/../nix/x"])
+@pytest.mark.parametrize("place", ["/", "//", "/nix/store/x/share", "/proc/self", "/a/../nix/x"])
 def test_some_places_are_not_ours(tree: Tree, place: str) -> None:
     add_user_files(tree, "7", place, [place])
     assert set(tree.children) == {b"etc"}
 
 
 def test_what_stands_there_stays(tree: Tree) -> None:
-    tree.add(b"tmp", Tree(mode=0o1777))
+    tree.add(b"var/x", Tree())
     tree.add(b"share", Link(b"/nix/store/x/share"))
-    add_user_files(tree, "7", "/share/web", ["/tmp", "/share"])
-    assert owner(tree, b"tmp") == (0, 0)
+    add_user_files(tree, "7", "/share/web", ["/var", "/share"])
+    assert owner(tree, b"var") == (0, 0)
     assert tree.get(b"share") == Link(b"/nix/store/x/share")
