@@ -42,7 +42,7 @@ def build(
     """Build an image without a server, and print its digest.
 
     It is what a server with the same settings would answer for NAME. An expression gives a derivation, a list of them, or an image
-    definition: --expr '[ pkgs.git (pkgs.python3.withPackages (p: [ p.requests ])) ]'.
+    definition: --expr '[ pkgs.git pkgs.jq ]'. Recipes for these are in docs/images.md.
     """
     if sum(map(bool, (name, expr, file))) != 1:
         raise typer.BadParameter("give one of NAME, --expr and --file")

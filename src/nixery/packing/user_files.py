@@ -51,11 +51,16 @@ def add_user_files(
     Raises:
         StorageError: a package's ``/etc/passwd`` or ``/etc/group`` cannot be read.
     """
-    owner = _owner(tree, user, working_directory or "/") if user else _ROOT
-    for place in sorted({working_directory or "/", *volumes}):
-        name = posixpath.normpath(place).lstrip("/")
+    home = _name(working_directory or "/")
+    owner = _owner(tree, user, home) if user else _ROOT
+    # Sorted, a directory comes before what it holds.
+    for name in sorted({home, *map(_name, volumes)}):
         if name and name.partition("/")[0] not in _LEFT_OUT:
             tree.add(name.encode(), Tree(owner=owner))
+
+
+def _name(place: str) -> str:
+    return posixpath.normpath(place).lstrip("/")
 
 
 def _owner(tree: Tree, user: str, home: str) -> tuple[int, int]:
@@ -69,7 +74,9 @@ def _owner(tree: Tree, user: str, home: str) -> tuple[int, int]:
     else:
         user_id = _free(tree, _PASSWD)
         group_id = _group(tree, group or name)
-        _append(tree, _PASSWD, f"{name}:x:{user_id}:{group_id}::{posixpath.normpath(home)}:/bin/sh")
+        # What the form of the file has no room for is no home.
+        home = home if home.isprintable() and ":" not in home else ""
+        _append(tree, _PASSWD, f"{name}:x:{user_id}:{group_id}::/{home}:/bin/sh")
     return user_id, _group(tree, group) if group else group_id
 
 

@@ -59,6 +59,17 @@ def test_an_unknown_user_gets_an_entry(tree: Tree) -> None:
     assert owner(tree, b"srv") == (1000, 1000)
 
 
+@pytest.mark.parametrize("place", ["/a:b", "/a\nroot2:x:0:0::/:/bin/sh", "/", "//"])
+def test_an_odd_directory_is_no_home(tree: Tree, place: str) -> None:
+    add_user_files(tree, "web", place, [])
+    assert content(tree, b"etc/passwd") == PASSWD + b"web:x:1000:1000::/:/bin/sh\n"
+
+
+def test_directories_within_each_other(tree: Tree) -> None:
+    add_user_files(tree, "7:7", "/a/b", ["/a/b/c", "//a", "/a/b/c/d/"])
+    assert {owner(tree, name) for name in (b"a", b"a/b", b"a/b/c", b"a/b/c/d")} == {(7, 7)}
+
+
 @pytest.mark.parametrize(
     ("user", "passwd", "group"),
     [
