@@ -121,3 +121,64 @@ def test_every_recipe_can_fail() -> None:
 def test_what_is_printed_is_compared() -> None:
     with pytest.raises(AssertionError, match="expected"):
         assert_prints(Step("echo", "one ... three\n"), "one two\n")
+
+
+def test_a_page_is_read_as_its_readers_do() -> None:
+    page = """\
+## Before
+
+`set/default.nix`:
+
+```nix
+# no heading
+{ }
+```
+
+## Recipes
+
+### One
+
+`a.txt`:
+
+```
+## no heading either
+```
+
+```console
+$ echo 'one
+  two'
+one
+  two
+$ true \\
+    and
+$ echo $?
+0
+```
+
+```yaml
+forgotten: file
+```
+
+### Two
+
+    $ nothing
+
+## After
+
+### No recipe
+"""
+    files, recipes = read_page(page)
+    assert files == {"set/default.nix": "# no heading\n{ }\n", "a.txt": "## no heading either\n"}
+    one, two = recipes
+    assert one.steps == [
+        Step("echo 'one\n  two'", "one\n  two\n"),
+        Step("true \\\n    and", ""),
+        Step("echo $?", "0\n"),
+    ]
+    assert one.other == ["yaml"]
+    assert (two.title, two.steps) == ("Two", [])
+
+
+def test_a_command_that_fails_is_told(machine: Machine) -> None:
+    steps = [Step("false", ""), Step("echo $?", "1\n"), Step("printf unfinished", "")]
+    assert machine.run(steps) == [(1, ""), (0, "1\n"), (0, "unfinished")]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from nixery.cli.workshop import run, workshop
+from nixery.errors import StorageError
 from nixery.image.platform import Platform
 from nixery.image.request import requests_for
 from nixery.nix.builder import NixExpression
@@ -50,6 +51,8 @@ def build(
     wanted = expression.attribute if expression else name
 
     async def command() -> Descriptor:
+        if output is not None and output.exists():  # rather now than after minutes of building
+            raise StorageError(f"{output} exists already")
         async with workshop(expression) as (wired, prepared):
             platforms = (platform,) if platform else prepared.platforms
             found = await wired.images.get(requests_for(wanted, platforms), tag)
