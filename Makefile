@@ -3,6 +3,8 @@
 #   make demo              from nothing to a running container: set up, serve, pull, run
 #   make serve             the server in the foreground; PORT=9090 make serve for another port than 8080
 #   make test              all tests
+#   make acceptance        all clients that Debian has, for real; as root, it installs them
+#   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
 #   make fuzz              the fuzz tests with other inputs each time, and many more; FUZZ_EFFORT=100 make fuzz for still more
 #   make check             linters, types, formatting, import contracts
 #   make setup             what the others share; does nothing where nothing is missing
@@ -20,7 +22,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test fuzz check conformance-peer bench lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new fuzz check conformance-peer bench lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +43,14 @@ test:
 
 fuzz: setup
 	$(WITH_NIX) FUZZ_EFFORT=$${FUZZ_EFFORT:-20} $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/fuzz
+
+acceptance: setup
+	@scripts/acceptance/install_clients.sh
+	$(WITH_NIX) $(BIN)/pytest tests/acceptance --junitxml=var/acceptance/tests.xml
+	@$(BIN)/python scripts/no_skips.py var/acceptance/tests.xml
+
+acceptance-new:
+	@scripts/acceptance/in_debian_testing.sh
 
 check: setup
 	$(BIN)/ruff check .

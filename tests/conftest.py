@@ -1,8 +1,11 @@
 """What pytest has to know before it collects anything."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+
+_ACCEPTANCE = Path(__file__).parent / "acceptance"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,3 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     twice = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
     if twice:
         raise pytest.UsageError(f"several tests are called {', '.join(twice)}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the acceptance tests unless they are asked for by name: they need clients that not every machine has."""
+    asked_for = any(Path(argument).absolute().is_relative_to(_ACCEPTANCE) for argument in config.args)
+    return True if collection_path == _ACCEPTANCE and not asked_for else None

@@ -10,6 +10,7 @@ from nixery.errors import SettingsError, StorageError
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
 from nixery.nix.native_platform import native_platform
+from nixery.nix.sandbox import require_sandbox
 from nixery.process_directory import ProcessDirectory
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
@@ -58,6 +59,8 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     usable = storage.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(storage / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(storage / "gc-roots")) if usable else None
+    if settings.nix_sandbox == "on":
+        _try(problems, require_sandbox)
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
     if popularity is None or temporary is None or roots is None or problems:
         for directory in filter(None, (temporary, roots)):

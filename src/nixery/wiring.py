@@ -10,16 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nixery
+from nixery.fetching.channel import ChannelSource
 from nixery.fetching.directory import DirectorySource
 from nixery.fetching.fingerprint import Fingerprint
-from nixery.layering.popularity import Popularity
+from nixery.fetching.flake import FlakeSource
+from nixery.fetching.git import GitSource
+from nixery.fetching.git_repository import GitRepository
+from nixery.fetching.nix_store import NixStore
 from nixery.nix.builder import NixExpression
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import Gzip
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
+from nixery.pipeline.evaluation_cache import EvaluationCache
+from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.image_builder import LAYER_BUDGET, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
@@ -34,6 +41,7 @@ from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
 from nixery.server.rsgi import Application
 from nixery.settings import Settings
+from nixery.sources.source import PackageSource
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore
@@ -54,10 +62,28 @@ class Wired:
     close: Callable[[], Awaitable[None]]
 
 
-def _identity(packer: LayerPacker, popularity: Popularity) -> str:
-    """What decides on an image besides its package set and its name; this program too, down to the last character."""
-    program = Fingerprint().of(Path(nixery.__file__).parent)
-    return canonical_json([program, packer.identity, LAYER_BUDGET, popularity.counts]).decode()
+def _package_source(settings: Settings, prepared: Prepared, store: NixStore) -> PackageSource:
+    storage, temporary, environment = settings.storage_path, prepared.temporary.path, settings.environment
+    if settings.package_set is not None:
+        return DirectorySource(settings.package_set)
+    if settings.repository is not None:
+        return GitSource(settings.repository, storage / "sources", temporary, store, environment)
+    if settings.channel is not None:
+        names = GitRepository(settings.channel_repository, storage / "sources", environment)
+        return ChannelSource(settings.channel, settings.channel_tags, settings.channel_url, names, store)
+    if settings.flake is not None:
+        return FlakeSource(settings.flake, store)
+    raise AssertionError("the settings have one source")
+
+
+def _nix_options(settings: Settings) -> NixOptions:
+    return NixOptions(
+        every_command=settings.nix_arguments,
+        sandbox=None if settings.nix_sandbox == "auto" else settings.nix_sandbox == "on",
+        import_from_derivation=settings.allow_ifd,
+        environment=settings.evaluation_environment,
+        memory=settings.evaluation_memory * 1024 * 1024 or None,
+    )
 
 
 @asynccontextmanager
@@ -73,17 +99,19 @@ async def wire(
     """
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
-    source = DirectorySource(settings.package_set)
+    source = _package_source(settings, prepared, NixStore(roots))
     pins = Pins(source, records, settings.pin_ttl)
-    nix = SubprocessNixBuilder(settings.nix_timeout, roots, expression)
+    nix = SubprocessNixBuilder(settings.nix_timeout, roots, _nix_options(settings), expression)
     packer = LayerPacker(Gzip())
     # What an expression refers to, nobody can tell; so it is evaluated each time.
-    identity = _identity(packer, prepared.popularity)
+    program = Fingerprint().of(Path(nixery.__file__).parent)
+    identity = canonical_json([program, packer.identity, LAYER_BUDGET, prepared.popularity.counts]).decode()
+    evaluations = EvaluationCache(records, program) if expression is None else None
     cache = BuildCache(records, blobs, identity) if expression is None else None
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, packer, executor)
-    builder = ImageBuilder(source, nix, layers, blobs, prepared.popularity)
-    builds = SharedBuilds(cache, builder, LoggingObserver())
+    builder = ImageBuilder(Evaluator(source, nix, evaluations), nix, layers, blobs, prepared.popularity)
+    builds = SharedBuilds(cache, builder, LoggingObserver(), settings.failure_ttl)
     images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)
     registry = Registry(

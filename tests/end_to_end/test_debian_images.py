@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.container import Container, pull
-from tests.support.nix import nix_environment
-from tests.support.server import Server, running_server
-
-PACKAGE_SET = Path(__file__).parents[2] / "packagesets" / "debian"
+from tests.support.server import Server
 
 # ELF header, e_machine.
 _AARCH64 = 183
@@ -20,23 +16,9 @@ _AARCH64 = 183
 pytestmark = pytest.mark.xdist_group("debian")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("debian")
-    settings = {"NIXERY_PKGS_PATH": str(PACKAGE_SET), "NIX_TIMEOUT": "300", **nix_environment(directory)}
-    with running_server(directory, settings) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def tools(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
-    return pull(server.port, "shell/git/curl/jq", "latest", tmp_path_factory.mktemp("tools"))
-
-
-def test_hello(server: Server, tmp_path: Path) -> None:
-    container = pull(server.port, "hello", "latest", tmp_path)
-    assert container.image.cmd == ["hello"]
-    assert container.run("hello") == "Hello, world!\n"
+def test_hello(hello: Container) -> None:
+    assert hello.image.cmd == ["hello"]
+    assert hello.run("hello") == "Hello, world!\n"
 
 
 def test_the_same_by_digest(server: Server, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +13,15 @@ from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
 from nixery.fetching.directory import DirectorySource
-from nixery.image.platform import AMD64
+from nixery.image.platform import AMD64, Platform
 from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
-from nixery.nix.builder import Contents
+from nixery.nix.builder import Evaluated
 from nixery.oci.digest import Digest
 from nixery.packing.compression import Gzip
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
+from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import BuildEvent
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.images import Images
@@ -33,6 +34,7 @@ from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
 from nixery.server.rsgi import Application, Headers
+from nixery.sources.source import PackageSet
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
 from nixery.storage.small_blobs import SmallBlobs
@@ -49,13 +51,20 @@ class RecordingBuilder:
     """A ``NixBuilder`` whose package set is empty."""
 
     def __init__(self) -> None:
-        self.requests: list[ImageRequest] = []
+        self.requests: list[tuple[Sequence[str], Sequence[str]]] = []
 
-    async def evaluate(self, request: ImageRequest, package_set: Path) -> Contents:  # noqa: ARG002 -- it is empty
-        self.requests.append(request)
-        raise PackagesUnavailable(
-            tuple(UnavailablePackage(name, Reason.MISSING) for name in request.packages)
-        )
+    async def evaluate(
+        self,
+        wanted: Sequence[str],
+        optional: Sequence[str],
+        platform: Platform,  # noqa: ARG002
+        package_set: PackageSet,  # noqa: ARG002
+    ) -> Mapping[str, Sequence[Evaluated]]:
+        self.requests.append((wanted, optional))
+        if not wanted:
+            raise PackagesUnavailable(())  # the image with nothing in it would have to be built
+        missing = {name: (UnavailablePackage(name, Reason.MISSING),) for name in wanted}
+        return {**missing, **dict.fromkeys(optional, ())}
 
     def realise(self, installables: Sequence[str]) -> AbstractAsyncContextManager[None]:
         raise AssertionError(installables)
@@ -148,7 +157,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         layers = LayerPublisher(blobs, records, LayerPacker(Gzip()), executor)
         source = DirectorySource(directory / "set")
         (directory / "set").mkdir()
-        builder = ImageBuilder(source, nix, layers, blobs, Popularity())
+        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity())
         builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence())
         images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs))
         registry = Registry(

@@ -64,12 +64,11 @@ def start_server(tmp_path: Path, settings: Mapping[str, str]) -> Iterator[StartS
     """Start servers of a test's own, all on one storage unless they are told another."""
     with ExitStack() as stack:
 
-        def start(**other_settings: str) -> Server:
-            return stack.enter_context(
-                running_server(
-                    tmp_path, {**settings, "STORAGE_PATH": str(tmp_path / "storage"), **other_settings}
-                )
-            )
+        def start(**other_settings: str | None) -> Server:
+            """With ``None``, a setting that all servers have in common is left out."""
+            chosen = {**settings, "STORAGE_PATH": str(tmp_path / "storage"), **other_settings}
+            given = {name: value for name, value in chosen.items() if value is not None}
+            return stack.enter_context(running_server(tmp_path, given))
 
         yield start
 

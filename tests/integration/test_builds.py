@@ -26,10 +26,11 @@ def impatient(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, s
 
 def test_failed_build(client: RegistryClient) -> None:
     response = client.manifest("fails/hello")
-    assert response.status == 500
+    assert response.status == 422
     detail = response.error["detail"]
     assert detail["derivation"].endswith("-fails-1.0.drv")
     assert detail["log"] == ["only line of the log"]
+    assert "only line of the log" in response.error["message"]
     assert "fails-1.0.drv" in response.error["message"]
     assert "3" in response.error["message"]
 
@@ -42,13 +43,13 @@ def test_failed_dependency_is_the_one_to_blame(client: RegistryClient) -> None:
 
 def test_failed_build_fails_again_and_harms_nobody(client: RegistryClient) -> None:
     for _ in range(2):
-        assert client.manifest("fails").status == 500
+        assert client.manifest("fails").status == 422
     assert client.manifest("hello").status == 200
 
 
 def test_megabyte_on_both_streams_before_a_failure(client: RegistryClient) -> None:
     response = client.manifest("failsloudly")
-    assert response.status == 500
+    assert response.status == 422
     log = response.error["detail"]["log"]
     assert log[-1] == "the last line"
     assert log[0] == "a line of the megabyte on stderr"
@@ -58,7 +59,7 @@ def test_megabyte_on_both_streams_before_a_failure(client: RegistryClient) -> No
 
 def test_megabyte_in_one_line(client: RegistryClient) -> None:
     response = client.manifest("failsinoneline")
-    assert response.status == 500
+    assert response.status == 422
     assert response.error["detail"]["derivation"].endswith("-failsinoneline-1.0.drv")
     assert "xxxxxxxxxx" in response.error["detail"]["log"][-1]
     assert len(response.body) < _LARGEST_ERROR
@@ -70,7 +71,7 @@ def test_log_that_is_not_utf8(pull: Pull) -> None:
 
 def test_log_that_is_not_utf8_of_a_failure(client: RegistryClient) -> None:
     response = client.manifest("failsinbytes")
-    assert response.status == 500
+    assert response.status == 422
     detail = response.error["detail"]
     assert detail["derivation"].endswith("-failsinbytes-1.0.drv")
     assert detail["log"][-1] == "the last line"

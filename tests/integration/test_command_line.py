@@ -179,7 +179,9 @@ def test_wrong_usage(nixery: CommandLine, arguments: list[str]) -> None:
 
 def test_no_package_set(tmp_path: Path) -> None:
     ended = CommandLine({}, tmp_path)("build", "hello", status=1)
-    assert ended.stderr == "nixery: NIXERY_PKGS_PATH is not set: the directory of a Nix package set\n"
+    assert ended.stderr == (
+        "nixery: set one of NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH, NIXERY_FLAKE: where packages come from\n"
+    )
 
 
 def test_inspecting(nixery: CommandLine) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from nixery.closure.graph import Closure, PathInfo
 from nixery.errors import NixUnusable
-from nixery.image.request import parse_image_name
+from nixery.image.platform import AMD64
 from nixery.nix.builder import Contents, Package
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
+from nixery.sources.source import NixFiles
 
 
 @pytest.fixture
@@ -23,13 +25,13 @@ def builder(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     roots = GarbageCollectorRoots(tmp_path)
-    return SubprocessNixBuilder(30, roots)
+    return SubprocessNixBuilder(30, roots, NixOptions())
 
 
 async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:
-    package_set = Path(os.environ["NIXERY_PKGS_PATH"])  # set by the fixture
-    contents = await builder.evaluate(parse_image_name(name), package_set)
-    (package,) = [package for package in contents.packages if package.requested_name == name]
+    package_set = NixFiles(Path(os.environ["NIXERY_PKGS_PATH"]), self_contained=False)  # set by the fixture
+    (package,) = (await builder.evaluate([name], [], AMD64, package_set))[name]
+    assert isinstance(package, Package)
     return package
 
 

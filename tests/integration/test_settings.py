@@ -34,7 +34,7 @@ def test_nothing_is_set(tmp_path: Path) -> None:
     lines = problems({}, tmp_path)
     assert len(lines) == 4
     for variable in ("PORT", "NIXERY_PKGS_PATH", "NIXERY_STORAGE_BACKEND", "STORAGE_PATH"):
-        assert sum(f" {variable} " in line for line in lines) == 1, lines
+        assert sum(variable in line.replace(",", " ").split() for line in lines) == 1, lines
 
 
 @pytest.mark.parametrize(
@@ -135,3 +135,8 @@ def test_nix_is_not_installed(start_server: StartServer, tmp_path: Path) -> None
     assert response.status == 500
     assert "nix-instantiate" in response.error["message"]
     assert server.client.get("/v2/").status == 200
+
+
+def test_two_sources(good: dict[str, str], tmp_path: Path) -> None:
+    lines = problems({**good, "NIXERY_CHANNEL": "nixos-24.05"}, tmp_path)
+    assert lines == ["nixery: NIXERY_CHANNEL and NIXERY_PKGS_PATH are set; packages come from one source"]

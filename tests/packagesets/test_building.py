@@ -1,5 +1,6 @@
 """The pure parts of the builder: places, paths in text, alternatives, RUNPATHs."""
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from building.elf import Dynamic, new_run_path, read_dynamic
 from building.layout import is_left_out, output_path
 from building.links import make_links
 from building.outputs import Outputs
+from building.roomy_elf import patch_in_place
 from building.text import rewrite_text
 from building.unpack import Links, declared_alternatives
 
@@ -117,3 +119,40 @@ def test_a_run_path_names_only_the_directories_that_are_needed(tmp_path: Path) -
 def test_only_dynamic_elf_files_are_read() -> None:
     assert read_dynamic(b"#!/bin/sh\n" * 20) is None
     assert read_dynamic(b"\x7fELF" + b"\x02\x01" + b"\0" * 100) is None
+
+
+_INTERP, _LOAD, _DYNAMIC = 3, 1, 2
+
+
+def roomy_program(room: int) -> bytes:
+    """A program whose program headers have some zeros behind them, like those that Go's own linker makes."""
+    end = 64 + 3 * 56 + room
+    dynamic = struct.pack("<qQqQqQ", 5, 0x402000, 21, 0, 0, 0)
+    segments = [(_INTERP, end, 10), (_LOAD, 0, 0x1000), (_DYNAMIC, end + 10, len(dynamic))]
+    headers = b"".join(
+        struct.pack("<IIQQQQQQ", kind, 4, offset, 0x400000 + offset, 0x400000 + offset, size, size, 1)
+        for kind, offset, size in segments
+    )
+    identification = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    header = identification + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x400100, 64, 0, 0, 64, 56, 3, 64, 0, 0)
+    return header + headers + bytes(room) + b"/lib64/ld\0" + dynamic
+
+
+def test_a_program_with_room_gets_its_loader_and_run_path_in_place() -> None:
+    program = roomy_program(200)
+    patched = patch_in_place(program, "/nix/store/x/ld.so", "/nix/store/x/lib")
+    assert patched is not None
+    assert len(patched) == len(program)
+    kind, _, offset, address, _, size, _, _ = struct.unpack_from("<IIQQQQQQ", patched, 64)
+    assert (kind, patched[offset : offset + size]) == (_INTERP, b"/nix/store/x/ld.so\0")
+    assert address == 0x400000 + offset
+    dynamic = 64 + 3 * 56 + 200 + 10
+    tag, value = struct.unpack_from("<qQ", patched, dynamic + 16)
+    assert tag == 29
+    place = (value + 0x402000) % (1 << 64) - 0x400000
+    assert patched[place:].startswith(b"/nix/store/x/lib\0")
+
+
+def test_a_program_without_room_is_left_to_patchelf() -> None:
+    assert patch_in_place(roomy_program(20), "/nix/store/x/ld.so", "/nix/store/x/lib") is None
+    assert patch_in_place(b"#!/bin/sh\n", "/nix/store/x/ld.so", "/nix/store/x/lib") is None

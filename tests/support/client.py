@@ -82,9 +82,9 @@ class RegistryClient:
     def blob(self, name: str, digest: str) -> Response:
         return self.get(f"/v2/{name}/blobs/{quote(digest)}")
 
-    def digest(self, name: str) -> str:
+    def digest(self, name: str, reference: str = "latest") -> str:
         """The digest of the manifest that a name stands for."""
-        response = self.manifest(name)
+        response = self.manifest(name, reference)
         assert response.status == 200, response
         return response.headers["docker-content-digest"]
 

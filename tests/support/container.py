@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from tests.support.pulled_image import PulledImage
 from tests.validator.image_validator import validate
@@ -19,7 +21,23 @@ _PULL = 300
 _RUN = 60
 
 # runc is in sbin, which is not on everybody's PATH.
-_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+_ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+
+
+class Options(TypedDict, total=False):
+    """How to run a command, where that differs from what the image says.
+
+    Attributes:
+        user: number of the user and of the group.
+        env: further variables.
+        files: places in the container to the files of this machine that are mounted there.
+        network_of_the_host: so that servers of the test can be reached.
+    """
+
+    user: int
+    env: Mapping[str, str]
+    files: Mapping[str, Path]
+    network_of_the_host: bool
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class Container:
 
     Attributes:
         image: as it was pulled; validated.
-        bundle: umoci's bundle: ``config.json`` and ``rootfs``.
+        bundle: umoci's bundle: ``umoci.json``, what it made of the config, and ``rootfs``.
     """
 
     image: PulledImage
@@ -38,16 +56,74 @@ class Container:
     def root(self) -> Path:
         return self.bundle / "rootfs"
 
-    def run(self, *command: str) -> str:
+    def find(self, name: str, left: int = 40) -> Path:
+        """What a name in the container leads to, found from without: absolute symlinks are the container's."""
+        assert left, f"too many symlinks at {name}"
+        path = self.root
+        components = Path(name).parts[1:]
+        for position, component in enumerate(components):
+            path = path / component
+            if path.is_symlink():
+                target = "/" / path.parent.relative_to(self.root) / path.readlink()
+                return self.find(os.path.normpath(target.joinpath(*components[position + 1 :])), left - 1)
+        return path
+
+    def run(self, *command: str, **options: Unpack[Options]) -> str:
         """Run a command with runc, in the environment the image's config gives; return what it prints."""
-        specification = json.loads((self.bundle / "config.json").read_text())
-        specification["process"] |= {"args": list(command), "terminal": False}
+        return call(self._runc(command, options), _RUN)
+
+    def status(self, *command: str, **options: Unpack[Options]) -> tuple[int, str]:
+        """Run a command that may fail; return its exit status and what it prints."""
+        finished = _finish(self._runc(command, options), _RUN)
+        return finished.returncode, finished.stdout
+
+    @contextmanager
+    def started(self, *command: str) -> Iterator[Callable[..., str]]:
+        """Start a command that goes on, and yield what runs others beside it in the same container (`docker exec`)."""
+        name = self._prepare(command, {})
+        # Not into a pipe: it would have no end before the command has.
+        with (self.bundle.parent / "started.log").open("wb") as output:
+            subprocess.run(
+                [*self._call, "run", "--detach", "--bundle", str(self.bundle), name],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                timeout=_RUN,
+                check=True,
+                env=_ENVIRONMENT,
+            )
+        try:
+            yield lambda *other: call([*self._call, "exec", name, *other], _RUN)
+        finally:
+            call([*self._call, "delete", "--force", name], _RUN)
+
+    @property
+    def _call(self) -> Sequence[str]:
+        return ("runc", "--root", str(self.bundle.parent / "runc"))
+
+    def _runc(self, command: Sequence[str], options: Options) -> Sequence[str]:
+        return [*self._call, "run", "--bundle", str(self.bundle), self._prepare(command, options)]
+
+    def _prepare(self, command: Sequence[str], options: Options) -> str:
+        """Write what runc is to do; return a name for the container."""
+        specification = json.loads((self.bundle / "umoci.json").read_text())
+        process = specification["process"]
+        process |= {"args": list(command), "terminal": False}
         # A machine without CAP_SYS_RESOURCE must not set what umoci asks for.
-        specification["process"].pop("rlimits", None)
+        process.pop("rlimits", None)
+        if "user" in options:
+            process["user"] = {"uid": options["user"], "gid": options["user"]}
+        variables = dict(entry.split("=", 1) for entry in process["env"]) | dict(options.get("env", {}))
+        process["env"] = [f"{name}={value}" for name, value in variables.items()]
+        specification["mounts"] += [
+            {"destination": place, "source": str(file), "type": "bind", "options": ["bind", "ro"]}
+            for place, file in options.get("files", {}).items()
+        ]
+        if options.get("network_of_the_host"):
+            namespaces = specification["linux"]["namespaces"]
+            specification["linux"]["namespaces"] = [one for one in namespaces if one["type"] != "network"]
         (self.bundle / "config.json").write_text(json.dumps(specification))
-        name = f"nixery-test-{uuid.uuid4().hex}"
-        state = self.bundle.parent / "runc"
-        return call(["runc", "--root", str(state), "run", "--bundle", str(self.bundle), name], _RUN)
+        return f"nixery-test-{uuid.uuid4().hex}"
 
 
 def pull(port: int, name: str, reference: str, directory: Path) -> Container:
@@ -62,13 +138,22 @@ def pull(port: int, name: str, reference: str, directory: Path) -> Container:
     image = PulledImage.from_oci_layout(layout)
     validate(image)
     call(["umoci", "unpack", "--image", f"{layout}:image", str(bundle)], _RUN)
+    (bundle / "config.json").rename(bundle / "umoci.json")
     shutil.rmtree(layout)
     return Container(image, bundle)
 
 
 def call(command: Sequence[str], seconds: float) -> str:
     """Run a program; its output is in the failure, if it fails."""
-    finished = subprocess.run(
+    finished = _finish(command, seconds)
+    assert finished.returncode == 0, (
+        f"{' '.join(command)} failed with {finished.returncode}:\n{finished.stdout}"
+    )
+    return finished.stdout
+
+
+def _finish(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -77,9 +162,5 @@ def call(command: Sequence[str], seconds: float) -> str:
         errors="replace",
         timeout=seconds,
         check=False,
-        env={**os.environ, "PATH": _PATH},
+        env=_ENVIRONMENT,
     )
-    assert finished.returncode == 0, (
-        f"{' '.join(command)} failed with {finished.returncode}:\n{finished.stdout}"
-    )
-    return finished.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 from building.errors import BuildError
 from building.layout import output_path
 from building.outputs import Outputs
+from building.roomy_elf import patch_in_place
 
 _HEADER_SIZE, _CLASS_64 = 64, 2
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
@@ -100,7 +101,8 @@ def new_run_path(dynamic: Dynamic, outputs: Outputs) -> list[str]:
 
 def patch(path: Path, outputs: Outputs) -> None:
     """Make the program or library at `path` find its loader and its libraries in the store."""
-    dynamic = read_dynamic(path.read_bytes())
+    content = path.read_bytes()
+    dynamic = read_dynamic(content)
     if dynamic is None:
         return
     options = []
@@ -111,6 +113,11 @@ def patch(path: Path, outputs: Outputs) -> None:
         options += ["--set-rpath", ":".join(run_path)] if run_path else ["--remove-rpath"]
     if not options:
         return
+    if dynamic.has_interpreter and outputs.loader and not dynamic.run_path:
+        patched = patch_in_place(content, outputs.loader, ":".join(run_path))
+        if patched is not None:
+            path.write_bytes(patched)
+            return
     done = subprocess.run(
         ["patchelf", *options, os.fspath(path)], capture_output=True, text=True, check=False
     )

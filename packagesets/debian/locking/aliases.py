@@ -122,7 +122,7 @@ ALIASES: Mapping[str, str] = {
 MAIN_PROGRAMS: Mapping[str, str] = {
     "7zip": "7z", "apache2-bin": "apache2", "bind9-dnsutils": "dig", "binutils": "ld", "bsdmainutils": "cal",
     "coreutils": "ls", "dnsutils": "dig", "docker.io": "docker", "fd-find": "fd", "golang-go": "go", "findutils": "find", "git-delta": "delta",
-    "gnupg": "gpg", "gnutls-bin": "gnutls-cli", "imagemagick": "convert", "iproute2": "ip", "iputils-ping": "ping",
+    "gnupg": "gpg", "gnutls-bin": "gnutls-cli", "httpie": "http", "imagemagick": "convert", "iproute2": "ip", "iputils-ping": "ping",
     "kubernetes-client": "kubectl", "ldap-utils": "ldapsearch", "libxml2-utils": "xmllint", "mariadb-client-core": "mariadb",
     "mariadb-server-core": "mariadbd", "moreutils": "sponge", "neovim": "nvim", "net-tools": "ifconfig", "netcat-openbsd": "nc",
     "netcat-traditional": "nc", "nix-bin": "nix", "nodejs": "node", "openssh-client": "ssh", "openssh-server": "sshd",

@@ -56,7 +56,7 @@ def build(
         async with workshop(expression) as (wired, prepared):
             platforms = (platform,) if platform else prepared.platforms
             found = await wired.images.get(requests_for(wanted, platforms), tag)
-            root = found.index if isinstance(found, ImageIndex) else found.manifest
+            root = found.image.index if isinstance(found.image, ImageIndex) else found.image.manifest
             if output is not None:
                 await write_layout(wired.blobs, root.descriptor, wanted, tag, output.absolute())
         return root.descriptor

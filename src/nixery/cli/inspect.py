@@ -69,7 +69,7 @@ def inspect(
 
 
 async def _inspect(wired: Wired, name: str, tag: str, platform: Platform) -> _Inspected:
-    found = await wired.images.get(requests_for(name, (platform,)), tag)
+    found = (await wired.images.get(requests_for(name, (platform,)), tag)).image
     image = found.first if isinstance(found, ImageIndex) else found
     manifest = json.loads(image.manifest.content)
     config = json.loads(await _read(wired.blobs, manifest["config"]["digest"]))

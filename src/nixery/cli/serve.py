@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 
+import structlog
 import typer
 import uvloop
 
 from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError
+from nixery.nix.sandbox import configured_sandbox
 from nixery.preparation import Prepared, prepare
 from nixery.server.serve import serve as serve_application
 from nixery.settings import Settings
@@ -27,6 +29,8 @@ def serve() -> None:
     configure_logs(logging.INFO)
     try:
         settings = Settings.from_environment(os.environ)
+        sandbox = configured_sandbox() if settings.nix_sandbox == "auto" else settings.nix_sandbox
+        structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
         uvloop.run(_serve(settings, prepare(settings)))
     except NixeryError as error:
         for line in str(error).splitlines():

@@ -10,6 +10,7 @@
     │   ├── NameUnknown
     │   ├── BlobUnknown
     │   ├── ManifestUnknown
+    │   ├── TagUnknown                the package source has no such branch, commit, ...
     │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
     ├── BuildError                    the request is fine, making the image failed
     │   ├── EvaluationFailed
@@ -57,6 +58,7 @@ from nixery.errors.request import (
     PackagesUnavailable,
     Reason,
     RequestError,
+    TagUnknown,
     UnavailablePackage,
 )
 
@@ -83,5 +85,6 @@ __all__ = [
     "ShuttingDown",
     "SourceUnreachable",
     "StorageError",
+    "TagUnknown",
     "UnavailablePackage",
 ]

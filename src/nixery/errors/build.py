@@ -30,7 +30,10 @@ class BuildFailed(BuildError):
 
     def __init__(self, derivation: str | None, log_tail: tuple[str, ...], summary: str) -> None:
         what = f"building {derivation} failed" if derivation else "Nix could not build the packages"
-        super().__init__(f"{what}: {summary}")
+        # Most clients show the message and nothing else, so that the reason has to be in it.
+        last = next((line.strip() for line in reversed(log_tail) if line.strip()), "")
+        reason = f"; its log ends with: {last}" if last and last not in summary else ""
+        super().__init__(f"{what}: {summary.removesuffix('.') if reason else summary}{reason}")
         self.derivation = derivation
         self.log_tail = log_tail
 

@@ -64,6 +64,14 @@ class ManifestUnknown(RequestError):
         self.reference = reference
 
 
+class TagUnknown(RequestError):
+    """The package source has nothing that the tag could mean."""
+
+    def __init__(self, tag: str, reason: str) -> None:
+        super().__init__(f"tag {tag}: {reason}")
+        self.tag = tag
+
+
 class Reason(StrEnum):
     """Why a package cannot be had. The values are the words used towards the client."""
 

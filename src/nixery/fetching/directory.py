@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nixery.errors import NixeryError, PackageSetChanged, SourceUnreachable
 from nixery.fetching.fingerprint import Fingerprint
-from nixery.sources.source import Pin, Reference
+from nixery.sources.source import NixFiles, Pin, Reference
 
 # The one source without versions: every tag means what is there now.
 _REFERENCE = Reference("", moving=True)
@@ -40,11 +40,11 @@ class DirectorySource:
         return await self._pin()
 
     @asynccontextmanager
-    async def open(self, pin: Pin) -> AsyncIterator[Path]:
+    async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
         """See ``PackageSource.open``."""
         await self._require(pin)
         try:
-            yield self._path.resolve()
+            yield NixFiles(self._path.resolve(), self_contained=False)
         except NixeryError:
             # It may be due to a change that was half done.
             await self._require(pin)

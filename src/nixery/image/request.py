@@ -21,6 +21,9 @@ _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
 # The specification bounds host name and repository name together to 255 characters.
 _LONGEST_NAME = 255
 
+# What Docker makes of a name without a slash before it asks a mirror: `hello` is `library/hello`, two components.
+_OFFICIAL = 2
+
 SHELL_PACKAGES = ("bashInteractive", "coreutils", "moreutils", "nano")
 
 # In every image, where the package set has them: TLS roots, and the names of protocols and services.
@@ -81,6 +84,8 @@ def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[Imag
     """
     validate_name(name)
     components = name.split("/")
+    if len(components) == _OFFICIAL and components[0] == "library":
+        del components[0]
     first_package = next(
         (i for i, component in enumerate(components) if component != "shell" and component not in _PLATFORMS),
         len(components),

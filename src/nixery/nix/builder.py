@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
-from nixery.image.request import ImageRequest
+from nixery.errors import UnavailablePackage
+from nixery.image.platform import Platform
 from nixery.oci.image import ExecutionParameters
+from nixery.sources.source import PackageSet
 
 # Nix's own default for meta.priority; a lower number wins a name clash.
 DEFAULT_PRIORITY = 5
@@ -51,6 +52,7 @@ class Definition:
     """What an image definition says besides its contents.
 
     Attributes:
+        requested_name: as it stands in the image request.
         attribute: where the set has it.
         execution: its ``config``.
         layers: how many the image is to have at most; ``None`` for as many as any.
@@ -58,6 +60,7 @@ class Definition:
         store_paths: the paths that are mentioned.
     """
 
+    requested_name: str
     attribute: str
     execution: ExecutionParameters
     layers: int | None = None
@@ -103,17 +106,22 @@ class NixExpression:
     text: str
 
 
+Evaluated = Package | Definition | UnavailablePackage
+
+
 class NixBuilder(Protocol):
     """Evaluates, realises, and tells the closure of what it realised."""
 
-    async def evaluate(self, request: ImageRequest, package_set: Path) -> Contents:
-        """Find the packages of a request in a package set, all in one evaluation.
+    async def evaluate(
+        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
+    ) -> Mapping[str, Sequence[Evaluated]]:
+        """Look names up in a package set, all in one evaluation.
 
-        Optional packages that the set does not have are left out.
+        Returns:
+            By name what it stands for: one package; all of a list; a definition and its contents; or why it cannot be had.
+            Nothing, for an optional name that the set does not have.
 
         Raises:
-            PackagesUnavailable: with every package that cannot be had.
-            InvalidName: it asks for two image definitions.
             EvaluationFailed: the set itself is broken.
             BuildTimedOut: evaluation took too long.
             NixUnusable: Nix cannot be run.

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 
 from nixery.errors import BuildTimedOut
 from nixery.nix.build_log import LOG_TAIL, plain
-from nixery.nix.process import Completed, Deadline, run
+from nixery.nix.process import OURS, Completed, Deadline, Surroundings, run
 
 
-async def run_command(seconds: float, *arguments: str) -> tuple[Completed, Sequence[str]]:
+async def run_command(
+    seconds: float, *arguments: str, surroundings: Surroundings = OURS
+) -> tuple[Completed, Sequence[str]]:
     """Run a command to its end; return what became of it, and the last lines it wrote on stderr.
 
     Args:
         seconds: until it has to have ended.
         arguments: the program and its arguments.
+        surroundings: of the program.
 
     Raises:
         BuildTimedOut: it did not end in time.
@@ -27,6 +30,7 @@ async def run_command(seconds: float, *arguments: str) -> tuple[Completed, Seque
             arguments,
             lambda line: stderr.append(plain(line.decode(errors="replace"))),
             Deadline(seconds),
+            surroundings,
         )
     except TimeoutError:
         raise BuildTimedOut(None, seconds, tuple(stderr)) from None

@@ -14,7 +14,6 @@ from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import NixUnusable, Reason, UnavailablePackage
 from nixery.image.definition import InvalidDefinition, parse_definition
 from nixery.image.near_names import NearNames
-from nixery.image.request import ImageRequest
 from nixery.nix.builder import DEFAULT_PRIORITY, Definition, Package
 
 
@@ -100,7 +99,7 @@ class Flaw:
     position: tuple[int, ...] | None = ()
 
 
-Evaluated = Package | Definition | Flaw
+Item = Package | Definition | Flaw
 
 
 def request_argument(
@@ -111,7 +110,7 @@ def request_argument(
     return json.dumps({"packages": list(packages), "optional": list(optional), "diagnose": place})
 
 
-def parse_answer(stdout: bytes, request: ImageRequest) -> tuple[Evaluated, ...]:
+def parse_answer(stdout: bytes) -> tuple[Item, ...]:
     """Read the answer to a request, in the order of its packages, optional ones last.
 
     A list of packages is as many of them; a definition is itself, and then its contents.
@@ -128,9 +127,7 @@ def parse_answer(stdout: bytes, request: ImageRequest) -> tuple[Evaluated, ...]:
             f"Nix's answer to an evaluation is not understood: {where}: {problem['msg']}"
         ) from error
     near_names = _near_names(answer)
-    return tuple(
-        _interpret(package, near_names.get(package.name, ()), request) for package in answer.packages
-    )
+    return tuple(_interpret(package, near_names.get(package.name, ())) for package in answer.packages)
 
 
 def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:
@@ -142,16 +139,14 @@ def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:
     return {package.name: sets[package.within].of(package.name) for package in missing}
 
 
-def _interpret(item: _Item, near: tuple[str, ...], request: ImageRequest) -> Evaluated:
+def _interpret(item: _Item, near: tuple[str, ...]) -> Item:
     match item:
         case _Available():
             return _package(item)
         case _Definition():
             return _definition(item)
         case _Missing(name=name):
-            by_meta_package = name not in request.requested
-            explanation = "part of every image with a shell" if by_meta_package else ""
-            return Flaw(UnavailablePackage(name, Reason.MISSING, explanation, near))
+            return Flaw(UnavailablePackage(name, Reason.MISSING, near_names=near))
         case _NotAPackage(name=name, attribute=attribute, position=position):
             found = _NIX_TYPES.get(item.type, item.type)
             explanation = f"{_place(attribute, position)} is a {found}, not a derivation"
@@ -194,4 +189,4 @@ def _definition(item: _Definition) -> Definition | Flaw:
     # Which path belongs to which installable does not matter: all that the text mentions has to be there.
     mentioned = sorted(set(_STORE_PATH.findall(item.definition))) if item.installables else []
     paths = tuple(StorePath.parse(path) for path in mentioned)
-    return Definition(item.attribute, execution, layers, tuple(item.installables), paths)
+    return Definition(item.name, item.attribute, execution, layers, tuple(item.installables), paths)

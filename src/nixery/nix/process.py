@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -54,7 +55,28 @@ class Completed:
     stdout: bytes
 
 
-async def run(arguments: Sequence[str], read_stderr_line: LineReader, deadline: Deadline) -> Completed:
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a process is given, and how much it may take.
+
+    Attributes:
+        environment: ``None`` for ours.
+        memory: bytes of address space; ``None`` for as much as there is.
+    """
+
+    environment: Mapping[str, str] | None = None
+    memory: int | None = None
+
+
+OURS = Surroundings()
+
+
+async def run(
+    arguments: Sequence[str],
+    read_stderr_line: LineReader,
+    deadline: Deadline,
+    surroundings: Surroundings = OURS,
+) -> Completed:
     """Run a program in a process group of its own.
 
     However this ends (deadline, cancellation, an error here), the whole group has ended before it returns.
@@ -63,6 +85,7 @@ async def run(arguments: Sequence[str], read_stderr_line: LineReader, deadline: 
         arguments: the program and its arguments; no shell is involved.
         read_stderr_line: called with each line, without its line break, while the program runs.
         deadline: when to give up.
+        surroundings: of the program, and of what it starts.
 
     Raises:
         TimeoutError: the deadline passed.
@@ -75,11 +98,16 @@ async def run(arguments: Sequence[str], read_stderr_line: LineReader, deadline: 
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
+            env=surroundings.environment,
         )
     except OSError as error:
         raise NixUnusable(
-            f"cannot run {arguments[0]} ({error.strerror}); is Nix installed and on PATH?"
+            f"cannot run {arguments[0]} ({error.strerror}); is it installed and on PATH?"
         ) from error
+    if surroundings.memory is not None:
+        with suppress(ProcessLookupError):
+            limit = (surroundings.memory, surroundings.memory)
+            resource.prlimit(process.pid, resource.RLIMIT_AS, limit)
     if process.stdout is None or process.stderr is None:
         raise AssertionError("both streams were asked for")
     try:

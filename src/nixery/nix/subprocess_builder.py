@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import (
     BuildFailed,
     BuildTimedOut,
-    InvalidName,
     NixUnusable,
-    PackagesUnavailable,
 )
-from nixery.image.request import ImageRequest
+from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog
-from nixery.nix.builder import Contents, Definition, NixExpression, Package
+from nixery.nix.builder import Evaluated, NixExpression
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.options import NixOptions
 from nixery.nix.process import Deadline, run
 from nixery.nix.registration import parse_registrations
 from nixery.nix.subprocess_evaluation import Evaluation
+from nixery.sources.source import PackageSet
 
 # Nix's exit codes for failed builds are 100 plus flags; this is the flag for "timed out" (worker.cc).
 _TIMED_OUT = 0x01
@@ -46,33 +46,38 @@ class SubprocessNixBuilder:
     Args:
         timeout: seconds a builder may run, and an evaluation.
         roots: where realised paths are protected from garbage collection.
+        options: of the operator.
         expression: what is to be found in every package set besides what it has.
     """
 
     def __init__(
-        self, timeout: float, roots: GarbageCollectorRoots, expression: NixExpression | None = None
+        self,
+        timeout: float,
+        roots: GarbageCollectorRoots,
+        options: NixOptions,
+        expression: NixExpression | None = None,
     ) -> None:
+        self._options = options
         self._expression = expression
         self._timeout = timeout
         self._roots = roots
 
-    async def evaluate(self, request: ImageRequest, package_set: Path) -> Contents:
+    async def evaluate(
+        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
+    ) -> Mapping[str, Sequence[Evaluated]]:
         """See ``NixBuilder.evaluate``."""
-        evaluation = Evaluation(request, package_set, self._timeout, self._expression)
-        evaluated = await evaluation.of(request.packages, request.optional_packages)
-        flaws = [flaw for flaw in evaluated if isinstance(flaw, Flaw)]
-        if flaws:
-            explained = [await evaluation.explain(flaw) for flaw in flaws[:_MOST_EXPLAINED]]
-            unexplained = [flaw.package for flaw in flaws[_MOST_EXPLAINED:]]
-            raise PackagesUnavailable((*explained, *unexplained))
-        definitions = [definition for definition in evaluated if isinstance(definition, Definition)]
-        if len(definitions) > 1:
-            names = " and ".join(definition.attribute for definition in definitions)
-            raise InvalidName(
-                "/".join(request.requested), f"{names} are image definitions; an image can have one"
-            )
-        packages = tuple(package for package in evaluated if isinstance(package, Package))
-        return Contents(packages, definitions[0] if definitions else None)
+        evaluation = Evaluation(platform, package_set, self._timeout, self._options, self._expression)
+        items = await evaluation.of(wanted, optional)
+        flaws = [item for item in items if isinstance(item, Flaw)]
+        found: dict[str, list[Evaluated]] = {name: [] for name in (*wanted, *optional)}
+        for item in items:
+            if not isinstance(item, Flaw):
+                found[item.requested_name].append(item)
+            elif flaws.index(item) < _MOST_EXPLAINED:
+                found[item.package.name].append(await evaluation.explain(item))
+            else:
+                found[item.package.name].append(item.package)
+        return found
 
     @asynccontextmanager
     async def realise(self, installables: Sequence[str]) -> AsyncIterator[None]:
@@ -93,6 +98,7 @@ class SubprocessNixBuilder:
             *("--add-root", str(root), "--indirect"),
             *("--timeout", str(int(self._timeout))),
             *("--log-format", "internal-json"),
+            *self._options.for_building,
         )
         try:
             completed = await run(arguments, log.read_line, deadline)

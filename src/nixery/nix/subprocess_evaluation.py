@@ -4,42 +4,47 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import as_file, files
-from pathlib import Path
 
 from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
-from nixery.image.request import ImageRequest
+from nixery.image.platform import Platform
 from nixery.nix.builder import NixExpression
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
-from nixery.nix.evaluation import Evaluated, Flaw, parse_answer, request_argument
+from nixery.nix.evaluation import Flaw, Item, parse_answer, request_argument
+from nixery.nix.options import NixOptions
 from nixery.nix.process import Completed
+from nixery.sources.source import Flake, NixFiles, PackageSet
 
 
 class Evaluation:
-    """The evaluation of a request in a package set, by as many processes as it takes: usually one.
+    """Evaluation in a package set, by as many processes as it takes: usually one.
 
     Args:
-        request: whose packages.
-        package_set: absolute path of a Nix file, or of a directory with a ``default.nix``.
+        platform: what the packages are for.
+        package_set: where they are looked up.
         timeout: seconds for each process.
+        options: of the operator.
         expression: added to the package set.
     """
 
     def __init__(
         self,
-        request: ImageRequest,
-        package_set: Path,
+        platform: Platform,
+        package_set: PackageSet,
         timeout: float,
+        options: NixOptions,
         expression: NixExpression | None = None,
     ) -> None:
         self._expression = expression
-        self._request = request
+        self._platform = platform
         self._package_set = package_set
         self._timeout = timeout
+        self._options = options
 
-    async def of(self, packages: Sequence[str], optional: Sequence[str]) -> tuple[Evaluated, ...]:
-        """Evaluate some of the packages of the request.
+    async def of(self, packages: Sequence[str], optional: Sequence[str]) -> tuple[Item, ...]:
+        """Evaluate some names.
 
         Raises:
             EvaluationFailed: the set itself is broken.
@@ -49,19 +54,19 @@ class Evaluation:
         completed, stderr = await self._instantiate(request_argument(packages, optional))
         if completed.exit_code == 0:
             # With a large package set, looking for near names is work for a while.
-            return await asyncio.to_thread(parse_answer, completed.stdout, self._request)
+            return await asyncio.to_thread(parse_answer, completed.stdout)
         if completed.exit_code < 0 or is_trouble_of_the_machine(stderr):
             # Nobody's package is to blame, and a client that asks again may well be served.
             reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"
             raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")
         if not packages and not optional:
             # Where the set is on this machine is no business of a client's.
-            raise EvaluationFailed(tuple(line.replace(f"{self._package_set}/", "") for line in stderr))
+            raise EvaluationFailed(tuple(self._without_place(line) for line in stderr))
         return await self._find_culprits(packages, optional, stderr)
 
     async def _find_culprits(
         self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]
-    ) -> tuple[Evaluated, ...]:
+    ) -> tuple[Item, ...]:
         # Some errors (a type error, an abort) cannot be caught in Nix and end the whole evaluation. Halving what is
         # asked for finds whose fault they are; if not even the empty request evaluates, it is the set's.
         names = [*packages, *optional]
@@ -69,7 +74,7 @@ class Evaluation:
             await self.of((), ())
             return (Flaw(UnavailablePackage(names[0], Reason.THROWS, explanation(stderr))),)
         middle = len(names) // 2
-        found: list[Evaluated] = []
+        found: list[Item] = []
         for half in (names[:middle], names[middle:]):
             found += await self.of([n for n in half if n in packages], [n for n in half if n in optional])
         return tuple(found)
@@ -84,20 +89,42 @@ class Evaluation:
         return UnavailablePackage(package.name, package.reason, explanation(stderr))
 
     async def _instantiate(self, argument: str) -> tuple[Completed, Sequence[str]]:
-        with as_file(files("nixery.nix") / "expressions" / "packages.nix") as expression:
+        with as_file(files("nixery.nix") / "expressions") as expressions:
             return await run_command(
                 self._timeout,
                 "nix-instantiate",
-                str(expression),
+                str(expressions / "packages.nix"),
                 "--eval",
                 "--strict",
                 "--json",
                 "--read-write-mode",  # or no derivation is written, and there is nothing to realise
-                *("--argstr", "packageSet", str(self._package_set)),
-                *("--argstr", "system", self._request.platform.nix_system),
+                *self._package_set_arguments(),
+                *("--argstr", "system", self._platform.nix_system),
                 *("--argstr", "request", argument),
                 *self._expression_arguments(),
+                *self._options.for_evaluation(self._readable_package_set(), str(expressions)),
+                surroundings=self._options.evaluation_surroundings,
             )
+
+    def _without_place(self, line: str) -> str:
+        return (
+            line.replace(f"{self._package_set.path}/", "")
+            if isinstance(self._package_set, NixFiles)
+            else line
+        )
+
+    def _readable_package_set(self) -> PackageSet:
+        # Who is at the command line may refer to his own files.
+        if self._expression is not None and isinstance(self._package_set, NixFiles):
+            return replace(self._package_set, self_contained=False)
+        return self._package_set
+
+    def _package_set_arguments(self) -> Sequence[str]:
+        match self._package_set:
+            case NixFiles(path):
+                return ("--argstr", "packageSet", str(path))
+            case Flake(reference):
+                return ("--argstr", "flake", reference)
 
     def _expression_arguments(self) -> Sequence[str]:
         if self._expression is None:

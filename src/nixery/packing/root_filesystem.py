@@ -2,7 +2,8 @@
 
 The outputs of the requested packages are laid over each other. A directory that only one of them has is one
 symlink; one that several have, and everything at the top and below ``/etc``, is a real directory, because runtimes
-mount files there and people add to it. Where two packages have a file of the same name, the one with the lower
+mount files there and people add to it; so is ``/lib/locale``, where we add to it. What packages have in ``usr/bin`` is in
+``/bin``, where ``/usr/bin`` leads. Where two packages have a file of the same name, the one with the lower
 ``meta.priority`` has it, then the one whose name comes first.
 """
 
@@ -20,6 +21,11 @@ from nixery.packing.tree import Content, Link, Tree
 
 # Of a package's top level: what is no part of a file system, or belongs to the kernel and to the runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"sys", b"tmp"})
+
+_LOCALES = b"lib/locale"
+
+# Directories whose namesakes below /usr are symlinks to them.
+BELOW_USR = (b"bin", b"lib", b"share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +102,31 @@ class _Merge:
         for directory, package in sources:
             for child in os.listdir(directory):
                 providers.setdefault(child, []).append((os.path.join(directory, child), package))
+        if not name:
+            self._move_up(sources, providers)
+        left_out = {b"": _LEFT_OUT, b"usr": BELOW_USR}.get(name, ())
         tree = Tree()
         for child in sorted(providers):
-            if name or child not in _LEFT_OUT:
+            if child not in left_out:
                 tree.children[child] = self._child(providers[child], name + b"/" + child if name else child)
         return tree
 
+    def _move_up(
+        self, sources: Sequence[tuple[bytes, str]], providers: dict[bytes, list[tuple[bytes, str]]]
+    ) -> None:
+        for child in BELOW_USR:
+            for directory, package in sources:
+                below = os.path.join(directory, b"usr", child)
+                if self._inside.is_directory(below):
+                    providers.setdefault(child, []).append((below, package))
+
     def _child(self, sources: Sequence[tuple[bytes, str]], name: bytes) -> Tree | Link:
         (first, winner), *others = sources
-        # At the top, packages have symlinks to directories as well (sbin -> bin). One that leads out of the image
-        # (etc -> /etc) must not bring in what this machine has there.
-        is_directory = self._inside.is_directory if b"/" not in name else _is_real_directory
+        # At the top and in etc, packages have symlinks to directories as well (sbin -> bin, etc/ssl -> a configuration).
+        # One that leads out of the image (etc -> /etc) must not bring in what this machine has there. Not further down:
+        # symlinks that lead up again would have no end.
+        above, _, _ = name.rpartition(b"/")
+        is_directory = self._inside.is_directory if above in (b"", b"etc") else _is_real_directory
         for other, loser in others:
             both = is_directory(first) and is_directory(other)
             if not both and os.path.realpath(first) != os.path.realpath(other):
@@ -114,7 +134,7 @@ class _Merge:
         if not is_directory(first):
             return Link(first)
         directories = [source for source in sources if is_directory(source[0])]
-        if len(directories) == 1 and b"/" in name and not name.startswith(b"etc/"):
+        if len(directories) == 1 and b"/" in name and not name.startswith(b"etc/") and name != _LOCALES:
             return Link(first)
         return self.directories(directories, name)
 

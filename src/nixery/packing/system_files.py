@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from nixery.closure.store_path import StorePath
@@ -9,6 +10,9 @@ from nixery.packing.inside import Inside
 from nixery.packing.tree import Content, Link, Tree
 
 CA_BUNDLE = b"etc/ssl/certs/ca-bundle.crt"
+ZONEINFO = b"share/zoneinfo"
+LOCALE_ARCHIVE = b"lib/locale/locale-archive"
+
 _CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
 
 # Some programs look up who they are and fail without an answer; some drop their rights to nobody.
@@ -18,9 +22,10 @@ _GROUP = b"root:x:0:\nnobody:x:65534:\n"
 # Without it the C library does not look into /etc/hosts, where runtimes write the names of containers.
 _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
 
-# Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. The locale is the one that
-# LANG names; a C library that was not built by Nix looks for it in /usr/lib/locale.
-_FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8")
+# Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. C.utf8 is the locale that
+# LANG names; a C library that was not built by Nix looks for locales in /usr/lib/locale, and for time zones in
+# /usr/share/zoneinfo.
+_FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
 
 
 def add_system_files(tree: Tree, closure: Iterable[StorePath], inside: Inside) -> None:
@@ -34,11 +39,17 @@ def add_system_files(tree: Tree, closure: Iterable[StorePath], inside: Inside) -
     tree.add(b"var/tmp", Tree(mode=0o1777))
     tree.add(b"usr/bin", Link(b"../bin"))
     for name, other in ((CA_BUNDLE, _CA_CERTIFICATES), (_CA_CERTIFICATES, CA_BUNDLE)):
-        if isinstance(certificates := tree.get(name), Link):
-            tree.add(other, certificates)
+        if isinstance(tree.get(name), Link):
+            # To the name rather than into the store: whoever puts another file there replaces both.
+            tree.add(other, Link(os.path.basename(name)))
     candidates = sorted(closure, key=lambda path: (path.name, path.base_name))
     for name in _FROM_CLOSURE:
-        if tree.get(name) is None:
+        present = tree.get(name)
+        if isinstance(present, Link) and not inside.exists(present.target):
+            # A package's bin/sh -> /bin/sh would lead to itself.
+            tree.remove(name)
+            present = None
+        if present is None:
             found = (str(path).encode() + b"/" + name for path in candidates)
             target = next((file for file in found if inside.exists(file)), None)
             if target is not None:

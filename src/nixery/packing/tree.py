@@ -46,3 +46,10 @@ class Tree:
                 return
             directory = child
         directory.children.setdefault(last, node)
+
+    def remove(self, name: bytes) -> None:
+        """Remove what stands at a path; nothing happens if nothing does."""
+        above, _, last = name.rpartition(b"/")
+        directory = self.get(above) if above else self
+        if isinstance(directory, Tree):
+            directory.children.pop(last, None)

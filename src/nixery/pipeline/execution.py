@@ -8,7 +8,7 @@ from dataclasses import replace
 from nixery.image.request import ImageRequest
 from nixery.nix.builder import Contents, Package
 from nixery.oci.image import ExecutionParameters
-from nixery.packing.system_files import CA_BUNDLE
+from nixery.packing.system_files import CA_BUNDLE, LOCALE_ARCHIVE, ZONEINFO
 from nixery.packing.tree import Link, Tree
 
 # Stable names instead of store paths, so that they can be replaced by a mounted file. In the config rather than in
@@ -22,6 +22,9 @@ _ENV = (
     "LANG=C.UTF-8",
 )
 
+# Only where the image has them: a C library that is told of a place looks nowhere else.
+_ENV_FOR_FILES = (("TZDIR", ZONEINFO), ("LOCALE_ARCHIVE", LOCALE_ARCHIVE))
+
 
 def execution_parameters(request: ImageRequest, contents: Contents, tree: Tree) -> ExecutionParameters:
     """Derive how containers of an image start.
@@ -34,13 +37,17 @@ def execution_parameters(request: ImageRequest, contents: Contents, tree: Tree) 
         contents: of the image; if the client asked for one package only, its main program is started.
         tree: the image's root, which has to have the program.
     """
+    env = (
+        *_ENV,
+        *(f"{variable}=/{name.decode()}" for variable, name in _ENV_FOR_FILES if tree.get(name) is not None),
+    )
     if contents.definition is None:
-        return ExecutionParameters(env=_ENV, cmd=_command(request, contents.packages, tree))
+        return ExecutionParameters(env=env, cmd=_command(request, contents.packages, tree))
     defined = contents.definition.execution
     command = defined.cmd
     if command is None and not defined.entrypoint:
         command = _command(request, contents.packages, tree)
-    return replace(defined, env=_merged(defined.env), cmd=command)
+    return replace(defined, env=_merged(env, defined.env), cmd=command)
 
 
 def _command(request: ImageRequest, packages: Sequence[Package], tree: Tree) -> tuple[str, ...]:
@@ -57,7 +64,7 @@ def _command(request: ImageRequest, packages: Sequence[Package], tree: Tree) -> 
     return ()
 
 
-def _merged(defined: Sequence[str]) -> tuple[str, ...]:
+def _merged(ours: Sequence[str], defined: Sequence[str]) -> tuple[str, ...]:
     """Our variables, but for those that a definition sets itself, and then the definition's."""
     names = {entry.partition("=")[0] for entry in defined}
-    return (*(entry for entry in _ENV if entry.partition("=")[0] not in names), *defined)
+    return (*(entry for entry in ours if entry.partition("=")[0] not in names), *defined)

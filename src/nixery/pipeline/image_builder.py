@@ -15,12 +15,13 @@ from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, Layer, image_config, image_manifest
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.packing.user_files import add_user_files
+from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import Evaluated, NamesClashed, Realised, Stored
 from nixery.pipeline.execution import execution_parameters
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_annotations import image_annotations
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
-from nixery.sources.source import PackageSource, Pin
+from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
 
 # Layers in an image, the one with the root file system included. Docker's overlay2 stops at about 125; the rest is
@@ -33,13 +34,13 @@ class ImageBuilder:
 
     def __init__(
         self,
-        source: PackageSource,
+        evaluator: Evaluator,
         nix: NixBuilder,
         layers: LayerPublisher,
         blobs: BlobStore,
         popularity: Popularity,
     ) -> None:
-        self._source = source
+        self._evaluator = evaluator
         self._nix = nix
         self._layers = layers
         self._blobs = blobs
@@ -54,8 +55,7 @@ class ImageBuilder:
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
-        async with self._source.open(pin) as package_set:
-            contents = await self._nix.evaluate(request, package_set)
+        contents = await self._evaluator.contents(request, pin)
         packages = contents.packages
         observe(Evaluated(packages))
 

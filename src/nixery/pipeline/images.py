@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from nixery.errors import PackageSetChanged
 from nixery.image.request import ImageRequest
 from nixery.pipeline.image import Image, ImageIndex
 from nixery.pipeline.indexes import Indexes
-from nixery.pipeline.pins import Pins
+from nixery.pipeline.pins import Pinned, Pins
 from nixery.pipeline.shared_builds import SharedBuilds
 
 # How often a build begins anew because the package set was changed under it.
 _ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a name and a tag stand for.
+
+    Attributes:
+        image: for one platform or for several.
+        pinned: the state of the package source it was made from.
+    """
+
+    image: Image | ImageIndex
+    pinned: Pinned
 
 
 class Images:
@@ -23,24 +37,26 @@ class Images:
         self._builds = builds
         self._indexes = indexes
 
-    async def get(self, requests: tuple[ImageRequest, ...], tag: str) -> Image | ImageIndex:
+    async def get(self, requests: tuple[ImageRequest, ...], tag: str) -> Found:
         """Return the image of a single request, or the index of several ones that differ in their platform.
 
         Raises:
+            TagUnknown: the package source has nothing like it.
+            SourceUnreachable: it cannot be asked, and never was.
             PackagesUnavailable: with every package that cannot be had.
             PlatformFailed: an index lacks a platform that it has to have.
             BuildError: there is no such image.
             StorageError: it cannot be stored.
             ShuttingDown: this was closed before it was there.
         """
-        pin = await self._pins.pin(tag)
+        pinned = await self._pins.pin(tag)
         for _ in range(_ATTEMPTS):
             try:
                 if len(requests) == 1:
-                    return await self._builds.image(requests[0], pin)
-                return await self._indexes.index(requests, pin)
+                    return Found(await self._builds.image(requests[0], pinned.pin), pinned)
+                return Found(await self._indexes.index(requests, pinned.pin), pinned)
             except PackageSetChanged:
-                pin = await self._pins.replace(tag, pin)
+                pinned = await self._pins.replace(tag, pinned.pin)
         raise PackageSetChanged
 
     async def close(self) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
-from nixery.errors import NixeryError
+from nixery.errors import BuildFailed, BuildTimedOut, EvaluationFailed, NixeryError, PackagesUnavailable
 from nixery.image.request import ImageRequest
+from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.events import BuildObserver, Failed, Reused
 from nixery.pipeline.image import Image
@@ -13,11 +17,41 @@ from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.sources.source import Pin
 
+# What would be the same a moment later. Clients ask again at once, containerd up to five times.
+_LASTING = (BuildFailed, BuildTimedOut, EvaluationFailed, PackagesUnavailable)
+
+# Bytes of failures that are remembered.
+_CAPACITY = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: NixeryError
+    until: float
+
 
 class SharedBuilds:
-    """Identical requests at the same time share one build; later ones share its result, if there is a cache."""
+    """Identical requests at the same time share one build; later ones share its result, if there is a cache.
 
-    def __init__(self, cache: BuildCache | None, builder: ImageBuilder, observer: BuildObserver) -> None:
+    Args:
+        cache: of results.
+        builder: for what is not there.
+        observer: is told.
+        failure_time_to_live: seconds for which a failure is the answer without another attempt.
+        clock: seconds; only differences matter.
+    """
+
+    def __init__(
+        self,
+        cache: BuildCache | None,
+        builder: ImageBuilder,
+        observer: BuildObserver,
+        failure_time_to_live: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._failure_time_to_live = failure_time_to_live
+        self._clock = clock
+        self._failures: LeastRecentlyUsed[tuple[Pin, ImageRequest], _Failure] = LeastRecentlyUsed(_CAPACITY)
         self._cache = cache
         self._builder = builder
         self._observer = observer
@@ -38,6 +72,10 @@ class SharedBuilds:
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
+        failure = self._failures.get((pin, request))
+        if failure is not None and failure.until > self._clock():
+            # Without the traceback, which would grow each time.
+            raise failure.error.with_traceback(None)
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
 
     async def close(self) -> None:
@@ -56,5 +94,8 @@ class SharedBuilds:
                 await self._cache.add(pin, request, image)
         except NixeryError as error:
             observe(Failed(error))
+            if isinstance(error, _LASTING):
+                until = self._clock() + self._failure_time_to_live
+                self._failures.put((pin, request), _Failure(error, until), len(str(error)))
             raise
         return image

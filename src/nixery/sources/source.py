@@ -40,6 +40,34 @@ class Pin:
     created: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NixFiles:
+    """A package set to be imported.
+
+    Attributes:
+        path: absolute, of a Nix file or of a directory with a ``default.nix``.
+        self_contained: whether everything it may read is below that path: a copy of a commit is, a directory that
+            somebody works in may refer to its surroundings.
+    """
+
+    path: Path
+    self_contained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Flake:
+    """A package set that is a flake's.
+
+    Attributes:
+        reference: locked, so that it means the same for ever.
+    """
+
+    reference: str
+
+
+PackageSet = NixFiles | Flake
+
+
 class PackageSource(Protocol):
     """A place with package sets.
 
@@ -50,18 +78,23 @@ class PackageSource(Protocol):
     description: str
 
     def reference(self, tag: str) -> Reference:
-        """Tell what a tag means, without asking anybody."""
+        """Tell what a tag means, without asking anybody.
+
+        Raises:
+            TagUnknown: nothing, and it never will.
+        """
         ...
 
     async def resolve(self, reference: Reference) -> Pin:
         """Find out what a reference means now.
 
         Raises:
+            TagUnknown: there is no such thing.
             SourceUnreachable: it cannot be asked.
         """
         ...
 
-    def open(self, pin: Pin) -> AbstractAsyncContextManager[Path]:
+    def open(self, pin: Pin) -> AbstractAsyncContextManager[PackageSet]:
         """Provide the package set of a pin, to be imported by Nix while the context lasts.
 
         Raises:

@@ -4,6 +4,7 @@ import pytest
 
 from nixery.errors import EvaluationFailed, PackageSetChanged, SourceUnreachable
 from nixery.fetching.directory import DirectorySource
+from nixery.sources.source import NixFiles
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ async def test_a_pin_is_the_content(package_set: Path) -> None:
     pin = await source.resolve(source.reference("latest"))
     assert pin == await source.resolve(source.reference("latest"))
     async with source.open(pin) as path:
-        assert path == package_set
+        assert path == NixFiles(package_set, self_contained=False)
     (package_set / "default.nix").write_text("2")
     assert pin != await source.resolve(source.reference("latest"))
 
@@ -75,7 +76,7 @@ async def test_a_link_that_is_moved(package_set: Path, tmp_path: Path) -> None:
     after = await source.resolve(source.reference("latest"))
     assert before != after
     async with source.open(after) as path:
-        assert path == other
+        assert path == NixFiles(other, self_contained=False)
 
 
 async def test_a_set_that_is_gone(tmp_path: Path) -> None:

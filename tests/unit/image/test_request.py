@@ -85,3 +85,10 @@ def test_whatever_parses_keeps_its_packages(name: str) -> None:
         return
     assert set(request.requested) <= set(name.split("/"))
     assert list(request.packages) == sorted(set(request.packages))
+
+
+def test_what_docker_makes_of_a_name_without_a_slash() -> None:
+    assert parse_image_name("library/hello") == parse_image_name("hello")
+    assert parse_image_name("library/shell") == parse_image_name("shell")
+    assert parse_image_name("library/hello/git").requested == ("git", "hello", "library")
+    assert parse_image_name("library").requested == ("library",)

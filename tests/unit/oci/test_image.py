@@ -30,6 +30,11 @@ def test_created_is_no_clock() -> None:
     assert {config["created"], *(entry["created"] for entry in config["history"])} == {"1970-01-01T00:00:01Z"}
 
 
+def test_created_is_the_commit_date_of_the_source() -> None:
+    config = json.loads(image_config(Architecture("amd64"), EXECUTION, LAYERS, 1_700_000_000).content)
+    assert {config["created"], *(entry["created"] for entry in config["history"])} == {"2023-11-14T22:13:20Z"}
+
+
 def test_manifest_describes_what_it_refers_to() -> None:
     config = image_config(Architecture("amd64"), EXECUTION, LAYERS)
     document = image_manifest(config, LAYERS)

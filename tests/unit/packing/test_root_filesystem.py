@@ -149,18 +149,58 @@ def test_the_locale_of_the_closure_is_found_below_usr(store: Path) -> None:
     assert link(entries["usr/lib"]) == "../lib"
 
 
+def test_locales_of_a_package_leave_room_for_that_of_the_closure(store: Path) -> None:
+    german = package(store, "german", "lib/locale/de_DE.utf8/LC_CTYPE")
+    libc = package(store, "libc", "lib/locale/C.utf8/LC_CTYPE")
+    entries = by_name(plan_root_filesystem([InstalledOutput(german, "german", 5)], [german, libc]))
+    assert link(entries["lib/locale/de_DE.utf8"]) == f"{german}/lib/locale/de_DE.utf8"
+    assert link(entries["lib/locale/C.utf8"]) == f"{libc}/lib/locale/C.utf8"
+
+
+def test_time_zones_and_locales_of_the_closure_are_found(store: Path) -> None:
+    a = package(store, "a", "bin/x")
+    tzdata = package(store, "tzdata", "share/zoneinfo/Europe/Berlin")
+    locales = package(store, "locales", "lib/locale/locale-archive")
+    entries = by_name(plan_root_filesystem([InstalledOutput(a, "a", 5)], [a, tzdata, locales]))
+    assert link(entries["share/zoneinfo"]) == f"{tzdata}/share/zoneinfo"
+    assert link(entries["lib/locale/locale-archive"]) == f"{locales}/lib/locale/locale-archive"
+    assert link(entries["usr/share"]) == "../share"
+
+
 def test_a_packages_own_file_wins(store: Path) -> None:
-    a = package(store, "a", "etc/passwd", "usr/bin/x")
+    a = package(store, "a", "etc/passwd")
     entries = by_name(plan(a))
     assert link(entries["etc/passwd"]) == f"{a}/etc/passwd"
-    assert isinstance(entries["usr"], Directory)
-    assert "usr/bin" in entries
+    assert isinstance(entries["etc/group"], GeneratedFile)
+
+
+def test_usr_bin_is_bin_whatever_packages_have_there(store: Path) -> None:
+    a, b = package(store, "a", "usr/bin/x", "usr/libexec/y"), package(store, "b", "bin/x", "usr/bin/z")
+    root = plan(a, b)
+    entries = by_name(root)
+    assert link(entries["usr/bin"]) == "../bin"
+    assert link(entries["bin/x"]) == f"{b}/bin/x"
+    assert link(entries["bin/z"]) == f"{b}/usr/bin/z"
+    assert link(entries["usr/libexec"]) == f"{a}/usr/libexec"
+    assert root.clashes == (NameClash("bin/x", "b", "a"),)
+
+
+def test_links_to_directories_in_etc_are_entered(store: Path) -> None:
+    z = package(store, "z", "conf/openssl.cnf", "conf/certs/mine", links={"etc/ssl": "../conf"})
+    ca = package(store, "ca", "etc/ssl/certs/ca-bundle.crt")
+    root = plan(z, ca)
+    entries = by_name(root)
+    assert link(entries["etc/ssl/openssl.cnf"]) == f"{z}/etc/ssl/openssl.cnf"
+    assert link(entries["etc/ssl/certs/mine"]) == f"{z}/etc/ssl/certs/mine"
+    assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
+    assert root.clashes == ()
 
 
 def test_certificates_are_found_under_both_names(store: Path) -> None:
     ca = package(store, "ca", "etc/ssl/certs/ca-bundle.crt")
     entries = by_name(plan(ca))
-    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
+    assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
+    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == "ca-bundle.crt"
 
 
 def test_a_shell_of_the_closure_is_bin_sh(store: Path) -> None:
@@ -168,6 +208,13 @@ def test_a_shell_of_the_closure_is_bin_sh(store: Path) -> None:
     output = [InstalledOutput(a, "a", 5)]
     with_shell = by_name(plan_root_filesystem(output, [a, dash]))
     assert link(with_shell["bin/sh"]) == f"{dash}/bin/sh"
+    assert "bin/sh" not in by_name(plan_root_filesystem(output, [a]))
+
+
+def test_a_link_to_this_machines_shell_is_none(store: Path) -> None:
+    a, dash = package(store, "a", links={"bin/sh": "/bin/sh"}), package(store, "dash", "bin/sh")
+    output = [InstalledOutput(a, "a", 5)]
+    assert link(by_name(plan_root_filesystem(output, [a, dash]))["bin/sh"]) == f"{dash}/bin/sh"
     assert "bin/sh" not in by_name(plan_root_filesystem(output, [a]))
 
 

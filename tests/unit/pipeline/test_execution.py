@@ -58,10 +58,22 @@ def test_programs_and_certificates_are_found_by_stable_names() -> None:
     assert "HOME" not in env
 
 
+def test_variables_for_what_only_some_images_have() -> None:
+    request = parse_image_name("git")
+    root = tree()
+    without = execution_parameters(request, of(), root).env
+    assert not [entry for entry in without if entry.startswith(("TZDIR", "LOCALE_ARCHIVE"))]
+    root.add(b"share/zoneinfo", Link(b"somewhere"))
+    assert execution_parameters(request, of(), root).env == (*without, "TZDIR=/share/zoneinfo")
+    root.add(b"lib/locale/locale-archive", Link(b"somewhere"))
+    both = execution_parameters(request, of(), root).env
+    assert both == (*without, "TZDIR=/share/zoneinfo", "LOCALE_ARCHIVE=/lib/locale/locale-archive")
+
+
 def defined(name: str, execution: ExecutionParameters, *packages: Package) -> ExecutionParameters:
     return execution_parameters(
         parse_image_name(name),
-        Contents(packages, Definition("web", execution)),
+        Contents(packages, Definition("web", "web", execution)),
         tree("bash", "nginx", "curl"),
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from nixery.errors import SourceUnreachable
 from nixery.pipeline.pins import Pins
-from nixery.sources.source import Pin, Reference
+from nixery.sources.source import PackageSet, Pin, Reference
 from nixery.storage.filesystem import FilesystemRecordStore
 
 HOUR = 3600.0
@@ -27,7 +27,7 @@ class MovingSource:
         self.reachable = True
 
     def reference(self, tag: str) -> Reference:
-        return Reference(tag, moving=True)
+        return Reference(tag, moving=not tag.startswith("fixed"))
 
     async def resolve(self, reference: Reference) -> Pin:
         self.asked += 1
@@ -37,7 +37,7 @@ class MovingSource:
         identity = f"{reference.name} is {self.state}"
         return Pin(self.description, identity, identity)
 
-    def open(self, pin: Pin) -> AbstractAsyncContextManager[Path]:
+    def open(self, pin: Pin) -> AbstractAsyncContextManager[PackageSet]:
         raise NotImplementedError(pin)
 
 
@@ -67,7 +67,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def state(pins: Pins, tag: str = "latest") -> str:
-    return (await pins.pin(tag)).identity.removeprefix(f"{tag} is ")
+    return (await pins.pin(tag)).pin.identity.removeprefix(f"{tag} is ")
 
 
 async def test_a_pin_holds_for_its_time(world: World) -> None:
@@ -184,10 +184,10 @@ async def test_timer_is_set_for_most_of_the_time(world: World) -> None:
 
 async def test_an_outdated_pin_is_replaced_for_everybody(world: World) -> None:
     pins, other = world.server(), world.server()
-    outdated = await pins.pin("latest")
+    outdated = (await pins.pin("latest")).pin
     world.source.state = "two"
     new = await asyncio.gather(*(pins.replace("latest", outdated) for _ in range(5)))
-    assert {pin.identity for pin in new} == {"latest is two"}
+    assert {pinned.pin.identity for pinned in new} == {"latest is two"}
     assert world.source.asked == 2
     assert await state(pins) == "two"
     assert await state(other) == "two"
@@ -203,3 +203,51 @@ async def test_a_torn_record_is_written_anew(world: World, content: bytes) -> No
     assert await state(world.server()) == "two"
     assert await state(world.server()) == "two"
     assert world.source.asked == 2
+
+
+async def test_what_cannot_change_is_resolved_once(world: World) -> None:
+    pins = world.server()
+    assert await state(pins, "fixed") == "one"
+    world.source.state = "two"
+    world.now += 1000 * HOUR
+    assert await state(pins, "fixed") == "one"
+    assert await state(world.server(), "fixed") == "one"
+    assert await state(world.server(time_to_live=0), "fixed") == "one"
+    assert world.source.asked == 1
+    assert not pins._timers
+
+
+async def test_the_last_pin_is_better_than_none(world: World) -> None:
+    pins = world.server()
+    await state(pins)
+    world.now += 2 * HOUR
+    world.source.reachable = False
+    pinned = await pins.pin("latest")
+    assert pinned.pin.identity == "latest is one"
+    assert pinned.warning == "no route to host"
+    # Not everybody who comes by waits for a source that does not answer.
+    await pins.pin("latest")
+    assert world.source.asked == 2
+    world.source.reachable, world.source.state = True, "two"
+    world.now += 31
+    pinned = await pins.pin("latest")
+    assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
+
+
+async def test_without_any_pin_there_is_no_answer(world: World) -> None:
+    world.source.reachable = False
+    with pytest.raises(SourceUnreachable):
+        await world.server().pin("latest")
+
+
+async def test_zero_writes_down_what_is_new_alone(world: World) -> None:
+    pins = world.server(time_to_live=0)
+    await state(pins)
+    (record,) = [path for path in (world.storage / "records").rglob("*") if path.is_file()]
+    before = record.stat().st_ino
+    await state(pins)
+    assert record.stat().st_ino == before
+    world.source.state = "two"
+    await state(pins)
+    world.source.reachable = False
+    assert (await world.server(time_to_live=0).pin("latest")).pin.identity == "latest is two"

@@ -1,6 +1,8 @@
 import json
 from collections.abc import Iterator
 
+import pytest
+
 from nixery.errors import (
     BuildFailed,
     NixeryError,
@@ -38,10 +40,18 @@ def test_all_missing_packages_are_named() -> None:
 
 
 def test_a_failed_build_shows_its_log() -> None:
-    response = error_response(BuildFailed("x.drv", ("line 1", "line 2"), "exit code 1"))
+    response = error_response(BuildFailed("x.drv", ("line 1", "line 2", ""), "exit code 1."))
     (entry,) = json.loads(response.content)["errors"]
-    assert response.status == 500
-    assert entry["detail"] == {"derivation": "x.drv", "log": ["line 1", "line 2"]}
+    # Clients show the message of a 4xx, that of a 5xx they do not; they ask again for what is UNKNOWN.
+    assert (response.status, entry["code"]) == (422, "MANIFEST_UNKNOWN")
+    assert entry["message"] == "building x.drv failed: exit code 1; its log ends with: line 2"
+    assert entry["detail"] == {"derivation": "x.drv", "log": ["line 1", "line 2", ""]}
+
+
+@pytest.mark.parametrize("log", [(), ("",), ("error: no space left on device",)])
+def test_a_failed_build_says_nothing_twice(log: tuple[str, ...]) -> None:
+    error = BuildFailed(None, log, "error: no space left on device")
+    assert str(error) == "Nix could not build the packages: error: no space left on device"
 
 
 def test_a_server_that_stops_says_when_to_come_back() -> None:

@@ -5,7 +5,8 @@
 #
 # The result is made of strings, numbers and lists alone: no derivation is ever forced to be printed.
 {
-  packageSet, # absolute path
+  packageSet ? null, # absolute path
+  flake ? null, # or a locked reference
   system, # e.g. "x86_64-linux"
   request, # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null }
   # From the command line alone: one more attribute, `name`. The server has none.
@@ -20,7 +21,9 @@ let
 
   arguments = fromJSON request;
   imported = import packageSet;
-  packages = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+  called = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+  ofFlake = outputs: (outputs.legacyPackages.${system} or { }) // (outputs.packages.${system} or { });
+  packages = if flake == null then called else ofFlake (builtins.getFlake flake);
   set =
     if name == null then
       packages

@@ -31,6 +31,7 @@ from nixery.errors import (
     ShuttingDown,
     SourceUnreachable,
     StorageError,
+    TagUnknown,
 )
 from nixery.server.responses import BytesResponse
 
@@ -45,10 +46,14 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     NameUnknown: (404, "NAME_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
+    TagUnknown: (404, "MANIFEST_UNKNOWN"),
     PackagesUnavailable: (404, "MANIFEST_UNKNOWN"),
     BuildError: (500, "UNKNOWN"),
     EvaluationFailed: (500, "UNKNOWN"),
-    BuildFailed: (500, "UNKNOWN"),
+    # There is no such manifest, since it cannot be made. Not a 500: docker, podman, buildah and skopeo show no message of a
+    # 5xx, crane and containerd ask again at once. Not UNKNOWN: with that, podman and buildah ask three times more. Not 404:
+    # containerd shows nothing but the status, and a package that cannot be built is not one that is not there.
+    BuildFailed: (422, "MANIFEST_UNKNOWN"),
     BuildTimedOut: (504, "UNKNOWN"),
     NixUnusable: (500, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),

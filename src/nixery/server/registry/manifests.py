@@ -33,6 +33,9 @@ _MANIFEST_TYPES = (
     MediaType.DOCKER_MANIFEST,
     MediaType.DOCKER_INDEX,
 )
+# The state of the package source that an image was made from.
+REVISION = "Nixery-Revision"
+
 _ANYTHING = frozenset({"*/*", "application/*"})
 
 
@@ -64,12 +67,15 @@ class Manifests:
                 raise ManifestUnknown(str(tag), "does not exist: nothing is attached to that image")
             case Tag() as tag:
                 found = await self._images.get(requests_for(name, self._platforms), tag.name)
-                document = found.index if isinstance(found, ImageIndex) else found.manifest
+                image = found.image
+                document = image.index if isinstance(image, ImageIndex) else image.manifest
                 await self._catalogue.record_tag(name, tag.name, document.descriptor.digest)
                 # Caches between us and the client have to keep the two families apart.
-                return _answer(
-                    request, _negotiate(request.headers.get("accept", ""), found), {"Vary": "Accept"}
-                )
+                headers = {"Vary": "Accept", REVISION: found.pinned.pin.revision}
+                if found.pinned.warning:
+                    # RFC 7234, 5.5.7; containerd shows it.
+                    headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
+                return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
 
     async def _stored(self, digest: Digest) -> Document:
         blob = await self._blobs.find(digest)
@@ -99,6 +105,11 @@ def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
             return index
         found = found.first
     return found.docker_manifest if wants_docker else found.manifest
+
+
+def _quotable(text: str) -> str:
+    """Return what may stand between quotation marks in a header field."""
+    return "".join(c if " " <= c <= "~" and c not in '"\\' else " " for c in text)
 
 
 def _media_type(content: bytes) -> MediaType | None:

@@ -1,0 +1,1 @@
+"""What surrounds the acceptance tests: installing clients, telling results."""

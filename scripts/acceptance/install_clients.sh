@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Install the registry clients that `make acceptance` tries, from Debian, and say which there are.
+#
+#   docker, ctr, podman, buildah, skopeo (with umoci and runc)   always: without one of them this fails
+#   crane                                                        where Go is: it is in no Debian package
+#
+# Writes var/acceptance/clients: a line for each client, "NAME" or "NAME: why it is not tried".
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# The versions that belong together are Debian's; /usr/local may have another docker. Programs in sbin are on nobody's PATH.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+
+crane=github.com/google/go-containerregistry/cmd/crane@v0.20.3
+# Seconds to compile it.
+crane_limit=300
+policy=/usr/sbin/policy-rc.d
+log=var/acceptance/log
+
+say() { printf 'clients: %3d s  %s\n' "$SECONDS" "$*"; }
+fail() {
+    printf 'clients: %s\n' "$*" >&2
+    exit 1
+}
+has() { [ -x "/usr/bin/$1" ] || [ -x "/usr/sbin/$1" ]; }
+apt_knows() { apt-cache show "$1" >/dev/null 2>&1; }
+
+missing_packages() {
+    has dockerd || echo docker.io
+    # Debian 12 has the command line in docker.io, later releases in a package of its own.
+    has docker || { apt_knows docker-cli && echo docker-cli || echo docker.io; }
+    has containerd && has ctr || echo containerd
+    has podman || echo podman
+    has buildah || echo buildah
+    has skopeo || echo skopeo
+    has umoci || echo umoci
+    has runc || echo runc
+}
+
+# Several of them bring services. Debian's way to say that none is to be started (101: "action forbidden").
+forbid_services() {
+    [ ! -e "$policy" ] || return 0
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+}
+
+install_packages() {
+    say "installing from Debian, without starting services: $*"
+    export DEBIAN_FRONTEND=noninteractive
+    local install=(apt-get install --yes --no-install-recommends "$@")
+    if "${install[@]}" >"$log/apt.log" 2>&1 </dev/null; then
+        return
+    fi
+    say 'updating the package lists of apt'
+    apt-get update >"$log/apt-update.log" 2>&1 </dev/null || fail "apt-get update failed: see $log/apt-update.log"
+    "${install[@]}" >"$log/apt.log" 2>&1 </dev/null || {
+        cat "$log/apt.log" >&2
+        fail "apt-get could not install: $*"
+    }
+}
+
+ensure_clients() {
+    local missing
+    mapfile -t missing < <(missing_packages)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] || fail "missing: ${missing[*]}; as root: apt-get install --no-install-recommends ${missing[*]}"
+    forbid_services
+    install_packages "${missing[@]}"
+    mapfile -t missing < <(missing_packages)
+    [ ${#missing[@]} = 0 ] || fail "still missing after the installation: ${missing[*]}"
+}
+
+# Prints the line about crane.
+ensure_crane() {
+    local bin=$PWD/var/acceptance/bin
+    if [ "$(cat "$bin/crane.version" 2>/dev/null)" = "$crane" ] && [ -x "$bin/crane" ]; then
+        echo crane
+    elif ! command -v go >/dev/null; then
+        echo 'crane: no Go toolchain to compile it with'
+    elif GOBIN=$bin timeout "$crane_limit" go install "$crane" >"$log/crane.log" 2>&1 </dev/null; then
+        echo "$crane" >"$bin/crane.version"
+        echo crane
+    else
+        echo "crane: $(go env GOVERSION) did not compile it: $(tail -n 1 "$log/crane.log")"
+    fi
+}
+
+[ "$(id -u)" = 0 ] || fail 'running containers takes root'
+mkdir -p "$log" var/acceptance/bin
+ensure_clients
+{
+    printf '%s\n' docker ctr podman buildah skopeo
+    ensure_crane
+} >var/acceptance/clients
+say "to try: $(grep -v : var/acceptance/clients | paste -sd ' ')"
+! grep : var/acceptance/clients || say 'the line above is in the report, too'

@@ -1,0 +1,155 @@
+"""The results of a run of the acceptance tests, as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Test functions in the order of the table, and what they are called there.
+TESTS = {
+    "test_pull_by_tag": "pull by tag",
+    "test_run": "run",
+    "test_pull_by_digest": "pull by digest",
+    "test_many_layers": "many layers",
+    "test_broken_off_blob": "broken-off blob",
+    "test_mirror": "as a mirror",
+    "test_missing_package": "missing package",
+    "test_failed_build": "failed build",
+}
+
+# Those whose point is what the person reads.
+_MESSAGES = ("test_missing_package", "test_failed_build")
+
+
+@dataclass
+class Result:
+    """How one test ended.
+
+    Attributes:
+        outcome: ``passed`` or ``failed``.
+        note: what else is worth telling, in a few words.
+        message: what the person at the terminal read.
+    """
+
+    outcome: str
+    note: str = ""
+    message: str = ""
+
+
+@dataclass
+class ClientReport:
+    """One client: its versions by program, its results by test."""
+
+    versions: dict[str, str] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """A run.
+
+    Attributes:
+        release: of the system that the clients came from.
+        clients: by name.
+        not_tried: reasons, by the names of clients that are not there.
+    """
+
+    release: str
+    clients: dict[str, ClientReport] = field(default_factory=dict)
+    not_tried: dict[str, str] = field(default_factory=dict)
+
+    def write(self, directory: Path) -> None:
+        """Write ``report.json`` and ``report.md``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "report.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+        (directory / "report.md").write_text("\n".join(markdown(self)) + "\n")
+
+    @classmethod
+    def read(cls, file: Path) -> Report:
+        """Read a ``report.json``."""
+        document: dict[str, Any] = json.loads(file.read_text())
+        clients = {
+            name: ClientReport(
+                client["versions"], {test: Result(**result) for test, result in client["results"].items()}
+            )
+            for name, client in document["clients"].items()
+        }
+        return cls(document["release"], clients, document["not_tried"])
+
+
+def release() -> str:
+    """Name the system we run on as people do; where it has no version yet, by what it will be."""
+    try:
+        about = platform.freedesktop_os_release()
+    except OSError:
+        return platform.system()
+    return about.get("PRETTY_NAME", about["NAME"])
+
+
+def markdown(report: Report) -> Iterator[str]:
+    """Render the tables, line by line."""
+    names = list(report.clients)
+    yield from _table(
+        ["", *names],
+        [
+            ["versions", *(_versions(report.clients[name].versions) for name in names)],
+            *(
+                [title, *(_cell(report.clients[name].results.get(test)) for name in names)]
+                for test, title in TESTS.items()
+            ),
+        ],
+    )
+    for name, reason in report.not_tried.items():
+        yield f"\nNot tried: {name} ({reason})."
+    for test in _MESSAGES:
+        yield f"\nWhat a person reads, {TESTS[test]}:\n"
+        for name in names:
+            result = report.clients[name].results.get(test)
+            if result is not None and result.message:
+                yield f"- {name}:\n\n" + "\n".join(f"      {line}" for line in result.message.splitlines())
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return "<br>".join(f"{program} {version}" for program, version in versions.items())
+
+
+def _cell(result: Result | None) -> str:
+    if result is None:
+        return "—"
+    mark = "✓" if result.outcome == "passed" else "✗"
+    return f"{mark} {result.note}".strip()
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for row in (header, ["---"] * len(header), *rows):
+        yield f"| {' | '.join(_escape(cell) for cell in row)} |"
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", r"\|").replace("\n", " ")
+
+
+# What changes from run to run, and tells a reader nothing.
+_NOISE = (
+    (re.compile(r"\x1b\[[0-9;]*[A-Za-z]"), ""),
+    (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:8080"),
+    (re.compile(r"\b[0-9a-z]{32}-(?=failing)"), ""),
+    (re.compile(r'(time="|^)\d{4}[-/]\d\d[-/]\d\d[T ][^" ]*("| )', re.MULTILINE), ""),
+)
+# Progress, which a terminal overwrites.
+_PROGRESS = re.compile(r"elapsed: |.*: resolving |Using default tag|Trying to pull")
+
+
+def message_of(output: str) -> str:
+    """Reduce what a client wrote to what is left on the screen: no progress, no ports, no times."""
+    for pattern, replacement in _NOISE:
+        output = pattern.sub(replacement, output)
+    lines = [line.strip() for line in re.split(r"[\r\n]+", output)]
+    told = [line for line in lines if line and not _PROGRESS.match(line)]
+    # Retries say the same again.
+    return "\n".join(dict.fromkeys(told))

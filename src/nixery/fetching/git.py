@@ -1,0 +1,76 @@
+"""Package sets in a git repository (``NIXERY_PKGS_REPO``)."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from nixery.errors import StorageError
+from nixery.fetching.git_repository import GitRepository
+from nixery.fetching.nix_store import NixStore
+from nixery.nix.command import run_command
+from nixery.sources.location import COMMIT, public_url, without_credentials
+from nixery.sources.source import NixFiles, Pin, Reference
+
+# Seconds to unpack a commit.
+_UNPACK = 300
+
+
+class GitSource:
+    """The ``PackageSource`` of a repository: ``latest`` is its default branch, other tags are commits, branches or tags.
+
+    Args:
+        url: whatever git takes.
+        copies: directory for copies of repositories.
+        temporary: for unfinished files; belongs to this process.
+        store: where checked-out commits go.
+        environment: ours, for git.
+    """
+
+    def __init__(
+        self, url: str, copies: Path, temporary: Path, store: NixStore, environment: Mapping[str, str]
+    ) -> None:
+        self.description = f"git:{without_credentials(url)}"
+        self._url = url
+        self._repository = GitRepository(url, copies, environment)
+        self._temporary = temporary
+        self._store = store
+        self._trees: dict[str, Path] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    def reference(self, tag: str) -> Reference:
+        """See ``PackageSource.reference``."""
+        if tag == "latest":
+            return Reference("HEAD", moving=True)
+        return Reference(tag, moving=COMMIT.fullmatch(tag) is None)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        """See ``PackageSource.resolve``. The commit is fetched at once, so that nobody has to wait for it later."""
+        commit = await self._repository.look_up(reference.name) if reference.moving else reference.name
+        created = await self._repository.fetch(commit)
+        return Pin(self.description, commit, commit, public_url(self._url), created)
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
+        """See ``PackageSource.open``."""
+        async with self._one_at_a_time:
+            tree = self._trees.get(pin.identity)
+            if tree is None or not await asyncio.to_thread(tree.exists):
+                tree = self._trees[pin.identity] = await self._check_out(pin.identity)
+        async with self._store.keeping(tree):
+            yield NixFiles(tree, self_contained=True)
+
+    async def _check_out(self, commit: str) -> Path:
+        # Another server on this storage may have resolved the pin.
+        await self._repository.fetch(commit)
+        with tempfile.TemporaryDirectory(dir=self._temporary) as directory:
+            archive, tree = Path(directory) / "archive.tar", Path(directory) / "source"
+            await self._repository.archive(commit, archive)
+            await asyncio.to_thread(tree.mkdir)
+            completed, stderr = await run_command(_UNPACK, "tar", "-xf", str(archive), "-C", str(tree))
+            if completed.exit_code != 0:
+                raise StorageError(f"cannot unpack a commit: {stderr[-1] if stderr else 'tar failed'}")
+            return await self._store.add(tree)

@@ -1,0 +1,64 @@
+"""What Nix is told besides what it is to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nixery.nix.process import Surroundings
+from nixery.sources.source import NixFiles, PackageSet
+
+# Where a contained evaluation may fetch from: whatever a hash or a commit can pin, and no files of this machine. Nix compares
+# up to a slash.
+_NETWORKS = "http:// https:// git:// ssh:// git+http:// git+https:// git+ssh:// github: gitlab: sourcehut:"
+
+
+@dataclass(frozen=True, slots=True)
+class NixOptions:
+    """Options of the operator.
+
+    Attributes:
+        every_command: as they are, for all commands of Nix.
+        sandbox: whether builders run in Nix's sandbox; ``None`` for what Nix's configuration says.
+        import_from_derivation: whether an evaluation may build things, and then read them.
+        environment: of evaluations; ``None`` for ours.
+        memory: of evaluations, in bytes; ``None`` for no bound.
+    """
+
+    every_command: tuple[str, ...] = ()
+    sandbox: bool | None = None
+    import_from_derivation: bool = False
+    environment: Mapping[str, str] | None = field(default=None)
+    memory: int | None = None
+
+    @property
+    def evaluation_surroundings(self) -> Surroundings:
+        """What an evaluation is given: none of our secrets, and not all of our memory."""
+        return Surroundings(self.environment, self.memory)
+
+    def for_evaluation(self, package_set: PackageSet, expressions: str) -> Sequence[str]:
+        """Return options that keep an evaluation to what it needs.
+
+        Args:
+            package_set: what is evaluated.
+            expressions: the directory with our own expressions.
+        """
+        options = ["--option", "allow-import-from-derivation", str(self.import_from_derivation).lower()]
+        match package_set:
+            case NixFiles(path, self_contained=True):
+                # Nothing outside is read, nor any variable of the environment (Nix manual, restrict-eval).
+                options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
+                options += ["-I", f"nixery-package-set={path}", "-I", f"nixery-expressions={expressions}"]
+            case NixFiles():
+                pass
+            case _:
+                options += ["--option", "extra-experimental-features", "nix-command flakes"]
+        return [*options, *self.every_command]
+
+    @property
+    def for_building(self) -> Sequence[str]:
+        """Return options for realising."""
+        if self.sandbox is None:
+            return self.every_command
+        sandbox = ("--option", "sandbox", str(self.sandbox).lower(), "--option", "sandbox-fallback", "false")
+        return (*sandbox, *self.every_command)

@@ -1,0 +1,70 @@
+"""Pins in the store, where all servers find them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pydantic import BaseModel, ValidationError
+
+from nixery.oci.canonical_json import canonical_json
+from nixery.sources.source import Pin
+from nixery.storage.store import RecordStore
+
+_RECORDS = "pins"
+
+
+class Term(BaseModel):
+    """A pin and the time, in seconds since the epoch, until which it holds."""
+
+    identity: str
+    revision: str
+    url: str | None = None
+    created: int | None = None
+    until: float
+
+    def pin(self, source: str) -> Pin:
+        """Return the pin, which is of the source with this description."""
+        return Pin(source, self.identity, self.revision, self.url, self.created)
+
+
+class PinRecord(BaseModel):
+    """What a reference stands for now, and what it will stand for then."""
+
+    current: Term
+    next: Term | None = None
+
+
+class PinRecords:
+    """The records of one source.
+
+    Args:
+        records: shared by all servers.
+        source: its description.
+    """
+
+    def __init__(self, records: RecordStore, source: str) -> None:
+        self._records = records
+        self._source = source
+
+    async def read(self, reference: str) -> PinRecord | None:
+        """Return the record of a reference, if there is one that can be understood.
+
+        Raises:
+            StorageError: the store cannot be asked.
+        """
+        content = await self._records.get(_RECORDS, self._key(reference))
+        try:
+            return PinRecord.model_validate_json(content) if content is not None else None
+        except ValidationError:
+            return None  # torn: written anew
+
+    async def write(self, reference: str, record: PinRecord) -> None:
+        """Write the record of a reference.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        await self._records.put(_RECORDS, self._key(reference), record.model_dump_json().encode())
+
+    def _key(self, reference: str) -> str:
+        return hashlib.sha256(canonical_json([self._source, reference])).hexdigest()

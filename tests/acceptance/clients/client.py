@@ -1,0 +1,175 @@
+"""What the tests ask of every client of a registry."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from tests.support.nix import wait_until
+
+# Seconds. A pull may have to wait for packages to be fetched.
+PULL = 300
+COMMAND = 90
+_START = 60
+_STOP = 20
+
+# Debian's programs, which fit each other, whatever else there is in /usr/local.
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A command that ended, and what the person at the terminal read: both streams, in their order."""
+
+    status: int
+    output: str
+
+    def expect_success(self) -> str:
+        assert self.status == 0, self.output
+        return self.output
+
+
+class Client(Protocol):
+    """A client with storage of its own.
+
+    References are ``host:port/name:tag`` or ``host:port/name@digest``.
+
+    Attributes:
+        name: what it is called in the report.
+        mirrored: a host whose images it pulls through the server under test as a mirror; ``None`` if it has no mirrors.
+        missing: what it says about a package that is missing.
+        failure: what it says about a build that failed.
+    """
+
+    name: ClassVar[str]
+    mirrored: ClassVar[str | None]
+    missing: ClassVar[str]
+    failure: ClassVar[str]
+
+    def versions(self) -> Mapping[str, str]:
+        """The versions of all the programs involved."""
+
+    def pull(self, reference: str) -> Outcome: ...
+
+    def digest(self, reference: str) -> str:
+        """The digest of the manifest, as the client has noted it."""
+
+    def layers(self, reference: str) -> int:
+        """The number of layers of the image, as the client has it."""
+
+    def run(self, reference: str, *command: str) -> str:
+        """What a command prints that is run in the image."""
+
+
+# podman and buildah set higher limits by themselves, which a machine without CAP_SYS_RESOURCE must not do.
+MODEST_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
+
+# What clients that show the errors of a registry have to show.
+MISSING = "packages not available: htpo (missing; did you mean"
+FAILURE = "configure: error: the philosopher's stone is needed to build failing"
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs programs with an environment that has nothing of the user's: no configuration, no credentials, no proxy."""
+
+    directory: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        for name in ("home", "tmp"):
+            (self.directory / name).mkdir(exist_ok=True)
+        return {
+            "PATH": PATH,
+            "HOME": str(self.directory / "home"),
+            "TMPDIR": str(self.directory / "tmp"),
+            "LC_ALL": "C.UTF-8",
+        }
+
+    def call(self, command: Sequence[str], seconds: float = COMMAND) -> Outcome:
+        """Run a program to its end.
+
+        Raises:
+            subprocess.TimeoutExpired: there was none.
+        """
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+            env=self.environment,
+            cwd=self.directory,
+        )
+        return Outcome(done.returncode, done.stdout)
+
+    def ask(self, *command: str) -> str:
+        """Run a program that has to succeed; return what it wrote to standard output."""
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMMAND,
+            check=False,
+            env=self.environment,
+            cwd=self.directory,
+        )
+        assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    @contextmanager
+    def daemon(self, command: Sequence[str], answers: Sequence[str]) -> Iterator[None]:
+        """Run a daemon until the context ends; the command ``answers`` succeeds as soon as it is there."""
+        log = self.directory / "daemon.log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                cwd=self.directory,
+                # Ctrl-C is for the tests, which then end the daemon in order.
+                start_new_session=True,
+            )
+        try:
+            wait_until(
+                lambda: process.poll() is not None or self.call(answers).status == 0,
+                f"{command[0]} answers",
+                _START,
+            )
+            assert process.poll() is None, f"{command[0]} ended:\n{log.read_text(errors='replace')}"
+            yield
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def host_of(reference: str) -> str:
+    return reference.partition("/")[0]
+
+
+def installed_version(package: str) -> str:
+    """The version of a Debian package, as one would ask for it."""
+    command = ["dpkg-query", "--show", "--showformat=${Version}", package]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=COMMAND, env={**os.environ, "PATH": PATH}
+    ).stdout

@@ -1,0 +1,78 @@
+"""dockerd and docker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tests.acceptance.clients.client import FAILURE, MISSING, PULL, Outcome, Shell
+from tests.support.server import HOST
+
+
+class Docker:
+    """The command line, speaking to a daemon of our own."""
+
+    name: ClassVar[str] = "docker"
+    # The only registry that dockerd has mirrors for.
+    mirrored: ClassVar[str | None] = "docker.io"
+    missing: ClassVar[str] = MISSING
+    failure: ClassVar[str] = FAILURE
+
+    def __init__(self, shell: Shell, socket: Path) -> None:
+        self._shell = shell
+        self._docker = ("docker", "--host", f"unix://{socket}")
+
+    def versions(self) -> Mapping[str, str]:
+        """See ``Client.versions``."""
+        version = json.loads(self._ask("version", "--format", "{{json .}}"))
+        return {"docker": version["Client"]["Version"], "dockerd": version["Server"]["Version"]}
+
+    def pull(self, reference: str) -> Outcome:
+        return self._shell.call((*self._docker, "pull", reference), PULL)
+
+    def digest(self, reference: str) -> str:
+        # Docker notes it by repository, and leaves out its own registry's name.
+        repository = reference.partition("@")[0].removeprefix("docker.io/").removesuffix(":latest")
+        noted: list[str] = self._inspect(reference)["RepoDigests"]
+        (digest,) = {name.partition("@")[2] for name in noted if name.startswith(f"{repository}@")}
+        return digest
+
+    def layers(self, reference: str) -> int:
+        return len(self._inspect(reference)["RootFS"]["Layers"])
+
+    def run(self, reference: str, *command: str) -> str:
+        return self._ask("run", "--rm", "--network=none", reference, *command)
+
+    def _inspect(self, reference: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(
+            self._ask("image", "inspect", "--format", "{{json .}}", reference)
+        )
+        return document
+
+    def _ask(self, *arguments: str) -> str:
+        return self._shell.ask(*self._docker, *arguments)
+
+
+@contextmanager
+def running_docker(directory: Path, mirror: int) -> Iterator[Docker]:
+    """Run a daemon with its state in a directory, and the registry on a port of this machine as its mirror."""
+    shell = Shell(directory)
+    configuration, socket = directory / "daemon.json", directory / "docker.sock"
+    configuration.write_text("{}")
+    command = (
+        "dockerd",
+        *("--config-file", str(configuration)),
+        *("--data-root", str(directory / "data")),
+        *("--exec-root", str(directory / "exec")),
+        *("--pidfile", str(directory / "docker.pid")),
+        *("--host", f"unix://{socket}"),
+        "--storage-driver=overlay2",
+        # The machine's network is none of our business.
+        *("--iptables=false", "--ip6tables=false", "--bridge=none"),
+        f"--registry-mirror=http://{HOST}:{mirror}",
+    )
+    with shell.daemon(command, ("docker", "--host", f"unix://{socket}", "version")):
+        yield Docker(shell, socket)

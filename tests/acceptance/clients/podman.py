@@ -1,0 +1,71 @@
+"""podman with runc."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tests.acceptance.clients.client import FAILURE, MISSING, MODEST_LIMITS, PULL, Outcome, Shell
+from tests.acceptance.clients.registries import MIRRORED, plain_http, write_registries
+
+
+@dataclass(frozen=True)
+class Podman:
+    """podman as root, without a network for containers."""
+
+    shell: Shell
+    podman: tuple[str, ...]
+    name: ClassVar[str] = "podman"
+    mirrored: ClassVar[str | None] = MIRRORED
+    missing: ClassVar[str] = MISSING
+    failure: ClassVar[str] = FAILURE
+
+    def versions(self) -> Mapping[str, str]:
+        """See ``Client.versions``."""
+        return {"podman": self._ask("version", "--format", "{{.Client.Version}}")}
+
+    def pull(self, reference: str) -> Outcome:
+        return self.shell.call(
+            (*self.podman, "pull", *plain_http(reference, "--tls-verify"), reference), PULL
+        )
+
+    def digest(self, reference: str) -> str:
+        digest: str = self._inspect(reference)["Digest"]
+        return digest
+
+    def layers(self, reference: str) -> int:
+        return len(self._inspect(reference)["RootFS"]["Layers"])
+
+    def run(self, reference: str, *command: str) -> str:
+        return self._ask(
+            *("run", "--rm", "--network=none"),
+            *MODEST_LIMITS,
+            reference,
+            *command,
+        )
+
+    def _inspect(self, reference: str) -> dict[str, Any]:
+        (document,) = json.loads(self._ask("image", "inspect", reference))
+        inspected: dict[str, Any] = document
+        return inspected
+
+    def _ask(self, *arguments: str) -> str:
+        return self.shell.ask(*self.podman, *arguments)
+
+
+@contextmanager
+def running_podman(directory: Path, mirror: int) -> Iterator[Podman]:
+    """There is no daemon to run; its storage is below a directory."""
+    registries = write_registries(directory, mirror)
+    podman = (
+        *("env", f"CONTAINERS_REGISTRIES_CONF={registries}", "PODMAN_IGNORE_CGROUPSV1_WARNING=1", "podman"),
+        *("--root", str(directory / "root")),
+        *("--runroot", str(directory / "run")),
+        *("--tmpdir", str(directory / "libpod")),
+        *("--storage-driver=overlay", "--runtime=runc", "--cgroup-manager=cgroupfs", "--events-backend=file"),
+    )
+    yield Podman(Shell(directory), podman)

@@ -1,0 +1,141 @@
+"""A server with all of Debian, and every client that is there, each with storage of its own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scripts.acceptance.report import TESTS, ClientReport, Report, Result, message_of, release
+from tests.acceptance.clients.buildah import Buildah, running_buildah
+from tests.acceptance.clients.client import Client
+from tests.acceptance.clients.containerd import Containerd, running_containerd
+from tests.acceptance.clients.crane import Crane, running_crane
+from tests.acceptance.clients.docker import Docker, running_docker
+from tests.acceptance.clients.podman import Podman, running_podman
+from tests.acceptance.clients.skopeo import Skopeo, running_skopeo
+from tests.support.mounts import short_lived_directory
+from tests.support.nix import nix_environment
+from tests.support.server import HOST, Server, running_server
+
+PACKAGE_SET = Path(__file__).parent / "packageset"
+
+# What the set-up found, and where the report goes.
+DIRECTORY = Path(__file__).parents[2] / "var" / "acceptance"
+
+RUNNING: dict[str, Callable[[Path, int], AbstractContextManager[Client]]] = {
+    "docker": running_docker,
+    "ctr": running_containerd,
+    "podman": running_podman,
+    "buildah": running_buildah,
+    "skopeo": running_skopeo,
+    "crane": running_crane,
+}
+
+
+KINDS: tuple[type[Client], ...] = (Docker, Containerd, Podman, Buildah, Skopeo, Crane)
+
+WITHOUT_MIRRORS = {kind.name for kind in KINDS if kind.mirrored is None}
+
+
+def _listed() -> dict[str, str]:
+    """The clients and, where set-up could not get one, why not."""
+    try:
+        lines = (DIRECTORY / "clients").read_text().splitlines()
+    except FileNotFoundError:
+        raise pytest.UsageError("nobody has installed the clients yet: make acceptance") from None
+    return {name: reason.strip() for name, _, reason in (line.partition(":") for line in lines)}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "client" in metafunc.fixturenames:
+        there = [name for name, reason in _listed().items() if not reason]
+        if metafunc.function.__name__ == "test_mirror":
+            there = [name for name in there if name not in WITHOUT_MIRRORS]
+        metafunc.parametrize("client", there, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("server")
+    with short_lived_directory("nixery-storage-") as storage:
+        settings = {
+            "NIXERY_PKGS_PATH": str(PACKAGE_SET),
+            "NIX_TIMEOUT": "300",
+            "STORAGE_PATH": str(storage),
+            **nix_environment(directory),
+        }
+        with running_server(directory, settings) as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
+    name: str = request.param
+    with (
+        short_lived_directory(f"nixery-{name}-") as directory,
+        RUNNING[name](directory, server.port) as running,
+    ):
+        yield running
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a test has to tell beyond having passed; goes into the report."""
+
+    # pytest hands them on with the test's result; its own fixture for that does not go together with JUnit reports.
+    properties: list[tuple[str, object]]
+
+    def note(self, text: str) -> None:
+        self.properties.append(("note", text))
+
+    def message(self, output: str) -> None:
+        self.properties.append(("message", message_of(output)))
+
+
+@pytest.fixture
+def notes(client: Client, request: pytest.FixtureRequest) -> Notes:
+    properties: list[tuple[str, object]] = request.node.user_properties
+    properties.append(("versions", dict(client.versions())))
+    return Notes(properties)
+
+
+@pytest.fixture(scope="session")
+def registry(server: Server) -> str:
+    return f"{HOST}:{server.port}"
+
+
+class Reporter:
+    """Collects results as the tests end, and writes the report."""
+
+    def __init__(self) -> None:
+        self.report = Report(release(), not_tried={name: why for name, why in _listed().items() if why})
+        # That of an earlier run must not be taken for this one's.
+        for file in DIRECTORY.glob("report.*"):
+            file.unlink()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and not report.failed:
+            return
+        test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
+        assert test in TESTS, f"scripts/acceptance/report.py has no row for {test}"
+        client = self.report.clients.setdefault(parameter.removesuffix("]"), ClientReport())
+        properties = dict(report.user_properties)
+        if isinstance(versions := properties.get("versions"), dict):
+            client.versions = versions
+        note = str(properties.get("note", "")) if report.when == "call" else f"failed in {report.when}"
+        client.results[test] = Result(report.outcome, note, str(properties.get("message", "")))
+
+    def pytest_sessionfinish(self) -> None:
+        if self.report.clients:
+            self.report.write(DIRECTORY)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Like Ctrl-C, a request to end must not leave daemons and mounts behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config.pluginmanager.register(Reporter(), "acceptance-report")

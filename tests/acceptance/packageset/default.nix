@@ -1,0 +1,28 @@
+# What the acceptance tests pull: all of Debian's packages, and two of their own.
+{ system }:
+let
+  package =
+    name: script:
+    derivation {
+      inherit name;
+      system = builtins.currentSystem;
+      builder = "/bin/sh";
+      args = [ "-e" "-c" script ];
+      PATH = "/usr/bin:/bin";
+    };
+in
+import ../../../packagesets/debian { inherit system; }
+// {
+  # Its builder fails, and says why in its last line.
+  failing = package "failing-1.0" ''
+    echo "checking for the philosopher's stone... no"
+    echo "configure: error: the philosopher's stone is needed to build failing"
+    exit 1
+  '';
+
+  # One big layer that does not become smaller by compression: 32 MiB out of a generator that anybody can repeat.
+  ballast = package "ballast-1.0" ''
+    mkdir -p $out/share
+    /usr/bin/python3 -c 'import random, sys; sys.stdout.buffer.write(random.Random(1).randbytes(32 << 20))' > $out/share/ballast
+  '';
+}

@@ -1,0 +1,97 @@
+"""Every client pulls and runs: by tag, by digest, many layers, after a broken line, through a mirror, and told what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.acceptance.clients.client import Client
+from tests.acceptance.conftest import Notes
+from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.support.server import HOST, Server
+
+# A repository's name has 255 characters at most.
+MANY_LAYERS = (
+    "bash/bc/bzip2/coreutils/curl/diffutils/figlet/findutils/gawk/gnugrep/gnused/gnutar/gzip/hello/htop/jq/less/lsof/"
+    "patch/procps/psmisc/rsync/strace/time/tree/unzip/wget/xz-utils/zip/zstd"
+)
+
+
+@pytest.mark.usefixtures("notes")
+def test_pull_by_tag(client: Client, server: Server, registry: str) -> None:
+    reference = f"{registry}/hello:latest"
+    client.pull(reference).expect_success()
+    assert client.digest(reference) == server.client.digest("hello")
+
+
+@pytest.mark.usefixtures("notes")
+def test_run(client: Client, registry: str) -> None:
+    reference = f"{registry}/hello:latest"
+    client.pull(reference).expect_success()
+    assert client.run(reference, "hello") == "Hello, world!"
+
+
+@pytest.mark.usefixtures("notes")
+def test_pull_by_digest(client: Client, server: Server, registry: str) -> None:
+    digest = server.client.digest("tree")
+    reference = f"{registry}/tree@{digest}"
+    client.pull(reference).expect_success()
+    assert client.digest(reference) == digest
+    assert client.run(reference, "tree", "--version").startswith("tree v")
+
+
+def test_many_layers(client: Client, server: Server, registry: str, notes: Notes) -> None:
+    reference = f"{registry}/{MANY_LAYERS}:latest"
+    client.pull(reference).expect_success()
+    layers = client.layers(reference)
+    assert layers == len(server.client.manifest(MANY_LAYERS).json()["layers"])
+    assert layers >= 50
+    # Two programs out of different layers, and a third to start them.
+    assert client.run(reference, "bash", "-c", "echo '{\"a\": [1, 2]}' | gzip | zcat | jq -c .a") == "[1,2]"
+    notes.note(f"{layers} layers")
+
+
+def test_broken_off_blob(client: Client, server: Server, notes: Notes) -> None:
+    layer = max(server.client.manifest("ballast").json()["layers"], key=lambda descriptor: descriptor["size"])
+    with cutting_proxy(server.port, layer["digest"]) as proxy:
+        reference = f"{HOST}:{proxy.port}/ballast:latest"
+        pulls = 1
+        outcome = client.pull(reference)
+        if outcome.status != 0:
+            notes.message(outcome.output)
+            pulls = 2
+            client.pull(reference).expect_success()
+    assert client.digest(reference) == server.client.digest("ballast")
+    notes.note(_how_it_went_on(proxy, layer["size"], pulls))
+
+
+def _how_it_went_on(proxy: CuttingProxy, size: int, pulls: int) -> str:
+    first, *more = proxy.asked
+    assert first.sent == size // 2, "the transfer was not broken off"
+    assert more, "the rest has never been asked for"
+    assert all(asked.status == (200 if asked.range is None else 206) for asked in more)
+    how = "goes on with a range" if any(asked.range for asked in more) else "begins the blob again"
+    return how if pulls == 1 else f"fails; the second pull {how}"
+
+
+def test_mirror(client: Client, server: Server, notes: Notes) -> None:
+    assert client.mirrored is not None
+    reference = f"{client.mirrored}/shell/hello:latest"
+    client.pull(reference).expect_success()
+    assert client.digest(reference) == server.client.digest("shell/hello")
+    notes.note(f"of {client.mirrored}")
+
+
+def test_missing_package(client: Client, registry: str, notes: Notes) -> None:
+    outcome = client.pull(f"{registry}/shell/htpo:latest")
+    notes.message(outcome.output)
+    notes.note("names it" if "did you mean" in outcome.output else "status only")
+    assert outcome.status != 0
+    assert client.missing in outcome.output
+
+
+def test_failed_build(client: Client, registry: str, notes: Notes) -> None:
+    outcome = client.pull(f"{registry}/failing:latest")
+    notes.message(outcome.output)
+    notes.note("shows why" if "philosopher" in outcome.output else "status only")
+    assert outcome.status != 0
+    assert client.failure in outcome.output

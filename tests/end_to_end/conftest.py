@@ -1,0 +1,41 @@
+"""One server and a few pulled images for all tests that run containers; unpacking an image takes longer than running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.container import Container, pull
+from tests.support.nix import nix_environment
+from tests.support.server import Server, running_server
+
+# Debian's packages and a few of our own.
+_PACKAGE_SET = Path(__file__).parent / "packages"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("debian")
+    settings = {"NIXERY_PKGS_PATH": str(_PACKAGE_SET), "NIX_TIMEOUT": "300", **nix_environment(directory)}
+    with running_server(directory, settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def hello(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
+    return pull(server.port, "hello", "latest", tmp_path_factory.mktemp("hello"))
+
+
+@pytest.fixture(scope="session")
+def tools(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
+    name = "shell/git/curl/jq/python3/tzdata"
+    return pull(server.port, name, "latest", tmp_path_factory.mktemp("tools"))
+
+
+@pytest.fixture(scope="session")
+def special(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
+    """Packages that clash, and packages that bring what others have from us."""
+    name = "bash/coreutils/dash/say/ownfiles/german/loud/quiet"
+    return pull(server.port, name, "latest", tmp_path_factory.mktemp("special"))

@@ -1,0 +1,104 @@
+# Debian's packages, and some that are each a case of what can be in an image.
+{ system }:
+
+let
+  debian = import ../../../packagesets/debian { inherit system; };
+
+  package =
+    {
+      name,
+      script,
+      meta ? { },
+      ...
+    }@arguments:
+    derivation (
+      {
+        system = builtins.currentSystem;
+        builder = "/bin/sh";
+        args = [ "-e" "-c" script ];
+        PATH = "/usr/bin:/bin";
+      }
+      // removeAttrs arguments [ "script" "meta" ]
+    )
+    // { inherit meta; };
+
+  # Both have bin/volume, which says whose it is.
+  volume =
+    { name, priority }:
+    package {
+      inherit name;
+      meta = { inherit priority; };
+      script = ''
+        mkdir -p $out/bin
+        printf '#!/bin/sh\necho ${name}\n' > $out/bin/volume
+        chmod +x $out/bin/volume
+      '';
+    };
+in
+debian
+// {
+  say = package {
+    name = "say";
+    script = ''
+      mkdir -p $out/bin $out/usr/bin
+      printf '#!/usr/bin/env bash\necho "''${BASH_VERSION:+said by bash}"\n' > $out/bin/say
+      printf '#!/bin/sh\necho said below usr\n' > $out/usr/bin/say-below-usr
+      chmod +x $out/bin/say $out/usr/bin/say-below-usr
+    '';
+  };
+
+  loud = volume { name = "loud"; priority = 6; };
+  quiet = volume { name = "quiet"; priority = 4; };
+
+  # A directory as a symlink, with a part of what others have there, too.
+  ownfiles = package {
+    name = "ownfiles";
+    meta.priority = 4;
+    script = ''
+      mkdir -p $out/etc $out/configuration/certs
+      ln -s ../configuration $out/etc/ssl
+      echo own > $out/configuration/openssl.cnf
+      echo own > $out/configuration/certs/ca-bundle.crt
+      printf 'root:x:0:0::/root:/bin/sh\nsomebody:x:4711:4711::/:/bin/sh\n' > $out/etc/passwd
+    '';
+  };
+
+  # What the Go toolchain builds, and a program of its own that does not need the rest of it: an image with all of it takes
+  # long to unpack.
+  gophers = package {
+    name = "gophers";
+    go = debian.go;
+    source = ''
+      package main
+
+      import "fmt"
+
+      func main() { fmt.Println("built") }
+    '';
+    script = ''
+      mkdir -p $out/bin
+      export HOME=$PWD CGO_ENABLED=0
+      echo "$source" > main.go
+      $go/bin/go build -trimpath -o $out/bin/built main.go
+      cp $(readlink -f $go/bin/gofmt) $out/bin/gofmt
+    '';
+  };
+
+  # One locale as a directory, as Debian has it, without its links to others.
+  german = package {
+    name = "german";
+    locales = debian.locales-all;
+    script = "mkdir -p $out/lib/locale; cp -rL $locales/lib/locale/de_DE.utf8 $out/lib/locale";
+  };
+
+  # The same in an archive, as nixpkgs' glibcLocales has it.
+  germanarchive = package {
+    name = "germanarchive";
+    locales = debian.locales-all;
+    script = ''
+      mkdir -p $out/lib/locale archive/usr/lib/locale
+      localedef --prefix=$PWD/archive --add-to-archive $locales/lib/locale/de_DE.utf8
+      cp archive/usr/lib/locale/locale-archive $out/lib/locale/
+    '';
+  };
+}

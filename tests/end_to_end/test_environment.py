@@ -1,0 +1,82 @@
+"""Variables and commands that containers start with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.container import Container, pull
+from tests.support.server import Server
+
+pytestmark = pytest.mark.xdist_group("debian")
+
+
+def test_variables_are_there_without_a_shell(tools: Container) -> None:
+    with tools.started("sleep", "60") as execute:
+        listed = dict(line.split("=", 1) for line in execute("env").splitlines())
+        assert listed.items() >= tools.image.env.items()
+        assert execute("git", "--version").startswith("git version")
+    assert tools.image.env["PATH"] == "/bin:/usr/bin:/sbin:/usr/sbin"
+    assert "/nix/store" not in " ".join(tools.image.env.values())
+
+
+def test_home_is_left_to_the_runtime(tools: Container) -> None:
+    assert "HOME" not in tools.image.env
+    assert tools.run("bash", "-c", "cd && pwd") == "/root\n"
+
+
+def test_the_locale_is_utf_8(tools: Container) -> None:
+    assert tools.image.env["LANG"] == "C.UTF-8"
+    assert tools.run("bash", "-c", "letter=ä; echo ${#letter}") == "1\n"
+    code = "import locale; print(locale.setlocale(locale.LC_ALL, ''), locale.nl_langinfo(locale.CODESET))"
+    assert tools.run("python3", "-c", code, env={"PYTHONCOERCECLOCALE": "0"}) == "C.UTF-8 UTF-8\n"
+
+
+def test_time_zones(tools: Container, hello: Container) -> None:
+    assert tools.image.env["TZDIR"] == "/share/zoneinfo"
+    berlin = {"TZ": "Europe/Berlin"}
+    assert tools.run("date", "-d", "2026-07-01", "+%z %Z", env=berlin) == "+0200 CEST\n"
+    assert tools.run("date", "-d", "2026-01-01", "+%z %Z", env=berlin) == "+0100 CET\n"
+    code = """if True:
+        from datetime import datetime
+        from zoneinfo import ZoneInfo
+        print(datetime(2026, 7, 1, tzinfo=ZoneInfo("Europe/Berlin")).utcoffset())
+    """
+    assert tools.run("python3", "-c", code) == "2:00:00\n"
+    assert "TZDIR" not in hello.image.env
+
+
+# Debian's C library does not know LOCALE_ARCHIVE, but looks into /usr/lib/locale for both kinds.
+_WEEKDAY = ("date", "-d", "2026-06-01", "+%A")
+
+
+def test_locales_in_directories(special: Container) -> None:
+    assert "LOCALE_ARCHIVE" not in special.image.env
+    assert special.run(*_WEEKDAY, env={"LC_ALL": "de_DE.UTF-8"}) == "Montag\n"
+    # C.UTF-8 is still there beside it.
+    assert special.run("bash", "-c", "letter=ä; echo ${#letter}") == "1\n"
+
+
+def test_locales_in_an_archive(server: Server, tmp_path: Path) -> None:
+    container = pull(server.port, "coreutils/germanarchive", "latest", tmp_path)
+    archive = container.image.env["LOCALE_ARCHIVE"]
+    assert archive == "/lib/locale/locale-archive"
+    assert int(container.run("stat", "-L", "-c", "%s", archive)) > 100_000
+    assert container.run(*_WEEKDAY, env={"LC_ALL": "de_DE.UTF-8"}) == "Montag\n"
+    assert container.run(*_WEEKDAY) == "Monday\n"
+
+
+def test_commands_can_replace_what_an_image_starts(
+    tools: Container, hello: Container, special: Container
+) -> None:
+    assert tools.image.cmd == ["bash"]
+    assert hello.image.cmd == ["hello"]
+    assert special.image.cmd == []
+    for container in (tools, hello, special):
+        assert "Entrypoint" not in container.image.config_document["config"]
+    assert hello.run("hello", "--greeting=x") == "x\n"
+
+
+def test_created_is_not_the_time_of_the_build(hello: Container) -> None:
+    assert hello.image.config_document["created"] == "1970-01-01T00:00:01Z"

@@ -1,0 +1,226 @@
+"""Packages from a git repository."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.client import RegistryClient, Response
+from tests.support.nix import NixSpy
+from tests.support.pulled_image import PulledImage
+from tests.support.repository import Repository
+from tests.support.server import Server, running_server
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "repository")
+
+
+class Servers:
+    """Servers of a test, all on one storage, with packages from a repository."""
+
+    def __init__(self, start: StartServer, repository: Repository) -> None:
+        self._start = start
+        self._repository = repository
+
+    def __call__(self, **settings: str) -> Server:
+        source: dict[str, str | None] = {"NIXERY_PKGS_REPO": self._repository.url, "NIXERY_PKGS_PATH": None}
+        return self._start(**{**source, **settings})
+
+
+@pytest.fixture
+def start(start_server: StartServer, repository: Repository) -> Servers:
+    return Servers(start_server, repository)
+
+
+def version(image: PulledImage) -> str:
+    return image.filesystem.read("share/version").decode().strip()
+
+
+def manifest(client: RegistryClient, tag: str, name: str = "hello") -> Response:
+    return client.manifest(name, tag)
+
+
+def test_what_tags_mean(start: Servers, repository: Repository) -> None:
+    one = repository.commit("1.0")
+    repository.git("tag", "light")
+    repository.git("tag", "--annotate", "--message", "x", "v1")
+    repository.git("branch", "release")
+    repository.git("checkout", "--quiet", "-b", "next")
+    two = repository.commit("2.0")
+    # A branch and a tag of one name: the branch wins.
+    repository.git("branch", "both", two)
+    repository.git("tag", "both", one)
+    repository.git("checkout", "--quiet", "main")
+    client = start().client
+    expected = {
+        "latest": "1.0",
+        "main": "1.0",
+        "next": "2.0",
+        "release": "1.0",
+        "light": "1.0",
+        "v1": "1.0",
+        "both": "2.0",
+        one: "1.0",
+        two: "2.0",
+    }
+    images = {tag: client.pull("hello", tag) for tag in expected}
+    assert {tag: version(image) for tag, image in images.items()} == expected
+    # The same commit is the same image, whatever led there.
+    assert len({images[tag].digest for tag in ("latest", "main", "v1", one)}) == 1
+    revisions = {tag: manifest(client, tag).headers["nixery-revision"] for tag in expected}
+    assert revisions == {tag: one if expected[tag] == "1.0" else two for tag in expected}
+
+
+def test_an_image_tells_its_commit(start: Servers, repository: Repository) -> None:
+    commit = repository.commit("1.0")
+    server = start()
+    image = server.client.pull("hello")
+    assert image.config_document["created"] == "2023-11-14T22:13:20Z"
+    assert commit in server.log
+    # A place on this machine is nobody's business.
+    assert repository.url not in image.manifest.decode()
+
+
+@pytest.mark.parametrize("tag", ["nosuch", "a" * 40, "v1.0.0-rc_1", "latest2"])
+def test_unknown_tags(start: Servers, repository: Repository, tag: str) -> None:
+    repository.commit("1.0")
+    response = manifest(start().client, tag)
+    assert (response.status, response.error["code"]) == (404, "MANIFEST_UNKNOWN")
+    assert tag in response.error["message"]
+    assert repository.url in response.error["message"]
+
+
+def test_a_branch_that_moves(start: Servers, repository: Repository) -> None:
+    repository.commit("1.0")
+    server, beside = start(NIXERY_PIN_TTL="8"), start(NIXERY_PIN_TTL="8")
+    first = server.client.pull("hello")
+    repository.commit("2.0")
+    # Inside of the pin there is one digest, on every server.
+    assert server.client.digest("hello") == beside.client.digest("hello") == first.digest
+    end = time.monotonic() + 30
+    while (after := server.client.pull("hello")).digest == first.digest:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert (version(first), version(after)) == ("1.0", "2.0")
+    assert beside.client.digest("hello") == after.digest
+
+
+def test_repeated_pulls_run_nothing(start: Servers, repository: Repository, spy: NixSpy) -> None:
+    commit = repository.commit("1.0")
+    server = start(**spy.environment())
+    digests = {tag: server.client.digest("hello", tag) for tag in ("latest", commit)}
+    spy.forget()
+    for _ in range(100):
+        assert {tag: server.client.digest("hello", tag) for tag in digests} == digests
+    assert spy.calls == []
+    # A commit is known for ever; the source is not asked again.
+    assert server.stop() == 0
+    repository.directory.rename(repository.directory.with_name("gone"))
+    again = start(**spy.environment())
+    spy.forget()
+    assert again.client.digest("hello", commit) == digests[commit]
+    assert spy.calls == []
+
+
+def test_another_name_of_a_known_commit_is_evaluated_alone(
+    start: Servers, repository: Repository, spy: NixSpy
+) -> None:
+    repository.commit("1.0")
+    server = start(**spy.environment())
+    server.client.digest("hello")
+    spy.forget()
+    server.client.digest("hello/other")
+    (call,) = spy.calls_of("nix-instantiate", "request")
+    assert '"other"' in call
+    assert '"hello"' not in call
+
+
+def test_a_commit_that_was_forced_away(start: Servers, repository: Repository) -> None:
+    repository.commit("1.0")
+    repository.git("branch", "topic")
+    repository.git("checkout", "--quiet", "topic")
+    gone = repository.commit("2.0")
+    repository.git("checkout", "--quiet", "main")
+    server = start()
+    assert version(server.client.pull("hello", gone)) == "2.0"
+    repository.git("update-ref", "refs/heads/topic", "main")
+    repository.git("reflog", "expire", "--expire=now", "--all")
+    repository.git("gc", "--quiet", "--prune=now")
+    # Who has pinned it gets it still, and everything else that was in it.
+    assert version(server.client.pull("hello", gone)) == "2.0"
+    assert version(server.client.pull("other", gone)) == "2.0"
+    assert server.stop() == 0
+    assert version(start().client.pull("hello/other", gone)) == "2.0"
+
+
+def test_two_repositories_with_the_same_packages(start_server: StartServer, tmp_path: Path) -> None:
+    one, two = Repository(tmp_path / "one"), Repository(tmp_path / "two")
+    one.commit("1.0")
+    two.commit("2.0")
+    images = [
+        start_server(NIXERY_PKGS_REPO=repository.url, NIXERY_PKGS_PATH=None).client.pull("hello")
+        for repository in (one, two, one)
+    ]
+    assert [version(image) for image in images] == ["1.0", "2.0", "1.0"]
+
+
+def test_a_source_that_cannot_be_reached(start: Servers, repository: Repository) -> None:
+    repository.commit("1.0")
+    elsewhere = repository.directory.with_name("elsewhere")
+    server = start(NIXERY_PIN_TTL="1")
+    digest = server.client.digest("hello")
+    repository.directory.rename(elsewhere)
+    time.sleep(1.2)
+    # The last pin is better than none, and the client is told.
+    response = manifest(server.client, "latest")
+    assert (response.status, response.headers["docker-content-digest"]) == (200, digest)
+    assert response.headers["warning"].startswith('299 - "cannot read ')
+    # What was never known is not known now.
+    response = manifest(server.client, "main")
+    assert (response.status, response.error["code"]) == (503, "UNKNOWN")
+    assert int(response.headers["retry-after"]) > 0
+    assert "cannot read" in response.error["message"]
+    elsewhere.rename(repository.directory)
+    assert manifest(server.client, "main").status == 200
+
+
+def test_credentials_are_not_told(tmp_path: Path, settings: Mapping[str, str]) -> None:
+    url = "http://user:secret@127.0.0.1:1/set.git"
+    environment = {**settings, "NIXERY_PKGS_REPO": url}
+    del environment["NIXERY_PKGS_PATH"]
+    with running_server(tmp_path, environment) as server:
+        response = manifest(server.client, "latest")
+        assert response.status == 503
+        assert "http://127.0.0.1:1/set.git" in response.error["message"]
+        assert "secret" not in response.body.decode() + server.log
+
+
+def test_what_an_evaluation_may_not_see(start: Servers, repository: Repository) -> None:
+    repository.commit("1.0")
+    server = start(SECRET="hidden")  # noqa: S106 -- and none of anybody's
+    image = server.client.pull("environment")
+    assert "environment-x" in {path.split("-", 1)[1] for path in image.filesystem.store_paths}
+    response = manifest(server.client, "latest", "outside")
+    assert response.status == 404
+    assert "forbidden" in response.error["message"]
+    assert manifest(server.client, "latest", "built").status == 404
+
+
+def test_import_from_derivation_if_it_is_allowed(start: Servers, repository: Repository) -> None:
+    repository.commit("1.0")
+    response = manifest(start(NIXERY_ALLOW_IFD="true").client, "latest", "built")
+    # The set's derivation is no Nix file, which Nix finds out only after having built it.
+    assert "import-from-derivation" not in response.body.decode()
+
+
+def test_many_new_commits_at_once(start: Servers, repository: Repository) -> None:
+    commits = [repository.commit(f"{number}.0") for number in range(6)]
+    client = start().client
+    images = [client.pull("hello", commit) for commit in commits]
+    assert [version(image) for image in images] == [f"{number}.0" for number in range(6)]

@@ -1,0 +1,169 @@
+"""With a real store; Nix and the source are made up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nixery.closure.graph import Closure
+from nixery.closure.store_path import StorePath
+from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
+from nixery.image.platform import Platform
+from nixery.image.request import parse_image_name
+from nixery.nix.builder import Definition, Evaluated, Package
+from nixery.oci.image import ExecutionParameters
+from nixery.pipeline.evaluation_cache import EvaluationCache
+from nixery.pipeline.evaluator import Evaluator
+from nixery.sources.source import NixFiles, PackageSet, Pin, Reference
+from nixery.storage.filesystem import FilesystemRecordStore
+
+SET = NixFiles(Path("/set"), self_contained=True)
+PIN = Pin("fake:", "one", "one")
+
+
+class World:
+    """Stands in for Nix and for the source; a derivation is there if ``alive``."""
+
+    description = "fake:"
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[set[str]] = []
+        self.opened: list[Pin] = []
+        self.alive = True
+        monkeypatch.setattr("nixery.pipeline.evaluation_cache.Path.exists", lambda _: self.alive)
+        (directory / "temporary").mkdir()
+        self.records = FilesystemRecordStore(directory, directory / "temporary")
+
+    def evaluator(self, identity: str = "this program") -> Evaluator:
+        return Evaluator(self, self, EvaluationCache(self.records, identity))
+
+    def reference(self, tag: str) -> Reference:
+        raise NotImplementedError(tag)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        raise NotImplementedError(reference)
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
+        self.opened.append(pin)
+        yield SET
+
+    async def evaluate(
+        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
+    ) -> Mapping[str, Sequence[Evaluated]]:
+        assert package_set == SET
+        self.asked.append({*wanted, *optional})
+        return {**{name: _found(name, platform) for name in wanted}, **dict.fromkeys(optional, ())}
+
+    def realise(self, installables: Sequence[str]) -> asynccontextmanager[None]:  # type: ignore[valid-type]
+        raise NotImplementedError(installables)
+
+    async def closure(self, paths: Sequence[StorePath]) -> Closure:
+        raise NotImplementedError(paths)
+
+
+def _found(name: str, platform: Platform) -> Sequence[Evaluated]:
+    path = StorePath("a" * 32 + f"-{name}-{platform.architecture.name}")
+    if name.startswith("missing"):
+        return (UnavailablePackage(name, Reason.MISSING, near_names=("git",)),)
+    if name.startswith("throws"):
+        return (UnavailablePackage(name, Reason.THROWS, "network is down"),)
+    package = Package(name, name, path, {"out": path}, name, "1.0")
+    if name.startswith("image"):
+        execution = ExecutionParameters(cmd=("serve",), labels={"a": "b"}, healthcheck={"Test": ["NONE"]})
+        return (Definition(name, name, execution, 5, (f"{path}!out",), (path,)), package)
+    return (package,)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+async def test_only_what_is_new_is_evaluated(world: World) -> None:
+    evaluator = world.evaluator()
+    one = await evaluator.contents(parse_image_name("git/curl"), PIN)
+    two = await evaluator.contents(parse_image_name("git/curl/htop"), PIN)
+    assert world.asked == [{"git", "curl", "cacert", "iana-etc"}, {"htop"}]
+    assert {package.name for package in two.packages} == {"git", "curl", "htop"}
+    again = await world.evaluator().contents(parse_image_name("git/curl"), PIN)
+    assert again == one
+    assert len(world.asked) == len(world.opened) == 2
+
+
+async def test_everything_comes_back_as_it_was(world: World) -> None:
+    first = await world.evaluator().contents(parse_image_name("image/git"), PIN)
+    assert await world.evaluator().contents(parse_image_name("image/git"), PIN) == first
+    assert first.definition is not None
+    assert first.definition.execution.cmd == ("serve",)
+    assert len(world.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "pin", "identity"),
+    [
+        ("arm64/git", PIN, "this program"),
+        ("git", Pin("fake:", "two", "two"), "this program"),
+        ("git", Pin("fake:other", "one", "one"), "this program"),
+        ("git", PIN, "another program"),
+    ],
+)
+async def test_another_question(world: World, name: str, pin: Pin, identity: str) -> None:
+    await world.evaluator().contents(parse_image_name("git"), PIN)
+    await world.evaluator(identity).contents(parse_image_name(name), pin)
+    assert "git" in world.asked[1]
+
+
+async def test_derivations_that_were_collected_are_evaluated_again(world: World) -> None:
+    await world.evaluator().contents(parse_image_name("git"), PIN)
+    world.alive = False
+    await world.evaluator().contents(parse_image_name("git"), PIN)
+    assert "git" in world.asked[1]
+
+
+async def test_what_is_missing_is_remembered(world: World) -> None:
+    for _ in range(3):
+        with pytest.raises(PackagesUnavailable) as raised:
+            await world.evaluator().contents(parse_image_name("missing/git"), PIN)
+        assert raised.value.packages == (UnavailablePackage("missing", Reason.MISSING, near_names=("git",)),)
+    assert len(world.asked) == 1
+
+
+async def test_what_may_pass_is_not(world: World) -> None:
+    for _ in range(2):
+        with pytest.raises(PackagesUnavailable):
+            await world.evaluator().contents(parse_image_name("throws"), PIN)
+    assert "throws" in world.asked[1]
+
+
+async def test_optional_ones_are_looked_for_in_earnest_when_they_are_asked_for(world: World) -> None:
+    assert len((await world.evaluator().contents(parse_image_name("git"), PIN)).packages) == 1
+    found = await world.evaluator().contents(parse_image_name("cacert"), PIN)
+    assert {package.name for package in found.packages} == {"cacert"}
+
+
+async def test_whose_fault_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nixery.image.request.SHELL_PACKAGES", ("missing-shell",))
+    with pytest.raises(PackagesUnavailable) as raised:
+        await world.evaluator().contents(parse_image_name("shell/missing"), PIN)
+    explanations = {package.name: package.explanation for package in raised.value.packages}
+    assert explanations == {"missing": "", "missing-shell": "part of every image with a shell"}
+
+
+async def test_two_definitions(world: World) -> None:
+    with pytest.raises(InvalidName, match="image-a and image-b are image definitions"):
+        await world.evaluator().contents(parse_image_name("image-a/git/image-b"), PIN)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'[{"name": 1}]', b"null"])
+async def test_a_torn_record_is_written_anew(world: World, tmp_path: Path, content: bytes) -> None:
+    await world.evaluator().contents(parse_image_name("git"), PIN)
+    for record in [path for path in (tmp_path / "records").rglob("*") if path.is_file()]:
+        record.chmod(0o600)
+        record.write_bytes(content)
+    for _ in range(2):
+        await world.evaluator().contents(parse_image_name("git"), PIN)
+    assert [("git" in names) for names in world.asked] == [True, True]
