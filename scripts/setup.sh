@@ -6,6 +6,8 @@
 #   3. .venv:    the pinned Python requirements and this project, editable
 #   4. the package set's lock, for each SYSTEM (default: x86_64-linux and this machine's)
 #
+# For a SYSTEM that is named and is not this machine's, QEMU is a program that is needed: tests run what they build.
+#
 # Every step looks first whether there is anything to do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,6 +44,23 @@ missing_packages() {
     # The package set's builders run the system's Python, whichever one comes first on PATH.
     [ -x /usr/bin/python3 ] || echo python3
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    local system
+    for system in "${systems[@]}"; do
+        [ "$system" = "$(uname -m)-linux" ] || has_emulator "${system%-linux}" || emulator_package
+    done
+}
+
+# Static, since it runs where nothing else of this machine is. Before Debian 13, qemu-MACHINE is not.
+has_emulator() {
+    has "qemu-$1-static" || { has "qemu-$1" && ! ldd "$(command -v "qemu-$1")" 2>/dev/null | grep -q '=>'; }
+}
+
+# From Debian 13 on qemu-user is static.
+emulator_package() {
+    case $(sed -n 's/^VERSION_ID="\?\([0-9]*\).*/\1/p' /etc/os-release) in
+    12) echo qemu-user-static ;;
+    *) echo qemu-user ;;
+    esac
 }
 
 install_packages() {
@@ -134,6 +153,7 @@ ensure_lock() {
         fail 'the package set could not be locked'
 }
 
+systems=("$@")
 mkdir -p var/log var/nix
 # Two of these at the same time would make the same things.
 exec 9>var/setup.lock

@@ -63,7 +63,10 @@ def test_a_name_is_what_the_server_answers(nixery: CommandLine, start_server: St
     index, manifest = layout(nixery.directory / "image")
     (entry,) = index["manifests"]
     assert entry["digest"] == digest
-    assert entry["annotations"] == {"org.opencontainers.image.ref.name": "latest"}
+    assert entry["annotations"] == {
+        "org.opencontainers.image.ref.name": "latest",
+        "io.containerd.image.name": "localhost/shell/hello:latest",
+    }
     assert json.loads((nixery.directory / "image" / "oci-layout").read_text()) == {
         "imageLayoutVersion": "1.0.0"
     }
@@ -72,6 +75,21 @@ def test_a_name_is_what_the_server_answers(nixery: CommandLine, start_server: St
     }
     described = [entry, manifest["config"], *manifest["layers"]]
     assert blobs == {d["digest"].removeprefix("sha256:"): d["size"] for d in described}
+
+
+@pytest.mark.parametrize("platforms", ["linux/amd64", "linux/amd64,linux/arm64"])
+def test_what_docker_load_needs(nixery: CommandLine, platforms: str) -> None:
+    nixery("build", "shell/hello", "-o", "image", "--tag", "1.0", NIXERY_PLATFORMS=platforms)
+    nixery("build", "amd64/shell/hello", "-o", "amd64", "--tag", "1.0")
+    directory = nixery.directory / "image"
+    _, manifest = layout(nixery.directory / "amd64")
+    paths = [
+        f"blobs/{part['digest'].replace(':', '/')}" for part in (manifest["config"], *manifest["layers"])
+    ]
+    assert json.loads((directory / "manifest.json").read_text()) == [
+        {"Config": paths[0], "Layers": paths[1:], "RepoTags": ["localhost/shell/hello:1.0"]}
+    ]
+    assert all((directory / path).exists() for path in paths)
 
 
 def test_an_archive_is_the_same_each_time(nixery: CommandLine) -> None:
@@ -147,6 +165,8 @@ def test_nothing_is_overwritten(nixery: CommandLine) -> None:
     (nixery.directory / "image").mkdir()
     ended = nixery("build", "hello", "-o", "image", status=1)
     assert "image exists already" in ended.stderr
+    # Nothing was built in vain.
+    assert "nosuch" not in nixery("build", "nosuch", "-o", "image", status=1).stderr
     assert list((nixery.directory / "image").iterdir()) == []
 
 
@@ -174,6 +194,14 @@ def test_inspecting(nixery: CommandLine) -> None:
     text = nixery("inspect", "mainprogram").stdout
     assert image["digest"] in text
     assert "the-program" in text
+    # A line is a line, however wide.
+    assert any(line.startswith("  Env: [") and line.endswith('"LANG=C.UTF-8"]') for line in text.splitlines())
+
+
+def test_inspecting_a_definition(nixery: CommandLine) -> None:
+    text = nixery("inspect", "images.web").stdout
+    assert '  Labels: {"team": "platform"}\n' in text
+    assert '  Healthcheck: {"Interval": 30000000000, "Test": ["CMD", "/bin/hello"]}\n' in text
 
 
 def test_differences(nixery: CommandLine) -> None:

@@ -57,6 +57,23 @@ def test_a_definition(pull: Pull) -> None:
     assert len(image.layers) == 3
 
 
+def test_the_directories_of_a_definition_are_its_users(pull: Pull) -> None:
+    filesystem = pull("images.web").filesystem
+    for name in ("srv", "data"):
+        member = filesystem.find(name)
+        assert (member.isdir(), member.mode, member.uid, member.gid) == (True, 0o755, 65534, 65534)
+    assert b"nobody:x:65534:" in filesystem.read("etc/passwd")
+    # Without a definition there is nobody to make them for.
+    assert {"srv", "data"}.isdisjoint(pull("hello").filesystem.names_in(""))
+
+
+def test_a_user_that_no_package_has_is_added(pull: Pull) -> None:
+    filesystem = pull("images.named").filesystem
+    assert filesystem.read("etc/passwd").splitlines()[-1] == b"web:x:1000:1000::/var/lib/web:/bin/sh"
+    assert filesystem.read("etc/group").splitlines()[-1] == b"web:x:1000:"
+    assert (filesystem.find("var/lib/web").uid, filesystem.find("var/lib").uid) == (1000, 0)
+
+
 def test_a_definition_without_a_config_starts_its_only_package(pull: Pull) -> None:
     assert pull("images.plain").config_document["config"]["Cmd"] == ["hello"]
     assert pull("images.plain").layer_digests == pull("hello").layer_digests
@@ -101,6 +118,11 @@ def flaws(client: RegistryClient, name: str) -> list[dict[str, Any]]:
                 "images.misspelt: config.WorkingDir should be an absolute path, not 'srv'; "
                 "config.cmd is no field of an image definition"
             ),
+        ),
+        (
+            "images.nouser",
+            "not a valid image definition",
+            "images.nouser: config.User should be a user such as 1000, 1000:1000 or web, not 'web user'",
         ),
         (
             "images.functional",

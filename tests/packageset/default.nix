@@ -279,6 +279,8 @@ in
   };
   images.other = { contents = [ left ]; config.User = "1"; };
   images.plain.contents = [ hello ];
+  images.named = { contents = [ hello ]; config = { User = "web"; WorkingDir = "/var/lib/web"; }; };
+  images.nouser = { contents = [ hello ]; config.User = "web user"; };
   images.misspelt = { contents = [ hello ]; config = { cmd = [ "hello" ]; WorkingDir = "srv"; }; };
   images.functional = { contents = [ hello ]; config.Cmd = [ (argument: argument) ]; };
   images.throwing = { contents = [ hello ]; config.Cmd = throw "no command yet"; };

@@ -73,8 +73,14 @@ def _problems(image: PulledImage) -> Iterator[str]:
     for number, (layer, descriptor) in enumerate(zip(image.layers, manifest["layers"], strict=False)):
         yield from _descriptor(f"layer {number}", descriptor, layer.blob)
     for number, (layer, diff_id) in enumerate(zip(image.layers, config["rootfs"]["diff_ids"], strict=False)):
-        yield from _layer(number, layer, diff_id)
+        yield from _layer(number, layer, diff_id, _writable(config["config"]))
     yield from _roles(image)
+
+
+def _writable(execution: dict[str, Any]) -> frozenset[str]:
+    """The directories that may belong to the image's user."""
+    places = [*execution.get("Volumes", {}), execution.get("WorkingDir", "")]
+    return frozenset(map(_normal, places)) if "User" in execution else frozenset()
 
 
 def _schema_validator(name: str) -> Draft202012Validator:
@@ -136,7 +142,7 @@ def _counts(image: PulledImage, manifest: dict[str, Any], config: dict[str, Any]
         yield "a layer is listed twice"
 
 
-def _layer(number: int, layer: LayerBlob, diff_id: str) -> Iterator[str]:
+def _layer(number: int, layer: LayerBlob, diff_id: str, writable: frozenset[str]) -> Iterator[str]:
     what = f"layer {number}"
     try:
         archive = layer.archive
@@ -149,7 +155,7 @@ def _layer(number: int, layer: LayerBlob, diff_id: str) -> Iterator[str]:
     yield from _gzip_header(what, layer.blob)
     yield from _end_of_archive(what, archive)
     yield from _order(what, members)
-    for problem in _members(members):
+    for problem in _members(members, writable):
         yield f"{what}: {problem}"
 
 
@@ -174,12 +180,12 @@ def _order(what: str, members: list[tarfile.TarInfo]) -> Iterator[str]:
         yield f"{what}: names are not sorted by bytes within their directories"
 
 
-def _members(members: list[tarfile.TarInfo]) -> Iterator[str]:
+def _members(members: list[tarfile.TarInfo], writable: frozenset[str]) -> Iterator[str]:
     seen: dict[str, tarfile.TarInfo] = {}
     for member in members:
         name = _normal(member.name)
         yield from _name(member.name, name)
-        yield from _metadata(member)
+        yield from _metadata(member, writable)
         if name in seen:
             yield f"{member.name!r} stands there twice"
         above = name.rpartition("/")[0]
@@ -205,16 +211,16 @@ def _name(name: str, normal: str) -> Iterator[str]:
         yield f"{name!r} is a whiteout"
 
 
-def _metadata(member: tarfile.TarInfo) -> Iterator[str]:
+def _metadata(member: tarfile.TarInfo, writable: frozenset[str]) -> Iterator[str]:
     if member.type not in _ALLOWED_TYPES or member.sparse is not None:
         yield f"{member.name!r} is of type {member.type!r}"
-    if (member.uid, member.gid) != (0, 0):
+    if (member.uid, member.gid) != (0, 0) and not (member.isdir() and _normal(member.name) in writable):
         yield f"{member.name!r} belongs to {member.uid}:{member.gid}"
     if member.uname or member.gname:
         yield f"{member.name!r} has names of a host: {member.uname!r}:{member.gname!r}"
     if member.mtime != _MTIME:
         yield f"{member.name!r} has time {member.mtime}"
-    unexpected = set(member.pax_headers) - {"path", "linkpath", "size", "hdrcharset"}
+    unexpected = set(member.pax_headers) - {"path", "linkpath", "size", "hdrcharset", "uid", "gid"}
     if unexpected:
         yield f"{member.name!r} has extended headers {sorted(unexpected)}"
 

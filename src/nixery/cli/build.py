@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from nixery.cli.workshop import run, workshop
+from nixery.errors import StorageError
 from nixery.image.platform import Platform
 from nixery.image.request import requests_for
 from nixery.nix.builder import NixExpression
@@ -42,7 +43,7 @@ def build(
     """Build an image without a server, and print its digest.
 
     It is what a server with the same settings would answer for NAME. An expression gives a derivation, a list of them, or an image
-    definition: --expr '[ pkgs.git (pkgs.python3.withPackages (p: [ p.requests ])) ]'.
+    definition: --expr '[ pkgs.git pkgs.jq ]'. Recipes for these are in docs/images.md.
     """
     if sum(map(bool, (name, expr, file))) != 1:
         raise typer.BadParameter("give one of NAME, --expr and --file")
@@ -50,12 +51,14 @@ def build(
     wanted = expression.attribute if expression else name
 
     async def command() -> Descriptor:
+        if output is not None and output.exists():  # rather now than after minutes of building
+            raise StorageError(f"{output} exists already")
         async with workshop(expression) as (wired, prepared):
             platforms = (platform,) if platform else prepared.platforms
             found = await wired.images.get(requests_for(wanted, platforms), tag)
             root = found.image.index if isinstance(found.image, ImageIndex) else found.image.manifest
             if output is not None:
-                await write_layout(wired.blobs, root.descriptor, tag, output.absolute())
+                await write_layout(wired.blobs, root.descriptor, wanted, tag, output.absolute())
         return root.descriptor
 
     typer.echo(str(run(command, quiet=quiet).digest))

@@ -122,16 +122,23 @@ def _difference(one: _Inspected, other: _Inspected) -> dict[str, Any]:
 def _print(image: _Inspected, console: Console) -> None:
     console.print(f"[bold]{image.annotations.get('org.opencontainers.image.title', '')}[/]  {image.digest}")
     for key, value in image.annotations.items():
-        console.print(f"  {key}: {value}", highlight=False)
-    for key, value in image.config.items():
-        if key not in ("Labels", "Env"):
-            console.print(f"  {key}: {json.dumps(value)}", highlight=False)
+        _print_line(f"  {key}: {value}", console)
+    # What a definition does not say itself, labels say as annotations do.
+    labels = dict(image.config.get("Labels", {}).items() - image.annotations.items())
+    for key, value in {**image.config, "Labels": dict(sorted(labels.items()))}.items():
+        if value:
+            _print_line(f"  {key}: {json.dumps(value)}", console)
     table = Table("layer", "size", "packages")
     for layer in image.layers:
         table.add_row(layer["digest"][7:19], decimal(layer["size"]), " ".join(layer["packages"]))
     table.add_section()
     table.add_row(f"{len(image.layers)} layers", decimal(sum(layer["size"] for layer in image.layers)), "")
     console.print(table)
+
+
+def _print_line(line: str, console: Console) -> None:
+    """Print text as it is: one line is one line, for whoever reads or filters it."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_difference(difference: dict[str, Any], console: Console) -> None:

@@ -19,6 +19,7 @@ _FEWEST_LAYERS, _MOST_LAYERS = 2, 125
 _NANOSECONDS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|ms|s|m|h))+", re.ASCII)
 _PORT = re.compile(r"(\d{1,5})(/(tcp|udp|sctp))?", re.ASCII)
+_USER = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*(:[a-zA-Z0-9_][a-zA-Z0-9_.-]*)?", re.ASCII)
 _SIGNAL = re.compile(r"SIG[A-Z0-9+-]+|\d{1,2}", re.ASCII)
 
 
@@ -41,6 +42,12 @@ def _port(port: str) -> str:
     if match is None or not 0 < int(match[1]) < 65536:  # noqa: PLR2004 -- TCP's largest port
         raise ValueError(f"should be a port such as 80 or 53/udp, not {port!r}")
     return port if match[2] else f"{port}/tcp"
+
+
+def _user(user: str) -> str:
+    if _USER.fullmatch(user) is None:
+        raise ValueError(f"should be a user such as 1000, 1000:1000 or web, not {user!r}")
+    return user
 
 
 def _signal(signal: str) -> str:
@@ -106,7 +113,7 @@ class _Config(_Strict):
     Cmd: list[str] | None = None
     Entrypoint: list[str] | None = None
     Env: Annotated[list[Annotated[str, AfterValidator(_variable)]], BeforeValidator(_variables)] = []
-    User: Annotated[str, BeforeValidator(_number_as_text)] | None = None
+    User: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_user)] | None = None
     WorkingDir: _Path | None = None
     ExposedPorts: Annotated[list[Annotated[str, AfterValidator(_port)]], BeforeValidator(_names)] = []
     Volumes: Annotated[list[_Path], BeforeValidator(_names)] = []

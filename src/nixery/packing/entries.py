@@ -1,7 +1,8 @@
 """What a layer holds, before it is bytes.
 
 Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
-names that are not UTF-8. Owner, group and times are no part of an entry; they are the same everywhere.
+names that are not UTF-8. Times are no part of an entry; they are the same everywhere. So are owner and group, but for
+directories that an image's user is to write into.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """A directory; has to come before what it holds."""
+    """A directory; has to come before what it holds. Its owner is the ids of a user and a group."""
 
     name: bytes
     mode: int = 0o755
+    owner: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

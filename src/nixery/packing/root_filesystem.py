@@ -155,7 +155,7 @@ def _entries(tree: Tree, above: bytes) -> Iterator[Entry]:
         name = above + child
         match tree.children[child]:
             case Tree() as subtree:
-                yield Directory(name, subtree.mode)
+                yield Directory(name, subtree.mode, subtree.owner)
                 yield from _entries(subtree, name + b"/")
             case Link(target):
                 yield Symlink(name, target)

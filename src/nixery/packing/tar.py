@@ -1,6 +1,6 @@
 """Tar headers, to the byte.
 
-Format: POSIX ustar, with a pax extended header where a name, a link target or a size does not fit (POSIX.1-2017,
+Format: POSIX ustar, with a pax extended header where a name, a link target, a size or an id does not fit (POSIX.1-2017,
 pax, "ustar Interchange Format" and "pax Header Block"). Both are what the image specification's layer.md asks for.
 Our own rather than ``tarfile``, whose headers cost five times as much to make, and whose bytes may change with Python.
 """
@@ -16,24 +16,26 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 # Every path in a Nix store has this mtime, one second after the epoch.
 _MTIME = b"%011o\0" % 1
-_OWNER_AND_GROUP = b"%07o\0" % 0 * 2
+_ROOT = (0, 0)
+_PERMISSIONS = b"%07o\0" * 3
 _MAGIC_TO_DEVICE = b"ustar\x0000" + bytes(32 + 32) + b"%07o\0" % 0 * 2
 _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
 _LARGEST_SIZE = 8**11 - 1
+_LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
 
 
 def header(entry: Entry) -> bytes:
     """Return the header blocks of an entry; a file's content follows, padded to whole blocks."""
     match entry:
-        case Directory(name, mode):
-            return _header(name + b"/", mode, 0, b"5", b"")
+        case Directory(name, mode, owner):
+            return _header(name + b"/", mode, 0, b"5", owner=owner)
         case Symlink(name, target):
             return _header(name, 0o777, 0, b"2", target)
         case RegularFile(name, mode, size, _):
-            return _header(name, mode, size, b"0", b"")
+            return _header(name, mode, size, b"0")
         case GeneratedFile(name, content, mode):
-            return _header(name, mode, len(content), b"0", b"")
+            return _header(name, mode, len(content), b"0")
 
 
 def padding(size: int) -> bytes:
@@ -41,7 +43,9 @@ def padding(size: int) -> bytes:
     return bytes(-size % BLOCK)
 
 
-def _header(name: bytes, mode: int, size: int, kind: bytes, target: bytes) -> bytes:
+def _header(
+    name: bytes, mode: int, size: int, kind: bytes, target: bytes = b"", owner: tuple[int, int] = _ROOT
+) -> bytes:
     records: dict[bytes, bytes] = {}
     prefix, short_name = _split(name)
     if short_name is None:
@@ -53,7 +57,12 @@ def _header(name: bytes, mode: int, size: int, kind: bytes, target: bytes) -> by
     if size > _LARGEST_SIZE:
         records[b"size"] = b"%d" % size
         size = 0
-    block = _ustar_block(short_name, prefix, mode, size, kind, target)
+    if owner != _ROOT:
+        for key, number in zip((b"uid", b"gid"), owner, strict=True):
+            if number > _LARGEST_ID:
+                records[key] = b"%d" % number
+        owner = (min(owner[0], _LARGEST_ID), min(owner[1], _LARGEST_ID))
+    block = _ustar_block(short_name, prefix, _PERMISSIONS % (mode, *owner), size, kind, target)
     return _pax_header(records) + block if records else block
 
 
@@ -68,8 +77,10 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
     return b"", None
 
 
-def _ustar_block(name: bytes, prefix: bytes, mode: int, size: int, kind: bytes, target: bytes) -> bytes:
-    before = b"%s%07o\0%s%011o\0%s" % (name.ljust(_LONGEST_NAME, b"\0"), mode, _OWNER_AND_GROUP, size, _MTIME)
+def _ustar_block(
+    name: bytes, prefix: bytes, permissions: bytes, size: int, kind: bytes, target: bytes
+) -> bytes:
+    before = b"%s%s%011o\0%s" % (name.ljust(_LONGEST_NAME, b"\0"), permissions, size, _MTIME)
     after = b"%s%s%s%s" % (
         kind,
         target.ljust(_LONGEST_NAME, b"\0"),
@@ -85,7 +96,11 @@ def _pax_header(records: dict[bytes, bytes]) -> bytes:
         # Without this a pax value is UTF-8 by definition.
         records = {b"hdrcharset": b"BINARY", **records}
     body = b"".join(_pax_record(key, value) for key, value in records.items())
-    return _ustar_block(_PAX_HEADER_NAME, b"", 0o644, len(body), b"x", b"") + body + padding(len(body))
+    return (
+        _ustar_block(_PAX_HEADER_NAME, b"", _PERMISSIONS % (0o644, *_ROOT), len(body), b"x", b"")
+        + body
+        + padding(len(body))
+    )
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:

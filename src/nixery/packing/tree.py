@@ -21,10 +21,11 @@ class Content:
 
 @dataclass(slots=True)
 class Tree:
-    """A directory, by the names of what it holds."""
+    """A directory, by the names of what it holds; its owner is the ids of a user and a group."""
 
     children: dict[bytes, Tree | Link | Content] = field(default_factory=dict)
     mode: int = 0o755
+    owner: tuple[int, int] = (0, 0)
 
     def get(self, name: bytes) -> Tree | Link | Content | None:
         """Find what stands at a path; ``None`` if nothing does or a symlink stands in between."""

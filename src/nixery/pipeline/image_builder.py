@@ -14,6 +14,7 @@ from nixery.nix.builder import Contents, NixBuilder, Package
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, Layer, image_config, image_manifest
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
+from nixery.packing.user_files import add_user_files
 from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import Evaluated, NamesClashed, Realised, Stored
 from nixery.pipeline.execution import execution_parameters
@@ -66,7 +67,7 @@ class ImageBuilder:
             groups = await asyncio.to_thread(
                 group_into_layers, closure, requested, self._popularity, _budget(contents) - 1
             )
-            root = await asyncio.to_thread(_plan_root, request, packages, closure)
+            root = await asyncio.to_thread(_plan_root, request, contents, closure)
             if root.clashes:
                 observe(NamesClashed(root.clashes))
 
@@ -101,15 +102,19 @@ def _budget(contents: Contents) -> int:
     return (contents.definition and contents.definition.layers) or LAYER_BUDGET
 
 
-def _plan_root(request: ImageRequest, packages: Sequence[Package], closure: Closure) -> RootFilesystem:
+def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:
     outputs = {
         InstalledOutput(
             path, package.name, package.priority, package.requested_name in request.optional_packages
         )
-        for package in packages
+        for package in contents.packages
         for path in package.outputs.values()
     }
-    return plan_root_filesystem(outputs, [info.path for info in closure])
+    root = plan_root_filesystem(outputs, [info.path for info in closure])
+    if contents.definition is not None:
+        defined = contents.definition.execution
+        add_user_files(root.tree, defined.user, defined.working_directory, defined.volumes)
+    return root
 
 
 def _installed(packages: Sequence[Package]) -> list[str]:

@@ -19,13 +19,17 @@ from nixery.storage.store import BlobStore
 
 _REFERENCE = "org.opencontainers.image.ref.name"
 
+# What containerd, Docker and Podman call an image that they load. Without it, Podman takes the tag for a name.
+_NAME = "io.containerd.image.name"
 
-async def write_layout(blobs: BlobStore, root: Descriptor, tag: str, place: Path) -> None:
+
+async def write_layout(blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path) -> None:
     """Write an image, or an index and all its images, to a new place.
 
     Args:
         blobs: where everything is.
         root: of the manifest or index.
+        name: of the repository: ``localhost/<name>:<tag>`` is what it is called when it is loaded.
         tag: what it is called in the layout.
         place: a directory, or with a name in ``.tar`` an archive; does not exist yet.
 
@@ -36,7 +40,7 @@ async def write_layout(blobs: BlobStore, root: Descriptor, tag: str, place: Path
     try:
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as temporary:
             layout = Path(temporary) / "layout"
-            await _write(blobs, root, tag, layout)
+            await _write(blobs, root, name, tag, layout)
             finished = _archive(layout) if place.suffix == ".tar" else layout
             await asyncio.to_thread(_move, finished, place)
     except OSError as error:
@@ -49,7 +53,7 @@ def _move(finished: Path, place: Path) -> None:
     finished.rename(place)
 
 
-async def _write(blobs: BlobStore, root: Descriptor, tag: str, layout: Path) -> None:
+async def _write(blobs: BlobStore, root: Descriptor, name: str, tag: str, layout: Path) -> None:
     directory = layout / "blobs" / "sha256"
     directory.mkdir(parents=True)
     for document in await _copy_all(blobs, [root.digest], directory):
@@ -57,10 +61,29 @@ async def _write(blobs: BlobStore, root: Descriptor, tag: str, layout: Path) -> 
         for manifest in await _copy_all(blobs, _digests(document.get("manifests", [])), directory):
             await _copy_all(blobs, _parts(manifest), directory, documents=False)
         await _copy_all(blobs, _parts(document), directory, documents=False)
-    entry = {**root.as_json(), "annotations": {_REFERENCE: tag}}
+    await _write_for_docker(blobs, root, f"{name}:{tag}", layout)
+    entry = {**root.as_json(), "annotations": {_REFERENCE: tag, _NAME: f"localhost/{name}:{tag}"}}
     index = {"schemaVersion": 2, "mediaType": MediaType.OCI_INDEX, "manifests": [entry]}
     (layout / "index.json").write_bytes(canonical_json(index))
     (layout / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
+
+
+async def _write_for_docker(blobs: BlobStore, root: Descriptor, reference: str, layout: Path) -> None:
+    """Describe the image, or the first one of an index, as ``docker save`` does; older ones of ``docker load`` know nothing else."""
+    document = await _read(blobs, root.digest)
+    if "manifests" in document:
+        document = await _read(blobs, Digest.parse(document["manifests"][0]["digest"]))
+    config, *layers = (f"blobs/sha256/{digest.hex}" for digest in _parts(document))
+    described = [{"Config": config, "RepoTags": [f"localhost/{reference}"], "Layers": layers}]
+    (layout / "manifest.json").write_bytes(canonical_json(described))
+
+
+async def _read(blobs: BlobStore, digest: Digest) -> dict[str, Any]:
+    blob = await blobs.find(digest)
+    if blob is None:
+        raise BlobUnknown(str(digest))
+    document: dict[str, Any] = json.loads(await blobs.read(blob))
+    return document
 
 
 async def _copy_all(

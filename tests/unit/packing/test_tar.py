@@ -26,6 +26,13 @@ def test_a_directory() -> None:
     assert (member.isdir(), member.name, member.mode) == (True, "tmp", 0o1777)
 
 
+@pytest.mark.parametrize("owner", [(0, 0), (1000, 100), (2097151, 2097152), (4294967294, 65534)])
+def test_an_owner(owner: tuple[int, int]) -> None:
+    member = read_back(Directory(b"data", 0o755, owner))
+    assert (member.uid, member.gid, member.mode) == (*owner, 0o755)
+    assert (member.uname, member.gname) == ("", "")
+
+
 def test_a_symlink() -> None:
     member = read_back(Symlink(b"bin/sh", b"/nix/store/x/bin/sh"))
     assert (member.issym(), member.name, member.linkname) == (True, "bin/sh", "/nix/store/x/bin/sh")
