@@ -83,7 +83,7 @@ def test_a_commit_as_the_channel(channels: Channels) -> None:
     assert version(channels.server(old).client.pull("hello")) == "23.11"
 
 
-@pytest.mark.parametrize("tag", ["nixos-99.99", "nixpkgs-none", "0" * 40])
+@pytest.mark.parametrize("tag", ["nixos-99.99", "nixpkgs-none", "1" * 40])
 def test_channels_that_do_not_exist(channels: Channels, tag: str) -> None:
     channels.release("nixos-24.05", "24.05")
     response = channels.server("nixos-24.05").client.manifest("hello", tag)

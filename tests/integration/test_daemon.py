@@ -20,16 +20,16 @@ from tests.validator.image_validator import validate
 
 _NOBODY = 65534
 
-# Root becomes nobody once everything is imported: nobody may not be allowed to read where Python lies.
+# Root becomes nobody once everything is imported: nobody may not be allowed to read where Python lies. The command itself,
+# without the command line, which imports things as it needs them.
 _AS_NOBODY = f"""
-import encodings.idna, os, nixery.cli
+import encodings.idna, os
+from nixery.cli.serve import serve
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid({_NOBODY})
     os.setuid({_NOBODY})
-import sys
-sys.argv = ["nixery", "serve"]
-nixery.cli.main()
+serve()
 """
 
 

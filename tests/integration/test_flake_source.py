@@ -83,7 +83,7 @@ def test_both_kinds_of_packages(start_server: StartServer, repository: FlakeRepo
     assert "nosuch (missing)" in response.error["message"]
 
 
-@pytest.mark.parametrize("tag", ["nosuch", "0" * 40])
+@pytest.mark.parametrize("tag", ["nosuch", "1" * 40])
 def test_unknown_tags(start_server: StartServer, repository: FlakeRepository, tag: str) -> None:
     repository.commit("1.0")
     response = server(start_server, f"git+file://{repository.directory}").client.manifest("hello", tag)

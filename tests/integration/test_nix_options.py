@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nixery.errors import SettingsError
+from nixery.nix.sandbox import require_sandbox
 from tests.integration.conftest import StartServer
 from tests.support.nix import NixSpy, install_fake_nix
 from tests.support.server import free_port, run_server
@@ -52,7 +54,36 @@ def test_an_evaluation_is_bounded(start_server: StartServer, tmp_path: Path) -> 
     assert client.manifest("fine").error["detail"]["packages"][0]["reason"] == "not a package"
 
 
-def test_a_sandbox_that_has_to_be_there(start_server: StartServer, spy: NixSpy) -> None:
+def sandbox_problem() -> str | None:
+    """Why this machine has no sandbox; ``None`` if it has."""
+    try:
+        require_sandbox()
+    except SettingsError as error:
+        return str(error)
+    return None
+
+
+def test_a_sandbox_that_has_to_be_there(
+    start_server: StartServer,
+    spy: NixSpy,
+    settings: Mapping[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    problem = sandbox_problem()
+    if problem:
+        # A machine that has none: then a server that must not do without does not start, and says why.
+        environment = {
+            **settings,
+            "PORT": str(free_port()),
+            "NIXERY_STORAGE_BACKEND": "filesystem",
+            "STORAGE_PATH": str(tmp_path / "storage"),
+        }
+        ended = run_server({**environment, "NIXERY_NIX_SANDBOX": "on"}, tmp_path)
+        assert (ended.returncode, ended.stderr) == (2, f"nixery: {problem}\n")
+        return
     server = start_server(NIXERY_NIX_SANDBOX="on", **spy.environment())
     assert "in_effect=on" in server.log
     spy.forget()

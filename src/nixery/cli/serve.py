@@ -29,8 +29,6 @@ def serve() -> None:
     configure_logs(logging.INFO)
     try:
         settings = Settings.from_environment(os.environ)
-        sandbox = configured_sandbox() if settings.nix_sandbox == "auto" else settings.nix_sandbox
-        structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
         uvloop.run(_serve(settings, prepare(settings)))
     except NixeryError as error:
         for line in str(error).splitlines():
@@ -41,5 +39,7 @@ def serve() -> None:
 async def _serve(settings: Settings, prepared: Prepared) -> None:
     if prepared.address is None:
         raise AssertionError("it was prepared for serving")
+    sandbox = configured_sandbox() if settings.nix_sandbox == "auto" else settings.nix_sandbox
+    structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
     async with wire(settings, prepared) as wired:
         await serve_application(wired.application, prepared.address, settings.port, wired.close)

@@ -80,6 +80,7 @@ class ChannelSource:
         if completed.exit_code == 0:
             return Path(completed.stdout.decode().split()[-1])
         said = " ".join(explanation(stderr).replace(url, without_credentials(url)).split())
-        if "404" in said or "file not found" in said.lower():
+        # Newer versions of Nix say it in another line than the last error.
+        if any("404" in line or "file not found" in line.lower() for line in stderr):
             raise TagUnknown(commit, f"there is no such commit at {without_credentials(url)}")
         raise SourceUnreachable(f"cannot fetch {without_credentials(url)}: {said}")

@@ -22,7 +22,16 @@ from nixery.sources.source import Flake, Pin, Reference
 _FETCH = 900
 
 # What Nix, git and the forges say if the reference is wrong rather than out of reach.
-_UNKNOWN = ("404", "couldn't find remote ref", "cannot find git revision", "unknown revision", "not our ref")
+_UNKNOWN = (
+    "404",
+    "couldn't find remote ref",
+    "cannot find git revision",
+    "unknown revision",
+    "not our ref",
+    "revspec",  # libgit2, in newer versions of Nix
+    "object not found",
+    "cannot read object",
+)
 
 
 class _Metadata(BaseModel):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from nixery.errors import SettingsError
 
-# Seconds.
+# Seconds, for a build and for a question.
 _PATIENCE = 60
+_SHORT_PATIENCE = 5
 
 # Its builder is in /build if it is in the sandbox (Nix manual, sandbox-build-dir). Never built before, or it would not be built now.
 _DERIVATION = """\
@@ -32,7 +33,7 @@ def configured_sandbox() -> str:
         command = ("nix", "--extra-experimental-features", "nix-command", *words)
         try:
             completed = subprocess.run(
-                command, capture_output=True, timeout=_PATIENCE, check=False, text=True
+                command, capture_output=True, timeout=_SHORT_PATIENCE, check=False, text=True
             )
         except (OSError, subprocess.TimeoutExpired):
             break
