@@ -74,6 +74,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def two_platforms(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A registry whose names are indexes; the platform that is first is not the one the clients run on."""
+    directory = tmp_path_factory.mktemp("two-platforms")
+    settings = {
+        "NIXERY_PKGS_PATH": str(PACKAGE_SET),
+        "NIXERY_PLATFORMS": "linux/arm64,linux/amd64",
+        "NIX_TIMEOUT": "300",
+        "STORAGE_PATH": str(server.storage),
+        **nix_environment(directory),
+    }
+    with running_server(directory, settings) as running:
+        yield f"{HOST}:{running.port}"
+
+
+@pytest.fixture(scope="session")
 def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
     name: str = request.param
     with (

@@ -50,6 +50,14 @@ def test_many_layers(client: Client, server: Server, registry: str, notes: Notes
     notes.note(f"{layers} layers")
 
 
+@pytest.mark.usefixtures("notes")
+def test_index(client: Client, two_platforms: str) -> None:
+    reference = f"{two_platforms}/hello:latest"
+    client.pull(reference).expect_success()
+    # It could not be run if the first image had been taken.
+    assert client.run(reference, "hello") == "Hello, world!"
+
+
 def test_broken_off_blob(client: Client, server: Server, notes: Notes) -> None:
     layer = max(server.client.manifest("ballast").json()["layers"], key=lambda descriptor: descriptor["size"])
     with cutting_proxy(server.port, layer["digest"]) as proxy:

@@ -12,13 +12,13 @@ from tests.support.nix import nix_environment
 from tests.support.server import Server, running_server
 
 # Debian's packages and a few of our own.
-_PACKAGE_SET = Path(__file__).parent / "packages"
+PACKAGE_SET = Path(__file__).parent / "packages"
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("debian")
-    settings = {"NIXERY_PKGS_PATH": str(_PACKAGE_SET), "NIX_TIMEOUT": "300", **nix_environment(directory)}
+    settings = {"NIXERY_PKGS_PATH": str(PACKAGE_SET), "NIX_TIMEOUT": "300", **nix_environment(directory)}
     with running_server(directory, settings) as running:
         yield running
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.conftest import PACKAGE_SET
 from tests.support.container import Container, pull
 from tests.support.server import Server
 
@@ -79,4 +82,14 @@ def test_commands_can_replace_what_an_image_starts(
 
 
 def test_created_is_not_the_time_of_the_build(hello: Container) -> None:
-    assert hello.image.config_document["created"] == "1970-01-01T00:00:01Z"
+    # It is that of the last commit to the package set, or nothing in particular where that is in no working tree.
+    log = subprocess.run(
+        ["git", "-c", "safe.directory=*", "log", "-1", "--format=%ct", "--", "."],
+        cwd=PACKAGE_SET,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    expected = datetime.fromtimestamp(int(log.stdout or 1), UTC)
+    assert datetime.fromisoformat(hello.image.config_document["created"]) == expected
