@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nixery.nix.process import Surroundings
-from nixery.sources.source import NixFiles, PackageSet
+from nixery.sources.source import Flake, NixFiles, PackageSet
 
 # Where a contained evaluation may fetch from: whatever a hash or a commit can pin, and no files of this machine. Nix compares
 # up to a slash.
@@ -48,11 +48,15 @@ class NixOptions:
             case NixFiles(path, self_contained=True):
                 # Nothing outside is read, nor any variable of the environment (Nix manual, restrict-eval).
                 options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
+                # What flakes bring along (`fetchTree`) is not restricted in older versions.
+                options += ["--option", "experimental-features", ""]
                 options += ["-I", f"nixery-package-set={path}", "-I", f"nixery-expressions={expressions}"]
             case NixFiles():
                 pass
-            case _:
+            case Flake(pure=pure):
                 options += ["--option", "extra-experimental-features", "nix-command flakes"]
+                # Not by itself: only the new commands of Nix evaluate purely unless they are told otherwise.
+                options += ["--option", "pure-eval", str(pure).lower()]
         return [*options, *self.every_command]
 
     @property

@@ -60,9 +60,11 @@ class Flake:
 
     Attributes:
         reference: locked, so that it means the same for ever.
+        pure: whether it is evaluated as flakes are: from itself and its locked inputs, and nothing else.
     """
 
     reference: str
+    pure: bool = True
 
 
 PackageSet = NixFiles | Flake
