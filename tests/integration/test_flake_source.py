@@ -23,7 +23,7 @@ FLAKE = """\
     packages.aarch64-linux.hello = (import ./default.nix { system = "aarch64-linux"; }).hello;
     escapes = {
       variable = throw "found ${builtins.getEnv "HOME"}:";
-      file = throw "found ${builtins.readFile "/etc/passwd"}.";
+      file = throw "found ${builtins.readFile "/etc/hostname"}.";
       tree = throw "found ${(builtins.fetchTree { type = "path"; path = "/etc"; }).outPath}.";
       time = throw "found ${toString builtins.currentTime}.";
     };
