@@ -48,6 +48,15 @@ class Evaluator:
         packages = tuple(item for name in found for item in found[name] if isinstance(item, Package))
         return Contents(packages, definitions[0] if definitions else None)
 
+    async def confirm(self, pin: Pin) -> None:
+        """Make sure that answers about a pin are still of use.
+
+        Raises:
+            PackageSetChanged: there is no such state of the package set any more.
+            SourceUnreachable: nobody knows.
+        """
+        await self._source.confirm(pin)
+
     async def _evaluated(self, request: ImageRequest, pin: Pin) -> Mapping[str, Sequence[Evaluated]]:
         """By name, in the order of the request, whether or not it was known before."""
         names = (*request.packages, *request.optional_packages)

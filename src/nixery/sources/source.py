@@ -104,3 +104,12 @@ class PackageSource(Protocol):
             SourceUnreachable: the package set cannot be had.
         """
         ...
+
+    async def confirm(self, pin: Pin) -> None:
+        """Make sure that the state of a pin can still be had. What is wrong with it may have been put right in a later one.
+
+        Raises:
+            PackageSetChanged: the source has another state by now and keeps no old ones.
+            SourceUnreachable: it cannot be asked.
+        """
+        ...

@@ -46,6 +46,9 @@ class World:
     async def resolve(self, reference: Reference) -> Pin:
         raise NotImplementedError(reference)
 
+    async def confirm(self, pin: Pin) -> None:
+        raise NotImplementedError(pin)
+
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
         self.opened.append(pin)

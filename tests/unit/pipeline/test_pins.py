@@ -43,6 +43,9 @@ class MovingSource:
             await self.answer.wait()
         return Pin(self.description, identity, identity)
 
+    async def confirm(self, pin: Pin) -> None:
+        raise NotImplementedError(pin)
+
     def open(self, pin: Pin) -> AbstractAsyncContextManager[PackageSet]:
         raise NotImplementedError(pin)
 
