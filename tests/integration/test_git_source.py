@@ -227,6 +227,16 @@ def test_an_evaluation_cannot_fetch_what_is_on_this_machine(start: Servers, repo
     assert "syntax error" not in response.error["message"]
 
 
+def test_an_evaluation_searches_nowhere_else(start: Servers, repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.nix").write_text("1")
+    repository.write("1.0", outside="<elsewhere>")
+    repository.git("add", "--all")
+    repository.git("commit", "--quiet", "--message", "searches")
+    response = manifest(start(NIX_PATH=f"elsewhere={tmp_path}/elsewhere.nix").client, "latest", "outside")
+    assert response.status == 404
+    assert "not found in the Nix search path" in response.error["message"]
+
+
 def test_import_from_derivation_if_it_is_allowed(start: Servers, repository: Repository) -> None:
     repository.commit("1.0")
     response = manifest(start(NIXERY_ALLOW_IFD="true").client, "latest", "built")

@@ -104,7 +104,7 @@ class Evaluation:
                 *("--argstr", "request", argument),
                 *self._expression_arguments(),
                 *self._options.for_evaluation(self._readable_package_set(), str(expressions)),
-                surroundings=self._options.evaluation_surroundings,
+                surroundings=self._options.surroundings(self._readable_package_set()),
             )
 
     def _without_place(self, line: str) -> str:
