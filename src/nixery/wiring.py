@@ -101,12 +101,16 @@ async def wire(
     roots = GarbageCollectorRoots(prepared.roots.path)
     source = _package_source(settings, prepared, NixStore(roots))
     pins = Pins(source, records, settings.pin_ttl)
-    nix = SubprocessNixBuilder(settings.nix_timeout, roots, _nix_options(settings), expression)
+    options = _nix_options(settings)
+    nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, expression)
     packer = LayerPacker(Gzip())
     # What an expression refers to, nobody can tell; so it is evaluated each time.
     program = Fingerprint().of(Path(nixery.__file__).parent)
-    identity = canonical_json([program, packer.identity, LAYER_BUDGET, prepared.popularity.counts]).decode()
-    evaluations = EvaluationCache(records, program) if expression is None else None
+    evaluation = canonical_json([program, options.identity]).decode()
+    identity = canonical_json(
+        [evaluation, packer.identity, LAYER_BUDGET, prepared.popularity.counts]
+    ).decode()
+    evaluations = EvaluationCache(records, evaluation) if expression is None else None
     cache = BuildCache(records, blobs, identity) if expression is None else None
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, packer, executor)

@@ -72,6 +72,21 @@ def test_what_is_built_anew_is_built_from_what_is_there(start_server: StartServe
     assert (version(before), version(after)) == ("1.0", "1.1")
 
 
+def test_what_was_wrong_is_not_remembered_longer_than_it_is(
+    start_server: StartServer, package_set: Path
+) -> None:
+    edit(package_set, "echo hello >", "exit 1;")
+    client = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_FAILURE_TTL="0").client
+    assert client.manifest("hello").status == 422
+    assert client.manifest("new").status == 404
+    # The pin is still the one from before; there is no image that it would be bound to give.
+    edit(package_set, "exit 1;", "echo hello >")
+    edit(package_set, "hello =", "new = hello; hello =")
+    edit(package_set, "{\n", "rec {\n")
+    assert client.manifest("new").status == 200
+    assert client.manifest("hello").status == 200
+
+
 def test_after_the_pin_there_is_a_new_digest(start_server: StartServer, package_set: Path) -> None:
     client = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_PIN_TTL="2").client
     before = client.pull("hello")

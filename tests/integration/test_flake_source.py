@@ -15,12 +15,18 @@ from tests.support.server import Server
 FLAKE = """\
 {
   outputs = { self }: {
-    packages.x86_64-linux = { hello = (import ./default.nix { system = "x86_64-linux"; }).hello; };
+    packages.x86_64-linux = self.escapes // { hello = (import ./default.nix { system = "x86_64-linux"; }).hello; };
     legacyPackages = builtins.listToAttrs (map (system: {
       name = system;
       value = { nested.other = (import ./default.nix { inherit system; }).other; hello = throw "packages win"; };
     }) [ "x86_64-linux" "aarch64-linux" ]);
     packages.aarch64-linux.hello = (import ./default.nix { system = "aarch64-linux"; }).hello;
+    escapes = {
+      variable = throw "found ${builtins.getEnv "HOME"}:";
+      file = throw "found ${builtins.readFile "/etc/hostname"}.";
+      tree = throw "found ${(builtins.fetchTree { type = "path"; path = "/etc"; }).outPath}.";
+      time = throw "found ${toString builtins.currentTime}.";
+    };
   };
 }
 """
@@ -124,6 +130,18 @@ def test_repeated_pulls_run_nothing(
     spy.forget()
     assert {running.client.digest("hello") for _ in range(50)} == {digest}
     assert spy.calls == []
+
+
+@pytest.mark.parametrize("escape", ["variable", "file", "tree", "time"])
+def test_an_evaluation_is_contained(
+    start_server: StartServer, repository: FlakeRepository, escape: str
+) -> None:
+    repository.commit("1.0")
+    response = server(start_server, f"git+file://{repository.directory}").client.manifest(escape)
+    assert (response.status, response.error["code"]) == (404, "MANIFEST_UNKNOWN")
+    message = response.error["message"]
+    # A variable is empty, whatever it is outside.
+    assert "found :" in message if escape == "variable" else "found" not in message
 
 
 def test_a_flake_out_of_reach(start_server: StartServer) -> None:

@@ -212,6 +212,31 @@ def test_what_an_evaluation_may_not_see(start: Servers, repository: Repository) 
     assert manifest(server.client, "latest", "built").status == 404
 
 
+def test_an_evaluation_cannot_fetch_what_is_on_this_machine(start: Servers, repository: Repository) -> None:
+    repository.write(
+        "1.0", outside='"${builtins.fetchTree { type = "path"; path = "/etc/ssl"; }}/openssl.cnf"'
+    )
+    repository.git("add", "--all")
+    repository.git("commit", "--quiet", "--message", "reads")
+    # Nix's configuration may have flakes, and with them what fetches anything.
+    response = manifest(
+        start(NIX_CONFIG="experimental-features = nix-command flakes").client, "latest", "outside"
+    )
+    assert response.status == 404
+    # What was fetched would be read, and is no Nix.
+    assert "syntax error" not in response.error["message"]
+
+
+def test_an_evaluation_searches_nowhere_else(start: Servers, repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.nix").write_text("1")
+    repository.write("1.0", outside="<elsewhere>")
+    repository.git("add", "--all")
+    repository.git("commit", "--quiet", "--message", "searches")
+    response = manifest(start(NIX_PATH=f"elsewhere={tmp_path}/elsewhere.nix").client, "latest", "outside")
+    assert response.status == 404
+    assert "not found in the Nix search path" in response.error["message"]
+
+
 def test_import_from_derivation_if_it_is_allowed(start: Servers, repository: Repository) -> None:
     repository.commit("1.0")
     response = manifest(start(NIXERY_ALLOW_IFD="true").client, "latest", "built")

@@ -42,6 +42,27 @@ def test_an_evaluation_sees_nothing_of_our_environment(start_server: StartServer
     assert path.endswith("-hello-x")
 
 
+def test_what_an_evaluation_depends_on_is_asked_for_anew(start_server: StartServer, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "default.nix").write_text("{ hello = import <found>; }")
+    for number in ("one", "two"):
+        (tmp_path / f"{number}.nix").write_text(
+            f"""
+            derivation {{
+              name = "hello-{number}";
+              system = builtins.currentSystem;
+              builder = "/bin/sh";
+              args = [ "-c" ": > $out" ];
+            }}
+            """
+        )
+    for number in ("one", "two"):
+        search_path = f"found={tmp_path}/{number}.nix"
+        server = start_server(NIXERY_PKGS_PATH=str(tmp_path / "set"), NIX_PATH=search_path)
+        (path,) = server.client.pull("hello").filesystem.store_paths
+        assert path.endswith(f"-hello-{number}")
+
+
 def test_an_evaluation_is_bounded(start_server: StartServer, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     # A list of 2^28 elements takes 2 GiB.

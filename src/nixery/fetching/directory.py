@@ -42,21 +42,22 @@ class DirectorySource:
         """See ``PackageSource.resolve``."""
         return await self._pin()
 
+    async def confirm(self, pin: Pin) -> None:
+        """See ``PackageSource.confirm``."""
+        if (await self._pin()).identity != pin.identity:
+            raise PackageSetChanged
+
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
         """See ``PackageSource.open``."""
-        await self._require(pin)
+        await self.confirm(pin)
         try:
             yield NixFiles(self._path.resolve(), self_contained=False)
         except NixeryError:
             # It may be due to a change that was half done.
-            await self._require(pin)
+            await self.confirm(pin)
             raise
-        await self._require(pin)
-
-    async def _require(self, pin: Pin) -> None:
-        if (await self._pin()).identity != pin.identity:
-            raise PackageSetChanged
+        await self.confirm(pin)
 
     async def _pin(self) -> Pin:
         async with self._one_at_a_time:

@@ -70,6 +70,9 @@ class FlakeSource:
         url = public_url(metadata.url.partition("?")[0]) if revision else None
         return Pin(self.description, identity, str(shown), url, metadata.lastModified)
 
+    async def confirm(self, pin: Pin) -> None:
+        """See ``PackageSource.confirm``. Whatever is locked can always be had."""
+
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[Flake]:
         """See ``PackageSource.open``."""

@@ -53,6 +53,9 @@ class GitSource:
         created = await self._repository.fetch(commit)
         return Pin(self.description, commit, commit, public_url(self._url), created)
 
+    async def confirm(self, pin: Pin) -> None:
+        """See ``PackageSource.confirm``. A commit can always be had."""
+
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
         """See ``PackageSource.open``."""

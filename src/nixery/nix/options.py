@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nixery.nix.process import Surroundings
-from nixery.sources.source import NixFiles, PackageSet
+from nixery.oci.canonical_json import canonical_json
+from nixery.sources.source import Flake, NixFiles, PackageSet
 
 # Where a contained evaluation may fetch from: whatever a hash or a commit can pin, and no files of this machine. Nix compares
 # up to a slash.
 _NETWORKS = "http:// https:// git:// ssh:// git+http:// git+https:// git+ssh:// github: gitlab: sourcehut:"
+
+_SEARCH_PATH = "NIX_PATH"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,19 @@ class NixOptions:
     memory: int | None = None
 
     @property
-    def evaluation_surroundings(self) -> Surroundings:
-        """What an evaluation is given: none of our secrets, and not all of our memory."""
-        return Surroundings(self.environment, self.memory)
+    def identity(self) -> str:
+        """Of what has a say in what an evaluation results in, besides the package set."""
+        search_path = (self.environment or {}).get(_SEARCH_PATH, "")
+        return canonical_json([self.every_command, self.import_from_derivation, search_path]).decode()
+
+    def surroundings(self, package_set: PackageSet) -> Surroundings:
+        """Return what an evaluation is given: none of our secrets, and not all of our memory."""
+        environment = self.environment
+        match package_set:
+            case NixFiles(self_contained=True) if environment is not None:
+                # What is searched is what a restricted evaluation may read.
+                environment = {name: value for name, value in environment.items() if name != _SEARCH_PATH}
+        return Surroundings(environment, self.memory)
 
     def for_evaluation(self, package_set: PackageSet, expressions: str) -> Sequence[str]:
         """Return options that keep an evaluation to what it needs.
@@ -48,11 +61,15 @@ class NixOptions:
             case NixFiles(path, self_contained=True):
                 # Nothing outside is read, nor any variable of the environment (Nix manual, restrict-eval).
                 options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
+                # What flakes bring along (`fetchTree`) is not restricted in older versions.
+                options += ["--option", "experimental-features", ""]
                 options += ["-I", f"nixery-package-set={path}", "-I", f"nixery-expressions={expressions}"]
             case NixFiles():
                 pass
-            case _:
+            case Flake(pure=pure):
                 options += ["--option", "extra-experimental-features", "nix-command flakes"]
+                # Not by itself: only the new commands of Nix evaluate purely unless they are told otherwise.
+                options += ["--option", "pure-eval", str(pure).lower()]
         return [*options, *self.every_command]
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
+from pathlib import Path
 
 from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
@@ -93,7 +94,7 @@ class Evaluation:
             return await run_command(
                 self._timeout,
                 "nix-instantiate",
-                str(expressions / "packages.nix"),
+                *self._program(expressions / "packages.nix"),
                 "--eval",
                 "--strict",
                 "--json",
@@ -103,7 +104,7 @@ class Evaluation:
                 *("--argstr", "request", argument),
                 *self._expression_arguments(),
                 *self._options.for_evaluation(self._readable_package_set(), str(expressions)),
-                surroundings=self._options.evaluation_surroundings,
+                surroundings=self._options.surroundings(self._readable_package_set()),
             )
 
     def _without_place(self, line: str) -> str:
@@ -113,11 +114,23 @@ class Evaluation:
             else line
         )
 
+    def _program(self, file: Path) -> Sequence[str]:
+        match self._readable_package_set():
+            case Flake(pure=True):
+                # A pure evaluation reads no file of this machine, ours included.
+                return ("--expr", file.read_text())
+            case _:
+                return (str(file),)
+
     def _readable_package_set(self) -> PackageSet:
         # Who is at the command line may refer to his own files.
-        if self._expression is not None and isinstance(self._package_set, NixFiles):
-            return replace(self._package_set, self_contained=False)
-        return self._package_set
+        if self._expression is None:
+            return self._package_set
+        match self._package_set:
+            case NixFiles():
+                return replace(self._package_set, self_contained=False)
+            case Flake():
+                return replace(self._package_set, pure=False)
 
     def _package_set_arguments(self) -> Sequence[str]:
         match self._package_set:

@@ -129,6 +129,10 @@ class BuildCache:
             self._identity,
             pin.source,
             pin.identity,
+            # The image tells them, and they may differ for the same content: changes in a working tree, before and after the commit.
+            pin.revision,
+            pin.url,
+            pin.created,
             request.platform.nix_system,
             request.shell,
             request.packages,

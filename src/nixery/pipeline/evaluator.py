@@ -48,6 +48,15 @@ class Evaluator:
         packages = tuple(item for name in found for item in found[name] if isinstance(item, Package))
         return Contents(packages, definitions[0] if definitions else None)
 
+    async def confirm(self, pin: Pin) -> None:
+        """Make sure that answers about a pin are still of use.
+
+        Raises:
+            PackageSetChanged: there is no such state of the package set any more.
+            SourceUnreachable: nobody knows.
+        """
+        await self._source.confirm(pin)
+
     async def _evaluated(self, request: ImageRequest, pin: Pin) -> Mapping[str, Sequence[Evaluated]]:
         """By name, in the order of the request, whether or not it was known before."""
         names = (*request.packages, *request.optional_packages)
@@ -66,8 +75,17 @@ class Evaluator:
 
     async def _known(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[Evaluated] | None:
         known = await self._cache.find(pin, request.platform, name) if self._cache else None
-        # An optional name that is missing was not looked into any further.
-        return None if not known and name in request.packages else known
+        if known is None:
+            return None
+        if name in request.packages:
+            # An optional name that is missing was not looked into any further.
+            return known or None
+        # Somebody may have asked for it by name and been told that it is missing; here it may be.
+        return [item for item in known if not _is_missing(item)]
+
+
+def _is_missing(item: Evaluated) -> bool:
+    return isinstance(item, UnavailablePackage) and item.reason is Reason.MISSING
 
 
 def _explained(flaw: UnavailablePackage, request: ImageRequest) -> UnavailablePackage:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nixery.closure.graph import Closure
+from nixery.errors import BuildError, RequestError
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -55,6 +56,14 @@ class ImageBuilder:
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
+        try:
+            return await self._build(request, pin, observe)
+        except (RequestError, BuildError):
+            # What is missing or broken may be remembered from a while ago, and may have been put right since.
+            await self._evaluator.confirm(pin)
+            raise
+
+    async def _build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         contents = await self._evaluator.contents(request, pin)
         packages = contents.packages
         observe(Evaluated(packages))

@@ -33,6 +33,12 @@ class PinRecord(BaseModel):
     current: Term
     next: Term | None = None
 
+    def at(self, now: float) -> PinRecord:
+        """Return the record as it stands at a time: what comes next may have come."""
+        if self.next is not None and self.current.until <= now:
+            return PinRecord(current=self.next)
+        return self
+
 
 class PinRecords:
     """The records of one source.

@@ -49,9 +49,12 @@ class Pinned:
 
 @dataclass(slots=True)
 class _Held:
+    """A pin in memory; ``due`` when it is time to look its successor up, if somebody uses it."""
+
     pinned: Pinned
     until: float
     used: bool = False
+    due: bool = False
 
 
 class Pins:
@@ -94,8 +97,11 @@ class Pins:
         """
         reference = self._source.reference(tag)
         held = self._held.get(reference)
-        if held is not None and held.until > self._clock():
+        if held is not None and self._holds(reference, held.until):
             held.used = True
+            if held.due:
+                held.due = False
+                self._look_ahead(reference)
             return held.pinned
         return await self._renewals.run(reference, partial(self._renew, reference))
 
@@ -110,7 +116,9 @@ class Pins:
         async def resolve() -> Pinned:
             held = self._held.get(reference)
             # Somebody else may have been quicker.
-            return held.pinned if held and held.pinned.pin != outdated else await self._resolve(reference)
+            if held and held.pinned.pin != outdated:
+                return held.pinned
+            return await self._resolve(reference, await self._records.read(reference.name))
 
         return await self._renewals.run(reference, resolve)
 
@@ -127,8 +135,7 @@ class Pins:
         record = await self._records.read(reference.name)
         terms = [term for term in (record.current, record.next) if term is not None] if record else []
         for term in terms:
-            # One that would hold for longer than any is from a time with other settings.
-            if not reference.moving or 0 < term.until - self._clock() <= self._time_to_live + _SKEW:
+            if self._holds(reference, term.until):
                 return self._hold(reference, term)
         try:
             return await self._resolve(reference, record)
@@ -140,20 +147,31 @@ class Pins:
             self._held.put(reference, _Held(pinned, self._clock() + _PATIENCE), _SIZE)
             return pinned
 
+    def _holds(self, reference: Reference, until: float) -> bool:
+        # One that would hold for longer than any is from a time with other settings, or from before a clock was set back.
+        return not reference.moving or 0 < until - self._clock() <= max(self._time_to_live, _PATIENCE) + _SKEW
+
     async def _resolve(self, reference: Reference, record: PinRecord | None = None) -> Pinned:
         term = await self._term(reference, self._clock())
+        # While we asked, another server may have written down what it found: one digest for all.
+        latest = await self._records.read(reference.name)
+        if latest is not None and latest != record and self._holds(reference, latest.current.until):
+            return self._hold(reference, latest.current)
         # With no time to live there is a resolution for each request, but only what is new is written down.
         if self._time_to_live or record is None or record.current.identity != term.identity:
             await self._records.write(reference.name, PinRecord(current=term))
         return self._hold(reference, term)
 
     async def _refresh(self, reference: Reference) -> None:
-        record = await self._records.read(reference.name)
+        found = await self._records.read(reference.name)
+        record = found and found.at(self._clock())
         if record is None or record.next is not None:
             return
         try:
-            record.next = await self._term(reference, record.current.until)
-            await self._records.write(reference.name, record)
+            term = await self._term(reference, record.current.until)
+            # A look-up may take its time, and what was found meanwhile is what everybody else has.
+            if await self._records.read(reference.name) == found:
+                await self._records.write(reference.name, PinRecord(current=record.current, next=term))
         except NixeryError as error:
             # The pin holds for a while yet. If this goes on, the one whose request finds it outdated is told.
             _log.warning("pin not refreshed", reference=reference.name, reason=str(error))
@@ -185,8 +203,11 @@ class Pins:
         del self._timers[reference]
         held = self._held.get(reference)
         if held is not None and held.used:
-            task = asyncio.get_running_loop().create_task(self._refresh(reference))
-            self._refreshes.add(task)
-            task.add_done_callback(self._refreshes.discard)
-        else:
-            self._held.discard(reference)
+            self._look_ahead(reference)
+        elif held is not None:
+            held.due = True
+
+    def _look_ahead(self, reference: Reference) -> None:
+        task = asyncio.get_running_loop().create_task(self._refresh(reference))
+        self._refreshes.add(task)
+        task.add_done_callback(self._refreshes.discard)

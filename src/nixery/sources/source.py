@@ -60,9 +60,11 @@ class Flake:
 
     Attributes:
         reference: locked, so that it means the same for ever.
+        pure: whether it is evaluated as flakes are: from itself and its locked inputs, and nothing else.
     """
 
     reference: str
+    pure: bool = True
 
 
 PackageSet = NixFiles | Flake
@@ -100,5 +102,14 @@ class PackageSource(Protocol):
         Raises:
             PackageSetChanged: at the beginning or at the end: the source has another state by now and keeps no old ones.
             SourceUnreachable: the package set cannot be had.
+        """
+        ...
+
+    async def confirm(self, pin: Pin) -> None:
+        """Make sure that the state of a pin can still be had. What is wrong with it may have been put right in a later one.
+
+        Raises:
+            PackageSetChanged: the source has another state by now and keeps no old ones.
+            SourceUnreachable: it cannot be asked.
         """
         ...

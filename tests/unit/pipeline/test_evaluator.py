@@ -46,6 +46,9 @@ class World:
     async def resolve(self, reference: Reference) -> Pin:
         raise NotImplementedError(reference)
 
+    async def confirm(self, pin: Pin) -> None:
+        raise NotImplementedError(pin)
+
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
         self.opened.append(pin)
@@ -167,3 +170,15 @@ async def test_a_torn_record_is_written_anew(world: World, tmp_path: Path, conte
     for _ in range(2):
         await world.evaluator().contents(parse_image_name("git"), PIN)
     assert [("git" in names) for names in world.asked] == [True, True]
+
+
+async def test_an_optional_package_may_be_missing_although_somebody_asked_for_it(world: World) -> None:
+    await world.evaluator().contents(parse_image_name("git"), PIN)
+    # The answer that a client gets who asks for one of the packages that are in every image, in a set without it.
+    missing = (UnavailablePackage("iana-etc", Reason.MISSING),)
+    platform = parse_image_name("git").platform
+    await EvaluationCache(world.records, "this program").add(PIN, platform, "iana-etc", missing)
+    with pytest.raises(PackagesUnavailable, match="iana-etc"):
+        await world.evaluator().contents(parse_image_name("iana-etc"), PIN)
+    contents = await world.evaluator().contents(parse_image_name("git"), PIN)
+    assert [package.name for package in contents.packages] == ["git"]

@@ -25,6 +25,9 @@ class MovingSource:
         self.state = state
         self.asked = 0
         self.reachable = True
+        # With these, an answer is found at once and arrives later.
+        self.slow = False
+        self.found, self.answer = asyncio.Event(), asyncio.Event()
 
     def reference(self, tag: str) -> Reference:
         return Reference(tag, moving=not tag.startswith("fixed"))
@@ -35,7 +38,13 @@ class MovingSource:
         if not self.reachable:
             raise SourceUnreachable("no route to host")
         identity = f"{reference.name} is {self.state}"
+        if self.slow:
+            self.found.set()
+            await self.answer.wait()
         return Pin(self.description, identity, identity)
+
+    async def confirm(self, pin: Pin) -> None:
+        raise NotImplementedError(pin)
 
     def open(self, pin: Pin) -> AbstractAsyncContextManager[PackageSet]:
         raise NotImplementedError(pin)
@@ -145,6 +154,68 @@ async def test_the_successor_is_looked_up_before_and_taken_after(world: World) -
     world.now += 0.3 * HOUR
     assert [await state(one), await state(other), await state(world.server())] == ["two"] * 3
     assert world.source.asked == 2
+
+
+async def test_every_successor_is_looked_up_before(world: World) -> None:
+    pins = world.server()
+    await state(pins)
+    for asked in (2, 3, 4):
+        await state(pins)
+        world.now += 0.8 * HOUR
+        await due(pins)
+        assert world.source.asked == asked
+        world.now += 0.3 * HOUR
+        await state(pins)
+        assert world.source.asked == asked, "a request had to wait for the source"
+        world.now -= 0.1 * HOUR  # so that the next one is in time, too
+
+
+async def test_a_pin_that_comes_into_use_late_gets_a_successor_all_the_same(world: World) -> None:
+    pins = world.server()
+    await state(pins)
+    world.now += 0.8 * HOUR
+    await due(pins)
+    assert world.source.asked == 1
+    await state(pins)
+    await asyncio.gather(*pins._refreshes)
+    assert world.source.asked == 2
+    await state(pins)
+    await asyncio.gather(*pins._refreshes)
+    assert world.source.asked == 2
+
+
+async def test_servers_that_ask_at_the_same_time_agree(world: World) -> None:
+    one, other = world.server(), world.server()
+    world.source.slow = True
+    first = asyncio.ensure_future(state(one))
+    await world.source.found.wait()
+    world.source.slow, world.source.state = False, "two"
+    assert await state(other) == "two"
+    world.source.answer.set()
+    assert await first == "two"
+
+
+async def test_a_successor_that_comes_too_late_changes_nothing(world: World) -> None:
+    pins = world.server()
+    await state(pins)
+    await state(pins)
+    world.source.slow = True
+    refresh = asyncio.ensure_future(due(pins))
+    await world.source.found.wait()
+    world.source.slow, world.source.state = False, "two"
+    world.now += 1.1 * HOUR
+    assert await state(pins) == "two"
+    world.source.answer.set()
+    await refresh
+    assert await state(world.server()) == "two"
+
+
+async def test_a_clock_that_is_set_back_keeps_no_pin_for_ever(world: World) -> None:
+    pins = world.server()
+    assert await state(pins) == "one"
+    world.source.state = "two"
+    world.now -= 24 * HOUR
+    assert await state(pins) == "two"
 
 
 async def test_servers_do_not_all_look_the_successor_up(world: World) -> None:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from nixery.nix.options import NixOptions
+from nixery.sources.source import Flake, NixFiles
+
+OPTIONS = NixOptions(environment={"NIX_PATH": "nixpkgs=/one", "HOME": "/root"})
+SET = Path("/set")
+
+
+def test_whatever_an_evaluation_depends_on_is_another_identity() -> None:
+    others = [
+        replace(OPTIONS, every_command=("--option", "nix-path", "nixpkgs=/two")),
+        replace(OPTIONS, import_from_derivation=True),
+        replace(OPTIONS, environment={"NIX_PATH": "nixpkgs=/two"}),
+        replace(OPTIONS, environment=None),
+    ]
+    assert len({options.identity for options in (OPTIONS, *others)}) == len(others) + 1
+
+
+def test_what_an_evaluation_does_not_depend_on() -> None:
+    others = [
+        replace(OPTIONS, sandbox=True),
+        replace(OPTIONS, memory=1),
+        replace(OPTIONS, environment={"NIX_PATH": "nixpkgs=/one", "HOME": "/home/b"}),
+    ]
+    assert {options.identity for options in others} == {OPTIONS.identity}
+
+
+def test_what_is_searched_is_what_may_be_read() -> None:
+    found = {
+        kind: OPTIONS.surroundings(kind).environment
+        for kind in (NixFiles(SET, self_contained=True), NixFiles(SET, self_contained=False), Flake("x"))
+    }
+    assert [(environment or {}).get("NIX_PATH") for environment in found.values()] == [
+        None,
+        "nixpkgs=/one",
+        "nixpkgs=/one",  # a pure evaluation searches nothing
+    ]
