@@ -57,6 +57,11 @@ def test_a_definition(pull: Pull) -> None:
     assert len(image.layers) == 3
 
 
+def test_a_path_within_a_sentence(pull: Pull) -> None:
+    # The full stop could be a part of the name. And what a set keeps from Nix is no part of the image.
+    assert names(pull("images.sentence")) == {"hello-1.0", "bottom-1.0"}
+
+
 def test_the_directories_of_a_definition_are_its_users(pull: Pull) -> None:
     filesystem = pull("images.web").filesystem
     for name in ("srv", "data"):

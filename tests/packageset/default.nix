@@ -280,6 +280,13 @@ in
   images.other = { contents = [ left ]; config.User = "1"; };
   images.plain.contents = [ hello ];
   images.named = { contents = [ hello ]; config = { User = "web"; WorkingDir = "/var/lib/web"; }; };
+  images.sentence = {
+    contents = [ hello ];
+    config.Labels = {
+      started = "This is ${bottom}.";
+      before = "It was ${builtins.unsafeDiscardStringContext "/nix/store/00000000000000000000000000000000-before"}";
+    };
+  };
   images.nouser = { contents = [ hello ]; config.User = "web user"; };
   images.misspelt = { contents = [ hello ]; config = { cmd = [ "hello" ]; WorkingDir = "srv"; }; };
   images.functional = { contents = [ hello ]; config.Cmd = [ (argument: argument) ]; };

@@ -96,7 +96,7 @@ class FlakeSource:
         except BuildTimedOut as error:
             raise SourceUnreachable(f"{shown} did not arrive in {_FETCH} seconds") from error
         if completed.exit_code != 0:
-            said = without_paths(explanation(stderr)) or "Nix said nothing"
+            said = without_paths(without_credentials(explanation(stderr))) or "Nix said nothing"
             if any(words in line.casefold() for words in _UNKNOWN for line in stderr):
                 raise TagUnknown(shown, f"there is no such flake: {said}")
             raise SourceUnreachable(f"cannot read the flake {shown}: {said}")

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from nixery.errors import BuildTimedOut, NixUnusable, SourceUnreachable, StorageError, TagUnknown
@@ -19,8 +20,8 @@ from nixery.sources.location import without_credentials
 _FETCH = 600
 _LOOK_UP = 60
 
-# Git's exit status for errors of all kinds.
-_FATAL = 128
+# What a server says that hands out commits by their digits, and has not got this one (git's upload-pack.c).
+_NOT_THERE = "not our ref"
 
 
 class GitRepository:
@@ -44,6 +45,7 @@ class GitRepository:
         ssh = {"GIT_SSH_COMMAND": environment.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")}
         self._surroundings = Surroundings({**environment, **unattended, **ssh})
         self._lock = asyncio.Lock()
+        self._inherited: tuple[int, ...] = ()
 
     async def look_up(self, reference: str) -> str:
         """Return the commit of ``HEAD``, or of a branch or a tag; a branch wins.
@@ -96,11 +98,14 @@ class GitRepository:
     async def _fetch(self, commit: str) -> None:
         # Most servers hand out a commit by its digits alone. The reference keeps it from git's own garbage collector.
         kept = f"refs/nixery/{commit}"
-        shallow, _ = await self._git(
+        shallow, said = await self._git(
             "fetch", "--quiet", "--no-tags", "--depth=1", "--", self._url, f"{commit}:{kept}", seconds=_FETCH
         )
         if shallow == 0 and await self._has(commit):
             return
+        if _NOT_THERE in said:
+            raise TagUnknown(commit, f"{self.shown} has no such commit")
+        # This one does not. All that it has is a lot, but it is had once.
         await self._remote("fetch", "--quiet", "--no-tags", "--", self._url, "+refs/*:refs/remote/*")
         if not await self._has(commit):
             raise TagUnknown(commit, f"{self.shown} has no such commit")
@@ -110,20 +115,39 @@ class GitRepository:
     async def _exclusively(self) -> AsyncIterator[None]:
         """Keep other coroutines, and other servers, from fetching into the same copy."""
         async with self._lock:
-            if not (self._directory / "HEAD").exists():
-                completed, stderr = await self._git_anywhere(
-                    "init", "--quiet", "--bare", str(self._directory)
+            try:
+                await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
+                descriptor = os.open(
+                    self._directory / "nixery.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
                 )
-                if completed != 0:
-                    raise StorageError(f"cannot make a git repository in the storage: {stderr}")
-            descriptor = os.open(
-                self._directory / "nixery.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-            )
+            except OSError as error:
+                raise StorageError(
+                    f"cannot keep git repositories in the storage: {error.strerror}"
+                ) from error
             try:
                 await asyncio.to_thread(fcntl.flock, descriptor, fcntl.LOCK_EX)
+                # Git holds the lock as well: if we are killed, it is not given up before git has ended.
+                self._inherited = (descriptor,)
+                await self._make_usable()
                 yield
             finally:
+                self._inherited = ()
                 os.close(descriptor)
+
+    async def _make_usable(self) -> None:
+        # Nobody else is at work, so whoever left a lock of git's own was killed with it. Git would refuse to go on, for ever.
+        await asyncio.to_thread(self._remove_locks)
+        if not ((self._directory / "HEAD").exists() and (self._directory / "config").exists()):
+            completed, said = await self._git_anywhere(
+                "init", "--quiet", "--bare", "--template=", str(self._directory)
+            )
+            if completed != 0:
+                raise StorageError(f"cannot make a git repository in the storage: {said}")
+
+    def _remove_locks(self) -> None:
+        for lock in (*self._directory.glob("*.lock"), *(self._directory / "refs").rglob("*.lock")):
+            if lock.name != "nixery.lock":
+                lock.unlink(missing_ok=True)
 
     async def _remote(self, command: str, *arguments: str) -> str:
         # Without the copy: it may not be there yet, and `ls-remote` needs none.
@@ -148,7 +172,8 @@ class GitRepository:
     async def _git_anywhere(self, *arguments: str, seconds: float = _LOOK_UP) -> tuple[int, str]:
         """Run git; return its status with its output or, if it failed, the last line of what it said."""
         try:
-            completed, stderr = await run_command(seconds, "git", *arguments, surroundings=self._surroundings)
+            surroundings = replace(self._surroundings, descriptors=self._inherited)
+            completed, stderr = await run_command(seconds, "git", *arguments, surroundings=surroundings)
         except NixUnusable as error:
             raise SourceUnreachable(str(error)) from error
         except BuildTimedOut as error:

@@ -186,7 +186,26 @@ def _definition(item: _Definition) -> Definition | Flaw:
     except InvalidDefinition as error:
         explanation = f"{item.attribute}: {error}"
         return Flaw(UnavailablePackage(item.name, Reason.INVALID_DEFINITION, explanation))
-    # Which path belongs to which installable does not matter: all that the text mentions has to be there.
-    mentioned = sorted(set(_STORE_PATH.findall(item.definition))) if item.installables else []
-    paths = tuple(StorePath.parse(path) for path in mentioned)
+    paths = _mentioned(item.definition, item.installables)
     return Definition(item.name, item.attribute, execution, layers, tuple(item.installables), paths)
+
+
+def _mentioned(text: str, installables: Sequence[str]) -> tuple[StorePath, ...]:
+    """Find the store paths in a text that Nix is going to provide. A path may be followed by what could be a part of its name."""
+    names = {_name(installable) for installable in installables}
+    found = set()
+    for match in _STORE_PATH.findall(text):
+        path = StorePath.parse(match)
+        ours = max((name for name in names if path.name.startswith(name)), key=len, default=None)
+        if ours is not None:
+            found.add(StorePath.parse(match.removesuffix(path.name) + ours))
+    return tuple(sorted(found))
+
+
+def _name(installable: str) -> str:
+    derivation, _, output = installable.partition("!")
+    name = StorePath.parse(derivation).name
+    if not output:
+        return name
+    name = name.removesuffix(".drv")
+    return name if output == "out" else f"{name}-{output}"

@@ -62,10 +62,12 @@ class Surroundings:
     Attributes:
         environment: ``None`` for ours.
         memory: bytes of address space; ``None`` for as much as there is.
+        descriptors: open files that it and its children keep open, a lock for example, also if we are gone.
     """
 
     environment: Mapping[str, str] | None = None
     memory: int | None = None
+    descriptors: tuple[int, ...] = ()
 
 
 OURS = Surroundings()
@@ -99,6 +101,7 @@ async def run(
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
             env=surroundings.environment,
+            pass_fds=surroundings.descriptors,
         )
     except OSError as error:
         raise NixUnusable(

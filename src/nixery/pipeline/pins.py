@@ -15,6 +15,7 @@ from nixery.errors import NixeryError, SourceUnreachable
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.pin_records import PinRecord, PinRecords, Term
 from nixery.pipeline.single_flight import SingleFlight
+from nixery.sources.location import without_credentials
 from nixery.sources.source import PackageSource, Pin, Reference
 from nixery.storage.store import RecordStore
 
@@ -142,7 +143,9 @@ class Pins:
         except SourceUnreachable as error:
             if not terms:
                 raise
-            _log.warning("serving an old pin", reference=reference.name, reason=str(error))
+            _log.warning(
+                "serving an old pin", reference=without_credentials(reference.name), reason=str(error)
+            )
             pinned = Pinned(terms[-1].pin(self._source.description), str(error))
             self._held.put(reference, _Held(pinned, self._clock() + _PATIENCE), _SIZE)
             return pinned
@@ -174,11 +177,15 @@ class Pins:
                 await self._records.write(reference.name, PinRecord(current=record.current, next=term))
         except NixeryError as error:
             # The pin holds for a while yet. If this goes on, the one whose request finds it outdated is told.
-            _log.warning("pin not refreshed", reference=reference.name, reason=str(error))
+            _log.warning(
+                "pin not refreshed", reference=without_credentials(reference.name), reason=str(error)
+            )
 
     async def _term(self, reference: Reference, start: float) -> Term:
         pin = await self._source.resolve(reference)
-        _log.info("pinned", source=pin.source, reference=reference.name, revision=pin.revision)
+        # The name of a flake is its URL.
+        shown = without_credentials(reference.name)
+        _log.info("pinned", source=pin.source, reference=shown, revision=pin.revision)
         return Term(
             identity=pin.identity,
             revision=pin.revision,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
+# A password may have an "@" that nobody encoded; up to the last one before the path, none of it is an address.
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
 
 # A commit: SHA-1, as in every repository of note.
 COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)

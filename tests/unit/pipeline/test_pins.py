@@ -305,6 +305,17 @@ async def test_the_last_pin_is_better_than_none(world: World) -> None:
     assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
 
 
+async def test_credentials_are_not_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    pins = world.server()
+    await state(pins, "git+https://user:secret@example.org/flake")
+    world.now += 2 * HOUR
+    world.source.reachable = False
+    await pins.pin("git+https://user:secret@example.org/flake")
+    logged = [line.partition("revision=")[0] for line in capsys.readouterr().out.splitlines()]
+    assert any("reference=git+https://example.org/flake" in line for line in logged)
+    assert "secret" not in "".join(logged)
+
+
 async def test_without_any_pin_there_is_no_answer(world: World) -> None:
     world.source.reachable = False
     with pytest.raises(SourceUnreachable):

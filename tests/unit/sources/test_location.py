@@ -8,6 +8,7 @@ from nixery.sources.location import public_url, without_credentials
     [
         ("https://example.org/set.git", "https://example.org/set.git", True),
         ("https://user:secret@example.org/set.git", "https://example.org/set.git", True),
+        ("https://user:p@ss@example.org/set.git", "https://example.org/set.git", True),
         ("https://token@example.org/@scope/set", "https://example.org/@scope/set", True),
         ("git+https://user:p@example.org/set?ref=x", "git+https://example.org/set?ref=x", True),
         ("ssh://git@example.org/set", "ssh://git@example.org/set", True),
