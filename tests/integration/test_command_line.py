@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import StartServer
+from tests.support.nix import processes_with_environment, wait_until
 from tests.support.server import clean_environment
 
 
@@ -218,3 +220,18 @@ def test_differences(nixery: CommandLine) -> None:
     same = nixery("inspect", "hello", "--diff", "hello").stdout
     assert "the same packages" in same
     assert "to pull: 0 layers" in same
+
+
+def test_nothing_goes_on_when_it_is_ended(settings: Mapping[str, str], tmp_path: Path, salt: str) -> None:
+    environment = clean_environment({**settings, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nixery", "build", "--quiet", "sleeps"], env=environment, cwd=tmp_path
+    )
+    try:
+        wait_until(lambda: bool(processes_with_environment(salt, "name=sleeps")), "the builder")
+        process.terminate()
+        assert process.wait(15) == 128 + signal.SIGTERM
+        assert processes_with_environment(salt, "name=sleeps") == {}
+        assert not list((tmp_path / "cache" / "nixery" / "gc-roots").iterdir())
+    finally:
+        process.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from nixery.wiring import Wired, wire
 Result = TypeVar("Result")
 
 _FAILED = 1
+_TERMINATED = 128 + signal.SIGTERM
 
 
 @asynccontextmanager
@@ -38,6 +40,8 @@ def run(command: Callable[[], Awaitable[Result]], *, quiet: bool) -> Result:
     configure_logs(logging.WARNING if quiet else logging.INFO)
     try:
         return asyncio.run(_awaited(command))
+    except asyncio.CancelledError:
+        raise typer.Exit(_TERMINATED) from None
     except NixeryError as error:
         for line in (*str(error).splitlines(), *getattr(error, "log_tail", ())):
             typer.echo(f"nixery: {line}", err=True)
@@ -45,6 +49,11 @@ def run(command: Callable[[], Awaitable[Result]], *, quiet: bool) -> Result:
 
 
 async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
+    task = asyncio.current_task()
+    if task is None:
+        raise AssertionError("this is a coroutine of a task")
+    # As Ctrl-C does. Nix runs in a session of its own, and would go on without us.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await command()
 
 
