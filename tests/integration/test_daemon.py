@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import nixery
 from tests.support.nix import PACKAGE_SETS, wait_until
 from tests.support.repository import Repository
 from tests.support.server import Server, clean_environment, running_server
@@ -69,10 +70,11 @@ def daemon(directory: Path, settings: Mapping[str, str]) -> Iterator[Mapping[str
 
 @contextmanager
 def server(directory: Path, settings: Mapping[str, str]) -> Iterator[Server]:
-    storage = directory / "storage"
-    with running_server(
-        directory, {**settings, "STORAGE_PATH": str(storage)}, arguments=("-c", _AS_NOBODY)
-    ) as running:
+    storage, ours = directory / "storage", directory / "python"
+    # Our own files are read later on, by Nix too.
+    shutil.copytree(Path(nixery.__file__).parent, ours / "nixery")
+    chosen = {**settings, "STORAGE_PATH": str(storage), "PYTHONPATH": str(ours)}
+    with running_server(directory, chosen, arguments=("-c", _AS_NOBODY)) as running:
         if os.geteuid() == 0:
             assert storage.stat().st_uid == _NOBODY
         yield running
