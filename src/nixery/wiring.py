@@ -100,7 +100,7 @@ async def wire(
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
     source = _package_source(settings, prepared, NixStore(roots))
-    pins = Pins(source, records, settings.pin_ttl)
+    pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
     options = _nix_options(settings)
     nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, expression)
     packer = LayerPacker(Gzip())

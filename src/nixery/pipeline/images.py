@@ -9,7 +9,8 @@ from nixery.errors import PackageSetChanged
 from nixery.image.request import ImageRequest
 from nixery.pipeline.image import Image, ImageIndex
 from nixery.pipeline.indexes import Indexes
-from nixery.pipeline.pins import Pinned, Pins
+from nixery.pipeline.pin_records import Pinned
+from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import SharedBuilds
 
 # How often a build begins anew because the package set was changed under it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +14,19 @@ from nixery.storage.store import RecordStore
 _RECORDS = "pins"
 
 
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The answer to what a tag stands for.
+
+    Attributes:
+        pin: the state of the source.
+        warning: why it may not be the latest one, in words for the client; ``None`` if it is what it should be.
+    """
+
+    pin: Pin
+    warning: str | None = None
+
+
 class Term(BaseModel):
     """A pin and the time, in seconds since the epoch, until which it holds."""
 
@@ -21,6 +35,13 @@ class Term(BaseModel):
     url: str | None = None
     created: int | None = None
     until: float
+
+    @classmethod
+    def of(cls, pin: Pin, until: float) -> Term:
+        """Make the term of a pin."""
+        return cls(
+            identity=pin.identity, revision=pin.revision, url=pin.url, created=pin.created, until=until
+        )
 
     def pin(self, source: str) -> Pin:
         """Return the pin, which is of the source with this description."""

@@ -11,9 +11,9 @@ from functools import partial
 
 import structlog
 
-from nixery.errors import NixeryError, SourceUnreachable
+from nixery.errors import NixeryError, SourceUnreachable, TagUnknown
 from nixery.least_recently_used import LeastRecentlyUsed
-from nixery.pipeline.pin_records import PinRecord, PinRecords, Term
+from nixery.pipeline.pin_records import Pinned, PinRecord, PinRecords, Term
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.sources.location import without_credentials
 from nixery.sources.source import PackageSource, Pin, Reference
@@ -28,24 +28,14 @@ _SKEW = 60
 # Seconds for which a source that could not be reached is left alone.
 _PATIENCE = 30
 
+# Seconds for which a request waits for a source, if it could be answered with an old pin.
+_SLOW = 3.0
+
 # Bytes of pins in memory, and of one of them, roughly.
 _CAPACITY = 8 * 1024 * 1024
 _SIZE = 512
 
 _log = structlog.get_logger("nixery.pins")
-
-
-@dataclass(frozen=True, slots=True)
-class Pinned:
-    """The answer to what a tag stands for.
-
-    Attributes:
-        pin: the state of the source.
-        warning: why it may not be the latest one, in words for the client; ``None`` if it is what it should be.
-    """
-
-    pin: Pin
-    warning: str | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +60,7 @@ class Pins:
         records: shared by all servers.
         time_to_live: how long the pin of a moving tag holds, in seconds; with 0 every request resolves.
         clock: seconds since the epoch.
+        failure_time_to_live: how long an unknown tag is known to be unknown, in seconds.
     """
 
     def __init__(
@@ -78,7 +69,9 @@ class Pins:
         records: RecordStore,
         time_to_live: float,
         clock: Callable[[], float] = time.time,
+        failure_time_to_live: float = 0,
     ) -> None:
+        self._failure_time_to_live = failure_time_to_live
         self._source = source
         self._records = PinRecords(records, source.description)
         self._time_to_live = time_to_live
@@ -87,6 +80,8 @@ class Pins:
         self._renewals: SingleFlight[Reference, Pinned] = SingleFlight()
         self._timers: dict[Reference, asyncio.TimerHandle] = {}
         self._refreshes: set[asyncio.Task[None]] = set()
+        self._attempts: SingleFlight[Reference, Pinned] = SingleFlight()
+        self._unknown: LeastRecentlyUsed[Reference, tuple[TagUnknown, float]] = LeastRecentlyUsed(_CAPACITY)
 
     async def pin(self, tag: str) -> Pinned:
         """Return what a tag stands for.
@@ -104,6 +99,9 @@ class Pins:
                 held.due = False
                 self._look_ahead(reference)
             return held.pinned
+        unknown = self._unknown.get(reference)
+        if unknown is not None and unknown[1] > self._clock():
+            raise unknown[0].with_traceback(None)
         return await self._renewals.run(reference, partial(self._renew, reference))
 
     async def replace(self, tag: str, outdated: Pin) -> Pinned:
@@ -130,7 +128,8 @@ class Pins:
         self._timers.clear()
         for refresh in self._refreshes:
             refresh.cancel()
-        await asyncio.gather(self._renewals.close(), *self._refreshes, return_exceptions=True)
+        flights = (self._renewals.close(), self._attempts.close())
+        await asyncio.gather(*flights, *self._refreshes, return_exceptions=True)
 
     async def _renew(self, reference: Reference) -> Pinned:
         record = await self._records.read(reference.name)
@@ -138,17 +137,23 @@ class Pins:
         for term in terms:
             if self._holds(reference, term.until):
                 return self._hold(reference, term)
+        # Who can be answered with an old pin does not wait for long; the attempt goes on, and later requests have its result.
+        attempt = self._attempts.run(reference, partial(self._resolve, reference, record))
         try:
-            return await self._resolve(reference, record)
+            return await asyncio.wait_for(attempt, _SLOW if terms else None)
+        except TimeoutError:
+            reason = f"the source of the packages has not answered within {_SLOW:g} seconds"
+        except TagUnknown as error:
+            self._unknown.put(reference, (error, self._clock() + self._failure_time_to_live), _SIZE)
+            raise
         except SourceUnreachable as error:
             if not terms:
                 raise
-            _log.warning(
-                "serving an old pin", reference=without_credentials(reference.name), reason=str(error)
-            )
-            pinned = Pinned(terms[-1].pin(self._source.description), str(error))
-            self._held.put(reference, _Held(pinned, self._clock() + _PATIENCE), _SIZE)
-            return pinned
+            reason = str(error)
+        _log.warning("serving an old pin", reference=without_credentials(reference.name), reason=reason)
+        pinned = Pinned(terms[-1].pin(self._source.description), reason)
+        self._held.put(reference, _Held(pinned, self._clock() + _PATIENCE), _SIZE)
+        return pinned
 
     def _holds(self, reference: Reference, until: float) -> bool:
         # One that would hold for longer than any is from a time with other settings, or from before a clock was set back.
@@ -186,13 +191,7 @@ class Pins:
         # The name of a flake is its URL.
         shown = without_credentials(reference.name)
         _log.info("pinned", source=pin.source, reference=shown, revision=pin.revision)
-        return Term(
-            identity=pin.identity,
-            revision=pin.revision,
-            url=pin.url,
-            created=pin.created,
-            until=start + self._time_to_live,
-        )
+        return Term.of(pin, start + self._time_to_live)
 
     def _hold(self, reference: Reference, term: Term) -> Pinned:
         pinned = Pinned(term.pin(self._source.description))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.errors import SourceUnreachable
+from nixery.errors import SourceUnreachable, TagUnknown
 from nixery.pipeline.pins import Pins
 from nixery.sources.source import PackageSet, Pin, Reference
 from nixery.storage.filesystem import FilesystemRecordStore
@@ -25,6 +25,9 @@ class MovingSource:
         self.state = state
         self.asked = 0
         self.reachable = True
+        self.known = True
+        self.answers = asyncio.Event()
+        self.answers.set()
         # With these, an answer is found at once and arrives later.
         self.slow = False
         self.found, self.answer = asyncio.Event(), asyncio.Event()
@@ -35,6 +38,9 @@ class MovingSource:
     async def resolve(self, reference: Reference) -> Pin:
         self.asked += 1
         await asyncio.sleep(0)
+        await self.answers.wait()
+        if not self.known:
+            raise TagUnknown(reference.name, "is unknown")
         if not self.reachable:
             raise SourceUnreachable("no route to host")
         identity = f"{reference.name} is {self.state}"
@@ -333,3 +339,40 @@ async def test_zero_writes_down_what_is_new_alone(world: World) -> None:
     await state(pins)
     world.source.reachable = False
     assert (await world.server(time_to_live=0).pin("latest")).pin.identity == "latest is two"
+
+
+async def test_a_source_that_takes_its_time_is_not_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.pipeline.pins._SLOW", 0.01)
+    pins = world.server()
+    await state(pins)
+    world.now += 2 * HOUR
+    world.source.state = "two"
+    world.source.answers.clear()
+    pinned = await pins.pin("latest")
+    assert pinned.pin.identity == "latest is one"
+    assert pinned.warning is not None
+    assert "has not answered" in pinned.warning
+    # One attempt goes on, and later requests have what comes of it.
+    world.now += 31
+    await pins.pin("latest")
+    assert world.source.asked == 2
+    world.source.answers.set()
+    await asyncio.gather(*pins._attempts._tasks.values())
+    pinned = await pins.pin("latest")
+    assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
+    assert world.source.asked == 2
+
+
+async def test_an_unknown_tag_is_unknown_for_a_while(world: World) -> None:
+    pins = Pins(world.source, world.records, HOUR, lambda: world.now, failure_time_to_live=30)
+    world.servers.append(pins)
+    world.source.known = False
+    for _ in range(5):
+        with pytest.raises(TagUnknown):
+            await pins.pin("nosuch")
+    assert world.source.asked == 1
+    world.source.known = True
+    world.now += 31
+    assert await state(pins, "nosuch") == "one"
