@@ -73,3 +73,16 @@ def test_budget(start_server: StartServer, tmp_path: Path) -> None:
     image = validate(start_server(NIX_POPULARITY_URL=str(popularity)).client.pull("many"))
     assert len(image.layers) == 94
     assert len(image.filesystem.store_paths) == 103
+
+
+def test_the_budget_is_a_setting_and_of_the_image_s_identity(start_server: StartServer) -> None:
+    # On one storage: what was built within one budget is no answer to who has another.
+    found = {
+        budget: validate(start_server(NIXERY_LAYER_BUDGET=budget).client.pull("left/right"))
+        for budget in ("94", "3", "2", "1")
+    }
+    assert len(found["94"].layers) > 3
+    assert len(found["3"].layers) == 3
+    # All store paths, and the root.
+    assert len(found["2"].layers) == len(found["1"].layers) == 2
+    assert {"left", "right", "bottom"} <= store_layers(found["1"])[0]
