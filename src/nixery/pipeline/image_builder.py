@@ -77,7 +77,7 @@ class ImageBuilder:
             observe(Realised(len(closure), sum(info.nar_size for info in closure)))
 
             budget = self._store_layers(contents)
-            groups = await asyncio.to_thread(group_into_layers, closure, requested, self._popularity, budget)
+            groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
             root = await asyncio.to_thread(_plan_root, request, contents, closure)
             if root.clashes:
                 observe(NamesClashed(root.clashes))

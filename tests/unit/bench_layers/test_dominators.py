@@ -2,7 +2,7 @@ from hypothesis import given
 
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
-from nixery.layering.dominators import dominated_groups
+from scripts.bench_layers.dominators import dominated_groups
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 
