@@ -69,9 +69,9 @@ def _options() -> argparse.Namespace:
 
 def _rules(popularity: Popularity, *, with_tried: bool) -> dict[str, Rule]:
     def ours(data: Popularity) -> Rule:
-        return lambda closure, _requested, budget: [
-            group.paths for group in group_into_layers(closure, data, budget)
-        ]
+        return lambda closure, _requested: (
+            lambda budget: [group.paths for group in group_into_layers(closure, data, budget)]
+        )
 
     rules = {
         "single layer": single_layer,
@@ -98,7 +98,7 @@ def _scores(console: Console, derivations: list[Derivation], seed: int, *, with_
     scores: Scores = {}
     for name, rule in _rules(popularity, with_tried=with_tried).items():
         with console.status(name):
-            scores[name] = {budget: simulate(rule, budget - 1, fleet, states) for budget in _BUDGETS}
+            scores[name] = simulate(rule, _BUDGETS, fleet, states)
     return scores
 
 

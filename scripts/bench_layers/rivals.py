@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.layering.popularity import Popularity
 from scripts.bench_layers.dominators import dominated_groups
-from scripts.bench_layers.simulation import Rule
-
-Groups = list[tuple[StorePath, ...]]
+from scripts.bench_layers.simulation import Groups, Rule
 
 # Bytes from which on a path has a layer of its own.
 _BIG = 100 * 1000 * 1000
 
 
-def single_layer(closure: Closure, _requested: Sequence[StorePath], _budget: int) -> Groups:
+def single_layer(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
     """All in one."""
-    return [tuple(info.path for info in closure)]
+    paths = tuple(info.path for info in closure)
+    return lambda _budget: [paths]
 
 
-def one_path_each(closure: Closure, _requested: Sequence[StorePath], budget: int) -> Groups:
+def one_path_each(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
     """A layer for each path in the order of names; what the budget has no room for goes into the last."""
-    return _first_ones_alone(sorted((info.path for info in closure), key=_name_first), budget)
+    return partial(_first_ones_alone, sorted((info.path for info in closure), key=_name_first))
 
 
-def docker_tools(closure: Closure, requested: Sequence[StorePath], budget: int) -> Groups:
+def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[int], Groups]:
     """Do as nixpkgs' dockerTools: the most referenced paths have a layer each, and the last has the rest.
 
     The number that it orders by counts a path once for every way from the top to each path that leads to it, itself
@@ -43,7 +43,7 @@ def docker_tools(closure: Closure, requested: Sequence[StorePath], budget: int) 
             ways[reference] += ways[path]
             above[reference] |= above[path]
     rank = {path: sum(ways[other] for other in others) for path, others in above.items()}
-    return _first_ones_alone(sorted(rank, key=lambda path: (-rank[path], _name_first(path))), budget)
+    return partial(_first_ones_alone, sorted(rank, key=lambda path: (-rank[path], _name_first(path))))
 
 
 def nixery(popularity: Popularity) -> Rule:
@@ -60,20 +60,25 @@ def dominator_tree(popularity: Popularity) -> Rule:
 
 
 def _by_dominators(popularity: Popularity, sizes_of: Callable[[Closure], Mapping[StorePath, int]]) -> Rule:
-    def rule(closure: Closure, requested: Sequence[StorePath], budget: int) -> Groups:
+    def rule(closure: Closure, requested: Sequence[StorePath]) -> Callable[[int], Groups]:
         sizes = sizes_of(closure)
         special = {path for path, size in sizes.items() if size > _BIG or popularity.is_popular(path)}
         groups = [
             (popularity.count(top) * sum(sizes[path] for path in paths), tuple(paths))
             for top, paths in dominated_groups(closure, {*requested, *special}).items()
         ]
-        heapq.heapify(groups)
-        while len(groups) > budget:
-            (rating, paths), (other_rating, other) = heapq.heappop(groups), heapq.heappop(groups)
-            heapq.heappush(groups, (rating + other_rating, tuple(sorted(paths + other))))
-        return [paths for _, paths in groups]
+        return partial(_merge_lowest, groups)
 
     return rule
+
+
+def _merge_lowest(groups: Sequence[tuple[int, tuple[StorePath, ...]]], budget: int) -> Groups:
+    heap = list(groups)
+    heapq.heapify(heap)
+    while len(heap) > budget:
+        (rating, paths), (other_rating, other) = heapq.heappop(heap), heapq.heappop(heap)
+        heapq.heappush(heap, (rating + other_rating, tuple(sorted(paths + other))))
+    return [paths for _, paths in heap]
 
 
 def dependents_first(closure: Closure) -> list[StorePath]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from nixery.closure.graph import Closure, PathInfo
 from nixery.closure.store_path import StorePath
-from scripts.bench_layers.fleet import Fleet, FleetImage
+from scripts.bench_layers.fleet import Fleet
 
-# Groups the closure of an image that refers to the given paths; the last argument is the number of layers.
-Rule = Callable[[Closure, Sequence[StorePath], int], Iterable[Sequence[StorePath]]]
+Groups = list[tuple[StorePath, ...]]
+
+# Looks at the closure of an image that refers to the given paths, and then groups it within a number of layers.
+Rule = Callable[[Closure, Sequence[StorePath]], Callable[[int], Groups]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,43 +36,57 @@ class _Layers:
         self.sizes: list[int] = []
 
     def number(self, paths: Iterable[StorePath], closure: Closure) -> int:
-        key = tuple(sorted(paths))
+        key = tuple(sorted(paths, key=lambda path: path.base_name))
         if key not in self._numbers:
             self._numbers[key] = len(self.sizes)
             self.sizes.append(sum(closure[path].nar_size for path in key))
         return self._numbers[key]
 
 
-def simulate(rule: Rule, budget: int, fleet: Fleet, states: Sequence[Sequence[PathInfo]]) -> Score:
+class _Registry:
+    """What is stored, and what has been pulled, with one budget."""
+
+    def __init__(self, budget: int, nodes: int) -> None:
+        self.budget = budget
+        self.layers = _Layers()
+        self.pulled = 0
+        self._held: list[set[int]] = [set() for _ in range(nodes)]
+        self._images: dict[int, list[int]] = {}
+
+    def publish(self, image: int, groups: Groups, closure: Closure) -> None:
+        self._images[image] = [self.layers.number(paths, closure) for paths in groups]
+
+    def pull(self, node: int, image: int) -> None:
+        new = set(self._images[image]) - self._held[node]
+        self._held[node] |= new
+        self.pulled += sum(self.layers.sizes[layer] for layer in new)
+
+
+def simulate(
+    rule: Rule, budgets: Sequence[int], fleet: Fleet, states: Sequence[Sequence[PathInfo]]
+) -> dict[int, Score]:
     """Play the fleet's life through.
 
     Args:
         rule: what groups paths.
-        budget: the most layers of an image, without the one that is the image's own.
+        budgets: the most layers of an image, with the one that is the image's own, which is not simulated.
         fleet: who runs what.
         states: the store path of each derivation, at the beginning and after each round of updates.
     """
-    layers = _Layers()
-    held: list[set[int]] = [set() for _ in fleet.nodes]
-    pulled = 0
-    known: dict[int, tuple[tuple[StorePath, ...], list[int]]] = {}
+    registries = [_Registry(budget, len(fleet.nodes)) for budget in budgets]
+    known: dict[int, list[StorePath]] = {}
     for infos in states:
-        for node, images in zip(held, fleet.nodes, strict=True):
-            for image in images:
-                requested = tuple(infos[number].path for number in fleet.images[image].requested)
+        for node, images in enumerate(fleet.nodes):
+            for number in images:
+                image = fleet.images[number]
+                requested = [infos[derivation].path for derivation in image.requested]
                 # A path's hash covers what it depends on: where no requested path changed, nothing did.
-                if image not in known or known[image][0] != requested:
-                    known[image] = requested, _grouped(rule, budget, fleet.images[image], infos, layers)
-                for layer in known[image][1]:
-                    if layer not in node:
-                        node.add(layer)
-                        pulled += layers.sizes[layer]
-    return Score(pulled, sum(layers.sizes))
-
-
-def _grouped(
-    rule: Rule, budget: int, image: FleetImage, infos: Sequence[PathInfo], layers: _Layers
-) -> list[int]:
-    closure = Closure(infos[number] for number in image.closure)
-    requested = [infos[number].path for number in image.requested]
-    return [layers.number(paths, closure) for paths in rule(closure, requested, budget)]
+                if known.get(number) != requested:
+                    known[number] = requested
+                    closure = Closure(infos[derivation] for derivation in image.closure)
+                    within = rule(closure, requested)
+                    for registry in registries:
+                        registry.publish(number, within(max(1, registry.budget - 1)), closure)
+                for registry in registries:
+                    registry.pull(node, number)
+    return {registry.budget: Score(registry.pulled, sum(registry.layers.sizes)) for registry in registries}

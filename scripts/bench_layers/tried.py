@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nixery.closure.graph import Closure, PathInfo
 from nixery.closure.store_path import StorePath
 from nixery.layering.inputs import count_inputs
 from nixery.layering.popularity import Popularity
-from scripts.bench_layers.rivals import Groups
-from scripts.bench_layers.simulation import Rule
+from scripts.bench_layers.simulation import Groups, Rule
 
 _SHARE_OF_RESTS = 5
 
@@ -24,13 +23,16 @@ def by_weight(
         rest: what the other paths are ordered by; without it, they are one layer.
     """
 
-    def rule(closure: Closure, _requested: Sequence[StorePath], budget: int) -> Groups:
-        if len(closure) <= budget:
-            return [(info.path,) for info in closure]
+    def rule(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
         inputs = count_inputs(closure)
         order = sorted(closure, key=lambda i: (-weight(i, inputs[i.path]), i.path.name))
+        return lambda budget: within(budget, order, inputs)
+
+    def within(budget: int, order: Sequence[PathInfo], inputs: Mapping[StorePath, int]) -> Groups:
+        if len(order) <= budget:
+            return [(info.path,) for info in order]
         parts = max(1, budget // _SHARE_OF_RESTS) if rest else 1
-        others = order[budget - parts :]
+        others = list(order[budget - parts :])
         if rest:
             others.sort(key=lambda i: (rest(i, inputs[i.path]), i.path.name))
         total = sum(info.nar_size for info in others)
@@ -51,9 +53,9 @@ def tried(popularity: Popularity) -> dict[str, Rule]:
         return popularity.count(info.path)
 
     return {
-        "every path alone, whatever the budget": lambda closure, _requested, _budget: [
-            (info.path,) for info in closure
-        ],
+        "every path alone, whatever the budget": lambda closure, _requested: (
+            lambda _budget: [(info.path,) for info in closure]
+        ),
         "by size, one rest": by_weight(lambda info, _: info.nar_size, None),
         "by size, rests by popularity": by_weight(
             lambda info, _: info.nar_size, lambda info, _: -count(info)

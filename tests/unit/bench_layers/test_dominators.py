@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
@@ -36,6 +36,7 @@ def reachable_without(start: list[StorePath], closed: Closure, avoided: StorePat
     return seen
 
 
+@settings(deadline=None)
 @given(requested_and_closure())
 def test_agrees_with_the_definition(drawn: tuple[list[StorePath], Closure]) -> None:
     requested, closed = drawn

@@ -1,6 +1,6 @@
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixery.closure.graph import Closure, PathInfo
@@ -85,6 +85,7 @@ def test_the_highest_rating_comes_first_and_ties_go_by_name() -> None:
     assert [group.rating for group in groups] == [50, 7, 5, 5]
 
 
+@settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 12), popularities)
 def test_every_path_is_in_one_layer_within_the_budget(
     drawn: Drawn, budget: int, popularity: Popularity
@@ -96,6 +97,7 @@ def test_every_path_is_in_one_layer_within_the_budget(
     assert all(list(group.paths) == sorted(group.paths) for group in groups)
 
 
+@settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 12), popularities, st.randoms(use_true_random=False))
 def test_no_order_changes_anything(
     drawn: Drawn, budget: int, popularity: Popularity, shuffler: random.Random
@@ -112,6 +114,7 @@ def test_no_order_changes_anything(
     assert group_into_layers(Closure(infos), Popularity(dict(counts)), budget) == expected
 
 
+@settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 5), st.integers(1, 300_000_000))
 def test_unrelated_packages_leave_the_layers_alone_while_there_is_room(
     drawn: Drawn, count: int, size: int
@@ -123,6 +126,7 @@ def test_unrelated_packages_leave_the_layers_alone_while_there_is_room(
     assert set(members(together)) == {*members(alone), *((info.path,) for info in added)}
 
 
+@settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 12), st.integers(1, 3), st.integers(1, 300_000_000))
 def test_beyond_it_each_of_them_takes_the_layer_of_one_path_at_most(
     drawn: Drawn, budget: int, count: int, size: int
@@ -135,6 +139,7 @@ def test_beyond_it_each_of_them_takes_the_layer_of_one_path_at_most(
     assert len(alone - together) <= count + rests
 
 
+@settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 12))
 def test_new_hashes_leave_the_grouping_alone(drawn: Drawn, budget: int) -> None:
     _, closed = drawn

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
@@ -10,6 +10,7 @@ def reachable(start: StorePath, closed: Closure) -> set[StorePath]:
     return {start}.union(*(reachable(reference, closed) for reference in closed[start].references))
 
 
+@settings(deadline=None)
 @given(requested_and_closure())
 def test_counts_what_can_be_reached(drawn: tuple[list[StorePath], Closure]) -> None:
     _, closed = drawn
