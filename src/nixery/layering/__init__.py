@@ -7,7 +7,7 @@ has a layer of its own**. Container runtimes stop at about 125 layers, however, 
 and the question is only which paths suffer least from company.
 
 1. What a bad group costs is bytes: those of the paths that are pulled again because of a neighbour. The sizes of paths
-   are spread widely; in an image of 200 paths the 50 largest have nearly all of the bytes. So **the largest stand
+   are spread widely; in an image of 200 paths the 50 largest have nine tenths of the bytes. So **the largest stand
    alone**, by their own size: adding up closures would count shared paths many times. Nothing that is merely often
    referred to has to: a popular library of 50 kB costs 50 kB when it is pulled once more.
 2. A path that is *popular* by the data of the package set counts as twice its size: it is wanted by images that have
