@@ -11,6 +11,7 @@
 #   make setup             what the others share; does nothing where nothing is missing
 #   make conformance-peer  the conformance suite against Debian's docker-registry
 #   make bench             our speed beside nginx and docker-registry; 4 minutes
+#   make bench-layers      bytes pulled and stored by our rule for layers and by others, on all of Debian; a few minutes
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -23,7 +24,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,6 +76,9 @@ conformance-peer: setup
 bench: setup
 	@scripts/install_peers.sh docker-registry=docker-registry nginx=nginx-light wrk=wrk
 	@$(WITH_NIX) PATH=$$PATH:/usr/sbin:/sbin exec $(BIN)/python -m scripts.bench
+
+bench-layers: setup
+	@exec $(BIN)/python -m scripts.bench_layers
 
 lock:
 	@scripts/lock.sh

@@ -112,6 +112,8 @@ class Settings(BaseModel):
         nix_sandbox: whether builders run in Nix's sandbox; ``auto`` for what Nix's own configuration says.
         allow_ifd: whether an evaluation may build things, and then read them (import from derivation).
         evaluation_memory: MiB that an evaluation may take; 0 for no bound.
+        layer_budget: the most layers of an image, the last one with the root file system included; with 1, all store
+            paths are one layer, and the root is another.
         popularity_url: http(s) or file URL, or a path, of a JSON object with reference counts.
         packing_workers: how many layers are packed at the same time.
     """
@@ -152,6 +154,8 @@ class Settings(BaseModel):
     evaluation_memory: Annotated[
         int, _NotEmpty, Field(alias="NIXERY_EVALUATION_MEMORY", ge=0, le=1 << 22)
     ] = 4096
+    # Docker's overlay2 stops at about 125 layers; what the default leaves is for those who build on top of our images.
+    layer_budget: Annotated[int, _NotEmpty, Field(alias="NIXERY_LAYER_BUDGET", ge=1, le=120)] = 94
     popularity_url: Annotated[str | None, _NotEmpty, Field(alias="NIX_POPULARITY_URL")] = None
     packing_workers: Annotated[
         int,

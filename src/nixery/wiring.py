@@ -27,7 +27,7 @@ from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
-from nixery.pipeline.image_builder import LAYER_BUDGET, ImageBuilder
+from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher
@@ -108,13 +108,14 @@ async def wire(
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
     identity = canonical_json(
-        [evaluation, packer.identity, LAYER_BUDGET, prepared.popularity.counts]
+        [evaluation, packer.identity, settings.layer_budget, prepared.popularity.counts]
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
     cache = BuildCache(records, blobs, identity) if expression is None else None
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, packer, executor)
-    builder = ImageBuilder(Evaluator(source, nix, evaluations), nix, layers, blobs, prepared.popularity)
+    evaluator = Evaluator(source, nix, evaluations)
+    builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, settings.layer_budget)
     builds = SharedBuilds(cache, builder, LoggingObserver(), settings.failure_ttl)
     images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)

@@ -157,7 +157,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         layers = LayerPublisher(blobs, records, LayerPacker(Gzip()), executor)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
-        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity())
+        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity(), 94)
         builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence())
         images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs))
         registry = Registry(

@@ -18,15 +18,10 @@ def store_layers(image: PulledImage) -> list[set[str]]:
     return [packages(layer) for layer in image.layers[:-1]]
 
 
-def test_what_travels_together_is_one_layer(pull: Pull) -> None:
-    assert {"diamond", "left", "right", "bottom"} in store_layers(pull("diamond"))
-
-
-def test_what_two_packages_share_is_a_layer_of_its_own(pull: Pull) -> None:
-    layers = store_layers(pull("left/right"))
-    assert {"left"} in layers
-    assert {"right"} in layers
-    assert {"bottom"} in layers
+def test_within_the_budget_every_path_is_a_layer_of_its_own(pull: Pull) -> None:
+    layers = store_layers(pull("diamond"))
+    assert all(len(layer) == 1 for layer in layers)
+    assert {"diamond", "left", "right", "bottom"} <= set.union(*layers)
 
 
 def test_images_share_layers(pull: Pull) -> None:
@@ -54,17 +49,15 @@ def test_history_names_the_packages_of_each_layer(pull: Pull) -> None:
         assert package in history[-1]["comment"]
 
 
-def test_popular_path_is_a_layer_of_its_own(start_server: StartServer, tmp_path: Path) -> None:
+def test_popular_paths_come_first(start_server: StartServer, tmp_path: Path) -> None:
     popularity = tmp_path / "popularity.json"
-    popularity.write_text(json.dumps({"bottom": 1000}))
+    popularity.write_text(json.dumps({"bottom": 1_000_000}))
     # On one storage: what is remembered of images without the data must not be taken for images with it.
-    without = validate(start_server().client.pull("diamond"))
-    assert {"diamond", "left", "right", "bottom"} in store_layers(without)
+    without = validate(start_server().client.pull("big/diamond"))
+    assert store_layers(without)[0] == {"big"}
     for url in (str(popularity), popularity.as_uri()):
-        image = validate(start_server(NIX_POPULARITY_URL=url).client.pull("diamond"))
-        layers = store_layers(image)
-        assert {"bottom"} in layers
-        assert {"diamond", "left", "right"} in layers
+        image = validate(start_server(NIX_POPULARITY_URL=url).client.pull("big/diamond"))
+        assert store_layers(image)[0] == {"bottom"}
 
 
 def test_budget(start_server: StartServer, tmp_path: Path) -> None:
@@ -73,3 +66,16 @@ def test_budget(start_server: StartServer, tmp_path: Path) -> None:
     image = validate(start_server(NIX_POPULARITY_URL=str(popularity)).client.pull("many"))
     assert len(image.layers) == 94
     assert len(image.filesystem.store_paths) == 103
+
+
+def test_the_budget_is_a_setting_and_of_the_image_s_identity(start_server: StartServer) -> None:
+    # On one storage: what was built within one budget is no answer to who has another.
+    found = {
+        budget: validate(start_server(NIXERY_LAYER_BUDGET=budget).client.pull("left/right"))
+        for budget in ("94", "3", "2", "1")
+    }
+    assert len(found["94"].layers) > 3
+    assert len(found["3"].layers) == 3
+    # All store paths, and the root.
+    assert len(found["2"].layers) == len(found["1"].layers) == 2
+    assert {"left", "right", "bottom"} <= store_layers(found["1"])[0]

@@ -28,6 +28,7 @@ def test_defaults(environment: dict[str, str]) -> None:
     settings = Settings.from_environment(environment)
     assert (settings.host, settings.port, settings.nix_timeout) == ("127.0.0.1", 8080, 60)
     assert settings.popularity_url is None
+    assert settings.layer_budget == 94
     assert settings.packing_workers >= 1
 
 
@@ -59,3 +60,13 @@ def test_a_directory_without_a_package_set(environment: dict[str, str], tmp_path
 def test_empty_is_not_unset(environment: dict[str, str]) -> None:
     (line,) = problems(environment | {"STORAGE_PATH": " "})
     assert line == "STORAGE_PATH is wrong: it is set, but empty"
+
+
+@pytest.mark.parametrize(("budget", "accepted"), [("0", False), ("1", True), ("120", True), ("121", False)])
+def test_layer_budgets(environment: dict[str, str], budget: str, accepted: bool) -> None:  # noqa: FBT001
+    environment |= {"NIXERY_LAYER_BUDGET": budget}
+    if accepted:
+        assert Settings.from_environment(environment).layer_budget == int(budget)
+    else:
+        (line,) = problems(environment)
+        assert line.startswith("NIXERY_LAYER_BUDGET is wrong")

@@ -35,7 +35,7 @@ class Closure:
     __slots__ = ("_infos",)
 
     def __init__(self, infos: Iterable[PathInfo]) -> None:
-        self._infos = {info.path: info for info in sorted(infos, key=lambda info: info.path)}
+        self._infos = {info.path: info for info in sorted(infos, key=lambda info: info.path.base_name)}
         for info in self._infos.values():
             for reference in info.references:
                 if reference not in self._infos:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nixery.closure.graph import Closure
+from nixery.closure.graph import Closure, PathInfo
 from nixery.closure.store_path import StorePath
-from nixery.layering.dominators import dominated_groups
+from nixery.layering.inputs import count_inputs
 from nixery.layering.popularity import Popularity
 
-# Bytes (NAR size) from which on a path gets a layer of its own.
-BIG = 100 * 1000 * 1000
+# One layer in this many is for what has none of its own.
+_SHARE_OF_RESTS = 5
+
+# A popular path goes before one that is not if it has at least half of its size.
+_POPULAR_WEIGHS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,46 +23,63 @@ class LayerGroup:
 
     Attributes:
         paths: sorted, at least one.
-        rating: popularity times bytes; what is worth most to share comes first.
+        rating: sum of popularity times bytes; what is worth most to share comes first.
     """
 
     paths: tuple[StorePath, ...]
     rating: int
 
-    @property
-    def _rank(self) -> tuple[int, StorePath]:
-        return (self.rating, self.paths[0])
 
-    def __lt__(self, other: LayerGroup) -> bool:
-        return self._rank < other._rank
-
-
-def group_into_layers(
-    closure: Closure, requested: Iterable[StorePath], popularity: Popularity, budget: int
-) -> tuple[LayerGroup, ...]:
+def group_into_layers(closure: Closure, popularity: Popularity, budget: int) -> tuple[LayerGroup, ...]:
     """Group a closure into at most ``budget`` layers, the highest rating first.
 
-    The result depends on nothing but the values given: not on the order of ``requested``, of the closure or of
-    references.
+    The result depends on nothing but the values given: not on the order of the closure or of references.
 
     Args:
         closure: everything the image holds.
-        requested: the paths the image itself refers to; everything must be reachable from them.
         popularity: reference counts.
         budget: the most layers there may be, at least 1.
     """
-    special = (info.path for info in closure if info.nar_size > BIG or popularity.is_popular(info.path))
     groups = [
-        LayerGroup(tuple(paths), popularity.count(top) * sum(closure[path].nar_size for path in paths))
-        for top, paths in dominated_groups(closure, {*requested, *special}).items()
+        LayerGroup(
+            tuple(sorted(info.path for info in group)),
+            sum(popularity.count(info.path) * info.nar_size for info in group),
+        )
+        for group in _partition(closure, popularity, budget)
     ]
-    return tuple(sorted(_merge_down_to(budget, groups), key=lambda group: (-group.rating, group.paths[0])))
+    return tuple(sorted(groups, key=lambda group: (-group.rating, _name_first(group.paths[0]))))
 
 
-def _merge_down_to(budget: int, groups: list[LayerGroup]) -> list[LayerGroup]:
-    heapq.heapify(groups)
-    while len(groups) > budget:
-        lowest, second = heapq.heappop(groups), heapq.heappop(groups)
-        merged = LayerGroup(tuple(sorted(lowest.paths + second.paths)), lowest.rating + second.rating)
-        heapq.heappush(groups, merged)
-    return groups
+def _partition(closure: Closure, popularity: Popularity, budget: int) -> Iterable[list[PathInfo]]:
+    if len(closure) <= budget:
+        return [[info] for info in closure]
+    rests = max(1, budget // _SHARE_OF_RESTS)
+
+    def rank(info: PathInfo) -> tuple[int, str, str]:
+        return (-_weight(info, popularity), *_name_first(info.path))
+
+    heaviest_first = sorted(closure, key=rank)
+    alone = [[info] for info in heaviest_first[: budget - rests]]
+    return alone + _by_inputs(heaviest_first[budget - rests :], count_inputs(closure), rests)
+
+
+def _weight(info: PathInfo, popularity: Popularity) -> int:
+    """How much a path deserves a layer of its own."""
+    return info.nar_size * (_POPULAR_WEIGHS if popularity.is_popular(info.path) else 1)
+
+
+def _by_inputs(infos: Iterable[PathInfo], inputs: dict[StorePath, int], parts: int) -> list[list[PathInfo]]:
+    """Put together what changes about as often, in at most so many parts with about as many bytes each."""
+    seldom_first = sorted(infos, key=lambda info: (inputs[info.path], _name_first(info.path)))
+    total = sum(info.nar_size for info in seldom_first)
+    found: dict[int, list[PathInfo]] = {}
+    before = 0
+    for info in seldom_first:
+        found.setdefault(min(before * parts // max(total, 1), parts - 1), []).append(info)
+        before += info.nar_size
+    return list(found.values())
+
+
+def _name_first(path: StorePath) -> tuple[str, str]:
+    # Hashes change with every update, names do not: ties are broken in the same way after it.
+    return path.name, path.base_name

@@ -27,7 +27,8 @@ class Popularity:
 
     def count(self, path: StorePath) -> int:
         """Return the reference count; 1 where nothing is known, so that unknown paths are rated by size alone."""
-        return max(1, self.counts.get(path.name, self.counts.get(path.package_name, 1)))
+        exact = self.counts.get(path.name)
+        return max(1, self.counts.get(path.package_name, 1) if exact is None else exact)
 
     def is_popular(self, path: StorePath) -> bool:
         """Whether the path gets a layer of its own."""

@@ -25,13 +25,14 @@ from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
 
-# Layers in an image, the one with the root file system included. Docker's overlay2 stops at about 125; the rest is
-# for those who build on top of our images.
-LAYER_BUDGET = 94
-
 
 class ImageBuilder:
-    """Builds images, whatever is there already."""
+    """Builds images, whatever is there already.
+
+    Args:
+        layer_budget: the most layers of an image whose definition does not say; the one with the root file system
+            counts.
+    """
 
     def __init__(
         self,
@@ -40,12 +41,14 @@ class ImageBuilder:
         layers: LayerPublisher,
         blobs: BlobStore,
         popularity: Popularity,
+        layer_budget: int,
     ) -> None:
         self._evaluator = evaluator
         self._nix = nix
         self._layers = layers
         self._blobs = blobs
         self._popularity = popularity
+        self._layer_budget = layer_budget
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         """Build and store an image.
@@ -73,9 +76,8 @@ class ImageBuilder:
             closure = await self._nix.closure(requested)
             observe(Realised(len(closure), sum(info.nar_size for info in closure)))
 
-            groups = await asyncio.to_thread(
-                group_into_layers, closure, requested, self._popularity, _budget(contents) - 1
-            )
+            budget = self._store_layers(contents)
+            groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
             root = await asyncio.to_thread(_plan_root, request, contents, closure)
             if root.clashes:
                 observe(NamesClashed(root.clashes))
@@ -87,6 +89,11 @@ class ImageBuilder:
         image = await self._store_image(request, pin, packages, execution, layers)
         observe(Stored(image.manifest.descriptor.digest, len(layers)))
         return image
+
+    def _store_layers(self, contents: Contents) -> int:
+        layers = (contents.definition and contents.definition.layers) or self._layer_budget
+        # Store paths and root have a layer each at least: with a budget of 1, too.
+        return max(1, layers - 1)
 
     async def _store_image(
         self,
@@ -105,10 +112,6 @@ class ImageBuilder:
         for document in (config, image.docker_manifest, image.manifest):
             await self._blobs.put(document.descriptor.digest, document.content)
         return image
-
-
-def _budget(contents: Contents) -> int:
-    return (contents.definition and contents.definition.layers) or LAYER_BUDGET
 
 
 def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:

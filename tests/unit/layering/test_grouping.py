@@ -1,93 +1,156 @@
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixery.closure.graph import Closure, PathInfo
 from nixery.closure.store_path import StorePath
-from nixery.layering.grouping import BIG, LayerGroup, group_into_layers
+from nixery.layering.grouping import LayerGroup, group_into_layers
 from nixery.layering.popularity import Popularity
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 NONE = Popularity()
+Drawn = tuple[list[StorePath], Closure]
+
+popularities = st.builds(
+    Popularity, st.dictionaries(st.sampled_from(["p1", "p2", "p3"]), st.integers(0, 200))
+)
 
 
 def members(groups: tuple[LayerGroup, ...]) -> list[tuple[StorePath, ...]]:
     return [group.paths for group in groups]
 
 
-def test_a_popular_path_gets_its_own_layer() -> None:
-    closed = closure({1: [2], 2: []})
-    assert len(group_into_layers(closed, [path(1)], NONE, 9)) == 1
-    assert len(group_into_layers(closed, [path(1)], Popularity({"p2": 100}), 9)) == 2
-    assert len(group_into_layers(closed, [path(1)], Popularity({"p2": 99}), 9)) == 1
+def unrelated(count: int, size: int = 1) -> list[PathInfo]:
+    return [PathInfo(path(n), "", size, ()) for n in range(90, 90 + count)]
 
 
-def test_a_big_path_gets_its_own_layer_by_its_own_size() -> None:
-    big = closure({1: [2], 2: []}, {2: BIG + 1})
-    assert len(group_into_layers(big, [path(1)], NONE, 9)) == 2
-    # Path 1's closure is big, path 1 is not: the sum of what it refers to is no reason.
-    many = closure({1: [2, 3], 2: [], 3: []}, {2: BIG, 3: BIG})
-    assert len(group_into_layers(many, [path(1)], NONE, 9)) == 1
+def test_within_the_budget_every_path_has_a_layer() -> None:
+    closed = closure({1: [2, 3], 2: [], 3: []})
+    assert sorted(members(group_into_layers(closed, NONE, 3))) == [(path(1),), (path(2),), (path(3),)]
+
+
+def test_with_a_budget_of_one_all_is_one_layer() -> None:
+    closed = closure({1: [2, 3], 2: [], 3: []})
+    assert members(group_into_layers(closed, NONE, 1)) == [(path(1), path(2), path(3))]
+
+
+def test_the_largest_stand_alone_and_the_small_share() -> None:
+    closed = closure({1: [], 2: [], 3: [], 4: []}, {1: 10, 2: 2, 3: 9, 4: 1})
+    assert members(group_into_layers(closed, NONE, 3)) == [(path(1),), (path(3),), (path(2), path(4))]
+
+
+def test_a_popular_path_goes_before_one_that_is_not_much_larger() -> None:
+    closed = closure({1: [], 2: [], 3: []}, {1: 10, 2: 6, 3: 4})
+    assert (path(1),) in members(group_into_layers(closed, NONE, 2))
+    assert (path(2),) in members(group_into_layers(closed, Popularity({"p2": 100}), 2))
+    assert (path(2),) not in members(group_into_layers(closed, Popularity({"p2": 99}), 2))
+    assert (path(3),) not in members(group_into_layers(closed, Popularity({"p3": 100}), 2))
 
 
 def test_certificates_are_always_popular() -> None:
     for name in ("nss-cacert-3.9", "cacert-1", "iana-etc-2"):
-        certificates = path(2, name)
-        closed = Closure([PathInfo(path(1), "", 1, (certificates,)), PathInfo(certificates, "", 1, ())])
-        assert len(group_into_layers(closed, [path(1)], NONE, 9)) == 2
+        certificates = path(9, name)
+        closed = Closure([*closure({1: [], 2: []}, {1: 10, 2: 3}), PathInfo(certificates, "", 6, ())])
+        assert (certificates,) in members(group_into_layers(closed, NONE, 2))
 
 
-def test_the_highest_rating_comes_first_and_ties_go_by_path() -> None:
-    closed = closure({1: [], 2: [], 3: [], 4: []}, {1: 5, 2: 5, 3: 7, 4: 1})
-    popularity = Popularity({"p4": 50})
-    requested = [path(n) for n in (1, 2, 3, 4)]
-    assert members(group_into_layers(closed, requested, popularity, 9)) == [
-        (path(4),),
-        (path(3),),
-        (path(1),),
-        (path(2),),
-    ]
+def test_small_paths_that_change_seldom_share_no_layer_with_those_that_change_often() -> None:
+    # Path 1 changes with each of the others; of eleven layers, the two smallest hold what is small.
+    small = {1: list(range(2, 6)), 2: [], 3: [], 4: [], 5: []}
+    sizes = {1: 4, 2: 1, 3: 1, 4: 1, 5: 1}
+    large: dict[int, list[int]] = {n: [] for n in range(10, 19)}
+    closed = closure({**small, **large}, {**sizes, **dict.fromkeys(large, 100)})
+    groups = members(group_into_layers(closed, NONE, 11))
+    assert (path(1),) in groups
+    assert (path(2), path(3), path(4), path(5)) in groups
 
 
-def test_the_lowest_are_merged() -> None:
-    closed = closure({1: [], 2: [], 3: [], 4: []}, {1: 10, 2: 2, 3: 9, 4: 1})
-    groups = group_into_layers(closed, [path(n) for n in (1, 2, 3, 4)], NONE, 3)
-    assert members(groups) == [(path(1),), (path(3),), (path(2), path(4))]
+def test_empty_paths_have_a_layer_too() -> None:
+    closed = closure({1: [], 2: [], 3: []}, dict.fromkeys((1, 2, 3), 0))
+    assert members(group_into_layers(closed, NONE, 1)) == [(path(1), path(2), path(3))]
 
 
-@given(
-    requested_and_closure(),
-    st.integers(1, 12),
-    st.dictionaries(st.sampled_from(["p1", "p2", "p3"]), st.integers(0, 200)),
-)
+def test_the_highest_rating_comes_first_and_ties_go_by_name() -> None:
+    closed = Closure(
+        [
+            PathInfo(path(1, "z"), "", 5, ()),
+            PathInfo(path(2, "a"), "", 5, ()),
+            PathInfo(path(3, "p"), "", 7, ()),
+            PathInfo(path(4, "popular"), "", 1, ()),
+        ]
+    )
+    groups = group_into_layers(closed, Popularity({"popular": 50}), 9)
+    assert members(groups) == [(path(4, "popular"),), (path(3, "p"),), (path(2, "a"),), (path(1, "z"),)]
+    assert [group.rating for group in groups] == [50, 7, 5, 5]
+
+
+@settings(deadline=None)
+@given(requested_and_closure(), st.integers(1, 12), popularities)
 def test_every_path_is_in_one_layer_within_the_budget(
-    drawn: tuple[list[StorePath], Closure], budget: int, counts: dict[str, int]
+    drawn: Drawn, budget: int, popularity: Popularity
 ) -> None:
-    requested, closed = drawn
-    groups = group_into_layers(closed, requested, Popularity(counts), budget)
+    _, closed = drawn
+    groups = group_into_layers(closed, popularity, budget)
     assert sorted(p for group in groups for p in group.paths) == [info.path for info in closed]
     assert 1 <= len(groups) <= budget
+    assert all(list(group.paths) == sorted(group.paths) for group in groups)
 
 
-@given(requested_and_closure(), st.integers(1, 5), st.randoms(use_true_random=False))
+@settings(deadline=None)
+@given(requested_and_closure(), st.integers(1, 12), popularities, st.randoms(use_true_random=False))
 def test_no_order_changes_anything(
-    drawn: tuple[list[StorePath], Closure], budget: int, shuffler: random.Random
+    drawn: Drawn, budget: int, popularity: Popularity, shuffler: random.Random
 ) -> None:
-    requested, closed = drawn
-    expected = group_into_layers(closed, requested, NONE, budget)
-    infos = list(closed)
+    _, closed = drawn
+    expected = group_into_layers(closed, popularity, budget)
+    infos = [
+        PathInfo(i.path, i.nar_hash, i.nar_size, tuple(shuffler.sample(i.references, len(i.references))))
+        for i in closed
+    ]
     shuffler.shuffle(infos)
-    shuffler.shuffle(requested)
-    assert group_into_layers(Closure(infos), requested, NONE, budget) == expected
+    counts = list(popularity.counts.items())
+    shuffler.shuffle(counts)
+    assert group_into_layers(Closure(infos), Popularity(dict(counts)), budget) == expected
 
 
-@given(requested_and_closure())
-def test_an_unrelated_package_leaves_the_layers_alone(drawn: tuple[list[StorePath], Closure]) -> None:
-    requested, closed = drawn
-    unrelated = path(99)
-    alone = group_into_layers(closed, requested, NONE, 50)
-    together = group_into_layers(
-        Closure([*closed, PathInfo(unrelated, "", 1, ())]), [*requested, unrelated], NONE, 50
+@settings(deadline=None)
+@given(requested_and_closure(), st.integers(1, 5), st.integers(1, 300_000_000))
+def test_unrelated_packages_leave_the_layers_alone_while_there_is_room(
+    drawn: Drawn, count: int, size: int
+) -> None:
+    _, closed = drawn
+    added = unrelated(count, size)
+    alone = group_into_layers(closed, NONE, len(closed) + count)
+    together = group_into_layers(Closure([*closed, *added]), NONE, len(closed) + count)
+    assert set(members(together)) == {*members(alone), *((info.path,) for info in added)}
+
+
+@settings(deadline=None)
+@given(requested_and_closure(), st.integers(1, 12), st.integers(1, 3), st.integers(1, 300_000_000))
+def test_beyond_it_each_of_them_takes_the_layer_of_one_path_at_most(
+    drawn: Drawn, budget: int, count: int, size: int
+) -> None:
+    _, closed = drawn
+    rests = max(1, budget // 5)
+    alone = set(members(group_into_layers(closed, NONE, budget)))
+    together = set(members(group_into_layers(Closure([*closed, *unrelated(count, size)]), NONE, budget)))
+    # The layers of what has none of its own, which are the small ones, come on top.
+    assert len(alone - together) <= count + rests
+
+
+@settings(deadline=None)
+@given(requested_and_closure(), st.integers(1, 12))
+def test_new_hashes_leave_the_grouping_alone(drawn: Drawn, budget: int) -> None:
+    _, closed = drawn
+
+    # The other way round, as if all had been built again.
+    def renamed(old: StorePath) -> StorePath:
+        return StorePath(f"{99 - int(old.base_name[:32]):032d}-{old.name}")
+
+    rebuilt = Closure(
+        PathInfo(renamed(i.path), i.nar_hash, i.nar_size, tuple(map(renamed, i.references))) for i in closed
     )
-    assert set(members(together)) == {*members(alone), (unrelated,)}
+    before = members(group_into_layers(closed, NONE, budget))
+    after = members(group_into_layers(rebuilt, NONE, budget))
+    assert [{renamed(p) for p in group} for group in before] == [set(group) for group in after]

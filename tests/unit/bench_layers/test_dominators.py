@@ -1,8 +1,8 @@
-from hypothesis import given
+from hypothesis import given, settings
 
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
-from nixery.layering.dominators import dominated_groups
+from scripts.bench_layers.dominators import dominated_groups
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 
@@ -36,6 +36,7 @@ def reachable_without(start: list[StorePath], closed: Closure, avoided: StorePat
     return seen
 
 
+@settings(deadline=None)
 @given(requested_and_closure())
 def test_agrees_with_the_definition(drawn: tuple[list[StorePath], Closure]) -> None:
     requested, closed = drawn

@@ -1,0 +1,1 @@
+"""How many bytes a fleet pulls and a registry stores, by the rule that groups paths into layers."""

@@ -1,0 +1,92 @@
+"""What a rule costs: every node pulls its images, then again after each round of updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from nixery.closure.graph import Closure, PathInfo
+from nixery.closure.store_path import StorePath
+from scripts.bench_layers.fleet import Fleet
+
+Groups = list[tuple[StorePath, ...]]
+
+# Looks at the closure of an image that refers to the given paths, and then groups it within a number of layers.
+Rule = Callable[[Closure, Sequence[StorePath]], Callable[[int], Groups]]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Bytes, uncompressed.
+
+    Attributes:
+        pulled: by all nodes.
+        stored: by the registry, which deletes nothing.
+    """
+
+    pulled: int
+    stored: int
+
+
+class _Layers:
+    """Numbers for layers, and their sizes: a layer is what paths it holds."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[StorePath, ...], int] = {}
+        self.sizes: list[int] = []
+
+    def number(self, paths: Iterable[StorePath], closure: Closure) -> int:
+        key = tuple(sorted(paths, key=lambda path: path.base_name))
+        if key not in self._numbers:
+            self._numbers[key] = len(self.sizes)
+            self.sizes.append(sum(closure[path].nar_size for path in key))
+        return self._numbers[key]
+
+
+class _Registry:
+    """What is stored, and what has been pulled, with one budget."""
+
+    def __init__(self, budget: int, nodes: int) -> None:
+        self.budget = budget
+        self.layers = _Layers()
+        self.pulled = 0
+        self._held: list[set[int]] = [set() for _ in range(nodes)]
+        self._images: dict[int, list[int]] = {}
+
+    def publish(self, image: int, groups: Groups, closure: Closure) -> None:
+        self._images[image] = [self.layers.number(paths, closure) for paths in groups]
+
+    def pull(self, node: int, image: int) -> None:
+        new = set(self._images[image]) - self._held[node]
+        self._held[node] |= new
+        self.pulled += sum(self.layers.sizes[layer] for layer in new)
+
+
+def simulate(
+    rule: Rule, budgets: Sequence[int], fleet: Fleet, states: Sequence[Sequence[PathInfo]]
+) -> dict[int, Score]:
+    """Play the fleet's life through.
+
+    Args:
+        rule: what groups paths.
+        budgets: the most layers of an image, with the one that is the image's own, which is not simulated.
+        fleet: who runs what.
+        states: the store path of each derivation, at the beginning and after each round of updates.
+    """
+    registries = [_Registry(budget, len(fleet.nodes)) for budget in budgets]
+    known: dict[int, list[StorePath]] = {}
+    for infos in states:
+        for node, images in enumerate(fleet.nodes):
+            for number in images:
+                image = fleet.images[number]
+                requested = [infos[derivation].path for derivation in image.requested]
+                # A path's hash covers what it depends on: where no requested path changed, nothing did.
+                if known.get(number) != requested:
+                    known[number] = requested
+                    closure = Closure(infos[derivation] for derivation in image.closure)
+                    within = rule(closure, requested)
+                    for registry in registries:
+                        registry.publish(number, within(max(1, registry.budget - 1)), closure)
+                for registry in registries:
+                    registry.pull(node, number)
+    return {registry.budget: Score(registry.pulled, sum(registry.layers.sizes)) for registry in registries}

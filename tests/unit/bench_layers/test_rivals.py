@@ -1,0 +1,41 @@
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nixery.closure.graph import Closure
+from nixery.closure.store_path import StorePath
+from nixery.layering.popularity import Popularity
+from scripts.bench_layers.rivals import docker_tools, dominator_tree, nixery, one_path_each, single_layer
+from tests.unit.layering.graphs import closure, path, requested_and_closure
+
+
+def test_docker_tools_orders_by_the_ways_that_lead_to_a_path() -> None:
+    # The example in the comment of nixpkgs' script: A - B - C - D - F, B - E - F, C - E, A - G.
+    a, b, c, d, e, f, g = range(1, 8)
+    closed = closure({a: [b, g], b: [c, e], c: [d, e], d: [f], e: [f], f: [], g: []})
+    groups = docker_tools(closed, [path(a)])(7)
+    assert groups[:2] == [(path(f),), (path(e),)]
+    assert groups[-1] == (path(a),)
+
+
+def test_nixery_merges_the_lowest_ratings() -> None:
+    closed = closure({1: [], 2: [], 3: []}, {1: 10, 2: 2, 3: 1})
+    requested = [path(n) for n in (1, 2, 3)]
+    assert set(nixery(Popularity())(closed, requested)(2)) == {(path(1),), (path(2), path(3))}
+    popular = nixery(Popularity({"p3": 100}))(closed, requested)(2)
+    assert set(popular) == {(path(3),), (path(1), path(2))}
+
+
+@settings(deadline=None)
+@given(requested_and_closure(), st.integers(1, 12))
+def test_all_keep_the_budget_and_every_path(drawn: tuple[list[StorePath], Closure], budget: int) -> None:
+    requested, closed = drawn
+    for rule in (
+        single_layer,
+        one_path_each,
+        docker_tools,
+        nixery(Popularity()),
+        dominator_tree(Popularity()),
+    ):
+        groups = rule(closed, requested)(budget)
+        assert sorted(p for group in groups for p in group) == [info.path for info in closed]
+        assert len(groups) <= budget
