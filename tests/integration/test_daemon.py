@@ -24,7 +24,7 @@ _NOBODY = 65534
 # Root becomes nobody once everything is imported: nobody may not be allowed to read where Python lies. The command itself,
 # without the command line, which imports things as it needs them.
 _AS_NOBODY = f"""
-import encodings.idna, os
+import encodings.idna, importlib.readers, os
 from nixery.cli.serve import serve
 if os.geteuid() == 0:
     os.setgroups([])
