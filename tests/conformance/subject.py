@@ -23,24 +23,6 @@ ACCEPT = (
 UNKNOWN = "sha256:" + "0" * 64
 UNKNOWN_NAME = "never/asked/for"
 
-# Of the specification, "Error Codes".
-CODES = {
-    "BLOB_UNKNOWN",
-    "BLOB_UPLOAD_INVALID",
-    "BLOB_UPLOAD_UNKNOWN",
-    "DENIED",
-    "DIGEST_INVALID",
-    "MANIFEST_BLOB_UNKNOWN",
-    "MANIFEST_INVALID",
-    "MANIFEST_UNKNOWN",
-    "NAME_INVALID",
-    "NAME_UNKNOWN",
-    "SIZE_INVALID",
-    "TOOMANYREQUESTS",
-    "UNAUTHORIZED",
-    "UNSUPPORTED",
-}
-
 
 @dataclass(frozen=True)
 class Subject:

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from tests.conformance.specification import Sentence
-from tests.conformance.subject import CODES, UNKNOWN, Subject
+from tests.conformance.subject import UNKNOWN, Subject
+from tests.support.error_codes import CODES
 
 specification = pytest.mark.specification
 

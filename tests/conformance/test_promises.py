@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.subject import CODES, UNKNOWN, UNKNOWN_NAME, Subject
+from tests.conformance.subject import UNKNOWN, UNKNOWN_NAME, Subject
 from tests.support.client import Response
+from tests.support.error_codes import CODES
 
 pytestmark = pytest.mark.promise
 

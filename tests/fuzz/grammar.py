@@ -8,26 +8,6 @@ LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _TAG = LETTERS | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _HEX = frozenset("0123456789abcdef")
 
-# Error Codes of distribution specification 1.1, those for uploads among them.
-CODES = frozenset(
-    {
-        "BLOB_UNKNOWN",
-        "BLOB_UPLOAD_INVALID",
-        "BLOB_UPLOAD_UNKNOWN",
-        "DENIED",
-        "DIGEST_INVALID",
-        "MANIFEST_BLOB_UNKNOWN",
-        "MANIFEST_INVALID",
-        "MANIFEST_UNKNOWN",
-        "NAME_INVALID",
-        "NAME_UNKNOWN",
-        "SIZE_INVALID",
-        "TOOMANYREQUESTS",
-        "UNAUTHORIZED",
-        "UNSUPPORTED",
-    }
-)
-
 
 def is_name(text: str) -> bool:
     """Whether it is the name of a repository, and no longer than a host and a name may be together."""

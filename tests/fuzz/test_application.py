@@ -9,8 +9,9 @@ from nixery.image.request import ALWAYS_INCLUDED, SHELL_PACKAGES
 from tests.fuzz import strategies
 from tests.fuzz.application import LAYER, LAYER_DIGEST, MANIFEST_DIGEST, NAME, TAGS, ApplicationUnderTest
 from tests.fuzz.effort import examples
-from tests.fuzz.grammar import CODES, is_digest, is_name, is_route, is_tag, packages_of
+from tests.fuzz.grammar import is_digest, is_name, is_route, is_tag, packages_of
 from tests.support.client import Response
+from tests.support.error_codes import CODES
 
 _STORED = strategies.paths(st.just(NAME), st.sampled_from([str(LAYER_DIGEST), str(MANIFEST_DIGEST)]))
 _PATHS = strategies.paths() | _STORED

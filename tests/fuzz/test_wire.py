@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.fuzz import strategies
 from tests.fuzz.conftest import Target
 from tests.fuzz.effort import examples
-from tests.fuzz.grammar import CODES, is_name
+from tests.fuzz.grammar import is_name
 from tests.support.client import Response
+from tests.support.error_codes import CODES
 from tests.support.raw_http import parse_responses
 
 pytestmark = pytest.mark.xdist_group("fuzz")

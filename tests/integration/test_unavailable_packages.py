@@ -96,7 +96,7 @@ def test_set_that_does_not_parse(start_server: StartServer) -> None:
     for _ in range(2):
         response = client.manifest("hello")
         assert response.status == 500
-        assert "syntax error" in response.body.decode()
+        assert "does not evaluate: syntax error" in response.error["message"]
         assert package_set not in response.body.decode()
 
 

@@ -23,7 +23,13 @@ in
   other = package "other-{version}";
   environment = package "environment-${{builtins.getEnv "SECRET"}}x";
   outside = import {outside};
-  built = import (package "built");
+  # Known only after something was built.
+  built = package (import (derivation {{
+    name = "name-{version}";
+    system = builtins.currentSystem;
+    builder = "/bin/sh";
+    args = [ "-c" ''echo '"built-{version}"' > $out'' ];
+  }}));
 }}
 """
 

@@ -123,7 +123,7 @@ def running_server(
         _wait_until_ready(server)
         yield server
     finally:
-        _end(process)
+        end_process(process)
         sys.stdout.write(server.log)  # pytest shows it where a test fails
 
 
@@ -158,7 +158,8 @@ def _wait_until_ready(server: Server) -> None:
     raise AssertionError(f"the server did not answer within {_START} seconds:\n{server.log}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a process, whether or not it wants to."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:

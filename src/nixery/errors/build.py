@@ -10,12 +10,14 @@ class BuildError(NixeryError):
 
 
 class EvaluationFailed(BuildError):
-    """The package set as a whole does not evaluate: nobody's request can be served from it."""
+    """The package set as a whole does not evaluate: nobody's request can be served from it.
 
-    def __init__(self, log_tail: tuple[str, ...]) -> None:
-        super().__init__(
-            "the package set does not evaluate: " + (log_tail[-1] if log_tail else "Nix said nothing")
-        )
+    Attributes:
+        log_tail: the last lines that Nix wrote.
+    """
+
+    def __init__(self, log_tail: tuple[str, ...], reason: str = "") -> None:
+        super().__init__(f"the package set does not evaluate: {reason or 'Nix said nothing'}")
         self.log_tail = log_tail
 
 

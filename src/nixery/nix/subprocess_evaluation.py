@@ -62,7 +62,8 @@ class Evaluation:
             raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")
         if not packages and not optional:
             # Where the set is on this machine is no business of a client's.
-            raise EvaluationFailed(tuple(self._without_place(line) for line in stderr))
+            lines = tuple(self._without_place(line) for line in stderr)
+            raise EvaluationFailed(lines, explanation(lines))
         return await self._find_culprits(packages, optional, stderr)
 
     async def _find_culprits(

@@ -29,7 +29,7 @@ _CAPACITY = 64 * 1024 * 1024
 
 # Seconds for which an image that was found whole is believed to be so. Looking for every one of its blobs takes longer than
 # answering a request.
-_BELIEVED = 1.0
+BELIEVED = 1.0
 
 
 class _Record(BaseModel):
@@ -73,7 +73,7 @@ class BuildCache:
         recent = self._recent.get((pin, request))
         if recent is None:
             return None
-        if self._clock() - recent.checked > _BELIEVED:
+        if self._clock() - recent.checked > BELIEVED:
             if not await self._are_there(recent.parts):
                 self._recent.discard((pin, request))
                 return None

@@ -14,6 +14,7 @@ from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.descriptor import MediaType
 from nixery.oci.digest import Digest
 from nixery.oci.index import image_index
+from nixery.pipeline.build_cache import BELIEVED
 from nixery.pipeline.image import Image, ImageIndex
 from nixery.pipeline.shared_builds import SharedBuilds
 from nixery.sources.source import Pin
@@ -24,9 +25,6 @@ _CAPACITY = 8 * 1024 * 1024
 
 # Seconds for which an index goes without a platform that could not be built.
 _WITHOUT = 600.0
-
-# Seconds for which a stored index is believed to be there still.
-_BELIEVED = 1.0
 
 _Built = tuple[tuple[Platform, Image], ...]
 
@@ -107,7 +105,7 @@ class Indexes:
         for document in (index.docker_index, index.index):
             await self._blobs.put(document.descriptor.digest, document.content)
         size = len(index.index.content) + len(index.docker_index.content)
-        self._stored.put(key, _Kept(index, self._clock() + _BELIEVED), size)
+        self._stored.put(key, _Kept(index, self._clock() + BELIEVED), size)
         return index
 
 

@@ -96,6 +96,11 @@ class SharedBuilds:
             observe(Failed(error))
             if isinstance(error, _LASTING):
                 until = self._clock() + self._failure_time_to_live
-                self._failures.put((pin, request), _Failure(error, until), len(str(error)))
+                self._failures.put((pin, request), _Failure(error, until), _size(error))
             raise
         return image
+
+
+def _size(error: NixeryError) -> int:
+    """Bytes of what an error holds: its message, and the end of a log."""
+    return len(str(error)) + sum(map(len, getattr(error, "log_tail", ())))

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from tests.support.nix import wait_until
+from tests.support.server import end_process
 
 # Seconds. A pull may have to wait for packages to be fetched.
 PULL = 300
 COMMAND = 90
 _START = 60
-_STOP = 20
 
 # Debian's programs, which fit each other, whatever else there is in /usr/local.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -151,16 +151,7 @@ class Shell:
             assert process.poll() is None, f"{command[0]} ended:\n{log.read_text(errors='replace')}"
             yield
         finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            end_process(process)
 
 
 def host_of(reference: str) -> str:
