@@ -8,40 +8,23 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from nixery.errors import SettingsError
 from nixery.image.platform import Platform
-
-
-def _existing_package_set(path: Path | None) -> Path | None:
-    if path is None:
-        return None
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
-    if path.is_dir() and not (path / "default.nix").is_file():
-        raise ValueError(f"{path} has no default.nix; expected a Nix package set")
-    # Not resolved: a symlink may be moved to the next version while the server runs.
-    return path.absolute()
-
-
-def _refuse_empty(value: object) -> object:
-    if isinstance(value, str) and not value.strip():
-        raise ValueError("it is set, but empty")
-    return value
-
+from nixery.setting_values import (
+    NotEmpty,
+    Platforms,
+    arguments,
+    existing_package_set,
+    known_level,
+    listed,
+    with_rev,
+)
 
 # What Nix reads itself, and what its downloads need. A package set may read whatever it is given.
 _FOR_NIX = re.compile(
@@ -51,35 +34,6 @@ _FOR_NIX = re.compile(
 
 _NIXPKGS = "https://github.com/NixOS/nixpkgs"
 _CHANNEL = r"^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$"
-
-_NotEmpty = BeforeValidator(_refuse_empty)
-
-
-def _platforms(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    platforms = [Platform.parse(part.strip()) for part in value.split(",") if part.strip()]
-    return tuple(dict.fromkeys(platforms))
-
-
-def _with_rev(url: str) -> str:
-    if "{rev}" not in url:
-        raise ValueError("it has no {rev}, in whose place the commit goes")
-    return url
-
-
-def _listed(value: object) -> object:
-    return (
-        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-    )
-
-
-def _arguments(value: object) -> object:
-    return tuple(shlex.split(value)) if isinstance(value, str) else value
-
-
-_Platforms = BeforeValidator(_platforms)
-
 
 # Seconds. Nix does not take arbitrarily large numbers.
 _DAY = 24 * 3600
@@ -113,49 +67,53 @@ class Settings(BaseModel):
         allow_ifd: whether an evaluation may build things, and then read them (import from derivation).
         evaluation_memory: MiB that an evaluation may take; 0 for no bound.
         popularity_url: http(s) or file URL, or a path, of a JSON object with reference counts.
+        compression: of layers; zstd has no name in Docker's media types.
+        compression_level: of that compression, from fast to small; ``None`` for its default.
         packing_workers: how many layers are packed at the same time.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    host: Annotated[str, _NotEmpty, Field(alias="NIXERY_HOST")] = "127.0.0.1"
-    port: Annotated[int, _NotEmpty, Field(alias="PORT", ge=1, le=65535)]
+    host: Annotated[str, NotEmpty, Field(alias="NIXERY_HOST")] = "127.0.0.1"
+    port: Annotated[int, NotEmpty, Field(alias="PORT", ge=1, le=65535)]
     package_set: Annotated[
-        Path | None, _NotEmpty, AfterValidator(_existing_package_set), Field(alias="NIXERY_PKGS_PATH")
+        Path | None, NotEmpty, AfterValidator(existing_package_set), Field(alias="NIXERY_PKGS_PATH")
     ] = None
-    repository: Annotated[str | None, _NotEmpty, Field(alias="NIXERY_PKGS_REPO")] = None
-    channel: Annotated[str | None, _NotEmpty, Field(alias="NIXERY_CHANNEL", pattern=_CHANNEL)] = None
-    flake: Annotated[str | None, _NotEmpty, Field(alias="NIXERY_FLAKE")] = None
-    channel_url: Annotated[str, _NotEmpty, AfterValidator(_with_rev), Field(alias="NIXERY_CHANNEL_URL")] = (
+    repository: Annotated[str | None, NotEmpty, Field(alias="NIXERY_PKGS_REPO")] = None
+    channel: Annotated[str | None, NotEmpty, Field(alias="NIXERY_CHANNEL", pattern=_CHANNEL)] = None
+    flake: Annotated[str | None, NotEmpty, Field(alias="NIXERY_FLAKE")] = None
+    channel_url: Annotated[str, NotEmpty, AfterValidator(with_rev), Field(alias="NIXERY_CHANNEL_URL")] = (
         f"{_NIXPKGS}/archive/{{rev}}.tar.gz"
     )
-    channel_repository: Annotated[str, _NotEmpty, Field(alias="NIXERY_CHANNEL_REPO")] = _NIXPKGS
+    channel_repository: Annotated[str, NotEmpty, Field(alias="NIXERY_CHANNEL_REPO")] = _NIXPKGS
     channel_tags: Annotated[
-        tuple[str, ...], _NotEmpty, BeforeValidator(_listed), Field(alias="NIXERY_CHANNEL_TAGS")
+        tuple[str, ...], NotEmpty, BeforeValidator(listed), Field(alias="NIXERY_CHANNEL_TAGS")
     ] = ("nixos-*", "nixpkgs-*", "release-*", "commits")
-    storage_backend: Annotated[Literal["filesystem"], _NotEmpty, Field(alias="NIXERY_STORAGE_BACKEND")]
-    storage_path: Annotated[Path, _NotEmpty, AfterValidator(Path.absolute), Field(alias="STORAGE_PATH")]
-    platforms: Annotated[tuple[Platform, ...], _NotEmpty, _Platforms, Field(alias="NIXERY_PLATFORMS")] = ()
+    storage_backend: Annotated[Literal["filesystem"], NotEmpty, Field(alias="NIXERY_STORAGE_BACKEND")]
+    storage_path: Annotated[Path, NotEmpty, AfterValidator(Path.absolute), Field(alias="STORAGE_PATH")]
+    platforms: Annotated[tuple[Platform, ...], NotEmpty, Platforms, Field(alias="NIXERY_PLATFORMS")] = ()
     optional_platforms: Annotated[
-        tuple[Platform, ...], _NotEmpty, _Platforms, Field(alias="NIXERY_PLATFORMS_OPTIONAL")
+        tuple[Platform, ...], NotEmpty, Platforms, Field(alias="NIXERY_PLATFORMS_OPTIONAL")
     ] = ()
-    nix_timeout: Annotated[int, _NotEmpty, Field(alias="NIX_TIMEOUT", ge=1, le=_WEEK)] = 60
-    pin_ttl: Annotated[int, _NotEmpty, Field(alias="NIXERY_PIN_TTL", ge=0, le=_DAY)] = 3600
-    failure_ttl: Annotated[int, _NotEmpty, Field(alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)] = 30
+    nix_timeout: Annotated[int, NotEmpty, Field(alias="NIX_TIMEOUT", ge=1, le=_WEEK)] = 60
+    pin_ttl: Annotated[int, NotEmpty, Field(alias="NIXERY_PIN_TTL", ge=0, le=_DAY)] = 3600
+    failure_ttl: Annotated[int, NotEmpty, Field(alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)] = 30
     nix_arguments: Annotated[
-        tuple[str, ...], _NotEmpty, BeforeValidator(_arguments), Field(alias="NIXERY_NIX_OPTIONS")
+        tuple[str, ...], NotEmpty, BeforeValidator(arguments), Field(alias="NIXERY_NIX_OPTIONS")
     ] = ()
-    nix_sandbox: Annotated[Literal["auto", "on", "off"], _NotEmpty, Field(alias="NIXERY_NIX_SANDBOX")] = (
-        "auto"
+    nix_sandbox: Annotated[Literal["auto", "on", "off"], NotEmpty, Field(alias="NIXERY_NIX_SANDBOX")] = "auto"
+    allow_ifd: Annotated[bool, NotEmpty, Field(alias="NIXERY_ALLOW_IFD")] = False
+    evaluation_memory: Annotated[int, NotEmpty, Field(alias="NIXERY_EVALUATION_MEMORY", ge=0, le=1 << 22)] = (
+        4096
     )
-    allow_ifd: Annotated[bool, _NotEmpty, Field(alias="NIXERY_ALLOW_IFD")] = False
-    evaluation_memory: Annotated[
-        int, _NotEmpty, Field(alias="NIXERY_EVALUATION_MEMORY", ge=0, le=1 << 22)
-    ] = 4096
-    popularity_url: Annotated[str | None, _NotEmpty, Field(alias="NIX_POPULARITY_URL")] = None
+    popularity_url: Annotated[str | None, NotEmpty, Field(alias="NIX_POPULARITY_URL")] = None
+    compression: Annotated[Literal["gzip", "zstd"], NotEmpty, Field(alias="NIXERY_COMPRESSION")] = "gzip"
+    compression_level: Annotated[
+        int | None, NotEmpty, AfterValidator(known_level), Field(alias="NIXERY_COMPRESSION_LEVEL")
+    ] = None
     packing_workers: Annotated[
         int,
-        _NotEmpty,
+        NotEmpty,
         Field(alias="NIXERY_PACKING_WORKERS", ge=1, le=256, default_factory=lambda: os.cpu_count() or 1),
     ]
 

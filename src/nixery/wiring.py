@@ -22,7 +22,7 @@ from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
-from nixery.packing.compression import Gzip
+from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluation_cache import EvaluationCache
@@ -103,7 +103,7 @@ async def wire(
     pins = Pins(source, records, settings.pin_ttl)
     options = _nix_options(settings)
     nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, expression)
-    packer = LayerPacker(Gzip())
+    packer = LayerPacker(compression(settings.compression, settings.compression_level))
     # What an expression refers to, nobody can tell; so it is evaluated each time.
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()

@@ -9,7 +9,7 @@ from typing import Protocol
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.packing import tar
-from nixery.packing.compression import Gzip
+from nixery.packing.compression import Compression
 from nixery.packing.entries import Entry, GeneratedFile, RegularFile
 
 # Version of the archive's format: raise it with any change to the bytes of a layer, so that layers packed before
@@ -33,11 +33,13 @@ class LayerPacker:
     """Packs layers; holds no state of any one of them, so one packer serves any number of threads.
 
     Attributes:
+        media_type: of the layers.
         identity: of format and compressor. Same entries and same identity give the same bytes.
     """
 
-    def __init__(self, compression: Gzip) -> None:
+    def __init__(self, compression: Compression) -> None:
         self._compression = compression
+        self.media_type = compression.media_type
         self.identity = f"{_FORMAT}, {compression.identity}"
 
     def pack(self, entries: Iterable[Entry], sink: Sink, check: Callable[[], None]) -> Digest:

@@ -102,7 +102,7 @@ class ImageBuilder:
         config = image_config(request.platform.architecture, labelled, layers, pin.created)
         image = Image(image_manifest(config, layers, said), docker_manifest(config, layers))
         # The manifests last: what is there under a manifest's digest is complete.
-        for document in (config, image.docker_manifest, image.manifest):
+        for document in (config, *image.manifests):
             await self._blobs.put(document.descriptor.digest, document.content)
         return image
 
