@@ -11,6 +11,8 @@
 #   make setup             what the others share; does nothing where nothing is missing
 #   make conformance-peer  the conformance suite against Debian's docker-registry
 #   make bench             our speed beside nginx and docker-registry; 4 minutes
+#   make bench-pack        how fast layers are packed, beside the bound and a pipe
+#   make bench-cold        how long the first request for an image takes, and for what
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -23,7 +25,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-pack bench-cold lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,6 +77,12 @@ conformance-peer: setup
 bench: setup
 	@scripts/install_peers.sh docker-registry=docker-registry nginx=nginx-light wrk=wrk
 	@$(WITH_NIX) PATH=$$PATH:/usr/sbin:/sbin exec $(BIN)/python -m scripts.bench
+
+bench-pack: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.packing_bench
+
+bench-cold: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.cold_bench
 
 lock:
 	@scripts/lock.sh

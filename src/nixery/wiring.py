@@ -27,6 +27,7 @@ from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
+from nixery.pipeline.events import BuildObserver
 from nixery.pipeline.image_builder import LAYER_BUDGET, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
@@ -88,7 +89,10 @@ def _nix_options(settings: Settings) -> NixOptions:
 
 @asynccontextmanager
 async def wire(
-    settings: Settings, prepared: Prepared, expression: NixExpression | None = None
+    settings: Settings,
+    prepared: Prepared,
+    expression: NixExpression | None = None,
+    observer: BuildObserver | None = None,
 ) -> AsyncIterator[Wired]:
     """Put everything together; take it apart when the context ends.
 
@@ -96,6 +100,7 @@ async def wire(
         settings: of the process.
         prepared: for these settings.
         expression: what the command line adds to the package set. The server never has one.
+        observer: of builds; ``None`` for the log.
     """
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
@@ -115,7 +120,7 @@ async def wire(
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, packer, executor)
     builder = ImageBuilder(Evaluator(source, nix, evaluations), nix, layers, blobs, prepared.popularity)
-    builds = SharedBuilds(cache, builder, LoggingObserver(), settings.failure_ttl)
+    builds = SharedBuilds(cache, builder, observer or LoggingObserver(), settings.failure_ttl)
     images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)
     registry = Registry(

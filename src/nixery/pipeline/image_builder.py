@@ -17,7 +17,7 @@ from nixery.oci.image import ExecutionParameters, Layer, image_config, image_man
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.packing.user_files import add_user_files
 from nixery.pipeline.evaluator import Evaluator
-from nixery.pipeline.events import Evaluated, NamesClashed, Realised, Stored
+from nixery.pipeline.events import Evaluated, Grouped, LayersComplete, NamesClashed, Realised, Stored
 from nixery.pipeline.execution import execution_parameters
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_annotations import image_annotations
@@ -77,12 +77,14 @@ class ImageBuilder:
                 group_into_layers, closure, requested, self._popularity, _budget(contents) - 1
             )
             root = await asyncio.to_thread(_plan_root, request, contents, closure)
+            observe(Grouped(len(groups) + 1))
             if root.clashes:
                 observe(NamesClashed(root.clashes))
 
             # The root comes last: it alone is this image's own, all before it can be shared.
             layers = await self._layers.publish(groups, closure, observe)
             layers.append(await self._layers.publish_root(root, _installed(packages), observe))
+            observe(LayersComplete())
             execution = execution_parameters(request, contents, root.tree)
         image = await self._store_image(request, pin, packages, execution, layers)
         observe(Stored(image.manifest.descriptor.digest, len(layers)))
