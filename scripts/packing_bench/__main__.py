@@ -1,4 +1,4 @@
-"""Measure packing: ``python -m scripts.packing_bench``, run by ``make bench-pack``.
+"""Measure packing: ``python -m scripts.packing_bench [PACKAGE...]``, run by ``make bench-pack`` for all of ours.
 
 Each closure is packed in threads and in processes, the same bytes are compressed and digested from memory (the bound), and
 tar, gzip and sha256sum do what a script would do. All of them take turns. Missed goals are told, and are no failure.
@@ -92,7 +92,7 @@ def main() -> int:
     _RESULT.parent.mkdir(parents=True, exist_ok=True)
     try:
         with console.status("realising") as status:
-            subjects = [realise(name) for name in _CLOSURES]
+            subjects = [realise(name) for name in sys.argv[1:] or _CLOSURES]
             figures: dict[str, Figures] = {}
             for subject in subjects:
                 status.update(subject.name)
@@ -100,7 +100,9 @@ def main() -> int:
             status.update("2 GB")
             resident = _much(subjects)
             status.update("levels")
-            levels = list(_levels(next(s for s in subjects if s.name == _LEVELS_OF)))
+            levels = [
+                level for subject in subjects if subject.name == _LEVELS_OF for level in _levels(subject)
+            ]
     except (BenchError, subprocess.SubprocessError) as error:
         console.print(str(error), style="red", markup=False)
         return 1
@@ -180,6 +182,8 @@ def _levels(subject: Subject) -> Iterator[tuple[str, int, float, float]]:
 
 def _goals(figures: dict[str, Figures], resident: int) -> Iterator[Goal]:
     for name, wanted in ((LARGE, 0.85), (SMALL, 0.6)):
+        if name not in figures:
+            continue
         ratio = figures[name].ratio("threads", "bound")
         yield Goal(f"{name}, as a share of the bound", f"≥ {wanted:g}", f"{ratio:.2f}", ratio >= wanted)
     for name, each in figures.items():
@@ -214,15 +218,20 @@ def _show(
             f"{each.ratio('threads', 'pipe'):.1f}",
         )
     console.print(table)
+    if levels:
+        _show_levels(console, levels)
+    for goal in goals:
+        mark = "[green]met   [/green]" if goal.is_met else "[yellow]missed[/yellow]"
+        console.print(f"{mark}  {goal.name}: {goal.reached} ({goal.wanted})")
+
+
+def _show_levels(console: Console, levels: list[tuple[str, int, float, float]]) -> None:
     table = Table(title=f"levels, for {_LEVELS_OF}, from memory, on one core")
     for column in ("", "level", "MB/s", "size left"):
         table.add_column(column, justify="right")
     for name, level, rate, left in levels:
         table.add_row(name, str(level), f"{rate:.0f}", f"{left:.3f}")
     console.print(table)
-    for goal in goals:
-        mark = "[green]met   [/green]" if goal.is_met else "[yellow]missed[/yellow]"
-        console.print(f"{mark}  {goal.name}: {goal.reached} ({goal.wanted})")
 
 
 if __name__ == "__main__":

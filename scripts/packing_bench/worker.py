@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from nixery.closure.store_path import StorePath
@@ -153,7 +154,9 @@ def _processor() -> float:
 
 def _resident(job: Job) -> int:
     """The most there was; of processes, as much for each as the largest had."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not from getrusage: that figure is inherited from whoever started this process.
+    status = Path("/proc/self/status").read_text()
+    own = int(status.partition("VmHWM:")[2].split()[0])
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return 1024 * (own + children * job.workers if job.what == "processes" else own)
 

@@ -23,6 +23,10 @@ _CHUNK = 1 << 20
 
 _ZEROS = bytes(tar.BLOCK)
 
+# Up to this many bytes, a copy costs less than the calls that save it.
+_SMALL = 1 << 15
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
 
 class Sink(Protocol):
     """Takes the compressed layer."""
@@ -89,15 +93,20 @@ class _Archive:
 
     def add(self, entry: Entry) -> None:
         """Append an entry with its content."""
-        self._append(tar.header(entry))
+        header = tar.header(entry)
         match entry:
-            case RegularFile(size=size):
-                if size:
+            case RegularFile(size=size) if size:
+                content = _small_content(entry) if size <= _SMALL else None
+                if content is None:
+                    self._append(header)
                     self._append_file(entry)
                     self._append(_ZEROS[: -size % tar.BLOCK])
+                else:
+                    self._append(header + content + _ZEROS[: -size % tar.BLOCK])
             case GeneratedFile(content=content):
-                self._append(content)
-                self._append(_ZEROS[: -len(content) % tar.BLOCK])
+                self._append(header + content + _ZEROS[: -len(content) % tar.BLOCK])
+            case _:
+                self._append(header)
 
     def end(self) -> None:
         """Complete the archive and hand on what is left."""
@@ -120,15 +129,13 @@ class _Archive:
 
     def _append_file(self, file: RegularFile) -> None:
         try:
-            descriptor = os.open(file.source, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(file.source, _READ)
             try:
                 self._read(descriptor, file)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise StorageError(
-                f"cannot read {file.name.decode(errors='replace')}: {error.strerror}"
-            ) from error
+            raise _unreadable(file, error) from error
 
     def _read(self, descriptor: int, file: RegularFile) -> None:
         left, ended = file.size, False
@@ -149,6 +156,23 @@ class _Archive:
         if self._filled == _CHUNK:
             self._take(self._view)
             self._filled = 0
+
+
+def _small_content(file: RegularFile) -> bytes | None:
+    """Read a small file at once; ``None`` if what came is not as long as it has to be."""
+    try:
+        descriptor = os.open(file.source, _READ)
+        try:
+            content = os.read(descriptor, file.size + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    return content if len(content) == file.size else None
+
+
+def _unreadable(file: RegularFile, error: OSError) -> StorageError:
+    return StorageError(f"cannot read {file.name.decode(errors='replace')}: {error.strerror}")
 
 
 def _changed(file: RegularFile) -> StorageError:

@@ -45,7 +45,20 @@ def test_the_diff_id_is_that_of_any_compression(tmp_path: Path) -> None:
 
 def test_content_comes_back(tmp_path: Path) -> None:
     contents = {
-        f"f{size}": os.urandom(size) for size in (0, 1, 511, 512, 513, 1 << 20, (1 << 20) + 1, 2_500_000)
+        f"f{size}": os.urandom(size)
+        for size in (
+            0,
+            1,
+            511,
+            512,
+            513,
+            1 << 15,
+            (1 << 15) + 1,
+            (1 << 20) - 512,
+            1 << 20,
+            (1 << 20) + 1,
+            2_500_000,
+        )
     }
     compressed, _ = pack([file_of(tmp_path / name, content) for name, content in contents.items()])
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(compressed))) as archive:
@@ -86,6 +99,15 @@ def test_gzip_has_neither_time_nor_name() -> None:
 def test_a_file_that_changed_is_an_error(tmp_path: Path, actual: bytes) -> None:
     file = file_of(tmp_path / "f", b"123")
     (tmp_path / "f").write_bytes(actual)
+    with pytest.raises(StorageError, match="changed"):
+        pack([file])
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+@pytest.mark.parametrize("size", [1 << 15, (1 << 15) + 1, (1 << 20) - 513, (1 << 20) - 512, 3 << 20])
+def test_so_is_a_large_one_wherever_it_ends(tmp_path: Path, size: int, more: int) -> None:
+    file = file_of(tmp_path / "f", bytes(size))
+    (tmp_path / "f").write_bytes(bytes(size + more))
     with pytest.raises(StorageError, match="changed"):
         pack([file])
 
