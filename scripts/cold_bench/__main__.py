@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import statistics
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -77,6 +79,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, _WIDTH)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     _RESULT.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, float]] = {}
     try:

@@ -104,8 +104,8 @@ class ImageBuilder:
         config = image_config(request.platform.architecture, labelled, layers, pin.created)
         image = Image(image_manifest(config, layers, said), docker_manifest(config, layers))
         # The manifests last: what is there under a manifest's digest is complete.
-        for document in (config, *image.manifests):
-            await self._blobs.put(document.descriptor.digest, document.content)
+        await self._blobs.put(config.descriptor.digest, config.content)
+        await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
         return image
 
 
