@@ -12,6 +12,8 @@
 #   make conformance-peer  the conformance suite against Debian's docker-registry
 #   make bench             our speed beside nginx and docker-registry; 4 minutes
 #   make bench-layers      bytes pulled and stored by our rule for layers and by others, on all of Debian; a few minutes
+#   make bench-pack        how fast layers are packed, beside the bound and a pipe
+#   make bench-cold        how long the first request for an image takes, and for what
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -24,7 +26,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -79,6 +81,12 @@ bench: setup
 
 bench-layers: setup
 	@exec $(BIN)/python -m scripts.bench_layers
+
+bench-pack: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_pack
+
+bench-cold: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_cold
 
 lock:
 	@scripts/lock.sh

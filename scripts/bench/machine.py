@@ -13,7 +13,7 @@ from scripts.peers import docker_registry, nginx
 def description() -> dict[str, str]:
     """Describe the machine and what ran on it."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         # What else the machine did in the last minute, our own set-up included.
         "load": f"{os.getloadavg()[0]:.1f}",
@@ -26,7 +26,8 @@ def description() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())

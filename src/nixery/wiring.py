@@ -22,11 +22,12 @@ from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
-from nixery.packing.compression import Gzip
+from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
+from nixery.pipeline.events import BuildObserver
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
@@ -88,7 +89,10 @@ def _nix_options(settings: Settings) -> NixOptions:
 
 @asynccontextmanager
 async def wire(
-    settings: Settings, prepared: Prepared, expression: NixExpression | None = None
+    settings: Settings,
+    prepared: Prepared,
+    expression: NixExpression | None = None,
+    observer: BuildObserver | None = None,
 ) -> AsyncIterator[Wired]:
     """Put everything together; take it apart when the context ends.
 
@@ -96,6 +100,7 @@ async def wire(
         settings: of the process.
         prepared: for these settings.
         expression: what the command line adds to the package set. The server never has one.
+        observer: of builds; ``None`` for the log.
     """
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
@@ -103,7 +108,7 @@ async def wire(
     pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
     options = _nix_options(settings)
     nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, expression)
-    packer = LayerPacker(Gzip())
+    packer = LayerPacker(compression(settings.compression, settings.compression_level))
     # What an expression refers to, nobody can tell; so it is evaluated each time.
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
@@ -116,7 +121,7 @@ async def wire(
     layers = LayerPublisher(blobs, records, packer, executor)
     evaluator = Evaluator(source, nix, evaluations)
     builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, settings.layer_budget)
-    builds = SharedBuilds(cache, builder, LoggingObserver(), settings.failure_ttl)
+    builds = SharedBuilds(cache, builder, observer or LoggingObserver(), settings.failure_ttl)
     images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)
     registry = Registry(

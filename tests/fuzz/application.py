@@ -18,7 +18,7 @@ from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
 from nixery.nix.builder import Evaluated
 from nixery.oci.digest import Digest
-from nixery.packing.compression import Gzip
+from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluator import Evaluator
@@ -154,7 +154,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     blobs, records = FilesystemBlobStore(directory, temporary), FilesystemRecordStore(directory, temporary)
     catalogue, nix = Catalogue(records), RecordingBuilder()
     with asyncio.Runner() as runner, ThreadPoolExecutor(1) as executor:
-        layers = LayerPublisher(blobs, records, LayerPacker(Gzip()), executor)
+        layers = LayerPublisher(blobs, records, LayerPacker(compression("gzip")), executor)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
         builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity(), 94)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.integration.conftest import StartServer
 from tests.support.client import DOCKER_MANIFEST, MANIFEST, RegistryClient
 
 URL = "/v2/hello/manifests/latest"
@@ -33,3 +34,18 @@ def test_dockers_is_there_by_its_digest_whatever_is_accepted(client: RegistryCli
     again = client.get(f"/v2/hello/manifests/{docker.headers['docker-content-digest']}", {"Accept": MANIFEST})
     assert (again.status, again.body) == (200, docker.body)
     assert again.headers["content-type"] == DOCKER_MANIFEST
+
+
+@pytest.mark.parametrize("more", [{}, {"NIXERY_PLATFORMS": "linux/amd64,linux/arm64"}])
+@pytest.mark.parametrize("accept", [DOCKER_MANIFEST, f"{DOCKER_LIST}, {DOCKER_MANIFEST}", "*/*"])
+def test_with_zstd_everybody_gets_ocis(start_server: StartServer, more: dict[str, str], accept: str) -> None:
+    client = start_server(NIXERY_COMPRESSION="zstd", **more).client
+    for _ in range(2):  # built, and found
+        response = client.get(URL, {"Accept": accept})
+        assert response.status == 200
+        assert b"vnd.docker" not in response.body
+        assert response.headers["content-type"] == response.json()["mediaType"]
+    manifest = client.get(URL, {"Accept": DOCKER_MANIFEST}).json()
+    assert {layer["mediaType"] for layer in manifest["layers"]} == {
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+    }

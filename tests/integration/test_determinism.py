@@ -33,6 +33,28 @@ def test_same_bytes_from_empty_storage_with_any_number_of_workers(
     assert two_workers == one_worker
 
 
+def test_zstd_has_the_same_bytes_with_any_number_of_workers(
+    tmp_path: Path, settings: Mapping[str, str]
+) -> None:
+    digests = []
+    for workers in ("1", "2"):
+        chosen = {**settings, "NIXERY_PACKING_WORKERS": workers, "NIXERY_COMPRESSION": "zstd"}
+        with running_server(tmp_path / workers, chosen) as server:
+            digests.append([validate(server.client.pull(name)).digest for name in NAMES])
+    assert digests[0] == digests[1]
+
+
+def test_compressions_on_one_storage(start_server: StartServer) -> None:
+    """Each has its own layers and images; the archives in them are the same."""
+    ways: list[dict[str, str]] = [{}, {"NIXERY_COMPRESSION": "zstd"}, {"NIXERY_COMPRESSION_LEVEL": "1"}]
+    clients = [start_server(**way).client for way in ways]
+    for _ in range(2):
+        images = [validate(client.pull("shell/diamond")) for client in clients]
+        assert [{layer.is_zstd for layer in image.layers} for image in images] == [{False}, {True}, {False}]
+        assert len({tuple(layer.archive for layer in image.layers) for image in images}) == 1
+        assert len({image.digest for image in images}) == len(ways)
+
+
 def test_restart_on_warm_storage(start_server: StartServer, spy: NixSpy) -> None:
     first = start_server()
     images = {name: validate(first.client.pull(name)) for name in NAMES}

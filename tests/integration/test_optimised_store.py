@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from nixery.closure.store_path import StorePath
-from nixery.packing.compression import Gzip
+from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.packing.store_tree import store_entries
 
@@ -33,7 +33,7 @@ def make_store(directory: Path, *, optimised: bool) -> Path:
 def packed(store: Path) -> tuple[str, str]:
     blob = io.BytesIO()
     entries = store_entries(STORE_PATHS, os.fsencode(store))
-    diff_id = LayerPacker(Gzip()).pack(entries, blob, lambda: None)
+    diff_id = LayerPacker(compression("gzip")).pack(entries, blob, lambda: None)
     return str(diff_id), hashlib.sha256(blob.getvalue()).hexdigest()
 
 

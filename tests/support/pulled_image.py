@@ -12,7 +12,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import zstandard
+
 STORE = "nix/store"
+
+# RFC 8878, 3.1.1.
+ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,11 @@ class LayerBlob:
 
     @cached_property
     def archive(self) -> bytes:
-        return gzip.decompress(self.blob)
+        return _zstd(self.blob) if self.is_zstd else gzip.decompress(self.blob)
+
+    @property
+    def is_zstd(self) -> bool:
+        return self.blob.startswith(ZSTD_MAGIC)
 
     def members(self) -> Iterator[tarfile.TarInfo]:
         """The entries in their order, as they are written: no name is cleaned up but for a directory's slash."""
@@ -104,6 +113,14 @@ class PulledImage:
     @cached_property
     def filesystem(self) -> ImageFilesystem:
         return ImageFilesystem(self.layers)
+
+
+def _zstd(blob: bytes) -> bytes:
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    archive = frame.decompress(blob)
+    if not frame.eof or frame.unused_data:
+        raise EOFError("the zstd frame does not end where the blob ends")
+    return archive
 
 
 def _layout_blob(directory: Path, digest: str) -> bytes:

@@ -70,3 +70,35 @@ def test_layer_budgets(environment: dict[str, str], budget: str, accepted: bool)
     else:
         (line,) = problems(environment)
         assert line.startswith("NIXERY_LAYER_BUDGET is wrong")
+
+
+def test_compression(environment: dict[str, str]) -> None:
+    settings = Settings.from_environment(environment)
+    assert (settings.compression, settings.compression_level) == ("gzip", None)
+    environment |= {"NIXERY_COMPRESSION": "zstd", "NIXERY_COMPRESSION_LEVEL": "19"}
+    settings = Settings.from_environment(environment)
+    assert (settings.compression, settings.compression_level) == ("zstd", 19)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"NIXERY_COMPRESSION": "xz"}, "NIXERY_COMPRESSION is wrong: input should be 'gzip' or 'zstd'"),
+        (
+            {"NIXERY_COMPRESSION": "xz", "NIXERY_COMPRESSION_LEVEL": "1"},
+            "NIXERY_COMPRESSION is wrong: input should be 'gzip' or 'zstd'",
+        ),
+        (
+            {"NIXERY_COMPRESSION_LEVEL": "6"},
+            "NIXERY_COMPRESSION_LEVEL is wrong: the levels of gzip are 0 to 3",
+        ),
+        (
+            {"NIXERY_COMPRESSION": "zstd", "NIXERY_COMPRESSION_LEVEL": "0"},
+            "NIXERY_COMPRESSION_LEVEL is wrong: the levels of zstd are 1 to 19",
+        ),
+    ],
+)
+def test_compressions_that_there_are_not(
+    environment: dict[str, str], given: dict[str, str], expected: str
+) -> None:
+    assert problems(environment | given) == (expected,)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import zstandard
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
@@ -30,7 +31,12 @@ _MTIME = 1
 
 _OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
-_OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+_OCI_LAYERS = {
+    False: "application/vnd.oci.image.layer.v1.tar+gzip",
+    True: "application/vnd.oci.image.layer.v1.tar+zstd",
+}
+
+_NO_TAR = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError, tarfile.TarError)
 
 _ALLOWED_TYPES = {
     tarfile.REGTYPE: "file",
@@ -72,6 +78,8 @@ def _problems(image: PulledImage) -> Iterator[str]:
     yield from _counts(image, manifest, config)
     for number, (layer, descriptor) in enumerate(zip(image.layers, manifest["layers"], strict=False)):
         yield from _descriptor(f"layer {number}", descriptor, layer.blob)
+        if descriptor["mediaType"] != _OCI_LAYERS[layer.is_zstd]:
+            yield f"layer {number} is {_OCI_LAYERS[layer.is_zstd]}, its descriptor says {descriptor['mediaType']}"
     for number, (layer, diff_id) in enumerate(zip(image.layers, config["rootfs"]["diff_ids"], strict=False)):
         yield from _layer(number, layer, diff_id, _writable(config["config"]))
     yield from _roles(image)
@@ -114,8 +122,8 @@ def _media_types(image: PulledImage, manifest: dict[str, Any]) -> Iterator[str]:
         manifest["config"]["mediaType"],
         *{la["mediaType"] for la in manifest["layers"]},
     ]
-    if found != [_OCI_MANIFEST, _OCI_CONFIG, _OCI_LAYER]:
-        yield f"media types are not those of one OCI image with gzip layers: {found}"
+    if found not in ([_OCI_MANIFEST, _OCI_CONFIG, layer] for layer in _OCI_LAYERS.values()):
+        yield f"media types are not those of one OCI image with gzip or zstd layers: {found}"
 
 
 def _descriptor(what: str, descriptor: dict[str, Any], content: bytes) -> Iterator[str]:
@@ -147,12 +155,13 @@ def _layer(number: int, layer: LayerBlob, diff_id: str, writable: frozenset[str]
     try:
         archive = layer.archive
         members = list(layer.members())
-    except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError) as error:
+    except _NO_TAR as error:
         yield f"{what} is no compressed tar: {error}"
         return
     if _sha256(archive) != diff_id:
         yield f"{what} has diff id {_sha256(archive)}, the config says {diff_id}"
-    yield from _gzip_header(what, layer.blob)
+    if not layer.is_zstd:
+        yield from _gzip_header(what, layer.blob)
     yield from _end_of_archive(what, archive)
     yield from _order(what, members)
     for problem in _members(members, writable):
@@ -231,7 +240,7 @@ def _roles(image: PulledImage) -> Iterator[str]:
     for number, layer in enumerate(image.layers):
         try:
             members = list(layer.members())
-        except (gzip.BadGzipFile, EOFError, zlib.error, tarfile.TarError):
+        except _NO_TAR:
             continue  # said already
         is_root = number == len(image.layers) - 1
         for member in members:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+import zstandard
 
 from tests.support.pulled_image import LayerBlob, PulledImage
 from tests.validator.image_validator import problems, validate
@@ -338,6 +339,39 @@ DOCUMENT_CASES: list[tuple[str, Callable[[], PulledImage], str]] = [
             )
         ).image(),
         "media types are not those of one OCI image",
+    ),
+    (
+        "a gzip layer said to be zstd",
+        lambda: Recipe(
+            change_manifest=lambda m: [
+                layer.update(mediaType="application/vnd.oci.image.layer.v1.tar+zstd") for layer in m["layers"]
+            ]
+        ).image(),
+        "layer 0 is application/vnd.oci.image.layer.v1.tar+gzip, its descriptor says",
+    ),
+    (
+        "a zstd layer said to be gzip",
+        lambda: Recipe(compress=zstandard.compress).image(),
+        "layer 0 is application/vnd.oci.image.layer.v1.tar+zstd, its descriptor says",
+    ),
+    (
+        "layers of two kinds",
+        lambda: Recipe(
+            change_manifest=lambda m: m["layers"][0].update(
+                mediaType="application/vnd.oci.image.layer.v1.tar+zstd"
+            )
+        ).image(),
+        "media types are not those of one OCI image",
+    ),
+    (
+        "a zstd layer that is cut off",
+        lambda: Recipe(compress=lambda data: zstandard.compress(data)[:-20]).image(),
+        "is no compressed tar",
+    ),
+    (
+        "a zstd layer with something behind it",
+        lambda: Recipe(compress=lambda data: zstandard.compress(data) + b"x").image(),
+        "is no compressed tar",
     ),
     (
         "another manifest type",

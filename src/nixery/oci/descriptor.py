@@ -15,6 +15,7 @@ class MediaType(StrEnum):
     OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
     OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
     OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+    OCI_LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
     OCI_INDEX = "application/vnd.oci.image.index.v1+json"
     DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
     DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"

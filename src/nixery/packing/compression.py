@@ -2,19 +2,27 @@
 
 The compressed bytes are what clients verify, so they must be the same on every machine. Measured with ISA-L
 2.31 (isal 1.9.1) on emulated processors from Nehalem to AVX2 ones: levels 1 and 2 give the same bytes on all of
-them, level 3 has a variant for AVX2 that gives others. Hence level 2, which is also the fastest here. What the compressor of
-this machine does in fact is part of every layer's identity (``fingerprint``), so that a machine or a library that
-compresses differently makes layers of its own and never claims another's.
+them, level 3 has a variant for AVX2 that gives others. Hence level 2 for gzip, which is also the fastest here. What the
+compressor of this machine does in fact is part of every layer's identity (``_fingerprint``), beside its name, version and
+level, so that a machine or a library that compresses differently makes layers of its own and never claims another's.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import isal
+import zstandard
 from isal import isal_zlib
 
-_LEVEL = 2
+from nixery.oci.descriptor import MediaType
+
+# Speed and ratio of the others are in docs/performance.md.
+_GZIP_LEVEL = 2
+_ZSTD_LEVEL = 3
 
 # gzip framing around deflate with a window of 2^15 bytes; the header has no time and no name.
 _GZIP = 16 + 15
@@ -23,7 +31,7 @@ _GZIP = 16 + 15
 class Compressor(Protocol):
     """Compresses one stream."""
 
-    def compress(self, data: bytes, /) -> bytes:
+    def compress(self, data: bytes | memoryview, /) -> bytes:
         """Take more input; may return nothing yet."""
         ...
 
@@ -32,24 +40,58 @@ class Compressor(Protocol):
         ...
 
 
-class Gzip:
-    """gzip through ISA-L.
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """A way to compress.
 
     Attributes:
+        media_type: of layers that are compressed so.
+        start: begins a stream; streams of several threads do not touch each other.
         identity: of everything that decides about the bytes.
     """
 
-    def __init__(self) -> None:
-        self.identity = f"gzip isa-l {_LEVEL} {self._fingerprint()}"
+    media_type: MediaType
+    start: Callable[[], Compressor]
+    identity: str
 
-    def start(self) -> Compressor:
-        """Begin a stream."""
-        compressor: Compressor = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP)
+
+def compression(name: Literal["gzip", "zstd"], level: int | None = None) -> Compression:
+    """Choose a compression.
+
+    Args:
+        name: as in the settings.
+        level: 0 to 3 for gzip, 1 to 19 for zstd; ``None`` for the default.
+    """
+    return _gzip(level) if name == "gzip" else _zstd(level)
+
+
+def _gzip(level: int | None) -> Compression:
+    level = _GZIP_LEVEL if level is None else level
+
+    def start() -> Compressor:
+        compressor: Compressor = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _GZIP)
         return compressor
 
-    def _fingerprint(self) -> str:
-        # Something with matches near and far, and stretches without any.
-        noise = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(2000))
-        sample = noise + noise[::3] + noise.hex().encode() + noise
-        compressor = self.start()
-        return hashlib.sha256(compressor.compress(sample) + compressor.flush()).hexdigest()[:16]
+    identity = f"gzip isa-l {isal.ISAL_VERSION} {level} {_fingerprint(start)}"
+    return Compression(MediaType.OCI_LAYER_GZIP, start, identity)
+
+
+def _zstd(level: int | None) -> Compression:
+    level = _ZSTD_LEVEL if level is None else level
+
+    def start() -> Compressor:
+        # One thread: several cut the stream by their number, and layers are packed side by side as it is.
+        return zstandard.ZstdCompressor(level, write_checksum=False, threads=0).compressobj()
+
+    version = ".".join(map(str, zstandard.ZSTD_VERSION))
+    return Compression(
+        MediaType.OCI_LAYER_ZSTD, start, f"zstd libzstd {version} {level} {_fingerprint(start)}"
+    )
+
+
+def _fingerprint(start: Callable[[], Compressor]) -> str:
+    # Something with matches near and far, and stretches without any.
+    noise = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(2000))
+    sample = noise + noise[::3] + noise.hex().encode() + noise
+    compressor = start()
+    return hashlib.sha256(compressor.compress(sample) + compressor.flush()).hexdigest()[:16]

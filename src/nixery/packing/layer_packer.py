@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.packing import tar
-from nixery.packing.compression import Gzip
+from nixery.packing.compression import Compression
 from nixery.packing.entries import Entry, GeneratedFile, RegularFile
 
 # Version of the archive's format: raise it with any change to the bytes of a layer, so that layers packed before
@@ -19,6 +20,12 @@ _FORMAT = "nixery layer 1"
 # Bytes handed to digest and compressor at a time. Always exactly this many but for the last: the compressor's
 # output may depend on how its input is cut. Large enough for both to work without the interpreter lock most of the time.
 _CHUNK = 1 << 20
+
+_ZEROS = bytes(tar.BLOCK)
+
+# Up to this many bytes, a copy costs less than the calls that save it.
+_SMALL = 1 << 15
+_READ = os.O_RDONLY | os.O_CLOEXEC
 
 
 class Sink(Protocol):
@@ -33,11 +40,13 @@ class LayerPacker:
     """Packs layers; holds no state of any one of them, so one packer serves any number of threads.
 
     Attributes:
+        media_type: of the layers.
         identity: of format and compressor. Same entries and same identity give the same bytes.
     """
 
-    def __init__(self, compression: Gzip) -> None:
+    def __init__(self, compression: Compression) -> None:
         self._compression = compression
+        self.media_type = compression.media_type
         self.identity = f"{_FORMAT}, {compression.identity}"
 
     def pack(self, entries: Iterable[Entry], sink: Sink, check: Callable[[], None]) -> Digest:
@@ -56,51 +65,115 @@ class LayerPacker:
         """
         uncompressed = hashlib.sha256()
         compressor = self._compression.start()
-        for chunk in _chunks(_archive(entries)):
+
+        def take(chunk: memoryview) -> None:
             check()
             uncompressed.update(chunk)
             sink.write(compressor.compress(chunk))
+
+        archive = _Archive(take)
+        for entry in entries:
+            archive.add(entry)
+        archive.end()
         sink.write(compressor.flush())
         return Digest(uncompressed.hexdigest())
 
 
-def _archive(entries: Iterable[Entry]) -> Iterator[bytes]:
-    for entry in entries:
-        yield tar.header(entry)
+class _Archive:
+    """A tar in the making, in one buffer that is filled and handed on, filled and handed on.
+
+    Files are read to where they belong in it: of what is in them, no object is ever made.
+    """
+
+    def __init__(self, take: Callable[[memoryview], None]) -> None:
+        self._take = take
+        self._buffer = bytearray(_CHUNK)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+
+    def add(self, entry: Entry) -> None:
+        """Append an entry with its content."""
+        header = tar.header(entry)
         match entry:
-            case RegularFile(size=size):
-                yield from _read(entry)
-                yield tar.padding(size)
+            case RegularFile(size=size) if size:
+                content = _small_content(entry) if size <= _SMALL else None
+                if content is None:
+                    self._append(header)
+                    self._append_file(entry)
+                    self._append(_ZEROS[: -size % tar.BLOCK])
+                else:
+                    self._append(header + content + _ZEROS[: -size % tar.BLOCK])
             case GeneratedFile(content=content):
-                yield content
-                yield tar.padding(len(content))
-    yield tar.END_OF_ARCHIVE
+                self._append(header + content + _ZEROS[: -len(content) % tar.BLOCK])
+            case _:
+                self._append(header)
+
+    def end(self) -> None:
+        """Complete the archive and hand on what is left."""
+        self._append(tar.END_OF_ARCHIVE)
+        if self._filled:
+            self._take(self._view[: self._filled])
+
+    def _append(self, data: bytes) -> None:
+        end = self._filled + len(data)
+        if end < _CHUNK:
+            self._buffer[self._filled : end] = data
+            self._filled = end
+            return
+        left = memoryview(data)
+        while left:
+            part = left[: _CHUNK - self._filled]
+            self._view[self._filled : self._filled + len(part)] = part
+            self._advance(len(part))
+            left = left[len(part) :]
+
+    def _append_file(self, file: RegularFile) -> None:
+        try:
+            descriptor = os.open(file.source, _READ)
+            try:
+                self._read(descriptor, file)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _unreadable(file, error) from error
+
+    def _read(self, descriptor: int, file: RegularFile) -> None:
+        left, ended = file.size, False
+        while left:
+            # One byte more than there should be, where it fits: to see that the file ends then takes no call of its own.
+            place = self._view[self._filled : self._filled + left + 1]
+            count = os.readv(descriptor, (place,))
+            if not 0 < count <= left:
+                raise _changed(file)
+            left -= count
+            ended = count < len(place)
+            self._advance(count)
+        if not ended and os.read(descriptor, 1):
+            raise _changed(file)
+
+    def _advance(self, count: int) -> None:
+        self._filled += count
+        if self._filled == _CHUNK:
+            self._take(self._view)
+            self._filled = 0
 
 
-def _read(file: RegularFile) -> Iterator[bytes]:
-    left = file.size
+def _small_content(file: RegularFile) -> bytes | None:
+    """Read a small file at once; ``None`` if what came is not as long as it has to be."""
     try:
-        with open(file.source, "rb", buffering=0) as source:
-            while left:
-                data = source.read(min(left, _CHUNK))
-                if not data:
-                    break
-                left -= len(data)
-                yield data
-            changed = left or source.read(1)
+        descriptor = os.open(file.source, _READ)
+        try:
+            content = os.read(descriptor, file.size + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise StorageError(f"cannot read {file.name.decode(errors='replace')}: {error.strerror}") from error
-    if changed:
-        raise StorageError(f"{file.name.decode(errors='replace')} changed while it was packed")
+        raise _unreadable(file, error) from error
+    return content if len(content) == file.size else None
 
 
-def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut a stream into chunks of equal size, the last one excepted."""
-    buffer = bytearray()
-    for piece in pieces:
-        buffer += piece
-        while len(buffer) >= _CHUNK:
-            yield bytes(buffer[:_CHUNK])
-            del buffer[:_CHUNK]
-    if buffer:
-        yield bytes(buffer)
+def _unreadable(file: RegularFile, error: OSError) -> StorageError:
+    return StorageError(f"cannot read {file.name.decode(errors='replace')}: {error.strerror}")
+
+
+def _changed(file: RegularFile) -> StorageError:
+    return StorageError(f"{file.name.decode(errors='replace')} changed while it was packed")

@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import StorageError
 from nixery.packing.entries import Directory, Entry, RegularFile, Symlink
 
 _STORE = STORE_DIRECTORY.encode()
+_NAME = attrgetter("name")
 
 
 def store_entries(paths: Iterable[StorePath], store: bytes = _STORE) -> Iterator[Entry]:
@@ -43,14 +45,28 @@ def store_entries(paths: Iterable[StorePath], store: bytes = _STORE) -> Iterator
 
 def _walk(source: bytes, name: bytes) -> Iterator[Entry]:
     status = os.lstat(source)
-    if stat.S_ISDIR(status.st_mode):
-        yield Directory(name, 0o555)
-        for child in sorted(os.listdir(source)):
-            yield from _walk(source + b"/" + child, name + b"/" + child)
-    elif stat.S_ISLNK(status.st_mode):
-        yield Symlink(name, os.readlink(source))
-    elif stat.S_ISREG(status.st_mode):
-        executable = status.st_mode & stat.S_IXUSR
-        yield RegularFile(name, 0o555 if executable else 0o444, status.st_size, source)
-    else:
-        raise StorageError(f"{os.fsdecode(source)} is neither file, directory nor symlink")
+    if not stat.S_ISDIR(status.st_mode):
+        yield _symlink_or_file(source, name, status)
+        return
+    # The last one pending is the next: a directory comes before what it holds, and all of that before what follows.
+    pending: list[tuple[bytes, os.DirEntry[bytes] | None]] = [(name, None)]
+    while pending:
+        name, found = pending.pop()
+        if found is None or found.is_dir(follow_symlinks=False):
+            yield Directory(name, 0o555)
+            with os.scandir(found.path if found else source) as children:
+                ordered = sorted(children, key=_NAME, reverse=True)
+            pending += [(name + b"/" + child.name, child) for child in ordered]
+        elif found.is_symlink():
+            # The directory has told; there is nothing else to ask for.
+            yield Symlink(name, os.readlink(found.path))
+        else:
+            yield _symlink_or_file(found.path, name, found.stat(follow_symlinks=False))
+
+
+def _symlink_or_file(source: bytes, name: bytes, status: os.stat_result) -> Entry:
+    if stat.S_ISREG(status.st_mode):
+        return RegularFile(name, 0o555 if status.st_mode & stat.S_IXUSR else 0o444, status.st_size, source)
+    if stat.S_ISLNK(status.st_mode):
+        return Symlink(name, os.readlink(source))
+    raise StorageError(f"{os.fsdecode(source)} is neither file, directory nor symlink")

@@ -7,6 +7,10 @@ Our own rather than ``tarfile``, whose headers cost five times as much to make, 
 
 from __future__ import annotations
 
+from functools import cache
+from struct import Struct
+from zlib import adler32
+
 from nixery.packing.entries import Directory, Entry, GeneratedFile, RegularFile, Symlink
 
 BLOCK = 512
@@ -20,6 +24,9 @@ _ROOT = (0, 0)
 _PERMISSIONS = b"%07o\0" * 3
 _MAGIC_TO_DEVICE = b"ustar\x0000" + bytes(32 + 32) + b"%07o\0" % 0 * 2
 _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
+
+# Fills up with zeros. Name, permissions and owner, size, time, checksum, kind, target, what is the same everywhere, prefix.
+_BLOCK = Struct("100s 24s 12s 12s 8s 1s 100s 88s 167s").pack
 _LARGEST_SIZE = 8**11 - 1
 _LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
@@ -28,12 +35,12 @@ _PAX_HEADER_NAME = b"././@PaxHeader"
 def header(entry: Entry) -> bytes:
     """Return the header blocks of an entry; a file's content follows, padded to whole blocks."""
     match entry:
-        case Directory(name, mode, owner):
-            return _header(name + b"/", mode, 0, b"5", owner=owner)
-        case Symlink(name, target):
-            return _header(name, 0o777, 0, b"2", target)
         case RegularFile(name, mode, size, _):
             return _header(name, mode, size, b"0")
+        case Symlink(name, target):
+            return _header(name, 0o777, 0, b"2", target)
+        case Directory(name, mode, owner):
+            return _header(name + b"/", mode, 0, b"5", owner=owner)
         case GeneratedFile(name, content, mode):
             return _header(name, mode, len(content), b"0")
 
@@ -46,8 +53,10 @@ def padding(size: int) -> bytes:
 def _header(
     name: bytes, mode: int, size: int, kind: bytes, target: bytes = b"", owner: tuple[int, int] = _ROOT
 ) -> bytes:
-    records: dict[bytes, bytes] = {}
     prefix, short_name = _split(name)
+    if short_name is not None and len(target) <= _LONGEST_NAME and size <= _LARGEST_SIZE and owner == _ROOT:
+        return _ustar_block(short_name, prefix, _permissions(mode, *_ROOT), size, kind, target)
+    records: dict[bytes, bytes] = {}
     if short_name is None:
         records[b"path"] = name
         prefix, short_name = b"", name[:_LONGEST_NAME]
@@ -62,8 +71,13 @@ def _header(
             if number > _LARGEST_ID:
                 records[key] = b"%d" % number
         owner = (min(owner[0], _LARGEST_ID), min(owner[1], _LARGEST_ID))
-    block = _ustar_block(short_name, prefix, _PERMISSIONS % (mode, *owner), size, kind, target)
+    block = _ustar_block(short_name, prefix, _permissions(mode, *owner), size, kind, target)
     return _pax_header(records) + block if records else block
+
+
+@cache
+def _permissions(mode: int, user: int, group: int) -> bytes:
+    return _PERMISSIONS % (mode, user, group)
 
 
 def _split(name: bytes) -> tuple[bytes, bytes | None]:
@@ -80,15 +94,13 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
 def _ustar_block(
     name: bytes, prefix: bytes, permissions: bytes, size: int, kind: bytes, target: bytes
 ) -> bytes:
-    before = b"%s%s%011o\0%s" % (name.ljust(_LONGEST_NAME, b"\0"), permissions, size, _MTIME)
-    after = b"%s%s%s%s" % (
-        kind,
-        target.ljust(_LONGEST_NAME, b"\0"),
-        _MAGIC_TO_DEVICE,
-        prefix.ljust(_LONGEST_PREFIX + 12, b"\0"),
+    # The checksum field counts as eight spaces. Either half of a block adds up to less than 65521, so the lower half of its
+    # Adler-32 is the sum of its bytes, and one (RFC 1950, 9): a tenth of what `sum` takes.
+    block = _BLOCK(
+        name, permissions, b"%011o" % size, _MTIME, b"        ", kind, target, _MAGIC_TO_DEVICE, prefix
     )
-    # The checksum field counts as eight spaces.
-    return b"%s%06o\0 %s" % (before, sum(before) + sum(after) + 8 * 0x20, after)
+    checksum = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
+    return b"%b%06o\0 %b" % (block[:148], checksum, block[156:])
 
 
 def _pax_header(records: dict[bytes, bytes]) -> bytes:

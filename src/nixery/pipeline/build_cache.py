@@ -34,7 +34,7 @@ BELIEVED = 1.0
 
 class _Record(BaseModel):
     manifest: str
-    docker_manifest: str
+    docker_manifest: str | None = None
 
 
 @dataclass(slots=True)
@@ -92,10 +92,15 @@ class BuildCache:
         try:
             record = _Record.model_validate_json(content)
             manifest = await self._document(MediaType.OCI_MANIFEST, Digest.parse(record.manifest))
-            docker = await self._document(MediaType.DOCKER_MANIFEST, Digest.parse(record.docker_manifest))
+            named = record.docker_manifest
+            docker = (
+                await self._document(MediaType.DOCKER_MANIFEST, Digest.parse(named))
+                if named is not None
+                else None
+            )
         except (ValidationError, InvalidDigest):
             return None  # torn: the build writes it anew
-        if manifest is None or docker is None:
+        if manifest is None or (docker is None and named is not None):
             return None
         image = Image(manifest, docker)
         parts = _parts(image)
@@ -112,7 +117,7 @@ class BuildCache:
         """
         record = _Record(
             manifest=str(image.manifest.descriptor.digest),
-            docker_manifest=str(image.docker_manifest.descriptor.digest),
+            docker_manifest=str(image.docker_manifest.descriptor.digest) if image.docker_manifest else None,
         )
         await self._records.put(_RECORDS, self._key(pin, request), record.model_dump_json().encode())
         self._remember(pin, request, image, _parts(image))
@@ -120,7 +125,7 @@ class BuildCache:
     def _remember(
         self, pin: Pin, request: ImageRequest, image: Image, parts: tuple[tuple[Digest, int], ...]
     ) -> None:
-        size = len(image.manifest.content) + len(image.docker_manifest.content)
+        size = sum(len(document.content) for document in image.manifests)
         self._recent.put((pin, request), _Recent(image, parts, self._clock()), size)
 
     def _key(self, pin: Pin, request: ImageRequest) -> str:
@@ -162,5 +167,5 @@ def _parts(image: Image) -> tuple[tuple[Digest, int], ...]:
     """Digest and size of all blobs of an image. Its manifests have been verified, so they are what was once written."""
     manifest: Mapping[str, Any] = json.loads(image.manifest.content)
     described = [(Digest.parse(d["digest"]), d["size"]) for d in (manifest["config"], *manifest["layers"])]
-    documents = (image.manifest.descriptor, image.docker_manifest.descriptor)
+    documents = (document.descriptor for document in image.manifests)
     return (*described, *((descriptor.digest, descriptor.size) for descriptor in documents))

@@ -15,6 +15,11 @@ from nixery.packing.root_filesystem import NameClash
 
 
 @dataclass(frozen=True, slots=True)
+class Started:
+    """The image was not built before, and is built now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """The packages are known."""
 
@@ -32,6 +37,17 @@ class Realised:
 
     paths: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """It is known what is in which layer, and what is at ``/``.
+
+    Attributes:
+        layers: how many there will be.
+    """
+
+    layers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,11 @@ class NamesClashed:
 
 
 @dataclass(frozen=True, slots=True)
+class LayersComplete:
+    """All layers are in the store."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """The image is complete and can be pulled."""
 
@@ -77,7 +98,19 @@ class Failed:
     error: NixeryError
 
 
-BuildEvent = Evaluated | Realised | LayerPacked | LayerReused | NamesClashed | Stored | Reused | Failed
+BuildEvent = (
+    Started
+    | Evaluated
+    | Realised
+    | Grouped
+    | LayerPacked
+    | LayerReused
+    | NamesClashed
+    | LayersComplete
+    | Stored
+    | Reused
+    | Failed
+)
 
 
 class BuildObserver(Protocol):

@@ -17,7 +17,7 @@ from nixery.oci.image import ExecutionParameters, Layer, image_config, image_man
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.packing.user_files import add_user_files
 from nixery.pipeline.evaluator import Evaluator
-from nixery.pipeline.events import Evaluated, NamesClashed, Realised, Stored
+from nixery.pipeline.events import Evaluated, Grouped, LayersComplete, NamesClashed, Realised, Stored
 from nixery.pipeline.execution import execution_parameters
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_annotations import image_annotations
@@ -79,12 +79,14 @@ class ImageBuilder:
             budget = self._store_layers(contents)
             groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
             root = await asyncio.to_thread(_plan_root, request, contents, closure)
+            observe(Grouped(len(groups) + 1))
             if root.clashes:
                 observe(NamesClashed(root.clashes))
 
             # The root comes last: it alone is this image's own, all before it can be shared.
             layers = await self._layers.publish(groups, closure, observe)
             layers.append(await self._layers.publish_root(root, _installed(packages), observe))
+            observe(LayersComplete())
             execution = execution_parameters(request, contents, root.tree)
         image = await self._store_image(request, pin, packages, execution, layers)
         observe(Stored(image.manifest.descriptor.digest, len(layers)))
@@ -109,8 +111,8 @@ class ImageBuilder:
         config = image_config(request.platform.architecture, labelled, layers, pin.created)
         image = Image(image_manifest(config, layers, said), docker_manifest(config, layers))
         # The manifests last: what is there under a manifest's digest is complete.
-        for document in (config, image.docker_manifest, image.manifest):
-            await self._blobs.put(document.descriptor.digest, document.content)
+        await self._blobs.put(config.descriptor.digest, config.content)
+        await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
         return image
 
 

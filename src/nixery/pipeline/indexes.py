@@ -85,7 +85,7 @@ class Indexes:
         self._require(failed, any_built=bool(built))
         index = await self._store(tuple(built))
         if failed:
-            size = len(index.index.content) + len(index.docker_index.content)
+            size = sum(len(document.content) for document in index.indexes)
             self._incomplete.put((pin, requests[0]), _Kept(index, self._clock() + _WITHOUT), size)
         return index
 
@@ -102,21 +102,22 @@ class Indexes:
         if kept is not None and kept.until > self._clock():
             return kept.index
         index = kept.index if kept is not None else _make(built)
-        for document in (index.docker_index, index.index):
+        for document in index.indexes:
             await self._blobs.put(document.descriptor.digest, document.content)
-        size = len(index.index.content) + len(index.docker_index.content)
+        size = sum(len(document.content) for document in index.indexes)
         self._stored.put(key, _Kept(index, self._clock() + BELIEVED), size)
         return index
 
 
 def _make(built: _Built) -> ImageIndex:
+    docker = [(platform.architecture, image.docker_manifest) for platform, image in built]
+    docker_manifests = [(architecture, manifest) for architecture, manifest in docker if manifest]
     return ImageIndex(
         index=image_index(
             MediaType.OCI_INDEX, [(platform.architecture, image.manifest) for platform, image in built]
         ),
-        docker_index=image_index(
-            MediaType.DOCKER_INDEX,
-            [(platform.architecture, image.docker_manifest) for platform, image in built],
-        ),
+        docker_index=image_index(MediaType.DOCKER_INDEX, docker_manifests)
+        if len(docker_manifests) == len(built)
+        else None,
         first=built[0][1],
     )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from nixery.closure.graph import Closure
 from nixery.errors import InvalidDigest, ShuttingDown
 from nixery.layering.grouping import LayerGroup
-from nixery.oci.descriptor import Descriptor, MediaType
+from nixery.oci.descriptor import Descriptor
 from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
 from nixery.packing.entries import Entry
@@ -110,7 +110,7 @@ class LayerPublisher:
             return None
         try:
             record = _LayerRecord.model_validate_json(content)
-            layer = _layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id))
+            layer = self._layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id))
         except (ValidationError, InvalidDigest):
             return None  # torn or from another time: packing again writes it anew
         blob = await self._blobs.find(layer.descriptor.digest)
@@ -129,12 +129,11 @@ class LayerPublisher:
         with self._blobs.create() as writer:
             diff_id = self._packer.pack(entries(), writer, self._check)
             blob = writer.commit()
-        return _layer(blob.digest, blob.size, diff_id)
+        return self._layer(blob.digest, blob.size, diff_id)
 
     def _check(self) -> None:
         if self._stop.is_set():
             raise ShuttingDown
 
-
-def _layer(digest: Digest, size: int, diff_id: Digest) -> Layer:
-    return Layer(Descriptor(MediaType.OCI_LAYER_GZIP, digest, size), diff_id, packages=())
+    def _layer(self, digest: Digest, size: int, diff_id: Digest) -> Layer:
+        return Layer(Descriptor(self._packer.media_type, digest, size), diff_id, packages=())

@@ -10,11 +10,14 @@ from nixery.pipeline.events import (
     BuildEvent,
     Evaluated,
     Failed,
+    Grouped,
     LayerPacked,
     LayerReused,
+    LayersComplete,
     NamesClashed,
     Realised,
     Reused,
+    Started,
     Stored,
 )
 
@@ -28,6 +31,10 @@ class LoggingObserver:
         """See ``BuildObserver.observe``."""
         log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
         match event:
+            case Started() | LayersComplete():
+                pass  # what comes next tells more
+            case Grouped(layers):
+                log.debug("grouped", layers=layers)
             case Evaluated(packages):
                 log.info("building", packages=len(packages))
             case Realised(paths, size):

@@ -11,7 +11,7 @@ from nixery.errors import BuildFailed, BuildTimedOut, EvaluationFailed, NixeryEr
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.build_cache import BuildCache
-from nixery.pipeline.events import BuildObserver, Failed, Reused
+from nixery.pipeline.events import BuildObserver, Failed, Reused, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.single_flight import SingleFlight
@@ -89,6 +89,7 @@ class SharedBuilds:
             if image is not None:
                 observe(Reused(image.manifest.descriptor.digest))
                 return image
+            observe(Started())
             image = await self._builder.build(request, pin, observe)
             if self._cache:
                 await self._cache.add(pin, request, image)

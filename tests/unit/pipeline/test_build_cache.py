@@ -35,20 +35,19 @@ class Store:
     def cache(self, identity: str = "this program") -> BuildCache:
         return BuildCache(self.records, self.blobs, identity, lambda: self.now)
 
-    async def image(self) -> Image:
+    async def image(self, layer_type: MediaType = MediaType.OCI_LAYER_GZIP) -> Image:
         content = b"a layer"
-        layer = Layer(
-            Descriptor(MediaType.OCI_LAYER_GZIP, Digest.of(content), len(content)), Digest.of(b""), ()
-        )
+        layer = Layer(Descriptor(layer_type, Digest.of(content), len(content)), Digest.of(b""), ())
         config = image_config(ARM64.architecture, ExecutionParameters((), ()), [layer])
         image = Image(image_manifest(config, [layer]), docker_manifest(config, [layer]))
         await self.blobs.put(layer.descriptor.digest, content)
-        for document in (config, image.manifest, image.docker_manifest):
+        for document in (config, *image.manifests):
             await self.blobs.put(document.descriptor.digest, document.content)
         return image
 
     async def paths(self, image: Image) -> dict[str, Path]:
         found = {}
+        assert image.docker_manifest is not None
         for kind, digest in {
             "manifest": image.manifest.descriptor.digest,
             "docker manifest": image.docker_manifest.descriptor.digest,
@@ -105,6 +104,13 @@ async def test_names_do_not_run_into_one_another(store: Store) -> None:
     # The original joined names without a separator, and served `ab/c` to who asked for `a/bc`.
     await store.cache().add(PIN, parse_image_name("ab/c"), await store.image())
     assert await store.cache().find(PIN, parse_image_name("a/bc")) is None
+
+
+async def test_an_image_that_docker_has_no_types_for(store: Store) -> None:
+    image = await store.image(MediaType.OCI_LAYER_ZSTD)
+    assert image.docker_manifest is None
+    await store.cache().add(PIN, REQUEST, image)
+    assert await store.cache().find(PIN, REQUEST) == image
 
 
 def cut(path: Path) -> None:

@@ -55,6 +55,7 @@ def world(tmp_path: Path) -> World:
 
 async def test_both_families_are_stored(world: World) -> None:
     index = await world.indexes().index(REQUESTS, PIN)
+    assert index.docker_index is not None
     for document in (index.index, index.docker_index):
         blob = await world.blobs.find(document.descriptor.digest)
         assert blob is not None

@@ -12,7 +12,7 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import ShuttingDown, StorageError
 from nixery.layering.grouping import LayerGroup
 from nixery.oci.image import Layer
-from nixery.packing.compression import Gzip
+from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.packing.root_filesystem import RootFilesystem
 from nixery.packing.tree import Content, Tree
@@ -31,7 +31,7 @@ class Publisher:
         temporary.mkdir()
         self.blobs = FilesystemBlobStore(storage, temporary)
         records = FilesystemRecordStore(storage, temporary)
-        self.layers = LayerPublisher(self.blobs, records, LayerPacker(Gzip()), executor)
+        self.layers = LayerPublisher(self.blobs, records, LayerPacker(compression("gzip")), executor)
         self.events: list[type[BuildEvent]] = []
 
     async def publish(self, root: RootFilesystem = ROOT, packages: tuple[str, ...] = ("p",)) -> Layer:

@@ -92,19 +92,20 @@ class Manifests:
 def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     """Choose the family of media types, and between an index and the manifest of its first platform.
 
-    Whoever accepts nothing that we have gets OCI's manifest, never a 406.
+    Whoever accepts nothing that we have gets OCI's manifest, never a 406. So does one who wants Docker's, if the layers are
+    compressed in a way that only OCI has a name for.
     """
     accepted = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
     knows_docker = not accepted.isdisjoint((MediaType.DOCKER_MANIFEST, MediaType.DOCKER_INDEX))
     wants_docker = knows_docker and not any(t.startswith("application/vnd.oci.") for t in accepted)
     if isinstance(found, ImageIndex):
-        index = found.docker_index if wants_docker else found.index
+        index = (found.docker_index if wants_docker else None) or found.index
         # Docker's own media types come from clients that name all they know, and then "*/*" for errors.
         anything = not knows_docker and not accepted.isdisjoint(_ANYTHING)
         if anything or index.descriptor.media_type in accepted:
             return index
         found = found.first
-    return found.docker_manifest if wants_docker else found.manifest
+    return (found.docker_manifest if wants_docker else None) or found.manifest
 
 
 def _quotable(text: str) -> str:

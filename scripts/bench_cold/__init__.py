@@ -1,0 +1,1 @@
+"""How long the first request for an image takes, and for what."""

@@ -1,0 +1,161 @@
+"""Measure the first request for an image: ``python -m scripts.bench_cold``, run by ``make bench-cold``.
+
+The store paths are realised, storage and caches are empty. Measured is what the server waits for between a request and its
+manifest; HTTP itself is what ``make bench`` is for. The parts come from the events of the build. Then the same request is made again,
+to the same server and to a new one on the same storage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import structlog
+from rich.console import Console
+from rich.table import Table
+
+from nixery.errors import NixeryError
+from nixery.image.request import ImageRequest, requests_for
+from nixery.pipeline.events import BuildEvent, Evaluated, Grouped, LayersComplete, Realised, Started, Stored
+from nixery.preparation import Prepared, prepare
+from nixery.settings import Settings
+from nixery.wiring import Wired, wire
+from scripts.bench.goals import Goal
+from scripts.bench.machine import processor
+
+_IMAGES = ("hello", "shell", "shell/git/python3/gcc")
+_ROUNDS = 5
+_RESULT = Path("var/bench/cold.json")
+_WIDTH = 130
+
+# What a part ends with. The first is pinning and looking into the cache.
+_PARTS: dict[type[BuildEvent], str] = {
+    Started: "pinning, looking up",
+    Evaluated: "evaluation",
+    Realised: "realisation",
+    Grouped: "grouping",
+    LayersComplete: "packing",
+    Stored: "storing",
+}
+_REST = "recording, answering"
+
+# Neither Nix nor packing, and how long all that may take.
+_OURS = ("pinning, looking up", "grouping", "storing", _REST)
+_GOAL = 0.05
+
+_AGAIN, _RESTARTED = "again", "again, after a restart"
+
+
+class _Clock:
+    """A ``BuildObserver`` with a watch."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self.last = 0.0
+
+    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+        """See ``BuildObserver.observe``."""
+        del request
+        if type(event) in _PARTS:
+            self.end(_PARTS[type(event)])
+
+    def end(self, part: str) -> None:
+        """A part is over, and the next begins."""
+        now = time.perf_counter()
+        self.parts[part] = now - self.last
+        self.last = now
+
+
+def main() -> int:
+    """Measure, print, and write everything down; returns the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, _WIDTH)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    _RESULT.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, float]] = {}
+    try:
+        with console.status("realising") as status:
+            for name in _IMAGES:
+                _round(name)  # fetches what is missing
+                status.update(name)
+                rounds = [_round(name) for _ in range(_ROUNDS)]
+                results[name] = {part: statistics.median(r[part] for r in rounds) for part in rounds[0]}
+    except NixeryError as error:
+        console.print(str(error), style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    goals = [_goal(name, parts) for name, parts in results.items()]
+    _show(console, results, goals)
+    about = {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}
+    _RESULT.write_text(json.dumps({**about, "seconds": results}, indent=2))
+    console.print(f"{processor()}, load {os.getloadavg()[0]:.1f}; {_RESULT}")
+    return 0
+
+
+def _round(name: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="cold-", dir="var") as directory:
+        environment = {
+            **os.environ,
+            "PORT": "1",  # nobody listens
+            "NIXERY_PKGS_PATH": "packagesets/debian",
+            "NIXERY_STORAGE_BACKEND": "filesystem",
+            "STORAGE_PATH": directory,
+            "NIX_TIMEOUT": "600",
+        }
+        settings = Settings.from_environment(environment)
+        return asyncio.run(_measure(settings, name))
+
+
+async def _measure(settings: Settings, name: str) -> dict[str, float]:
+    clock = _Clock()
+    prepared = prepare(settings, serving=False)
+    async with wire(settings, prepared, observer=clock) as wired:
+        clock.last = began = time.perf_counter()
+        await _get(wired, prepared, name)
+        clock.end(_REST)
+        parts = {**clock.parts, "in all": clock.last - began}
+        parts[_AGAIN] = await _get(wired, prepared, name)
+    prepared = prepare(settings, serving=False)
+    async with wire(settings, prepared, observer=_Clock()) as wired:
+        parts[_RESTARTED] = await _get(wired, prepared, name)
+    return parts
+
+
+async def _get(wired: Wired, prepared: Prepared, name: str) -> float:
+    began = time.perf_counter()
+    await wired.images.get(requests_for(name, prepared.platforms), "latest")
+    return time.perf_counter() - began
+
+
+def _goal(name: str, parts: dict[str, float]) -> Goal:
+    ours = sum(parts[part] for part in _OURS)
+    return Goal(
+        f"{name}, neither Nix nor packing", f"< {_GOAL * 1e3:g} ms", f"{ours * 1e3:.1f} ms", ours < _GOAL
+    )
+
+
+def _show(console: Console, results: dict[str, dict[str, float]], goals: list[Goal]) -> None:
+    table = Table(title=f"the first request, ms; medians of {_ROUNDS}")
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+    for part in next(iter(results.values())):
+        table.add_row(part, *(f"{parts[part] * 1e3:,.1f}" for parts in results.values()))
+    console.print(table)
+    for goal in goals:
+        mark = "[green]met   [/green]" if goal.is_met else "[yellow]missed[/yellow]"
+        console.print(f"{mark}  {goal.name}: {goal.reached} ({goal.wanted})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How fast layers are packed, beside the bound and a pipe."""

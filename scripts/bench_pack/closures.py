@@ -1,0 +1,78 @@
+"""What is packed: closures of real packages, in the layers that an image of them would have."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixery.closure.store_path import StorePath
+from nixery.layering.grouping import group_into_layers
+from nixery.layering.popularity import Popularity
+from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.options import NixOptions
+from nixery.nix.subprocess_builder import SubprocessNixBuilder
+
+_PACKAGE_SET = "packagesets/debian"
+
+# The default of NIXERY_LAYER_BUDGET, without the layer of the root file system.
+_STORE_LAYERS = 93
+
+# Seconds: fetching is not measured, and waited for.
+_REALISATION = 900.0
+_QUERY = 60.0
+
+
+class BenchError(Exception):
+    """Something cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A closure.
+
+    Attributes:
+        name: of the package.
+        layers: base names of the store paths in each.
+        files: how many there are, symlinks and directories among them.
+    """
+
+    name: str
+    layers: list[list[str]]
+    files: int
+
+    @property
+    def paths(self) -> list[str]:
+        """All store paths, as tar is to be given them."""
+        return [f"nix/store/{path}" for layer in self.layers for path in layer]
+
+
+def realise(name: str) -> Subject:
+    """Realise a package of the Debian set and group its closure.
+
+    Raises:
+        BenchError: Nix cannot.
+    """
+    try:
+        built = subprocess.run(
+            ("nix-build", _PACKAGE_SET, "-A", name, "--no-out-link"),
+            capture_output=True,
+            text=True,
+            timeout=_REALISATION,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BenchError(f"{name} cannot be had: {error}") from error
+    requested = [StorePath.parse(line) for line in built.stdout.split()]
+    with tempfile.TemporaryDirectory(prefix="roots-", dir="var") as directory:
+        nix = SubprocessNixBuilder(_QUERY, GarbageCollectorRoots(Path(directory).resolve()), NixOptions())
+        closure = asyncio.run(nix.closure(requested))
+    groups = group_into_layers(closure, Popularity(), _STORE_LAYERS)
+    layers = [[path.base_name for path in group.paths] for group in groups]
+    return Subject(
+        name,
+        layers,
+        sum(1 for info in closure for _ in (Path(str(info.path)), *Path(str(info.path)).rglob("*"))),
+    )

@@ -1,0 +1,165 @@
+"""One measurement in a process of its own: ``python -m scripts.bench_pack.worker``, by ``scripts.bench_pack``.
+
+A job comes as JSON on standard input, the result goes as JSON to standard output. In a process of its own, resident memory is
+that of the one thing that was measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from nixery.closure.store_path import StorePath
+from nixery.oci.descriptor import MediaType
+from nixery.packing.compression import Compression, Compressor, compression
+from nixery.packing.layer_packer import LayerPacker
+from nixery.packing.store_tree import store_entries
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        what: packing in threads or in processes, or the same bytes from memory.
+        layers: base names of the store paths in each.
+        workers: at the same time.
+        name: of the compression.
+        level: of it; ``None`` for the default.
+    """
+
+    what: Literal["threads", "processes", "memory"]
+    layers: list[list[str]]
+    workers: int
+    name: Literal["gzip", "zstd"] = "gzip"
+    level: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out; times in seconds, sizes in bytes.
+
+    Attributes:
+        resident: the most memory at any time.
+        uncompressed: known when everything is in memory, else 0.
+        digest: of the digests of all layers, compressed and not.
+    """
+
+    seconds: float
+    processor: float
+    resident: int
+    uncompressed: int
+    compressed: int
+    digest: str
+
+
+class _Counted:
+    """Takes bytes as the blob store's writer does, but for the disk."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self.hash.update(data)
+        self.size += len(data)
+
+
+class _Kept:
+    """A "compressor" that keeps the chunks it is given: the bytes of a layer, cut as the packer cuts them."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+
+    def compress(self, data: bytes | memoryview, /) -> bytes:
+        self.chunks.append(bytes(data))
+        return b""
+
+    def flush(self) -> bytes:
+        return b""
+
+
+_Layer = tuple[int, str]  # compressed bytes, digests
+
+
+def _pack(way: Compression, paths: Sequence[str]) -> _Layer:
+    sink = _Counted()
+    entries = store_entries([StorePath(path) for path in paths])
+    diff_id = LayerPacker(way).pack(entries, sink, lambda: None)
+    return sink.size, f"{diff_id.hex} {sink.hash.hexdigest()}"
+
+
+def _pack_alone(name: Literal["gzip", "zstd"], level: int | None, paths: Sequence[str]) -> _Layer:
+    return _pack(compression(name, level), paths)
+
+
+def _chunks(paths: Sequence[str]) -> list[bytes]:
+    kept = _Kept()
+
+    def start() -> Compressor:
+        return kept
+
+    _pack(Compression(MediaType.OCI_LAYER_GZIP, start, ""), paths)
+    return kept.chunks
+
+
+def _from_memory(way: Compression, chunks: Sequence[bytes]) -> _Layer:
+    uncompressed, sink, compressor = hashlib.sha256(), _Counted(), way.start()
+    for chunk in chunks:
+        uncompressed.update(chunk)
+        sink.write(compressor.compress(chunk))
+    sink.write(compressor.flush())
+    return sink.size, f"{uncompressed.hexdigest()} {sink.hash.hexdigest()}"
+
+
+def _measure(job: Job) -> Outcome:
+    way, n = compression(job.name, job.level), len(job.layers)
+    pool = (ProcessPoolExecutor if job.what == "processes" else ThreadPoolExecutor)(job.workers)
+    with pool:
+        list(pool.map(len, [b""] * job.workers))  # what has to be started is started before the clock
+        contents = [_chunks(layer) for layer in job.layers] if job.what == "memory" else []
+        uncompressed = sum(len(chunk) for chunks in contents for chunk in chunks)
+        before, began = _processor(), time.perf_counter()
+        if job.what == "memory":
+            layers = list(pool.map(_from_memory, [way] * n, contents))
+        elif job.what == "threads":
+            layers = list(pool.map(_pack, [way] * n, job.layers))
+        else:
+            layers = list(pool.map(_pack_alone, [job.name] * n, [job.level] * n, job.layers))
+        seconds = time.perf_counter() - began
+    digest = hashlib.sha256("\n".join(digests for _, digests in layers).encode()).hexdigest()
+    return Outcome(
+        seconds=seconds,
+        processor=_processor() - before,
+        resident=_resident(job),
+        uncompressed=uncompressed,
+        compressed=sum(size for size, _ in layers),
+        digest=digest,
+    )
+
+
+def _processor() -> float:
+    """Seconds of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _resident(job: Job) -> int:
+    """The most there was; of processes, as much for each as the largest had."""
+    # Not from getrusage: that figure is inherited from whoever started this process.
+    status = Path("/proc/self/status").read_text()
+    own = int(status.partition("VmHWM:")[2].split()[0])
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return 1024 * (own + children * job.workers if job.what == "processes" else own)
+
+
+if __name__ == "__main__":
+    json.dump(asdict(_measure(Job(**json.load(sys.stdin)))), sys.stdout)

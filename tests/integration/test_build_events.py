@@ -1,0 +1,58 @@
+"""What a build tells, in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from nixery.image.request import ImageRequest, requests_for
+from nixery.pipeline.events import (
+    BuildEvent,
+    Evaluated,
+    Grouped,
+    LayerPacked,
+    LayersComplete,
+    Realised,
+    Reused,
+    Started,
+    Stored,
+)
+from nixery.preparation import prepare
+from nixery.settings import Settings
+from nixery.wiring import wire
+
+
+class Observer:
+    def __init__(self) -> None:
+        self.events: list[BuildEvent] = []
+
+    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+        assert request.requested == ("diamond",)
+        self.events.append(event)
+
+    @property
+    def kinds(self) -> list[type[BuildEvent]]:
+        """Each once, if there are several in a row."""
+        return [kind for kind, _ in groupby(map(type, self.events))]
+
+
+async def test_each_part_of_a_build_tells_its_end(
+    settings: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    given = {"PORT": "1", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(tmp_path)}
+    chosen = Settings.from_environment({**os.environ, **given})
+    cold, warm = Observer(), Observer()
+    for observer in (cold, warm):
+        prepared = prepare(chosen, serving=False)
+        async with wire(chosen, prepared, observer=observer) as wired:
+            await wired.images.get(requests_for("diamond", prepared.platforms), "latest")
+    assert cold.kinds == [Started, Evaluated, Realised, Grouped, LayerPacked, LayersComplete, Stored]
+    assert warm.kinds == [Reused]
+    packed = sum(isinstance(event, LayerPacked) for event in cold.events)
+    assert [event.layers for event in cold.events if isinstance(event, Grouped)] == [packed]
