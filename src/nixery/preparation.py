@@ -15,7 +15,8 @@ from nixery.process_directory import ProcessDirectory
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
 from nixery.storage.files import make_directory
-from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.popularity import load_popularity
 
 Result = TypeVar("Result")

@@ -36,7 +36,8 @@ from nixery.server.registry.router import Registry
 from nixery.server.rsgi import Application, Headers
 from nixery.sources.source import PackageSet
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.small_blobs import SmallBlobs
 from tests.support.client import MANIFEST, Response
 

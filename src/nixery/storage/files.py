@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from nixery.errors import StorageError
 
 # Blobs and records hold nothing that is not served to everybody; nobody writes to them again.
 _MODE = 0o444
+
+# Files of a listing that are looked at in one go, outside of the event loop.
+_BATCH = 1000
 
 
 def make_directory(directory: Path) -> None:
@@ -83,3 +88,54 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
         path.rename(place)
     except OSError as error:
         raise StorageError(f"cannot write to the storage: {error.strerror}") from error
+
+
+def delete_file(path: Path) -> None:
+    """Delete a file that may be gone.
+
+    Raises:
+        StorageError: it cannot be deleted.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot delete {path}: {error.strerror}") from error
+
+
+async def scan(directory: Path) -> AsyncIterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """Yield the files of all directories in a directory, which need not exist, in any order.
+
+    What appears or goes meanwhile may be left out.
+
+    Raises:
+        StorageError: a directory cannot be read.
+    """
+    entries = _walk(directory)
+    while batch := await asyncio.to_thread(lambda: list(_look(islice(entries, _BATCH)))):
+        for entry, status in batch:
+            if status is not None:
+                yield entry, status
+
+
+def _look(
+    entries: Iterable[os.DirEntry[str]],
+) -> Iterator[tuple[os.DirEntry[str], os.stat_result | None]]:
+    for entry in entries:
+        try:
+            yield entry, entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            yield entry, None  # deleted meanwhile
+        except OSError as error:
+            raise StorageError(f"cannot look up {entry.path}: {error.strerror}") from error
+
+
+def _walk(directory: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as fans:
+            for fan in fans:
+                with suppress(FileNotFoundError), os.scandir(fan.path) as entries:
+                    yield from entries
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"cannot list {directory}: {error.strerror}") from error

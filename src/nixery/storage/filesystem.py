@@ -17,14 +17,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nixery.errors import BlobVerificationFailed, StorageError
+from nixery.errors import BlobVerificationFailed, InvalidDigest, StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all, write_file
-from nixery.storage.store import StoredBlob
+from nixery.storage.files import (
+    delete_file,
+    make_directory,
+    move_to_place,
+    scan,
+    temporary_file,
+    write_all,
+    write_file,
+)
+from nixery.storage.store import ListedBlob, StoredBlob
 
 
 class FilesystemBlobStore:
@@ -76,6 +84,19 @@ class FilesystemBlobStore:
         with temporary_file(self._temporary) as (descriptor, path):
             yield FilesystemBlobWriter(descriptor, path, self._path, self._temporary)
 
+    async def scan(self) -> AsyncIterator[ListedBlob]:
+        """See ``BlobStore.scan``."""
+        async for entry, status in scan(self._blobs):
+            with suppress(InvalidDigest):
+                yield ListedBlob(Digest.parse(f"sha256:{entry.name}"), status.st_size, status.st_mtime)
+
+    async def delete(self, digest: Digest) -> None:
+        """See ``BlobStore.delete``."""
+        place = self._path(digest)
+        # The size last: without a blob it means nothing.
+        for path in (place, _size_file(place)):
+            await asyncio.to_thread(delete_file, path)
+
 
 class FilesystemBlobWriter:
     """The ``BlobWriter`` of a temporary file. Digests what it writes, so that nobody has to be believed."""
@@ -107,43 +128,6 @@ class FilesystemBlobWriter:
         _write_size(self._temporary, place, size)
         move_to_place(self._descriptor, self._path, place)
         return StoredBlob(digest, size, place)
-
-
-class FilesystemRecordStore:
-    """The ``RecordStore`` in a directory; see ``FilesystemBlobStore``."""
-
-    def __init__(self, root: Path, temporary: Path) -> None:
-        self._records = root / "records"
-        self._temporary = temporary
-        make_directory(self._records)
-
-    def _path(self, kind: str, key: str) -> Path:
-        return self._records / kind / key[:2] / key
-
-    async def get(self, kind: str, key: str) -> bytes | None:
-        """See ``RecordStore.get``."""
-        try:
-            return self._path(kind, key).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(f"cannot read a record of {kind}: {error.strerror}") from error
-
-    async def find(self, kind: str, prefix: str) -> list[bytes]:
-        """See ``RecordStore.find``."""
-        return await asyncio.to_thread(self._find, kind, prefix)
-
-    def _find(self, kind: str, prefix: str) -> list[bytes]:
-        # The first two characters of a key are its directory.
-        paths = (self._records / kind).glob(f"{prefix[:2]}*/{prefix}*")
-        try:
-            return [path.read_bytes() for path in sorted(paths)]
-        except OSError as error:
-            raise StorageError(f"cannot read records of {kind}: {error.strerror}") from error
-
-    async def put(self, kind: str, key: str, content: bytes) -> None:
-        """See ``RecordStore.put``."""
-        await asyncio.to_thread(write_file, self._temporary, self._path(kind, key), content)
 
 
 def _find(digest: Digest, path: Path) -> StoredBlob | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,34 @@ class StoredBlob:
     digest: Digest
     size: int
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBlob:
+    """A blob as a listing tells of it.
+
+    Attributes:
+        digest: what it is stored under.
+        size: in bytes, as the storage has it; whether it is the right one, ``find`` knows.
+        modified: when it was stored, in seconds since the epoch by the storage's clock.
+    """
+
+    digest: Digest
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRecord:
+    """A record as a listing tells of it.
+
+    Attributes:
+        key: within its kind.
+        modified: when it was written or renewed, in seconds since the epoch by the storage's clock.
+    """
+
+    key: str
+    modified: float
 
 
 class BlobWriter(Protocol):
@@ -81,6 +110,22 @@ class BlobStore(Protocol):
         """
         ...
 
+    def scan(self) -> AsyncIterator[ListedBlob]:
+        """List all blobs, broken ones too, in any order, in memory that does not grow with their number.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        ...
+
+    async def delete(self, digest: Digest) -> None:
+        """Delete a blob; nothing happens if there is none. Whoever is reading it may go on where the storage allows it.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
+        ...
+
 
 class RecordStore(Protocol):
     """Small documents by kind and key, replaced as a whole. Whatever is in one can be made again."""
@@ -110,5 +155,29 @@ class RecordStore(Protocol):
 
         Raises:
             StorageError: it cannot be written.
+        """
+        ...
+
+    async def renew(self, kind: str, key: str, content: bytes) -> None:
+        """Have a record that is there count as written just now; write it if it is gone.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        ...
+
+    def scan(self, kind: str) -> AsyncIterator[ListedRecord]:
+        """List all records of a kind, in any order, in memory that does not grow with their number.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        ...
+
+    async def delete(self, kind: str, key: str) -> None:
+        """Delete a record; nothing happens if there is none.
+
+        Raises:
+            StorageError: it cannot be deleted.
         """
         ...

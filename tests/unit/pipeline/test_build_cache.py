@@ -17,7 +17,8 @@ from nixery.oci.image import ExecutionParameters, Layer, image_config, image_man
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.image import Image
 from nixery.sources.source import Pin
-from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
 
 PIN = Pin("path:/set", "abc", "abc")
 REQUEST = parse_image_name("git/htop")

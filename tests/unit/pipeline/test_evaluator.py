@@ -18,7 +18,7 @@ from nixery.oci.image import ExecutionParameters
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
 from nixery.sources.source import NixFiles, PackageSet, Pin, Reference
-from nixery.storage.filesystem import FilesystemRecordStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
 
 SET = NixFiles(Path("/set"), self_contained=True)
 PIN = Pin("fake:", "one", "one")

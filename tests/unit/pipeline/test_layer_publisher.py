@@ -18,7 +18,8 @@ from nixery.packing.root_filesystem import RootFilesystem
 from nixery.packing.tree import Content, Tree
 from nixery.pipeline.events import BuildEvent, LayerPacked, LayerReused
 from nixery.pipeline.layer_publisher import LayerPublisher
-from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
 
 ROOT = RootFilesystem(Tree({b"etc": Tree({b"passwd": Content(b"root")})}), ())
 

@@ -12,7 +12,7 @@ import pytest
 from nixery.errors import SourceUnreachable, TagUnknown
 from nixery.pipeline.pins import Pins
 from nixery.sources.source import PackageSet, Pin, Reference
-from nixery.storage.filesystem import FilesystemRecordStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
 
 HOUR = 3600.0
 

@@ -5,7 +5,7 @@ import pytest
 
 from nixery.oci.digest import Digest
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.filesystem import FilesystemRecordStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
 
 MANIFEST = Digest.of(b"manifest")
 

@@ -1,10 +1,13 @@
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from nixery.errors import BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.filesystem import FilesystemBlobStore, FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
 
 
 @pytest.fixture
@@ -149,3 +152,46 @@ async def test_records_are_replaced_as_a_whole(tmp_path: Path, temporary: Path) 
     assert await records.get("layers", "00ff") == b"two"
     assert await records.get("other", "00ff") is None
     assert not temporary_files(tmp_path)
+
+
+async def test_a_listing_has_every_blob_broken_ones_too(blobs: FilesystemBlobStore) -> None:
+    before = time.time() - 5
+    digests = {write(blobs, content) for content in (b"1", b"22", b"333")}
+    broken = await blobs.find(Digest.of(b"333"))
+    assert broken is not None
+    broken.path.chmod(0o644)
+    broken.path.write_bytes(b"3")
+    listed = [blob async for blob in blobs.scan()]
+    assert {blob.digest for blob in listed} == digests
+    assert sorted(blob.size for blob in listed) == [1, 1, 2]
+    assert all(before < blob.modified < time.time() + 5 for blob in listed)
+
+
+async def test_a_deleted_blob_is_gone(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
+    digest = write(blobs, b"content")
+    await blobs.delete(digest)
+    await blobs.delete(digest)
+    assert await blobs.find(digest) is None
+    assert not [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
+
+
+async def test_records_are_listed_by_kind_renewed_and_deleted(tmp_path: Path, temporary: Path) -> None:
+    records = FilesystemRecordStore(tmp_path, temporary)
+    await records.put("tags", "aa", b"1")
+    await records.put("tags", "bb", b"2")
+    await records.put("pins", "cc", b"3")
+    os.utime(tmp_path / "records" / "tags" / "aa" / "aa", (1, 1))
+    assert {record.key: record.modified > 1 async for record in records.scan("tags")} == {
+        "aa": False,
+        "bb": True,
+    }
+    await records.renew("tags", "aa", b"1")
+    await records.renew("tags", "dd", b"4")
+    assert await records.get("tags", "dd") == b"4"
+    await records.delete("tags", "bb")
+    await records.delete("tags", "bb")
+    assert {record.key: record.modified > 1 async for record in records.scan("tags")} == {
+        "aa": True,
+        "dd": True,
+    }
+    assert [record async for record in records.scan("nothing")] == []
