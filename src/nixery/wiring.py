@@ -55,12 +55,14 @@ class Wired:
     Attributes:
         application: what is served.
         close: ends all builds, which has to be done before the server is stopped.
+        ahead: what is read before anybody asks; no request depends on it, but the first one is faster after it.
     """
 
     application: Application
     images: Images
     blobs: BlobStore
     close: Callable[[], Awaitable[None]]
+    ahead: asyncio.Task[None]
 
 
 def _package_source(settings: Settings, prepared: Prepared, store: NixStore) -> PackageSource:
@@ -75,6 +77,12 @@ def _package_source(settings: Settings, prepared: Prepared, store: NixStore) -> 
     if settings.flake is not None:
         return FlakeSource(settings.flake, store)
     raise AssertionError("the settings have one source")
+
+
+async def _look_ahead(source: PackageSource) -> None:
+    # The others would have to ask somebody else, about tags that perhaps nobody ever wants.
+    if isinstance(source, DirectorySource):
+        await source.look_ahead()
 
 
 def _nix_options(settings: Settings) -> NixOptions:
@@ -133,9 +141,12 @@ async def wire(
     async def close() -> None:
         await asyncio.gather(layers.close(), images.close())
 
+    ahead = asyncio.create_task(_look_ahead(source))
     try:
-        yield Wired(Application(registry), images, blobs, close)
+        yield Wired(Application(registry), images, blobs, close, ahead)
     finally:
+        ahead.cancel()
+        await asyncio.wait((ahead,))
         await close()
         executor.shutdown(cancel_futures=True)
         prepared.roots.close()
