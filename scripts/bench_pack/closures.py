@@ -49,12 +49,21 @@ class Subject:
         return [f"nix/store/{path}" for layer in self.layers for path in layer]
 
 
-def realise(name: str) -> Subject:
+def _is_in_the_set(name: str) -> bool:
+    evaluation = ("nix-instantiate", "--eval", _PACKAGE_SET, "-A", f"{name}.name")
+    return subprocess.run(evaluation, capture_output=True, timeout=_QUERY, check=False).returncode == 0
+
+
+def realise(*names: str) -> Subject:
     """Realise a package of the Debian set and group its closure.
+
+    Args:
+        names: of which the first is taken that the set has.
 
     Raises:
         BenchError: Nix cannot.
     """
+    name = next(filter(_is_in_the_set, names), names[0])
     try:
         built = subprocess.run(
             ("nix-build", _PACKAGE_SET, "-A", name, "--no-out-link"),

@@ -25,6 +25,7 @@ class Skopeo:
     mirrored: ClassVar[str | None] = MIRRORED
     missing: ClassVar[str] = MISSING
     failure: ClassVar[str] = FAILURE
+    knows_zstd: ClassVar[bool] = True
 
     def versions(self) -> Mapping[str, str]:
         """See ``Client.versions``."""
