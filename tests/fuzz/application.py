@@ -23,12 +23,13 @@ from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import BuildEvent
-from nixery.pipeline.image_builder import ImageBuilder
+from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.pins import Pins
-from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
+from nixery.pipeline.slots import Slots
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -158,9 +159,9 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         layers = LayerPublisher(blobs, records, LayerPacker(compression("gzip")), executor)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
-        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity(), 94)
-        builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence())
-        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs))
+        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity(), ImageBounds(94))
+        builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence(), BuildBounds(Slots(1, 10)))
+        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs), 100)
         registry = Registry(
             Manifests(images, blobs, catalogue, [AMD64]),
             Blobs(blobs, SmallBlobs(blobs)),

@@ -51,6 +51,17 @@ class BuildTimedOut(BuildError):
         self.log_tail = log_tail
 
 
+class BuildTookTooLong(BuildError):
+    """An image was not finished within ``NIXERY_BUILD_TIMEOUT`` seconds; the time before its build began does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT); what has been built of it is kept, "
+            "so that another attempt gets further"
+        )
+        self.seconds = seconds
+
+
 class NixUnusable(BuildError):
     """Nix cannot be run, or answers in a way no known version does."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nixery.closure.graph import Closure
-from nixery.errors import BuildError, RequestError
+from nixery.errors import BuildError, ClosureTooLarge, RequestError
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -26,12 +26,28 @@ from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
 
 
+# So many paths are named if there are too many of them.
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBounds:
+    """How large an image may be.
+
+    Attributes:
+        layers: the most layers of an image whose definition does not say; the one with the root file system counts.
+        closure: bytes of its store paths (NAR size); ``None`` for any number.
+    """
+
+    layers: int
+    closure: int | None = None
+
+
 class ImageBuilder:
     """Builds images, whatever is there already.
 
     Args:
-        layer_budget: the most layers of an image whose definition does not say; the one with the root file system
-            counts.
+        bounds: of every image.
     """
 
     def __init__(
@@ -41,14 +57,14 @@ class ImageBuilder:
         layers: LayerPublisher,
         blobs: BlobStore,
         popularity: Popularity,
-        layer_budget: int,
+        bounds: ImageBounds,
     ) -> None:
         self._evaluator = evaluator
         self._nix = nix
         self._layers = layers
         self._blobs = blobs
         self._popularity = popularity
-        self._layer_budget = layer_budget
+        self._bounds = bounds
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         """Build and store an image.
@@ -56,6 +72,7 @@ class ImageBuilder:
         Raises:
             PackagesUnavailable: with every package that cannot be had.
             PackageSetChanged: while it was looked at.
+            ClosureTooLarge: it would be larger than images are to be.
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
@@ -74,7 +91,10 @@ class ImageBuilder:
         requested = contents.store_paths
         async with self._nix.realise(contents.installables):
             closure = await self._nix.closure(requested)
-            observe(Realised(len(closure), sum(info.nar_size for info in closure)))
+            size = sum(info.nar_size for info in closure)
+            observe(Realised(len(closure), size))
+            if self._bounds.closure is not None and size > self._bounds.closure:
+                raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
 
             budget = self._store_layers(contents)
             groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
@@ -93,7 +113,7 @@ class ImageBuilder:
         return image
 
     def _store_layers(self, contents: Contents) -> int:
-        layers = (contents.definition and contents.definition.layers) or self._layer_budget
+        layers = (contents.definition and contents.definition.layers) or self._bounds.layers
         # Store paths and root have a layer each at least: with a budget of 1, too.
         return max(1, layers - 1)
 
@@ -114,6 +134,11 @@ class ImageBuilder:
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
         return image
+
+
+def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:
+    infos = sorted(closure, key=lambda info: (-info.nar_size, info.path.base_name))
+    return tuple((info.path.base_name, info.nar_size) for info in infos[:_NAMED])
 
 
 def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:
