@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from nixery.pipeline.events import BuildObserver
 from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
-from nixery.pipeline.layer_publisher import LayerPublisher
+from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
@@ -121,8 +120,7 @@ async def wire(
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
     cache = BuildCache(records, blobs, identity) if expression is None else None
-    executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
-    layers = LayerPublisher(blobs, records, packer, executor)
+    layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, prepared.locks))
     evaluator = Evaluator(source, nix, evaluations)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, image_bounds)
@@ -144,6 +142,5 @@ async def wire(
         yield Wired(Application(registry), images, blobs, close)
     finally:
         await close()
-        executor.shutdown(cancel_futures=True)
         prepared.roots.close()
         prepared.temporary.close()

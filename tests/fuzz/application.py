@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
 from nixery.fetching.directory import DirectorySource
+from nixery.file_locks import FileLocks
 from nixery.image.platform import AMD64, Platform
 from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
@@ -26,7 +26,7 @@ from nixery.pipeline.events import BuildEvent
 from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
-from nixery.pipeline.layer_publisher import LayerPublisher
+from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
@@ -155,11 +155,14 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     temporary.mkdir()
     blobs, records = FilesystemBlobStore(directory, temporary), FilesystemRecordStore(directory, temporary)
     catalogue, nix = Catalogue(records), RecordingBuilder()
-    with asyncio.Runner() as runner, ThreadPoolExecutor(1) as executor:
-        layers = LayerPublisher(blobs, records, LayerPacker(compression("gzip")), executor)
+    with asyncio.Runner() as runner:
+        packing = Packing(LayerPacker(compression("gzip")), 1, FileLocks(directory / "locks"))
+        layers = LayerPublisher(blobs, records, packing)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
-        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity(), ImageBounds(94))
+        builder = ImageBuilder(
+            Evaluator(source, nix, None), nix, layers, blobs, Popularity(), ImageBounds(94)
+        )
         builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence(), BuildBounds(Slots(1, 10)))
         images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs), 100)
         registry = Registry(
@@ -173,3 +176,4 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
         yield ApplicationUnderTest(Application(registry), nix, runner)
         runner.run(images.close())
+        runner.run(layers.close())

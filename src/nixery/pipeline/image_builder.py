@@ -25,7 +25,6 @@ from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
 
-
 # So many paths are named if there are too many of them.
 _NAMED = 5
 

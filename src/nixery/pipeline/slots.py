@@ -71,10 +71,10 @@ class Slots:
     def retry_after(self) -> int:
         """Seconds until what waits now is likely to be done, between 1 and 60."""
         now = self._clock()
-        # What goes on may take longer than anything before.
-        known = [*self._durations, *(now - begin for begin in self._begun.values())]
-        mean = sum(known) / len(known) if self._durations else max([_GUESS, *known])
-        estimate = mean * (len(self._waiting) + 1) / self._limit
+        ended, ages = self._durations, [now - begin for begin in self._begun.values()]
+        usual = sum(ended) / len(ended) if ended else _GUESS
+        # What goes on for longer than usual has as much again before it, as far as anybody knows.
+        estimate = max(usual, sum(ages) / len(ages) if ages else 0) * (len(self._waiting) + 1) / self._limit
         return max(_SOONEST, min(_LATEST, math.ceil(estimate)))
 
     async def _acquire(self, on_queued: Callable[[int], None]) -> None:
@@ -92,7 +92,9 @@ class Slots:
             if waiting.turn.done() and not waiting.turn.cancelled():
                 self._release()  # it was this one's turn, and nobody is here to take it
             else:
-                with suppress(ValueError):  # somebody gave his slot up, and saw before we did that nobody is here
+                with suppress(
+                    ValueError
+                ):  # somebody gave his slot up, and saw before we did that nobody is here
                     self._waiting.remove(waiting)
                 self._tell_positions()
             raise

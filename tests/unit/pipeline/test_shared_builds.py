@@ -6,7 +6,15 @@ import asyncio
 
 import pytest
 
-from nixery.errors import BuildFailed, BuildTookTooLong, NixeryError, PackageSetChanged, ShuttingDown, StorageError, TooBusy
+from nixery.errors import (
+    BuildFailed,
+    BuildTookTooLong,
+    NixeryError,
+    PackageSetChanged,
+    ShuttingDown,
+    StorageError,
+    TooBusy,
+)
 from nixery.image.request import ImageRequest, parse_image_name
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, image_config, image_manifest
