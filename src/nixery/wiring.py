@@ -17,6 +17,7 @@ from nixery.fetching.git import GitSource
 from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.builder import NixExpression
+from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
@@ -105,12 +106,13 @@ async def wire(
     """
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
-    source = _package_source(settings, prepared, NixStore(roots))
+    collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
+    source = _package_source(settings, prepared, NixStore(roots, collector))
     # Looking tags up has slots of its own: nobody waits there for somebody else's build.
     bounded = BoundedSource(source, Slots(settings.max_builds, settings.max_queued))
     pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
     options = _nix_options(settings)
-    nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, expression)
+    nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, collector, expression)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
     # What an expression refers to, nobody can tell; so it is evaluated each time.
     program = Fingerprint().of(Path(nixery.__file__).parent)

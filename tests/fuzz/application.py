@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,8 +68,13 @@ class RecordingBuilder:
         missing = {name: (UnavailablePackage(name, Reason.MISSING),) for name in wanted}
         return {**missing, **dict.fromkeys(optional, ())}
 
-    def realise(self, installables: Sequence[str]) -> AbstractAsyncContextManager[None]:
-        raise AssertionError(installables)
+    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        raise NotImplementedError
+
+    def realise(
+        self, installables: Sequence[str], on_begun: Callable[[], None] = lambda: None
+    ) -> AbstractAsyncContextManager[None]:
+        raise AssertionError(installables, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise AssertionError(paths)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE_SETS = Path(__file__).parent.parent / "packageset"
 
-_CONFIGURATION = """\
+CONFIGURATION = """\
 build-users-group =
 substituters =
 sandbox = false
@@ -33,7 +33,7 @@ def nix_environment(directory: Path) -> dict[str, str]:
         return {}
     configuration = directory / "nix-configuration"
     configuration.mkdir(exist_ok=True)
-    (configuration / "nix.conf").write_text(_CONFIGURATION)
+    (configuration / "nix.conf").write_text(CONFIGURATION)
     return {"NIX_CONF_DIR": str(configuration)}
 
 

@@ -19,6 +19,7 @@
     │   ├── BuildTimedOut             a builder, or Nix
     │   ├── BuildTookTooLong          all of it together
     │   ├── NixUnusable               Nix is not there, or does not answer as Nix does
+    │   ├── PathsCollected            by Nix's garbage collector, in between
     │   ├── SourceUnreachable         where the packages come from
     │   └── PackageSetChanged
     ├── PlatformFailed                one of several platforms: holds one of the above
@@ -50,6 +51,7 @@ from nixery.errors.build import (
     EvaluationFailed,
     NixUnusable,
     PackageSetChanged,
+    PathsCollected,
     PlatformFailed,
     SourceUnreachable,
 )
@@ -86,6 +88,7 @@ __all__ = [
     "NixeryError",
     "PackageSetChanged",
     "PackagesUnavailable",
+    "PathsCollected",
     "PlatformFailed",
     "Reason",
     "RequestError",

@@ -66,6 +66,14 @@ class NixUnusable(BuildError):
     """Nix cannot be run, or answers in a way no known version does."""
 
 
+class PathsCollected(BuildError):
+    """Nix's garbage collector took what was needed, between two of our steps and again and again."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"Nix's garbage collector took {path} before it was used; try again")
+        self.path = path
+
+
 class SourceUnreachable(BuildError):
     """The package source cannot be asked at the moment; asking again later may help."""
 

@@ -35,6 +35,18 @@ _MACHINE = re.compile(
     re.IGNORECASE,
 )
 
+# What the versions of Nix say of a store path that was there a moment ago.
+_COLLECTED = re.compile(
+    r"missing derivation|don't know how to build|path '/nix/store/[^']+' (is not valid|does not exist)|"
+    r"opening file '/nix/store/[^']+': No such file"
+)
+
+
+def is_collected(said: Sequence[str]) -> bool:
+    """Whether something failed because a store path is not there, which Nix's garbage collector may have taken."""
+    return any(_COLLECTED.search(_ANSI_ESCAPE.sub("", line)) for line in said)
+
+
 _PATH = re.compile(r"(?<![\w.])/(?!nix/store/)[^\s'\"]+")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from nixery.closure.graph import Closure
-from nixery.errors import BuildError, ClosureTooLarge, RequestError
+from nixery.errors import BuildError, ClosureTooLarge, PathsCollected, RequestError
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -24,6 +24,9 @@ from nixery.pipeline.image_annotations import image_annotations
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
+
+# How often is evaluated what Nix's garbage collector takes before it is realised.
+_ATTEMPTS = 6
 
 # So many paths are named if there are too many of them.
 _NAMED = 5
@@ -76,19 +79,40 @@ class ImageBuilder:
             StorageError: it cannot be stored.
         """
         try:
-            return await self._build(request, pin, observe)
+            return await self._build_anyhow(request, pin, observe)
         except (RequestError, BuildError):
             # What is missing or broken may be remembered from a while ago, and may have been put right since.
             await self._evaluator.confirm(pin)
             raise
 
-    async def _build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+    async def _build_anyhow(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+        # Nobody can protect a derivation before it is written, and the process that writes it protects it only until it ends. In
+        # the hundredths of a second until the next one does, Nix's garbage collector may take it.
+        try:
+            return await self._build(request, pin, observe, lambda: None)
+        except PathsCollected:
+            pass
+        for _ in range(_ATTEMPTS - 2):
+            try:
+                return await self._build_undisturbed(request, pin, observe)
+            except PathsCollected:
+                continue  # there is no having it wait
+        return await self._build_undisturbed(request, pin, observe)
+
+    async def _build_undisturbed(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+        async with self._nix.undisturbed() as on_begun:
+            return await self._build(request, pin, observe, on_begun)
+
+    async def _build(
+        self, request: ImageRequest, pin: Pin, observe: Observe, on_begun: Callable[[], None]
+    ) -> Image:
         contents = await self._evaluator.contents(request, pin)
         packages = contents.packages
         observe(Evaluated(packages))
 
         requested = contents.store_paths
-        async with self._nix.realise(contents.installables):
+        async with self._nix.realise(contents.installables, on_begun):
+            on_begun()
             closure = await self._nix.closure(requested)
             size = sum(info.nar_size for info in closure)
             observe(Realised(len(closure), size))

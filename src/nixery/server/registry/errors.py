@@ -27,6 +27,7 @@ from nixery.errors import (
     NixUnusable,
     PackageSetChanged,
     PackagesUnavailable,
+    PathsCollected,
     PlatformFailed,
     RequestError,
     SettingsError,
@@ -64,6 +65,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     NixUnusable: (500, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
+    PathsCollected: (503, "UNKNOWN"),
     PlatformFailed: (500, "UNKNOWN"),  # never used: the error in it counts
     StorageError: (500, "UNKNOWN"),
     BlobVerificationFailed: (500, "UNKNOWN"),
