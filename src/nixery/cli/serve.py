@@ -13,6 +13,7 @@ import uvloop
 
 from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError
+from nixery.nix.guard import guarded
 from nixery.nix.sandbox import configured_sandbox
 from nixery.preparation import Prepared, prepare
 from nixery.server.serve import serve as serve_application
@@ -28,8 +29,9 @@ def serve() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     configure_logs(logging.INFO)
     try:
-        settings = Settings.from_environment(os.environ)
-        uvloop.run(_serve(settings, prepare(settings)))
+        with guarded(os.environ):
+            settings = Settings.from_environment(os.environ)
+            uvloop.run(_serve(settings, prepare(settings)))
     except NixeryError as error:
         for line in str(error).splitlines():
             typer.echo(f"nixery: {line}", err=True)
