@@ -35,7 +35,10 @@ def crash(rounds: int, seed: int, directory: Path) -> Counter[str]:
         moment = draw.uniform(0, _LATEST) * expected.seconds
         stage = harness.disturbed(moment, expected)
         reached[stage.partition(",")[0]] += 1
-        print(f"round {number}: killed after {moment:.3f} s, {stage}; the same digest, all blobs true", flush=True)
+        print(
+            f"round {number}: killed after {moment:.3f} s, {stage}; the same digest, all blobs true",
+            flush=True,
+        )
     return reached
 
 

@@ -8,8 +8,9 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from tests.support.client import InBackground, RegistryClient
@@ -19,7 +20,7 @@ from tests.support.server import Server, running_server
 from tests.validator.image_validator import validate
 
 # Of everything a bit: several derivations, one that takes its time, many layers, and one of some megabytes.
-NAME = "crash/many/diamond/outputs/shell"
+NAME = "shell/crash/many/diamond/outputs"
 
 # Seconds that everything a killed server has started may take to end.
 _LIMIT = 10
@@ -66,7 +67,10 @@ class Crash:
 
     def undisturbed(self) -> Undisturbed:
         """Build without a crash."""
-        with self._stores("undisturbed") as (nix, settings), self._server("undisturbed", nix, settings) as server:
+        with (
+            self._stores("undisturbed") as (nix, settings),
+            self._server("undisturbed", nix, settings) as server,
+        ):
             begin = time.monotonic()
             digest = server.client.digest(NAME)
             seconds = time.monotonic() - begin
@@ -99,10 +103,10 @@ class Crash:
             with self._server("second", nix, settings) as server:
                 _require_clean(server.storage)
                 digest = server.client.digest(NAME)
-                assert digest == expected.digest, f"{digest} is not {expected.digest}"
+                _require(digest == expected.digest, f"{digest} is not {expected.digest}")
                 validate(server.client.pull(NAME))
                 _require_true_blobs(server.storage, server.client)
-                assert server.stop() == 0
+                _require(server.stop() == 0, "it does not stop as it should")
         return reached
 
     @contextmanager
@@ -126,8 +130,14 @@ class Crash:
     def _server(self, name: str, nix: PrivateNix, settings: Mapping[str, str]) -> Iterator[Server]:
         directory = self._directory / "logs" / name
         shutil.rmtree(directory, ignore_errors=True)
-        with running_server(directory, settings, launcher=nix.launcher) as server:
-            yield server
+        # Its log is written there when it ends, and of interest only if something goes wrong.
+        log = StringIO()
+        try:
+            with redirect_stdout(log), running_server(directory, settings, launcher=nix.launcher) as server:
+                yield server
+        except BaseException:
+            print(log.getvalue())
+            raise
 
 
 def _reached(server: Server) -> str:
@@ -141,11 +151,16 @@ def _reached(server: Server) -> str:
     return "realising" if "building" in server.log else "evaluating"
 
 
+def _require(condition: object, otherwise: str) -> None:
+    if not condition:
+        raise AssertionError(otherwise)
+
+
 def _require_clean(storage: Path) -> None:
     left = [path for path in (storage / "temporary").rglob("*") if path.is_file()]
     left += [path for path in (storage / "gc-roots").rglob("*") if path.is_symlink()]
     left += list((storage / "locks").iterdir())
-    assert not left, f"left behind: {left}"
+    _require(not left, f"left behind: {left}")
 
 
 def _require_true_blobs(storage: Path, client: RegistryClient) -> None:
@@ -160,4 +175,4 @@ def _require_true_blobs(storage: Path, client: RegistryClient) -> None:
             raise AssertionError(f"{digest} is not served as a whole") from error
         if response.status == 404:  # noqa: PLR2004 -- one without its size: it is not there
             continue
-        assert hashlib.sha256(response.body).hexdigest() == path.name, f"{digest} is another"
+        _require(hashlib.sha256(response.body).hexdigest() == path.name, f"{digest} is another")
