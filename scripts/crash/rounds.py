@@ -105,7 +105,7 @@ class Crash:
                 digest = server.client.digest(NAME)
                 _require(digest == expected.digest, f"{digest} is not {expected.digest}")
                 validate(server.client.pull(NAME))
-                _require_true_blobs(server.storage, server.client)
+                require_true_blobs(server.storage, server.client)
                 _require(server.stop() == 0, "it does not stop as it should")
         return reached
 
@@ -163,7 +163,7 @@ def _require_clean(storage: Path) -> None:
     _require(not left, f"left behind: {left}")
 
 
-def _require_true_blobs(storage: Path, client: RegistryClient) -> None:
+def require_true_blobs(storage: Path, client: RegistryClient) -> None:
     """All blobs there are, those of the build that was not finished too."""
     for path in (storage / "blobs" / "sha256").glob("*/*"):
         if path.suffix == ".size":
