@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 
 import structlog
 import typer
@@ -21,6 +22,10 @@ from nixery.settings import Settings
 from nixery.wiring import wire
 
 _WRONG_SETTINGS = 2
+
+# Seconds from the end of serving to that of the process, at most: threads cannot be ended, and one may be reading a large
+# package set, or wait for a disk. Container runtimes kill after ten in all.
+_LAST = 0.5
 
 
 def serve() -> None:
@@ -45,3 +50,11 @@ async def _serve(settings: Settings, prepared: Prepared) -> None:
     structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
     async with wire(settings, prepared) as wired:
         await serve_application(wired.application, prepared.address, settings.port, wired.close)
+        _end_soon()
+
+
+def _end_soon() -> None:
+    # What is left in directories of this process is swept by the next one.
+    last = threading.Timer(_LAST, os._exit, (0,))
+    last.daemon = True
+    last.start()
