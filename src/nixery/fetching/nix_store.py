@@ -9,7 +9,7 @@ from pathlib import Path
 from nixery.errors import NixUnusable, PathsCollected
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, is_collected, without_paths
+from nixery.nix.error_message import collected_path, explanation, without_paths
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 
 # Seconds to copy a package set; nixpkgs has 40,000 files.
@@ -54,8 +54,9 @@ class NixStore:
 
     async def _run(self, *arguments: str) -> str:
         completed, stderr = await run_command(_COPY, *arguments)
-        if completed.exit_code != 0 and is_collected(stderr):
-            raise PathsCollected(arguments[2])
+        gone = collected_path(stderr) if completed.exit_code != 0 else None
+        if gone is not None:
+            raise PathsCollected(gone)
         if completed.exit_code != 0:
             raise NixUnusable(f"{arguments[0]} {arguments[1]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()

@@ -20,7 +20,7 @@ from nixery.nix.build_log import BuildLog
 from nixery.nix.builder import Evaluated, NixExpression
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, is_collected, without_paths
+from nixery.nix.error_message import collected_path, explanation, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
@@ -126,8 +126,10 @@ class SubprocessNixBuilder:
             raise self._timed_out(log)
         if completed.exit_code != 0:
             gone = await asyncio.to_thread(_missing, wanted)
-            if gone is not None or (log.failed_derivation not in log.built and is_collected(log.errors)):
-                raise PathsCollected(gone or "a derivation")
+            if log.failed_derivation not in log.built:
+                gone = gone or collected_path(log.errors)
+            if gone is not None:
+                raise PathsCollected(gone)
             raise BuildFailed(log.failed_derivation, log.log_tail(log.failed_derivation), log.summary)
 
     def _timed_out(self, log: BuildLog) -> BuildTimedOut:
