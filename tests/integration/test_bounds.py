@@ -98,10 +98,10 @@ def test_a_name_with_too_many_packages(start_server: StartServer, spy: NixSpy) -
 
 
 def test_a_build_that_takes_too_long_in_all(start_server: StartServer, salt: str) -> None:
-    server = start_server(NIXERY_BUILD_TIMEOUT="2", NIX_TIMEOUT="60", NIXERY_MAX_BUILDS="1")
+    server = start_server(NIXERY_BUILD_TIMEOUT="8", NIX_TIMEOUT="60", NIXERY_MAX_BUILDS="1")
     slow = InBackground(server.client, "/v2/sleeps/manifests/latest").start()
     wait_until(lambda: bool(nix_processes(server)), "the build begins")
-    # Its two seconds begin when its turn comes.
+    # Its eight seconds begin when its turn comes.
     fast = InBackground(server.client, "/v2/slow/hello/manifests/latest").start()
     refused = slow.result()
     assert (refused.status, refused.error["code"]) == (504, "UNKNOWN")

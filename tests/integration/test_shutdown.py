@@ -18,6 +18,7 @@ from tests.support.nix import (
     install_fake_nix,
     is_running,
     processes_with_environment,
+    started_by,
     wait_until,
 )
 from tests.support.repository import Repository
@@ -84,7 +85,7 @@ def test_running_builds_are_ended(start_server: StartServer, salt: str, package:
 def test_running_evaluation_is_ended(start_server: StartServer) -> None:
     server = start_server(NIX_TIMEOUT="60")
     InBackground(server.client, "/v2/endless/manifests/latest").start()
-    wait_until(lambda: bool(children_of(server.process.pid)), "Nix runs")
+    wait_until(lambda: bool(started_by(server.process.pid)), "Nix runs")
     processes = children_of(server.process.pid)
     assert seconds_to_stop(server) < _LIMIT
     wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", 2)

@@ -86,6 +86,13 @@ def children_of(process_id: int) -> dict[int, str]:
     return found
 
 
+def started_by(process_id: int) -> dict[int, str]:
+    """Likewise, without the warden that each server has."""
+    return {
+        number: command for number, command in children_of(process_id).items() if "warden.py" not in command
+    }
+
+
 def _command_line(directory: Path) -> str:
     try:
         return (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
