@@ -14,6 +14,8 @@
 #   make bench-layers      bytes pulled and stored by our rule for layers and by others, on all of Debian; a few minutes
 #   make bench-pack        how fast layers are packed, beside the bound and a pipe
 #   make bench-cold        how long the first request for an image takes, and for what
+#   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash for others
+#   make soak              a few hundred clients for ten minutes, and whether anything grew; SOAK_SECONDS=60 make soak for a shorter one
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -26,7 +28,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -87,6 +89,12 @@ bench-pack: setup
 
 bench-cold: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_cold
+
+crash: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.crash --rounds $${ROUNDS:-100} $${SEED:+--seed $$SEED}
+
+soak: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.soak
 
 lock:
 	@scripts/lock.sh

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nixery.errors import SettingsError, StorageError
+from nixery.file_locks import FileLocks
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
 from nixery.nix.native_platform import native_platform
@@ -36,6 +37,7 @@ class Prepared:
     popularity: Popularity
     temporary: ProcessDirectory
     roots: ProcessDirectory
+    locks: FileLocks
     blobs: FilesystemBlobStore
     records: FilesystemRecordStore
 
@@ -60,17 +62,18 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     usable = storage.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(storage / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(storage / "gc-roots")) if usable else None
+    locks = _try(problems, lambda: FileLocks(storage / "locks")) if usable else None
     if settings.nix_sandbox == "on":
         _try(problems, require_sandbox)
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
-    if popularity is None or temporary is None or roots is None or problems:
+    if popularity is None or temporary is None or roots is None or locks is None or problems:
         for directory in filter(None, (temporary, roots)):
             directory.close()
         raise SettingsError(tuple(problems))
     blobs = FilesystemBlobStore(storage, temporary.path)
     records = FilesystemRecordStore(storage, temporary.path)
     platforms = settings.platforms or (native_platform(),)
-    return Prepared(address, platforms, popularity, temporary, roots, blobs, records)
+    return Prepared(address, platforms, popularity, temporary, roots, locks, blobs, records)
 
 
 def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +17,26 @@ from nixery.fetching.git import GitSource
 from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.builder import NixExpression
+from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
+from nixery.pipeline.bounded_source import BoundedSource
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import BuildObserver
-from nixery.pipeline.image_builder import ImageBuilder
+from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
-from nixery.pipeline.layer_publisher import LayerPublisher
+from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.pins import Pins
-from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
+from nixery.pipeline.slots import Slots
 from nixery.preparation import Prepared
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
@@ -112,10 +114,13 @@ async def wire(
     """
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
-    source = _package_source(settings, prepared, NixStore(roots))
-    pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
+    collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
+    source = _package_source(settings, prepared, NixStore(roots, collector))
+    # Looking tags up has slots of its own: nobody waits there for somebody else's build.
+    bounded = BoundedSource(source, Slots(settings.max_builds, settings.max_queued))
+    pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
     options = _nix_options(settings)
-    nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, expression)
+    nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, collector, expression)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
     # What an expression refers to, nobody can tell; so it is evaluated each time.
     program = Fingerprint().of(Path(nixery.__file__).parent)
@@ -125,12 +130,14 @@ async def wire(
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
     cache = BuildCache(records, blobs, identity) if expression is None else None
-    executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
-    layers = LayerPublisher(blobs, records, packer, executor)
+    layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, prepared.locks))
     evaluator = Evaluator(source, nix, evaluations)
-    builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, settings.layer_budget)
-    builds = SharedBuilds(cache, builder, observer or LoggingObserver(), settings.failure_ttl)
-    images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
+    image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
+    builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, image_bounds)
+    build_bounds = BuildBounds(Slots(settings.max_builds, settings.max_queued), settings.build_timeout)
+    builds = SharedBuilds(cache, builder, observer or LoggingObserver(), build_bounds, settings.failure_ttl)
+    indexes = Indexes(builds, blobs, frozenset(settings.optional_platforms))
+    images = Images(pins, builds, indexes, settings.max_packages)
     catalogue = Catalogue(records)
     registry = Registry(
         Manifests(images, blobs, catalogue, prepared.platforms),
@@ -148,6 +155,5 @@ async def wire(
         ahead.cancel()
         await asyncio.wait((ahead,))
         await close()
-        executor.shutdown(cancel_futures=True)
         prepared.roots.close()
         prepared.temporary.close()

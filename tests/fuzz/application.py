@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
 from nixery.fetching.directory import DirectorySource
+from nixery.file_locks import FileLocks
 from nixery.image.platform import AMD64, Platform
 from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
@@ -23,12 +23,13 @@ from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import BuildEvent
-from nixery.pipeline.image_builder import ImageBuilder
+from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
-from nixery.pipeline.layer_publisher import LayerPublisher
+from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.pins import Pins
-from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
+from nixery.pipeline.slots import Slots
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -67,8 +68,13 @@ class RecordingBuilder:
         missing = {name: (UnavailablePackage(name, Reason.MISSING),) for name in wanted}
         return {**missing, **dict.fromkeys(optional, ())}
 
-    def realise(self, installables: Sequence[str]) -> AbstractAsyncContextManager[None]:
-        raise AssertionError(installables)
+    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        raise NotImplementedError
+
+    def realise(
+        self, installables: Sequence[str], on_begun: Callable[[], None] = lambda: None
+    ) -> AbstractAsyncContextManager[None]:
+        raise AssertionError(installables, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise AssertionError(paths)
@@ -154,13 +160,16 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     temporary.mkdir()
     blobs, records = FilesystemBlobStore(directory, temporary), FilesystemRecordStore(directory, temporary)
     catalogue, nix = Catalogue(records), RecordingBuilder()
-    with asyncio.Runner() as runner, ThreadPoolExecutor(1) as executor:
-        layers = LayerPublisher(blobs, records, LayerPacker(compression("gzip")), executor)
+    with asyncio.Runner() as runner:
+        packing = Packing(LayerPacker(compression("gzip")), 1, FileLocks(directory / "locks"))
+        layers = LayerPublisher(blobs, records, packing)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
-        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity(), 94)
-        builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence())
-        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs))
+        builder = ImageBuilder(
+            Evaluator(source, nix, None), nix, layers, blobs, Popularity(), ImageBounds(94)
+        )
+        builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence(), BuildBounds(Slots(1, 10)))
+        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs), 100)
         registry = Registry(
             Manifests(images, blobs, catalogue, [AMD64]),
             Blobs(blobs, SmallBlobs(blobs)),
@@ -172,3 +181,4 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
         yield ApplicationUnderTest(Application(registry), nix, runner)
         runner.run(images.close())
+        runner.run(layers.close())

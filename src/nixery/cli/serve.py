@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 
 import structlog
 import typer
@@ -13,6 +14,7 @@ import uvloop
 
 from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError
+from nixery.nix.guard import guarded
 from nixery.nix.sandbox import configured_sandbox
 from nixery.preparation import Prepared, prepare
 from nixery.server.serve import serve as serve_application
@@ -21,6 +23,10 @@ from nixery.wiring import wire
 
 _WRONG_SETTINGS = 2
 
+# Seconds from the end of serving to that of the process, at most: threads cannot be ended, and one may be reading a large
+# package set, or wait for a disk. Container runtimes kill after ten in all.
+_LAST = 0.5
+
 
 def serve() -> None:
     """Serve the registry. All settings come from the environment; the README lists them."""
@@ -28,8 +34,9 @@ def serve() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     configure_logs(logging.INFO)
     try:
-        settings = Settings.from_environment(os.environ)
-        uvloop.run(_serve(settings, prepare(settings)))
+        with guarded(os.environ):
+            settings = Settings.from_environment(os.environ)
+            uvloop.run(_serve(settings, prepare(settings)))
     except NixeryError as error:
         for line in str(error).splitlines():
             typer.echo(f"nixery: {line}", err=True)
@@ -43,3 +50,11 @@ async def _serve(settings: Settings, prepared: Prepared) -> None:
     structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
     async with wire(settings, prepared) as wired:
         await serve_application(wired.application, prepared.address, settings.port, wired.close)
+        _end_soon()
+
+
+def _end_soon() -> None:
+    # What is left in directories of this process is swept by the next one.
+    last = threading.Timer(_LAST, os._exit, (0,))
+    last.daemon = True
+    last.start()

@@ -16,6 +16,7 @@ import typer
 from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError
 from nixery.nix.builder import NixExpression
+from nixery.nix.guard import guarded
 from nixery.preparation import Prepared, prepare
 from nixery.settings import Settings
 from nixery.wiring import Wired, wire
@@ -39,7 +40,8 @@ def run(command: Callable[[], Awaitable[Result]], *, quiet: bool) -> Result:
     """Run a command to its end; what goes wrong is told on stderr, and ends with status 1."""
     configure_logs(logging.WARNING if quiet else logging.INFO)
     try:
-        return asyncio.run(_awaited(command))
+        with guarded(os.environ):
+            return asyncio.run(_awaited(command))
     except asyncio.CancelledError:
         raise typer.Exit(_TERMINATED) from None
     except NixeryError as error:

@@ -11,17 +11,21 @@
     │   ├── BlobUnknown
     │   ├── ManifestUnknown
     │   ├── TagUnknown                the package source has no such branch, commit, ...
+    │   ├── ClosureTooLarge           names the largest store paths
     │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
     ├── BuildError                    the request is fine, making the image failed
     │   ├── EvaluationFailed
     │   ├── BuildFailed               with the derivation and the end of its log
-    │   ├── BuildTimedOut
+    │   ├── BuildTimedOut             a builder, or Nix
+    │   ├── BuildTookTooLong          all of it together
     │   ├── NixUnusable               Nix is not there, or does not answer as Nix does
+    │   ├── PathsCollected            by Nix's garbage collector, in between
     │   ├── SourceUnreachable         where the packages come from
     │   └── PackageSetChanged
     ├── PlatformFailed                one of several platforms: holds one of the above
     ├── StorageError
     │   └── BlobVerificationFailed    what was written is not what was meant
+    ├── TooBusy                       says when to come back
     ├── ShuttingDown
     └── SettingsError                 every problem of the environment at once
 
@@ -37,19 +41,23 @@ from nixery.errors.base import (
     SettingsError,
     ShuttingDown,
     StorageError,
+    TooBusy,
 )
 from nixery.errors.build import (
     BuildError,
     BuildFailed,
     BuildTimedOut,
+    BuildTookTooLong,
     EvaluationFailed,
     NixUnusable,
     PackageSetChanged,
+    PathsCollected,
     PlatformFailed,
     SourceUnreachable,
 )
 from nixery.errors.request import (
     BlobUnknown,
+    ClosureTooLarge,
     InvalidDigest,
     InvalidName,
     InvalidReference,
@@ -68,6 +76,8 @@ __all__ = [
     "BuildError",
     "BuildFailed",
     "BuildTimedOut",
+    "BuildTookTooLong",
+    "ClosureTooLarge",
     "EvaluationFailed",
     "InvalidDigest",
     "InvalidName",
@@ -78,6 +88,7 @@ __all__ = [
     "NixeryError",
     "PackageSetChanged",
     "PackagesUnavailable",
+    "PathsCollected",
     "PlatformFailed",
     "Reason",
     "RequestError",
@@ -86,5 +97,6 @@ __all__ = [
     "SourceUnreachable",
     "StorageError",
     "TagUnknown",
+    "TooBusy",
     "UnavailablePackage",
 ]

@@ -26,6 +26,21 @@ class ShuttingDown(NixeryError):
         super().__init__("the server is shutting down; try again")
 
 
+class TooBusy(NixeryError):
+    """So much is being built and waits to be built that no more is taken on; nothing was begun.
+
+    Attributes:
+        retry_after: seconds after which it is worth asking again.
+    """
+
+    def __init__(self, limit: int, waiting: int, retry_after: int) -> None:
+        super().__init__(
+            f"this server is busy: it builds {limit} at once (NIXERY_MAX_BUILDS), and {waiting} more wait already "
+            f"(NIXERY_MAX_QUEUED); try again in {retry_after} seconds"
+        )
+        self.retry_after = retry_after
+
+
 class SettingsError(NixeryError):
     """One or more settings are missing or wrong.
 

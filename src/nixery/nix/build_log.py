@@ -15,6 +15,8 @@ from typing import Any
 
 _PREFIX = b"@nix "
 _BUILD_ACTIVITY = 105
+# Copying a path, building, substituting.
+_WORK = (100, _BUILD_ACTIVITY, 108)
 _LOG_LINE_RESULTS = (101, 107)  # a builder's line, a post-build hook's line
 _LEVEL_ERROR = 0
 
@@ -30,6 +32,9 @@ _LONGEST_LINE = 2000
 class BuildLog:
     """The state of a realisation, as far as its log tells.
 
+    Attributes:
+        is_at_work: whether something was built or fetched, or has begun to be.
+
     Args:
         on_progress: called whenever something starts, ends or moves on; not for a builder's own output.
         clock: in seconds.
@@ -40,6 +45,7 @@ class BuildLog:
         self._started: dict[int, float] = {}
         self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
+        self.is_at_work = False
         self._derivation_of_activity: dict[int, str] = {}
         self._tails: dict[str, deque[str]] = {}
         self._errors: list[str] = []
@@ -51,6 +57,7 @@ class BuildLog:
         if event is None:
             self._other_lines.append(plain(line.decode(errors="replace")))
             return
+        self.is_at_work |= event.get("action") == "start" and event.get("type") in _WORK
         match event:
             case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
                 kind in _LOG_LINE_RESULTS
@@ -73,6 +80,16 @@ class BuildLog:
             case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
                 self._errors.append(plain(text))
         self._on_progress()
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """What Nix itself said is wrong."""
+        return tuple(self._errors)
+
+    @property
+    def built(self) -> frozenset[str]:
+        """``<hash>-<name>.drv`` of the derivations whose builders were started."""
+        return frozenset(self._tails)
 
     @property
     def failed_derivation(self) -> str | None:

@@ -8,11 +8,11 @@ from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
+from nixery.errors import EvaluationFailed, NixUnusable, PathsCollected, Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.nix.builder import NixExpression
 from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
+from nixery.nix.error_message import collected_path, explanation, is_trouble_of_the_machine, without_paths
 from nixery.nix.evaluation import Flaw, Item, parse_answer, request_argument
 from nixery.nix.options import NixOptions
 from nixery.nix.process import Completed
@@ -49,6 +49,7 @@ class Evaluation:
 
         Raises:
             EvaluationFailed: the set itself is broken.
+            PathsCollected: a store path that it refers to is not there.
             BuildTimedOut: it took too long.
             NixUnusable: Nix cannot be run.
         """
@@ -56,6 +57,9 @@ class Evaluation:
         if completed.exit_code == 0:
             # With a large package set, looking for near names is work for a while.
             return await asyncio.to_thread(parse_answer, completed.stdout)
+        gone = collected_path([explanation(stderr)])
+        if gone is not None:
+            raise PathsCollected(gone)
         if completed.exit_code < 0 or is_trouble_of_the_machine(stderr):
             # Nobody's package is to blame, and a client that asks again may well be served.
             reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"

@@ -15,6 +15,17 @@ from nixery.packing.root_filesystem import NameClash
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """Others are built first. Told again when fewer of them are left.
+
+    Attributes:
+        position: in the queue; 1 is next.
+    """
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The image was not built before, and is built now."""
 
@@ -99,7 +110,8 @@ class Failed:
 
 
 BuildEvent = (
-    Started
+    Queued
+    | Started
     | Evaluated
     | Realised
     | Grouped

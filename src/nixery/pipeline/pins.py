@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from nixery.errors import NixeryError, SourceUnreachable, TagUnknown
+from nixery.errors import NixeryError, SourceUnreachable, TagUnknown, TooBusy
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.pin_records import Pinned, PinRecord, PinRecords, Term
 from nixery.pipeline.single_flight import SingleFlight
@@ -88,7 +88,7 @@ class Pins:
 
         Raises:
             TagUnknown: nothing.
-            SourceUnreachable: nobody knows, and nobody ever knew.
+            SourceUnreachable, TooBusy: nobody knows, and nobody ever knew.
             StorageError: the pin cannot be kept.
         """
         reference = self._source.reference(tag)
@@ -146,7 +146,7 @@ class Pins:
         except TagUnknown as error:
             self._unknown.put(reference, (error, self._clock() + self._failure_time_to_live), _SIZE)
             raise
-        except SourceUnreachable as error:
+        except (SourceUnreachable, TooBusy) as error:
             if not terms:
                 raise
             reason = str(error)
