@@ -46,6 +46,7 @@ from nixery.sources.source import PackageSource
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore
+from nixery.storage.uses import Uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +117,17 @@ async def wire(
         [evaluation, packer.identity, settings.layer_budget, prepared.popularity.counts]
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
-    cache = BuildCache(records, blobs, identity) if expression is None else None
+    uses = Uses(records, settings.storage_grace)
+    cache = BuildCache(records, blobs, uses, identity) if expression is None else None
     executor = ThreadPoolExecutor(settings.packing_workers, thread_name_prefix="packing")
     layers = LayerPublisher(blobs, records, packer, executor)
     evaluator = Evaluator(source, nix, evaluations)
-    builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, settings.layer_budget)
+    builder = ImageBuilder(evaluator, nix, layers, blobs, uses, prepared.popularity, settings.layer_budget)
     builds = SharedBuilds(cache, builder, observer or LoggingObserver(), settings.failure_ttl)
-    images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
+    images = Images(pins, builds, Indexes(builds, blobs, uses, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)
     registry = Registry(
-        Manifests(images, blobs, catalogue, prepared.platforms),
+        Manifests(images, blobs, uses, catalogue, prepared.platforms),
         Blobs(blobs, SmallBlobs(blobs)),
         Discovery(catalogue),
     )
@@ -137,6 +139,7 @@ async def wire(
         yield Wired(Application(registry), images, blobs, close)
     finally:
         await close()
+        await uses.close()
         executor.shutdown(cancel_futures=True)
         prepared.roots.close()
         prepared.temporary.close()

@@ -39,6 +39,7 @@ from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.small_blobs import SmallBlobs
+from nixery.storage.uses import Uses
 from tests.support.client import MANIFEST, Response
 
 # What is stored before the first request.
@@ -153,16 +154,16 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     temporary = directory / "temporary"
     temporary.mkdir()
     blobs, records = FilesystemBlobStore(directory, temporary), FilesystemRecordStore(directory, temporary)
-    catalogue, nix = Catalogue(records), RecordingBuilder()
+    catalogue, uses, nix = Catalogue(records), Uses(records, 3600), RecordingBuilder()
     with asyncio.Runner() as runner, ThreadPoolExecutor(1) as executor:
         layers = LayerPublisher(blobs, records, LayerPacker(compression("gzip")), executor)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
-        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity(), 94)
-        builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence())
-        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs))
+        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, uses, Popularity(), 94)
+        builds = SharedBuilds(BuildCache(records, blobs, uses, ""), builder, _Silence())
+        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses))
         registry = Registry(
-            Manifests(images, blobs, catalogue, [AMD64]),
+            Manifests(images, blobs, uses, catalogue, [AMD64]),
             Blobs(blobs, SmallBlobs(blobs)),
             Discovery(catalogue),
         )
@@ -172,3 +173,4 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
         yield ApplicationUnderTest(Application(registry), nix, runner)
         runner.run(images.close())
+        runner.run(uses.close())

@@ -16,12 +16,15 @@
     │   ├── EvaluationFailed
     │   ├── BuildFailed               with the derivation and the end of its log
     │   ├── BuildTimedOut
+    │   ├── NixStoreFull
     │   ├── NixUnusable               Nix is not there, or does not answer as Nix does
     │   ├── SourceUnreachable         where the packages come from
     │   └── PackageSetChanged
     ├── PlatformFailed                one of several platforms: holds one of the above
     ├── StorageError
-    │   └── BlobVerificationFailed    what was written is not what was meant
+    │   ├── BlobVerificationFailed    what was written is not what was meant
+    │   ├── StorageFull
+    │   └── CollectionRunning
     ├── ShuttingDown
     └── SettingsError                 every problem of the environment at once
 
@@ -33,16 +36,19 @@ from __future__ import annotations
 
 from nixery.errors.base import (
     BlobVerificationFailed,
+    CollectionRunning,
     NixeryError,
     SettingsError,
     ShuttingDown,
     StorageError,
+    StorageFull,
 )
 from nixery.errors.build import (
     BuildError,
     BuildFailed,
     BuildTimedOut,
     EvaluationFailed,
+    NixStoreFull,
     NixUnusable,
     PackageSetChanged,
     PlatformFailed,
@@ -68,12 +74,14 @@ __all__ = [
     "BuildError",
     "BuildFailed",
     "BuildTimedOut",
+    "CollectionRunning",
     "EvaluationFailed",
     "InvalidDigest",
     "InvalidName",
     "InvalidReference",
     "ManifestUnknown",
     "NameUnknown",
+    "NixStoreFull",
     "NixUnusable",
     "NixeryError",
     "PackageSetChanged",
@@ -85,6 +93,7 @@ __all__ = [
     "ShuttingDown",
     "SourceUnreachable",
     "StorageError",
+    "StorageFull",
     "TagUnknown",
     "UnavailablePackage",
 ]

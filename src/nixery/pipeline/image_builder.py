@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from nixery.closure.graph import Closure
-from nixery.errors import BuildError, RequestError
+from nixery.errors import BuildError, RequestError, StorageError
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -23,7 +24,15 @@ from nixery.pipeline.image import Image
 from nixery.pipeline.image_annotations import image_annotations
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
-from nixery.storage.store import BlobStore
+from nixery.storage.store import BlobStore, are_there
+from nixery.storage.uses import Uses
+
+# How often a build begins anew because blobs that it was going to use were deleted under it. What it stored itself stays.
+_ATTEMPTS = 3
+
+
+class _BlobsLost(Exception):
+    """Blobs that the image consists of were deleted while it was built."""
 
 
 class ImageBuilder:
@@ -34,12 +43,13 @@ class ImageBuilder:
             counts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- the whole data path comes together here
         self,
         evaluator: Evaluator,
         nix: NixBuilder,
         layers: LayerPublisher,
         blobs: BlobStore,
+        uses: Uses,
         popularity: Popularity,
         layer_budget: int,
     ) -> None:
@@ -47,6 +57,7 @@ class ImageBuilder:
         self._nix = nix
         self._layers = layers
         self._blobs = blobs
+        self._uses = uses
         self._popularity = popularity
         self._layer_budget = layer_budget
 
@@ -60,7 +71,12 @@ class ImageBuilder:
             StorageError: it cannot be stored.
         """
         try:
-            return await self._build(request, pin, observe)
+            for _ in range(_ATTEMPTS):
+                with suppress(_BlobsLost):
+                    return await self._build(request, pin, observe)
+            raise StorageError(
+                "what is stored goes again; files of the storage are deleted while images are built"
+            )
         except (RequestError, BuildError):
             # What is missing or broken may be remembered from a while ago, and may have been put right since.
             await self._evaluator.confirm(pin)
@@ -113,6 +129,10 @@ class ImageBuilder:
         # The manifests last: what is there under a manifest's digest is complete.
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
+        # A layer that was reused, or a document that was there, may have been garbage to a collector until now.
+        await self._uses.claim(image.digests, (digest for digest, _ in image.parts))
+        if not await are_there(self._blobs, image.parts):
+            raise _BlobsLost
         return image
 
 

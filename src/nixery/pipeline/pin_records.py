@@ -11,7 +11,7 @@ from nixery.oci.canonical_json import canonical_json
 from nixery.sources.source import Pin
 from nixery.storage.store import RecordStore
 
-_RECORDS = "pins"
+PINS = "pins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class PinRecords:
         Raises:
             StorageError: the store cannot be asked.
         """
-        content = await self._records.get(_RECORDS, self._key(reference))
+        content = await self._records.get(PINS, self._key(reference))
         try:
             return PinRecord.model_validate_json(content) if content is not None else None
         except ValidationError:
@@ -91,7 +91,7 @@ class PinRecords:
         Raises:
             StorageError: it cannot be written.
         """
-        await self._records.put(_RECORDS, self._key(reference), record.model_dump_json().encode())
+        await self._records.put(PINS, self._key(reference), record.model_dump_json().encode())
 
     def _key(self, reference: str) -> str:
         return hashlib.sha256(canonical_json([self._source, reference])).hexdigest()

@@ -12,14 +12,16 @@ from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
 from nixery.storage.store import RecordStore
 
-_TAGS = "tags"
-_REFERRERS = "referrers"
+TAGS = "tags"
+REFERRERS = "referrers"
 
 # Bytes for the tags that this process knows to be recorded: each pull would read its record again otherwise.
 _REMEMBERED = 8 * 1024 * 1024
 
 
-class _TagRecord(BaseModel):
+class TagRecord(BaseModel):
+    """A tag that was built."""
+
     name: str
     tag: str
     digest: str
@@ -44,9 +46,9 @@ class Catalogue:
         if self._recorded.get((name, tag)) == manifest:
             return
         key = _hash(name) + _hash(tag)
-        content = _TagRecord(name=name, tag=tag, digest=str(manifest)).model_dump_json().encode()
-        if await self._records.get(_TAGS, key) != content:
-            await self._records.put(_TAGS, key, content)
+        content = TagRecord(name=name, tag=tag, digest=str(manifest)).model_dump_json().encode()
+        if await self._records.get(TAGS, key) != content:
+            await self._records.put(TAGS, key, content)
         self._recorded.put((name, tag), manifest, len(name) + len(tag))
 
     async def tags(self, name: str) -> list[str]:
@@ -59,13 +61,13 @@ class Catalogue:
 
     async def referrers(self, subject: Digest) -> list[dict[str, Any]]:
         """Return the descriptors of the manifests attached to another one, in the order of their digests."""
-        return [json.loads(content) for content in await self._records.find(_REFERRERS, subject.hex)]
+        return [json.loads(content) for content in await self._records.find(REFERRERS, subject.hex)]
 
-    async def _tag_records(self, prefix: str) -> list[_TagRecord]:
+    async def _tag_records(self, prefix: str) -> list[TagRecord]:
         found = []
-        for content in await self._records.find(_TAGS, prefix):
+        for content in await self._records.find(TAGS, prefix):
             try:
-                found.append(_TagRecord.model_validate_json(content))
+                found.append(TagRecord.model_validate_json(content))
             except ValidationError:
                 continue  # torn: the next pull of the tag writes it anew
         return found

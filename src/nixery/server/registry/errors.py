@@ -15,6 +15,7 @@ from nixery.errors import (
     BuildError,
     BuildFailed,
     BuildTimedOut,
+    CollectionRunning,
     EvaluationFailed,
     InvalidDigest,
     InvalidName,
@@ -22,6 +23,7 @@ from nixery.errors import (
     ManifestUnknown,
     NameUnknown,
     NixeryError,
+    NixStoreFull,
     NixUnusable,
     PackageSetChanged,
     PackagesUnavailable,
@@ -31,6 +33,7 @@ from nixery.errors import (
     ShuttingDown,
     SourceUnreachable,
     StorageError,
+    StorageFull,
     TagUnknown,
 )
 from nixery.server.responses import BytesResponse
@@ -55,11 +58,16 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # containerd shows nothing but the status, and a package that cannot be built is not one that is not there.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
     BuildTimedOut: (504, "UNKNOWN"),
+    NixStoreFull: (507, "UNKNOWN"),
     NixUnusable: (500, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
     PlatformFailed: (500, "UNKNOWN"),  # never used: the error in it counts
     StorageError: (500, "UNKNOWN"),
+    # RFC 4918, 11.5. It is our fault and not the request's, though docker and podman show no message of a 5xx; none of the statuses
+    # with which containerd asks again at once, which needs the room once more.
+    StorageFull: (507, "UNKNOWN"),
+    CollectionRunning: (503, "UNKNOWN"),  # never used: no request collects
     BlobVerificationFailed: (500, "UNKNOWN"),
     ShuttingDown: (503, "UNKNOWN"),
     SettingsError: (500, "UNKNOWN"),
