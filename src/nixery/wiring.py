@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nixery
 from nixery.fetching.channel import ChannelSource
@@ -44,9 +45,13 @@ from nixery.server.rsgi import Application
 from nixery.settings import Settings
 from nixery.sources.source import PackageSource
 from nixery.storage.catalogue import Catalogue
+from nixery.storage.files import used_and_total
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Uses
+from nixery.upkeep.collector import Collector
+from nixery.upkeep.keeper import FileSystemUsage, Keeper, Marks
+from nixery.upkeep.scrubber import Scrubber
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,28 @@ def _nix_options(settings: Settings) -> NixOptions:
         environment=settings.evaluation_environment,
         memory=settings.evaluation_memory * 1024 * 1024 or None,
     )
+
+
+def _upkeep(settings: Settings, prepared: Prepared) -> list[Coroutine[Any, Any, None]]:
+    """What a server does in the background; commands end before there is anything to do."""
+    blobs, records = prepared.blobs, prepared.records
+    work = []
+    if settings.storage_high is not None:
+        low = settings.storage_low or settings.storage_high.times(0.9)
+        marks = Marks(
+            high=settings.storage_high.value,
+            low=low.value,
+            in_percent=settings.storage_high.percent is not None,
+        )
+        collector = Collector(blobs, records, settings.storage_grace)
+
+        def usage() -> FileSystemUsage:
+            return FileSystemUsage(*used_and_total(settings.storage_path))
+
+        work.append(Keeper(collector, blobs, usage, marks).run())
+    if settings.scrub_rate:
+        work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
+    return work
 
 
 @asynccontextmanager
@@ -135,9 +162,14 @@ async def wire(
     async def close() -> None:
         await asyncio.gather(layers.close(), images.close())
 
+    upkeep = _upkeep(settings, prepared) if prepared.address is not None else []
+    tasks = [asyncio.ensure_future(work) for work in upkeep]
     try:
         yield Wired(Application(registry), images, blobs, close)
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await close()
         await uses.close()
         executor.shutdown(cancel_futures=True)

@@ -73,6 +73,11 @@ class DiskMark:
                 f"{text!r} is neither a percentage nor a size; write for example 90% or 50GiB"
             ) from None
 
+    @property
+    def value(self) -> float:
+        """Percent, or bytes."""
+        return self.percent if self.percent is not None else float(self.size or 0)
+
     def is_below(self, other: DiskMark) -> bool:
         """Whether this is the lower one of two marks of one unit; ``False`` if their units differ."""
         if self.percent is not None and other.percent is not None:

@@ -19,6 +19,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Blobs and records hold nothing that is not served to everybody; nobody writes to them again.
 _MODE = 0o444
 
+_CHUNK = 1 << 20
+
 # Files of a listing that are looked at in one go, outside of the event loop.
 _BATCH = 1000
 
@@ -100,6 +102,20 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
         raise cannot_write(error) from error
 
 
+def used_and_total(directory: Path) -> tuple[int, int]:
+    """Return how many bytes of a file system are used, and how many there are for us, as df(1) counts.
+
+    Raises:
+        StorageError: it cannot be asked.
+    """
+    try:
+        status = os.statvfs(directory)
+    except OSError as error:
+        raise StorageError(f"cannot look up the file system of the storage: {error.strerror}") from error
+    used = (status.f_blocks - status.f_bfree) * status.f_frsize
+    return used, used + status.f_bavail * status.f_frsize
+
+
 def delete_file(path: Path) -> None:
     """Delete a file that may be gone.
 
@@ -110,6 +126,43 @@ def delete_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot delete {path}: {error.strerror}") from error
+
+
+def move_file(path: Path, place: Path) -> None:
+    """Move a file, which may be gone, to a directory that is made if it does not exist.
+
+    Raises:
+        StorageError: it cannot be moved.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.rename(place)
+    except OSError as error:
+        raise StorageError(f"cannot move {path}: {error.strerror}") from error
+
+
+async def chunks(path: Path) -> AsyncIterator[bytes]:
+    """Yield what is in a file; the kernel does not need to keep it in memory.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        StorageError: it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        while chunk := await asyncio.to_thread(os.read, descriptor, _CHUNK):
+            yield chunk
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 async def scan(directory: Path) -> AsyncIterator[tuple[os.DirEntry[str], os.stat_result]]:
