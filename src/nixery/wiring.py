@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nixery
+from nixery.errors import StorageError, TagUnknown
 from nixery.fetching.channel import ChannelSource
 from nixery.fetching.directory import DirectorySource
 from nixery.fetching.fingerprint import Fingerprint
@@ -20,6 +22,7 @@ from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.builder import NixExpression
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.health import require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
@@ -37,6 +40,8 @@ from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import SharedBuilds
 from nixery.preparation import Prepared
+from nixery.process_directory import ProcessDirectory
+from nixery.server.health import Health
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -112,7 +117,17 @@ def _upkeep(settings: Settings, prepared: Prepared) -> list[Coroutine[Any, Any, 
         work.append(Keeper(collector, blobs, usage, marks).run())
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
+    work.append(_keep(prepared.temporary, prepared.roots))
     return work
+
+
+async def _keep(*directories: ProcessDirectory) -> None:
+    """Make directories again that somebody deletes, and keep them from being taken for left behind."""
+    while True:
+        await asyncio.sleep(1)
+        for directory in directories:
+            with suppress(StorageError):  # whoever needs it is told
+                await asyncio.to_thread(directory.restore)
 
 
 @asynccontextmanager
@@ -159,13 +174,27 @@ async def wire(
         Discovery(catalogue),
     )
 
+    async def source_is_usable() -> None:
+        try:
+            await pins.pin("latest")
+        except TagUnknown:
+            return  # it was asked, and has no such tag
+
+    health = Health(
+        {
+            "storage": blobs.probe,
+            "nix": partial(asyncio.to_thread, require_usable_nix),
+            "source": source_is_usable,
+        }
+    )
+
     async def close() -> None:
         await asyncio.gather(layers.close(), images.close())
 
     upkeep = _upkeep(settings, prepared) if prepared.address is not None else []
     tasks = [asyncio.ensure_future(work) for work in upkeep]
     try:
-        yield Wired(Application(registry), images, blobs, close)
+        yield Wired(Application(registry, health), images, blobs, close)
     finally:
         for task in tasks:
             task.cancel()

@@ -29,6 +29,7 @@ from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.server.health import Health
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -171,6 +172,6 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         runner.run(blobs.put(MANIFEST_DIGEST, STORED_MANIFEST))
         for tag in TAGS:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
-        yield ApplicationUnderTest(Application(registry), nix, runner)
+        yield ApplicationUnderTest(Application(registry, Health({})), nix, runner)
         runner.run(images.close())
         runner.run(uses.close())

@@ -35,6 +35,14 @@ _MACHINE = re.compile(
     re.IGNORECASE,
 )
 
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
+
+
+def is_about_a_full_disk(message: str) -> bool:
+    """Whether a message of Nix's says that there is no room left."""
+    return _FULL.search(message) is not None
+
+
 _PATH = re.compile(r"(?<![\w.])/(?!nix/store/)[^\s'\"]+")
 
 

@@ -11,13 +11,14 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import (
     BuildFailed,
     BuildTimedOut,
+    NixStoreFull,
     NixUnusable,
 )
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog
 from nixery.nix.builder import Evaluated, NixExpression
 from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, without_paths
+from nixery.nix.error_message import explanation, is_about_a_full_disk, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
@@ -107,6 +108,8 @@ class SubprocessNixBuilder:
         if completed.exit_code > _BUILD_FAILURE and (completed.exit_code - _BUILD_FAILURE) & _TIMED_OUT:
             raise self._timed_out(log)
         if completed.exit_code != 0:
+            if log.says_that_there_is_no_room:
+                raise NixStoreFull
             raise BuildFailed(log.failed_derivation, log.log_tail(log.failed_derivation), log.summary)
 
     def _timed_out(self, log: BuildLog) -> BuildTimedOut:
@@ -127,6 +130,8 @@ class SubprocessNixBuilder:
     async def _query(self, *arguments: str) -> str:
         completed, stderr = await run_command(self._timeout, "nix-store", *arguments)
         if completed.exit_code != 0:
+            if is_about_a_full_disk(explanation(stderr)):
+                raise NixStoreFull
             raise NixUnusable(f"nix-store {arguments[0]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()
 

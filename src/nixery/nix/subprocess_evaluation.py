@@ -8,11 +8,16 @@ from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
+from nixery.errors import EvaluationFailed, NixStoreFull, NixUnusable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.nix.builder import NixExpression
 from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
+from nixery.nix.error_message import (
+    explanation,
+    is_about_a_full_disk,
+    is_trouble_of_the_machine,
+    without_paths,
+)
 from nixery.nix.evaluation import Flaw, Item, parse_answer, request_argument
 from nixery.nix.options import NixOptions
 from nixery.nix.process import Completed
@@ -50,6 +55,7 @@ class Evaluation:
         Raises:
             EvaluationFailed: the set itself is broken.
             BuildTimedOut: it took too long.
+            NixStoreFull: there is no room for derivations.
             NixUnusable: Nix cannot be run.
         """
         completed, stderr = await self._instantiate(request_argument(packages, optional))
@@ -57,6 +63,8 @@ class Evaluation:
             # With a large package set, looking for near names is work for a while.
             return await asyncio.to_thread(parse_answer, completed.stdout)
         if completed.exit_code < 0 or is_trouble_of_the_machine(stderr):
+            if is_about_a_full_disk(explanation(stderr)):
+                raise NixStoreFull
             # Nobody's package is to blame, and a client that asks again may well be served.
             reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"
             raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")

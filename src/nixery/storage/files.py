@@ -51,7 +51,12 @@ def temporary_file(directory: Path) -> Iterator[tuple[int, Path]]:
         StorageError: it cannot be made.
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=directory)
+        try:
+            descriptor, name = tempfile.mkstemp(dir=directory)
+        except FileNotFoundError:
+            # Somebody deleted it, and perhaps all of the storage: what is made again can be stored again.
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=directory)
     except OSError as error:
         raise cannot_write(error) from error
     try:

@@ -37,6 +37,9 @@ from nixery.storage.files import (
 )
 from nixery.storage.store import ListedBlob, StoredBlob
 
+# Bytes that are written to see whether there is room: more than a manifest has.
+_PROBE = 64 * 1024
+
 
 class FilesystemBlobStore:
     """The ``BlobStore`` in a directory.
@@ -93,6 +96,15 @@ class FilesystemBlobStore:
         async for entry, status in scan(self._blobs):
             with suppress(InvalidDigest):
                 yield ListedBlob(Digest.parse(f"sha256:{entry.name}"), status.st_size, status.st_mtime)
+
+    async def probe(self) -> None:
+        """See ``BlobStore.probe``."""
+        await asyncio.to_thread(self._probe)
+
+    def _probe(self) -> None:
+        make_directory(self._blobs)
+        with temporary_file(self._temporary) as (descriptor, _):
+            write_all(descriptor, b"\0" * _PROBE)
 
     async def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
         """See ``BlobStore.chunks``."""

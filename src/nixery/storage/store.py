@@ -110,6 +110,15 @@ class BlobStore(Protocol):
         """
         ...
 
+    async def probe(self) -> None:
+        """See whether something could be stored just now, by storing a little that nobody finds.
+
+        Raises:
+            StorageFull: there is no room.
+            StorageError: it could not, for another reason.
+        """
+        ...
+
     def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
         """Yield the bytes that are stored under a digest, in pieces of a MiB at most, whether or not they are the right ones.
 
