@@ -96,7 +96,9 @@ class BuildLog:
     @property
     def says_that_there_is_no_room(self) -> bool:
         """Whether Nix itself, and not a builder that it quotes, found no room for what it had to write."""
-        lines = (line.strip() for error in self._errors for line in error.splitlines())
+        # What it says before it knows in which format is in plain lines.
+        plain_errors = [line for line in self._other_lines if line.startswith("error:")]
+        lines = (line.strip() for error in (*self._errors, *plain_errors) for line in error.splitlines())
         return any(is_about_a_full_disk(line) for line in lines if not line.startswith(">"))
 
     def log_tail(self, derivation: str | None) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from nixery.oci.digest import Digest
 from nixery.oci.image import Document
 from nixery.pipeline.image import Image
 from nixery.sources.source import Pin
-from nixery.storage.store import BlobStore, RecordStore, are_there
+from nixery.storage.presence import are_there
+from nixery.storage.store import BlobStore, RecordStore
 from nixery.storage.uses import Uses
 
 IMAGES = "images"

@@ -24,7 +24,8 @@ from nixery.pipeline.image import Image
 from nixery.pipeline.image_annotations import image_annotations
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
-from nixery.storage.store import BlobStore, are_there
+from nixery.storage.presence import are_there
+from nixery.storage.store import BlobStore
 from nixery.storage.uses import Uses
 
 # How often a build begins anew because blobs that it was going to use were deleted under it. What it stored itself stays.

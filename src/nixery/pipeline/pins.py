@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from nixery.errors import NixeryError, SourceUnreachable, StorageError, TagUnknown
+from nixery.errors import NixeryError, SourceUnreachable, TagUnknown
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.pin_records import Pinned, PinRecord, PinRecords, Term
 from nixery.pipeline.single_flight import SingleFlight
@@ -167,13 +167,7 @@ class Pins:
             return self._hold(reference, latest.current)
         # With no time to live there is a resolution for each request, but only what is new is written down.
         if self._time_to_live or record is None or record.current.identity != term.identity:
-            try:
-                await self._records.write(reference.name, PinRecord(current=term))
-            except StorageError as error:
-                # What is stored can be served although nothing more can be stored; other servers find the pin for themselves.
-                _log.warning(
-                    "pin not written down", reference=without_credentials(reference.name), reason=str(error)
-                )
+            await self._records.write(reference.name, PinRecord(current=term))
         return self._hold(reference, term)
 
     async def _refresh(self, reference: Reference) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,16 +209,3 @@ class RecordStore(Protocol):
             StorageError: it cannot be deleted.
         """
         ...
-
-
-async def are_there(blobs: BlobStore, parts: Iterable[tuple[Digest, int]]) -> bool:
-    """Whether all blobs are there, each with its size.
-
-    Raises:
-        StorageError: the storage cannot be asked.
-    """
-    for digest, size in parts:
-        blob = await blobs.find(digest)
-        if blob is None or blob.size != size:
-            return False
-    return True

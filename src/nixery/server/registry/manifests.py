@@ -20,7 +20,8 @@ from nixery.server.conditions import matches
 from nixery.server.requests import Request
 from nixery.server.responses import IMMUTABLE, BytesResponse, NotModified, Response
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.store import BlobStore, are_there
+from nixery.storage.presence import are_there
+from nixery.storage.store import BlobStore
 from nixery.storage.uses import Uses
 
 # Clients refuse larger manifests, so whatever is larger is none.
