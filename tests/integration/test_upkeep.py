@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -138,7 +138,7 @@ class Pullers:
             for number, client in enumerate(clients)
         ]
 
-    def __enter__(self) -> Pullers:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -192,7 +192,7 @@ def test_killed_in_the_middle(start_server: StartServer) -> None:
     server = start_server()
     images = {name: server.client.pull(name) for name in NAMES}
     assert server.stop() == 0
-    for attempt in range(5):
+    for attempt in range(3):
         make_older(server.storage, 40 * DAY)
         environment = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(server.storage)}
         process = subprocess.Popen(

@@ -25,7 +25,7 @@ USES = "uses"
 COLLECTIONS = "collections"
 
 # Seconds after which a collector that does not renew its record is dead. It renews it far more often, and deletes nothing if it could not.
-LEASE = 60.0
+LEASE = 15.0
 
 # Seconds between two looks at a collector that is in the way.
 _PAUSE = 0.05

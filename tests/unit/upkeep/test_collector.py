@@ -11,7 +11,7 @@ from nixery.oci.descriptor import MediaType
 from nixery.oci.digest import Digest
 from nixery.oci.index import image_index
 from nixery.pipeline.build_cache import ImageRecord
-from nixery.storage.uses import COLLECTIONS, USES, Uses
+from nixery.storage.uses import COLLECTIONS, LEASE, USES, Uses
 from nixery.upkeep import collector
 from nixery.upkeep.lease import Lease
 from nixery.upkeep.limits import Limits
@@ -176,7 +176,7 @@ async def test_one_at_a_time(store: Store) -> None:
 
 async def test_a_dead_collector_is_forgotten(store: Store) -> None:
     await store.records.put(COLLECTIONS, "ab" * 16, b"")
-    store.age(61)
+    store.age(LEASE + 1)
     await store.collect()
     assert await store.keys(COLLECTIONS) == set()
 
