@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nixery
+from nixery.errors import StorageError, TagUnknown
 from nixery.fetching.channel import ChannelSource
 from nixery.fetching.directory import DirectorySource
 from nixery.fetching.fingerprint import Fingerprint
@@ -19,6 +22,7 @@ from nixery.fetching.nix_store import NixStore
 from nixery.nix.builder import NixExpression
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.health import require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
@@ -38,6 +42,8 @@ from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
 from nixery.preparation import Prepared
+from nixery.process_directory import ProcessDirectory
+from nixery.server.health import Health
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -46,8 +52,13 @@ from nixery.server.rsgi import Application
 from nixery.settings import Settings
 from nixery.sources.source import PackageSource
 from nixery.storage.catalogue import Catalogue
+from nixery.storage.files import used_and_total
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore
+from nixery.storage.uses import Uses
+from nixery.upkeep.collector import Collector
+from nixery.upkeep.keeper import FileSystemUsage, Keeper, Marks
+from nixery.upkeep.scrubber import Scrubber
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,38 @@ def _nix_options(settings: Settings) -> NixOptions:
     )
 
 
+def _upkeep(settings: Settings, prepared: Prepared) -> list[Coroutine[Any, Any, None]]:
+    """What a server does in the background; commands end before there is anything to do."""
+    blobs, records = prepared.blobs, prepared.records
+    work = []
+    if settings.storage_high is not None:
+        low = settings.storage_low or settings.storage_high.times(0.9)
+        marks = Marks(
+            high=settings.storage_high.value,
+            low=low.value,
+            in_percent=settings.storage_high.percent is not None,
+        )
+        collector = Collector(blobs, records, settings.storage_grace)
+
+        def usage() -> FileSystemUsage:
+            return FileSystemUsage(*used_and_total(settings.storage_path))
+
+        work.append(Keeper(collector, blobs, usage, marks).run())
+    if settings.scrub_rate:
+        work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
+    work.append(_keep(prepared.temporary, prepared.roots))
+    return work
+
+
+async def _keep(*directories: ProcessDirectory) -> None:
+    """Make directories again that somebody deletes, and keep them from being taken for left behind."""
+    while True:
+        await asyncio.sleep(1)
+        for directory in directories:
+            with suppress(StorageError):  # whoever needs it is told
+                await asyncio.to_thread(directory.restore)
+
+
 @asynccontextmanager
 async def wire(
     settings: Settings,
@@ -129,31 +172,50 @@ async def wire(
         [evaluation, packer.identity, settings.layer_budget, prepared.popularity.counts]
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
-    cache = BuildCache(records, blobs, identity) if expression is None else None
+    uses = Uses(records, settings.storage_grace)
+    cache = BuildCache(records, blobs, uses, identity) if expression is None else None
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, prepared.locks))
     evaluator = Evaluator(source, nix, evaluations)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
-    builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, image_bounds)
+    builder = ImageBuilder(evaluator, nix, layers, blobs, uses, prepared.popularity, image_bounds)
     build_bounds = BuildBounds(Slots(settings.max_builds, settings.max_queued), settings.build_timeout)
     builds = SharedBuilds(cache, builder, observer or LoggingObserver(), build_bounds, settings.failure_ttl)
-    indexes = Indexes(builds, blobs, frozenset(settings.optional_platforms))
+    indexes = Indexes(builds, blobs, uses, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
     catalogue = Catalogue(records)
     registry = Registry(
-        Manifests(images, blobs, catalogue, prepared.platforms),
+        Manifests(images, blobs, uses, catalogue, prepared.platforms),
         Blobs(blobs, SmallBlobs(blobs)),
         Discovery(catalogue),
+    )
+
+    async def source_is_usable() -> None:
+        try:
+            await pins.pin("latest")
+        except TagUnknown:
+            return  # it was asked, and has no such tag
+
+    health = Health(
+        {
+            "storage": blobs.probe,
+            "nix": partial(asyncio.to_thread, require_usable_nix),
+            "source": source_is_usable,
+        }
     )
 
     async def close() -> None:
         await asyncio.gather(layers.close(), images.close())
 
     ahead = asyncio.create_task(_look_ahead(source))
+    upkeep = _upkeep(settings, prepared) if prepared.address is not None else []
+    tasks = [ahead, *(asyncio.ensure_future(work) for work in upkeep)]
     try:
-        yield Wired(Application(registry), images, blobs, close, ahead)
+        yield Wired(Application(registry, health), images, blobs, close, ahead)
     finally:
-        ahead.cancel()
-        await asyncio.wait((ahead,))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await close()
+        await uses.close()
         prepared.roots.close()
         prepared.temporary.close()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import nixery
+from nixery.server.health import PATHS, Health
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.errors import STATUS_AND_CODE
@@ -21,6 +22,9 @@ from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
 
 SERVER = Path(nixery.__file__).parent / "server"
+
+# Beside the registry, for whoever runs it.
+HEALTH = {"/healthz": Health.live, "/readyz": Health.ready}
 
 # By path: what answers, where it is not the router itself.
 HANDLERS = {
@@ -39,8 +43,13 @@ def description() -> dict[str, Any]:
 
 
 def test_every_route_is_described(description: dict[str, Any]) -> None:
-    assert {path for path, item in description["paths"].items() if "get" in item} == {"/v2/", *HANDLERS}
-    for path in ("/v2/", *HANDLERS):
+    assert {path for path, item in description["paths"].items() if "get" in item} == {
+        "/v2/",
+        *HANDLERS,
+        *HEALTH,
+    }
+    assert set(HEALTH) == PATHS
+    for path in ("/v2/", *HANDLERS, *HEALTH):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
         assert (head["responses"], head.get("parameters")) == (get["responses"], get.get("parameters")), path
 

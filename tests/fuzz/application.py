@@ -30,6 +30,7 @@ from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
+from nixery.server.health import Health
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -40,6 +41,7 @@ from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.small_blobs import SmallBlobs
+from nixery.storage.uses import Uses
 from tests.support.client import MANIFEST, Response
 
 # What is stored before the first request.
@@ -159,19 +161,19 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     temporary = directory / "temporary"
     temporary.mkdir()
     blobs, records = FilesystemBlobStore(directory, temporary), FilesystemRecordStore(directory, temporary)
-    catalogue, nix = Catalogue(records), RecordingBuilder()
+    catalogue, uses, nix = Catalogue(records), Uses(records, 3600), RecordingBuilder()
     with asyncio.Runner() as runner:
         packing = Packing(LayerPacker(compression("gzip")), 1, FileLocks(directory / "locks"))
         layers = LayerPublisher(blobs, records, packing)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
-        builder = ImageBuilder(
-            Evaluator(source, nix, None), nix, layers, blobs, Popularity(), ImageBounds(94)
-        )
-        builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence(), BuildBounds(Slots(1, 10)))
-        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs), 100)
+        evaluator = Evaluator(source, nix, None)
+        builder = ImageBuilder(evaluator, nix, layers, blobs, uses, Popularity(), ImageBounds(94))
+        cache = BuildCache(records, blobs, uses, "")
+        builds = SharedBuilds(cache, builder, _Silence(), BuildBounds(Slots(1, 10)))
+        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses), 100)
         registry = Registry(
-            Manifests(images, blobs, catalogue, [AMD64]),
+            Manifests(images, blobs, uses, catalogue, [AMD64]),
             Blobs(blobs, SmallBlobs(blobs)),
             Discovery(catalogue),
         )
@@ -179,6 +181,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         runner.run(blobs.put(MANIFEST_DIGEST, STORED_MANIFEST))
         for tag in TAGS:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
-        yield ApplicationUnderTest(Application(registry), nix, runner)
+        yield ApplicationUnderTest(Application(registry, Health({})), nix, runner)
         runner.run(images.close())
         runner.run(layers.close())
+        runner.run(uses.close())

@@ -6,7 +6,9 @@ import typer
 
 from nixery import __version__
 from nixery.cli.build import build
+from nixery.cli.gc import gc
 from nixery.cli.inspect import inspect
+from nixery.cli.scrub import scrub
 from nixery.cli.serve import serve
 
 app = typer.Typer(
@@ -34,6 +36,8 @@ def _main(
 app.command()(serve)
 app.command()(build)
 app.command()(inspect)
+app.command()(gc)
+app.command()(scrub)
 
 
 def main() -> None:

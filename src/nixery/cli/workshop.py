@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,8 +17,10 @@ from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError
 from nixery.nix.builder import NixExpression
 from nixery.nix.guard import guarded
-from nixery.preparation import Prepared, prepare
-from nixery.settings import Settings
+from nixery.preparation import Prepared, prepare, storage
+from nixery.settings import Settings, storage_settings
+from nixery.settings.storage import StorageSettings
+from nixery.storage.store import BlobStore, RecordStore
 from nixery.wiring import Wired, wire
 
 Result = TypeVar("Result")
@@ -34,6 +36,18 @@ async def workshop(expression: NixExpression | None = None) -> AsyncIterator[tup
     prepared = prepare(settings, serving=False)
     async with wire(settings, prepared, expression) as wired:
         yield wired, prepared
+
+
+@contextmanager
+def storehouse() -> Iterator[tuple[StorageSettings, BlobStore, RecordStore]]:
+    """Open the store of the process environment for whoever looks after it: without a package source, and without Nix.
+
+    Raises:
+        SettingsError: there is none, or it cannot be used.
+    """
+    settings = storage_settings({**_defaults(), **os.environ})
+    with storage(settings) as (blobs, records):
+        yield settings, blobs, records
 
 
 def run(command: Callable[[], Awaitable[Result]], *, quiet: bool) -> Result:

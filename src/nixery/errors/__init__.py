@@ -18,13 +18,16 @@
     │   ├── BuildFailed               with the derivation and the end of its log
     │   ├── BuildTimedOut             a builder, or Nix
     │   ├── BuildTookTooLong          all of it together
+    │   ├── NixStoreFull
     │   ├── NixUnusable               Nix is not there, or does not answer as Nix does
     │   ├── PathsCollected            by Nix's garbage collector, in between
     │   ├── SourceUnreachable         where the packages come from
     │   └── PackageSetChanged
     ├── PlatformFailed                one of several platforms: holds one of the above
     ├── StorageError
-    │   └── BlobVerificationFailed    what was written is not what was meant
+    │   ├── BlobVerificationFailed    what was written is not what was meant
+    │   ├── StorageFull
+    │   └── CollectionRunning
     ├── TooBusy                       says when to come back
     ├── ShuttingDown
     └── SettingsError                 every problem of the environment at once
@@ -37,10 +40,12 @@ from __future__ import annotations
 
 from nixery.errors.base import (
     BlobVerificationFailed,
+    CollectionRunning,
     NixeryError,
     SettingsError,
     ShuttingDown,
     StorageError,
+    StorageFull,
     TooBusy,
 )
 from nixery.errors.build import (
@@ -49,6 +54,7 @@ from nixery.errors.build import (
     BuildTimedOut,
     BuildTookTooLong,
     EvaluationFailed,
+    NixStoreFull,
     NixUnusable,
     PackageSetChanged,
     PathsCollected,
@@ -78,12 +84,14 @@ __all__ = [
     "BuildTimedOut",
     "BuildTookTooLong",
     "ClosureTooLarge",
+    "CollectionRunning",
     "EvaluationFailed",
     "InvalidDigest",
     "InvalidName",
     "InvalidReference",
     "ManifestUnknown",
     "NameUnknown",
+    "NixStoreFull",
     "NixUnusable",
     "NixeryError",
     "PackageSetChanged",
@@ -96,6 +104,7 @@ __all__ = [
     "ShuttingDown",
     "SourceUnreachable",
     "StorageError",
+    "StorageFull",
     "TagUnknown",
     "TooBusy",
     "UnavailablePackage",

@@ -19,6 +19,19 @@ class BlobVerificationFailed(StorageError):
     """The bytes written do not have the digest or size they were meant to have; nothing was stored."""
 
 
+class StorageFull(StorageError):
+    """There is no room left for blobs and records. What is stored is served all the same."""
+
+
+class CollectionRunning(StorageError):
+    """Garbage is being collected already, by this or another process."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "garbage is being collected already, by another process; try again when that is done"
+        )
+
+
 class ShuttingDown(NixeryError):
     """The server is stopping; the same request to its successor will be served."""
 

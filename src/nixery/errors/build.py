@@ -62,6 +62,13 @@ class BuildTookTooLong(BuildError):
         self.seconds = seconds
 
 
+class NixStoreFull(BuildError):
+    """There is no room left in the Nix store, or where Nix keeps its database and builds."""
+
+    def __init__(self) -> None:
+        super().__init__("the Nix store is full: there is no space left where Nix builds and keeps packages")
+
+
 class NixUnusable(BuildError):
     """Nix cannot be run, or answers in a way no known version does."""
 

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from nixery.nix.error_message import is_about_a_full_disk
+
 _PREFIX = b"@nix "
 _BUILD_ACTIVITY = 105
 # Copying a path, building, substituting.
@@ -107,6 +109,14 @@ class BuildLog:
         running = {self._derivation_of_activity[a]: now - start for a, start in self._started.items()}
         seconds = self._seconds | running
         return max(seconds, key=seconds.__getitem__, default=None)
+
+    @property
+    def says_that_there_is_no_room(self) -> bool:
+        """Whether Nix itself, and not a builder that it quotes, found no room for what it had to write."""
+        # What it says before it knows in which format is in plain lines.
+        plain_errors = [line for line in self._other_lines if line.startswith("error:")]
+        lines = (line.strip() for error in (*self._errors, *plain_errors) for line in error.splitlines())
+        return any(is_about_a_full_disk(line) for line in lines if not line.startswith(">"))
 
     def log_tail(self, derivation: str | None) -> tuple[str, ...]:
         """Return the last lines of a derivation's builder; where no builder is to blame, of Nix itself."""

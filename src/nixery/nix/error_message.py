@@ -54,6 +54,14 @@ def collected_path(said: Sequence[str]) -> str | None:
     return next((path for path in _STORE_PATH.findall(text) if not os.path.lexists(path)), None)
 
 
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
+
+
+def is_about_a_full_disk(message: str) -> bool:
+    """Whether a message of Nix's says that there is no room left."""
+    return _FULL.search(message) is not None
+
+
 _PATH = re.compile(r"(?<![\w.])/(?!nix/store/)[^\s'\"]+")
 
 

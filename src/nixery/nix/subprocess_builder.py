@@ -12,6 +12,7 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import (
     BuildFailed,
     BuildTimedOut,
+    NixStoreFull,
     NixUnusable,
     PathsCollected,
 )
@@ -20,7 +21,7 @@ from nixery.nix.build_log import BuildLog
 from nixery.nix.builder import Evaluated, NixExpression
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.command import run_command
-from nixery.nix.error_message import collected_path, explanation, without_paths
+from nixery.nix.error_message import collected_path, explanation, is_about_a_full_disk, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
@@ -125,6 +126,8 @@ class SubprocessNixBuilder:
         if completed.exit_code > _BUILD_FAILURE and (completed.exit_code - _BUILD_FAILURE) & _TIMED_OUT:
             raise self._timed_out(log)
         if completed.exit_code != 0:
+            if log.says_that_there_is_no_room:
+                raise NixStoreFull
             gone = await asyncio.to_thread(_missing, wanted)
             if log.failed_derivation not in log.built:
                 gone = gone or collected_path(log.errors)
@@ -150,6 +153,8 @@ class SubprocessNixBuilder:
     async def _query(self, *arguments: str) -> str:
         completed, stderr = await run_command(self._timeout, "nix-store", *arguments)
         if completed.exit_code != 0:
+            if is_about_a_full_disk(explanation(stderr)):
+                raise NixStoreFull
             raise NixUnusable(f"nix-store {arguments[0]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()
 

@@ -8,11 +8,24 @@ from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from nixery.errors import EvaluationFailed, NixUnusable, PathsCollected, Reason, UnavailablePackage
+from nixery.errors import (
+    EvaluationFailed,
+    NixStoreFull,
+    NixUnusable,
+    PathsCollected,
+    Reason,
+    UnavailablePackage,
+)
 from nixery.image.platform import Platform
 from nixery.nix.builder import NixExpression
 from nixery.nix.command import run_command
-from nixery.nix.error_message import collected_path, explanation, is_trouble_of_the_machine, without_paths
+from nixery.nix.error_message import (
+    collected_path,
+    explanation,
+    is_about_a_full_disk,
+    is_trouble_of_the_machine,
+    without_paths,
+)
 from nixery.nix.evaluation import Flaw, Item, parse_answer, request_argument
 from nixery.nix.options import NixOptions
 from nixery.nix.process import Completed
@@ -51,6 +64,7 @@ class Evaluation:
             EvaluationFailed: the set itself is broken.
             PathsCollected: a store path that it refers to is not there.
             BuildTimedOut: it took too long.
+            NixStoreFull: there is no room for derivations.
             NixUnusable: Nix cannot be run.
         """
         completed, stderr = await self._instantiate(request_argument(packages, optional))
@@ -61,6 +75,8 @@ class Evaluation:
         if gone is not None:
             raise PathsCollected(gone)
         if completed.exit_code < 0 or is_trouble_of_the_machine(stderr):
+            if is_about_a_full_disk(explanation(stderr)):
+                raise NixStoreFull
             # Nobody's package is to blame, and a client that asks again may well be served.
             reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"
             raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")

@@ -16,9 +16,9 @@ from nixery.oci.canonical_json import canonical_json
 from nixery.sources.source import Pin
 from nixery.storage.store import RecordStore
 
-_RECORDS = "evaluations"
+EVALUATIONS = "evaluations"
 
-_EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
+EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
 
 
 class EvaluationCache:
@@ -39,9 +39,9 @@ class EvaluationCache:
         Raises:
             StorageError: the store cannot be asked.
         """
-        content = await self._records.get(_RECORDS, self._key(pin, platform, name))
+        content = await self._records.get(EVALUATIONS, self._key(pin, platform, name))
         try:
-            found = _EVALUATED.validate_json(content) if content is not None else None
+            found = EVALUATED.validate_json(content) if content is not None else None
         except ValidationError:
             return None  # torn: written anew
         if found is None or not await asyncio.to_thread(_can_be_realised, found):
@@ -55,7 +55,7 @@ class EvaluationCache:
             StorageError: it cannot be written.
         """
         if not any(_may_pass(item) for item in found):
-            await self._records.put(_RECORDS, self._key(pin, platform, name), _EVALUATED.dump_json(found))
+            await self._records.put(EVALUATIONS, self._key(pin, platform, name), EVALUATED.dump_json(found))
 
     def _key(self, pin: Pin, platform: Platform, name: str) -> str:
         parts = [self._identity, pin.source, pin.identity, platform.nix_system, name]

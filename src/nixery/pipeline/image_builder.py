@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from nixery.closure.graph import Closure
-from nixery.errors import BuildError, ClosureTooLarge, PathsCollected, RequestError
+from nixery.errors import BuildError, ClosureTooLarge, PathsCollected, RequestError, StorageError
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -23,10 +24,20 @@ from nixery.pipeline.image import Image
 from nixery.pipeline.image_annotations import image_annotations
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
+from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
+from nixery.storage.uses import Uses
+
+# How often a build begins anew because blobs that it was going to use were deleted under it. What it stored itself stays.
+_ATTEMPTS_TO_STORE = 3
+
+
+class _BlobsLost(Exception):
+    """Blobs that the image consists of were deleted while it was built."""
+
 
 # How often is evaluated what Nix's garbage collector takes before it is realised.
-_ATTEMPTS = 6
+_ATTEMPTS_TO_REALISE = 6
 
 # So many paths are named if there are too many of them.
 _NAMED = 5
@@ -52,12 +63,13 @@ class ImageBuilder:
         bounds: of every image.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- the whole data path comes together here
         self,
         evaluator: Evaluator,
         nix: NixBuilder,
         layers: LayerPublisher,
         blobs: BlobStore,
+        uses: Uses,
         popularity: Popularity,
         bounds: ImageBounds,
     ) -> None:
@@ -65,6 +77,7 @@ class ImageBuilder:
         self._nix = nix
         self._layers = layers
         self._blobs = blobs
+        self._uses = uses
         self._popularity = popularity
         self._bounds = bounds
 
@@ -79,7 +92,12 @@ class ImageBuilder:
             StorageError: it cannot be stored.
         """
         try:
-            return await self._build_anyhow(request, pin, observe)
+            for _ in range(_ATTEMPTS_TO_STORE):
+                with suppress(_BlobsLost):
+                    return await self._build_anyhow(request, pin, observe)
+            raise StorageError(
+                "what is stored goes again; files of the storage are deleted while images are built"
+            )
         except (RequestError, BuildError):
             # What is missing or broken may be remembered from a while ago, and may have been put right since.
             await self._evaluator.confirm(pin)
@@ -92,7 +110,7 @@ class ImageBuilder:
             return await self._build(request, pin, observe, lambda: None)
         except PathsCollected:
             pass
-        for _ in range(_ATTEMPTS - 2):
+        for _ in range(_ATTEMPTS_TO_REALISE - 2):
             try:
                 return await self._build_undisturbed(request, pin, observe)
             except PathsCollected:
@@ -156,6 +174,10 @@ class ImageBuilder:
         # The manifests last: what is there under a manifest's digest is complete.
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
+        # A layer that was reused, or a document that was there, may have been garbage to a collector until now.
+        await self._uses.claim(image.digests, (digest for digest, _ in image.parts))
+        if not await are_there(self._blobs, image.parts):
+            raise _BlobsLost
         return image
 
 

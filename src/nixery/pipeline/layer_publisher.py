@@ -8,12 +8,13 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ValidationError
 
 from nixery.closure.graph import Closure
-from nixery.errors import InvalidDigest, ShuttingDown
+from nixery.errors import InvalidDigest, ShuttingDown, StorageError
 from nixery.file_locks import FileLocks
 from nixery.layering.grouping import LayerGroup
 from nixery.oci.descriptor import Descriptor
@@ -27,7 +28,7 @@ from nixery.pipeline.events import BuildEvent, LayerPacked, LayerReused
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.storage.store import BlobStore, RecordStore
 
-_RECORDS = "layers"
+LAYERS = "layers"
 
 # Seconds between two looks whether another process has packed what it is packing.
 _LOOK_AGAIN = 0.1
@@ -54,7 +55,7 @@ class Packing:
     locks: FileLocks
 
 
-class _LayerRecord(BaseModel):
+class LayerRecord(BaseModel):
     """What is remembered of a packed layer, by its identity."""
 
     digest: str
@@ -166,14 +167,18 @@ class LayerPublisher:
         return layer
 
     async def _find(self, identity: str) -> Layer | None:
-        content = await self._records.get(_RECORDS, identity)
+        content = await self._records.get(LAYERS, identity)
         if content is None:
             return None
         try:
-            record = _LayerRecord.model_validate_json(content)
+            record = LayerRecord.model_validate_json(content)
             layer = self._layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id))
         except (ValidationError, InvalidDigest):
             return None  # torn or from another time: packing again writes it anew
+        # Before the look, so that a collector of garbage sees that somebody is about to use it. A storage that is full or read-only
+        # deletes nothing in use, and an image all of whose layers are there may be built for somebody else.
+        with suppress(StorageError):
+            await self._records.renew(LAYERS, identity, content)
         blob = await self._blobs.find(layer.descriptor.digest)
         # A record says that the layer was stored once. The blob may be gone, or a fragment.
         return layer if blob is not None and blob.size == layer.descriptor.size else None
@@ -187,10 +192,10 @@ class LayerPublisher:
 
         loop = asyncio.get_running_loop()
         layer = await loop.run_in_executor(self._executor, self._pack_blocking, entries, check)
-        record = _LayerRecord(
+        record = LayerRecord(
             digest=str(layer.descriptor.digest), size=layer.descriptor.size, diff_id=str(layer.diff_id)
         )
-        await self._records.put(_RECORDS, identity, record.model_dump_json().encode())
+        await self._records.put(LAYERS, identity, record.model_dump_json().encode())
         return layer
 
     def _pack_blocking(self, entries: Callable[[], Iterable[Entry]], check: Callable[[], None]) -> Layer:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 import structlog
 
+from nixery.server.health import PATHS, Health
 from nixery.server.ranges import ByteRange
 from nixery.server.registry.errors import errors_body
 from nixery.server.registry.router import Registry
@@ -54,8 +55,9 @@ class AnswerProtocol(Protocol):
 class Application:
     """Routes to the registry. A plain callable: a framework would cost more than all we do for a cached answer."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, health: Health) -> None:
         self._registry = registry
+        self._health = health
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
@@ -63,11 +65,12 @@ class Application:
         _send(request.method, await self._answer(request), protocol)
 
     async def _answer(self, request: Request) -> Response:
-        if request.path != "/v2" and not request.path.startswith("/v2/"):
+        answer = self._health.answer if request.path in PATHS else self._registry.answer
+        if request.path not in {"/v2", *PATHS} and not request.path.startswith("/v2/"):
             message = "this is a container registry: pull an image, for example HOST/shell/git"
             return errors_body(404, "UNSUPPORTED", message)
         try:
-            return await self._registry.answer(request)
+            return await answer(request)
         except Exception:  # noqa: BLE001 -- logged with its traceback, and answered
             # Nothing a client does may lead here. If something does, the traceback is for us and not for him.
             _log.exception("request failed", method=request.method, path=request.path)

@@ -17,7 +17,7 @@ from nixery.settings.server import ServerSettings
 from nixery.settings.sources import SourceSettings, source_problems
 from nixery.settings.storage import StorageSettings
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "storage_settings"]
 
 _WHAT_IT_IS = {
     "PORT": "the TCP port to listen on, for example 8080",
@@ -48,6 +48,19 @@ class Settings(LayerSettings, NixSettings, StorageSettings, SourceSettings, Serv
             if not problems:
                 return settings.model_copy(update={"environment": dict(environment)})
         raise SettingsError(tuple(problems))
+
+
+def storage_settings(environment: Mapping[str, str]) -> StorageSettings:
+    """Check what of an environment is about the store alone.
+
+    Raises:
+        SettingsError: with a line for every setting of the store that is missing or wrong.
+    """
+    try:
+        return StorageSettings.model_validate(environment)
+    except ValidationError as error:
+        problems = [_problem(str(e["loc"][0]), e["type"], e["msg"]) for e in error.errors()]
+        raise SettingsError(tuple(problems)) from None
 
 
 def _problem(variable: str, kind: str, message: str) -> str:

@@ -17,6 +17,7 @@ from nixery.errors import (
     BuildTimedOut,
     BuildTookTooLong,
     ClosureTooLarge,
+    CollectionRunning,
     EvaluationFailed,
     InvalidDigest,
     InvalidName,
@@ -24,6 +25,7 @@ from nixery.errors import (
     ManifestUnknown,
     NameUnknown,
     NixeryError,
+    NixStoreFull,
     NixUnusable,
     PackageSetChanged,
     PackagesUnavailable,
@@ -34,6 +36,7 @@ from nixery.errors import (
     ShuttingDown,
     SourceUnreachable,
     StorageError,
+    StorageFull,
     TagUnknown,
     TooBusy,
 )
@@ -62,12 +65,17 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
     BuildTimedOut: (504, "UNKNOWN"),
     BuildTookTooLong: (504, "UNKNOWN"),
+    NixStoreFull: (507, "UNKNOWN"),
     NixUnusable: (500, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
     PathsCollected: (503, "UNKNOWN"),
     PlatformFailed: (500, "UNKNOWN"),  # never used: the error in it counts
     StorageError: (500, "UNKNOWN"),
+    # RFC 4918, 11.5. It is our fault and not the request's, though docker and podman show no message of a 5xx; none of the statuses
+    # with which containerd asks again at once, which needs the room once more.
+    StorageFull: (507, "UNKNOWN"),
+    CollectionRunning: (503, "UNKNOWN"),  # never used: no request collects
     BlobVerificationFailed: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
     ShuttingDown: (503, "UNKNOWN"),
