@@ -11,6 +11,7 @@ from nixery.pipeline.events import (
     Evaluated,
     Failed,
     Grouped,
+    Joined,
     LayerPacked,
     LayerReused,
     LayersComplete,
@@ -27,7 +28,7 @@ _log = structlog.get_logger("nixery.build")
 class LoggingObserver:
     """The ``BuildObserver`` that writes logs; a build that goes well is two lines at level info."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:  # noqa: C901 -- a case each
+    def observe(self, request: ImageRequest, event: BuildEvent) -> None:  # noqa: C901, PLR0912 -- a case each
         """See ``BuildObserver.observe``."""
         log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
         match event:
@@ -48,6 +49,8 @@ class LoggingObserver:
                     log.warning("names clash", name=clash.name, winner=clash.winner, loser=clash.loser)
             case Stored(manifest, layers):
                 log.info("built", manifest=str(manifest), layers=layers)
+            case Joined(first):
+                log.info("joined", build_request_id=first)
             case Reused(manifest):
                 log.info("found", manifest=str(manifest))
             case Failed(error=RequestError() as error):

@@ -11,10 +11,11 @@ from nixery.errors import BuildFailed, BuildTimedOut, EvaluationFailed, NixeryEr
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.build_cache import BuildCache
-from nixery.pipeline.events import BuildObserver, Failed, Reused, Started
+from nixery.pipeline.events import BuildObserver, Failed, Joined, Reused, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.single_flight import SingleFlight
+from nixery.request_context import RequestContext, current_request
 from nixery.sources.source import Pin
 
 # What would be the same a moment later. Clients ask again at once, containerd up to five times.
@@ -56,6 +57,7 @@ class SharedBuilds:
         self._builder = builder
         self._observer = observer
         self._in_flight: SingleFlight[tuple[Pin, ImageRequest], Image] = SingleFlight()
+        self._first: dict[tuple[Pin, ImageRequest], RequestContext] = {}
 
     async def image(self, request: ImageRequest, pin: Pin) -> Image:
         """Return the requested image, after everything in it is stored.
@@ -76,7 +78,16 @@ class SharedBuilds:
         if failure is not None and failure.until > self._clock():
             # Without the traceback, which would grow each time.
             raise failure.error.with_traceback(None)
+        self._note_who_waits(request, pin)
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
+
+    def _note_who_waits(self, request: ImageRequest, pin: Pin) -> None:
+        context = current_request()
+        if context is not None:
+            context.waited = True
+            first = self._first.setdefault((pin, request), context)
+            if first is not context:
+                self._observer.observe(request, Joined(first.id))
 
     async def close(self) -> None:
         """End all builds."""
@@ -99,6 +110,8 @@ class SharedBuilds:
                 until = self._clock() + self._failure_time_to_live
                 self._failures.put((pin, request), _Failure(error, until), _size(error))
             raise
+        finally:
+            self._first.pop((pin, request), None)
         return image
 
 
