@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
 
 import nixery
 from nixery.fetching.channel import ChannelSource
@@ -21,6 +24,9 @@ from nixery.nix.builder import NixExpression
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
+from nixery.observability.counted_storage import CountedBlobStore, CountedRecordStore
+from nixery.observability.metrics import Metrics
+from nixery.observability.stages import Stages
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
@@ -33,9 +39,12 @@ from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.logging_observer import LoggingObserver
+from nixery.pipeline.observers import Observers
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import SharedBuilds
 from nixery.preparation import Prepared
+from nixery.server.metrics import MetricsPage
+from nixery.server.observation import Observation
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -46,6 +55,9 @@ from nixery.sources.source import PackageSource
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore
+
+if TYPE_CHECKING:
+    from nixery.observability.tracing import Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,22 @@ def _nix_options(settings: Settings) -> NixOptions:
     )
 
 
+def _traces(settings: Settings) -> Traces | None:
+    if not settings.traces:
+        return None
+    try:
+        from nixery.observability.tracing import Traces  # noqa: PLC0415 -- an extra, and slow to import
+    except ImportError as error:
+        # No reason not to serve: the variables are often set for whole machines.
+        structlog.get_logger("nixery.traces").warning(
+            "no traces: OpenTelemetry's variables are set, but it is not installed; "
+            "pip install 'nixery[otel]' installs it, OTEL_TRACES_EXPORTER=none ends this message",
+            missing=error.name,
+        )
+        return None
+    return Traces()
+
+
 @asynccontextmanager
 async def wire(
     settings: Settings,
@@ -102,7 +130,10 @@ async def wire(
         expression: what the command line adds to the package set. The server never has one.
         observer: of builds; ``None`` for the log.
     """
-    blobs, records = prepared.blobs, prepared.records
+    metrics = Metrics()
+    traces = _traces(settings)
+    blobs = CountedBlobStore(prepared.blobs, metrics.storage_errors)
+    records = CountedRecordStore(prepared.records, metrics.storage_errors)
     roots = GarbageCollectorRoots(prepared.roots.path)
     source = _package_source(settings, prepared, NixStore(roots))
     pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
@@ -121,12 +152,21 @@ async def wire(
     layers = LayerPublisher(blobs, records, packer, executor)
     evaluator = Evaluator(source, nix, evaluations)
     builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, settings.layer_budget)
-    builds = SharedBuilds(cache, builder, observer or LoggingObserver(), settings.failure_ttl)
+    observers = Observers(
+        observer or LoggingObserver(),
+        metrics.builds,
+        Stages([metrics.builds, traces] if traces else [metrics.builds]),
+        *([traces] if traces else []),
+    )
+    builds = SharedBuilds(cache, builder, observers, settings.failure_ttl)
     images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)
+    small_blobs = SmallBlobs(blobs)
+    counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
+    metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
     registry = Registry(
         Manifests(images, blobs, catalogue, prepared.platforms),
-        Blobs(blobs, SmallBlobs(blobs)),
+        Blobs(blobs, small_blobs),
         Discovery(catalogue),
     )
 
@@ -134,9 +174,13 @@ async def wire(
         await asyncio.gather(layers.close(), images.close())
 
     try:
-        yield Wired(Application(registry), images, blobs, close)
+        observation = Observation(metrics.requests, traces, verbose=settings.log_level == "debug")
+        application = Application(registry, observation, {"/metrics": MetricsPage(metrics).get})
+        yield Wired(application, images, blobs, close)
     finally:
         await close()
         executor.shutdown(cancel_futures=True)
+        if traces is not None:
+            traces.close()
         prepared.roots.close()
         prepared.temporary.close()

@@ -17,6 +17,7 @@ from nixery.image.platform import AMD64, Platform
 from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
 from nixery.nix.builder import Evaluated
+from nixery.observability.request_counts import RequestCounts
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
@@ -29,6 +30,7 @@ from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.server.observation import Observation
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -115,6 +117,7 @@ class _Scope:
     path: str
     query_string: str
     headers: Headers
+    client: str = "127.0.0.1:50000"
 
 
 class _Protocol:
@@ -170,5 +173,5 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         runner.run(blobs.put(MANIFEST_DIGEST, STORED_MANIFEST))
         for tag in TAGS:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
-        yield ApplicationUnderTest(Application(registry), nix, runner)
+        yield ApplicationUnderTest(Application(registry, Observation(RequestCounts()), {}), nix, runner)
         runner.run(images.close())
