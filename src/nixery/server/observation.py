@@ -46,16 +46,17 @@ class Tracer(Protocol):
         ...
 
 
-class Observed:
-    """A request that is being answered."""
+class Observed(RequestContext):
+    """A request that is being answered, with what is told of it. One object, since every request makes one."""
 
-    __slots__ = ("client", "context", "request", "route", "span", "started")
+    __slots__ = ("client", "request", "route", "span", "started")
 
-    def __init__(self, request: Request, client: str, context: RequestContext) -> None:
+    def __init__(self, request: Request, client: str, identity: str) -> None:
+        self.id = identity
+        self.waited = False
         self.started = time.perf_counter()
         self.request = request
         self.client = client
-        self.context = context
         self.route = route_class(request.path)
         self.span: Span | None = None
 
@@ -78,12 +79,11 @@ class Observation:
 
     def begin(self, request: Request, client: str) -> Observed:
         """Give a request its identity, which everything has that is started for it."""
-        context = RequestContext(self._ids.identify(request.headers.get(REQUEST_ID)))
-        enter_request(context)
-        observed = Observed(request, client, context)
+        observed = Observed(request, client, self._ids.identify(request.headers.get(REQUEST_ID)))
+        enter_request(observed)
         if self._tracer is not None:
             observed.span = self._tracer.begin(
-                context.id, request.method, observed.route, request.path, request.headers
+                observed.id, request.method, observed.route, request.path, request.headers
             )
         return observed
 
@@ -95,7 +95,7 @@ class Observation:
         self._counts.add(request.method, observed.route, status, seconds, served)
         if observed.span is not None:
             observed.span.end(status, served)
-        if self._verbose or status >= _CLIENT_ERROR or observed.context.waited or seconds > _SLOW:
+        if self._verbose or status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW:
             _write_line(observed, status, served, seconds)
 
 
@@ -116,7 +116,7 @@ def _write_line(observed: Observed, status: int, served: int, seconds: float) ->
     shown = {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in fields.items()}
     if status >= _SERVER_ERROR:
         _log.warning("request", **shown)
-    elif status >= _CLIENT_ERROR or observed.context.waited or seconds > _SLOW:
+    elif status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW:
         _log.info("request", **shown)
     else:
         _log.debug("request", **shown)

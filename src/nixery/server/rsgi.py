@@ -73,7 +73,7 @@ class Application:
         request = Request(scope.method, scope.path, _headers(scope.headers), _query(scope.query_string))
         observed = self._observation.begin(request, scope.client)
         response = await self._answer(request)
-        _send(request.method, response, observed.context.id, protocol)
+        _send(request.method, response, observed.id, protocol)
         self._observation.end(observed, response)
 
     async def _answer(self, request: Request) -> Response:
