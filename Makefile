@@ -14,6 +14,7 @@
 #   make bench-layers      bytes pulled and stored by our rule for layers and by others, on all of Debian; a few minutes
 #   make bench-pack        how fast layers are packed, beside the bound and a pipe
 #   make bench-cold        how long the first request for an image takes, and for what
+#   make operations        the dashboard, the alerts and the metrics' documentation against a real Prometheus; half a minute
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -26,7 +27,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -87,6 +88,10 @@ bench-pack: setup
 
 bench-cold: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_cold
+
+operations: setup
+	@scripts/install_peers.sh prometheus=prometheus
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.operations
 
 lock:
 	@scripts/lock.sh
