@@ -6,12 +6,13 @@ A real server builds and fails, a real Prometheus scrapes it, and every expressi
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.operations.expressions import alerts, documented_metrics, metrics_in, panels
@@ -20,6 +21,7 @@ from scripts.peers.nixery import nixery
 from scripts.peers.process import Peer, PeerError
 
 _PACKAGE_SET = "tests/packageset"
+_PACKAGES = ("greeting", "left", "right", "a", "ab", "bc")
 _DOCUMENT = Path("docs/operations.md")
 
 # Seconds: until every rate has its two scrapes.
@@ -50,7 +52,8 @@ def main() -> int:
 
 
 def _check(server: Peer, observer: Prometheus) -> None:
-    pull(server)
+    names = new_images()
+    pull(server, next(names))
     metrics = _get(server, "/metrics")
     promtool("check", "metrics", given=metrics)
     exported = {
@@ -64,9 +67,10 @@ def _check(server: Peer, observer: Prometheus) -> None:
     if loaded != set(alerts()):
         raise CheckError(f"Prometheus has loaded {loaded}")
     shown = list(panels())
-    wanted = [(title, expression) for title, expression in shown]
-    wanted += [(alert, name) for alert, expression in alerts().items() for name in metrics_in(expression)]
-    _wait_for_series(server, observer, wanted)
+    made_of = [
+        (alert, name) for alert, expression in alerts().items() for name in sorted(metrics_in(expression))
+    ]
+    _wait_for_series(server, observer, [*shown, *made_of], names)
     for expression in alerts().values():
         observer.query(expression)
     print(
@@ -74,12 +78,14 @@ def _check(server: Peer, observer: Prometheus) -> None:
     )
 
 
-def _wait_for_series(server: Peer, observer: Prometheus, wanted: list[tuple[str, str]]) -> None:
+def _wait_for_series(
+    server: Peer, observer: Prometheus, wanted: list[tuple[str, str]], names: Iterator[str]
+) -> None:
     end = time.monotonic() + _PATIENCE
     while missing := [(title, e) for title, e in wanted if not _has_series(observer, e)]:
         if time.monotonic() > end:
             raise CheckError("no series:\n" + "\n".join(f"{title}: {e}" for title, e in missing))
-        pull(server)
+        pull(server, next(names))
         time.sleep(1)
 
 
@@ -87,22 +93,27 @@ def _has_series(observer: Prometheus, expression: str) -> bool:
     return any(result["value"][1] != "NaN" for result in observer.query(expression))
 
 
-def pull(server: Peer) -> None:
-    """Pull two images of the set, and ask for some that cannot be had."""
-    for name in ("hello", "shell/greeting"):
+def new_images() -> Iterator[str]:
+    """Name images that have not been asked for before."""
+    for number in range(1, len(_PACKAGES) + 1):
+        yield from map("/".join, itertools.combinations(_PACKAGES, number))
+
+
+def pull(server: Peer, new: str) -> None:
+    """Pull a new image and one that is known, and ask for some that cannot be had."""
+    for name in (new, "shell/hello"):
         manifest = json.loads(_get(server, f"/v2/{name}/manifests/latest"))
         for part in (manifest["config"], *manifest["layers"]):
             _get(server, f"/v2/{name}/blobs/{part['digest']}")
-    _get(server, "/v2/hello/manifests/latest", {"Accept": "application/vnd.oci.image.manifest.v1+json"})
     _get(server, "/v2/nosuchpackage/manifests/latest")
     _get(server, f"/v2/hello/manifests/sha256:{'0' * 64}")
 
 
-def _get(server: Peer, path: str, headers: Mapping[str, str] | None = None) -> bytes:
+def _get(server: Peer, path: str) -> bytes:
     host, _, port = server.address.partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=_TIMEOUT)
     try:
-        connection.request("GET", path, headers=dict(headers or {}))
+        connection.request("GET", path)
         return connection.getresponse().read()
     except OSError as error:
         raise CheckError(f"{path}: {error}") from error
