@@ -25,7 +25,7 @@ def route_class(path: str) -> str:
         return _FIRST.get(path[1:].partition("/")[0], OTHER)
     name, _, rest = path.removesuffix("/").rpartition("/")
     name, _, kind = name.rpartition("/")
-    if len(name) > len("/v2/"):
+    if rest and len(name) > len("/v2/"):
         if kind == "manifests":
             return "manifest_by_digest" if ":" in rest else "manifest_by_tag"
         if kind in _RESOURCES:
