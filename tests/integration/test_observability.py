@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def lines(server: Server, event: str) -> list[dict[str, Any]]:
 def test_metrics_of_a_pull_and_another_one(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull("hello")
-    served = sum(len(layer.compressed) for layer in image.layers)
+    served = sum(len(layer.blob) for layer in image.layers)
     layers = len(image.layers)
     assert value(server, "nixery_builds_total", outcome="built") == 1
     assert value(server, "nixery_builds_running") == 0
@@ -115,8 +116,9 @@ def test_a_request_id_runs_through_a_build(start_server: StartServer) -> None:
     assert response.headers["x-request-id"] == "pull-1"
     for event in ("pinned", "building", "realised", "packed", "built", "request"):
         told = lines(server, event)
-        assert told, event
-        assert {line["request_id"] for line in told} == {"pull-1"}, event
+        others = [line for line in told if line["request_id"] != "pull-1"]
+        assert len(told) > len(others), event
+        assert all(line["path"] == "/v2/" for line in others), "asked for until the server was ready"
 
 
 def test_every_answer_has_an_id(start_server: StartServer) -> None:
@@ -136,7 +138,10 @@ def test_who_joins_a_build_is_told(start_server: StartServer, spy: NixSpy) -> No
         return InBackground(server.client, path, headers={"X-Request-Id": identity}).start()
 
     first = ask("first")
-    spy.wait_for("nix-store", "--realise")
+    end = time.monotonic() + 30
+    while not spy.calls_of("nix-store", "--realise"):
+        assert time.monotonic() < end
+        time.sleep(0.02)
     second = ask("second")
     assert {first.result().status, second.result().status} == {200}
     (joined,) = lines(server, "joined")
@@ -155,7 +160,11 @@ def test_a_pull_is_few_lines(start_server: StartServer) -> None:
     assert server.log.splitlines() == after_one
     assert server.client.manifest("nosuchpackage").status == 404
     (_, line) = lines(server, "request")
-    assert (line["status"], line["level"], line["path"]) == (404, "info", "/v2/nosuchpackage/manifests/latest")
+    assert (line["status"], line["level"], line["path"]) == (
+        404,
+        "info",
+        "/v2/nosuchpackage/manifests/latest",
+    )
 
 
 def test_levels_and_forms(start_server: StartServer) -> None:
@@ -174,7 +183,8 @@ def test_levels_and_forms(start_server: StartServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "wrong"), [("NIXERY_LOG_LEVEL", "loud"), ("NIXERY_LOG_FORMAT", ""), ("OTEL_TRACES_EXPORTER", "jaeger")]
+    ("variable", "wrong"),
+    [("NIXERY_LOG_LEVEL", "loud"), ("NIXERY_LOG_FORMAT", ""), ("OTEL_TRACES_EXPORTER", "jaeger")],
 )
 def test_what_cannot_be_meant(start_server: StartServer, variable: str, wrong: str) -> None:
     with pytest.raises(AssertionError, match=rf"(?s)ended with 2.*{variable} is wrong"):

@@ -73,8 +73,9 @@ class Application:
         request = Request(scope.method, scope.path, _headers(scope.headers), _query(scope.query_string))
         observed = self._observation.begin(request, scope.client)
         response = await self._answer(request)
-        _send(request.method, response, observed.id, protocol)
+        # Before it is sent: afterwards, the web server's threads would wait for it.
         self._observation.end(observed, response)
+        _send(request.method, response, observed.id, protocol)
 
     async def _answer(self, request: Request) -> Response:
         try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from nixery.errors import BuildFailed, NixeryError, PackageSetChanged, ShuttingDown, StorageError
 from nixery.image.request import ImageRequest, parse_image_name
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, image_config, image_manifest
-from nixery.pipeline.events import BuildEvent
+from nixery.pipeline.events import BuildEvent, Joined, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.request_context import RequestContext, current_request, enter_request
 from nixery.sources.source import Pin
 
 PIN = Pin("fake:", "one", "one")
@@ -23,6 +26,7 @@ class World:
 
     def __init__(self) -> None:
         self.builds = 0
+        self.events: list[tuple[str | None, BuildEvent]] = []
         self.error: NixeryError | None = None
         self.now = 0.0
 
@@ -35,7 +39,8 @@ class World:
         return Image(image_manifest(config, []), docker_manifest(config, []))
 
     def observe(self, request: ImageRequest, event: BuildEvent) -> None:
-        pass
+        context = current_request()
+        self.events.append((context.id if context else None, event))
 
     def shared_builds(self, failure_time_to_live: float = 30) -> SharedBuilds:
         return SharedBuilds(None, self, self, failure_time_to_live, lambda: self.now)  # type: ignore[arg-type]
@@ -86,3 +91,29 @@ async def test_zero_tries_each_time(world: World) -> None:
         with pytest.raises(BuildFailed):
             await builds.image(REQUEST, PIN)
     assert world.builds == 2
+
+
+async def test_a_build_carries_the_first_request_and_those_who_join_are_told(world: World) -> None:
+    builds = world.shared_builds()
+
+    async def ask(identity: str) -> bool:
+        context = RequestContext(identity)
+        enter_request(context)
+        await builds.image(REQUEST, PIN)
+        return context.waited
+
+    assert await asyncio.gather(ask("one"), ask("two"), ask("three")) == [True, True, True]
+    assert sorted(world.events, key=lambda told: str(told[0])) == [
+        ("one", Started()),
+        ("three", Joined("one")),
+        ("two", Joined("one")),
+    ]
+    world.events.clear()
+    await ask("four")
+    assert world.events == [("four", Started())]
+
+
+async def test_a_build_without_a_request(world: World) -> None:
+    builds = world.shared_builds()
+    await asyncio.gather(builds.image(REQUEST, PIN), builds.image(REQUEST, PIN))
+    assert world.events == [(None, Started())]
