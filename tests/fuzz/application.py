@@ -147,6 +147,8 @@ class _Protocol:
             assert value.isascii(), (name, value)
             assert name.lower() not in by_name, f"{name!r} comes twice"
             by_name[name.lower()] = value
+        # No two answers have the same; all others of their headers may be compared.
+        assert by_name.pop("x-request-id")
         self.responses.append(Response(status, by_name, body))
 
 

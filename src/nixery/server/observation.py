@@ -46,17 +46,23 @@ class Tracer(Protocol):
         ...
 
 
+class Peer(Protocol):
+    """Who is connected. The web server writes the address down each time it is asked, which costs as much as all we note."""
+
+    client: str
+
+
 class Observed(RequestContext):
     """A request that is being answered, with what is told of it. One object, since every request makes one."""
 
-    __slots__ = ("client", "request", "route", "span", "started")
+    __slots__ = ("peer", "request", "route", "span", "started")
 
-    def __init__(self, request: Request, client: str, identity: str) -> None:
+    def __init__(self, request: Request, peer: Peer, identity: str) -> None:
         self.id = identity
         self.waited = False
         self.started = time.perf_counter()
         self.request = request
-        self.client = client
+        self.peer = peer
         self.route = route_class(request.path)
         self.span: Span | None = None
 
@@ -77,9 +83,9 @@ class Observation:
         self._verbose = verbose
         self._ids = RequestIds()
 
-    def begin(self, request: Request, client: str) -> Observed:
+    def begin(self, request: Request, peer: Peer) -> Observed:
         """Give a request its identity, which everything has that is started for it."""
-        observed = Observed(request, client, self._ids.identify(request.headers.get(REQUEST_ID)))
+        observed = Observed(request, peer, self._ids.identify(request.headers.get(REQUEST_ID)))
         enter_request(observed)
         if self._tracer is not None:
             observed.span = self._tracer.begin(
@@ -107,7 +113,7 @@ def _write_line(observed: Observed, status: int, served: int, seconds: float) ->
         "status": status,
         "bytes": served,
         "seconds": round(seconds, 6),
-        "client": observed.client,
+        "client": observed.peer.client,
         "user_agent": request.headers.get("user-agent", ""),
     }
     forwarded = request.headers.get("x-forwarded-for")

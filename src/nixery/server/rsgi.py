@@ -71,7 +71,7 @@ class Application:
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         request = Request(scope.method, scope.path, _headers(scope.headers), _query(scope.query_string))
-        observed = self._observation.begin(request, scope.client)
+        observed = self._observation.begin(request, scope)
         response = await self._answer(request)
         # Before it is sent: afterwards, the web server's threads would wait for it.
         self._observation.end(observed, response)

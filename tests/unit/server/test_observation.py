@@ -13,6 +13,11 @@ from nixery.server.observation import Observation
 from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, NotModified, Response
 
+
+class Peer:
+    client = "10.0.0.1:1234"
+
+
 OK = BytesResponse(200, b"12345")
 
 
@@ -26,7 +31,7 @@ def logged(
 ) -> list[dict[str, Any]]:
     observation = Observation(RequestCounts(), verbose=verbose)
     with capture_logs() as lines:
-        observed = observation.begin(request or Request("GET", "/v2/"), "10.0.0.1:1234")
+        observed = observation.begin(request or Request("GET", "/v2/"), Peer())
         observed.waited = waited
         observed.started -= seconds
         observation.end(observed, response)
@@ -82,6 +87,6 @@ def test_what_clients_send_is_shortened() -> None:
 
 def test_a_request_is_the_current_one() -> None:
     observation = Observation(RequestCounts())
-    observed = observation.begin(Request("GET", "/v2/", {"x-request-id": "mine"}), "c")
+    observed = observation.begin(Request("GET", "/v2/", {"x-request-id": "mine"}), Peer())
     assert current_request() is observed
     assert observed.id == "mine"
