@@ -15,7 +15,7 @@ class RequestIds:
     """Takes a client's own identity, or makes one: a prefix of this process and a number, which is cheaper than a UUID."""
 
     def __init__(self) -> None:
-        self._prefix = secrets.token_hex(8)
+        self._prefix = f"{secrets.token_hex(8)}-"
         self._numbers = itertools.count(1)
 
     def identify(self, given: str | None) -> str:
@@ -26,4 +26,4 @@ class RequestIds:
         """
         if given is not None and _WELL_FORMED.fullmatch(given):
             return given
-        return f"{self._prefix}-{next(self._numbers):x}"
+        return f"{self._prefix}{next(self._numbers)}"

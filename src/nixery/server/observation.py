@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from time import perf_counter
 from typing import Protocol
 
 import structlog
@@ -23,6 +23,9 @@ _SLOW = 1.0
 
 # A client may send 65,534 bytes of path, and more in a header field. A line of a log is for reading.
 _LONGEST = 512
+
+# Paths whose class is kept. A fleet asks for the same ones again and again; of others it is made anew.
+_ROUTES = 4096
 
 _CLIENT_ERROR = 400
 _SERVER_ERROR = 500
@@ -53,17 +56,14 @@ class Peer(Protocol):
 
 
 class Observed(RequestContext):
-    """A request that is being answered, with what is told of it. One object, since every request makes one."""
+    """A request that is being answered. One object with few attributes, since every request makes one."""
 
-    __slots__ = ("peer", "request", "route", "span", "started")
+    __slots__ = ("span", "started")
 
-    def __init__(self, request: Request, peer: Peer, identity: str) -> None:
+    def __init__(self, identity: str) -> None:
         self.id = identity
         self.waited = False
-        self.started = time.perf_counter()
-        self.request = request
-        self.peer = peer
-        self.route = route_class(request.path)
+        self.started = perf_counter()
         self.span: Span | None = None
 
 
@@ -82,38 +82,45 @@ class Observation:
         self._tracer = tracer
         self._verbose = verbose
         self._ids = RequestIds()
+        self._routes: dict[str, str] = {}
 
-    def begin(self, request: Request, peer: Peer) -> Observed:
+    def begin(self, request: Request) -> Observed:
         """Give a request its identity, which everything has that is started for it."""
-        observed = Observed(request, peer, self._ids.identify(request.headers.get(REQUEST_ID)))
+        observed = Observed(self._ids.identify(request.headers.get(REQUEST_ID)))
         enter_request(observed)
         if self._tracer is not None:
             observed.span = self._tracer.begin(
-                observed.id, request.method, observed.route, request.path, request.headers
+                observed.id, request.method, route_class(request.path), request.path, request.headers
             )
         return observed
 
-    def end(self, observed: Observed, response: Response) -> None:
+    def end(self, observed: Observed, request: Request, peer: Peer, response: Response) -> None:
         """Note an answer."""
-        seconds = time.perf_counter() - observed.started
-        request, status = observed.request, response.status
+        seconds = perf_counter() - observed.started
+        status, path = response.status, request.path
         served = 0 if request.method == "HEAD" else response.length
-        self._counts.add(request.method, observed.route, status, seconds, served)
+        route = self._routes.get(path)
+        if route is None:
+            route = route_class(path)
+            if len(path) < _LONGEST and len(self._routes) < _ROUTES:
+                self._routes[path] = route
+        self._counts.add(request.method, route, status, seconds, served)
         if observed.span is not None:
             observed.span.end(status, served)
         if self._verbose or status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW:
-            _write_line(observed, status, served, seconds)
+            _write_line(request, peer, status, served, seconds, waited=observed.waited)
 
 
-def _write_line(observed: Observed, status: int, served: int, seconds: float) -> None:
-    request = observed.request
+def _write_line(
+    request: Request, peer: Peer, status: int, served: int, seconds: float, *, waited: bool
+) -> None:
     fields = {
         "method": request.method,
         "path": request.path,
         "status": status,
         "bytes": served,
         "seconds": round(seconds, 6),
-        "client": observed.peer.client,
+        "client": peer.client,
         "user_agent": request.headers.get("user-agent", ""),
     }
     forwarded = request.headers.get("x-forwarded-for")
@@ -122,7 +129,7 @@ def _write_line(observed: Observed, status: int, served: int, seconds: float) ->
     shown = {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in fields.items()}
     if status >= _SERVER_ERROR:
         _log.warning("request", **shown)
-    elif status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW:
+    elif status >= _CLIENT_ERROR or waited or seconds > _SLOW:
         _log.info("request", **shown)
     else:
         _log.debug("request", **shown)

@@ -71,10 +71,10 @@ class Application:
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         request = Request(scope.method, scope.path, _headers(scope.headers), _query(scope.query_string))
-        observed = self._observation.begin(request, scope)
+        observed = self._observation.begin(request)
         response = await self._answer(request)
         # Before it is sent: afterwards, the web server's threads would wait for it.
-        self._observation.end(observed, response)
+        self._observation.end(observed, request, scope, response)
         _send(request.method, response, observed.id, protocol)
 
     async def _answer(self, request: Request) -> Response:

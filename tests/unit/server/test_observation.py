@@ -30,11 +30,12 @@ def logged(
     request: Request | None = None,
 ) -> list[dict[str, Any]]:
     observation = Observation(RequestCounts(), verbose=verbose)
+    asked = request or Request("GET", "/v2/")
     with capture_logs() as lines:
-        observed = observation.begin(request or Request("GET", "/v2/"), Peer())
+        observed = observation.begin(asked)
         observed.waited = waited
         observed.started -= seconds
-        observation.end(observed, response)
+        observation.end(observed, asked, Peer(), response)
     return [dict(line) for line in lines]
 
 
@@ -87,6 +88,6 @@ def test_what_clients_send_is_shortened() -> None:
 
 def test_a_request_is_the_current_one() -> None:
     observation = Observation(RequestCounts())
-    observed = observation.begin(Request("GET", "/v2/", {"x-request-id": "mine"}), Peer())
+    observed = observation.begin(Request("GET", "/v2/", {"x-request-id": "mine"}))
     assert current_request() is observed
     assert observed.id == "mine"
