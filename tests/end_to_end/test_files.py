@@ -121,7 +121,7 @@ def test_clashes_go_by_priority_then_by_name_and_are_told(special: Container, se
     assert special.run("volume") == "quiet\n"
     assert special.run("/bin/sh", "-c", "echo ${BASH_VERSION:+bash}") == "bash\n"
     lines = [json.loads(line) for line in server.log.splitlines() if "names clash" in line]
-    warnings = [line for line in lines if "dash" in line.values()]
+    warnings = [line for line in lines if "dash" in line["image"]]
     for name, winner, loser in (("bin/volume", "quiet", "loud"), ("bin/sh", "bash", "dash")):
         told = [(line["name"], line["winner"], line["loser"]) for line in warnings]
         assert (name, winner, loser) in told
