@@ -16,6 +16,7 @@
 #   make bench-cold        how long the first request for an image takes, and for what
 #   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash for others
 #   make soak              a few hundred clients for ten minutes, and whether anything grew; SOAK_SECONDS=60 make soak for a shorter one
+#   make operations        the dashboard, the alerts and the metrics' documentation against a real Prometheus; half a minute
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -28,7 +29,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -95,6 +96,10 @@ crash: setup
 
 soak: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.soak
+
+operations: setup
+	@scripts/install_peers.sh prometheus=prometheus
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.operations
 
 lock:
 	@scripts/lock.sh

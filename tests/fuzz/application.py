@@ -17,6 +17,7 @@ from nixery.image.platform import AMD64, Platform
 from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
 from nixery.nix.builder import Evaluated
+from nixery.observability.request_counts import RequestCounts
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
@@ -30,7 +31,8 @@ from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
-from nixery.server.health import Health
+from nixery.server.health import PATHS, Health
+from nixery.server.observation import Observation
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -123,6 +125,7 @@ class _Scope:
     path: str
     query_string: str
     headers: Headers
+    client: str = "127.0.0.1:50000"
 
 
 class _Protocol:
@@ -152,6 +155,8 @@ class _Protocol:
             assert value.isascii(), (name, value)
             assert name.lower() not in by_name, f"{name!r} comes twice"
             by_name[name.lower()] = value
+        # No two answers have the same; all others of their headers may be compared.
+        assert by_name.pop("x-request-id")
         self.responses.append(Response(status, by_name, body))
 
 
@@ -181,7 +186,9 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         runner.run(blobs.put(MANIFEST_DIGEST, STORED_MANIFEST))
         for tag in TAGS:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
-        yield ApplicationUnderTest(Application(registry, Health({})), nix, runner)
+        others = dict.fromkeys(PATHS, Health({}).answer)
+        application = Application(registry, Observation(RequestCounts()), others)
+        yield ApplicationUnderTest(application, nix, runner)
         runner.run(images.close())
         runner.run(layers.close())
         runner.run(uses.close())

@@ -36,6 +36,7 @@ def serve() -> None:
     try:
         with guarded(os.environ):
             settings = Settings.from_environment(os.environ)
+            configure_logs(logging.getLevelNamesMapping()[settings.log_level.upper()], settings.log_format)
             uvloop.run(_serve(settings, prepare(settings)))
     except NixeryError as error:
         for line in str(error).splitlines():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
 
+from nixery.cache_counts import CacheCounts
 from nixery.errors import InvalidDigest
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
@@ -67,6 +68,9 @@ class BuildCache:
         identity: of everything besides the package set and the request that has a say in what an image becomes: this program,
             the packer, the popularity data, the number of layers.
         clock: seconds; only differences matter.
+
+    Attributes:
+        counts: of what was asked for; what is looked for in memory and then in the store counts once.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class BuildCache:
         self._uses = uses
         self._identity = identity
         self._clock = clock
+        self.counts = CacheCounts()
         self._recent: LeastRecentlyUsed[tuple[Pin, ImageRequest], _Recent] = LeastRecentlyUsed(_CAPACITY)
 
     async def find_recent(self, pin: Pin, request: ImageRequest) -> Image | None:
@@ -94,6 +99,7 @@ class BuildCache:
                 self._recent.discard((pin, request))
                 return None
             recent.checked = self._clock()
+        self.counts.hits += 1
         return recent.image
 
     async def find(self, pin: Pin, request: ImageRequest) -> Image | None:
@@ -102,6 +108,14 @@ class BuildCache:
         Raises:
             StorageError: it cannot be asked.
         """
+        image = await self._stored(pin, request)
+        if image is None:
+            self.counts.misses += 1
+        else:
+            self.counts.hits += 1
+        return image
+
+    async def _stored(self, pin: Pin, request: ImageRequest) -> Image | None:
         content = await self._records.get(IMAGES, self._key(pin, request))
         if content is None:
             return None

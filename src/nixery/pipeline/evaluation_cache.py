@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from nixery.cache_counts import CacheCounts
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.nix.builder import Definition, Evaluated, Package
@@ -27,11 +28,15 @@ class EvaluationCache:
     Args:
         records: where they are kept.
         identity: of this program, whose expressions and parsers make the results what they are.
+
+    Attributes:
+        counts: of the names that were asked for.
     """
 
     def __init__(self, records: RecordStore, identity: str) -> None:
         self._records = records
         self._identity = identity
+        self.counts = CacheCounts()
 
     async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
         """Return what a name stands for, if that is known and still of use.
@@ -39,6 +44,14 @@ class EvaluationCache:
         Raises:
             StorageError: the store cannot be asked.
         """
+        found = await self._known(pin, platform, name)
+        if found is None:
+            self.counts.misses += 1
+        else:
+            self.counts.hits += 1
+        return found
+
+    async def _known(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
         content = await self._records.get(EVALUATIONS, self._key(pin, platform, name))
         try:
             found = EVALUATED.validate_json(content) if content is not None else None

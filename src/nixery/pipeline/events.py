@@ -103,6 +103,19 @@ class Reused:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """Another request for the same image came while it was looked for or built, and waits for it as well.
+
+    Told in the context of the one that came later.
+
+    Attributes:
+        first: the identity of the request that the build belongs to.
+    """
+
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """There is no image."""
 
@@ -121,6 +134,7 @@ BuildEvent = (
     | LayersComplete
     | Stored
     | Reused
+    | Joined
     | Failed
 )
 

@@ -11,6 +11,7 @@ from nixery.pipeline.events import (
     Evaluated,
     Failed,
     Grouped,
+    Joined,
     LayerPacked,
     LayerReused,
     LayersComplete,
@@ -51,6 +52,8 @@ class LoggingObserver:
                     log.warning("names clash", name=clash.name, winner=clash.winner, loser=clash.loser)
             case Stored(manifest, layers):
                 log.info("built", manifest=str(manifest), layers=layers)
+            case Joined(first):
+                log.info("joined", build_request_id=first)
             case Reused(manifest):
                 log.info("found", manifest=str(manifest))
             case Failed(error=(RequestError() | TooBusy()) as error):

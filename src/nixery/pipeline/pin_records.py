@@ -66,6 +66,16 @@ class PinRecord(BaseModel):
         return self
 
 
+@dataclass(slots=True)
+class Held:
+    """A pin in memory; ``due`` when it is time to look its successor up, if somebody uses it."""
+
+    pinned: Pinned
+    until: float
+    used: bool = False
+    due: bool = False
+
+
 class PinRecords:
     """The records of one source.
 

@@ -20,12 +20,13 @@ from nixery.errors import (
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.build_cache import BuildCache
-from nixery.pipeline.events import BuildObserver, Failed, Queued, Reused, Started
+from nixery.pipeline.events import BuildObserver, Failed, Joined, Queued, Reused, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.pipeline.slots import Slots
+from nixery.request_context import RequestContext, current_request
 from nixery.sources.source import Pin
 
 # What would be the same a moment later. Clients ask again at once, containerd up to five times.
@@ -91,6 +92,7 @@ class SharedBuilds:
         self._observer = observer
         self._bounds = bounds
         self._in_flight: SingleFlight[tuple[Pin, ImageRequest], Image] = SingleFlight()
+        self._first: dict[tuple[Pin, ImageRequest], RequestContext] = {}
 
     async def image(self, request: ImageRequest, pin: Pin) -> Image:
         """Return the requested image, after everything in it is stored.
@@ -113,7 +115,16 @@ class SharedBuilds:
         if failure is not None and failure.until > self._clock():
             # Without the traceback, which would grow each time.
             raise failure.error.with_traceback(None)
+        self._note_who_waits(request, pin)
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
+
+    def _note_who_waits(self, request: ImageRequest, pin: Pin) -> None:
+        context = current_request()
+        if context is not None:
+            context.waited = True
+            first = self._first.setdefault((pin, request), context)
+            if first is not context:
+                self._observer.observe(request, Joined(first.id))
 
     async def close(self) -> None:
         """End all builds."""
@@ -147,6 +158,8 @@ class SharedBuilds:
                 until = self._clock() + self._failure_time_to_live
                 self._failures.put((pin, request), _Failure(error, until), _size(error))
             raise
+        finally:
+            self._first.pop((pin, request), None)
         return image
 
     async def _find(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image | None:

@@ -6,13 +6,13 @@ whole, which costs half as much for a small one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 from urllib.parse import parse_qsl
 
 import structlog
 
-from nixery.server.health import PATHS, Health
+from nixery.server.observation import REQUEST_ID, Observation
 from nixery.server.ranges import ByteRange
 from nixery.server.registry.errors import errors_body
 from nixery.server.registry.router import Registry
@@ -20,6 +20,7 @@ from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, FileResponse, NotModified, Response
 
 Fields = list[tuple[str, str]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 _log = structlog.get_logger("nixery.server")
 
@@ -38,6 +39,7 @@ class Scope(Protocol):
     method: str
     path: str
     query_string: str
+    client: str
     headers: Headers
 
 
@@ -53,28 +55,41 @@ class AnswerProtocol(Protocol):
 
 
 class Application:
-    """Routes to the registry. A plain callable: a framework would cost more than all we do for a cached answer."""
+    """Routes to the registry. A plain callable: a framework would cost more than all we do for a cached answer.
 
-    def __init__(self, registry: Registry, health: Health) -> None:
+    Args:
+        registry: answers below ``/v2/``.
+        observation: notes each request.
+        others: what answers elsewhere, by path.
+    """
+
+    def __init__(self, registry: Registry, observation: Observation, others: Mapping[str, Handler]) -> None:
         self._registry = registry
-        self._health = health
+        self._observation = observation
+        self._others = others
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         request = Request(scope.method, scope.path, _headers(scope.headers), _query(scope.query_string))
-        _send(request.method, await self._answer(request), protocol)
+        observed = self._observation.begin(request)
+        response = await self._answer(request)
+        # Before it is sent: afterwards, the web server's threads would wait for it.
+        self._observation.end(observed, request, scope, response)
+        _send(request.method, response, observed.id, protocol)
 
     async def _answer(self, request: Request) -> Response:
-        answer = self._health.answer if request.path in PATHS else self._registry.answer
-        if request.path not in {"/v2", *PATHS} and not request.path.startswith("/v2/"):
-            message = "this is a container registry: pull an image, for example HOST/shell/git"
-            return errors_body(404, "UNSUPPORTED", message)
         try:
-            return await answer(request)
+            if request.path == "/v2" or request.path.startswith("/v2/"):
+                return await self._registry.answer(request)
+            handler = self._others.get(request.path)
+            if handler is not None:
+                return await handler(request)
         except Exception:  # noqa: BLE001 -- logged with its traceback, and answered
             # Nothing a client does may lead here. If something does, the traceback is for us and not for him.
             _log.exception("request failed", method=request.method, path=request.path)
             return errors_body(500, "UNKNOWN", "internal error; the server's log has the details")
+        message = "this is a container registry: pull an image, for example HOST/shell/git"
+        return errors_body(404, "UNSUPPORTED", message)
 
 
 def _headers(raw: Headers) -> Mapping[str, str]:
@@ -88,8 +103,8 @@ def _query(raw: str) -> Mapping[str, str]:
     return dict(parse_qsl(raw, keep_blank_values=True)) if raw else {}
 
 
-def _send(method: str, response: Response, protocol: AnswerProtocol) -> None:
-    headers = list(response.headers.items())
+def _send(method: str, response: Response, request_id: str, protocol: AnswerProtocol) -> None:
+    headers = [*response.headers.items(), (REQUEST_ID, request_id)]
     if isinstance(response, NotModified):
         protocol.response_empty(response.status, headers)
         return

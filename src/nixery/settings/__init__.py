@@ -12,6 +12,7 @@ from pydantic import ConfigDict, ValidationError
 
 from nixery.errors import SettingsError
 from nixery.settings.layers import LayerSettings
+from nixery.settings.logs import LogSettings
 from nixery.settings.nix import NixSettings
 from nixery.settings.server import ServerSettings
 from nixery.settings.sources import SourceSettings, source_problems
@@ -27,7 +28,7 @@ _WHAT_IT_IS = {
 
 
 # Pydantic puts the fields of the last base first, and errors are told in that order.
-class Settings(LayerSettings, NixSettings, StorageSettings, SourceSettings, ServerSettings):
+class Settings(LogSettings, LayerSettings, NixSettings, StorageSettings, SourceSettings, ServerSettings):
     """All settings, checked; made from a mapping such as the process environment."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 
 import pytest
 
@@ -18,11 +19,12 @@ from nixery.errors import (
 from nixery.image.request import ImageRequest, parse_image_name
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, image_config, image_manifest
-from nixery.pipeline.events import BuildEvent, Failed, Queued, Started
+from nixery.pipeline.events import BuildEvent, Failed, Joined, Queued, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
+from nixery.request_context import RequestContext, current_request, enter_request
 from nixery.sources.source import Pin
 
 PIN = Pin("fake:", "one", "one")
@@ -34,6 +36,7 @@ class World:
 
     def __init__(self) -> None:
         self.builds = 0
+        self.told: list[tuple[str | None, BuildEvent]] = []
         self.error: NixeryError | None = None
         self.now = 0.0
         self.slots = Slots(100, 0)
@@ -58,6 +61,8 @@ class World:
         return Image(image_manifest(config, []), docker_manifest(config, []))
 
     def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+        context = current_request()
+        self.told.append((context.id if context else None, event))
         self.events.append((request.requested[0], event))
 
     def shared_builds(self, failure_time_to_live: float = 30) -> SharedBuilds:
@@ -188,3 +193,32 @@ async def test_closing_ends_those_that_wait_too(world: World) -> None:
     outcomes = await asyncio.gather(*requests, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ShuttingDown] * 3
     assert world.running == 0
+
+
+async def test_a_build_carries_the_first_request_and_those_who_join_are_told(world: World) -> None:
+    builds = world.shared_builds()
+
+    async def ask(identity: str) -> bool:
+        context = RequestContext(identity)
+        enter_request(context)
+        await builds.image(REQUEST, PIN)
+        return context.waited
+
+    assert all(await asyncio.gather(ask("one"), ask("two"), ask("three")))
+    assert sorted(world.told, key=lambda told: str(told[0])) == [
+        ("one", Started()),
+        ("three", Joined("one")),
+        ("two", Joined("one")),
+    ]
+    world.told.clear()
+    await asyncio.create_task(ask("four"))
+    assert world.told == [("four", Started())]
+
+
+async def test_a_build_without_a_request(world: World) -> None:
+    builds = world.shared_builds()
+    # Whatever other tests have left in theirs.
+    nobody = Context()
+    asked = [asyncio.create_task(builds.image(REQUEST, PIN), context=nobody) for _ in range(2)]
+    await asyncio.gather(*asked)
+    assert world.told == [(None, Started())]

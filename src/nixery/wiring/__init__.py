@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import nixery
-from nixery.errors import StorageError, TagUnknown
-from nixery.fetching.channel import ChannelSource
-from nixery.fetching.directory import DirectorySource
+from nixery.errors import TagUnknown
 from nixery.fetching.fingerprint import Fingerprint
-from nixery.fetching.flake import FlakeSource
-from nixery.fetching.git import GitSource
-from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.builder import NixExpression
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.health import require_usable_nix
-from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
+from nixery.observability.counted_storage import CountedBlobStore, CountedRecordStore
+from nixery.observability.metrics import Metrics
+from nixery.observability.stages import Stages
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
@@ -38,27 +34,29 @@ from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.logging_observer import LoggingObserver
+from nixery.pipeline.observers import Observers
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
 from nixery.preparation import Prepared
-from nixery.process_directory import ProcessDirectory
-from nixery.server.health import Health
+from nixery.server.health import PATHS, Health
+from nixery.server.metrics import MetricsPage
+from nixery.server.observation import Observation
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
 from nixery.server.rsgi import Application
 from nixery.settings import Settings
-from nixery.sources.source import PackageSource
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.files import used_and_total
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Uses
-from nixery.upkeep.collector import Collector
-from nixery.upkeep.keeper import FileSystemUsage, Keeper, Marks
-from nixery.upkeep.scrubber import Scrubber
+from nixery.wiring.nix import look_ahead, nix_options, package_source
+from nixery.wiring.traces import make_traces
+from nixery.wiring.upkeep import upkeep
+
+__all__ = ["Wired", "wire"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,70 +76,8 @@ class Wired:
     ahead: asyncio.Task[None]
 
 
-def _package_source(settings: Settings, prepared: Prepared, store: NixStore) -> PackageSource:
-    storage, temporary, environment = settings.storage_path, prepared.temporary.path, settings.environment
-    if settings.package_set is not None:
-        return DirectorySource(settings.package_set, environment)
-    if settings.repository is not None:
-        return GitSource(settings.repository, storage / "sources", temporary, store, environment)
-    if settings.channel is not None:
-        names = GitRepository(settings.channel_repository, storage / "sources", environment)
-        return ChannelSource(settings.channel, settings.channel_tags, settings.channel_url, names, store)
-    if settings.flake is not None:
-        return FlakeSource(settings.flake, store)
-    raise AssertionError("the settings have one source")
-
-
-async def _look_ahead(source: PackageSource) -> None:
-    # The others would have to ask somebody else, about tags that perhaps nobody ever wants.
-    if isinstance(source, DirectorySource):
-        await source.look_ahead()
-
-
-def _nix_options(settings: Settings) -> NixOptions:
-    return NixOptions(
-        every_command=settings.nix_arguments,
-        sandbox=None if settings.nix_sandbox == "auto" else settings.nix_sandbox == "on",
-        import_from_derivation=settings.allow_ifd,
-        environment=settings.evaluation_environment,
-        memory=settings.evaluation_memory * 1024 * 1024 or None,
-    )
-
-
-def _upkeep(settings: Settings, prepared: Prepared) -> list[Coroutine[Any, Any, None]]:
-    """What a server does in the background; commands end before there is anything to do."""
-    blobs, records = prepared.blobs, prepared.records
-    work = []
-    if settings.storage_high is not None:
-        low = settings.storage_low or settings.storage_high.times(0.9)
-        marks = Marks(
-            high=settings.storage_high.value,
-            low=low.value,
-            in_percent=settings.storage_high.percent is not None,
-        )
-        collector = Collector(blobs, records, settings.storage_grace)
-
-        def usage() -> FileSystemUsage:
-            return FileSystemUsage(*used_and_total(settings.storage_path))
-
-        work.append(Keeper(collector, blobs, usage, marks).run())
-    if settings.scrub_rate:
-        work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
-    work.append(_keep(prepared.temporary, prepared.roots))
-    return work
-
-
-async def _keep(*directories: ProcessDirectory) -> None:
-    """Make directories again that somebody deletes, and keep them from being taken for left behind."""
-    while True:
-        await asyncio.sleep(1)
-        for directory in directories:
-            with suppress(StorageError):  # whoever needs it is told
-                await asyncio.to_thread(directory.restore)
-
-
 @asynccontextmanager
-async def wire(
+async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom to the top
     settings: Settings,
     prepared: Prepared,
     expression: NixExpression | None = None,
@@ -155,14 +91,17 @@ async def wire(
         expression: what the command line adds to the package set. The server never has one.
         observer: of builds; ``None`` for the log.
     """
-    blobs, records = prepared.blobs, prepared.records
+    metrics = Metrics()
+    traces = make_traces(settings)
+    blobs = CountedBlobStore(prepared.blobs, metrics.storage_errors)
+    records = CountedRecordStore(prepared.records, metrics.storage_errors)
     roots = GarbageCollectorRoots(prepared.roots.path)
     collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
-    source = _package_source(settings, prepared, NixStore(roots, collector))
+    source = package_source(settings, prepared, NixStore(roots, collector))
     # Looking tags up has slots of its own: nobody waits there for somebody else's build.
     bounded = BoundedSource(source, Slots(settings.max_builds, settings.max_queued))
     pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
-    options = _nix_options(settings)
+    options = nix_options(settings)
     nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, collector, expression)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
     # What an expression refers to, nobody can tell; so it is evaluated each time.
@@ -178,14 +117,23 @@ async def wire(
     evaluator = Evaluator(source, nix, evaluations)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     builder = ImageBuilder(evaluator, nix, layers, blobs, uses, prepared.popularity, image_bounds)
+    observers = Observers(
+        observer or LoggingObserver(),
+        metrics.builds,
+        Stages([metrics.builds, traces] if traces else [metrics.builds]),
+        *([traces] if traces else []),
+    )
     build_bounds = BuildBounds(Slots(settings.max_builds, settings.max_queued), settings.build_timeout)
-    builds = SharedBuilds(cache, builder, observer or LoggingObserver(), build_bounds, settings.failure_ttl)
+    builds = SharedBuilds(cache, builder, observers, build_bounds, settings.failure_ttl)
     indexes = Indexes(builds, blobs, uses, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
     catalogue = Catalogue(records)
+    small_blobs = SmallBlobs(blobs)
+    counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
+    metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
     registry = Registry(
         Manifests(images, blobs, uses, catalogue, prepared.platforms),
-        Blobs(blobs, SmallBlobs(blobs)),
+        Blobs(blobs, small_blobs),
         Discovery(catalogue),
     )
 
@@ -206,16 +154,20 @@ async def wire(
     async def close() -> None:
         await asyncio.gather(layers.close(), images.close())
 
-    ahead = asyncio.create_task(_look_ahead(source))
-    upkeep = _upkeep(settings, prepared) if prepared.address is not None else []
-    tasks = [ahead, *(asyncio.ensure_future(work) for work in upkeep)]
+    ahead = asyncio.create_task(look_ahead(source))
+    background = upkeep(settings, prepared) if prepared.address is not None else []
+    tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
-        yield Wired(Application(registry, health), images, blobs, close, ahead)
+        observation = Observation(metrics.requests, traces, verbose=settings.log_level == "debug")
+        others = {**dict.fromkeys(PATHS, health.answer), "/metrics": MetricsPage(metrics).get}
+        yield Wired(Application(registry, observation, others), images, blobs, close, ahead)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await close()
         await uses.close()
+        if traces is not None:
+            traces.close()
         prepared.roots.close()
         prepared.temporary.close()
