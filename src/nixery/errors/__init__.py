@@ -22,6 +22,7 @@
     ├── PlatformFailed                one of several platforms: holds one of the above
     ├── StorageError
     │   └── BlobVerificationFailed    what was written is not what was meant
+    ├── PushFailed                    another registry does not take the image
     ├── ShuttingDown
     └── SettingsError                 every problem of the environment at once
 
@@ -34,6 +35,7 @@ from __future__ import annotations
 from nixery.errors.base import (
     BlobVerificationFailed,
     NixeryError,
+    PushFailed,
     SettingsError,
     ShuttingDown,
     StorageError,
@@ -79,6 +81,7 @@ __all__ = [
     "PackageSetChanged",
     "PackagesUnavailable",
     "PlatformFailed",
+    "PushFailed",
     "Reason",
     "RequestError",
     "SettingsError",

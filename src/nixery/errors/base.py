@@ -19,6 +19,10 @@ class BlobVerificationFailed(StorageError):
     """The bytes written do not have the digest or size they were meant to have; nothing was stored."""
 
 
+class PushFailed(NixeryError):
+    """Another registry does not take an image, or cannot be asked."""
+
+
 class ShuttingDown(NixeryError):
     """The server is stopping; the same request to its successor will be served."""
 

@@ -26,6 +26,7 @@ from nixery.errors import (
     PackageSetChanged,
     PackagesUnavailable,
     PlatformFailed,
+    PushFailed,
     RequestError,
     SettingsError,
     ShuttingDown,
@@ -61,6 +62,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     PlatformFailed: (500, "UNKNOWN"),  # never used: the error in it counts
     StorageError: (500, "UNKNOWN"),
     BlobVerificationFailed: (500, "UNKNOWN"),
+    PushFailed: (500, "UNKNOWN"),  # never used: a server pushes nothing
     ShuttingDown: (503, "UNKNOWN"),
     SettingsError: (500, "UNKNOWN"),
 }
