@@ -60,6 +60,8 @@ class Wired:
     application: Application
     images: Images
     blobs: BlobStore
+    pins: Pins
+    evaluator: Evaluator
     close: Callable[[], Awaitable[None]]
 
 
@@ -134,7 +136,7 @@ async def wire(
         await asyncio.gather(layers.close(), images.close())
 
     try:
-        yield Wired(Application(registry), images, blobs, close)
+        yield Wired(Application(registry), images, blobs, pins, evaluator, close)
     finally:
         await close()
         executor.shutdown(cancel_futures=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from nixery.errors import BlobUnknown, PushFailed
+from nixery.errors import BlobUnknown, PushFailed, StorageError
 from nixery.oci.digest import Digest
 from nixery.pushing.authorisation import Authorisation
 from nixery.pushing.client import RegistryClient, open_client
@@ -155,7 +155,7 @@ class _Push:
             async with asyncio.TaskGroup() as group:
                 for blob in parts.values():
                     group.create_task(self._push_blob(blob))
-        except* PushFailed as failures:
+        except BaseExceptionGroup as failures:
             raise next(_leaves(failures)) from None
         for manifest in manifests[:-1]:
             await self._put(manifest, str(manifest.digest))
@@ -210,11 +210,14 @@ class _Push:
             nonlocal sent
             self._observe(BytesPushed(str(self._target), -sent))
             sent = 0
-            with blob.path.open("rb") as file:
-                while chunk := await asyncio.to_thread(file.read, _CHUNK):
-                    yield chunk
-                    sent += len(chunk)
-                    self._observe(BytesPushed(str(self._target), len(chunk)))
+            try:
+                with blob.path.open("rb") as file:
+                    while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                        yield chunk
+                        sent += len(chunk)
+                        self._observe(BytesPushed(str(self._target), len(chunk)))
+            except OSError as error:
+                raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
 
         headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
         try:
