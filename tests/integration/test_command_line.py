@@ -176,7 +176,13 @@ def test_several_outputs_and_platforms(nixery: CommandLine) -> None:
 def test_json_for_machines(nixery: CommandLine) -> None:
     events = [json.loads(line) for line in nixery("build", "hello", "--json").stdout.splitlines()]
     digest = nixery("build", "hello", "-q").stdout.strip()
-    assert events[-1] == {"event": "result", "digest": digest, "name": "hello", "tag": "latest", "outputs": []}
+    assert events[-1] == {
+        "event": "result",
+        "digest": digest,
+        "name": "hello",
+        "tag": "latest",
+        "outputs": [],
+    }
     assert {"started", "evaluated", "grouped", "stored"} <= {event["event"] for event in events}
     failed = nixery("build", "nosuch", "--json", status=1).stdout.splitlines()
     assert json.loads(failed[-1])["event"] == "error"
@@ -198,7 +204,7 @@ def test_checking_what_is_wrong(nixery: CommandLine) -> None:
     assert "NIXERY_LAYER_BUDGET is wrong" in settings.stdout
     broken = nixery.directory / "set"
     broken.mkdir()
-    (broken / "default.nix").write_text("{ system }: throw \"out of order\"")
+    (broken / "default.nix").write_text('{ system }: throw "out of order"')
     source = nixery("check", status=1, NIXERY_PKGS_PATH=str(broken))
     assert "WRONG source" in source.stdout
     assert "out of order" in source.stdout
@@ -206,7 +212,11 @@ def test_checking_what_is_wrong(nixery: CommandLine) -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("nixery bu", "build"), ("nixery build --platform linux/ar", "linux/arm64"), ("nixery build -o reg", "registry:")],
+    [
+        ("nixery bu", "build"),
+        ("nixery build --platform linux/ar", "linux/arm64"),
+        ("nixery build -o reg", "registry:"),
+    ],
 )
 def test_completion(nixery: CommandLine, words: str, expected: str) -> None:
     completion = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}

@@ -14,7 +14,9 @@ from nixery.image.platform import Platform
 def build(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME[:TAG]", help="What the image would be called in the registry, e.g. shell/git."),
+        typer.Argument(
+            metavar="NAME[:TAG]", help="What the image would be called in the registry, e.g. shell/git."
+        ),
     ] = "",
     expr: Annotated[
         str, typer.Option(metavar="NIX", help="Build what an expression gives; `pkgs` is the package set.")
@@ -50,7 +52,9 @@ def build(
         ),
     ] = "true",
     insecure: Annotated[bool, typer.Option("--insecure", help="As --tls-verify=false.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object per event, the result last.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object per event, the result last.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the digest.")] = False,
 ) -> None:
     """Build an image without a server, push it or write it to files, and print its digest.

@@ -17,7 +17,7 @@ from nixery.image.request import requests_for
 from nixery.nix.builder import NixExpression
 from nixery.oci.descriptor import Descriptor
 from nixery.pipeline.image import ImageIndex
-from nixery.pushing.push import push
+from nixery.pushing.push import PushOptions, push
 from nixery.pushing.target import Target
 from nixery.storage.layout import write_layout
 from nixery.storage.store import BlobStore
@@ -70,9 +70,8 @@ async def _put(
         if isinstance(output, Target):
             source = pushed.get(output.host, "")
             mount = source if source != output.name else ""
-            await push(
-                blobs, root.digest, output, os.environ, reporter.pushing, tls_verify=tls_verify, mount_from=mount
-            )
+            options = PushOptions(tls_verify=tls_verify, mount_from=mount)
+            await push(blobs, root.digest, output, os.environ, reporter.pushing, options)
             pushed.setdefault(output.host, output.name)
         else:
             await write_layout(blobs, root, name, tag, output.place, archive=output.archive)

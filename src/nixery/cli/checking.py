@@ -165,7 +165,9 @@ def _source() -> Finding:
             else:
                 found.append("it evaluates")
             if pinned.warning:
-                return Finding("source", False, "; ".join([*found, pinned.warning]), "see that it can be reached")
+                return Finding(
+                    "source", False, "; ".join([*found, pinned.warning]), "see that it can be reached"
+                )
             return Finding("source", right=True, found="; ".join(found))
 
     return run(command, quiet=True)

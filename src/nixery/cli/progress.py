@@ -9,7 +9,15 @@ from typing import Any, Protocol
 import structlog
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from nixery.errors import NixeryError
 from nixery.image.request import ImageRequest
@@ -165,7 +173,9 @@ class BarReporter:
             case LayersComplete() | NamesClashed():
                 pass
             case Stored() | Reused():
-                self._progress.update(task, total=1, completed=1, stage="built" if isinstance(event, Stored) else "found")
+                self._progress.update(
+                    task, total=1, completed=1, stage="built" if isinstance(event, Stored) else "found"
+                )
             case Failed():
                 self._progress.update(task, stage="failed")
         # All that is shown of builds is over before the first push: two displays never share the terminal.
@@ -201,7 +211,7 @@ def _event_name(event: BuildEvent) -> str:
     return "".join(f"-{c.lower()}" if c.isupper() and at else c.lower() for at, c in enumerate(name))
 
 
-def _fields(event: BuildEvent) -> dict[str, Any]:
+def _fields(event: BuildEvent) -> dict[str, Any]:  # noqa: PLR0911 -- a case each
     match event:
         case Evaluated(packages):
             return {"packages": len(packages)}

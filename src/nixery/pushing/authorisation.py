@@ -54,9 +54,7 @@ class Authorisation:
                     return self.header != refused
             return False
 
-    async def _token(
-        self, client: httpx.AsyncClient, parameters: dict[str, str], registry: httpx.URL
-    ) -> str:
+    async def _token(self, client: httpx.AsyncClient, parameters: dict[str, str], registry: httpx.URL) -> str:
         realm = httpx.URL(parameters["realm"])
         known = self._credentials
         if known and realm.scheme != "https" and registry.scheme == "https" and not self._insecure:

@@ -175,7 +175,9 @@ def _explain(error: httpx.TransportError) -> str:
 
 def _refusal(answer: httpx.Response) -> str:
     try:
-        said = "; ".join(f"{e.get('code', '')} {e.get('message', '')}".strip() for e in answer.json()["errors"])
+        said = "; ".join(
+            f"{e.get('code', '')} {e.get('message', '')}".strip() for e in answer.json()["errors"]
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         said = ""
     meaning = _MEANING.get(answer.status_code, answer.reason_phrase)

@@ -75,6 +75,22 @@ PushEvent = PushStarted | BytesPushed | BlobPushed | Pushed
 
 
 @dataclass(frozen=True, slots=True)
+class PushOptions:
+    """How to push.
+
+    Attributes:
+        tls_verify: whether a certificate has to be trusted; if not, plain HTTP is tried, too. A loopback address may speak
+            plain HTTP always.
+        mount_from: name of a repository on the same host that may have the blobs; or empty.
+        delay: seconds before a second attempt.
+    """
+
+    tls_verify: bool = True
+    mount_from: str = ""
+    delay: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class _Manifest:
     digest: Digest
     media_type: str
@@ -87,10 +103,7 @@ async def push(
     target: Target,
     environment: Mapping[str, str],
     observe: Callable[[PushEvent], None],
-    *,
-    tls_verify: bool = True,
-    mount_from: str = "",
-    delay: float = 1.0,
+    options: PushOptions,
 ) -> None:
     """Push an image, or an index and all its images.
 
@@ -100,9 +113,7 @@ async def push(
         target: where to; its tag is replaced.
         environment: says where credentials are.
         observe: is told what happens.
-        tls_verify: whether a certificate has to be trusted; if not, plain HTTP is tried, too. This machine may speak HTTP always.
-        mount_from: name of a repository on the same host that may have the blobs.
-        delay: seconds before a second attempt.
+        options: how.
 
     Raises:
         PushFailed: the registry does not take it.
@@ -110,13 +121,13 @@ async def push(
     """
     credentials = await asyncio.to_thread(find_credentials, target.host, environment)
     scope = f"repository:{target.name}:pull,push"
-    if mount_from:
-        scope += f" repository:{mount_from}:pull"
-    async with open_client(verify=tls_verify) as http:
-        base = await _base(http, target, tls_verify=tls_verify)
-        authorisation = Authorisation(credentials, scope, insecure=not tls_verify)
-        client = RegistryClient(http, target, base, authorisation, delay=delay)
-        await _Push(blobs, client, target, observe, mount_from).run(root)
+    if options.mount_from:
+        scope += f" repository:{options.mount_from}:pull"
+    async with open_client(verify=options.tls_verify) as http:
+        base = await _base(http, target, tls_verify=options.tls_verify)
+        authorisation = Authorisation(credentials, scope, insecure=not options.tls_verify)
+        client = RegistryClient(http, target, base, authorisation, delay=options.delay)
+        await _Push(blobs, client, target, observe, options.mount_from).run(root)
 
 
 async def _base(http: httpx.AsyncClient, target: Target, *, tls_verify: bool) -> str:

@@ -23,7 +23,9 @@ _REFERENCE = "org.opencontainers.image.ref.name"
 _NAME = "io.containerd.image.name"
 
 
-async def write_layout(blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path, *, archive: bool) -> None:
+async def write_layout(
+    blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path, *, archive: bool
+) -> None:
     """Write an image, or an index and all its images, to a new place.
 
     Args:

@@ -32,7 +32,7 @@ def test_a_password_with_a_colon(tmp_path: Path, key: str) -> None:
 def test_an_identity_token(tmp_path: Path) -> None:
     entry = {"auth": encoded("me:"), "identitytoken": "long"}
     environment = written(tmp_path, {"auths": {"registry.test": entry}})
-    assert find_credentials("registry.test", environment) == Credentials(identity_token="long")
+    assert find_credentials("registry.test", environment) == Credentials("", "", "long")
 
 
 @pytest.mark.parametrize("setting", [{"credsStore": "test"}, {"credHelpers": {"registry.test": "test"}}])

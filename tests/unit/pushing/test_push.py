@@ -13,7 +13,7 @@ from nixery.errors import PushFailed
 from nixery.oci.canonical_json import canonical_json
 from nixery.oci.descriptor import MediaType
 from nixery.oci.digest import Digest
-from nixery.pushing.push import BlobPushed, BytesPushed, Pushed, PushEvent, PushStarted, push
+from nixery.pushing.push import BlobPushed, BytesPushed, Pushed, PushEvent, PushOptions, PushStarted, push
 from nixery.pushing.target import Target
 from nixery.storage.filesystem import FilesystemBlobStore
 from tests.support.token_registry import TokenRegistry, token_registry
@@ -55,7 +55,7 @@ async def pushed(
     (directory / "config.json").write_text(json.dumps({"auths": {registry.address: entry}}))
     root, events = await image(blobs), list[PushEvent]()
     target = Target(registry.address, "tools/git", "1")
-    await push(blobs, root, target, {"DOCKER_CONFIG": str(directory)}, events.append, delay=0.01)
+    await push(blobs, root, target, {"DOCKER_CONFIG": str(directory)}, events.append, PushOptions(delay=0.01))
     return root, events
 
 
@@ -110,7 +110,7 @@ async def test_failures_that_pass_are_tried_again(
 
 
 async def test_a_wrong_password(blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path) -> None:
-    with pytest.raises(PushFailed, match="no token from 127.0.0.1: 401"):
+    with pytest.raises(PushFailed, match=r"no token from 127\.0\.0\.1: 401"):
         await pushed(blobs, registry, tmp_path, login("me:wrong"))
     assert registry.manifests == {}
 
