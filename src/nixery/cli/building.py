@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nixery.cli.bars import BarReporter
 from nixery.cli.outputs import FileOutput, Output, check_outputs
-from nixery.cli.progress import BarReporter, Reporter
+from nixery.cli.progress import Reporter
 from nixery.cli.workshop import run, workshop
 from nixery.image.platform import Platform
 from nixery.image.request import requests_for

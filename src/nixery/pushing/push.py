@@ -15,6 +15,7 @@ from nixery.oci.digest import Digest
 from nixery.pushing.authorisation import Authorisation
 from nixery.pushing.client import RegistryClient, open_client
 from nixery.pushing.credentials import find_credentials
+from nixery.pushing.events import BlobPushed, BytesPushed, Pushed, PushEvent, PushStarted
 from nixery.pushing.target import Target
 from nixery.storage.store import BlobStore, StoredBlob
 
@@ -26,52 +27,6 @@ _CHUNK = 256 * 1024
 
 _PRESENT = frozenset({200, 404})
 _CREATED = frozenset({201})
-
-
-@dataclass(frozen=True, slots=True)
-class PushStarted:
-    """It is known what the target has to have.
-
-    Attributes:
-        size: of all blobs, in bytes.
-    """
-
-    target: str
-    blobs: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class BytesPushed:
-    """Bytes were sent; negative if they have to be sent again."""
-
-    target: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlobPushed:
-    """The target has a blob.
-
-    Attributes:
-        how: ``uploaded``, ``mounted`` from another repository, or ``present`` before.
-    """
-
-    target: str
-    digest: str
-    size: int
-    how: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pushed:
-    """The target has the image."""
-
-    target: str
-    digest: str
-
-
-PushEvent = PushStarted | BytesPushed | BlobPushed | Pushed
 
 
 @dataclass(frozen=True, slots=True)

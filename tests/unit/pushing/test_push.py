@@ -13,7 +13,8 @@ from nixery.errors import PushFailed
 from nixery.oci.canonical_json import canonical_json
 from nixery.oci.descriptor import MediaType
 from nixery.oci.digest import Digest
-from nixery.pushing.push import BlobPushed, BytesPushed, Pushed, PushEvent, PushOptions, PushStarted, push
+from nixery.pushing.events import BlobPushed, BytesPushed, Pushed, PushEvent, PushStarted
+from nixery.pushing.push import PushOptions, push
 from nixery.pushing.target import Target
 from nixery.storage.filesystem import FilesystemBlobStore
 from tests.support.token_registry import TokenRegistry, token_registry
