@@ -34,8 +34,7 @@ class PushOptions:
     """How to push.
 
     Attributes:
-        tls_verify: whether a certificate has to be trusted; if not, plain HTTP is tried, too. A loopback address may speak
-            plain HTTP always.
+        tls_verify: whether a certificate has to be trusted; if not, plain HTTP will do, as for a loopback address always.
         mount_from: name of a repository on the same host that may have the blobs; or empty.
         delay: seconds before a second attempt.
     """
@@ -186,13 +185,13 @@ class _Push:
                 raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
 
         headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
+        stored = False
         try:
             answer = await self._client.once("PUT", place, body=content, headers=headers)
-        except httpx.TransportError:
-            self._observe(BytesPushed(str(self._target), -sent))
-            raise
-        if answer.status_code not in _CREATED:
-            self._observe(BytesPushed(str(self._target), -sent))
+            stored = answer.status_code in _CREATED
+        finally:
+            if not stored:
+                self._observe(BytesPushed(str(self._target), -sent))
         return answer
 
     async def _put(self, manifest: _Manifest, reference: str) -> None:

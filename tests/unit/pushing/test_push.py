@@ -93,9 +93,10 @@ async def test_what_is_there_is_not_sent(
 async def test_a_token_that_has_run_out_is_renewed(
     blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
-    registry.uses = 3
+    # More than are asked at the same time, fewer than there are altogether.
+    registry.uses = 8
     await pushed(blobs, registry, tmp_path, login("me:sesame"))
-    assert len(registry.scopes) > 3
+    assert len(registry.scopes) >= 2
     assert len(registry.blobs) == 4
 
 
