@@ -21,7 +21,6 @@ from nixery.storage.store import BlobStore, StoredBlob
 
 # Uploads at the same time.
 _UPLOADS = 4
-
 # Bytes of a blob in memory, for each upload.
 _CHUNK = 256 * 1024
 
@@ -151,7 +150,7 @@ class _Push:
             url = self._client.url(f"{self._path}/blobs/{blob.digest}")
             answer = await self._client.request("HEAD", url, expected=_PRESENT)
             how = "present"
-            if answer.status_code != httpx.codes.OK:
+            if answer.status_code == httpx.codes.NOT_FOUND:
                 uploaded = await self._client.retried(lambda: self._upload(blob), _CREATED)
                 how = "mounted" if uploaded.request.method == "POST" else "uploaded"
             if how != "uploaded":
