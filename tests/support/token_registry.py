@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ class TokenRegistry:
 
 
 @contextmanager
-def token_registry() -> Iterator[TokenRegistry]:
+def token_registry(tls: ssl.SSLContext | None = None) -> Iterator[TokenRegistry]:
     """Serve while the context lasts."""
     registry = TokenRegistry()
 
@@ -66,6 +67,8 @@ def token_registry() -> Iterator[TokenRegistry]:
         state = registry
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     registry.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

@@ -152,8 +152,10 @@ def _source() -> Finding:
 
     async def command() -> Finding:
         async with workshop() as (wired, prepared):
+            warning: str | None = None
             try:
                 pinned = await wired.pins.pin("latest")
+                warning = pinned.warning
                 found.append(f"{pinned.pin.source} is pinned to {pinned.pin.revision}")
                 (request,) = requests_for("shell", prepared.platforms[:1])
                 await wired.evaluator.contents(request, pinned.pin)
@@ -164,10 +166,8 @@ def _source() -> Finding:
                 return Finding("source", False, "; ".join([*found, str(error)]), advice)
             else:
                 found.append("it evaluates")
-            if pinned.warning:
-                return Finding(
-                    "source", False, "; ".join([*found, pinned.warning]), "see that it can be reached"
-                )
+            if warning:
+                return Finding("source", False, "; ".join([*found, warning]), "see that it can be reached")
             return Finding("source", right=True, found="; ".join(found))
 
     return run(command, quiet=True)

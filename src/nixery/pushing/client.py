@@ -134,7 +134,7 @@ class RegistryClient:
             PushFailed: it cannot be told.
             httpx.TransportError: nobody answers.
         """
-        for _ in range(2):
+        for last in (False, True):
             header = self._authorisation.header
             # A registry may have uploads sent elsewhere: no business of theirs who is logged in here.
             ours = (url.scheme, url.netloc) == (self._base.scheme, self._base.netloc)
@@ -143,16 +143,16 @@ class RegistryClient:
                 method, url, content=body() if body else content, headers={**(headers or {}), **said}
             )
             refused = answer.status_code == httpx.codes.UNAUTHORIZED and ours
-            if not refused or not await self._authorisation.renew(self._http, header, answer):
+            if last or not refused or not await self._authorisation.renew(self._http, header, answer):
                 return answer
-        return answer
+        raise AssertionError("the second answer is returned")
 
 
 def _is_hopeless(error: httpx.TransportError) -> bool:
-    return isinstance(_cause(error), ssl.SSLError) or isinstance(error, httpx.UnsupportedProtocol)
+    return isinstance(cause_of(error), ssl.SSLError) or isinstance(error, httpx.UnsupportedProtocol)
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """Return the first cause that is of TLS, or the last one: the client's own errors say little."""
     while not isinstance(error, ssl.SSLError):
         deeper = error.__cause__ or error.__context__
@@ -163,7 +163,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _explain(error: httpx.TransportError) -> str:
-    cause = _cause(error)
+    cause = cause_of(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {cause.verify_message} (SSL_CERT_FILE, --tls-verify=false)"
     if isinstance(cause, ssl.SSLError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,14 @@ import httpx
 from nixery.errors import BlobUnknown, PushFailed, StorageError
 from nixery.oci.digest import Digest
 from nixery.pushing.authorisation import Authorisation
-from nixery.pushing.client import RegistryClient, open_client
+from nixery.pushing.client import RegistryClient, cause_of, open_client
 from nixery.pushing.credentials import find_credentials
 from nixery.pushing.events import BlobPushed, BytesPushed, Pushed, PushEvent, PushStarted
 from nixery.pushing.target import Target
 from nixery.storage.store import BlobStore, StoredBlob
 
-# Uploads at the same time.
+# Uploads at the same time, and bytes of a blob in memory for each of them.
 _UPLOADS = 4
-# Bytes of a blob in memory, for each upload.
 _CHUNK = 256 * 1024
 
 _PRESENT = frozenset({200, 404})
@@ -88,8 +88,9 @@ async def _base(http: httpx.AsyncClient, target: Target, *, tls_verify: bool) ->
         # Whether there is TLS is asked without credentials; whatever else is wrong comes up again.
         try:
             await http.get(f"https://{target.host}/v2/")
-        except httpx.TransportError:
-            return f"http://{target.host}"
+        except httpx.TransportError as error:
+            if not isinstance(cause_of(error), ssl.SSLCertVerificationError):
+                return f"http://{target.host}"
     return f"https://{target.host}"
 
 

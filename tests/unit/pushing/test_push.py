@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from nixery.errors import PushFailed
 from nixery.oci.canonical_json import canonical_json
@@ -127,3 +129,12 @@ async def test_a_refusal_is_not_tried_again(
     # The four uploads that go on at the same time, each at most once and once more for its token.
     assert sum(line.startswith("POST /v2") for line in registry.log) <= 8
     assert registry.manifests == {}
+
+
+async def test_a_certificate_that_nobody_trusts(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with token_registry(context) as registry:
+        with pytest.raises(PushFailed, match=r"its certificate is not trusted.*SSL_CERT_FILE"):
+            await pushed(blobs, registry, tmp_path, login("me:sesame"))
+        assert registry.log == []
