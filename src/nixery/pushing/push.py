@@ -23,7 +23,6 @@ from nixery.storage.store import BlobStore, StoredBlob
 # Uploads at the same time, and bytes of a blob in memory for each of them.
 _UPLOADS = 4
 _CHUNK = 256 * 1024
-
 _PRESENT = frozenset({200, 404})
 _CREATED = frozenset({201})
 
@@ -89,8 +88,8 @@ async def _base(http: httpx.AsyncClient, target: Target, *, tls_verify: bool) ->
         try:
             await http.get(f"https://{target.host}/v2/")
         except httpx.TransportError as error:
-            if not isinstance(cause_of(error), ssl.SSLCertVerificationError):
-                return f"http://{target.host}"
+            speaks_tls = isinstance(cause_of(error), ssl.SSLCertVerificationError)
+            return f"{'https' if speaks_tls else 'http'}://{target.host}"
     return f"https://{target.host}"
 
 
