@@ -45,6 +45,7 @@ serve: setup
 
 test:
 	@scripts/setup.sh x86_64-linux aarch64-linux
+	@scripts/install_peers.sh docker-registry=docker-registry
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup --junitxml=var/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/tests.xml
 
@@ -62,6 +63,7 @@ acceptance-new:
 # Whatever depends on the version of Nix.
 test-nix:
 	@scripts/setup.sh x86_64-linux aarch64-linux
+	@scripts/install_peers.sh docker-registry=docker-registry
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/unit tests/integration --junitxml=var/nix/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/nix/tests.xml
 

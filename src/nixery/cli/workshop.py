@@ -17,6 +17,7 @@ from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError
 from nixery.nix.builder import NixExpression
 from nixery.nix.guard import guarded
+from nixery.pipeline.events import BuildObserver
 from nixery.preparation import Prepared, prepare, storage
 from nixery.settings import Settings, storage_settings
 from nixery.settings.storage import StorageSettings
@@ -30,11 +31,13 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 @asynccontextmanager
-async def workshop(expression: NixExpression | None = None) -> AsyncIterator[tuple[Wired, Prepared]]:
+async def workshop(
+    expression: NixExpression | None = None, observer: BuildObserver | None = None
+) -> AsyncIterator[tuple[Wired, Prepared]]:
     """Wire everything for the process environment, with places of the user's own where nothing is set."""
-    settings = Settings.from_environment({**_defaults(), **os.environ})
+    settings = user_settings()
     prepared = prepare(settings, serving=False)
-    async with wire(settings, prepared, expression) as wired:
+    async with wire(settings, prepared, expression, observer) as wired:
         yield wired, prepared
 
 
@@ -50,7 +53,21 @@ def storehouse() -> Iterator[tuple[StorageSettings, BlobStore, RecordStore]]:
         yield settings, blobs, records
 
 
-def run(command: Callable[[], Awaitable[Result]], *, quiet: bool) -> Result:
+def user_settings() -> Settings:
+    """Read the environment; nothing but a source has to be set.
+
+    Raises:
+        SettingsError: with every problem there is.
+    """
+    return Settings.from_environment({**_defaults(), **os.environ})
+
+
+def run(
+    command: Callable[[], Awaitable[Result]],
+    *,
+    quiet: bool,
+    failed: Callable[[NixeryError], None] = lambda _: None,
+) -> Result:
     """Run a command to its end; what goes wrong is told on stderr, and ends with status 1."""
     configure_logs(logging.WARNING if quiet else logging.INFO)
     try:
@@ -59,6 +76,7 @@ def run(command: Callable[[], Awaitable[Result]], *, quiet: bool) -> Result:
     except asyncio.CancelledError:
         raise typer.Exit(_TERMINATED) from None
     except NixeryError as error:
+        failed(error)
         for line in (*str(error).splitlines(), *getattr(error, "log_tail", ())):
             typer.echo(f"nixery: {line}", err=True)
         raise typer.Exit(_FAILED) from None

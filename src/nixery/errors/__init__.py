@@ -28,6 +28,7 @@
     │   ├── BlobVerificationFailed    what was written is not what was meant
     │   ├── StorageFull
     │   └── CollectionRunning
+    ├── PushFailed                    another registry does not take the image
     ├── TooBusy                       says when to come back
     ├── ShuttingDown
     └── SettingsError                 every problem of the environment at once
@@ -42,6 +43,7 @@ from nixery.errors.base import (
     BlobVerificationFailed,
     CollectionRunning,
     NixeryError,
+    PushFailed,
     SettingsError,
     ShuttingDown,
     StorageError,
@@ -98,6 +100,7 @@ __all__ = [
     "PackagesUnavailable",
     "PathsCollected",
     "PlatformFailed",
+    "PushFailed",
     "Reason",
     "RequestError",
     "SettingsError",

@@ -32,6 +32,10 @@ class CollectionRunning(StorageError):
         )
 
 
+class PushFailed(NixeryError):
+    """Another registry does not take an image, or cannot be asked."""
+
+
 class ShuttingDown(NixeryError):
     """The server is stopping; the same request to its successor will be served."""
 

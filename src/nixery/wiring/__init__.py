@@ -72,6 +72,8 @@ class Wired:
     application: Application
     images: Images
     blobs: BlobStore
+    pins: Pins
+    evaluator: Evaluator
     close: Callable[[], Awaitable[None]]
     ahead: asyncio.Task[None]
 
@@ -160,7 +162,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     try:
         observation = Observation(metrics.requests, traces, verbose=settings.log_level == "debug")
         others = {**dict.fromkeys(PATHS, health.answer), "/metrics": MetricsPage(metrics).get}
-        yield Wired(Application(registry, observation, others), images, blobs, close, ahead)
+        yield Wired(Application(registry, observation, others), images, blobs, pins, evaluator, close, ahead)
     finally:
         for task in tasks:
             task.cancel()

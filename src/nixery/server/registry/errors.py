@@ -31,6 +31,7 @@ from nixery.errors import (
     PackagesUnavailable,
     PathsCollected,
     PlatformFailed,
+    PushFailed,
     RequestError,
     SettingsError,
     ShuttingDown,
@@ -78,6 +79,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     CollectionRunning: (503, "UNKNOWN"),  # never used: no request collects
     BlobVerificationFailed: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
+    PushFailed: (500, "UNKNOWN"),  # never used: a server pushes nothing
     ShuttingDown: (503, "UNKNOWN"),
     SettingsError: (500, "UNKNOWN"),
 }
