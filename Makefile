@@ -16,6 +16,7 @@
 #   make bench-cold        how long the first request for an image takes, and for what
 #   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash for others
 #   make soak              a few hundred clients for ten minutes, and whether anything grew; SOAK_SECONDS=60 make soak for a shorter one
+#   make gc-many           collect and scrub 100,000 blobs, and how much memory that takes; some minutes
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -28,7 +29,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak gc-many lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -95,6 +96,9 @@ crash: setup
 
 soak: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.soak
+
+gc-many: setup
+	GC_BLOBS=$${GC_BLOBS:-100000} $(BIN)/pytest tests/unit/upkeep/test_many_blobs.py
 
 lock:
 	@scripts/lock.sh
