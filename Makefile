@@ -17,6 +17,7 @@
 #   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash for others
 #   make soak              a few hundred clients for ten minutes, and whether anything grew; SOAK_SECONDS=60 make soak for a shorter one
 #   make operations        the dashboard, the alerts and the metrics' documentation against a real Prometheus; half a minute
+#   make gc-many           collect and scrub 100,000 blobs, and how much memory that takes; some minutes
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -29,7 +30,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak operations lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -102,6 +103,9 @@ soak: setup
 operations: setup
 	@scripts/install_peers.sh prometheus=prometheus
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.operations
+
+gc-many: setup
+	GC_BLOBS=$${GC_BLOBS:-100000} $(BIN)/pytest tests/unit/upkeep/test_many_blobs.py
 
 lock:
 	@scripts/lock.sh

@@ -57,6 +57,8 @@ class Uses:
         self._clock = clock
         self._claimed: LeastRecentlyUsed[Digest, float] = LeastRecentlyUsed(_CAPACITY)
         self._renewals: set[asyncio.Task[None]] = set()
+        # Of each collector, when its record was written, and since when that is known here.
+        self._collectors: dict[str, tuple[float, float]] = {}
 
     def note(self, documents: Iterable[Digest]) -> bool:
         """Count manifests and indexes as used, without waiting for anything.
@@ -115,14 +117,17 @@ class Uses:
             _log.warning("a use cannot be written down", reason=str(error))
 
     async def _until_spared(self, digests: set[str]) -> None:
-        # A collector is dead when its record has not changed for a while by our own clock, whatever time it is where it is stored.
-        seen: dict[str, tuple[float, float]] = {}
+        # A collector is dead when its record has not changed for a while by our own clock, whatever time it is where it is stored. That
+        # is remembered: one that was killed delays what was condemned once, and not every image anew.
         while True:
             waiting = False
-            async for listed in self._records.scan(COLLECTIONS):
-                modified, since = seen.setdefault(listed.key, (listed.modified, self._clock()))
+            listing = [listed async for listed in self._records.scan(COLLECTIONS)]
+            for gone in self._collectors.keys() - {listed.key for listed in listing}:
+                del self._collectors[gone]
+            for listed in listing:
+                modified, since = self._collectors.setdefault(listed.key, (listed.modified, self._clock()))
                 if modified != listed.modified:
-                    seen[listed.key] = (listed.modified, self._clock())
+                    self._collectors[listed.key] = (listed.modified, self._clock())
                 elif self._clock() - since > LEASE:
                     continue
                 condemned = await self._records.get(COLLECTIONS, listed.key) or b""

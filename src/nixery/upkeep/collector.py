@@ -37,7 +37,7 @@ _BATCH = 4096
 # Deletions under way at the same time; an object store takes its time for each.
 _AT_ONCE = 16
 
-# Seconds by which the clocks of the servers of one storage may differ.
+# Seconds by which the clocks of the servers of one storage may differ, as far as the grace period is not shorter.
 _SKEW = 60.0
 
 
@@ -124,7 +124,7 @@ class _Collection:
                 self._result.delete(blob)
             return
         await self._lease.condemn(blob.digest for blob in batch)
-        await self._marking.look_again(self._now - _SKEW)
+        await self._marking.look_again(max(self._cutoff, self._now - _SKEW))
         for start in range(0, len(batch), _AT_ONCE):
             if not self._lease.holds:
                 raise StorageError("the collection could not be kept known to others in time; start it again")

@@ -13,6 +13,7 @@ from nixery.oci.index import image_index
 from nixery.pipeline.build_cache import ImageRecord
 from nixery.storage.uses import COLLECTIONS, LEASE, USES, Uses
 from nixery.upkeep import collector
+from nixery.upkeep.collector import Collector
 from nixery.upkeep.lease import Lease
 from nixery.upkeep.limits import Limits
 from nixery.upkeep.marking import Marking
@@ -179,6 +180,34 @@ async def test_a_dead_collector_is_forgotten(store: Store) -> None:
     store.age(LEASE + 1)
     await store.collect()
     assert await store.keys(COLLECTIONS) == set()
+
+
+async def test_a_killed_collector_delays_what_it_condemned_once(store: Store) -> None:
+    image = await store.image(b"one")
+    await store.records.put(COLLECTIONS, "dead", "\n".join(digest.hex for digest in image.digests).encode())
+    now = 0.0
+    uses = Uses(store.records, HOUR, lambda: now)
+    waiting = asyncio.ensure_future(uses.claim(image.digests))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    now = LEASE + 1
+    await waiting
+    # It is known by now that it is dead: time does not go on here.
+    await asyncio.wait_for(uses.claim(image.digests), 30)
+    # One that writes is not dead.
+    await store.records.put(COLLECTIONS, "dead", image.digests[0].hex.encode())
+    waiting = asyncio.ensure_future(uses.claim(image.digests))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    await store.records.delete(COLLECTIONS, "dead")
+    await waiting
+
+
+async def test_a_short_grace_period_is_not_exceeded(store: Store) -> None:
+    await store.image(b"one")
+    store.age(10)
+    result = await Collector(store.blobs, store.records, 5.0).collect(Limits(max_size=0))
+    assert (result.kept, await store.digests()) == (0, set())
 
 
 async def test_a_collector_whose_lease_ran_out_deletes_nothing(
