@@ -169,7 +169,7 @@ async def wire(
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
     identity = canonical_json(
-        [evaluation, packer.identity, settings.layer_budget, prepared.popularity.counts]
+        [evaluation, packer.identity, settings.layer_budget, prepared.popularity.identity]
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
     uses = Uses(records, settings.storage_grace)
