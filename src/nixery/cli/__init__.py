@@ -8,6 +8,7 @@ from nixery import __version__
 from nixery.cli.build import build
 from nixery.cli.gc import gc
 from nixery.cli.inspect import inspect
+from nixery.cli.popularity import popularity
 from nixery.cli.scrub import scrub
 from nixery.cli.serve import serve
 
@@ -36,6 +37,7 @@ def _main(
 app.command()(serve)
 app.command()(build)
 app.command()(inspect)
+app.command()(popularity)
 app.command()(gc)
 app.command()(scrub)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -30,9 +30,17 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 @asynccontextmanager
-async def workshop(expression: NixExpression | None = None) -> AsyncIterator[tuple[Wired, Prepared]]:
-    """Wire everything for the process environment, with places of the user's own where nothing is set."""
-    settings = Settings.from_environment({**_defaults(), **os.environ})
+async def workshop(
+    expression: NixExpression | None = None, without: Collection[str] = ()
+) -> AsyncIterator[tuple[Wired, Prepared]]:
+    """Wire everything for the process environment, with places of the user's own where nothing is set.
+
+    Args:
+        expression: added to the package set.
+        without: variables that are of no use to the command, and may be wrong.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    settings = Settings.from_environment({**_defaults(), **environment})
     prepared = prepare(settings, serving=False)
     async with wire(settings, prepared, expression) as wired:
         yield wired, prepared

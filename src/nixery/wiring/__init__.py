@@ -12,18 +12,14 @@ from typing import Any
 
 import nixery
 from nixery.errors import StorageError, TagUnknown
-from nixery.fetching.channel import ChannelSource
 from nixery.fetching.directory import DirectorySource
 from nixery.fetching.fingerprint import Fingerprint
-from nixery.fetching.flake import FlakeSource
-from nixery.fetching.git import GitSource
-from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.builder import NixExpression
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.health import require_usable_nix
-from nixery.nix.options import NixOptions
+from nixery.nix.package_graph import SubprocessPackageGraph
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import compression
@@ -39,6 +35,8 @@ from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.pins import Pins
+from nixery.pipeline.batch_records import BatchRecords
+from nixery.pipeline.reference_counting import BATCH_TIMEOUT, ReferenceCounting
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
 from nixery.preparation import Prepared
@@ -59,6 +57,7 @@ from nixery.storage.uses import Uses
 from nixery.upkeep.collector import Collector
 from nixery.upkeep.keeper import FileSystemUsage, Keeper, Marks
 from nixery.upkeep.scrubber import Scrubber
+from nixery.wiring.parts import nix_options, package_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,7 @@ class Wired:
     Attributes:
         application: what is served.
         close: ends all builds, which has to be done before the server is stopped.
+        counting: of references across the package set.
         ahead: what is read before anybody asks; no request depends on it, but the first one is faster after it.
     """
 
@@ -75,37 +75,14 @@ class Wired:
     images: Images
     blobs: BlobStore
     close: Callable[[], Awaitable[None]]
+    counting: ReferenceCounting
     ahead: asyncio.Task[None]
-
-
-def _package_source(settings: Settings, prepared: Prepared, store: NixStore) -> PackageSource:
-    storage, temporary, environment = settings.storage_path, prepared.temporary.path, settings.environment
-    if settings.package_set is not None:
-        return DirectorySource(settings.package_set, environment)
-    if settings.repository is not None:
-        return GitSource(settings.repository, storage / "sources", temporary, store, environment)
-    if settings.channel is not None:
-        names = GitRepository(settings.channel_repository, storage / "sources", environment)
-        return ChannelSource(settings.channel, settings.channel_tags, settings.channel_url, names, store)
-    if settings.flake is not None:
-        return FlakeSource(settings.flake, store)
-    raise AssertionError("the settings have one source")
 
 
 async def _look_ahead(source: PackageSource) -> None:
     # The others would have to ask somebody else, about tags that perhaps nobody ever wants.
     if isinstance(source, DirectorySource):
         await source.look_ahead()
-
-
-def _nix_options(settings: Settings) -> NixOptions:
-    return NixOptions(
-        every_command=settings.nix_arguments,
-        sandbox=None if settings.nix_sandbox == "auto" else settings.nix_sandbox == "on",
-        import_from_derivation=settings.allow_ifd,
-        environment=settings.evaluation_environment,
-        memory=settings.evaluation_memory * 1024 * 1024 or None,
-    )
 
 
 def _upkeep(settings: Settings, prepared: Prepared) -> list[Coroutine[Any, Any, None]]:
@@ -158,11 +135,11 @@ async def wire(
     blobs, records = prepared.blobs, prepared.records
     roots = GarbageCollectorRoots(prepared.roots.path)
     collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
-    source = _package_source(settings, prepared, NixStore(roots, collector))
+    source = package_source(settings, prepared, NixStore(roots, collector))
     # Looking tags up has slots of its own: nobody waits there for somebody else's build.
     bounded = BoundedSource(source, Slots(settings.max_builds, settings.max_queued))
     pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
-    options = _nix_options(settings)
+    options = nix_options(settings)
     nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, collector, expression)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
     # What an expression refers to, nobody can tell; so it is evaluated each time.
@@ -182,6 +159,13 @@ async def wire(
     builds = SharedBuilds(cache, builder, observer or LoggingObserver(), build_bounds, settings.failure_ttl)
     indexes = Indexes(builds, blobs, uses, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
+    counting = ReferenceCounting(
+        pins,
+        source,
+        SubprocessPackageGraph(max(settings.nix_timeout, BATCH_TIMEOUT), roots, options, collector),
+        BatchRecords(records, evaluation),
+        settings.max_builds,
+    )
     catalogue = Catalogue(records)
     registry = Registry(
         Manifests(images, blobs, uses, catalogue, prepared.platforms),
@@ -210,7 +194,7 @@ async def wire(
     upkeep = _upkeep(settings, prepared) if prepared.address is not None else []
     tasks = [ahead, *(asyncio.ensure_future(work) for work in upkeep)]
     try:
-        yield Wired(Application(registry, health), images, blobs, close, ahead)
+        yield Wired(Application(registry, health), images, blobs, close, counting, ahead)
     finally:
         for task in tasks:
             task.cancel()
