@@ -73,7 +73,9 @@ class BatchRecords:
             found = BATCH.validate_json(content) if content is not None else None
         except ValidationError:
             return None  # torn: written anew
-        return found if found and await asyncio.to_thread(_is_there, found) else None
+        if found is None or not await asyncio.to_thread(_is_there, found):
+            return None
+        return found
 
     async def keep_batch(self, key: str, batch: Batch) -> None:
         """Remember a batch.

@@ -15,7 +15,7 @@ from nixery.image.platform import Platform
 from nixery.nix.builder import Contents, Evaluated, NixBuilder, Package
 from nixery.pipeline.batch_records import Batch, BatchRecords, References
 from nixery.pipeline.pins import Pins
-from nixery.sources.source import PackageSet, PackageSource, Pin
+from nixery.sources.source import PackageSet, PackageSource
 
 # Names that one process evaluates: what they have in common is evaluated once, and its memory is bounded.
 _NAMES = 2000

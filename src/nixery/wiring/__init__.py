@@ -24,6 +24,7 @@ from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
+from nixery.pipeline.batch_records import BatchRecords
 from nixery.pipeline.bounded_source import BoundedSource
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluation_cache import EvaluationCache
@@ -35,7 +36,6 @@ from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.pins import Pins
-from nixery.pipeline.batch_records import BatchRecords
 from nixery.pipeline.reference_counting import BATCH_TIMEOUT, ReferenceCounting
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
