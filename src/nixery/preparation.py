@@ -20,7 +20,7 @@ from nixery.settings.storage import StorageSettings
 from nixery.storage.files import make_directory
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.popularity import load_popularity
+from nixery.storage.popularity import PopularityCopies, load_popularity
 
 Result = TypeVar("Result")
 
@@ -56,15 +56,12 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     """
     directory = settings.storage_path
     problems: list[str] = []
-    popularity = _try(
-        problems,
-        lambda: load_popularity(settings.popularity_url) if settings.popularity_url else Popularity(),
-    )
     _try(problems, lambda: make_directory(directory))
     usable = directory.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(directory / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(directory / "gc-roots")) if usable else None
     locks = _try(problems, lambda: FileLocks(directory / "locks")) if usable else None
+    popularity = _try(problems, lambda: _popularity(settings, temporary))
     if settings.nix_sandbox == "on":
         _try(problems, require_sandbox)
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
@@ -76,6 +73,14 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     records = FilesystemRecordStore(directory, temporary.path)
     platforms = settings.platforms or (native_platform(),)
     return Prepared(address, platforms, popularity, temporary, roots, locks, blobs, records)
+
+
+def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:
+    if settings.popularity_url is None:
+        return Popularity()
+    # Without a place for a copy, it is still told what is wrong with the data.
+    copies = PopularityCopies(settings.storage_path, temporary.path) if temporary else None
+    return load_popularity(settings.popularity_url, copies)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from nixery.cli.build import build
 from nixery.cli.check import check
 from nixery.cli.gc import gc
 from nixery.cli.inspect import inspect
+from nixery.cli.popularity import popularity
 from nixery.cli.scrub import scrub
 from nixery.cli.serve import serve
 
@@ -67,6 +68,7 @@ def _main(
 
 app.command(rich_help_panel=_SERVER)(serve)
 app.command(rich_help_panel=_SERVER)(check)
+app.command(rich_help_panel=_SERVER)(popularity)
 app.command(rich_help_panel=_IMAGES)(build)
 app.command(rich_help_panel=_IMAGES)(inspect)
 app.command(rich_help_panel=_STORAGE)(gc)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -32,10 +32,18 @@ _TERMINATED = 128 + signal.SIGTERM
 
 @asynccontextmanager
 async def workshop(
-    expression: NixExpression | None = None, observer: BuildObserver | None = None
+    expression: NixExpression | None = None,
+    observer: BuildObserver | None = None,
+    without: Collection[str] = (),
 ) -> AsyncIterator[tuple[Wired, Prepared]]:
-    """Wire everything for the process environment, with places of the user's own where nothing is set."""
-    settings = user_settings()
+    """Wire everything for the process environment, with places of the user's own where nothing is set.
+
+    Args:
+        expression: added to the package set.
+        observer: of builds; ``None`` for the log.
+        without: variables that are of no use to the command, and may be wrong.
+    """
+    settings = user_settings(without)
     prepared = prepare(settings, serving=False)
     async with wire(settings, prepared, expression, observer) as wired:
         yield wired, prepared
@@ -53,13 +61,14 @@ def storehouse() -> Iterator[tuple[StorageSettings, BlobStore, RecordStore]]:
         yield settings, blobs, records
 
 
-def user_settings() -> Settings:
+def user_settings(without: Collection[str] = ()) -> Settings:
     """Read the environment; nothing but a source has to be set.
 
     Raises:
         SettingsError: with every problem there is.
     """
-    return Settings.from_environment({**_defaults(), **os.environ})
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    return Settings.from_environment({**_defaults(), **environment})
 
 
 def run(

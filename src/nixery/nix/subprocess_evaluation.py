@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -85,6 +86,19 @@ class Evaluation:
             lines = tuple(self._without_place(line) for line in stderr)
             raise EvaluationFailed(lines, explanation(lines))
         return await self._find_culprits(packages, optional, stderr)
+
+    async def names(self) -> list[str]:
+        """Return the names of all attributes of the set, sorted by bytes; not all of them need to be packages.
+
+        Raises:
+            BuildError: as above.
+        """
+        completed, _ = await self._instantiate(json.dumps({"names": True}))
+        if completed.exit_code != 0:
+            await self.of((), ())  # it says what is wrong
+            raise NixUnusable("Nix could not list the names of the package set")
+        names: list[str] = json.loads(completed.stdout)
+        return names
 
     async def _find_culprits(
         self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]

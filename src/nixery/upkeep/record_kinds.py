@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
+from nixery.pipeline.batch_records import BATCH, BATCH_CLOSURES, BATCHES, REFERENCES
 from nixery.pipeline.build_cache import IMAGES, ImageRecord
 from nixery.pipeline.evaluation_cache import EVALUATED, EVALUATIONS
 from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
@@ -42,6 +43,8 @@ KINDS: Mapping[str, Check] = {
     IMAGES: _readable(lambda content: ImageRecord.model_validate_json(content).documents),
     LAYERS: _readable(_layer),
     EVALUATIONS: _readable(EVALUATED.validate_json),
+    BATCHES: _readable(BATCH.validate_json),
+    BATCH_CLOSURES: _readable(REFERENCES.validate_json),
     PINS: _readable(PinRecord.model_validate_json),
     TAGS: _readable(lambda content: Digest.parse(TagRecord.model_validate_json(content).digest)),
     REFERRERS: _readable(lambda content: Digest.parse(str(_DESCRIPTOR.validate_json(content)["digest"]))),

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
+from nixery.pipeline.batch_records import BATCH_CLOSURES, BATCHES
 from nixery.pipeline.build_cache import IMAGES, ImageRecord
 from nixery.pipeline.evaluation_cache import EVALUATIONS
 from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
@@ -30,7 +31,7 @@ async def delete_pointless_records(
         records: to be tidied up.
         blobs: what they point to.
         cutoff: nothing that was written after that is deleted.
-        oldest: tags, pins and evaluations that were not written after that are deleted; ``None`` for none.
+        oldest: tags, pins, evaluations and batches that were not written after that are deleted; ``None`` for none.
 
     Raises:
         StorageError: the storage does not do what is asked.
@@ -44,7 +45,7 @@ async def delete_pointless_records(
                     count += 1
                     break
     if oldest is not None:
-        for kind in (TAGS, PINS, EVALUATIONS):
+        for kind in (TAGS, PINS, EVALUATIONS, BATCHES, BATCH_CLOSURES):
             async for key in _written_before(records, kind, min(cutoff - _DAY, oldest)):
                 await records.delete(kind, key)
                 count += 1

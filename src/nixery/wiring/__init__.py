@@ -17,6 +17,7 @@ from nixery.nix.builder import NixExpression
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.health import require_usable_nix
+from nixery.nix.package_graph import SubprocessPackageGraph
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.observability.counted_storage import CountedBlobStore, CountedRecordStore
 from nixery.observability.metrics import Metrics
@@ -24,6 +25,7 @@ from nixery.observability.stages import Stages
 from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
+from nixery.pipeline.batch_records import BatchRecords
 from nixery.pipeline.bounded_source import BoundedSource
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluation_cache import EvaluationCache
@@ -36,6 +38,7 @@ from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.observers import Observers
 from nixery.pipeline.pins import Pins
+from nixery.pipeline.reference_counting import BATCH_TIMEOUT, ReferenceCounting
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
 from nixery.preparation import Prepared
@@ -66,6 +69,7 @@ class Wired:
     Attributes:
         application: what is served.
         close: ends all builds, which has to be done before the server is stopped.
+        counting: of references across the package set.
         ahead: what is read before anybody asks; no request depends on it, but the first one is faster after it.
     """
 
@@ -75,6 +79,7 @@ class Wired:
     pins: Pins
     evaluator: Evaluator
     close: Callable[[], Awaitable[None]]
+    counting: ReferenceCounting
     ahead: asyncio.Task[None]
 
 
@@ -110,7 +115,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
     identity = canonical_json(
-        [evaluation, packer.identity, settings.layer_budget, prepared.popularity.counts]
+        [evaluation, packer.identity, settings.layer_budget, prepared.popularity.identity]
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
     uses = Uses(records, settings.storage_grace)
@@ -129,6 +134,13 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     builds = SharedBuilds(cache, builder, observers, build_bounds, settings.failure_ttl)
     indexes = Indexes(builds, blobs, uses, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
+    counting = ReferenceCounting(
+        pins,
+        source,
+        SubprocessPackageGraph(max(settings.nix_timeout, BATCH_TIMEOUT), roots, options, collector),
+        BatchRecords(records, evaluation),
+        settings.max_builds,
+    )
     catalogue = Catalogue(records)
     small_blobs = SmallBlobs(blobs)
     counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
@@ -162,7 +174,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     try:
         observation = Observation(metrics.requests, traces, verbose=settings.log_level == "debug")
         others = {**dict.fromkeys(PATHS, health.answer), "/metrics": MetricsPage(metrics).get}
-        yield Wired(Application(registry, observation, others), images, blobs, pins, evaluator, close, ahead)
+        application = Application(registry, observation, others)
+        yield Wired(application, images, blobs, pins, evaluator, close, counting, ahead)
     finally:
         for task in tasks:
             task.cancel()
