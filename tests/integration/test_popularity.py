@@ -31,12 +31,16 @@ class Popularity:
         return [sys.executable, "-m", "nixery", "popularity", *arguments]
 
     def run(
-        self, *arguments: str, names: str | None = None, status: int = 0, **settings: str
+        self,
+        *arguments: str,
+        names: str | None = None,
+        status: int = 0,
+        given: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        given = ("--packages", "-") if names is not None else ()
+        stdin = ("--packages", "-") if names is not None else ()
         completed = subprocess.run(
-            self.command(*given, *arguments),
-            env=self.environment | settings,
+            self.command(*stdin, *arguments),
+            env={**self.environment, **(given or {})},
             input=names or "",
             capture_output=True,
             text=True,
@@ -48,8 +52,10 @@ class Popularity:
         assert "Traceback" not in completed.stderr, completed.stderr
         return completed
 
-    def counts(self, *arguments: str, names: str | None = None, **settings: str) -> dict[str, int]:
-        counts = json.loads(self.run(*arguments, names=names, **settings).stdout)
+    def counts(
+        self, *arguments: str, names: str | None = None, given: Mapping[str, str] | None = None
+    ) -> dict[str, int]:
+        counts = json.loads(self.run(*arguments, names=names, given=given).stdout)
         assert list(counts) == sorted(counts)
         return dict(counts)
 
@@ -92,17 +98,28 @@ def test_closures_and_derivations_of_a_list(popularity: Popularity) -> None:
     assert popularity.counts("--packages", "names") == {"bottom-1.0": 2}
 
 
-def test_the_whole_set_from_derivations_where_something_cannot_be_had(popularity: Popularity) -> None:
+def test_the_whole_set_from_derivations_where_something_cannot_be_had(
+    popularity: Popularity, settings: Mapping[str, str]
+) -> None:
+    popularity.environment["NIXERY_PKGS_PATH"] = str(popularity.directory)
+    (popularity.directory / "default.nix").write_text(
+        f"""{{ system }}:
+        let set = import {settings["NIXERY_PKGS_PATH"]} {{ inherit system; }};
+        in {{ inherit (set) left right diamond fails broken; alias = set.left; lib = {{ }}; helper = x: x; }}
+        """
+    )
     ended = popularity.run()
     assert "references are those of the derivations to their inputs" in ended.stderr
-    assert "attributes that are no packages" in ended.stderr
-    assert "left out: broken" in ended.stderr
+    assert "(fails-1.0, ...)" in ended.stderr
+    assert "left out: 2 attributes that are no packages\n" in ended.stderr
+    assert "left out: broken (" in ended.stderr
     counts = json.loads(ended.stdout)
     assert counts["bottom-1.0"] >= 2
+    assert "fails-1.0" not in counts
     # However many processes are at work, and whatever is known already.
     for processes in ("1", "3"):
         cache = str(popularity.directory / processes)
-        again = popularity.run(NIXERY_MAX_BUILDS=processes, XDG_CACHE_HOME=cache)
+        again = popularity.run(given={"NIXERY_MAX_BUILDS": processes, "XDG_CACHE_HOME": cache})
         assert again.stdout == ended.stdout
 
 
@@ -127,20 +144,20 @@ def test_who_is_interrupted_goes_on_where_he_was(many: Popularity, spy: NixSpy) 
     outputs = ["", ""]
     for time in range(2):
         spy.forget()
-        outputs[time] = many.run("--from", "derivations", **environment).stdout
+        outputs[time] = many.run("--from", "derivations", given=environment).stdout
         evaluations[time] = sum("nix-instantiate" in call for call in spy.calls)
     # The names of the set, and the two batches that were left; then the names alone.
     assert evaluations == [3, 1]
-    fresh = many.run("--from", "derivations", XDG_CACHE_HOME=str(many.directory / "fresh"))
+    fresh = many.run("--from", "derivations", given={"XDG_CACHE_HOME": str(many.directory / "fresh")})
     assert outputs == [fresh.stdout, fresh.stdout]
     assert json.loads(fresh.stdout) == {"bottom-1.0": 2}
 
 
 def test_realised_batches_are_not_realised_again(many: Popularity, spy: NixSpy) -> None:
-    assert many.counts("--from", "closures", **spy.environment()) == {"bottom-1.0": 2}
+    assert many.counts("--from", "closures", given=spy.environment()) == {"bottom-1.0": 2}
     assert any("--realise" in call for call in spy.calls)
     spy.forget()
-    assert many.counts("--from", "closures", **spy.environment()) == {"bottom-1.0": 2}
+    assert many.counts("--from", "closures", given=spy.environment()) == {"bottom-1.0": 2}
     assert not any("--realise" in call for call in spy.calls)
 
 
@@ -198,7 +215,7 @@ def test_the_data_is_of_use_to_a_server(
 ) -> None:
     data = popularity.directory / "popularity.json"
     # The setting may be there before the data.
-    data.write_text(popularity.run(names="left\nright", NIX_POPULARITY_URL=str(data)).stdout)
+    data.write_text(popularity.run(names="left\nright", given={"NIX_POPULARITY_URL": str(data)}).stdout)
     settings = {"NIX_POPULARITY_URL": str(data), **spy.environment()}
     with_data = start_server(**settings)
     digest = with_data.client.digest("diamond")
