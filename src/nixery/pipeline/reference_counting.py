@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from nixery.closure.store_path import StorePath
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
-from nixery.nix.builder import Contents, Evaluated, NixBuilder, Package
+from nixery.nix.builder import Contents, Evaluated, Package
 from nixery.pipeline.batch_records import Batch, BatchRecords, References
+from nixery.pipeline.package_graph import PackageGraph, Watcher
 from nixery.pipeline.pins import Pins
-from nixery.sources.source import PackageSet, PackageSource
+from nixery.sources.source import PackageSource
 
 # Names that one process evaluates: what they have in common is evaluated once, and its memory is bounded.
 _NAMES = 2000
@@ -38,38 +39,6 @@ class Basis(StrEnum):
     AUTO = "auto"
     CLOSURES = "closures"
     DERIVATIONS = "derivations"
-
-
-class PackageGraph(NixBuilder, Protocol):
-    """What is asked about a whole set."""
-
-    async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
-        """Return all names of a set, packages or not."""
-        ...
-
-    async def to_build(self, installables: Sequence[str]) -> list[str]:
-        """Return the derivations that would have to be built for some outputs, absolute and sorted."""
-        ...
-
-    def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
-        """Yield each derivation that some derivations need, as ``<hash>-<name>``, and the names of its inputs.
-
-        What only fetches something, and sources, are left out.
-        """
-        ...
-
-
-class Watcher(Protocol):
-    """Is told how it goes."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Something begins that has so many packages."""
-
-    def advance(self, count: int) -> None:
-        """So many more of them are done."""
-
-    def note(self, line: str) -> None:
-        """Something is worth knowing."""
 
 
 class ReferenceCounting:
