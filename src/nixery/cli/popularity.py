@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from nixery.cli.workshop import run, workshop
 from nixery.image.platform import Platform
-from nixery.pipeline.package_graph import Basis
+from nixery.pipeline.reference_counting import Basis
 
 _NOTHING = 1
 _WRONG_USAGE = 2
