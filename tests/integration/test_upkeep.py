@@ -229,7 +229,7 @@ def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
     for server in servers:
         assert "Traceback" not in server.log
     # What was deleted was built again.
-    assert sum(server.log.count(" built ") for server in servers) > len(servers) * len(NAMES)
+    assert sum(server.log.count('"event": "built"') for server in servers) > len(servers) * len(NAMES)
 
 
 def test_killed_in_the_middle(start_server: StartServer) -> None:
