@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import gc
 import json
@@ -63,6 +62,15 @@ async def pushed(
     target = Target(registry.address, "tools/git", "1")
     await push(blobs, root, target, {"DOCKER_CONFIG": str(directory)}, events.append, PushOptions(delay=0.01))
     return root, events
+
+
+@pytest.fixture(autouse=True)
+def _transports() -> Iterator[None]:
+    """asyncio leaves the transport of a TLS handshake that failed to the garbage collector, which would warn in another test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def login(user: str) -> dict[str, str]:
@@ -141,8 +149,3 @@ async def test_a_certificate_that_nobody_trusts(blobs: FilesystemBlobStore, tmp_
         with pytest.raises(PushFailed, match=r"its certificate is not trusted.*SSL_CERT_FILE"):
             await pushed(blobs, registry, tmp_path, login("me:sesame"))
         assert registry.log == []
-    # asyncio leaves the transport of a handshake that failed to the garbage collector, which would warn in another test.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        await asyncio.sleep(0)
-        gc.collect()
