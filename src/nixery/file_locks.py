@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nixery.errors import StorageError
+from nixery.errors import StorageError, storage_error
 
 
 class FileLocks:
@@ -49,7 +49,7 @@ class FileLocks:
         try:
             descriptor = self._lock(path)
         except OSError as error:
-            raise StorageError(f"cannot lock {path}: {error.strerror}") from error
+            raise storage_error("cannot make a lock in the storage", error) from error
         if descriptor is None:
             yield False
             return

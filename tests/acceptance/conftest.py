@@ -59,32 +59,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("client", there, indirect=True, scope="session")
 
 
+def _server(directory: Path, storage: Path, **settings: str) -> AbstractContextManager[Server]:
+    always = {"NIXERY_PKGS_PATH": str(PACKAGE_SET), "NIX_TIMEOUT": "300", "STORAGE_PATH": str(storage)}
+    return running_server(directory, {**always, **nix_environment(directory), **settings})
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("server")
-    with short_lived_directory("nixery-storage-") as storage:
-        settings = {
-            "NIXERY_PKGS_PATH": str(PACKAGE_SET),
-            "NIX_TIMEOUT": "300",
-            "STORAGE_PATH": str(storage),
-            **nix_environment(directory),
-        }
-        with running_server(directory, settings) as running:
-            yield running
+    with short_lived_directory("nixery-storage-") as storage, _server(directory, storage) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def two_platforms(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A registry whose names are indexes; the platform that is first is not the one the clients run on."""
     directory = tmp_path_factory.mktemp("two-platforms")
-    settings = {
-        "NIXERY_PKGS_PATH": str(PACKAGE_SET),
-        "NIXERY_PLATFORMS": "linux/arm64,linux/amd64",
-        "NIX_TIMEOUT": "300",
-        "STORAGE_PATH": str(server.storage),
-        **nix_environment(directory),
-    }
-    with running_server(directory, settings) as running:
+    with _server(directory, server.storage, NIXERY_PLATFORMS="linux/arm64,linux/amd64") as running:
         yield f"{HOST}:{running.port}"
 
 
@@ -92,14 +83,7 @@ def two_platforms(server: Server, tmp_path_factory: pytest.TempPathFactory) -> I
 def zstd(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A registry whose layers are compressed with zstd."""
     directory = tmp_path_factory.mktemp("zstd")
-    settings = {
-        "NIXERY_PKGS_PATH": str(PACKAGE_SET),
-        "NIXERY_COMPRESSION": "zstd",
-        "NIX_TIMEOUT": "300",
-        "STORAGE_PATH": str(server.storage),
-        **nix_environment(directory),
-    }
-    with running_server(directory, settings) as running:
+    with _server(directory, server.storage, NIXERY_COMPRESSION="zstd") as running:
         yield f"{HOST}:{running.port}"
 
 

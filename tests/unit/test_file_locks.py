@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.errors import StorageError
+from nixery.errors import StorageError, StorageFull, storage_error
 from nixery.file_locks import FileLocks
 
 HOLDS = """
@@ -92,3 +93,22 @@ def test_a_directory_that_was_deleted_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "storage").rmdir()
     with locks.attempt("name") as held:
         assert held
+
+
+def test_what_cannot_be_locked_is_told_without_its_place(tmp_path: Path) -> None:
+    locks = FileLocks(tmp_path / "locks")
+    (tmp_path / "locks" / "name").mkdir()
+    with (
+        pytest.raises(StorageError, match="cannot make a lock in the storage: ") as caught,
+        locks.attempt("name"),
+    ):
+        pass
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, StorageFull), (errno.EDQUOT, StorageFull), (errno.EACCES, StorageError)],
+)
+def test_no_room_for_a_lock_is_a_full_storage(number: int, kind: type[StorageError]) -> None:
+    assert type(storage_error("it cannot be", OSError(number, "why"))) is kind

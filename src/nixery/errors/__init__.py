@@ -49,6 +49,7 @@ from nixery.errors.base import (
     StorageError,
     StorageFull,
     TooBusy,
+    storage_error,
 )
 from nixery.errors.build import (
     BuildError,
@@ -111,4 +112,5 @@ __all__ = [
     "TagUnknown",
     "TooBusy",
     "UnavailablePackage",
+    "storage_error",
 ]

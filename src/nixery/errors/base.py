@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+# The disk, or our share of it, is full; or a file may not become as large as that (setrlimit(2)).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class NixeryError(Exception):
     """The root: everything nixery raises on purpose.
@@ -21,6 +26,16 @@ class BlobVerificationFailed(StorageError):
 
 class StorageFull(StorageError):
     """There is no room left for blobs and records. What is stored is served all the same."""
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """Say in our terms why the storage does not do something; paths of the machine stay out of it.
+
+    Args:
+        what: cannot be done.
+        error: the system's.
+    """
+    return (StorageFull if error.errno in _FULL else StorageError)(f"{what}: {error.strerror}")
 
 
 class CollectionRunning(StorageError):

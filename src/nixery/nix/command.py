@@ -9,6 +9,9 @@ from nixery.errors import BuildTimedOut
 from nixery.nix.build_log import LOG_TAIL, plain
 from nixery.nix.process import OURS, Completed, Deadline, Surroundings, run
 
+# Arguments of one command, well under Linux's limit of 2 MiB for all of them together.
+_PATHS = 5000
+
 
 async def run_command(
     seconds: float, *arguments: str, surroundings: Surroundings = OURS
@@ -35,3 +38,8 @@ async def run_command(
     except TimeoutError:
         raise BuildTimedOut(None, seconds, tuple(stderr)) from None
     return completed, tuple(stderr)
+
+
+def in_batches(paths: Sequence[str]) -> list[Sequence[str]]:
+    """Cut paths into as many as one command can be given."""
+    return [paths[start : start + _PATHS] for start in range(0, len(paths), _PATHS)]

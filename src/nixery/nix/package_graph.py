@@ -10,8 +10,8 @@ from pathlib import Path
 from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import BuildTimedOut, NixUnusable
 from nixery.image.platform import Platform
-from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, without_paths
+from nixery.nix.command import in_batches
+from nixery.nix.error_message import without_paths
 from nixery.nix.process import Deadline, run
 from nixery.nix.registration import parse_registrations
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
@@ -19,9 +19,6 @@ from nixery.nix.subprocess_evaluation import Evaluation
 from nixery.sources.source import PackageSet
 
 _DERIVATION = ".drv"
-
-# Arguments of one command, well under Linux's limit of 2 MiB for all of them together.
-_PATHS_PER_COMMAND = 5000
 
 # A derivation begins with its outputs: name, path, and, where the content is known beforehand, its hash.
 _FIXED_OUTPUT = re.compile(rb'Derive\(\[\("out","[^"]*","[^"]+"')
@@ -59,21 +56,13 @@ class SubprocessPackageGraph(SubprocessNixBuilder):
     async def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
         """See ``PackageGraph.inputs``."""
         requisites: set[str] = set()
-        for batch in _batches(sorted(derivations)):
-            requisites.update((await self._ask("--query", "--requisites", *batch)).split())
+        for batch in in_batches(sorted(derivations)):
+            requisites.update((await self._query("--query", "--requisites", *batch)).split())
         fixed: dict[str, bool] = {}
-        for batch in _batches(sorted(path for path in requisites if path.endswith(_DERIVATION))):
-            text = await self._ask("--dump-db", *batch)
+        for batch in in_batches(sorted(path for path in requisites if path.endswith(_DERIVATION))):
+            text = await self._query("--dump-db", *batch)
             for found in await asyncio.to_thread(_inputs, text, fixed):
                 yield found
-
-    async def _ask(self, *arguments: str) -> str:
-        completed, stderr = await run_command(self._timeout, "nix-store", *arguments)
-        if completed.exit_code != 0:
-            raise NixUnusable(
-                f"nix-store {arguments[0]} failed: {explanation(stderr)}; if Nix's garbage was collected meanwhile, try again"
-            )
-        return completed.stdout.decode()
 
 
 def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
@@ -101,7 +90,3 @@ def _is_fixed_output(derivation: Path) -> bool:
             return _FIXED_OUTPUT.match(file.read(_HEAD)) is not None
     except OSError:
         return False
-
-
-def _batches(paths: Sequence[str]) -> list[Sequence[str]]:
-    return [paths[start : start + _PATHS_PER_COMMAND] for start in range(0, len(paths), _PATHS_PER_COMMAND)]

@@ -20,7 +20,7 @@ from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog
 from nixery.nix.builder import Evaluated, NixExpression
 from nixery.nix.collector_lock import CollectorLock
-from nixery.nix.command import run_command
+from nixery.nix.command import in_batches, run_command
 from nixery.nix.error_message import collected_path, explanation, is_about_a_full_disk, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
@@ -36,9 +36,6 @@ _BUILD_FAILURE = 100
 
 # Nix stops a builder after NIX_TIMEOUT itself, and says which it was. We wait this much longer, in seconds.
 _GRACE = 10
-
-# Arguments of one command, well under Linux's limit of 2 MiB for all of them together.
-_PATHS_PER_COMMAND = 5000
 
 # Packages that are evaluated once more for what they throw; each is a process.
 _MOST_EXPLAINED = 5
@@ -142,9 +139,9 @@ class SubprocessNixBuilder:
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         """See ``NixBuilder.closure``."""
         requisites: set[str] = set()
-        for batch in _batches([str(path) for path in paths]):
+        for batch in in_batches([str(path) for path in paths]):
             requisites.update((await self._query("--query", "--requisites", *batch)).split())
-        registrations = [await self._query("--dump-db", *batch) for batch in _batches(sorted(requisites))]
+        registrations = [await self._query("--dump-db", *batch) for batch in in_batches(sorted(requisites))]
         try:
             return Closure(info for text in registrations for info in parse_registrations(text))
         except ValueError as error:
@@ -155,6 +152,9 @@ class SubprocessNixBuilder:
         if completed.exit_code != 0:
             if is_about_a_full_disk(explanation(stderr)):
                 raise NixStoreFull
+            gone = collected_path(stderr)
+            if gone is not None:
+                raise PathsCollected(gone)
             raise NixUnusable(f"nix-store {arguments[0]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()
 
@@ -163,7 +163,3 @@ def _missing(installables: Sequence[str]) -> str | None:
     """The first of some derivations that is not there."""
     derivations = (installable.partition("!")[0] for installable in installables)
     return next((path for path in derivations if not Path(path).exists()), None)
-
-
-def _batches(paths: Sequence[str]) -> list[Sequence[str]]:
-    return [paths[start : start + _PATHS_PER_COMMAND] for start in range(0, len(paths), _PATHS_PER_COMMAND)]

@@ -32,15 +32,15 @@ from nixery.storage.uses import Uses
 _ATTEMPTS_TO_STORE = 3
 
 
-class _BlobsLost(Exception):
-    """Blobs that the image consists of were deleted while it was built."""
-
-
 # How often is evaluated what Nix's garbage collector takes before it is realised.
 _ATTEMPTS_TO_REALISE = 6
 
 # So many paths are named if there are too many of them.
 _NAMED = 5
+
+
+class _BlobsLost(Exception):
+    """Blobs that the image consists of were deleted while it was built."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from time import perf_counter
 from typing import Protocol
 
@@ -24,7 +25,7 @@ _SLOW = 1.0
 # A client may send 65,534 bytes of path, and more in a header field. A line of a log is for reading.
 _LONGEST = 512
 
-# Paths whose class is kept. A fleet asks for the same ones again and again; of others it is made anew.
+# Paths whose class is kept, but for long ones: a fleet asks for the same again and again.
 _ROUTES = 4096
 
 _CLIENT_ERROR = 400
@@ -82,7 +83,7 @@ class Observation:
         self._tracer = tracer
         self._verbose = verbose
         self._ids = RequestIds()
-        self._routes: dict[str, str] = {}
+        self._route_class = lru_cache(_ROUTES)(route_class)
 
     def begin(self, request: Request) -> Observed:
         """Give a request its identity, which everything has that is started for it."""
@@ -99,11 +100,7 @@ class Observation:
         seconds = perf_counter() - observed.started
         status, path = response.status, request.path
         served = 0 if request.method == "HEAD" else response.length
-        route = self._routes.get(path)
-        if route is None:
-            route = route_class(path)
-            if len(path) < _LONGEST and len(self._routes) < _ROUTES:
-                self._routes[path] = route
+        route = (self._route_class if len(path) < _LONGEST else route_class)(path)
         self._counts.add(request.method, route, status, seconds, served)
         if observed.span is not None:
             observed.span.end(status, served)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -11,24 +10,17 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from nixery.errors import StorageError, StorageFull
-
-# The disk, or our share of it, is full; or a file may not become as large as that (setrlimit(2)).
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from nixery.errors import StorageError, storage_error
 
 # Blobs and records hold nothing that is not served to everybody; nobody writes to them again.
 _MODE = 0o444
+
+_CANNOT_WRITE = "cannot write to the storage"
 
 _CHUNK = 1 << 20
 
 # Files of a listing that are looked at in one go, outside of the event loop.
 _BATCH = 1000
-
-
-def cannot_write(error: OSError) -> StorageError:
-    """Say in our terms why something cannot be written."""
-    kind = StorageFull if error.errno in _FULL else StorageError
-    return kind(f"cannot write to the storage: {error.strerror}")
 
 
 def make_directory(directory: Path) -> None:
@@ -58,7 +50,7 @@ def temporary_file(directory: Path) -> Iterator[tuple[int, Path]]:
             directory.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=directory)
     except OSError as error:
-        raise cannot_write(error) from error
+        raise storage_error(_CANNOT_WRITE, error) from error
     try:
         yield descriptor, Path(name)
     finally:
@@ -78,7 +70,7 @@ def write_all(descriptor: int, data: bytes) -> None:
         while view:
             view = view[os.write(descriptor, view) :]
     except OSError as error:
-        raise cannot_write(error) from error
+        raise storage_error(_CANNOT_WRITE, error) from error
 
 
 def write_file(temporary: Path, place: Path, content: bytes) -> None:
@@ -104,7 +96,7 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         path.rename(place)
     except OSError as error:
-        raise cannot_write(error) from error
+        raise storage_error(_CANNOT_WRITE, error) from error
 
 
 def used_and_total(directory: Path) -> tuple[int, int]:

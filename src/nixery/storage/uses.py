@@ -1,11 +1,13 @@
 """Who uses what, as far as the collector of garbage has to know.
 
 Using an image *claims* its manifests and indexes: each has a record of the kind ``uses`` under its digest, and when that was last
-written is when it was last used. In the record are the digests of all that were claimed together, as the two manifests of an image are. A collector (``nixery.upkeep.collector``) writes down what it is about to delete, in
-a record of the kind ``collections``, *before* it looks for new claims; whoever claims looks at that record *after* he has
-claimed. So one of the two sees the other, whatever happens in between: the collector leaves the blob alone, or the
-claimant waits until it is gone, notices, and makes it again. That takes no lock, only a storage where what was written is read
-by the next who asks.
+written is when it was last used. In the record are the digests of all that were claimed together, as the two manifests of an
+image are.
+
+A collector (``nixery.upkeep.collector``) writes down what it is about to delete, in a record of the kind ``collections``, *before*
+it looks for new claims; whoever claims looks at that record *after* he has claimed. So one of the two sees the other, whatever
+happens in between: the collector leaves the blob alone, or the claimant waits until it is gone, notices, and makes it again. That
+takes no lock, only a storage where what was written is read by the next who asks.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
 from nixery.errors import CollectionRunning, StorageError
+from nixery.settings.quantities import DiskMark
 from nixery.storage.store import BlobStore
 from nixery.upkeep.collector import Collector
 from nixery.upkeep.limits import Limits
@@ -20,37 +20,15 @@ _SUM = 300.0
 _log = structlog.get_logger("nixery.upkeep")
 
 
-@dataclass(frozen=True, slots=True)
-class FileSystemUsage:
-    """What is used of a file system, by whomever, and what there is, in bytes."""
-
-    used: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """Above ``high``, images are deleted until ``low`` is reached.
-
-    Attributes:
-        high: percent, or bytes.
-        low: in the same unit.
-        in_percent: of the file system; if not, bytes of all blobs.
-    """
-
-    high: float
-    low: float
-    in_percent: bool
-
-
 class Keeper:
     """Looks from time to time, and collects when it has to.
 
     Args:
         collector: of the store.
         blobs: the store.
-        usage: of the file system.
-        marks: what is allowed.
+        usage: asks how many bytes of the file system are used, by whomever, and how many there are.
+        high: above this mark, images are deleted.
+        low: until this one is reached; in the same unit.
         seconds: between two looks; ``None`` for what suits the marks.
     """
 
@@ -58,15 +36,17 @@ class Keeper:
         self,
         collector: Collector,
         blobs: BlobStore,
-        usage: Callable[[], FileSystemUsage],
-        marks: Marks,
+        usage: Callable[[], tuple[int, int]],
+        high: DiskMark,
+        low: DiskMark,
         seconds: float | None = None,
     ) -> None:
         self._collector = collector
         self._blobs = blobs
         self._usage = usage
-        self._marks = marks
-        self._seconds = seconds or (_LOOK if marks.in_percent else _SUM)
+        self._high = high
+        self._low = low
+        self._seconds = seconds or (_SUM if high.percent is None else _LOOK)
 
     async def run(self) -> None:
         """Go on until it is cancelled."""
@@ -102,13 +82,13 @@ class Keeper:
 
     async def _excess(self) -> int | None:
         """Return how many bytes have to go; ``None`` below the high mark."""
-        if self._marks.in_percent:
-            usage = await asyncio.to_thread(self._usage)
-            unit, used = usage.total / 100, usage.used
+        if self._high.percent is not None:
+            used, total = await asyncio.to_thread(self._usage)
+            unit = total / 100
         else:
             unit, used = 1.0, 0
             async for blob in self._blobs.scan():
                 used += blob.size
-        if used <= self._marks.high * unit:
+        if used <= self._high.value * unit:
             return None
-        return int(used - self._marks.low * unit)
+        return int(used - self._low.value * unit)

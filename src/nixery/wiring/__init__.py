@@ -169,7 +169,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         await asyncio.gather(layers.close(), images.close())
 
     ahead = asyncio.create_task(look_ahead(source))
-    background = upkeep(settings, prepared) if prepared.address is not None else []
+    background = upkeep(settings, prepared, blobs, records) if prepared.address is not None else []
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
         observation = Observation(metrics.requests, traces, verbose=settings.log_level == "debug")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from nixery.errors import StorageError
@@ -12,28 +13,22 @@ from nixery.preparation import Prepared
 from nixery.process_directory import ProcessDirectory
 from nixery.settings import Settings
 from nixery.storage.files import used_and_total
+from nixery.storage.store import BlobStore, RecordStore
 from nixery.upkeep.collector import Collector
-from nixery.upkeep.keeper import FileSystemUsage, Keeper, Marks
+from nixery.upkeep.keeper import Keeper
 from nixery.upkeep.scrubber import Scrubber
 
 
-def upkeep(settings: Settings, prepared: Prepared) -> list[Coroutine[Any, Any, None]]:
+def upkeep(
+    settings: Settings, prepared: Prepared, blobs: BlobStore, records: RecordStore
+) -> list[Coroutine[Any, Any, None]]:
     """What a server does in the background; commands end before there is anything to do."""
-    blobs, records = prepared.blobs, prepared.records
     work = []
     if settings.storage_high is not None:
         low = settings.storage_low or settings.storage_high.times(0.9)
-        marks = Marks(
-            high=settings.storage_high.value,
-            low=low.value,
-            in_percent=settings.storage_high.percent is not None,
-        )
         collector = Collector(blobs, records, settings.storage_grace)
-
-        def usage() -> FileSystemUsage:
-            return FileSystemUsage(*used_and_total(settings.storage_path))
-
-        work.append(Keeper(collector, blobs, usage, marks).run())
+        usage = partial(used_and_total, settings.storage_path)
+        work.append(Keeper(collector, blobs, usage, settings.storage_high, low).run())
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_keep(prepared.temporary, prepared.roots))

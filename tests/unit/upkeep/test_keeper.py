@@ -4,14 +4,16 @@ import asyncio
 
 import pytest
 
+from nixery.settings.quantities import DiskMark
 from nixery.upkeep.collector import Collector
-from nixery.upkeep.keeper import FileSystemUsage, Keeper, Marks
+from nixery.upkeep.keeper import Keeper
 from tests.unit.upkeep.conftest import DAY, HOUR, Store, parts
 
 
-def keeper(store: Store, used: int, marks: Marks) -> Keeper:
+def keeper(store: Store, used: int, high: str, low: str) -> Keeper:
     collector = Collector(store.blobs, store.records, HOUR)
-    return Keeper(collector, store.blobs, lambda: FileSystemUsage(used, 100_000), marks, seconds=0.01)
+    marks = DiskMark.parse(high), DiskMark.parse(low)
+    return Keeper(collector, store.blobs, lambda: (used, 100_000), *marks, seconds=0.01)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ async def test_percent_of_the_file_system(store: Store, used: int, left: int) ->
     store.age(10 * DAY)
     for number, image in enumerate(images):
         await store.use(image, ago=(number + 1) * DAY)
-    await keeper(store, used, Marks(90, 85, in_percent=True)).look()
+    await keeper(store, used, "90%", "85%").look()
     assert await store.digests() == parts(*images[:left])
 
 
@@ -34,7 +36,7 @@ async def test_bytes_of_all_blobs(store: Store, high: int, left: int) -> None:
     store.age(10 * DAY)
     for number, image in enumerate(images):
         await store.use(image, ago=(number + 1) * DAY)
-    await keeper(store, 0, Marks(high, 25_000, in_percent=False)).look()
+    await keeper(store, 0, str(high), "25000").look()
     assert await store.digests() == parts(*images[:left])
 
 
@@ -45,7 +47,7 @@ async def test_it_goes_on_after_a_failure(store: Store) -> None:
     records = store.directory / "records"
     records.rename(store.directory / "away")
     records.touch()
-    running = asyncio.ensure_future(keeper(store, 0, Marks(10, 5, in_percent=False)).run())
+    running = asyncio.ensure_future(keeper(store, 0, "10", "5").run())
     await asyncio.sleep(0.1)
     assert len(await store.digests()) == 1
     records.unlink()
