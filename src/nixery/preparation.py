@@ -15,9 +15,9 @@ from nixery.process_directory import ProcessDirectory
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
 from nixery.storage.files import make_directory
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.opening import open_storage
 from nixery.storage.popularity import load_popularity
+from nixery.storage.store import BlobStore, RecordStore
 
 Result = TypeVar("Result")
 
@@ -36,8 +36,8 @@ class Prepared:
     popularity: Popularity
     temporary: ProcessDirectory
     roots: ProcessDirectory
-    blobs: FilesystemBlobStore
-    records: FilesystemRecordStore
+    blobs: BlobStore
+    records: RecordStore
 
 
 def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
@@ -60,17 +60,16 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     usable = storage.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(storage / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(storage / "gc-roots")) if usable else None
+    opened = _try(problems, lambda: open_storage(settings, temporary.path)) if temporary else None
     if settings.nix_sandbox == "on":
         _try(problems, require_sandbox)
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
-    if popularity is None or temporary is None or roots is None or problems:
+    if popularity is None or temporary is None or roots is None or opened is None or problems:
         for directory in filter(None, (temporary, roots)):
             directory.close()
         raise SettingsError(tuple(problems))
-    blobs = FilesystemBlobStore(storage, temporary.path)
-    records = FilesystemRecordStore(storage, temporary.path)
     platforms = settings.platforms or (native_platform(),)
-    return Prepared(address, platforms, popularity, temporary, roots, blobs, records)
+    return Prepared(address, platforms, popularity, temporary, roots, opened.blobs, opened.records)
 
 
 def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:

@@ -126,7 +126,7 @@ async def wire(
     catalogue = Catalogue(records)
     registry = Registry(
         Manifests(images, blobs, catalogue, prepared.platforms),
-        Blobs(blobs, SmallBlobs(blobs)),
+        Blobs(blobs, SmallBlobs(blobs), redirect=settings.delivery != "proxy"),
         Discovery(catalogue),
     )
 

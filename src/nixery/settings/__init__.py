@@ -15,13 +15,13 @@ from nixery.settings.layers import LayerSettings
 from nixery.settings.nix import NixSettings
 from nixery.settings.server import ServerSettings
 from nixery.settings.sources import SourceSettings, source_problems
-from nixery.settings.storage import StorageSettings
+from nixery.settings.storage import StorageSettings, storage_problems
 
 __all__ = ["Settings"]
 
 _WHAT_IT_IS = {
     "PORT": "the TCP port to listen on, for example 8080",
-    "NIXERY_STORAGE_BACKEND": "where layers are kept; supported: filesystem",
+    "NIXERY_STORAGE_BACKEND": "where layers are kept; filesystem, s3, gcs, azure or memory",
     "STORAGE_PATH": "the directory where layers are kept",
 }
 
@@ -39,7 +39,7 @@ class Settings(LayerSettings, NixSettings, StorageSettings, SourceSettings, Serv
         Raises:
             SettingsError: with a line for every setting that is missing or wrong.
         """
-        problems = source_problems(set(environment))
+        problems = source_problems(set(environment)) + storage_problems(environment)
         try:
             settings = cls.model_validate(environment)
         except ValidationError as error:

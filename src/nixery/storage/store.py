@@ -18,11 +18,20 @@ class StoredBlob:
     Attributes:
         digest: what it is stored under.
         size: in bytes, as found just now.
-        path: the file that holds it; never written to again.
     """
 
     digest: Digest
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile(StoredBlob):
+    """A blob that is on this machine.
+
+    Attributes:
+        path: the file that holds it; never written to again.
+    """
+
     path: Path
 
 
@@ -91,6 +100,22 @@ class BlobStore(Protocol):
 
         Raises:
             StorageError: it cannot be read.
+        """
+        ...
+
+    async def url(self, blob: StoredBlob) -> str | None:
+        """Return where a client can read a blob by itself for the next minutes; ``None`` if it has to come to us.
+
+        Raises:
+            StorageError: there should be such a place, but it cannot be told.
+        """
+        ...
+
+    def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+        """Read a blob, or the part of it from one byte to another (both included), in memory that does not grow with it.
+
+        Raises:
+            StorageError: it cannot be read, or is shorter than that.
         """
         ...
 
