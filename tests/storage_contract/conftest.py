@@ -11,9 +11,9 @@ import pytest
 
 from nixery.settings.storage import StorageSettings
 from nixery.storage.opening import Storage, open_storage
-from tests.support.object_stores import ObjectStore, azurite, fake_gcs, minio, moto
+from tests.support.object_stores import ObjectStore, azurite, gcs, minio, moto
 
-_SERVERS = {"s3": moto, "gcs": fake_gcs, "azure": azurite, "minio": minio}
+_SERVERS = {"s3": moto, "gcs": gcs, "azure": azurite, "minio": minio}
 _DEFAULT = ("s3", "gcs")
 
 OpenStorage = Callable[..., Storage]

@@ -1,3 +1,4 @@
+import asyncio
 import threading
 import time
 
@@ -112,10 +113,10 @@ async def test_writers_of_the_same_bytes_at_the_same_time(
 async def test_a_listing_of_more_than_a_page(storage: Storage) -> None:
     before = time.time()
     digests = set()
-    for number in range(1100):
-        content = b"%d" % number
-        digests.add(Digest.of(content))
-        await storage.blobs.put(Digest.of(content), content)
+    for start in range(0, 1100, 20):
+        contents = [b"%d" % number for number in range(start, start + 20)]
+        digests |= {Digest.of(content) for content in contents}
+        await asyncio.gather(*(storage.blobs.put(Digest.of(content), content) for content in contents))
     found = await listed(storage)
     assert len(found) == len(digests)
     assert {blob.digest for blob in found} == digests

