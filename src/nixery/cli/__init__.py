@@ -8,6 +8,7 @@ from nixery import __version__
 from nixery.cli.build import build
 from nixery.cli.inspect import inspect
 from nixery.cli.serve import serve
+from nixery.cli.storage import storage
 
 app = typer.Typer(
     help="A container registry that builds the image a client asks for, with Nix.",
@@ -34,6 +35,7 @@ def _main(
 app.command()(serve)
 app.command()(build)
 app.command()(inspect)
+app.add_typer(storage, name="storage")
 
 
 def main() -> None:
