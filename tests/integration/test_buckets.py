@@ -20,6 +20,7 @@ from tests.support.server import HOST, Server, run_server
 from tests.validator.image_validator import validate
 
 # `big` has a layer that is too large to be answered from memory.
+PACKAGE_SET = Path(__file__).parents[1] / "packageset"
 NAME = "shell/big/hello/diamond"
 
 
@@ -37,6 +38,7 @@ def big_layer(server: Server) -> tuple[str, int]:
 
 
 def pulled_by_skopeo(server: Server, directory: Path) -> PulledImage:
+    directory.mkdir(exist_ok=True)
     layout = directory / f"layout-{server.port}"
     source = f"docker://{HOST}:{server.port}/{NAME}:latest"
     command = [
@@ -92,6 +94,7 @@ def test_a_replica_serves_what_another_one_built_without_nix(
             NIXERY_DELIVERY="proxy",
             STORAGE_PATH=str(tmp_path / "other"),
         )
+        spy.forget()  # what is asked when a server starts
         assert validate(other.client.pull(NAME)) == image
         assert spy.calls == []
 
@@ -141,12 +144,10 @@ def test_a_bucket_that_is_cut_off_is_an_error_the_client_is_told(
         assert proxy.faults
 
 
-def test_a_missing_bucket_is_one_line(tmp_path: Path, start_server: StartServer) -> None:
+def test_a_missing_bucket_is_one_line(tmp_path: Path) -> None:
     with moto(tmp_path) as bucket:
-        good = start_server(**bucket.settings)
-        assert good.stop() == 0
         ended = run_server(
-            {**bucket.settings, "S3_BUCKET": "no-such", "PORT": "1", "NIXERY_PKGS_PATH": "tests/packageset"},
+            {**bucket.settings, "S3_BUCKET": "no-such", "PORT": "1", "NIXERY_PKGS_PATH": str(PACKAGE_SET)},
             tmp_path,
         )
         assert ended.returncode == 2

@@ -20,6 +20,7 @@ from nixery.settings.storage import StorageSettings
 from nixery.storage.bucket import BucketBlobStore
 from nixery.storage.bucket_access import Bucket, public, signing
 from nixery.storage.bucket_records import BucketRecordStore
+from nixery.storage.cache import CachedBlobStore
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.store import BlobStore, RecordStore
@@ -69,7 +70,11 @@ def open_storage(settings: StorageSettings, temporary: Path) -> Storage:
         )
     _try_out(_bucket(settings, _RETRY_AT_START))
     bucket = _bucket(settings, _RETRY)
-    return Storage(BucketBlobStore(bucket), BucketRecordStore(bucket))
+    blobs: BlobStore = BucketBlobStore(bucket)
+    through_us = settings.delivery == "proxy" and settings.storage_backend != "memory"
+    if through_us and settings.cache_size:
+        blobs = CachedBlobStore(blobs, settings.storage_path, temporary, settings.cache_size)
+    return Storage(blobs, BucketRecordStore(bucket))
 
 
 def _bucket(settings: StorageSettings, retry: RetryConfig) -> Bucket:
