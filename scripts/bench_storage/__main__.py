@@ -28,9 +28,9 @@ from nixery.storage.opening import Storage, open_storage
 from nixery.storage.store import StoredBlob
 from tests.support.object_stores import AZURITE, MINIO, ObjectStore, azurite, gcs, minio, moto
 
-_SIZE = 128 * 1024 * 1024
+_SIZE = 64 * 1024 * 1024
 _CHUNK = 256 * 1024
-_ROUNDS = 3
+_ROUNDS = 2
 _TIMEOUT = 300
 
 

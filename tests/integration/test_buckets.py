@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,8 @@ def test_a_warm_pull_asks_the_bucket_for_nothing_but_each_layer(
         url = f"http://{HOST}:{proxy.port}"
         server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_DELIVERY="redirect")
         pulled_by_skopeo(server, tmp_path / "cold")
+        time.sleep(1.1)  # until the image is looked for again, and what is found is remembered
+        pulled_by_skopeo(server, tmp_path / "second")
         proxy.requests.clear()
         image = pulled_by_skopeo(server, tmp_path / "warm")
         blobs = [path for method, path in proxy.requests if method == "GET" and "/blobs/" in path]
