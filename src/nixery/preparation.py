@@ -60,7 +60,11 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     usable = storage.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(storage / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(storage / "gc-roots")) if usable else None
-    opened = _try(problems, lambda: open_storage(settings, temporary.path)) if temporary else None
+    opened = (
+        _try(problems, lambda: open_storage(settings, temporary.path, settings.environment))
+        if temporary
+        else None
+    )
     if settings.nix_sandbox == "on":
         _try(problems, require_sandbox)
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None

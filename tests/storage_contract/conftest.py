@@ -62,7 +62,7 @@ def open_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> Ope
         given["S3_PREFIX"] = prefix
         for name, value in given.items():
             monkeypatch.setenv(name, value)
-        return open_storage(StorageSettings.model_validate(given), tmp_path / "temporary")
+        return open_storage(StorageSettings.model_validate(given), tmp_path / "temporary", given)
 
     return open_at
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -74,9 +75,11 @@ def _open(url: str, temporary: Path) -> Storage:
         # On the same file system as the blobs, to where files are moved from there.
         make_directory(root / "temporary")
         given = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(root)}
-        return open_storage(StorageSettings.model_validate(given), root / "temporary")
+        return open_storage(StorageSettings.model_validate(given), root / "temporary", os.environ)
     if parts.scheme not in _BACKENDS or not parts.netloc:
         raise StorageError(f"{url} is none of file:///PATH, s3://BUCKET/PREFIX, gs://BUCKET, az://CONTAINER")
     backend, variable = _BACKENDS[parts.scheme]
     given = {"NIXERY_STORAGE_BACKEND": backend, variable: parts.netloc, "S3_PREFIX": parts.path}
-    return open_storage(StorageSettings.model_validate(given | {"STORAGE_PATH": str(temporary)}), temporary)
+    return open_storage(
+        StorageSettings.model_validate(given | {"STORAGE_PATH": str(temporary)}), temporary, os.environ
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,12 +52,13 @@ class Storage:
     records: RecordStore
 
 
-def open_storage(settings: StorageSettings, temporary: Path) -> Storage:
+def open_storage(settings: StorageSettings, temporary: Path, environment: Mapping[str, str]) -> Storage:
     """Open the backend of the settings; blocks, for it is tried whether a bucket can be written, read, listed and deleted from.
 
     Args:
-        settings: of which the storage's are read. Credentials come from the process environment.
-        temporary: for the file system backend's unfinished files.
+        settings: of which the storage's are read.
+        temporary: for unfinished files.
+        environment: of the process, with the endpoints; obstore reads the credentials from there by itself.
 
     Raises:
         StorageError: it cannot be used; why, in one line.
@@ -68,8 +68,8 @@ def open_storage(settings: StorageSettings, temporary: Path) -> Storage:
             FilesystemBlobStore(settings.storage_path, temporary),
             FilesystemRecordStore(settings.storage_path, temporary),
         )
-    _try_out(_bucket(settings, _RETRY_AT_START))
-    bucket = _bucket(settings, _RETRY)
+    _try_out(_bucket(settings, environment, _RETRY_AT_START))
+    bucket = _bucket(settings, environment, _RETRY)
     blobs: BlobStore = BucketBlobStore(bucket)
     through_us = settings.delivery == "proxy" and settings.storage_backend != "memory"
     if through_us and settings.cache_size:
@@ -77,15 +77,15 @@ def open_storage(settings: StorageSettings, temporary: Path) -> Storage:
     return Storage(blobs, BucketRecordStore(bucket))
 
 
-def _bucket(settings: StorageSettings, retry: RetryConfig) -> Bucket:
+def _bucket(settings: StorageSettings, environment: Mapping[str, str], retry: RetryConfig) -> Bucket:
     backend = settings.storage_backend
     try:
         if backend == "s3":
-            return _s3(settings, retry)
+            return _s3(settings, environment, retry)
         if backend == "gcs":
-            return _gcs(settings, retry)
+            return _gcs(settings, environment, retry)
         if backend == "azure":
-            return _azure(settings, retry)
+            return _azure(settings, environment, retry)
     except (BaseError, ValueError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise StorageError(f"NIXERY_STORAGE_BACKEND={backend} cannot be set up: {reason}") from error
@@ -96,10 +96,12 @@ def _bucket(settings: StorageSettings, retry: RetryConfig) -> Bucket:
 _MEMORY = MemoryStore()
 
 
-def _s3(settings: StorageSettings, retry: RetryConfig) -> Bucket:
+def _s3(settings: StorageSettings, environment: Mapping[str, str], retry: RetryConfig) -> Bucket:
     bucket = settings.s3_bucket or ""
     store = S3Store(
-        bucket, client_options=_client("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), retry_config=retry
+        bucket,
+        client_options=_client(environment, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        retry_config=retry,
     )
     reached = store
     if settings.s3_public_endpoint is not None:
@@ -112,19 +114,19 @@ def _s3(settings: StorageSettings, retry: RetryConfig) -> Bucket:
     return Bucket(f"s3://{bucket}", store, _prefix(settings), signing(reached))
 
 
-def _gcs(settings: StorageSettings, retry: RetryConfig) -> Bucket:
+def _gcs(settings: StorageSettings, environment: Mapping[str, str], retry: RetryConfig) -> Bucket:
     bucket = settings.gcs_bucket or ""
-    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    emulator = environment.get("STORAGE_EMULATOR_HOST")
     if emulator is not None:
         store = GCSStore(
             bucket,
             config={"base_url": emulator},
-            client_options=_client("STORAGE_EMULATOR_HOST"),
+            client_options=_client(environment, "STORAGE_EMULATOR_HOST"),
             retry_config=retry,
         )
     else:
-        store = GCSStore(bucket, client_options=_client(), retry_config=retry)
-    key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        store = GCSStore(bucket, client_options=_client(environment), retry_config=retry)
+    key = environment.get("GOOGLE_APPLICATION_CREDENTIALS")
     if key is not None and _is_key(Path(key)):
         signed = signing(store)
     else:
@@ -137,10 +139,12 @@ def _is_key(path: Path) -> bool:
     return isinstance(content, Mapping) and "private_key" in content
 
 
-def _azure(settings: StorageSettings, retry: RetryConfig) -> Bucket:
+def _azure(settings: StorageSettings, environment: Mapping[str, str], retry: RetryConfig) -> Bucket:
     container = settings.azure_container or ""
     store = AzureStore(
-        container, client_options=_client("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), retry_config=retry
+        container,
+        client_options=_client(environment, "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+        retry_config=retry,
     )
     return Bucket(f"az://{container}", store, _prefix(settings), signing(store))
 
@@ -150,9 +154,9 @@ def _prefix(settings: StorageSettings) -> str:
     return f"{prefix}/" if prefix else ""
 
 
-def _client(*endpoints: str) -> ClientConfig:
+def _client(environment: Mapping[str, str], *endpoints: str) -> ClientConfig:
     """Say how to connect: without TLS only to an endpoint that is written so. A transfer may last as long as bytes come."""
-    endpoint = next((os.environ[name] for name in endpoints if os.environ.get(name)), "")
+    endpoint = next((environment[name] for name in endpoints if environment.get(name)), "")
     return {"timeout": "12h", "read_timeout": "60s", "allow_http": endpoint.startswith("http://")}
 
 
