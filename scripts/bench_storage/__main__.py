@@ -58,7 +58,7 @@ def _open(settings: Mapping[str, str], directory: Path) -> Storage:
     temporary = directory / "temporary"
     temporary.mkdir(exist_ok=True)
     return open_storage(
-        StorageSettings.model_validate({"STORAGE_PATH": str(directory), **settings}), temporary
+        StorageSettings.model_validate({"STORAGE_PATH": str(directory), **settings}), temporary, settings
     )
 
 
