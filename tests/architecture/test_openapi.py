@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 import nixery
+from nixery.server.health import PATHS, Health
+from nixery.server.metrics import MetricsPage
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.errors import STATUS_AND_CODE
@@ -23,6 +25,8 @@ from nixery.server.registry.router import Registry
 SERVER = Path(nixery.__file__).parent / "server"
 
 # By path: what answers, where it is not the router itself.
+# Beside the registry, for whoever runs it.
+OTHERS = {"/healthz": Health.live, "/readyz": Health.ready, "/metrics": MetricsPage.get}
 HANDLERS = {
     "/v2/_catalog": Discovery.catalog,
     "/v2/{name}/tags/list": Discovery.tags,
@@ -39,8 +43,13 @@ def description() -> dict[str, Any]:
 
 
 def test_every_route_is_described(description: dict[str, Any]) -> None:
-    assert {path for path, item in description["paths"].items() if "get" in item} == {"/v2/", *HANDLERS}
-    for path in ("/v2/", *HANDLERS):
+    assert {path for path, item in description["paths"].items() if "get" in item} == {
+        "/v2/",
+        *HANDLERS,
+        *OTHERS,
+    }
+    assert set(OTHERS) == {*PATHS, "/metrics"}
+    for path in ("/v2/", *HANDLERS, *OTHERS):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
         assert (head["responses"], head.get("parameters")) == (get["responses"], get.get("parameters")), path
 
@@ -55,6 +64,12 @@ def test_every_handler_has_a_path() -> None:
         if not name.startswith("_")
     }
     assert methods == set(HANDLERS.values())
+
+
+def test_others_are_what_is_wired() -> None:
+    """What does not belong to the registry is in the table that the application gets."""
+    source = (SERVER.parent / "wiring" / "__init__.py").read_text()
+    assert {*re.findall(r'"(/[a-z]+)": \w', source), *PATHS} == set(OTHERS)
 
 
 def literal_errors() -> Iterator[tuple[int, str]]:

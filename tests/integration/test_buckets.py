@@ -58,7 +58,7 @@ def pulled_by_skopeo(server: Server, directory: Path) -> PulledImage:
 def test_a_client_pulls(
     bucket: ObjectStore, start_server: StartServer, tmp_path: Path, delivery: str
 ) -> None:
-    server = start_server(**bucket.settings, NIXERY_DELIVERY=delivery)
+    server = start_server(**bucket.settings, NIXERY_BLOB_DELIVERY=delivery)
     image = pulled_by_skopeo(server, tmp_path)
     assert len(image.layers) > 1
     digest, size = big_layer(server)
@@ -88,11 +88,11 @@ def test_a_replica_serves_what_another_one_built_without_nix(
     start_server: StartServer, tmp_path: Path, spy: NixSpy
 ) -> None:
     with moto(tmp_path) as bucket:
-        image = validate(start_server(**bucket.settings, NIXERY_DELIVERY="proxy").client.pull(NAME))
+        image = validate(start_server(**bucket.settings, NIXERY_BLOB_DELIVERY="proxy").client.pull(NAME))
         other = start_server(
             **bucket.settings,
             **spy.environment(),
-            NIXERY_DELIVERY="proxy",
+            NIXERY_BLOB_DELIVERY="proxy",
             STORAGE_PATH=str(tmp_path / "other"),
         )
         spy.forget()  # what is asked when a server starts
@@ -106,7 +106,9 @@ def test_replicas_that_build_the_same_image_at_the_same_moment(
     with moto(tmp_path) as bucket:
         servers = [
             start_server(
-                **bucket.settings, NIXERY_DELIVERY="proxy", STORAGE_PATH=str(tmp_path / f"storage-{number}")
+                **bucket.settings,
+                NIXERY_BLOB_DELIVERY="proxy",
+                STORAGE_PATH=str(tmp_path / f"storage-{number}"),
             )
             for number in range(2)
         ]
@@ -121,7 +123,7 @@ def test_a_warm_pull_asks_the_bucket_for_nothing_but_each_layer(
 ) -> None:
     with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
         url = f"http://{HOST}:{proxy.port}"
-        server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_DELIVERY="redirect")
+        server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_BLOB_DELIVERY="redirect")
         pulled_by_skopeo(server, tmp_path / "cold")
         time.sleep(1.1)  # until the image is looked for again, and what is found is remembered
         pulled_by_skopeo(server, tmp_path / "second")
@@ -137,7 +139,7 @@ def test_a_bucket_that_is_cut_off_is_an_error_the_client_is_told(
 ) -> None:
     with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
         url = f"http://{HOST}:{proxy.port}"
-        server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_DELIVERY="proxy")
+        server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_BLOB_DELIVERY="proxy")
         server.client.pull(NAME)
         digest, _ = big_layer(server)
         proxy.fault, proxy.every = "cut", 3

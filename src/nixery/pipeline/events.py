@@ -15,6 +15,17 @@ from nixery.packing.root_filesystem import NameClash
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """Others are built first. Told again when fewer of them are left.
+
+    Attributes:
+        position: in the queue; 1 is next.
+    """
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The image was not built before, and is built now."""
 
@@ -92,6 +103,19 @@ class Reused:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """Another request for the same image came while it was looked for or built, and waits for it as well.
+
+    Told in the context of the one that came later.
+
+    Attributes:
+        first: the identity of the request that the build belongs to.
+    """
+
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """There is no image."""
 
@@ -99,7 +123,8 @@ class Failed:
 
 
 BuildEvent = (
-    Started
+    Queued
+    | Started
     | Evaluated
     | Realised
     | Grouped
@@ -109,6 +134,7 @@ BuildEvent = (
     | LayersComplete
     | Stored
     | Reused
+    | Joined
     | Failed
 )
 

@@ -69,5 +69,10 @@ class NotModified:
     headers: Mapping[str, str] = field(default_factory=dict)
     status: int = 304
 
+    @property
+    def length(self) -> int:
+        """Bytes of the body: there is none."""
+        return 0
+
 
 Response = BytesResponse | FileResponse | StreamResponse | NotModified

@@ -6,13 +6,14 @@ whole, which costs half as much for a small one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol
 from urllib.parse import parse_qsl
 
 import structlog
 
 from nixery.errors import StorageError
+from nixery.server.observation import REQUEST_ID, Observation
 from nixery.server.ranges import ByteRange
 from nixery.server.registry.errors import errors_body
 from nixery.server.registry.router import Registry
@@ -20,6 +21,7 @@ from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, FileResponse, NotModified, Response, StreamResponse
 
 Fields = list[tuple[str, str]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 _INTERNAL = "internal error; the server's log has the details"
 
@@ -40,6 +42,7 @@ class Scope(Protocol):
     method: str
     path: str
     query_string: str
+    client: str
     headers: Headers
 
 
@@ -64,30 +67,47 @@ class AnswerProtocol(Protocol):
 
 
 class Application:
-    """Routes to the registry. A plain callable: a framework would cost more than all we do for a cached answer."""
+    """Routes to the registry. A plain callable: a framework would cost more than all we do for a cached answer.
 
-    def __init__(self, registry: Registry) -> None:
+    Args:
+        registry: answers below ``/v2/``.
+        observation: notes each request.
+        others: what answers elsewhere, by path.
+    """
+
+    def __init__(self, registry: Registry, observation: Observation, others: Mapping[str, Handler]) -> None:
         self._registry = registry
+        self._observation = observation
+        self._others = others
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         request = Request(scope.method, scope.path, _headers(scope.headers), _query(scope.query_string))
+        observed = self._observation.begin(request)
         response = await self._answer(request)
+        chunks: AsyncIterator[bytes] | None = None
         if isinstance(response, StreamResponse) and request.method != "HEAD":
-            await _stream(request, response, protocol)
+            response, chunks = await _begun(request, response)
+        # Before it is sent: afterwards, the web server's threads would wait for it.
+        self._observation.end(observed, request, scope, response)
+        if chunks is None:
+            _send(request.method, response, observed.id, protocol)
         else:
-            _send(request.method, response, protocol)
+            await _stream(request, response, chunks, observed.id, protocol)
 
     async def _answer(self, request: Request) -> Response:
-        if request.path != "/v2" and not request.path.startswith("/v2/"):
-            message = "this is a container registry: pull an image, for example HOST/shell/git"
-            return errors_body(404, "UNSUPPORTED", message)
         try:
-            return await self._registry.answer(request)
+            if request.path == "/v2" or request.path.startswith("/v2/"):
+                return await self._registry.answer(request)
+            handler = self._others.get(request.path)
+            if handler is not None:
+                return await handler(request)
         except Exception:  # noqa: BLE001 -- logged with its traceback, and answered
             # Nothing a client does may lead here. If something does, the traceback is for us and not for him.
             _log.exception("request failed", method=request.method, path=request.path)
             return errors_body(500, "UNKNOWN", _INTERNAL)
+        message = "this is a container registry: pull an image, for example HOST/shell/git"
+        return errors_body(404, "UNSUPPORTED", message)
 
 
 def _headers(raw: Headers) -> Mapping[str, str]:
@@ -101,28 +121,42 @@ def _query(raw: str) -> Mapping[str, str]:
     return dict(parse_qsl(raw, keep_blank_values=True)) if raw else {}
 
 
-async def _stream(request: Request, response: StreamResponse, protocol: AnswerProtocol) -> None:
+async def _begun(request: Request, response: StreamResponse) -> tuple[Response, AsyncIterator[bytes] | None]:
+    """Read the first piece before the status is sent: what cannot be read at all is an error that can be told."""
     chunks = response.begin()
     try:
-        # Before the status is sent: what cannot be read at all is an error that can be told.
-        chunk = await anext(chunks, b"")
+        first = await anext(chunks, b"")
     except StorageError:
         _log.exception("request failed", method=request.method, path=request.path)
-        _send(request.method, errors_body(500, "UNKNOWN", _INTERNAL), protocol)
-        return
-    headers = [*response.headers.items(), ("content-length", str(response.length))]
+        return errors_body(500, "UNKNOWN", _INTERNAL), None
+    return response, _following(first, chunks)
+
+
+async def _following(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in chunks:
+        yield chunk
+
+
+async def _stream(
+    request: Request,
+    response: Response,
+    chunks: AsyncIterator[bytes],
+    request_id: str,
+    protocol: AnswerProtocol,
+) -> None:
+    headers = [*response.headers.items(), (REQUEST_ID, request_id), ("content-length", str(response.length))]
     transport = protocol.response_stream(response.status, headers)
     try:
-        await transport.send_bytes(chunk)
-        async for following in chunks:
-            await transport.send_bytes(following)
+        async for chunk in chunks:
+            await transport.send_bytes(chunk)
     except StorageError as error:
         # The client sees that bytes are missing, and comes back for them.
         _log.warning("a transfer broke off", path=request.path, reason=str(error))
 
 
-def _send(method: str, response: Response, protocol: AnswerProtocol) -> None:
-    headers = list(response.headers.items())
+def _send(method: str, response: Response, request_id: str, protocol: AnswerProtocol) -> None:
+    headers = [*response.headers.items(), (REQUEST_ID, request_id)]
     if isinstance(response, NotModified):
         protocol.response_empty(response.status, headers)
         return

@@ -4,6 +4,7 @@
 
     blobs/sha256/<first 2 hex digits>/<64 hex digits>       written once
     blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  how many bytes it has to have, in decimal digits
+    quarantine/<64 hex digits>                              blobs that were found broken
     uploads/<random>                                        what is being written, or was left behind
 
 An object appears as a whole or not at all, and under its digest only after everything was digested here. So neither a broken
@@ -13,6 +14,7 @@ upload nor a second writer can be seen.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,14 +22,14 @@ from datetime import timedelta
 
 import obstore
 
-from nixery.errors import BlobVerificationFailed, InvalidDigest, StorageError
+from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
 from nixery.storage.bucket_access import Bucket
-from nixery.storage.bucket_writer import BucketBlobWriter, blob_name, put_small, size_name
+from nixery.storage.bucket_writer import BucketBlobWriter, blob_name, copy_object, put_small, size_name
 from nixery.storage.store import ListedBlob, StoredBlob
 
-# Seconds for which a blob that was found is believed to be there, and bytes for what is known of such blobs. Each layer of a warm
+# Seconds for which ``recall`` believes that a blob is there, and bytes for what is known of such blobs. Each layer of a warm
 # pull would cost two requests otherwise, and each check of an image two for all of its layers.
 BELIEVED = 300.0
 _FACTS = 16 * 1024 * 1024
@@ -50,15 +52,19 @@ class BucketBlobStore:
 
     async def find(self, digest: Digest) -> StoredBlob | None:
         """See ``BlobStore.find``."""
-        known = self._facts.get(digest)
-        if known is not None and self._clock() - known[1] < BELIEVED:
-            return StoredBlob(digest, known[0])
         size = await self._find(digest)
         if size is None:
             self._facts.discard(digest)
             return None
         self._facts.put(digest, (size, self._clock()), 0)
         return StoredBlob(digest, size)
+
+    async def recall(self, digest: Digest) -> StoredBlob | None:
+        """See ``BlobStore.recall``."""
+        known = self._facts.get(digest)
+        if known is not None and self._clock() - known[1] < BELIEVED:
+            return StoredBlob(digest, known[0])
+        return await self.find(digest)
 
     async def _find(self, digest: Digest) -> int | None:
         store, key = self._bucket.store, self._bucket.key
@@ -133,6 +139,37 @@ class BucketBlobStore:
             yield writer
         finally:
             writer.discard()
+
+    async def probe(self) -> None:
+        """See ``BlobStore.probe``."""
+        key = self._bucket.key(f"uploads/{secrets.token_hex(16)}")
+        try:
+            with self._bucket.doing("write to"):
+                await obstore.put_async(self._bucket.store, key, b"nixery", use_multipart=False)
+                await obstore.delete_async(self._bucket.store, key)
+        except FileNotFoundError as error:
+            raise StorageError(f"there is no bucket {self._bucket.name}") from error
+
+    async def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
+        """See ``BlobStore.chunks``."""
+        try:
+            with self._bucket.doing("read a blob from"):
+                answer = await obstore.get_async(self._bucket.store, self._bucket.key(blob_name(digest)))
+                async for chunk in answer.stream(_CHUNK):
+                    # The transport may have had more at hand.
+                    for start in range(0, len(chunk), _CHUNK):
+                        yield bytes(chunk)[start : start + _CHUNK]
+        except FileNotFoundError:
+            raise BlobUnknown(str(digest)) from None
+
+    async def quarantine(self, digest: Digest) -> None:
+        """See ``BlobStore.quarantine``."""
+        with suppress(FileNotFoundError):
+            with self._bucket.doing("look up a blob in"):
+                found = await obstore.head_async(self._bucket.store, self._bucket.key(blob_name(digest)))
+            place = f"quarantine/{digest.hex}"
+            await asyncio.to_thread(copy_object, self._bucket, blob_name(digest), place, found["size"])
+        await self.delete(digest)
 
     async def scan(self) -> AsyncIterator[ListedBlob]:
         """See ``BlobStore.scan``."""

@@ -136,22 +136,30 @@ class BucketBlobWriter:
         return _content(self._bucket, size_name(blob.digest)) == b"%d" % blob.size
 
     def _move(self, name: str) -> None:
-        store, source, target = self._bucket.store, self._bucket.key(self._name), self._bucket.key(name)
-        with _writing(self._bucket):
-            # Over whatever is there: it was found to be broken just now, or another writer has put the same bytes there since.
-            if self._size < _COPIED:
-                obstore.copy(store, source, target)
-                return
-            content = obstore.get(store, source).stream(PART)
-            obstore.put(
-                store,
-                target,
-                content,
-                attributes=_ATTRIBUTES,
-                use_multipart=True,
-                chunk_size=PART,
-                max_concurrency=_CONCURRENCY,
-            )
+        # Over whatever is there: it was found to be broken just now, or another writer has put the same bytes there since.
+        copy_object(self._bucket, self._name, name, self._size)
+
+
+def copy_object(bucket: Bucket, source: str, target: str, size: int) -> None:
+    """Copy an object within a bucket, over whatever is there.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: it cannot be copied.
+    """
+    with _writing(bucket):
+        if size < _COPIED:
+            obstore.copy(bucket.store, bucket.key(source), bucket.key(target))
+            return
+        obstore.put(
+            bucket.store,
+            bucket.key(target),
+            obstore.get(bucket.store, bucket.key(source)).stream(PART),
+            attributes=_ATTRIBUTES,
+            use_multipart=True,
+            chunk_size=PART,
+            max_concurrency=_CONCURRENCY,
+        )
 
 
 def _create(bucket: Bucket, name: str, content: bytes) -> bool:

@@ -45,7 +45,13 @@ class CachedBlobStore:
 
     async def find(self, digest: Digest) -> StoredBlob | None:
         """See ``BlobStore.find``. A copy is of use only as long as there is an original: deleting has to have an effect."""
-        blob = await self._blobs.find(digest)
+        return self._copy_of(digest, await self._blobs.find(digest))
+
+    async def recall(self, digest: Digest) -> StoredBlob | None:
+        """See ``BlobStore.recall``."""
+        return self._copy_of(digest, await self._blobs.recall(digest))
+
+    def _copy_of(self, digest: Digest, blob: StoredBlob | None) -> StoredBlob | None:
         if blob is None or digest not in self._sizes:
             return blob
         path = self._path(digest)
@@ -91,6 +97,19 @@ class CachedBlobStore:
     def create(self) -> AbstractContextManager[BlobWriter]:
         """See ``BlobStore.create``."""
         return self._blobs.create()
+
+    async def probe(self) -> None:
+        """See ``BlobStore.probe``. Nothing depends on the copies."""
+        await self._blobs.probe()
+
+    def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
+        """See ``BlobStore.chunks``. Of the original, for that is what is looked at."""
+        return self._blobs.chunks(digest)
+
+    async def quarantine(self, digest: Digest) -> None:
+        """See ``BlobStore.quarantine``."""
+        await self._blobs.quarantine(digest)
+        self._forget(digest)
 
     def scan(self) -> AsyncIterator[ListedBlob]:
         """See ``BlobStore.scan``."""

@@ -10,7 +10,17 @@ from nixery.oci.digest import Digest
 from nixery.storage.opening import Storage
 
 # All there are; what is of another kind would be made again.
-KINDS = ("layers", "images", "evaluations", "pins", "tags", "referrers")
+KINDS = (
+    "layers",
+    "images",
+    "evaluations",
+    "batches",
+    "batch-closures",
+    "pins",
+    "tags",
+    "referrers",
+    "uses",
+)
 
 
 @dataclass

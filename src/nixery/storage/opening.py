@@ -71,7 +71,7 @@ def open_storage(settings: StorageSettings, temporary: Path, environment: Mappin
     _try_out(_bucket(settings, environment, _RETRY_AT_START))
     bucket = _bucket(settings, environment, _RETRY)
     blobs: BlobStore = BucketBlobStore(bucket)
-    through_us = settings.delivery == "proxy" and settings.storage_backend != "memory"
+    through_us = settings.blob_delivery == "proxy" and settings.storage_backend != "memory"
     if through_us and settings.cache_size:
         blobs = CachedBlobStore(blobs, settings.storage_path, temporary, settings.cache_size)
     return Storage(blobs, BucketRecordStore(bucket))

@@ -4,63 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from nixery.oci.digest import Digest
+from nixery.storage.stored import ListedBlob, ListedRecord, StoredBlob, StoredFile
 
-
-@dataclass(frozen=True, slots=True)
-class StoredBlob:
-    """A blob that is there.
-
-    Attributes:
-        digest: what it is stored under.
-        size: in bytes, as found just now.
-    """
-
-    digest: Digest
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile(StoredBlob):
-    """A blob that is on this machine.
-
-    Attributes:
-        path: the file that holds it; never written to again.
-    """
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class ListedBlob:
-    """A blob as a listing tells of it.
-
-    Attributes:
-        digest: what it is stored under.
-        size: in bytes, as the storage has it; whether it is the right one, ``find`` knows.
-        modified: when it was stored, in seconds since the epoch by the storage's clock.
-    """
-
-    digest: Digest
-    size: int
-    modified: float
-
-
-@dataclass(frozen=True, slots=True)
-class ListedRecord:
-    """A record as a listing tells of it.
-
-    Attributes:
-        key: within its kind.
-        modified: when it was written or renewed, in seconds since the epoch by the storage's clock.
-    """
-
-    key: str
-    modified: float
+__all__ = [
+    "BlobStore",
+    "BlobWriter",
+    "ListedBlob",
+    "ListedRecord",
+    "RecordStore",
+    "StoredBlob",
+    "StoredFile",
+]
 
 
 class BlobWriter(Protocol):
@@ -89,6 +46,17 @@ class BlobStore(Protocol):
 
     async def find(self, digest: Digest) -> StoredBlob | None:
         """Look a blob up. Its size tells the caller whether it can be what he expects.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        ...
+
+    async def recall(self, digest: Digest) -> StoredBlob | None:
+        """Look a blob up as ``find`` does, or believe what was found in the last minutes, where asking costs a request.
+
+        So this is for what is in use, and for answers that a client can do without. Whoever relies on a blob from now on has to ask
+        ``find``: others may have deleted it since.
 
         Raises:
             StorageError: the storage cannot be asked.
@@ -132,6 +100,34 @@ class BlobStore(Protocol):
         """Begin a blob, synchronously: packing does not run on the event loop.
 
         When the context ends without a commit, nothing is left of it.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """See whether something could be stored just now, by storing a little that nobody finds.
+
+        Raises:
+            StorageFull: there is no room.
+            StorageError: it could not, for another reason.
+        """
+        ...
+
+    def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
+        """Yield the bytes that are stored under a digest, in pieces of a MiB at most, whether or not they are the right ones.
+
+        They are not going to be needed again soon.
+
+        Raises:
+            BlobUnknown: there is no such blob.
+            StorageError: they cannot be read.
+        """
+        ...
+
+    async def quarantine(self, digest: Digest) -> None:
+        """Have a blob be gone for ``find``, and keep its bytes for a person to look at where the storage has a place for that.
+
+        Raises:
+            StorageError: it cannot be moved.
         """
         ...
 

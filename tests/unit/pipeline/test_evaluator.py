@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -61,8 +61,13 @@ class World:
         self.asked.append({*wanted, *optional})
         return {**{name: _found(name, platform) for name in wanted}, **dict.fromkeys(optional, ())}
 
-    def realise(self, installables: Sequence[str]) -> asynccontextmanager[None]:  # type: ignore[valid-type]
-        raise NotImplementedError(installables)
+    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        raise NotImplementedError
+
+    def realise(
+        self, installables: Sequence[str], on_begun: Callable[[], None] = lambda: None
+    ) -> AbstractAsyncContextManager[None]:
+        raise NotImplementedError(installables, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise NotImplementedError(paths)

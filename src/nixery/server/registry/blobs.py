@@ -84,7 +84,7 @@ class Blobs:
         kept = self._small.kept(digest)
         if kept is not None:
             return kept
-        blob = await self._blobs.find(digest)
+        blob = await self._blobs.recall(digest)
         if blob is None or blob.size == 0:
             raise BlobUnknown(str(digest))
         if blob.size > _SMALL:
