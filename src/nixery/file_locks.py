@@ -63,7 +63,7 @@ class FileLocks:
 
     def _lock(self, path: Path) -> int | None:
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = _open(path)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_same(descriptor, path):
@@ -76,6 +76,16 @@ class FileLocks:
                 raise
             # Whoever held it has removed the file since we opened it: the next one may have made another.
             os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        # Somebody deleted the directory, and perhaps all of the storage: what is made again can be stored again.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o644)
 
 
 def _is_same(descriptor: int, path: Path) -> bool:

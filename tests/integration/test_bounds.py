@@ -50,7 +50,7 @@ def test_a_full_queue_is_told_when_to_come_back(start_server: StartServer, spy: 
 
 def test_never_more_processes_than_builds(start_server: StartServer, salt: str) -> None:
     server = start_server(NIXERY_MAX_BUILDS="2")
-    names = ["slow", "slower", "hello", "left", "diamond", "many", "outputs", "users"]
+    names = ["slow", "right", "hello", "left", "diamond", "many", "outputs", "users"]
     requests = [InBackground(server.client, f"/v2/{name}/manifests/latest").start() for name in names]
     most = 0
     while any(request.is_running for request in requests):

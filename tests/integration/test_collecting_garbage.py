@@ -38,7 +38,8 @@ def test_directory(private_nix: PrivateNix, tmp_path: Path) -> None:
         with ThreadPoolExecutor(3) as threads:
             images = list(threads.map(server.client.pull, NAMES))
     assert [validate(image).digest for image in images] == expected
-    assert len(collected) > len(NAMES), "it was collected all the time"
+    # The first time takes what the other server left.
+    assert any(collected[1:]), "something of these builds was collected"
     assert links(server.storage) == []
 
 
@@ -57,5 +58,5 @@ def test_commits(private_nix: PrivateNix, tmp_path: Path) -> None:
             for name in ("hello", "other"):
                 image = validate(server.client.pull(name, commit))
                 assert f"{name}-{version}" in image.config_document["history"][0]["comment"]
-    assert len(collected) > len(commits)
+    assert any(collected), "something of these builds was collected"
     assert links(server.storage) == []

@@ -42,7 +42,13 @@ def test_layout(start_server: StartServer) -> None:
         assert path.parent.name == path.name[:2]
         assert not path.stat().st_mode & 0o222
     assert files(server.storage / "temporary") == []
-    assert {path.name for path in server.storage.iterdir()} == {"blobs", "records", "temporary", "gc-roots"}
+    assert {path.name for path in server.storage.iterdir()} == {
+        "blobs",
+        "records",
+        "temporary",
+        "gc-roots",
+        "locks",
+    }
 
 
 def cut(path: Path) -> None:

@@ -24,7 +24,7 @@ NAMES = [
     "big/left",
     "diamond",
     "slow/many",
-    "users/slower",
+    "users/right",
 ]
 
 

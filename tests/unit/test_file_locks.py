@@ -84,3 +84,11 @@ def test_a_directory_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
         FileLocks(tmp_path / "file")
+
+
+def test_a_directory_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    locks = FileLocks(tmp_path / "storage" / "locks")
+    (tmp_path / "storage" / "locks").rmdir()
+    (tmp_path / "storage").rmdir()
+    with locks.attempt("name") as held:
+        assert held

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 
-from nixery.cli.workshop import run, storehouse
 from nixery.settings.quantities import seconds, size
 from nixery.upkeep.collector import Collector
 from nixery.upkeep.limits import Collected, Limits
@@ -37,6 +36,7 @@ def gc(
 
     Servers may go on meanwhile. Nothing that was stored or used within NIXERY_STORAGE_GRACE (an hour) goes.
     """
+    from nixery.cli.workshop import run, storehouse  # what every command but this one can do without
 
     async def command() -> Collected:
         with storehouse() as (settings, opened):

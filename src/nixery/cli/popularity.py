@@ -12,9 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from nixery.cli.workshop import run, workshop
 from nixery.image.platform import Platform
-from nixery.pipeline.package_graph import Basis
+from nixery.pipeline.reference_counting import Basis
 
 _NOTHING = 1
 _WRONG_USAGE = 2
@@ -43,6 +42,8 @@ def popularity(
 
     As many processes as NIXERY_MAX_BUILDS says are at work. Who interrupts it may start it again, and it goes on.
     """
+    from nixery.cli.workshop import run, workshop  # what every command but this one can do without
+
     names = None if packages is None else _names(packages)
 
     async def command() -> dict[str, int] | None:

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nixery.cli.workshop import run, storehouse
 from nixery.upkeep.scrubber import Finding, Scrubber
 
 _FOUND = 1
@@ -26,6 +25,8 @@ def scrub(
 
     Servers may go on meanwhile. A broken blob goes to quarantine/ in the storage; its image is built again at the next pull of its tag.
     """
+    from nixery.cli.workshop import run, storehouse  # what every command but this one can do without
+
     console = Console(stderr=True)
 
     async def command() -> tuple[int, int, list[Finding]]:

@@ -8,7 +8,11 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
+import structlog
+
 from nixery.nix import warden
+
+_log = structlog.get_logger("nixery.nix")
 
 # What processes that a server starts have in their environment.
 MARK = "NIXERY_STARTED_BY"
@@ -26,25 +30,35 @@ def guarded(environment: MutableMapping[str, str]) -> Iterator[None]:
     """
     mark = secrets.token_hex(16)
     environment[MARK] = mark
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", warden.__file__, f"{MARK}={mark}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # Whoever ends the process group of this one has not ended what it started.
-        start_new_session=True,
-        # Not ours: it would be one of those that it ends. And it is to hold up no directory that is to be unmounted.
-        env={},
-        cwd="/",
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", warden.__file__, f"{MARK}={mark}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Whoever ends the process group of this one has not ended what it started.
+            start_new_session=True,
+            # Not ours: it would be one of those that it ends. And it is to hold up no directory that is to be unmounted.
+            env={},
+            cwd="/",
+        )
+    except OSError as error:
+        # A user who may not run our interpreter anew. No reason not to work.
+        _log.warning("builds would go on if this process was killed", reason=error.strerror)
+        process = None
     try:
         yield
     finally:
         del environment[MARK]
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if process is not None:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,22 +1,13 @@
-"""What counting references asks, and whom it tells."""
+"""What counting references needs of Nix, and of whoever watches."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from enum import StrEnum
 from typing import Protocol
 
 from nixery.image.platform import Platform
 from nixery.nix.builder import NixBuilder
 from nixery.sources.source import PackageSet
-
-
-class Basis(StrEnum):
-    """What references are counted of."""
-
-    AUTO = "auto"
-    CLOSURES = "closures"
-    DERIVATIONS = "derivations"
 
 
 class PackageGraph(NixBuilder, Protocol):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import ssl
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +62,15 @@ async def pushed(
     target = Target(registry.address, "tools/git", "1")
     await push(blobs, root, target, {"DOCKER_CONFIG": str(directory)}, events.append, PushOptions(delay=0.01))
     return root, events
+
+
+@pytest.fixture(autouse=True)
+def _transports() -> Iterator[None]:
+    """asyncio leaves the transport of a TLS handshake that failed to the garbage collector, which would warn in another test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def login(user: str) -> dict[str, str]:

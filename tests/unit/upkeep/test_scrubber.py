@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nixery.oci.digest import Digest
+from nixery.pipeline.batch_records import BATCH, Batch
 from nixery.pipeline.pin_records import Term
 from nixery.storage.catalogue import Catalogue
 from nixery.upkeep.record_kinds import KINDS
@@ -80,6 +81,8 @@ async def valid_records(store: Store) -> None:
     contents = {
         "images": b'{"manifest": "%s"}' % str(digest).encode(),
         "evaluations": b"[]",
+        "batches": BATCH.dump_json(Batch((), (), (), (), ())),
+        "batch-closures": b"{}",
         "pins": b'{"current": %s}' % Term(identity="a", revision="b", until=1).model_dump_json().encode(),
         "referrers": b'{"digest": "%s"}' % str(digest).encode(),
     }
