@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nixery.errors import BlobVerificationFailed, StorageError
+from nixery.errors import BlobUnknown, BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
 from nixery.storage.opening import Storage
 from nixery.storage.store import ListedBlob, StoredBlob
@@ -131,6 +131,36 @@ async def test_a_deleted_blob_is_gone(backend: ObjectStore, open_at: OpenStorage
         await storage.blobs.delete(blob.digest)
         assert await storage.blobs.find(blob.digest) is None
     assert await listed(storage) == []
+
+
+async def test_a_probe_leaves_nothing(storage: Storage) -> None:
+    await storage.blobs.probe()
+    assert await listed(storage) == []
+
+
+@pytest.mark.parametrize("size", [1, 3_000_000])
+async def test_chunks_are_what_is_stored(storage: Storage, size: int) -> None:
+    content = content_of(size)
+    blob = write(storage, content)
+    chunks = [chunk async for chunk in storage.blobs.chunks(blob.digest)]
+    assert b"".join(chunks) == content
+    assert max(map(len, chunks)) <= 1024 * 1024
+    with pytest.raises(BlobUnknown):
+        [chunk async for chunk in storage.blobs.chunks(Digest.of(b"never written"))]
+
+
+@pytest.mark.parametrize("size", [1000, 20_000_000])
+async def test_quarantine(storage: Storage, size: int) -> None:
+    content = content_of(size)
+    blob = write(storage, content)
+    assert await storage.blobs.find(blob.digest) == blob
+    for _ in range(2):
+        await storage.blobs.quarantine(blob.digest)
+        assert await storage.blobs.find(blob.digest) is None
+        assert await storage.blobs.recall(blob.digest) is None
+    assert await listed(storage) == []
+    assert write(storage, content).digest == blob.digest
+    assert await storage.blobs.find(blob.digest) is not None
 
 
 async def test_another_process_finds_it(backend: ObjectStore, open_at: OpenStorage) -> None:

@@ -101,7 +101,7 @@ async def test_a_warm_read_asks_the_bucket_nothing(bucket: ObjectStore, open_at:
         await storage.blobs.find(blob.digest)
         before = list(proxy.requests)
         for _ in range(3):
-            assert await storage.blobs.find(blob.digest) == blob
+            assert await storage.blobs.recall(blob.digest) == blob
             assert await storage.blobs.url(blob)
         assert proxy.requests == before
 
@@ -114,9 +114,21 @@ async def test_what_is_known_is_forgotten_after_a_while(bucket: ObjectStore, ope
     blob = write(storage, b"content")
     assert await blobs.find(blob.digest) == blob
     await storage.blobs.delete(blob.digest)
-    assert await blobs.find(blob.digest) == blob
+    assert await blobs.recall(blob.digest) == blob
     now[0] += bucket_module.BELIEVED
-    assert await blobs.find(blob.digest) is None
+    assert await blobs.recall(blob.digest) is None
+
+
+async def test_whoever_relies_on_a_blob_is_not_told_what_was_known(
+    bucket: ObjectStore, open_at: OpenStorage
+) -> None:
+    storage, collector = open_at(bucket), open_at(bucket)
+    blob = write(storage, b"content")
+    assert await storage.blobs.find(blob.digest) == blob
+    await collector.blobs.delete(blob.digest)
+    assert await storage.blobs.recall(blob.digest) == blob
+    assert await storage.blobs.find(blob.digest) is None
+    assert await storage.blobs.recall(blob.digest) is None
 
 
 async def test_an_upload_that_breaks_off_is_no_blob(

@@ -70,9 +70,16 @@ class BucketBlobStore:
         store, key = self._bucket.store, self._bucket.key
         try:
             with self._bucket.doing("look up a blob in"):
+                # Both to their end: one that is left alone would come back to an event loop that may be closed by then.
                 found, expected = await asyncio.gather(
-                    obstore.head_async(store, key(blob_name(digest))), self._read(size_name(digest))
+                    obstore.head_async(store, key(blob_name(digest))),
+                    self._read(size_name(digest)),
+                    return_exceptions=True,
                 )
+                if isinstance(found, BaseException):
+                    raise found
+                if isinstance(expected, BaseException):
+                    raise expected
         except FileNotFoundError:
             return None
         size = found["size"]
