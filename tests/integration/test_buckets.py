@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import time
 import urllib.request
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import StartServer
+from tests.support.command_line import CommandLine
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.nix import NixSpy
 from tests.support.object_stores import ObjectStore, gcs, moto
@@ -163,3 +165,27 @@ def test_a_missing_bucket_is_one_line(tmp_path: Path) -> None:
         assert ended.returncode == 2
         assert sum("no-such" in line for line in ended.stderr.splitlines()) == 1
         assert "Traceback" not in ended.stderr
+
+
+def test_a_server_builds_again_what_was_collected_behind_its_back(
+    bucket: ObjectStore, start_server: StartServer, tmp_path: Path
+) -> None:
+    # Seconds: longer than a pull takes, even on a loaded machine.
+    grace = 8
+    settings = {**bucket.settings, "NIXERY_STORAGE_GRACE": str(grace), "NIXERY_BLOB_DELIVERY": "proxy"}
+    server = start_server(**settings, NIXERY_CACHE_SIZE="0")
+    nixery = CommandLine({**settings, "NIXERY_PKGS_PATH": str(PACKAGE_SET)}, tmp_path)
+    image = validate(server.client.pull(NAME))
+    young = json.loads(nixery("gc", "--json", "--max-size", "0").stdout)
+    assert (young["deleted"], young["over"]) == (0, young["kept_bytes"])
+    # A bucket's times have whole seconds.
+    time.sleep(grace + 2)
+    collected = json.loads(nixery("gc", "--json", "--max-size", "0").stdout)
+    assert (collected["deleted"], collected["kept"]) == (young["kept"], 0)
+    again = validate(server.client.pull(NAME))
+    assert again.manifest == image.manifest
+    scrubbed = json.loads(nixery("scrub", "--json").stdout)
+    assert scrubbed["broken"] == []
+    assert scrubbed["bytes"] > young["kept_bytes"]
+    findings = {one["what"]: one for one in json.loads(nixery("check", "--json").stdout)}
+    assert findings["storage"]["found"].startswith(bucket.settings["NIXERY_STORAGE_BACKEND"])
