@@ -91,6 +91,7 @@ async def test_images_that_were_not_used_for_long_go_as_a_whole(
     server, storage = open_at(backend), open_at(backend)
     old = await store_image(server, b"shared", b"of the old one")
     new = await store_image(server, b"shared", b"of the new one")
+    assert await are_there(server.blobs, old.parts)
     await asyncio.sleep(AGED)
     await Uses(server.records, GRACE).claim(new.digests)
     await Collector(storage.blobs, storage.records, GRACE).collect(Limits(max_size=0))
