@@ -13,6 +13,7 @@
 #   make bench             our speed beside nginx and docker-registry; 4 minutes
 #   make bench-layers      bytes pulled and stored by our rule for layers and by others, on all of Debian; a few minutes
 #   make bench-pack        how fast layers are packed, beside the bound and a pipe
+#   make bench-storage     MB/s into and out of each backend, and memory, beside the disk and an upload afterwards
 #   make bench-cold        how long the first request for an image takes, and for what
 #   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash for others
 #   make soak              a few hundred clients for ten minutes, and whether anything grew; SOAK_SECONDS=60 make soak for a shorter one
@@ -30,7 +31,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak gc-many operations lock clean
+.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -90,6 +91,9 @@ bench-layers: setup
 
 bench-pack: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_pack
+
+bench-storage: setup
+	@exec $(BIN)/python -m scripts.bench_storage
 
 bench-cold: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_cold

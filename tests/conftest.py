@@ -14,6 +14,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--registry", metavar="HOST:PORT", help="test this registry instead of a server of our own"
     )
     group.addoption("--image", default="hello:latest", metavar="NAME:TAG", help="an image that it has")
+    storage = parser.getgroup("storage")
+    storage.addoption(
+        "--buckets",
+        metavar="NAMES",
+        default="",
+        help="test these of s3, gcs, azure and minio, and nothing on this machine",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,9 +18,9 @@ from nixery.server.serve import listening_address
 from nixery.settings import Settings
 from nixery.settings.storage import StorageSettings
 from nixery.storage.files import make_directory
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.opening import Storage, open_storage
 from nixery.storage.popularity import PopularityCopies, load_popularity
+from nixery.storage.store import BlobStore, RecordStore
 
 Result = TypeVar("Result")
 
@@ -40,8 +40,8 @@ class Prepared:
     temporary: ProcessDirectory
     roots: ProcessDirectory
     locks: FileLocks
-    blobs: FilesystemBlobStore
-    records: FilesystemRecordStore
+    blobs: BlobStore
+    records: RecordStore
 
 
 def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
@@ -61,18 +61,28 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     temporary = _try(problems, lambda: ProcessDirectory(directory / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(directory / "gc-roots")) if usable else None
     locks = _try(problems, lambda: FileLocks(directory / "locks")) if usable else None
+    opened = (
+        _try(problems, lambda: open_storage(settings, temporary.path, settings.environment))
+        if temporary
+        else None
+    )
     popularity = _try(problems, lambda: _popularity(settings, temporary))
     if settings.nix_sandbox == "on":
         _try(problems, require_sandbox)
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
-    if popularity is None or temporary is None or roots is None or locks is None or problems:
+    if (
+        popularity is None
+        or temporary is None
+        or roots is None
+        or locks is None
+        or opened is None
+        or problems
+    ):
         for made in filter(None, (temporary, roots)):
             made.close()
         raise SettingsError(tuple(problems))
-    blobs = FilesystemBlobStore(directory, temporary.path)
-    records = FilesystemRecordStore(directory, temporary.path)
     platforms = settings.platforms or (native_platform(),)
-    return Prepared(address, platforms, popularity, temporary, roots, locks, blobs, records)
+    return Prepared(address, platforms, popularity, temporary, roots, locks, opened.blobs, opened.records)
 
 
 def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:
@@ -84,8 +94,12 @@ def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popul
 
 
 @contextmanager
-def storage(settings: StorageSettings) -> Iterator[tuple[FilesystemBlobStore, FilesystemRecordStore]]:
+def storage(settings: StorageSettings, environment: Mapping[str, str]) -> Iterator[Storage]:
     """Open a store alone.
+
+    Args:
+        settings: of the store.
+        environment: of the process, with the endpoints of buckets.
 
     Raises:
         StorageError: it cannot be used.
@@ -93,10 +107,7 @@ def storage(settings: StorageSettings) -> Iterator[tuple[FilesystemBlobStore, Fi
     make_directory(settings.storage_path)
     temporary = ProcessDirectory(settings.storage_path / "temporary")
     try:
-        yield (
-            FilesystemBlobStore(settings.storage_path, temporary.path),
-            FilesystemRecordStore(settings.storage_path, temporary.path),
-        )
+        yield open_storage(settings, temporary.path, environment)
     finally:
         temporary.close()
 

@@ -37,7 +37,7 @@ from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
-from nixery.server.rsgi import Application, Headers
+from nixery.server.rsgi import Application, Headers, Transport
 from nixery.sources.source import PackageSet
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore
@@ -147,6 +147,9 @@ class _Protocol:
         self, status: int, headers: list[tuple[str, str]], file: str, start: int, end: int
     ) -> None:
         self._respond(status, headers, Path(file).read_bytes()[start:end])
+
+    def response_stream(self, status: int, headers: list[tuple[str, str]]) -> Transport:
+        raise AssertionError((status, headers))  # what is on disk is sent from there
 
     def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         by_name: dict[str, str] = {}

@@ -28,6 +28,12 @@ _SETTINGS = (
     "NIX_TIMEOUT",
     "NIX_POPULARITY_URL",
     "STORAGE_PATH",
+    "S3_",
+    "GCS_",
+    "AWS_",
+    "AZURE_",
+    "GOOGLE_",
+    "STORAGE_EMULATOR_HOST",
     "PORT",
     "PYTHONDONTWRITEBYTECODE",
 )

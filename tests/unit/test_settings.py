@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import SettingsError
-from nixery.settings import Settings
+from nixery.settings import Settings, storage_settings
 
 
 @pytest.fixture
@@ -102,3 +102,38 @@ def test_compressions_that_there_are_not(
     environment: dict[str, str], given: dict[str, str], expected: str
 ) -> None:
     assert problems(environment | given) == (expected,)
+
+
+def on_a_bucket(environment: dict[str, str], **others: str) -> dict[str, str]:
+    given = {**environment, "NIXERY_STORAGE_BACKEND": "s3", "S3_BUCKET": "layers", **others}
+    del given["STORAGE_PATH"]
+    return given
+
+
+def test_a_bucket_needs_no_directory_and_is_not_read_without_being_asked(environment: dict[str, str]) -> None:
+    settings = Settings.from_environment(on_a_bucket(environment, XDG_CACHE_HOME="/cache"))
+    assert settings.storage_path == Path("/cache/nixery")
+    assert settings.scrub_rate == 0
+    assert settings.blob_delivery is None
+    asked = on_a_bucket(environment, NIXERY_SCRUB_RATE="2", NIXERY_BLOB_DELIVERY="proxy")
+    settings = Settings.from_environment(asked)
+    assert (settings.scrub_rate, settings.blob_delivery) == (2, "proxy")
+
+
+def test_a_bucket_has_no_file_system_to_take_a_percentage_of(environment: dict[str, str]) -> None:
+    (problem,) = problems(on_a_bucket(environment, NIXERY_STORAGE_HIGH="90%"))
+    assert problem == (
+        "NIXERY_STORAGE_HIGH is wrong: s3 has no file system to take a percentage of; write a size, for example 500GiB"
+    )
+    settings = Settings.from_environment(on_a_bucket(environment, NIXERY_STORAGE_HIGH="500GiB"))
+    assert settings.storage_high is not None
+    assert settings.storage_high.size == 500 * 1024**3
+
+
+def test_what_is_missing_of_a_bucket_is_told(environment: dict[str, str]) -> None:
+    given = on_a_bucket(environment)
+    del given["S3_BUCKET"]
+    expected = "S3_BUCKET is not set: the bucket where layers are kept (NIXERY_STORAGE_BACKEND=s3)"
+    assert problems(given) == (expected,)
+    with pytest.raises(SettingsError, match="S3_BUCKET is not set"):
+        storage_settings(given)

@@ -12,6 +12,7 @@ from nixery.cli.inspect import inspect
 from nixery.cli.popularity import popularity
 from nixery.cli.scrub import scrub
 from nixery.cli.serve import serve
+from nixery.cli.storage import storage
 
 _IMAGES = "Images"
 _SERVER = "Server"
@@ -73,6 +74,7 @@ app.command(rich_help_panel=_IMAGES)(build)
 app.command(rich_help_panel=_IMAGES)(inspect)
 app.command(rich_help_panel=_STORAGE)(gc)
 app.command(rich_help_panel=_STORAGE)(scrub)
+app.add_typer(storage, name="storage", rich_help_panel=_STORAGE)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from nixery.cli.workshop import run, user_settings, workshop
 from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, StorageError
 from nixery.image.request import requests_for
 from nixery.nix.sandbox import configured_sandbox, require_sandbox
+from nixery.preparation import storage
 from nixery.settings import Settings
 from nixery.storage.files import make_directory, temporary_file, write_all
 
@@ -88,9 +89,9 @@ def _findings() -> Iterator[Finding]:
     if settings is None:
         return
     yield _sandbox(settings)
-    storage = _storage(settings)
-    yield storage
-    if nix.right and storage.right:
+    place = _storage(settings)
+    yield place
+    if nix.right and place.right:
         yield _source()
 
 
@@ -144,7 +145,18 @@ def _storage(settings: Settings) -> Finding:
         return Finding("storage", False, str(error), "set STORAGE_PATH to a directory that can be written to")
     if free < _LITTLE_SPACE:
         return Finding("storage", False, f"{place}: {decimal(free)} are free", "make room for layers")
+    if settings.storage_backend != "filesystem":
+        return _bucket(settings)
     return Finding("storage", right=True, found=f"{place} can be written to; {decimal(free)} are free")
+
+
+def _bucket(settings: Settings) -> Finding:
+    try:
+        with storage(settings, settings.environment):
+            found = f"{settings.storage_backend}: can be written, read, listed and deleted from"
+            return Finding("storage", right=True, found=found)
+    except StorageError as error:
+        return Finding("storage", False, str(error), "docs/storage.md has the variables and permissions")
 
 
 def _source() -> Finding:

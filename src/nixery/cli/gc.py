@@ -39,8 +39,8 @@ def gc(
     from nixery.cli.workshop import run, storehouse  # what every command but this one can do without
 
     async def command() -> Collected:
-        with storehouse() as (settings, blobs, records):
-            collector = Collector(blobs, records, settings.storage_grace)
+        with storehouse() as (settings, opened):
+            collector = Collector(opened.blobs, opened.records, settings.storage_grace)
             return await collector.collect(Limits(max_age, max_size), dry_run=dry_run)
 
     result = run(command, quiet=True)

@@ -32,10 +32,10 @@ def scrub(
     async def command() -> tuple[int, int, list[Finding]]:
         findings: list[Finding] = []
         count = size = 0
-        with storehouse() as (_, blobs, records), _progress(console, show=not as_json) as progress:
-            total = sum([blob.size async for blob in blobs.scan()]) if console.is_terminal else None
+        with storehouse() as (_, opened), _progress(console, show=not as_json) as progress:
+            total = sum([blob.size async for blob in opened.blobs.scan()]) if console.is_terminal else None
             task = progress.add_task("scrubbing", total=total)
-            async for checked in Scrubber(blobs, records, rate * _MIB or None).scrub():
+            async for checked in Scrubber(opened.blobs, opened.records, rate * _MIB or None).scrub():
                 count += 1
                 size += checked.size
                 progress.advance(task, checked.size)

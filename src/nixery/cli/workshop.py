@@ -14,14 +14,14 @@ from typing import TypeVar
 import typer
 
 from nixery.cli.logs import configure_logs
-from nixery.errors import NixeryError
+from nixery.errors import NixeryError, SettingsError
 from nixery.nix.builder import NixExpression
 from nixery.nix.guard import guarded
 from nixery.pipeline.events import BuildObserver
 from nixery.preparation import Prepared, prepare, storage
 from nixery.settings import Settings, storage_settings
 from nixery.settings.storage import StorageSettings
-from nixery.storage.store import BlobStore, RecordStore
+from nixery.storage.opening import Storage
 from nixery.wiring import Wired, wire
 
 Result = TypeVar("Result")
@@ -50,15 +50,20 @@ async def workshop(
 
 
 @contextmanager
-def storehouse() -> Iterator[tuple[StorageSettings, BlobStore, RecordStore]]:
+def storehouse() -> Iterator[tuple[StorageSettings, Storage]]:
     """Open the store of the process environment for whoever looks after it: without a package source, and without Nix.
 
     Raises:
         SettingsError: there is none, or it cannot be used.
     """
-    settings = storage_settings({**_defaults(), **os.environ})
-    with storage(settings) as (blobs, records):
-        yield settings, blobs, records
+    environment = {**_defaults(), **os.environ}
+    settings = storage_settings(environment)
+    if settings.storage_backend == "memory":
+        raise SettingsError(
+            ("NIXERY_STORAGE_BACKEND=memory is in a server's memory, out of reach from here",)
+        )
+    with storage(settings, environment) as opened:
+        yield settings, opened
 
 
 def user_settings(without: Collection[str] = ()) -> Settings:

@@ -53,10 +53,29 @@ class CountedBlobStore:
             self._errors.add("find")
             raise
 
+    async def recall(self, digest: Digest) -> StoredBlob | None:
+        """See ``BlobStore.recall``."""
+        try:  # as above
+            return await self._blobs.recall(digest)
+        except StorageError:
+            self._errors.add("find")
+            raise
+
     async def read(self, blob: StoredBlob) -> bytes:
         """See ``BlobStore.read``."""
         with self._errors.counted("read"):
             return await self._blobs.read(blob)
+
+    async def url(self, blob: StoredBlob) -> str | None:
+        """See ``BlobStore.url``."""
+        with self._errors.counted("read"):
+            return await self._blobs.url(blob)
+
+    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+        """See ``BlobStore.stream``."""
+        with self._errors.counted("read"):
+            async for chunk in self._blobs.stream(blob, first, last):
+                yield chunk
 
     async def put(self, digest: Digest, content: bytes) -> None:
         """See ``BlobStore.put``."""

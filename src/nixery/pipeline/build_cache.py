@@ -19,7 +19,7 @@ from nixery.oci.digest import Digest
 from nixery.oci.image import Document
 from nixery.pipeline.image import Image
 from nixery.sources.source import Pin
-from nixery.storage.presence import are_there
+from nixery.storage.presence import are_still_there, are_there
 from nixery.storage.store import BlobStore, RecordStore
 from nixery.storage.uses import Uses
 
@@ -95,7 +95,9 @@ class BuildCache:
         if recent is None:
             return None
         if self._clock() - recent.checked > BELIEVED:
-            if not self._uses.note(recent.image.digests) or not await are_there(self._blobs, recent.parts):
+            if not self._uses.note(recent.image.digests) or not await are_still_there(
+                self._blobs, recent.parts
+            ):
                 self._recent.discard((pin, request))
                 return None
             recent.checked = self._clock()

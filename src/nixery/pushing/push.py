@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from nixery.errors import BlobUnknown, PushFailed, StorageError
+from nixery.errors import BlobUnknown, PushFailed
 from nixery.oci.digest import Digest
 from nixery.pushing.authorisation import Authorisation
 from nixery.pushing.client import RegistryClient, cause_of, open_client
@@ -20,9 +20,8 @@ from nixery.pushing.events import BlobPushed, BytesPushed, Pushed, PushEvent, Pu
 from nixery.pushing.target import Target
 from nixery.storage.store import BlobStore, StoredBlob
 
-# Uploads at the same time, and bytes of a blob in memory for each of them.
+# Uploads at the same time.
 _UPLOADS = 4
-_CHUNK = 256 * 1024
 _PRESENT = frozenset({200, 404})
 _CREATED = frozenset({201})
 
@@ -174,14 +173,10 @@ class _Push:
             nonlocal sent
             self._observe(BytesPushed(str(self._target), -sent))
             sent = 0
-            try:
-                with blob.path.open("rb") as file:
-                    while chunk := await asyncio.to_thread(file.read, _CHUNK):
-                        yield chunk
-                        sent += len(chunk)
-                        self._observe(BytesPushed(str(self._target), len(chunk)))
-            except OSError as error:
-                raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
+            async for chunk in self._blobs.stream(blob, 0, blob.size - 1):
+                yield chunk
+                sent += len(chunk)
+                self._observe(BytesPushed(str(self._target), len(chunk)))
 
         headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
         stored = False

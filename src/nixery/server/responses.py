@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,21 @@ class FileResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamResponse:
+    """A body that comes from somewhere else while it is sent.
+
+    Attributes:
+        length: in bytes.
+        begin: begins to read it; not called for HEAD.
+    """
+
+    status: int
+    length: int
+    begin: Callable[[], AsyncIterator[bytes]]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class NotModified:
     """The client has it already (RFC 9110, section 15.4.5): no body, no length."""
 
@@ -60,4 +75,4 @@ class NotModified:
         return 0
 
 
-Response = BytesResponse | FileResponse | NotModified
+Response = BytesResponse | FileResponse | StreamResponse | NotModified

@@ -16,13 +16,13 @@ from nixery.settings.logs import LogSettings
 from nixery.settings.nix import NixSettings
 from nixery.settings.server import ServerSettings
 from nixery.settings.sources import SourceSettings, source_problems
-from nixery.settings.storage import StorageSettings
+from nixery.settings.storage import StorageSettings, storage_problems
 
 __all__ = ["Settings", "storage_settings"]
 
 _WHAT_IT_IS = {
     "PORT": "the TCP port to listen on, for example 8080",
-    "NIXERY_STORAGE_BACKEND": "where layers are kept; supported: filesystem",
+    "NIXERY_STORAGE_BACKEND": "where layers are kept; filesystem, s3, gcs, azure or memory",
     "STORAGE_PATH": "the directory where layers are kept",
 }
 
@@ -40,7 +40,7 @@ class Settings(LogSettings, LayerSettings, NixSettings, StorageSettings, SourceS
         Raises:
             SettingsError: with a line for every setting that is missing or wrong.
         """
-        problems = source_problems(set(environment))
+        problems = source_problems(set(environment)) + storage_problems(environment)
         try:
             settings = cls.model_validate(environment)
         except ValidationError as error:
@@ -57,11 +57,15 @@ def storage_settings(environment: Mapping[str, str]) -> StorageSettings:
     Raises:
         SettingsError: with a line for every setting of the store that is missing or wrong.
     """
+    problems = storage_problems(environment)
     try:
-        return StorageSettings.model_validate(environment)
+        settings = StorageSettings.model_validate(environment)
     except ValidationError as error:
-        problems = [_problem(str(e["loc"][0]), e["type"], e["msg"]) for e in error.errors()]
-        raise SettingsError(tuple(problems)) from None
+        problems += [_problem(str(e["loc"][0]), e["type"], e["msg"]) for e in error.errors()]
+    else:
+        if not problems:
+            return settings
+    raise SettingsError(tuple(problems))
 
 
 def _problem(variable: str, kind: str, message: str) -> str:

@@ -35,7 +35,10 @@ from nixery.storage.files import (
     write_all,
     write_file,
 )
-from nixery.storage.store import ListedBlob, StoredBlob
+from nixery.storage.store import ListedBlob, StoredBlob, StoredFile
+
+# Bytes that are read at a time.
+_CHUNK = 1024 * 1024
 
 # Bytes that are written to see whether there is room: more than a manifest has.
 _PROBE = 64 * 1024
@@ -61,14 +64,36 @@ class FilesystemBlobStore:
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest.hex[:2] / digest.hex
 
-    async def find(self, digest: Digest) -> StoredBlob | None:
+    async def find(self, digest: Digest) -> StoredFile | None:
         """See ``BlobStore.find``. A ``stat`` and a few bytes, which are not worth leaving the event loop for."""
+        return _find(digest, self._path(digest))
+
+    async def recall(self, digest: Digest) -> StoredFile | None:
+        """See ``BlobStore.recall``. Asking is cheap here."""
         return _find(digest, self._path(digest))
 
     async def read(self, blob: StoredBlob) -> bytes:
         """See ``BlobStore.read``."""
         try:
-            return await asyncio.to_thread(blob.path.read_bytes)
+            return await asyncio.to_thread(self._path(blob.digest).read_bytes)
+        except OSError as error:
+            raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
+
+    async def url(self, blob: StoredBlob) -> str | None:  # noqa: ARG002 -- nobody else has this disk
+        """See ``BlobStore.url``."""
+        return None
+
+    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+        """See ``BlobStore.stream``."""
+        try:
+            with self._path(blob.digest).open("rb") as file:
+                file.seek(first)
+                while first <= last:
+                    chunk = await asyncio.to_thread(file.read, min(_CHUNK, last - first + 1))
+                    if not chunk:
+                        raise StorageError(f"blob {blob.digest} is too short")
+                    first += len(chunk)
+                    yield chunk
         except OSError as error:
             raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
 
@@ -145,7 +170,7 @@ class FilesystemBlobWriter:
         self._hash.update(data)
         self._size += len(data)
 
-    def commit(self) -> StoredBlob:
+    def commit(self) -> StoredFile:
         """See ``BlobWriter.commit``."""
         digest = Digest(self._hash.hexdigest())
         place = self._place(digest)
@@ -157,10 +182,10 @@ class FilesystemBlobWriter:
             raise BlobVerificationFailed(f"{self._size} bytes were written of {digest}, {size} are stored")
         _write_size(self._temporary, place, size)
         move_to_place(self._descriptor, self._path, place)
-        return StoredBlob(digest, size, place)
+        return StoredFile(digest, size, place)
 
 
-def _find(digest: Digest, path: Path) -> StoredBlob | None:
+def _find(digest: Digest, path: Path) -> StoredFile | None:
     try:
         size = path.stat().st_size
         expected = _size_file(path).read_bytes()
@@ -168,7 +193,7 @@ def _find(digest: Digest, path: Path) -> StoredBlob | None:
         return None
     except OSError as error:
         raise StorageError(f"cannot look up blob {digest}: {error.strerror}") from error
-    return StoredBlob(digest, size, path) if expected == b"%d" % size else None
+    return StoredFile(digest, size, path) if expected == b"%d" % size else None
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -15,7 +15,7 @@ from nixery.errors import BlobUnknown, StorageError
 from nixery.oci.canonical_json import canonical_json
 from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
-from nixery.storage.store import BlobStore
+from nixery.storage.store import BlobStore, StoredBlob, StoredFile
 
 _REFERENCE = "org.opencontainers.image.ref.name"
 
@@ -98,10 +98,19 @@ async def _copy_all(
         blob = await blobs.find(digest)
         if blob is None:
             raise BlobUnknown(str(digest))
-        await asyncio.to_thread(shutil.copyfile, blob.path, directory / digest.hex)
+        await _copy(blobs, blob, directory / digest.hex)
         if documents:
             found.append(json.loads(await blobs.read(blob)))
     return found
+
+
+async def _copy(blobs: BlobStore, blob: StoredBlob, place: Path) -> None:
+    if isinstance(blob, StoredFile):
+        await asyncio.to_thread(shutil.copyfile, blob.path, place)
+        return
+    with place.open("wb") as file:
+        async for chunk in blobs.stream(blob, 0, blob.size - 1):
+            await asyncio.to_thread(file.write, chunk)
 
 
 def _parts(document: Mapping[str, Any]) -> list[Digest]:

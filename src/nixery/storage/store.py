@@ -4,54 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from nixery.oci.digest import Digest
+from nixery.storage.stored import ListedBlob, ListedRecord, StoredBlob, StoredFile
 
-
-@dataclass(frozen=True, slots=True)
-class StoredBlob:
-    """A blob that is there.
-
-    Attributes:
-        digest: what it is stored under.
-        size: in bytes, as found just now.
-        path: the file that holds it; never written to again.
-    """
-
-    digest: Digest
-    size: int
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class ListedBlob:
-    """A blob as a listing tells of it.
-
-    Attributes:
-        digest: what it is stored under.
-        size: in bytes, as the storage has it; whether it is the right one, ``find`` knows.
-        modified: when it was stored, in seconds since the epoch by the storage's clock.
-    """
-
-    digest: Digest
-    size: int
-    modified: float
-
-
-@dataclass(frozen=True, slots=True)
-class ListedRecord:
-    """A record as a listing tells of it.
-
-    Attributes:
-        key: within its kind.
-        modified: when it was written or renewed, in seconds since the epoch by the storage's clock.
-    """
-
-    key: str
-    modified: float
+__all__ = [
+    "BlobStore",
+    "BlobWriter",
+    "ListedBlob",
+    "ListedRecord",
+    "RecordStore",
+    "StoredBlob",
+    "StoredFile",
+]
 
 
 class BlobWriter(Protocol):
@@ -86,11 +52,38 @@ class BlobStore(Protocol):
         """
         ...
 
+    async def recall(self, digest: Digest) -> StoredBlob | None:
+        """Look a blob up as ``find`` does, or believe what was found in the last minutes, where asking costs a request.
+
+        So this is for what is in use, and for answers that a client can do without. Whoever relies on a blob from now on has to ask
+        ``find``: others may have deleted it since.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        ...
+
     async def read(self, blob: StoredBlob) -> bytes:
         """Return a small blob as a whole, for example a manifest.
 
         Raises:
             StorageError: it cannot be read.
+        """
+        ...
+
+    async def url(self, blob: StoredBlob) -> str | None:
+        """Return where a client can read a blob by itself for the next minutes; ``None`` if it has to come to us.
+
+        Raises:
+            StorageError: there should be such a place, but it cannot be told.
+        """
+        ...
+
+    def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+        """Read a blob, or the part of it from one byte to another (both included), in memory that does not grow with it.
+
+        Raises:
+            StorageError: it cannot be read, or is shorter than that.
         """
         ...
 

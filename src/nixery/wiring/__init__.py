@@ -147,7 +147,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
     registry = Registry(
         Manifests(images, blobs, uses, catalogue, prepared.platforms),
-        Blobs(blobs, small_blobs),
+        Blobs(blobs, small_blobs, redirect=settings.blob_delivery != "proxy"),
         Discovery(catalogue),
     )
 

@@ -9,20 +9,32 @@ from nixery.server.conditions import matches
 from nixery.server.ranges import UnsatisfiableRange, parse_range
 from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
-from nixery.server.responses import IMMUTABLE, BytesResponse, FileResponse, NotModified, Response
+from nixery.server.responses import (
+    IMMUTABLE,
+    BytesResponse,
+    FileResponse,
+    NotModified,
+    Response,
+    StreamResponse,
+)
 from nixery.storage.small_blobs import SmallBlobs
-from nixery.storage.store import BlobStore, StoredBlob
+from nixery.storage.store import BlobStore, StoredBlob, StoredFile
 
 # Bytes up to which a blob is answered from memory. A larger one is better sent from its file.
 _SMALL = 64 * 1024
 
 
 class Blobs:
-    """Layers and configs."""
+    """Layers and configs.
 
-    def __init__(self, blobs: BlobStore, small: SmallBlobs) -> None:
+    Args:
+        redirect: whether clients are sent to where a blob is, if there is such a place. Small ones they get here.
+    """
+
+    def __init__(self, blobs: BlobStore, small: SmallBlobs, *, redirect: bool = False) -> None:
         self._blobs = blobs
         self._small = small
+        self._redirect = redirect
 
     async def get(self, request: Request, name: str, digest: str) -> Response:
         """Answer GET and HEAD, ranges and conditions.
@@ -58,7 +70,13 @@ class Blobs:
             headers["Content-Range"] = f"bytes {part.first}-{part.last}/{size}"
         if isinstance(blob, bytes):
             return BytesResponse(status, blob[part.first : part.last + 1] if part else blob, headers)
-        return FileResponse(status, blob.path, size, part, headers)
+        if isinstance(blob, StoredFile):
+            return FileResponse(status, blob.path, size, part, headers)
+        # A URL is signed for GET alone, and the client asks there for the same range. It must not be kept longer than it is good for.
+        if self._redirect and request.method == "GET" and (url := await self._blobs.url(blob)) is not None:
+            return BytesResponse(307, b"", {"Location": url, "Cache-Control": "no-store"})
+        begin, end = (part.first, part.last) if part else (0, size - 1)
+        return StreamResponse(status, end - begin + 1, lambda: self._blobs.stream(blob, begin, end), headers)
 
     async def _find(self, name: str, digest: Digest) -> bytes | StoredBlob:  # noqa: ARG002 -- see below
         # Images share layers, and a client mounts or asks for them under whichever name it knows. So any name leads to any
@@ -66,7 +84,7 @@ class Blobs:
         kept = self._small.kept(digest)
         if kept is not None:
             return kept
-        blob = await self._blobs.find(digest)
+        blob = await self._blobs.recall(digest)
         if blob is None or blob.size == 0:
             raise BlobUnknown(str(digest))
         if blob.size > _SMALL:

@@ -1,0 +1,151 @@
+"""Copies of blobs on this machine's disk, for a bucket whose blobs go through us.
+
+``cache/<64 hex digits>`` in the storage directory. A file has its name only after its digest was found to be right and it was synced, so
+that whatever is there after a crash is whole. A second server on the same directory has its own bound, and finds what both have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+from nixery.errors import InvalidDigest
+from nixery.oci.digest import Digest
+from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all
+from nixery.storage.store import BlobStore, BlobWriter, ListedBlob, StoredBlob, StoredFile
+
+
+class CachedBlobStore:
+    """A ``BlobStore`` in front of another one. What was read as a whole is kept, and what was not asked for the longest goes.
+
+    Args:
+        blobs: where everything is.
+        root: the storage directory.
+        temporary: for unfinished files, on the same file system.
+        capacity: of all copies, in bytes.
+
+    Raises:
+        StorageError: the directory cannot be made.
+    """
+
+    def __init__(self, blobs: BlobStore, root: Path, temporary: Path, capacity: int) -> None:
+        self._blobs = blobs
+        self._directory = root / "cache"
+        self._temporary = temporary
+        self._capacity = capacity
+        make_directory(self._directory)
+        self._sizes = _found(self._directory)
+        self._used = sum(self._sizes.values())
+        self._shrink()
+
+    async def find(self, digest: Digest) -> StoredBlob | None:
+        """See ``BlobStore.find``. A copy is of use only as long as there is an original: deleting has to have an effect."""
+        return self._copy_of(digest, await self._blobs.find(digest))
+
+    async def recall(self, digest: Digest) -> StoredBlob | None:
+        """See ``BlobStore.recall``."""
+        return self._copy_of(digest, await self._blobs.recall(digest))
+
+    def _copy_of(self, digest: Digest, blob: StoredBlob | None) -> StoredBlob | None:
+        if blob is None or digest not in self._sizes:
+            return blob
+        path = self._path(digest)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            size = -1
+        if size != blob.size:
+            self._forget(digest)
+            return blob
+        self._sizes.move_to_end(digest)
+        return StoredFile(digest, size, path)
+
+    async def read(self, blob: StoredBlob) -> bytes:
+        """See ``BlobStore.read``."""
+        return await self._blobs.read(blob)
+
+    async def url(self, blob: StoredBlob) -> str | None:
+        """See ``BlobStore.url``."""
+        return await self._blobs.url(blob)
+
+    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+        """See ``BlobStore.stream``."""
+        chunks = self._blobs.stream(blob, first, last)
+        if (first, last) != (0, blob.size - 1) or blob.size > self._capacity or blob.digest in self._sizes:
+            async for chunk in chunks:
+                yield chunk
+            return
+        digest = hashlib.sha256()
+        with temporary_file(self._temporary) as (descriptor, path):
+            async for chunk in chunks:
+                await asyncio.to_thread(write_all, descriptor, chunk)
+                digest.update(chunk)
+                yield chunk
+            if digest.hexdigest() == blob.digest.hex:
+                await asyncio.to_thread(move_to_place, descriptor, path, self._path(blob.digest))
+                self._remember(blob.digest, blob.size)
+
+    async def put(self, digest: Digest, content: bytes) -> None:
+        """See ``BlobStore.put``."""
+        await self._blobs.put(digest, content)
+
+    def create(self) -> AbstractContextManager[BlobWriter]:
+        """See ``BlobStore.create``."""
+        return self._blobs.create()
+
+    async def probe(self) -> None:
+        """See ``BlobStore.probe``. Nothing depends on the copies."""
+        await self._blobs.probe()
+
+    def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
+        """See ``BlobStore.chunks``. Of the original, for that is what is looked at."""
+        return self._blobs.chunks(digest)
+
+    async def quarantine(self, digest: Digest) -> None:
+        """See ``BlobStore.quarantine``."""
+        await self._blobs.quarantine(digest)
+        self._forget(digest)
+
+    def scan(self) -> AsyncIterator[ListedBlob]:
+        """See ``BlobStore.scan``."""
+        return self._blobs.scan()
+
+    async def delete(self, digest: Digest) -> None:
+        """See ``BlobStore.delete``."""
+        await self._blobs.delete(digest)
+        self._forget(digest)
+
+    def _path(self, digest: Digest) -> Path:
+        return self._directory / digest.hex
+
+    def _remember(self, digest: Digest, size: int) -> None:
+        # Two requests may have brought the same blob.
+        self._used += size - self._sizes.pop(digest, 0)
+        self._sizes[digest] = size
+        self._shrink()
+
+    def _shrink(self) -> None:
+        while self._used > self._capacity:
+            self._forget(next(iter(self._sizes)))
+
+    def _forget(self, digest: Digest) -> None:
+        # Whoever is being sent it has it open.
+        self._used -= self._sizes.pop(digest, 0)
+        with suppress(OSError):
+            self._path(digest).unlink(missing_ok=True)
+
+
+def _found(directory: Path) -> OrderedDict[Digest, int]:
+    """What is there from before, the oldest first."""
+    found = []
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError, InvalidDigest):
+                status = entry.stat()
+                found.append((status.st_mtime, Digest.parse(f"sha256:{entry.name}"), status.st_size))
+    return OrderedDict((digest, size) for _, digest, size in sorted(found, key=lambda item: item[0]))

@@ -1,0 +1,96 @@
+"""A storage's content into another one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nixery.oci.digest import Digest
+from nixery.storage.opening import Storage
+
+# All there are; what is of another kind would be made again.
+KINDS = (
+    "layers",
+    "images",
+    "evaluations",
+    "batches",
+    "batch-closures",
+    "pins",
+    "tags",
+    "referrers",
+    "uses",
+)
+
+
+@dataclass
+class Copied:
+    """What was done so far.
+
+    Attributes:
+        blobs: looked at.
+        copied: blobs of them that were not there yet.
+        size: bytes that were copied.
+        records: written, or there already.
+        broken: blobs that are not what they are called, and so were left out.
+    """
+
+    blobs: int = 0
+    copied: int = 0
+    size: int = 0
+    records: int = 0
+    broken: list[Digest] = field(default_factory=list)
+
+
+async def copy_storage(source: Storage, target: Storage, observe: Callable[[Copied], None]) -> Copied:
+    """Copy all blobs that are not there yet, each of them digested on the way, and then all records.
+
+    What was begun before goes on where it ended. Records come last: one that is there has all that it speaks of.
+
+    Args:
+        source: is only read.
+        target: has what it had before besides.
+        observe: called after each piece of work, with what is also returned.
+
+    Raises:
+        StorageError: one of them cannot be used any more.
+    """
+    done = Copied()
+    async for listed in source.blobs.scan():
+        done.blobs += 1
+        await _copy_blob(source, target, listed.digest, done, observe)
+        observe(done)
+    for kind in KINDS:
+        async for record in source.records.scan(kind):
+            content = await source.records.get(kind, record.key)
+            if content is None:
+                continue  # deleted meanwhile
+            if await target.records.get(kind, record.key) != content:
+                await target.records.put(kind, record.key, content)
+            done.records += 1
+            observe(done)
+    return done
+
+
+async def _copy_blob(
+    source: Storage, target: Storage, digest: Digest, done: Copied, observe: Callable[[Copied], None]
+) -> None:
+    blob = await source.blobs.find(digest)
+    if blob is None or blob.size == 0:
+        done.broken.append(digest)
+        return
+    found = await target.blobs.find(digest)
+    if found is not None and found.size == blob.size:
+        return
+    with target.blobs.create() as writer:
+        async for chunk in source.blobs.stream(blob, 0, blob.size - 1):
+            await asyncio.to_thread(writer.write, chunk)
+            done.size += len(chunk)
+            observe(done)
+        written = await asyncio.to_thread(writer.commit)
+    if written.digest != digest:
+        # It was stored under the name that it deserves, where nobody looks for it.
+        await target.blobs.delete(written.digest)
+        done.broken.append(digest)
+        return
+    done.copied += 1

@@ -1,0 +1,191 @@
+"""Servers whose layers are in a bucket, from the build to the client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.command_line import CommandLine
+from tests.support.faulty_proxy import faulty_proxy
+from tests.support.nix import NixSpy
+from tests.support.object_stores import ObjectStore, gcs, moto
+from tests.support.pulled_image import PulledImage
+from tests.support.server import HOST, Server, run_server
+from tests.validator.image_validator import validate
+
+# `big` has a layer that is too large to be answered from memory.
+PACKAGE_SET = Path(__file__).parents[1] / "packageset"
+NAME = "shell/big/hello/diamond"
+
+
+@pytest.fixture(params=[moto, gcs])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
+    with request.param(tmp_path) as server:
+        yield server
+
+
+def big_layer(server: Server) -> tuple[str, int]:
+    layers = server.client.get(f"/v2/{NAME}/manifests/latest").json()["layers"]
+    largest = max(layers, key=lambda layer: int(layer["size"]))
+    assert largest["size"] > 64 * 1024
+    return largest["digest"], largest["size"]
+
+
+def pulled_by_skopeo(server: Server, directory: Path) -> PulledImage:
+    directory.mkdir(exist_ok=True)
+    layout = directory / f"layout-{server.port}"
+    source = f"docker://{HOST}:{server.port}/{NAME}:latest"
+    command = [
+        "skopeo",
+        "copy",
+        "--src-tls-verify=false",
+        "--override-os=linux",
+        source,
+        f"oci:{layout}:image",
+    ]
+    subprocess.run(command, check=True, timeout=120)
+    return validate(PulledImage.from_oci_layout(layout))
+
+
+@pytest.mark.parametrize("delivery", ["redirect", "proxy"])
+def test_a_client_pulls(
+    bucket: ObjectStore, start_server: StartServer, tmp_path: Path, delivery: str
+) -> None:
+    server = start_server(**bucket.settings, NIXERY_BLOB_DELIVERY=delivery)
+    image = pulled_by_skopeo(server, tmp_path)
+    assert len(image.layers) > 1
+    digest, size = big_layer(server)
+    path = f"/v2/{NAME}/blobs/{digest}"
+    head = server.client.request("HEAD", path)
+    assert (head.status, head.headers["content-length"]) == (200, str(size))
+    answer = server.client.get(path, {"Range": "bytes=10-99"})
+    if delivery == "redirect":
+        assert answer.status == 307
+        assert answer.headers["cache-control"] == "no-store"
+        request = urllib.request.Request(answer.headers["location"], headers={"Range": "bytes=10-99"})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as found:  # noqa: S310
+            part = found.read()
+        with urllib.request.urlopen(answer.headers["location"], timeout=30) as found:  # noqa: S310
+            whole = found.read()
+    else:
+        assert answer.status == 206
+        assert answer.headers["content-range"] == f"bytes 10-99/{size}"
+        part, whole = answer.body, server.client.get(path).body
+    assert f"sha256:{hashlib.sha256(whole).hexdigest()}" == digest
+    assert part == whole[10:100]
+    assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_replica_serves_what_another_one_built_without_nix(
+    start_server: StartServer, tmp_path: Path, spy: NixSpy
+) -> None:
+    with moto(tmp_path) as bucket:
+        image = validate(start_server(**bucket.settings, NIXERY_BLOB_DELIVERY="proxy").client.pull(NAME))
+        other = start_server(
+            **bucket.settings,
+            **spy.environment(),
+            NIXERY_BLOB_DELIVERY="proxy",
+            STORAGE_PATH=str(tmp_path / "other"),
+        )
+        spy.forget()  # what is asked when a server starts
+        assert validate(other.client.pull(NAME)) == image
+        assert spy.calls == []
+
+
+def test_replicas_that_build_the_same_image_at_the_same_moment(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with moto(tmp_path) as bucket:
+        servers = [
+            start_server(
+                **bucket.settings,
+                NIXERY_BLOB_DELIVERY="proxy",
+                STORAGE_PATH=str(tmp_path / f"storage-{number}"),
+            )
+            for number in range(2)
+        ]
+        with ThreadPoolExecutor() as executor:
+            first, second = executor.map(lambda server: validate(server.client.pull(NAME)), servers)
+        assert first == second
+        assert all("Traceback" not in server.log for server in servers)
+
+
+def test_a_warm_pull_asks_the_bucket_for_nothing_but_each_layer(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
+        url = f"http://{HOST}:{proxy.port}"
+        server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_BLOB_DELIVERY="redirect")
+        pulled_by_skopeo(server, tmp_path / "cold")
+        time.sleep(1.1)  # until the image is looked for again, and what is found is remembered
+        pulled_by_skopeo(server, tmp_path / "second")
+        proxy.requests.clear()
+        image = pulled_by_skopeo(server, tmp_path / "warm")
+        blobs = [path for method, path in proxy.requests if method == "GET" and "/blobs/" in path]
+        assert blobs == [path for _, path in proxy.requests]
+        assert len(blobs) == len(set(blobs)) <= len(image.layers)
+
+
+def test_a_transfer_from_the_bucket_that_breaks_off_is_taken_up(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
+        url = f"http://{HOST}:{proxy.port}"
+        # Without copies, or nothing would be asked of the bucket after the pull.
+        server = start_server(
+            **{**bucket.settings, "AWS_ENDPOINT_URL": url},
+            NIXERY_BLOB_DELIVERY="proxy",
+            NIXERY_CACHE_SIZE="0",
+        )
+        server.client.pull(NAME)
+        digest, _ = big_layer(server)
+        proxy.fault, proxy.every = "cut", 3
+        for _ in range(6):
+            body = server.client.get(f"/v2/{NAME}/blobs/{digest}").body
+            assert f"sha256:{hashlib.sha256(body).hexdigest()}" == digest
+        assert proxy.faults
+
+
+def test_a_missing_bucket_is_one_line(tmp_path: Path) -> None:
+    with moto(tmp_path) as bucket:
+        ended = run_server(
+            {**bucket.settings, "S3_BUCKET": "no-such", "PORT": "1", "NIXERY_PKGS_PATH": str(PACKAGE_SET)},
+            tmp_path,
+        )
+        assert ended.returncode == 2
+        assert sum("no-such" in line for line in ended.stderr.splitlines()) == 1
+        assert "Traceback" not in ended.stderr
+
+
+def test_a_server_builds_again_what_was_collected_behind_its_back(
+    bucket: ObjectStore, start_server: StartServer, tmp_path: Path
+) -> None:
+    # Seconds: longer than a pull takes, even on a loaded machine.
+    grace = 8
+    settings = {**bucket.settings, "NIXERY_STORAGE_GRACE": str(grace), "NIXERY_BLOB_DELIVERY": "proxy"}
+    server = start_server(**settings, NIXERY_CACHE_SIZE="0")
+    nixery = CommandLine({**settings, "NIXERY_PKGS_PATH": str(PACKAGE_SET)}, tmp_path)
+    image = validate(server.client.pull(NAME))
+    young = json.loads(nixery("gc", "--json", "--max-size", "0").stdout)
+    assert (young["deleted"], young["over"]) == (0, young["kept_bytes"])
+    # A bucket's times have whole seconds.
+    time.sleep(grace + 2)
+    collected = json.loads(nixery("gc", "--json", "--max-size", "0").stdout)
+    assert (collected["deleted"], collected["kept"]) == (young["kept"], 0)
+    again = validate(server.client.pull(NAME))
+    assert again.manifest == image.manifest
+    scrubbed = json.loads(nixery("scrub", "--json").stdout)
+    assert scrubbed["broken"] == []
+    assert scrubbed["bytes"] > young["kept_bytes"]
+    findings = {one["what"]: one for one in json.loads(nixery("check", "--json").stdout)}
+    assert findings["storage"]["found"].startswith(bucket.settings["NIXERY_STORAGE_BACKEND"])

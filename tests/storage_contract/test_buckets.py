@@ -1,0 +1,192 @@
+"""What only a bucket does: URLs for clients, and everything that can go wrong on the way to it."""
+
+import asyncio
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from email.message import Message
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from nixery.errors import StorageError
+from nixery.oci.digest import Digest
+from nixery.storage import bucket as bucket_module
+from tests.storage_contract.conftest import OpenStorage, through
+from tests.storage_contract.test_blobs import content_of, listed, read, write
+from tests.support.faulty_proxy import Fault, faulty_proxy
+from tests.support.object_stores import ObjectStore
+from tests.support.server import free_port
+
+
+def fetch(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes, Message]:
+    """Ask as a client does that knows nothing of buckets."""
+    request = urllib.request.Request(url, headers=headers or {})  # noqa: S310 -- http
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            return answer.status, answer.read(), answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), error.headers
+
+
+@pytest.mark.parametrize("size", [1000, 20_000_000])
+async def test_a_client_reads_by_itself(bucket: ObjectStore, open_at: OpenStorage, size: int) -> None:
+    storage = open_at(bucket)
+    content = content_of(size)
+    blob = write(storage, content)
+    url = await storage.blobs.url(blob)
+    assert url is not None
+    status, body, headers = fetch(url)
+    assert (status, body) == (200, content)
+    assert headers["content-type"] == "application/octet-stream"
+    status, body, _ = fetch(url, {"Range": "bytes=100-299"})
+    assert (status, body) == (206, content[100:300])
+
+
+async def test_uploads_leave_nothing_but_the_blob(bucket: ObjectStore, open_at: OpenStorage) -> None:
+    storage = open_at(bucket)
+    write(storage, content_of(20_000_000))
+    assert isinstance(storage.blobs, bucket_module.BucketBlobStore)
+    reached = storage.blobs._bucket
+    paths = [found["path"] for found in reached.store.list(reached.prefix).collect()]
+    assert len(paths) == 2
+    assert all("/blobs/sha256/" in path for path in paths)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"fragment"])
+@pytest.mark.parametrize("size", [1000, 20_000_000])
+async def test_a_fragment_is_not_there_and_is_replaced(
+    bucket: ObjectStore, open_at: OpenStorage, damaged: bytes, size: int
+) -> None:
+    storage = open_at(bucket)
+    content = content_of(size)
+    blob = write(storage, content)
+    assert isinstance(storage.blobs, bucket_module.BucketBlobStore)
+    reached = storage.blobs._bucket
+    name = f"{reached.prefix}blobs/sha256/{blob.digest.hex[:2]}/{blob.digest.hex}"
+    reached.store.put(name, damaged)
+    other = open_at(bucket)
+    assert await other.blobs.find(blob.digest) is None
+    write(other, content)
+    found = await other.blobs.find(blob.digest)
+    assert found is not None
+    assert await read(other, found, 0, size - 1) == content
+
+
+@pytest.mark.parametrize("fault", ["error", "cut"])
+async def test_a_server_that_fails_every_so_often(
+    bucket: ObjectStore, open_at: OpenStorage, fault: Fault
+) -> None:
+    content = content_of(20_000_000)
+    with faulty_proxy(bucket.port) as proxy:
+        storage = open_at(through(bucket, proxy.port))
+        if fault == "error":
+            proxy.fault = fault
+        blob = write(storage, content)
+        proxy.fault = fault
+        found = await storage.blobs.find(blob.digest)
+        assert found == blob
+        for _ in range(3):
+            assert await read(storage, blob, 0, blob.size - 1) == content
+        assert proxy.faults > 0
+
+
+async def test_a_warm_read_asks_the_bucket_nothing(bucket: ObjectStore, open_at: OpenStorage) -> None:
+    with faulty_proxy(bucket.port) as proxy:
+        storage = open_at(through(bucket, proxy.port))
+        blob = write(storage, b"content")
+        await storage.blobs.find(blob.digest)
+        before = list(proxy.requests)
+        for _ in range(3):
+            assert await storage.blobs.recall(blob.digest) == blob
+            assert await storage.blobs.url(blob)
+        assert proxy.requests == before
+
+
+async def test_what_is_known_is_forgotten_after_a_while(bucket: ObjectStore, open_at: OpenStorage) -> None:
+    storage = open_at(bucket)
+    assert isinstance(storage.blobs, bucket_module.BucketBlobStore)
+    now = [0.0]
+    blobs = bucket_module.BucketBlobStore(storage.blobs._bucket, lambda: now[0])
+    blob = write(storage, b"content")
+    assert await blobs.find(blob.digest) == blob
+    await storage.blobs.delete(blob.digest)
+    assert await blobs.recall(blob.digest) == blob
+    now[0] += bucket_module.BELIEVED
+    assert await blobs.recall(blob.digest) is None
+
+
+async def test_whoever_relies_on_a_blob_is_not_told_what_was_known(
+    bucket: ObjectStore, open_at: OpenStorage
+) -> None:
+    storage, collector = open_at(bucket), open_at(bucket)
+    blob = write(storage, b"content")
+    assert await storage.blobs.find(blob.digest) == blob
+    await collector.blobs.delete(blob.digest)
+    assert await storage.blobs.recall(blob.digest) == blob
+    assert await storage.blobs.find(blob.digest) is None
+    assert await storage.blobs.recall(blob.digest) is None
+
+
+async def test_an_upload_that_breaks_off_is_no_blob(
+    bucket: ObjectStore, open_at: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = content_of(30_000_000)
+    with faulty_proxy(bucket.port) as proxy:
+        storage = open_at(through(bucket, proxy.port))
+        monkeypatch.setattr("nixery.storage.opening._RETRY", {})
+        proxy.fault, proxy.every = "error", 1
+        with pytest.raises(StorageError):
+            await asyncio.to_thread(write, storage, content)
+        proxy.fault = "none"
+        assert await listed(storage) == []
+        assert await storage.blobs.find(Digest.of(content)) is None
+
+
+def test_a_missing_bucket_is_found_at_the_start(bucket: ObjectStore, open_at: OpenStorage) -> None:
+    with pytest.raises(StorageError) as raised:
+        open_at(bucket, S3_BUCKET="no-such", GCS_BUCKET="no-such", AZURE_CONTAINER_NAME="no-such")
+    assert "no-such" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_server_that_is_down(open_at: OpenStorage, bucket: ObjectStore) -> None:
+    with pytest.raises(StorageError, match="cannot be reached"):
+        open_at(through(bucket, free_port()))
+
+
+def test_a_server_that_comes_up_late(bucket: ObjectStore, open_at: OpenStorage) -> None:
+    port = free_port()
+    with ExitStack() as stack:
+
+        def start() -> None:
+            time.sleep(1)
+            stack.enter_context(faulty_proxy(bucket.port, port))
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        try:
+            open_at(through(bucket, port))
+        finally:
+            thread.join(60)
+
+
+async def test_urls_expire(
+    bucket: ObjectStore, open_at: OpenStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_at(bucket)
+    blob = write(storage, b"content")
+    monkeypatch.setattr(bucket_module, "LIFETIME", timedelta(seconds=1))
+    url = await storage.blobs.url(blob)
+    assert url is not None
+    await asyncio.sleep(2.1)
+    lifetime = parse_qs(urlsplit(url).query)
+    if "se" in lifetime:
+        assert time.time() - 5 < datetime.fromisoformat(lifetime["se"][0]).timestamp() < time.time() + 1
+    else:
+        assert {value[0] for name, value in lifetime.items() if name.endswith("-Expires")} == {"1"}
+    # A server that looks at no signature shows no more than that.
+    assert (fetch(url)[0] == 403) is bucket.verifies

@@ -1,0 +1,74 @@
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from nixery.storage.opening import Storage
+from tests.storage_contract.conftest import OpenStorage
+from tests.storage_contract.test_blobs import content_of, listed, read, write
+from tests.support.object_stores import ObjectStore
+
+KEY = "0" * 64
+DISK = ObjectStore({"NIXERY_STORAGE_BACKEND": "filesystem"}, 0)
+URLS = {"s3": "s3://layers", "gcs": "gs://layers", "azure": "az://layers"}
+
+
+def copy(source: str, target: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nixery", "storage", "copy", source, target]
+    return subprocess.run(
+        command, env=os.environ | dict(settings), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+async def holds(storage: Storage, contents: list[bytes]) -> None:
+    found = {
+        blob.digest: blob
+        for blob in [await storage.blobs.find(b.digest) for b in await listed(storage)]
+        if blob
+    }
+    read_back = [await read(storage, blob, 0, blob.size - 1) for blob in found.values()]
+    assert sorted(read_back) == sorted(contents)
+    assert await storage.records.get("layers", KEY) == b"record"
+
+
+async def test_a_storage_moves_there_and_back(
+    bucket: ObjectStore, open_at: OpenStorage, tmp_path: Path, prefix: str
+) -> None:
+    disk = open_at(DISK)
+    contents = [content_of(10, b"1"), content_of(100_000, b"2"), content_of(9_000_000, b"3")]
+    for content in contents:
+        write(disk, content)
+    await disk.records.put("layers", KEY, b"record")
+    there = f"{URLS[bucket.settings['NIXERY_STORAGE_BACKEND']]}/{prefix}"
+    for copied in (3, 0):
+        ended = copy(f"file://{tmp_path}", there, bucket.settings)
+        assert ended.returncode == 0, ended
+        assert ended.stdout.startswith(f"{copied} of 3 blobs copied")
+        await holds(open_at(bucket), contents)
+    ended = copy(there, f"file://{tmp_path}/back", bucket.settings)
+    assert ended.returncode == 0, ended
+    await holds(open_at(DISK, STORAGE_PATH=str(tmp_path / "back")), contents)
+
+
+async def test_what_is_broken_is_left_out_and_told(open_at: OpenStorage, tmp_path: Path) -> None:
+    disk = open_at(DISK)
+    whole, broken = write(disk, b"whole"), write(disk, b"broken")
+    path = tmp_path / "blobs" / "sha256" / broken.digest.hex[:2] / broken.digest.hex
+    path.chmod(0o644)
+    path.write_bytes(b"BROKEN")  # of the right size
+    ended = copy(f"file://{tmp_path}", f"file://{tmp_path}/other", {})
+    assert ended.returncode == 1
+    assert str(broken.digest) in ended.stderr
+    (found,) = await listed(open_at(DISK, STORAGE_PATH=str(tmp_path / "other")))
+    assert found.digest == whole.digest
+
+
+@pytest.mark.parametrize("url", ["ftp://a", "s3:///a", "/var/lib"])
+def test_not_a_storage(url: str, tmp_path: Path) -> None:
+    ended = copy(url, f"file://{tmp_path}", {})
+    assert ended.returncode == 1
+    assert url in ended.stderr
+    assert "Traceback" not in ended.stderr

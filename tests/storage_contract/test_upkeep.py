@@ -1,0 +1,155 @@
+"""Collecting and scrubbing, on every backend."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import CollectionRunning
+from nixery.image.platform import ARM64
+from nixery.oci.descriptor import Descriptor, MediaType
+from nixery.oci.digest import Digest
+from nixery.oci.docker import docker_manifest
+from nixery.oci.image import ExecutionParameters, Layer, image_config, image_manifest
+from nixery.pipeline.image import Image
+from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
+from nixery.storage.bucket import BucketBlobStore
+from nixery.storage.copying import KINDS as COPIED
+from nixery.storage.opening import Storage
+from nixery.storage.presence import are_there
+from nixery.storage.store import RecordStore
+from nixery.storage.uses import COLLECTIONS, USES, Uses
+from nixery.upkeep.collector import Collector
+from nixery.upkeep.lease import Lease
+from nixery.upkeep.limits import Limits
+from nixery.upkeep.record_kinds import KINDS
+from nixery.upkeep.scrubber import Finding, Scrubber
+from tests.storage_contract.conftest import OpenStorage
+from tests.storage_contract.test_blobs import listed
+from tests.support.object_stores import ObjectStore
+
+# Seconds of grace, and until it is over. No test can set a bucket's times, which have whole seconds: what is stored may look a second
+# older than it is, and the collection a second younger.
+GRACE = 3.0
+AGED = 4.5
+
+
+async def store_layer(storage: Storage, content: bytes) -> Layer:
+    digest = Digest.of(content)
+    await storage.blobs.put(digest, content)
+    record = LayerRecord(digest=str(digest), size=len(content), diff_id=str(Digest.of(b"")))
+    await storage.records.put(LAYERS, digest.hex, record.model_dump_json().encode())
+    return Layer(Descriptor(MediaType.OCI_LAYER_GZIP, digest, len(content)), Digest.of(b""), ())
+
+
+async def store_image(storage: Storage, *contents: bytes) -> Image:
+    """Store an image as a build does, with its claims."""
+    layers = [await store_layer(storage, content) for content in contents]
+    config = image_config(ARM64.architecture, ExecutionParameters((), ()), layers)
+    image = Image(image_manifest(config, layers), docker_manifest(config, layers))
+    for document in (config, *image.manifests):
+        await storage.blobs.put(document.descriptor.digest, document.content)
+    await Uses(storage.records, GRACE).claim(image.digests)
+    return image
+
+
+async def keys(records: RecordStore, kind: str) -> set[str]:
+    return {record.key async for record in records.scan(kind)}
+
+
+async def scrub(storage: Storage) -> list[Finding]:
+    checked = [one async for one in Scrubber(storage.blobs, storage.records).scrub()]
+    return [one.finding for one in checked if one.finding is not None]
+
+
+async def test_what_no_image_holds_goes_and_images_stay(backend: ObjectStore, open_at: OpenStorage) -> None:
+    server, storage = open_at(backend), open_at(backend)
+    image = await store_image(server, b"a layer", b"another")
+    loose = (await store_layer(server, b"loose")).descriptor.digest
+    assert await server.blobs.find(loose) is not None
+    collector = Collector(storage.blobs, storage.records, GRACE)
+    await asyncio.sleep(AGED)
+    would = await collector.collect(Limits(), dry_run=True)
+    assert (would.deleted, would.records) == (1, 0)
+    assert await server.blobs.find(loose) is not None
+    young = (await store_layer(server, b"of a build in progress")).descriptor.digest
+    result = await collector.collect(Limits())
+    assert (result.deleted, result.deleted_bytes) == (1, len(b"loose"))
+    parts = {digest for digest, _ in image.parts}
+    assert {blob.digest for blob in await listed(storage)} == {*parts, young}
+    assert await are_there(server.blobs, image.parts)
+    assert await server.blobs.find(loose) is None
+    assert loose.hex not in await keys(storage.records, LAYERS)
+    assert await keys(storage.records, COLLECTIONS) == set()
+
+
+async def test_images_that_were_not_used_for_long_go_as_a_whole(
+    backend: ObjectStore, open_at: OpenStorage
+) -> None:
+    server, storage = open_at(backend), open_at(backend)
+    old = await store_image(server, b"shared", b"of the old one")
+    new = await store_image(server, b"shared", b"of the new one")
+    assert await are_there(server.blobs, old.parts)
+    await asyncio.sleep(AGED)
+    await Uses(server.records, GRACE).claim(new.digests)
+    await Collector(storage.blobs, storage.records, GRACE).collect(Limits(max_size=0))
+    assert {blob.digest for blob in await listed(storage)} == {digest for digest, _ in new.parts}
+    # A server that has just sent the old one must not take it for complete: it would answer with an image whose layers are gone.
+    assert not await are_there(server.blobs, old.parts)
+    assert await are_there(server.blobs, new.parts)
+    assert await keys(storage.records, USES) == {digest.hex for digest in new.digests}
+
+
+async def test_a_broken_blob_is_found_and_put_out_of_the_way(
+    backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
+) -> None:
+    storage = open_at(backend)
+    image = await store_image(storage, b"a layer", b"another")
+    await storage.records.put(LAYERS, "ab" * 32, b"torn")
+    (torn,) = await scrub(storage)
+    assert torn.what == f"{LAYERS}/{'ab' * 32}"
+    digest = Digest.of(b"a layer")
+    overwrite(storage, tmp_path, digest, b"a lawyer"[:7])
+    (finding,) = await scrub(storage)
+    assert finding.what == str(digest)
+    assert await storage.blobs.find(digest) is None
+    assert {blob.digest for blob in await listed(storage)} == {d for d, _ in image.parts} - {digest}
+    assert quarantined(storage, tmp_path, digest) == b"a lawye"
+    assert await scrub(storage) == []
+    await store_layer(storage, b"a layer")
+    assert await storage.blobs.find(digest) is not None
+
+
+def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes) -> None:
+    """Damage a blob as nothing of ours would."""
+    name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
+    if isinstance(storage.blobs, BucketBlobStore):
+        bucket = storage.blobs._bucket
+        bucket.store.put(bucket.key(name), content)
+    else:
+        (directory / name).unlink()
+        (directory / name).write_bytes(content)
+
+
+def quarantined(storage: Storage, directory: Path, digest: Digest) -> bytes:
+    name = f"quarantine/{digest.hex}"
+    if isinstance(storage.blobs, BucketBlobStore):
+        bucket = storage.blobs._bucket
+        return bytes(bucket.store.get(bucket.key(name)).bytes())
+    return (directory / name).read_bytes()
+
+
+def test_all_kinds_of_records_are_copied() -> None:
+    assert set(COPIED) == set(KINDS)
+
+
+async def test_one_collection_at_a_time(backend: ObjectStore, open_at: OpenStorage) -> None:
+    storage, other = open_at(backend), open_at(backend)
+    await store_image(storage, b"a layer")
+    async with Lease(other.records):
+        with pytest.raises(CollectionRunning):
+            await Collector(storage.blobs, storage.records, GRACE).collect(Limits())
+    await Collector(storage.blobs, storage.records, GRACE).collect(Limits())
+    assert await keys(storage.records, COLLECTIONS) == set()

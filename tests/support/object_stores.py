@@ -1,0 +1,195 @@
+"""Servers of buckets, each a process of its own on a free port with an empty bucket, ended by its process id."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import formatdate
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests.support.faulty_proxy import faulty_proxy
+from tests.support.server import HOST, end_process, free_port
+
+BUCKET = "layers"
+PREFIX = "some/prefix"
+
+# Seconds.
+_START = 30
+
+_ROOT = Path(__file__).parents[2]
+AZURITE = _ROOT / "var" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
+MINIO = _ROOT / "var" / "minio" / "minio"
+
+# Azurite has one account, whose key is public.
+_ACCOUNT = "devstoreaccount1"
+_ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A running server of buckets.
+
+    Attributes:
+        settings: of nixery, to use its bucket.
+        port: where it listens.
+        verifies: whether it looks at signatures and credentials; moto and fake-gcs-server do not.
+    """
+
+    settings: Mapping[str, str]
+    port: int
+    verifies: bool = False
+
+
+@contextmanager
+def moto(directory: Path, port: int | None = None) -> Iterator[ObjectStore]:
+    """S3, by moto's server."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "moto.server", "--host", HOST, "--port", str(port)]
+    with _running(command, directory, port):
+        _request("PUT", f"http://{HOST}:{port}/{BUCKET}")
+        yield ObjectStore(s3_settings(port), port)
+
+
+def s3_settings(port: int) -> dict[str, str]:
+    return {
+        "NIXERY_STORAGE_BACKEND": "s3",
+        "S3_BUCKET": BUCKET,
+        "S3_PREFIX": PREFIX,
+        "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "nixery-access",
+        "AWS_SECRET_ACCESS_KEY": "nixery-secret",
+    }
+
+
+@contextmanager
+def minio(directory: Path) -> Iterator[ObjectStore]:
+    """S3, by MinIO."""
+    port = free_port()
+    data = directory / "minio"
+    (data / BUCKET).mkdir(parents=True)
+    credentials = {"MINIO_ROOT_USER": "nixery-access", "MINIO_ROOT_PASSWORD": "nixery-secret"}
+    command = [str(MINIO), "server", "--address", f"{HOST}:{port}", str(data)]
+    with _running(command, directory, port, credentials):
+        yield ObjectStore(s3_settings(port), port, verifies=True)
+
+
+@contextmanager
+def gcs(directory: Path) -> Iterator[ObjectStore]:
+    """Google's XML API, by moto's server behind a proxy that translates the headers.
+
+    The client of buckets speaks that API alone, and fake-gcs-server and the other emulators have the JSON API.
+    """
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    with moto(directory) as server, faulty_proxy(server.port) as proxy:
+        proxy.from_google = True
+        url = f"http://{HOST}:{proxy.port}"
+        key = directory / "key.json"
+        key.write_text(
+            json.dumps(
+                {
+                    "type": "service_account",
+                    "gcs_base_url": url,
+                    "disable_oauth": True,
+                    "client_email": "nixery@example.org",
+                    "private_key_id": "1",
+                    "private_key": private.decode(),
+                }
+            )
+        )
+        settings = {
+            "NIXERY_STORAGE_BACKEND": "gcs",
+            "GCS_BUCKET": BUCKET,
+            "GOOGLE_APPLICATION_CREDENTIALS": str(key),
+            "STORAGE_EMULATOR_HOST": url,
+        }
+        yield ObjectStore(settings, proxy.port)
+
+
+@contextmanager
+def azurite(directory: Path) -> Iterator[ObjectStore]:
+    """Azure Blob Storage, by Azurite."""
+    port = free_port()
+    data = directory / "azurite"
+    data.mkdir()
+    command = [str(AZURITE), "--blobHost", HOST, "--blobPort", str(port), "--location", str(data)]
+    command += ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+    with _running(command, directory, port):
+        _make_container(port)
+        settings = {
+            "NIXERY_STORAGE_BACKEND": "azure",
+            "AZURE_CONTAINER_NAME": BUCKET,
+            "AZURE_STORAGE_ACCOUNT_NAME": _ACCOUNT,
+            "AZURE_STORAGE_ACCOUNT_KEY": _ACCOUNT_KEY,
+            "AZURE_STORAGE_ENDPOINT": f"http://{HOST}:{port}/{_ACCOUNT}",
+        }
+        yield ObjectStore(settings, port, verifies=True)
+
+
+def _make_container(port: int) -> None:
+    """Make a container (REST API of the Blob service, "Create Container" and "Authorize with Shared Key")."""
+    date, version = formatdate(usegmt=True), "2021-08-06"
+    resource = f"/{_ACCOUNT}/{_ACCOUNT}/{BUCKET}\nrestype:container"
+    signed = f"PUT{chr(10) * 12}x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
+    signature = hmac.digest(base64.b64decode(_ACCOUNT_KEY), signed.encode(), hashlib.sha256)
+    authorization = f"SharedKey {_ACCOUNT}:{base64.b64encode(signature).decode()}"
+    headers = {"x-ms-date": date, "x-ms-version": version, "Authorization": authorization}
+    _request("PUT", f"http://{HOST}:{port}/{_ACCOUNT}/{BUCKET}?restype=container", headers)
+
+
+def _request(method: str, url: str, headers: Mapping[str, str] | None = None) -> bytes:
+    request = urllib.request.Request(url, method=method, headers=dict(headers or {}))  # noqa: S310 -- http
+    with urllib.request.urlopen(request, timeout=_START) as answer:  # noqa: S310
+        content: bytes = answer.read()
+        return content
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], directory: Path, port: int, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    log = directory / f"object-store-{port}.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | dict(environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+        )
+    try:
+        end = time.monotonic() + _START
+        while not _answers(port):
+            assert process.poll() is None, log.read_text(errors="replace")
+            assert time.monotonic() < end, f"no answer within {_START} seconds"
+            time.sleep(0.05)
+        yield
+    finally:
+        end_process(process)
+
+
+def _answers(port: int) -> bool:
+    try:
+        _request("GET", f"http://{HOST}:{port}/")
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,100 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore
+
+from nixery.oci.digest import Digest
+from nixery.storage.bucket import BucketBlobStore
+from nixery.storage.bucket_access import Bucket
+from nixery.storage.cache import CachedBlobStore
+from nixery.storage.store import StoredBlob, StoredFile
+
+CONTENTS = [bytes([number]) * 1000 for number in range(4)]
+
+
+@pytest.fixture
+def bucket() -> BucketBlobStore:
+    return BucketBlobStore(Bucket("memory", MemoryStore()))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "temporary").mkdir()
+    return tmp_path
+
+
+def cached(bucket: BucketBlobStore, directory: Path) -> CachedBlobStore:
+    return CachedBlobStore(bucket, directory, directory / "temporary", 2500)
+
+
+async def find(store: CachedBlobStore, content: bytes) -> StoredBlob:
+    found = await store.find(Digest.of(content))
+    assert found is not None
+    return found
+
+
+async def read(store: CachedBlobStore, content: bytes, last: int = 999) -> bytes:
+    stream: AsyncIterator[bytes] = store.stream(await find(store, content), 0, last)
+    return b"".join([chunk async for chunk in stream])
+
+
+async def test_what_was_read_as_a_whole_is_a_file(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    content = CONTENTS[0]
+    await store.put(Digest.of(content), content)
+    assert await read(store, content, 10) == content[:11]
+    assert not isinstance(await find(store, content), StoredFile)
+    assert await read(store, content) == content
+    # A server that starts finds it too.
+    for other in (store, cached(bucket, directory)):
+        found = await find(other, content)
+        assert isinstance(found, StoredFile)
+        assert found.path.read_bytes() == content
+    assert list((directory / "temporary").iterdir()) == []
+
+
+async def test_it_is_bounded(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    for content in CONTENTS:
+        await store.put(Digest.of(content), content)
+    for content in (*CONTENTS[:2], CONTENTS[0], CONTENTS[2]):
+        if not isinstance(await find(store, content), StoredFile):
+            assert await read(store, content) == content
+    kept = [isinstance(await find(store, content), StoredFile) for content in CONTENTS]
+    assert kept == [True, False, True, False]
+    assert sum(path.stat().st_size for path in (directory / "cache").iterdir()) == 2000
+
+
+async def test_what_is_broken_is_not_kept(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    content = CONTENTS[0]
+    digest = Digest.of(content)
+    await store.put(digest, content)
+    bucket._bucket.store.put(f"blobs/sha256/{digest.hex[:2]}/{digest.hex}", CONTENTS[1])
+    assert await read(store, content) == CONTENTS[1]
+    assert list((directory / "cache").iterdir()) == []
+
+
+async def test_a_copy_that_is_cut_or_gone_is_not_used(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    content = CONTENTS[0]
+    await store.put(Digest.of(content), content)
+    for damage in (Path.unlink, Path.touch):
+        await read(store, content)
+        found = await find(store, content)
+        assert isinstance(found, StoredFile)
+        found.path.unlink()
+        if damage is Path.touch:
+            found.path.touch()
+        assert not isinstance(await find(store, content), StoredFile)
+
+
+async def test_a_deleted_blob_is_deleted_here_too(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    content = CONTENTS[0]
+    await store.put(Digest.of(content), content)
+    await read(store, content)
+    await store.delete(Digest.of(content))
+    assert await store.find(Digest.of(content)) is None
+    assert list((directory / "cache").iterdir()) == []
