@@ -14,15 +14,15 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
 from nixery.fetching.directory import DirectorySource
 from nixery.image.platform import AMD64, Platform
-from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
-from nixery.nix.builder import Evaluated
+from nixery.nix.builder import Details, Evaluated
+from nixery.nix.progress import Tell, nobody
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluator import Evaluator
-from nixery.pipeline.events import BuildEvent
+from nixery.pipeline.events import Build, BuildEvent
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
@@ -67,8 +67,13 @@ class RecordingBuilder:
         missing = {name: (UnavailablePackage(name, Reason.MISSING),) for name in wanted}
         return {**missing, **dict.fromkeys(optional, ())}
 
-    def realise(self, installables: Sequence[str]) -> AbstractAsyncContextManager[None]:
-        raise AssertionError(installables)
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        raise AssertionError(platform, package_set, details)
+
+    def realise(self, installables: Sequence[str], tell: Tell = nobody) -> AbstractAsyncContextManager[None]:
+        raise AssertionError(installables, tell)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise AssertionError(paths)
@@ -77,7 +82,7 @@ class RecordingBuilder:
 class _Silence:
     """A ``BuildObserver``."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         pass
 
 

@@ -15,13 +15,14 @@ from nixery.errors import (
 )
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog
-from nixery.nix.builder import Evaluated, NixExpression
+from nixery.nix.builder import Details, Evaluated, NixExpression
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.process import Deadline, run
+from nixery.nix.progress import ProgressFeed, Tell, nobody
 from nixery.nix.registration import parse_registrations
 from nixery.nix.subprocess_evaluation import Evaluation
 from nixery.sources.source import PackageSet
@@ -35,6 +36,9 @@ _GRACE = 10
 
 # Arguments of one command, well under Linux's limit of 2 MiB for all of them together.
 _PATHS_PER_COMMAND = 5000
+
+# Seconds for listing a package set, at most.
+_INDEX_SECONDS = 60.0
 
 # Packages that are evaluated once more for what they throw; each is a process.
 _MOST_EXPLAINED = 5
@@ -79,18 +83,26 @@ class SubprocessNixBuilder:
                 found[item.package.name].append(item.package)
         return found
 
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        """See ``NixBuilder.index``."""
+        seconds = min(self._timeout, _INDEX_SECONDS)
+        return await Evaluation(platform, package_set, seconds, self._options).index(details=details)
+
     @asynccontextmanager
-    async def realise(self, installables: Sequence[str]) -> AsyncIterator[None]:
+    async def realise(self, installables: Sequence[str], tell: Tell = nobody) -> AsyncIterator[None]:
         """See ``NixBuilder.realise``."""
         with self._roots.hold() as root:
             if installables:
-                await self._realise(installables, root)
+                await self._realise(installables, root, tell)
             yield
 
-    async def _realise(self, wanted: Sequence[str], root: Path) -> None:
+    async def _realise(self, wanted: Sequence[str], root: Path, tell: Tell) -> None:
         # Whatever Nix is busy with apart from builders (evaluating what to build, downloading) reports progress.
         deadline = Deadline(self._timeout + _GRACE)
-        log = BuildLog(on_progress=deadline.extend)
+        feed = ProgressFeed(tell)
+        log = BuildLog(on_progress=deadline.extend, feed=feed)
         arguments = (
             "nix-store",
             "--realise",
@@ -104,6 +116,8 @@ class SubprocessNixBuilder:
             completed = await run(arguments, log.read_line, deadline)
         except TimeoutError:
             raise self._timed_out(log) from None
+        finally:
+            feed.flush()
         if completed.exit_code > _BUILD_FAILURE and (completed.exit_code - _BUILD_FAILURE) & _TIMED_OUT:
             raise self._timed_out(log)
         if completed.exit_code != 0:

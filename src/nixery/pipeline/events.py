@@ -1,7 +1,9 @@
-"""What a build tells while it goes on. Logs, and later pages and metrics, are observers of this one stream."""
+"""What a build tells while it goes on. Logs and pages, and later metrics, are observers of this one stream."""
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,9 +11,47 @@ from typing import Protocol
 from nixery.errors import NixeryError
 from nixery.image.request import ImageRequest
 from nixery.nix.builder import Package
+from nixery.nix.progress import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
 from nixery.packing.root_filesystem import NameClash
+from nixery.sources.source import Pin
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One attempt to provide an image.
+
+    Attributes:
+        id: hexadecimal digits; later builds have larger ones.
+        request: what is to be in the image.
+        pin: where that is from.
+    """
+
+    id: str
+    request: ImageRequest
+    pin: Pin
+
+    @classmethod
+    def of(cls, request: ImageRequest, pin: Pin) -> Build:
+        """Begin another one."""
+        return cls(f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(4)}", request, pin)
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """Somebody wants the image to be there, and does not wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Others are built first. Told again when fewer of them are left.
+
+    Attributes:
+        position: in the queue; 1 is next.
+    """
+
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +139,12 @@ class Failed:
 
 
 BuildEvent = (
-    Started
+    Requested
+    | Queued
+    | Started
+    | Fetching
+    | Building
+    | LogLines
     | Evaluated
     | Realised
     | Grouped
@@ -116,6 +161,22 @@ BuildEvent = (
 class BuildObserver(Protocol):
     """Watches builds. Must not raise and must not block: it is called on the event loop."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
-        """Take note of an event in the build for a request."""
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """Take note of an event in a build."""
         ...
+
+
+class Observers:
+    """Several observers as one.
+
+    Args:
+        observers: are told in this order.
+    """
+
+    def __init__(self, *observers: BuildObserver) -> None:
+        self._observers = observers
+
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """See ``BuildObserver.observe``."""
+        for observer in self._observers:
+            observer.observe(build, event)

@@ -72,7 +72,7 @@ class ImageBuilder:
         observe(Evaluated(packages))
 
         requested = contents.store_paths
-        async with self._nix.realise(contents.installables):
+        async with self._nix.realise(contents.installables, observe):
             closure = await self._nix.closure(requested)
             observe(Realised(len(closure), sum(info.nar_size for info in closure)))
 

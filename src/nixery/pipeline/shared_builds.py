@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from nixery.errors import BuildFailed, BuildTimedOut, EvaluationFailed, NixeryError, PackagesUnavailable
+from nixery.errors import (
+    BuildFailed,
+    BuildTimedOut,
+    EvaluationFailed,
+    NixeryError,
+    PackagesUnavailable,
+    ShuttingDown,
+)
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.build_cache import BuildCache
-from nixery.pipeline.events import BuildObserver, Failed, Reused, Started
+from nixery.pipeline.events import Build, BuildObserver, Failed, Requested, Reused, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.single_flight import SingleFlight
@@ -26,6 +35,7 @@ _CAPACITY = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
+    build: Build
     error: NixeryError
     until: float
 
@@ -56,6 +66,8 @@ class SharedBuilds:
         self._builder = builder
         self._observer = observer
         self._in_flight: SingleFlight[tuple[Pin, ImageRequest], Image] = SingleFlight()
+        self._builds: dict[tuple[Pin, ImageRequest], Build] = {}
+        self._unattended: set[asyncio.Task[None]] = set()
 
     async def image(self, request: ImageRequest, pin: Pin) -> Image:
         """Return the requested image, after everything in it is stored.
@@ -72,18 +84,42 @@ class SharedBuilds:
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
-        failure = self._failures.get((pin, request))
-        if failure is not None and failure.until > self._clock():
+        failure = self._failure(request, pin)
+        if failure is not None:
             # Without the traceback, which would grow each time.
             raise failure.error.with_traceback(None)
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
+
+    def begin(self, request: ImageRequest, pin: Pin) -> Build:
+        """Have an image built that nobody waits for; return the build, which may go on already, or have failed just now."""
+        failure = self._failure(request, pin)
+        if failure is not None:
+            return failure.build
+        key = (pin, request)
+        build = self._builds.get(key)
+        if build is None:
+            build = self._builds[key] = Build.of(request, pin)
+            self._observer.observe(build, Requested())
+            task = asyncio.ensure_future(self._unattended_build(request, pin))
+            self._unattended.add(task)
+            task.add_done_callback(self._unattended.discard)
+        return build
+
+    async def _unattended_build(self, request: ImageRequest, pin: Pin) -> None:
+        with suppress(NixeryError):  # observers are told
+            await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
+
+    def _failure(self, request: ImageRequest, pin: Pin) -> _Failure | None:
+        failure = self._failures.get((pin, request))
+        return failure if failure is not None and failure.until > self._clock() else None
 
     async def close(self) -> None:
         """End all builds."""
         await self._in_flight.close()
 
     async def _find_or_build(self, request: ImageRequest, pin: Pin) -> Image:
-        observe = partial(self._observer.observe, request)
+        build = self._builds.setdefault((pin, request), Build.of(request, pin))
+        observe = partial(self._observer.observe, build)
         try:
             image = await self._cache.find(pin, request) if self._cache else None
             if image is not None:
@@ -94,11 +130,17 @@ class SharedBuilds:
             if self._cache:
                 await self._cache.add(pin, request, image)
         except NixeryError as error:
+            error.build = build.id
             observe(Failed(error))
             if isinstance(error, _LASTING):
                 until = self._clock() + self._failure_time_to_live
-                self._failures.put((pin, request), _Failure(error, until), _size(error))
+                self._failures.put((pin, request), _Failure(build, error, until), _size(error))
             raise
+        except asyncio.CancelledError:
+            observe(Failed(ShuttingDown()))
+            raise
+        finally:
+            del self._builds[pin, request]
         return image
 
 

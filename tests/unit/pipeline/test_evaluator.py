@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.image.request import parse_image_name
-from nixery.nix.builder import Definition, Evaluated, Package
+from nixery.nix.builder import Definition, Details, Evaluated, Package
+from nixery.nix.progress import Tell, nobody
 from nixery.oci.image import ExecutionParameters
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
@@ -61,8 +62,13 @@ class World:
         self.asked.append({*wanted, *optional})
         return {**{name: _found(name, platform) for name in wanted}, **dict.fromkeys(optional, ())}
 
-    def realise(self, installables: Sequence[str]) -> asynccontextmanager[None]:  # type: ignore[valid-type]
-        raise NotImplementedError(installables)
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        raise NotImplementedError(platform, package_set, details)
+
+    def realise(self, installables: Sequence[str], tell: Tell = nobody) -> AbstractAsyncContextManager[None]:
+        raise NotImplementedError(installables, tell)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise NotImplementedError(paths)

@@ -8,7 +8,7 @@ from nixery.errors import BuildFailed, NixeryError, PackageSetChanged, ShuttingD
 from nixery.image.request import ImageRequest, parse_image_name
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, image_config, image_manifest
-from nixery.pipeline.events import BuildEvent
+from nixery.pipeline.events import Build, BuildEvent
 from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.shared_builds import SharedBuilds
@@ -34,7 +34,7 @@ class World:
         config = image_config(request.platform.architecture, ExecutionParameters(), [])
         return Image(image_manifest(config, []), docker_manifest(config, []))
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         pass
 
     def shared_builds(self, failure_time_to_live: float = 30) -> SharedBuilds:

@@ -1,0 +1,161 @@
+"""All names of a package set, to be completed while somebody types."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+import re
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from pydantic import TypeAdapter, ValidationError
+from rapidfuzz import fuzz, process
+
+from nixery.errors import BuildTimedOut, EvaluationFailed, NixUnusable
+from nixery.image.platform import Platform
+from nixery.nix.builder import Details, NixBuilder
+from nixery.oci.canonical_json import canonical_json
+from nixery.pipeline.pins import Pins
+from nixery.pipeline.single_flight import SingleFlight
+from nixery.sources.source import PackageSource, Pin
+from nixery.storage.store import RecordStore
+
+_RECORDS = "packages"
+
+# States of the source whose names are in memory; one of 60,000 packages takes some 25 MB.
+_KEPT = 3
+
+# What is searched for near names has at least so many characters, and they are at least so similar (0 to 100).
+_FUZZY, _SIMILAR = 3, 70
+
+_DETAILS: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])
+
+# A name has to pass as one component of an image's name.
+_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPackage:
+    """A package that can be a part of an image's name."""
+
+    name: str
+    version: str
+    description: str
+
+
+class PackageNames:
+    """The names of one state of a package set, sorted."""
+
+    def __init__(self, details: Mapping[str, Details]) -> None:
+        packages: dict[str, Details] = {}
+        for attribute, told in sorted(details.items()):
+            # As a request finds it: names are in lower case, and may begin with a digit where attributes cannot.
+            name = attribute.lower()
+            name = name[1:] if re.match(r"_[0-9]", name) else name
+            if _COMPONENT.fullmatch(name):
+                packages.setdefault(name, told)
+        self._packages = packages
+        self._names = sorted(packages)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def search(self, text: str, limit: int) -> Sequence[ListedPackage]:
+        """Find names: those that begin with a text, the shortest first; then those that have it; or similar ones."""
+        text = text.lower()
+        first, last = bisect_left(self._names, text), bisect_left(self._names, text + "\x7f")
+        found = heapq.nsmallest(limit, self._names[first:last], key=lambda name: (len(name), name))
+        if len(found) < limit and text:
+            within = (name for name in self._names if text in name and not name.startswith(text))
+            found += heapq.nsmallest(limit - len(found), within, key=lambda name: (len(name), name))
+        if not found and len(text) >= _FUZZY:
+            near = process.extract(text, self._names, scorer=fuzz.ratio, score_cutoff=_SIMILAR, limit=limit)
+            found = [name for name, _, _ in near]
+        return [self._listed(name) for name in found]
+
+    def get(self, name: str) -> ListedPackage | None:
+        """Return what is known of a package; ``None`` if there is none."""
+        return self._listed(name) if name in self._packages else None
+
+    def _listed(self, name: str) -> ListedPackage:
+        told = self._packages[name]
+        return ListedPackage(name, told.version, told.description)
+
+
+class PackageIndex:
+    """The names of each state of the package source that somebody asked about; listed once, and kept in the store.
+
+    Args:
+        pins: what tags stand for.
+        source: where package sets are.
+        nix: lists them.
+        records: shared by all servers.
+        identity: of this program, which lists them.
+        platform: whose packages are listed.
+    """
+
+    def __init__(
+        self,
+        pins: Pins,
+        source: PackageSource,
+        nix: NixBuilder,
+        records: RecordStore,
+        identity: str,
+        platform: Platform,
+    ) -> None:
+        self._pins = pins
+        self._source = source
+        self._nix = nix
+        self._records = records
+        self._identity = identity
+        self._platform = platform
+        self._kept: OrderedDict[Pin, PackageNames] = OrderedDict()
+        self._in_flight: SingleFlight[Pin, PackageNames] = SingleFlight()
+
+    async def names(self, tag: str) -> PackageNames:
+        """Return the names that a tag's package set has. If nobody has asked before, that takes seconds.
+
+        Raises:
+            NixeryError: the package set cannot be had, or not be listed.
+        """
+        pin = (await self._pins.pin(tag)).pin
+        names = self._kept.get(pin) or await self._in_flight.run(pin, partial(self._load, pin))
+        if pin in self._kept:
+            self._kept.move_to_end(pin)
+        return names
+
+    async def close(self) -> None:
+        """Stop listing."""
+        await self._in_flight.close()
+
+    async def _load(self, pin: Pin) -> PackageNames:
+        parts = [self._identity, pin.source, pin.identity, self._platform.nix_system]
+        key = hashlib.sha256(canonical_json(parts)).hexdigest()
+        content = await self._records.get(_RECORDS, key)
+        details = await asyncio.to_thread(_read, content) if content is not None else None
+        if details is None:
+            details = await self._list(pin)
+            await self._records.put(_RECORDS, key, await asyncio.to_thread(_DETAILS.dump_json, dict(details)))
+        names = self._kept[pin] = await asyncio.to_thread(PackageNames, details)
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return names
+
+    async def _list(self, pin: Pin) -> Mapping[str, Details]:
+        async with self._source.open(pin) as package_set:
+            try:
+                return await self._nix.index(self._platform, package_set, details=True)
+            except (BuildTimedOut, EvaluationFailed, NixUnusable):
+                # A large set cannot be looked into, nor can one with errors that nobody can catch. Names can be had of both.
+                return await self._nix.index(self._platform, package_set, details=False)
+
+
+def _read(content: bytes) -> Mapping[str, Details] | None:
+    try:
+        return _DETAILS.validate_json(content)
+    except ValidationError:
+        return None  # torn: written anew
