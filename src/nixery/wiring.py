@@ -25,17 +25,27 @@ from nixery.oci.canonical_json import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
+from nixery.pipeline.build_history import BuildHistory
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
-from nixery.pipeline.events import BuildObserver
+from nixery.pipeline.events import BuildObserver, Observers
 from nixery.pipeline.image_builder import ImageBuilder
+from nixery.pipeline.image_description import ImageDescriptions
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher
 from nixery.pipeline.logging_observer import LoggingObserver
+from nixery.pipeline.package_index import PackageIndex
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.pipeline.warming import Warming
 from nixery.preparation import Prepared
+from nixery.server.api.builds import Builds
+from nixery.server.api.images import ImageDocuments
+from nixery.server.api.packages import Packages
+from nixery.server.api.router import Api
+from nixery.server.pages.router import Pages
+from nixery.server.published_builds import PublishedBuilds
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -121,20 +131,34 @@ async def wire(
     layers = LayerPublisher(blobs, records, packer, executor)
     evaluator = Evaluator(source, nix, evaluations)
     builder = ImageBuilder(evaluator, nix, layers, blobs, prepared.popularity, settings.layer_budget)
-    builds = SharedBuilds(cache, builder, observer or LoggingObserver(), settings.failure_ttl)
+    history = BuildHistory(records)
+    observers = Observers(observer or LoggingObserver(), history)
+    builds = SharedBuilds(cache, builder, observers, settings.failure_ttl)
     images = Images(pins, builds, Indexes(builds, blobs, frozenset(settings.optional_platforms)))
     catalogue = Catalogue(records)
     registry = Registry(
         Manifests(images, blobs, catalogue, prepared.platforms),
         Blobs(blobs, SmallBlobs(blobs)),
         Discovery(catalogue),
+        log_links=settings.public_builds,
     )
+    index = PackageIndex(pins, source, nix, records, evaluation, prepared.platforms[0])
+    descriptions = ImageDescriptions(pins, cache, evaluator, blobs, history)
+    published = PublishedBuilds(history, public=settings.public_builds)
+    api = Api(
+        Packages(index),
+        Builds(published, Warming(pins, source, builds), prepared.platforms),
+        ImageDocuments(descriptions, prepared.platforms, compare=settings.public_builds),
+    )
+    pages = Pages(index, published, descriptions, prepared.platforms)
+    history.start()
 
     async def close() -> None:
-        await asyncio.gather(layers.close(), images.close())
+        await asyncio.gather(layers.close(), images.close(), index.close())
+        await history.close()
 
     try:
-        yield Wired(Application(registry), images, blobs, close)
+        yield Wired(Application(registry, api, pages), images, blobs, close)
     finally:
         await close()
         executor.shutdown(cancel_futures=True)

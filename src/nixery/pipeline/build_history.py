@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -82,7 +82,9 @@ class BuildHistory:
         """Return all that are known, the latest first."""
         return [self._reports[key] for key in sorted(self._reports, reverse=True)]
 
-    async def follow(self, build: str, after: int) -> AsyncIterator[tuple[BuildReport, Sequence[Line]]]:
+    async def follow(
+        self, build: str, after: int
+    ) -> AsyncGenerator[tuple[BuildReport, Sequence[Line]], None]:
         """Tell of a build's changes until it is over, a few times a second at most, and now and then that there is none.
 
         Args:

@@ -80,14 +80,19 @@ class ImageDescriptions:
 
     Args:
         pins: what tags stand for.
-        cache: where images are found.
+        cache: where images are found; ``None`` for nowhere.
         evaluator: knows their packages.
         blobs: where they are.
         history: of other images.
     """
 
     def __init__(
-        self, pins: Pins, cache: BuildCache, evaluator: Evaluator, blobs: BlobStore, history: BuildHistory
+        self,
+        pins: Pins,
+        cache: BuildCache | None,
+        evaluator: Evaluator,
+        blobs: BlobStore,
+        history: BuildHistory,
     ) -> None:
         self._pins = pins
         self._cache = cache
@@ -114,6 +119,8 @@ class ImageDescriptions:
         Raises:
             StorageError: the store cannot be asked.
         """
+        if self._cache is None:
+            return None
         image = await self._cache.find_recent(pin, request) or await self._cache.find(pin, request)
         if image is None:
             return None

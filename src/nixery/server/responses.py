@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,4 +55,17 @@ class NotModified:
     status: int = 304
 
 
-Response = BytesResponse | FileResponse | NotModified
+@dataclass(frozen=True, slots=True)
+class StreamResponse:
+    """A body that comes bit by bit, and whose length nobody knows.
+
+    Attributes:
+        chunks: closed when the client has gone.
+    """
+
+    chunks: AsyncGenerator[bytes, None]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
+
+
+Response = BytesResponse | FileResponse | NotModified | StreamResponse

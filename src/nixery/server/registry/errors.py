@@ -70,12 +70,18 @@ _RETRY_AFTER = "5"
 _WORTH_A_RETRY = 503
 
 
-def error_response(error: NixeryError) -> BytesResponse:
-    """Answer an error in the registry's own form, which clients show to the person at the terminal."""
+def error_response(error: NixeryError, server: str | None = None) -> BytesResponse:
+    """Answer an error in the registry's own form, which clients show to the person at the terminal.
+
+    Args:
+        error: what is the matter.
+        server: our URL, where there is a page with the log of each build.
+    """
     cause = error.error if isinstance(error, PlatformFailed) else error
     status, code = STATUS_AND_CODE[type(cause)]
     headers = {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
-    return errors_body(status, code, str(error), _detail(cause), headers)
+    log = f"; its log: {server}/builds/{cause.build}" if server and cause.build else ""
+    return errors_body(status, code, f"{error}{log}", _detail(cause), headers)
 
 
 def errors_body(
