@@ -16,6 +16,7 @@ from nixery.pipeline.package_index import PackageIndex
 from nixery.server.addresses import host, image_path, is_encrypted
 from nixery.server.pages.image_page import ImagePage
 from nixery.server.pages.pulling import pull_lines
+from nixery.server.pages.stages import shown_stages
 from nixery.server.pages.templating import Templates
 from nixery.server.published_builds import PublishedBuilds
 from nixery.server.registry.errors import STATUS_AND_CODE, errors_body
@@ -118,6 +119,7 @@ class Pages:
         return self._templates.response(
             "build.html",
             build=report,
+            stages=shown_stages(report),
             public=self._builds.public,
             link=self._link(report.name, report.platform),
         )
