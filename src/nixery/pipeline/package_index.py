@@ -11,9 +11,11 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from pydantic import TypeAdapter, ValidationError
-from rapidfuzz import fuzz, process
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
 from nixery.errors import BuildTimedOut, EvaluationFailed, NixUnusable
 from nixery.image.platform import Platform
@@ -29,8 +31,11 @@ _RECORDS = "packages"
 # States of the source whose names are in memory; one of 60,000 packages takes some 25 MB.
 _KEPT = 3
 
-# What is searched for near names has at least so many characters, and they are at least so similar (0 to 100).
-_FUZZY, _SIMILAR = 3, 70
+# More names than these are not sorted.
+_MANY = 2000
+
+# What is searched for near names has at least so many characters, and they are at least so similar (0 to 1).
+_FUZZY, _SIMILAR = 3, 0.6
 
 _DETAILS: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])
 
@@ -60,6 +65,7 @@ class PackageNames:
                 packages.setdefault(name, told)
         self._packages = packages
         self._names = sorted(packages)
+        self._by_length = sorted(self._names, key=len)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -68,12 +74,25 @@ class PackageNames:
         """Find names: those that begin with a text, the shortest first; then those that have it; or similar ones."""
         text = text.lower()
         first, last = bisect_left(self._names, text), bisect_left(self._names, text + "\x7f")
+        if last - first > _MANY:
+            # So many that enough of the short ones are soon found.
+            begin = (name for name in self._by_length if name.startswith(text))
+            return [self._listed(name) for name in islice(begin, limit)]
         found = heapq.nsmallest(limit, self._names[first:last], key=lambda name: (len(name), name))
         if len(found) < limit and text:
-            within = (name for name in self._names if text in name and not name.startswith(text))
-            found += heapq.nsmallest(limit - len(found), within, key=lambda name: (len(name), name))
+            within = (name for name in self._by_length if text in name and not name.startswith(text))
+            found += islice(within, limit - len(found))
         if not found and len(text) >= _FUZZY:
-            near = process.extract(text, self._names, scorer=fuzz.ratio, score_cutoff=_SIMILAR, limit=limit)
+            # Names of another length are another name; looking at them all would take several times as long.
+            shortest = bisect_left(self._by_length, len(text) - 1, key=len)
+            longest = bisect_left(self._by_length, len(text) + 2, key=len)
+            near = process.extract(
+                text,
+                self._by_length[shortest:longest],
+                scorer=OSA.normalized_similarity,
+                score_cutoff=_SIMILAR,
+                limit=limit,
+            )
             found = [name for name, _, _ in near]
         return [self._listed(name) for name in found]
 
