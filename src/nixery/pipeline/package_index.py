@@ -8,7 +8,7 @@ import heapq
 import re
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -66,13 +66,17 @@ class PackageNames:
         self._packages = packages
         self._names = sorted(packages)
         self._by_length = sorted(self._names, key=len)
+        # One text is searched in a tenth of the time that all names take.
+        self._text = "\n".join(["", *self._by_length, ""])
 
     def __len__(self) -> int:
         return len(self._names)
 
     def search(self, text: str, limit: int) -> Sequence[ListedPackage]:
         """Find names: those that begin with a text, the shortest first; then those that have it; or similar ones."""
-        text = text.lower()
+        text = text.lower().strip()
+        if not text.isprintable():
+            return []
         first, last = bisect_left(self._names, text), bisect_left(self._names, text + "\x7f")
         if last - first > _MANY:
             # So many that enough of the short ones are soon found.
@@ -80,15 +84,14 @@ class PackageNames:
             return [self._listed(name) for name in islice(begin, limit)]
         found = heapq.nsmallest(limit, self._names[first:last], key=lambda name: (len(name), name))
         if len(found) < limit and text:
-            within = (name for name in self._by_length if text in name and not name.startswith(text))
+            within = (name for name in self._having(text) if not name.startswith(text))
             found += islice(within, limit - len(found))
         if not found and len(text) >= _FUZZY:
-            # Names of another length are another name; looking at them all would take several times as long.
-            shortest = bisect_left(self._by_length, len(text) - 1, key=len)
-            longest = bisect_left(self._by_length, len(text) + 2, key=len)
+            # Hardly anybody mistypes the first letter, and looking at all names would take ten times as long.
+            first, last = bisect_left(self._names, text[0]), bisect_left(self._names, text[0] + "\x7f")
             near = process.extract(
                 text,
-                self._by_length[shortest:longest],
+                self._names[first:last],
                 scorer=OSA.normalized_similarity,
                 score_cutoff=_SIMILAR,
                 limit=limit,
@@ -99,6 +102,14 @@ class PackageNames:
     def get(self, name: str) -> ListedPackage | None:
         """Return what is known of a package; ``None`` if there is none."""
         return self._listed(name) if name in self._packages else None
+
+    def _having(self, text: str) -> Iterator[str]:
+        """Names with a text in them, the shortest first."""
+        at = self._text.find(text)
+        while at >= 0:
+            end = self._text.find("\n", at)
+            yield self._text[self._text.rfind("\n", 0, at) + 1 : end]
+            at = self._text.find(text, end)
 
     def _listed(self, name: str) -> ListedPackage:
         told = self._packages[name]
