@@ -24,7 +24,16 @@ from rich.table import Table
 
 from nixery.errors import NixeryError
 from nixery.image.request import requests_for
-from nixery.pipeline.events import Build, BuildEvent, Evaluated, Grouped, LayersComplete, Realised, Started, Stored
+from nixery.pipeline.events import (
+    Build,
+    BuildEvent,
+    Evaluated,
+    Grouped,
+    LayersComplete,
+    Realised,
+    Started,
+    Stored,
+)
 from nixery.preparation import Prepared, prepare
 from nixery.settings import Settings
 from nixery.wiring import Wired, wire

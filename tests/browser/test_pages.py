@@ -136,7 +136,7 @@ def test_the_map_of_an_image(open_page: OpenPage, built: str, shoot: Shoot) -> N
 def test_without_a_script(open_page: OpenPage, built: str) -> None:
     page = open_page("/", script=False)
     expect(page.get_by_role("button", name="Build it now")).to_be_hidden()
-    page.get_by_label("Packages", exact=True).fill(built.replace("/", " "))
+    page.get_by_role("textbox", name="Packages").fill(built.replace("/", " "))
     page.get_by_label("with a shell").uncheck()
     page.get_by_role("button", name="Show the image").click()
     expect(page.get_by_role("heading", level=1)).to_have_text(f"{built}:latest")

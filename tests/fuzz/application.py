@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
-from nixery.server.rsgi import Application, Headers
+from nixery.server.rsgi import Application, Headers, StreamTransport
 from nixery.sources.source import PackageSet
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore
@@ -141,6 +141,12 @@ class _Protocol:
         self, status: int, headers: list[tuple[str, str]], file: str, start: int, end: int
     ) -> None:
         self._respond(status, headers, Path(file).read_bytes()[start:end])
+
+    def response_stream(self, status: int, headers: list[tuple[str, str]]) -> StreamTransport:
+        raise AssertionError(status, headers)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b""
 
     def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         by_name: dict[str, str] = {}
