@@ -58,6 +58,7 @@ class BuildHistory:
         self._reports: dict[str, BuildReport] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._writing: set[asyncio.Task[None]] = set()
+        self._lock = asyncio.Lock()
         self._closed = False
 
     def observe(self, build: Build, event: BuildEvent) -> None:
@@ -126,20 +127,24 @@ class BuildHistory:
 
     async def _load(self) -> None:
         try:
-            for content in (await self._records.find(_RECORDS, ""))[-_KEPT:]:
+            for content in await self._records.find(_RECORDS, ""):
                 try:
                     report = BuildReport.model_validate_json(content)
                 except ValidationError:
                     continue  # torn, or from another time
                 self._reports.setdefault(report.id, report)
-            await self._forget()
+            async with self._lock:
+                await self._forget()
         except StorageError as error:
             _log.warning("earlier builds are not known", reason=str(error))
 
     async def _keep(self, report: BuildReport) -> None:
         try:
-            await self._records.put(_RECORDS, report.id, report.model_dump_json().encode())
-            await self._forget()
+            # One after the other: a build may be forgotten before it is written.
+            async with self._lock:
+                if report.id in self._reports:
+                    await self._records.put(_RECORDS, report.id, report.model_dump_json().encode())
+                await self._forget()
         except StorageError as error:
             _log.warning("a build will not be known after a restart", reason=str(error))
 
