@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_a_build_that_nobody_waits_for(start_server: StartServer) -> None:
 def test_builds_are_known_after_a_restart(start_server: StartServer) -> None:
     server = start_server()
     server.client.manifest("hello")
-    server.client.get("/v2/failing/manifests/latest")
+    server.client.get("/v2/failsinbytes/manifests/latest")
     before = get(server.client, "/api/v1/builds")
     assert server.stop() == 0
     client = start_server().client
@@ -95,8 +96,10 @@ def test_builds_are_known_after_a_restart(start_server: StartServer) -> None:
     while (after := get(client, "/api/v1/builds")) != before and time.monotonic() < end:
         time.sleep(0.1)
     assert after == before
-    assert {build["name"] for build in after["builds"]} == {"hello", "failing"}
-    assert [build["name"] for build in get(client, "/api/v1/builds?state=failed")["builds"]] == ["failing"]
+    assert {build["name"] for build in after["builds"]} == {"hello", "failsinbytes"}
+    assert [build["name"] for build in get(client, "/api/v1/builds?state=failed")["builds"]] == [
+        "failsinbytes"
+    ]
 
 
 def test_what_shares_layers_is_told(start_server: StartServer) -> None:
@@ -139,19 +142,19 @@ def test_names_are_completed(client: RegistryClient) -> None:
 
 def test_what_is_not_public_is_hidden(start_server: StartServer) -> None:
     server = start_server(NIXERY_PUBLIC_BUILDS="0")
-    error = server.client.get("/v2/failing/manifests/latest").error
+    error = server.client.get("/v2/failsinbytes/manifests/latest").error
     assert "/builds/" not in error["message"]
     (build,) = get(server.client, "/api/v1/builds")["builds"]
     for path in ("/", build["page"], build["url"], "/api/v1/builds"):
         body = server.client.get(path).body
         assert b"hidden" in body, path
-        assert b"failing" not in body, path
+        assert b"failsinbytes" not in body, path
 
 
 def test_the_message_about_a_failure_leads_to_its_log(client: RegistryClient, server: Server) -> None:
-    first = client.get("/v2/failing/manifests/latest").error["message"]
+    first = client.get("/v2/failsinbytes/manifests/latest").error["message"]
     assert f"its log: http://{HOST}:{server.port}/builds/" in first
-    assert client.get("/v2/failing/manifests/latest").error["message"] == first
+    assert client.get("/v2/failsinbytes/manifests/latest").error["message"] == first
     path = first.rpartition(str(server.port))[2]
     assert client.get(path).status == 200
 
@@ -165,7 +168,7 @@ def test_an_image_that_was_not_built_is_not_built_for_its_page(start_server: Sta
 
 @pytest.mark.parametrize("name", ["<script>", "UPPER", "a..b", "a'onload='x"])
 def test_what_is_no_name_is_escaped(client: RegistryClient, name: str) -> None:
-    response = client.get(f"/images/{name}")
+    response = client.get(f"/images/{quote(name)}")
     assert response.status == 400
     assert response.headers["content-type"].startswith("text/html")
     assert b"<script>" not in response.body

@@ -54,7 +54,8 @@ class ImageDocuments:
             {
                 "name": name,
                 "tag": tag or "latest",
-                "pin": {"source": pin.source, "revision": pin.revision, "url": pin.url},
+                # Where the source is may be a directory of this machine, which is no business of a client's.
+                "pin": {"revision": pin.revision, "url": pin.url},
                 "platforms": [description_document(d, self._platforms) for d in there],
             }
         )

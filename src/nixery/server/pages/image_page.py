@@ -21,7 +21,7 @@ from nixery.server.responses import Response
 _MAP = Rectangle(0, 0, 960, 400)
 
 # In units of the map: what a label needs, and how wide a letter is.
-_LABEL_HEIGHT, _LABEL_WIDTH, _LETTER = 22, 46, 7.6
+_LABEL_HEIGHT, _LABEL_WIDTH, _LETTER = 22, 46, 8.4
 
 # Colours in the style sheet.
 _COLOURS = 6

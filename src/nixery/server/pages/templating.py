@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
+_HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
+
 _THOUSAND = 1000
 _MINUTE = 60
 
@@ -34,7 +37,7 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = {"size": size, "duration": duration, "moment": moment, "iso": iso}
+        filters = {"size": size, "duration": duration, "moment": moment, "iso": iso, "short": short}
         self._environment.filters.update(filters)
 
     def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
@@ -65,6 +68,11 @@ def duration(seconds: float | None) -> str:
 def moment(time: float) -> str:
     """Write a time for people, in UTC."""
     return datetime.fromtimestamp(time, UTC).strftime("%d %b %Y, %H:%M UTC")
+
+
+def short(revision: str) -> str:
+    """Shorten a commit or a digest to what people tell it by."""
+    return revision[:12] if _HASH.fullmatch(revision) else revision
 
 
 def iso(time: float) -> str:
