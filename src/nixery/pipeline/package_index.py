@@ -31,6 +31,9 @@ _RECORDS = "packages"
 # States of the source whose names are in memory; one of 60,000 packages takes some 25 MB.
 _KEPT = 3
 
+# And in the store, where they take some 7 MB each.
+_STORED = 5
+
 # More names than these are not sorted.
 _MANY = 2000
 
@@ -170,10 +173,16 @@ class PackageIndex:
         if details is None:
             details = await self._list(pin)
             await self._records.put(_RECORDS, key, await asyncio.to_thread(_DETAILS.dump_json, dict(details)))
+            await self._forget()
         names = self._kept[pin] = await asyncio.to_thread(PackageNames, details)
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return names
+
+    async def _forget(self) -> None:
+        listed = [(record.modified, record.key) async for record in self._records.scan(_RECORDS)]
+        for _, key in sorted(listed)[:-_STORED]:
+            await self._records.delete(_RECORDS, key)
 
     async def _list(self, pin: Pin) -> Mapping[str, Details]:
         async with self._source.open(pin) as package_set:

@@ -1,7 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import EvaluationFailed
+from nixery.image.platform import AMD64, Platform
 from nixery.nix.builder import Details
-from nixery.pipeline.package_index import PackageNames
+from nixery.pipeline.package_index import PackageIndex, PackageNames
+from nixery.pipeline.pins import Pins
+from nixery.sources.source import NixFiles, PackageSet, Pin, Reference
+from nixery.storage.filesystem_records import FilesystemRecordStore
 
 SET = [
     "git",
@@ -65,3 +77,68 @@ def test_a_large_set_is_searched_the_same_way() -> None:
     assert [package.name for package in large.search("lib", 3)] == ["lib0", "lib1", "lib2"]
     assert [package.name for package in large.search("lib499", 3)] == ["lib499", "lib4990", "lib4991"]
     assert [package.name for package in large.search("999", 2)] == ["lib999", "lib1999"]
+
+
+class Source:
+    """Stands in for ``PackageSource`` and ``NixBuilder``; a tag is a pin of its own."""
+
+    description = "fake:"
+
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+        self.details_fail = False
+
+    def reference(self, tag: str) -> Reference:
+        return Reference(tag, moving=False)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        return Pin("fake:", reference.name, reference.name)
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
+        yield NixFiles(Path("/nowhere") / pin.identity, self_contained=True)
+
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        assert (platform, isinstance(package_set, NixFiles)) == (AMD64, True)
+        self.asked.append(details)
+        if details and self.details_fail:
+            raise EvaluationFailed((), "too much")
+        return {"git": Details("2.0" if details else "")}
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> FilesystemRecordStore:
+    (tmp_path / "temporary").mkdir()
+    return FilesystemRecordStore(tmp_path, tmp_path / "temporary")
+
+
+def index(source: Source, records: FilesystemRecordStore) -> PackageIndex:
+    pins = Pins(source, records, 3600)  # type: ignore[arg-type]
+    return PackageIndex(pins, source, source, records, "program", AMD64)  # type: ignore[arg-type]
+
+
+async def test_a_set_is_listed_once_whoever_asks_and_after_a_restart(records: FilesystemRecordStore) -> None:
+    source = Source()
+    one = index(source, records)
+    await asyncio.gather(*(one.names("latest") for _ in range(5)))
+    assert len(await one.names("latest")) == 1
+    package = (await index(source, records).names("latest")).get("git")
+    assert package is not None
+    assert package.version == "2.0"
+    assert source.asked == [True]
+
+
+async def test_names_alone_where_there_are_no_details(records: FilesystemRecordStore) -> None:
+    source = Source()
+    source.details_fail = True
+    assert (await index(source, records).names("latest")).get("git") is not None
+    assert source.asked == [True, False]
+
+
+async def test_lists_of_a_few_states_are_kept(records: FilesystemRecordStore) -> None:
+    one = index(Source(), records)
+    for number in range(8):
+        await one.names(f"tag-{number}")
+    assert len(await records.find("packages", "")) == 5
