@@ -23,7 +23,7 @@ class Build:
     """One attempt to provide an image.
 
     Attributes:
-        id: hexadecimal digits; later builds have larger ones.
+        id: 20 hexadecimal digits, in the order in which builds begin.
         request: what is to be in the image.
         pin: where that is from.
     """
@@ -35,7 +35,7 @@ class Build:
     @classmethod
     def of(cls, request: ImageRequest, pin: Pin) -> Build:
         """Begin another one."""
-        return cls(f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(4)}", request, pin)
+        return cls(f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}", request, pin)
 
 
 @dataclass(frozen=True, slots=True)
