@@ -20,8 +20,9 @@ from nixery.server.responses import Response
 
 _MAP = Rectangle(0, 0, 960, 400)
 
-# In units of the map: what a label needs, and how wide a letter is.
+# In units of the map: what a label needs, and how wide a letter is; and what a size needs.
 _LABEL_HEIGHT, _LABEL_WIDTH, _LETTER = 22, 46, 8.4
+_SIZE_WIDTH = 66
 
 # Colours in the style sheet.
 _COLOURS = 6
@@ -120,7 +121,7 @@ def treemap(image: ImageDescription) -> list[Cell]:
                 number,
                 number % _COLOURS,
                 short if fits else "",
-                fits and area.height >= 2 * _LABEL_HEIGHT,
+                fits and area.height >= 2 * _LABEL_HEIGHT and area.width >= _SIZE_WIDTH,
             )
         )
     return cells

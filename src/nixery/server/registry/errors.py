@@ -65,6 +65,9 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     SettingsError: (500, "UNKNOWN"),
 }
 
+# What a log says more about than the message does.
+_WITH_LOG = (BuildFailed, BuildTimedOut, EvaluationFailed)
+
 # Seconds after which a client may find a successor of a server that stops, or a source that can be reached.
 _RETRY_AFTER = "5"
 _WORTH_A_RETRY = 503
@@ -80,7 +83,11 @@ def error_response(error: NixeryError, server: str | None = None) -> BytesRespon
     cause = error.error if isinstance(error, PlatformFailed) else error
     status, code = STATUS_AND_CODE[type(cause)]
     headers = {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
-    log = f"; its log: {server}/builds/{cause.build}" if server and cause.build else ""
+    log = (
+        f"; its log: {server}/builds/{cause.build}"
+        if server and cause.build and isinstance(cause, _WITH_LOG)
+        else ""
+    )
     return errors_body(status, code, f"{error}{log}", _detail(cause), headers)
 
 
