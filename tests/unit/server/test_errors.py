@@ -9,6 +9,7 @@ from nixery.errors import (
     PackagesUnavailable,
     Reason,
     ShuttingDown,
+    TagUnknown,
     UnavailablePackage,
 )
 from nixery.server.registry.errors import STATUS_AND_CODE, error_response
