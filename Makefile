@@ -15,6 +15,10 @@
 #   make bench-layers      bytes pulled and stored by our rule for layers and by others, on all of Debian; a few minutes
 #   make bench-pack        how fast layers are packed, beside the bound and a pipe
 #   make bench-cold        how long the first request for an image takes, and for what
+#   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash for others
+#   make soak              a few hundred clients for ten minutes, and whether anything grew; SOAK_SECONDS=60 make soak for a shorter one
+#   make operations        the dashboard, the alerts and the metrics' documentation against a real Prometheus; half a minute
+#   make gc-many           collect and scrub 100,000 blobs, and how much memory that takes; some minutes
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
 
@@ -27,7 +31,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance browser acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold lock clean
+.PHONY: help setup demo serve test acceptance browser acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,6 +47,7 @@ serve: setup
 
 test:
 	@scripts/setup.sh x86_64-linux aarch64-linux
+	@scripts/install_peers.sh docker-registry=docker-registry
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup --junitxml=var/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/tests.xml
 
@@ -65,6 +70,7 @@ acceptance-new:
 # Whatever depends on the version of Nix.
 test-nix:
 	@scripts/setup.sh x86_64-linux aarch64-linux
+	@scripts/install_peers.sh docker-registry=docker-registry
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/unit tests/integration --junitxml=var/nix/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/nix/tests.xml
 
@@ -93,6 +99,19 @@ bench-pack: setup
 
 bench-cold: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_cold
+
+crash: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.crash --rounds $${ROUNDS:-100} $${SEED:+--seed $$SEED}
+
+soak: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.soak
+
+operations: setup
+	@scripts/install_peers.sh prometheus=prometheus
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.operations
+
+gc-many: setup
+	GC_BLOBS=$${GC_BLOBS:-100000} $(BIN)/pytest tests/unit/upkeep/test_many_blobs.py
 
 lock:
 	@scripts/lock.sh

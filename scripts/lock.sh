@@ -18,7 +18,7 @@ compile() {
 }
 
 compile pyproject.toml --output-file requirements/runtime.txt
-compile pyproject.toml --group pyproject.toml:dev requirements/build.in \
+compile pyproject.toml --extra otel --group pyproject.toml:dev requirements/build.in \
     --constraint requirements/runtime.txt --output-file requirements/dev.txt
 
 if grep -nE '://|^ *-(i|f|-index|-extra-index|-find-links)' requirements/*.txt; then

@@ -17,6 +17,7 @@ TESTS = {
     "test_pull_by_digest": "pull by digest",
     "test_many_layers": "many layers",
     "test_index": "index",
+    "test_zstd": "zstd layers",
     "test_broken_off_blob": "broken-off blob",
     "test_mirror": "as a mirror",
     "test_missing_package": "missing package",

@@ -11,6 +11,7 @@ from pathlib import Path
 from nixery.closure.store_path import StorePath
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
+from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
@@ -49,12 +50,21 @@ class Subject:
         return [f"nix/store/{path}" for layer in self.layers for path in layer]
 
 
-def realise(name: str) -> Subject:
+def _is_in_the_set(name: str) -> bool:
+    evaluation = ("nix-instantiate", "--eval", _PACKAGE_SET, "-A", f"{name}.name")
+    return subprocess.run(evaluation, capture_output=True, timeout=_QUERY, check=False).returncode == 0
+
+
+def realise(*names: str) -> Subject:
     """Realise a package of the Debian set and group its closure.
+
+    Args:
+        names: of which the first is taken that the set has.
 
     Raises:
         BenchError: Nix cannot.
     """
+    name = next(filter(_is_in_the_set, names), names[0])
     try:
         built = subprocess.run(
             ("nix-build", _PACKAGE_SET, "-A", name, "--no-out-link"),
@@ -67,7 +77,8 @@ def realise(name: str) -> Subject:
         raise BenchError(f"{name} cannot be had: {error}") from error
     requested = [StorePath.parse(line) for line in built.stdout.split()]
     with tempfile.TemporaryDirectory(prefix="roots-", dir="var") as directory:
-        nix = SubprocessNixBuilder(_QUERY, GarbageCollectorRoots(Path(directory).resolve()), NixOptions())
+        roots = GarbageCollectorRoots(Path(directory).resolve())
+        nix = SubprocessNixBuilder(_QUERY, roots, NixOptions(), CollectorLock(Path("/nix/var/nix")))
         closure = asyncio.run(nix.closure(requested))
     groups = group_into_layers(closure, Popularity(), _STORE_LAYERS)
     layers = [[path.base_name for path in group.paths] for group in groups]

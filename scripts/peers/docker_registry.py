@@ -25,8 +25,12 @@ def version() -> str:
 
 
 @contextmanager
-def docker_registry(directory: Path) -> Iterator[Peer]:
+def docker_registry(directory: Path, htpasswd: Path | None = None) -> Iterator[Peer]:
     """Serve from an empty storage in a directory, which is made. Its settings are those of Debian, but without a login.
+
+    Args:
+        directory: of its own.
+        htpasswd: who may log in, with bcrypt hashes; ``None`` for everybody, without.
 
     Raises:
         PeerError: it does not start.
@@ -45,11 +49,12 @@ def docker_registry(directory: Path) -> Iterator[Peer]:
                     "filesystem": {"rootdirectory": str(directory / "storage")},
                 },
                 "http": {"addr": f"{HOST}:{port}"},
+                **({"auth": {"htpasswd": {"realm": "test", "path": str(htpasswd)}}} if htpasswd else {}),
             }
         )
     )
     command = (PROGRAM, "serve", str(configuration))
-    with running(PROGRAM, command, port, directory / "docker-registry.log") as peer:
+    with running(PROGRAM, command, port, directory / "docker-registry.log", path="/") as peer:
         yield peer
 
 

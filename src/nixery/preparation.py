@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from nixery.errors import SettingsError, StorageError
+from nixery.file_locks import FileLocks
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
 from nixery.nix.native_platform import native_platform
@@ -14,10 +16,11 @@ from nixery.nix.sandbox import require_sandbox
 from nixery.process_directory import ProcessDirectory
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
+from nixery.settings.storage import StorageSettings
 from nixery.storage.files import make_directory
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.popularity import load_popularity
+from nixery.storage.popularity import PopularityCopies, load_popularity
 
 Result = TypeVar("Result")
 
@@ -36,6 +39,7 @@ class Prepared:
     popularity: Popularity
     temporary: ProcessDirectory
     roots: ProcessDirectory
+    locks: FileLocks
     blobs: FilesystemBlobStore
     records: FilesystemRecordStore
 
@@ -50,27 +54,51 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     Raises:
         SettingsError: with every problem there is.
     """
-    storage = settings.storage_path
+    directory = settings.storage_path
     problems: list[str] = []
-    popularity = _try(
-        problems,
-        lambda: load_popularity(settings.popularity_url) if settings.popularity_url else Popularity(),
-    )
-    _try(problems, lambda: make_directory(storage))
-    usable = storage.is_dir()
-    temporary = _try(problems, lambda: ProcessDirectory(storage / "temporary")) if usable else None
-    roots = _try(problems, lambda: ProcessDirectory(storage / "gc-roots")) if usable else None
+    _try(problems, lambda: make_directory(directory))
+    usable = directory.is_dir()
+    temporary = _try(problems, lambda: ProcessDirectory(directory / "temporary")) if usable else None
+    roots = _try(problems, lambda: ProcessDirectory(directory / "gc-roots")) if usable else None
+    locks = _try(problems, lambda: FileLocks(directory / "locks")) if usable else None
+    popularity = _try(problems, lambda: _popularity(settings, temporary))
     if settings.nix_sandbox == "on":
         _try(problems, require_sandbox)
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
-    if popularity is None or temporary is None or roots is None or problems:
-        for directory in filter(None, (temporary, roots)):
-            directory.close()
+    if popularity is None or temporary is None or roots is None or locks is None or problems:
+        for made in filter(None, (temporary, roots)):
+            made.close()
         raise SettingsError(tuple(problems))
-    blobs = FilesystemBlobStore(storage, temporary.path)
-    records = FilesystemRecordStore(storage, temporary.path)
+    blobs = FilesystemBlobStore(directory, temporary.path)
+    records = FilesystemRecordStore(directory, temporary.path)
     platforms = settings.platforms or (native_platform(),)
-    return Prepared(address, platforms, popularity, temporary, roots, blobs, records)
+    return Prepared(address, platforms, popularity, temporary, roots, locks, blobs, records)
+
+
+def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:
+    if settings.popularity_url is None:
+        return Popularity()
+    # Without a place for a copy, it is still told what is wrong with the data.
+    copies = PopularityCopies(settings.storage_path, temporary.path) if temporary else None
+    return load_popularity(settings.popularity_url, copies)
+
+
+@contextmanager
+def storage(settings: StorageSettings) -> Iterator[tuple[FilesystemBlobStore, FilesystemRecordStore]]:
+    """Open a store alone.
+
+    Raises:
+        StorageError: it cannot be used.
+    """
+    make_directory(settings.storage_path)
+    temporary = ProcessDirectory(settings.storage_path / "temporary")
+    try:
+        yield (
+            FilesystemBlobStore(settings.storage_path, temporary.path),
+            FilesystemRecordStore(settings.storage_path, temporary.path),
+        )
+    finally:
+        temporary.close()
 
 
 def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:

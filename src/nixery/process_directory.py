@@ -45,6 +45,23 @@ class ProcessDirectory:
         except OSError as error:
             raise StorageError(f"cannot make a directory in {parent}: {error.strerror}") from error
 
+    def restore(self) -> None:
+        """Make the directory again, and lock it, if somebody deleted it.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if os.path.sameopenfile(self._lock, lock := _open_lock(self.path)):
+                os.close(lock)
+                return
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(f"cannot make {self.path}: {error.strerror}") from error
+        os.close(self._lock)
+        self._lock = lock
+
     def close(self) -> None:
         """Remove the directory with everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)

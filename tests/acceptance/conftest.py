@@ -89,6 +89,21 @@ def two_platforms(server: Server, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="session")
+def zstd(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A registry whose layers are compressed with zstd."""
+    directory = tmp_path_factory.mktemp("zstd")
+    settings = {
+        "NIXERY_PKGS_PATH": str(PACKAGE_SET),
+        "NIXERY_COMPRESSION": "zstd",
+        "NIX_TIMEOUT": "300",
+        "STORAGE_PATH": str(server.storage),
+        **nix_environment(directory),
+    }
+    with running_server(directory, settings) as running:
+        yield f"{HOST}:{running.port}"
+
+
+@pytest.fixture(scope="session")
 def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
     name: str = request.param
     with (

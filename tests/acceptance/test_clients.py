@@ -58,6 +58,19 @@ def test_index(client: Client, two_platforms: str) -> None:
     assert client.run(reference, "hello") == "Hello, world!"
 
 
+def test_zstd(client: Client, zstd: str, notes: Notes) -> None:
+    reference = f"{zstd}/hello:latest"
+    outcome = client.pull(reference)
+    if client.knows_zstd:
+        outcome.expect_success()
+        assert client.run(reference, "hello") == "Hello, world!"
+    else:
+        # Before it has taken anything apart, or it would leave half an image.
+        assert outcome.status != 0
+        notes.message(outcome.output)
+        notes.note("refused")
+
+
 def test_broken_off_blob(client: Client, server: Server, notes: Notes) -> None:
     layer = max(server.client.manifest("ballast").json()["layers"], key=lambda descriptor: descriptor["size"])
     with cutting_proxy(server.port, layer["digest"]) as proxy:

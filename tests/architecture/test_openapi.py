@@ -18,6 +18,8 @@ from nixery.server.api.builds import Builds
 from nixery.server.api.images import ImageDocuments
 from nixery.server.api.packages import Packages
 from nixery.server.api.router import Api
+from nixery.server.health import PATHS, Health
+from nixery.server.metrics import MetricsPage
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.errors import STATUS_AND_CODE
@@ -27,6 +29,8 @@ from nixery.server.registry.router import Registry
 SERVER = Path(nixery.__file__).parent / "server"
 
 # By path: what answers, where it is not the router itself.
+# Beside the registry, for whoever runs it.
+OTHERS = {"/healthz": Health.live, "/readyz": Health.ready, "/metrics": MetricsPage.get}
 HANDLERS = {
     "/v2/_catalog": Discovery.catalog,
     "/v2/{name}/tags/list": Discovery.tags,
@@ -54,9 +58,11 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
     assert {path for path, item in description["paths"].items() if "get" in item} == {
         "/v2/",
         *HANDLERS,
+        *OTHERS,
         *PAGES,
     }
-    for path in ("/v2/", *HANDLERS, *PAGES):
+    assert set(OTHERS) == {*PATHS, "/metrics"}
+    for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
         assert (head["responses"], head.get("parameters")) == (get["responses"], get.get("parameters")), path
 
@@ -85,6 +91,12 @@ def test_every_handler_has_a_path() -> None:
         if not name.startswith("_")
     }
     assert methods == {*HANDLERS.values(), *POSTS.values()}
+
+
+def test_others_are_what_is_wired() -> None:
+    """What does not belong to the registry is in the table that the application gets."""
+    source = (SERVER.parent / "wiring" / "__init__.py").read_text()
+    assert {*re.findall(r'"(/[a-z]+)": \w', source), *PATHS} == set(OTHERS)
 
 
 def literal_errors() -> Iterator[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -119,11 +120,11 @@ def test_clashes_go_by_priority_then_by_name_and_are_told(special: Container, se
     # quiet has the lower meta.priority, loud the name that comes first; bash and dash differ in the name alone.
     assert special.run("volume") == "quiet\n"
     assert special.run("/bin/sh", "-c", "echo ${BASH_VERSION:+bash}") == "bash\n"
-    warnings = [line for line in server.log.splitlines() if "names clash" in line and "dash" in line]
+    lines = [json.loads(line) for line in server.log.splitlines() if "names clash" in line]
+    warnings = [line for line in lines if "dash" in line["image"]]
     for name, winner, loser in (("bin/volume", "quiet", "loud"), ("bin/sh", "bash", "dash")):
-        assert [
-            line for line in warnings if f"loser={loser} name={name} " in line and f"winner={winner}" in line
-        ]
+        told = [(line["name"], line["winner"], line["loser"]) for line in warnings]
+        assert (name, winner, loser) in told
 
 
 def test_a_user_that_nobody_knows_can_run_everything(tools: Container) -> None:

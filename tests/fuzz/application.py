@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,22 +12,27 @@ from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
 from nixery.fetching.directory import DirectorySource
+from nixery.file_locks import FileLocks
 from nixery.image.platform import AMD64, Platform
 from nixery.layering.popularity import Popularity
 from nixery.nix.builder import Details, Evaluated
 from nixery.nix.progress import Tell, nobody
+from nixery.observability.request_counts import RequestCounts
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import Build, BuildEvent
-from nixery.pipeline.image_builder import ImageBuilder
+from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
-from nixery.pipeline.layer_publisher import LayerPublisher
+from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.pins import Pins
-from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
+from nixery.pipeline.slots import Slots
+from nixery.server.health import PATHS, Health
+from nixery.server.observation import Observation
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -39,6 +43,7 @@ from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.small_blobs import SmallBlobs
+from nixery.storage.uses import Uses
 from tests.support.client import MANIFEST, Response
 
 # What is stored before the first request.
@@ -72,8 +77,13 @@ class RecordingBuilder:
     ) -> Mapping[str, Details]:
         raise AssertionError(platform, package_set, details)
 
-    def realise(self, installables: Sequence[str], tell: Tell = nobody) -> AbstractAsyncContextManager[None]:
-        raise AssertionError(installables, tell)
+    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        raise NotImplementedError
+
+    def realise(
+        self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
+    ) -> AbstractAsyncContextManager[None]:
+        raise AssertionError(installables, tell, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise AssertionError(paths)
@@ -120,6 +130,7 @@ class _Scope:
     path: str
     query_string: str
     headers: Headers
+    client: str = "127.0.0.1:50000"
 
 
 class _Protocol:
@@ -155,6 +166,8 @@ class _Protocol:
             assert value.isascii(), (name, value)
             assert name.lower() not in by_name, f"{name!r} comes twice"
             by_name[name.lower()] = value
+        # No two answers have the same; all others of their headers may be compared.
+        assert by_name.pop("x-request-id")
         self.responses.append(Response(status, by_name, body))
 
 
@@ -164,16 +177,19 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     temporary = directory / "temporary"
     temporary.mkdir()
     blobs, records = FilesystemBlobStore(directory, temporary), FilesystemRecordStore(directory, temporary)
-    catalogue, nix = Catalogue(records), RecordingBuilder()
-    with asyncio.Runner() as runner, ThreadPoolExecutor(1) as executor:
-        layers = LayerPublisher(blobs, records, LayerPacker(compression("gzip")), executor)
+    catalogue, uses, nix = Catalogue(records), Uses(records, 3600), RecordingBuilder()
+    with asyncio.Runner() as runner:
+        packing = Packing(LayerPacker(compression("gzip")), 1, FileLocks(directory / "locks"))
+        layers = LayerPublisher(blobs, records, packing)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
-        builder = ImageBuilder(Evaluator(source, nix, None), nix, layers, blobs, Popularity(), 94)
-        builds = SharedBuilds(BuildCache(records, blobs, ""), builder, _Silence())
-        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs))
+        evaluator = Evaluator(source, nix, None)
+        builder = ImageBuilder(evaluator, nix, layers, blobs, uses, Popularity(), ImageBounds(94))
+        cache = BuildCache(records, blobs, uses, "")
+        builds = SharedBuilds(cache, builder, _Silence(), BuildBounds(Slots(1, 10)))
+        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses), 100)
         registry = Registry(
-            Manifests(images, blobs, catalogue, [AMD64]),
+            Manifests(images, blobs, uses, catalogue, [AMD64]),
             Blobs(blobs, SmallBlobs(blobs)),
             Discovery(catalogue),
         )
@@ -181,5 +197,9 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         runner.run(blobs.put(MANIFEST_DIGEST, STORED_MANIFEST))
         for tag in TAGS:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
-        yield ApplicationUnderTest(Application(registry), nix, runner)
+        others = dict.fromkeys(PATHS, Health({}).answer)
+        application = Application(registry, Observation(RequestCounts()), others)
+        yield ApplicationUnderTest(application, nix, runner)
         runner.run(images.close())
+        runner.run(layers.close())
+        runner.run(uses.close())

@@ -41,7 +41,7 @@ class Target:
     def check_health(self) -> None:
         """It still answers, and nothing it wrote tells of a mistake in it."""
         assert self.server.client.get("/v2/").status == 200
-        for sign in ("Traceback", "request failed", "panicked", "[error"):
+        for sign in ("Traceback", "request failed", "panicked", '"level": "error"'):
             assert sign not in self.server.log, self.server.log
 
 

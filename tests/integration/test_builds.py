@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.conftest import Pull
 from tests.support.client import RegistryClient
-from tests.support.nix import children_of, install_fake_nix, processes_with_environment, wait_until
+from tests.support.nix import install_fake_nix, processes_with_environment, started_by, wait_until
 from tests.support.server import Server, running_server
 
 # What a person at a terminal can be shown, and what every client reads of an error.
@@ -100,7 +100,7 @@ def test_build_that_takes_too_long(impatient: Server, salt: str, package: str) -
     wait_until(
         lambda: not processes_with_environment(salt, f"{package}-1.0"), f"no builder of {package} is left", 3
     )
-    wait_until(lambda: not children_of(impatient.process.pid), "no process of the server is left", 3)
+    wait_until(lambda: not started_by(impatient.process.pid), "no process of the server is left", 3)
     assert salt not in os.environ.values()
 
 
@@ -108,7 +108,7 @@ def test_evaluation_that_takes_too_long(impatient: Server) -> None:
     response = impatient.client.manifest("endless")
     assert response.status == 504
     assert "NIX_TIMEOUT" in response.error["message"]
-    wait_until(lambda: not children_of(impatient.process.pid), "no process of the server is left", 3)
+    wait_until(lambda: not started_by(impatient.process.pid), "no process of the server is left", 3)
 
 
 def test_server_lives_on_after_a_timeout(impatient: Server) -> None:

@@ -14,35 +14,9 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import StartServer
+from tests.support.command_line import CommandLine
 from tests.support.nix import processes_with_environment, wait_until
 from tests.support.server import clean_environment
-
-
-class CommandLine:
-    """``nixery`` with the settings of a test."""
-
-    def __init__(self, settings: Mapping[str, str], directory: Path) -> None:
-        self.directory = directory
-        # Nothing but the package set has to be set.
-        self._environment = clean_environment({**settings, "XDG_CACHE_HOME": str(directory / "cache")})
-
-    def __call__(self, *arguments: str, status: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:
-        completed = subprocess.run(
-            [sys.executable, "-m", "nixery", *arguments],
-            env=self._environment | settings,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            cwd=self.directory,
-        )
-        assert completed.returncode == status, completed
-        assert "Traceback" not in completed.stderr, completed.stderr
-        return completed
-
-    def inspect(self, *arguments: str) -> Any:  # noqa: ANN401 -- JSON is anything
-        return json.loads(self("inspect", "--json", *arguments).stdout)
 
 
 @pytest.fixture
@@ -177,6 +151,93 @@ def test_nothing_is_overwritten(nixery: CommandLine) -> None:
 )
 def test_wrong_usage(nixery: CommandLine, arguments: list[str]) -> None:
     assert "Usage:" in nixery("build", *arguments, status=2).stderr
+
+
+def test_a_missing_directory_is_noticed_before_the_build(nixery: CommandLine) -> None:
+    ended = nixery("build", "nosuch", "-o", "oci:missing/image", status=1)
+    assert "there is no directory" in ended.stderr
+    assert "nosuch (" not in ended.stderr
+
+
+def test_several_outputs_and_platforms(nixery: CommandLine) -> None:
+    platforms = ("--platform", "linux/amd64", "--platform", "linux/arm64")
+    outputs = ("-o", "oci:image", "-o", "oci-archive:image.oci", "-o", "docker-archive:image.docker")
+    built = nixery("build", "hello:1.0", *platforms, *outputs, "--quiet")
+    index, inner = layout(nixery.directory / "image")
+    assert index["manifests"][0]["digest"] == built.stdout.strip()
+    assert index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"] == "1.0"
+    assert [m["platform"]["architecture"] for m in inner["manifests"]] == ["amd64", "arm64"]
+    one, two = (nixery.directory / name for name in ("image.oci", "image.docker"))
+    assert one.read_bytes() == two.read_bytes()
+    with tarfile.open(one) as archive:
+        assert "manifest.json" in archive.getnames()
+
+
+def test_json_for_machines(nixery: CommandLine) -> None:
+    events = [json.loads(line) for line in nixery("build", "hello", "--json").stdout.splitlines()]
+    digest = nixery("build", "hello", "-q").stdout.strip()
+    assert events[-1] == {
+        "event": "result",
+        "digest": digest,
+        "name": "hello",
+        "tag": "latest",
+        "outputs": [],
+    }
+    assert {"started", "evaluated", "grouped", "stored"} <= {event["event"] for event in events}
+    failed = nixery("build", "nosuch", "--json", status=1).stdout.splitlines()
+    assert json.loads(failed[-1])["event"] == "error"
+    assert "nosuch" in json.loads(failed[-1])["message"]
+
+
+def test_checking(nixery: CommandLine) -> None:
+    findings = json.loads(nixery("check", "--json").stdout)
+    assert [finding["what"] for finding in findings] == ["settings", "nix", "sandbox", "storage", "source"]
+    assert all(finding["right"] for finding in findings)
+    assert "it evaluates" in findings[-1]["found"]
+
+
+def test_checking_what_is_wrong(nixery: CommandLine) -> None:
+    (nixery.directory / "file").write_text("")
+    storage = nixery("check", status=1, STORAGE_PATH=str(nixery.directory / "file" / "below"))
+    assert "WRONG storage" in storage.stdout
+    settings = nixery("check", status=1, NIXERY_LAYER_BUDGET="0")
+    assert "NIXERY_LAYER_BUDGET is wrong" in settings.stdout
+    broken = nixery.directory / "set"
+    broken.mkdir()
+    (broken / "default.nix").write_text('{ system }: throw "out of order"')
+    source = nixery("check", status=1, NIXERY_PKGS_PATH=str(broken))
+    assert "WRONG source" in source.stdout
+    assert "out of order" in source.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("nixery bu", "build"),
+        ("nixery build --platform linux/ar", "linux/arm64"),
+        ("nixery build -o reg", "registry:"),
+    ],
+)
+def test_completion(nixery: CommandLine, words: str, expected: str) -> None:
+    completion = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    completed = subprocess.run(
+        [Path(sys.executable).with_name("nixery")],
+        env=clean_environment({"_NIXERY_COMPLETE": "complete_bash", **completion}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=nixery.directory,
+    )
+    assert expected in completed.stdout.split()
+
+
+@pytest.mark.parametrize("words", [(), ("build",), ("inspect",), ("check",), ("serve",)])
+def test_help_is_a_light_import(nixery: CommandLine, words: tuple[str, ...]) -> None:
+    shown = nixery(*words, "--help", PYTHONPROFILEIMPORTTIME="1")
+    assert "nixery" in shown.stdout
+    assert "granian" not in shown.stderr
+    assert "httpx" not in shown.stderr
 
 
 def test_no_package_set(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from nixery.closure.graph import Closure, PathInfo
 from nixery.errors import NixUnusable
 from nixery.image.platform import AMD64
 from nixery.nix.builder import Contents, Package
+from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
@@ -25,7 +26,7 @@ def builder(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     roots = GarbageCollectorRoots(tmp_path)
-    return SubprocessNixBuilder(30, roots, NixOptions())
+    return SubprocessNixBuilder(30, roots, NixOptions(), CollectorLock(Path("/nix/var/nix")))
 
 
 async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:

@@ -106,7 +106,7 @@ def test_a_sandbox_that_has_to_be_there(
         assert (ended.returncode, ended.stderr) == (2, f"nixery: {problem}\n")
         return
     server = start_server(NIXERY_NIX_SANDBOX="on", **spy.environment())
-    assert "in_effect=on" in server.log
+    assert '"in_effect": "on"' in server.log
     spy.forget()
     server.client.manifest("hello")
     (call,) = spy.calls_of("nix-store", "--realise")
@@ -115,7 +115,7 @@ def test_a_sandbox_that_has_to_be_there(
 
 def test_what_the_configuration_says_is_told(start_server: StartServer) -> None:
     server = start_server(NIX_CONFIG="sandbox = relaxed")
-    assert "in_effect=relaxed" in server.log
+    assert '"in_effect": "relaxed"' in server.log
 
 
 @pytest.mark.parametrize("script", ["exit 1", "echo /proc/version"])

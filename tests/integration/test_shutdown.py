@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import signal
@@ -17,8 +18,10 @@ from tests.support.nix import (
     install_fake_nix,
     is_running,
     processes_with_environment,
+    started_by,
     wait_until,
 )
+from tests.support.repository import Repository
 from tests.support.server import Server
 
 # Seconds a server has, by contract.
@@ -82,7 +85,7 @@ def test_running_builds_are_ended(start_server: StartServer, salt: str, package:
 def test_running_evaluation_is_ended(start_server: StartServer) -> None:
     server = start_server(NIX_TIMEOUT="60")
     InBackground(server.client, "/v2/endless/manifests/latest").start()
-    wait_until(lambda: bool(children_of(server.process.pid)), "Nix runs")
+    wait_until(lambda: bool(started_by(server.process.pid)), "Nix runs")
     processes = children_of(server.process.pid)
     assert seconds_to_stop(server) < _LIMIT
     wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", 2)
@@ -95,7 +98,37 @@ def test_nix_that_does_not_end_when_it_is_asked_to(start_server: StartServer, tm
     wait_until(lambda: "sleep 39" in children_of(server.process.pid).values(), "Nix runs")
     processes = children_of(server.process.pid)
     assert seconds_to_stop(server) < _LIMIT
-    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", 2)
+    # What was asked for Nix's settings at the start is as stubborn: the warden ends it, after some seconds.
+    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", 7)
+
+
+def test_package_set_that_takes_long_to_read(start_server: StartServer, tmp_path: Path) -> None:
+    package_set = tmp_path / "large-set"
+    package_set.mkdir()
+    (package_set / "default.nix").write_text("{ ... }: { }")
+    with (package_set / "terabyte").open("wb") as file:
+        file.truncate(1 << 40)  # nothing on the disk, and minutes to digest
+    server = start_server(NIXERY_PKGS_PATH=str(package_set))
+    request = InBackground(server.client, "/v2/hello/manifests/latest").start()
+    time.sleep(0.5)
+    assert request.is_running
+    assert seconds_to_stop(server) < _LIMIT
+    assert request.result().status == 503
+
+
+def test_repository_that_another_process_has_locked(start_server: StartServer, tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    repository.commit("1")
+    server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=repository.url)
+    copy = server.storage / "sources" / hashlib.sha256(repository.url.encode()).hexdigest()[:16]
+    copy.mkdir(parents=True)
+    with (copy / "nixery.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        request = InBackground(server.client, "/v2/hello/manifests/latest").start()
+        time.sleep(0.5)
+        assert request.is_running
+        assert seconds_to_stop(server) < _LIMIT
+        assert request.result().status == 503
 
 
 def read_slowly(connection: socket.socket, while_reading: Callable[[], None]) -> bytes:

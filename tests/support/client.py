@@ -116,6 +116,7 @@ class InBackground:
 
     client: RegistryClient
     path: str
+    headers: Mapping[str, str] | None = None
     _answers: list[Response | OSError | http.client.HTTPException] = field(default_factory=list)
     _thread: threading.Thread | None = None
 
@@ -126,7 +127,7 @@ class InBackground:
 
     def _run(self) -> None:
         try:
-            self._answers.append(self.client.get(self.path))
+            self._answers.append(self.client.get(self.path, self.headers))
         except (OSError, http.client.HTTPException) as error:
             self._answers.append(error)
 

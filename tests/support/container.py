@@ -137,10 +137,20 @@ def pull(port: int, name: str, reference: str, directory: Path) -> Container:
     )
     image = PulledImage.from_oci_layout(layout)
     validate(image)
-    call(["umoci", "unpack", "--image", f"{layout}:image", str(bundle)], _RUN)
+    call(["umoci", "unpack", "--image", _unpackable(image, layout), str(bundle)], _RUN)
     (bundle / "config.json").rename(bundle / "umoci.json")
     shutil.rmtree(layout)
     return Container(image, bundle)
+
+
+def _unpackable(image: PulledImage, layout: Path) -> str:
+    """umoci does not know zstd; skopeo, which does, decompresses for it."""
+    if not any(layer.is_zstd for layer in image.layers):
+        return f"{layout}:image"
+    plain = f"dir:{layout.with_name('plain')}"
+    call(["skopeo", "copy", "--dest-decompress", f"oci:{layout}:image", plain], _RUN)
+    call(["skopeo", "copy", plain, f"oci:{layout}:plain"], _RUN)
+    return f"{layout}:plain"
 
 
 def call(command: Sequence[str], seconds: float) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE_SETS = Path(__file__).parent.parent / "packageset"
 
-_CONFIGURATION = """\
+CONFIGURATION = """\
 build-users-group =
 substituters =
 sandbox = false
@@ -33,7 +33,7 @@ def nix_environment(directory: Path) -> dict[str, str]:
         return {}
     configuration = directory / "nix-configuration"
     configuration.mkdir(exist_ok=True)
-    (configuration / "nix.conf").write_text(_CONFIGURATION)
+    (configuration / "nix.conf").write_text(CONFIGURATION)
     return {"NIX_CONF_DIR": str(configuration)}
 
 
@@ -84,6 +84,13 @@ def children_of(process_id: int) -> dict[int, str]:
         wanted = {child for child, parent in parents.items() if parent in wanted}
         found.update({child: _command_line(Path("/proc") / str(child)) for child in wanted})
     return found
+
+
+def started_by(process_id: int) -> dict[int, str]:
+    """Likewise, without the warden that each server has."""
+    return {
+        number: command for number, command in children_of(process_id).items() if "warden.py" not in command
+    }
 
 
 def _command_line(directory: Path) -> str:

@@ -87,7 +87,10 @@ class Server:
 
 @contextmanager
 def running_server(
-    directory: Path, settings: Mapping[str, str], arguments: Sequence[str] = ("-m", "nixery", "serve")
+    directory: Path,
+    settings: Mapping[str, str],
+    arguments: Sequence[str] = ("-m", "nixery", "serve"),
+    launcher: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Run a server with its storage (unless ``STORAGE_PATH`` is given) and its output in a directory.
 
@@ -95,6 +98,7 @@ def running_server(
         directory: made if it does not exist.
         settings: besides those that every server needs.
         arguments: of Python.
+        launcher: becomes Python; see ``PrivateNix``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = int(settings.get("PORT", free_port()))
@@ -111,7 +115,7 @@ def running_server(
     )
     with output.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*launcher, sys.executable, *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=sink,

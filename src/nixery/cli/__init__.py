@@ -1,4 +1,4 @@
-"""The command line, one module per command."""
+"""The command line: a module for each command's options, and one for what it does, which is imported when it runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,49 @@ import typer
 
 from nixery import __version__
 from nixery.cli.build import build
+from nixery.cli.check import check
+from nixery.cli.gc import gc
 from nixery.cli.inspect import inspect
+from nixery.cli.popularity import popularity
+from nixery.cli.scrub import scrub
 from nixery.cli.serve import serve
 
-app = typer.Typer(
-    help="A container registry that builds the image a client asks for, with Nix.",
-    no_args_is_help=True,
-    add_completion=False,
-)
+_IMAGES = "Images"
+_SERVER = "Server"
+_STORAGE = "Storage"
+
+_HELP = """A container registry that builds the image a client asks for, with Nix.
+
+An image is named after the packages in it: shell/git/jq has git, jq and a shell.
+
+[bold]Examples[/bold]
+
+nixery check
+
+nixery build shell/git --output docker-archive:git.tar
+
+nixery build shell/git --output registry:localhost:5000/git
+
+nixery inspect shell/git --diff shell/jq
+
+[bold]Environment[/bold]
+
+NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH or NIXERY_FLAKE: where packages come from; one of them is needed.
+
+NIXERY_STORAGE_BACKEND=filesystem, STORAGE_PATH: where layers are kept; serve needs them, others have ~/.cache/nixery.
+
+PORT, NIXERY_HOST: where serve listens.
+
+NIXERY_PLATFORMS: what is built, such as linux/amd64,linux/arm64.
+
+DOCKER_CONFIG, REGISTRY_AUTH_FILE: where logins of registries are. SSL_CERT_FILE: whom to trust.
+
+[bold]Exit status[/bold]
+
+0: done. 1: not done, or something is wrong. 2: wrong options, or, of serve, wrong settings. 143: ended by SIGTERM.
+"""
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 -- typer's callback signature
@@ -22,7 +57,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 -- typer's callback signatur
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=_HELP)
 def _main(
     version: bool = typer.Option(  # noqa: FBT001 -- typer's declaration of an option
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
@@ -31,9 +66,13 @@ def _main(
     """See ``app``'s own help."""
 
 
-app.command()(serve)
-app.command()(build)
-app.command()(inspect)
+app.command(rich_help_panel=_SERVER)(serve)
+app.command(rich_help_panel=_SERVER)(check)
+app.command(rich_help_panel=_SERVER)(popularity)
+app.command(rich_help_panel=_IMAGES)(build)
+app.command(rich_help_panel=_IMAGES)(inspect)
+app.command(rich_help_panel=_STORAGE)(gc)
+app.command(rich_help_panel=_STORAGE)(scrub)
 
 
 def main() -> None:

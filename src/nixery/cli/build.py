@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nixery.cli.workshop import run, workshop
-from nixery.errors import StorageError
+from nixery.cli.completion import complete_output, complete_platform
 from nixery.image.platform import Platform
-from nixery.image.request import requests_for
-from nixery.nix.builder import NixExpression
-from nixery.oci.descriptor import Descriptor
-from nixery.pipeline.image import ImageIndex
-from nixery.storage.layout import write_layout
 
 
 def build(
     name: Annotated[
-        str, typer.Argument(help="What the image would be called in the registry, e.g. shell/git.")
+        str,
+        typer.Argument(
+            metavar="NAME[:TAG]", help="What the image would be called in the registry, e.g. shell/git."
+        ),
     ] = "",
     expr: Annotated[
         str, typer.Option(metavar="NIX", help="Build what an expression gives; `pkgs` is the package set.")
@@ -30,44 +25,71 @@ def build(
         Path | None, typer.Option(exists=True, help="Build what a Nix file gives; called with { pkgs }.")
     ] = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="New OCI layout directory, or archive if it ends in .tar."),
+        list[str] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="KIND:PLACE",
+            autocompletion=complete_output,
+            help="oci:DIR, oci-archive:FILE, docker-archive:FILE or registry:HOST[:PORT]/NAME[:TAG]; a path alone "
+            "is an archive if it ends in .tar, else a directory. May be given several times.",
+        ),
     ] = None,
-    tag: Annotated[str, typer.Option(help="Of the package source, and of the image in --output.")] = "latest",
+    tag: Annotated[str, typer.Option(help="Of the package source, and of the image in --output.")] = "",
     platform: Annotated[
-        Platform | None,
-        typer.Option(parser=Platform.parse, help="E.g. linux/arm64, instead of NIXERY_PLATFORMS."),
+        list[Platform] | None,
+        typer.Option(
+            parser=Platform.parse,
+            metavar="OS/ARCH",
+            autocompletion=complete_platform,
+            help="E.g. linux/arm64, instead of NIXERY_PLATFORMS; several make an index.",
+        ),
     ] = None,
+    tls_verify: Annotated[
+        str,
+        typer.Option(
+            metavar="true|false", help="false: the registry may have any certificate, or plain HTTP."
+        ),
+    ] = "true",
+    insecure: Annotated[bool, typer.Option("--insecure", help="As --tls-verify=false.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object per event, the result last.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the digest.")] = False,
 ) -> None:
-    """Build an image without a server, and print its digest.
+    """Build an image without a server, push it or write it to files, and print its digest.
 
     It is what a server with the same settings would answer for NAME. An expression gives a derivation, a list of them, or an image
-    definition: --expr '[ pkgs.git pkgs.jq ]'. Recipes for these are in docs/images.md.
+    definition: --expr '[ pkgs.git pkgs.jq ]'. For example:
+
+    nixery build shell/git --output registry:registry.example.com/tools/git:1
+
+    nixery build shell/git --output docker-archive:git.tar
     """
     if sum(map(bool, (name, expr, file))) != 1:
         raise typer.BadParameter("give one of NAME, --expr and --file")
-    expression = _expression(expr, file)
-    wanted = expression.attribute if expression else name
+    if tls_verify not in {"true", "false"}:
+        raise typer.BadParameter("--tls-verify is true or false")
+    name, _, its_tag = name.partition(":")
+    if its_tag and tag:
+        raise typer.BadParameter("give the tag with NAME or with --tag")
+    tag = its_tag or tag or "latest"
 
-    async def command() -> Descriptor:
-        if output is not None and output.exists():  # rather now than after minutes of building
-            raise StorageError(f"{output} exists already")
-        async with workshop(expression) as (wired, prepared):
-            platforms = (platform,) if platform else prepared.platforms
-            found = await wired.images.get(requests_for(wanted, platforms), tag)
-            root = found.image.index if isinstance(found.image, ImageIndex) else found.image.manifest
-            if output is not None:
-                await write_layout(wired.blobs, root.descriptor, wanted, tag, output.absolute())
-        return root.descriptor
+    from nixery.cli import building
+    from nixery.cli.outputs import parse_output
+    from nixery.cli.progress import reporter
 
-    typer.echo(str(run(command, quiet=quiet).digest))
-
-
-def _expression(text: str, file: Path | None) -> NixExpression | None:
-    if file is not None:
-        # JSON's strings are Nix's, but for the one thing that begins an interpolation there.
-        path = json.dumps(str(file.absolute())).replace("${", r"\${")
-        stem = re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")
-        return NixExpression(stem or "image", f"import (/. + {path})")
-    return NixExpression("expression", f"{{ pkgs }}: ({text}\n)") if text else None
+    try:
+        outputs = [parse_output(text, tag) for text in output or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from None
+    building.build(
+        name,
+        building.parse_expression(expr, file),
+        tag,
+        outputs,
+        tuple(dict.fromkeys(platform or ())),
+        reporter(as_json=as_json, quiet=quiet),
+        quiet=quiet or as_json,
+        tls_verify=tls_verify == "true" and not insecure,
+    )

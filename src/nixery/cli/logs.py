@@ -2,22 +2,84 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
+import traceback
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
 
 import structlog
+from structlog.types import EventDict, ExcInfo, Processor
+
+from nixery.request_context import current_request
+
+# Whatever could end a line, move the cursor, or turn the direction of writing: no text of a client may do that. Surrogates
+# are names that are no UTF-8.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
-def configure_logs(level: int) -> None:
-    """Write log events of a level (``logging.INFO``, say) and above as lines."""
+def configure_logs(level: int, form: Literal["auto", "json", "console"] = "console") -> None:
+    """Write log events of a level (``logging.INFO``, say) and above, those of libraries from warnings on.
+
+    Args:
+        level: the least that is written.
+        form: JSON, lines for people, or what stderr is fit for.
+    """
+    as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
+    shared: list[Processor] = [_add_request, structlog.stdlib.add_log_level]
+    last = _json() if as_json else _console()
     structlog.configure(
-        processors=[
-            structlog.stdlib.add_log_level,
-            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
-            # Local variables stay out of tracebacks: they may be large, and nobody's business.
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            ),
-        ],
+        processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _json() -> list[Processor]:
+    # ASCII alone: JSON's escapes leave nothing that could end a line.
+    return [
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+
+
+def _console() -> list[Processor]:
+    return [
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+        _escape,
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback),
+    ]
+
+
+def _add_request(_logger: object, _method: str, event: EventDict) -> EventDict:
+    request = current_request()
+    if request is not None:
+        event.setdefault("request_id", request.id)
+    return event
+
+
+def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape control characters in texts; other values are shown by their ``repr``, which does."""
+    return {name: escaped(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def escaped(text: str) -> str:
+    """Return a text that stays on its line of a terminal, whoever wrote it."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _write_traceback(sio: TextIO, exc_info: ExcInfo) -> None:
+    # Local variables stay out of it: they may be large, and nobody's business. A message may have been made of what a client
+    # sent, so none of its lines may look like one of the log's.
+    for part in traceback.format_exception(*exc_info):
+        sio.writelines(f"\n    | {escaped(line)}" for line in part.rstrip("\n").split("\n"))

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +16,12 @@ import typer
 from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError
 from nixery.nix.builder import NixExpression
-from nixery.preparation import Prepared, prepare
-from nixery.settings import Settings
+from nixery.nix.guard import guarded
+from nixery.pipeline.events import BuildObserver
+from nixery.preparation import Prepared, prepare, storage
+from nixery.settings import Settings, storage_settings
+from nixery.settings.storage import StorageSettings
+from nixery.storage.store import BlobStore, RecordStore
 from nixery.wiring import Wired, wire
 
 Result = TypeVar("Result")
@@ -27,22 +31,61 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 @asynccontextmanager
-async def workshop(expression: NixExpression | None = None) -> AsyncIterator[tuple[Wired, Prepared]]:
-    """Wire everything for the process environment, with places of the user's own where nothing is set."""
-    settings = Settings.from_environment({**_defaults(), **os.environ})
+async def workshop(
+    expression: NixExpression | None = None,
+    observer: BuildObserver | None = None,
+    without: Collection[str] = (),
+) -> AsyncIterator[tuple[Wired, Prepared]]:
+    """Wire everything for the process environment, with places of the user's own where nothing is set.
+
+    Args:
+        expression: added to the package set.
+        observer: of builds; ``None`` for the log.
+        without: variables that are of no use to the command, and may be wrong.
+    """
+    settings = user_settings(without)
     prepared = prepare(settings, serving=False)
-    async with wire(settings, prepared, expression) as wired:
+    async with wire(settings, prepared, expression, observer) as wired:
         yield wired, prepared
 
 
-def run(command: Callable[[], Awaitable[Result]], *, quiet: bool) -> Result:
+@contextmanager
+def storehouse() -> Iterator[tuple[StorageSettings, BlobStore, RecordStore]]:
+    """Open the store of the process environment for whoever looks after it: without a package source, and without Nix.
+
+    Raises:
+        SettingsError: there is none, or it cannot be used.
+    """
+    settings = storage_settings({**_defaults(), **os.environ})
+    with storage(settings) as (blobs, records):
+        yield settings, blobs, records
+
+
+def user_settings(without: Collection[str] = ()) -> Settings:
+    """Read the environment; nothing but a source has to be set.
+
+    Raises:
+        SettingsError: with every problem there is.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    return Settings.from_environment({**_defaults(), **environment})
+
+
+def run(
+    command: Callable[[], Awaitable[Result]],
+    *,
+    quiet: bool,
+    failed: Callable[[NixeryError], None] = lambda _: None,
+) -> Result:
     """Run a command to its end; what goes wrong is told on stderr, and ends with status 1."""
     configure_logs(logging.WARNING if quiet else logging.INFO)
     try:
-        return asyncio.run(_awaited(command))
+        with guarded(os.environ):
+            return asyncio.run(_awaited(command))
     except asyncio.CancelledError:
         raise typer.Exit(_TERMINATED) from None
     except NixeryError as error:
+        failed(error)
         for line in (*str(error).splitlines(), *getattr(error, "log_tail", ())):
             typer.echo(f"nixery: {line}", err=True)
         raise typer.Exit(_FAILED) from None

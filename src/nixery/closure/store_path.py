@@ -40,12 +40,17 @@ class StorePath:
 
     @property
     def package_name(self) -> str:
-        """The name without the version, by Nix's own rule: up to the first dash that no letter follows.
-
-        Source: ``builtins.parseDrvName`` in the Nix manual.
-        """
-        match = re.search(r"-(?=[^a-zA-Z])", self.name)
-        return self.name[: match.start()] if match else self.name
+        """The name without the version; see ``without_version``."""
+        return without_version(self.name)
 
     def __str__(self) -> str:
         return f"{STORE_DIRECTORY}/{self.base_name}"
+
+
+def without_version(name: str) -> str:
+    """Cut the version off a name, by Nix's own rule: from the first dash on that no letter follows.
+
+    Source: ``builtins.parseDrvName`` in the Nix manual.
+    """
+    match = re.search(r"-(?=[^a-zA-Z])", name)
+    return name[: match.start()] if match else name

@@ -11,17 +11,25 @@
     │   ├── BlobUnknown
     │   ├── ManifestUnknown
     │   ├── TagUnknown                the package source has no such branch, commit, ...
+    │   ├── ClosureTooLarge           names the largest store paths
     │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
     ├── BuildError                    the request is fine, making the image failed
     │   ├── EvaluationFailed
     │   ├── BuildFailed               with the derivation and the end of its log
-    │   ├── BuildTimedOut
+    │   ├── BuildTimedOut             a builder, or Nix
+    │   ├── BuildTookTooLong          all of it together
+    │   ├── NixStoreFull
     │   ├── NixUnusable               Nix is not there, or does not answer as Nix does
+    │   ├── PathsCollected            by Nix's garbage collector, in between
     │   ├── SourceUnreachable         where the packages come from
     │   └── PackageSetChanged
     ├── PlatformFailed                one of several platforms: holds one of the above
     ├── StorageError
-    │   └── BlobVerificationFailed    what was written is not what was meant
+    │   ├── BlobVerificationFailed    what was written is not what was meant
+    │   ├── StorageFull
+    │   └── CollectionRunning
+    ├── PushFailed                    another registry does not take the image
+    ├── TooBusy                       says when to come back
     ├── ShuttingDown
     └── SettingsError                 every problem of the environment at once
 
@@ -33,23 +41,31 @@ from __future__ import annotations
 
 from nixery.errors.base import (
     BlobVerificationFailed,
+    CollectionRunning,
     NixeryError,
+    PushFailed,
     SettingsError,
     ShuttingDown,
     StorageError,
+    StorageFull,
+    TooBusy,
 )
 from nixery.errors.build import (
     BuildError,
     BuildFailed,
     BuildTimedOut,
+    BuildTookTooLong,
     EvaluationFailed,
+    NixStoreFull,
     NixUnusable,
     PackageSetChanged,
+    PathsCollected,
     PlatformFailed,
     SourceUnreachable,
 )
 from nixery.errors.request import (
     BlobUnknown,
+    ClosureTooLarge,
     InvalidDigest,
     InvalidName,
     InvalidReference,
@@ -68,23 +84,31 @@ __all__ = [
     "BuildError",
     "BuildFailed",
     "BuildTimedOut",
+    "BuildTookTooLong",
+    "ClosureTooLarge",
+    "CollectionRunning",
     "EvaluationFailed",
     "InvalidDigest",
     "InvalidName",
     "InvalidReference",
     "ManifestUnknown",
     "NameUnknown",
+    "NixStoreFull",
     "NixUnusable",
     "NixeryError",
     "PackageSetChanged",
     "PackagesUnavailable",
+    "PathsCollected",
     "PlatformFailed",
+    "PushFailed",
     "Reason",
     "RequestError",
     "SettingsError",
     "ShuttingDown",
     "SourceUnreachable",
     "StorageError",
+    "StorageFull",
     "TagUnknown",
+    "TooBusy",
     "UnavailablePackage",
 ]

@@ -24,11 +24,43 @@ class BlobVerificationFailed(StorageError):
     """The bytes written do not have the digest or size they were meant to have; nothing was stored."""
 
 
+class StorageFull(StorageError):
+    """There is no room left for blobs and records. What is stored is served all the same."""
+
+
+class CollectionRunning(StorageError):
+    """Garbage is being collected already, by this or another process."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "garbage is being collected already, by another process; try again when that is done"
+        )
+
+
+class PushFailed(NixeryError):
+    """Another registry does not take an image, or cannot be asked."""
+
+
 class ShuttingDown(NixeryError):
     """The server is stopping; the same request to its successor will be served."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down; try again")
+
+
+class TooBusy(NixeryError):
+    """So much is being built and waits to be built that no more is taken on; nothing was begun.
+
+    Attributes:
+        retry_after: seconds after which it is worth asking again.
+    """
+
+    def __init__(self, limit: int, waiting: int, retry_after: int) -> None:
+        super().__init__(
+            f"this server is busy: it builds {limit} at once (NIXERY_MAX_BUILDS), and {waiting} more wait already "
+            f"(NIXERY_MAX_QUEUED); try again in {retry_after} seconds"
+        )
+        self.retry_after = retry_after
 
 
 class SettingsError(NixeryError):

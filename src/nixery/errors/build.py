@@ -51,8 +51,34 @@ class BuildTimedOut(BuildError):
         self.log_tail = log_tail
 
 
+class BuildTookTooLong(BuildError):
+    """An image was not finished within ``NIXERY_BUILD_TIMEOUT`` seconds; the time before its build began does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT); what has been built of it is kept, "
+            "so that another attempt gets further"
+        )
+        self.seconds = seconds
+
+
+class NixStoreFull(BuildError):
+    """There is no room left in the Nix store, or where Nix keeps its database and builds."""
+
+    def __init__(self) -> None:
+        super().__init__("the Nix store is full: there is no space left where Nix builds and keeps packages")
+
+
 class NixUnusable(BuildError):
     """Nix cannot be run, or answers in a way no known version does."""
+
+
+class PathsCollected(BuildError):
+    """Nix's garbage collector took what was needed, between two of our steps and again and again."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"Nix's garbage collector took {path} before it was used; try again")
+        self.path = path
 
 
 class SourceUnreachable(BuildError):

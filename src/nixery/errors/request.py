@@ -72,6 +72,35 @@ class TagUnknown(RequestError):
         self.tag = tag
 
 
+class ClosureTooLarge(RequestError):
+    """An image would be larger than this server makes them.
+
+    Attributes:
+        size: of its closure, in bytes (NAR size).
+        limit: in bytes.
+        largest: its largest store paths without their directory, with their own sizes in bytes, the largest first.
+    """
+
+    def __init__(self, size: int, limit: int, largest: tuple[tuple[str, int], ...]) -> None:
+        paths = ", ".join(f"{path} ({_readable(bytes_)})" for path, bytes_ in largest)
+        super().__init__(
+            f"the image would have {_readable(size)} of store paths, and {_readable(limit)} is the limit (NIXERY_MAX_CLOSURE); "
+            f"the largest are {paths}"
+        )
+        self.size = size
+        self.limit = limit
+        self.largest = largest
+
+
+def _readable(size: int) -> str:
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:  # noqa: PLR2004 -- what the units are made of
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
 class Reason(StrEnum):
     """Why a package cannot be had. The values are the words used towards the client."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from nixery.errors import BuildTimedOut, SourceUnreachable, TagUnknown
 from nixery.fetching.git_repository import GitRepository
+from nixery.fetching.kept_trees import KeptTrees
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation
@@ -39,9 +40,7 @@ class ChannelSource:
         self._allowed = allowed
         self._archives = archives
         self._repository = repository
-        self._store = store
-        self._trees: dict[str, Path] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._trees = KeptTrees(store)
 
     def reference(self, tag: str) -> Reference:
         """See ``PackageSource.reference``."""
@@ -50,7 +49,7 @@ class ChannelSource:
     async def resolve(self, reference: Reference) -> Pin:
         """See ``PackageSource.resolve``. The archive is fetched at once, so that nobody has to wait for it later."""
         commit = await self._repository.look_up(reference.name) if reference.moving else reference.name
-        await self._tree(commit)
+        await self._trees.get(commit, partial(self._fetch, commit))
         return Pin(self.description, commit, commit, public_url(self._repository.shown))
 
     async def confirm(self, pin: Pin) -> None:
@@ -59,16 +58,8 @@ class ChannelSource:
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
         """See ``PackageSource.open``."""
-        tree = await self._tree(pin.identity)
-        async with self._store.keeping(tree):
+        async with self._trees.keeping(pin.identity, partial(self._fetch, pin.identity)) as tree:
             yield NixFiles(tree, self_contained=True)
-
-    async def _tree(self, commit: str) -> Path:
-        async with self._one_at_a_time:
-            tree = self._trees.get(commit)
-            if tree is None or not await asyncio.to_thread(tree.exists):
-                tree = self._trees[commit] = await self._fetch(commit)
-            return tree
 
     async def _fetch(self, commit: str) -> Path:
         url = self._archives.replace("{rev}", commit)

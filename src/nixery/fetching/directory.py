@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from nixery.errors import NixeryError, PackageSetChanged, SourceUnreachable
@@ -41,6 +41,14 @@ class DirectorySource:
     async def resolve(self, reference: Reference) -> Pin:  # noqa: ARG002 -- there is only one
         """See ``PackageSource.resolve``."""
         return await self._pin()
+
+    async def look_ahead(self) -> None:
+        """Read the directory before anybody asks: from then on, a pin costs a look at what has changed.
+
+        Whatever is wrong with it, those who ask are told.
+        """
+        with suppress(SourceUnreachable):
+            await self._pin()
 
     async def confirm(self, pin: Pin) -> None:
         """See ``PackageSource.confirm``."""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BaseModel, ValidationError
 
-from nixery.errors import BuildTimedOut, NixUnusable, SourceUnreachable, TagUnknown
+from nixery.closure.store_path import STORE_DIRECTORY
+from nixery.errors import (
+    BuildTimedOut,
+    NixUnusable,
+    PackageSetChanged,
+    PathsCollected,
+    SourceUnreachable,
+    TagUnknown,
+)
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, without_paths
@@ -76,7 +84,18 @@ class FlakeSource:
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[Flake]:
         """See ``PackageSource.open``."""
-        yield Flake(pin.identity)
+        kind, _, copy = pin.identity.partition("?")[0].partition(":")
+        if kind != "path" or not copy.startswith(STORE_DIRECTORY):
+            # A commit: Nix has it, or gets it again.
+            yield Flake(pin.identity)
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self._store.keeping(Path(copy)))
+            except PathsCollected:
+                # There is no other copy of what was pinned.
+                raise PackageSetChanged from None
+            yield Flake(pin.identity)
 
     async def _metadata(self, reference: Reference) -> _Metadata:
         shown = without_credentials(reference.name)

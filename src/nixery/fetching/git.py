@@ -6,10 +6,12 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from nixery.errors import StorageError
 from nixery.fetching.git_repository import GitRepository
+from nixery.fetching.kept_trees import KeptTrees
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.sources.location import COMMIT, public_url, without_credentials
@@ -38,8 +40,7 @@ class GitSource:
         self._repository = GitRepository(url, copies, environment)
         self._temporary = temporary
         self._store = store
-        self._trees: dict[str, Path] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._trees = KeptTrees(store)
 
     def reference(self, tag: str) -> Reference:
         """See ``PackageSource.reference``."""
@@ -59,11 +60,7 @@ class GitSource:
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
         """See ``PackageSource.open``."""
-        async with self._one_at_a_time:
-            tree = self._trees.get(pin.identity)
-            if tree is None or not await asyncio.to_thread(tree.exists):
-                tree = self._trees[pin.identity] = await self._check_out(pin.identity)
-        async with self._store.keeping(tree):
+        async with self._trees.keeping(pin.identity, partial(self._check_out, pin.identity)) as tree:
             yield NixFiles(tree, self_contained=True)
 
     async def _check_out(self, commit: str) -> Path:

@@ -20,6 +20,9 @@ from nixery.sources.location import without_credentials
 _FETCH = 600
 _LOOK_UP = 60
 
+# Seconds between two looks whether another server is done.
+_LOOK_AGAIN = 0.1
+
 # What a server says that hands out commits by their digits, and has not got this one (git's upload-pack.c).
 _NOT_THERE = "not our ref"
 
@@ -125,7 +128,7 @@ class GitRepository:
                     f"cannot keep git repositories in the storage: {error.strerror}"
                 ) from error
             try:
-                await asyncio.to_thread(fcntl.flock, descriptor, fcntl.LOCK_EX)
+                await _lock(descriptor)
                 # Git holds the lock as well: if we are killed, it is not given up before git has ended.
                 self._inherited = (descriptor,)
                 await self._make_usable()
@@ -183,3 +186,14 @@ class GitRepository:
         said = [line for line in stderr if line.startswith(("fatal:", "error:"))] or list(stderr)
         text = (said[0] if said else "").removeprefix("fatal: ")
         return completed.exit_code, text.replace(self._url, self.shown)
+
+
+async def _lock(descriptor: int) -> None:
+    # Not in a thread: one that waits cannot be ended, and another server may fetch for minutes.
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await asyncio.sleep(_LOOK_AGAIN)
+        else:
+            return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from nixery.errors import NixUnusable
+from nixery.errors import NixUnusable, PathsCollected
+from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, without_paths
+from nixery.nix.error_message import collected_path, explanation, without_paths
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 
 # Seconds to copy a package set; nixpkgs has 40,000 files.
@@ -20,10 +21,16 @@ class NixStore:
 
     Args:
         roots: what protects them from Nix's garbage collector.
+        collector: that one's lock.
     """
 
-    def __init__(self, roots: GarbageCollectorRoots) -> None:
+    def __init__(self, roots: GarbageCollectorRoots, collector: CollectorLock) -> None:
         self._roots = roots
+        self._collector = collector
+
+    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        """Have the garbage collector wait, where that is possible, from adding a path until it is kept."""
+        return self._collector.held()
 
     async def add(self, tree: Path) -> Path:
         """Copy a directory; return its store path, which is named by the content.
@@ -38,7 +45,8 @@ class NixStore:
         """Protect a store path while the context lasts.
 
         Raises:
-            NixUnusable: it is not valid, or Nix cannot be run.
+            PathsCollected: it is not there any more.
+            NixUnusable: Nix cannot be run.
         """
         with self._roots.hold() as root:
             await self._run("nix-store", "--realise", str(path), "--add-root", str(root), "--indirect")
@@ -46,6 +54,9 @@ class NixStore:
 
     async def _run(self, *arguments: str) -> str:
         completed, stderr = await run_command(_COPY, *arguments)
+        gone = collected_path(stderr) if completed.exit_code != 0 else None
+        if gone is not None:
+            raise PathsCollected(gone)
         if completed.exit_code != 0:
             raise NixUnusable(f"{arguments[0]} {arguments[1]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()

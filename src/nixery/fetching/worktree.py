@@ -49,9 +49,8 @@ async def worktree_state(path: Path, environment: Mapping[str, str]) -> Worktree
             return None
         return completed.stdout.decode(errors="replace") if completed.exit_code == 0 else None
 
-    last = await ask("log", "-1", "--format=%H %ct")
+    last, changes = await asyncio.gather(ask("log", "-1", "--format=%H %ct"), ask("status", "--porcelain"))
     if not last:
         return None
     commit, date = last.split()
-    changes = await ask("status", "--porcelain")
     return WorktreeState(commit if changes == "" else f"{commit}-dirty", int(date))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nixery.closure.store_path import StorePath
+from nixery.closure.store_path import StorePath, without_version
+from nixery.oci.canonical_json import canonical_json
 
 # A package that at least this many others refer to is popular.
 THRESHOLD = 100
@@ -20,16 +22,36 @@ class Popularity:
 
     Attributes:
         counts: number of packages that refer to a package. A key is a name with its version (``glibc-2.36``)
-            or without (``glibc``), so that data stays useful when versions move; the former wins.
+            or without (``glibc``).
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
+    _by_package_name: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        found: dict[str, int] = {}
+        for key, count in self.counts.items():
+            name = without_version(key)
+            # The largest, not the sum: a set that keeps three versions of a library would make the next one three times as
+            # popular as any of them is, and whoever moves to it comes from one of them.
+            found[name] = max(count, found.get(name, 0))
+        # A key without a version was meant for all of them.
+        found.update((key, count) for key, count in self.counts.items() if key in found)
+        object.__setattr__(self, "_by_package_name", found)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the counts, hexadecimal; however they were written down, it is the same."""
+        return hashlib.sha256(canonical_json(dict(self.counts))).hexdigest()
 
     def count(self, path: StorePath) -> int:
-        """Return the reference count; 1 where nothing is known, so that unknown paths are rated by size alone."""
+        """Return the reference count: that of the name with its version, else of the name without, else the largest of other versions.
+
+        So data stays useful when versions move. It is 1 where nothing is known, and unknown paths are rated by size alone.
+        """
         exact = self.counts.get(path.name)
-        return max(1, self.counts.get(path.package_name, 1) if exact is None else exact)
+        return max(1, self._by_package_name.get(path.package_name, 1) if exact is None else exact)
 
     def is_popular(self, path: StorePath) -> bool:
-        """Whether the path gets a layer of its own."""
+        """Whether the path is one that images with little else in common want."""
         return path.package_name in _ALWAYS_POPULAR or self.count(path) >= THRESHOLD

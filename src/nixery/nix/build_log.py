@@ -13,12 +13,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from nixery.nix.error_message import is_about_a_full_disk
 from nixery.nix.progress import ProgressFeed
 
 _PREFIX = b"@nix "
 _COPY_ACTIVITY = 100  # of a path, from a binary cache
 _BUILD_ACTIVITY = 105
+_SUBSTITUTE_ACTIVITY = 108
 _PROGRESS_RESULT = 105  # bytes done, bytes expected, ...
+_WORK = (_COPY_ACTIVITY, _BUILD_ACTIVITY, _SUBSTITUTE_ACTIVITY)
 _LOG_LINE_RESULTS = (101, 107)  # a builder's line, a post-build hook's line
 _LEVEL_ERROR = 0
 
@@ -33,6 +36,9 @@ _LONGEST_LINE = 2000
 
 class BuildLog:
     """The state of a realisation, as far as its log tells.
+
+    Attributes:
+        is_at_work: whether something was built or fetched, or has begun to be.
 
     Args:
         on_progress: called whenever something starts, ends or moves on; not for a builder's own output.
@@ -52,6 +58,7 @@ class BuildLog:
         self._started: dict[int, float] = {}
         self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
+        self.is_at_work = False
         self._derivation_of_activity: dict[int, str] = {}
         self._tails: dict[str, deque[str]] = {}
         self._errors: list[str] = []
@@ -65,6 +72,7 @@ class BuildLog:
             return
         if self._feed:
             self._follow(self._feed, event)
+        self.is_at_work |= event.get("action") == "start" and event.get("type") in _WORK
         match event:
             case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
                 kind in _LOG_LINE_RESULTS
@@ -112,6 +120,16 @@ class BuildLog:
                 feed.stopped(activity)
 
     @property
+    def errors(self) -> tuple[str, ...]:
+        """What Nix itself said is wrong."""
+        return tuple(self._errors)
+
+    @property
+    def built(self) -> frozenset[str]:
+        """``<hash>-<name>.drv`` of the derivations whose builders were started."""
+        return frozenset(self._tails)
+
+    @property
     def failed_derivation(self) -> str | None:
         """``<hash>-<name>.drv`` of the derivation that failed first, if the log names one.
 
@@ -127,6 +145,14 @@ class BuildLog:
         running = {self._derivation_of_activity[a]: now - start for a, start in self._started.items()}
         seconds = self._seconds | running
         return max(seconds, key=seconds.__getitem__, default=None)
+
+    @property
+    def says_that_there_is_no_room(self) -> bool:
+        """Whether Nix itself, and not a builder that it quotes, found no room for what it had to write."""
+        # What it says before it knows in which format is in plain lines.
+        plain_errors = [line for line in self._other_lines if line.startswith("error:")]
+        lines = (line.strip() for error in (*self._errors, *plain_errors) for line in error.splitlines())
+        return any(is_about_a_full_disk(line) for line in lines if not line.startswith(">"))
 
     def log_tail(self, derivation: str | None) -> tuple[str, ...]:
         """Return the last lines of a derivation's builder; where no builder is to blame, of Nix itself."""

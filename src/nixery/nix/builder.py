@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -132,6 +132,7 @@ class NixBuilder(Protocol):
 
         Raises:
             EvaluationFailed: the set itself is broken.
+            PathsCollected: something that it refers to has gone meanwhile.
             BuildTimedOut: evaluation took too long.
             NixUnusable: Nix cannot be run.
         """
@@ -154,16 +155,28 @@ class NixBuilder(Protocol):
         """
         ...
 
-    def realise(self, installables: Sequence[str], tell: Tell = ...) -> AbstractAsyncContextManager[None]:
+    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        """Have Nix's garbage collector wait, where that is possible, from an evaluation until what it wrote is realised.
+
+        Yields:
+            What lets it go on, for ``realise``.
+        """
+        ...
+
+    def realise(
+        self, installables: Sequence[str], tell: Tell = ..., on_begun: Callable[[], None] = ...
+    ) -> AbstractAsyncContextManager[None]:
         """Build or substitute some outputs; nothing else.
 
         Args:
             installables: in Nix's words.
             tell: is told how far it is, some ten times a second.
+            on_begun: called when Nix itself protects what it works with, maybe several times, maybe never.
 
         While the context lasts they are protected from Nix's garbage collector.
 
         Raises:
+            PathsCollected: a derivation is not there any more; evaluating again writes it.
             BuildFailed: with the failing derivation and the end of its log.
             BuildTimedOut: with the derivation, where one is to blame.
             NixUnusable: Nix cannot be run.

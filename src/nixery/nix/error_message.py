@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 
@@ -34,6 +35,32 @@ _MACHINE = re.compile(
     r"cannot open database|database is (busy|locked)|Disk quota exceeded",
     re.IGNORECASE,
 )
+
+# What the versions of Nix say of a store path that was there a moment ago.
+_GONE = re.compile(
+    r"missing derivation|don't know how to build|is not valid|does not exist|No such file", re.IGNORECASE
+)
+_STORE_PATH = re.compile(r"/nix/store/[0-9a-z]{32}-[\w+.?=-]+")
+
+
+def collected_path(said: Sequence[str]) -> str | None:
+    """Return the store path because of which something failed, if it is one that is not there: the garbage collector's, most likely.
+
+    A file that is missing within a path that is there is somebody else's fault.
+    """
+    text = "\n".join(_ANSI_ESCAPE.sub("", line) for line in said)
+    if _GONE.search(text) is None:
+        return None
+    return next((path for path in _STORE_PATH.findall(text) if not os.path.lexists(path)), None)
+
+
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
+
+
+def is_about_a_full_disk(message: str) -> bool:
+    """Whether a message of Nix's says that there is no room left."""
+    return _FULL.search(message) is not None
+
 
 _PATH = re.compile(r"(?<![\w.])/(?!nix/store/)[^\s'\"]+")
 

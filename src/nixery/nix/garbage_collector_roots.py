@@ -6,11 +6,14 @@ server process, so that what a killed one leaves is swept away by the next.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from nixery.errors import StorageError, StorageFull
 
 
 class GarbageCollectorRoots:
@@ -25,8 +28,18 @@ class GarbageCollectorRoots:
 
     @contextmanager
     def hold(self) -> Iterator[Path]:
-        """Give a path to register roots at; they go when the context ends."""
-        place = Path(tempfile.mkdtemp(prefix="build-", dir=self._directory))
+        """Give a path to register roots at; they go when the context ends.
+
+        Raises:
+            StorageError: there is no place for them.
+        """
+        try:
+            # Somebody may have deleted it, with all of the storage.
+            self._directory.mkdir(parents=True, exist_ok=True)
+            place = Path(tempfile.mkdtemp(prefix="build-", dir=self._directory))
+        except OSError as error:
+            kind = StorageFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
+            raise kind(f"cannot write to the storage: {error.strerror}") from error
         try:
             yield place / "result"
         finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from nixery.closure.graph import Closure
@@ -11,13 +12,16 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import (
     BuildFailed,
     BuildTimedOut,
+    NixStoreFull,
     NixUnusable,
+    PathsCollected,
 )
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog
 from nixery.nix.builder import Details, Evaluated, NixExpression
+from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, without_paths
+from nixery.nix.error_message import collected_path, explanation, is_about_a_full_disk, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
@@ -51,6 +55,7 @@ class SubprocessNixBuilder:
         timeout: seconds a builder may run, and an evaluation.
         roots: where realised paths are protected from garbage collection.
         options: of the operator.
+        collector: of the store's garbage.
         expression: what is to be found in every package set besides what it has.
     """
 
@@ -59,8 +64,10 @@ class SubprocessNixBuilder:
         timeout: float,
         roots: GarbageCollectorRoots,
         options: NixOptions,
+        collector: CollectorLock,
         expression: NixExpression | None = None,
     ) -> None:
+        self._collector = collector
         self._options = options
         self._expression = expression
         self._timeout = timeout
@@ -90,19 +97,33 @@ class SubprocessNixBuilder:
         seconds = min(self._timeout, _INDEX_SECONDS)
         return await Evaluation(platform, package_set, seconds, self._options).index(details=details)
 
+    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        """See ``NixBuilder.undisturbed``."""
+        return self._collector.held()
+
     @asynccontextmanager
-    async def realise(self, installables: Sequence[str], tell: Tell = nobody) -> AsyncIterator[None]:
+    async def realise(
+        self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[None]:
         """See ``NixBuilder.realise``."""
         with self._roots.hold() as root:
             if installables:
-                await self._realise(installables, root, tell)
+                await self._realise(installables, root, tell, on_begun)
             yield
 
-    async def _realise(self, wanted: Sequence[str], root: Path, tell: Tell) -> None:
+    async def _realise(
+        self, wanted: Sequence[str], root: Path, tell: Tell, on_begun: Callable[[], None]
+    ) -> None:
         # Whatever Nix is busy with apart from builders (evaluating what to build, downloading) reports progress.
         deadline = Deadline(self._timeout + _GRACE)
         feed = ProgressFeed(tell)
-        log = BuildLog(on_progress=deadline.extend, feed=feed)
+
+        def on_progress() -> None:
+            deadline.extend()
+            if log.is_at_work:
+                on_begun()
+
+        log = BuildLog(on_progress, feed=feed)
         arguments = (
             "nix-store",
             "--realise",
@@ -121,6 +142,13 @@ class SubprocessNixBuilder:
         if completed.exit_code > _BUILD_FAILURE and (completed.exit_code - _BUILD_FAILURE) & _TIMED_OUT:
             raise self._timed_out(log)
         if completed.exit_code != 0:
+            if log.says_that_there_is_no_room:
+                raise NixStoreFull
+            gone = await asyncio.to_thread(_missing, wanted)
+            if log.failed_derivation not in log.built:
+                gone = gone or collected_path(log.errors)
+            if gone is not None:
+                raise PathsCollected(gone)
             raise BuildFailed(log.failed_derivation, log.log_tail(log.failed_derivation), log.summary)
 
     def _timed_out(self, log: BuildLog) -> BuildTimedOut:
@@ -141,8 +169,16 @@ class SubprocessNixBuilder:
     async def _query(self, *arguments: str) -> str:
         completed, stderr = await run_command(self._timeout, "nix-store", *arguments)
         if completed.exit_code != 0:
+            if is_about_a_full_disk(explanation(stderr)):
+                raise NixStoreFull
             raise NixUnusable(f"nix-store {arguments[0]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()
+
+
+def _missing(installables: Sequence[str]) -> str | None:
+    """The first of some derivations that is not there."""
+    derivations = (installable.partition("!")[0] for installable in installables)
+    return next((path for path in derivations if not Path(path).exists()), None)
 
 
 def _batches(paths: Sequence[str]) -> list[Sequence[str]]:

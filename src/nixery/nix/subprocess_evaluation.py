@@ -11,11 +11,24 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from nixery.errors import EvaluationFailed, NixUnusable, Reason, UnavailablePackage
+from nixery.errors import (
+    EvaluationFailed,
+    NixStoreFull,
+    NixUnusable,
+    PathsCollected,
+    Reason,
+    UnavailablePackage,
+)
 from nixery.image.platform import Platform
 from nixery.nix.builder import Details, NixExpression
 from nixery.nix.command import run_command
-from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
+from nixery.nix.error_message import (
+    collected_path,
+    explanation,
+    is_about_a_full_disk,
+    is_trouble_of_the_machine,
+    without_paths,
+)
 from nixery.nix.evaluation import Flaw, Item, parse_answer, request_argument
 from nixery.nix.options import NixOptions
 from nixery.nix.process import Completed
@@ -54,14 +67,21 @@ class Evaluation:
 
         Raises:
             EvaluationFailed: the set itself is broken.
+            PathsCollected: a store path that it refers to is not there.
             BuildTimedOut: it took too long.
+            NixStoreFull: there is no room for derivations.
             NixUnusable: Nix cannot be run.
         """
         completed, stderr = await self._instantiate(request_argument(packages, optional))
         if completed.exit_code == 0:
             # With a large package set, looking for near names is work for a while.
             return await asyncio.to_thread(parse_answer, completed.stdout)
+        gone = collected_path([explanation(stderr)])
+        if gone is not None:
+            raise PathsCollected(gone)
         if completed.exit_code < 0 or is_trouble_of_the_machine(stderr):
+            if is_about_a_full_disk(explanation(stderr)):
+                raise NixStoreFull
             # Nobody's package is to blame, and a client that asks again may well be served.
             reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"
             raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")
@@ -86,6 +106,19 @@ class Evaluation:
             return await asyncio.to_thread(_INDEX.validate_json, completed.stdout)
         except ValidationError as error:
             raise NixUnusable("Nix's list of a package set is not understood") from error
+
+    async def names(self) -> list[str]:
+        """Return the names of all attributes of the set, sorted by bytes; not all of them need to be packages.
+
+        Raises:
+            BuildError: as above.
+        """
+        completed, _ = await self._instantiate(json.dumps({"names": True}))
+        if completed.exit_code != 0:
+            await self.of((), ())  # it says what is wrong
+            raise NixUnusable("Nix could not list the names of the package set")
+        names: list[str] = json.loads(completed.stdout)
+        return names
 
     async def _find_culprits(
         self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]

@@ -18,9 +18,13 @@ class Inside:
 
     def exists(self, file: bytes) -> bool:
         """Whether a path leads, through whatever symlinks, to something in the image."""
-        real = os.fsdecode(os.path.realpath(file))
-        return "/".join(real.split("/")[:_DEPTH]) in self._paths and os.path.exists(file)
+        # One call tells of most that are asked for that they are not there; resolving takes one for each component.
+        return os.path.exists(file) and self._leads_inside(file)
 
     def is_directory(self, file: bytes) -> bool:
         """Likewise, and to a directory."""
-        return os.path.isdir(file) and self.exists(file)
+        return os.path.isdir(file) and self._leads_inside(file)
+
+    def _leads_inside(self, file: bytes) -> bool:
+        real = os.fsdecode(os.path.realpath(file))
+        return "/".join(real.split("/")[:_DEPTH]) in self._paths

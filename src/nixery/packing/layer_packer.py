@@ -12,6 +12,7 @@ from nixery.oci.digest import Digest
 from nixery.packing import tar
 from nixery.packing.compression import Compression
 from nixery.packing.entries import Entry, GeneratedFile, RegularFile
+from nixery.packing.one_behind import OneBehind
 
 # Version of the archive's format: raise it with any change to the bytes of a layer, so that layers packed before
 # are not taken for layers packed after.
@@ -71,23 +72,27 @@ class LayerPacker:
             uncompressed.update(chunk)
             sink.write(compressor.compress(chunk))
 
-        archive = _Archive(take)
-        for entry in entries:
-            archive.add(entry)
-        archive.end()
+        with OneBehind(take) as behind:
+            archive = _Archive(behind.give)
+            for entry in entries:
+                archive.add(entry)
+            rest = archive.end()
+            behind.wait()
+        take(rest)
         sink.write(compressor.flush())
         return Digest(uncompressed.hexdigest())
 
 
 class _Archive:
-    """A tar in the making, in one buffer that is filled and handed on, filled and handed on.
+    """A tar in the making, in two buffers: while one is filled, the other is digested and compressed.
 
     Files are read to where they belong in it: of what is in them, no object is ever made.
     """
 
     def __init__(self, take: Callable[[memoryview], None]) -> None:
+        """Hand each full buffer to ``take``, which returns when it is done with the one before."""
         self._take = take
-        self._buffer = bytearray(_CHUNK)
+        self._buffer, self._other = bytearray(_CHUNK), bytearray(0)
         self._view = memoryview(self._buffer)
         self._filled = 0
 
@@ -108,11 +113,10 @@ class _Archive:
             case _:
                 self._append(header)
 
-    def end(self) -> None:
-        """Complete the archive and hand on what is left."""
+    def end(self) -> memoryview:
+        """Complete the archive and return what has not been handed on: less than a chunk."""
         self._append(tar.END_OF_ARCHIVE)
-        if self._filled:
-            self._take(self._view[: self._filled])
+        return self._view[: self._filled]
 
     def _append(self, data: bytes) -> None:
         end = self._filled + len(data)
@@ -155,6 +159,9 @@ class _Archive:
         self._filled += count
         if self._filled == _CHUNK:
             self._take(self._view)
+            # Most layers have less than a chunk, and need no other buffer.
+            self._buffer, self._other = self._other or bytearray(_CHUNK), self._buffer
+            self._view = memoryview(self._buffer)
             self._filled = 0
 
 

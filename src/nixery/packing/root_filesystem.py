@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nixery.closure.store_path import StorePath
 from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
@@ -91,11 +92,19 @@ def plan_root_filesystem(outputs: Iterable[InstalledOutput], closure: Sequence[S
     inside = Inside(closure)
     merge = _Merge(inside)
     sources = [
-        (str(output.path).encode(), output.package) for output in sorted(outputs, key=lambda o: o.rank)
+        _Source(str(output.path).encode(), output.package) for output in sorted(outputs, key=lambda o: o.rank)
     ]
-    tree = merge.directories([source for source in sources if inside.is_directory(source[0])], b"")
+    tree = merge.directories([source for source in sources if inside.is_directory(source.path)], b"")
     add_system_files(tree, closure, inside)
     return RootFilesystem(tree, tuple(merge.clashes))
+
+
+class _Source(NamedTuple):
+    """A name of a package that has its place in the root file system, and whether it is a directory itself, no symlink to one."""
+
+    path: bytes
+    package: str
+    is_directory: bool = True
 
 
 class _Merge:
@@ -103,51 +112,51 @@ class _Merge:
         self._inside = inside
         self.clashes: list[NameClash] = []
 
-    def directories(self, sources: Sequence[tuple[bytes, str]], name: bytes) -> Tree:
-        """Merge directories, given with the package each is of, those that win clashes first."""
-        providers: dict[bytes, list[tuple[bytes, str]]] = {}
-        for directory, package in sources:
-            for child in os.listdir(directory):
-                providers.setdefault(child, []).append((os.path.join(directory, child), package))
+    def directories(self, sources: Sequence[_Source], name: bytes) -> Tree:
+        """Merge directories, those that win clashes first."""
+        providers: dict[bytes, list[_Source]] = {}
+        for directory, package, _ in sources:
+            # A listing tells what is a directory as well: no name of it has to be asked for.
+            with os.scandir(directory) as children:
+                for child in children:
+                    found = _Source(child.path, package, child.is_dir(follow_symlinks=False))
+                    providers.setdefault(child.name, []).append(found)
         if not name:
             self._move_up(sources, providers)
         left_out = {b"": _LEFT_OUT, b"usr": BELOW_USR}.get(name, ())
         tree = Tree()
-        for child in sorted(providers):
-            if child not in left_out:
-                tree.children[child] = self._child(providers[child], name + b"/" + child if name else child)
+        for base_name in sorted(providers):
+            if base_name not in left_out:
+                full_name = name + b"/" + base_name if name else base_name
+                tree.children[base_name] = self._child(providers[base_name], full_name)
         return tree
 
-    def _move_up(
-        self, sources: Sequence[tuple[bytes, str]], providers: dict[bytes, list[tuple[bytes, str]]]
-    ) -> None:
+    def _move_up(self, sources: Sequence[_Source], providers: dict[bytes, list[_Source]]) -> None:
         for child in BELOW_USR:
-            for directory, package in sources:
+            for directory, package, _ in sources:
                 below = os.path.join(directory, b"usr", child)
                 if self._inside.is_directory(below):
-                    providers.setdefault(child, []).append((below, package))
+                    found = _Source(below, package, not os.path.islink(below))
+                    providers.setdefault(child, []).append(found)
 
-    def _child(self, sources: Sequence[tuple[bytes, str]], name: bytes) -> Tree | Link:
-        (first, winner), *others = sources
+    def _child(self, sources: Sequence[_Source], name: bytes) -> Tree | Link:
+        first, *others = sources
         # At the top and in etc, packages have symlinks to directories as well (sbin -> bin, etc/ssl -> a configuration).
         # One that leads out of the image (etc -> /etc) must not bring in what this machine has there. Not further down:
         # symlinks that lead up again would have no end.
         above, _, _ = name.rpartition(b"/")
-        is_directory = self._inside.is_directory if above in (b"", b"etc") else _is_real_directory
-        for other, loser in others:
-            both = is_directory(first) and is_directory(other)
-            if not both and os.path.realpath(first) != os.path.realpath(other):
-                self.clashes.append(NameClash(name.decode(errors="replace"), winner, loser))
-        if not is_directory(first):
-            return Link(first)
-        directories = [source for source in sources if is_directory(source[0])]
+        anyhow = above in (b"", b"etc")
+        directories = [s for s in sources if s.is_directory or (anyhow and self._inside.is_directory(s.path))]
+        for other in others:
+            both = first in directories and other in directories
+            if not both and os.path.realpath(first.path) != os.path.realpath(other.path):
+                clash = NameClash(name.decode(errors="replace"), first.package, other.package)
+                self.clashes.append(clash)
+        if first not in directories:
+            return Link(first.path)
         if len(directories) == 1 and b"/" in name and not name.startswith(b"etc/") and name != _LOCALES:
-            return Link(first)
+            return Link(first.path)
         return self.directories(directories, name)
-
-
-def _is_real_directory(path: bytes) -> bool:
-    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def _entries(tree: Tree, above: bytes) -> Iterator[Entry]:

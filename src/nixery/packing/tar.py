@@ -28,6 +28,10 @@ _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
 # Fills up with zeros. Name, permissions and owner, size, time, checksum, kind, target, what is the same everywhere, prefix.
 _BLOCK = Struct("100s 24s 12s 12s 8s 1s 100s 88s 167s").pack
 _LARGEST_SIZE = 8**11 - 1
+
+# What every header adds to its checksum: fields that are the same in all, the checksum's own, which counts as eight spaces, and
+# less one for each of the five fields that are added up by Adler-32.
+_SUM_OF_THE_SAME = sum(_MTIME + _MAGIC_TO_DEVICE + b" " * 8) - 5
 _LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
 
@@ -53,7 +57,7 @@ def padding(size: int) -> bytes:
 def _header(
     name: bytes, mode: int, size: int, kind: bytes, target: bytes = b"", owner: tuple[int, int] = _ROOT
 ) -> bytes:
-    prefix, short_name = _split(name)
+    prefix, short_name = (b"", name) if len(name) <= _LONGEST_NAME else _split(name)
     if short_name is not None and len(target) <= _LONGEST_NAME and size <= _LARGEST_SIZE and owner == _ROOT:
         return _ustar_block(short_name, prefix, _permissions(mode, *_ROOT), size, kind, target)
     records: dict[bytes, bytes] = {}
@@ -81,9 +85,7 @@ def _permissions(mode: int, user: int, group: int) -> bytes:
 
 
 def _split(name: bytes) -> tuple[bytes, bytes | None]:
-    """Split a name at a slash so that both parts fit; the second part is None if there is no such slash."""
-    if len(name) <= _LONGEST_NAME:
-        return b"", name
+    """Split a long name at a slash so that both parts fit; the second part is None if there is no such slash."""
     # The slash must leave at most 100 bytes behind it, and something: a directory's own last slash is no place.
     slash = name.find(b"/", len(name) - _LONGEST_NAME - 1, len(name) - 1)
     if 0 < slash <= _LONGEST_PREFIX:
@@ -94,13 +96,21 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
 def _ustar_block(
     name: bytes, prefix: bytes, permissions: bytes, size: int, kind: bytes, target: bytes
 ) -> bytes:
-    # The checksum field counts as eight spaces. Either half of a block adds up to less than 65521, so the lower half of its
-    # Adler-32 is the sum of its bytes, and one (RFC 1950, 9): a tenth of what `sum` takes.
-    block = _BLOCK(
-        name, permissions, b"%011o" % size, _MTIME, b"        ", kind, target, _MAGIC_TO_DEVICE, prefix
+    # All bytes added up. Those of a field are less than 65521, so the lower half of its Adler-32 is their sum, and one
+    # (RFC 1950, 9): a tenth of what `sum` takes.
+    length = b"%011o" % size
+    checksum = (
+        _SUM_OF_THE_SAME
+        + (adler32(name) & 0xFFFF)
+        + (adler32(prefix) & 0xFFFF)
+        + (adler32(permissions) & 0xFFFF)
+        + (adler32(length) & 0xFFFF)
+        + (adler32(target) & 0xFFFF)
+        + kind[0]
     )
-    checksum = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
-    return b"%b%06o\0 %b" % (block[:148], checksum, block[156:])
+    return _BLOCK(
+        name, permissions, length, _MTIME, b"%06o\0 " % checksum, kind, target, _MAGIC_TO_DEVICE, prefix
+    )
 
 
 def _pax_header(records: dict[bytes, bytes]) -> bytes:

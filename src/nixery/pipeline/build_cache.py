@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from nixery.cache_counts import CacheCounts
 from nixery.errors import InvalidDigest
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
@@ -20,9 +19,11 @@ from nixery.oci.digest import Digest
 from nixery.oci.image import Document
 from nixery.pipeline.image import Image
 from nixery.sources.source import Pin
+from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore, RecordStore
+from nixery.storage.uses import Uses
 
-_RECORDS = "images"
+IMAGES = "images"
 
 # Bytes of manifests kept in memory; one is about 10 to 20 KB.
 _CAPACITY = 64 * 1024 * 1024
@@ -32,9 +33,22 @@ _CAPACITY = 64 * 1024 * 1024
 BELIEVED = 1.0
 
 
-class _Record(BaseModel):
+class ImageRecord(BaseModel):
+    """What is remembered of a stored image, by what it was made from: the digests of its manifests."""
+
     manifest: str
     docker_manifest: str | None = None
+
+    @property
+    def documents(self) -> tuple[Digest, ...]:
+        """The manifests.
+
+        Raises:
+            InvalidDigest: it is none of ours.
+        """
+        return tuple(
+            Digest.parse(digest) for digest in (self.docker_manifest, self.manifest) if digest is not None
+        )
 
 
 @dataclass(slots=True)
@@ -50,22 +64,29 @@ class BuildCache:
     Args:
         records: what was made from what.
         blobs: the images themselves; one that has lost a part is none.
+        uses: where it is told what is found; what is used stays.
         identity: of everything besides the package set and the request that has a say in what an image becomes: this program,
             the packer, the popularity data, the number of layers.
         clock: seconds; only differences matter.
+
+    Attributes:
+        counts: of what was asked for; what is looked for in memory and then in the store counts once.
     """
 
     def __init__(
         self,
         records: RecordStore,
         blobs: BlobStore,
+        uses: Uses,
         identity: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._records = records
         self._blobs = blobs
+        self._uses = uses
         self._identity = identity
         self._clock = clock
+        self.counts = CacheCounts()
         self._recent: LeastRecentlyUsed[tuple[Pin, ImageRequest], _Recent] = LeastRecentlyUsed(_CAPACITY)
 
     async def find_recent(self, pin: Pin, request: ImageRequest) -> Image | None:
@@ -74,10 +95,11 @@ class BuildCache:
         if recent is None:
             return None
         if self._clock() - recent.checked > BELIEVED:
-            if not await self._are_there(recent.parts):
+            if not self._uses.note(recent.image.digests) or not await are_there(self._blobs, recent.parts):
                 self._recent.discard((pin, request))
                 return None
             recent.checked = self._clock()
+        self.counts.hits += 1
         return recent.image
 
     async def find(self, pin: Pin, request: ImageRequest) -> Image | None:
@@ -86,11 +108,19 @@ class BuildCache:
         Raises:
             StorageError: it cannot be asked.
         """
-        content = await self._records.get(_RECORDS, self._key(pin, request))
+        image = await self._stored(pin, request)
+        if image is None:
+            self.counts.misses += 1
+        else:
+            self.counts.hits += 1
+        return image
+
+    async def _stored(self, pin: Pin, request: ImageRequest) -> Image | None:
+        content = await self._records.get(IMAGES, self._key(pin, request))
         if content is None:
             return None
         try:
-            record = _Record.model_validate_json(content)
+            record = ImageRecord.model_validate_json(content)
             manifest = await self._document(MediaType.OCI_MANIFEST, Digest.parse(record.manifest))
             named = record.docker_manifest
             docker = (
@@ -103,8 +133,10 @@ class BuildCache:
         if manifest is None or (docker is None and named is not None):
             return None
         image = Image(manifest, docker)
-        parts = _parts(image)
-        if not await self._are_there(parts):
+        parts = image.parts
+        # First the claim, then the look: afterwards nobody deletes what was seen.
+        await self._uses.claim(image.digests, (digest for digest, _ in parts))
+        if not await are_there(self._blobs, parts):
             return None
         self._remember(pin, request, image, parts)
         return image
@@ -115,12 +147,12 @@ class BuildCache:
         Raises:
             StorageError: the record cannot be written.
         """
-        record = _Record(
+        record = ImageRecord(
             manifest=str(image.manifest.descriptor.digest),
             docker_manifest=str(image.docker_manifest.descriptor.digest) if image.docker_manifest else None,
         )
-        await self._records.put(_RECORDS, self._key(pin, request), record.model_dump_json().encode())
-        self._remember(pin, request, image, _parts(image))
+        await self._records.put(IMAGES, self._key(pin, request), record.model_dump_json().encode())
+        self._remember(pin, request, image, image.parts)
 
     def _remember(
         self, pin: Pin, request: ImageRequest, image: Image, parts: tuple[tuple[Digest, int], ...]
@@ -154,18 +186,3 @@ class BuildCache:
         if Digest.of(content) != digest:
             return None
         return Document(Descriptor(media_type, digest, len(content)), content)
-
-    async def _are_there(self, parts: tuple[tuple[Digest, int], ...]) -> bool:
-        for digest, size in parts:
-            blob = await self._blobs.find(digest)
-            if blob is None or blob.size != size:
-                return False
-        return True
-
-
-def _parts(image: Image) -> tuple[tuple[Digest, int], ...]:
-    """Digest and size of all blobs of an image. Its manifests have been verified, so they are what was once written."""
-    manifest: Mapping[str, Any] = json.loads(image.manifest.content)
-    described = [(Digest.parse(d["digest"]), d["size"]) for d in (manifest["config"], *manifest["layers"])]
-    documents = (document.descriptor for document in image.manifests)
-    return (*described, *((descriptor.digest, descriptor.size) for descriptor in documents))

@@ -32,7 +32,7 @@ from nixery.pipeline.events import (
 )
 from nixery.storage.store import RecordStore
 
-_RECORDS = "builds"
+BUILDS = "builds"
 
 # Builds that have ended and are remembered.
 _KEPT = 200
@@ -127,7 +127,7 @@ class BuildHistory:
 
     async def _load(self) -> None:
         try:
-            for content in await self._records.find(_RECORDS, ""):
+            for content in await self._records.find(BUILDS, ""):
                 try:
                     report = BuildReport.model_validate_json(content)
                 except ValidationError:
@@ -143,7 +143,7 @@ class BuildHistory:
             # One after the other: a build may be forgotten before it is written.
             async with self._lock:
                 if report.id in self._reports:
-                    await self._records.put(_RECORDS, report.id, report.model_dump_json().encode())
+                    await self._records.put(BUILDS, report.id, report.model_dump_json().encode())
                 await self._forget()
         except StorageError as error:
             _log.warning("a build will not be known after a restart", reason=str(error))
@@ -152,7 +152,7 @@ class BuildHistory:
         ended = sorted(key for key, report in self._reports.items() if report.is_over)
         for key in ended[:-_KEPT]:
             self._reports.pop(key, None)
-            await self._records.delete(_RECORDS, key)
+            await self._records.delete(BUILDS, key)
 
 
 def _note(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: C901, PLR0912 -- a case each

@@ -52,6 +52,7 @@ class BuildReport(BaseModel):
         number: of changes so far.
         name: of the image, without the platform.
         revision: the state of the package source.
+        request_id: of the client's request that it was begun for, as logs and traces have it.
         position: in the queue; 1 is next.
         packages: how many are wanted; ``None`` as long as nobody knows, as for all that follow.
         paths: store paths in the closure.
@@ -73,6 +74,7 @@ class BuildReport(BaseModel):
     platform: str
     revision: str
     created: float
+    request_id: str | None = None
     number: int = 0
     state: State = State.WAITING
     ended: float | None = None
@@ -103,6 +105,7 @@ class BuildReport(BaseModel):
             name=image_name(build.request),
             platform=str(build.request.platform),
             revision=build.pin.revision,
+            request_id=build.request_id,
             created=now,
         )
 

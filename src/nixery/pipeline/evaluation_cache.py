@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from nixery.cache_counts import CacheCounts
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.nix.builder import Definition, Evaluated, Package
@@ -16,9 +17,9 @@ from nixery.oci.canonical_json import canonical_json
 from nixery.sources.source import Pin
 from nixery.storage.store import RecordStore
 
-_RECORDS = "evaluations"
+EVALUATIONS = "evaluations"
 
-_EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
+EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
 
 
 class EvaluationCache:
@@ -27,11 +28,15 @@ class EvaluationCache:
     Args:
         records: where they are kept.
         identity: of this program, whose expressions and parsers make the results what they are.
+
+    Attributes:
+        counts: of the names that were asked for.
     """
 
     def __init__(self, records: RecordStore, identity: str) -> None:
         self._records = records
         self._identity = identity
+        self.counts = CacheCounts()
 
     async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
         """Return what a name stands for, if that is known and still of use.
@@ -39,9 +44,17 @@ class EvaluationCache:
         Raises:
             StorageError: the store cannot be asked.
         """
-        content = await self._records.get(_RECORDS, self._key(pin, platform, name))
+        found = await self._known(pin, platform, name)
+        if found is None:
+            self.counts.misses += 1
+        else:
+            self.counts.hits += 1
+        return found
+
+    async def _known(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
+        content = await self._records.get(EVALUATIONS, self._key(pin, platform, name))
         try:
-            found = _EVALUATED.validate_json(content) if content is not None else None
+            found = EVALUATED.validate_json(content) if content is not None else None
         except ValidationError:
             return None  # torn: written anew
         if found is None or not await asyncio.to_thread(_can_be_realised, found):
@@ -55,7 +68,7 @@ class EvaluationCache:
             StorageError: it cannot be written.
         """
         if not any(_may_pass(item) for item in found):
-            await self._records.put(_RECORDS, self._key(pin, platform, name), _EVALUATED.dump_json(found))
+            await self._records.put(EVALUATIONS, self._key(pin, platform, name), EVALUATED.dump_json(found))
 
     def _key(self, pin: Pin, platform: Platform, name: str) -> str:
         parts = [self._identity, pin.source, pin.identity, platform.nix_system, name]

@@ -1,4 +1,4 @@
-"""What a build tells while it goes on. Logs and pages, and later metrics, are observers of this one stream."""
+"""What a build tells while it goes on. Logs, pages, metrics and traces are observers of this one stream."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ class Build:
         id: 20 hexadecimal digits, in the order in which builds begin.
         request: what is to be in the image.
         pin: where that is from.
+        request_id: identity of the client's request that it was begun for, if it was for one.
     """
 
     id: str
     request: ImageRequest
     pin: Pin
+    request_id: str | None = None
 
     @classmethod
-    def of(cls, request: ImageRequest, pin: Pin) -> Build:
+    def of(cls, request: ImageRequest, pin: Pin, request_id: str | None = None) -> Build:
         """Begin another one."""
-        return cls(f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}", request, pin)
+        return cls(f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}", request, pin, request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,19 @@ class Reused:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """Another request for the same image came while it was looked for or built, and waits for it as well.
+
+    Told in the context of the one that came later.
+
+    Attributes:
+        first: the identity of the request that the build was begun for.
+    """
+
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """There is no image."""
 
@@ -154,6 +169,7 @@ BuildEvent = (
     | LayersComplete
     | Stored
     | Reused
+    | Joined
     | Failed
 )
 
@@ -164,19 +180,3 @@ class BuildObserver(Protocol):
     def observe(self, build: Build, event: BuildEvent) -> None:
         """Take note of an event in a build."""
         ...
-
-
-class Observers:
-    """Several observers as one.
-
-    Args:
-        observers: are told in this order.
-    """
-
-    def __init__(self, *observers: BuildObserver) -> None:
-        self._observers = observers
-
-    def observe(self, build: Build, event: BuildEvent) -> None:
-        """See ``BuildObserver.observe``."""
-        for observer in self._observers:
-            observer.observe(build, event)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nixery.oci.digest import Digest
 from nixery.oci.image import Document
+from nixery.oci.references import described_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,20 @@ class Image:
     def manifests(self) -> tuple[Document, ...]:
         """All there are, OCI's last."""
         return (self.docker_manifest, self.manifest) if self.docker_manifest else (self.manifest,)
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """Those of the manifests."""
+        return tuple(manifest.descriptor.digest for manifest in self.manifests)
+
+    @property
+    def parts(self) -> tuple[tuple[Digest, int], ...]:
+        """Digest and size of all blobs, the manifests among them."""
+        documents = (document.descriptor for document in self.manifests)
+        return (
+            *described_by(self.manifest.content),
+            *((descriptor.digest, descriptor.size) for descriptor in documents),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +59,8 @@ class ImageIndex:
     def indexes(self) -> tuple[Document, ...]:
         """All there are, OCI's last."""
         return (self.docker_index, self.index) if self.docker_index else (self.index,)
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """Those of the indexes."""
+        return tuple(index.descriptor.digest for index in self.indexes)

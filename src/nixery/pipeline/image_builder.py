@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from nixery.closure.graph import Closure
-from nixery.errors import BuildError, RequestError
+from nixery.errors import BuildError, ClosureTooLarge, PathsCollected, RequestError, StorageError
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -23,32 +24,62 @@ from nixery.pipeline.image import Image
 from nixery.pipeline.image_annotations import image_annotations
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
+from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
+from nixery.storage.uses import Uses
+
+# How often a build begins anew because blobs that it was going to use were deleted under it. What it stored itself stays.
+_ATTEMPTS_TO_STORE = 3
+
+
+class _BlobsLost(Exception):
+    """Blobs that the image consists of were deleted while it was built."""
+
+
+# How often is evaluated what Nix's garbage collector takes before it is realised.
+_ATTEMPTS_TO_REALISE = 6
+
+# So many paths are named if there are too many of them.
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBounds:
+    """How large an image may be.
+
+    Attributes:
+        layers: the most layers of an image whose definition does not say; the one with the root file system counts.
+        closure: bytes of its store paths (NAR size); ``None`` for any number.
+    """
+
+    layers: int
+    closure: int | None = None
 
 
 class ImageBuilder:
     """Builds images, whatever is there already.
 
     Args:
-        layer_budget: the most layers of an image whose definition does not say; the one with the root file system
-            counts.
+        bounds: of every image.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- the whole data path comes together here
         self,
         evaluator: Evaluator,
         nix: NixBuilder,
         layers: LayerPublisher,
         blobs: BlobStore,
+        uses: Uses,
         popularity: Popularity,
-        layer_budget: int,
+        bounds: ImageBounds,
     ) -> None:
         self._evaluator = evaluator
         self._nix = nix
         self._layers = layers
         self._blobs = blobs
+        self._uses = uses
         self._popularity = popularity
-        self._layer_budget = layer_budget
+        self._bounds = bounds
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         """Build and store an image.
@@ -56,25 +87,55 @@ class ImageBuilder:
         Raises:
             PackagesUnavailable: with every package that cannot be had.
             PackageSetChanged: while it was looked at.
+            ClosureTooLarge: it would be larger than images are to be.
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
         try:
-            return await self._build(request, pin, observe)
+            for _ in range(_ATTEMPTS_TO_STORE):
+                with suppress(_BlobsLost):
+                    return await self._build_anyhow(request, pin, observe)
+            raise StorageError(
+                "what is stored goes again; files of the storage are deleted while images are built"
+            )
         except (RequestError, BuildError):
             # What is missing or broken may be remembered from a while ago, and may have been put right since.
             await self._evaluator.confirm(pin)
             raise
 
-    async def _build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+    async def _build_anyhow(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+        # Nobody can protect a derivation before it is written, and the process that writes it protects it only until it ends. In
+        # the hundredths of a second until the next one does, Nix's garbage collector may take it.
+        try:
+            return await self._build(request, pin, observe, lambda: None)
+        except PathsCollected:
+            pass
+        for _ in range(_ATTEMPTS_TO_REALISE - 2):
+            try:
+                return await self._build_undisturbed(request, pin, observe)
+            except PathsCollected:
+                continue  # there is no having it wait
+        return await self._build_undisturbed(request, pin, observe)
+
+    async def _build_undisturbed(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+        async with self._nix.undisturbed() as on_begun:
+            return await self._build(request, pin, observe, on_begun)
+
+    async def _build(
+        self, request: ImageRequest, pin: Pin, observe: Observe, on_begun: Callable[[], None]
+    ) -> Image:
         contents = await self._evaluator.contents(request, pin)
         packages = contents.packages
         observe(Evaluated(packages))
 
         requested = contents.store_paths
-        async with self._nix.realise(contents.installables, observe):
+        async with self._nix.realise(contents.installables, observe, on_begun):
+            on_begun()
             closure = await self._nix.closure(requested)
-            observe(Realised(len(closure), sum(info.nar_size for info in closure)))
+            size = sum(info.nar_size for info in closure)
+            observe(Realised(len(closure), size))
+            if self._bounds.closure is not None and size > self._bounds.closure:
+                raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
 
             budget = self._store_layers(contents)
             groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
@@ -93,7 +154,7 @@ class ImageBuilder:
         return image
 
     def _store_layers(self, contents: Contents) -> int:
-        layers = (contents.definition and contents.definition.layers) or self._layer_budget
+        layers = (contents.definition and contents.definition.layers) or self._bounds.layers
         # Store paths and root have a layer each at least: with a budget of 1, too.
         return max(1, layers - 1)
 
@@ -113,7 +174,16 @@ class ImageBuilder:
         # The manifests last: what is there under a manifest's digest is complete.
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
+        # A layer that was reused, or a document that was there, may have been garbage to a collector until now.
+        await self._uses.claim(image.digests, (digest for digest, _ in image.parts))
+        if not await are_there(self._blobs, image.parts):
+            raise _BlobsLost
         return image
+
+
+def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:
+    infos = sorted(closure, key=lambda info: (-info.nar_size, info.path.base_name))
+    return tuple((info.path.base_name, info.nar_size) for info in infos[:_NAMED])
 
 
 def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:

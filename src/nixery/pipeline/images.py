@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from nixery.errors import PackageSetChanged
+from nixery.errors import InvalidName, PackageSetChanged
 from nixery.image.request import ImageRequest
 from nixery.pipeline.image import Image, ImageIndex
 from nixery.pipeline.indexes import Indexes
@@ -30,26 +30,46 @@ class Found:
     pinned: Pinned
 
 
-class Images:
-    """Pins the tag, then finds or builds."""
+def require_few_packages(request: ImageRequest, most: int) -> None:
+    """Check how many packages a name asks for.
 
-    def __init__(self, pins: Pins, builds: SharedBuilds, indexes: Indexes) -> None:
+    Raises:
+        InvalidName: they are too many.
+    """
+    asked_for = request.requested
+    if len(asked_for) > most:
+        reason = f"it asks for {len(asked_for)} packages, and {most} is the limit (NIXERY_MAX_PACKAGES)"
+        raise InvalidName("/".join(asked_for), reason)
+
+
+class Images:
+    """Pins the tag, then finds or builds.
+
+    Args:
+        most_packages: that a name may ask for.
+    """
+
+    def __init__(self, pins: Pins, builds: SharedBuilds, indexes: Indexes, most_packages: int) -> None:
         self._pins = pins
         self._builds = builds
         self._indexes = indexes
+        self._most_packages = most_packages
 
     async def get(self, requests: tuple[ImageRequest, ...], tag: str) -> Found:
         """Return the image of a single request, or the index of several ones that differ in their platform.
 
         Raises:
+            InvalidName: it asks for too many packages.
             TagUnknown: the package source has nothing like it.
             SourceUnreachable: it cannot be asked, and never was.
             PackagesUnavailable: with every package that cannot be had.
             PlatformFailed: an index lacks a platform that it has to have.
             BuildError: there is no such image.
             StorageError: it cannot be stored.
+            TooBusy: too much is built and waits already.
             ShuttingDown: this was closed before it was there.
         """
+        require_few_packages(requests[0], self._most_packages)
         pinned = await self._pins.pin(tag)
         for _ in range(_ATTEMPTS):
             try:

@@ -19,6 +19,7 @@ from nixery.pipeline.image import Image, ImageIndex
 from nixery.pipeline.shared_builds import SharedBuilds
 from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
+from nixery.storage.uses import Uses
 
 # Bytes of indexes kept in memory.
 _CAPACITY = 8 * 1024 * 1024
@@ -41,6 +42,7 @@ class Indexes:
     Args:
         builds: where the images come from.
         blobs: where indexes are stored.
+        uses: where it is told which are asked for; what is used stays.
         optional: platforms that an index may be without.
         clock: seconds; only differences matter.
     """
@@ -49,11 +51,13 @@ class Indexes:
         self,
         builds: SharedBuilds,
         blobs: BlobStore,
+        uses: Uses,
         optional: frozenset[Platform] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._builds = builds
         self._blobs = blobs
+        self._uses = uses
         self._optional = optional
         self._clock = clock
         self._stored: LeastRecentlyUsed[tuple[Digest, ...], _Kept] = LeastRecentlyUsed(_CAPACITY)
@@ -67,7 +71,11 @@ class Indexes:
             NixeryError: none of them can, for one reason; or as ``SharedBuilds.image``.
         """
         incomplete = self._incomplete.get((pin, requests[0]))
-        if incomplete is not None and incomplete.until > self._clock():
+        if (
+            incomplete is not None
+            and incomplete.until > self._clock()
+            and self._uses.note(incomplete.index.digests)
+        ):
             return incomplete.index
         outcomes = await asyncio.gather(
             *(self._builds.image(request, pin) for request in requests), return_exceptions=True
@@ -99,14 +107,22 @@ class Indexes:
     async def _store(self, built: _Built) -> ImageIndex:
         key = tuple(image.manifest.descriptor.digest for _, image in built)
         kept = self._stored.get(key)
-        if kept is not None and kept.until > self._clock():
+        used = kept is not None and self._uses.note(kept.index.digests)
+        if kept is not None and used and kept.until > self._clock():
             return kept.index
         index = kept.index if kept is not None else _make(built)
-        for document in index.indexes:
-            await self._blobs.put(document.descriptor.digest, document.content)
+        await self._put(index)
+        if not used:
+            # A claim leads to what is stored, and so comes after it. What was there may have been garbage until now.
+            await self._uses.claim(index.digests)
+            await self._put(index)
         size = sum(len(document.content) for document in index.indexes)
         self._stored.put(key, _Kept(index, self._clock() + BELIEVED), size)
         return index
+
+    async def _put(self, index: ImageIndex) -> None:
+        for document in index.indexes:
+            await self._blobs.put(document.descriptor.digest, document.content)
 
 
 def _make(built: _Built) -> ImageIndex:

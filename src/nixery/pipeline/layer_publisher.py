@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ValidationError
 
 from nixery.closure.graph import Closure
-from nixery.errors import InvalidDigest, ShuttingDown
+from nixery.errors import InvalidDigest, ShuttingDown, StorageError
+from nixery.file_locks import FileLocks
 from nixery.layering.grouping import LayerGroup
 from nixery.oci.descriptor import Descriptor
 from nixery.oci.digest import Digest
@@ -25,12 +28,34 @@ from nixery.pipeline.events import BuildEvent, LayerPacked, LayerReused
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.storage.store import BlobStore, RecordStore
 
-_RECORDS = "layers"
+LAYERS = "layers"
+
+# Seconds between two looks whether another process has packed what it is packing.
+_LOOK_AGAIN = 0.1
 
 Observe = Callable[[BuildEvent], None]
 
 
-class _LayerRecord(BaseModel):
+class _Abandoned(Exception):
+    """Nobody waits for the layer any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How layers are packed.
+
+    Attributes:
+        packer: what makes them.
+        workers: how many at the same time.
+        locks: one for each layer, for all processes on this machine.
+    """
+
+    packer: LayerPacker
+    workers: int
+    locks: FileLocks
+
+
+class LayerRecord(BaseModel):
     """What is remembered of a packed layer, by its identity."""
 
     digest: str
@@ -39,19 +64,21 @@ class _LayerRecord(BaseModel):
 
 
 class LayerPublisher:
-    """Finds or packs layers.
+    """Finds or packs layers, each of them once on this machine.
 
     A layer's identity is made of what is in it and of how it is packed, never of where or when: the NAR hashes of
     its store paths, and the packer's own identity.
     """
 
-    def __init__(
-        self, blobs: BlobStore, records: RecordStore, packer: LayerPacker, executor: Executor
-    ) -> None:
+    def __init__(self, blobs: BlobStore, records: RecordStore, packing: Packing) -> None:
         self._blobs = blobs
         self._records = records
-        self._packer = packer
-        self._executor = executor
+        self._packer = packing.packer
+        self._locks = packing.locks
+        self._executor = ThreadPoolExecutor(packing.workers, thread_name_prefix="packing")
+        # Whoever has no thread to pack in needs no lock either, nor the open file that it is.
+        self._workers = asyncio.Semaphore(packing.workers)
+        self._wanted: Counter[str] = Counter()
         self._in_flight: SingleFlight[str, Layer] = SingleFlight()
         self._stop = threading.Event()
 
@@ -76,6 +103,8 @@ class LayerPublisher:
         """End the packing that goes on; it leaves nothing behind."""
         self._stop.set()
         await self._in_flight.close()
+        # Each thread looks whether it is to stop before the next piece of a file.
+        await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
 
     async def _publish_group(self, group: LayerGroup, closure: Closure, observe: Observe) -> Layer:
         contents = [f"{path} {closure[path].nar_hash}" for path in group.paths]
@@ -93,47 +122,87 @@ class LayerPublisher:
         identity = hashlib.sha256("\n".join([self._packer.identity, *contents]).encode()).hexdigest()
 
         async def find_or_pack() -> Layer:
+            while True:
+                layer = await self._find(identity)
+                if layer is not None:
+                    observe(LayerReused(layer))
+                    return layer
+                async with self._workers:
+                    layer = await self._pack_alone(identity, entries, observe)
+                if layer is not None:
+                    return layer
+                # Another process packs it. If that is killed, the lock is free, and there is no layer.
+                await asyncio.sleep(_LOOK_AGAIN)
+
+        self._wanted[identity] += 1
+        try:
+            layer = await self._wait_for(identity, find_or_pack)
+        finally:
+            self._wanted[identity] -= 1
+            if not self._wanted[identity]:
+                del self._wanted[identity]
+        # Two images can have a layer of the same content for packages of other names: the names stay each's own.
+        return replace(layer, packages=tuple(packages))
+
+    async def _wait_for(self, identity: str, find_or_pack: Callable[[], Awaitable[Layer]]) -> Layer:
+        while True:
+            try:
+                return await self._in_flight.run(identity, find_or_pack)
+            except _Abandoned:
+                continue  # by those who wanted it before us
+
+    async def _pack_alone(
+        self, identity: str, entries: Callable[[], Iterable[Entry]], observe: Observe
+    ) -> Layer | None:
+        """Pack a layer, or find it packed; ``None`` if another process is at it."""
+        with self._locks.attempt(identity) as is_ours:
+            if not is_ours:
+                return None
             layer = await self._find(identity)
             if layer is not None:
                 observe(LayerReused(layer))
                 return layer
             layer = await self._pack(identity, entries)
-            observe(LayerPacked(layer))
-            return layer
-
-        # Two images can have a layer of the same content for packages of other names: the names stay each's own.
-        return replace(await self._in_flight.run(identity, find_or_pack), packages=tuple(packages))
+        observe(LayerPacked(layer))
+        return layer
 
     async def _find(self, identity: str) -> Layer | None:
-        content = await self._records.get(_RECORDS, identity)
+        content = await self._records.get(LAYERS, identity)
         if content is None:
             return None
         try:
-            record = _LayerRecord.model_validate_json(content)
+            record = LayerRecord.model_validate_json(content)
             layer = self._layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id))
         except (ValidationError, InvalidDigest):
             return None  # torn or from another time: packing again writes it anew
+        # Before the look, so that a collector of garbage sees that somebody is about to use it. A storage that is full or read-only
+        # deletes nothing in use, and an image all of whose layers are there may be built for somebody else.
+        with suppress(StorageError):
+            await self._records.renew(LAYERS, identity, content)
         blob = await self._blobs.find(layer.descriptor.digest)
         # A record says that the layer was stored once. The blob may be gone, or a fragment.
         return layer if blob is not None and blob.size == layer.descriptor.size else None
 
     async def _pack(self, identity: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
-        layer = await asyncio.get_running_loop().run_in_executor(self._executor, self._pack_blocking, entries)
-        record = _LayerRecord(
+        def check() -> None:
+            if self._stop.is_set():
+                raise ShuttingDown
+            if identity not in self._wanted:
+                raise _Abandoned
+
+        loop = asyncio.get_running_loop()
+        layer = await loop.run_in_executor(self._executor, self._pack_blocking, entries, check)
+        record = LayerRecord(
             digest=str(layer.descriptor.digest), size=layer.descriptor.size, diff_id=str(layer.diff_id)
         )
-        await self._records.put(_RECORDS, identity, record.model_dump_json().encode())
+        await self._records.put(LAYERS, identity, record.model_dump_json().encode())
         return layer
 
-    def _pack_blocking(self, entries: Callable[[], Iterable[Entry]]) -> Layer:
+    def _pack_blocking(self, entries: Callable[[], Iterable[Entry]], check: Callable[[], None]) -> Layer:
         with self._blobs.create() as writer:
-            diff_id = self._packer.pack(entries(), writer, self._check)
+            diff_id = self._packer.pack(entries(), writer, check)
             blob = writer.commit()
         return self._layer(blob.digest, blob.size, diff_id)
-
-    def _check(self) -> None:
-        if self._stop.is_set():
-            raise ShuttingDown
 
     def _layer(self, digest: Digest, size: int, diff_id: Digest) -> Layer:
         return Layer(Descriptor(self._packer.media_type, digest, size), diff_id, packages=())

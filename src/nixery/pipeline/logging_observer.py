@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import structlog
 
-from nixery.errors import RequestError
+from nixery.errors import RequestError, TooBusy
 from nixery.pipeline.events import (
     Build,
     BuildEvent,
     Evaluated,
     Failed,
     Grouped,
+    Joined,
     LayerPacked,
     LayerReused,
     LayersComplete,
     NamesClashed,
+    Queued,
     Realised,
     Requested,
     Reused,
@@ -28,13 +30,15 @@ _log = structlog.get_logger("nixery.build")
 class LoggingObserver:
     """The ``BuildObserver`` that writes logs; a build that goes well is two lines at level info."""
 
-    def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901 -- a case each
+    def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901, PLR0912 -- a case each
         """See ``BuildObserver.observe``."""
         request = build.request
         log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
         match event:
             case Requested() | Started() | LayersComplete():
                 pass  # what comes next tells more
+            case Queued(position):
+                log.debug("queued", position=position)
             case Grouped(layers):
                 log.debug("grouped", layers=layers)
             case Evaluated(packages):
@@ -50,9 +54,11 @@ class LoggingObserver:
                     log.warning("names clash", name=clash.name, winner=clash.winner, loser=clash.loser)
             case Stored(manifest, layers):
                 log.info("built", manifest=str(manifest), layers=layers)
+            case Joined(first):
+                log.info("joined", build_request_id=first)
             case Reused(manifest):
                 log.info("found", manifest=str(manifest))
-            case Failed(error=RequestError() as error):
+            case Failed(error=(RequestError() | TooBusy()) as error):
                 log.info("not built", reason=str(error))
             case Failed(error):
                 log.error("build failed", reason=str(error))

@@ -26,7 +26,7 @@ from nixery.pipeline.single_flight import SingleFlight
 from nixery.sources.source import PackageSource, Pin
 from nixery.storage.store import RecordStore
 
-_RECORDS = "packages"
+PACKAGES = "packages"
 
 # States of the source whose names are in memory; one of 60,000 packages takes some 25 MB.
 _KEPT = 3
@@ -40,7 +40,7 @@ _MANY = 2000
 # What is searched for near names has at least so many characters, and they are at least so similar (0 to 1).
 _FUZZY, _SIMILAR = 3, 0.6
 
-_DETAILS: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])
+LISTED: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])
 
 # A name has to pass as one component of an image's name.
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*", re.ASCII)
@@ -168,11 +168,11 @@ class PackageIndex:
     async def _load(self, pin: Pin) -> PackageNames:
         parts = [self._identity, pin.source, pin.identity, self._platform.nix_system]
         key = hashlib.sha256(canonical_json(parts)).hexdigest()
-        content = await self._records.get(_RECORDS, key)
+        content = await self._records.get(PACKAGES, key)
         details = await asyncio.to_thread(_read, content) if content is not None else None
         if details is None:
             details = await self._list(pin)
-            await self._records.put(_RECORDS, key, await asyncio.to_thread(_DETAILS.dump_json, dict(details)))
+            await self._records.put(PACKAGES, key, await asyncio.to_thread(LISTED.dump_json, dict(details)))
             await self._forget()
         names = self._kept[pin] = await asyncio.to_thread(PackageNames, details)
         while len(self._kept) > _KEPT:
@@ -180,9 +180,9 @@ class PackageIndex:
         return names
 
     async def _forget(self) -> None:
-        listed = [(record.modified, record.key) async for record in self._records.scan(_RECORDS)]
+        listed = [(record.modified, record.key) async for record in self._records.scan(PACKAGES)]
         for _, key in sorted(listed)[:-_STORED]:
-            await self._records.delete(_RECORDS, key)
+            await self._records.delete(PACKAGES, key)
 
     async def _list(self, pin: Pin) -> Mapping[str, Details]:
         async with self._source.open(pin) as package_set:
@@ -195,6 +195,6 @@ class PackageIndex:
 
 def _read(content: bytes) -> Mapping[str, Details] | None:
     try:
-        return _DETAILS.validate_json(content)
+        return LISTED.validate_json(content)
     except ValidationError:
         return None  # torn: written anew

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import structlog
 from pydantic import BaseModel, ValidationError
 
+from nixery.errors import StorageError
 from nixery.oci.canonical_json import canonical_json
+from nixery.sources.location import without_credentials
 from nixery.sources.source import Pin
 from nixery.storage.store import RecordStore
 
-_RECORDS = "pins"
+PINS = "pins"
+
+_log = structlog.get_logger("nixery.pins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,16 @@ class PinRecord(BaseModel):
         return self
 
 
+@dataclass(slots=True)
+class Held:
+    """A pin in memory; ``due`` when it is time to look its successor up, if somebody uses it."""
+
+    pinned: Pinned
+    until: float
+    used: bool = False
+    due: bool = False
+
+
 class PinRecords:
     """The records of one source.
 
@@ -79,7 +94,7 @@ class PinRecords:
         Raises:
             StorageError: the store cannot be asked.
         """
-        content = await self._records.get(_RECORDS, self._key(reference))
+        content = await self._records.get(PINS, self._key(reference))
         try:
             return PinRecord.model_validate_json(content) if content is not None else None
         except ValidationError:
@@ -88,10 +103,12 @@ class PinRecords:
     async def write(self, reference: str, record: PinRecord) -> None:
         """Write the record of a reference.
 
-        Raises:
-            StorageError: it cannot be written.
+        What is stored can be served although nothing more can be stored: then other servers find the pin for themselves.
         """
-        await self._records.put(_RECORDS, self._key(reference), record.model_dump_json().encode())
+        try:
+            await self._records.put(PINS, self._key(reference), record.model_dump_json().encode())
+        except StorageError as error:
+            _log.warning("pin not written down", reference=without_credentials(reference), reason=str(error))
 
     def _key(self, reference: str) -> str:
         return hashlib.sha256(canonical_json([self._source, reference])).hexdigest()

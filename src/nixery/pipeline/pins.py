@@ -6,14 +6,14 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
-from nixery.errors import NixeryError, SourceUnreachable, TagUnknown
+from nixery.cache_counts import CacheCounts
+from nixery.errors import NixeryError, SourceUnreachable, TagUnknown, TooBusy
 from nixery.least_recently_used import LeastRecentlyUsed
-from nixery.pipeline.pin_records import Pinned, PinRecord, PinRecords, Term
+from nixery.pipeline.pin_records import Held, Pinned, PinRecord, PinRecords, Term
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.sources.location import without_credentials
 from nixery.sources.source import PackageSource, Pin, Reference
@@ -38,16 +38,6 @@ _SIZE = 512
 _log = structlog.get_logger("nixery.pins")
 
 
-@dataclass(slots=True)
-class _Held:
-    """A pin in memory; ``due`` when it is time to look its successor up, if somebody uses it."""
-
-    pinned: Pinned
-    until: float
-    used: bool = False
-    due: bool = False
-
-
 class Pins:
     """Resolves tags, each at most once in a while.
 
@@ -61,6 +51,9 @@ class Pins:
         time_to_live: how long the pin of a moving tag holds, in seconds; with 0 every request resolves.
         clock: seconds since the epoch.
         failure_time_to_live: how long an unknown tag is known to be unknown, in seconds.
+
+    Attributes:
+        counts: of the tags that were asked for; the source is asked for what is in memory neither nor in the store.
     """
 
     def __init__(
@@ -71,12 +64,13 @@ class Pins:
         clock: Callable[[], float] = time.time,
         failure_time_to_live: float = 0,
     ) -> None:
+        self.counts = CacheCounts()
         self._failure_time_to_live = failure_time_to_live
         self._source = source
         self._records = PinRecords(records, source.description)
         self._time_to_live = time_to_live
         self._clock = clock
-        self._held: LeastRecentlyUsed[Reference, _Held] = LeastRecentlyUsed(_CAPACITY)
+        self._held: LeastRecentlyUsed[Reference, Held] = LeastRecentlyUsed(_CAPACITY)
         self._renewals: SingleFlight[Reference, Pinned] = SingleFlight()
         self._timers: dict[Reference, asyncio.TimerHandle] = {}
         self._refreshes: set[asyncio.Task[None]] = set()
@@ -88,7 +82,7 @@ class Pins:
 
         Raises:
             TagUnknown: nothing.
-            SourceUnreachable: nobody knows, and nobody ever knew.
+            SourceUnreachable, TooBusy: nobody knows, and nobody ever knew.
             StorageError: the pin cannot be kept.
         """
         reference = self._source.reference(tag)
@@ -98,6 +92,7 @@ class Pins:
             if held.due:
                 held.due = False
                 self._look_ahead(reference)
+            self.counts.hits += 1
             return held.pinned
         unknown = self._unknown.get(reference)
         if unknown is not None and unknown[1] > self._clock():
@@ -136,7 +131,9 @@ class Pins:
         terms = [term for term in (record.current, record.next) if term is not None] if record else []
         for term in terms:
             if self._holds(reference, term.until):
+                self.counts.hits += 1
                 return self._hold(reference, term)
+        self.counts.misses += 1
         # Who can be answered with an old pin does not wait for long; the attempt goes on, and later requests have its result.
         attempt = self._attempts.run(reference, partial(self._resolve, reference, record))
         try:
@@ -146,13 +143,13 @@ class Pins:
         except TagUnknown as error:
             self._unknown.put(reference, (error, self._clock() + self._failure_time_to_live), _SIZE)
             raise
-        except SourceUnreachable as error:
+        except (SourceUnreachable, TooBusy) as error:
             if not terms:
                 raise
             reason = str(error)
         _log.warning("serving an old pin", reference=without_credentials(reference.name), reason=reason)
         pinned = Pinned(terms[-1].pin(self._source.description), reason)
-        self._held.put(reference, _Held(pinned, self._clock() + _PATIENCE), _SIZE)
+        self._held.put(reference, Held(pinned, self._clock() + _PATIENCE), _SIZE)
         return pinned
 
     def _holds(self, reference: Reference, until: float) -> bool:
@@ -196,9 +193,9 @@ class Pins:
     def _hold(self, reference: Reference, term: Term) -> Pinned:
         pinned = Pinned(term.pin(self._source.description))
         if not reference.moving:
-            self._held.put(reference, _Held(pinned, math.inf), _SIZE)
+            self._held.put(reference, Held(pinned, math.inf), _SIZE)
         elif (remaining := term.until - self._clock()) > 0:
-            self._held.put(reference, _Held(pinned, term.until), _SIZE)
+            self._held.put(reference, Held(pinned, term.until), _SIZE)
             delay = max(0.0, remaining - (1 - _REFRESH) * self._time_to_live)
             if reference in self._timers:
                 self._timers[reference].cancel()

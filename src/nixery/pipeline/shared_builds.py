@@ -12,6 +12,8 @@ from functools import partial
 from nixery.errors import (
     BuildFailed,
     BuildTimedOut,
+    BuildTookTooLong,
+    ClosureTooLarge,
     EvaluationFailed,
     NixeryError,
     PackagesUnavailable,
@@ -20,17 +22,41 @@ from nixery.errors import (
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.build_cache import BuildCache
-from nixery.pipeline.events import Build, BuildObserver, Failed, Requested, Reused, Started
+from nixery.pipeline.events import Build, BuildObserver, Failed, Joined, Queued, Requested, Reused, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_builder import ImageBuilder
+from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.single_flight import SingleFlight
+from nixery.pipeline.slots import Slots
+from nixery.request_context import current_request
 from nixery.sources.source import Pin
 
 # What would be the same a moment later. Clients ask again at once, containerd up to five times.
-_LASTING = (BuildFailed, BuildTimedOut, EvaluationFailed, PackagesUnavailable)
+_LASTING = (
+    BuildFailed,
+    BuildTimedOut,
+    BuildTookTooLong,
+    ClosureTooLarge,
+    EvaluationFailed,
+    PackagesUnavailable,
+)
 
 # Bytes of failures that are remembered.
 _CAPACITY = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BuildBounds:
+    """How much is built.
+
+    Attributes:
+        slots: how many builds at once, and how many wait. Who joins a build that goes on takes none, and neither does what
+            is found.
+        seconds: that a build may take once it has begun; ``None`` for as many as it takes.
+    """
+
+    slots: Slots
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +73,7 @@ class SharedBuilds:
         cache: of results.
         builder: for what is not there.
         observer: is told.
+        bounds: of what is built.
         failure_time_to_live: seconds for which a failure is the answer without another attempt.
         clock: seconds; only differences matter.
     """
@@ -56,6 +83,7 @@ class SharedBuilds:
         cache: BuildCache | None,
         builder: ImageBuilder,
         observer: BuildObserver,
+        bounds: BuildBounds,
         failure_time_to_live: float = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,6 +93,7 @@ class SharedBuilds:
         self._cache = cache
         self._builder = builder
         self._observer = observer
+        self._bounds = bounds
         self._in_flight: SingleFlight[tuple[Pin, ImageRequest], Image] = SingleFlight()
         self._builds: dict[tuple[Pin, ImageRequest], Build] = {}
         self._unattended: set[asyncio.Task[None]] = set()
@@ -78,7 +107,9 @@ class SharedBuilds:
             PackagesUnavailable: with every package that cannot be had.
             PackageSetChanged: there is no such state of the package set any more.
             BuildError: there is no such image.
+            ClosureTooLarge: it would be larger than images are to be.
             StorageError: it cannot be stored.
+            TooBusy: too much is built and waits already.
             ShuttingDown: this was closed before the build ended.
         """
         image = await self._cache.find_recent(pin, request) if self._cache else None
@@ -88,6 +119,7 @@ class SharedBuilds:
         if failure is not None:
             # Without the traceback, which would grow each time.
             raise failure.error.with_traceback(None)
+        self._note_who_waits(request, pin)
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
 
     def begin(self, request: ImageRequest, pin: Pin) -> Build:
@@ -98,7 +130,8 @@ class SharedBuilds:
         key = (pin, request)
         build = self._builds.get(key)
         if build is None:
-            build = self._builds[key] = Build.of(request, pin)
+            context = current_request()
+            build = self._builds[key] = Build.of(request, pin, context.id if context else None)
             self._observer.observe(build, Requested())
             task = asyncio.ensure_future(self._unattended_build(request, pin))
             self._unattended.add(task)
@@ -113,20 +146,41 @@ class SharedBuilds:
         failure = self._failures.get((pin, request))
         return failure if failure is not None and failure.until > self._clock() else None
 
+    def _note_who_waits(self, request: ImageRequest, pin: Pin) -> None:
+        context = current_request()
+        if context is not None:
+            context.waited = True
+        build = self._builds.get((pin, request))
+        if build is None:
+            self._builds[pin, request] = Build.of(request, pin, context.id if context else None)
+        elif context is not None and build.request_id is not None:
+            self._observer.observe(build, Joined(build.request_id))
+
     async def close(self) -> None:
         """End all builds."""
         await self._in_flight.close()
 
     async def _find_or_build(self, request: ImageRequest, pin: Pin) -> Image:
-        build = self._builds.setdefault((pin, request), Build.of(request, pin))
+        build = self._builds[pin, request]
         observe = partial(self._observer.observe, build)
+        waited = False
+
+        def queued(position: int) -> None:
+            nonlocal waited
+            waited = True
+            observe(Queued(position))
+
         try:
-            image = await self._cache.find(pin, request) if self._cache else None
+            image = await self._find(request, pin, observe)
             if image is not None:
-                observe(Reused(image.manifest.descriptor.digest))
                 return image
-            observe(Started())
-            image = await self._builder.build(request, pin, observe)
+            async with self._bounds.slots.slot(queued):
+                # Another server on the same store may have built it meanwhile.
+                image = await self._find(request, pin, observe) if waited else None
+                if image is not None:
+                    return image
+                observe(Started())
+                image = await self._build(request, pin, observe)
             if self._cache:
                 await self._cache.add(pin, request, image)
         except NixeryError as error:
@@ -142,6 +196,22 @@ class SharedBuilds:
         finally:
             del self._builds[pin, request]
         return image
+
+    async def _find(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image | None:
+        image = await self._cache.find(pin, request) if self._cache else None
+        if image is not None:
+            observe(Reused(image.manifest.descriptor.digest))
+        return image
+
+    async def _build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+        bound = asyncio.timeout(self._bounds.seconds)
+        try:
+            async with bound:
+                return await self._builder.build(request, pin, observe)
+        except TimeoutError:
+            if bound.expired() and self._bounds.seconds is not None:
+                raise BuildTookTooLong(self._bounds.seconds) from None
+            raise
 
 
 def _size(error: NixeryError) -> int:

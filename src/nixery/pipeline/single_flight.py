@@ -32,7 +32,7 @@ class SingleFlight(Generic[Key, Result]):
         if self._closed:
             raise ShuttingDown
         task = self._tasks.get(key)
-        if task is None:
+        if task is None or task.done():  # about to be forgotten: what it knows may not be true any more
             task = asyncio.ensure_future(_as_coroutine(work))
             self._tasks[key] = task
             task.add_done_callback(lambda done: self._forget(key, done))
@@ -52,7 +52,8 @@ class SingleFlight(Generic[Key, Result]):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _forget(self, key: Key, task: asyncio.Task[Result]) -> None:
-        del self._tasks[key]
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
         if not task.cancelled():
             task.exception()  # Mark it as seen: everybody who wanted to know may be gone.
 

@@ -63,5 +63,6 @@ class PublishedBuilds:
                 "building": [],
                 "error": error,
                 "manifest": None,
+                "request_id": None,
             }
         )

@@ -54,6 +54,11 @@ class NotModified:
     headers: Mapping[str, str] = field(default_factory=dict)
     status: int = 304
 
+    @property
+    def length(self) -> int:
+        """Bytes of the body: there is none."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class StreamResponse:
@@ -66,6 +71,11 @@ class StreamResponse:
     chunks: AsyncGenerator[bytes, None]
     headers: Mapping[str, str] = field(default_factory=dict)
     status: int = 200
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body that are known when it begins: none."""
+        return 0
 
 
 Response = BytesResponse | FileResponse | NotModified | StreamResponse

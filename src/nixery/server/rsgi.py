@@ -6,7 +6,7 @@ whole, which costs half as much for a small one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Protocol
 from urllib.parse import parse_qsl
@@ -14,14 +14,18 @@ from urllib.parse import parse_qsl
 import structlog
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
+from nixery.server.observation import REQUEST_ID, Observation
 from nixery.server.ranges import ByteRange
 from nixery.server.registry.errors import errors_body
+from nixery.server.registry.router import Registry
 from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, FileResponse, NotModified, Response, StreamResponse
 
 Fields = list[tuple[str, str]]
+Handler = Callable[[Request], Awaitable[Response]]
 
-# Bytes of a body that is read. What comes to the registry has none that matters.
+# Where bodies are read, and bytes of one. What comes to the registry has none that matters.
+_TAKES_BODIES = "/api/"
 _LARGEST_BODY = 16 * 1024
 
 _log = structlog.get_logger("nixery.server")
@@ -41,6 +45,7 @@ class Scope(Protocol):
     method: str
     path: str
     query_string: str
+    client: str
     headers: Headers
 
 
@@ -63,55 +68,62 @@ class StreamTransport(Protocol):
     async def send_bytes(self, data: bytes, /) -> None: ...  # noqa: D102
 
 
-class Handler(Protocol):
-    """Answers requests for a part of all paths."""
-
-    async def answer(self, request: Request) -> Response:
-        """Answer a request; never raises for anything a client can do."""
-        ...
-
-
 class Application:
     """Routes to the parts of the server. A plain callable: a framework would cost more than all we do for a cached answer.
 
     Args:
-        registry: answers below ``/v2``.
-        api: answers below ``/api``.
-        pages: answers everything else.
+        registry: answers below ``/v2/``.
+        observation: notes each request.
+        others: what answers elsewhere, by path.
+        below: what answers the rest, by how paths begin; the first that fits.
     """
 
-    def __init__(self, registry: Handler, api: Handler | None = None, pages: Handler | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        observation: Observation,
+        others: Mapping[str, Handler],
+        below: Mapping[str, Handler] | None = None,
+    ) -> None:
         self._registry = registry
-        self._api = api
-        self._pages = pages
+        self._observation = observation
+        self._others = others
+        self._below = tuple((below or {}).items())
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         method, path = scope.method, scope.path
-        body = await _body(protocol) if method == "POST" and path.startswith("/api/") else b""
+        body = await _body(protocol) if method == "POST" and path.startswith(_TAKES_BODIES) else b""
         request = Request(method, path, _headers(scope.headers), _query(scope.query_string), body)
+        observed = self._observation.begin(request)
         response = await self._answer(request)
+        # Before it is sent: afterwards, the web server's threads would wait for it.
+        self._observation.end(observed, request, scope, response)
+        headers = [*response.headers.items(), (REQUEST_ID, observed.id)]
         if isinstance(response, StreamResponse):
-            await _stream(method, response, protocol)
+            await _stream(method, response, headers, protocol)
         else:
-            _send(method, response, protocol)
+            _send(method, response, headers, protocol)
 
     async def _answer(self, request: Request) -> Response:
-        handler = self._handler(request.path)
-        if handler is None:
-            message = "this is a container registry: pull an image, for example HOST/shell/git"
-            return errors_body(404, "UNSUPPORTED", message)
         try:
-            return await handler.answer(request)
+            handler = self._handler(request.path)
+            if handler is not None:
+                return await handler(request)
         except Exception:  # noqa: BLE001 -- logged with its traceback, and answered
             # Nothing a client does may lead here. If something does, the traceback is for us and not for him.
             _log.exception("request failed", method=request.method, path=request.path)
             return errors_body(500, "UNKNOWN", "internal error; the server's log has the details")
+        message = "this is a container registry: pull an image, for example HOST/shell/git"
+        return errors_body(404, "UNSUPPORTED", message)
 
     def _handler(self, path: str) -> Handler | None:
         if path == "/v2" or path.startswith("/v2/"):
-            return self._registry
-        return self._api if path.startswith("/api/") else self._pages
+            return self._registry.answer
+        handler = self._others.get(path)
+        if handler is not None:
+            return handler
+        return next((handler for beginning, handler in self._below if path.startswith(beginning)), None)
 
 
 async def _body(protocol: AnswerProtocol) -> bytes | None:
@@ -123,8 +135,7 @@ async def _body(protocol: AnswerProtocol) -> bytes | None:
     return body
 
 
-async def _stream(method: str, response: StreamResponse, protocol: AnswerProtocol) -> None:
-    headers = list(response.headers.items())
+async def _stream(method: str, response: StreamResponse, headers: Fields, protocol: AnswerProtocol) -> None:
     async with aclosing(response.chunks) as chunks:
         if method == "HEAD":
             protocol.response_empty(response.status, headers)
@@ -147,9 +158,11 @@ def _query(raw: str) -> Mapping[str, str]:
 
 
 def _send(
-    method: str, response: BytesResponse | FileResponse | NotModified, protocol: AnswerProtocol
+    method: str,
+    response: BytesResponse | FileResponse | NotModified,
+    headers: Fields,
+    protocol: AnswerProtocol,
 ) -> None:
-    headers = list(response.headers.items())
     if isinstance(response, NotModified):
         protocol.response_empty(response.status, headers)
         return

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from nixery.errors import SettingsError
@@ -18,8 +19,20 @@ from nixery.server.rsgi import Application
 # before they kill.
 _STOP = 9.0
 
+# Seconds of them for ending builds: Nix has four, and what it started.
+_CLOSE = 6.0
+
 # Connections that wait to be accepted; a fleet of nodes may come at once.
 _BACKLOG = 1024
+
+# Connections at the same time; more of them wait to be accepted. Each may be of somebody who reads slowly for ever.
+_CONNECTIONS = 1024
+
+# Milliseconds until the header fields of a request, the first or another one, have to be there.
+_IDLE = 30_000
+
+# Bytes that a connection may hold in memory: header fields that come, and what somebody does not read.
+_BUFFER = 128 * 1024
 
 _log = structlog.get_logger("nixery.server")
 
@@ -46,6 +59,8 @@ async def serve(
         # No client of a registry speaks HTTP/2 without TLS, and looking for it costs time.
         http=HTTPModes.http1,
         backlog=_BACKLOG,
+        backpressure=_CONNECTIONS,
+        http1_settings=HTTP1Settings(header_read_timeout=_IDLE, max_buffer_size=_BUFFER),
         websockets=False,
         log_enabled=False,
     )
@@ -60,7 +75,9 @@ async def serve(
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
     end = loop.time() + _STOP
-    await close()
+    closing = asyncio.ensure_future(close())
+    # A thread that waits for a disk is not waited for.
+    await asyncio.wait({closing}, timeout=_CLOSE)
     server.stop()  # type: ignore[no-untyped-call]
     done, cut_off = await asyncio.wait({serving}, timeout=max(0.0, end - loop.time()))
     if cut_off:
@@ -68,6 +85,10 @@ async def serve(
     stopping.cancel()
     for finished in done:
         finished.result()
+    if closing.done():
+        closing.result()
+    else:
+        closing.cancel()
 
 
 def listening_address(host: str, port: int) -> str:

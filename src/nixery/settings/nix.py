@@ -16,7 +16,8 @@ _WEEK = 7 * DAY
 # What Nix reads itself, and what its downloads need. A package set may read whatever it is given.
 _FOR_NIX = re.compile(
     r"PATH|HOME|USER|LOGNAME|TMPDIR|LOCALE_ARCHIVE|LC_ALL|LANG|XDG_\w+_(HOME|DIRS)|NIX_\w+|SSL_CERT_\w+|NETRC"
-    r"|(https?|ftp|all|no)_proxy|(HTTPS?|FTP|ALL|NO)_PROXY|CURL_CA_BUNDLE|GIT_SSL_CAINFO|SSH_AUTH_SOCK|GIT_SSH_COMMAND"
+    # With the mark, an evaluation does not outlive a server that is killed.
+    r"|NIXERY_STARTED_BY|(https?|ftp|all|no)_proxy|(HTTPS?|FTP|ALL|NO)_PROXY|CURL_CA_BUNDLE|GIT_SSL_CAINFO|SSH_AUTH_SOCK|GIT_SSH_COMMAND"
 )
 
 

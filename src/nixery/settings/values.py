@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -66,6 +67,24 @@ def listed(value: object) -> object:
 def arguments(value: object) -> object:
     """Split as a shell does."""
     return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+_SIZE = re.compile(r"(\d{1,15})\s*(?:([KMGT])(?:i?B)?)?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def byte_size(value: object) -> object:
+    """Read a number of bytes such as ``20G``, ``20GiB`` or ``500M``; the units are powers of 1024.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no size in bytes such as 20G, 500M or 1048576")
+    return int(match[1]) * 1024 ** _POWERS[(match[2] or "").lower()]
 
 
 # zstd's levels above 19 take more memory than packing is to have.

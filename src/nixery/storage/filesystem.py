@@ -4,6 +4,7 @@
 
     blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and manifests alike
     blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  how many bytes it has to have, in decimal digits
+    quarantine/<64 hex digits>                              blobs that were found broken
     records/<kind>/<first 2 characters>/<key>               small JSON documents
     temporary/server-<random>/<random>                      whatever is being written, by server process
 
@@ -21,11 +22,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nixery.errors import BlobVerificationFailed, InvalidDigest, StorageError
+from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
 from nixery.oci.digest import Digest
 from nixery.storage.files import (
+    chunks,
     delete_file,
     make_directory,
+    move_file,
     move_to_place,
     scan,
     temporary_file,
@@ -33,6 +36,9 @@ from nixery.storage.files import (
     write_file,
 )
 from nixery.storage.store import ListedBlob, StoredBlob
+
+# Bytes that are written to see whether there is room: more than a manifest has.
+_PROBE = 64 * 1024
 
 
 class FilesystemBlobStore:
@@ -48,6 +54,7 @@ class FilesystemBlobStore:
 
     def __init__(self, root: Path, temporary: Path) -> None:
         self._blobs = root / "blobs" / "sha256"
+        self._quarantine = root / "quarantine"
         self._temporary = temporary
         make_directory(self._blobs)
 
@@ -89,6 +96,29 @@ class FilesystemBlobStore:
         async for entry, status in scan(self._blobs):
             with suppress(InvalidDigest):
                 yield ListedBlob(Digest.parse(f"sha256:{entry.name}"), status.st_size, status.st_mtime)
+
+    async def probe(self) -> None:
+        """See ``BlobStore.probe``."""
+        await asyncio.to_thread(self._probe)
+
+    def _probe(self) -> None:
+        make_directory(self._blobs)
+        with temporary_file(self._temporary) as (descriptor, _):
+            write_all(descriptor, b"\0" * _PROBE)
+
+    async def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
+        """See ``BlobStore.chunks``."""
+        try:
+            async for chunk in chunks(self._path(digest)):
+                yield chunk
+        except FileNotFoundError:
+            raise BlobUnknown(str(digest)) from None
+
+    async def quarantine(self, digest: Digest) -> None:
+        """See ``BlobStore.quarantine``."""
+        place = self._path(digest)
+        await asyncio.to_thread(move_file, place, self._quarantine / place.name)
+        await asyncio.to_thread(delete_file, _size_file(place))
 
     async def delete(self, digest: Digest) -> None:
         """See ``BlobStore.delete``."""

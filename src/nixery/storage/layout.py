@@ -23,7 +23,9 @@ _REFERENCE = "org.opencontainers.image.ref.name"
 _NAME = "io.containerd.image.name"
 
 
-async def write_layout(blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path) -> None:
+async def write_layout(
+    blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path, *, archive: bool
+) -> None:
     """Write an image, or an index and all its images, to a new place.
 
     Args:
@@ -31,7 +33,8 @@ async def write_layout(blobs: BlobStore, root: Descriptor, name: str, tag: str, 
         root: of the manifest or index.
         name: of the repository: ``localhost/<name>:<tag>`` is what it is called when it is loaded.
         tag: what it is called in the layout.
-        place: a directory, or with a name in ``.tar`` an archive; does not exist yet.
+        place: does not exist yet.
+        archive: whether it is to be an archive, or a directory.
 
     Raises:
         StorageError: it exists, or cannot be written.
@@ -41,7 +44,7 @@ async def write_layout(blobs: BlobStore, root: Descriptor, name: str, tag: str, 
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as temporary:
             layout = Path(temporary) / "layout"
             await _write(blobs, root, name, tag, layout)
-            finished = _archive(layout) if place.suffix == ".tar" else layout
+            finished = await asyncio.to_thread(_archive, layout) if archive else layout
             await asyncio.to_thread(_move, finished, place)
     except OSError as error:
         raise StorageError(f"cannot write {place}: {error.strerror}") from error

@@ -1,17 +1,24 @@
-"""Where popularity data comes from."""
+"""Where popularity data comes from, and a copy for when it cannot be had there."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
+from datetime import timedelta
+from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 from pydantic import Field, TypeAdapter, ValidationError
 
 from nixery.errors import SettingsError
 from nixery.layering.popularity import Popularity
+from nixery.oci.canonical_json import canonical_json
+from nixery.storage.files import write_file
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 _TIMEOUT = 30.0
@@ -19,34 +26,83 @@ _CHUNK = 1 << 16
 _LARGEST = 64 * 1024 * 1024
 
 
-def load_popularity(url: str) -> Popularity:
-    """Fetch and check popularity data; blocks.
+@dataclass(frozen=True, slots=True)
+class PopularityCopies:
+    """The last data of each URL.
 
-    A server that cannot have the data it is configured with does not start: it would group layers differently, and
-    every image would have another digest than its neighbours give it.
+    Attributes:
+        root: of the storage.
+        temporary: where files are written, on the same file system.
+    """
+
+    root: Path
+    temporary: Path
+
+    def keep(self, url: str, popularity: Popularity) -> None:
+        """Write what was fetched just now.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        write_file(self.temporary, self._place(url), canonical_json(dict(popularity.counts)))
+
+    def find(self, url: str) -> tuple[Popularity, timedelta] | None:
+        """Return the copy, if there is a good one, and its age."""
+        place = self._place(url)
+        try:
+            age = max(0, int(time.time() - place.stat().st_mtime))
+            return Popularity(_COUNTS.validate_json(place.read_bytes())), timedelta(seconds=age)
+        except (OSError, ValidationError):
+            return None
+
+    def _place(self, url: str) -> Path:
+        return self.root / "popularity" / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
+
+
+def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popularity:
+    """Fetch and check popularity data, or take the copy of the last time if it cannot be fetched; blocks.
+
+    A server that has no data though it is configured with some does not start: it would group layers differently, and
+    every image would have another digest than its neighbours give it. Neither does it with data that is wrong: whoever
+    changed it is there to hear it.
 
     Args:
         url: an http, https or file URL, or a path.
+        copies: where one is kept.
 
     Raises:
-        SettingsError: it cannot be fetched, or is not an object of counts by package name.
+        SettingsError: it cannot be fetched and there is no copy, or it is not an object of counts by package name.
+        StorageError: the copy cannot be written.
     """
     try:
-        content = (
-            _fetch(url) if url.startswith(("http://", "https://", "file://")) else Path(url).read_bytes()
+        content = _fetch(url)
+    except (OSError, ValueError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is a response as well
+        copy = copies.find(url) if copies else None
+        if copy is None:
+            raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {error}",)) from None
+        popularity, age = copy
+        structlog.get_logger("nixery.popularity").warning(
+            "NIX_POPULARITY_URL cannot be fetched, its copy is used",
+            url=url,
+            reason=str(error),
+            age_of_copy=str(age),
         )
-        return Popularity(_COUNTS.validate_json(content))
-    except urllib.error.HTTPError as error:
-        error.close()  # it is a response as well
-        raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {error}",)) from None
+        return popularity
+    try:
+        popularity = Popularity(_COUNTS.validate_json(content))
     except ValidationError:
         what = "it is not a JSON object of reference counts by package name"
         raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {what}",)) from None
-    except (OSError, ValueError) as error:
-        raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {error}",)) from None
+    if copies:
+        copies.keep(url, popularity)
+    return popularity
 
 
 def _fetch(url: str) -> bytes:
+    if not url.startswith(("http://", "https://", "file://")):
+        return Path(url).read_bytes()
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 -- the operator's own URL
         end = time.monotonic() + _TIMEOUT
         content = b""
@@ -55,4 +111,7 @@ def _fetch(url: str) -> bytes:
             # The timeout of a socket is for each read alone; a server that trickles would hold us up for ever.
             if time.monotonic() > end:
                 raise TimeoutError(f"it takes longer than {_TIMEOUT:g} seconds")
+        length = response.headers.get("Content-Length")
+        if length is not None and len(content) < int(length):
+            raise OSError(f"{len(content)} bytes came of {length}")
         return content

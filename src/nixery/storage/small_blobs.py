@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nixery.cache_counts import CacheCounts
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
 from nixery.storage.store import BlobStore, StoredBlob
@@ -11,15 +12,23 @@ _CAPACITY = 64 * 1024 * 1024
 
 
 class SmallBlobs:
-    """Reads blobs as a whole and keeps them. What is kept has been verified, so it stays true whatever becomes of its file."""
+    """Reads blobs as a whole and keeps them. What is kept has been verified, so it stays true whatever becomes of its file.
+
+    Attributes:
+        counts: of the small blobs that were asked for.
+    """
 
     def __init__(self, blobs: BlobStore) -> None:
+        self.counts = CacheCounts()
         self._blobs = blobs
         self._kept: LeastRecentlyUsed[Digest, bytes] = LeastRecentlyUsed(_CAPACITY)
 
     def kept(self, digest: Digest) -> bytes | None:
         """Return a blob that is in memory."""
-        return self._kept.get(digest)
+        content = self._kept.get(digest)
+        if content is not None:
+            self.counts.hits += 1
+        return content
 
     async def read(self, blob: StoredBlob) -> bytes | None:
         """Read a blob and keep it; ``None`` if its file does not have its digest.
@@ -27,6 +36,7 @@ class SmallBlobs:
         Raises:
             StorageError: it cannot be read.
         """
+        self.counts.misses += 1
         content = await self._blobs.read(blob)
         if Digest.of(content) != blob.digest:
             return None

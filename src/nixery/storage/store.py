@@ -110,6 +110,34 @@ class BlobStore(Protocol):
         """
         ...
 
+    async def probe(self) -> None:
+        """See whether something could be stored just now, by storing a little that nobody finds.
+
+        Raises:
+            StorageFull: there is no room.
+            StorageError: it could not, for another reason.
+        """
+        ...
+
+    def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
+        """Yield the bytes that are stored under a digest, in pieces of a MiB at most, whether or not they are the right ones.
+
+        They are not going to be needed again soon.
+
+        Raises:
+            BlobUnknown: there is no such blob.
+            StorageError: they cannot be read.
+        """
+        ...
+
+    async def quarantine(self, digest: Digest) -> None:
+        """Have a blob be gone for ``find``, and keep its bytes for a person to look at where the storage has a place for that.
+
+        Raises:
+            StorageError: it cannot be moved.
+        """
+        ...
+
     def scan(self) -> AsyncIterator[ListedBlob]:
         """List all blobs, broken ones too, in any order, in memory that does not grow with their number.
 

@@ -23,6 +23,7 @@ class Buildah:
     mirrored: ClassVar[str | None] = MIRRORED
     missing: ClassVar[str] = MISSING
     failure: ClassVar[str] = FAILURE
+    knows_zstd: ClassVar[bool] = True
 
     def versions(self) -> Mapping[str, str]:
         """See ``Client.versions``."""

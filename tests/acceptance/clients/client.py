@@ -44,12 +44,16 @@ class Client(Protocol):
         mirrored: a host whose images it pulls through the server under test as a mirror; ``None`` if it has no mirrors.
         missing: what it says about a package that is missing.
         failure: what it says about a build that failed.
+        knows_zstd: whether it can do with layers that are compressed so; older Dockers cannot.
     """
 
     name: ClassVar[str]
     mirrored: ClassVar[str | None]
     missing: ClassVar[str]
     failure: ClassVar[str]
+
+    @property
+    def knows_zstd(self) -> bool: ...
 
     def versions(self) -> Mapping[str, str]:
         """The versions of all the programs involved."""

@@ -41,6 +41,7 @@ class Containerd:
     # It asks with HEAD, whose answers have no body, and gives up at an error: a status is all that it has to show.
     missing: ClassVar[str] = "not found"
     failure: ClassVar[str] = "422 Unprocessable"
+    knows_zstd: ClassVar[bool] = True
 
     def __init__(self, shell: Shell, socket: Path, hosts: Path) -> None:
         self._shell = shell

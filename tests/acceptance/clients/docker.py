@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from tests.acceptance.clients.client import FAILURE, MISSING, PULL, Outcome, Shell
 from tests.support.server import HOST
 
+_FIRST_WITH_ZSTD = 23
+
 
 class Docker:
     """The command line, speaking to a daemon of our own."""
@@ -29,6 +31,10 @@ class Docker:
         """See ``Client.versions``."""
         version = json.loads(self._ask("version", "--format", "{{json .}}"))
         return {"docker": version["Client"]["Version"], "dockerd": version["Server"]["Version"]}
+
+    @property
+    def knows_zstd(self) -> bool:
+        return int(self.versions()["dockerd"].partition(".")[0]) >= _FIRST_WITH_ZSTD
 
     def pull(self, reference: str) -> Outcome:
         return self._shell.call((*self._docker, "pull", reference), PULL)

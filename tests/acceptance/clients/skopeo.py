@@ -25,6 +25,7 @@ class Skopeo:
     mirrored: ClassVar[str | None] = MIRRORED
     missing: ClassVar[str] = MISSING
     failure: ClassVar[str] = FAILURE
+    knows_zstd: ClassVar[bool] = True
 
     def versions(self) -> Mapping[str, str]:
         """See ``Client.versions``."""
@@ -51,7 +52,7 @@ class Skopeo:
         layout = self._layout(reference)
         bundle = layout.with_suffix(".bundle")
         if not bundle.exists():
-            self.shell.ask("umoci", "unpack", "--image", f"{layout}:image", str(bundle))
+            self.shell.ask("umoci", "unpack", "--image", self._unpackable(layout), str(bundle))
         specification: dict[str, Any] = json.loads((bundle / "config.json").read_text())
         specification["process"] |= {"args": list(command), "terminal": False}
         # A machine without CAP_SYS_RESOURCE must not set what umoci asks for.
@@ -59,6 +60,15 @@ class Skopeo:
         (bundle / "config.json").write_text(json.dumps(specification))
         state = self.shell.directory / "runc"
         return self.shell.ask("runc", "--root", str(state), "run", "--bundle", str(bundle), layout.name)
+
+    def _unpackable(self, layout: Path) -> str:
+        """umoci does not know zstd; skopeo, which does, decompresses for it."""
+        if not any(layer.is_zstd for layer in PulledImage.from_oci_layout(layout).layers):
+            return f"{layout}:image"
+        plain = f"dir:{layout.with_suffix('.plain')}"
+        self.shell.ask("skopeo", "copy", "--dest-decompress", f"oci:{layout}:image", plain)
+        self.shell.ask("skopeo", "copy", plain, f"oci:{layout}:plain")
+        return f"{layout}:plain"
 
     def _layout(self, reference: str) -> Path:
         return self.shell.directory / sha256(reference.encode()).hexdigest()[:16]

@@ -117,3 +117,18 @@ async def test_a_working_tree_has_better_names(tmp_path: Path) -> None:
     assert (
         await DirectorySource(package_set.parent, os.environ).resolve(source.reference("x"))
     ).revision == second
+
+
+async def test_what_was_read_ahead_is_only_a_start(package_set: Path) -> None:
+    source = DirectorySource(package_set, os.environ)
+    await source.look_ahead()
+    before = await source.resolve(source.reference("latest"))
+    (package_set / "default.nix").write_text("changed since")
+    assert await source.resolve(source.reference("latest")) != before
+
+
+async def test_reading_ahead_a_set_that_is_not_there_yet(tmp_path: Path) -> None:
+    source = DirectorySource(tmp_path / "set", os.environ)
+    await source.look_ahead()
+    (tmp_path / "set").mkdir()
+    assert (await source.resolve(source.reference("latest"))).identity

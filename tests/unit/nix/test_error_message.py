@@ -1,4 +1,6 @@
-from nixery.nix.error_message import explanation, is_trouble_of_the_machine, without_paths
+import pytest
+
+from nixery.nix.error_message import collected_path, explanation, is_trouble_of_the_machine, without_paths
 
 
 def test_old_nix() -> None:
@@ -40,3 +42,28 @@ def test_trouble_of_the_machine_is_no_packages_fault() -> None:
 def test_paths_stay_here() -> None:
     message = "cannot open '/nix/var/nix/db/db.sqlite' for /nix/store/abc-x and a/b"
     assert without_paths(message) == "cannot open '…' for /nix/store/abc-x and a/b"
+
+
+GONE = "/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-gone-1.0.drv"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"error: path '{GONE}' is not valid",
+        f"error: cannot build missing derivation '\x1b[35;1m{GONE}\x1b[0m'",
+        f"don't know how to build these paths:\n  {GONE}",
+        f"error: opening file '{GONE}': No such file or directory",
+    ],
+)
+def test_a_path_that_was_collected(said: str) -> None:
+    assert collected_path(["something else", *said.splitlines()]) == GONE
+
+
+def test_a_file_that_a_path_does_not_have_was_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nixery.nix.error_message.os.path.lexists", lambda path: path == GONE)
+    assert collected_path([f"error: opening file '{GONE}/missing.nix': No such file or directory"]) is None
+
+
+def test_neither_was_what_fails_in_another_way() -> None:
+    assert collected_path([f"error: builder for '{GONE}' failed with exit code 1"]) is None

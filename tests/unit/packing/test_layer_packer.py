@@ -129,3 +129,14 @@ def test_the_identity_has_that_of_the_compression() -> None:
     way = compression("gzip")
     assert LayerPacker(way).identity == LayerPacker(compression("gzip")).identity
     assert way.identity in LayerPacker(way).identity
+
+
+class FullDisk(io.BytesIO):
+    def write(self, _: object, /) -> int:
+        raise StorageError("no space left")
+
+
+def test_a_sink_that_fails_ends_it(tmp_path: Path) -> None:
+    file = file_of(tmp_path / "f", os.urandom(5 << 20))
+    with pytest.raises(StorageError, match="no space"):
+        LayerPacker(compression("gzip")).pack([file], FullDisk(), lambda: None)

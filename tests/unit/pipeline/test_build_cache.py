@@ -19,6 +19,7 @@ from nixery.pipeline.image import Image
 from nixery.sources.source import Pin
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.uses import Uses
 
 PIN = Pin("path:/set", "abc", "abc")
 REQUEST = parse_image_name("git/htop")
@@ -31,10 +32,11 @@ class Store:
         (directory / "temporary").mkdir()
         self.blobs = FilesystemBlobStore(directory, directory / "temporary")
         self.records = FilesystemRecordStore(directory, directory / "temporary")
+        self.uses = Uses(self.records, 3600)
         self.now = 0.0
 
     def cache(self, identity: str = "this program") -> BuildCache:
-        return BuildCache(self.records, self.blobs, identity, lambda: self.now)
+        return BuildCache(self.records, self.blobs, self.uses, identity, lambda: self.now)
 
     async def image(self, layer_type: MediaType = MediaType.OCI_LAYER_GZIP) -> Image:
         content = b"a layer"

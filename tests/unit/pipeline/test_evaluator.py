@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -67,8 +67,13 @@ class World:
     ) -> Mapping[str, Details]:
         raise NotImplementedError(platform, package_set, details)
 
-    def realise(self, installables: Sequence[str], tell: Tell = nobody) -> AbstractAsyncContextManager[None]:
-        raise NotImplementedError(installables, tell)
+    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        raise NotImplementedError
+
+    def realise(
+        self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
+    ) -> AbstractAsyncContextManager[None]:
+        raise NotImplementedError(installables, tell, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise NotImplementedError(paths)

@@ -15,6 +15,8 @@ from nixery.pipeline.image import Image
 from nixery.pipeline.indexes import Indexes
 from nixery.sources.source import Pin
 from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.uses import Uses
 
 PIN = Pin("fake:", "one", "one")
 REQUESTS = requests_for("hello", (AMD64, ARM64))
@@ -41,11 +43,12 @@ class World:
     def __init__(self, directory: Path) -> None:
         (directory / "temporary").mkdir()
         self.blobs = FilesystemBlobStore(directory, directory / "temporary")
+        self.uses = Uses(FilesystemRecordStore(directory, directory / "temporary"), 3600)
         self.builds = FakeBuilds()
         self.now = 0.0
 
     def indexes(self, *optional: Platform) -> Indexes:
-        return Indexes(self.builds, self.blobs, frozenset(optional), lambda: self.now)  # type: ignore[arg-type]
+        return Indexes(self.builds, self.blobs, self.uses, frozenset(optional), lambda: self.now)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """With a real packer and a real store; only the layers are made up."""
 
 import asyncio
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,17 @@ import pytest
 from nixery.closure.graph import Closure, PathInfo
 from nixery.closure.store_path import StorePath
 from nixery.errors import ShuttingDown, StorageError
+from nixery.file_locks import FileLocks
 from nixery.layering.grouping import LayerGroup
+from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
 from nixery.packing.compression import compression
-from nixery.packing.layer_packer import LayerPacker
+from nixery.packing.entries import Entry
+from nixery.packing.layer_packer import LayerPacker, Sink
 from nixery.packing.root_filesystem import RootFilesystem
 from nixery.packing.tree import Content, Tree
 from nixery.pipeline.events import BuildEvent, LayerPacked, LayerReused
-from nixery.pipeline.layer_publisher import LayerPublisher
+from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
 
@@ -27,12 +30,14 @@ ROOT = RootFilesystem(Tree({b"etc": Tree({b"passwd": Content(b"root")})}), ())
 class Publisher:
     """A publisher on a store, and the kinds of the events it told."""
 
-    def __init__(self, storage: Path, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, storage: Path) -> None:
         temporary = storage / "temporary"
-        temporary.mkdir()
+        temporary.mkdir(exist_ok=True)
         self.blobs = FilesystemBlobStore(storage, temporary)
         records = FilesystemRecordStore(storage, temporary)
-        self.layers = LayerPublisher(self.blobs, records, LayerPacker(compression("gzip")), executor)
+        self.locks = FileLocks(storage / "locks")
+        packing = Packing(LayerPacker(compression("gzip")), 2, self.locks)
+        self.layers = LayerPublisher(self.blobs, records, packing)
         self.events: list[type[BuildEvent]] = []
 
     async def publish(self, root: RootFilesystem = ROOT, packages: tuple[str, ...] = ("p",)) -> Layer:
@@ -40,9 +45,10 @@ class Publisher:
 
 
 @pytest.fixture
-def publisher(tmp_path: Path) -> Iterator[Publisher]:
-    with ThreadPoolExecutor(2) as executor:
-        yield Publisher(tmp_path, executor)
+async def publisher(tmp_path: Path) -> AsyncIterator[Publisher]:
+    publisher = Publisher(tmp_path)
+    yield publisher
+    await publisher.layers.close()
 
 
 async def blob_of(publisher: Publisher, layer: Layer) -> Path:
@@ -112,3 +118,82 @@ async def test_nothing_is_packed_after_closing(publisher: Publisher) -> None:
     await publisher.layers.close()
     with pytest.raises(ShuttingDown):
         await publisher.publish()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 -- files and threads tell nobody
+            await asyncio.sleep(0.01)
+
+
+def stop_in_the_middle(publisher: Publisher) -> tuple[threading.Event, threading.Event]:
+    """Let the publisher pack no further than to its first look whether it is to stop."""
+    begun, may_go_on = threading.Event(), threading.Event()
+    pack = publisher.layers._packer.pack
+
+    def slowly(entries: Iterable[Entry], sink: Sink, check: Callable[[], None]) -> Digest:
+        begun.set()
+        may_go_on.wait(10)
+        check()
+        return pack(entries, sink, check)
+
+    publisher.layers._packer.pack = slowly  # type: ignore[method-assign]
+    return begun, may_go_on
+
+
+async def test_another_process_packs_it_and_this_one_waits_without_a_thread(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    other = Publisher(tmp_path)
+    begun, may_go_on = stop_in_the_middle(other)
+    first = asyncio.ensure_future(other.publish())
+    await eventually(begun.is_set)
+    second = asyncio.ensure_future(publisher.publish())
+    await asyncio.sleep(0.3)
+    assert not second.done()
+    may_go_on.set()
+    assert await first == await second
+    assert (other.events, publisher.events) == ([LayerPacked], [LayerReused])
+    assert list((tmp_path / "locks").iterdir()) == []
+    await other.layers.close()
+
+
+async def test_a_lock_of_a_process_that_was_killed_holds_nobody_up(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    await publisher.publish()
+    (record,) = (path for path in (tmp_path / "records").rglob("*") if path.is_file())
+    (tmp_path / "locks" / record.name).touch()
+    record.unlink()
+    async with asyncio.timeout(10):
+        await publisher.publish()
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+async def test_what_nobody_waits_for_any_more_is_not_packed_to_its_end(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    begun, may_go_on = stop_in_the_middle(publisher)
+    first = asyncio.ensure_future(publisher.publish())
+    await eventually(begun.is_set)
+    first.cancel()
+    await asyncio.wait({first})
+    may_go_on.set()
+    await eventually(lambda: not list((tmp_path / "locks").iterdir()))
+    assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
+    assert list((tmp_path / "temporary").iterdir()) == []
+    await publisher.publish()
+
+
+async def test_who_comes_in_time_has_what_another_one_gave_up(publisher: Publisher, tmp_path: Path) -> None:
+    begun, may_go_on = stop_in_the_middle(publisher)
+    first = asyncio.ensure_future(publisher.publish())
+    await eventually(begun.is_set)
+    first.cancel()
+    await asyncio.wait({first})
+    second = asyncio.ensure_future(publisher.publish())
+    await asyncio.sleep(0)
+    may_go_on.set()
+    await second
+    assert publisher.events == [LayerPacked]
+    assert len(list((tmp_path / "blobs").rglob("*.size"))) == 1

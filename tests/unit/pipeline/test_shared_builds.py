@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 
 import pytest
 
-from nixery.errors import BuildFailed, NixeryError, PackageSetChanged, ShuttingDown, StorageError
+from nixery.errors import (
+    BuildFailed,
+    BuildTookTooLong,
+    NixeryError,
+    PackageSetChanged,
+    ShuttingDown,
+    StorageError,
+    TooBusy,
+)
 from nixery.image.request import ImageRequest, parse_image_name
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, image_config, image_manifest
-from nixery.pipeline.events import Build, BuildEvent, Failed, Requested, Started
+from nixery.pipeline.events import Build, BuildEvent, Failed, Joined, Queued, Requested, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import Observe
-from nixery.pipeline.shared_builds import SharedBuilds
+from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
+from nixery.pipeline.slots import Slots
+from nixery.request_context import RequestContext, current_request, enter_request
 from nixery.sources.source import Pin
 
 PIN = Pin("fake:", "one", "one")
@@ -27,24 +38,41 @@ class World:
         self.builds = 0
         self.error: NixeryError | None = None
         self.now = 0.0
+        self.slots = Slots(100, 0)
+        self.seconds: float | None = None
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.running = self.most_running = 0
         self.told: list[tuple[Build, BuildEvent]] = []
-        self.hold: asyncio.Event | None = None
+        # By the identity of the request in whose context it was told.
+        self.told_to: list[tuple[str | None, BuildEvent]] = []
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         assert (pin.source, observe is not None) == ("fake:", True)
         self.builds += 1
-        if self.hold:
-            await self.hold.wait()
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            await self.may_end.wait()
+        finally:
+            self.running -= 1
         if self.error:
             raise self.error
         config = image_config(request.platform.architecture, ExecutionParameters(), [])
         return Image(image_manifest(config, []), docker_manifest(config, []))
 
     def observe(self, build: Build, event: BuildEvent) -> None:
+        context = current_request()
         self.told.append((build, event))
+        self.told_to.append((context.id if context else None, event))
+
+    def of(self, name: str) -> list[BuildEvent]:
+        """Everything that was told of an image with one package."""
+        return [event for build, event in self.told if build.request.requested == (name,)]
 
     def shared_builds(self, failure_time_to_live: float = 30) -> SharedBuilds:
-        return SharedBuilds(None, self, self, failure_time_to_live, lambda: self.now)  # type: ignore[arg-type]
+        bounds = BuildBounds(self.slots, self.seconds)
+        return SharedBuilds(None, self, self, bounds, failure_time_to_live, lambda: self.now)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -120,10 +148,119 @@ async def test_a_failure_says_which_build_it_was(world: World) -> None:
 
 async def test_a_build_that_is_ended_has_failed(world: World) -> None:
     builds = world.shared_builds()
-    world.hold = asyncio.Event()
+    world.may_end.clear()
     one = builds.begin(REQUEST, PIN)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     await builds.close()
     (failed,) = [event for build, event in world.told if build == one and isinstance(event, Failed)]
     assert isinstance(failed.error, ShuttingDown)
+
+
+async def settled() -> None:
+    """Whatever can happen without anybody's doing has happened."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_so_many_builds_go_on_and_so_many_wait(world: World) -> None:
+    world.slots = Slots(2, 3)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(8)]
+    await settled()
+    assert (world.running, [request.done() for request in requests]) == (2, [False] * 5 + [True] * 3)
+    for request in requests[5:]:
+        with pytest.raises(TooBusy, match="NIXERY_MAX_BUILDS"):
+            await request
+    # Who wants the same as somebody else needs no place.
+    same = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in (0, 3, 4)]
+    await settled()
+    assert not any(request.done() for request in same)
+    world.may_end.set()
+    await asyncio.gather(*requests[:5], *same)
+    assert (world.builds, world.most_running) == (5, 2)
+
+
+async def test_who_waits_is_told_the_position_whenever_it_changes(world: World) -> None:
+    world.slots = Slots(1, 2)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(3)]
+    await settled()
+    world.may_end.set()
+    await asyncio.gather(*requests)
+    assert world.of("p2")[:3] == [Queued(2), Queued(1), Started()]
+    assert not [event for event in world.of("p0") if isinstance(event, Queued)]
+
+
+async def test_a_busy_server_is_no_lasting_failure(world: World) -> None:
+    world.slots = Slots(1, 0)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    first = asyncio.ensure_future(builds.image(REQUEST, PIN))
+    await settled()
+    with pytest.raises(TooBusy):
+        await builds.image(parse_image_name("htop"), PIN)
+    world.may_end.set()
+    await first
+    await builds.image(parse_image_name("htop"), PIN)
+
+
+async def test_a_build_is_ended_when_its_time_is_over_and_the_time_in_the_queue_does_not_count(
+    world: World,
+) -> None:
+    world.slots, world.seconds = Slots(1, 5), 0.2
+    world.may_end.clear()
+    builds = world.shared_builds()
+    requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(4)]
+    with pytest.raises(BuildTookTooLong, match="NIXERY_BUILD_TIMEOUT"):
+        await requests[0]
+    assert world.running == 1
+    world.may_end.set()
+    await requests[3]
+    assert world.running == 0
+    assert [build.request.requested for build, event in world.told if isinstance(event, Failed)] == [("p0",)]
+
+
+async def test_closing_ends_those_that_wait_too(world: World) -> None:
+    world.slots = Slots(1, 5)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(3)]
+    await settled()
+    await builds.close()
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ShuttingDown] * 3
+    assert world.running == 0
+
+
+async def test_a_build_carries_the_first_request_and_those_who_join_are_told(world: World) -> None:
+    builds = world.shared_builds()
+
+    async def ask(identity: str) -> bool:
+        context = RequestContext(identity)
+        enter_request(context)
+        await builds.image(REQUEST, PIN)
+        return context.waited
+
+    assert all(await asyncio.gather(ask("one"), ask("two"), ask("three")))
+    assert sorted(world.told_to, key=lambda told: str(told[0])) == [
+        ("one", Started()),
+        ("three", Joined("one")),
+        ("two", Joined("one")),
+    ]
+    assert {build.request_id for build, _ in world.told} == {"one"}
+    assert len({build.id for build, _ in world.told}) == 1
+    world.told_to.clear()
+    await asyncio.create_task(ask("four"))
+    assert world.told_to == [("four", Started())]
+
+
+async def test_a_build_without_a_request(world: World) -> None:
+    builds = world.shared_builds()
+    # Whatever other tests have left in theirs.
+    nobody = Context()
+    asked = [asyncio.create_task(builds.image(REQUEST, PIN), context=nobody) for _ in range(2)]
+    await asyncio.gather(*asked)
+    assert world.told_to == [(None, Started())]

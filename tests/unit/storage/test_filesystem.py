@@ -1,4 +1,5 @@
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -130,10 +131,18 @@ async def test_put_checks_the_digest(blobs: FilesystemBlobStore) -> None:
     assert await blobs.find(Digest.of(b"a")) is not None
 
 
-async def test_a_directory_that_vanished_is_a_storage_error(
+async def test_a_directory_that_vanished_is_made_again(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "temporary")
+    shutil.rmtree(tmp_path / "blobs")
+    await blobs.put(Digest.of(b"content"), b"content")
+    assert await blobs.find(Digest.of(b"content")) is not None
+
+
+async def test_a_directory_that_cannot_be_made_is_a_storage_error(
     blobs: FilesystemBlobStore, tmp_path: Path
 ) -> None:
     (tmp_path / "temporary").rmdir()
+    (tmp_path / "temporary").touch()
     with pytest.raises(StorageError, match="cannot write"):
         await blobs.put(Digest.of(b"a"), b"a")
 

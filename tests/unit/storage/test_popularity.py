@@ -1,20 +1,25 @@
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from nixery.errors import SettingsError
-from nixery.storage.popularity import load_popularity
+from nixery.storage.popularity import PopularityCopies, load_popularity
 
 COUNTS = {"glibc": 12, "bash-5.2": 3}
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/popularity.json" else 404)
+        self.send_response(404 if self.path == "/nothing" else 200)
+        if self.path == "/cut":
+            self.send_header("Content-Length", "1000")
         self.end_headers()
         self.wfile.write(json.dumps(COUNTS).encode())
 
@@ -22,14 +27,20 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
+@contextmanager
+def serving() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with serving() as url:
+        yield url
 
 
 def test_over_http(server: str) -> None:
@@ -53,3 +64,50 @@ def test_so_is_anything_but_counts(content: str, tmp_path: Path) -> None:
     (tmp_path / "p").write_text(content)
     with pytest.raises(SettingsError, match="not a JSON object of reference counts"):
         load_popularity(str(tmp_path / "p"))
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> PopularityCopies:
+    return PopularityCopies(tmp_path / "storage", tmp_path / "storage" / "temporary")
+
+
+def test_the_copy_is_taken_when_the_url_is_down(
+    copies: PopularityCopies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as server:
+        url = f"{server}/popularity.json"
+        assert load_popularity(url, copies).counts == COUNTS
+        with pytest.raises(SettingsError):  # there is none of this one
+            load_popularity(f"{server}/nothing", copies)
+    (copy,) = (tmp_path / "storage" / "popularity").iterdir()
+    os.utime(copy, (0, time.time() - 3 * 3600))
+    assert load_popularity(url, copies).counts == COUNTS
+    assert "3:00:0" in capsys.readouterr().out
+    copy.unlink()
+    copy.write_text('{"glibc": ')
+    with pytest.raises(SettingsError, match="NIX_POPULARITY_URL"):
+        load_popularity(url, copies)
+    assert list((tmp_path / "storage" / "temporary").iterdir()) == []
+
+
+def test_a_changed_file_goes_before_the_copy(copies: PopularityCopies, tmp_path: Path) -> None:
+    file = tmp_path / "popularity.json"
+    file.write_text('{"glibc": 1}')
+    first = load_popularity(str(file), copies)
+    file.write_text('{\n  "glibc": 2 }')
+    second = load_popularity(str(file), copies)
+    assert second.counts == {"glibc": 2}
+    assert first.identity != second.identity
+    file.write_text("<html>")  # told, not hidden
+    with pytest.raises(SettingsError, match="not a JSON object"):
+        load_popularity(str(file), copies)
+    file.unlink()
+    assert load_popularity(str(file), copies) == second
+
+
+def test_a_cut_off_answer_is_none(copies: PopularityCopies) -> None:
+    with serving() as server:
+        whole = load_popularity(f"{server}/popularity.json", copies)
+        assert whole.counts == COUNTS
+        with pytest.raises(SettingsError, match="bytes came of 1000"):
+            load_popularity(f"{server}/cut", copies)

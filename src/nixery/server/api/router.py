@@ -30,7 +30,7 @@ class Api:
         self._images = images
 
     async def answer(self, request: Request) -> Response:
-        """See ``Handler.answer``."""
+        """Answer a request; raises nothing for anything a client can do."""
         match = _ROUTE.fullmatch(request.path)
         if match is None:
             return errors_body(404, "UNSUPPORTED", f"there is nothing at {request.path}")

@@ -66,7 +66,7 @@ class Pages:
         self._static = {name: (directory / name).read_bytes() for name in _STATIC}
 
     async def answer(self, request: Request) -> Response:
-        """See ``Handler.answer``."""
+        """Answer a request; raises nothing for anything a client can do."""
         match = _ROUTE.fullmatch(request.path)
         if match is None:
             return self._nothing(request)

@@ -15,6 +15,9 @@ from nixery.errors import (
     BuildError,
     BuildFailed,
     BuildTimedOut,
+    BuildTookTooLong,
+    ClosureTooLarge,
+    CollectionRunning,
     EvaluationFailed,
     InvalidDigest,
     InvalidName,
@@ -22,16 +25,21 @@ from nixery.errors import (
     ManifestUnknown,
     NameUnknown,
     NixeryError,
+    NixStoreFull,
     NixUnusable,
     PackageSetChanged,
     PackagesUnavailable,
+    PathsCollected,
     PlatformFailed,
+    PushFailed,
     RequestError,
     SettingsError,
     ShuttingDown,
     SourceUnreachable,
     StorageError,
+    StorageFull,
     TagUnknown,
+    TooBusy,
 )
 from nixery.server.responses import BytesResponse
 
@@ -48,6 +56,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     TagUnknown: (404, "MANIFEST_UNKNOWN"),
     PackagesUnavailable: (404, "MANIFEST_UNKNOWN"),
+    # As with a build that fails: there is no such manifest, and the message has to be seen.
+    ClosureTooLarge: (422, "MANIFEST_UNKNOWN"),
     BuildError: (500, "UNKNOWN"),
     EvaluationFailed: (500, "UNKNOWN"),
     # There is no such manifest, since it cannot be made. Not a 500: docker, podman, buildah and skopeo show no message of a
@@ -55,12 +65,21 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # containerd shows nothing but the status, and a package that cannot be built is not one that is not there.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
     BuildTimedOut: (504, "UNKNOWN"),
+    BuildTookTooLong: (504, "UNKNOWN"),
+    NixStoreFull: (507, "UNKNOWN"),
     NixUnusable: (500, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
+    PathsCollected: (503, "UNKNOWN"),
     PlatformFailed: (500, "UNKNOWN"),  # never used: the error in it counts
     StorageError: (500, "UNKNOWN"),
+    # RFC 4918, 11.5. It is our fault and not the request's, though docker and podman show no message of a 5xx; none of the statuses
+    # with which containerd asks again at once, which needs the room once more.
+    StorageFull: (507, "UNKNOWN"),
+    CollectionRunning: (503, "UNKNOWN"),  # never used: no request collects
     BlobVerificationFailed: (500, "UNKNOWN"),
+    TooBusy: (429, "TOOMANYREQUESTS"),
+    PushFailed: (500, "UNKNOWN"),  # never used: a server pushes nothing
     ShuttingDown: (503, "UNKNOWN"),
     SettingsError: (500, "UNKNOWN"),
 }
@@ -83,6 +102,8 @@ def error_response(error: NixeryError, server: str | None = None) -> BytesRespon
     cause = error.error if isinstance(error, PlatformFailed) else error
     status, code = STATUS_AND_CODE[type(cause)]
     headers = {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
+    if isinstance(cause, TooBusy):
+        headers = {"Retry-After": str(cause.retry_after)}
     log = (
         f"; its log: {server}/builds/{cause.build}"
         if server and cause.build and isinstance(cause, _WITH_LOG)
@@ -123,6 +144,9 @@ def _detail(error: NixeryError) -> dict[str, Any] | None:
             | BuildTimedOut(derivation=derivation, log_tail=log)
         ):
             return {"derivation": derivation, "log": log}
+        case ClosureTooLarge(size=size, limit=limit, largest=paths):
+            largest = [{"path": path, "size": its_own} for path, its_own in paths]
+            return {"size": size, "limit": limit, "largest": largest}
         case EvaluationFailed(log_tail=log):
             return {"log": log}
         case _:

@@ -13,13 +13,16 @@ from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
 from nixery.oci.image import Document
+from nixery.oci.references import described_by
 from nixery.pipeline.image import Image, ImageIndex
 from nixery.pipeline.images import Images
 from nixery.server.conditions import matches
 from nixery.server.requests import Request
 from nixery.server.responses import IMMUTABLE, BytesResponse, NotModified, Response
 from nixery.storage.catalogue import Catalogue
+from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
+from nixery.storage.uses import Uses
 
 # Clients refuse larger manifests, so whatever is larger is none.
 _LARGEST_MANIFEST = 4 * 1024 * 1024
@@ -43,11 +46,17 @@ class Manifests:
     """By tag they are built, by digest they are looked up."""
 
     def __init__(
-        self, images: Images, blobs: BlobStore, catalogue: Catalogue, platforms: Sequence[Platform]
+        self,
+        images: Images,
+        blobs: BlobStore,
+        uses: Uses,
+        catalogue: Catalogue,
+        platforms: Sequence[Platform],
     ) -> None:
         self._images = images
         self._platforms = platforms
         self._blobs = blobs
+        self._uses = uses
         self._catalogue = catalogue
         self._documents: LeastRecentlyUsed[Digest, Document] = LeastRecentlyUsed(_CAPACITY)
 
@@ -60,7 +69,8 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                document = self._documents.get(digest) or await self._stored(digest)
+                kept = self._documents.get(digest) if self._uses.note([digest]) else None
+                document = kept or await self._stored(digest)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
@@ -78,15 +88,25 @@ class Manifests:
                 return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
 
     async def _stored(self, digest: Digest) -> Document:
-        blob = await self._blobs.find(digest)
-        if blob is not None and blob.size <= _LARGEST_MANIFEST:
-            content = await self._blobs.read(blob)
-            media_type = _media_type(content)
-            if media_type is not None and Digest.of(content) == digest:
-                document = Document(Descriptor(media_type, digest, len(content)), content)
-                self._documents.put(digest, document, len(content))
+        document = await self._read(digest)
+        if document is not None:
+            # Whoever gets a manifest comes for what is in it. So it is claimed, and then everything has to be there.
+            parts = described_by(document.content)
+            await self._uses.claim([digest], (part for part, _ in parts))
+            if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
+                self._documents.put(digest, document, len(document.content))
                 return document
         raise ManifestUnknown(str(digest), "is not stored here; pull the image by its tag to have it built")
+
+    async def _read(self, digest: Digest) -> Document | None:
+        blob = await self._blobs.find(digest)
+        if blob is None or blob.size > _LARGEST_MANIFEST:
+            return None
+        content = await self._blobs.read(blob)
+        media_type = _media_type(content)
+        if media_type is None or Digest.of(content) != digest:
+            return None
+        return Document(Descriptor(media_type, digest, len(content)), content)
 
 
 def _negotiate(accept: str, found: Image | ImageIndex) -> Document:

@@ -1,0 +1,1 @@
+"""``make crash``: a server is killed at random moments of cold builds."""

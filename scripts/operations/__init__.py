@@ -1,0 +1,1 @@
+"""The dashboard and the alerts, tried with a real Prometheus."""

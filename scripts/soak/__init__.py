@@ -1,0 +1,1 @@
+"""``make soak``: a mixed load for a while, and whether anything grew."""

@@ -1,0 +1,173 @@
+"""What ``nixery check`` does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+
+from nixery.cli.workshop import run, user_settings, workshop
+from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, StorageError
+from nixery.image.request import requests_for
+from nixery.nix.sandbox import configured_sandbox, require_sandbox
+from nixery.settings import Settings
+from nixery.storage.files import make_directory, temporary_file, write_all
+
+_WRONG = 1
+
+# Seconds; a first evaluation may have to read all of its set.
+_PATIENCE = 60
+
+_OLDEST_NIX = (2, 8)
+
+# Bytes: less than many an image takes.
+_LITTLE_SPACE = 1 << 30
+
+# Has never been built before, or nothing would be found out.
+_TRIVIAL = """derivation {
+  name = "nixery-check-%d";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  args = [ "-c" "echo > $out" ];
+}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that was looked at.
+
+    Attributes:
+        what: settings, nix, sandbox, storage or source.
+        right: whether it is as it should be.
+        found: in words.
+        advice: what to do about it; empty if it is right.
+    """
+
+    what: str
+    right: bool
+    found: str
+    advice: str = ""
+
+
+def check(*, as_json: bool) -> None:
+    """See ``nixery.cli.check.check``."""
+    findings = list(_findings())
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        console = Console()
+        for finding in findings:
+            mark = "ok   " if finding.right else "WRONG"
+            style = "green" if finding.right else "bold red"
+            console.print(f"[{style}]{mark}[/] {finding.what:<9}", end="")
+            console.print(finding.found, markup=False, highlight=False, soft_wrap=True)
+            if finding.advice:
+                console.print(f"      {finding.advice}", markup=False, highlight=False, soft_wrap=True)
+    if not all(finding.right for finding in findings):
+        raise typer.Exit(_WRONG)
+
+
+def _findings() -> Iterator[Finding]:
+    nix = _nix()
+    settings: Settings | None = None
+    try:
+        settings = user_settings()
+        yield Finding("settings", right=True, found="nothing is missing or wrong")
+    except SettingsError as error:
+        for problem in error.problems:
+            yield Finding("settings", False, problem, "the README lists all variables")
+    yield nix
+    if settings is None:
+        return
+    yield _sandbox(settings)
+    storage = _storage(settings)
+    yield storage
+    if nix.right and storage.right:
+        yield _source()
+
+
+def _nix() -> Finding:
+    advice = "install Nix 2.8 or newer (Debian: apt-get install nix-bin), and see that this user may build"
+    try:
+        said = _ask("nix-instantiate", "--version")
+        version = re.search(r"(\d+)\.(\d+)\S*", said)
+        if version is None or (int(version[1]), int(version[2])) < _OLDEST_NIX:
+            return Finding("nix", False, f"{said} is older than 2.8, or no Nix", advice)
+        if _ask("nix-instantiate", "--eval", "--expr", "1 + 1") != "2":
+            return Finding("nix", False, f"Nix {version[0]} does not evaluate", advice)
+        _ask("nix-build", "--no-out-link", "--expr", _TRIVIAL % time.time_ns())
+    except NixeryError as error:
+        return Finding("nix", False, str(error), advice)
+    return Finding("nix", right=True, found=f"version {version[0]} evaluates and builds")
+
+
+def _ask(*command: str) -> str:
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NixeryError(f"cannot run {command[0]}: {error}") from error
+    if answer.returncode != 0:
+        last = (answer.stderr.strip().splitlines() or ["it said nothing"])[-1].strip()
+        raise NixeryError(f"{command[0]} failed: {last}")
+    return answer.stdout.strip()
+
+
+def _sandbox(settings: Settings) -> Finding:
+    if settings.nix_sandbox == "on":
+        try:
+            require_sandbox()
+        except SettingsError as error:
+            advice = "set NIXERY_NIX_SANDBOX=auto, or let Nix make user namespaces"
+            return Finding("sandbox", False, str(error), advice)
+        return Finding("sandbox", right=True, found="builders run in it, as NIXERY_NIX_SANDBOX wants")
+    if settings.nix_sandbox == "off":
+        return Finding("sandbox", right=True, found="off, as NIXERY_NIX_SANDBOX wants")
+    return Finding("sandbox", right=True, found=f"Nix's configuration says {configured_sandbox()}")
+
+
+def _storage(settings: Settings) -> Finding:
+    place = settings.storage_path
+    try:
+        make_directory(place)
+        with temporary_file(place) as (descriptor, _):
+            write_all(descriptor, b"nixery")
+        free = shutil.disk_usage(place).free
+    except (OSError, StorageError) as error:
+        return Finding("storage", False, str(error), "set STORAGE_PATH to a directory that can be written to")
+    if free < _LITTLE_SPACE:
+        return Finding("storage", False, f"{place}: {decimal(free)} are free", "make room for layers")
+    return Finding("storage", right=True, found=f"{place} can be written to; {decimal(free)} are free")
+
+
+def _source() -> Finding:
+    found: list[str] = []
+
+    async def command() -> Finding:
+        async with workshop() as (wired, prepared):
+            warning: str | None = None
+            try:
+                pinned = await wired.pins.pin("latest")
+                warning = pinned.warning
+                found.append(f"{pinned.pin.source} is pinned to {pinned.pin.revision}")
+                (request,) = requests_for("shell", prepared.platforms[:1])
+                await wired.evaluator.contents(request, pinned.pin)
+            except PackagesUnavailable as error:
+                found.append(f"it evaluates, but cannot make shell images: {error}")
+            except NixeryError as error:
+                advice = "docs/sources.md says what a source has to be"
+                return Finding("source", False, "; ".join([*found, str(error)]), advice)
+            else:
+                found.append("it evaluates")
+            if warning:
+                return Finding("source", False, "; ".join([*found, warning]), "see that it can be reached")
+            return Finding("source", right=True, found="; ".join(found))
+
+    return run(command, quiet=True)

@@ -1,0 +1,134 @@
+"""``nixery popularity``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from nixery.cli.workshop import run, workshop
+from nixery.image.platform import Platform
+from nixery.pipeline.package_graph import Basis
+
+_NOTHING = 1
+_WRONG_USAGE = 2
+_LONGEST_NAME = 255
+_STDIN = "-"
+
+
+def popularity(
+    packages: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of these packages alone, a name on each line; - for stdin."),
+    ] = None,
+    basis: Annotated[
+        Basis,
+        typer.Option(
+            "--from",
+            help="Count references within closures, which have to be realised; between derivations; or closures if nothing has to be built.",
+        ),
+    ] = Basis.AUTO,
+    tag: Annotated[str, typer.Option(help="Of the package source.")] = "latest",
+    platform: Annotated[
+        Platform | None, typer.Option(parser=Platform.parse, help="Instead of the first of NIXERY_PLATFORMS.")
+    ] = None,
+) -> None:
+    """Print how often each package is referred to across the package set: a file for NIX_POPULARITY_URL.
+
+    As many processes as NIXERY_MAX_BUILDS says are at work. Who interrupts it may start it again, and it goes on.
+    """
+    names = None if packages is None else _names(packages)
+
+    async def command() -> dict[str, int] | None:
+        # The data that is made here need not be there yet.
+        async with workshop(without={"NIX_POPULARITY_URL"}) as (wired, prepared):
+            with _watcher() as watcher:
+                return await wired.counting.count(
+                    names, tag, platform or prepared.platforms[0], basis, watcher
+                )
+
+    counts = run(command, quiet=True)
+    if counts is None:
+        typer.echo("nixery: no package could be counted", err=True)
+        raise typer.Exit(_NOTHING)
+    typer.echo(json.dumps(counts, indent=0, sort_keys=True))
+
+
+def _names(file: str) -> list[str]:
+    try:
+        if file == _STDIN:
+            content = sys.stdin.buffer.read()
+        else:
+            with open(file, "rb") as opened:  # noqa: PTH123 -- also /dev/stdin and pipes
+                content = opened.read()
+        lines = [line.strip() for line in content.decode().splitlines()]
+    except UnicodeDecodeError:
+        _refuse(file, "it is not text in UTF-8")
+    except OSError as error:
+        _refuse(file, error.strerror or str(error))
+    for number, line in enumerate(lines, 1):
+        if len(line) > _LONGEST_NAME or not line.isprintable() or " " in line:
+            _refuse(file, f"line {number} is not the name of a package: {line[:40]!r}")
+    names = [line for line in lines if line]
+    if not names:
+        _refuse(file, "there is no name in it")
+    return names
+
+
+def _refuse(file: str, reason: str) -> NoReturn:
+    typer.echo(f"nixery: --packages {file}: {reason}", err=True)
+    raise typer.Exit(_WRONG_USAGE)
+
+
+class _OnTerminal:
+    """A progress bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def begin(self, what: str, total: int) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(what, total=total)
+
+    def advance(self, count: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, count)
+
+    def note(self, line: str) -> None:
+        self._progress.console.print(f"nixery: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Lines:
+    """A line for each step."""
+
+    def __init__(self) -> None:
+        self._what, self._total, self._done = "", 0, 0
+
+    def begin(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self.note(f"{self._what}: {self._done} of {self._total} packages")
+
+    def note(self, line: str) -> None:
+        typer.echo(f"nixery: {line}", err=True)
+
+
+@contextmanager
+def _watcher() -> Iterator[_OnTerminal | _Lines]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _OnTerminal(progress)

@@ -1,0 +1,61 @@
+"""What ``nixery serve`` does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+
+import structlog
+import typer
+import uvloop
+
+from nixery.cli.logs import configure_logs
+from nixery.errors import NixeryError
+from nixery.nix.guard import guarded
+from nixery.nix.sandbox import configured_sandbox
+from nixery.preparation import Prepared, prepare
+from nixery.server.serve import serve as serve_application
+from nixery.settings import Settings
+from nixery.wiring import wire
+
+_WRONG_SETTINGS = 2
+
+# Seconds from the end of serving to that of the process, at most: threads cannot be ended, and one may be reading a large
+# package set, or wait for a disk. Container runtimes kill after ten in all.
+_LAST = 0.5
+
+
+def serve() -> None:
+    """See ``nixery.cli.serve.serve``."""
+    # Until the server listens there is nothing to finish.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    configure_logs(logging.INFO)
+    try:
+        with guarded(os.environ):
+            settings = Settings.from_environment(os.environ)
+            configure_logs(logging.getLevelNamesMapping()[settings.log_level.upper()], settings.log_format)
+            uvloop.run(_serve(settings, prepare(settings)))
+    except NixeryError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"nixery: {line}", err=True)
+        raise typer.Exit(_WRONG_SETTINGS) from None
+
+
+async def _serve(settings: Settings, prepared: Prepared) -> None:
+    if prepared.address is None:
+        raise AssertionError("it was prepared for serving")
+    sandbox = configured_sandbox() if settings.nix_sandbox == "auto" else settings.nix_sandbox
+    structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
+    async with wire(settings, prepared) as wired:
+        await serve_application(wired.application, prepared.address, settings.port, wired.close)
+        _end_soon()
+
+
+def _end_soon() -> None:
+    # What is left in directories of this process is swept by the next one.
+    last = threading.Timer(_LAST, os._exit, (0,))
+    last.daemon = True
+    last.start()

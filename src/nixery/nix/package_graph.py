@@ -1,0 +1,107 @@
+"""Who refers to whom in a package set, by Nix as a subprocess."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+
+from nixery.closure.store_path import STORE_DIRECTORY, StorePath
+from nixery.errors import BuildTimedOut, NixUnusable
+from nixery.image.platform import Platform
+from nixery.nix.command import run_command
+from nixery.nix.error_message import explanation, without_paths
+from nixery.nix.process import Deadline, run
+from nixery.nix.registration import parse_registrations
+from nixery.nix.subprocess_builder import SubprocessNixBuilder
+from nixery.nix.subprocess_evaluation import Evaluation
+from nixery.sources.source import PackageSet
+
+_DERIVATION = ".drv"
+
+# Arguments of one command, well under Linux's limit of 2 MiB for all of them together.
+_PATHS_PER_COMMAND = 5000
+
+# A derivation begins with its outputs: name, path, and, where the content is known beforehand, its hash.
+_FIXED_OUTPUT = re.compile(rb'Derive\(\[\("out","[^"]*","[^"]+"')
+_HEAD = 1024
+
+
+class SubprocessPackageGraph(SubprocessNixBuilder):
+    """The ``PackageGraph``: what building takes, and what is asked about a whole set beyond it."""
+
+    async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
+        """See ``PackageGraph.names``."""
+        return await Evaluation(platform, package_set, self._timeout, self._options).names()
+
+    async def to_build(self, installables: Sequence[str]) -> list[str]:
+        """See ``PackageGraph.to_build``."""
+        found: list[str] = []
+        last: list[str] = []
+
+        def read_line(line: bytes) -> None:
+            # Below "these 2 derivations will be built:"; what can be fetched are paths of outputs.
+            text = line.decode(errors="replace")
+            last[:] = [text]
+            if text.startswith(f"  {STORE_DIRECTORY}/") and text.endswith(_DERIVATION):
+                found.append(text.strip())
+
+        arguments = ("nix-store", "--realise", "--dry-run", *installables, *self._options.for_building)
+        try:
+            completed = await run(arguments, read_line, Deadline(self._timeout))
+        except TimeoutError:
+            raise BuildTimedOut(None, self._timeout) from None
+        if completed.exit_code != 0:
+            raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(''.join(last))}")
+        return sorted(found)
+
+    async def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
+        """See ``PackageGraph.inputs``."""
+        requisites: set[str] = set()
+        for batch in _batches(sorted(derivations)):
+            requisites.update((await self._ask("--query", "--requisites", *batch)).split())
+        fixed: dict[str, bool] = {}
+        for batch in _batches(sorted(path for path in requisites if path.endswith(_DERIVATION))):
+            text = await self._ask("--dump-db", *batch)
+            for found in await asyncio.to_thread(_inputs, text, fixed):
+                yield found
+
+    async def _ask(self, *arguments: str) -> str:
+        completed, stderr = await run_command(self._timeout, "nix-store", *arguments)
+        if completed.exit_code != 0:
+            raise NixUnusable(
+                f"nix-store {arguments[0]} failed: {explanation(stderr)}; if Nix's garbage was collected meanwhile, try again"
+            )
+        return completed.stdout.decode()
+
+
+def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
+    def is_package(path: StorePath) -> bool:
+        if not path.base_name.endswith(_DERIVATION):
+            return False  # a source, or a builder's script
+        if path.base_name not in fixed:
+            fixed[path.base_name] = _is_fixed_output(Path(str(path)))
+        return not fixed[path.base_name]
+
+    return [
+        (
+            info.path.base_name.removesuffix(_DERIVATION),
+            [path.name.removesuffix(_DERIVATION) for path in info.references if is_package(path)],
+        )
+        for info in parse_registrations(text)
+        if is_package(info.path)
+    ]
+
+
+def _is_fixed_output(derivation: Path) -> bool:
+    """Whether it fetches something: archives of sources are in hardly any closure."""
+    try:
+        with derivation.open("rb") as file:
+            return _FIXED_OUTPUT.match(file.read(_HEAD)) is not None
+    except OSError:
+        return False
+
+
+def _batches(paths: Sequence[str]) -> list[Sequence[str]]:
+    return [paths[start : start + _PATHS_PER_COMMAND] for start in range(0, len(paths), _PATHS_PER_COMMAND)]

@@ -1,0 +1,136 @@
+"""A storage whose errors are counted, whoever deals with them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter
+
+from nixery.errors import StorageError
+from nixery.oci.digest import Digest
+from nixery.storage.store import BlobStore, BlobWriter, ListedBlob, ListedRecord, RecordStore, StoredBlob
+
+_OPERATIONS = ("find", "read", "write", "list", "delete")
+
+
+class StorageErrors:
+    """How often the storage did not do what was asked of it, by kind of operation."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._errors = Counter(
+            "nixery_storage_errors", "What the storage did not do.", ("operation",), registry=registry
+        )
+        for operation in _OPERATIONS:
+            self._errors.labels(operation)
+
+    @contextmanager
+    def counted(self, operation: str) -> Iterator[None]:
+        """Count an error that ends the context."""
+        try:
+            yield
+        except StorageError:
+            self.add(operation)
+            raise
+
+    def add(self, operation: str) -> None:
+        """Count an error."""
+        self._errors.labels(operation).inc()
+
+
+class CountedBlobStore:
+    """The ``BlobStore`` of another one, whose errors are counted."""
+
+    def __init__(self, blobs: BlobStore, errors: StorageErrors) -> None:
+        self._blobs = blobs
+        self._errors = errors
+
+    async def find(self, digest: Digest) -> StoredBlob | None:
+        """See ``BlobStore.find``."""
+        try:  # for each large blob that is asked for, so without a context
+            return await self._blobs.find(digest)
+        except StorageError:
+            self._errors.add("find")
+            raise
+
+    async def read(self, blob: StoredBlob) -> bytes:
+        """See ``BlobStore.read``."""
+        with self._errors.counted("read"):
+            return await self._blobs.read(blob)
+
+    async def put(self, digest: Digest, content: bytes) -> None:
+        """See ``BlobStore.put``."""
+        with self._errors.counted("write"):
+            await self._blobs.put(digest, content)
+
+    @contextmanager
+    def create(self) -> Iterator[BlobWriter]:
+        """See ``BlobStore.create``."""
+        with self._errors.counted("write"), self._blobs.create() as writer:
+            yield writer
+
+    async def scan(self) -> AsyncIterator[ListedBlob]:
+        """See ``BlobStore.scan``."""
+        with self._errors.counted("list"):
+            async for blob in self._blobs.scan():
+                yield blob
+
+    async def delete(self, digest: Digest) -> None:
+        """See ``BlobStore.delete``."""
+        with self._errors.counted("delete"):
+            await self._blobs.delete(digest)
+
+    async def quarantine(self, digest: Digest) -> None:
+        """See ``BlobStore.quarantine``."""
+        with self._errors.counted("delete"):
+            await self._blobs.quarantine(digest)
+
+    async def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
+        """See ``BlobStore.chunks``."""
+        with self._errors.counted("read"):
+            async for chunk in self._blobs.chunks(digest):
+                yield chunk
+
+    async def probe(self) -> None:
+        """See ``BlobStore.probe``."""
+        with self._errors.counted("write"):
+            await self._blobs.probe()
+
+
+class CountedRecordStore:
+    """The ``RecordStore`` of another one, whose errors are counted."""
+
+    def __init__(self, records: RecordStore, errors: StorageErrors) -> None:
+        self._records = records
+        self._errors = errors
+
+    async def get(self, kind: str, key: str) -> bytes | None:
+        """See ``RecordStore.get``."""
+        with self._errors.counted("read"):
+            return await self._records.get(kind, key)
+
+    async def find(self, kind: str, prefix: str) -> list[bytes]:
+        """See ``RecordStore.find``."""
+        with self._errors.counted("find"):
+            return await self._records.find(kind, prefix)
+
+    async def put(self, kind: str, key: str, content: bytes) -> None:
+        """See ``RecordStore.put``."""
+        with self._errors.counted("write"):
+            await self._records.put(kind, key, content)
+
+    async def renew(self, kind: str, key: str, content: bytes) -> None:
+        """See ``RecordStore.renew``."""
+        with self._errors.counted("write"):
+            await self._records.renew(kind, key, content)
+
+    async def scan(self, kind: str) -> AsyncIterator[ListedRecord]:
+        """See ``RecordStore.scan``."""
+        with self._errors.counted("list"):
+            async for record in self._records.scan(kind):
+                yield record
+
+    async def delete(self, kind: str, key: str) -> None:
+        """See ``RecordStore.delete``."""
+        with self._errors.counted("delete"):
+            await self._records.delete(kind, key)

@@ -1,0 +1,45 @@
+"""A package source that is not asked by too many at once."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+
+from nixery.pipeline.slots import Slots
+from nixery.sources.source import PackageSet, PackageSource, Pin, Reference
+
+
+class BoundedSource:
+    """The ``PackageSource`` that looks up and fetches only so much at once, for each of it may be a process.
+
+    Package sets are opened for builds alone, which are bounded themselves.
+
+    Args:
+        source: what is asked.
+        slots: of their own: whoever holds one waits for no build.
+    """
+
+    def __init__(self, source: PackageSource, slots: Slots) -> None:
+        self.description = source.description
+        self._source = source
+        self._slots = slots
+
+    def reference(self, tag: str) -> Reference:
+        """See ``PackageSource.reference``."""
+        return self._source.reference(tag)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        """See ``PackageSource.resolve``.
+
+        Raises:
+            TooBusy: too many others wait already.
+        """
+        async with self._slots.slot():
+            return await self._source.resolve(reference)
+
+    def open(self, pin: Pin) -> AbstractAsyncContextManager[PackageSet]:
+        """See ``PackageSource.open``."""
+        return self._source.open(pin)
+
+    async def confirm(self, pin: Pin) -> None:
+        """See ``PackageSource.confirm``."""
+        await self._source.confirm(pin)

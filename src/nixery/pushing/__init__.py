@@ -1,0 +1,1 @@
+"""Images to another registry, as the distribution specification's section "Push" has it."""

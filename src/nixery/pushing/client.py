@@ -1,0 +1,185 @@
+"""Requests to a registry: authorised, tried again where that helps, with errors of one line."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import httpx
+
+from nixery.errors import PushFailed
+from nixery.pushing.authorisation import Authorisation
+from nixery.pushing.target import Target
+
+Body = Callable[[], AsyncIterator[bytes]]
+
+# Seconds without a byte; a registry may take its time to verify a large layer.
+_TIMEOUT = httpx.Timeout(300.0, connect=20.0)
+
+_ATTEMPTS = 5
+_PATIENCE = 60.0
+_WORTH_A_RETRY = frozenset({408, 429, 500, 502, 503, 504})
+
+_MEANING = {
+    401: "not logged in, or not with the right password; log in with docker login or podman login",
+    403: "it is not allowed to push there",
+    404: "there is no such repository, or no registry",
+    405: "it takes no pushes",
+    413: "it is too large for the registry",
+    429: "too many requests",
+}
+
+
+def open_client(*, verify: bool) -> httpx.AsyncClient:
+    """Make an HTTP client; OpenSSL reads ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` itself.
+
+    Args:
+        verify: whether the registry's certificate has to be one that the machine trusts.
+    """
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return httpx.AsyncClient(verify=context, timeout=_TIMEOUT, follow_redirects=False)
+
+
+class RegistryClient:
+    """Asks one registry.
+
+    Args:
+        http: of ``open_client``.
+        base: scheme and host.
+        delay: seconds before the second attempt; twice that before each further one.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        target: Target,
+        base: str,
+        authorisation: Authorisation,
+        *,
+        delay: float = 1.0,
+    ) -> None:
+        self._http = http
+        self._target = target
+        self._base = httpx.URL(base)
+        self._authorisation = authorisation
+        self._delay = delay
+
+    def url(self, path: str) -> httpx.URL:
+        """Return the URL of a path, or of a ``Location``, which may be relative (RFC 9110)."""
+        return self._base.join(path)
+
+    async def request(
+        self,
+        method: str,
+        url: httpx.URL,
+        *,
+        expected: frozenset[int],
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Ask until there is an answer that is expected.
+
+        Raises:
+            PushFailed: there is none.
+        """
+
+        async def once() -> httpx.Response:
+            return await self.once(method, url, content=content, headers=headers)
+
+        return await self.retried(once, expected)
+
+    async def retried(
+        self, once: Callable[[], Awaitable[httpx.Response]], expected: frozenset[int]
+    ) -> httpx.Response:
+        """Make attempts, each of which may be more than one request, until the answer is expected.
+
+        Raises:
+            PushFailed: it never is.
+        """
+        for attempt in range(_ATTEMPTS):
+            last = attempt == _ATTEMPTS - 1
+            wait = self._delay * 2**attempt * random.uniform(1, 1.25)  # noqa: S311 -- so that uploads spread
+            try:
+                answer = await once()
+            except httpx.TransportError as error:
+                if last or _is_hopeless(error):
+                    raise PushFailed(f"{self._target.host}: {_explain(error)}") from error
+            else:
+                if answer.status_code in expected:
+                    return answer
+                if last or answer.status_code not in _WORTH_A_RETRY:
+                    raise PushFailed(f"{self._target}: {_refusal(answer)}")
+                asked = answer.headers.get("retry-after", "")
+                wait = float(asked) if asked.isdecimal() else wait
+            await asyncio.sleep(min(wait, _PATIENCE))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def once(
+        self,
+        method: str,
+        url: httpx.URL,
+        *,
+        content: bytes | None = None,
+        body: Body | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Ask once; twice if the registry has to be told who is asking.
+
+        Raises:
+            PushFailed: it cannot be told.
+            httpx.TransportError: nobody answers.
+        """
+        for last in (False, True):
+            header = self._authorisation.header
+            # A registry may have uploads sent elsewhere: no business of theirs who is logged in here.
+            ours = (url.scheme, url.netloc) == (self._base.scheme, self._base.netloc)
+            said = {"Authorization": header} if header and ours else {}
+            answer = await self._http.request(
+                method, url, content=body() if body else content, headers={**(headers or {}), **said}
+            )
+            refused = answer.status_code == httpx.codes.UNAUTHORIZED and ours
+            if last or not refused or not await self._authorisation.renew(self._http, header, answer):
+                return answer
+        raise AssertionError("the second answer is returned")
+
+
+def _is_hopeless(error: httpx.TransportError) -> bool:
+    return isinstance(cause_of(error), ssl.SSLError) or isinstance(error, httpx.UnsupportedProtocol)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return the first cause that is of TLS, or the last one: the client's own errors say little."""
+    while not isinstance(error, ssl.SSLError):
+        deeper = error.__cause__ or error.__context__
+        if deeper is None:
+            break
+        error = deeper
+    return error
+
+
+def _explain(error: httpx.TransportError) -> str:
+    cause = cause_of(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {cause.verify_message} (SSL_CERT_FILE, --tls-verify=false)"
+    if isinstance(cause, ssl.SSLError):
+        return f"no TLS: {cause.reason or cause}; for plain HTTP: --tls-verify=false"
+    if isinstance(error, httpx.TimeoutException):
+        return "it does not answer in time"
+    return f"it cannot be reached: {str(cause) or str(error) or type(error).__name__}"
+
+
+def _refusal(answer: httpx.Response) -> str:
+    try:
+        said = "; ".join(
+            f"{e.get('code', '')} {e.get('message', '')}".strip() for e in answer.json()["errors"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        said = ""
+    meaning = _MEANING.get(answer.status_code, answer.reason_phrase)
+    what = f"{answer.request.method} was answered with {answer.status_code}"
+    return " ".join(f"{what}: {meaning}{f' ({said})' if said else ''}".split())

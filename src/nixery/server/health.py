@@ -1,0 +1,71 @@
+"""``/healthz`` and ``/readyz``: whether the process lives, and whether it can do what it is for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from nixery.errors import NixeryError
+from nixery.server.registry.errors import errors_body
+from nixery.server.requests import Request
+from nixery.server.responses import BytesResponse
+
+PATHS = frozenset({"/healthz", "/readyz"})
+
+Check = Callable[[], Awaitable[object]]
+
+# Seconds for which an answer is given again, and for which a check may take its time.
+_BELIEVED = 1.0
+_PATIENCE = 5.0
+
+_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+
+
+class Health:
+    """Answers whoever decides about restarts and about traffic.
+
+    Args:
+        checks: by the name of what they are about; a check that raises a ``NixeryError`` says why it is not usable.
+        clock: seconds; only differences matter.
+    """
+
+    def __init__(self, checks: Mapping[str, Check], clock: Callable[[], float] = time.monotonic) -> None:
+        self._checks = checks
+        self._clock = clock
+        self._until = 0.0
+        self._found: Mapping[str, str] = {}
+        self._looking = asyncio.Lock()
+
+    async def answer(self, request: Request) -> BytesResponse:
+        """Answer a request for one of ``PATHS``."""
+        if request.method not in {"GET", "HEAD"}:
+            return errors_body(405, "UNSUPPORTED", "it can only be read", headers={"Allow": "GET, HEAD"})
+        return await (self.live if request.path == "/healthz" else self.ready)()
+
+    async def live(self) -> BytesResponse:
+        """Answer that the event loop runs. A restart would help against nothing else."""
+        return BytesResponse(200, b'{"status": "ok"}', _HEADERS)
+
+    async def ready(self) -> BytesResponse:
+        """Answer 200 if every check is passed, and 503 if not; with what each of them found."""
+        async with self._looking:
+            if self._clock() >= self._until:
+                found = await asyncio.gather(*(_outcome(check) for check in self._checks.values()))
+                self._found = dict(zip(self._checks, found, strict=True))
+                self._until = self._clock() + _BELIEVED
+        is_ready = all(outcome == "ok" for outcome in self._found.values())
+        document = {"status": "ready" if is_ready else "not ready", "checks": self._found}
+        return BytesResponse(200 if is_ready else 503, json.dumps(document).encode(), _HEADERS)
+
+
+async def _outcome(check: Check) -> str:
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await check()
+    except NixeryError as error:
+        return str(error)
+    except TimeoutError:
+        return f"it did not answer within {_PATIENCE:g} seconds"
+    return "ok"

@@ -1,0 +1,135 @@
+"""What is noted of each request: numbers always, a line and a trace where somebody wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Protocol
+
+import structlog
+
+from nixery.observability.request_counts import RequestCounts
+from nixery.observability.request_ids import RequestIds
+from nixery.request_context import RequestContext, enter_request
+from nixery.server.requests import Request
+from nixery.server.responses import Response
+from nixery.server.routes import route_class
+
+# The header field in which a request and its answer have an identity; lower-case names are as good, and found faster.
+REQUEST_ID = "x-request-id"
+
+# Seconds from which on an answer is worth a line, whatever it was.
+_SLOW = 1.0
+
+# A client may send 65,534 bytes of path, and more in a header field. A line of a log is for reading.
+_LONGEST = 512
+
+# Paths whose class is kept. A fleet asks for the same ones again and again; of others it is made anew.
+_ROUTES = 4096
+
+_CLIENT_ERROR = 400
+_SERVER_ERROR = 500
+
+_log = structlog.get_logger("nixery.request")
+
+
+class Span(Protocol):
+    """A request in a trace."""
+
+    def end(self, status: int, served: int) -> None:
+        """End it with an answer."""
+        ...
+
+
+class Tracer(Protocol):
+    """Begins traces."""
+
+    def begin(self, request_id: str, method: str, route: str, path: str, headers: Mapping[str, str]) -> Span:
+        """Begin the trace of a request, or go on with the client's."""
+        ...
+
+
+class Peer(Protocol):
+    """Who is connected. The web server writes the address down each time it is asked, which costs as much as all we note."""
+
+    client: str
+
+
+class Observed(RequestContext):
+    """A request that is being answered. One object with few attributes, since every request makes one."""
+
+    __slots__ = ("span", "started")
+
+    def __init__(self, identity: str) -> None:
+        self.id = identity
+        self.waited = False
+        self.started = perf_counter()
+        self.span: Span | None = None
+
+
+class Observation:
+    """Notes requests.
+
+    Args:
+        counts: of all of them.
+        tracer: ``None`` where nobody asked for traces.
+        verbose: whether every request has a line. Otherwise answers that were in memory, and blobs, have none: a pull of an
+            image that is there already would be dozens of lines.
+    """
+
+    def __init__(self, counts: RequestCounts, tracer: Tracer | None = None, *, verbose: bool = False) -> None:
+        self._counts = counts
+        self._tracer = tracer
+        self._verbose = verbose
+        self._ids = RequestIds()
+        self._routes: dict[str, str] = {}
+
+    def begin(self, request: Request) -> Observed:
+        """Give a request its identity, which everything has that is started for it."""
+        observed = Observed(self._ids.identify(request.headers.get(REQUEST_ID)))
+        enter_request(observed)
+        if self._tracer is not None:
+            observed.span = self._tracer.begin(
+                observed.id, request.method, route_class(request.path), request.path, request.headers
+            )
+        return observed
+
+    def end(self, observed: Observed, request: Request, peer: Peer, response: Response) -> None:
+        """Note an answer."""
+        seconds = perf_counter() - observed.started
+        status, path = response.status, request.path
+        served = 0 if request.method == "HEAD" else response.length
+        route = self._routes.get(path)
+        if route is None:
+            route = route_class(path)
+            if len(path) < _LONGEST and len(self._routes) < _ROUTES:
+                self._routes[path] = route
+        self._counts.add(request.method, route, status, seconds, served)
+        if observed.span is not None:
+            observed.span.end(status, served)
+        if self._verbose or status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW:
+            _write_line(request, peer, status, served, seconds, waited=observed.waited)
+
+
+def _write_line(
+    request: Request, peer: Peer, status: int, served: int, seconds: float, *, waited: bool
+) -> None:
+    fields = {
+        "method": request.method,
+        "path": request.path,
+        "status": status,
+        "bytes": served,
+        "seconds": round(seconds, 6),
+        "client": peer.client,
+        "user_agent": request.headers.get("user-agent", ""),
+    }
+    forwarded = request.headers.get("x-forwarded-for")
+    if forwarded is not None:
+        fields["forwarded_for"] = forwarded
+    shown = {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in fields.items()}
+    if status >= _SERVER_ERROR:
+        _log.warning("request", **shown)
+    elif status >= _CLIENT_ERROR or waited or seconds > _SLOW:
+        _log.info("request", **shown)
+    else:
+        _log.debug("request", **shown)

@@ -1,0 +1,139 @@
+"""Deleting what nobody uses any more.
+
+An image is in use as long as its manifests are *claimed* (``nixery.storage.uses``); those used last stay, whole images at a time,
+and with them whatever their manifests hold. What no manifest holds goes, if it is older than the grace period. Nothing that was
+stored, claimed or, as a layer, reused within the grace period is ever deleted: neither what a pull in progress asks for nor what
+a build has made so far.
+
+**Why nothing is missed.** Others go on building and pulling, in this process and elsewhere. Each batch is *condemned* in a record before
+the collector looks once more for claims and reused layers, and only what nobody holds then is deleted. Whoever claims an image
+does it before he looks at that record and, after that, for all blobs of the image. Either his claim comes before the
+collector's second look, and nothing of the image is deleted; or it comes after, and then the blobs were condemned before: he waits
+for the batch to be over, sees what is missing, and builds it again, from which on it is young. No order of steps is left in which he
+answers with an image whose blobs go. Layers that a build in progress reuses are renewed for economy alone; the build's own look at its end
+is what counts.
+
+**Interrupted at any moment** it leaves garbage and no more: a record goes after what it points to, an image is believed only if all
+of it is there, and a manifest is answered by digest only if its blobs were there when it was claimed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from nixery.errors import StorageError
+from nixery.storage.store import BlobStore, ListedBlob, RecordStore
+from nixery.upkeep.lease import Lease
+from nixery.upkeep.limits import Collected, Limits
+from nixery.upkeep.marking import Marking
+from nixery.upkeep.tidying import delete_pointless_records
+
+# Blobs that are condemned at once: others may have to wait until all of them are deleted.
+_BATCH = 4096
+
+# Deletions under way at the same time; an object store takes its time for each.
+_AT_ONCE = 16
+
+# Seconds by which the clocks of the servers of one storage may differ, as far as the grace period is not shorter.
+_SKEW = 60.0
+
+
+class Collector:
+    """Collects garbage.
+
+    Args:
+        blobs: the store.
+        records: what is known of it.
+        grace: seconds for which nothing that was stored or used is deleted.
+    """
+
+    def __init__(self, blobs: BlobStore, records: RecordStore, grace: float) -> None:
+        self._blobs = blobs
+        self._records = records
+        self._grace = grace
+
+    async def collect(self, limits: Limits, *, dry_run: bool = False) -> Collected:
+        """Delete what the limits leave no room for, and everything that nothing holds.
+
+        Args:
+            limits: what may stay.
+            dry_run: delete nothing, and say what would go.
+
+        Raises:
+            CollectionRunning: there is another one.
+            StorageError: the storage does not do what is asked; what was not deleted is garbage still.
+        """
+        async with nullcontext() if dry_run else Lease(self._records) as lease:
+            return await _Collection(self._blobs, self._records, limits, lease, self._grace).run()
+
+
+class _Collection:
+    """One run, which deletes nothing without a lease."""
+
+    def __init__(
+        self, blobs: BlobStore, records: RecordStore, limits: Limits, lease: Lease | None, grace: float
+    ) -> None:
+        self._blobs = blobs
+        self._records = records
+        self._limits = limits
+        self._lease = lease
+        # By the storage's clock where it was asked: that is the one by which everything else is dated.
+        self._now = time.time() if lease is None else lease.started
+        self._cutoff = self._now - grace
+        self._marking = Marking(blobs, records)
+        self._result = Collected()
+
+    async def run(self) -> Collected:
+        oldest = None if self._limits.max_age is None else self._now - self._limits.max_age
+        max_size = await self._largest()
+        await self._marking.mark(self._cutoff, oldest, max_size)
+        batch: list[ListedBlob] = []
+        async for blob in self._blobs.scan():
+            if blob.digest in self._marking.marks or blob.modified > self._cutoff:
+                self._result.keep(blob)
+                continue
+            batch.append(blob)
+            if len(batch) == _BATCH:
+                await self._delete(batch)
+                batch = []
+        await self._delete(batch)
+        if self._lease is not None:
+            self._result.records = await delete_pointless_records(
+                self._records, self._blobs, self._cutoff, oldest
+            )
+        self._result.over = max(0, self._result.kept_bytes - max_size) if max_size is not None else 0
+        return self._result
+
+    async def _largest(self) -> int | None:
+        """Return how many bytes may stay."""
+        if self._limits.free is None:
+            return self._limits.max_size
+        stored = 0
+        async for blob in self._blobs.scan():
+            stored += blob.size
+        return max(0, stored - self._limits.free)
+
+    async def _delete(self, batch: Sequence[ListedBlob]) -> None:
+        if not batch:
+            return
+        if self._lease is None:
+            for blob in batch:
+                self._result.delete(blob)
+            return
+        await self._lease.condemn(blob.digest for blob in batch)
+        await self._marking.look_again(max(self._cutoff, self._now - _SKEW))
+        for start in range(0, len(batch), _AT_ONCE):
+            if not self._lease.holds:
+                raise StorageError("the collection could not be kept known to others in time; start it again")
+            await asyncio.gather(*map(self._delete_blob, batch[start : start + _AT_ONCE]))
+        await self._lease.condemn(())
+
+    async def _delete_blob(self, blob: ListedBlob) -> None:
+        if blob.digest in self._marking.marks:
+            self._result.keep(blob)
+            return
+        await self._blobs.delete(blob.digest)
+        self._result.delete(blob)

@@ -1,0 +1,47 @@
+"""Links in the documentation lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_PAGES = sorted([_ROOT / "README.md", *(_ROOT / "docs").glob("*.md")])
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+
+def _anchors(page: Path) -> set[str]:
+    """As GitHub makes them out of headings."""
+    headings = _HEADING.findall(page.read_text())
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def _broken(page: Path) -> list[str]:
+    broken = []
+    for link in _LINK.findall(page.read_text()):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in _anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    assert _broken(page) == []
+
+
+def test_the_index_has_every_page() -> None:
+    linked = set(_LINK.findall((_ROOT / "docs" / "README.md").read_text()))
+    assert {page.name for page in _PAGES} - linked == {"README.md"}
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One\n[a](#one) [b](#two) [c](missing.md)")
+    assert _broken(page) == ["#two", "missing.md"]

@@ -1,0 +1,61 @@
+"""Nix's garbage collector runs all the time, in a store of the tests' own, and images are built all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_garbage_collection import links
+from tests.support.nix import PACKAGE_SETS
+from tests.support.private_nix import PrivateNix
+from tests.support.repository import Repository
+from tests.support.server import running_server
+from tests.validator.image_validator import validate
+
+NAMES = ["hello", "diamond/outputs", "shell/hello/left", "many", "slow/users", "images.web", "tools"]
+
+
+@pytest.fixture
+def private_nix(tmp_path: Path) -> Iterator[PrivateNix]:
+    private_nix = PrivateNix.create(tmp_path / "private")
+    yield private_nix
+    private_nix.remove()
+
+
+def test_directory(private_nix: PrivateNix, tmp_path: Path) -> None:
+    settings = {**private_nix.environment(), "NIXERY_PKGS_PATH": str(PACKAGE_SETS)}
+    with running_server(tmp_path / "undisturbed", settings, launcher=private_nix.launcher) as server:
+        expected = [server.client.digest(name) for name in NAMES]
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            running_server(tmp_path / "disturbed", settings, launcher=private_nix.launcher)
+        )
+        collected = stack.enter_context(private_nix.collecting_all_the_time())
+        with ThreadPoolExecutor(3) as threads:
+            images = list(threads.map(server.client.pull, NAMES))
+    assert [validate(image).digest for image in images] == expected
+    assert len(collected) > len(NAMES), "it was collected all the time"
+    assert links(server.storage) == []
+
+
+def test_commits(private_nix: PrivateNix, tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    versions = [str(number) for number in range(6)]
+    commits = [repository.commit(version) for version in versions]
+    settings = {**private_nix.environment(), "NIXERY_PKGS_REPO": repository.url}
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            running_server(tmp_path / "server", settings, launcher=private_nix.launcher)
+        )
+        collected = stack.enter_context(private_nix.collecting_all_the_time())
+        for commit, version in zip(commits, versions, strict=True):
+            # The second image is of the tree that the first one had, if it is still there.
+            for name in ("hello", "other"):
+                image = validate(server.client.pull(name, commit))
+                assert f"{name}-{version}" in image.config_document["history"][0]["comment"]
+    assert len(collected) > len(commits)
+    assert links(server.storage) == []

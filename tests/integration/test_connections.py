@@ -1,0 +1,104 @@
+"""Clients that are slow, silent or both, on real sockets: what they cost, and when they are cut off."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.nix import wait_until
+from tests.support.server import Server
+
+# Seconds after which a connection without a whole request is closed, and some more.
+_IDLE = 30
+_MORE = 10
+
+# Bytes of memory that a slow reader may cost: a buffer of the web server, and what was read of the file for it.
+_PER_READER = 400 * 1024
+_READERS = 100
+
+Connect = Callable[[bytes], socket.socket]
+
+
+@pytest.fixture
+def connections(start_server: StartServer) -> Iterator[tuple[Server, Connect]]:
+    server = start_server()
+    assert server.client.get("/v2/").status == 200
+    with ExitStack() as stack:
+
+        def connect(sent: bytes) -> socket.socket:
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((server.client.host, server.port))
+            connection.sendall(sent)
+            connection.setblocking(False)
+            return connection
+
+        yield server, connect
+
+
+def memory(server: Server) -> int:
+    lines = (Path("/proc") / str(server.process.pid) / "status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+
+def is_closed(connection: socket.socket, sent: bytes = b"") -> bool:
+    try:
+        if sent:
+            connection.send(sent)
+        while chunk := connection.recv(1 << 16):
+            del chunk
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def test_silence_is_cut_off(connections: tuple[Server, Connect]) -> None:
+    server, connect = connections
+    before = memory(server)
+    begin = time.monotonic()
+    silent = [connect(b"") for _ in range(200)]
+    kept = [connect(b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(50)]
+    trickling = [connect(b"GET /v2/ HTTP/1.1\r\nHost: a\r\n") for _ in range(50)]
+    time.sleep(1)
+    assert memory(server) - before < 300 * 64 * 1024
+    assert not any(map(is_closed, [*silent, *kept, *trickling]))
+    assert server.client.get("/v2/").status == 200
+
+    def all_are_closed() -> bool:
+        time.sleep(0.5)
+        # A field now and then does not count: all of them have to be there.
+        slow = [is_closed(connection, b"X: y\r\n") for connection in trickling]
+        return all([*slow, *map(is_closed, silent), *map(is_closed, kept)])
+
+    wait_until(all_are_closed, "who says nothing is cut off", _IDLE + _MORE)
+    assert time.monotonic() - begin > _IDLE / 2
+
+
+def test_slow_readers_cost_no_more_than_a_buffer(connections: tuple[Server, Connect]) -> None:
+    server, connect = connections
+    content = os.urandom(1 << 20) * 50
+    digest = hashlib.sha256(content).hexdigest()
+    path = server.blob_path(f"sha256:{digest}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.with_name(f"{digest}.size").write_text(str(len(content)))
+    before = memory(server)
+    request = f"GET /v2/a/blobs/sha256:{digest} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    slow = [connect(request) for _ in range(_READERS)]
+    for _ in range(3):
+        time.sleep(1)
+        for reader in slow:
+            assert len(reader.recv(1)) == 1
+    assert memory(server) - before < _READERS * _PER_READER
+    # Nobody else has to wait for them.
+    assert server.client.blob("a", f"sha256:{digest}").body == content

@@ -1,0 +1,191 @@
+"""What a server with real Nix tells of itself: metrics, logs, request ids."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.conftest import StartServer
+from tests.support.client import InBackground
+from tests.support.nix import NixSpy
+from tests.support.server import Server
+
+
+def metrics(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """All samples, by name and labels."""
+    response = server.client.get("/metrics")
+    assert response.status == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = text_string_to_metric_families(response.body.decode())
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(server: Server, name: str, **labels: str) -> float | None:
+    return metrics(server).get((name, frozenset(labels.items())))
+
+
+def lines(server: Server, event: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in server.log.splitlines()]
+    return [line for line in found if line["event"] == event]
+
+
+def test_metrics_of_a_pull_and_another_one(start_server: StartServer) -> None:
+    server = start_server()
+    image = server.client.pull("hello")
+    served = sum(len(layer.blob) for layer in image.layers)
+    layers = len(image.layers)
+    assert value(server, "nixery_builds_total", outcome="built") == 1
+    assert value(server, "nixery_builds_running") == 0
+    assert value(server, "nixery_cache_misses_total", cache="layer") == layers
+    assert value(server, "nixery_cache_misses_total", cache="image") == 1
+    assert value(server, "nixery_cache_misses_total", cache="pin") == 1
+    assert value(server, "nixery_cache_hits_total", cache="image") == 0
+    assert value(server, "nixery_packed_bytes_total") == served
+    assert value(server, "nixery_served_bytes_total", route="blob") == served + len(image.config)
+    for stage in ("evaluate", "realise", "group", "pack", "store"):
+        assert value(server, "nixery_build_stage_duration_seconds_count", stage=stage) == 1
+    server.client.pull("hello")
+    assert value(server, "nixery_cache_hits_total", cache="image") == 1
+    assert value(server, "nixery_cache_hits_total", cache="pin") == 1
+    assert value(server, "nixery_cache_hits_total", cache="blob") == layers + 1
+    labels = {"method": "GET", "route": "manifest_by_tag", "status": "200"}
+    assert value(server, "nixery_http_requests_total", **labels) == 2
+
+
+def test_names_are_no_labels(start_server: StartServer) -> None:
+    server = start_server()
+    digest = server.client.digest("hello")
+    assert server.client.manifest("nosuchpackage").status == 404
+    server.client.request("PROPFIND", f"/v2/hello/manifests/{digest}")
+    server.client.get("/nosuchpage/hello")
+    text = server.client.get("/metrics").body.decode()
+    assert not re.search(r"hello|nosuch|PROPFIND|sha256|127\.0\.0\.1", text)
+
+
+def test_failures(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.client.manifest("fails").status == 422
+    assert server.client.manifest("nosuchpackage").status == 404
+    assert value(server, "nixery_builds_total", outcome="failed") == 1
+    assert value(server, "nixery_builds_total", outcome="unavailable") == 1
+    assert value(server, "nixery_builds_running") == 0
+
+
+def test_a_running_build(start_server: StartServer) -> None:
+    server = start_server(NIX_TIMEOUT="5")
+    waiting = InBackground(server.client, "/v2/sleeps/manifests/latest").start()
+    seen: set[tuple[float | None, float | None]] = set()
+    while waiting.is_running:
+        seen.add((value(server, "nixery_builds_running"), value(server, "nixery_nix_processes")))
+    assert waiting.result().status == 504
+    assert (1, 1) in seen
+    assert value(server, "nixery_builds_total", outcome="timed_out") == 1
+    assert value(server, "nixery_nix_processes") == 0
+
+
+def test_errors_of_the_storage(start_server: StartServer) -> None:
+    server = start_server()
+    # A file where a directory has to be made: also root cannot write there.
+    (server.storage / "records" / "images").parent.mkdir(exist_ok=True)
+    (server.storage / "records" / "images").write_text("")
+    assert server.client.manifest("hello").status == 500
+    total = sum(n for (name, _), n in metrics(server).items() if name == "nixery_storage_errors_total")
+    assert total > 0
+    assert value(server, "nixery_builds_total", outcome="storage_error") == 1
+
+
+def test_metrics_are_for_reading(start_server: StartServer) -> None:
+    client = start_server().client
+    assert client.request("POST", "/metrics").status == 405
+    head = client.head("/metrics")
+    assert (head.status, head.body) == (200, b"")
+
+
+def test_a_request_id_runs_through_a_build(start_server: StartServer) -> None:
+    server = start_server(NIXERY_LOG_LEVEL="debug")
+    response = server.client.get("/v2/hello/manifests/latest", {"X-Request-Id": "pull-1"})
+    assert response.headers["x-request-id"] == "pull-1"
+    for event in ("pinned", "building", "realised", "packed", "built", "request"):
+        told = lines(server, event)
+        others = [line for line in told if line["request_id"] != "pull-1"]
+        assert len(told) > len(others), event
+        assert all(line["path"] == "/v2/" for line in others), "asked for until the server was ready"
+
+
+def test_every_answer_has_an_id(start_server: StartServer) -> None:
+    client = start_server().client
+    given = {"X-Request-Id": "not well-formed"}
+    paths = ("/v2/", "/v2/hello/blobs/x", "/nothing", "/metrics", "/v2/hello/manifests/latest")
+    found = [client.get(path, given).headers["x-request-id"] for path in paths]
+    assert len(set(found)) == len(paths)
+    assert "not well-formed" not in found
+
+
+def test_who_joins_a_build_is_told(start_server: StartServer, spy: NixSpy) -> None:
+    server = start_server(**spy.environment())
+    path = "/v2/slow/manifests/latest"
+
+    def ask(identity: str) -> InBackground:
+        return InBackground(server.client, path, headers={"X-Request-Id": identity}).start()
+
+    first = ask("first")
+    end = time.monotonic() + 30
+    while not spy.calls_of("nix-store", "--realise"):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    second = ask("second")
+    assert {first.result().status, second.result().status} == {200}
+    (joined,) = lines(server, "joined")
+    assert (joined["request_id"], joined["build_request_id"]) == ("second", "first")
+    assert {line["request_id"] for line in lines(server, "built")} == {"first"}
+    assert value(server, "nixery_builds_joined_total") == 1
+    assert value(server, "nixery_builds_total", outcome="built") == 1
+
+
+def test_a_pull_is_few_lines(start_server: StartServer) -> None:
+    server = start_server()
+    server.client.pull("hello")
+    after_one = server.log.splitlines()
+    assert [json.loads(line)["event"] for line in after_one[2:]] == ["pinned", "building", "built", "request"]
+    server.client.pull("hello")
+    assert server.log.splitlines() == after_one
+    assert server.client.manifest("nosuchpackage").status == 404
+    (_, line) = lines(server, "request")
+    assert (line["status"], line["level"], line["path"]) == (
+        404,
+        "info",
+        "/v2/nosuchpackage/manifests/latest",
+    )
+
+
+def test_levels_and_forms(start_server: StartServer) -> None:
+    verbose = start_server(NIXERY_LOG_LEVEL="debug", NIXERY_LOG_FORMAT="json")
+    verbose.client.get("/v2/")
+    assert [line["path"] for line in lines(verbose, "request")][-1] == "/v2/"
+    quiet = start_server(NIXERY_LOG_LEVEL="warning")
+    quiet.client.manifest("nosuchpackage")
+    assert not quiet.log
+    console = start_server(NIXERY_LOG_FORMAT="console")
+    console.client.get("/v2/%1b%5b31m%0aforged/manifests/latest", {"User-Agent": "a\tb"})
+    (line,) = [line for line in console.log.splitlines() if "forged" in line]
+    assert "request" in line
+    assert "status=400" in line
+    assert "\x1b" not in console.log
+
+
+@pytest.mark.parametrize(
+    ("variable", "wrong"),
+    [("NIXERY_LOG_LEVEL", "loud"), ("NIXERY_LOG_FORMAT", ""), ("OTEL_TRACES_EXPORTER", "jaeger")],
+)
+def test_what_cannot_be_meant(start_server: StartServer, variable: str, wrong: str) -> None:
+    with pytest.raises(AssertionError, match=rf"(?s)ended with 2.*{variable} is wrong"):
+        start_server(**{variable: wrong})

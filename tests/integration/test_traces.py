@@ -1,0 +1,114 @@
+"""Traces of a server, as a collector receives them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.trace_receiver import TraceReceiver, attributes, trace_receiver
+
+STAGES = {"evaluate", "realise", "group", "pack", "store"}
+
+# trace.proto: SpanKind and Status.
+SERVER, ERROR = 2, 2
+
+
+@pytest.fixture
+def receiver() -> Iterator[TraceReceiver]:
+    with trace_receiver() as receiver:
+        yield receiver
+
+
+def variables(receiver: TraceReceiver) -> dict[str, str]:
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+
+
+def test_a_request_is_a_trace_with_its_build_and_the_stages_of_that(
+    start_server: StartServer, receiver: TraceReceiver
+) -> None:
+    server = start_server(**variables(receiver))
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    headers = {"traceparent": f"00-{trace}-{parent}-01", "X-Request-Id": "pull-1", "User-Agent": "docker"}
+    assert server.client.get("/v2/hello/manifests/latest", headers).status == 200
+    request = receiver.wait_for("GET manifest_by_tag")
+    assert (request.trace_id.hex(), request.parent_span_id.hex(), request.kind) == (trace, parent, SERVER)
+    said = attributes(request)
+    assert (said["http.response.status_code"], said["url.path"]) == (200, "/v2/hello/manifests/latest")
+    assert (said["nixery.request_id"], said["user_agent.original"]) == ("pull-1", "docker")
+    build = receiver.wait_for("build")
+    assert (build.trace_id, build.parent_span_id) == (request.trace_id, request.span_id)
+    assert attributes(build)["nixery.image"] == "hello"
+    stages = [span for span in receiver.spans if span.parent_span_id == build.span_id]
+    assert {span.name for span in stages} == STAGES
+    in_order = sorted(stages, key=lambda span: span.start_time_unix_nano)
+    for earlier, later in pairwise(in_order):
+        assert earlier.end_time_unix_nano <= later.start_time_unix_nano
+    names = {a.key: a.value.string_value for a in receiver.received[0].resource.attributes}
+    assert names["service.name"] == "nixery"
+
+
+def test_the_service_has_the_name_that_the_environment_gives(
+    start_server: StartServer, receiver: TraceReceiver
+) -> None:
+    server = start_server(**variables(receiver), OTEL_SERVICE_NAME="registry")
+    server.client.get("/v2/")
+    receiver.wait_for("GET version")
+    names = {a.key: a.value.string_value for a in receiver.received[0].resource.attributes}
+    assert names["service.name"] == "registry"
+
+
+def test_a_build_that_fails(start_server: StartServer, receiver: TraceReceiver) -> None:
+    server = start_server(**variables(receiver))
+    assert server.client.manifest("fails").status == 422
+    build = receiver.wait_for("build")
+    assert build.status.code == ERROR
+    assert "only line of the log" in build.status.message
+    stages = {span.name for span in receiver.spans if span.parent_span_id == build.span_id}
+    assert stages == {"evaluate", "realise"}
+
+
+def test_what_is_left_is_sent_at_the_end(start_server: StartServer, receiver: TraceReceiver) -> None:
+    server = start_server(**variables(receiver) | {"OTEL_BSP_SCHEDULE_DELAY": "600000"})
+    server.client.get("/v2/hello/tags/list")
+    assert not receiver.spans
+    assert server.stop() == 0
+    receiver.wait_for("GET tags")
+
+
+def test_a_receiver_that_is_silent_holds_nothing_up(start_server: StartServer) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        server = start_server(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_BSP_SCHEDULE_DELAY="10")
+        assert server.client.manifest("hello").status == 200
+        time.sleep(0.2)  # the first attempt has begun
+        server.terminate()
+        assert server.wait(10) == 0
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("off", [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}])
+def test_off(start_server: StartServer, receiver: TraceReceiver, off: dict[str, str]) -> None:
+    server = start_server(**variables(receiver), **off)
+    server.client.get("/v2/")
+    assert server.stop() == 0
+    assert not receiver.spans
+
+
+def test_without_the_extra(start_server: StartServer, receiver: TraceReceiver, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    (hidden / "opentelemetry").mkdir(parents=True)
+    (hidden / "opentelemetry" / "__init__.py").write_text("raise ModuleNotFoundError(name='opentelemetry')")
+    server = start_server(**variables(receiver), PYTHONPATH=str(hidden))
+    (line,) = [json.loads(line) for line in server.log.splitlines() if "nixery[otel]" in line]
+    assert line["level"] == "warning"
+    assert server.client.manifest("hello").status == 200
+    assert not receiver.spans

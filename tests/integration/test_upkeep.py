@@ -1,0 +1,317 @@
+"""``nixery gc`` and ``nixery scrub`` beside servers that pull and build."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.client import RegistryClient
+from tests.support.pulled_image import PulledImage
+from tests.support.server import Server, clean_environment
+from tests.validator.image_validator import validate
+
+# Of different packages, and with layers in common.
+NAMES = ("hello/greeting", "greeting/left", "left/right", "hello/right", "a/ab", "ab/bc")
+
+# It is in use all the time while the others are now and then.
+ALWAYS = NAMES[0]
+
+DAY = 24 * 3600
+BELIEVED = 1.1
+
+# Seconds: much longer than a pull takes, even on a loaded machine.
+GRACE = 6
+
+
+def nixery(storage: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(storage), **settings}
+    return subprocess.run(
+        [sys.executable, "-m", "nixery", *arguments],
+        env=clean_environment(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def gc(storage: Path, *arguments: str, **settings: str) -> Any:  # noqa: ANN401 -- JSON is anything
+    completed = nixery(storage, "gc", "--json", *arguments, **settings)
+    assert completed.returncode == 0, completed
+    return json.loads(completed.stdout)
+
+
+def make_older(storage: Path, seconds: float) -> None:
+    for path in storage.rglob("*"):
+        if path.is_file():
+            status = path.stat()
+            os.utime(path, (status.st_atime, status.st_mtime - seconds))
+
+
+def blobs(storage: Path) -> set[str]:
+    return {path.name for path in (storage / "blobs").rglob("*") if path.is_file() and path.suffix == ""}
+
+
+def test_an_image_goes_and_is_built_again_with_the_same_digest(start_server: StartServer) -> None:
+    server = start_server()
+    image = server.client.pull("hello")
+    make_older(server.storage, 40 * DAY)
+    other = server.client.pull("greeting")
+    result = gc(server.storage, "--max-age", "30d")
+    assert result["deleted"] > 0
+    # The server had it in memory. By its digest it is gone, as it says; by its tag it is built again.
+    time.sleep(BELIEVED)
+    assert server.client.pull("hello") == image
+    assert validate(server.client.pull("greeting", other.digest)) == other
+    assert gc(server.storage, "--max-age", "30d")["deleted"] == 0
+
+
+def test_a_manifest_whose_layers_are_gone_is_not_answered(start_server: StartServer) -> None:
+    image = start_server().client.pull("hello")
+    server = start_server()
+    for digest in image.layer_digests:
+        server.blob_path(digest).unlink()
+    response = server.client.manifest("hello", image.digest)
+    assert (response.status, response.error["code"]) == (404, "MANIFEST_UNKNOWN")
+    assert server.client.pull("hello") == image
+    assert server.client.manifest("hello", image.digest).status == 200
+
+
+def test_what_is_pulled_counts_as_used(start_server: StartServer) -> None:
+    first = start_server()
+    by_tag, by_digest = first.client.pull("hello"), first.client.pull("greeting")
+    first.client.pull("a")
+    assert first.stop() == 0
+    make_older(first.storage, 40 * DAY)
+    server = start_server()
+    server.client.pull("hello")
+    assert server.client.manifest("greeting", by_digest.digest).status == 200
+    gc(server.storage, "--max-age", "30d")
+    kept = blobs(server.storage)
+    for image in (by_tag, by_digest):
+        assert {digest.removeprefix("sha256:") for digest in (image.digest, *image.layer_digests)} <= kept
+    assert server.client.get("/v2/a/tags/list").status == 404
+
+
+def test_indexes_count_as_used(start_server: StartServer) -> None:
+    platforms = {"NIXERY_PLATFORMS": "linux/amd64,linux/arm64"}
+    index = "application/vnd.oci.image.index.v1+json"
+    first = start_server(**platforms)
+    response = first.client.get("/v2/hello/manifests/latest", {"Accept": index})
+    digest = response.headers["docker-content-digest"]
+    assert first.stop() == 0
+    make_older(first.storage, 40 * DAY)
+    server = start_server(**platforms)
+    assert server.client.get(f"/v2/hello/manifests/{digest}", {"Accept": index}).status == 200
+    gc(server.storage, "--max-age", "30d")
+    for manifest in response.json()["manifests"]:
+        validate(server.client.pull("hello", manifest["digest"]))
+
+
+def test_a_tag_is_listed_again_after_it_was_deleted(start_server: StartServer) -> None:
+    server = start_server()
+    server.client.pull("hello")
+    make_older(server.storage, 40 * DAY)
+    gc(server.storage, "--max-age", "30d")
+    assert server.stop() == 0
+    again = start_server()
+    again.client.pull("hello")
+    assert again.client.get("/v2/hello/tags/list").json()["tags"] == ["latest"]
+
+
+class Pulling:
+    """Threads that pull until they are told to stop or something is wrong: one image all the time, the others in turns.
+
+    A pull that takes longer than half of the grace period, as it may on a loaded machine, promises nothing.
+    """
+
+    def __init__(self, clients: Sequence[RegistryClient], expected: Mapping[str, PulledImage]) -> None:
+        self._clients = clients
+        self._expected = expected
+        self._stop = threading.Event()
+        self._random = random.Random(1)  # noqa: S311 -- the order of pulls
+        self._threads = [threading.Thread(target=target) for target in (self._steadily, self._in_turns)]
+        self.wrong: list[str] = []
+        self.pulls = 0
+        # When the image that is always in use was pulled last, and since when without a longer break.
+        self.pulled = self.since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _steadily(self) -> None:
+        while not self._stop.wait(GRACE / 20):
+            start = time.monotonic()
+            if start - self.pulled > GRACE / 2:
+                self.since = start
+            self._pull(self._clients[0], ALWAYS)
+            self.pulled = start
+
+    def _in_turns(self) -> None:
+        """Pull from both at once, each image again after 1.5 times the grace period, more or less."""
+        names = [name for name in self._expected if name != ALWAYS]
+        with ThreadPoolExecutor(len(self._clients)) as executor:
+            for name in itertools.cycle(names):
+                list(executor.map(lambda client: self._pull(client, name), self._clients))  # noqa: B023 -- it is over here
+                self.pulls += 1
+                if self._stop.wait(self._random.uniform(0, 3 * GRACE / len(names))):
+                    return
+
+    def _pull(self, client: RegistryClient, name: str) -> None:
+        start = time.monotonic()
+        try:
+            if client.pull(name) != self._expected[name]:
+                self.wrong.append(f"{name} is another image")
+        except (AssertionError, OSError, http.client.HTTPException) as error:
+            if time.monotonic() - start < GRACE / 2:
+                self.wrong.append(f"{name}: {error}")
+
+
+def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """Two servers on one store, and collections that leave nothing that was not used within a few seconds.
+
+    No file is made older here: servers rely on that what they used is as old as they think.
+    """
+    grace = {"NIXERY_STORAGE_GRACE": f"{GRACE}s", "NIXERY_PIN_TTL": "3600"}
+    undisturbed = start_server(STORAGE_PATH=str(tmp_path / "undisturbed"))
+    expected = {name: validate(undisturbed.client.pull(name)) for name in NAMES}
+    assert undisturbed.stop() == 0
+    servers = [start_server(**grace), start_server(**grace)]
+    always = expected[ALWAYS]
+    servers[0].client.pull(ALWAYS)
+    # A file that is deleted and written again is another one.
+    files = [servers[0].blob_path(digest) for digest in (always.digest, *always.layer_digests)]
+    numbers: list[int] = []
+    kept_since = 0.0
+    kept = 0.0
+    deleting = 0
+    with Pulling([server.client for server in servers], expected) as pulling:
+        end = time.monotonic() + 150
+        while time.monotonic() < end and not pulling.wrong and (deleting < len(NAMES) or kept < 3 * GRACE):
+            deleting += gc(servers[0].storage, "--max-size", "0", **grace)["deleted"] > 0
+            now, since = time.monotonic(), pulling.since
+            if since != kept_since or now - pulling.pulled > GRACE / 2:
+                kept_since, numbers = since, []
+                continue
+            found = [path.stat().st_ino if path.exists() else 0 for path in files]
+            numbers = numbers or found
+            assert found == numbers, "what was in use all the time was deleted"
+            kept = max(kept, now - since)
+    assert pulling.wrong == []
+    assert pulling.pulls > len(NAMES)
+    assert deleting >= len(NAMES)
+    assert kept >= 3 * GRACE
+    for server in servers:
+        assert "Traceback" not in server.log
+    # What was deleted was built again.
+    assert sum(server.log.count(" built ") for server in servers) > len(servers) * len(NAMES)
+
+
+def test_killed_in_the_middle(start_server: StartServer) -> None:
+    server = start_server()
+    images = {name: server.client.pull(name) for name in NAMES}
+    assert server.stop() == 0
+    for attempt in range(3):
+        make_older(server.storage, 40 * DAY)
+        environment = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(server.storage)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nixery", "gc", "--max-age", "30d"],
+            env=clean_environment(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        before = blobs(server.storage)
+        limit = time.monotonic() + 30
+        while process.poll() is None and blobs(server.storage) == before and time.monotonic() < limit:
+            time.sleep(0.001 * attempt)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        again = start_server()
+        for name, image in images.items():
+            assert again.client.pull(name) == image
+        assert again.stop() == 0
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("part", ["layer", "config", "manifest"])
+def test_a_flipped_bit_is_found_and_heals(start_server: StartServer, part: str) -> None:
+    server = start_server()
+    image = server.client.pull("big")
+    digests: dict[str, Callable[[], str]] = {
+        "layer": lambda: max(image.manifest_document["layers"], key=lambda layer: int(layer["size"]))[
+            "digest"
+        ],
+        "config": lambda: image.manifest_document["config"]["digest"],
+        "manifest": lambda: image.digest,
+    }
+    digest = digests[part]()
+    flip(server.blob_path(digest))
+    completed = nixery(server.storage, "scrub")
+    assert completed.returncode == 1
+    assert completed.stderr.count(digest) == 1
+    assert (server.storage / "quarantine" / digest.removeprefix("sha256:")).exists()
+    time.sleep(BELIEVED)
+    # Its size is right, so that nothing but the scrubbing could know.
+    assert validate(server.client.pull("big")) == image
+    assert nixery(server.storage, "scrub").returncode == 0
+
+
+def test_scrubbing_says_it_to_machines(start_server: StartServer) -> None:
+    server: Server = start_server()
+    image = server.client.pull("hello")
+    clean = json.loads(nixery(server.storage, "scrub", "--json").stdout)
+    assert clean["broken"] == []
+    assert clean["read"] > len(image.layer_digests)
+    flip(server.blob_path(image.layer_digests[0]))
+    (tag,) = (path for path in (server.storage / "records" / "tags").rglob("*") if path.is_file())
+    tag.unlink()
+    tag.write_bytes(b"{")
+    completed = nixery(server.storage, "scrub", "--json")
+    broken = {finding["what"] for finding in json.loads(completed.stdout)["broken"]}
+    assert completed.returncode == 1
+    assert broken == {image.layer_digests[0], f"tags/{tag.name}"}
+    assert nixery(server.storage, "scrub", "--rate", "1").returncode == 0
+
+
+def test_a_mark_is_kept_in_the_background(start_server: StartServer) -> None:
+    first = start_server()
+    old = first.client.pull("hello")
+    assert first.stop() == 0
+    make_older(first.storage, 40 * DAY)
+    server = start_server(NIXERY_STORAGE_HIGH="100B")
+    end = time.monotonic() + 15
+    while blobs(server.storage) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert blobs(server.storage) == set()
+    assert server.client.pull("hello") == old

@@ -1,0 +1,90 @@
+"""Nothing that is logged can pass for another line, or change a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nixery.cli.logs import configure_logs, escaped
+from nixery.request_context import RequestContext, enter_request
+
+EVIL = "a\n2026-11-24 14:00:00 [error    ] forged\r\x1b[2J\x9b31m\u2028\u202e\ud800"
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_json_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(logging.INFO, "json")
+    structlog.get_logger().info("request", path=EVIL, nested=[EVIL])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isascii()
+    entry: dict[str, Any] = json.loads(line)
+    assert (entry["event"], entry["level"], entry["path"]) == ("request", "info", EVIL)
+    assert entry["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_has_no_line_that_could_be_one_of_the_log(
+    form: Literal["json", "console"],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs(logging.INFO, form)
+    try:
+        int(EVIL)
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    first, *others = capsys.readouterr().err.splitlines()
+    assert "failed" in first
+    assert others if form == "console" else not others
+    assert all(line.startswith("    | ") for line in others)
+    assert "\x1b" not in first + "".join(others)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text())
+def test_texts_stay_on_their_line(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    configure_logs(logging.INFO, "console")
+    structlog.get_logger().info("request", path=EVIL + text, nested=[text], event_like=text)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "request" in line
+
+
+def test_what_is_escaped() -> None:
+    assert escaped("git \x1b\u202e ä 中") == r"git \x1b\u202e ä 中"
+
+
+def test_auto_is_json_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(logging.INFO, "auto")
+    structlog.get_logger().info("listening")
+    assert json.loads(capsys.readouterr().err)["event"] == "listening"
+
+
+def test_levels_and_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(logging.WARNING, "json")
+    structlog.get_logger().info("quiet")
+    logging.getLogger("library").info("quiet")
+    logging.getLogger("library").warning("loud %s", EVIL)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == f"loud {EVIL}"
+
+
+async def test_the_request_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(logging.INFO, "json")
+    enter_request(RequestContext("mine"))
+    structlog.get_logger().info("built")
+    assert json.loads(capsys.readouterr().err)["request_id"] == "mine"

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import StorageError
+from nixery.file_locks import FileLocks
+
+HOLDS = """
+import pathlib, sys, time
+from nixery.file_locks import FileLocks
+with FileLocks(pathlib.Path(sys.argv[1])).attempt("one") as is_ours:
+    print(is_ours, flush=True)
+    time.sleep(60)
+"""
+
+
+def held_by_another_process(directory: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(directory)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"True\n"
+    return process
+
+
+def test_one_holds_it_and_it_leaves_nothing(tmp_path: Path) -> None:
+    one, two = FileLocks(tmp_path), FileLocks(tmp_path)
+    with one.attempt("a") as first, two.attempt("a") as second, two.attempt("b") as other:
+        assert (first, second, other) == (True, False, True)
+    assert list(tmp_path.iterdir()) == []
+    with two.attempt("a") as again:
+        assert again
+
+
+def test_a_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    process = held_by_another_process(tmp_path)
+    locks = FileLocks(tmp_path)
+    with locks.attempt("one") as is_ours:
+        assert not is_ours
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    process.kill()
+    process.wait(10)
+    with locks.attempt("one") as is_ours:
+        assert is_ours
+
+
+def test_what_a_killed_process_left_is_swept_and_what_is_held_is_not(tmp_path: Path) -> None:
+    process = held_by_another_process(tmp_path)
+    (tmp_path / "left-behind").touch()
+    FileLocks(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    process.kill()
+    process.wait(10)
+    FileLocks(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_removed_while_it_was_opened_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = FileLocks(tmp_path)
+    opened: list[int] = []
+    real_open = os.open
+
+    def open_late(path: Path, *arguments: int) -> int:
+        descriptor = real_open(path, *arguments)
+        if not opened:
+            path.unlink()  # as the one does that held it
+        opened.append(descriptor)
+        return descriptor
+
+    monkeypatch.setattr("nixery.file_locks.os.open", open_late)
+    with locks.attempt("a") as first:
+        assert first
+        assert len(opened) == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_directory_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"):
+        FileLocks(tmp_path / "file")
