@@ -101,6 +101,8 @@ class Evaluation:
         """
         completed, stderr = await self._instantiate(json.dumps({"details": details}), "index.nix")
         if completed.exit_code != 0:
+            if not details:
+                await self.of((), ())  # it says what is wrong
             raise EvaluationFailed((), without_paths(explanation(stderr)))
         try:
             return await asyncio.to_thread(_INDEX.validate_json, completed.stdout)
@@ -113,12 +115,7 @@ class Evaluation:
         Raises:
             BuildError: as above.
         """
-        completed, _ = await self._instantiate(json.dumps({"names": True}))
-        if completed.exit_code != 0:
-            await self.of((), ())  # it says what is wrong
-            raise NixUnusable("Nix could not list the names of the package set")
-        names: list[str] = json.loads(completed.stdout)
-        return names
+        return sorted(await self.index(details=False))
 
     async def _find_culprits(
         self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]

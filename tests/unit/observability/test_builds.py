@@ -114,6 +114,18 @@ async def test_builds_for_one_request_at_the_same_time_are_kept_apart(world: Wor
     assert world.value("builds_running") == 0
 
 
+async def test_builds_are_kept_apart_whichever_task_tells_of_them(world: World) -> None:
+    """Who leaves the queue tells the others their new positions."""
+    one, other = Build.of(REQUEST, PIN), Build.of(REQUEST, PIN)
+    for build, event in ((one, Queued(1)), (other, Queued(2)), (one, Started()), (other, Queued(1))):
+        world.observe(build, event)
+    assert (world.value("builds_queued"), world.value("builds_running")) == (1, 1)
+    world.observe(other, Reused(DIGEST))
+    world.observe(one, Stored(DIGEST, 1))
+    assert (world.value("builds_queued"), world.value("builds_running")) == (0, 0)
+    assert world.ended() == {"built": 1, "found": 1}
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,7 @@ async def test_followers_are_let_go(records: FilesystemRecordStore) -> None:
 
 
 async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> None:
-    history, one = BuildHistory(records), build("secret")
+    history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
     tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
     hidden = PublishedBuilds(history, public=False)
     told = [hidden.get(one.id), *hidden.recent()]

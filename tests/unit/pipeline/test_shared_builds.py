@@ -264,3 +264,41 @@ async def test_a_build_without_a_request(world: World) -> None:
     asked = [asyncio.create_task(builds.image(REQUEST, PIN), context=nobody) for _ in range(2)]
     await asyncio.gather(*asked)
     assert world.told_to == [(None, Started())]
+
+
+async def test_a_build_that_nobody_waits_for_has_its_place_in_the_queue(world: World) -> None:
+    world.slots = Slots(1, 1)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    first, second, third = (builds.begin(parse_image_name(f"p{n}"), PIN) for n in range(3))
+    await settled()
+    assert world.of("p0") == [Requested(), Started()]
+    assert world.of("p1") == [Requested(), Queued(1)]
+    (_, failed) = world.of("p2")
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, TooBusy)
+    assert failed.error.build == third.id
+    assert len({first.id, second.id, third.id}) == 3
+    await builds.close()
+
+
+async def test_who_pulls_what_was_begun_for_another_request_joins_it(world: World) -> None:
+    world.may_end.clear()
+    builds = world.shared_builds()
+
+    async def begin() -> Build:
+        enter_request(RequestContext("post"))
+        return builds.begin(REQUEST, PIN)
+
+    async def pull() -> None:
+        enter_request(RequestContext("pull"))
+        await builds.image(REQUEST, PIN)
+
+    build = await asyncio.create_task(begin())
+    await settled()
+    pulling = asyncio.create_task(pull())
+    await settled()
+    world.may_end.set()
+    await pulling
+    assert build.request_id == "post"
+    assert world.told_to == [("post", Requested()), ("post", Started()), ("pull", Joined("post"))]

@@ -69,3 +69,24 @@ async def test_closing_ends_what_runs_and_starts_nothing_more() -> None:
         await waiting
     with pytest.raises(ShuttingDown):
         await flight.run("key", Work())
+
+
+async def test_who_asks_when_it_has_just_ended_starts_anew() -> None:
+    flight: SingleFlight[str, int] = SingleFlight()
+    work = Work()
+
+    def ask() -> None:
+        asking = flight.run("key", work)
+        asking.send(None)  # as far as it gets at once
+        asking.close()
+
+    async def first() -> int:
+        # Called when the task has ended, before anything that is called because of that.
+        asyncio.get_running_loop().call_soon(ask)
+        return 0
+
+    assert await flight.run("key", first) == 0
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert work.started == 1
+    await flight.close()
