@@ -4,6 +4,7 @@
 #   make serve             the server in the foreground; PORT=9090 make serve for another port than 8080
 #   make test              all tests
 #   make acceptance        all clients that Debian has, for real; as root, it installs them
+#   make browser           the pages in a real browser, Debian's Chromium; as root, it installs it; screenshots in var/screenshots
 #   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
 #   make test-new-nix      unit and integration tests with the Nix of Debian testing, in a chroot
 #   make fuzz              the fuzz tests with other inputs each time, and many more; FUZZ_EFFORT=100 make fuzz for still more
@@ -31,7 +32,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
+.PHONY: help setup demo serve test acceptance browser acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,6 +59,11 @@ acceptance: setup
 	@scripts/acceptance/install_clients.sh
 	$(WITH_NIX) $(BIN)/pytest tests/acceptance --junitxml=var/acceptance/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/acceptance/tests.xml
+
+browser: setup
+	@scripts/install_chromium.sh
+	$(WITH_NIX) $(BIN)/pytest tests/browser --junitxml=var/browser.xml
+	@$(BIN)/python scripts/no_skips.py var/browser.xml
 
 acceptance-new:
 	@scripts/in_debian_testing.sh acceptance acceptance

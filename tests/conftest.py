@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-_ACCEPTANCE = Path(__file__).parent / "acceptance"
+_ON_DEMAND = (Path(__file__).parent / "acceptance", Path(__file__).parent / "browser")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the acceptance tests unless they are asked for by name: they need clients that not every machine has."""
-    asked_for = any(Path(argument).absolute().is_relative_to(_ACCEPTANCE) for argument in config.args)
-    return True if collection_path == _ACCEPTANCE and not asked_for else None
+    """Leave out what needs programs that not every machine has, unless it is asked for by name."""
+    if collection_path not in _ON_DEMAND:
+        return None
+    asked_for = any(Path(argument).absolute().is_relative_to(collection_path) for argument in config.args)
+    return None if asked_for else True

@@ -23,8 +23,17 @@ from rich.console import Console
 from rich.table import Table
 
 from nixery.errors import NixeryError
-from nixery.image.request import ImageRequest, requests_for
-from nixery.pipeline.events import BuildEvent, Evaluated, Grouped, LayersComplete, Realised, Started, Stored
+from nixery.image.request import requests_for
+from nixery.pipeline.events import (
+    Build,
+    BuildEvent,
+    Evaluated,
+    Grouped,
+    LayersComplete,
+    Realised,
+    Started,
+    Stored,
+)
 from nixery.preparation import Prepared, prepare
 from nixery.settings import Settings
 from nixery.wiring import Wired, wire
@@ -64,9 +73,9 @@ class _Clock:
         self.parts: dict[str, float] = {}
         self.last = 0.0
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``BuildObserver.observe``."""
-        del request
+        del build
         if type(event) in _PARTS:
             self.end(_PARTS[type(event)])
 

@@ -14,6 +14,10 @@ import pytest
 import yaml
 
 import nixery
+from nixery.server.api.builds import Builds
+from nixery.server.api.images import ImageDocuments
+from nixery.server.api.packages import Packages
+from nixery.server.api.router import Api
 from nixery.server.health import PATHS, Health
 from nixery.server.metrics import MetricsPage
 from nixery.server.registry.blobs import Blobs
@@ -33,7 +37,15 @@ HANDLERS = {
     "/v2/{name}/manifests/{reference}": Manifests.get,
     "/v2/{name}/blobs/{digest}": Blobs.get,
     "/v2/{name}/referrers/{digest}": Discovery.referrers,
+    "/api/v1/packages": Packages.search,
+    "/api/v1/packages/{package}": Packages.get,
+    "/api/v1/builds": Builds.recent,
+    "/api/v1/builds/{build}": Builds.get,
+    "/api/v1/builds/{build}/events": Builds.events,
+    "/api/v1/images/{image}": ImageDocuments.get,
 }
+POSTS = {"/api/v1/builds": Builds.begin}
+PAGES = {"/", "/images", "/images/{image}", "/builds/{build}", "/static/{file}"}
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +59,38 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
         "/v2/",
         *HANDLERS,
         *OTHERS,
+        *PAGES,
     }
     assert set(OTHERS) == {*PATHS, "/metrics"}
-    for path in ("/v2/", *HANDLERS, *OTHERS):
+    for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
         assert (head["responses"], head.get("parameters")) == (get["responses"], get.get("parameters")), path
 
 
+def test_every_post_is_described(description: dict[str, Any]) -> None:
+    posts = {
+        path
+        for path, item in description["paths"].items()
+        if "202" in item.get("post", {}).get("responses", ())
+    }
+    assert posts == set(POSTS)
+
+
 def test_every_handler_has_a_path() -> None:
     """What the router is made of has no other public methods that answer."""
-    parts = {part for name, part in typing.get_type_hints(Registry.__init__).items() if name != "return"}
+    parts = {
+        part
+        for router in (Registry, Api)
+        for name, part in typing.get_type_hints(router.__init__).items()
+        if name != "return"
+    }
     methods = {
         method
         for part in parts
         for name, method in inspect.getmembers(part, inspect.iscoroutinefunction)
         if not name.startswith("_")
     }
-    assert methods == set(HANDLERS.values())
+    assert methods == {*HANDLERS.values(), *POSTS.values()}
 
 
 def test_others_are_what_is_wired() -> None:

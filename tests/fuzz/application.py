@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +14,16 @@ from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
 from nixery.fetching.directory import DirectorySource
 from nixery.file_locks import FileLocks
 from nixery.image.platform import AMD64, Platform
-from nixery.image.request import ImageRequest
 from nixery.layering.popularity import Popularity
-from nixery.nix.builder import Evaluated
+from nixery.nix.builder import Details, Evaluated
+from nixery.nix.progress import Tell, nobody
 from nixery.observability.request_counts import RequestCounts
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.evaluator import Evaluator
-from nixery.pipeline.events import BuildEvent
+from nixery.pipeline.events import Build, BuildEvent
 from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
@@ -37,7 +37,8 @@ from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
-from nixery.server.rsgi import Application, Headers, Transport
+from nixery.server.rsgi import Application
+from nixery.server.rsgi_interface import Headers, Transport
 from nixery.sources.source import PackageSet
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore
@@ -72,13 +73,18 @@ class RecordingBuilder:
         missing = {name: (UnavailablePackage(name, Reason.MISSING),) for name in wanted}
         return {**missing, **dict.fromkeys(optional, ())}
 
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        raise AssertionError(platform, package_set, details)
+
     def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         raise NotImplementedError
 
     def realise(
-        self, installables: Sequence[str], on_begun: Callable[[], None] = lambda: None
+        self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
     ) -> AbstractAsyncContextManager[None]:
-        raise AssertionError(installables, on_begun)
+        raise AssertionError(installables, tell, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise AssertionError(paths)
@@ -87,7 +93,7 @@ class RecordingBuilder:
 class _Silence:
     """A ``BuildObserver``."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         pass
 
 
@@ -150,6 +156,9 @@ class _Protocol:
 
     def response_stream(self, status: int, headers: list[tuple[str, str]]) -> Transport:
         raise AssertionError((status, headers))  # what is on disk is sent from there
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b""
 
     def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         by_name: dict[str, str] = {}

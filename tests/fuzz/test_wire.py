@@ -121,5 +121,7 @@ def test_nothing_but_valid_names_reached_nix(target: Target) -> None:
     for call in asked:
         _, _, argument = call.partition("--argstr request ")
         request, _ = json.JSONDecoder().raw_decode(argument)
+        if "details" in request:
+            continue  # a list of the whole set, for which no client is asked for a name
         for name in (*request["packages"], *request["optional"]):
             assert is_name(name) or name == "bashInteractive", call

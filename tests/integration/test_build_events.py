@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nixery.image.request import ImageRequest, requests_for
+from nixery.image.request import requests_for
 from nixery.pipeline.events import (
+    Build,
     BuildEvent,
     Evaluated,
     Grouped,
@@ -30,8 +31,8 @@ class Observer:
     def __init__(self) -> None:
         self.events: list[BuildEvent] = []
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
-        assert request.requested == ("diamond",)
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        assert build.request.requested == ("diamond",)
         self.events.append(event)
 
     @property

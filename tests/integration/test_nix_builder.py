@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixery.closure.graph import Closure, PathInfo
-from nixery.errors import NixUnusable
+from nixery.errors import PathsCollected
 from nixery.image.platform import AMD64
 from nixery.nix.builder import Contents, Package
 from nixery.nix.collector_lock import CollectorLock
@@ -102,7 +102,7 @@ async def test_self_reference_is_no_reference(builder: SubprocessNixBuilder) -> 
 async def test_path_that_nix_does_not_know(builder: SubprocessNixBuilder) -> None:
     # Evaluated, not realised, and with a salt nobody else has.
     package = await evaluated(builder, "fails")
-    with pytest.raises(NixUnusable):
+    with pytest.raises(PathsCollected):
         await builder.closure(list(package.outputs.values()))
 
 

@@ -18,7 +18,9 @@ from rich.progress import (
 
 from nixery.errors import NixeryError
 from nixery.image.request import ImageRequest
+from nixery.nix.progress import Building, Fetching
 from nixery.pipeline.events import (
+    Build,
     BuildEvent,
     Evaluated,
     Failed,
@@ -58,8 +60,9 @@ class BarReporter:
         self._builds: dict[ImageRequest, TaskID] = {}
         self._pushes: dict[str, TaskID] = {}
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901 -- a case each
         """See ``Reporter``."""
+        request = build.request
         self._progress.start()
         task = self._builds.get(request)
         if task is None:
@@ -70,6 +73,12 @@ class BarReporter:
                 self._progress.update(task, stage="evaluating")
             case Evaluated(packages):
                 self._progress.update(task, stage=f"fetching and building {len(packages)} packages")
+            case Fetching(done, expected) if expected:
+                self._progress.update(task, stage=f"fetching {done * 100 // expected} %")
+            case Building(derivations) if derivations:
+                name = derivations[-1].partition("-")[2].removesuffix(".drv")
+                others = f" and {len(derivations) - 1} others" if len(derivations) > 1 else ""
+                self._progress.update(task, stage=f"building {name}{others}")
             case Realised(paths):
                 self._progress.update(task, stage=f"grouping {paths} store paths")
             case Grouped(layers):

@@ -11,8 +11,9 @@ import typer
 
 from nixery.cli.bars import BarReporter
 from nixery.errors import NixeryError
-from nixery.image.request import ImageRequest
+from nixery.nix.progress import Building, Fetching, LogLines
 from nixery.pipeline.events import (
+    Build,
     BuildEvent,
     Evaluated,
     Failed,
@@ -33,7 +34,7 @@ _log = structlog.get_logger("nixery.push")
 class Reporter(Protocol):
     """Shows a command's progress; a ``BuildObserver``, too."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         """Take note of an event in a build."""
         ...
 
@@ -63,9 +64,9 @@ class LineReporter:
     def __init__(self) -> None:
         self._builds = LoggingObserver()
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``Reporter``."""
-        self._builds.observe(request, event)
+        self._builds.observe(build, event)
 
     def pushing(self, event: PushEvent) -> None:
         """See ``Reporter``."""
@@ -88,8 +89,9 @@ class LineReporter:
 class JsonReporter:
     """One JSON object a line on stdout, each with ``event``; the last one is ``result`` or ``error``."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``Reporter``."""
+        request = build.request
         image = {"image": "/".join(request.requested), "platform": str(request.platform)}
         self._print(_event_name(event), {**image, **_fields(event)})
 
@@ -123,8 +125,15 @@ def _event_name(event: BuildEvent) -> str:
     return "".join(f"-{c.lower()}" if c.isupper() and at else c.lower() for at, c in enumerate(name))
 
 
-def _fields(event: BuildEvent) -> dict[str, Any]:  # noqa: PLR0911 -- a case each
+def _fields(event: BuildEvent) -> dict[str, Any]:  # noqa: C901, PLR0911 -- a case each
     match event:
+        case Fetching(done, expected):
+            return {"done": done, "expected": expected}
+        case Building(derivations, done):
+            return {"derivations": list(derivations), "done": done}
+        case LogLines(lines, dropped):
+            written = [{"derivation": derivation, "text": text} for derivation, text in lines]
+            return {"lines": written, "dropped": dropped}
         case Evaluated(packages):
             return {"packages": len(packages)}
         case Realised(paths, size):

@@ -13,7 +13,12 @@ class NixeryError(Exception):
 
     ``str(error)`` is one or a few sentences for the person who made the request: what is
     wrong and what to do.
+
+    Attributes:
+        build: the id of the build that it ended, if it was one.
     """
+
+    build: str | None = None
 
 
 class StorageError(NixeryError):

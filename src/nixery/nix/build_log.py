@@ -14,11 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 from nixery.nix.error_message import is_about_a_full_disk
+from nixery.nix.progress import ProgressFeed
 
 _PREFIX = b"@nix "
+_COPY_ACTIVITY = 100  # of a path, from a binary cache
 _BUILD_ACTIVITY = 105
-# Copying a path, building, substituting.
-_WORK = (100, _BUILD_ACTIVITY, 108)
+_SUBSTITUTE_ACTIVITY = 108
+_PROGRESS_RESULT = 105  # bytes done, bytes expected, ...
+_WORK = (_COPY_ACTIVITY, _BUILD_ACTIVITY, _SUBSTITUTE_ACTIVITY)
 _LOG_LINE_RESULTS = (101, 107)  # a builder's line, a post-build hook's line
 _LEVEL_ERROR = 0
 
@@ -40,9 +43,17 @@ class BuildLog:
     Args:
         on_progress: called whenever something starts, ends or moves on; not for a builder's own output.
         clock: in seconds.
+        feed: is told what people may want to see.
     """
 
-    def __init__(self, on_progress: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        on_progress: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+        feed: ProgressFeed | None = None,
+    ) -> None:
+        self._feed = feed
+        self._copies: set[int] = set()
         self._clock = clock
         self._started: dict[int, float] = {}
         self._seconds: dict[str, float] = {}
@@ -59,6 +70,8 @@ class BuildLog:
         if event is None:
             self._other_lines.append(plain(line.decode(errors="replace")))
             return
+        if self._feed:
+            self._follow(self._feed, event)
         self.is_at_work |= event.get("action") == "start" and event.get("type") in _WORK
         match event:
             case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
@@ -82,6 +95,29 @@ class BuildLog:
             case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
                 self._errors.append(plain(text))
         self._on_progress()
+
+    def _follow(self, feed: ProgressFeed, event: dict[str, Any]) -> None:
+        """Tell what people may want to see."""
+        match event:
+            case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
+                kind in _LOG_LINE_RESULTS
+            ):
+                feed.line(self._derivation_of_activity.get(activity, ""), plain(text))
+            case {"action": "start", "type": kind, "id": int(activity), "fields": [str(path), *_]} if (
+                kind == _BUILD_ACTIVITY
+            ):
+                feed.started(activity, path.rpartition("/")[2])
+            case {"action": "start", "type": kind, "id": int(activity)} if kind == _COPY_ACTIVITY:
+                self._copies.add(activity)
+            case {
+                "action": "result",
+                "type": kind,
+                "id": int(activity),
+                "fields": [int(done), int(expected), *_],
+            } if kind == _PROGRESS_RESULT and activity in self._copies:
+                feed.fetched(activity, done, expected)
+            case {"action": "stop", "id": int(activity)}:
+                feed.stopped(activity)
 
     @property
     def errors(self) -> tuple[str, ...]:

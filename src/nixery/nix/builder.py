@@ -11,6 +11,7 @@ from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.errors import UnavailablePackage
 from nixery.image.platform import Platform
+from nixery.nix.progress import Tell
 from nixery.oci.image import ExecutionParameters
 from nixery.sources.source import PackageSet
 
@@ -109,6 +110,14 @@ class NixExpression:
 Evaluated = Package | Definition | UnavailablePackage
 
 
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a list of packages says about one of them; empty where nobody knows."""
+
+    version: str = ""
+    description: str = ""
+
+
 class NixBuilder(Protocol):
     """Evaluates, realises, and tells the closure of what it realised."""
 
@@ -129,6 +138,23 @@ class NixBuilder(Protocol):
         """
         ...
 
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        """List everything at the top of a package set that may be a package, by attribute.
+
+        Args:
+            platform: what the packages would be for.
+            package_set: is listed.
+            details: whether to look into each of them, which not every set makes possible, and which may take long.
+
+        Raises:
+            EvaluationFailed: the set is broken, or something in it that was looked into.
+            BuildTimedOut: evaluation took too long.
+            NixUnusable: Nix cannot be run.
+        """
+        ...
+
     def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         """Have Nix's garbage collector wait, where that is possible, from an evaluation until what it wrote is realised.
 
@@ -138,12 +164,13 @@ class NixBuilder(Protocol):
         ...
 
     def realise(
-        self, installables: Sequence[str], on_begun: Callable[[], None] = ...
+        self, installables: Sequence[str], tell: Tell = ..., on_begun: Callable[[], None] = ...
     ) -> AbstractAsyncContextManager[None]:
         """Build or substitute some outputs; nothing else.
 
         Args:
             installables: in Nix's words.
+            tell: is told how far it is, some ten times a second.
             on_begun: called when Nix itself protects what it works with, maybe several times, maybe never.
 
         While the context lasts they are protected from Nix's garbage collector.

@@ -18,7 +18,7 @@ from nixery.errors import (
 )
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog
-from nixery.nix.builder import Evaluated, NixExpression
+from nixery.nix.builder import Details, Evaluated, NixExpression
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.command import in_batches, run_command
 from nixery.nix.error_message import collected_path, explanation, is_about_a_full_disk, without_paths
@@ -26,6 +26,7 @@ from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
 from nixery.nix.process import Deadline, run
+from nixery.nix.progress import ProgressFeed, Tell, nobody
 from nixery.nix.registration import parse_registrations
 from nixery.nix.subprocess_evaluation import Evaluation
 from nixery.sources.source import PackageSet
@@ -36,6 +37,9 @@ _BUILD_FAILURE = 100
 
 # Nix stops a builder after NIX_TIMEOUT itself, and says which it was. We wait this much longer, in seconds.
 _GRACE = 10
+
+# Seconds for listing a package set, at most.
+_INDEX_SECONDS = 60.0
 
 # Packages that are evaluated once more for what they throw; each is a process.
 _MOST_EXPLAINED = 5
@@ -83,30 +87,40 @@ class SubprocessNixBuilder:
                 found[item.package.name].append(item.package)
         return found
 
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        """See ``NixBuilder.index``."""
+        seconds = min(self._timeout, _INDEX_SECONDS)
+        return await Evaluation(platform, package_set, seconds, self._options).index(details=details)
+
     def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         """See ``NixBuilder.undisturbed``."""
         return self._collector.held()
 
     @asynccontextmanager
     async def realise(
-        self, installables: Sequence[str], on_begun: Callable[[], None] = lambda: None
+        self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
     ) -> AsyncIterator[None]:
         """See ``NixBuilder.realise``."""
         with self._roots.hold() as root:
             if installables:
-                await self._realise(installables, root, on_begun)
+                await self._realise(installables, root, tell, on_begun)
             yield
 
-    async def _realise(self, wanted: Sequence[str], root: Path, on_begun: Callable[[], None]) -> None:
+    async def _realise(
+        self, wanted: Sequence[str], root: Path, tell: Tell, on_begun: Callable[[], None]
+    ) -> None:
         # Whatever Nix is busy with apart from builders (evaluating what to build, downloading) reports progress.
         deadline = Deadline(self._timeout + _GRACE)
+        feed = ProgressFeed(tell)
 
         def on_progress() -> None:
             deadline.extend()
             if log.is_at_work:
                 on_begun()
 
-        log = BuildLog(on_progress)
+        log = BuildLog(on_progress, feed=feed)
         arguments = (
             "nix-store",
             "--realise",
@@ -120,6 +134,8 @@ class SubprocessNixBuilder:
             completed = await run(arguments, log.read_line, deadline)
         except TimeoutError:
             raise self._timed_out(log) from None
+        finally:
+            feed.flush()
         if completed.exit_code > _BUILD_FAILURE and (completed.exit_code - _BUILD_FAILURE) & _TIMED_OUT:
             raise self._timed_out(log)
         if completed.exit_code != 0:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from nixery.errors import (
     EvaluationFailed,
@@ -18,7 +20,7 @@ from nixery.errors import (
     UnavailablePackage,
 )
 from nixery.image.platform import Platform
-from nixery.nix.builder import NixExpression
+from nixery.nix.builder import Details, NixExpression
 from nixery.nix.command import run_command
 from nixery.nix.error_message import (
     collected_path,
@@ -31,6 +33,8 @@ from nixery.nix.evaluation import Flaw, Item, parse_answer, request_argument
 from nixery.nix.options import NixOptions
 from nixery.nix.process import Completed
 from nixery.sources.source import Flake, NixFiles, PackageSet
+
+_INDEX = TypeAdapter(dict[str, Details])
 
 
 class Evaluation:
@@ -87,18 +91,31 @@ class Evaluation:
             raise EvaluationFailed(lines, explanation(lines))
         return await self._find_culprits(packages, optional, stderr)
 
+    async def index(self, *, details: bool) -> Mapping[str, Details]:
+        """List the package set.
+
+        Raises:
+            EvaluationFailed: the set is broken, or something in it that was looked into.
+            BuildTimedOut: it took too long.
+            NixUnusable: Nix cannot be run.
+        """
+        completed, stderr = await self._instantiate(json.dumps({"details": details}), "index.nix")
+        if completed.exit_code != 0:
+            if not details:
+                await self.of((), ())  # it says what is wrong
+            raise EvaluationFailed((), without_paths(explanation(stderr)))
+        try:
+            return await asyncio.to_thread(_INDEX.validate_json, completed.stdout)
+        except ValidationError as error:
+            raise NixUnusable("Nix's list of a package set is not understood") from error
+
     async def names(self) -> list[str]:
         """Return the names of all attributes of the set, sorted by bytes; not all of them need to be packages.
 
         Raises:
             BuildError: as above.
         """
-        completed, _ = await self._instantiate(json.dumps({"names": True}))
-        if completed.exit_code != 0:
-            await self.of((), ())  # it says what is wrong
-            raise NixUnusable("Nix could not list the names of the package set")
-        names: list[str] = json.loads(completed.stdout)
-        return names
+        return sorted(await self.index(details=False))
 
     async def _find_culprits(
         self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]
@@ -124,12 +141,14 @@ class Evaluation:
         _, stderr = await self._instantiate(request_argument(diagnose=flaw))
         return UnavailablePackage(package.name, package.reason, explanation(stderr))
 
-    async def _instantiate(self, argument: str) -> tuple[Completed, Sequence[str]]:
+    async def _instantiate(
+        self, argument: str, program: str = "packages.nix"
+    ) -> tuple[Completed, Sequence[str]]:
         with as_file(files("nixery.nix") / "expressions") as expressions:
             return await run_command(
                 self._timeout,
                 "nix-instantiate",
-                *self._program(expressions / "packages.nix"),
+                *self._program(expressions / program),
                 "--eval",
                 "--strict",
                 "--json",

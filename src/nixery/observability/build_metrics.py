@@ -21,9 +21,8 @@ from nixery.errors import (
     StorageError,
     TooBusy,
 )
-from nixery.image.request import ImageRequest
-from nixery.observability.stages import Build, Stage
-from nixery.pipeline.events import BuildEvent, Failed, Joined, LayerPacked, LayerReused, Reused, Stored
+from nixery.observability.stages import Stage, StagedBuild
+from nixery.pipeline.events import Build, BuildEvent, Failed, Joined, LayerPacked, LayerReused, Reused, Stored
 
 # Seconds: an evaluation takes one, packing a few, Nix may build for minutes.
 _BOUNDS = (0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 3600.0)
@@ -75,7 +74,7 @@ class BuildMetrics:
             self._seconds.labels(stage.value)
         self._packed = Counter("nixery_packed_bytes", "Bytes of layers, compressed.", registry=registry)
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:  # noqa: ARG002 -- names are no labels
+    def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: ARG002 -- names are no labels
         """See ``BuildObserver.observe``."""
         match event:
             case Joined():
@@ -86,20 +85,20 @@ class BuildMetrics:
                 self.layers.misses += 1
                 self._packed.inc(layer.descriptor.size)
 
-    def stage_began(self, build: Build) -> None:
+    def stage_began(self, build: StagedBuild) -> None:
         """See ``StageListener.stage_began``."""
         if build.stage is Stage.QUEUE:
             self._queued.inc()
         elif build.stage is Stage.EVALUATE:
             self._running.inc()
 
-    def stage_ended(self, build: Build, seconds: float) -> None:
+    def stage_ended(self, build: StagedBuild, seconds: float) -> None:
         """See ``StageListener.stage_ended``."""
         self._seconds.labels(build.stage.value).observe(seconds)
         if build.stage is Stage.QUEUE:
             self._queued.dec()
 
-    def build_ended(self, build: Build | None, end: Stored | Reused | Failed | None) -> None:
+    def build_ended(self, build: StagedBuild | None, end: Stored | Reused | Failed | None) -> None:
         """See ``StageListener.build_ended``."""
         if build is not None and build.stage is not Stage.QUEUE:
             self._running.dec()

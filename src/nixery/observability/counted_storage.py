@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter
@@ -71,7 +71,7 @@ class CountedBlobStore:
         with self._errors.counted("read"):
             return await self._blobs.url(blob)
 
-    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
         """See ``BlobStore.stream``."""
         with self._errors.counted("read"):
             async for chunk in self._blobs.stream(blob, first, last):

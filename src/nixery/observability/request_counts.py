@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 # Seconds: answers from memory, from the store, and those that waited for a build.
 _BOUNDS = (0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0)
 
-_METHODS = frozenset({"GET", "HEAD"})
+_METHODS = frozenset({"GET", "HEAD", "POST"})
 
 
 class _Counted:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from nixery.image.request import ImageRequest
 from nixery.pipeline.events import (
+    Build,
     BuildEvent,
     Evaluated,
     Failed,
@@ -48,16 +47,16 @@ _BEGINS: Mapping[type[BuildEvent], Stage] = {
 
 
 @dataclass(eq=False, slots=True)
-class Build:
+class StagedBuild:
     """A build that goes on.
 
     Attributes:
-        request: what for.
+        build: which one.
         stage: where it is.
         since: when that began, in seconds of the observer's clock.
     """
 
-    request: ImageRequest
+    build: Build
     stage: Stage
     since: float
 
@@ -65,20 +64,20 @@ class Build:
 class StageListener(Protocol):
     """Is told of builds, of each in the context of the task that builds."""
 
-    def stage_began(self, build: Build) -> None:
+    def stage_began(self, build: StagedBuild) -> None:
         """Take note of a stage; with the first one, of a build."""
         ...
 
-    def stage_ended(self, build: Build, seconds: float) -> None:
+    def stage_ended(self, build: StagedBuild, seconds: float) -> None:
         """Take note of the end of the stage that a build is in still."""
         ...
 
-    def build_ended(self, build: Build | None, end: Stored | Reused | Failed | None) -> None:
+    def build_ended(self, build: StagedBuild | None, end: Stored | Reused | Failed | None) -> None:
         """Take note of the end of a build.
 
         Args:
             build: in its last stage; ``None`` if it failed before its first.
-            end: with which event; ``None`` without any: it was cancelled, or has a defect.
+            end: with which event; ``None`` without any: it has a defect.
         """
         ...
 
@@ -96,50 +95,46 @@ class Stages:
     ) -> None:
         self._listeners = listeners
         self._clock = clock
-        # Events come from the build's task and those that it starts. Two builds for one request may go on at the same time,
-        # for different states of the package source.
-        self._build: ContextVar[Build | None] = ContextVar("nixery_build", default=None)
-        self._going_on: set[Build] = set()
+        self._going_on: dict[str, StagedBuild] = {}
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``BuildObserver.observe``."""
-        build = self._build.get()
+        staged = self._going_on.get(build.id)
         stage = _BEGINS.get(type(event))
         match event:
-            case Stored() | Reused() | Failed() if build is not None:
-                self._end(build, event)
+            case Stored() | Reused() | Failed() if staged is not None:
+                self._end(staged, event)
             case Failed():
                 for listener in self._listeners:
                     listener.build_ended(None, event)
-            case _ if stage is not None and build is None:
-                self._begin(Build(request, stage, self._clock()))
-            case _ if stage is not None and build is not None and stage is not build.stage:
-                self._end_stage(build)
-                build.stage, build.since = stage, self._clock()
+            case _ if stage is not None and staged is None:
+                self._begin(StagedBuild(build, stage, self._clock()))
+            case _ if stage is not None and staged is not None and stage is not staged.stage:
+                self._end_stage(staged)
+                staged.stage, staged.since = stage, self._clock()
                 for listener in self._listeners:
-                    listener.stage_began(build)
+                    listener.stage_began(staged)
 
-    def _begin(self, build: Build) -> None:
-        self._build.set(build)
-        self._going_on.add(build)
+    def _begin(self, staged: StagedBuild) -> None:
+        self._going_on[staged.build.id] = staged
+        # The first event comes from the build's own task.
         task = asyncio.current_task()
         if task is not None:
-            task.add_done_callback(lambda _: self._lost(build))
+            task.add_done_callback(lambda _: self._lost(staged))
         for listener in self._listeners:
-            listener.stage_began(build)
+            listener.stage_began(staged)
 
-    def _lost(self, build: Build) -> None:
-        # Cancelled, or ended by an error that is none of ours: then no event has told.
-        if build in self._going_on:
-            self._end(build, None)
+    def _lost(self, staged: StagedBuild) -> None:
+        # Ended by an error that is none of ours: then no event has told.
+        if self._going_on.get(staged.build.id) is staged:
+            self._end(staged, None)
 
-    def _end(self, build: Build, end: Stored | Reused | Failed | None) -> None:
-        self._build.set(None)
-        self._going_on.discard(build)
-        self._end_stage(build)
+    def _end(self, staged: StagedBuild, end: Stored | Reused | Failed | None) -> None:
+        del self._going_on[staged.build.id]
+        self._end_stage(staged)
         for listener in self._listeners:
-            listener.build_ended(build, end)
+            listener.build_ended(staged, end)
 
-    def _end_stage(self, build: Build) -> None:
+    def _end_stage(self, staged: StagedBuild) -> None:
         for listener in self._listeners:
-            listener.stage_ended(build, self._clock() - build.since)
+            listener.stage_ended(staged, self._clock() - staged.since)

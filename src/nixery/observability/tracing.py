@@ -18,9 +18,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from nixery import __version__
-from nixery.image.request import ImageRequest
-from nixery.observability.stages import Build
-from nixery.pipeline.events import BuildEvent, Failed, Joined, Reused, Stored
+from nixery.observability.stages import StagedBuild
+from nixery.pipeline.events import Build, BuildEvent, Failed, Joined, Reused, Stored
 
 # Seconds for what has not been sent at the end. A container runtime grants ten for everything, of which nine may be gone.
 _LAST_SECONDS = 0.5
@@ -60,7 +59,7 @@ class Traces:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("nixery", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        self._builds: dict[Build, tuple[Span, Span]] = {}
+        self._builds: dict[StagedBuild, tuple[Span, Span]] = {}
 
     def begin(
         self, request_id: str, method: str, route: str, path: str, headers: Mapping[str, str]
@@ -82,22 +81,24 @@ class Traces:
         active_context.attach(trace.set_span_in_context(span))
         return RequestSpan(span)
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:  # noqa: ARG002 -- the span knows it
+    def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``BuildObserver.observe``."""
         if isinstance(event, Joined):
-            trace.get_current_span().set_attribute("nixery.build_request_id", event.first)
+            span = trace.get_current_span()
+            span.set_attribute("nixery.build_request_id", event.first)
+            span.set_attribute("nixery.build_id", build.id)
 
-    def stage_began(self, build: Build) -> None:
+    def stage_began(self, build: StagedBuild) -> None:
         """See ``StageListener.stage_began``."""
         whole = self._builds[build][0] if build in self._builds else self._begin(build)
         stage = self._tracer.start_span(build.stage.value, context=trace.set_span_in_context(whole))
         self._builds[build] = (whole, stage)
 
-    def stage_ended(self, build: Build, seconds: float) -> None:  # noqa: ARG002 -- spans have their own clock
+    def stage_ended(self, build: StagedBuild, seconds: float) -> None:  # noqa: ARG002 -- spans have their own clock
         """See ``StageListener.stage_ended``."""
         self._builds[build][1].end()
 
-    def build_ended(self, build: Build | None, end: Stored | Reused | Failed | None) -> None:
+    def build_ended(self, build: StagedBuild | None, end: Stored | Reused | Failed | None) -> None:
         """See ``StageListener.build_ended``."""
         if build is None:
             return
@@ -111,12 +112,13 @@ class Traces:
                 span.set_status(Status(StatusCode.ERROR, "cancelled"))
         span.end()
 
-    def _begin(self, build: Build) -> Span:
+    def _begin(self, build: StagedBuild) -> Span:
         return self._tracer.start_span(
             "build",
             attributes={
-                "nixery.image": "/".join(build.request.requested),
-                "nixery.platform": str(build.request.platform),
+                "nixery.build_id": build.build.id,
+                "nixery.image": "/".join(build.build.request.requested),
+                "nixery.platform": str(build.build.request.platform),
             },
         )
 

@@ -48,6 +48,18 @@ class Evaluator:
         packages = tuple(item for name in found for item in found[name] if isinstance(item, Package))
         return Contents(packages, definitions[0] if definitions else None)
 
+    async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
+        """Return those packages of a request that are known without asking Nix.
+
+        Raises:
+            StorageError: the store cannot be asked.
+        """
+        found = [
+            await self._known(request, pin, name) or ()
+            for name in (*request.packages, *request.optional_packages)
+        ]
+        return [item for items in found for item in items if isinstance(item, Package)]
+
     async def confirm(self, pin: Pin) -> None:
         """Make sure that answers about a pin are still of use.
 

@@ -1,7 +1,9 @@
-"""What a build tells while it goes on. Logs, and later pages and metrics, are observers of this one stream."""
+"""What a build tells while it goes on. Logs, pages, metrics and traces are observers of this one stream."""
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,9 +11,38 @@ from typing import Protocol
 from nixery.errors import NixeryError
 from nixery.image.request import ImageRequest
 from nixery.nix.builder import Package
+from nixery.nix.progress import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
 from nixery.packing.root_filesystem import NameClash
+from nixery.sources.source import Pin
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One attempt to provide an image.
+
+    Attributes:
+        id: 20 hexadecimal digits, in the order in which builds begin.
+        request: what is to be in the image.
+        pin: where that is from.
+        request_id: identity of the client's request that it was begun for, if it was for one.
+    """
+
+    id: str
+    request: ImageRequest
+    pin: Pin
+    request_id: str | None = None
+
+    @classmethod
+    def of(cls, request: ImageRequest, pin: Pin, request_id: str | None = None) -> Build:
+        """Begin another one."""
+        return cls(f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}", request, pin, request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """Somebody wants the image to be there, and does not wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +140,7 @@ class Joined:
     Told in the context of the one that came later.
 
     Attributes:
-        first: the identity of the request that the build belongs to.
+        first: the identity of the request that the build was begun for.
     """
 
     first: str
@@ -123,8 +154,12 @@ class Failed:
 
 
 BuildEvent = (
-    Queued
+    Requested
+    | Queued
     | Started
+    | Fetching
+    | Building
+    | LogLines
     | Evaluated
     | Realised
     | Grouped
@@ -142,6 +177,6 @@ BuildEvent = (
 class BuildObserver(Protocol):
     """Watches builds. Must not raise and must not block: it is called on the event loop."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
-        """Take note of an event in the build for a request."""
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """Take note of an event in a build."""
         ...

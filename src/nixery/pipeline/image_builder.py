@@ -129,7 +129,7 @@ class ImageBuilder:
         observe(Evaluated(packages))
 
         requested = contents.store_paths
-        async with self._nix.realise(contents.installables, on_begun):
+        async with self._nix.realise(contents.installables, observe, on_begun):
             on_begun()
             closure = await self._nix.closure(requested)
             size = sum(info.nar_size for info in closure)

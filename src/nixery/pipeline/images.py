@@ -30,6 +30,18 @@ class Found:
     pinned: Pinned
 
 
+def require_few_packages(request: ImageRequest, most: int) -> None:
+    """Check how many packages a name asks for.
+
+    Raises:
+        InvalidName: they are too many.
+    """
+    asked_for = request.requested
+    if len(asked_for) > most:
+        reason = f"it asks for {len(asked_for)} packages, and {most} is the limit (NIXERY_MAX_PACKAGES)"
+        raise InvalidName("/".join(asked_for), reason)
+
+
 class Images:
     """Pins the tag, then finds or builds.
 
@@ -57,10 +69,7 @@ class Images:
             TooBusy: too much is built and waits already.
             ShuttingDown: this was closed before it was there.
         """
-        asked_for = requests[0].requested
-        if len(asked_for) > self._most_packages:
-            reason = f"it asks for {len(asked_for)} packages, and {self._most_packages} is the limit (NIXERY_MAX_PACKAGES)"
-            raise InvalidName("/".join(asked_for), reason)
+        require_few_packages(requests[0], self._most_packages)
         pinned = await self._pins.pin(tag)
         for _ in range(_ATTEMPTS):
             try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import structlog
 
 from nixery.errors import RequestError, TooBusy
-from nixery.image.request import ImageRequest
 from nixery.pipeline.events import (
+    Build,
     BuildEvent,
     Evaluated,
     Failed,
@@ -18,6 +18,7 @@ from nixery.pipeline.events import (
     NamesClashed,
     Queued,
     Realised,
+    Requested,
     Reused,
     Started,
     Stored,
@@ -29,11 +30,12 @@ _log = structlog.get_logger("nixery.build")
 class LoggingObserver:
     """The ``BuildObserver`` that writes logs; a build that goes well is two lines at level info."""
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:  # noqa: C901, PLR0912 -- a case each
+    def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901, PLR0912 -- a case each
         """See ``BuildObserver.observe``."""
+        request = build.request
         log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
         match event:
-            case Started() | LayersComplete():
+            case Requested() | Started() | LayersComplete():
                 pass  # what comes next tells more
             case Queued(position):
                 log.debug("queued", position=position)

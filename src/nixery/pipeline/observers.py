@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nixery.image.request import ImageRequest
-from nixery.pipeline.events import BuildEvent, BuildObserver
+from nixery.pipeline.events import Build, BuildEvent, BuildObserver
 
 
 class Observers:
@@ -12,7 +11,7 @@ class Observers:
     def __init__(self, *observers: BuildObserver) -> None:
         self._observers = observers
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``BuildObserver.observe``."""
         for observer in self._observers:
-            observer.observe(request, event)
+            observer.observe(build, event)

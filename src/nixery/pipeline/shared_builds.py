@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,17 +17,18 @@ from nixery.errors import (
     EvaluationFailed,
     NixeryError,
     PackagesUnavailable,
+    ShuttingDown,
 )
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.build_cache import BuildCache
-from nixery.pipeline.events import BuildObserver, Failed, Joined, Queued, Reused, Started
+from nixery.pipeline.events import Build, BuildObserver, Failed, Joined, Queued, Requested, Reused, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.pipeline.slots import Slots
-from nixery.request_context import RequestContext, current_request
+from nixery.request_context import current_request
 from nixery.sources.source import Pin
 
 # What would be the same a moment later. Clients ask again at once, containerd up to five times.
@@ -59,6 +61,7 @@ class BuildBounds:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
+    build: Build
     error: NixeryError
     until: float
 
@@ -92,7 +95,8 @@ class SharedBuilds:
         self._observer = observer
         self._bounds = bounds
         self._in_flight: SingleFlight[tuple[Pin, ImageRequest], Image] = SingleFlight()
-        self._first: dict[tuple[Pin, ImageRequest], RequestContext] = {}
+        self._builds: dict[tuple[Pin, ImageRequest], Build] = {}
+        self._unattended: set[asyncio.Task[None]] = set()
 
     async def image(self, request: ImageRequest, pin: Pin) -> Image:
         """Return the requested image, after everything in it is stored.
@@ -111,27 +115,54 @@ class SharedBuilds:
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
-        failure = self._failures.get((pin, request))
-        if failure is not None and failure.until > self._clock():
+        failure = self._failure(request, pin)
+        if failure is not None:
             # Without the traceback, which would grow each time.
             raise failure.error.with_traceback(None)
         self._note_who_waits(request, pin)
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
 
+    def begin(self, request: ImageRequest, pin: Pin) -> Build:
+        """Have an image built that nobody waits for; return the build, which may go on already, or have failed just now."""
+        failure = self._failure(request, pin)
+        if failure is not None:
+            return failure.build
+        key = (pin, request)
+        build = self._builds.get(key)
+        if build is None:
+            context = current_request()
+            build = self._builds[key] = Build.of(request, pin, context.id if context else None)
+            self._observer.observe(build, Requested())
+            task = asyncio.ensure_future(self._unattended_build(request, pin))
+            self._unattended.add(task)
+            task.add_done_callback(self._unattended.discard)
+        return build
+
+    async def _unattended_build(self, request: ImageRequest, pin: Pin) -> None:
+        with suppress(NixeryError):  # observers are told
+            await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
+
+    def _failure(self, request: ImageRequest, pin: Pin) -> _Failure | None:
+        failure = self._failures.get((pin, request))
+        return failure if failure is not None and failure.until > self._clock() else None
+
     def _note_who_waits(self, request: ImageRequest, pin: Pin) -> None:
         context = current_request()
         if context is not None:
             context.waited = True
-            first = self._first.setdefault((pin, request), context)
-            if first is not context:
-                self._observer.observe(request, Joined(first.id))
+        build = self._builds.get((pin, request))
+        if build is None:
+            self._builds[pin, request] = Build.of(request, pin, context.id if context else None)
+        elif context is not None and build.request_id is not None:
+            self._observer.observe(build, Joined(build.request_id))
 
     async def close(self) -> None:
         """End all builds."""
         await self._in_flight.close()
 
     async def _find_or_build(self, request: ImageRequest, pin: Pin) -> Image:
-        observe = partial(self._observer.observe, request)
+        build = self._builds[pin, request]
+        observe = partial(self._observer.observe, build)
         waited = False
 
         def queued(position: int) -> None:
@@ -153,13 +184,17 @@ class SharedBuilds:
             if self._cache:
                 await self._cache.add(pin, request, image)
         except NixeryError as error:
+            error.build = build.id
             observe(Failed(error))
             if isinstance(error, _LASTING):
                 until = self._clock() + self._failure_time_to_live
-                self._failures.put((pin, request), _Failure(error, until), _size(error))
+                self._failures.put((pin, request), _Failure(build, error, until), _size(error))
+            raise
+        except asyncio.CancelledError:
+            observe(Failed(ShuttingDown()))
             raise
         finally:
-            self._first.pop((pin, request), None)
+            del self._builds[pin, request]
         return image
 
     async def _find(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image | None:

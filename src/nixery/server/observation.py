@@ -99,7 +99,7 @@ class Observation:
         """Note an answer."""
         seconds = perf_counter() - observed.started
         status, path = response.status, request.path
-        served = 0 if request.method == "HEAD" else response.length
+        served = 0 if request.method == "HEAD" else response.length or 0
         route = (self._route_class if len(path) < _LONGEST else route_class)(path)
         self._counts.add(request.method, route, status, seconds, served)
         if observed.span is not None:

@@ -15,9 +15,11 @@ class Request:
         path: percent-decoded, beginning with a slash.
         headers: by name in lower case; a header that came several times is joined with commas.
         query: parameters by name; of one that came several times, the last.
+        body: where a route takes one; ``None`` if it is larger than any that is taken.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = b""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,13 +52,13 @@ class StreamResponse:
     """A body that comes from somewhere else while it is sent.
 
     Attributes:
-        length: in bytes.
+        length: in bytes; ``None`` if nobody knows.
         begin: begins to read it; not called for HEAD.
     """
 
     status: int
-    length: int
-    begin: Callable[[], AsyncIterator[bytes]]
+    length: int | None
+    begin: Callable[[], AsyncGenerator[bytes, None]]
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -8,9 +8,12 @@ _RESOURCES = frozenset({"blobs", "referrers"})
 _FIRST = {
     "": "page",
     "api": "api",
+    "builds": "page",
     "healthz": "health",
+    "images": "page",
     "metrics": "metrics",
     "readyz": "health",
+    "static": "page",
 }
 _ENDS = {"/v2": "version", "/v2/_catalog": "catalog"}
 OTHER = "other"

@@ -20,6 +20,7 @@ class ServerSettings(BaseModel):
         host: address to bind. Nixery binds all addresses; a server that builds what it is asked for should be
             opened to a network on purpose.
         port: TCP port to bind.
+        public_builds: whether everybody may see which images are built, and the logs of their builds.
         max_builds: how many images are built at once, and how many tags are looked up at once.
         max_queued: how many others may wait for that; more are told to come back.
         max_packages: that one name may ask for. The grammar allows for 128.
@@ -30,6 +31,7 @@ class ServerSettings(BaseModel):
 
     host: Annotated[str, NotEmpty, Field(alias="NIXERY_HOST")] = "127.0.0.1"
     port: Annotated[int, NotEmpty, Field(alias="PORT", ge=1, le=65535)]
+    public_builds: Annotated[bool, NotEmpty, Field(alias="NIXERY_PUBLIC_BUILDS")] = True
     failure_ttl: Annotated[int, NotEmpty, Field(alias="NIXERY_FAILURE_TTL", ge=0, le=DAY)] = 30
     max_builds: Annotated[
         int,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -107,7 +107,7 @@ class BucketBlobStore:
             # The credentials may have to be fetched first.
             return await asyncio.to_thread(signed, self._bucket.key(blob_name(blob.digest)), LIFETIME)
 
-    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
         """See ``BlobStore.stream``."""
         left = last - first + 1
         try:

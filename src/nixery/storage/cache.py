@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class CachedBlobStore:
         """See ``BlobStore.url``."""
         return await self._blobs.url(blob)
 
-    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
         """See ``BlobStore.stream``."""
         chunks = self._blobs.stream(blob, first, last)
         if (first, last) != (0, blob.size - 1) or blob.size > self._capacity or blob.digest in self._sizes:

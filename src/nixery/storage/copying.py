@@ -14,6 +14,8 @@ KINDS = (
     "layers",
     "images",
     "evaluations",
+    "builds",
+    "packages",
     "batches",
     "batch-closures",
     "pins",

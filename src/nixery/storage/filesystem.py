@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class FilesystemBlobStore:
         """See ``BlobStore.url``."""
         return None
 
-    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
         """See ``BlobStore.stream``."""
         try:
             with self._path(blob.digest).open("rb") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -79,7 +79,7 @@ class BlobStore(Protocol):
         """
         ...
 
-    def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncIterator[bytes]:
+    def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
         """Read a blob, or the part of it from one byte to another (both included), in memory that does not grow with it.
 
         Raises:

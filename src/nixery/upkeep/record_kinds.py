@@ -10,8 +10,11 @@ from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
 from nixery.pipeline.batch_records import BATCH, BATCH_CLOSURES, BATCHES, REFERENCES
 from nixery.pipeline.build_cache import IMAGES, ImageRecord
+from nixery.pipeline.build_history import BUILDS
+from nixery.pipeline.build_report import BuildReport
 from nixery.pipeline.evaluation_cache import EVALUATED, EVALUATIONS
 from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
+from nixery.pipeline.package_index import LISTED, PACKAGES
 from nixery.pipeline.pin_records import PINS, PinRecord
 from nixery.storage.catalogue import REFERRERS, TAGS, TagRecord
 from nixery.storage.uses import USES, claimed_together
@@ -43,6 +46,8 @@ KINDS: Mapping[str, Check] = {
     IMAGES: _readable(lambda content: ImageRecord.model_validate_json(content).documents),
     LAYERS: _readable(_layer),
     EVALUATIONS: _readable(EVALUATED.validate_json),
+    BUILDS: _readable(BuildReport.model_validate_json),
+    PACKAGES: _readable(LISTED.validate_json),
     BATCHES: _readable(BATCH.validate_json),
     BATCH_CLOSURES: _readable(REFERENCES.validate_json),
     PINS: _readable(PinRecord.model_validate_json),

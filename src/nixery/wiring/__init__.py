@@ -28,19 +28,23 @@ from nixery.packing.layer_packer import LayerPacker
 from nixery.pipeline.batch_records import BatchRecords
 from nixery.pipeline.bounded_source import BoundedSource
 from nixery.pipeline.build_cache import BuildCache
+from nixery.pipeline.build_history import BuildHistory
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import BuildObserver
 from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
+from nixery.pipeline.image_description import ImageDescriptions
 from nixery.pipeline.images import Images
 from nixery.pipeline.indexes import Indexes
 from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.observers import Observers
+from nixery.pipeline.package_index import PackageIndex
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.reference_counting import BATCH_TIMEOUT, ReferenceCounting
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
+from nixery.pipeline.warming import Warming
 from nixery.preparation import Prepared
 from nixery.server.health import PATHS, Health
 from nixery.server.metrics import MetricsPage
@@ -56,6 +60,7 @@ from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Uses
 from nixery.wiring.nix import look_ahead, nix_options, package_source
+from nixery.wiring.pages import pages
 from nixery.wiring.traces import make_traces
 from nixery.wiring.upkeep import upkeep
 
@@ -124,8 +129,10 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     evaluator = Evaluator(source, nix, evaluations)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     builder = ImageBuilder(evaluator, nix, layers, blobs, uses, prepared.popularity, image_bounds)
+    history = BuildHistory(records)
     observers = Observers(
         observer or LoggingObserver(),
+        history,
         metrics.builds,
         Stages([metrics.builds, traces] if traces else [metrics.builds]),
         *([traces] if traces else []),
@@ -149,6 +156,16 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         Manifests(images, blobs, uses, catalogue, prepared.platforms),
         Blobs(blobs, small_blobs, redirect=settings.blob_delivery != "proxy"),
         Discovery(catalogue),
+        log_links=settings.public_builds,
+    )
+    index = PackageIndex(pins, source, nix, records, evaluation, prepared.platforms[0])
+    below = pages(
+        settings,
+        prepared,
+        index,
+        ImageDescriptions(pins, cache, evaluator, blobs, history),
+        history,
+        Warming(pins, source, builds, settings.max_packages),
     )
 
     async def source_is_usable() -> None:
@@ -166,7 +183,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     )
 
     async def close() -> None:
-        await asyncio.gather(layers.close(), images.close())
+        await asyncio.gather(layers.close(), images.close(), index.close())
+        await history.close()
 
     ahead = asyncio.create_task(look_ahead(source))
     background = upkeep(settings, prepared, blobs, records) if prepared.address is not None else []
@@ -174,7 +192,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     try:
         observation = Observation(metrics.requests, traces, verbose=settings.log_level == "debug")
         others = {**dict.fromkeys(PATHS, health.answer), "/metrics": MetricsPage(metrics).get}
-        application = Application(registry, observation, others)
+        application = Application(registry, observation, others, below)
+        history.start()
         yield Wired(application, images, blobs, pins, evaluator, close, counting, ahead)
     finally:
         for task in tasks:

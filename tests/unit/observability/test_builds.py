@@ -23,6 +23,7 @@ from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
 from nixery.pipeline.events import (
+    Build,
     BuildEvent,
     Evaluated,
     Failed,
@@ -37,8 +38,10 @@ from nixery.pipeline.events import (
     Started,
     Stored,
 )
+from nixery.sources.source import Pin
 
 REQUEST = parse_image_name("git")
+PIN = Pin("fake:", "one", "one")
 DIGEST = Digest.of(b"")
 PACKING = (Started(), Evaluated(()), Realised(1, 1), Grouped(1), LayersComplete())
 DONE = (*PACKING, Stored(DIGEST, 1))
@@ -51,16 +54,18 @@ class World:
         self.metrics = BuildMetrics(self.registry)
         self.stages = Stages([self.metrics], lambda: self.now)
 
-    def observe(self, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         for observer in (self.metrics, self.stages):
-            observer.observe(REQUEST, event)
+            observer.observe(build, event)
 
     async def build(self, events: Sequence[BuildEvent], end: Callable[[], None] = lambda: None) -> None:
         """In a task of its own, as every build is."""
 
+        build = Build.of(REQUEST, PIN)
+
         async def task() -> None:
             for event in events:
-                self.observe(event)
+                self.observe(build, event)
                 self.now += 1
                 await asyncio.sleep(0)
             end()
@@ -109,6 +114,18 @@ async def test_builds_for_one_request_at_the_same_time_are_kept_apart(world: Wor
     assert world.value("builds_running") == 0
 
 
+async def test_builds_are_kept_apart_whichever_task_tells_of_them(world: World) -> None:
+    """Who leaves the queue tells the others their new positions."""
+    one, other = Build.of(REQUEST, PIN), Build.of(REQUEST, PIN)
+    for build, event in ((one, Queued(1)), (other, Queued(2)), (one, Started()), (other, Queued(1))):
+        world.observe(build, event)
+    assert (world.value("builds_queued"), world.value("builds_running")) == (1, 1)
+    world.observe(other, Reused(DIGEST))
+    world.observe(one, Stored(DIGEST, 1))
+    assert (world.value("builds_queued"), world.value("builds_running")) == (0, 0)
+    assert world.ended() == {"built": 1, "found": 1}
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
@@ -139,7 +156,7 @@ async def test_a_defect_in_a_build_leaves_none_running(world: World) -> None:
 async def test_layers_and_those_who_join(world: World) -> None:
     layer = Layer(Descriptor(MediaType.OCI_LAYER_GZIP, DIGEST, 42), DIGEST, packages=())
     for event in (LayerPacked(layer), LayerPacked(layer), LayerReused(layer), Joined("one")):
-        world.observe(event)
+        world.observe(Build.of(REQUEST, PIN), event)
     assert world.value("packed_bytes_total") == 84
     assert (world.metrics.layers.hits, world.metrics.layers.misses) == (1, 2)
     assert world.value("builds_joined_total") == 1

@@ -13,7 +13,8 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.image.request import parse_image_name
-from nixery.nix.builder import Definition, Evaluated, Package
+from nixery.nix.builder import Definition, Details, Evaluated, Package
+from nixery.nix.progress import Tell, nobody
 from nixery.oci.image import ExecutionParameters
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.pipeline.evaluator import Evaluator
@@ -61,13 +62,18 @@ class World:
         self.asked.append({*wanted, *optional})
         return {**{name: _found(name, platform) for name in wanted}, **dict.fromkeys(optional, ())}
 
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        raise NotImplementedError(platform, package_set, details)
+
     def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         raise NotImplementedError
 
     def realise(
-        self, installables: Sequence[str], on_begun: Callable[[], None] = lambda: None
+        self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
     ) -> AbstractAsyncContextManager[None]:
-        raise NotImplementedError(installables, on_begun)
+        raise NotImplementedError(installables, tell, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise NotImplementedError(paths)

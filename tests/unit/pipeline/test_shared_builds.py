@@ -19,7 +19,7 @@ from nixery.errors import (
 from nixery.image.request import ImageRequest, parse_image_name
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, image_config, image_manifest
-from nixery.pipeline.events import BuildEvent, Failed, Joined, Queued, Started
+from nixery.pipeline.events import Build, BuildEvent, Failed, Joined, Queued, Requested, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
@@ -36,7 +36,6 @@ class World:
 
     def __init__(self) -> None:
         self.builds = 0
-        self.told: list[tuple[str | None, BuildEvent]] = []
         self.error: NixeryError | None = None
         self.now = 0.0
         self.slots = Slots(100, 0)
@@ -44,7 +43,9 @@ class World:
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.running = self.most_running = 0
-        self.events: list[tuple[str, BuildEvent]] = []
+        self.told: list[tuple[Build, BuildEvent]] = []
+        # By the identity of the request in whose context it was told.
+        self.told_to: list[tuple[str | None, BuildEvent]] = []
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         assert (pin.source, observe is not None) == ("fake:", True)
@@ -60,10 +61,14 @@ class World:
         config = image_config(request.platform.architecture, ExecutionParameters(), [])
         return Image(image_manifest(config, []), docker_manifest(config, []))
 
-    def observe(self, request: ImageRequest, event: BuildEvent) -> None:
+    def observe(self, build: Build, event: BuildEvent) -> None:
         context = current_request()
-        self.told.append((context.id if context else None, event))
-        self.events.append((request.requested[0], event))
+        self.told.append((build, event))
+        self.told_to.append((context.id if context else None, event))
+
+    def of(self, name: str) -> list[BuildEvent]:
+        """Everything that was told of an image with one package."""
+        return [event for build, event in self.told if build.request.requested == (name,)]
 
     def shared_builds(self, failure_time_to_live: float = 30) -> SharedBuilds:
         bounds = BuildBounds(self.slots, self.seconds)
@@ -117,6 +122,41 @@ async def test_zero_tries_each_time(world: World) -> None:
     assert world.builds == 2
 
 
+async def test_a_build_that_nobody_waits_for_is_one_with_those_that_somebody_does(world: World) -> None:
+    builds = world.shared_builds()
+    one = builds.begin(REQUEST, PIN)
+    assert builds.begin(REQUEST, PIN) is one
+    await builds.image(REQUEST, PIN)
+    assert world.builds == 1
+    assert {build.id for build, _ in world.told} == {one.id}
+    assert [type(event) for _, event in world.told] == [Requested, Started]
+    assert builds.begin(REQUEST, PIN).id != one.id
+    await builds.close()
+
+
+async def test_a_failure_says_which_build_it_was(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = BuildFailed("git.drv", ("no",), "failed")
+    one = builds.begin(REQUEST, PIN)
+    for _ in range(2):
+        with pytest.raises(BuildFailed) as raised:
+            await builds.image(REQUEST, PIN)
+        assert raised.value.build == one.id
+    assert builds.begin(REQUEST, PIN) == one
+    assert world.builds == 1
+
+
+async def test_a_build_that_is_ended_has_failed(world: World) -> None:
+    builds = world.shared_builds()
+    world.may_end.clear()
+    one = builds.begin(REQUEST, PIN)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await builds.close()
+    (failed,) = [event for build, event in world.told if build == one and isinstance(event, Failed)]
+    assert isinstance(failed.error, ShuttingDown)
+
+
 async def settled() -> None:
     """Whatever can happen without anybody's doing has happened."""
     for _ in range(20):
@@ -150,8 +190,8 @@ async def test_who_waits_is_told_the_position_whenever_it_changes(world: World) 
     await settled()
     world.may_end.set()
     await asyncio.gather(*requests)
-    assert [event for name, event in world.events if name == "p2"][:3] == [Queued(2), Queued(1), Started()]
-    assert not [event for name, event in world.events if name == "p0" and isinstance(event, Queued)]
+    assert world.of("p2")[:3] == [Queued(2), Queued(1), Started()]
+    assert not [event for event in world.of("p0") if isinstance(event, Queued)]
 
 
 async def test_a_busy_server_is_no_lasting_failure(world: World) -> None:
@@ -180,7 +220,7 @@ async def test_a_build_is_ended_when_its_time_is_over_and_the_time_in_the_queue_
     world.may_end.set()
     await requests[3]
     assert world.running == 0
-    assert [name for name, event in world.events if isinstance(event, Failed)] == ["p0"]
+    assert [build.request.requested for build, event in world.told if isinstance(event, Failed)] == [("p0",)]
 
 
 async def test_closing_ends_those_that_wait_too(world: World) -> None:
@@ -205,14 +245,16 @@ async def test_a_build_carries_the_first_request_and_those_who_join_are_told(wor
         return context.waited
 
     assert all(await asyncio.gather(ask("one"), ask("two"), ask("three")))
-    assert sorted(world.told, key=lambda told: str(told[0])) == [
+    assert sorted(world.told_to, key=lambda told: str(told[0])) == [
         ("one", Started()),
         ("three", Joined("one")),
         ("two", Joined("one")),
     ]
-    world.told.clear()
+    assert {build.request_id for build, _ in world.told} == {"one"}
+    assert len({build.id for build, _ in world.told}) == 1
+    world.told_to.clear()
     await asyncio.create_task(ask("four"))
-    assert world.told == [("four", Started())]
+    assert world.told_to == [("four", Started())]
 
 
 async def test_a_build_without_a_request(world: World) -> None:
@@ -221,4 +263,42 @@ async def test_a_build_without_a_request(world: World) -> None:
     nobody = Context()
     asked = [asyncio.create_task(builds.image(REQUEST, PIN), context=nobody) for _ in range(2)]
     await asyncio.gather(*asked)
-    assert world.told == [(None, Started())]
+    assert world.told_to == [(None, Started())]
+
+
+async def test_a_build_that_nobody_waits_for_has_its_place_in_the_queue(world: World) -> None:
+    world.slots = Slots(1, 1)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    first, second, third = (builds.begin(parse_image_name(f"p{n}"), PIN) for n in range(3))
+    await settled()
+    assert world.of("p0") == [Requested(), Started()]
+    assert world.of("p1") == [Requested(), Queued(1)]
+    (_, failed) = world.of("p2")
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, TooBusy)
+    assert failed.error.build == third.id
+    assert len({first.id, second.id, third.id}) == 3
+    await builds.close()
+
+
+async def test_who_pulls_what_was_begun_for_another_request_joins_it(world: World) -> None:
+    world.may_end.clear()
+    builds = world.shared_builds()
+
+    async def begin() -> Build:
+        enter_request(RequestContext("post"))
+        return builds.begin(REQUEST, PIN)
+
+    async def pull() -> None:
+        enter_request(RequestContext("pull"))
+        await builds.image(REQUEST, PIN)
+
+    build = await asyncio.create_task(begin())
+    await settled()
+    pulling = asyncio.create_task(pull())
+    await settled()
+    world.may_end.set()
+    await pulling
+    assert build.request_id == "post"
+    assert world.told_to == [("post", Requested()), ("post", Started()), ("pull", Joined("post"))]

@@ -9,6 +9,7 @@ from nixery.errors import (
     PackagesUnavailable,
     Reason,
     ShuttingDown,
+    TagUnknown,
     UnavailablePackage,
 )
 from nixery.server.registry.errors import STATUS_AND_CODE, error_response
@@ -57,3 +58,12 @@ def test_a_failed_build_says_nothing_twice(log: tuple[str, ...]) -> None:
 def test_a_server_that_stops_says_when_to_come_back() -> None:
     response = error_response(ShuttingDown())
     assert (response.status, response.headers["Retry-After"]) == (503, "5")
+
+
+def test_what_has_a_log_leads_to_it() -> None:
+    failed, missing = BuildFailed("x.drv", ("line",), "exit code 1"), TagUnknown("x", "no")
+    failed.build = missing.build = "0123"
+    message = json.loads(error_response(failed, "http://registry.example").content)["errors"][0]["message"]
+    assert message.endswith("; its log: http://registry.example/builds/0123")
+    for response in (error_response(missing, "http://registry.example"), error_response(failed)):
+        assert "/builds/" not in json.loads(response.content)["errors"][0]["message"]

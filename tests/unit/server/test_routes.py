@@ -33,6 +33,10 @@ DIGEST = f"sha256:{'0' * 64}"
         ("/healthz", "health"),
         ("/api/v1/packages", "api"),
         ("/", "page"),
+        ("/images", "page"),
+        ("/images/shell/git:latest", "page"),
+        ("/builds/0123", "page"),
+        ("/static/site.css", "page"),
         ("/favicon.ico", OTHER),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from nixery.oci.digest import Digest
 from nixery.pipeline.batch_records import BATCH, Batch
+from nixery.pipeline.build_report import BuildReport
 from nixery.pipeline.pin_records import Term
 from nixery.storage.catalogue import Catalogue
 from nixery.upkeep.record_kinds import KINDS
@@ -82,7 +83,11 @@ async def valid_records(store: Store) -> None:
         "images": b'{"manifest": "%s"}' % str(digest).encode(),
         "evaluations": b"[]",
         "batches": BATCH.dump_json(Batch((), (), (), (), ())),
-        "batch-closures": b"{}",
+        "batch-closures": b'{"a": ["b"]}',
+        "builds": BuildReport(id="1", name="git", platform="linux/amd64", revision="a", created=1)
+        .model_dump_json()
+        .encode(),
+        "packages": b'{"git": {"version": "1", "description": ""}}',
         "pins": b'{"current": %s}' % Term(identity="a", revision="b", until=1).model_dump_json().encode(),
         "referrers": b'{"digest": "%s"}' % str(digest).encode(),
     }

@@ -8,7 +8,7 @@
   packageSet ? null, # absolute path
   flake ? null, # or a locked reference
   system, # e.g. "x86_64-linux"
-  request, # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null, names : bool }
+  request, # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null }
   # From the command line alone: one more attribute, `name`. The server has none.
   name ? null,
   expression ? null,
@@ -259,7 +259,5 @@ let
 in
 if arguments.diagnose or null != null then
   diagnose arguments.diagnose
-else if arguments.names or false then
-  attrNames set
 else
   seq (attrNames set) { packages = wanted ++ optional; inherit names; }

@@ -84,19 +84,32 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     SettingsError: (500, "UNKNOWN"),
 }
 
+# What a log says more about than the message does.
+_WITH_LOG = (BuildFailed, BuildTimedOut, EvaluationFailed)
+
 # Seconds after which a client may find a successor of a server that stops, or a source that can be reached.
 _RETRY_AFTER = "5"
 _WORTH_A_RETRY = 503
 
 
-def error_response(error: NixeryError) -> BytesResponse:
-    """Answer an error in the registry's own form, which clients show to the person at the terminal."""
+def error_response(error: NixeryError, server: str | None = None) -> BytesResponse:
+    """Answer an error in the registry's own form, which clients show to the person at the terminal.
+
+    Args:
+        error: what is the matter.
+        server: our URL, where there is a page with the log of each build.
+    """
     cause = error.error if isinstance(error, PlatformFailed) else error
     status, code = STATUS_AND_CODE[type(cause)]
     headers = {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
     if isinstance(cause, TooBusy):
         headers = {"Retry-After": str(cause.retry_after)}
-    return errors_body(status, code, str(error), _detail(cause), headers)
+    log = (
+        f"; its log: {server}/builds/{cause.build}"
+        if server and cause.build and isinstance(cause, _WITH_LOG)
+        else ""
+    )
+    return errors_body(status, code, f"{error}{log}", _detail(cause), headers)
 
 
 def errors_body(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from nixery.errors import NixeryError
+from nixery.server.addresses import base_url
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.errors import error_response, errors_body
@@ -21,9 +22,16 @@ _API_VERSION = {"Content-Type": "application/json", "Docker-Distribution-Api-Ver
 
 
 class Registry:
-    """The distribution API: read-only, since the contents of an image are its name."""
+    """The distribution API: read-only, since the contents of an image are its name.
 
-    def __init__(self, manifests: Manifests, blobs: Blobs, discovery: Discovery) -> None:
+    Args:
+        log_links: whether the message about a failed build tells where its log is.
+    """
+
+    def __init__(
+        self, manifests: Manifests, blobs: Blobs, discovery: Discovery, *, log_links: bool = False
+    ) -> None:
+        self._log_links = log_links
         self._manifests = manifests
         self._blobs = blobs
         self._discovery = discovery
@@ -38,7 +46,7 @@ class Registry:
         try:
             return await self._route(request)
         except NixeryError as error:
-            return error_response(error)
+            return error_response(error, base_url(request) if self._log_links else None)
 
     async def _route(self, request: Request) -> Response:
         match = _RESOURCE.fullmatch(request.path)

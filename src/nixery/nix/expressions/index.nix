@@ -1,0 +1,31 @@
+# Lists a package set: { attribute = { version, description }; } of everything at its top.
+#
+# Without details nothing is looked into, so that names alone can be had of any set. With them, an error that cannot be caught
+# ends the evaluation; the caller then asks without.
+{
+  packageSet ? null, # absolute path
+  flake ? null, # or a locked reference
+  system, # e.g. "x86_64-linux"
+  request, # JSON: { details : whether to look into everything }
+}:
+let
+  inherit (builtins) deepSeq fromJSON isAttrs isFunction isString mapAttrs tryEval;
+
+  imported = import packageSet;
+  called = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+  ofFlake = outputs: (outputs.legacyPackages.${system} or { }) // (outputs.packages.${system} or { });
+  set = if flake == null then called else ofFlake (builtins.getFlake flake);
+
+  text = value: let tried = tryEval (deepSeq value value); in if tried.success && isString tried.value then tried.value else "";
+  look =
+    value:
+    let
+      tried = tryEval value;
+      package = if tried.success && isAttrs tried.value then tried.value else { };
+    in
+    {
+      version = text (package.version or "");
+      description = text (package.meta.description or "");
+    };
+in
+mapAttrs (_: value: if (fromJSON request).details then look value else { version = ""; description = ""; }) set

@@ -1,0 +1,204 @@
+"""The builds that go on, and the last ones that have ended, also before a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from nixery.errors import StorageError
+from nixery.nix.progress import Building, Fetching, LogLines
+from nixery.pipeline.build_report import BuildReport, Line, State
+from nixery.pipeline.events import (
+    Build,
+    BuildEvent,
+    Evaluated,
+    Failed,
+    Grouped,
+    LayerPacked,
+    LayerReused,
+    LayersComplete,
+    NamesClashed,
+    Queued,
+    Realised,
+    Requested,
+    Reused,
+    Started,
+    Stored,
+)
+from nixery.storage.store import RecordStore
+
+BUILDS = "builds"
+
+# Builds that have ended and are remembered.
+_KEPT = 200
+
+# Seconds between two changes that a follower is told of, and after which he hears that nothing has changed.
+_PAUSE = 0.2
+_SILENCE = 15.0
+
+_log = structlog.get_logger("nixery.build")
+
+
+class BuildHistory:
+    """The ``BuildObserver`` that can be asked.
+
+    Args:
+        records: where builds that have ended are kept; what is lost there is no harm.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, records: RecordStore, clock: Callable[[], float] = time.time) -> None:
+        self._records = records
+        self._clock = clock
+        self._reports: dict[str, BuildReport] = {}
+        self._changed: dict[str, asyncio.Event] = {}
+        self._writing: set[asyncio.Task[None]] = set()
+        self._lock = asyncio.Lock()
+        self._closed = False
+
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """See ``BuildObserver.observe``."""
+        report = self._reports.get(build.id)
+        if report is None:
+            if isinstance(event, Reused):
+                return  # nothing was built, and nobody was told to look here
+            report = self._reports[build.id] = BuildReport.of(build, self._clock())
+        report.number += 1
+        _note(report, event, self._clock())
+        if report.is_over:
+            self._start(self._keep(report))
+        if changed := self._changed.pop(build.id, None):
+            changed.set()
+
+    def get(self, build: str) -> BuildReport | None:
+        """Return what is known of a build."""
+        return self._reports.get(build)
+
+    def recent(self) -> Sequence[BuildReport]:
+        """Return all that are known, the latest first."""
+        return [self._reports[key] for key in sorted(self._reports, reverse=True)]
+
+    async def follow(
+        self, build: str, after: int
+    ) -> AsyncGenerator[tuple[BuildReport, Sequence[Line]], None]:
+        """Tell of a build's changes until it is over, a few times a second at most, and now and then that there is none.
+
+        Args:
+            build: its id; nothing is told of one that is not known.
+            after: the number of the last change that is known; 0 for none.
+
+        Yields:
+            The report, and those lines of its log that came after.
+        """
+        while (report := self._reports.get(build)) is not None:
+            number = report.number
+            yield report, [line for line in report.log if line.number > after]
+            after = number
+            if report.is_over or self._closed:
+                return
+            await asyncio.sleep(_PAUSE)
+            if report.number == number and not self._closed:
+                changed = self._changed.setdefault(build, asyncio.Event())
+                try:
+                    await asyncio.wait_for(changed.wait(), _SILENCE)
+                except TimeoutError:
+                    continue
+
+    def start(self) -> None:
+        """Read what was kept, in the background."""
+        self._start(self._load())
+
+    async def close(self) -> None:
+        """Write what has not been written yet, and let followers go."""
+        self._closed = True
+        for changed in self._changed.values():
+            changed.set()
+        await asyncio.gather(*self._writing, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _load(self) -> None:
+        try:
+            for content in await self._records.find(BUILDS, ""):
+                try:
+                    report = BuildReport.model_validate_json(content)
+                except ValidationError:
+                    continue  # torn, or from another time
+                self._reports.setdefault(report.id, report)
+            async with self._lock:
+                await self._forget()
+        except StorageError as error:
+            _log.warning("earlier builds are not known", reason=str(error))
+
+    async def _keep(self, report: BuildReport) -> None:
+        try:
+            # One after the other: a build may be forgotten before it is written.
+            async with self._lock:
+                if report.id in self._reports:
+                    await self._records.put(BUILDS, report.id, report.model_dump_json().encode())
+                await self._forget()
+        except StorageError as error:
+            _log.warning("a build will not be known after a restart", reason=str(error))
+
+    async def _forget(self) -> None:
+        ended = sorted(key for key, report in self._reports.items() if report.is_over)
+        for key in ended[:-_KEPT]:
+            self._reports.pop(key, None)
+            await self._records.delete(BUILDS, key)
+
+
+def _note(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: C901, PLR0912 -- a case each
+    match event:
+        case Requested() | NamesClashed():
+            pass
+        case Queued(position):
+            if report.position is None:
+                report.enter("queued", now)
+            report.position = position
+        case Started():
+            report.state, report.position = State.RUNNING, None
+            report.enter("evaluate", now)
+        case Evaluated(packages):
+            report.packages = len(packages)
+            report.enter("realise", now)
+        case Fetching(done, expected):
+            report.fetched, report.to_fetch = done, expected
+        case Building(derivations, done):
+            report.building, report.built = list(derivations), done
+        case LogLines(lines, dropped):
+            report.dropped += dropped
+            for derivation, text in lines:
+                report.write(derivation, text)
+        case Realised(paths, size):
+            report.paths, report.size, report.building = paths, size, []
+            report.enter("group", now)
+        case Grouped(layers):
+            report.layers = layers
+            report.enter("pack", now)
+        case LayerPacked(layer):
+            report.packed += 1
+            report.packed_bytes += layer.descriptor.size
+        case LayerReused(layer):
+            report.reused += 1
+            report.reused_bytes += layer.descriptor.size
+        case LayersComplete():
+            report.enter("store", now)
+        case Stored(manifest) | Reused(manifest):
+            report.manifest = str(manifest)
+            _end(report, State.DONE if isinstance(event, Stored) else State.FOUND, now)
+        case Failed(error):
+            report.error = str(error)
+            _end(report, State.FAILED, now)
+
+
+def _end(report: BuildReport, state: State, now: float) -> None:
+    report.leave(now)
+    report.state, report.ended, report.position, report.building = state, now, None, []

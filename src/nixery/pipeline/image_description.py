@@ -1,0 +1,174 @@
+"""What can be told of an image that is there; nothing is built for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nixery.errors import InvalidDigest
+from nixery.image.request import ImageRequest
+from nixery.nix.builder import Package
+from nixery.oci.digest import Digest
+from nixery.pipeline.build_cache import BuildCache
+from nixery.pipeline.build_history import BuildHistory
+from nixery.pipeline.build_report import BuildReport
+from nixery.pipeline.evaluator import Evaluator
+from nixery.pipeline.image_annotations import PACKAGES
+from nixery.pipeline.pins import Pins
+from nixery.sources.source import Pin
+from nixery.storage.store import BlobStore
+
+# Other images that an image is compared with: the last ones that were built.
+_COMPARED = 30
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedLayer:
+    """A layer: its digest, its compressed size in bytes, and what is in it."""
+
+    digest: str
+    size: int
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedPackage:
+    """A package of an image; licences are empty where nobody knows."""
+
+    name: str
+    version: str
+    licences: tuple[str, ...]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What an image has in common with another one: layers, and their size in bytes."""
+
+    build: BuildReport
+    layers: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDescription:
+    """An image for one platform.
+
+    Attributes:
+        config: how containers of it start, in the words of the image specification.
+        shared: with images that were built lately, the most first.
+    """
+
+    platform: str
+    digest: str
+    packages: tuple[DescribedPackage, ...]
+    layers: tuple[DescribedLayer, ...]
+    config: Mapping[str, Any]
+    annotations: Mapping[str, str]
+    shared: tuple[Shared, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.size for layer in self.layers)
+
+
+class ImageDescriptions:
+    """Describes images.
+
+    Args:
+        pins: what tags stand for.
+        cache: where images are found; ``None`` for nowhere.
+        evaluator: knows their packages.
+        blobs: where they are.
+        history: of other images.
+    """
+
+    def __init__(
+        self,
+        pins: Pins,
+        cache: BuildCache | None,
+        evaluator: Evaluator,
+        blobs: BlobStore,
+        history: BuildHistory,
+    ) -> None:
+        self._pins = pins
+        self._cache = cache
+        self._evaluator = evaluator
+        self._blobs = blobs
+        self._history = history
+
+    async def pin(self, tag: str) -> Pin:
+        """Return what a tag stands for.
+
+        Raises:
+            TagUnknown, SourceUnreachable, StorageError: as ``Pins.pin``.
+        """
+        return (await self._pins.pin(tag)).pin
+
+    async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
+        """Describe an image; ``None`` if it is not there.
+
+        Args:
+            request: what is in it.
+            pin: where that is from.
+            compare: whether to look for what it shares with others.
+
+        Raises:
+            StorageError: the store cannot be asked.
+        """
+        if self._cache is None:
+            return None
+        image = await self._cache.find_recent(pin, request) or await self._cache.find(pin, request)
+        if image is None:
+            return None
+        manifest = json.loads(image.manifest.content)
+        config = await self._document(manifest["config"]["digest"])
+        if config is None:
+            return None
+        layers = tuple(
+            DescribedLayer(layer["digest"], layer["size"], tuple(history.get("comment", "").split()))
+            for layer, history in zip(manifest["layers"], config["history"], strict=True)
+        )
+        annotations = manifest.get("annotations", {})
+        known = await self._evaluator.known(request, pin)
+        digest = str(image.manifest.descriptor.digest)
+        shared = await self._shared(digest, layers) if compare else ()
+        packages = _packages(known, annotations.get(PACKAGES, ""))
+        platform = str(request.platform)
+        return ImageDescription(platform, digest, packages, layers, config["config"], annotations, shared)
+
+    async def _shared(self, digest: str, layers: Sequence[DescribedLayer]) -> tuple[Shared, ...]:
+        ours = {layer.digest: layer.size for layer in layers}
+        seen, found = {digest}, []
+        for report in self._history.recent():
+            if report.manifest is None or report.manifest in seen or len(seen) > _COMPARED:
+                continue
+            seen.add(report.manifest)
+            manifest = await self._document(report.manifest)
+            theirs = {layer["digest"] for layer in manifest["layers"]} if manifest else set()
+            common = theirs & ours.keys()
+            if common:
+                found.append(Shared(report, len(common), sum(ours[layer] for layer in common)))
+        return tuple(sorted(found, key=lambda shared: (-shared.size, shared.build.name)))
+
+    async def _document(self, digest: str) -> dict[str, Any] | None:
+        try:
+            blob = await self._blobs.find(Digest.parse(digest))
+        except InvalidDigest:
+            return None
+        if blob is None:
+            return None
+        document: dict[str, Any] = json.loads(await self._blobs.read(blob))
+        return document
+
+
+def _packages(known: Sequence[Package], told: str) -> tuple[DescribedPackage, ...]:
+    """What the evaluation said, or else the annotation, which knows no licences."""
+    if known:
+        packages = {DescribedPackage(p.name, p.version, p.licences, p.description) for p in known}
+        return tuple(sorted(packages, key=lambda package: (package.name, package.version)))
+    pairs = (entry.partition(" ") for entry in told.split(", ") if entry)
+    return tuple(DescribedPackage(name, version, (), "") for name, _, version in pairs)

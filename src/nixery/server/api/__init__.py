@@ -1,0 +1,1 @@
+"""What the pages show, for programs: JSON below ``/api/v1``."""

@@ -1,0 +1,266 @@
+// What pages can do beyond being read: completing names, copying lines, following a build. Without it, all of them can be read.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const say = (text) => { $("status").textContent = text; };
+
+function element(name, text, className) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text; // never as HTML: names and logs are other people's
+  if (className) made.className = className;
+  return made;
+}
+
+function size(count) {
+  for (const unit of ["B", "kB", "MB", "GB"]) {
+    if (count < 1000) return `${unit === "B" || count >= 100 ? Math.round(count) : count.toFixed(1)} ${unit}`;
+    count /= 1000;
+  }
+  return `${count.toFixed(1)} TB`;
+}
+
+function duration(seconds) {
+  if (seconds < 60) return `${Math.max(0, seconds).toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+}
+
+function copyButtons() {
+  for (const button of document.querySelectorAll(".copy")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const code = button.previousElementSibling;
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+      } catch {
+        // Only pages that came encrypted, or from this machine, have a clipboard; the old way works for the others.
+        const selection = getSelection();
+        selection.selectAllChildren(code);
+        if (!document.execCommand("copy")) return say("Copying is not possible here; the line is selected.");
+        selection.removeAllRanges();
+      }
+      button.textContent = "Copied";
+      button.classList.add("copied");
+      say(`Copied: ${code.textContent}`);
+      setTimeout(() => { button.textContent = "Copy"; button.classList.remove("copied"); }, 2000);
+    });
+  }
+}
+
+async function build(name, tag, button) {
+  const problem = $("problem");
+  problem.hidden = true;
+  button.disabled = true;
+  try {
+    const response = await fetch("/api/v1/builds", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ name, tag }),
+    });
+    const answer = await response.json();
+    if (response.ok) {
+      location.assign(answer.builds[0].page);
+      return;
+    }
+    problem.textContent = answer.errors[0].message;
+  } catch {
+    problem.textContent = "The server cannot be reached.";
+  }
+  problem.hidden = false;
+  button.disabled = false;
+}
+
+function compose(section) {
+  document.documentElement.classList.add("scripted");
+  const input = $("packages"), chips = $("chips"), list = $("suggestions"), platform = $("platform"), tag = $("tag");
+  const shell = $("shell"), button = $("build"), chosen = [];
+  let options = [], active = -1, asked = 0, timer;
+
+  input.removeAttribute("name");
+  const hidden = element("input");
+  hidden.type = "hidden";
+  hidden.name = "packages";
+  input.form.append(hidden);
+  for (const [name, value] of Object.entries({
+    role: "combobox", "aria-expanded": "false", "aria-controls": "suggestions", "aria-autocomplete": "list",
+  })) input.setAttribute(name, value);
+  $("packages-help").textContent = "Type, choose with the arrow keys, and press Enter. Backspace takes the last one away.";
+
+  const typed = () => input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
+  const name = () => [platform.value, shell.checked ? "shell" : "", ...chosen, ...typed()].filter(Boolean).join("/");
+
+  function show() {
+    const image = name() || "shell/git";
+    const reference = `${section.dataset.host}/${image}:${tag.value || "latest"}`;
+    const plain = section.dataset.encrypted === "true" ? "" : "--tls-verify=false ";
+    const lines = {
+      Docker: `docker run --rm -it ${reference}`,
+      Podman: `podman run --rm -it ${plain}${reference}`,
+      Kubernetes: `kubectl run -it --rm --restart=Never --image=${reference} nixery`,
+    };
+    for (const code of section.querySelectorAll("code[data-line]")) code.textContent = lines[code.dataset.line];
+    hidden.value = [...chosen, ...typed()].join(" ");
+    button.disabled = !name();
+    chips.replaceChildren(...chosen.map((package_) => {
+      const chip = element("li", package_);
+      const remove = element("button", "×");
+      remove.type = "button";
+      remove.setAttribute("aria-label", `Remove ${package_}`);
+      remove.addEventListener("click", () => { drop(package_); input.focus(); });
+      chip.append(remove);
+      return chip;
+    }));
+    input.placeholder = chosen.length ? "" : "git, jq, python3 …";
+  }
+
+  function add(package_) {
+    if (package_ && !chosen.includes(package_)) chosen.push(package_);
+    input.value = "";
+    close();
+    show();
+    say(`${package_} added`);
+  }
+
+  function drop(package_) {
+    chosen.splice(chosen.indexOf(package_), 1);
+    show();
+    say(`${package_} removed`);
+  }
+
+  function close() {
+    asked += 1;
+    clearTimeout(timer);
+    list.hidden = true;
+    options = [];
+    active = -1;
+    input.setAttribute("aria-expanded", "false");
+    input.removeAttribute("aria-activedescendant");
+  }
+
+  function select(index) {
+    active = index;
+    [...list.children].forEach((item, i) => item.setAttribute("aria-selected", String(i === active)));
+    const item = list.children[active];
+    if (item) {
+      input.setAttribute("aria-activedescendant", item.id);
+      item.scrollIntoView({ block: "nearest" });
+    } else input.removeAttribute("aria-activedescendant");
+  }
+
+  async function suggest() {
+    const text = input.value.trim().toLowerCase();
+    if (!text) return close();
+    const question = ++asked;
+    let answer;
+    try {
+      const query = new URLSearchParams({ q: text, limit: "12", tag: tag.value || "latest" });
+      const response = await fetch(`/api/v1/packages?${query}`);
+      if (!response.ok) return;
+      answer = await response.json();
+    } catch {
+      return;
+    }
+    if (question !== asked) return; // somebody has typed on
+    options = answer.packages.filter((found) => !chosen.includes(found.name));
+    list.replaceChildren(...options.map((found, index) => {
+      const item = element("li");
+      item.id = `suggestion-${index}`;
+      item.setAttribute("role", "option");
+      const title = element("b", found.name);
+      title.append(element("span", found.version, "version"));
+      item.append(title, element("span", found.description, "about"));
+      item.addEventListener("mousedown", (event) => { event.preventDefault(); add(found.name); });
+      return item;
+    }));
+    if (!options.length) list.append(element("li", "No package has a name like this.", "none"));
+    list.hidden = false;
+    input.setAttribute("aria-expanded", "true");
+    select(options.length ? 0 : -1);
+    say(options.length ? `${options.length} packages found` : "No package found");
+  }
+
+  input.addEventListener("input", () => {
+    show();
+    clearTimeout(timer);
+    timer = setTimeout(suggest, 60);
+  });
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowDown" && options.length) select((active + 1) % options.length);
+    else if (event.key === "ArrowUp" && options.length) select((active + options.length - 1) % options.length);
+    else if (event.key === "Escape") close();
+    else if (event.key === "Enter" && input.value.trim()) add(active >= 0 ? options[active].name : typed()[0]);
+    else if ((event.key === " " || event.key === ",") && input.value.trim()) add(typed()[0]);
+    else if (event.key === "Backspace" && !input.value && chosen.length) return drop(chosen.at(-1));
+    else return;
+    event.preventDefault();
+  });
+  input.addEventListener("blur", close);
+  for (const field of [platform, tag, shell]) field.addEventListener("input", show);
+  button.addEventListener("click", () => build(name(), tag.value || "latest", button));
+  show();
+  fetch("/api/v1/packages?limit=0").catch(() => {}); // so that names are there when the first one is typed
+}
+
+function follow(page) {
+  const log = $("log"), created = Number(page.dataset.created);
+  const titles = Object.fromEntries([...document.querySelectorAll("[data-stage]")].map((li) => [li.dataset.stage, li]));
+  let over = false;
+  if (log) log.scrollTop = log.scrollHeight;
+
+  function show({ build, lines }) {
+    const badge = element("span", build.state, `badge ${build.state}`);
+    if ($("state").textContent !== build.state) say(`The build is ${build.state}`);
+    $("state").replaceChildren(badge);
+    document.title = `${build.name}: build ${build.state}`;
+    build.stages.forEach((stage, index) => {
+      const item = titles[stage.name], last = index === build.stages.length - 1;
+      item.hidden = false;
+      item.className = stage.ended === null ? "current" : build.state === "failed" && last ? "failed" : "past";
+      if (stage.ended === null) item.setAttribute("aria-current", "step");
+      else item.removeAttribute("aria-current");
+      item.lastElementChild.textContent = stage.ended === null ? "…" : duration(stage.ended - stage.started);
+    });
+    $("queue").hidden = build.position === null;
+    $("position").textContent = build.position ?? "";
+    $("count").textContent = build.packages ?? "–";
+    if (build.size !== null) $("closure").textContent = `${size(build.size)}, ${build.paths} paths`;
+    if (build.to_fetch) $("fetched").textContent = `${size(build.fetched)} of ${size(build.to_fetch)}`;
+    if (build.layers !== null) $("layers").textContent = `${build.packed + build.reused} of ${build.layers}`;
+    $("packed").textContent = size(build.packed_bytes);
+    $("reused").textContent = size(build.reused_bytes);
+    $("building").textContent = build.building.length ? `Building ${build.building.join(", ")}` : "";
+    if (log) {
+      const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+      for (const line of lines) log.append(`${line.text}\n`);
+      if (atEnd) log.scrollTop = log.scrollHeight;
+      $("dropped").hidden = !build.dropped;
+      $("dropped").textContent = `${build.dropped} lines are not shown.`;
+    }
+    if (build.ended !== null) {
+      over = true;
+      $("time").textContent = duration(build.ended - build.created);
+      $("error").hidden = build.error === null;
+      $("error").textContent = build.error ?? "";
+      $("done").hidden = build.manifest === null;
+    }
+  }
+
+  if (page.dataset.over === "true") return;
+  if (log) log.textContent = ""; // all of it comes again
+  const source = new EventSource(`/api/v1/builds/${page.dataset.build}/events`);
+  source.addEventListener("change", (event) => show(JSON.parse(event.data)));
+  source.addEventListener("end", (event) => { source.close(); show(JSON.parse(event.data)); });
+  const clock = setInterval(() => {
+    if (over) return clearInterval(clock);
+    $("time").textContent = duration(Date.now() / 1000 - created);
+  }, 200);
+}
+
+copyButtons();
+if ($("compose")) compose($("compose"));
+if ($("build-page")) follow($("build-page"));
+if ($("build")) {
+  const button = $("build");
+  button.hidden = false;
+  if (button.dataset.name) button.addEventListener("click", () => build(button.dataset.name, button.dataset.tag, button));
+}

@@ -1,0 +1,80 @@
+"""Templates, and how numbers are written for people."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nixery.server.responses import BytesResponse
+
+# No script and no style but our own files, nothing from elsewhere, and no page of others around ours.
+_HEADERS = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+_HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
+
+_THOUSAND = 1000
+_MINUTE = 60
+
+
+class Templates:
+    """The templates of this package; whatever they are given is escaped."""
+
+    def __init__(self) -> None:
+        self._environment = Environment(
+            loader=PackageLoader("nixery.server.pages"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        filters = {"size": size, "duration": duration, "moment": moment, "iso": iso, "short": short}
+        self._environment.filters.update(filters)
+
+    def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
+        """Answer with a page."""
+        content = self._environment.get_template(template).render(values)
+        return BytesResponse(status, content.encode(errors="replace"), _HEADERS)
+
+
+def size(count: float) -> str:
+    """Write a number of bytes, in powers of ten as registries do."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < _THOUSAND:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= _THOUSAND / 10 else f"{count:.1f} {unit}"
+        count /= _THOUSAND
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Write how long something took."""
+    if seconds is None:
+        return ""
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), _MINUTE)
+    return f"{minutes} min {rest} s"
+
+
+def moment(time: float) -> str:
+    """Write a time for people, in UTC."""
+    return datetime.fromtimestamp(time, UTC).strftime("%d %b %Y, %H:%M UTC")
+
+
+def short(revision: str) -> str:
+    """Shorten a commit or a digest to what people tell it by."""
+    return revision[:12] if _HASH.fullmatch(revision) else revision
+
+
+def iso(time: float) -> str:
+    """Write a time for programs."""
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

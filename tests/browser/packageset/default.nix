@@ -1,0 +1,36 @@
+# The package set of the browser tests: a few packages with text to show, one that takes its time and one that fails.
+{ system, salt ? "none" }:
+let
+  package =
+    name: version: description: licence: script:
+    derivation {
+      system = builtins.currentSystem;
+      name = "${name}-${version}";
+      builder = "/bin/sh";
+      args = [ "-e" "-c" script ];
+      PATH = "/usr/bin:/bin";
+      nixeryTestSalt = salt;
+    }
+    // { pname = name; inherit version; meta = { inherit description; license.spdxId = licence; }; };
+
+  # Large enough to be told from others on a map, and not to be compressed.
+  sized = count: "mkdir -p $out/share; head -c ${toString count} /dev/urandom > $out/share/$name; echo built $name";
+in
+{
+  alpha = package "alpha" "1.2.3" "The first letter" "MIT" (sized 600000);
+  alphabet = package "alphabet" "2.0" "All letters, in their order" "BSD-3-Clause" (sized 350000);
+  beta = package "beta" "0.9" "The second letter" "Apache-2.0" (sized 220000);
+  gamma = package "gamma" "3.1" "The third letter" "GPL-3.0-only" (sized 90000);
+  delta = package "delta" "4.0" "The fourth letter" "MIT" (sized 40000);
+  slow = package "slow" "1.0" "Takes a few seconds and says so" "MIT" ''
+    for step in 1 2 3 4 5 6 7 8; do echo "step $step of 8"; sleep 0.5; done
+    mkdir $out; echo slow > $out/slow
+  '';
+  hostile = package "hostile" "1.0" "<img src=x onerror=alert(1)>" "MIT" ''
+    echo "compiling <b>everything</b>"
+    echo "<script>document.title = 'owned'; document.body.dataset.owned = 1</script>"
+    sleep 1
+    echo "</pre><script>document.title = 'owned'</script>"
+    exit 1
+  '';
+}

@@ -1,0 +1,182 @@
+"""What a person does with the pages."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import OpenPage, Shoot
+from tests.support.server import Server
+
+
+def test_compose_and_copy(open_page: OpenPage, server: Server, built: str, shoot: Shoot) -> None:
+    page = open_page("/")
+    box = page.get_by_role("combobox", name="Packages")
+    box.press_sequentially("alp")
+    options = page.get_by_role("listbox", name="Packages").get_by_role("option")
+    expect(options).to_have_count(2)
+    expect(options.first).to_contain_text("alpha1.2.3The first letter")
+    expect(box).to_have_attribute("aria-expanded", "true")
+    box.press("ArrowDown")
+    expect(box).to_have_attribute("aria-activedescendant", "suggestion-1")
+    box.press("Enter")
+    box.press_sequentially("gam")
+    expect(options).to_have_count(1)
+    shoot(page, "compose")
+    box.press("Enter")
+    page.get_by_label("Platform").select_option("arm64")
+    page.get_by_label("with a shell").uncheck()
+    page.get_by_label("Tag").fill("stable")
+    image = f"127.0.0.1:{server.port}/arm64/alphabet/gamma:stable"
+    expect(page.get_by_text(f"docker run --rm -it {image}")).to_be_visible()
+    page.get_by_role("button", name="Copy the line for Docker").click()
+    expect(page.get_by_role("status")).to_contain_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == f"docker run --rm -it {image}"
+    page.get_by_role("button", name="Copy the line for Kubernetes").click()
+    assert f"--image={image} " in page.evaluate("navigator.clipboard.readText()")
+    page.get_by_role("button", name="Remove alphabet").click()
+    expect(
+        page.get_by_text(f"docker run --rm -it 127.0.0.1:{server.port}/arm64/gamma:stable")
+    ).to_be_visible()
+    box.press("Backspace")
+    expect(page.get_by_role("list", name="Chosen packages").get_by_role("listitem")).to_have_count(0)
+    assert built
+
+
+def test_what_was_composed_is_shown(open_page: OpenPage) -> None:
+    page = open_page("/")
+    box = page.get_by_role("combobox", name="Packages")
+    box.press_sequentially("beta ")
+    page.get_by_role("button", name="Show the image").click()
+    page.wait_for_url("**/images/shell/beta:latest")
+
+
+def test_a_build_is_watched_to_its_end(open_page: OpenPage, shoot: Shoot) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    page.get_by_role("combobox", name="Packages").press_sequentially("slow ")
+    page.get_by_role("button", name="Build it now").click()
+    page.wait_for_url("**/builds/*")
+    log = page.get_by_role("log")
+    expect(log).to_contain_text("step 2 of 8")
+    expect(page.locator("[aria-current=step]")).to_contain_text("Fetch and build")
+    expect(page.locator("#building")).to_contain_text("slow-1.0.drv")
+    shoot(page, "build")
+    expect(log).to_contain_text("step 8 of 8")
+    assert len(re.findall("step 3 of 8", log.inner_text())) == 1
+    page.get_by_role("link", name="See what is in it, and pull it").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("slow:latest")
+    expect(page.get_by_role("row", name=re.compile("slow 1.0 MIT"))).to_be_visible()
+    page.goto("/")
+    expect(page.get_by_role("region", name="Recent builds").get_by_role("link", name="slow")).to_be_visible()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_hostile_log_is_text(open_page: OpenPage, server: Server, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
+    answer = server.client.get("/v2/hostile/manifests/latest")
+    assert answer.status == 422
+    link = re.search(
+        rf"its log: http://127\.0\.0\.1:{server.port}(/builds/[0-9a-f]+)", answer.error["message"]
+    )
+    assert link, answer.error
+    page = open_page(link[1], dark=dark)
+    expect(page.get_by_role("log")).to_contain_text("<script>document.title = 'owned'")
+    expect(page.get_by_role("log")).to_contain_text("</pre><script>")
+    expect(page.get_by_role("alert")).to_contain_text("hostile-1.0.drv failed")
+    assert page.title() == "hostile: build failed"
+    assert page.evaluate("document.body.dataset.owned") is None
+    shoot(page, "failure-dark" if dark else "failure")
+    page.goto("/")
+    expect(
+        page.get_by_role("region", name="Recent failures").get_by_role("link", name="hostile")
+    ).to_be_visible()
+
+
+def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    box = page.get_by_role("combobox", name="Packages")
+    box.press_sequentially("hos")
+    expect(page.get_by_role("listbox", name="Packages").get_by_role("option")).to_contain_text(
+        "<img src=x onerror=alert(1)>"
+    )
+    box.press("Enter")
+    box.press_sequentially("delta ")
+    page.get_by_role("button", name="Build it now").click()
+    page.wait_for_url("**/builds/*")
+    expect(page.get_by_role("log")).to_contain_text("</pre><script>")
+    expect(page.get_by_role("alert")).to_contain_text("failed")
+    assert page.evaluate("document.body.dataset.owned") is None
+
+
+def test_the_map_of_an_image(open_page: OpenPage, built: str, shoot: Shoot) -> None:
+    page = open_page(f"/images/{built}")
+    cells = page.get_by_role("list", name="Layers by size").get_by_role("listitem")
+    layers = page.locator("table").first.locator("tbody tr")
+    assert cells.count() == layers.count() > 4
+    first = cells.first
+    expect(first).to_have_attribute("aria-label", re.compile(r"Layer \d+, 60\d kB: alpha-1\.2\.3"))
+    assert first.locator("title").text_content() == first.get_attribute("aria-label")
+    areas = page.evaluate(
+        "[...document.querySelectorAll('.treemap rect')].map(r => r.width.baseVal.value * r.height.baseVal.value)"
+    )
+    assert sum(areas) == pytest.approx(960 * 400, rel=0.05)
+    assert areas[0] / areas[1] == pytest.approx(600 / 350, rel=0.05)
+    expect(page.get_by_role("row", name=re.compile("alphabet 2.0 BSD-3-Clause All letters"))).to_be_visible()
+    expect(page.get_by_role("link", name="alpha/beta/gamma")).to_be_visible()
+    shoot(page, "image")
+    page.get_by_role("heading", name="Layers by size").evaluate("h => h.scrollIntoView()")
+    shoot(page, "image-layers")
+    shoot(open_page(f"/images/{built}", dark=True), "image-dark")
+
+
+def test_without_a_script(open_page: OpenPage, built: str) -> None:
+    page = open_page("/", script=False)
+    expect(page.get_by_role("button", name="Build it now")).to_be_hidden()
+    page.get_by_role("textbox", name="Packages").fill(built.replace("/", " "))
+    page.get_by_label("with a shell").uncheck()
+    page.get_by_role("button", name="Show the image").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"{built}:latest")
+    expect(page.get_by_text(f"/{built}:latest").first).to_be_visible()
+    expect(page.get_by_role("list", name="Layers by size").get_by_role("listitem").first).to_be_visible()
+    page.goto("/")
+    page.get_by_role("region", name="Recent builds").get_by_role("link", name=built).click()
+    expect(page.get_by_text("The image is ready")).to_be_visible()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_narrow_screen(open_page: OpenPage, built: str, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
+    page = open_page("/", width=360, dark=dark)
+    for path in ("/", f"/images/{built}"):
+        page.goto(path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    page.goto("/")
+    page.get_by_role("combobox", name="Packages").press_sequentially("alp")
+    expect(page.get_by_role("listbox", name="Packages").get_by_role("option").first).to_be_in_viewport()
+    shoot(page, "narrow-dark" if dark else "narrow")
+
+
+def test_the_keyboard_reaches_everything_in_order(open_page: OpenPage) -> None:
+    page = open_page("/")
+    reached = []
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+        )
+    assert reached[:4] == ["Skip to the content", "nixery", "Compose", "Builds"]
+    assert reached[4:8] == ["packages", "platform", "tag", "shell"]
+
+
+def test_pages_are_held_to_their_own_files(open_page: OpenPage, server: Server) -> None:
+    headers = server.client.get("/").headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+    page = open_page("/")
+    assert page.evaluate("document.querySelectorAll('script:not([src]), [style], style').length") == 0
+    assert json.loads(server.client.get("/api/v1/builds").body)["builds"] is not None

@@ -1,0 +1,175 @@
+"""The API and the pages, without a browser."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.client import RegistryClient
+from tests.support.server import HOST, Server
+
+
+def post(
+    server: Server, body: bytes, content_type: str = "application/json"
+) -> tuple[int, dict[str, str], Any]:
+    connection = http.client.HTTPConnection(HOST, server.port, timeout=20)
+    try:
+        connection.request("POST", "/api/v1/builds", body, {"Content-Type": content_type})
+        response = connection.getresponse()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def events(server: Server, url: str, after: int | None = None) -> list[dict[str, Any]]:
+    """All events of a build until its end."""
+    connection = http.client.HTTPConnection(HOST, server.port, timeout=30)
+    try:
+        connection.request(
+            "GET", f"{url}/events", headers={} if after is None else {"Last-Event-ID": str(after)}
+        )
+        response = connection.getresponse()
+        assert response.getheader("content-type") == "text/event-stream"
+        found = []
+        for block in response.read().decode().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if fields:
+                found.append(
+                    {"id": int(fields["id"]), "event": fields["event"], **json.loads(fields["data"])}
+                )
+        return found
+    finally:
+        connection.close()
+
+
+def get(client: RegistryClient, path: str) -> Any:  # noqa: ANN401 -- JSON is anything
+    response = client.get(path)
+    assert response.status == 200, response
+    return json.loads(response.body)
+
+
+def wait_for_end(client: RegistryClient, url: str) -> dict[str, Any]:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        report: dict[str, Any] = get(client, url)
+        if report["ended"] is not None:
+            return report
+        time.sleep(0.05)
+    raise AssertionError("the build does not end")
+
+
+def test_a_build_that_nobody_waits_for(start_server: StartServer) -> None:
+    server = start_server()
+    status, headers, answer = post(server, b'{"name": "greeting"}')
+    (build,) = answer["builds"]
+    assert (status, headers["location"]) == (202, build["url"])
+    told = events(server, build["url"])
+    assert [event["event"] for event in told[:-1]] == ["change"] * (len(told) - 1)
+    assert told[-1]["event"] == "end"
+    assert told[-1]["build"]["state"] == "done"
+    numbers = [event["id"] for event in told]
+    assert numbers == sorted(set(numbers))
+    assert [event["id"] for event in events(server, build["url"], numbers[-2])] == [numbers[-1]]
+    image = get(server.client, "/api/v1/images/greeting:latest")
+    (platform,) = image["platforms"]
+    assert platform["digest"] == told[-1]["build"]["manifest"] == server.client.digest("greeting")
+    assert platform["size"] == sum(layer["size"] for layer in platform["layers"])
+    assert ("greeting", "1.0") in {(p["name"], p["version"]) for p in platform["packages"]}
+    _, _, again = post(server, b'{"name": "greeting"}')
+    assert wait_for_end(server.client, again["builds"][0]["url"])["state"] == "found"
+
+
+def test_builds_are_known_after_a_restart(start_server: StartServer) -> None:
+    server = start_server()
+    server.client.manifest("hello")
+    server.client.get("/v2/failsinbytes/manifests/latest")
+    before = get(server.client, "/api/v1/builds")
+    assert server.stop() == 0
+    client = start_server().client
+    end = time.monotonic() + 10
+    while (after := get(client, "/api/v1/builds")) != before and time.monotonic() < end:
+        time.sleep(0.1)
+    assert after == before
+    assert {build["name"] for build in after["builds"]} == {"hello", "failsinbytes"}
+    assert [build["name"] for build in get(client, "/api/v1/builds?state=failed")["builds"]] == [
+        "failsinbytes"
+    ]
+
+
+def test_what_shares_layers_is_told(start_server: StartServer) -> None:
+    client = start_server().client
+    for name in ("hello", "hello/greeting"):
+        client.manifest(name)
+    (platform,) = get(client, "/api/v1/images/hello/greeting")["platforms"]
+    (shared,) = platform["shared"]
+    assert shared["image"] == "hello"
+    assert 0 < shared["layers"] < len(platform["layers"])
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "code"),
+    [
+        (b'{"name": "hello"}', "text/plain", 415, "UNSUPPORTED"),
+        (b"name=hello", "application/x-www-form-urlencoded", 415, "UNSUPPORTED"),
+        (b"no json", "application/json", 400, "UNSUPPORTED"),
+        (b"{}", "application/json", 400, "UNSUPPORTED"),
+        (b'{"name": "hello", "more": 1}', "application/json", 400, "UNSUPPORTED"),
+        (b'{"name": "UPPER"}', "application/json", 400, "NAME_INVALID"),
+        (b'{"name": "hello", "tag": "-"}', "application/json", 404, "MANIFEST_UNKNOWN"),
+        (b'{"name": "' + b"a" * 20_000 + b'"}', "application/json", 413, "SIZE_INVALID"),
+    ],
+)
+def test_what_cannot_be_built_is_not_begun(
+    server: Server, body: bytes, content_type: str, status: int, code: str
+) -> None:
+    found, _, answer = post(server, body, content_type)
+    assert (found, answer["errors"][0]["code"]) == (status, code)
+
+
+def test_names_are_completed(client: RegistryClient) -> None:
+    answer = get(client, "/api/v1/packages?q=hel&limit=3")
+    assert answer["packages"][0]["name"] == "hello"
+    assert answer["total"] > 20
+    assert get(client, "/api/v1/packages/camelcase")["name"] == "camelcase"
+    assert client.get("/api/v1/packages/nothing-like-it").error["code"] == "NAME_UNKNOWN"
+
+
+def test_what_is_not_public_is_hidden(start_server: StartServer) -> None:
+    server = start_server(NIXERY_PUBLIC_BUILDS="0")
+    error = server.client.get("/v2/failsinbytes/manifests/latest").error
+    assert "/builds/" not in error["message"]
+    (build,) = get(server.client, "/api/v1/builds")["builds"]
+    for path in ("/", build["page"], build["url"], "/api/v1/builds"):
+        body = server.client.get(path).body
+        assert b"hidden" in body, path
+        assert b"failsinbytes" not in body, path
+
+
+def test_the_message_about_a_failure_leads_to_its_log(client: RegistryClient, server: Server) -> None:
+    first = client.get("/v2/failsinbytes/manifests/latest").error["message"]
+    assert f"its log: http://{HOST}:{server.port}/builds/" in first
+    assert client.get("/v2/failsinbytes/manifests/latest").error["message"] == first
+    path = first.rpartition(str(server.port))[2]
+    assert client.get(path).status == 200
+
+
+def test_an_image_that_was_not_built_is_not_built_for_its_page(start_server: StartServer) -> None:
+    client = start_server().client
+    assert b"not built yet" in client.get("/images/hello").body
+    assert client.get("/api/v1/images/hello").error["code"] == "MANIFEST_UNKNOWN"
+    assert get(client, "/api/v1/builds") == {"builds": []}
+
+
+@pytest.mark.parametrize("name", ["<script>", "UPPER", "a..b", "a'onload='x"])
+def test_what_is_no_name_is_escaped(client: RegistryClient, name: str) -> None:
+    response = client.get(f"/images/{quote(name)}")
+    assert response.status == 400
+    assert response.headers["content-type"].startswith("text/html")
+    assert b"<script>" not in response.body
+    assert b"'onload" not in response.body

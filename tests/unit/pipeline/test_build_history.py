@@ -1,0 +1,196 @@
+"""Events are made up; the records are real."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import BuildFailed
+from nixery.image.request import parse_image_name
+from nixery.nix.progress import Building, Fetching, LogLines
+from nixery.oci.digest import Digest
+from nixery.pipeline.build_history import BuildHistory
+from nixery.pipeline.build_report import BuildReport, State
+from nixery.pipeline.events import (
+    Build,
+    BuildEvent,
+    Evaluated,
+    Failed,
+    Grouped,
+    LayersComplete,
+    Queued,
+    Realised,
+    Requested,
+    Reused,
+    Started,
+    Stored,
+)
+from nixery.server.published_builds import PublishedBuilds
+from nixery.sources.source import Pin
+from nixery.storage.filesystem_records import FilesystemRecordStore
+
+PIN = Pin("fake:", "one", "revision")
+DIGEST = Digest("0" * 64)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> FilesystemRecordStore:
+    (tmp_path / "temporary").mkdir()
+    return FilesystemRecordStore(tmp_path, tmp_path / "temporary")
+
+
+def build(name: str = "shell/git") -> Build:
+    return Build.of(parse_image_name(name), PIN)
+
+
+def tell(history: BuildHistory, one: Build, *events: BuildEvent) -> BuildReport:
+    for event in events:
+        history.observe(one, event)
+    report = history.get(one.id)
+    assert report is not None
+    return report
+
+
+async def test_a_build_from_its_beginning_to_its_end(records: FilesystemRecordStore) -> None:
+    now = 100.0
+    history, one = BuildHistory(records, lambda: now), build()
+    assert tell(history, one, Requested()).state is State.WAITING
+    assert tell(history, one, Queued(3), Queued(2)).position == 2
+    now = 102.0
+    report = tell(history, one, Started())
+    assert (report.state, report.position, report.name, report.platform) == (
+        State.RUNNING,
+        None,
+        "shell/git",
+        "linux/amd64",
+    )
+    tell(
+        history,
+        one,
+        Evaluated(()),
+        Fetching(5, 10),
+        Building(("x-a.drv",), 1),
+        LogLines((("x-a.drv", "hello"),), 4),
+    )
+    assert (report.fetched, report.to_fetch, report.building, report.built) == (5, 10, ["x-a.drv"], 1)
+    assert ([line.text for line in report.log], report.dropped) == (["hello"], 4)
+    now = 103.5
+    tell(history, one, Realised(7, 800), Grouped(3), LayersComplete(), Stored(DIGEST, 3))
+    assert (report.state, report.manifest, report.building) == (State.DONE, str(DIGEST), [])
+    took = {stage.name: (stage.started, stage.ended) for stage in report.stages}
+    assert took["queued"] == (100.0, 102.0)
+    assert took["realise"] == (102.0, 103.5)
+    await history.close()
+
+
+async def test_builds_are_known_after_a_restart(records: FilesystemRecordStore) -> None:
+    history, one, other = BuildHistory(records), build(), build("htop")
+    tell(history, one, Started(), Failed(BuildFailed("x.drv", ("last line",), "failed")))
+    tell(history, other, Started())
+    await history.close()
+    again = BuildHistory(records)
+    again.start()
+    await again.close()
+    (report,) = again.recent()
+    assert (report.id, report.state) == (one.id, State.FAILED)
+    assert report.error is not None
+    assert "last line" in report.error
+
+
+async def test_a_torn_record_is_none(records: FilesystemRecordStore) -> None:
+    await records.put("builds", "00ff", b'{"id":')
+    history = BuildHistory(records)
+    history.start()
+    await history.close()
+    assert history.recent() == []
+
+
+async def test_the_last_builds_are_kept(
+    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.pipeline.build_history._KEPT", 3)
+    history = BuildHistory(records)
+    builds = [Build(f"{n:020x}", parse_image_name("git"), PIN) for n in range(6)]
+    for one in builds:
+        tell(history, one, Started())
+    for one in builds[:5]:
+        history.observe(one, Stored(DIGEST, 1))
+    while history._writing:
+        await asyncio.gather(*history._writing)
+    assert [report.id for report in history.recent()] == [one.id for one in reversed(builds[2:])]
+    assert len(await records.find("builds", "")) == 3
+
+
+async def test_a_log_is_bounded_in_lines_and_in_characters(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), build()
+    report = tell(history, one, Started(), LogLines(tuple(("", str(n)) for n in range(700))))
+    assert (len(report.log), report.log[0].text, report.dropped) == (500, "200", 200)
+    report = tell(history, one, LogLines(tuple(("", "x" * 2000) for _ in range(100))))
+    assert sum(len(line.text) for line in report.log) <= 64 * 1024
+
+
+async def test_what_was_found_is_no_build(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), build()
+    history.observe(one, Reused(DIGEST))
+    assert history.recent() == []
+    report = tell(history, build(), Requested(), Reused(DIGEST))
+    assert report.state is State.FOUND
+    await history.close()
+
+
+async def test_a_follower_gets_each_line_once_and_goes_on_where_he_was(
+    records: FilesystemRecordStore,
+) -> None:
+    history, one = BuildHistory(records), build()
+    tell(history, one, Started(), LogLines((("", "first"),)))
+    seen: list[str] = []
+    numbers: list[int] = []
+
+    async def follow() -> None:
+        async for report, lines in history.follow(one.id, 0):
+            numbers.append(report.number)
+            seen.extend(line.text for line in lines)
+
+    follower = asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    tell(history, one, LogLines((("", "second"),)))
+    await asyncio.sleep(0.3)
+    tell(history, one, LogLines((("", "third"),)), Stored(DIGEST, 1))
+    await asyncio.wait_for(follower, 5)
+    assert seen == ["first", "second", "third"]
+    assert numbers == sorted(set(numbers))
+    rest = [line.text async for _, lines in history.follow(one.id, numbers[0]) for line in lines]
+    assert rest == ["second", "third"]
+    await history.close()
+
+
+async def test_followers_are_let_go(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), build()
+    tell(history, one, Started())
+
+    async def follow() -> int:
+        return len([report async for report, _ in history.follow(one.id, 0)])
+
+    follower = asyncio.create_task(follow())
+    await asyncio.sleep(0.3)
+    await history.close()
+    assert await asyncio.wait_for(follower, 5) == 2
+
+
+async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
+    tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
+    hidden = PublishedBuilds(history, public=False)
+    told = [hidden.get(one.id), *hidden.recent()]
+    tell(history, one, Failed(BuildFailed("x-secret.drv", ("secret",), "secret")))
+    told += [hidden.get(one.id)]
+    lines = [line async for _, lines in hidden.follow(one.id, 0) for line in lines]
+    assert lines == []
+    for report in told:
+        assert report is not None
+        assert "secret" not in report.model_dump_json()
+    assert PublishedBuilds(history, public=True).recent()[0].name == "secret"
+    await history.close()

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import EvaluationFailed
+from nixery.image.platform import AMD64, Platform
+from nixery.nix.builder import Details
+from nixery.pipeline.package_index import PackageIndex, PackageNames
+from nixery.pipeline.pins import Pins
+from nixery.sources.source import NixFiles, PackageSet, Pin, Reference
+from nixery.storage.filesystem_records import FilesystemRecordStore
+
+SET = [
+    "git",
+    "gitk",
+    "gitMinimal",
+    "legit",
+    "python3",
+    "python3-pip",
+    "_1password",
+    "g++",
+    "nested set",
+    "-x",
+    "Git",
+]
+NAMES = PackageNames({name: Details("1.0", f"about {name}") for name in SET})
+
+
+def found(text: str, limit: int = 10) -> list[str]:
+    return [package.name for package in NAMES.search(text, limit)]
+
+
+def test_what_begins_with_the_text_comes_first() -> None:
+    assert found("git") == ["git", "gitk", "gitminimal", "legit"]
+    assert found("GIT", 2) == ["git", "gitk"]
+
+
+def test_what_has_the_text_in_it_is_found() -> None:
+    assert found("pip") == ["python3-pip"]
+
+
+def test_what_is_similar_is_found_where_nothing_else_is() -> None:
+    assert found("gti") == ["git"]
+    assert found("pyhton3")[0] == "python3"
+    assert found("zz") == []
+
+
+def test_names_are_those_of_requests() -> None:
+    assert found("1pass") == ["1password"]
+    assert found("g+") == found("nested") == []
+    assert len(NAMES) == 7
+
+
+def test_all_names_the_shortest_first() -> None:
+    assert found("", 3) == ["git", "gitk", "legit"]
+    assert found("git", 0) == []
+
+
+def test_line_breaks_are_in_no_name() -> None:
+    assert found("git\ngitk") == []
+
+
+def test_one_package() -> None:
+    package = NAMES.get("gitk")
+    assert package is not None
+    assert (package.version, package.description) == ("1.0", "about gitk")
+    assert NAMES.get("nothing") is None
+
+
+def test_a_large_set_is_searched_the_same_way() -> None:
+    large = PackageNames({f"lib{n}": Details() for n in range(5000)})
+    assert [package.name for package in large.search("lib", 3)] == ["lib0", "lib1", "lib2"]
+    assert [package.name for package in large.search("lib499", 3)] == ["lib499", "lib4990", "lib4991"]
+    assert [package.name for package in large.search("999", 2)] == ["lib999", "lib1999"]
+
+
+class Source:
+    """Stands in for ``PackageSource`` and ``NixBuilder``; a tag is a pin of its own."""
+
+    description = "fake:"
+
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+        self.details_fail = False
+
+    def reference(self, tag: str) -> Reference:
+        return Reference(tag, moving=False)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        return Pin("fake:", reference.name, reference.name)
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
+        yield NixFiles(Path("/nowhere") / pin.identity, self_contained=True)
+
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        assert (platform, isinstance(package_set, NixFiles)) == (AMD64, True)
+        self.asked.append(details)
+        if details and self.details_fail:
+            raise EvaluationFailed((), "too much")
+        return {"git": Details("2.0" if details else "")}
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> FilesystemRecordStore:
+    (tmp_path / "temporary").mkdir()
+    return FilesystemRecordStore(tmp_path, tmp_path / "temporary")
+
+
+def index(source: Source, records: FilesystemRecordStore) -> PackageIndex:
+    pins = Pins(source, records, 3600)  # type: ignore[arg-type]
+    return PackageIndex(pins, source, source, records, "program", AMD64)  # type: ignore[arg-type]
+
+
+async def test_a_set_is_listed_once_whoever_asks_and_after_a_restart(records: FilesystemRecordStore) -> None:
+    source = Source()
+    one = index(source, records)
+    await asyncio.gather(*(one.names("latest") for _ in range(5)))
+    assert len(await one.names("latest")) == 1
+    package = (await index(source, records).names("latest")).get("git")
+    assert package is not None
+    assert package.version == "2.0"
+    assert source.asked == [True]
+
+
+async def test_names_alone_where_there_are_no_details(records: FilesystemRecordStore) -> None:
+    source = Source()
+    source.details_fail = True
+    assert (await index(source, records).names("latest")).get("git") is not None
+    assert source.asked == [True, False]
+
+
+async def test_lists_of_a_few_states_are_kept(records: FilesystemRecordStore) -> None:
+    one = index(Source(), records)
+    for number in range(8):
+        await one.names(f"tag-{number}")
+    assert len(await records.find("packages", "")) == 5
