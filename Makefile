@@ -3,7 +3,7 @@
 #   make demo              from nothing to a running container: set up, serve, pull, run
 #   make serve             the server in the foreground; PORT=9090 make serve for another port than 8080
 #   make test              all tests
-#   make acceptance        all clients that Debian has, for real; as root, it installs them
+#   make acceptance        all clients that Debian has, for real, and MinIO and Azurite where there are Go and Node.js; as root, it installs them
 #   make browser           the pages in a real browser, Debian's Chromium; as root, it installs it; screenshots in var/screenshots
 #   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
 #   make test-new-nix      unit and integration tests with the Nix of Debian testing, in a chroot
@@ -57,8 +57,12 @@ fuzz: setup
 
 acceptance: setup
 	@scripts/acceptance/install_clients.sh
+	@scripts/acceptance/install_stores.sh
 	$(WITH_NIX) $(BIN)/pytest tests/acceptance --junitxml=var/acceptance/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/acceptance/tests.xml
+	@stores=$$(grep -v : var/acceptance/stores | paste -sd ,); [ -z "$$stores" ] || { \
+	    $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/storage_contract --buckets "$$stores" --junitxml=var/acceptance/stores.xml && \
+	    $(BIN)/python scripts/no_skips.py var/acceptance/stores.xml; }
 
 browser: setup
 	@scripts/install_chromium.sh
