@@ -20,9 +20,12 @@ from tests.acceptance.clients.podman import Podman, running_podman
 from tests.acceptance.clients.skopeo import Skopeo, running_skopeo
 from tests.support.mounts import short_lived_directory
 from tests.support.nix import nix_environment
+from tests.support.object_stores import STORES, ObjectStore
 from tests.support.server import HOST, Server, running_server
 
 PACKAGE_SET = Path(__file__).parent / "packageset"
+
+_CLIENTS = "test_clients.py::"
 
 # What the set-up found, and where the report goes.
 DIRECTORY = Path(__file__).parents[2] / "var" / "acceptance"
@@ -51,7 +54,15 @@ def _listed() -> dict[str, str]:
     return {name: reason.strip() for name, _, reason in (line.partition(":") for line in lines)}
 
 
+def _buckets() -> list[str]:
+    """A server of buckets of each kind; S3's is the one of ``make test`` where the other one could not be compiled."""
+    there = {line for line in (DIRECTORY / "stores").read_text().splitlines() if ":" not in line}
+    return ["minio" if "minio" in there else "s3", "gcs", *sorted(there & {"azure"})]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "bucket" in metafunc.fixturenames:
+        metafunc.parametrize("bucket", _buckets(), indirect=True, scope="module")
     if "client" in metafunc.fixturenames:
         there = [name for name, reason in _listed().items() if not reason]
         if metafunc.function.__name__ == "test_mirror":
@@ -59,7 +70,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("client", there, indirect=True, scope="session")
 
 
-def _server(directory: Path, storage: Path, **settings: str) -> AbstractContextManager[Server]:
+def server_with_debian(directory: Path, storage: Path, **settings: str) -> AbstractContextManager[Server]:
     always = {"NIXERY_PKGS_PATH": str(PACKAGE_SET), "NIX_TIMEOUT": "300", "STORAGE_PATH": str(storage)}
     return running_server(directory, {**always, **nix_environment(directory), **settings})
 
@@ -67,7 +78,10 @@ def _server(directory: Path, storage: Path, **settings: str) -> AbstractContextM
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("server")
-    with short_lived_directory("nixery-storage-") as storage, _server(directory, storage) as running:
+    with (
+        short_lived_directory("nixery-storage-") as storage,
+        server_with_debian(directory, storage) as running,
+    ):
         yield running
 
 
@@ -75,7 +89,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def two_platforms(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A registry whose names are indexes; the platform that is first is not the one the clients run on."""
     directory = tmp_path_factory.mktemp("two-platforms")
-    with _server(directory, server.storage, NIXERY_PLATFORMS="linux/arm64,linux/amd64") as running:
+    with server_with_debian(directory, server.storage, NIXERY_PLATFORMS="linux/arm64,linux/amd64") as running:
         yield f"{HOST}:{running.port}"
 
 
@@ -83,8 +97,14 @@ def two_platforms(server: Server, tmp_path_factory: pytest.TempPathFactory) -> I
 def zstd(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A registry whose layers are compressed with zstd."""
     directory = tmp_path_factory.mktemp("zstd")
-    with _server(directory, server.storage, NIXERY_COMPRESSION="zstd") as running:
+    with server_with_debian(directory, server.storage, NIXERY_COMPRESSION="zstd") as running:
         yield f"{HOST}:{running.port}"
+
+
+@pytest.fixture(scope="module")
+def bucket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with STORES[request.param](tmp_path_factory.mktemp(request.param)) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +153,8 @@ class Reporter:
             file.unlink()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when != "call" and not report.failed:
+        # The report is about clients; what else is tried here has no row in it.
+        if _CLIENTS not in report.nodeid or (report.when != "call" and not report.failed):
             return
         test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
         assert test in TESTS, f"scripts/acceptance/report.py has no row for {test}"

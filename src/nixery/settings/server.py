@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
-from nixery.settings.quantities import size
-from nixery.settings.values import DAY, NotEmpty
-
-_Size = BeforeValidator(lambda value: size(value) if isinstance(value, str) else value)
+from nixery.settings.values import DAY, NotEmpty, Size
 
 
 class ServerSettings(BaseModel):
@@ -40,5 +37,5 @@ class ServerSettings(BaseModel):
     ]
     max_queued: Annotated[int, NotEmpty, Field(alias="NIXERY_MAX_QUEUED", ge=0, le=100_000)] = 100
     max_packages: Annotated[int, NotEmpty, Field(alias="NIXERY_MAX_PACKAGES", ge=1, le=128)] = 100
-    max_closure: Annotated[int, NotEmpty, _Size, Field(alias="NIXERY_MAX_CLOSURE", ge=0)] = 20 * 1024**3
+    max_closure: Annotated[int, NotEmpty, Size, Field(alias="NIXERY_MAX_CLOSURE", ge=0)] = 20 * 1024**3
     build_timeout: Annotated[int, NotEmpty, Field(alias="NIXERY_BUILD_TIMEOUT", ge=1, le=7 * DAY)] = 3600

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 
 from nixery.settings.quantities import DiskMark, seconds
-from nixery.settings.values import NotEmpty
+from nixery.settings.values import NotEmpty, Size
 
 # Which variable names the bucket, by backend.
 BUCKETS = {"s3": "S3_BUCKET", "gcs": "GCS_BUCKET", "azure": "AZURE_CONTAINER_NAME"}
@@ -70,7 +70,7 @@ class StorageSettings(BaseModel):
     s3_public_endpoint: Annotated[str | None, NotEmpty, Field(alias="S3_PUBLIC_ENDPOINT")] = None
     gcs_bucket: Annotated[str | None, NotEmpty, Field(alias="GCS_BUCKET")] = None
     azure_container: Annotated[str | None, NotEmpty, Field(alias="AZURE_CONTAINER_NAME")] = None
-    cache_size: Annotated[int, NotEmpty, Field(alias="NIXERY_CACHE_SIZE", ge=0)] = 10 * _GIB
+    cache_size: Annotated[int, NotEmpty, Size, Field(alias="NIXERY_CACHE_SIZE", ge=0)] = 10 * _GIB
     storage_grace: Annotated[
         int, NotEmpty, BeforeValidator(seconds), Field(alias="NIXERY_STORAGE_GRACE", ge=1, le=_WEEK)
     ] = 3600

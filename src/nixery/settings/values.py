@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BeforeValidator, ValidationInfo
 
 from nixery.image.platform import Platform
+from nixery.settings.quantities import size
 
 # Seconds.
 DAY = 24 * 3600
@@ -36,6 +37,8 @@ def _refuse_empty(value: object) -> object:
 
 
 NotEmpty = BeforeValidator(_refuse_empty)
+
+Size = BeforeValidator(lambda value: size(value) if isinstance(value, str) else value)
 
 
 def _platforms(value: object) -> object:
