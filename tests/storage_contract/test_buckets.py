@@ -15,6 +15,7 @@ import pytest
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage import bucket as bucket_module
+from nixery.storage.opening import Storage
 from tests.storage_contract.conftest import OpenStorage, through
 from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.faulty_proxy import Fault, faulty_proxy
@@ -92,6 +93,31 @@ async def test_a_server_that_fails_every_so_often(
         for _ in range(3):
             assert await read(storage, blob, 0, blob.size - 1) == content
         assert proxy.faults > 0
+
+
+@pytest.mark.parametrize("every", [2, 3, 7])
+@pytest.mark.parametrize("size", [1000, 20_000_000])
+async def test_answers_to_uploads_that_get_lost(
+    bucket: ObjectStore, open_at: OpenStorage, size: int, every: int
+) -> None:
+    """Also the one to the last request of an upload in parts: the object is there, and there is no upload to complete again."""
+    content = content_of(size)
+    with faulty_proxy(bucket.port) as proxy:
+        storage = open_at(through(bucket, proxy.port))
+        proxy.fault, proxy.every = "cut", every
+        blob = write(storage, content)
+        proxy.fault = "none"
+        assert await storage.blobs.find(blob.digest) == blob
+        assert await read(storage, blob, 0, size - 1) == content
+        assert objects_of(storage) == {"blobs"}
+
+
+def objects_of(storage: Storage) -> set[str]:
+    """The first parts of the names of all objects."""
+    assert isinstance(storage.blobs, bucket_module.BucketBlobStore)
+    reached = storage.blobs._bucket
+    paths = [found["path"] for found in reached.store.list(reached.prefix).collect()]
+    return {path.removeprefix(reached.prefix).partition("/")[0] for path in paths}
 
 
 async def test_a_warm_read_asks_the_bucket_nothing(bucket: ObjectStore, open_at: OpenStorage) -> None:

@@ -130,6 +130,14 @@ def test_a_bucket_has_no_file_system_to_take_a_percentage_of(environment: dict[s
     assert settings.storage_high.size == 500 * 1024**3
 
 
+def test_how_much_is_copied_of_a_bucket_is_written_as_other_sizes_are(environment: dict[str, str]) -> None:
+    for written, size in (("0", 0), ("1000", 1000), ("50GiB", 50 * 1024**3), ("2 GB", 2_000_000_000)):
+        given = on_a_bucket(environment, NIXERY_CACHE_SIZE=written)
+        assert Settings.from_environment(given).cache_size == size
+    (problem,) = problems(on_a_bucket(environment, NIXERY_CACHE_SIZE="much"))
+    assert problem == "NIXERY_CACHE_SIZE is wrong: 'much' is no size; write for example 500MB or 50GiB"
+
+
 def test_what_is_missing_of_a_bucket_is_told(environment: dict[str, str]) -> None:
     given = on_a_bucket(environment)
     del given["S3_BUCKET"]

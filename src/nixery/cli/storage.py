@@ -80,6 +80,6 @@ def _open(url: str, temporary: Path) -> Storage:
         raise StorageError(f"{url} is none of file:///PATH, s3://BUCKET/PREFIX, gs://BUCKET, az://CONTAINER")
     backend, variable = _BACKENDS[parts.scheme]
     given = {"NIXERY_STORAGE_BACKEND": backend, variable: parts.netloc, "S3_PREFIX": parts.path}
-    return open_storage(
-        StorageSettings.model_validate(given | {"STORAGE_PATH": str(temporary)}), temporary, os.environ
-    )
+    # No client is sent anywhere, and what is read once needs no copy.
+    given |= {"STORAGE_PATH": str(temporary), "NIXERY_BLOB_DELIVERY": "proxy", "NIXERY_CACHE_SIZE": "0"}
+    return open_storage(StorageSettings.model_validate(given), temporary, os.environ)

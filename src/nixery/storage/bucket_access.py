@@ -23,6 +23,15 @@ CONTENT_TYPE = "application/octet-stream"
 _HTTP_STATUS = re.compile(r"non-2xx status code: (\d+ [\w -]+)")
 _LONGEST_REASON = 160
 
+# What S3 and Azure write.
+_WRONG_CREDENTIALS = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AuthenticationFailed",
+    "failed to authenticate",
+)
+_DENIED = ("(code: AccessDenied)", "(code: 403)")
+
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
@@ -63,14 +72,15 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, UnauthenticatedError):
         return "the credentials are not accepted"
-    if isinstance(error, PermissionDeniedError):
-        known = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed")
-        return (
-            "the credentials are wrong"
-            if any(code in text for code in known)
-            else "there is no permission to"
-        )
     status = _HTTP_STATUS.search(text)
+    # A listing has no error of its own for what may not be done, and an object is deleted with a list of what became of each.
+    if (
+        isinstance(error, PermissionDeniedError)
+        or (status is not None and status[1].startswith("403"))
+        or any(code in text for code in _DENIED)
+    ):
+        wrong = any(code in text for code in _WRONG_CREDENTIALS)
+        return "the credentials are wrong" if wrong else "there is no permission to"
     if status is not None:
         return f"it answers {status[1].strip()}"
     if "error sending request" in text:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import obstore
@@ -85,7 +86,7 @@ class BucketBlobWriter:
             self._send()
 
     def _send(self) -> None:
-        with _writing(self._bucket):
+        with _uploading(self._bucket):
             if self._upload is None:
                 self._upload = obstore.open_writer(
                     self._bucket.store,
@@ -108,14 +109,23 @@ class BucketBlobWriter:
             return blob
         if self._pending:
             self._send()
-        with _writing(self._bucket):
-            self._upload.close()
+        self._complete(self._upload)
         # S3 has compared each part with its SHA-256, which the signature covers. That all of them arrived, the size tells.
         _require_size(self._bucket, self._name, self._size)
         put_size(self._bucket, digest, self._size)
-        self._move(blob_name(digest))
+        # Over whatever is there: it was found to be broken just now, or another writer has put the same bytes there since.
+        copy_object(self._bucket, self._name, blob_name(digest), self._size)
         _require_size(self._bucket, blob_name(digest), self._size)
         return blob
+
+    def _complete(self, upload: WritableFile) -> None:
+        try:
+            with _uploading(self._bucket):
+                upload.close()
+        except StorageError:
+            # What got lost may have been the answer alone; whoever asks again is told that there is no such upload.
+            if _size(self._bucket, self._name) != self._size:
+                raise
 
     def discard(self) -> None:
         """Leave nothing behind, whether or not it was committed. What cannot be deleted is left to the bucket's lifecycle rule."""
@@ -125,7 +135,7 @@ class BucketBlobWriter:
             # There is no way to abort an upload. As a whole it can be deleted at least; its parts would be invisible.
             if not self._upload.closed():
                 self._upload.close()
-        with suppress(StorageError, FileNotFoundError), _writing(self._bucket):
+        with suppress(StorageError, FileNotFoundError), self._bucket.doing("write to"):
             obstore.delete(self._bucket.store, self._bucket.key(self._name))
         self._upload = None
 
@@ -135,10 +145,6 @@ class BucketBlobWriter:
             return False
         return _content(self._bucket, size_name(blob.digest)) == b"%d" % blob.size
 
-    def _move(self, name: str) -> None:
-        # Over whatever is there: it was found to be broken just now, or another writer has put the same bytes there since.
-        copy_object(self._bucket, self._name, name, self._size)
-
 
 def copy_object(bucket: Bucket, source: str, target: str, size: int) -> None:
     """Copy an object within a bucket, over whatever is there.
@@ -147,7 +153,7 @@ def copy_object(bucket: Bucket, source: str, target: str, size: int) -> None:
         FileNotFoundError: there is none.
         StorageError: it cannot be copied.
     """
-    with _writing(bucket):
+    with bucket.doing("write to"):
         if size < _COPIED:
             obstore.copy(bucket.store, bucket.key(source), bucket.key(target))
             return
@@ -164,25 +170,19 @@ def copy_object(bucket: Bucket, source: str, target: str, size: int) -> None:
 
 def _create(bucket: Bucket, name: str, content: bytes) -> bool:
     """Write a small object; return ``False`` if there is one. Where the store cannot tell, it is overwritten."""
-    try:
-        with _writing(bucket):
-            try:
-                obstore.put(bucket.store, bucket.key(name), content, attributes=_ATTRIBUTES, mode="create")
-            except AlreadyExistsError:
-                return False
-            except NotSupportedError:
-                _overwrite(bucket, name, content)
-    except FileNotFoundError as error:
-        raise StorageError(f"cannot write to {bucket.name}: there is no such bucket") from error
+    with _uploading(bucket):
+        try:
+            obstore.put(bucket.store, bucket.key(name), content, attributes=_ATTRIBUTES, mode="create")
+        except AlreadyExistsError:
+            return False
+        except NotSupportedError:
+            _overwrite(bucket, name, content)
     return True
 
 
 def _overwrite(bucket: Bucket, name: str, content: bytes) -> None:
-    try:
-        with _writing(bucket):
-            obstore.put(bucket.store, bucket.key(name), content, attributes=_ATTRIBUTES, use_multipart=False)
-    except FileNotFoundError as error:
-        raise StorageError(f"cannot write to {bucket.name}: there is no such bucket") from error
+    with _uploading(bucket):
+        obstore.put(bucket.store, bucket.key(name), content, attributes=_ATTRIBUTES, use_multipart=False)
 
 
 def _size(bucket: Bucket, name: str) -> int | None:
@@ -207,5 +207,11 @@ def _require_size(bucket: Bucket, name: str, size: int) -> None:
         raise BlobVerificationFailed(f"{size} bytes were written of {name}, {found or 0} are stored")
 
 
-def _writing(bucket: Bucket) -> AbstractContextManager[None]:
-    return bucket.doing("write to")
+@contextmanager
+def _uploading(bucket: Bucket) -> Iterator[None]:
+    """Write what is not there yet: if anything is missing then, it is the bucket, or an upload that somebody aborted."""
+    try:
+        with bucket.doing("write to"):
+            yield
+    except FileNotFoundError as error:
+        raise StorageError(f"cannot write to {bucket.name}: there is no such bucket or upload") from error

@@ -16,7 +16,7 @@ from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
 from nixery.errors import StorageError
 from nixery.settings.storage import StorageSettings
-from nixery.storage.bucket import BucketBlobStore
+from nixery.storage.bucket import LIFETIME, BucketBlobStore
 from nixery.storage.bucket_access import Bucket, public, signing
 from nixery.storage.bucket_records import BucketRecordStore
 from nixery.storage.cache import CachedBlobStore
@@ -68,7 +68,7 @@ def open_storage(settings: StorageSettings, temporary: Path, environment: Mappin
             FilesystemBlobStore(settings.storage_path, temporary),
             FilesystemRecordStore(settings.storage_path, temporary),
         )
-    _try_out(_bucket(settings, environment, _RETRY_AT_START))
+    _try_out(_bucket(settings, environment, _RETRY_AT_START), sign=settings.blob_delivery != "proxy")
     bucket = _bucket(settings, environment, _RETRY)
     blobs: BlobStore = BucketBlobStore(bucket)
     through_us = settings.blob_delivery == "proxy" and settings.storage_backend != "memory"
@@ -160,7 +160,7 @@ def _client(environment: Mapping[str, str], *endpoints: str) -> ClientConfig:
     return {"timeout": "12h", "read_timeout": "60s", "allow_http": endpoint.startswith("http://")}
 
 
-def _try_out(bucket: Bucket) -> None:
+def _try_out(bucket: Bucket, *, sign: bool) -> None:
     key = bucket.key(f"uploads/{secrets.token_hex(16)}")
     try:
         with bucket.doing("write to"):
@@ -173,3 +173,10 @@ def _try_out(bucket: Bucket) -> None:
             obstore.delete(bucket.store, key)
     except FileNotFoundError as error:
         raise StorageError(f"there is no bucket {bucket.name}") from error
+    if sign and bucket.signed is not None:
+        # Some credentials may do everything but this, and the first to hear of it would be clients.
+        try:
+            with bucket.doing("make a URL for"):
+                bucket.signed(key, LIFETIME)
+        except StorageError as error:
+            raise StorageError(f"{error}; with NIXERY_BLOB_DELIVERY=proxy none is needed") from error
