@@ -13,6 +13,11 @@ import pytest
 from scripts.peers.docker_registry import docker_registry
 from scripts.peers.process import Peer
 from tests.support.command_line import CommandLine
+from tests.support.faulty_proxy import faulty_proxy
+from tests.support.object_stores import moto
+from tests.support.pulled_image import PulledImage
+from tests.support.server import HOST
+from tests.validator.image_validator import validate
 
 # Nothing on a bare Debian makes bcrypt hashes, and docker-registry takes no others.
 _PASSWORD = "open:sesame"  # noqa: S105 -- of a registry that lives as long as the test
@@ -60,6 +65,42 @@ def test_what_is_pushed_is_pulled_by_its_digest(
     again = nixery("build", "shell/hello", "-o", f"registry:{target}", "--json", NIXERY_PLATFORMS=platforms)
     events = [json.loads(line) for line in again.stdout.splitlines()]
     assert {event["how"] for event in events if event["event"] == "blob-pushed"} == {"present"}
+
+
+@pytest.mark.parametrize("delivery", ["redirect", "proxy"])
+def test_what_is_in_a_bucket_is_pushed_from_there(
+    registry: Peer, settings: Mapping[str, str], tmp_path: Path, delivery: str
+) -> None:
+    """By another machine than the one that built it; the image has a layer that is streamed."""
+    login = log_in(tmp_path, registry, _PASSWORD)
+    target = f"{registry.address}/tools/big:1"
+    with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
+        given = {
+            **settings,
+            **bucket.settings,
+            "AWS_ENDPOINT_URL": f"http://{HOST}:{proxy.port}",
+            "NIXERY_BLOB_DELIVERY": delivery,
+            "DOCKER_CONFIG": str(tmp_path),
+            "REGISTRY_AUTH_FILE": "",
+        }
+        machines = [tmp_path / name for name in ("first", "second")]
+        for machine in machines:
+            machine.mkdir()
+        built = CommandLine(given, machines[0])("build", "shell/big/hello", "-q").stdout.strip()
+        proxy.requests.clear()
+        # Whatever breaks off on its way from the bucket is gone on with.
+        proxy.fault, proxy.every = "cut", 5
+        pushed = CommandLine(given, machines[1])("build", "shell/big/hello", "-o", f"registry:{target}", "-q")
+        assert pushed.stdout.strip() == built
+        assert not [path for method, path in proxy.requests if method == "PUT" and "/blobs/" in path]
+        assert proxy.faults
+    place = tmp_path / "pulled"
+    subprocess.run(
+        ["skopeo", "copy", "--preserve-digests", "--src-tls-verify=false", "--src-authfile", login,
+         f"docker://{registry.address}/tools/big@{built}", f"oci:{place}:image"],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert validate(PulledImage.from_oci_layout(place)).digest == built
 
 
 def test_another_repository_on_the_host_gives_its_blobs(

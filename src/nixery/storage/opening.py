@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -165,10 +166,16 @@ def _try_out(bucket: Bucket, *, sign: bool) -> None:
     try:
         with bucket.doing("write to"):
             obstore.put(bucket.store, key, b"nixery", use_multipart=False)
-        with bucket.doing("read from"):
-            obstore.get(bucket.store, key).bytes()
-        with bucket.doing("list"):
-            next(iter(obstore.list(bucket.store, bucket.key("uploads"), chunk_size=1)), None)
+        try:
+            with bucket.doing("read from"):
+                obstore.get(bucket.store, key).bytes()
+            with bucket.doing("list"):
+                next(iter(obstore.list(bucket.store, bucket.key("uploads"), chunk_size=1)), None)
+        except StorageError:
+            # What can be written again and again with each start should not be left behind.
+            with suppress(BaseError, OSError):
+                obstore.delete(bucket.store, key)
+            raise
         with bucket.doing("delete from"):
             obstore.delete(bucket.store, key)
     except FileNotFoundError as error:

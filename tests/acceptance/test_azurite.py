@@ -1,0 +1,55 @@
+"""What only a server of Azure's that looks at signatures and permissions can show, with Azurite."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.starting import last_words
+from tests.support.object_stores import BUCKET, ObjectStore, azurite, shared_access_signature
+
+# Of a shared access signature: read, create, write, delete, list.
+ALL = "rcwdl"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with azurite(tmp_path_factory.mktemp("azurite")) as running:
+        yield running
+
+
+def somebody_who_may(permissions: str, server: ObjectStore) -> dict[str, str]:
+    settings = {**server.settings, "AZURE_STORAGE_SAS_TOKEN": shared_access_signature(permissions)}
+    del settings["AZURE_STORAGE_ACCOUNT_KEY"]
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("permission", "cannot"),
+    [("w", "cannot write to"), ("r", "cannot read from"), ("l", "cannot list"), ("d", "cannot delete from")],
+)
+def test_a_missing_permission(server: ObjectStore, tmp_path: Path, permission: str, cannot: str) -> None:
+    # Who may create may write what is not there.
+    permissions = "".join(one for one in ALL if one not in {permission, "c" if permission == "w" else ""})
+    line = last_words(somebody_who_may(permissions, server), tmp_path)
+    assert line == f"nixery: {cannot} az://{BUCKET}: there is no permission to"
+
+
+def test_credentials_that_cannot_sign(server: ObjectStore, tmp_path: Path) -> None:
+    line = last_words(somebody_who_may(ALL, server), tmp_path)
+    assert line.startswith(f"nixery: cannot make a URL for az://{BUCKET}: ")
+    assert line.endswith("; with NIXERY_BLOB_DELIVERY=proxy none is needed")
+
+
+def test_wrong_credentials(server: ObjectStore, tmp_path: Path) -> None:
+    wrong = base64.b64encode(bytes(64)).decode()
+    line = last_words({**server.settings, "AZURE_STORAGE_ACCOUNT_KEY": wrong}, tmp_path)
+    assert line == f"nixery: cannot write to az://{BUCKET}: the credentials are wrong"
+
+
+def test_a_missing_container(server: ObjectStore, tmp_path: Path) -> None:
+    line = last_words({**server.settings, "AZURE_CONTAINER_NAME": "no-such"}, tmp_path)
+    assert line == "nixery: there is no bucket az://no-such"
