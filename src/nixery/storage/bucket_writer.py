@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # obstore's types are not there at run time
 PART = 8 * 1024 * 1024
 
 # Parts of one blob that are underway at the same time.
-_CONCURRENCY = 3
+CONCURRENCY = 3
 
 # Bytes that a store copies in one go; S3's bound is 5 GiB. What is larger goes through us once more.
 _COPIED = 5 * 1024**3
@@ -93,7 +93,7 @@ class BucketBlobWriter:
                     self._bucket.key(self._name),
                     attributes=_ATTRIBUTES,
                     buffer_size=PART,
-                    max_concurrency=_CONCURRENCY,
+                    max_concurrency=CONCURRENCY,
                 )
             self._upload.write(bytes(self._pending))
         self._pending = bytearray()
@@ -164,7 +164,7 @@ def copy_object(bucket: Bucket, source: str, target: str, size: int) -> None:
             attributes=_ATTRIBUTES,
             use_multipart=True,
             chunk_size=PART,
-            max_concurrency=_CONCURRENCY,
+            max_concurrency=CONCURRENCY,
         )
 
 
