@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
+import sys
+from contextlib import suppress
+
 import typer
 
 from nixery import __version__
@@ -78,5 +84,26 @@ app.add_typer(storage, name="storage", rich_help_panel=_STORAGE)
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line.
+
+    The process ends before the interpreter takes itself apart, though after everything that is registered for its end. The library that
+    talks to buckets has threads which nobody can stop, and now and then one of them wants the interpreter by then: that aborts the
+    process (SIGABRT) after all was done (https://github.com/PyO3/pyo3-async-runtimes/issues/40).
+    """
+    status = [1]
+    # What is registered first runs last; what was before is logging's end.
+    atexit.register(_end, status)
+    try:
+        app()
+    except SystemExit as end:
+        status[0] = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    status[0] = 0
+
+
+def _end(status: list[int]) -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status[0])
