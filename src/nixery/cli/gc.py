@@ -10,7 +10,6 @@ import typer
 from rich.filesize import decimal
 
 from nixery.settings.quantities import seconds, size
-from nixery.upkeep.collector import Collector
 from nixery.upkeep.limits import Collected, Limits
 
 
@@ -36,7 +35,9 @@ def gc(
 
     Servers may go on meanwhile. Nothing that was stored or used within NIXERY_STORAGE_GRACE (an hour) goes.
     """
-    from nixery.cli.workshop import run, storehouse  # what every command but this one can do without
+    # What every command but this one can do without.
+    from nixery.cli.workshop import run, storehouse
+    from nixery.upkeep.collector import Collector
 
     async def command() -> Collected:
         with storehouse() as (settings, opened):

@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nixery.upkeep.scrubber import Finding, Scrubber
-
 _FOUND = 1
 _MIB = 1 << 20
 
@@ -25,7 +23,9 @@ def scrub(
 
     Servers may go on meanwhile. A broken blob goes to quarantine/ in the storage; its image is built again at the next pull of its tag.
     """
-    from nixery.cli.workshop import run, storehouse  # what every command but this one can do without
+    # What every command but this one can do without.
+    from nixery.cli.workshop import run, storehouse
+    from nixery.upkeep.scrubber import Finding, Scrubber
 
     console = Console(stderr=True)
 
