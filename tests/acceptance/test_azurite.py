@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from nixery.oci.digest import Digest
 from tests.acceptance.starting import last_words
+from tests.support.command_line import CommandLine
 from tests.support.object_stores import BUCKET, ObjectStore, azurite, shared_access_signature
 
 # Of a shared access signature: read, create, write, delete, list.
@@ -42,6 +44,19 @@ def test_credentials_that_cannot_sign(server: ObjectStore, tmp_path: Path) -> No
     line = last_words(somebody_who_may(ALL, server), tmp_path)
     assert line.startswith(f"nixery: cannot make a URL for az://{BUCKET}: ")
     assert line.endswith("; with NIXERY_BLOB_DELIVERY=proxy none is needed")
+
+
+def test_a_store_is_copied_by_who_cannot_sign(server: ObjectStore, tmp_path: Path) -> None:
+    blob = b"content"
+    digest = Digest.of(blob)
+    place = tmp_path / "from" / "blobs" / "sha256" / digest.hex[:2]
+    place.mkdir(parents=True)
+    (place / digest.hex).write_bytes(blob)
+    (place / f"{digest.hex}.size").write_text(f"{len(blob)}")
+    nixery = CommandLine(somebody_who_may(ALL, server), tmp_path)
+    nixery("storage", "copy", f"file://{tmp_path}/from", f"az://{BUCKET}/copied")
+    nixery("storage", "copy", f"az://{BUCKET}/copied", f"file://{tmp_path}/to")
+    assert (tmp_path / "to" / "blobs" / "sha256" / digest.hex[:2] / digest.hex).read_bytes() == blob
 
 
 def test_wrong_credentials(server: ObjectStore, tmp_path: Path) -> None:
