@@ -150,5 +150,8 @@ def main() -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         measure(int(sys.argv[1]), sys.argv[2])
+        # As nixery.cli.main does, and for the same reason: obstore's threads may abort an interpreter that takes itself apart.
+        sys.stdout.flush()
+        os._exit(0)
     else:
         main()
