@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nixery.cli.completion import complete_output, complete_platform
+from nixery.cli.completion import complete_name, complete_output, complete_platform
 from nixery.image.platform import Platform
 
 
@@ -15,7 +15,9 @@ def build(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME[:TAG]", help="What the image would be called in the registry, e.g. shell/git."
+            metavar="NAME[:TAG]",
+            autocompletion=complete_name,
+            help="What the image would be called in the registry, e.g. shell/git.",
         ),
     ] = "",
     expr: Annotated[

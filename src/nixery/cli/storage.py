@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
-
-from nixery.cli.workshop import run
-from nixery.errors import StorageError
-from nixery.settings.storage import StorageSettings
-from nixery.storage.copying import Copied, copy_storage
-from nixery.storage.files import make_directory
-from nixery.storage.opening import Storage, open_storage
 
 storage = typer.Typer(help="Work on whole storages.", no_args_is_help=True)
-
-_BACKENDS = {
-    "s3": ("s3", "S3_BUCKET"),
-    "gs": ("gcs", "GCS_BUCKET"),
-    "az": ("azure", "AZURE_CONTAINER_NAME"),
-}
 
 
 @storage.callback()
@@ -37,49 +18,13 @@ def _storage() -> None:
 def copy(
     source: Annotated[str, typer.Argument(metavar="FROM", help="E.g. file:///var/lib/nixery.")],
     target: Annotated[str, typer.Argument(metavar="TO", help="E.g. s3://bucket/prefix, gs://..., az://...")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Copy all blobs and records of a storage into another one.
 
     What is there already is not copied again, so an interrupted copy is gone on with by the same command. Every blob is digested on
     the way. Credentials come from the environment, as for the server.
     """
+    from nixery.cli import copying
 
-    async def command() -> Copied:
-        with tempfile.TemporaryDirectory(prefix="nixery-") as temporary, _progress() as progress:
-            opened = [_open(url, Path(temporary)) for url in (source, target)]
-            task = progress.add_task("", total=None)
-
-            def show(done: Copied) -> None:
-                text = f"{done.blobs} blobs, {done.copied} of them copied, {done.records} records"
-                progress.update(task, description=text, completed=done.size)
-
-            return await copy_storage(opened[0], opened[1], show)
-
-    done = run(command, quiet=True)
-    typer.echo(f"{done.copied} of {done.blobs} blobs copied ({done.size} bytes), {done.records} records")
-    for digest in done.broken:
-        typer.echo(f"nixery: {digest} is broken and was left out", err=True)
-    if done.broken:
-        raise typer.Exit(1)
-
-
-def _progress() -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TransferSpeedColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def _open(url: str, temporary: Path) -> Storage:
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        root = Path(unquote(parts.path))
-        # On the same file system as the blobs, to where files are moved from there.
-        make_directory(root / "temporary")
-        given = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(root)}
-        return open_storage(StorageSettings.model_validate(given), root / "temporary", os.environ)
-    if parts.scheme not in _BACKENDS or not parts.netloc:
-        raise StorageError(f"{url} is none of file:///PATH, s3://BUCKET/PREFIX, gs://BUCKET, az://CONTAINER")
-    backend, variable = _BACKENDS[parts.scheme]
-    given = {"NIXERY_STORAGE_BACKEND": backend, variable: parts.netloc, "S3_PREFIX": parts.path}
-    return open_storage(
-        StorageSettings.model_validate(given | {"STORAGE_PATH": str(temporary)}), temporary, os.environ
-    )
+    copying.copy(source, target, as_json=as_json)

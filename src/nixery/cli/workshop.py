@@ -8,11 +8,11 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import typer
 
+from nixery.cli.completion import user_storage
 from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError, SettingsError
 from nixery.nix.builder import NixExpression
@@ -106,5 +106,4 @@ async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
 
 
 def _defaults() -> dict[str, str]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return {"PORT": "8080", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(cache / "nixery")}
+    return {"PORT": "8080", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(user_storage())}
