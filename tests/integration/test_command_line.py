@@ -232,7 +232,9 @@ def test_completion(nixery: CommandLine, words: str, expected: str) -> None:
     assert expected in completed.stdout.split()
 
 
-@pytest.mark.parametrize("words", [(), ("build",), ("inspect",), ("gc",), ("scrub",), ("storage",)])
+@pytest.mark.parametrize(
+    "words", [(), ("build",), ("inspect",), ("check",), ("serve",), ("gc",), ("scrub",), ("storage",)]
+)
 def test_help_is_a_light_import(nixery: CommandLine, words: tuple[str, ...]) -> None:
     shown = nixery(*words, "--help", PYTHONPROFILEIMPORTTIME="1")
     assert "nixery" in shown.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -74,8 +74,9 @@ class CountedBlobStore:
     async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
         """See ``BlobStore.stream``."""
         with self._errors.counted("read"):
-            async for chunk in self._blobs.stream(blob, first, last):
-                yield chunk
+            async with aclosing(self._blobs.stream(blob, first, last)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def put(self, digest: Digest, content: bytes) -> None:
         """See ``BlobStore.put``."""

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from pathlib import Path
 
 from nixery.errors import InvalidDigest
@@ -75,11 +75,17 @@ class CachedBlobStore:
 
     async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
         """See ``BlobStore.stream``."""
-        chunks = self._blobs.stream(blob, first, last)
-        if (first, last) != (0, blob.size - 1) or blob.size > self._capacity or blob.digest in self._sizes:
-            async for chunk in chunks:
-                yield chunk
-            return
+        is_part = (first, last) != (0, blob.size - 1)
+        async with aclosing(self._blobs.stream(blob, first, last)) as chunks:
+            if is_part or blob.size > self._capacity or blob.digest in self._sizes:
+                async for chunk in chunks:
+                    yield chunk
+            else:
+                async with aclosing(self._copied(blob, chunks)) as copied:
+                    async for chunk in copied:
+                        yield chunk
+
+    async def _copied(self, blob: StoredBlob, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         digest = hashlib.sha256()
         with temporary_file(self._temporary) as (descriptor, path):
             async for chunk in chunks:
