@@ -21,6 +21,11 @@ def complete_platform(incomplete: str) -> list[str]:
     return [str(platform) for platform in SUPPORTED if str(platform).startswith(incomplete)]
 
 
+def complete_truth(incomplete: str) -> list[str]:
+    """Offer what is or is not."""
+    return [value for value in ("true", "false") if value.startswith(incomplete)]
+
+
 def complete_output(incomplete: str) -> list[str]:
     """Offer kinds of outputs."""
     return [kind for kind in OUTPUT_KINDS if kind.startswith(incomplete)]
