@@ -53,9 +53,18 @@ def _listed(beginning: str) -> set[str]:
     except OSError:
         return set()
     # A JSON object whose members are objects. Reading all of it would take half a second; a quotation mark within a string is
-    # escaped, so that this finds names of members and nothing else. An attribute cannot begin with a digit, a name can.
-    found = re.findall(rb'[{,]"_?(%s[^"\\]*)":\{' % re.escape(beginning.encode()), content, re.IGNORECASE)
-    return {name.decode(errors="replace").lower() for name in found}
+    # escaped, so that this finds names of members and nothing else.
+    content = content.lower()
+    found = set()
+    # An attribute cannot begin with a digit, a name can.
+    for begin in (f'"{beginning}', *([f'"_{beginning}'] if beginning[0].isdigit() else [])):
+        at = content.find(begin.encode())
+        while at >= 0:
+            end = content.find(b'"', at + 1)
+            if content[at - 1 : at] in (b"{", b",") and content[end : end + 3] == b'":{':
+                found.add(content[at + len(begin) - len(beginning) : end].decode(errors="replace"))
+            at = content.find(begin.encode(), at + 1)
+    return found
 
 
 def user_storage() -> Path:

@@ -28,7 +28,7 @@ def keep(place: Path, *names: str) -> None:
 
 
 def test_the_shortest_name_comes_first(records: Path) -> None:
-    keep(records / "abc", "gitWeb", "git", "htop", "_1password", "legit")
+    keep(records / "abc", "gitWeb", "git", "htop", "_1password", "_gita", "legit")
     assert complete_name("gi") == ["git", "gitweb"]
     assert complete_name("shell/htop/GI") == ["shell/htop/git", "shell/htop/gitweb"]
     assert complete_name("1p") == ["1password"]
