@@ -13,7 +13,7 @@ from typing import TypeVar
 import typer
 
 from nixery.cli.completion import user_storage
-from nixery.cli.logs import configure_logs
+from nixery.cli.logs import configure_logs, escaped
 from nixery.errors import NixeryError, SettingsError
 from nixery.nix.builder import NixExpression
 from nixery.nix.guard import guarded
@@ -92,7 +92,7 @@ def run(
     except NixeryError as error:
         failed(error)
         for line in (*str(error).splitlines(), *getattr(error, "log_tail", ())):
-            typer.echo(f"nixery: {line}", err=True)
+            typer.echo(f"nixery: {escaped(line)}", err=True)
         raise typer.Exit(_FAILED) from None
 
 
