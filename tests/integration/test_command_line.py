@@ -248,8 +248,8 @@ HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
 @pytest.mark.parametrize(
     ("arguments", "meanwhile", "result"),
     [
-        (("build", "shell/hello"), "shell/hello linux/amd64", "sha256:"),
-        (("inspect", "shell/hello"), "shell/hello linux/amd64", "layers"),
+        (("build", "shell/hello"), "linux/amd64 shell/hello", "sha256:"),
+        (("inspect", "shell/hello"), "linux/amd64 shell/hello", "layers"),
         (("check",), "evaluating the package source", "names can be completed"),
         (("gc",), "finding what is in use", "deleted 0 blobs"),
         (("scrub",), "scrubbing", "0 broken"),

@@ -60,10 +60,15 @@ def bars(console: Console, *columns: ProgressColumn, transient: bool = False) ->
     """
     return Progress(
         _Mark(),
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-        BarColumn(20),
+        # Of a long name, as much as leaves room for the rest.
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(16, console.width * 2 // 5)),
+        ),
+        BarColumn(min(20, console.width // 6)),
         *columns,
-        TimeElapsedColumn(),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
         # What a builder writes may be long; it must not move the bars.
         TextColumn(
             "{task.fields[stage]}",

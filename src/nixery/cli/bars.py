@@ -53,7 +53,8 @@ class BarReporter:
         self._progress.start()
         task = self._builds.get(request)
         if task is None:
-            name = f"{image_name(request) or '(base)'} {request.platform}"
+            # The platform first: the end of a long name is cut off.
+            name = f"{request.platform} {image_name(request)}"
             task = self._builds[request] = self._progress.add_task(name, total=None, stage="")
         match event:
             case Started():
@@ -63,7 +64,7 @@ class BarReporter:
                     task, stage=f"fetching and building {_number(len(packages), 'package')}"
                 )
             case Queued(position):
-                self._progress.update(task, stage=f"waiting; {position - 1} are built before it")
+                self._progress.update(task, stage=f"waiting, place {position} in the queue")
             case Fetching() | Building() | LogLines():
                 self._progress.update(task, stage=self._told_by_nix(request, event))
             case Realised(paths):

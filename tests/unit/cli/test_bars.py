@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -35,7 +36,7 @@ def test_a_build_and_a_push(capsys: pytest.CaptureFixture[str]) -> None:
     reporter.pushing(BytesPushed("registry.test/git:1", 1000))
     reporter.finished({"digest": "sha256:0"})
     shown = terminal.getvalue()
-    assert "shell/git linux/amd64" in shown
+    assert "linux/amd64 shell/git" in shown
     assert "built" in shown
     assert "registry.test/git:1" in shown
     assert "push registry.test/git:1" in shown
@@ -46,7 +47,7 @@ def test_a_build_and_a_push(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
-        ([Queued(3)], "waiting; 2 are built before it"),
+        ([Queued(3)], "waiting, place 3 in the queue"),
         ([Fetching(1_000_000, 4_000_000)], "fetching 1.0 MB of 4.0 MB"),
         ([Fetching(4, 4), Building((), 2)], "2 built"),
         ([Building(("0-git-2.drv",), 0)], "building git-2"),
@@ -91,3 +92,17 @@ def test_a_failure_is_the_last_thing_that_is_drawn() -> None:
 def begun() -> Build:
     (request,) = requests_for("shell/git", (AMD64,))
     return Build.of(request, Pin("fake:", "one", "one"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_long_name_leaves_room_for_what_goes_on(width: int) -> None:
+    terminal = io.StringIO()
+    (request,) = requests_for("shell/" + "/".join(f"package{n}" for n in range(9)), (AMD64,))
+    reporter = BarReporter(Console(file=terminal, force_terminal=True, width=width))
+    reporter.observe(Build.of(request, Pin("fake:", "one", "one")), Grouped(1))
+    reporter.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).splitlines()
+    assert "linux/amd64" in shown[-1]
+    assert "0:00:00" in shown[-1]
+    assert "packing 1 la" in shown[-1]
+    assert len(shown[-1]) <= width
