@@ -18,6 +18,8 @@ compile() {
 }
 
 compile pyproject.toml --output-file requirements/runtime.txt
+# With the extra, for those who install it: the same versions, and more.
+compile pyproject.toml --extra otel --constraint requirements/runtime.txt --output-file requirements/otel.txt
 compile pyproject.toml --extra otel --group pyproject.toml:dev requirements/build.in \
     --constraint requirements/runtime.txt --output-file requirements/dev.txt
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.integration.conftest import StartServer
+from tests.integration.test_pages import get, post
 from tests.support.client import InBackground
 from tests.support.nix import NixSpy, children_of, processes_with_environment, wait_until
 from tests.support.server import Server
@@ -14,7 +15,9 @@ from tests.validator.image_validator import validate
 
 
 def nix_processes(server: Server) -> list[str]:
-    return [command for command in children_of(server.process.pid).values() if command.startswith("nix-")]
+    # What Nix starts for a builder has Nix's command line until it becomes the builder.
+    children = children_of(server.process.pid, direct=True).values()
+    return [command for command in children if command.startswith("nix-")]
 
 
 def test_a_full_queue_is_told_when_to_come_back(start_server: StartServer, spy: NixSpy) -> None:
@@ -36,8 +39,17 @@ def test_a_full_queue_is_told_when_to_come_back(start_server: StartServer, spy: 
     assert (refused.status, refused.error["code"]) == (429, "TOOMANYREQUESTS")
     assert "NIXERY_MAX_BUILDS" in refused.error["message"]
     assert 1 <= int(refused.headers["retry-after"]) <= 60
+    status, headers, answer = post(server, b'{"name": "right"}')
+    assert (status, answer["errors"][0]["code"]) == (429, "TOOMANYREQUESTS")
+    assert 1 <= int(headers["retry-after"]) <= 60
     # What is known, and what somebody has begun, is not refused.
     assert server.client.manifest("hello").body == cached.body
+    assert [post(server, f'{{"name": "{n}"}}'.encode())[0] for n in ("hello", "sleeps", name)] == [202] * 3
+    assert {report["name"] for report in get(server.client, "/api/v1/builds")["builds"]} <= {
+        "hello",
+        "sleeps",
+        name,
+    }
     joined = [InBackground(server.client, f"/v2/{n}/manifests/latest").start() for n in ("sleeps", name)]
     time.sleep(0.5)
     assert running.is_running

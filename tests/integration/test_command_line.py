@@ -233,13 +233,78 @@ def test_completion(nixery: CommandLine, words: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("build",), ("inspect",), ("check",), ("serve",), ("gc",), ("storage",)]
+    "words", [(), ("build",), ("inspect",), ("check",), ("serve",), ("gc",), ("scrub",), ("storage",)]
 )
 def test_help_is_a_light_import(nixery: CommandLine, words: tuple[str, ...]) -> None:
     shown = nixery(*words, "--help", PYTHONPROFILEIMPORTTIME="1")
     assert "nixery" in shown.stdout
-    assert "granian" not in shown.stderr
-    assert "httpx" not in shown.stderr
+    for heavy in ("granian", "httpx", "structlog"):
+        assert heavy not in shown.stderr
+
+
+HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meanwhile", "result"),
+    [
+        (("build", "shell/hello"), "linux/amd64 shell/hello", "sha256:"),
+        (("inspect", "shell/hello"), "linux/amd64 shell/hello", "layers"),
+        (("check",), "evaluating the package source", "names can be completed"),
+        (("gc",), "finding what is in use", "deleted 0 blobs"),
+        (("scrub",), "scrubbing", "0 broken"),
+        (("storage", "copy", "{cache}", "{cache}2"), "copying", "blobs copied"),
+    ],
+)
+def test_all_commands_have_one_look(
+    nixery: CommandLine, arguments: tuple[str, ...], meanwhile: str, result: str
+) -> None:
+    cache = f"file://{nixery.directory}/cache/nixery"
+    shown = nixery.on_terminal(*(argument.format(cache=cache) for argument in arguments))
+    # The cursor is back before the result, which nothing overwrites.
+    during, _, after = shown.rpartition(SHOWN)
+    assert HIDDEN in during
+    assert meanwhile in during
+    assert "━" in during
+    assert result in after
+    assert "━━━━━" not in after or "layers" in after
+
+
+def test_a_build_that_fails_leaves_the_terminal_in_order(nixery: CommandLine) -> None:
+    shown = nixery.on_terminal("build", "failsinbytes", status=1)
+    during, _, after = shown.rpartition(SHOWN)
+    assert "✗" in during
+    assert "nixery: building" not in during
+    assert "nixery: building" in after
+    assert "\x1b[2K" not in after
+
+
+def test_names_of_packages_are_completed_once_they_were_listed(nixery: CommandLine) -> None:
+    def offered() -> list[str]:
+        completion = {"COMP_WORDS": "nixery build shell/hel", "COMP_CWORD": "2"}
+        cache = {"XDG_CACHE_HOME": str(nixery.directory / "cache")}
+        return subprocess.run(
+            [Path(sys.executable).with_name("nixery")],
+            env=clean_environment({"_NIXERY_COMPLETE": "complete_bash", **completion, **cache}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            cwd=nixery.directory,
+        ).stdout.split()
+
+    assert offered() == []
+    nixery("check")
+    assert "shell/hello" in offered()
+
+
+def test_a_tag_is_given_once(nixery: CommandLine) -> None:
+    assert (
+        nixery.inspect("hello:latest")
+        == nixery.inspect("hello")
+        == nixery.inspect("hello", "--tag", "latest")
+    )
+    assert "tag" in nixery("inspect", "hello:latest", "--tag", "latest", status=2).stderr
 
 
 def test_no_package_set(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import time
 from typing import Any
 from urllib.parse import quote
@@ -149,6 +150,12 @@ def test_what_is_not_public_is_hidden(start_server: StartServer) -> None:
         body = server.client.get(path).body
         assert b"hidden" in body, path
         assert b"failsinbytes" not in body, path
+    told = json.dumps(events(server, build["url"])).encode()
+    assert b"hidden" in told
+    metrics = server.client.get("/metrics").body
+    # The last line of the log is that of the error.
+    for body in (told, metrics):
+        assert not re.search(b"failsinbytes|log ends|exit code", body)
 
 
 def test_the_message_about_a_failure_leads_to_its_log(client: RegistryClient, server: Server) -> None:

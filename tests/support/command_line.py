@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,32 @@ class CommandLine:
         assert completed.returncode == status, completed
         assert "Traceback" not in completed.stderr, completed.stderr
         return completed
+
+    def on_terminal(self, *arguments: str, status: int = 0, **settings: str) -> str:
+        """Return all that a terminal is sent."""
+        ours, theirs = pty.openpty()
+        terminal = {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nixery", *arguments],
+            env=self._environment | terminal | settings,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=self.directory,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        written = bytearray()
+        try:
+            # The end of the other side is an error here (pty(7)).
+            with suppress(OSError):
+                while select.select([ours], [], [], 60)[0] and (part := os.read(ours, 1 << 16)):
+                    written += part
+            assert process.wait(10) == status, written.decode()
+        finally:
+            process.kill()
+            os.close(ours)
+        return written.decode()
 
     def inspect(self, *arguments: str) -> Any:  # noqa: ANN401 -- JSON is anything
         return json.loads(self("inspect", "--json", *arguments).stdout)

@@ -67,8 +67,8 @@ def processes_with_environment(*texts: str) -> dict[int, str]:
     return found
 
 
-def children_of(process_id: int) -> dict[int, str]:
-    """Command lines of all descendants of a process, by process id."""
+def children_of(process_id: int, *, direct: bool = False) -> dict[int, str]:
+    """Command lines of all descendants of a process, or of those alone that it started itself, by process id."""
     parents = {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
@@ -83,6 +83,8 @@ def children_of(process_id: int) -> dict[int, str]:
     while wanted:
         wanted = {child for child, parent in parents.items() if parent in wanted}
         found.update({child: _command_line(Path("/proc") / str(child)) for child in wanted})
+        if direct:
+            break
     return found
 
 

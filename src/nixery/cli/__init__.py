@@ -38,6 +38,8 @@ nixery build shell/git --output registry:localhost:5000/git
 
 nixery inspect shell/git --diff shell/jq
 
+nixery build --help
+
 [bold]Environment[/bold]
 
 NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH or NIXERY_FLAKE: where packages come from; one of them is needed.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nixery.cli.completion import complete_output, complete_platform
+from nixery.cli.completion import complete_name, complete_output, complete_platform, complete_truth
 from nixery.image.platform import Platform
 
 
@@ -15,7 +15,9 @@ def build(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME[:TAG]", help="What the image would be called in the registry, e.g. shell/git."
+            metavar="NAME[:TAG]",
+            autocompletion=complete_name,
+            help="What the image would be called in the registry, e.g. shell/git.",
         ),
     ] = "",
     expr: Annotated[
@@ -48,7 +50,9 @@ def build(
     tls_verify: Annotated[
         str,
         typer.Option(
-            metavar="true|false", help="false: the registry may have any certificate, or plain HTTP."
+            metavar="true|false",
+            autocompletion=complete_truth,
+            help="false: the registry may have any certificate, or plain HTTP.",
         ),
     ] = "true",
     insecure: Annotated[bool, typer.Option("--insecure", help="As --tls-verify=false.")] = False,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def build(
 
     # Lines of the log would run through the bars.
     silent = quiet or isinstance(reporter, BarReporter)
-    reporter.finished(run(command, quiet=silent, failed=reporter.failed))
+    with closing(reporter):
+        reporter.finished(run(command, quiet=silent, failed=reporter.failed))
 
 
 async def _put(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 
+from nixery.cli.activity import Activity, activity
 from nixery.cli.workshop import run, user_settings, workshop
 from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, StorageError
 from nixery.image.request import requests_for
 from nixery.nix.sandbox import configured_sandbox, require_sandbox
+from nixery.pipeline.package_index import PackageIndex
 from nixery.preparation import storage
 from nixery.settings import Settings
 from nixery.storage.files import make_directory, temporary_file, write_all
@@ -60,7 +64,8 @@ class Finding:
 
 def check(*, as_json: bool) -> None:
     """See ``nixery.cli.check.check``."""
-    findings = list(_findings())
+    with activity(quiet=as_json) as shown:
+        findings = list(_findings(shown))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -76,8 +81,10 @@ def check(*, as_json: bool) -> None:
         raise typer.Exit(_WRONG)
 
 
-def _findings() -> Iterator[Finding]:
+def _findings(shown: Activity) -> Iterator[Finding]:
+    shown.begin("asking Nix")
     nix = _nix()
+    shown.begin("looking at the settings")
     settings: Settings | None = None
     try:
         settings = user_settings()
@@ -89,9 +96,11 @@ def _findings() -> Iterator[Finding]:
     if settings is None:
         return
     yield _sandbox(settings)
+    shown.begin("trying the storage")
     place = _storage(settings)
     yield place
     if nix.right and place.right:
+        shown.begin("evaluating the package source")
         yield _source()
 
 
@@ -178,8 +187,17 @@ def _source() -> Finding:
                 return Finding("source", False, "; ".join([*found, str(error)]), advice)
             else:
                 found.append("it evaluates")
+            found.extend(await _listed(wired.index))
             if warning:
                 return Finding("source", False, "; ".join([*found, warning]), "see that it can be reached")
             return Finding("source", right=True, found="; ".join(found))
 
     return run(command, quiet=True)
+
+
+async def _listed(index: PackageIndex) -> list[str]:
+    """List the package set: pages and the shell complete its names from then on. Not all sets can be listed, and none has to be."""
+    with suppress(NixeryError, TimeoutError):
+        names = await asyncio.wait_for(index.names("latest"), _PATIENCE)
+        return [f"{len(names):,} names can be completed"]
+    return []

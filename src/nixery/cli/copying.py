@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import typer
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.filesize import decimal
 
+from nixery.cli.activity import BYTES, activity
 from nixery.cli.workshop import run
 from nixery.errors import StorageError
 from nixery.settings.storage import StorageSettings
@@ -25,35 +26,38 @@ _BACKENDS = {
 }
 
 
-def copy(source: str, target: str) -> None:
-    """Do what the command says.
-
-    Raises:
-        typer.Exit: something was broken, or did not work.
-    """
+def copy(source: str, target: str, *, as_json: bool) -> None:
+    """See ``nixery.cli.storage.copy``."""
 
     async def command() -> Copied:
-        with tempfile.TemporaryDirectory(prefix="nixery-") as temporary, _progress() as progress:
+        with (
+            tempfile.TemporaryDirectory(prefix="nixery-") as temporary,
+            activity(BYTES, quiet=as_json) as shown,
+        ):
             opened = [_open(url, Path(temporary)) for url in (source, target)]
-            task = progress.add_task("", total=None)
+            shown.begin("copying")
+            before = 0
 
             def show(done: Copied) -> None:
-                text = f"{done.blobs} blobs, {done.copied} of them copied, {done.records} records"
-                progress.update(task, description=text, completed=done.size)
+                nonlocal before
+                shown.tell(f"{done.copied} of {done.blobs} blobs copied, {done.records} records")
+                shown.advance(done.size - before)
+                before = done.size
 
             return await copy_storage(opened[0], opened[1], show)
 
     done = run(command, quiet=True)
-    typer.echo(f"{done.copied} of {done.blobs} blobs copied ({done.size} bytes), {done.records} records")
+    if as_json:
+        numbers = {"blobs": done.blobs, "copied": done.copied, "bytes": done.size, "records": done.records}
+        typer.echo(json.dumps({**numbers, "broken": list(map(str, done.broken))}))
+    else:
+        typer.echo(
+            f"{done.copied} of {done.blobs} blobs copied ({decimal(done.size)}), {done.records} records"
+        )
     for digest in done.broken:
         typer.echo(f"nixery: {digest} is broken and was left out", err=True)
     if done.broken:
         raise typer.Exit(1)
-
-
-def _progress() -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TransferSpeedColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _open(url: str, temporary: Path) -> Storage:

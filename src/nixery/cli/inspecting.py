@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from nixery.cli.bars import BarReporter
+from nixery.cli.progress import LineReporter
 from nixery.cli.workshop import run, workshop
 from nixery.errors import BlobUnknown
 from nixery.image.platform import Platform
@@ -42,14 +46,18 @@ def inspect(
     name: str, diff: str, tag: str, diff_tag: str, platform: Platform | None, *, as_json: bool
 ) -> None:
     """See ``nixery.cli.inspect.inspect``."""
+    # An image that is not there is built, which may take its time.
+    on_terminal = sys.stderr.isatty() and not as_json
+    shown = BarReporter(transient=True) if on_terminal else LineReporter()
 
     async def command() -> list[_Inspected]:
-        async with workshop() as (wired, prepared):
-            asked = [(name, tag), *([(diff, diff_tag or tag)] if diff else [])]
+        async with workshop(None, shown) as (wired, prepared):
+            asked = [(name, tag), *([(diff, diff_tag)] if diff else [])]
             wanted = platform or prepared.platforms[0]
             return [await _inspect(wired, one, its_tag, wanted) for one, its_tag in asked]
 
-    images = run(command, quiet=True)
+    with closing(shown):
+        images = run(command, quiet=as_json or on_terminal, failed=shown.failed)
     if as_json:
         document = _as_json(images[0]) if len(images) == 1 else _difference(*images)
         typer.echo(json.dumps(document, indent=2))

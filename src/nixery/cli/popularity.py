@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from nixery.cli.completion import complete_platform
 from nixery.image.platform import Platform
-from nixery.pipeline.reference_counting import Basis
+from nixery.pipeline.basis import Basis
 
 _NOTHING = 1
 _WRONG_USAGE = 2
@@ -35,21 +32,30 @@ def popularity(
     ] = Basis.AUTO,
     tag: Annotated[str, typer.Option(help="Of the package source.")] = "latest",
     platform: Annotated[
-        Platform | None, typer.Option(parser=Platform.parse, help="Instead of the first of NIXERY_PLATFORMS.")
+        Platform | None,
+        typer.Option(
+            parser=Platform.parse,
+            metavar="OS/ARCH",
+            autocompletion=complete_platform,
+            help="Instead of the first of NIXERY_PLATFORMS.",
+        ),
     ] = None,
 ) -> None:
     """Print how often each package is referred to across the package set: a file for NIX_POPULARITY_URL.
 
     As many processes as NIXERY_MAX_BUILDS says are at work. Who interrupts it may start it again, and it goes on.
     """
-    from nixery.cli.workshop import run, workshop  # what every command but this one can do without
+    # What every command but this one can do without.
+    from nixery.cli.activity import activity
+    from nixery.cli.workshop import run, workshop
 
     names = None if packages is None else _names(packages)
 
     async def command() -> dict[str, int] | None:
         # The data that is made here need not be there yet.
         async with workshop(without={"NIX_POPULARITY_URL"}) as (wired, prepared):
-            with _watcher() as watcher:
+            # A step is a batch, which is worth a line.
+            with activity("packages", pause=0) as watcher:
                 return await wired.counting.count(
                     names, tag, platform or prepared.platforms[0], basis, watcher
                 )
@@ -85,51 +91,3 @@ def _names(file: str) -> list[str]:
 def _refuse(file: str, reason: str) -> NoReturn:
     typer.echo(f"nixery: --packages {file}: {reason}", err=True)
     raise typer.Exit(_WRONG_USAGE)
-
-
-class _OnTerminal:
-    """A progress bar."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-
-    def begin(self, what: str, total: int) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(what, total=total)
-
-    def advance(self, count: int) -> None:
-        if self._task is not None:
-            self._progress.advance(self._task, count)
-
-    def note(self, line: str) -> None:
-        self._progress.console.print(f"nixery: {line}", markup=False, highlight=False, soft_wrap=True)
-
-
-class _Lines:
-    """A line for each step."""
-
-    def __init__(self) -> None:
-        self._what, self._total, self._done = "", 0, 0
-
-    def begin(self, what: str, total: int) -> None:
-        self._what, self._total, self._done = what, total, 0
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        self.note(f"{self._what}: {self._done} of {self._total} packages")
-
-    def note(self, line: str) -> None:
-        typer.echo(f"nixery: {line}", err=True)
-
-
-@contextmanager
-def _watcher() -> Iterator[_OnTerminal | _Lines]:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield _OnTerminal(progress)

@@ -50,6 +50,10 @@ class Reporter(Protocol):
         """Print the result, which has a ``digest``."""
         ...
 
+    def close(self) -> None:
+        """Leave a terminal as it was, however the command ends."""
+        ...
+
 
 def reporter(*, as_json: bool, quiet: bool) -> Reporter:
     """Choose how progress is shown, by what was asked for and by where stderr goes."""
@@ -85,6 +89,9 @@ class LineReporter:
         """See ``Reporter``."""
         typer.echo(result["digest"])
 
+    def close(self) -> None:
+        """See ``Reporter``."""
+
 
 class JsonReporter:
     """One JSON object a line on stdout, each with ``event``; the last one is ``result`` or ``error``."""
@@ -114,6 +121,9 @@ class JsonReporter:
     def finished(self, result: dict[str, Any]) -> None:
         """See ``Reporter``."""
         self._print("result", result)
+
+    def close(self) -> None:
+        """See ``Reporter``."""
 
     def _print(self, event: str, fields: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")

@@ -18,6 +18,7 @@ def _storage() -> None:
 def copy(
     source: Annotated[str, typer.Argument(metavar="FROM", help="E.g. file:///var/lib/nixery.")],
     target: Annotated[str, typer.Argument(metavar="TO", help="E.g. s3://bucket/prefix, gs://..., az://...")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Copy all blobs and records of a storage into another one.
 
@@ -26,4 +27,4 @@ def copy(
     """
     from nixery.cli import copying
 
-    copying.copy(source, target)
+    copying.copy(source, target, as_json=as_json)

@@ -8,12 +8,12 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import typer
 
-from nixery.cli.logs import configure_logs
+from nixery.cli.completion import user_storage
+from nixery.cli.logs import configure_logs, escaped
 from nixery.errors import NixeryError, SettingsError
 from nixery.nix.builder import NixExpression
 from nixery.nix.guard import guarded
@@ -92,7 +92,7 @@ def run(
     except NixeryError as error:
         failed(error)
         for line in (*str(error).splitlines(), *getattr(error, "log_tail", ())):
-            typer.echo(f"nixery: {line}", err=True)
+            typer.echo(f"nixery: {escaped(line)}", err=True)
         raise typer.Exit(_FAILED) from None
 
 
@@ -106,5 +106,4 @@ async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
 
 
 def _defaults() -> dict[str, str]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return {"PORT": "8080", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(cache / "nixery")}
+    return {"PORT": "8080", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(user_storage())}

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nixery.nix.error_message import is_about_a_full_disk
+from nixery.nix.plain_text import plain_text
 from nixery.nix.progress import ProgressFeed
 
 _PREFIX = b"@nix "
@@ -25,7 +26,6 @@ _WORK = (_COPY_ACTIVITY, _BUILD_ACTIVITY, _SUBSTITUTE_ACTIVITY)
 _LOG_LINE_RESULTS = (101, 107)  # a builder's line, a post-build hook's line
 _LEVEL_ERROR = 0
 
-_ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 _DERIVATION = re.compile(r"/nix/store/([0-9a-z]{32}-[^\s'!^]+?\.drv)")
 
 LOG_TAIL = 20
@@ -186,6 +186,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def plain(text: str) -> str:
-    """Return what a person reads of a line: no colours, and an end."""
-    text = _ANSI_ESCAPE.sub("", text)
+    """Return what a person reads of a line: nothing that is meant for a terminal, and an end."""
+    text = "\n".join(map(plain_text, text.split("\n")))
     return text if len(text) <= _LONGEST_LINE else text[:_LONGEST_LINE] + "…"

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
-_ANSI_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+from nixery.nix.plain_text import plain_text
 
 
 def explanation(stderr: Sequence[str]) -> str:
@@ -14,7 +14,7 @@ def explanation(stderr: Sequence[str]) -> str:
 
     Newer versions print a trace first and the error that started it all last.
     """
-    lines = [_ANSI_ESCAPE.sub("", line).strip() for line in stderr]
+    lines = [plain_text(line).strip() for line in stderr]
     starts = [number for number, line in enumerate(lines) if line.startswith("error:")]
     message: list[str] = []
     for line in lines[starts[-1] :] if starts else []:
@@ -48,7 +48,7 @@ def collected_path(said: Sequence[str]) -> str | None:
 
     A file that is missing within a path that is there is somebody else's fault.
     """
-    text = "\n".join(_ANSI_ESCAPE.sub("", line) for line in said)
+    text = "\n".join(plain_text(line) for line in said)
     if _GONE.search(text) is None:
         return None
     return next((path for path in _STORE_PATH.findall(text) if not os.path.lexists(path)), None)

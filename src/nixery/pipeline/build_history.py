@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from nixery.errors import StorageError
+from nixery.errors import StorageError, TooBusy
 from nixery.nix.progress import Building, Fetching, LogLines
 from nixery.pipeline.build_report import BuildReport, Line, State
 from nixery.pipeline.events import (
@@ -63,6 +63,10 @@ class BuildHistory:
 
     def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``BuildObserver.observe``."""
+        if isinstance(event, Failed) and isinstance(event.error, TooBusy):
+            # Never begun, and whoever asked was told so. A crowd that is sent away must not push out what was built.
+            self._reports.pop(build.id, None)
+            return
         report = self._reports.get(build.id)
         if report is None:
             if isinstance(event, Reused):

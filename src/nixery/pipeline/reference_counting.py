@@ -6,13 +6,13 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from enum import StrEnum
 from typing import TypeVar
 
 from nixery.closure.store_path import StorePath
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.nix.builder import Contents, Evaluated, Package
+from nixery.pipeline.basis import Basis
 from nixery.pipeline.batch_records import Batch, BatchRecords, References
 from nixery.pipeline.package_graph import PackageGraph, Watcher
 from nixery.pipeline.pins import Pins
@@ -31,14 +31,6 @@ _EXAMPLES = 3
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-
-
-class Basis(StrEnum):
-    """What references are counted of."""
-
-    AUTO = "auto"
-    CLOSURES = "closures"
-    DERIVATIONS = "derivations"
 
 
 class ReferenceCounting:

@@ -5,44 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from nixery.errors import (
-    BuildFailed,
-    BuildTimedOut,
-    BuildTookTooLong,
-    ClosureTooLarge,
-    EvaluationFailed,
-    NixeryError,
-    PackagesUnavailable,
-    ShuttingDown,
-)
+from nixery.errors import BuildTookTooLong, NixeryError, ShuttingDown, TooBusy
 from nixery.image.request import ImageRequest
-from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.events import Build, BuildObserver, Failed, Joined, Queued, Requested, Reused, Started
 from nixery.pipeline.image import Image
 from nixery.pipeline.image_builder import ImageBuilder
 from nixery.pipeline.layer_publisher import Observe
+from nixery.pipeline.recent_failures import RecentFailures
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.pipeline.slots import Slots
 from nixery.request_context import current_request
 from nixery.sources.source import Pin
-
-# What would be the same a moment later. Clients ask again at once, containerd up to five times.
-_LASTING = (
-    BuildFailed,
-    BuildTimedOut,
-    BuildTookTooLong,
-    ClosureTooLarge,
-    EvaluationFailed,
-    PackagesUnavailable,
-)
-
-# Bytes of failures that are remembered.
-_CAPACITY = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +34,6 @@ class BuildBounds:
 
     slots: Slots
     seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    build: Build
-    error: NixeryError
-    until: float
 
 
 class SharedBuilds:
@@ -87,9 +57,7 @@ class SharedBuilds:
         failure_time_to_live: float = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._failure_time_to_live = failure_time_to_live
-        self._clock = clock
-        self._failures: LeastRecentlyUsed[tuple[Pin, ImageRequest], _Failure] = LeastRecentlyUsed(_CAPACITY)
+        self._failures = RecentFailures(failure_time_to_live, clock)
         self._cache = cache
         self._builder = builder
         self._observer = observer
@@ -97,6 +65,8 @@ class SharedBuilds:
         self._in_flight: SingleFlight[tuple[Pin, ImageRequest], Image] = SingleFlight()
         self._builds: dict[tuple[Pin, ImageRequest], Build] = {}
         self._unattended: set[asyncio.Task[None]] = set()
+        # By the id of a build that nobody waits for: done as soon as it is clear that it is not sent away.
+        self._admissions: dict[str, asyncio.Future[None]] = {}
 
     async def image(self, request: ImageRequest, pin: Pin) -> Image:
         """Return the requested image, after everything in it is stored.
@@ -115,16 +85,25 @@ class SharedBuilds:
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
-        failure = self._failure(request, pin)
+        failure = self._failures.find(request, pin)
         if failure is not None:
             # Without the traceback, which would grow each time.
             raise failure.error.with_traceback(None)
         self._note_who_waits(request, pin)
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
 
-    def begin(self, request: ImageRequest, pin: Pin) -> Build:
-        """Have an image built that nobody waits for; return the build, which may go on already, or have failed just now."""
-        failure = self._failure(request, pin)
+    async def begin(self, request: ImageRequest, pin: Pin) -> Build:
+        """Have an image built that nobody waits for.
+
+        Returns:
+            The build, as soon as it has begun or has its place in the queue. It may have been begun by somebody else, or have failed
+            just now.
+
+        Raises:
+            TooBusy: too much is built and waits already.
+            ShuttingDown: this was closed before it had begun.
+        """
+        failure = self._failures.find(request, pin)
         if failure is not None:
             return failure.build
         key = (pin, request)
@@ -132,19 +111,35 @@ class SharedBuilds:
         if build is None:
             context = current_request()
             build = self._builds[key] = Build.of(request, pin, context.id if context else None)
+            self._admissions[build.id] = asyncio.get_running_loop().create_future()
             self._observer.observe(build, Requested())
-            task = asyncio.ensure_future(self._unattended_build(request, pin))
+            task = asyncio.ensure_future(self._unattended_build(build))
             self._unattended.add(task)
             task.add_done_callback(self._unattended.discard)
+        admission = self._admissions.get(build.id)
+        if admission is not None:
+            await asyncio.shield(admission)  # others may wait for it, too
         return build
 
-    async def _unattended_build(self, request: ImageRequest, pin: Pin) -> None:
-        with suppress(NixeryError):  # observers are told
+    async def _unattended_build(self, build: Build) -> None:
+        request, pin = build.request, build.pin
+        refused: NixeryError | None = None
+        try:
             await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
+        except (TooBusy, ShuttingDown) as error:
+            refused = error
+        except NixeryError:
+            pass  # observers are told
+        finally:
+            self._admit(build, refused)
 
-    def _failure(self, request: ImageRequest, pin: Pin) -> _Failure | None:
-        failure = self._failures.get((pin, request))
-        return failure if failure is not None and failure.until > self._clock() else None
+    def _admit(self, build: Build, refused: NixeryError | None = None) -> None:
+        admission = self._admissions.pop(build.id, None)
+        if admission is not None and refused is not None:
+            admission.set_exception(refused)
+            admission.exception()  # Mark it as seen: who wanted to know may be gone.
+        elif admission is not None:
+            admission.set_result(None)
 
     def _note_who_waits(self, request: ImageRequest, pin: Pin) -> None:
         context = current_request()
@@ -169,6 +164,7 @@ class SharedBuilds:
             nonlocal waited
             waited = True
             observe(Queued(position))
+            self._admit(build)
 
         try:
             image = await self._find(request, pin, observe)
@@ -180,15 +176,14 @@ class SharedBuilds:
                 if image is not None:
                     return image
                 observe(Started())
+                self._admit(build)
                 image = await self._build(request, pin, observe)
             if self._cache:
                 await self._cache.add(pin, request, image)
         except NixeryError as error:
             error.build = build.id
             observe(Failed(error))
-            if isinstance(error, _LASTING):
-                until = self._clock() + self._failure_time_to_live
-                self._failures.put((pin, request), _Failure(build, error, until), _size(error))
+            self._failures.add(build, error)
             raise
         except asyncio.CancelledError:
             observe(Failed(ShuttingDown()))
@@ -212,8 +207,3 @@ class SharedBuilds:
             if bound.expired() and self._bounds.seconds is not None:
                 raise BuildTookTooLong(self._bounds.seconds) from None
             raise
-
-
-def _size(error: NixeryError) -> int:
-    """Bytes of what an error holds: its message, and the end of a log."""
-    return len(str(error)) + sum(map(len, getattr(error, "log_tail", ())))

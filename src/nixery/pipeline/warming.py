@@ -37,7 +37,8 @@ class Warming:
             TagUnknown: the package source has nothing like it.
             SourceUnreachable: it cannot be asked.
             StorageError: the pin cannot be kept.
-            TooBusy: too many tags are looked up already.
+            TooBusy: too many tags are looked up already, or too much is built and waits. What was begun before goes on, and is joined by
+                who asks again.
         """
         require_few_packages(requests[0], self._most_packages)
         pin = (await self._pins.pin(tag)).pin
@@ -45,4 +46,4 @@ class Warming:
             await self._source.confirm(pin)
         except PackageSetChanged:
             pin = (await self._pins.replace(tag, pin)).pin
-        return [self._builds.begin(request, pin) for request in requests]
+        return [await self._builds.begin(request, pin) for request in requests]

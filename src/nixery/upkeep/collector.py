@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from nixery.errors import StorageError
@@ -41,6 +41,9 @@ _AT_ONCE = 16
 _SKEW = 60.0
 
 
+Observe = Callable[[Collected], None]
+
+
 class Collector:
     """Collects garbage.
 
@@ -55,23 +58,30 @@ class Collector:
         self._records = records
         self._grace = grace
 
-    async def collect(self, limits: Limits, *, dry_run: bool = False) -> Collected:
+    async def collect(
+        self, limits: Limits, *, dry_run: bool = False, observe: Observe = lambda _: None
+    ) -> Collected:
         """Delete what the limits leave no room for, and everything that nothing holds.
 
         Args:
             limits: what may stay.
             dry_run: delete nothing, and say what would go.
+            observe: called for each blob that stays or goes, with what is also returned.
 
         Raises:
             CollectionRunning: there is another one.
             StorageError: the storage does not do what is asked; what was not deleted is garbage still.
         """
         async with nullcontext() if dry_run else Lease(self._records) as lease:
-            return await _Collection(self._blobs, self._records, limits, lease, self._grace).run()
+            collection = _Collection(self._blobs, self._records, limits, lease, self._grace)
+            collection.observe = observe
+            return await collection.run()
 
 
 class _Collection:
     """One run, which deletes nothing without a lease."""
+
+    observe: Observe
 
     def __init__(
         self, blobs: BlobStore, records: RecordStore, limits: Limits, lease: Lease | None, grace: float
@@ -93,7 +103,7 @@ class _Collection:
         batch: list[ListedBlob] = []
         async for blob in self._blobs.scan():
             if blob.digest in self._marking.marks or blob.modified > self._cutoff:
-                self._result.keep(blob)
+                self._keep(blob)
                 continue
             batch.append(blob)
             if len(batch) == _BATCH:
@@ -121,7 +131,7 @@ class _Collection:
             return
         if self._lease is None:
             for blob in batch:
-                self._result.delete(blob)
+                self._deleted(blob)
             return
         await self._lease.condemn(blob.digest for blob in batch)
         await self._marking.look_again(max(self._cutoff, self._now - _SKEW))
@@ -133,7 +143,15 @@ class _Collection:
 
     async def _delete_blob(self, blob: ListedBlob) -> None:
         if blob.digest in self._marking.marks:
-            self._result.keep(blob)
+            self._keep(blob)
             return
         await self._blobs.delete(blob.digest)
+        self._deleted(blob)
+
+    def _keep(self, blob: ListedBlob) -> None:
+        self._result.keep(blob)
+        self.observe(self._result)
+
+    def _deleted(self, blob: ListedBlob) -> None:
         self._result.delete(blob)
+        self.observe(self._result)

@@ -74,6 +74,7 @@ class Wired:
     Attributes:
         application: what is served.
         close: ends all builds, which has to be done before the server is stopped.
+        index: of the names of packages.
         counting: of references across the package set.
         ahead: what is read before anybody asks; no request depends on it, but the first one is faster after it.
     """
@@ -83,6 +84,7 @@ class Wired:
     blobs: BlobStore
     pins: Pins
     evaluator: Evaluator
+    index: PackageIndex
     close: Callable[[], Awaitable[None]]
     counting: ReferenceCounting
     ahead: asyncio.Task[None]
@@ -194,7 +196,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         others = {**dict.fromkeys(PATHS, health.answer), "/metrics": MetricsPage(metrics).get}
         application = Application(registry, observation, others, below)
         history.start()
-        yield Wired(application, images, blobs, pins, evaluator, close, counting, ahead)
+        yield Wired(application, images, blobs, pins, evaluator, index, close, counting, ahead)
     finally:
         for task in tasks:
             task.cancel()

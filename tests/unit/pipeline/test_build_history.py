@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.errors import BuildFailed
+from nixery.errors import BuildFailed, TooBusy
 from nixery.image.request import parse_image_name
 from nixery.nix.progress import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
@@ -194,3 +194,16 @@ async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> N
         assert "secret" not in report.model_dump_json()
     assert PublishedBuilds(history, public=True).recent()[0].name == "secret"
     await history.close()
+
+
+async def test_a_crowd_that_is_sent_away_pushes_nothing_out(records: FilesystemRecordStore) -> None:
+    history = BuildHistory(records)
+    first = build()
+    tell(history, first, Started(), Stored(DIGEST, 1))
+    for _ in range(300):
+        refused = build()
+        history.observe(refused, Requested())
+        history.observe(refused, Failed(TooBusy(1, 1, 10)))
+        assert history.get(refused.id) is None
+    await history.close()
+    assert [report.id for report in history.recent()] == [first.id]

@@ -123,35 +123,37 @@ async def test_zero_tries_each_time(world: World) -> None:
 
 
 async def test_a_build_that_nobody_waits_for_is_one_with_those_that_somebody_does(world: World) -> None:
+    world.may_end.clear()
     builds = world.shared_builds()
-    one = builds.begin(REQUEST, PIN)
-    assert builds.begin(REQUEST, PIN) is one
+    one = await builds.begin(REQUEST, PIN)
+    assert await builds.begin(REQUEST, PIN) is one
+    world.may_end.set()
     await builds.image(REQUEST, PIN)
     assert world.builds == 1
     assert {build.id for build, _ in world.told} == {one.id}
     assert [type(event) for _, event in world.told] == [Requested, Started]
-    assert builds.begin(REQUEST, PIN).id != one.id
+    assert (await builds.begin(REQUEST, PIN)).id != one.id
     await builds.close()
 
 
 async def test_a_failure_says_which_build_it_was(world: World) -> None:
     builds = world.shared_builds()
     world.error = BuildFailed("git.drv", ("no",), "failed")
-    one = builds.begin(REQUEST, PIN)
+    world.may_end.clear()
+    one = await builds.begin(REQUEST, PIN)
+    world.may_end.set()
     for _ in range(2):
         with pytest.raises(BuildFailed) as raised:
             await builds.image(REQUEST, PIN)
         assert raised.value.build == one.id
-    assert builds.begin(REQUEST, PIN) == one
+    assert await builds.begin(REQUEST, PIN) == one
     assert world.builds == 1
 
 
 async def test_a_build_that_is_ended_has_failed(world: World) -> None:
     builds = world.shared_builds()
     world.may_end.clear()
-    one = builds.begin(REQUEST, PIN)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    one = await builds.begin(REQUEST, PIN)
     await builds.close()
     (failed,) = [event for build, event in world.told if build == one and isinstance(event, Failed)]
     assert isinstance(failed.error, ShuttingDown)
@@ -270,15 +272,25 @@ async def test_a_build_that_nobody_waits_for_has_its_place_in_the_queue(world: W
     world.slots = Slots(1, 1)
     world.may_end.clear()
     builds = world.shared_builds()
-    first, second, third = (builds.begin(parse_image_name(f"p{n}"), PIN) for n in range(3))
-    await settled()
+    first, second = [await builds.begin(parse_image_name(f"p{n}"), PIN) for n in range(2)]
     assert world.of("p0") == [Requested(), Started()]
     assert world.of("p1") == [Requested(), Queued(1)]
-    (_, failed) = world.of("p2")
-    assert isinstance(failed, Failed)
-    assert isinstance(failed.error, TooBusy)
-    assert failed.error.build == third.id
-    assert len({first.id, second.id, third.id}) == 3
+    assert first.id != second.id
+    await builds.close()
+
+
+async def test_who_begins_a_build_is_told_that_the_queue_is_full(world: World) -> None:
+    world.slots = Slots(1, 0)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    running = await builds.begin(REQUEST, PIN)
+    asked = [builds.begin(parse_image_name("htop"), PIN) for _ in range(2)]
+    for refused in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(refused, TooBusy)
+    assert await builds.begin(REQUEST, PIN) is running
+    world.may_end.set()
+    await builds.image(REQUEST, PIN)
+    await builds.begin(parse_image_name("htop"), PIN)
     await builds.close()
 
 
@@ -288,7 +300,7 @@ async def test_who_pulls_what_was_begun_for_another_request_joins_it(world: Worl
 
     async def begin() -> Build:
         enter_request(RequestContext("post"))
-        return builds.begin(REQUEST, PIN)
+        return await builds.begin(REQUEST, PIN)
 
     async def pull() -> None:
         enter_request(RequestContext("pull"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from importlib.resources import files
 from urllib.parse import quote
@@ -119,6 +120,7 @@ class Pages:
         return self._templates.response(
             "build.html",
             build=report,
+            now=time.time(),
             stages=shown_stages(report),
             public=self._builds.public,
             link=self._link(report.name, report.platform),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from nixery.server.responses import BytesResponse
 
@@ -21,6 +22,8 @@ _HEADERS = {
 }
 
 _HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
+
+_STORE_HASH = re.compile(r"^[0-9a-z]{32}-")
 
 _THOUSAND = 1000
 _MINUTE = 60
@@ -37,8 +40,8 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = {"size": size, "duration": duration, "moment": moment, "iso": iso, "short": short}
-        self._environment.filters.update(filters)
+        filters = (size, duration, moment, iso, short, derivation, breakable)
+        self._environment.filters.update({filter_.__name__: filter_ for filter_ in filters})
 
     def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
         """Answer with a page."""
@@ -73,6 +76,16 @@ def moment(time: float) -> str:
 def short(revision: str) -> str:
     """Shorten a commit or a digest to what people tell it by."""
     return revision[:12] if _HASH.fullmatch(revision) else revision
+
+
+def derivation(file: str) -> str:
+    """Leave of ``<hash>-<name>.drv`` what people know it by."""
+    return _STORE_HASH.sub("", file).removesuffix(".drv")
+
+
+def breakable(name: str) -> Markup:
+    """Let the name of an image be broken between packages, and nowhere else where there is room."""
+    return Markup("/<wbr>").join(name.split("/"))
 
 
 def iso(time: float) -> str:

@@ -4,6 +4,13 @@
 const $ = (id) => document.getElementById(id);
 const say = (text) => { $("status").textContent = text; };
 
+// A word that may be broken between the packages of a name.
+function breakable(word) {
+  const made = document.createElement("span");
+  word.split("/").forEach((part, index) => made.append(...(index ? ["/", document.createElement("wbr"), part] : [part])));
+  return made;
+}
+
 function element(name, text, className) {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text; // never as HTML: names and logs are other people's
@@ -98,7 +105,10 @@ function compose(section) {
       Podman: `podman run --rm -it ${plain}${reference}`,
       Kubernetes: `kubectl run -it --rm --restart=Never --image=${reference} nixery`,
     };
-    for (const code of section.querySelectorAll("code[data-line]")) code.textContent = lines[code.dataset.line];
+    for (const code of section.querySelectorAll("code[data-line]")) {
+      const words = lines[code.dataset.line].split(" ").map(breakable);
+      code.replaceChildren(...words.flatMap((word, index) => (index ? [" ", word] : [word])));
+    }
     hidden.value = [...chosen, ...typed()].join(" ");
     button.disabled = !name();
     chips.replaceChildren(...chosen.map((package_) => {
@@ -202,7 +212,9 @@ function compose(section) {
 }
 
 function follow(page) {
-  const log = $("log"), created = Number(page.dataset.created);
+  const log = $("log");
+  // By this machine's clock, which need not be the server's.
+  const begun = Date.now() / 1000 - (Number(page.dataset.now) - Number(page.dataset.created));
   const titles = Object.fromEntries([...document.querySelectorAll("[data-stage]")].map((li) => [li.dataset.stage, li]));
   let over = false;
   if (log) log.scrollTop = log.scrollHeight;
@@ -226,9 +238,12 @@ function follow(page) {
     if (build.size !== null) $("closure").textContent = `${size(build.size)}, ${build.paths} paths`;
     if (build.to_fetch) $("fetched").textContent = `${size(build.fetched)} of ${size(build.to_fetch)}`;
     if (build.layers !== null) $("layers").textContent = `${build.packed + build.reused} of ${build.layers}`;
-    $("packed").textContent = size(build.packed_bytes);
-    $("reused").textContent = size(build.reused_bytes);
-    $("building").textContent = build.building.length ? `Building ${build.building.join(", ")}` : "";
+    if (build.layers !== null) {
+      $("packed").textContent = size(build.packed_bytes);
+      $("reused").textContent = size(build.reused_bytes);
+    }
+    const building = build.building.map((name) => name.replace(/^[0-9a-z]{32}-/, "").replace(/\.drv$/, ""));
+    $("building").textContent = building.length ? `Building ${building.join(", ")}` : "";
     if (log) {
       const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
       for (const line of lines) log.append(`${line.text}\n`);
@@ -252,7 +267,7 @@ function follow(page) {
   source.addEventListener("end", (event) => { source.close(); show(JSON.parse(event.data)); });
   const clock = setInterval(() => {
     if (over) return clearInterval(clock);
-    $("time").textContent = duration(Date.now() / 1000 - created);
+    $("time").textContent = duration(Date.now() / 1000 - begun);
   }, 200);
 }
 

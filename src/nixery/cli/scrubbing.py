@@ -1,0 +1,43 @@
+"""What ``nixery scrub`` does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import typer
+from rich.filesize import decimal
+
+from nixery.cli.activity import BYTES, activity
+from nixery.cli.workshop import run, storehouse
+from nixery.upkeep.scrubber import Finding, Scrubber
+
+_FOUND = 1
+_MIB = 1 << 20
+
+
+def scrub(rate: int, *, as_json: bool) -> None:
+    """See ``nixery.cli.scrub.scrub``."""
+
+    async def command() -> tuple[int, int, list[Finding]]:
+        findings: list[Finding] = []
+        count = size = 0
+        with storehouse() as (_, opened), activity(BYTES, quiet=as_json) as shown:
+            shown.begin("scrubbing", None if as_json else sum([b.size async for b in opened.blobs.scan()]))
+            async for checked in Scrubber(opened.blobs, opened.records, rate * _MIB or None).scrub():
+                count += 1
+                size += checked.size
+                shown.advance(checked.size)
+                if checked.finding is not None:
+                    findings.append(checked.finding)
+                    if not as_json:
+                        shown.note(f"{checked.finding.what}: {checked.finding.reason}")
+        return count, size, findings
+
+    count, size, findings = run(command, quiet=True)
+    if as_json:
+        typer.echo(json.dumps({"read": count, "bytes": size, "broken": [asdict(f) for f in findings]}))
+    else:
+        typer.echo(f"read {count} blobs and records ({decimal(size)}): {len(findings)} broken")
+    if findings:
+        raise typer.Exit(_FOUND)

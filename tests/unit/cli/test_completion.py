@@ -1,0 +1,63 @@
+"""Names, as the shell offers them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nixery.cli.completion import complete_name, complete_output, complete_platform
+from nixery.nix.builder import Details
+from nixery.pipeline.package_index import LISTED
+
+# Texts that look like members.
+AWKWARD = 'x,"gitk":{"'
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STORAGE_PATH", str(tmp_path))
+    directory = tmp_path / "records" / "packages" / "ab"
+    directory.mkdir(parents=True)
+    return directory
+
+
+def keep(place: Path, *names: str) -> None:
+    place.write_bytes(LISTED.dump_json({name: Details("1,", AWKWARD) for name in names}))
+
+
+def test_the_shortest_name_comes_first(records: Path) -> None:
+    keep(records / "abc", "gitWeb", "git", "htop", "_1password", "_gita", "legit")
+    assert complete_name("gi") == ["git", "gitweb"]
+    assert complete_name("shell/htop/GI") == ["shell/htop/git", "shell/htop/gitweb"]
+    assert complete_name("1p") == ["1password"]
+    assert complete_name("s") == ["shell"]
+
+
+def test_there_are_never_too_many(records: Path) -> None:
+    keep(records / "abc", *(f"python3-{n:05}" for n in range(3000)))
+    assert len(complete_name("py")) == 500
+
+
+def test_what_was_listed_last_counts(records: Path) -> None:
+    keep(records / "abc", "git")
+    keep(records / "abd", "gist")
+    os.utime(records / "abd", (1, 1))
+    assert complete_name("gi") == ["git"]
+
+
+@pytest.mark.parametrize("typed", ["", "shell/", "(", "/etc/pa", ".*", "a b", "x" * 100_000])
+def test_what_is_no_name_gets_no_names(records: Path, typed: str) -> None:
+    keep(records / "abc", "git")
+    assert complete_name(typed) == []
+
+
+def test_nothing_was_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_PATH", str(tmp_path / "none"))
+    assert complete_name("gi") == []
+
+
+def test_values_of_options() -> None:
+    assert complete_platform("linux/a") == ["linux/amd64", "linux/arm64"]
+    assert complete_output("oci") == ["oci:", "oci-archive:"]
