@@ -40,6 +40,23 @@ async def test_what_no_manifest_holds_goes_after_the_grace_period(store: Store) 
     assert await store.keys("layers") == {Digest.of(b"one").hex}
 
 
+async def test_what_is_left_of_a_blob_goes_after_the_grace_period(store: Store) -> None:
+    image = await store.image(b"one")
+    lost, held = Digest.of(b"never stored as a whole"), image.manifest.descriptor.digest
+    beside = [store.blobs._path(digest).with_name(f"{digest.hex}.size") for digest in (lost, held)]
+    beside[0].parent.mkdir(exist_ok=True)
+    beside[0].write_bytes(b"23")
+    await store.collect()
+    assert beside[0].exists()
+    store.age(2 * HOUR)
+    await store.collect(dry_run=True)
+    assert beside[0].exists()
+    result = await store.collect()
+    assert [path.exists() for path in beside] == [False, True]
+    assert (result.deleted, result.kept) == (0, len(parts(image)))
+    assert await store.digests() == parts(image)
+
+
 async def test_shared_layers_go_with_their_last_image(store: Store) -> None:
     old, new = await store.image(b"shared", b"old"), await store.image(b"shared", b"new")
     store.age(10 * DAY)
