@@ -233,6 +233,23 @@ def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
     assert sum(server.log.count('"event": "built"') for server in servers) > len(servers) * len(NAMES)
 
 
+def test_a_pull_takes_longer_than_the_grace_period(start_server: StartServer) -> None:
+    grace = {"NIXERY_STORAGE_GRACE": f"{GRACE}s"}
+    server = start_server(**grace)
+    other = server.client.pull("greeting")
+    image = server.client.pull("many")
+    asked, *rest = [layer["digest"] for layer in server.client.manifest("many").json()["layers"]]
+    end = time.monotonic() + 2 * GRACE
+    while time.monotonic() < end:
+        # Of all layers a slow client is still at the first ones.
+        assert server.client.blob("many", asked).status == 200
+        time.sleep(GRACE / 6)
+    gc(server.storage, "--max-size", "0", **grace)
+    assert {server.client.blob("many", digest).status for digest in rest} == {200}
+    assert image.digest.removeprefix("sha256:") in blobs(server.storage)
+    assert other.digest.removeprefix("sha256:") not in blobs(server.storage)
+
+
 def write_garbage(storage: Path, number: int) -> None:
     """Write blobs that no image holds: so many that deleting them takes a while."""
     for content in (b"garbage %d" % n for n in range(number)):

@@ -220,6 +220,26 @@ async def test_a_killed_collector_delays_what_it_condemned_once(store: Store) ->
     await waiting
 
 
+async def test_a_pull_that_takes_longer_than_the_grace_period(store: Store) -> None:
+    now = 0.0
+    uses = Uses(store.records, HOUR, lambda: now)
+    image, other = await store.image(b"first", b"last"), await store.image(b"other")
+    for one in (image, other):
+        await uses.claim(one.digests, parts(one))
+    for _ in range(6):
+        now += HOUR / 3
+        store.age(HOUR / 3)
+        uses.note_part(Digest.of(b"first"))
+        uses.note_part(Digest.of(b"of nothing that is known"))
+        await uses.close()
+    await store.collect(Limits(max_size=0))
+    assert await store.digests() == parts(image)
+    # Whoever comes back later than that may be without blobs, so that nothing is taken for claimed that was not looked at.
+    now += HOUR
+    uses.note_part(Digest.of(b"first"))
+    assert not uses.note(image.digests)
+
+
 async def test_a_short_grace_period_is_not_exceeded(store: Store) -> None:
     await store.image(b"one")
     store.age(10)
