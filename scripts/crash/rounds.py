@@ -25,6 +25,10 @@ NAME = "shell/crash/many/diamond/outputs"
 # Seconds that everything a killed server has started may take to end.
 _LIMIT = 10
 
+# Seconds that Nix may take for an undisturbed build, and what the server says when it is done.
+_BUILD = 60
+_REALISED = '"event": "realised"'
+
 # In front of the set of the tests: a package that takes a while to build, and one that takes a while to pack.
 _PACKAGE_SET = """\
 arguments:
@@ -49,10 +53,14 @@ class Undisturbed:
     Attributes:
         digest: of the manifest.
         seconds: from the request to the answer.
+        after_nix: those of them that come after Nix: for packing and storing.
+        layers: how many it has.
     """
 
     digest: str
     seconds: float
+    after_nix: float
+    layers: int
 
 
 class Crash:
@@ -72,13 +80,22 @@ class Crash:
             self._server("undisturbed", nix, settings) as server,
         ):
             begin = time.monotonic()
-            digest = server.client.digest(NAME)
-            seconds = time.monotonic() - begin
-            validate(server.client.pull(NAME))
-        return Undisturbed(digest, seconds)
+            request = InBackground(server.client, f"/v2/{NAME}/manifests/latest").start()
+            _wait_for_nix(server)
+            nix_ended = time.monotonic()
+            request.outcome()
+            end = time.monotonic()
+            image = validate(server.client.pull(NAME))
+            layers = _layers(server.storage)
+        return Undisturbed(image.digest, end - begin, end - nix_ended, layers)
 
-    def disturbed(self, moment: float, expected: Undisturbed) -> str:
+    def disturbed(self, moment: float, expected: Undisturbed, *, after_nix: bool = False) -> str:
         """Kill a server some seconds after it was asked, start another one, and look at everything.
+
+        Args:
+            moment: when it is killed.
+            expected: what it has to give.
+            after_nix: whether the seconds count from when everything is realised.
 
         Returns:
             How far the build had come, in words.
@@ -89,11 +106,13 @@ class Crash:
         with self._stores("disturbed") as (nix, settings):
             with self._server("first", nix, settings) as server:
                 request = InBackground(server.client, f"/v2/{NAME}/manifests/latest").start()
+                if after_nix:
+                    _wait_for_nix(server)
                 time.sleep(moment)
                 server.process.send_signal(signal.SIGKILL)
                 server.wait()
                 request.outcome()
-                reached = _reached(server)
+                reached = _reached(server, expected.layers)
             wait_until(lambda: not processes_with_environment(self._mark), "no builder is left", _LIMIT)
             wait_until(
                 lambda: not processes_with_environment(f"STORAGE_PATH={server.storage}"),
@@ -121,6 +140,8 @@ class Crash:
                     **nix.environment(),
                     "NIXERY_PKGS_PATH": str(self._set),
                     "STORAGE_PATH": str(storage),
+                    # It says then when everything is realised.
+                    "NIXERY_LOG_LEVEL": "debug",
                 },
             )
         finally:
@@ -140,13 +161,23 @@ class Crash:
             raise
 
 
-def _reached(server: Server) -> str:
-    layers = len(list((server.storage / "records" / "layers").glob("*/*")))
+def _wait_for_nix(server: Server) -> None:
+    wait_until(lambda: _REALISED in server.log, "everything is realised", _BUILD, every=0.002)
+
+
+def _layers(storage: Path) -> int:
+    return len(list((storage / "records" / "layers").glob("*/*")))
+
+
+def _reached(server: Server, of_layers: int) -> str:
+    layers = _layers(server.storage)
     if any((server.storage / "records" / "images").glob("*/*")):
         return "stored"
+    if layers == of_layers:
+        return "storing, all layers stored"
     if layers or any(path.is_file() for path in (server.storage / "temporary").rglob("*")):
-        return f"packing, {layers} layers stored"
-    if any((server.storage / "gc-roots").rglob("result*")):
+        return f"packing, {layers} of {of_layers} layers stored"
+    if _REALISED in server.log:
         return "realised"
     return "realising" if "building" in server.log else "evaluating"
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from scripts.soak.clients import Clients
 from scripts.soak.footprint import Footprint, at_rest
+from scripts.soak.probe import probing
+from scripts.soak.server_log import slowest
 from tests.support.nix import PACKAGE_SETS
 from tests.support.private_nix import PrivateNix
 from tests.support.server import HOST, Server, running_server
@@ -53,7 +55,8 @@ async def _load(clients: Clients, server: Server, seconds: float) -> tuple[Footp
     before = await asyncio.to_thread(at_rest, server.process.pid, server.storage)
     print(f"after warming up: {before}", flush=True)
     built = clients.built
-    await clients.run(_CLIENTS, seconds * (1 - _WARMING))
+    with probing(server.port):
+        await clients.run(_CLIENTS, seconds * (1 - _WARMING))
     built = clients.built - built
     after = await asyncio.to_thread(at_rest, server.process.pid, server.storage, before, built)
     print(f"afterwards:       {after}", flush=True)
@@ -85,6 +88,7 @@ def soak(seconds: float, directory: Path) -> list[str]:
             print(
                 f"{clients.built} images built, {clients.busy} times told to come back\n\n{clients.table()}\n"
             )
+            print(f"by the server's own clock: {slowest(server.log)}\n")
             if server.stop() != 0:
                 found.append("it did not stop as it should")
             if "Traceback" in server.log:

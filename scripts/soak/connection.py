@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 # Seconds for one answer: a place in the queue, and a build.
 _PATIENCE = 120
+
+# Bytes of an answer that may be there before they are asked for. With few of them a large blob takes hundreds of turns of an event loop
+# that has hundreds of other clients, and what is measured is the loop.
+_READ_AHEAD = 4 * 1024 * 1024
+
 _ACCEPT = "application/vnd.oci.image.manifest.v1+json"
 
 
@@ -30,7 +35,7 @@ class Connection:
     @classmethod
     async def open(cls, host: str, port: int) -> Connection:
         """Connect."""
-        return cls(*await asyncio.open_connection(host, port))
+        return cls(*await asyncio.open_connection(host, port, limit=_READ_AHEAD))
 
     async def get(self, path: str) -> Answer:
         """Ask for something, and read all of the answer."""

@@ -191,7 +191,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses), 100)
         registry = Registry(
             Manifests(images, blobs, uses, catalogue, [AMD64]),
-            Blobs(blobs, SmallBlobs(blobs)),
+            Blobs(blobs, SmallBlobs(blobs), uses),
             Discovery(catalogue),
         )
         runner.run(blobs.put(LAYER_DIGEST, LAYER))

@@ -24,6 +24,9 @@ _MORE = 10
 _PER_READER = 400 * 1024
 _READERS = 100
 
+# Seconds after which who takes nothing is cut off.
+_SEND_TIMEOUT = 3
+
 Connect = Callable[[bytes], socket.socket]
 
 
@@ -84,14 +87,58 @@ def test_silence_is_cut_off(connections: tuple[Server, Connect]) -> None:
     assert time.monotonic() - begin > _IDLE / 2
 
 
-def test_slow_readers_cost_no_more_than_a_buffer(connections: tuple[Server, Connect]) -> None:
-    server, connect = connections
-    content = os.urandom(1 << 20) * 50
-    digest = hashlib.sha256(content).hexdigest()
+def store(server: Server, digest: str, content: bytes) -> None:
     path = server.blob_path(f"sha256:{digest}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     path.with_name(f"{digest}.size").write_text(str(len(content)))
+
+
+def read_all(connection: socket.socket, size: float = float("inf")) -> int:
+    received = 0
+    while received <= size and (chunk := connection.recv(1 << 16)):
+        received += len(chunk)
+    return received
+
+
+def test_who_stops_reading_is_cut_off_and_who_reads_slowly_is_not(start_server: StartServer) -> None:
+    server = start_server(NIXERY_SEND_TIMEOUT=str(_SEND_TIMEOUT))
+    content = os.urandom(1 << 20) * 50
+    digest = hashlib.sha256(content).hexdigest()
+    store(server, digest, content)
+    request = f"GET /v2/a/blobs/sha256:{digest} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    address = (server.client.host, server.port)
+    with socket.socket() as stopped, socket.socket() as slow, socket.socket() as idle:
+        for connection in (stopped, slow, idle):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(_SEND_TIMEOUT)
+            connection.connect(address)
+        stopped.sendall(request)
+        slow.sendall(request)
+        received = 0
+        begin = time.monotonic()
+        # Some 10 kB a second, of which the kernel takes a part at a time.
+        while time.monotonic() - begin < 4 * _SEND_TIMEOUT:
+            received += len(slow.recv(1000))
+            time.sleep(0.1)
+        assert '"stalled"' in server.log
+        host, port = stopped.getsockname()
+        assert [f"{host}:{port}" in line for line in server.log.splitlines() if '"stalled"' in line] == [True]
+        with pytest.raises(ConnectionResetError):
+            read_all(stopped)
+        # One to whom nothing is to be sent has other bounds.
+        idle.sendall(b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        # All of it came to the slow one: a reader that is in a hurry now gets the rest.
+        received += read_all(slow, len(content) - received)
+        assert received > len(content)
+
+
+def test_slow_readers_cost_no_more_than_a_buffer(connections: tuple[Server, Connect]) -> None:
+    server, connect = connections
+    content = os.urandom(1 << 20) * 50
+    digest = hashlib.sha256(content).hexdigest()
+    store(server, digest, content)
     before = memory(server)
     request = f"GET /v2/a/blobs/sha256:{digest} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
     slow = [connect(request) for _ in range(_READERS)]

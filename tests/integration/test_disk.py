@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ import pytest
 from tests.integration.conftest import StartServer
 from tests.support.file_systems import fill, read_only, small_file_system
 from tests.support.nix import install_fake_nix, wait_until
-from tests.support.server import Server
+from tests.support.private_nix import PrivateNix
+from tests.support.server import Server, running_server
 from tests.validator.image_validator import validate
 
 pytestmark = pytest.mark.xdist_group("mounts")
@@ -146,3 +147,39 @@ def test_nix_store_is_full(start_server: StartServer, tmp_path: Path, command: s
     assert "Nix store is full" in response.error["message"]
     full.unlink()
     validate(server.client.pull("hello"))
+
+
+# Bytes of the file system with Nix's store, in which Nix has its database as well, and what is left of it for a package of 16 MB.
+STORE_SIZE = 96 * 1024 * 1024
+# With less than that it is the evaluation that has no room: for derivations in the database, or for opening the database at all.
+STORE_LEFT = (8 * 1024 * 1024, 64 * 1024, 0)
+
+
+@pytest.fixture
+def small_nix(tmp_path: Path) -> Iterator[PrivateNix]:
+    with small_file_system(tmp_path / "nix-disk", STORE_SIZE) as directory:
+        yield PrivateNix.create(directory)
+
+
+@pytest.mark.parametrize("left", STORE_LEFT)
+def test_a_real_nix_store_has_no_room(
+    tmp_path: Path, settings: Mapping[str, str], small_nix: PrivateNix, left: int
+) -> None:
+    """All that Nix writes is on a small file system."""
+    chosen = {**settings, **small_nix.environment()}
+    with running_server(tmp_path / "server", chosen, launcher=small_nix.launcher) as server:
+        image = validate(server.client.pull("hello"))
+        assert readiness(server)[0] == 200
+        ballast = fill(small_nix.directory, left)
+        response = server.client.manifest("big")
+        assert response.status == 507, response
+        assert "Nix store is full" in response.error["message"]
+        status, checks = readiness(server)
+        assert status == 503
+        assert "Nix store is full" in checks.pop("nix")
+        assert set(checks.values()) == {"ok"}
+        assert validate(server.client.pull("hello")) == image
+        assert server.client.get("/healthz").status == 200
+        ballast.unlink()
+        validate(server.client.pull("big"))
+        assert readiness(server)[0] == 200

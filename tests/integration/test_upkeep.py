@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import itertools
 import json
@@ -232,12 +233,41 @@ def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
     assert sum(server.log.count('"event": "built"') for server in servers) > len(servers) * len(NAMES)
 
 
+def test_a_pull_takes_longer_than_the_grace_period(start_server: StartServer) -> None:
+    grace = {"NIXERY_STORAGE_GRACE": f"{GRACE}s"}
+    server = start_server(**grace)
+    other = server.client.pull("greeting")
+    image = server.client.pull("many")
+    asked, *rest = [layer["digest"] for layer in server.client.manifest("many").json()["layers"]]
+    end = time.monotonic() + 2 * GRACE
+    while time.monotonic() < end:
+        # Of all layers a slow client is still at the first ones.
+        assert server.client.blob("many", asked).status == 200
+        time.sleep(GRACE / 6)
+    gc(server.storage, "--max-size", "0", **grace)
+    assert {server.client.blob("many", digest).status for digest in rest} == {200}
+    assert image.digest.removeprefix("sha256:") in blobs(server.storage)
+    assert other.digest.removeprefix("sha256:") not in blobs(server.storage)
+
+
+def write_garbage(storage: Path, number: int) -> None:
+    """Write blobs that no image holds: so many that deleting them takes a while."""
+    for content in (b"garbage %d" % n for n in range(number)):
+        encoded = hashlib.sha256(content).hexdigest()
+        path = storage / "blobs" / "sha256" / encoded[:2] / encoded
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        path.with_name(f"{encoded}.size").write_bytes(b"%d" % len(content))
+
+
 def test_killed_in_the_middle(start_server: StartServer) -> None:
     server = start_server()
     images = {name: server.client.pull(name) for name in NAMES}
     assert server.stop() == 0
-    for attempt in range(3):
+    for attempt in range(2):
+        write_garbage(server.storage, 1000)
         make_older(server.storage, 40 * DAY)
+        before = blobs(server.storage)
         environment = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(server.storage)}
         process = subprocess.Popen(
             [sys.executable, "-m", "nixery", "gc", "--max-age", "30d"],
@@ -245,12 +275,13 @@ def test_killed_in_the_middle(start_server: StartServer) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        before = blobs(server.storage)
         limit = time.monotonic() + 30
         while process.poll() is None and blobs(server.storage) == before and time.monotonic() < limit:
             time.sleep(0.001 * attempt)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
+        # Everything was to go.
+        assert set() < blobs(server.storage) < before
         again = start_server()
         for name, image in images.items():
             assert again.client.pull(name) == image

@@ -102,6 +102,25 @@ async def test_images_that_were_not_used_for_long_go_as_a_whole(
     assert await keys(storage.records, USES) == {digest.hex for digest in new.digests}
 
 
+async def test_what_is_left_of_a_blob_goes(
+    backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
+) -> None:
+    storage = open_at(backend)
+    digest = (await store_layer(storage, b"whose blob goes alone")).descriptor.digest
+    image = await store_image(storage, b"a layer")
+    assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == []
+    name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
+    if isinstance(storage.blobs, BucketBlobStore):
+        storage.blobs._bucket.store.delete(storage.blobs._bucket.key(name))
+    else:
+        (tmp_path / name).unlink()
+    assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == [digest]
+    await asyncio.sleep(AGED)
+    await Collector(storage.blobs, storage.records, GRACE).collect(Limits())
+    assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == []
+    assert await are_there(storage.blobs, image.parts)
+
+
 async def test_a_broken_blob_is_found_and_put_out_of_the_way(
     backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
 ) -> None:

@@ -116,8 +116,8 @@ def is_running(process_id: int) -> bool:
     return state != "Z"
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 15) -> None:
-    """Wait for something to become true.
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 15, every: float = 0.02) -> None:
+    """Wait for something to become true, and look every so many seconds.
 
     Raises:
         AssertionError: it did not in time.
@@ -125,7 +125,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 15) ->
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} seconds in vain for: {what}"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def install_fake_nix(directory: Path, script: str) -> Mapping[str, str]:

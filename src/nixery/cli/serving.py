@@ -50,7 +50,9 @@ async def _serve(settings: Settings, prepared: Prepared) -> None:
     sandbox = configured_sandbox() if settings.nix_sandbox == "auto" else settings.nix_sandbox
     structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
     async with wire(settings, prepared) as wired:
-        await serve_application(wired.application, prepared.address, settings.port, wired.close)
+        await serve_application(
+            wired.application, prepared.address, settings.port, settings.send_timeout, wired.close
+        )
         _end_soon()
 
 

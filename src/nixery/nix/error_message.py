@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+
+from nixery.nix.health import is_out_of_room
 
 from nixery.nix.plain_text import plain_text
 
@@ -32,7 +35,8 @@ def explanation(stderr: Sequence[str]) -> str:
 _MACHINE = re.compile(
     r"SQLite database|opening lock file|No space left|Read-only file system|Permission denied|Too many open files|"
     r"Cannot allocate memory|cannot connect to|Connection refused|Input/output error|"
-    r"cannot open database|database is (busy|locked)|Disk quota exceeded",
+    r"cannot open database|database is (busy|locked)|Disk quota exceeded|disk I/O error|"
+    r"database or disk is full",
     re.IGNORECASE,
 )
 
@@ -54,12 +58,22 @@ def collected_path(said: Sequence[str]) -> str | None:
     return next((path for path in _STORE_PATH.findall(text) if not os.path.lexists(path)), None)
 
 
-_FULL = re.compile(r"No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
+_FULL = re.compile(
+    r"No space left on device|Disk quota exceeded|database or disk is full|caused by lack of free disk space",
+    re.IGNORECASE,
+)
+
+# All that SQLite says if there is no room for the memory that the users of a database share.
+_PERHAPS_FULL = "disk I/O error"
 
 
 def is_about_a_full_disk(message: str) -> bool:
-    """Whether a message of Nix's says that there is no room left."""
-    return _FULL.search(message) is not None
+    """Whether a message of Nix's says that there is no room left, or says too little while there is none."""
+    if _FULL.search(message) is not None:
+        return True
+    with suppress(OSError):
+        return _PERHAPS_FULL in message and is_out_of_room()
+    return False
 
 
 _PATH = re.compile(r"(?<![\w.])/(?!nix/store/)[^\s'\"]+")

@@ -24,10 +24,20 @@ def require_usable_nix(store: Path = Path(STORE_DIRECTORY)) -> None:
     if shutil.which("nix-store") is None:
         raise NixUnusable("nix-store is not on PATH")
     try:
-        status = os.statvfs(store)
+        full = is_out_of_room(store)
     except OSError as error:
         raise NixUnusable(f"the Nix store cannot be looked at: {error.strerror}") from error
+    if full:
+        raise NixStoreFull
+
+
+def is_out_of_room(store: Path = Path(STORE_DIRECTORY)) -> bool:
+    """Whether there is next to no room in the Nix store.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    status = os.statvfs(store)
     # Some file systems have no fixed number of files, and say 0.
     out_of_files = status.f_files and status.f_favail < _LEAST_FILES
-    if status.f_bavail * status.f_frsize < _LEAST_BYTES or out_of_files:
-        raise NixStoreFull
+    return bool(status.f_bavail * status.f_frsize < _LEAST_BYTES or out_of_files)

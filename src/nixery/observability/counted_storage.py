@@ -95,6 +95,12 @@ class CountedBlobStore:
             async for blob in self._blobs.scan():
                 yield blob
 
+    async def scan_leftovers(self) -> AsyncIterator[ListedBlob]:
+        """See ``BlobStore.scan_leftovers``."""
+        with self._errors.counted("list"):
+            async for blob in self._blobs.scan_leftovers():
+                yield blob
+
     async def delete(self, digest: Digest) -> None:
         """See ``BlobStore.delete``."""
         with self._errors.counted("delete"):

@@ -14,6 +14,7 @@ from granian.server.embed import Server
 
 from nixery.errors import SettingsError
 from nixery.server.rsgi import Application
+from nixery.server.stalled import StalledConnections
 
 # Seconds from being told to stop until the end: for ending Nix, then for what is being sent. Container runtimes give ten
 # before they kill.
@@ -25,7 +26,7 @@ _CLOSE = 6.0
 # Connections that wait to be accepted; a fleet of nodes may come at once.
 _BACKLOG = 1024
 
-# Connections at the same time; more of them wait to be accepted. Each may be of somebody who reads slowly for ever.
+# Connections at the same time; more of them wait to be accepted. Each may be of somebody who reads slowly.
 _CONNECTIONS = 1024
 
 # Milliseconds until the header fields of a request, the first or another one, have to be there.
@@ -38,7 +39,11 @@ _log = structlog.get_logger("nixery.server")
 
 
 async def serve(
-    application: Application, address: str, port: int, close: Callable[[], Awaitable[None]]
+    application: Application,
+    address: str,
+    port: int,
+    send_timeout: float,
+    close: Callable[[], Awaitable[None]],
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is being sent, end the builds and return.
 
@@ -49,6 +54,7 @@ async def serve(
         application: what to serve.
         address: to bind, from ``listening_address``.
         port: to bind.
+        send_timeout: seconds after which a client that takes nothing of what it is sent is cut off.
         close: ends builds; whoever waits for one is told to come back.
     """
     server = Server(
@@ -70,6 +76,7 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
 
     serving = asyncio.ensure_future(server.serve())
+    stalled = asyncio.ensure_future(StalledConnections(port, send_timeout).run())
     _log.info("listening", address=address, port=port)
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -83,6 +90,7 @@ async def serve(
     if cut_off:
         _log.warning("responses were cut off", seconds=_STOP)
     stopping.cancel()
+    stalled.cancel()
     for finished in done:
         finished.result()
     if closing.done():

@@ -23,6 +23,7 @@ class ServerSettings(BaseModel):
         max_packages: that one name may ask for. The grammar allows for 128.
         max_closure: bytes of store paths that an image may have; 0 for any number.
         build_timeout: seconds that an image may take in all, once its turn has come.
+        send_timeout: seconds after which a client that takes nothing of what it is sent is cut off.
         failure_ttl: seconds for which a failed build is answered without trying again.
     """
 
@@ -39,3 +40,4 @@ class ServerSettings(BaseModel):
     max_packages: Annotated[int, NotEmpty, Field(alias="NIXERY_MAX_PACKAGES", ge=1, le=128)] = 100
     max_closure: Annotated[int, NotEmpty, Size, Field(alias="NIXERY_MAX_CLOSURE", ge=0)] = 20 * 1024**3
     build_timeout: Annotated[int, NotEmpty, Field(alias="NIXERY_BUILD_TIMEOUT", ge=1, le=7 * DAY)] = 3600
+    send_timeout: Annotated[int, NotEmpty, Field(alias="NIXERY_SEND_TIMEOUT", ge=1, le=DAY)] = 300

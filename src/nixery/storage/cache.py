@@ -121,6 +121,10 @@ class CachedBlobStore:
         """See ``BlobStore.scan``."""
         return self._blobs.scan()
 
+    def scan_leftovers(self) -> AsyncIterator[ListedBlob]:
+        """See ``BlobStore.scan_leftovers``."""
+        return self._blobs.scan_leftovers()
+
     async def delete(self, digest: Digest) -> None:
         """See ``BlobStore.delete``."""
         await self._blobs.delete(digest)

@@ -122,6 +122,14 @@ class FilesystemBlobStore:
             with suppress(InvalidDigest):
                 yield ListedBlob(Digest.parse(f"sha256:{entry.name}"), status.st_size, status.st_mtime)
 
+    async def scan_leftovers(self) -> AsyncIterator[ListedBlob]:
+        """See ``BlobStore.scan_leftovers``: sizes without blobs."""
+        async for entry, status in scan(self._blobs):
+            with suppress(InvalidDigest):
+                digest = Digest.parse(f"sha256:{entry.name.removesuffix('.size')}")
+                if entry.name.endswith(".size") and not self._path(digest).exists():
+                    yield ListedBlob(digest, 0, status.st_mtime)
+
     async def probe(self) -> None:
         """See ``BlobStore.probe``."""
         await asyncio.to_thread(self._probe)

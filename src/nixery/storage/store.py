@@ -139,6 +139,16 @@ class BlobStore(Protocol):
         """
         ...
 
+    def scan_leftovers(self) -> AsyncIterator[ListedBlob]:
+        """List what is left beside blobs that are gone, and what is there already of those that are being stored, likewise.
+
+        Deleting such a blob deletes what is left of it. What is listed has no bytes of a blob.
+
+        Raises:
+            StorageError: the storage cannot be asked.
+        """
+        ...
+
     async def delete(self, digest: Digest) -> None:
         """Delete a blob; nothing happens if there is none. Whoever is reading it may go on where the storage allows it.
 

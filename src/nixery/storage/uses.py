@@ -36,7 +36,7 @@ _PAUSE = 0.05
 _RENEWED = 1 / 6
 _OUTDATED = 1 / 2
 
-# Bytes for the claims that this process knows of.
+# Bytes for the claims that this process knows of, and for what they hold.
 _CAPACITY = 16 * 1024 * 1024
 
 _log = structlog.get_logger("nixery.storage")
@@ -58,6 +58,8 @@ class Uses:
         self._grace = grace
         self._clock = clock
         self._claimed: LeastRecentlyUsed[Digest, float] = LeastRecentlyUsed(_CAPACITY)
+        # Of a blob, the manifests of the last image that was claimed with it.
+        self._holders: LeastRecentlyUsed[Digest, Sequence[Digest]] = LeastRecentlyUsed(_CAPACITY)
         self._renewals: set[asyncio.Task[None]] = set()
         # Of each collector, when its record was written, and since when that is known here.
         self._collectors: dict[str, tuple[float, float]] = {}
@@ -85,6 +87,15 @@ class Uses:
             task.add_done_callback(self._renewals.discard)
         return True
 
+    def note_part(self, part: Digest) -> None:
+        """Count an image as used because a blob that it holds is asked for: a pull that takes long asks for nothing else.
+
+        Images that were claimed here within half of the grace period alone are known.
+        """
+        documents = self._holders.get(part)
+        if documents is not None:
+            self.note(documents)
+
     async def claim(self, documents: Iterable[Digest], parts: Iterable[Digest] = ()) -> None:
         """Claim manifests and indexes that are stored. What is there of them afterwards stays there for the grace period.
 
@@ -97,10 +108,12 @@ class Uses:
         Raises:
             StorageError: the storage cannot be asked.
         """
-        claimed = list(documents)
+        claimed, held = list(documents), list(parts)
         self._remember(claimed, self._clock())
+        for part in held:
+            self._holders.put(part, claimed, 0)
         await self._renew(claimed)
-        await self._until_spared({digest.hex for digest in (*claimed, *parts)})
+        await self._until_spared({digest.hex for digest in (*claimed, *held)})
 
     async def close(self) -> None:
         """Finish what goes on in the background."""

@@ -40,6 +40,8 @@ _AT_ONCE = 16
 # Seconds by which the clocks of the servers of one storage may differ, as far as the grace period is not shorter.
 _SKEW = 60.0
 
+_LEASE_LOST = "the collection could not be kept known to others in time; start it again"
+
 
 Observe = Callable[[Collected], None]
 
@@ -111,6 +113,7 @@ class _Collection:
                 batch = []
         await self._delete(batch)
         if self._lease is not None:
+            await self._delete_leftovers(self._lease)
             self._result.records = await delete_pointless_records(
                 self._records, self._blobs, self._cutoff, oldest
             )
@@ -133,13 +136,35 @@ class _Collection:
             for blob in batch:
                 self._deleted(blob)
             return
-        await self._lease.condemn(blob.digest for blob in batch)
-        await self._marking.look_again(max(self._cutoff, self._now - _SKEW))
+        await self._condemn(self._lease, batch)
         for start in range(0, len(batch), _AT_ONCE):
             if not self._lease.holds:
-                raise StorageError("the collection could not be kept known to others in time; start it again")
+                raise StorageError(_LEASE_LOST)
             await asyncio.gather(*map(self._delete_blob, batch[start : start + _AT_ONCE]))
         await self._lease.condemn(())
+
+    async def _delete_leftovers(self, lease: Lease) -> None:
+        # Of somebody who was killed while he stored a blob, or deleted it. They take no room worth counting, but have to be condemned
+        # as blobs are, for somebody may store such a blob now.
+        leftovers: list[ListedBlob] = []
+        async for leftover in self._blobs.scan_leftovers():
+            if leftover.modified < self._cutoff:
+                leftovers.append(leftover)
+            if len(leftovers) == _BATCH:
+                break  # the next collection goes on
+        if not leftovers:
+            return
+        await self._condemn(lease, leftovers)
+        for leftover in leftovers:
+            if not lease.holds:
+                raise StorageError(_LEASE_LOST)
+            if leftover.digest not in self._marking.marks:
+                await self._blobs.delete(leftover.digest)
+        await lease.condemn(())
+
+    async def _condemn(self, lease: Lease, batch: Sequence[ListedBlob]) -> None:
+        await lease.condemn(blob.digest for blob in batch)
+        await self._marking.look_again(max(self._cutoff, self._now - _SKEW))
 
     async def _delete_blob(self, blob: ListedBlob) -> None:
         if blob.digest in self._marking.marks:

@@ -156,7 +156,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
     registry = Registry(
         Manifests(images, blobs, uses, catalogue, prepared.platforms),
-        Blobs(blobs, small_blobs, redirect=settings.blob_delivery != "proxy"),
+        Blobs(blobs, small_blobs, uses, redirect=settings.blob_delivery != "proxy"),
         Discovery(catalogue),
         log_links=settings.public_builds,
     )

@@ -1,6 +1,12 @@
 import pytest
 
-from nixery.nix.error_message import collected_path, explanation, is_trouble_of_the_machine, without_paths
+from nixery.nix.error_message import (
+    collected_path,
+    explanation,
+    is_about_a_full_disk,
+    is_trouble_of_the_machine,
+    without_paths,
+)
 
 
 def test_old_nix() -> None:
@@ -37,6 +43,25 @@ def test_trouble_of_the_machine_is_no_packages_fault() -> None:
     assert is_trouble_of_the_machine(["error: writing to file: No space left on device"])
     assert not is_trouble_of_the_machine(["error: cannot add a string to an integer"])
     assert not is_trouble_of_the_machine([])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "error: committing transaction: database or disk is full (in '/nix/var/nix/db/db.sqlite')",
+        "error: executing SQLite statement 'pragma synchronous = normal': disk I/O error (in '/nix/var/nix/db/db.sqlite')",
+        "error: cannot add a derivation: disk I/O error",
+    ],
+)
+def test_a_database_without_room_is_nobodys_package(message: str) -> None:
+    assert is_trouble_of_the_machine([message])
+
+
+def test_an_error_of_the_disk_is_a_full_one_only_if_it_is_full() -> None:
+    assert is_about_a_full_disk("database or disk is full")
+    assert is_about_a_full_disk("note: build failure may have been caused by lack of free disk space")
+    assert not is_about_a_full_disk("disk I/O error")
+    assert not is_about_a_full_disk("error: syntax error, unexpected end of file")
 
 
 def test_paths_stay_here() -> None:

@@ -30,6 +30,9 @@ from nixery.sources.source import Pin
 PIN = Pin("fake:", "one", "one")
 REQUEST = parse_image_name("git")
 
+# Seconds after which something that does not happen is not going to: much more than it takes.
+_PATIENCE = 10
+
 
 class World:
     """Stands in for ``ImageBuilder`` and ``BuildObserver``."""
@@ -217,7 +220,8 @@ async def test_a_build_is_ended_when_its_time_is_over_and_the_time_in_the_queue_
     builds = world.shared_builds()
     requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(4)]
     with pytest.raises(BuildTookTooLong, match="NIXERY_BUILD_TIMEOUT"):
-        await requests[0]
+        async with asyncio.timeout(_PATIENCE):
+            await requests[0]
     assert world.running == 1
     world.may_end.set()
     await requests[3]

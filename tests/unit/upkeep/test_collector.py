@@ -40,6 +40,23 @@ async def test_what_no_manifest_holds_goes_after_the_grace_period(store: Store) 
     assert await store.keys("layers") == {Digest.of(b"one").hex}
 
 
+async def test_what_is_left_of_a_blob_goes_after_the_grace_period(store: Store) -> None:
+    image = await store.image(b"one")
+    lost, held = Digest.of(b"never stored as a whole"), image.manifest.descriptor.digest
+    beside = [store.blobs._path(digest).with_name(f"{digest.hex}.size") for digest in (lost, held)]
+    beside[0].parent.mkdir(exist_ok=True)
+    beside[0].write_bytes(b"23")
+    await store.collect()
+    assert beside[0].exists()
+    store.age(2 * HOUR)
+    await store.collect(dry_run=True)
+    assert beside[0].exists()
+    result = await store.collect()
+    assert [path.exists() for path in beside] == [False, True]
+    assert (result.deleted, result.kept) == (0, len(parts(image)))
+    assert await store.digests() == parts(image)
+
+
 async def test_shared_layers_go_with_their_last_image(store: Store) -> None:
     old, new = await store.image(b"shared", b"old"), await store.image(b"shared", b"new")
     store.age(10 * DAY)
@@ -201,6 +218,26 @@ async def test_a_killed_collector_delays_what_it_condemned_once(store: Store) ->
     assert not waiting.done()
     await store.records.delete(COLLECTIONS, "dead")
     await waiting
+
+
+async def test_a_pull_that_takes_longer_than_the_grace_period(store: Store) -> None:
+    now = 0.0
+    uses = Uses(store.records, HOUR, lambda: now)
+    image, other = await store.image(b"first", b"last"), await store.image(b"other")
+    for one in (image, other):
+        await uses.claim(one.digests, parts(one))
+    for _ in range(6):
+        now += HOUR / 3
+        store.age(HOUR / 3)
+        uses.note_part(Digest.of(b"first"))
+        uses.note_part(Digest.of(b"of nothing that is known"))
+        await uses.close()
+    await store.collect(Limits(max_size=0))
+    assert await store.digests() == parts(image)
+    # Whoever comes back later than that may be without blobs, so that nothing is taken for claimed that was not looked at.
+    now += HOUR
+    uses.note_part(Digest.of(b"first"))
+    assert not uses.note(image.digests)
 
 
 async def test_a_short_grace_period_is_not_exceeded(store: Store) -> None:

@@ -19,6 +19,7 @@ from nixery.server.responses import (
 )
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore, StoredBlob, StoredFile
+from nixery.storage.uses import Uses
 
 # Bytes up to which a blob is answered from memory. A larger one is better sent from its file.
 _SMALL = 64 * 1024
@@ -28,12 +29,14 @@ class Blobs:
     """Layers and configs.
 
     Args:
+        uses: told what is asked for, so that the rest of its image stays.
         redirect: whether clients are sent to where a blob is, if there is such a place. Small ones they get here.
     """
 
-    def __init__(self, blobs: BlobStore, small: SmallBlobs, *, redirect: bool = False) -> None:
+    def __init__(self, blobs: BlobStore, small: SmallBlobs, uses: Uses, *, redirect: bool = False) -> None:
         self._blobs = blobs
         self._small = small
+        self._uses = uses
         self._redirect = redirect
 
     async def get(self, request: Request, name: str, digest: str) -> Response:
@@ -45,7 +48,9 @@ class Blobs:
             BlobUnknown: there is no such blob; an empty file is a blob that was lost.
         """
         validate_name(name)
-        blob = await self._find(name, Digest.parse(digest))
+        parsed = Digest.parse(digest)
+        self._uses.note_part(parsed)
+        blob = await self._find(name, parsed)
         size = len(blob) if isinstance(blob, bytes) else blob.size
         etag = f'"{digest}"'
         headers = {
