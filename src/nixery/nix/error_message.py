@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from nixery.nix.health import is_out_of_room
-
 from nixery.nix.plain_text import plain_text
 
 
