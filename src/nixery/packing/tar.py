@@ -95,7 +95,7 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
     return b"", None
 
 
-def _ustar_block(  # noqa: PLR0913, PLR0917 -- the fields of a header
+def _ustar_block(
     name: bytes, prefix: bytes, permissions: tuple[bytes, int], size: int, kind: bytes, target: bytes
 ) -> bytes:
     # All bytes added up. Those of a field are less than 65521, so the lower half of its Adler-32 is their sum, and one
