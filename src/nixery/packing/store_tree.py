@@ -48,20 +48,30 @@ def _walk(source: bytes, name: bytes) -> Iterator[Entry]:
     if not stat.S_ISDIR(status.st_mode):
         yield _symlink_or_file(source, name, status)
         return
-    # The last one pending is the next: a directory comes before what it holds, and all of that before what follows.
-    pending: list[tuple[bytes, os.DirEntry[bytes] | None]] = [(name, None)]
-    while pending:
-        name, found = pending.pop()
-        if found is None or found.is_dir(follow_symlinks=False):
-            yield Directory(name, 0o555)
-            with os.scandir(found.path if found else source) as children:
-                ordered = sorted(children, key=_NAME, reverse=True)
-            pending += [(name + b"/" + child.name, child) for child in ordered]
-        elif found.is_symlink():
-            # The directory has told; there is nothing else to ask for.
-            yield Symlink(name, os.readlink(found.path))
+    yield Directory(name, 0o555)
+    # A directory comes before what it holds, and all of that before what follows: of each level, what is still to come.
+    levels = [(name + b"/", _children(source))]
+    while levels:
+        above, children = levels[-1]
+        for child in children:
+            name = above + child.name
+            if child.is_symlink():
+                # The directory has told; there is nothing else to ask for.
+                yield Symlink(name, os.readlink(child.path))
+                continue
+            status = child.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                yield Directory(name, 0o555)
+                levels.append((name + b"/", _children(child.path)))
+                break
+            yield _symlink_or_file(child.path, name, status)
         else:
-            yield _symlink_or_file(found.path, name, found.stat(follow_symlinks=False))
+            levels.pop()
+
+
+def _children(directory: bytes) -> Iterator[os.DirEntry[bytes]]:
+    with os.scandir(directory) as children:
+        return iter(sorted(children, key=_NAME))
 
 
 def _symlink_or_file(source: bytes, name: bytes, status: os.stat_result) -> Entry:

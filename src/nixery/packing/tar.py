@@ -28,10 +28,10 @@ _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
 # Fills up with zeros. Name, permissions and owner, size, time, checksum, kind, target, what is the same everywhere, prefix.
 _BLOCK = Struct("100s 24s 12s 12s 8s 1s 100s 88s 167s").pack
 _LARGEST_SIZE = 8**11 - 1
+_EMPTY = b"%011o" % 0
 
-# What every header adds to its checksum: fields that are the same in all, the checksum's own, which counts as eight spaces, and
-# less one for each of the five fields that are added up by Adler-32.
-_SUM_OF_THE_SAME = sum(_MTIME + _MAGIC_TO_DEVICE + b" " * 8) - 5
+# What every header adds to its checksum: fields that are the same in all, and the checksum's own, which counts as eight spaces.
+_SUM_OF_THE_SAME = sum(_MTIME + _MAGIC_TO_DEVICE + b" " * 8)
 _LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
 
@@ -59,7 +59,7 @@ def _header(
 ) -> bytes:
     prefix, short_name = (b"", name) if len(name) <= _LONGEST_NAME else _split(name)
     if short_name is not None and len(target) <= _LONGEST_NAME and size <= _LARGEST_SIZE and owner == _ROOT:
-        return _ustar_block(short_name, prefix, _permissions(mode, *_ROOT), size, kind, target)
+        return _ustar_block(short_name, prefix, _permissions(mode, 0, 0, kind), size, kind, target)
     records: dict[bytes, bytes] = {}
     if short_name is None:
         records[b"path"] = name
@@ -75,13 +75,15 @@ def _header(
             if number > _LARGEST_ID:
                 records[key] = b"%d" % number
         owner = (min(owner[0], _LARGEST_ID), min(owner[1], _LARGEST_ID))
-    block = _ustar_block(short_name, prefix, _permissions(mode, *owner), size, kind, target)
+    block = _ustar_block(short_name, prefix, _permissions(mode, *owner, kind), size, kind, target)
     return _pax_header(records) + block if records else block
 
 
 @cache
-def _permissions(mode: int, user: int, group: int) -> bytes:
-    return _PERMISSIONS % (mode, user, group)
+def _permissions(mode: int, user: int, group: int, kind: bytes) -> tuple[bytes, int]:
+    """Return the fields, and what all is added up to that is the same for entries which share them and their kind."""
+    fields = _PERMISSIONS % (mode, user, group)
+    return fields, _SUM_OF_THE_SAME + sum(fields) + sum(kind)
 
 
 def _split(name: bytes) -> tuple[bytes, bytes | None]:
@@ -94,23 +96,19 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _ustar_block(
-    name: bytes, prefix: bytes, permissions: bytes, size: int, kind: bytes, target: bytes
+    name: bytes, prefix: bytes, permissions: tuple[bytes, int], size: int, kind: bytes, target: bytes
 ) -> bytes:
     # All bytes added up. Those of a field are less than 65521, so the lower half of its Adler-32 is their sum, and one
-    # (RFC 1950, 9): a tenth of what `sum` takes.
-    length = b"%011o" % size
-    checksum = (
-        _SUM_OF_THE_SAME
-        + (adler32(name) & 0xFFFF)
-        + (adler32(prefix) & 0xFFFF)
-        + (adler32(permissions) & 0xFFFF)
-        + (adler32(length) & 0xFFFF)
-        + (adler32(target) & 0xFFFF)
-        + kind[0]
-    )
-    return _BLOCK(
-        name, permissions, length, _MTIME, b"%06o\0 " % checksum, kind, target, _MAGIC_TO_DEVICE, prefix
-    )
+    # (RFC 1950, 9): a tenth of what `sum` takes. Most fields are empty in most headers.
+    fields, checksum = permissions
+    checksum += (adler32(name) & 0xFFFF) - 1
+    if prefix:
+        checksum += (adler32(prefix) & 0xFFFF) - 1
+    if target:
+        checksum += (adler32(target) & 0xFFFF) - 1
+    length = b"%011o" % size if size else _EMPTY
+    checksum += (adler32(length) & 0xFFFF) - 1
+    return _BLOCK(name, fields, length, _MTIME, b"%06o\0 " % checksum, kind, target, _MAGIC_TO_DEVICE, prefix)
 
 
 def _pax_header(records: dict[bytes, bytes]) -> bytes:
@@ -119,7 +117,7 @@ def _pax_header(records: dict[bytes, bytes]) -> bytes:
         records = {b"hdrcharset": b"BINARY", **records}
     body = b"".join(_pax_record(key, value) for key, value in records.items())
     return (
-        _ustar_block(_PAX_HEADER_NAME, b"", _PERMISSIONS % (0o644, *_ROOT), len(body), b"x", b"")
+        _ustar_block(_PAX_HEADER_NAME, b"", _permissions(0o644, 0, 0, b"x"), len(body), b"x", b"")
         + body
         + padding(len(body))
     )

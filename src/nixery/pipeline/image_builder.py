@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from nixery.closure.graph import Closure
 from nixery.errors import BuildError, ClosureTooLarge, PathsCollected, RequestError, StorageError
@@ -27,6 +28,9 @@ from nixery.sources.source import Pin
 from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Uses
+
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 # How often a build begins anew because blobs that it was going to use were deleted under it. What it stored itself stays.
 _ATTEMPTS_TO_STORE = 3
@@ -139,13 +143,14 @@ class ImageBuilder:
 
             budget = self._store_layers(contents)
             groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
-            root = await asyncio.to_thread(_plan_root, request, contents, closure)
             observe(Grouped(len(groups) + 1))
+
+            # The root file system is planned while the first layers are packed. It comes last: it alone is this image's own, all before
+            # it can be shared.
+            planning = asyncio.to_thread(_plan_root, request, contents, closure)
+            layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
             if root.clashes:
                 observe(NamesClashed(root.clashes))
-
-            # The root comes last: it alone is this image's own, all before it can be shared.
-            layers = await self._layers.publish(groups, closure, observe)
             layers.append(await self._layers.publish_root(root, _installed(packages), observe))
             observe(LayersComplete())
             execution = execution_parameters(request, contents, root.tree)
@@ -179,6 +184,16 @@ class ImageBuilder:
         if not await are_there(self._blobs, image.parts):
             raise _BlobsLost
         return image
+
+
+async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[First, Second]:
+    """Wait for two things, for the second one too if the first fails: the store paths are kept for as long as anybody reads them."""
+    one, other = await asyncio.gather(first, second, return_exceptions=True)
+    if isinstance(one, BaseException):
+        raise one
+    if isinstance(other, BaseException):
+        raise other
+    return one, other
 
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:

@@ -101,14 +101,15 @@ class FilesystemBlobStore:
         """See ``BlobStore.put``."""
         if Digest.of(content) != digest:
             raise BlobVerificationFailed(f"content that was to be stored as {digest} is {Digest.of(content)}")
-        await asyncio.to_thread(self._put, self._path(digest), content)
-
-    def _put(self, place: Path, content: bytes) -> None:
+        place = self._path(digest)
         # It is small and in memory, so it costs little to look at more than the size of what is there.
-        if _holds(place, content):
+        if await asyncio.to_thread(_holds, place, content):
             return
-        _write_size(self._temporary, place, len(content))
-        write_file(self._temporary, place, content)
+        # Whichever of the two has its name first, a blob is there once both have; so they are synced at the same time.
+        await asyncio.gather(
+            asyncio.to_thread(_write_size, self._temporary, place, len(content)),
+            asyncio.to_thread(write_file, self._temporary, place, content),
+        )
 
     @contextmanager
     def create(self) -> Iterator[FilesystemBlobWriter]:
@@ -216,5 +217,5 @@ def _size_file(path: Path) -> Path:
 
 
 def _write_size(temporary: Path, place: Path, size: int) -> None:
-    # Before the blob itself: a blob without it would not be found.
+    # A blob without it would not be found.
     write_file(temporary, _size_file(place), b"%d" % size)

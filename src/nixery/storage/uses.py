@@ -126,8 +126,10 @@ class Uses:
     async def _renew(self, documents: Sequence[Digest]) -> None:
         content = "\n".join(document.hex for document in documents).encode()
         try:
-            for document in documents:
-                await self._records.renew(USES, document.hex, content)
+            # None of them says anything about another one, so a storage may write them at the same time.
+            await asyncio.gather(
+                *(self._records.renew(USES, document.hex, content) for document in documents)
+            )
         except StorageError as error:
             _log.warning("a use cannot be written down", reason=str(error))
 
