@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:  # obstore's types are not there at run time
     from obstore import ObjectMeta
 
 _PAGE = 1000
+
+# Seconds for which a list that breaks off is asked for again, and between two attempts.
+_PATIENCE, _PAUSE = 10.0, 0.1
 
 # Records that are read at the same time: each takes a request.
 _CONCURRENCY = 16
@@ -47,17 +51,25 @@ class BucketRecordStore:
         """See ``RecordStore.find``."""
         # A listing is by whole parts of names; the first two characters of a key are one.
         directory = f"{kind}/{prefix[:2]}" if len(prefix) >= len("00") else kind
-        paths = [
-            found["path"]
-            async for found in self._list(directory)
-            if found["path"].rpartition("/")[2].startswith(prefix)
-        ]
-        paths.sort()
+        paths = sorted(
+            path for path in await self._paths(directory) if path.rpartition("/")[2].startswith(prefix)
+        )
         contents: list[bytes] = []
         for start in range(0, len(paths), _CONCURRENCY):
             read = await asyncio.gather(*map(self._read, paths[start : start + _CONCURRENCY]))
             contents.extend(content for content in read if content is not None)
         return contents
+
+    async def _paths(self, directory: str) -> list[str]:
+        # obstore tries again what is refused, but not a list that breaks off in its middle.
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return [found["path"] async for found in self._list(directory)]
+            except StorageError:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(_PAUSE)
 
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """See ``RecordStore.put``."""

@@ -181,8 +181,7 @@ class FilesystemBlobWriter:
 
     def commit(self) -> StoredFile:
         """See ``BlobWriter.commit``."""
-        digest = Digest(self._hash.hexdigest())
-        place = self._place(digest)
+        place = self._place(digest := Digest(self._hash.hexdigest()))
         found = _find(digest, place)
         if found is not None and found.size == self._size:
             return found
