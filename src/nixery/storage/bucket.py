@@ -26,6 +26,7 @@ from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, St
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
 from nixery.storage.bucket_access import Bucket
+from nixery.storage.bucket_listing import list_objects
 from nixery.storage.bucket_writer import BucketBlobWriter, blob_name, copy_object, put_small, size_name
 from nixery.storage.store import ListedBlob, StoredBlob
 
@@ -37,9 +38,8 @@ _FACTS = 16 * 1024 * 1024
 # How long a client may take from the redirect to its request; what has begun goes on. Retries begin at our URL again.
 LIFETIME = timedelta(minutes=10)
 
-# Bytes that are handed on at a time, and objects that are listed at a time.
+# Bytes that are handed on at a time.
 _CHUNK = 1024 * 1024
-_PAGE = 1000
 
 
 class BucketBlobStore:
@@ -201,13 +201,8 @@ class BucketBlobStore:
 
     async def _objects(self) -> AsyncIterator[tuple[str, int, float]]:
         """Yield names, sizes and times."""
-        with self._bucket.doing("list the blobs of"):
-            async for page in obstore.list(
-                self._bucket.store, self._bucket.key("blobs/sha256"), chunk_size=_PAGE
-            ):
-                for found in page:
-                    name = found["path"].rpartition("/")[2]
-                    yield name, found["size"], found["last_modified"].timestamp()
+        async for found in list_objects(self._bucket, "list the blobs of", "blobs/sha256"):
+            yield found["path"].rpartition("/")[2], found["size"], found["last_modified"].timestamp()
 
     async def delete(self, digest: Digest) -> None:
         """See ``BlobStore.delete``."""

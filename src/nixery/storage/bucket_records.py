@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -12,15 +11,11 @@ import obstore
 
 from nixery.errors import StorageError
 from nixery.storage.bucket_access import Bucket
+from nixery.storage.bucket_listing import list_objects
 from nixery.storage.store import ListedRecord
 
 if TYPE_CHECKING:  # obstore's types are not there at run time
     from obstore import ObjectMeta
-
-_PAGE = 1000
-
-# Seconds for which a list that breaks off is asked for again, and between two attempts.
-_PATIENCE, _PAUSE = 10.0, 0.1
 
 # Records that are read at the same time: each takes a request.
 _CONCURRENCY = 16
@@ -51,25 +46,17 @@ class BucketRecordStore:
         """See ``RecordStore.find``."""
         # A listing is by whole parts of names; the first two characters of a key are one.
         directory = f"{kind}/{prefix[:2]}" if len(prefix) >= len("00") else kind
-        paths = sorted(
-            path for path in await self._paths(directory) if path.rpartition("/")[2].startswith(prefix)
-        )
+        paths = [
+            found["path"]
+            async for found in self._list(directory)
+            if found["path"].rpartition("/")[2].startswith(prefix)
+        ]
+        paths.sort()
         contents: list[bytes] = []
         for start in range(0, len(paths), _CONCURRENCY):
             read = await asyncio.gather(*map(self._read, paths[start : start + _CONCURRENCY]))
             contents.extend(content for content in read if content is not None)
         return contents
-
-    async def _paths(self, directory: str) -> list[str]:
-        # obstore tries again what is refused, but not a list that breaks off in its middle.
-        until = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                return [found["path"] async for found in self._list(directory)]
-            except StorageError:
-                if time.monotonic() > until:
-                    raise
-                await asyncio.sleep(_PAUSE)
 
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """See ``RecordStore.put``."""
@@ -101,10 +88,5 @@ class BucketRecordStore:
         with suppress(FileNotFoundError), self._bucket.doing("delete a record from"):
             await obstore.delete_async(self._bucket.store, self._key(kind, key))
 
-    async def _list(self, directory: str) -> AsyncIterator[ObjectMeta]:
-        with self._bucket.doing("list the records of"):
-            async for page in obstore.list(
-                self._bucket.store, self._bucket.key(f"records/{directory}"), chunk_size=_PAGE
-            ):
-                for found in page:
-                    yield found
+    def _list(self, directory: str) -> AsyncIterator[ObjectMeta]:
+        return list_objects(self._bucket, "list the records of", f"records/{directory}")
