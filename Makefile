@@ -55,7 +55,8 @@ test:
 fuzz: setup
 	$(WITH_NIX) FUZZ_EFFORT=$${FUZZ_EFFORT:-20} $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/fuzz
 
-acceptance: setup
+acceptance:
+	@scripts/setup.sh x86_64-linux aarch64-linux
 	@scripts/acceptance/install_clients.sh
 	@scripts/acceptance/install_stores.sh
 	$(WITH_NIX) $(BIN)/pytest tests/acceptance --junitxml=var/acceptance/tests.xml
