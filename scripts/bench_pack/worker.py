@@ -21,7 +21,7 @@ from nixery.closure.store_path import StorePath
 from nixery.oci.descriptor import MediaType
 from nixery.packing.compression import Compression, Compressor, compression
 from nixery.packing.layer_packer import LayerPacker
-from nixery.packing.store_tree import store_entries
+from nixery.packing.store_tree import add_store_paths
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ _Layer = tuple[int, str]  # compressed bytes, digests
 
 def _pack(way: Compression, paths: Sequence[str]) -> _Layer:
     sink = _Counted()
-    entries = store_entries([StorePath(path) for path in paths])
-    diff_id = LayerPacker(way).pack(entries, sink, lambda: None)
+    store_paths = [StorePath(path) for path in paths]
+    diff_id = LayerPacker(way).pack(lambda archive: add_store_paths(archive, store_paths), sink, lambda: None)
     return sink.size, f"{diff_id.hex} {sink.hash.hexdigest()}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from nixery.closure.store_path import StorePath
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
-from nixery.packing.store_tree import store_entries
+from nixery.packing.store_tree import add_store_paths
 
 STORE_PATHS = [StorePath(f"{digit * 32}-package-{digit}") for digit in "012"]
 
@@ -32,8 +32,9 @@ def make_store(directory: Path, *, optimised: bool) -> Path:
 
 def packed(store: Path) -> tuple[str, str]:
     blob = io.BytesIO()
-    entries = store_entries(STORE_PATHS, os.fsencode(store))
-    diff_id = LayerPacker(compression("gzip")).pack(entries, blob, lambda: None)
+    diff_id = LayerPacker(compression("gzip")).pack(
+        lambda archive: add_store_paths(archive, STORE_PATHS, os.fsencode(store)), blob, lambda: None
+    )
     return str(diff_id), hashlib.sha256(blob.getvalue()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""What a layer holds, before it is bytes.
+"""What the root file system holds, before it is bytes.
 
 Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
 names that are not UTF-8. Times are no part of an entry; they are the same everywhere. So are owner and group, but for
-directories that an image's user is to write into. Tuples, for there are hundreds of thousands of them: a frozen dataclass takes
+directories that an image's user is to write into. Tuples, for there can be many thousands of them: a frozen dataclass takes
 more than twice as long to make.
 """
 
@@ -26,20 +26,6 @@ class Symlink(NamedTuple):
     target: bytes
 
 
-class RegularFile(NamedTuple):
-    """A file on disk, read when the entry is packed.
-
-    Attributes:
-        size: in bytes, as found when the tree was walked; reading something else is an error.
-        source: where to read it.
-    """
-
-    name: bytes
-    mode: int
-    size: int
-    source: bytes
-
-
 class GeneratedFile(NamedTuple):
     """A small file we write ourselves."""
 
@@ -48,4 +34,4 @@ class GeneratedFile(NamedTuple):
     mode: int = 0o644
 
 
-Entry = Directory | Symlink | RegularFile | GeneratedFile
+Entry = Directory | Symlink | GeneratedFile

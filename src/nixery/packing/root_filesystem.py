@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nixery.closure.store_path import StorePath
+from nixery.packing.archive import Archive
 from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
 from nixery.packing.inside import Inside
 from nixery.packing.system_files import add_system_files
@@ -157,6 +158,18 @@ class _Merge:
         if len(directories) == 1 and b"/" in name and not name.startswith(b"etc/") and name != _LOCALES:
             return Link(first.path)
         return self.directories(directories, name)
+
+
+def add_entries(archive: Archive, entries: Iterable[Entry]) -> None:
+    """Add what a root file system holds to an archive."""
+    for entry in entries:
+        match entry:
+            case Directory(name, mode, owner):
+                archive.directory(name, mode, owner)
+            case Symlink(name, target):
+                archive.symlink(name, target)
+            case GeneratedFile(name, content, mode):
+                archive.file(name, mode, content)
 
 
 def _entries(tree: Tree, above: bytes) -> Iterator[Entry]:

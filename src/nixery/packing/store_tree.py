@@ -1,4 +1,4 @@
-"""Store paths as layer entries.
+"""Store paths as parts of a layer.
 
 A Nix store knows four things of a file: its name, its content, whether it is executable, where a symlink points.
 Nothing else is written, so that whatever a host adds (owners, link counts, permissions) has no say in the bytes.
@@ -15,16 +15,22 @@ from operator import attrgetter
 
 from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import StorageError
-from nixery.packing.entries import Directory, Entry, RegularFile, Symlink
+from nixery.packing.archive import Archive
 
 _STORE = STORE_DIRECTORY.encode()
 _NAME = attrgetter("name")
 
+_DIRECTORY, _EXECUTABLE, _PLAIN = 0o555, 0o555, 0o444
 
-def store_entries(paths: Iterable[StorePath], store: bytes = _STORE) -> Iterator[Entry]:
-    """Walk store paths, given in order, names within a directory sorted by bytes.
+# What a name was found to be is what is opened: no symlink that has taken its place, and no pipe is waited for.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def add_store_paths(archive: Archive, paths: Iterable[StorePath], store: bytes = _STORE) -> None:
+    """Add store paths, given in order, names within a directory sorted by bytes.
 
     Args:
+        archive: where they are added, with the directories above them.
         paths: what the layer holds.
         store: where the paths are on this machine; in the image they are in ``/nix/store`` in any case.
 
@@ -34,37 +40,44 @@ def store_entries(paths: Iterable[StorePath], store: bytes = _STORE) -> Iterator
     above = b""
     for component in _STORE.strip(b"/").split(b"/"):
         above = above + b"/" + component if above else component
-        yield Directory(above)
+        archive.directory(above)
     for path in paths:
         base_name = path.base_name.encode()
         try:
-            yield from _walk(os.path.join(store, base_name), above + b"/" + base_name)
+            _add(archive, os.path.join(store, base_name), above + b"/" + base_name)
         except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot read {os.fsdecode(error.filename or str(path))}: {error.strerror}"
+            ) from error
 
 
-def _walk(source: bytes, name: bytes) -> Iterator[Entry]:
-    status = os.lstat(source)
-    if not stat.S_ISDIR(status.st_mode):
-        yield _symlink_or_file(source, name, status)
-        return
-    yield Directory(name, 0o555)
+def _add(archive: Archive, source: bytes, name: bytes) -> None:
+    mode = os.lstat(source).st_mode
+    if stat.S_ISLNK(mode):
+        archive.symlink(name, os.readlink(source))
+    elif stat.S_ISDIR(mode):
+        _add_directory(archive, source, name)
+    else:
+        _add_file(archive, source, name)
+
+
+def _add_directory(archive: Archive, source: bytes, name: bytes) -> None:
+    archive.directory(name, _DIRECTORY)
     # A directory comes before what it holds, and all of that before what follows: of each level, what is still to come.
     levels = [(name + b"/", _children(source))]
     while levels:
         above, children = levels[-1]
         for child in children:
-            name = above + child.name
+            # The listing has told what it is; there is nothing else to ask for.
             if child.is_symlink():
-                # The directory has told; there is nothing else to ask for.
-                yield Symlink(name, os.readlink(child.path))
-                continue
-            status = child.stat(follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                yield Directory(name, 0o555)
+                archive.symlink(above + child.name, os.readlink(child.path))
+            elif child.is_dir(follow_symlinks=False):
+                name = above + child.name
+                archive.directory(name, _DIRECTORY)
                 levels.append((name + b"/", _children(child.path)))
                 break
-            yield _symlink_or_file(child.path, name, status)
+            else:
+                _add_file(archive, child.path, above + child.name)
         else:
             levels.pop()
 
@@ -74,9 +87,14 @@ def _children(directory: bytes) -> Iterator[os.DirEntry[bytes]]:
         return iter(sorted(children, key=_NAME))
 
 
-def _symlink_or_file(source: bytes, name: bytes, status: os.stat_result) -> Entry:
-    if stat.S_ISREG(status.st_mode):
-        return RegularFile(name, 0o555 if status.st_mode & stat.S_IXUSR else 0o444, status.st_size, source)
-    if stat.S_ISLNK(status.st_mode):
-        return Symlink(name, os.readlink(source))
-    raise StorageError(f"{os.fsdecode(source)} is neither file, directory nor symlink")
+def _add_file(archive: Archive, source: bytes, name: bytes) -> None:
+    descriptor = os.open(source, _READ)
+    try:
+        # Of the open file, not of its name, which would have to be looked up once more.
+        status = os.fstat(descriptor)
+        mode = status.st_mode
+        if not stat.S_ISREG(mode):
+            raise StorageError(f"{os.fsdecode(source)} is neither file, directory nor symlink")
+        archive.file_from(descriptor, name, _EXECUTABLE if mode & stat.S_IXUSR else _PLAIN, status.st_size)
+    finally:
+        os.close(descriptor)

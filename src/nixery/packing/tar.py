@@ -7,13 +7,13 @@ Our own rather than ``tarfile``, whose headers cost five times as much to make, 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from struct import Struct
 from zlib import adler32
 
-from nixery.packing.entries import Directory, Entry, GeneratedFile, RegularFile, Symlink
-
 BLOCK = 512
+
+_PADDING = tuple(bytes(-size % BLOCK) for size in range(BLOCK))
 
 # Two blocks of zeros end an archive.
 END_OF_ARCHIVE = bytes(2 * BLOCK)
@@ -28,7 +28,6 @@ _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
 # Fills up with zeros. Name, permissions and owner, size, time, checksum, kind, target, what is the same everywhere, prefix.
 _BLOCK = Struct("100s 24s 12s 12s 8s 1s 100s 88s 167s").pack
 _LARGEST_SIZE = 8**11 - 1
-_EMPTY = b"%011o" % 0
 
 # What every header adds to its checksum: fields that are the same in all, and the checksum's own, which counts as eight spaces.
 _SUM_OF_THE_SAME = sum(_MTIME + _MAGIC_TO_DEVICE + b" " * 8)
@@ -36,22 +35,24 @@ _LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
 
 
-def header(entry: Entry) -> bytes:
-    """Return the header blocks of an entry; a file's content follows, padded to whole blocks."""
-    match entry:
-        case RegularFile(name, mode, size, _):
-            return _header(name, mode, size, b"0")
-        case Symlink(name, target):
-            return _header(name, 0o777, 0, b"2", target)
-        case Directory(name, mode, owner):
-            return _header(name + b"/", mode, 0, b"5", owner=owner)
-        case GeneratedFile(name, content, mode):
-            return _header(name, mode, len(content), b"0")
+def directory(name: bytes, mode: int, owner: tuple[int, int]) -> bytes:
+    """Return the header blocks of a directory; its owner is the ids of a user and a group."""
+    return _header(name + b"/", mode, 0, b"5", owner=owner)
+
+
+def symlink(name: bytes, target: bytes) -> bytes:
+    """Return the header blocks of a symlink."""
+    return _header(name, 0o777, 0, b"2", target)
+
+
+def file(name: bytes, mode: int, size: int) -> bytes:
+    """Return the header blocks of a file; its content follows, padded to whole blocks."""
+    return _header(name, mode, size, b"0")
 
 
 def padding(size: int) -> bytes:
     """Return the zeros that fill the last block of a file."""
-    return bytes(-size % BLOCK)
+    return _PADDING[size % BLOCK]
 
 
 def _header(
@@ -101,14 +102,25 @@ def _ustar_block(
     # All bytes added up. Those of a field are less than 65521, so the lower half of its Adler-32 is their sum, and one
     # (RFC 1950, 9): a tenth of what `sum` takes. Most fields are empty in most headers.
     fields, checksum = permissions
-    checksum += (adler32(name) & 0xFFFF) - 1
+    length, length_sum = _length(size)
+    checksum += length_sum + (adler32(name) & 0xFFFF) - 1
     if prefix:
         checksum += (adler32(prefix) & 0xFFFF) - 1
     if target:
         checksum += (adler32(target) & 0xFFFF) - 1
-    length = b"%011o" % size if size else _EMPTY
-    checksum += (adler32(length) & 0xFFFF) - 1
-    return _BLOCK(name, fields, length, _MTIME, b"%06o\0 " % checksum, kind, target, _MAGIC_TO_DEVICE, prefix)
+    return _BLOCK(name, fields, length, _MTIME, _checksum(checksum), kind, target, _MAGIC_TO_DEVICE, prefix)
+
+
+@lru_cache(4096)
+def _length(size: int) -> tuple[bytes, int]:
+    field = b"%011o" % size
+    return field, sum(field)
+
+
+# No more than 2**17 of them: what 512 bytes can add up to.
+@cache
+def _checksum(total: int) -> bytes:
+    return b"%06o\0 " % total
 
 
 def _pax_header(records: dict[bytes, bytes]) -> bytes:

@@ -20,10 +20,9 @@ from nixery.layering.grouping import LayerGroup
 from nixery.oci.descriptor import Descriptor
 from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
-from nixery.packing.entries import Entry
-from nixery.packing.layer_packer import LayerPacker
-from nixery.packing.root_filesystem import RootFilesystem
-from nixery.packing.store_tree import store_entries
+from nixery.packing.layer_packer import Contents, LayerPacker
+from nixery.packing.root_filesystem import RootFilesystem, add_entries
+from nixery.packing.store_tree import add_store_paths
 from nixery.pipeline.events import BuildEvent, LayerPacked, LayerReused
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.storage.store import BlobStore, RecordStore
@@ -97,7 +96,9 @@ class LayerPublisher:
     async def publish_root(self, root: RootFilesystem, packages: Sequence[str], observe: Observe) -> Layer:
         """Publish the layer with the root file system."""
         entries = list(root.entries())
-        return await self._publish(map(repr, entries), lambda: entries, packages, observe)
+        return await self._publish(
+            map(repr, entries), lambda archive: add_entries(archive, entries), packages, observe
+        )
 
     async def close(self) -> None:
         """End the packing that goes on; it leaves nothing behind."""
@@ -107,19 +108,21 @@ class LayerPublisher:
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
 
     async def _publish_group(self, group: LayerGroup, closure: Closure, observe: Observe) -> Layer:
-        contents = [f"{path} {closure[path].nar_hash}" for path in group.paths]
+        parts = [f"{path} {closure[path].nar_hash}" for path in group.paths]
         names = sorted({path.name for path in group.paths})
-        return await self._publish(contents, lambda: store_entries(group.paths), names, observe)
+        return await self._publish(
+            parts, lambda archive: add_store_paths(archive, group.paths), names, observe
+        )
 
     async def _publish(
         self,
-        contents: Iterable[str],
-        entries: Callable[[], Iterable[Entry]],
+        parts: Iterable[str],
+        contents: Contents,
         packages: Sequence[str],
         observe: Observe,
     ) -> Layer:
         # No part can hold a line break, so that joined by them they stay apart.
-        identity = hashlib.sha256("\n".join([self._packer.identity, *contents]).encode()).hexdigest()
+        identity = hashlib.sha256("\n".join([self._packer.identity, *parts]).encode()).hexdigest()
 
         async def find_or_pack() -> Layer:
             while True:
@@ -128,7 +131,7 @@ class LayerPublisher:
                     observe(LayerReused(layer))
                     return layer
                 async with self._workers:
-                    layer = await self._pack_alone(identity, entries, observe)
+                    layer = await self._pack_alone(identity, contents, observe)
                 if layer is not None:
                     return layer
                 # Another process packs it. If that is killed, the lock is free, and there is no layer.
@@ -151,9 +154,7 @@ class LayerPublisher:
             except _Abandoned:
                 continue  # by those who wanted it before us
 
-    async def _pack_alone(
-        self, identity: str, entries: Callable[[], Iterable[Entry]], observe: Observe
-    ) -> Layer | None:
+    async def _pack_alone(self, identity: str, contents: Contents, observe: Observe) -> Layer | None:
         """Pack a layer, or find it packed; ``None`` if another process is at it."""
         with self._locks.attempt(identity) as is_ours:
             if not is_ours:
@@ -162,7 +163,7 @@ class LayerPublisher:
             if layer is not None:
                 observe(LayerReused(layer))
                 return layer
-            layer = await self._pack(identity, entries)
+            layer = await self._pack(identity, contents)
         observe(LayerPacked(layer))
         return layer
 
@@ -183,7 +184,7 @@ class LayerPublisher:
         # A record says that the layer was stored once. The blob may be gone, or a fragment.
         return layer if blob is not None and blob.size == layer.descriptor.size else None
 
-    async def _pack(self, identity: str, entries: Callable[[], Iterable[Entry]]) -> Layer:
+    async def _pack(self, identity: str, contents: Contents) -> Layer:
         def check() -> None:
             if self._stop.is_set():
                 raise ShuttingDown
@@ -191,16 +192,16 @@ class LayerPublisher:
                 raise _Abandoned
 
         loop = asyncio.get_running_loop()
-        layer = await loop.run_in_executor(self._executor, self._pack_blocking, entries, check)
+        layer = await loop.run_in_executor(self._executor, self._pack_blocking, contents, check)
         record = LayerRecord(
             digest=str(layer.descriptor.digest), size=layer.descriptor.size, diff_id=str(layer.diff_id)
         )
         await self._records.put(LAYERS, identity, record.model_dump_json().encode())
         return layer
 
-    def _pack_blocking(self, entries: Callable[[], Iterable[Entry]], check: Callable[[], None]) -> Layer:
+    def _pack_blocking(self, contents: Contents, check: Callable[[], None]) -> Layer:
         with self._blobs.create() as writer:
-            diff_id = self._packer.pack(entries(), writer, check)
+            diff_id = self._packer.pack(contents, writer, check)
             blob = writer.commit()
         return self._layer(blob.digest, blob.size, diff_id)
 

@@ -1,15 +1,18 @@
+import io
 import os
+import socket
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from nixery.closure.store_path import StorePath
 from nixery.errors import StorageError
-from nixery.packing.entries import Directory, RegularFile, Symlink
-from nixery.packing.store_tree import store_entries
+from nixery.packing.archive import Archive
+from nixery.packing.store_tree import add_store_paths
 
 PATH = StorePath("a" * 32 + "-p")
-IN_IMAGE = b"nix/store/" + PATH.base_name.encode()
+IN_IMAGE = "nix/store/" + PATH.base_name
 
 
 @pytest.fixture
@@ -19,60 +22,100 @@ def content(tmp_path: Path) -> Path:
     return path
 
 
-def walk(content: Path) -> list[Directory | Symlink | RegularFile]:
-    entries = list(store_entries([PATH], str(content.parent).encode()))
-    assert all(isinstance(entry, Directory | Symlink | RegularFile) for entry in entries)
-    return entries  # type: ignore[return-value]
+def archived(content: Path) -> bytes:
+    whole = bytearray()
+    archive = Archive(whole.extend)
+    add_store_paths(archive, [PATH], os.fsencode(content.parent))
+    whole.extend(archive.end())
+    return bytes(whole)
+
+
+def members(content: Path) -> list[tarfile.TarInfo]:
+    """Read with Python's own tar reader, names below the store path's own."""
+    with tarfile.open(fileobj=io.BytesIO(archived(content)), errors="surrogateescape") as reader:
+        found = reader.getmembers()
+    for member in found:
+        member.name = member.name.removeprefix(IN_IMAGE)
+    return found
 
 
 def test_directories_come_first_and_names_are_sorted(content: Path) -> None:
     for name in ("b", "a", "B", "a.d"):
         (content / name).mkdir()
     (content / "a" / "z").write_text("")
-    names = [entry.name.removeprefix(IN_IMAGE) for entry in walk(content)]
-    assert names == [b"nix", b"nix/store", b"", b"/B", b"/a", b"/a/z", b"/a.d", b"/b"]
+    names = [member.name for member in members(content)]
+    assert names == ["nix", "nix/store", "", "/B", "/a", "/a/z", "/a.d", "/b"]
 
 
 def test_modes_are_those_of_a_store_whatever_the_hosts_are(content: Path) -> None:
     for name, mode in (("plain", 0o600), ("program", 0o4711), ("writable", 0o666)):
         (content / name).write_text("x")
         (content / name).chmod(mode)
+    (content / "large").write_bytes(bytes(100_000))
     (content / "directory").mkdir(mode=0o700)
-    modes = {e.name.rpartition(b"/")[2]: e.mode for e in walk(content) if not isinstance(e, Symlink)}
-    assert modes[b"plain"] == modes[b"writable"] == 0o444
-    assert modes[b"program"] == modes[b"directory"] == 0o555
-    assert modes[b"nix"] == modes[b"store"] == 0o755
+    modes = {member.name: member.mode for member in members(content) if not member.issym()}
+    assert modes["/plain"] == modes["/writable"] == modes["/large"] == 0o444
+    assert modes["/program"] == modes["/directory"] == modes[""] == 0o555
+    assert modes["nix"] == modes["nix/store"] == 0o755
 
 
 def test_hard_links_are_files_of_their_own(content: Path) -> None:
     (content / "one").write_text("same")
     (content / "two").write_text("same")
-    before = [(type(e), e.name) for e in walk(content)]
+    before = archived(content)
     (content / "two").unlink()
     os.link(content / "one", content / "two")
-    assert [(type(e), e.name) for e in walk(content)] == before
+    assert archived(content) == before
 
 
 def test_names_that_are_not_utf_8(content: Path) -> None:
     (content / os.fsdecode(b"\xff")).mkdir()
-    assert IN_IMAGE + b"/\xff" in [entry.name for entry in walk(content)]
+    assert "/" + os.fsdecode(b"\xff") in [member.name for member in members(content)]
 
 
 def test_symlinks_are_not_followed(content: Path) -> None:
     (content / "loop").symlink_to(".")
     (content / "dangling").symlink_to("/nowhere")
-    assert {e.name.rpartition(b"/")[2]: e.target for e in walk(content) if isinstance(e, Symlink)} == {
-        b"loop": b".",
-        b"dangling": b"/nowhere",
+    assert {member.name: member.linkname for member in members(content) if member.issym()} == {
+        "/loop": ".",
+        "/dangling": "/nowhere",
     }
 
 
-def test_what_cannot_be_in_a_store_is_refused(content: Path) -> None:
+@pytest.mark.parametrize("kind", ["file", "symlink"])
+def test_a_store_path_need_not_be_a_directory(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / PATH.base_name
+    if kind == "file":
+        path.write_text("x")
+    else:
+        path.symlink_to("elsewhere")
+    *_, member = members(path)
+    assert (member.name, member.isfile(), member.issym()) == ("", kind == "file", kind == "symlink")
+
+
+def test_a_tree_deeper_than_the_interpreter_would_go(content: Path) -> None:
+    deepest, depth = content, 1200
+    for _ in range(depth):
+        deepest /= "d"
+        deepest.mkdir()
+    (deepest / "f").write_text("x")
+    assert members(content)[-1].name == "/d" * depth + "/f"
+
+
+def test_a_pipe_is_refused_and_not_waited_for(content: Path) -> None:
     os.mkfifo(content / "pipe")
-    with pytest.raises(StorageError, match="neither file"):
-        walk(content)
+    with pytest.raises(StorageError, match="pipe is neither file"):
+        archived(content)
+
+
+def test_a_socket_is_named(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(content)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        with pytest.raises(StorageError, match=r"cannot read .*/socket: "):
+            archived(content)
 
 
 def test_a_path_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=str(PATH)):
-        list(store_entries([PATH], str(tmp_path).encode()))
+    with pytest.raises(StorageError, match=str(PATH.base_name)):
+        archived(tmp_path / PATH.base_name)

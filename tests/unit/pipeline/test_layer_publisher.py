@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,7 @@ from nixery.layering.grouping import LayerGroup
 from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
 from nixery.packing.compression import compression
-from nixery.packing.entries import Entry
-from nixery.packing.layer_packer import LayerPacker, Sink
+from nixery.packing.layer_packer import Contents, LayerPacker, Sink
 from nixery.packing.root_filesystem import RootFilesystem
 from nixery.packing.tree import Content, Tree
 from nixery.pipeline.events import BuildEvent, LayerPacked, LayerReused
@@ -131,11 +130,11 @@ def stop_in_the_middle(publisher: Publisher) -> tuple[threading.Event, threading
     begun, may_go_on = threading.Event(), threading.Event()
     pack = publisher.layers._packer.pack
 
-    def slowly(entries: Iterable[Entry], sink: Sink, check: Callable[[], None]) -> Digest:
+    def slowly(contents: Contents, sink: Sink, check: Callable[[], None]) -> Digest:
         begun.set()
         may_go_on.wait(10)
         check()
-        return pack(entries, sink, check)
+        return pack(contents, sink, check)
 
     publisher.layers._packer.pack = slowly  # type: ignore[method-assign]
     return begun, may_go_on

@@ -1,0 +1,125 @@
+"""A tar in the making: what is added comes out in pieces of one size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from nixery.errors import StorageError
+from nixery.packing import tar
+
+# Bytes handed on at a time. Always exactly this many but for the last: a compressor's output may depend on how its
+# input is cut. Large enough for digest and compressor to work without the interpreter lock most of the time.
+CHUNK = 1 << 20
+
+# Up to this many bytes, a file is read by one call into an object of its own: less than the calls that would save it.
+_SMALL = 1 << 15
+
+# Bytes of headers and small files that are gathered before they are copied into the buffer: they fit into a
+# processor's own cache, and one copy of many costs a fraction of many copies.
+_GATHERED = 1 << 16
+
+
+class Archive:
+    """A tar in two buffers: while one is filled, the other belongs to whoever takes it.
+
+    Names are bytes, relative to the image's root, without a leading or trailing slash, a directory before what it holds. Of large
+    files, no object is ever made: they are read to where they belong in the buffer.
+
+    There is a method for each kind of entry rather than an iterator of entries: an object for each of 100,000 names, made only to be
+    taken apart again, costs as much as their headers.
+
+    Args:
+        take: given each full buffer, of ``CHUNK`` bytes. It returns when it is done with the buffer before.
+    """
+
+    def __init__(self, take: Callable[[memoryview], None]) -> None:
+        self._take = take
+        self._buffer, self._other = bytearray(CHUNK), bytearray(0)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+        self._gathered: list[bytes] = []
+        self._gathered_size = 0
+
+    def directory(self, name: bytes, mode: int = 0o755, owner: tuple[int, int] = (0, 0)) -> None:
+        """Append a directory; its owner is the ids of a user and a group."""
+        self._append(tar.directory(name, mode, owner))
+
+    def symlink(self, name: bytes, target: bytes) -> None:
+        """Append a symlink; its target is written as it is."""
+        self._append(tar.symlink(name, target))
+
+    def file(self, name: bytes, mode: int, content: bytes) -> None:
+        """Append a file whose content is at hand."""
+        size = len(content)
+        self._append(tar.file(name, mode, size) + content + tar.padding(size))
+
+    def file_from(self, descriptor: int, name: bytes, mode: int, size: int) -> None:
+        """Append a file out of an open one, which is read from its beginning.
+
+        Args:
+            descriptor: of the open file; it stays open.
+            name: in the archive.
+            mode: in the archive.
+            size: in bytes; a file that has another one is an error.
+
+        Raises:
+            OSError: it cannot be read.
+            StorageError: it is longer or shorter.
+        """
+        if size <= _SMALL:
+            content = os.read(descriptor, size + 1)
+            if len(content) == size:
+                self.file(name, mode, content)
+                return
+        self._append(tar.file(name, mode, size))
+        self._put()
+        if not self._read(descriptor, size):
+            raise StorageError(f"{name.decode(errors='replace')} changed while it was packed")
+        self._append(tar.padding(size))
+
+    def end(self) -> memoryview:
+        """Complete the archive and return what has not been handed on: less than a chunk."""
+        self._append(tar.END_OF_ARCHIVE)
+        self._put()
+        return self._view[: self._filled]
+
+    def _append(self, data: bytes) -> None:
+        self._gathered.append(data)
+        self._gathered_size += len(data)
+        if self._gathered_size >= _GATHERED:
+            self._put()
+
+    def _put(self) -> None:
+        data = b"".join(self._gathered)
+        self._gathered.clear()
+        self._gathered_size = 0
+        left = memoryview(data)
+        while left:
+            part = left[: CHUNK - self._filled]
+            self._view[self._filled : self._filled + len(part)] = part
+            self._advance(len(part))
+            left = left[len(part) :]
+
+    def _read(self, descriptor: int, size: int) -> bool:
+        """Read a file to where it belongs; return whether it has the size it should have."""
+        done, ended = 0, False
+        while done < size:
+            # One byte more than there should be, where it fits: to see that the file ends then takes no call of its own.
+            place = self._view[self._filled : self._filled + size - done + 1]
+            count = os.preadv(descriptor, (place,), done)
+            if not 0 < count <= size - done:
+                return False
+            done += count
+            ended = count < len(place)
+            self._advance(count)
+        return ended or not os.pread(descriptor, 1, size)
+
+    def _advance(self, count: int) -> None:
+        self._filled += count
+        if self._filled == CHUNK:
+            self._take(self._view)
+            # Most layers have less than a chunk, and need no other buffer.
+            self._buffer, self._other = self._other or bytearray(CHUNK), self._buffer
+            self._view = memoryview(self._buffer)
+            self._filled = 0

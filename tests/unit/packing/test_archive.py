@@ -1,0 +1,91 @@
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import StorageError
+from nixery.packing.archive import CHUNK, Archive
+
+# On both sides of what is read at once, of what is gathered, and of a chunk.
+SIZES = (0, 1, 511, 512, 513, 1 << 15, (1 << 15) + 1, 1 << 16, CHUNK - 512, CHUNK, CHUNK + 1, 2_500_000)
+
+
+class Taken:
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.archive = Archive(lambda chunk: self.chunks.append(bytes(chunk)))
+
+    def end(self) -> bytes:
+        self.chunks.append(bytes(self.archive.end()))
+        return b"".join(self.chunks)
+
+
+@contextmanager
+def open_file(path: Path, content: bytes) -> Iterator[int]:
+    path.write_bytes(content)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def test_content_comes_back_from_files_and_from_memory(tmp_path: Path) -> None:
+    contents = {f"f{size}": os.urandom(size) for size in SIZES}
+    taken = Taken()
+    for name, content in contents.items():
+        with open_file(tmp_path / name, content) as descriptor:
+            taken.archive.file_from(descriptor, name.encode(), 0o444, len(content))
+        taken.archive.file(b"memory/" + name.encode(), 0o644, content)
+    with tarfile.open(fileobj=io.BytesIO(taken.end())) as reader:
+        members = reader.getmembers()
+        assert len(members) == 2 * len(contents)
+        for member in members:
+            extracted = reader.extractfile(member)
+            assert extracted is not None
+            assert extracted.read() == contents[member.name.removeprefix("memory/")]
+
+
+@pytest.mark.parametrize("size", [700, 50_000, 3_000_000])
+def test_all_pieces_but_the_last_have_one_size(tmp_path: Path, size: int) -> None:
+    taken = Taken()
+    with open_file(tmp_path / "f", bytes(size)) as descriptor:
+        for number in range(5_000_000 // size):
+            taken.archive.symlink(b"l%d" % number, b"f")
+            taken.archive.file_from(descriptor, b"f%d" % number, 0o444, size)
+    taken.end()
+    *whole, last = map(len, taken.chunks)
+    assert len(whole) >= 2
+    assert set(whole) == {CHUNK}
+    assert last < CHUNK
+
+
+def test_what_is_taken_stays_as_it_is_until_the_next_is_full() -> None:
+    views: list[memoryview] = []
+    copies: list[bytes] = []
+
+    def take(chunk: memoryview) -> None:
+        if views:
+            assert views[-1] == copies[-1]
+        views.append(chunk)
+        copies.append(bytes(chunk))
+
+    archive = Archive(take)
+    for number in range(40):
+        archive.file(b"f%d" % number, 0o444, os.urandom(100_000))
+    archive.end()
+    assert len(views) == 3
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+@pytest.mark.parametrize("size", [1, 1 << 15, (1 << 15) + 1, CHUNK - 513, CHUNK - 512, 3 << 20])
+def test_a_file_of_another_size_is_an_error(tmp_path: Path, size: int, more: int) -> None:
+    with (
+        open_file(tmp_path / "f", bytes(size + more)) as descriptor,
+        pytest.raises(StorageError, match="f changed"),
+    ):
+        Taken().archive.file_from(descriptor, b"f", 0o444, size)
