@@ -66,7 +66,8 @@ class GitRepository:
                 f"refs/tags/{reference}",
             ]
         )
-        listed = await self._remote("ls-remote", "--", self._url, *names)
+        # Without the copy: it may not be there yet.
+        listed = self._told(await self._git_anywhere("ls-remote", "--", self._url, *names))
         commits = {name: commit for commit, _, name in (line.partition("\t") for line in listed.splitlines())}
         found = next((commits[name] for name in names if name in commits), None)
         if found is None:
@@ -109,7 +110,8 @@ class GitRepository:
         if _NOT_THERE in said:
             raise TagUnknown(commit, f"{self.shown} has no such commit")
         # This one does not. All that it has is a lot, but it is had once.
-        await self._remote("fetch", "--quiet", "--no-tags", "--", self._url, "+refs/*:refs/remote/*")
+        everything = ("--no-tags", "--", self._url, "+refs/*:refs/remote/*")
+        self._told(await self._git("fetch", "--quiet", *everything, seconds=_FETCH))
         if not await self._has(commit):
             raise TagUnknown(commit, f"{self.shown} has no such commit")
         await self._local("update-ref", kept, commit)
@@ -152,13 +154,9 @@ class GitRepository:
             if lock.name != "nixery.lock":
                 lock.unlink(missing_ok=True)
 
-    async def _remote(self, command: str, *arguments: str) -> str:
-        # Without the copy: it may not be there yet, and `ls-remote` needs none.
-        completed, output = (
-            await self._git_anywhere(command, *arguments)
-            if command == "ls-remote"
-            else await self._git(command, *arguments, seconds=_FETCH)
-        )
+    def _told(self, outcome: tuple[int, str]) -> str:
+        """Return what the remote repository has told, if it has."""
+        completed, output = outcome
         if completed != 0:
             raise SourceUnreachable(f"cannot read {self.shown}: {output}")
         return output
