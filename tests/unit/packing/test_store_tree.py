@@ -2,6 +2,7 @@ import io
 import os
 import socket
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,13 +94,23 @@ def test_a_store_path_need_not_be_a_directory(tmp_path: Path, kind: str) -> None
     assert (member.name, member.isfile(), member.issym()) == ("", kind == "file", kind == "symlink")
 
 
-def test_a_tree_deeper_than_the_interpreter_would_go(content: Path) -> None:
-    deepest, depth = content, 1200
-    for _ in range(depth):
-        deepest /= "d"
-        deepest.mkdir()
-    (deepest / "f").write_text("x")
-    assert members(content)[-1].name == "/d" * depth + "/f"
+@pytest.fixture
+def deep(content: Path) -> Iterator[str]:
+    """Below the content, a file in more directories than the interpreter's stack has room for; tells its name."""
+    above = [content]
+    for _ in range(1200):
+        above.append(above[-1] / "d")
+        above[-1].mkdir()
+    (above[-1] / "f").write_text("x")
+    yield "/d" * 1200 + "/f"
+    # By us, for whoever removes the temporary directory does it recursively.
+    (above[-1] / "f").unlink()
+    for directory in reversed(above[1:]):
+        directory.rmdir()
+
+
+def test_a_tree_deeper_than_the_interpreter_would_go(content: Path, deep: str) -> None:
+    assert members(content)[-1].name == deep
 
 
 def test_a_pipe_is_refused_and_not_waited_for(content: Path) -> None:
