@@ -64,17 +64,19 @@ class Archive:
             size: in bytes; a file that has another one is an error.
 
         Raises:
-            OSError: it cannot be read.
-            StorageError: it is longer or shorter.
+            StorageError: it cannot be read, is longer or shorter.
         """
         if size <= _SMALL:
-            content = os.read(descriptor, size + 1)
+            try:
+                content = os.pread(descriptor, size + 1, 0)
+            except OSError as error:
+                raise unreadable(name, error) from error
             if len(content) == size:
                 self.file(name, mode, content)
                 return
         self._append(tar.file(name, mode, size))
         self._put()
-        if not self._read(descriptor, size):
+        if not self._read(descriptor, name, size):
             raise StorageError(f"{name.decode(errors='replace')} changed while it was packed")
         self._append(tar.padding(size))
 
@@ -101,18 +103,22 @@ class Archive:
             self._advance(len(part))
             left = left[len(part) :]
 
-    def _read(self, descriptor: int, size: int) -> bool:
+    def _read(self, descriptor: int, name: bytes, size: int) -> bool:
         """Read a file to where it belongs; return whether it has the size it should have."""
         done, ended = 0, False
         while done < size:
             # One byte more than there should be, where it fits: to see that the file ends then takes no call of its own.
             place = self._view[self._filled : self._filled + size - done + 1]
-            count = os.preadv(descriptor, (place,), done)
+            try:
+                count = os.preadv(descriptor, (place,), done)
+            except OSError as error:
+                raise unreadable(name, error) from error
             if not 0 < count <= size - done:
                 return False
             done += count
             ended = count < len(place)
             self._advance(count)
+        # A read at the end of a file that was read to there touches no disk.
         return ended or not os.pread(descriptor, 1, size)
 
     def _advance(self, count: int) -> None:
@@ -123,3 +129,8 @@ class Archive:
             self._buffer, self._other = self._other or bytearray(CHUNK), self._buffer
             self._view = memoryview(self._buffer)
             self._filled = 0
+
+
+def unreadable(name: bytes, error: OSError) -> StorageError:
+    """Return the error about a name that cannot be read."""
+    return StorageError(f"cannot read {name.decode(errors='replace')}: {error.strerror}")

@@ -15,7 +15,7 @@ from operator import attrgetter
 
 from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import StorageError
-from nixery.packing.archive import Archive
+from nixery.packing.archive import Archive, unreadable
 
 _STORE = STORE_DIRECTORY.encode()
 _NAME = attrgetter("name")
@@ -43,18 +43,16 @@ def add_store_paths(archive: Archive, paths: Iterable[StorePath], store: bytes =
         archive.directory(above)
     for path in paths:
         base_name = path.base_name.encode()
-        try:
-            _add(archive, os.path.join(store, base_name), above + b"/" + base_name)
-        except OSError as error:
-            raise StorageError(
-                f"cannot read {os.fsdecode(error.filename or str(path))}: {error.strerror}"
-            ) from error
+        _add(archive, os.path.join(store, base_name), above + b"/" + base_name)
 
 
 def _add(archive: Archive, source: bytes, name: bytes) -> None:
-    mode = os.lstat(source).st_mode
+    try:
+        mode = os.lstat(source).st_mode
+    except OSError as error:
+        raise unreadable(source, error) from error
     if stat.S_ISLNK(mode):
-        archive.symlink(name, os.readlink(source))
+        archive.symlink(name, _target(source))
     elif stat.S_ISDIR(mode):
         _add_directory(archive, source, name)
     else:
@@ -70,7 +68,7 @@ def _add_directory(archive: Archive, source: bytes, name: bytes) -> None:
         for child in children:
             # The listing has told what it is; there is nothing else to ask for.
             if child.is_symlink():
-                archive.symlink(above + child.name, os.readlink(child.path))
+                archive.symlink(above + child.name, _target(child.path))
             elif child.is_dir(follow_symlinks=False):
                 name = above + child.name
                 archive.directory(name, _DIRECTORY)
@@ -83,18 +81,33 @@ def _add_directory(archive: Archive, source: bytes, name: bytes) -> None:
 
 
 def _children(directory: bytes) -> Iterator[os.DirEntry[bytes]]:
-    with os.scandir(directory) as children:
-        return iter(sorted(children, key=_NAME))
+    # Errors are caught where something is read, and not around all of it: whoever takes the archive has errors as well.
+    try:
+        with os.scandir(directory) as children:
+            return iter(sorted(children, key=_NAME))
+    except OSError as error:
+        raise unreadable(directory, error) from error
+
+
+def _target(symlink: bytes) -> bytes:
+    try:
+        return os.readlink(symlink)
+    except OSError as error:
+        raise unreadable(symlink, error) from error
 
 
 def _add_file(archive: Archive, source: bytes, name: bytes) -> None:
-    descriptor = os.open(source, _READ)
+    try:
+        descriptor = os.open(source, _READ)
+    except OSError as error:
+        raise unreadable(source, error) from error
     try:
         # Of the open file, not of its name, which would have to be looked up once more.
         status = os.fstat(descriptor)
         mode = status.st_mode
         if not stat.S_ISREG(mode):
-            raise StorageError(f"{os.fsdecode(source)} is neither file, directory nor symlink")
+            shown = source.decode(errors="replace")
+            raise StorageError(f"{shown} is neither file, directory nor symlink")
         archive.file_from(descriptor, name, _EXECUTABLE if mode & stat.S_IXUSR else _PLAIN, status.st_size)
     finally:
         os.close(descriptor)

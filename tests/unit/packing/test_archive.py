@@ -81,6 +81,26 @@ def test_what_is_taken_stays_as_it_is_until_the_next_is_full() -> None:
     assert len(views) == 3
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_file_is_read_from_its_beginning(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    taken = Taken()
+    with open_file(tmp_path / "f", content) as descriptor:
+        os.lseek(descriptor, 3, os.SEEK_SET)
+        taken.archive.file_from(descriptor, b"f", 0o444, size)
+    assert taken.end()[512 : 512 + size] == content
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, size: int) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(StorageError, match="cannot read f: Is a directory"):
+            Taken().archive.file_from(descriptor, b"f", 0o444, size)
+    finally:
+        os.close(descriptor)
+
+
 @pytest.mark.parametrize("more", [-1, 1])
 @pytest.mark.parametrize("size", [1, 1 << 15, (1 << 15) + 1, CHUNK - 513, CHUNK - 512, 3 << 20])
 def test_a_file_of_another_size_is_an_error(tmp_path: Path, size: int, more: int) -> None:

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import socket
@@ -125,6 +126,31 @@ def test_a_socket_is_named(content: Path, monkeypatch: pytest.MonkeyPatch) -> No
         listening.bind("socket")
         with pytest.raises(StorageError, match=r"cannot read .*/socket: "):
             archived(content)
+
+
+def fail(*_: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("call", ["readlink", "open", "scandir"])
+def test_what_cannot_be_read_is_named_in_printable_letters(
+    content: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    odd = content / os.fsdecode(b"odd-\xff")
+    if call == "readlink":
+        odd.symlink_to("x")
+    elif call == "open":
+        odd.write_text("x")
+    monkeypatch.setattr(os, call, fail)
+    name = PATH.base_name if call == "scandir" else "odd-\ufffd"
+    with pytest.raises(StorageError, match=f"cannot read .*{name}: Input/output error"):
+        archived(content)
+
+
+def test_errors_of_whoever_takes_the_archive_stay_what_they_are(content: Path) -> None:
+    (content / "f").write_bytes(bytes(3 << 20))
+    with pytest.raises(OSError, match="Input/output error"):
+        add_store_paths(Archive(fail), [PATH], os.fsencode(content.parent))
 
 
 def test_a_path_that_is_gone_is_named(tmp_path: Path) -> None:
