@@ -9,6 +9,7 @@ import re
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from nixery.errors import BuildTimedOut, EvaluationFailed, NixUnusable
+from nixery.errors import BuildTimedOut, EvaluationFailed, NixUnusable, StorageError
 from nixery.image.platform import Platform
 from nixery.nix.builder import Details, NixBuilder
 from nixery.oci.canonical_json import canonical_json
@@ -172,8 +173,12 @@ class PackageIndex:
         details = await asyncio.to_thread(_read, content) if content is not None else None
         if details is None:
             details = await self._list(pin)
-            await self._records.put(PACKAGES, key, await asyncio.to_thread(LISTED.dump_json, dict(details)))
-            await self._forget()
+            # A storage that is full keeps nobody from typing: it is listed again after a restart.
+            with suppress(StorageError):
+                await self._records.put(
+                    PACKAGES, key, await asyncio.to_thread(LISTED.dump_json, dict(details))
+                )
+                await self._forget()
         names = self._kept[pin] = await asyncio.to_thread(PackageNames, details)
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)

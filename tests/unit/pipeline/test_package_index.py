@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.errors import EvaluationFailed
+from nixery.errors import EvaluationFailed, StorageFull
 from nixery.image.platform import AMD64, Platform
 from nixery.nix.builder import Details
 from nixery.pipeline.package_index import PackageIndex, PackageNames
@@ -135,6 +135,19 @@ async def test_names_alone_where_there_are_no_details(records: FilesystemRecordS
     source.details_fail = True
     assert (await index(source, records).names("latest")).get("git") is not None
     assert source.asked == [True, False]
+
+
+async def test_a_storage_that_is_full_keeps_nobody_from_typing(
+    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = index(Source(), records)
+    await one._pins.pin("latest")
+
+    async def put(*_: object) -> None:
+        raise StorageFull("no space left")
+
+    monkeypatch.setattr(records, "put", put)
+    assert (await one.names("latest")).get("git") is not None
 
 
 async def test_lists_of_a_few_states_are_kept(records: FilesystemRecordStore) -> None:
