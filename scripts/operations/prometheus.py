@@ -45,7 +45,9 @@ class Prometheus:
             with urllib.request.urlopen(url, timeout=_QUERY) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
-            raise CheckError(f"{expression}\n{error.read().decode(errors='replace')}") from None
+            with error:
+                said = error.read().decode(errors="replace")
+            raise CheckError(f"{expression}\n{said}") from None
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
 

@@ -30,7 +30,8 @@ def fetch(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes, 
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
             return answer.status, answer.read(), answer.headers
     except urllib.error.HTTPError as error:
-        return error.code, error.read(), error.headers
+        with error:
+            return error.code, error.read(), error.headers
 
 
 @pytest.mark.parametrize("size", [1000, 20_000_000])

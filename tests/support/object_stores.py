@@ -213,7 +213,8 @@ def _running(
 def _answers(port: int) -> bool:
     try:
         _request("GET", f"http://{HOST}:{port}/")
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        error.close()  # it is a response as well
         return True
     except OSError:
         return False
