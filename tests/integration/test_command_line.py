@@ -196,6 +196,25 @@ def test_checking(nixery: CommandLine) -> None:
     assert "it evaluates" in findings[-1]["found"]
 
 
+def test_checking_tells_what_a_server_would_need_as_well(nixery: CommandLine) -> None:
+    def found(**settings: str) -> str:
+        findings: list[dict[str, str]] = json.loads(nixery("check", "--json", **settings).stdout)  # type: ignore[arg-type]
+        return findings[0]["found"]
+
+    assert found().endswith("a server needs PORT, NIXERY_STORAGE_BACKEND, STORAGE_PATH besides")
+    server = {"PORT": "1", "NIXERY_STORAGE_BACKEND": "filesystem"}
+    assert found(**server).endswith("a server needs STORAGE_PATH besides")
+    assert found(**server, STORAGE_PATH=str(nixery.directory / "own")) == "nothing is missing or wrong"
+
+
+@pytest.mark.parametrize("command", ["gc", "scrub"])
+def test_no_storage_is_made_to_be_looked_after(nixery: CommandLine, command: str) -> None:
+    nowhere = nixery.directory / "nowhere"
+    ended = nixery(command, status=1, STORAGE_PATH=str(nowhere))
+    assert f"there is no storage at {nowhere}: set STORAGE_PATH" in ended.stderr
+    assert not nowhere.exists()
+
+
 def test_checking_what_is_wrong(nixery: CommandLine) -> None:
     (nixery.directory / "file").write_text("")
     storage = nixery("check", status=1, STORAGE_PATH=str(nixery.directory / "file" / "below"))

@@ -39,7 +39,7 @@ def gc(
 ) -> None:
     """Delete images that were not used for a while, and whatever no image needs.
 
-    Servers may go on meanwhile. Nothing that was stored or used within NIXERY_STORAGE_GRACE (an hour) goes.
+    Servers may go on meanwhile. Nothing that was stored or used within NIXERY_STORAGE_GRACE (two hours) goes.
     """
     from nixery.cli import collecting
 

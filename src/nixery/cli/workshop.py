@@ -56,11 +56,16 @@ def storehouse() -> Iterator[tuple[StorageSettings, Storage]]:
     Raises:
         SettingsError: there is none, or it cannot be used.
     """
-    environment = {**_defaults(), **os.environ}
+    environment = {**defaults(), **os.environ}
     settings = storage_settings(environment)
     if settings.storage_backend == "memory":
         raise SettingsError(
             ("NIXERY_STORAGE_BACKEND=memory is in a server's memory, out of reach from here",)
+        )
+    if settings.storage_backend == "filesystem" and not settings.storage_path.exists():
+        # Rather than make one and find nothing in it: the server's environment was hardly meant to be left out.
+        raise SettingsError(
+            (f"there is no storage at {settings.storage_path}: set STORAGE_PATH as the server has it",)
         )
     with storage(settings, environment) as opened:
         yield settings, opened
@@ -73,7 +78,7 @@ def user_settings(without: Collection[str] = ()) -> Settings:
         SettingsError: with every problem there is.
     """
     environment = {name: value for name, value in os.environ.items() if name not in without}
-    return Settings.from_environment({**_defaults(), **environment})
+    return Settings.from_environment({**defaults(), **environment})
 
 
 def run(
@@ -105,5 +110,6 @@ async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
     return await command()
 
 
-def _defaults() -> dict[str, str]:
+def defaults() -> dict[str, str]:
+    """Return what is set for commands that are no server, where the environment does not."""
     return {"PORT": "8080", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(user_storage())}

@@ -73,7 +73,7 @@ class StorageSettings(BaseModel):
     cache_size: Annotated[int, NotEmpty, Size, Field(alias="NIXERY_CACHE_SIZE", ge=0)] = 10 * _GIB
     storage_grace: Annotated[
         int, NotEmpty, BeforeValidator(seconds), Field(alias="NIXERY_STORAGE_GRACE", ge=1, le=_WEEK)
-    ] = 3600
+    ] = 7200
     storage_high: Annotated[
         DiskMark | None,
         NotEmpty,
