@@ -279,6 +279,7 @@ def test_all_commands_have_one_look(
     nixery: CommandLine, arguments: tuple[str, ...], meanwhile: str, result: str
 ) -> None:
     cache = f"file://{nixery.directory}/cache/nixery"
+    (nixery.directory / "cache" / "nixery").mkdir(parents=True)
     shown = nixery.on_terminal(*(argument.format(cache=cache) for argument in arguments))
     # The cursor is back before the result, which nothing overwrites.
     during, _, after = shown.rpartition(SHOWN)

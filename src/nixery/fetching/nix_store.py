@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from nixery.errors import NixUnusable, PathsCollected
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.command import run_command
-from nixery.nix.error_message import collected_path, explanation, without_paths
+from nixery.nix.error_message import collected_path, explanation, is_about_something_gone, without_paths
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 
 # Seconds to copy a package set; nixpkgs has 40,000 files.
@@ -38,7 +38,11 @@ class NixStore:
         Raises:
             NixUnusable: Nix cannot do that.
         """
-        return Path((await self._run("nix-store", "--add", str(tree))).strip())
+        completed, stderr = await run_command(_COPY, "nix-store", "--add", str(tree))
+        if completed.exit_code != 0:
+            gone = collected_path(stderr)
+            raise PathsCollected(gone) if gone is not None else _unusable("nix-store --add", stderr)
+        return Path(completed.stdout.decode().strip())
 
     @asynccontextmanager
     async def keeping(self, path: Path) -> AsyncIterator[None]:
@@ -49,14 +53,16 @@ class NixStore:
             NixUnusable: Nix cannot be run.
         """
         with self._roots.hold() as root:
-            await self._run("nix-store", "--realise", str(path), "--add-root", str(root), "--indirect")
+            completed, stderr = await run_command(
+                _COPY, "nix-store", "--realise", str(path), "--add-root", str(root), "--indirect"
+            )
+            if completed.exit_code != 0:
+                # Whether its files are there says nothing: the collector takes a path out of the database before it deletes them.
+                if is_about_something_gone(stderr):
+                    raise PathsCollected(str(path))
+                raise _unusable("nix-store --realise", stderr)
             yield
 
-    async def _run(self, *arguments: str) -> str:
-        completed, stderr = await run_command(_COPY, *arguments)
-        gone = collected_path(stderr) if completed.exit_code != 0 else None
-        if gone is not None:
-            raise PathsCollected(gone)
-        if completed.exit_code != 0:
-            raise NixUnusable(f"{arguments[0]} {arguments[1]} failed: {without_paths(explanation(stderr))}")
-        return completed.stdout.decode()
+
+def _unusable(command: str, stderr: Sequence[str]) -> NixUnusable:
+    return NixUnusable(f"{command} failed: {without_paths(explanation(stderr))}")

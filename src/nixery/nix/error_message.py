@@ -46,14 +46,19 @@ _GONE = re.compile(
 _STORE_PATH = re.compile(r"/nix/store/[0-9a-z]{32}-[\w+.?=-]+")
 
 
+def is_about_something_gone(said: Sequence[str]) -> bool:
+    """Whether Nix misses a store path, or a file."""
+    return _GONE.search("\n".join(plain_text(line) for line in said)) is not None
+
+
 def collected_path(said: Sequence[str]) -> str | None:
     """Return the store path because of which something failed, if it is one that is not there: the garbage collector's, most likely.
 
     A file that is missing within a path that is there is somebody else's fault.
     """
-    text = "\n".join(plain_text(line) for line in said)
-    if _GONE.search(text) is None:
+    if not is_about_something_gone(said):
         return None
+    text = "\n".join(plain_text(line) for line in said)
     return next((path for path in _STORE_PATH.findall(text) if not os.path.lexists(path)), None)
 
 

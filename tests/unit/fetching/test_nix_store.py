@@ -1,0 +1,49 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from nixery.errors import NixUnusable, PathsCollected
+from nixery.fetching.nix_store import NixStore
+from nixery.nix.collector_lock import CollectorLock
+from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> NixStore:
+    return NixStore(GarbageCollectorRoots(tmp_path / "roots"), CollectorLock(tmp_path / "state"))
+
+
+def nix_store_says(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str) -> None:
+    """Stand in for Nix at a moment that it is hard to have it in; with the words of Nix 2.8."""
+    program = directory / "bin" / "nix-store"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nEND\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+
+@pytest.fixture
+def tree() -> Path:
+    """A store path whose files are there."""
+    return next(entry for entry in Path("/nix/store").iterdir() if "-" in entry.name)
+
+
+async def test_a_tree_that_is_being_deleted_is_gone(
+    store: NixStore, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The database has no more of it.
+    said = f"don't know how to build these paths:\n  {tree}\nerror: build of '{tree}' failed"
+    nix_store_says(monkeypatch, tmp_path, said)
+    with pytest.raises(PathsCollected):
+        async with store.keeping(tree):
+            pass
+
+
+async def test_a_nix_that_does_not_work_is_told(
+    store: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nix_store_says(monkeypatch, tmp_path, "error: cannot connect to daemon: Connection refused")
+    with pytest.raises(NixUnusable, match=r"nix-store --realise failed: .*Connection refused"):
+        async with store.keeping(Path("/nix/store/x")):
+            pass
