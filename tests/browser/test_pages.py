@@ -74,6 +74,21 @@ def test_a_build_is_watched_to_its_end(open_page: OpenPage, shoot: Shoot) -> Non
     expect(page.get_by_role("region", name="Recent builds").get_by_role("link", name="slow")).to_be_visible()
 
 
+def test_a_build_that_cannot_be_followed_keeps_what_is_known(open_page: OpenPage) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    page.get_by_role("combobox", name="Packages").press_sequentially("gradual ")
+    # To a browser the same as 503, of which it would complain in its console.
+    page.route("**/events", lambda route: route.fulfill(status=204))
+    page.get_by_role("button", name="Build it now").click()
+    page.wait_for_url("**/builds/*")
+    expect(page.locator("#building")).to_contain_text("cannot follow the build any more")
+    page.wait_for_timeout(1500)
+    page.reload()
+    expect(page.locator("#building")).to_contain_text("cannot follow the build any more")
+    expect(page.get_by_role("log")).to_contain_text("step 1 of 8")
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_hostile_log_is_text(open_page: OpenPage, server: Server, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
     answer = server.client.get("/v2/hostile/manifests/latest")

@@ -24,6 +24,9 @@ _MORE = 10
 _PER_READER = 400 * 1024
 _READERS = 100
 
+# Seconds for which the body of a request is waited for.
+_BODY = 10
+
 # Seconds after which who takes nothing is cut off.
 _SEND_TIMEOUT = 3
 
@@ -149,3 +152,17 @@ def test_slow_readers_cost_no_more_than_a_buffer(connections: tuple[Server, Conn
     assert memory(server) - before < _READERS * _PER_READER
     # Nobody else has to wait for them.
     assert server.client.blob("a", f"sha256:{digest}").body == content
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(connections: tuple[Server, Connect]) -> None:
+    server, connect = connections
+    head = b"POST /api/v1/builds HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    late = connect(head)
+    late.settimeout(_BODY + _MORE)
+    received = b""
+    while part := late.recv(65536):
+        received += part
+    # And closed, or this would have ended with a time-out.
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b"did not come within 10 seconds" in received
+    assert server.client.get("/v2/").status == 200

@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from nixery.storage.copying import copy_storage
 from nixery.storage.opening import Storage
+from nixery.storage.store import ListedBlob
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.object_stores import ObjectStore
@@ -64,6 +66,34 @@ async def test_what_is_broken_is_left_out_and_told(open_at: OpenStorage, tmp_pat
     assert str(broken.digest) in ended.stderr
     (found,) = await listed(open_at(DISK, STORAGE_PATH=str(tmp_path / "other")))
     assert found.digest == whole.digest
+
+
+async def test_what_is_deleted_meanwhile_is_not_broken(
+    open_at: OpenStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = open_at(DISK)
+    kept, deleted, empty = write(disk, b"kept"), write(disk, b"deleted"), write(disk, b"empty")
+    found = await listed(disk)
+    await disk.blobs.delete(deleted.digest)
+    path = tmp_path / "blobs" / "sha256" / empty.digest.hex[:2] / empty.digest.hex
+    path.chmod(0o644)
+    path.write_bytes(b"")
+
+    async def scan() -> AsyncIterator[ListedBlob]:
+        for blob in found:
+            yield blob
+
+    monkeypatch.setattr(disk.blobs, "scan", scan)
+    done = await copy_storage(disk, open_at(DISK, STORAGE_PATH=str(tmp_path / "other")), lambda _: None)
+    assert (done.blobs, done.copied, done.broken) == (2, 1, [empty.digest])
+    assert (await listed(open_at(DISK, STORAGE_PATH=str(tmp_path / "other"))))[0].digest == kept.digest
+
+
+def test_a_misspelt_source_is_no_empty_storage(tmp_path: Path) -> None:
+    ended = copy(f"file://{tmp_path}/typo", f"file://{tmp_path}/other", {})
+    assert ended.returncode == 1
+    assert f"there is no storage at {tmp_path}/typo" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("url", ["ftp://a", "s3:///a", "/var/lib"])

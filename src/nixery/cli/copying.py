@@ -34,6 +34,7 @@ def copy(source: str, target: str, *, as_json: bool) -> None:
             tempfile.TemporaryDirectory(prefix="nixery-") as temporary,
             activity(BYTES, quiet=as_json) as shown,
         ):
+            _demand(source)
             opened = [_open(url, Path(temporary)) for url in (source, target)]
             shown.begin("copying")
             before = 0
@@ -58,6 +59,13 @@ def copy(source: str, target: str, *, as_json: bool) -> None:
         typer.echo(f"nixery: {digest} is broken and was left out", err=True)
     if done.broken:
         raise typer.Exit(1)
+
+
+def _demand(source: str) -> None:
+    # Rather than make one and copy nothing out of it. A bucket has to be there anyway.
+    parts = urlsplit(source)
+    if parts.scheme == "file" and not Path(unquote(parts.path)).exists():
+        raise StorageError(f"there is no storage at {unquote(parts.path)}")
 
 
 def _open(url: str, temporary: Path) -> Storage:

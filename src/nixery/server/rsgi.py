@@ -6,6 +6,7 @@ whole, which costs half as much for a small one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl
 
@@ -25,6 +26,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 # Where bodies are read, and bytes of one. What comes to the registry has none that matters.
 _TAKES_BODIES = "/api/"
 _LARGEST_BODY = 16 * 1024
+
+# Seconds for a body to come. While one is waited for, its connection counts among those that the server takes.
+_PATIENCE = 10.0
 
 _log = structlog.get_logger("nixery.server")
 
@@ -54,10 +58,17 @@ class Application:
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         method, path = scope.method, scope.path
-        body = await _body(protocol) if method == "POST" and path.startswith(_TAKES_BODIES) else b""
+        body: bytes | None = b""
+        late = None
+        if method == "POST" and path.startswith(_TAKES_BODIES):
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    body = await _body(protocol)
+            except TimeoutError:
+                late = _late()
         request = Request(method, path, _headers(scope.headers), _query(scope.query_string), body)
         observed = self._observation.begin(request)
-        response, pieces = await begun(request, await self._answer(request))
+        response, pieces = await begun(request, late or await self._answer(request))
         # Before it is sent: afterwards, the web server's threads would wait for it.
         self._observation.end(observed, request, scope, response)
         headers = [*response.headers.items(), (REQUEST_ID, observed.id)]
@@ -85,6 +96,12 @@ class Application:
         if handler is not None:
             return handler
         return next((handler for beginning, handler in self._below if path.startswith(beginning)), None)
+
+
+def _late() -> Response:
+    message = f"the body of the request did not come within {_PATIENCE:.0f} seconds"
+    # What else may come on this connection is no request (RFC 9110, 15.5.9).
+    return errors_body(408, "UNSUPPORTED", message, headers={"Connection": "close"})
 
 
 async def _body(protocol: AnswerProtocol) -> bytes | None:

@@ -194,7 +194,8 @@ class BucketBlobStore:
                 with suppress(InvalidDigest):
                     digest = Digest.parse(f"sha256:{blob}")
                     try:
-                        await obstore.head_async(self._bucket.store, self._bucket.key(blob_name(digest)))
+                        with self._bucket.doing("look up a blob in"):
+                            await obstore.head_async(self._bucket.store, self._bucket.key(blob_name(digest)))
                     except FileNotFoundError:
                         yield ListedBlob(digest, 0, modified)
             previous = name

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nixery.errors import BlobUnknown
 from nixery.oci.digest import Digest
 from nixery.storage.opening import Storage
 
@@ -79,7 +80,10 @@ async def _copy_blob(
 ) -> None:
     blob = await source.blobs.find(digest)
     if blob is None or blob.size == 0:
-        done.broken.append(digest)
+        if await _is_there(source, digest):
+            done.broken.append(digest)
+        else:
+            done.blobs -= 1  # deleted meanwhile
         return
     found = await target.blobs.find(digest)
     if found is not None and found.size == blob.size:
@@ -96,3 +100,11 @@ async def _copy_blob(
         done.broken.append(digest)
         return
     done.copied += 1
+
+
+async def _is_there(storage: Storage, digest: Digest) -> bool:
+    try:
+        await anext(aiter(storage.blobs.chunks(digest)), b"")
+    except BlobUnknown:
+        return False
+    return True

@@ -57,6 +57,10 @@ class Keeper:
                 pass  # another server of this store was quicker
             except StorageError as error:
                 _log.warning("garbage cannot be collected", reason=str(error))
+            except Exception:  # noqa: BLE001 -- logged with its traceback
+                _log.exception(
+                    "collecting garbage failed"
+                )  # it goes on: nobody would notice that it does not
             await asyncio.sleep(self._seconds)
 
     async def look(self) -> None:

@@ -40,6 +40,8 @@ class Lease:
         self._content = b""
         self._written = 0.0
         self._renewing: asyncio.Task[None] | None = None
+        # One write after the other: a slow renewal that ended after a condemnation would take that back.
+        self._writing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         # Written first and looked around after, so that of two at the same time at least one sees the other; perhaps both, and both
@@ -76,10 +78,13 @@ class Lease:
         await self._write("\n".join(digest.hex for digest in digests).encode())
 
     async def _write(self, content: bytes) -> None:
-        self._content = content
-        with suppress(StorageFull):
-            await self._records.put(COLLECTIONS, self._key, content)
-        self._written = time.monotonic()
+        async with self._writing:
+            self._content = content
+            # Others count from when it was written, which may be long before we are told.
+            begun = time.monotonic()
+            with suppress(StorageFull):
+                await self._records.put(COLLECTIONS, self._key, content)
+            self._written = begun
 
     async def _look_for_others(self) -> None:
         modified = {listed.key: listed.modified async for listed in self._records.scan(COLLECTIONS)}
@@ -93,9 +98,11 @@ class Lease:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(_RENEWED_EVERY)
-            with suppress(StorageError):
-                await self._records.renew(COLLECTIONS, self._key, self._content)
-                self._written = time.monotonic()
+            async with self._writing:
+                begun = time.monotonic()
+                with suppress(StorageError):
+                    await self._records.renew(COLLECTIONS, self._key, self._content)
+                    self._written = begun
 
     async def _delete(self) -> None:
         with suppress(StorageError):

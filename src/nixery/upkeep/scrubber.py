@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -90,6 +91,8 @@ class Scrubber:
                         _log.error("broken", what=checked.finding.what, reason=checked.finding.reason)
             except StorageError as error:
                 _log.warning("the storage cannot be scrubbed", reason=str(error))
+            except Exception:  # noqa: BLE001 -- logged with its traceback
+                _log.exception("scrubbing failed")  # it goes on: nobody would notice that it does not
 
     async def _blob(self, digest: Digest) -> Checked:
         size, reason = await self._read(digest)
@@ -113,6 +116,8 @@ class Scrubber:
         except BlobUnknown:
             return 0, None  # deleted meanwhile
         except StorageError as error:
+            if not _is_about_the_content(error):
+                raise
             return size, f"cannot be read: {error}"
         if actual.hexdigest() != digest.hex:
             return size, f"the {size} bytes of it have the digest sha256:{actual.hexdigest()}"
@@ -137,3 +142,10 @@ class Scrubber:
         self._due = max(self._due, now) + size / self._rate
         if self._due - now > _SHORTEST_PAUSE:
             await asyncio.sleep(self._due - now)
+
+
+def _is_about_the_content(error: StorageError) -> bool:
+    """Whether a blob is at fault, or the disk below it, and not the machine, its permissions or the network."""
+    return error.__cause__ is None or (
+        isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO
+    )

@@ -26,6 +26,10 @@ in
     for step in 1 2 3 4 5 6 7 8; do echo "step $step of 8"; sleep 0.5; done
     mkdir $out; echo slow > $out/slow
   '';
+  gradual = package "gradual" "1.0" "Takes as long" "MIT" ''
+    for step in 1 2 3 4 5 6 7 8; do echo "step $step of 8"; sleep 0.5; done
+    mkdir $out; echo gradual > $out/gradual
+  '';
   hostile = package "hostile" "1.0" "<img src=x onerror=alert(1)>" "MIT" ''
     echo "compiling <b>everything</b>"
     echo "<script>document.title = 'owned'; document.body.dataset.owned = 1</script>"

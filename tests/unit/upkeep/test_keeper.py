@@ -57,3 +57,21 @@ async def test_it_goes_on_after_a_failure(store: Store) -> None:
             await asyncio.sleep(0.02)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_it_goes_on_after_what_nobody_expected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    tending = keeper(store, 0, "10", "5")
+    looked = 0
+
+    async def look() -> None:
+        nonlocal looked
+        looked += 1
+        raise KeyError(looked)
+
+    monkeypatch.setattr(tending, "look", look)
+    running = asyncio.ensure_future(tending.run())
+    async with asyncio.timeout(10):
+        while looked < 3:  # noqa: ASYNC110 -- the keeper tells nobody
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.pipeline.batch_records import BATCH, Batch
 from nixery.pipeline.build_report import BuildReport
 from nixery.pipeline.pin_records import Term
 from nixery.storage.catalogue import Catalogue
+from nixery.storage.store import ListedBlob
+from nixery.upkeep import scrubber
 from nixery.upkeep.record_kinds import KINDS
 from nixery.upkeep.scrubber import Checked, Finding, Scrubber
 from tests.unit.upkeep.conftest import Store, parts
@@ -123,3 +128,56 @@ async def test_the_rate_is_kept_on_average(store: Store, monkeypatch: pytest.Mon
     assert sum(one.size for one in checked) > 500_000
     # Nobody slept, so the last pause was to make up for all of them.
     assert max(pauses) == pytest.approx(5, rel=0.1)
+
+
+class Unreadable:
+    """A store's ``chunks`` when reading fails."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    async def __call__(self, digest: Digest) -> AsyncIterator[bytes]:
+        for chunk in (b"some of it",):
+            yield chunk
+        raise StorageError(f"cannot read blob {digest}") from OSError(self.code, os.strerror(self.code))
+
+
+async def test_a_blob_that_the_disk_cannot_read_is_broken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.layer(b"a layer")
+    monkeypatch.setattr(store.blobs, "chunks", Unreadable(errno.EIO))
+    (finding,) = await scrub(store)
+    assert "cannot be read" in finding.reason
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.ENOMEM, errno.ESTALE])
+async def test_where_the_machine_is_at_fault_no_blob_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    await store.layer(b"a layer")
+    with monkeypatch.context() as patch:
+        patch.setattr(store.blobs, "chunks", Unreadable(code))
+        with pytest.raises(StorageError, match="cannot read blob"):
+            await scrub(store)
+    assert await store.blobs.find(Digest.of(b"a layer")) is not None
+
+
+async def test_it_goes_on_after_what_nobody_expected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrubber, "_REST", 0.01)
+    looked = 0
+
+    async def scan() -> AsyncIterator[ListedBlob]:
+        nonlocal looked
+        looked += 1
+        for _ in range(2):
+            yield ListedBlob(Digest.of(b"deleted"), 7, 0.0)
+        raise KeyError(looked)
+
+    monkeypatch.setattr(store.blobs, "scan", scan)
+    running = asyncio.ensure_future(Scrubber(store.blobs, store.records).run())
+    async with asyncio.timeout(10):
+        while looked < 3:  # noqa: ASYNC110 -- the scrubber tells nobody
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

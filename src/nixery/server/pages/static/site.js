@@ -216,10 +216,12 @@ function follow(page) {
   // By this machine's clock, which need not be the server's.
   const begun = Date.now() / 1000 - (Number(page.dataset.now) - Number(page.dataset.created));
   const titles = Object.fromEntries([...document.querySelectorAll("[data-stage]")].map((li) => [li.dataset.stage, li]));
-  let over = false;
+  let over = false, heard = false;
   if (log) log.scrollTop = log.scrollHeight;
 
   function show({ build, lines }) {
+    if (log && !heard) log.textContent = ""; // all of it comes again
+    heard = true;
     const badge = element("span", build.state, `badge ${build.state}`);
     if ($("state").textContent !== build.state) say(`The build is ${build.state}`);
     $("state").replaceChildren(badge);
@@ -261,10 +263,16 @@ function follow(page) {
   }
 
   if (page.dataset.over === "true") return;
-  if (log) log.textContent = ""; // all of it comes again
   const source = new EventSource(`/api/v1/builds/${page.dataset.build}/events`);
   source.addEventListener("change", (event) => show(JSON.parse(event.data)));
   source.addEventListener("end", (event) => { source.close(); show(JSON.parse(event.data)); });
+  source.addEventListener("error", () => {
+    // A connection that is lost is made again by itself; where the server has refused one, that was the last.
+    if (source.readyState !== EventSource.CLOSED || over) return;
+    over = true;
+    $("building").textContent = "This page cannot follow the build any more. Load it again to see how far it is.";
+    say($("building").textContent);
+  });
   const clock = setInterval(() => {
     if (over) return clearInterval(clock);
     $("time").textContent = duration(Date.now() / 1000 - begun);
