@@ -1,13 +1,12 @@
 """Copies of blobs on this machine's disk, for a bucket whose blobs go through us.
 
 ``cache/<64 hex digits>`` in the storage directory. A file has its name only after its digest was found to be right and it was synced, so
-that whatever is there after a crash is whole. A second server on the same directory has its own bound, and finds what both have.
+that whatever is there after a crash is whole. If this disk does not take a copy, the bucket's bytes go on without it. A second server on the same directory has its own bound, and finds what both have.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -16,8 +15,9 @@ from pathlib import Path
 
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
-from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all
+from nixery.storage.files import make_directory
 from nixery.storage.store import BlobStore, BlobWriter, ListedBlob, StoredBlob, StoredFile
+from nixery.storage.unfinished_copy import UnfinishedCopy
 
 
 class CachedBlobStore:
@@ -86,15 +86,15 @@ class CachedBlobStore:
                         yield chunk
 
     async def _copied(self, blob: StoredBlob, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        digest = hashlib.sha256()
-        with temporary_file(self._temporary) as (descriptor, path):
+        copy = UnfinishedCopy(blob.digest, self._temporary)
+        try:
             async for chunk in chunks:
-                await asyncio.to_thread(write_all, descriptor, chunk)
-                digest.update(chunk)
+                await asyncio.to_thread(copy.write, chunk)
                 yield chunk
-            if digest.hexdigest() == blob.digest.hex:
-                await asyncio.to_thread(move_to_place, descriptor, path, self._path(blob.digest))
+            if await asyncio.to_thread(copy.finish, self._path(blob.digest)):
                 self._remember(blob.digest, blob.size)
+        finally:
+            copy.close()
 
     async def put(self, digest: Digest, content: bytes) -> None:
         """See ``BlobStore.put``."""

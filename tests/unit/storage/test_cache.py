@@ -1,8 +1,12 @@
-from collections.abc import AsyncIterator
+import os
+import resource
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 from obstore.store import MemoryStore
+from structlog.testing import capture_logs
 
 from nixery.oci.digest import Digest
 from nixery.storage.bucket import BucketBlobStore
@@ -24,8 +28,8 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cached(bucket: BucketBlobStore, directory: Path) -> CachedBlobStore:
-    return CachedBlobStore(bucket, directory, directory / "temporary", 2500)
+def cached(bucket: BucketBlobStore, directory: Path, capacity: int = 2500) -> CachedBlobStore:
+    return CachedBlobStore(bucket, directory, directory / "temporary", capacity)
 
 
 async def find(store: CachedBlobStore, content: bytes) -> StoredBlob:
@@ -98,3 +102,48 @@ async def test_a_deleted_blob_is_deleted_here_too(bucket: BucketBlobStore, direc
     await store.delete(Digest.of(content))
     assert await store.find(Digest.of(content)) is None
     assert list((directory / "cache").iterdir()) == []
+
+
+@contextmanager
+def no_temporary_file(directory: Path) -> Iterator[None]:
+    (directory / "temporary").rmdir()
+    (directory / "temporary").touch()
+    yield
+
+
+@contextmanager
+def no_room(directory: Path) -> Iterator[None]:  # noqa: ARG001 -- it is for all files of the process
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def no_place(directory: Path) -> Iterator[None]:
+    (directory / "cache").rmdir()
+    (directory / "cache").touch()
+    yield
+
+
+@pytest.mark.parametrize("fault", [no_temporary_file, no_room, no_place])
+async def test_a_disk_that_takes_no_copy_breaks_no_transfer(
+    bucket: BucketBlobStore, directory: Path, fault: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    store = cached(bucket, directory, 1 << 30)
+    content = os.urandom(4 << 20)  # comes in several pieces
+    await store.put(Digest.of(content), content)
+    with fault(directory), capture_logs() as lines:
+        assert await read(store, content, len(content) - 1) == content
+    assert [line["log_level"] for line in lines] == ["warning"]
+    assert not isinstance(await find(store, content), StoredFile)
+    # It is not given up for good.
+    for name in ("temporary", "cache"):
+        if (directory / name).is_file():
+            (directory / name).unlink()
+            (directory / name).mkdir()
+    assert await read(store, content, len(content) - 1) == content
+    assert isinstance(await find(store, content), StoredFile)
+    assert list((directory / "temporary").iterdir()) == []
