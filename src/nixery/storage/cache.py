@@ -41,6 +41,8 @@ class CachedBlobStore:
         make_directory(self._directory)
         self._sizes = _found(self._directory)
         self._used = sum(self._sizes.values())
+        # Of copies that are being written, what they are going to have. They count as the others do.
+        self._unfinished: dict[Digest, int] = {}
         self._shrink()
 
     async def find(self, digest: Digest) -> StoredBlob | None:
@@ -77,7 +79,7 @@ class CachedBlobStore:
         """See ``BlobStore.stream``."""
         is_part = (first, last) != (0, blob.size - 1)
         async with aclosing(self._blobs.stream(blob, first, last)) as chunks:
-            if is_part or blob.size > self._capacity or blob.digest in self._sizes:
+            if is_part or not self._is_worth_a_copy(blob):
                 async for chunk in chunks:
                     yield chunk
             else:
@@ -85,16 +87,24 @@ class CachedBlobStore:
                     async for chunk in copied:
                         yield chunk
 
+    def _is_worth_a_copy(self, blob: StoredBlob) -> bool:
+        # What many ask for at once is written once; what does not fit beside the unfinished ones is only sent.
+        known = blob.digest in self._sizes or blob.digest in self._unfinished
+        return not known and blob.size + sum(self._unfinished.values()) <= self._capacity
+
     async def _copied(self, blob: StoredBlob, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         copy = UnfinishedCopy(blob.digest, self._temporary)
+        self._unfinished[blob.digest] = blob.size
         try:
+            self._shrink()
             async for chunk in chunks:
                 await asyncio.to_thread(copy.write, chunk)
                 yield chunk
             if await asyncio.to_thread(copy.finish, self._path(blob.digest)):
                 self._remember(blob.digest, blob.size)
         finally:
-            copy.close()
+            self._unfinished.pop(blob.digest, None)
+            await asyncio.to_thread(copy.close)
 
     async def put(self, digest: Digest, content: bytes) -> None:
         """See ``BlobStore.put``."""
@@ -134,13 +144,12 @@ class CachedBlobStore:
         return self._directory / digest.hex
 
     def _remember(self, digest: Digest, size: int) -> None:
-        # Two requests may have brought the same blob.
-        self._used += size - self._sizes.pop(digest, 0)
+        del self._unfinished[digest]
         self._sizes[digest] = size
-        self._shrink()
+        self._used += size
 
     def _shrink(self) -> None:
-        while self._used > self._capacity:
+        while self._used + sum(self._unfinished.values()) > self._capacity:
             self._forget(next(iter(self._sizes)))
 
     def _forget(self, digest: Digest) -> None:

@@ -1,6 +1,6 @@
 import os
 import resource
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -147,3 +147,52 @@ async def test_a_disk_that_takes_no_copy_breaks_no_transfer(
     assert await read(store, content, len(content) - 1) == content
     assert isinstance(await find(store, content), StoredFile)
     assert list((directory / "temporary").iterdir()) == []
+
+
+async def begin(store: CachedBlobStore, content: bytes) -> tuple[bytes, AsyncGenerator[bytes, None]]:
+    stream = store.stream(await find(store, content), 0, len(content) - 1)
+    return await anext(stream), stream
+
+
+def written(directory: Path) -> list[int]:
+    """Sizes of what is in the making, and of what is there."""
+    return [path.stat().st_size for name in ("temporary", "cache") for path in (directory / name).iterdir()]
+
+
+async def test_what_many_ask_for_at_once_is_written_once(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    content = CONTENTS[0]
+    await store.put(Digest.of(content), content)
+    begun = [await begin(store, content) for _ in range(3)]
+    assert written(directory) == [1000]
+    for first, rest in reversed(begun):
+        assert first + b"".join([chunk async for chunk in rest]) == content
+    assert isinstance(await find(store, content), StoredFile)
+    assert written(directory) == [1000]
+
+
+async def test_what_is_in_the_making_is_bounded_too(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    for content in CONTENTS:
+        await store.put(Digest.of(content), content)
+    await read(store, CONTENTS[0])
+    begun = []
+    for content in CONTENTS[1:]:
+        begun.append(await begin(store, content))
+        assert sum(written(directory)) <= 2000
+    for content, (first, rest) in zip(CONTENTS[1:], begun, strict=True):
+        assert first + b"".join([chunk async for chunk in rest]) == content
+    kept = [isinstance(await find(store, content), StoredFile) for content in CONTENTS]
+    assert kept == [False, True, True, False]
+
+
+async def test_a_transfer_that_breaks_off_makes_room(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    for content in CONTENTS:
+        await store.put(Digest.of(content), content)
+    for content in (*CONTENTS, *CONTENTS):
+        _, rest = await begin(store, content)
+        await rest.aclose()
+    assert written(directory) == []
+    assert await read(store, CONTENTS[0]) == CONTENTS[0]
+    assert isinstance(await find(store, CONTENTS[0]), StoredFile)
