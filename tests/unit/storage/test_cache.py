@@ -1,5 +1,7 @@
+import asyncio
 import os
 import resource
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from obstore.store import MemoryStore
 from structlog.testing import capture_logs
 
 from nixery.oci.digest import Digest
+from nixery.storage import cache
 from nixery.storage.bucket import BucketBlobStore
 from nixery.storage.bucket_access import Bucket
 from nixery.storage.cache import CachedBlobStore
@@ -50,11 +53,9 @@ async def test_what_was_read_as_a_whole_is_a_file(bucket: BucketBlobStore, direc
     assert await read(store, content, 10) == content[:11]
     assert not isinstance(await find(store, content), StoredFile)
     assert await read(store, content) == content
-    # A server that starts finds it too.
-    for other in (store, cached(bucket, directory)):
-        found = await find(other, content)
-        assert isinstance(found, StoredFile)
-        assert found.path.read_bytes() == content
+    found = await find(store, content)
+    assert isinstance(found, StoredFile)
+    assert found.path.read_bytes() == content
     assert list((directory / "temporary").iterdir()) == []
 
 
@@ -196,3 +197,75 @@ async def test_a_transfer_that_breaks_off_makes_room(bucket: BucketBlobStore, di
     assert written(directory) == []
     assert await read(store, CONTENTS[0]) == CONTENTS[0]
     assert isinstance(await find(store, CONTENTS[0]), StoredFile)
+
+
+async def checked(store: CachedBlobStore, content: bytes) -> None:
+    """Ask for a blob as a client does, and wait for what that leads to."""
+    await store.recall(Digest.of(content))
+    await asyncio.gather(*store._checks.values())
+
+
+async def test_a_server_that_starts_serves_a_copy_once_it_was_compared_with_its_digest(
+    bucket: BucketBlobStore, directory: Path
+) -> None:
+    content = CONTENTS[0]
+    await bucket.put(Digest.of(content), content)
+    await read(cached(bucket, directory), content)
+    store = cached(bucket, directory)
+    assert not isinstance(await find(store, content), StoredFile)
+    # Nobody waits for it: the bucket's bytes are there. They are not copied again.
+    assert not isinstance(await store.recall(Digest.of(content)), StoredFile)
+    place = directory / "cache" / Digest.of(content).hex
+    copy = place.stat().st_ino
+    assert await read(store, content) == content
+    await checked(store, content)
+    found = await find(store, content)
+    assert isinstance(found, StoredFile)
+    assert found.path.stat().st_ino == copy
+    # Once is enough.
+    await store.recall(Digest.of(content))
+    assert store._checks == {}
+
+
+async def test_a_copy_with_a_flipped_bit_is_not_served_after_a_restart(
+    bucket: BucketBlobStore, directory: Path
+) -> None:
+    content = CONTENTS[0]
+    await bucket.put(Digest.of(content), content)
+    await read(cached(bucket, directory), content)
+    place = directory / "cache" / Digest.of(content).hex
+    place.chmod(0o644)
+    place.write_bytes(b"\1" + content[1:])
+    store = cached(bucket, directory)
+    with capture_logs() as lines:
+        await checked(store, content)
+    assert [line["event"] for line in lines] == ["a copy was broken"]
+    assert written(directory) == []
+    assert not isinstance(await store.recall(Digest.of(content)), StoredFile)
+    assert await read(store, content) == content
+    assert isinstance(await store.recall(Digest.of(content)), StoredFile)
+
+
+async def test_a_copy_that_is_deleted_and_made_again_while_it_is_checked_stays(
+    bucket: BucketBlobStore, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, made_again = threading.Event(), threading.Event()
+
+    def slow(path: Path, digest: Digest) -> bool:  # noqa: ARG001 -- the file that was there is gone
+        begun.set()
+        assert made_again.wait(60)
+        return False
+
+    content = CONTENTS[0]
+    await bucket.put(Digest.of(content), content)
+    await read(cached(bucket, directory), content)
+    store = cached(bucket, directory)
+    monkeypatch.setattr(cache, "_has_digest", slow)
+    await store.recall(Digest.of(content))
+    assert await asyncio.to_thread(begun.wait, 60)
+    await store.delete(Digest.of(content))
+    await store.put(Digest.of(content), content)
+    await read(store, content)
+    made_again.set()
+    await checked(store, content)
+    assert isinstance(await find(store, content), StoredFile)
