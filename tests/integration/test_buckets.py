@@ -102,6 +102,36 @@ def test_a_replica_serves_what_another_one_built_without_nix(
         assert spy.calls == []
 
 
+def test_a_server_that_starts_does_not_serve_a_copy_that_broke(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with moto(tmp_path) as bucket:
+        storage = tmp_path / "storage-with-copies"
+        settings = {**bucket.settings, "NIXERY_BLOB_DELIVERY": "proxy", "STORAGE_PATH": str(storage)}
+        server = start_server(**settings)
+        digest, _ = big_layer(server)
+        path = f"/v2/{NAME}/blobs/{digest}"
+        layer = server.client.get(path).body
+        # It has its name shortly after the client has its last byte.
+        copy = storage / "cache" / digest.removeprefix("sha256:")
+        deadline = time.monotonic() + 60
+        while not copy.exists():
+            assert time.monotonic() < deadline
+        assert server.stop() == 0
+        assert copy.read_bytes() == layer
+        copy.chmod(0o644)
+        copy.write_bytes(bytes([layer[0] ^ 1]) + layer[1:])
+        server = start_server(**settings)
+        deadline = time.monotonic() + 60
+        while not copy.exists() or copy.read_bytes() != layer:
+            assert time.monotonic() < deadline
+            assert server.client.get(path).body == layer
+        assert server.client.get(path).body == layer
+        assert server.stop() == 0
+        assert "a copy was broken" in server.log
+        assert "Traceback" not in server.log
+
+
 def test_replicas_that_build_the_same_image_at_the_same_moment(
     start_server: StartServer, tmp_path: Path
 ) -> None:

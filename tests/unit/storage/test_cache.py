@@ -1,10 +1,17 @@
-from collections.abc import AsyncIterator
+import asyncio
+import os
+import resource
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 from obstore.store import MemoryStore
+from structlog.testing import capture_logs
 
 from nixery.oci.digest import Digest
+from nixery.storage import cache
 from nixery.storage.bucket import BucketBlobStore
 from nixery.storage.bucket_access import Bucket
 from nixery.storage.cache import CachedBlobStore
@@ -24,8 +31,8 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cached(bucket: BucketBlobStore, directory: Path) -> CachedBlobStore:
-    return CachedBlobStore(bucket, directory, directory / "temporary", 2500)
+def cached(bucket: BucketBlobStore, directory: Path, capacity: int = 2500) -> CachedBlobStore:
+    return CachedBlobStore(bucket, directory, directory / "temporary", capacity)
 
 
 async def find(store: CachedBlobStore, content: bytes) -> StoredBlob:
@@ -46,11 +53,9 @@ async def test_what_was_read_as_a_whole_is_a_file(bucket: BucketBlobStore, direc
     assert await read(store, content, 10) == content[:11]
     assert not isinstance(await find(store, content), StoredFile)
     assert await read(store, content) == content
-    # A server that starts finds it too.
-    for other in (store, cached(bucket, directory)):
-        found = await find(other, content)
-        assert isinstance(found, StoredFile)
-        assert found.path.read_bytes() == content
+    found = await find(store, content)
+    assert isinstance(found, StoredFile)
+    assert found.path.read_bytes() == content
     assert list((directory / "temporary").iterdir()) == []
 
 
@@ -98,3 +103,169 @@ async def test_a_deleted_blob_is_deleted_here_too(bucket: BucketBlobStore, direc
     await store.delete(Digest.of(content))
     assert await store.find(Digest.of(content)) is None
     assert list((directory / "cache").iterdir()) == []
+
+
+@contextmanager
+def no_temporary_file(directory: Path) -> Iterator[None]:
+    (directory / "temporary").rmdir()
+    (directory / "temporary").touch()
+    yield
+
+
+@contextmanager
+def no_room(directory: Path) -> Iterator[None]:  # noqa: ARG001 -- it is for all files of the process
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def no_place(directory: Path) -> Iterator[None]:
+    (directory / "cache").rmdir()
+    (directory / "cache").touch()
+    yield
+
+
+@pytest.mark.parametrize("fault", [no_temporary_file, no_room, no_place])
+async def test_a_disk_that_takes_no_copy_breaks_no_transfer(
+    bucket: BucketBlobStore, directory: Path, fault: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    store = cached(bucket, directory, 1 << 30)
+    content = os.urandom(4 << 20)  # comes in several pieces
+    await store.put(Digest.of(content), content)
+    with fault(directory), capture_logs() as lines:
+        assert await read(store, content, len(content) - 1) == content
+    assert [line["log_level"] for line in lines] == ["warning"]
+    assert not isinstance(await find(store, content), StoredFile)
+    # It is not given up for good.
+    for name in ("temporary", "cache"):
+        if (directory / name).is_file():
+            (directory / name).unlink()
+            (directory / name).mkdir()
+    assert await read(store, content, len(content) - 1) == content
+    assert isinstance(await find(store, content), StoredFile)
+    assert list((directory / "temporary").iterdir()) == []
+
+
+async def begin(store: CachedBlobStore, content: bytes) -> tuple[bytes, AsyncGenerator[bytes, None]]:
+    stream = store.stream(await find(store, content), 0, len(content) - 1)
+    return await anext(stream), stream
+
+
+def written(directory: Path) -> list[int]:
+    """Sizes of what is in the making, and of what is there."""
+    return [path.stat().st_size for name in ("temporary", "cache") for path in (directory / name).iterdir()]
+
+
+async def test_what_many_ask_for_at_once_is_written_once(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    content = CONTENTS[0]
+    await store.put(Digest.of(content), content)
+    begun = [await begin(store, content) for _ in range(3)]
+    assert written(directory) == [1000]
+    for first, rest in reversed(begun):
+        assert first + b"".join([chunk async for chunk in rest]) == content
+    assert isinstance(await find(store, content), StoredFile)
+    assert written(directory) == [1000]
+
+
+async def test_what_is_in_the_making_is_bounded_too(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    for content in CONTENTS:
+        await store.put(Digest.of(content), content)
+    await read(store, CONTENTS[0])
+    begun = []
+    for content in CONTENTS[1:]:
+        begun.append(await begin(store, content))
+        assert sum(written(directory)) <= 2000
+    for content, (first, rest) in zip(CONTENTS[1:], begun, strict=True):
+        assert first + b"".join([chunk async for chunk in rest]) == content
+    kept = [isinstance(await find(store, content), StoredFile) for content in CONTENTS]
+    assert kept == [False, True, True, False]
+
+
+async def test_a_transfer_that_breaks_off_makes_room(bucket: BucketBlobStore, directory: Path) -> None:
+    store = cached(bucket, directory)
+    for content in CONTENTS:
+        await store.put(Digest.of(content), content)
+    for content in (*CONTENTS, *CONTENTS):
+        _, rest = await begin(store, content)
+        await rest.aclose()
+    assert written(directory) == []
+    assert await read(store, CONTENTS[0]) == CONTENTS[0]
+    assert isinstance(await find(store, CONTENTS[0]), StoredFile)
+
+
+async def checked(store: CachedBlobStore, content: bytes) -> None:
+    """Ask for a blob as a client does, and wait for what that leads to."""
+    await store.recall(Digest.of(content))
+    await asyncio.gather(*store._checks.values())
+
+
+async def test_a_server_that_starts_serves_a_copy_once_it_was_compared_with_its_digest(
+    bucket: BucketBlobStore, directory: Path
+) -> None:
+    content = CONTENTS[0]
+    await bucket.put(Digest.of(content), content)
+    await read(cached(bucket, directory), content)
+    store = cached(bucket, directory)
+    assert not isinstance(await find(store, content), StoredFile)
+    # Nobody waits for it: the bucket's bytes are there. They are not copied again.
+    assert not isinstance(await store.recall(Digest.of(content)), StoredFile)
+    place = directory / "cache" / Digest.of(content).hex
+    copy = place.stat().st_ino
+    assert await read(store, content) == content
+    await checked(store, content)
+    found = await find(store, content)
+    assert isinstance(found, StoredFile)
+    assert found.path.stat().st_ino == copy
+    # Once is enough.
+    await store.recall(Digest.of(content))
+    assert store._checks == {}
+
+
+async def test_a_copy_with_a_flipped_bit_is_not_served_after_a_restart(
+    bucket: BucketBlobStore, directory: Path
+) -> None:
+    content = CONTENTS[0]
+    await bucket.put(Digest.of(content), content)
+    await read(cached(bucket, directory), content)
+    place = directory / "cache" / Digest.of(content).hex
+    place.chmod(0o644)
+    place.write_bytes(b"\1" + content[1:])
+    store = cached(bucket, directory)
+    with capture_logs() as lines:
+        await checked(store, content)
+    assert [line["event"] for line in lines] == ["a copy was broken"]
+    assert written(directory) == []
+    assert not isinstance(await store.recall(Digest.of(content)), StoredFile)
+    assert await read(store, content) == content
+    assert isinstance(await store.recall(Digest.of(content)), StoredFile)
+
+
+async def test_a_copy_that_is_deleted_and_made_again_while_it_is_checked_stays(
+    bucket: BucketBlobStore, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, made_again = threading.Event(), threading.Event()
+
+    def slow(path: Path, digest: Digest) -> bool:  # noqa: ARG001 -- the file that was there is gone
+        begun.set()
+        assert made_again.wait(60)
+        return False
+
+    content = CONTENTS[0]
+    await bucket.put(Digest.of(content), content)
+    await read(cached(bucket, directory), content)
+    store = cached(bucket, directory)
+    monkeypatch.setattr(cache, "_has_digest", slow)
+    await store.recall(Digest.of(content))
+    assert await asyncio.to_thread(begun.wait, 60)
+    await store.delete(Digest.of(content))
+    await store.put(Digest.of(content), content)
+    await read(store, content)
+    made_again.set()
+    await checked(store, content)
+    assert isinstance(await find(store, content), StoredFile)
