@@ -28,6 +28,7 @@
     │   ├── BlobVerificationFailed    what was written is not what was meant
     │   ├── StorageFull
     │   └── CollectionRunning
+    ├── InternalError                 whatever was not raised on purpose
     ├── PushFailed                    another registry does not take the image
     ├── TooBusy                       says when to come back
     ├── ShuttingDown
@@ -42,6 +43,7 @@ from __future__ import annotations
 from nixery.errors.base import (
     BlobVerificationFailed,
     CollectionRunning,
+    InternalError,
     NixeryError,
     PushFailed,
     SettingsError,
@@ -89,6 +91,7 @@ __all__ = [
     "ClosureTooLarge",
     "CollectionRunning",
     "EvaluationFailed",
+    "InternalError",
     "InvalidDigest",
     "InvalidName",
     "InvalidReference",

@@ -52,6 +52,14 @@ class CollectionRunning(StorageError):
         )
 
 
+class InternalError(NixeryError):
+    """This program is wrong: something was raised that is none of these. The traceback is in the log, and no business of a client's."""
+
+    def __init__(self, request: str | None) -> None:
+        of = f" of request {request}" if request else ""
+        super().__init__(f"internal error; the server's log has the details{of}")
+
+
 class PushFailed(NixeryError):
     """Another registry does not take an image, or cannot be asked."""
 

@@ -168,11 +168,11 @@ class Pins:
         return self._hold(reference, term)
 
     async def _refresh(self, reference: Reference) -> None:
-        found = await self._records.read(reference.name)
-        record = found and found.at(self._clock())
-        if record is None or record.next is not None:
-            return
         try:
+            found = await self._records.read(reference.name)
+            record = found and found.at(self._clock())
+            if record is None or record.next is not None:
+                return
             term = await self._term(reference, record.current.until)
             # A look-up may take its time, and what was found meanwhile is what everybody else has.
             if await self._records.read(reference.name) == found:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from nixery.errors import BuildTookTooLong, NixeryError, ShuttingDown, TooBusy
+import structlog
+
+from nixery.errors import BuildTookTooLong, InternalError, NixeryError, ShuttingDown, TooBusy
 from nixery.image.request import ImageRequest
 from nixery.pipeline.build_cache import BuildCache
 from nixery.pipeline.events import Build, BuildObserver, Failed, Joined, Queued, Requested, Reused, Started
@@ -20,6 +22,8 @@ from nixery.pipeline.single_flight import SingleFlight
 from nixery.pipeline.slots import Slots
 from nixery.request_context import current_request
 from nixery.sources.source import Pin
+
+_log = structlog.get_logger("nixery.build")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class SharedBuilds:
             StorageError: it cannot be stored.
             TooBusy: too much is built and waits already.
             ShuttingDown: this was closed before the build ended.
+            InternalError: this program is wrong; the log tells where.
         """
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
@@ -188,6 +193,12 @@ class SharedBuilds:
         except asyncio.CancelledError:
             observe(Failed(ShuttingDown()))
             raise
+        except Exception as error:
+            _log.exception("build failed unexpectedly", build=build.id)
+            internal = InternalError(build.request_id)
+            internal.build = build.id
+            observe(Failed(internal))
+            raise internal from error
         finally:
             del self._builds[pin, request]
         return image

@@ -114,7 +114,8 @@ class BucketBlobWriter:
         _require_size(self._bucket, self._name, self._size)
         put_size(self._bucket, digest, self._size)
         # Over whatever is there: it was found to be broken just now, or another writer has put the same bytes there since.
-        copy_object(self._bucket, self._name, blob_name(digest), self._size)
+        with _uploading(self._bucket):
+            copy_object(self._bucket, self._name, blob_name(digest), self._size)
         _require_size(self._bucket, blob_name(digest), self._size)
         return blob
 

@@ -50,7 +50,7 @@ class Catalogue:
         )
 
     async def record_tag(self, name: str, tag: str, manifest: Digest) -> None:
-        """Remember that a tag was built. If that cannot be written, it is missing in listings, and no pull fails for it."""
+        """Remember that a tag was built. If that cannot be written, it is missing in listings until a later pull, and no pull fails for it."""
         now = self._clock()
         recorded, when = self._recorded.get((name, tag)) or (None, 0.0)
         if recorded == manifest and now - when < _RENEWED:
@@ -64,6 +64,7 @@ class Catalogue:
             else:
                 await self._records.put(TAGS, key, content)
         except StorageError as error:
+            self._recorded.discard((name, tag))  # the next pull tries again
             _log.warning("a tag cannot be written down", name=name, tag=tag, reason=str(error))
 
     async def tags(self, name: str) -> list[str]:

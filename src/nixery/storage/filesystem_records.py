@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 from nixery.errors import StorageError
@@ -39,10 +40,14 @@ class FilesystemRecordStore:
     def _find(self, kind: str, prefix: str) -> list[bytes]:
         # The first two characters of a key are its directory.
         paths = (self._records / kind).glob(f"{prefix[:2]}*/{prefix}*")
+        contents = []
         try:
-            return [path.read_bytes() for path in sorted(paths)]
+            for path in sorted(paths):
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    contents.append(path.read_bytes())
         except OSError as error:
             raise StorageError(f"cannot read records of {kind}: {error.strerror}") from error
+        return contents
 
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """See ``RecordStore.put``."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
@@ -73,16 +73,18 @@ class Uses:
         now = self._clock()
         due = False
         together = list(documents)
+        before: dict[Digest, float] = {}
         for document in together:
             claimed = self._claimed.get(document)
-            age = float("inf") if claimed is None else now - claimed
-            if age > self._grace * _OUTDATED:
+            if claimed is None or now - claimed > self._grace * _OUTDATED:
                 return False
-            if age > self._grace * _RENEWED:
+            before[document] = claimed
+            if now - claimed > self._grace * _RENEWED:
                 due = True
         if due:
-            self._remember(together, now)
-            task = asyncio.ensure_future(self._renew(together))
+            # At once, so that nobody else does the same meanwhile.
+            self._remember(dict.fromkeys(together, now))
+            task = asyncio.ensure_future(self._renew_or_take_back(before))
             self._renewals.add(task)
             task.add_done_callback(self._renewals.discard)
         return True
@@ -109,21 +111,26 @@ class Uses:
             StorageError: the storage cannot be asked.
         """
         claimed, held = list(documents), list(parts)
-        self._remember(claimed, self._clock())
+        now = self._clock()
         for part in held:
             self._holders.put(part, claimed, 0)
-        await self._renew(claimed)
+        if await self._renew(claimed):
+            self._remember(dict.fromkeys(claimed, now))
         await self._until_spared({digest.hex for digest in (*claimed, *held)})
 
     async def close(self) -> None:
         """Finish what goes on in the background."""
         await asyncio.gather(*self._renewals)
 
-    def _remember(self, documents: Iterable[Digest], now: float) -> None:
-        for document in documents:
-            self._claimed.put(document, now, 0)
+    def _remember(self, claimed: Mapping[Digest, float]) -> None:
+        for document, when in claimed.items():
+            self._claimed.put(document, when, 0)
 
-    async def _renew(self, documents: Sequence[Digest]) -> None:
+    async def _renew_or_take_back(self, before: Mapping[Digest, float]) -> None:
+        if not await self._renew(list(before)):
+            self._remember(before)
+
+    async def _renew(self, documents: Sequence[Digest]) -> bool:
         content = "\n".join(document.hex for document in documents).encode()
         try:
             # None of them says anything about another one, so a storage may write them at the same time.
@@ -132,6 +139,8 @@ class Uses:
             )
         except StorageError as error:
             _log.warning("a use cannot be written down", reason=str(error))
+            return False
+        return True
 
     async def _until_spared(self, digests: set[str]) -> None:
         # A collector is dead when its record has not changed for a while by our own clock, whatever time it is where it is stored. That

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from nixery.errors import SourceUnreachable, TagUnknown
 from nixery.pipeline.pins import Pins
@@ -249,6 +250,19 @@ async def test_a_successor_that_cannot_be_had_is_no_trouble_yet(world: World) ->
     await state(pins)
     world.source.reachable = False
     await due(pins)
+    assert await state(pins) == "one"
+
+
+async def test_a_storage_that_cannot_be_asked_for_the_successor_is_no_trouble_yet(world: World) -> None:
+    pins = world.server()
+    await state(pins)
+    await state(pins)
+    (record,) = [path for path in (world.storage / "records").rglob("*") if path.is_file()]
+    record.unlink()
+    record.mkdir()
+    with capture_logs() as lines:
+        await due(pins)
+    assert [(line["event"], line["log_level"]) for line in lines] == [("pin not refreshed", "warning")]
     assert await state(pins) == "one"
 
 

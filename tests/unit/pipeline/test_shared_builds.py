@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextvars import Context
 
 import pytest
+from structlog.testing import capture_logs
 
 from nixery.errors import (
     BuildFailed,
     BuildTookTooLong,
+    InternalError,
     NixeryError,
     PackageSetChanged,
     ShuttingDown,
@@ -39,7 +42,7 @@ class World:
 
     def __init__(self) -> None:
         self.builds = 0
-        self.error: NixeryError | None = None
+        self.error: Exception | None = None
         self.now = 0.0
         self.slots = Slots(100, 0)
         self.seconds: float | None = None
@@ -160,6 +163,40 @@ async def test_a_build_that_is_ended_has_failed(world: World) -> None:
     await builds.close()
     (failed,) = [event for build, event in world.told if build == one and isinstance(event, Failed)]
     assert isinstance(failed.error, ShuttingDown)
+
+
+async def test_an_error_of_ours_is_a_failure_that_the_log_alone_tells_more_about(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = KeyError("/var/lib/secret")
+
+    async def pull() -> Image:
+        enter_request(RequestContext("pull"))
+        return await builds.image(REQUEST, PIN)
+
+    with capture_logs() as lines, pytest.raises(InternalError) as raised:
+        await asyncio.create_task(pull())
+    message = "internal error; the server's log has the details of request pull"
+    (failed,) = [event for _, event in world.told if isinstance(event, Failed)]
+    assert str(raised.value) == message
+    assert failed.error is raised.value
+    assert [(line["log_level"], line["exc_info"]) for line in lines] == [("error", True)]
+    world.error = None
+    await builds.image(REQUEST, PIN)
+
+
+async def test_an_error_of_ours_ends_a_build_that_nobody_waits_for(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = KeyError("/var/lib/secret")
+    world.may_end.clear()
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    build = await asyncio.create_task(builds.begin(REQUEST, PIN), context=Context())
+    world.may_end.set()
+    await settled()
+    gc.collect()
+    (failed,) = [event for one, event in world.told if one == build and isinstance(event, Failed)]
+    assert str(failed.error) == "internal error; the server's log has the details"
+    assert unhandled == []
 
 
 async def settled() -> None:

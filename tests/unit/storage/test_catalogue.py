@@ -28,6 +28,18 @@ async def test_another_catalogue_on_the_same_store_knows_them(catalogue: Catalog
     assert await Catalogue(FilesystemRecordStore(tmp_path, tmp_path)).tags("a") == ["b"]
 
 
+async def test_a_tag_that_could_not_be_written_is_written_by_the_next_pull(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    in_the_way = tmp_path / "records" / "tags"
+    in_the_way.touch()
+    await catalogue.record_tag("a", "b", MANIFEST)
+    in_the_way.unlink()
+    assert await catalogue.tags("a") == []
+    await catalogue.record_tag("a", "b", MANIFEST)
+    assert await catalogue.tags("a") == ["b"]
+
+
 def tear(records: Path) -> None:
     (record,) = records.glob("*/*")
     record.chmod(0o644)

@@ -19,6 +19,7 @@ from nixery.errors import (
     ClosureTooLarge,
     CollectionRunning,
     EvaluationFailed,
+    InternalError,
     InvalidDigest,
     InvalidName,
     InvalidReference,
@@ -78,6 +79,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     StorageFull: (507, "UNKNOWN"),
     CollectionRunning: (503, "UNKNOWN"),  # never used: no request collects
     BlobVerificationFailed: (500, "UNKNOWN"),
+    InternalError: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
     PushFailed: (500, "UNKNOWN"),  # never used: a server pushes nothing
     ShuttingDown: (503, "UNKNOWN"),
