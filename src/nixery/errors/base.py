@@ -72,17 +72,23 @@ class ShuttingDown(NixeryError):
 
 
 class TooBusy(NixeryError):
-    """So much is being built and waits to be built that no more is taken on; nothing was begun.
+    """So much goes on and waits that no more is taken on; nothing was begun.
+
+    Args:
+        why: with places for ``limit``, what goes on, and ``waiting``.
 
     Attributes:
         retry_after: seconds after which it is worth asking again.
     """
 
-    def __init__(self, limit: int, waiting: int, retry_after: int) -> None:
-        super().__init__(
-            f"this server is busy: it builds {limit} at once (NIXERY_MAX_BUILDS), and {waiting} more wait already "
-            f"(NIXERY_MAX_QUEUED); try again in {retry_after} seconds"
-        )
+    BUILDS = (
+        "it builds {limit} at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
+    )
+    LISTINGS = "it lists {limit} package set at once, and {waiting} more wait already"
+
+    def __init__(self, limit: int, waiting: int, retry_after: int, why: str = BUILDS) -> None:
+        reason = why.format(limit=limit, waiting=waiting)
+        super().__init__(f"this server is busy: {reason}; try again in {retry_after} seconds")
         self.retry_after = retry_after
 
 

@@ -18,13 +18,13 @@ from pydantic import TypeAdapter, ValidationError
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from nixery.errors import BuildTimedOut, EvaluationFailed, NixUnusable, StorageError
-from nixery.image.platform import Platform
-from nixery.nix.builder import Details, NixBuilder
+from nixery.errors import StorageError
+from nixery.nix.builder import Details
 from nixery.oci.canonical_json import canonical_json
+from nixery.pipeline.package_listing import PackageListing
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.single_flight import SingleFlight
-from nixery.sources.source import PackageSource, Pin
+from nixery.sources.source import Pin
 from nixery.storage.store import RecordStore
 
 PACKAGES = "packages"
@@ -125,28 +125,22 @@ class PackageIndex:
 
     Args:
         pins: what tags stand for.
-        source: where package sets are.
-        nix: lists them.
+        listing: of what nobody has listed before.
         records: shared by all servers.
         identity: of this program, which lists them.
-        platform: whose packages are listed.
     """
 
     def __init__(
         self,
         pins: Pins,
-        source: PackageSource,
-        nix: NixBuilder,
+        listing: PackageListing,
         records: RecordStore,
         identity: str,
-        platform: Platform,
     ) -> None:
         self._pins = pins
-        self._source = source
-        self._nix = nix
+        self._listing = listing
         self._records = records
         self._identity = identity
-        self._platform = platform
         self._kept: OrderedDict[Pin, PackageNames] = OrderedDict()
         self._in_flight: SingleFlight[Pin, PackageNames] = SingleFlight()
 
@@ -154,6 +148,7 @@ class PackageIndex:
         """Return the names that a tag's package set has. If nobody has asked before, that takes seconds.
 
         Raises:
+            TooBusy: too many others wait to be listed.
             NixeryError: the package set cannot be had, or not be listed.
         """
         pin = (await self._pins.pin(tag)).pin
@@ -167,12 +162,12 @@ class PackageIndex:
         await self._in_flight.close()
 
     async def _load(self, pin: Pin) -> PackageNames:
-        parts = [self._identity, pin.source, pin.identity, self._platform.nix_system]
+        parts = [self._identity, pin.source, pin.identity, self._listing.platform.nix_system]
         key = hashlib.sha256(canonical_json(parts)).hexdigest()
         content = await self._records.get(PACKAGES, key)
         details = await asyncio.to_thread(_read, content) if content is not None else None
         if details is None:
-            details = await self._list(pin)
+            details = await self._listing.list(pin)
             # A storage that is full keeps nobody from typing: it is listed again after a restart.
             with suppress(StorageError):
                 await self._records.put(
@@ -188,14 +183,6 @@ class PackageIndex:
         listed = [(record.modified, record.key) async for record in self._records.scan(PACKAGES)]
         for _, key in sorted(listed)[:-_STORED]:
             await self._records.delete(PACKAGES, key)
-
-    async def _list(self, pin: Pin) -> Mapping[str, Details]:
-        async with self._source.open(pin) as package_set:
-            try:
-                return await self._nix.index(self._platform, package_set, details=True)
-            except (BuildTimedOut, EvaluationFailed, NixUnusable):
-                # A large set cannot be looked into, nor can one with errors that nobody can catch. Names can be had of both.
-                return await self._nix.index(self._platform, package_set, details=False)
 
 
 def _read(content: bytes) -> Mapping[str, Details] | None:

@@ -59,7 +59,7 @@ class RecentFailures:
         """Remember a failure, if another attempt would be in vain."""
         if isinstance(error, _LASTING):
             failure = Failure(build, error, self._clock() + self._time_to_live)
-            self._kept.put((build.pin, build.request), failure, _size(error))
+            self._kept.put((build.pin, build.request), failure, size_of(error))
 
     def find(self, request: ImageRequest, pin: Pin) -> Failure | None:
         """Return the failure that is the answer still."""
@@ -67,6 +67,6 @@ class RecentFailures:
         return failure if failure is not None and failure.until > self._clock() else None
 
 
-def _size(error: NixeryError) -> int:
+def size_of(error: NixeryError) -> int:
     """Bytes of what an error holds: its message, and the end of a log."""
     return len(str(error)) + sum(map(len, getattr(error, "log_tail", ())))

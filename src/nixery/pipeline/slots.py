@@ -37,12 +37,20 @@ class Slots:
         limit: how many go on at once.
         queue: how many may wait.
         clock: seconds; only differences matter.
+        busy: what those are told who are sent away; see ``TooBusy``.
     """
 
-    def __init__(self, limit: int, queue: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limit: int,
+        queue: int,
+        clock: Callable[[], float] = time.monotonic,
+        busy: str = TooBusy.BUILDS,
+    ) -> None:
         self._limit = limit
         self._queue = queue
         self._clock = clock
+        self._busy = busy
         self._waiting: deque[_Waiting] = deque()
         self._begun: dict[object, float] = {}
         self._taken = 0
@@ -82,7 +90,7 @@ class Slots:
             self._taken += 1
             return
         if len(self._waiting) >= self._queue:
-            raise TooBusy(self._limit, len(self._waiting), self.retry_after)
+            raise TooBusy(self._limit, len(self._waiting), self.retry_after, self._busy)
         waiting = _Waiting(asyncio.get_running_loop().create_future(), on_queued)
         self._waiting.append(waiting)
         on_queued(len(self._waiting))

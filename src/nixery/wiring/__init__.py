@@ -40,6 +40,7 @@ from nixery.pipeline.layer_publisher import LayerPublisher, Packing
 from nixery.pipeline.logging_observer import LoggingObserver
 from nixery.pipeline.observers import Observers
 from nixery.pipeline.package_index import PackageIndex
+from nixery.pipeline.package_listing import PackageListing
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.reference_counting import BATCH_TIMEOUT, ReferenceCounting
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
@@ -160,7 +161,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         Discovery(catalogue),
         log_links=settings.public_builds,
     )
-    index = PackageIndex(pins, source, nix, records, evaluation, prepared.platforms[0])
+    listing = PackageListing(source, nix, prepared.platforms[0], settings.failure_ttl)
+    index = PackageIndex(pins, listing, records, evaluation)
     below = pages(
         settings,
         prepared,

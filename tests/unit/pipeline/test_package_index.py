@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nixery.errors import EvaluationFailed, StorageFull
+from nixery.errors import EvaluationFailed, StorageFull, TooBusy
 from nixery.image.platform import AMD64, Platform
 from nixery.nix.builder import Details
 from nixery.pipeline.package_index import PackageIndex, PackageNames
+from nixery.pipeline.package_listing import PackageListing
 from nixery.pipeline.pins import Pins
 from nixery.sources.source import NixFiles, PackageSet, Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore
@@ -86,7 +87,11 @@ class Source:
 
     def __init__(self) -> None:
         self.asked: list[bool] = []
-        self.details_fail = False
+        self.details_fail = self.all_fails = False
+        self.now = 0.0
+        self.running = self.most_running = 0
+        self.may_end = asyncio.Event()
+        self.may_end.set()
 
     def reference(self, tag: str) -> Reference:
         return Reference(tag, moving=False)
@@ -103,6 +108,12 @@ class Source:
     ) -> Mapping[str, Details]:
         assert (platform, isinstance(package_set, NixFiles)) == (AMD64, True)
         self.asked.append(details)
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        await self.may_end.wait()
+        self.running -= 1
+        if self.all_fails:
+            raise EvaluationFailed((), "broken")
         if details and self.details_fail:
             raise EvaluationFailed((), "too much")
         return {"git": Details("2.0" if details else "")}
@@ -116,7 +127,8 @@ def records(tmp_path: Path) -> FilesystemRecordStore:
 
 def index(source: Source, records: FilesystemRecordStore) -> PackageIndex:
     pins = Pins(source, records, 3600)  # type: ignore[arg-type]
-    return PackageIndex(pins, source, source, records, "program", AMD64)  # type: ignore[arg-type]
+    listing = PackageListing(source, source, AMD64, 30, lambda: source.now)  # type: ignore[arg-type]
+    return PackageIndex(pins, listing, records, "program")
 
 
 async def test_a_set_is_listed_once_whoever_asks_and_after_a_restart(records: FilesystemRecordStore) -> None:
@@ -155,3 +167,59 @@ async def test_lists_of_a_few_states_are_kept(records: FilesystemRecordStore) ->
     for number in range(8):
         await one.names(f"tag-{number}")
     assert len(await records.find("packages", "")) == 5
+
+
+async def settled(source: Source) -> None:
+    """All that can be listed for now is, and the others wait: records are read in threads."""
+    await asyncio.sleep(0.2)
+    assert source.running <= 1
+
+
+async def test_sets_are_listed_one_after_the_other_and_few_may_wait(records: FilesystemRecordStore) -> None:
+    source = Source()
+    one = index(source, records)
+    await one.names("stored")
+    source.may_end.clear()
+    asked = {f"tag-{number}": asyncio.ensure_future(one.names(f"tag-{number}")) for number in range(8)}
+    await settled(source)
+    # Which ones, the threads decide.
+    refused = [tag for tag, names in asked.items() if names.done()]
+    assert len(refused) == 3
+    for tag in refused:
+        with pytest.raises(TooBusy, match="lists 1 package set at once, and 4 more wait already; try again"):
+            await asked.pop(tag)
+    # What somebody has begun takes no place, and neither does what is stored.
+    same = asyncio.ensure_future(one.names(next(iter(asked))))
+    assert len(await index(source, records).names("stored")) == len(await one.names("stored")) == 1
+    source.may_end.set()
+    await asyncio.gather(*asked.values(), same)
+    assert (source.most_running, len(source.asked)) == (1, 6)
+    await one.names(refused[0])
+
+
+async def test_a_failure_is_the_answer_for_a_while(records: FilesystemRecordStore) -> None:
+    source = Source()
+    source.all_fails = True
+    one = index(source, records)
+    for _ in range(3):
+        with pytest.raises(EvaluationFailed, match="broken"):
+            await one.names("latest")
+    assert source.asked == [True, False]
+    source.all_fails = False
+    assert len(await one.names("other")) == 1
+    source.now += 31
+    assert len(await one.names("latest")) == 1
+
+
+async def test_a_set_that_was_refused_has_not_failed(records: FilesystemRecordStore) -> None:
+    source = Source()
+    source.may_end.clear()
+    one = index(source, records)
+    asked = {f"tag-{number}": asyncio.ensure_future(one.names(f"tag-{number}")) for number in range(6)}
+    await settled(source)
+    (refused,) = [tag for tag, names in asked.items() if names.done()]
+    with pytest.raises(TooBusy):
+        await asked.pop(refused)
+    source.may_end.set()
+    await asyncio.gather(*asked.values())
+    assert len(await one.names(refused)) == 1
