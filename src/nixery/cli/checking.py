@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from nixery.cli.activity import Activity, activity
-from nixery.cli.workshop import defaults, run, user_settings, workshop
+from nixery.cli.workshop import missing_for_a_server, run, user_settings, workshop
 from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, StorageError
 from nixery.image.request import requests_for
 from nixery.nix.sandbox import configured_sandbox, require_sandbox
@@ -89,7 +88,9 @@ def _findings(shown: Activity) -> Iterator[Finding]:
     settings: Settings | None = None
     try:
         settings = user_settings()
-        yield Finding("settings", right=True, found=f"nothing is missing or wrong{_of_a_server()}")
+        missing = missing_for_a_server()
+        of_a_server = f"; a server needs {', '.join(missing)} besides" if missing else ""
+        yield Finding("settings", right=True, found=f"nothing is missing or wrong{of_a_server}")
     except SettingsError as error:
         for problem in error.problems:
             yield Finding("settings", False, problem, "the README lists all variables")
@@ -129,14 +130,6 @@ def _ask(*command: str) -> str:
         last = (answer.stderr.strip().splitlines() or ["it said nothing"])[-1].strip()
         raise NixeryError(f"{command[0]} failed: {last}")
     return answer.stdout.strip()
-
-
-def _of_a_server() -> str:
-    """Tell what is no problem here, where there is a default, and would be one for a server."""
-    missing = [name for name in defaults() if not os.environ.get(name)]
-    if os.environ.get("NIXERY_STORAGE_BACKEND", "filesystem") != "filesystem":
-        missing = [name for name in missing if name != "STORAGE_PATH"]
-    return f"; a server needs {', '.join(missing)} besides" if missing else ""
 
 
 def _sandbox(settings: Settings) -> Finding:

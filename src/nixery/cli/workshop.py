@@ -56,7 +56,7 @@ def storehouse() -> Iterator[tuple[StorageSettings, Storage]]:
     Raises:
         SettingsError: there is none, or it cannot be used.
     """
-    environment = {**defaults(), **os.environ}
+    environment = {**_defaults(), **os.environ}
     settings = storage_settings(environment)
     if settings.storage_backend == "memory":
         raise SettingsError(
@@ -78,7 +78,7 @@ def user_settings(without: Collection[str] = ()) -> Settings:
         SettingsError: with every problem there is.
     """
     environment = {name: value for name, value in os.environ.items() if name not in without}
-    return Settings.from_environment({**defaults(), **environment})
+    return Settings.from_environment({**_defaults(), **environment})
 
 
 def run(
@@ -110,6 +110,13 @@ async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
     return await command()
 
 
-def defaults() -> dict[str, str]:
-    """Return what is set for commands that are no server, where the environment does not."""
+def missing_for_a_server() -> list[str]:
+    """Name what the environment does not have, which is no problem where there is a default, and would be one for a server."""
+    missing = [name for name in _defaults() if not os.environ.get(name)]
+    if os.environ.get("NIXERY_STORAGE_BACKEND", "filesystem") != "filesystem":
+        missing = [name for name in missing if name != "STORAGE_PATH"]
+    return missing
+
+
+def _defaults() -> dict[str, str]:
     return {"PORT": "8080", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(user_storage())}
