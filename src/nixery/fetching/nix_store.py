@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -53,14 +55,21 @@ class NixStore:
             NixUnusable: Nix cannot be run.
         """
         with self._roots.hold() as root:
-            completed, stderr = await run_command(
-                _COPY, "nix-store", "--realise", str(path), "--add-root", str(root), "--indirect"
-            )
+            # A collector that is looking for roots may have passed the place of ours, and look at those of running processes when this
+            # one, which does next to nothing, has ended. So it is not to be at work.
+            async with self._collector.held():
+                completed, stderr = await run_command(
+                    _COPY, "nix-store", "--realise", str(path), "--add-root", str(root), "--indirect"
+                )
             if completed.exit_code != 0:
-                # Whether its files are there says nothing: the collector takes a path out of the database before it deletes them.
-                if is_about_something_gone(stderr):
+                # Whether its files are there says nothing: the collector takes a path out of the database before it deletes them. And a
+                # tree cannot be built: that its build failed is all that Nix says if it went in the middle of the command.
+                if is_about_something_gone(stderr) or f"build of '{path}' failed" in explanation(stderr):
                     raise PathsCollected(str(path))
                 raise _unusable("nix-store --realise", stderr)
+            # Nix looks for the path first and registers the root then, with whichever collector is at work. From here on nothing takes it.
+            if not await asyncio.to_thread(os.path.lexists, path):
+                raise PathsCollected(str(path))
             yield
 
 

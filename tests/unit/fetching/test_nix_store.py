@@ -14,11 +14,11 @@ def store(tmp_path: Path) -> NixStore:
     return NixStore(GarbageCollectorRoots(tmp_path / "roots"), CollectorLock(tmp_path / "state"))
 
 
-def nix_store_says(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str) -> None:
+def nix_store_says(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str, status: int = 1) -> None:
     """Stand in for Nix at a moment that it is hard to have it in; with the words of Nix 2.8."""
     program = directory / "bin" / "nix-store"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nEND\nexit 1\n")
+    program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nEND\nexit {status}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
 
@@ -29,14 +29,30 @@ def tree() -> Path:
     return next(entry for entry in Path("/nix/store").iterdir() if "-" in entry.name)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "don't know how to build these paths:\n  {tree}\nerror: build of '{tree}' failed",
+        "error: build of '{tree}' failed",
+    ],
+    ids=["before the command", "in the middle of it"],
+)
 async def test_a_tree_that_is_being_deleted_is_gone(
-    store: NixStore, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: NixStore, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     # The database has no more of it.
-    said = f"don't know how to build these paths:\n  {tree}\nerror: build of '{tree}' failed"
-    nix_store_says(monkeypatch, tmp_path, said)
+    nix_store_says(monkeypatch, tmp_path, said.format(tree=tree))
     with pytest.raises(PathsCollected):
         async with store.keeping(tree):
+            pass
+
+
+async def test_a_tree_that_went_before_its_root_was_there_is_gone(
+    store: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nix_store_says(monkeypatch, tmp_path, "", status=0)
+    with pytest.raises(PathsCollected):
+        async with store.keeping(Path(f"/nix/store/{'a' * 32}-source")):
             pass
 
 
