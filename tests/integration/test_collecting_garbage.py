@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_garbage_collection import links
-from tests.support.nix import PACKAGE_SETS
+from tests.support.nix import PACKAGE_SETS, wait_until
 from tests.support.private_nix import PrivateNix
 from tests.support.repository import Repository
 from tests.support.server import running_server
@@ -41,6 +44,42 @@ def test_directory(private_nix: PrivateNix, tmp_path: Path) -> None:
     # The first time takes what the other server left.
     assert any(collected[1:]), "something of these builds was collected"
     assert links(server.storage) == []
+
+
+# Fails once, as a builder does whose output has been deleted, when somebody has the collector's lock.
+_FAILS_ONCE = """
+if [ "$1" = --realise ] && mkdir {marker} 2>/dev/null; then
+    while flock --shared --nonblock /nix/var/nix/gc.lock true; do sleep 0.05; done
+    echo "error: builder for '$2' failed with exit code 2" >&2
+    exit 100
+fi
+PATH=${{PATH#*:}} exec nix-store "$@"
+"""
+
+
+def test_a_builder_that_failed_while_garbage_was_collected_has_another_attempt(
+    private_nix: PrivateNix, tmp_path: Path
+) -> None:
+    marker = tmp_path / "failed"
+    program = tmp_path / "bin" / "nix-store"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{_FAILS_ONCE.format(marker=marker)}")
+    program.chmod(0o755)
+    settings = {
+        **private_nix.environment(),
+        "NIXERY_PKGS_PATH": str(PACKAGE_SETS),
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+    }
+    with (
+        running_server(tmp_path / "server", settings, launcher=private_nix.launcher) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        answer = threads.submit(server.client.manifest, "hello")
+        wait_until(marker.exists, "a first attempt")
+        with (private_nix.directory / "nix" / "var" / "nix" / "gc.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            time.sleep(1)
+        assert answer.result().status == 200
 
 
 def test_commits(private_nix: PrivateNix, tmp_path: Path) -> None:

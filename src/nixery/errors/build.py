@@ -28,9 +28,12 @@ class BuildFailed(BuildError):
         derivation: the name of the derivation that failed (without its store directory), or ``None`` when Nix
             failed without naming one.
         log_tail: the last lines the builder wrote.
+        disturbed: whether Nix's garbage collector was at work when it failed, which may have been the reason.
     """
 
-    def __init__(self, derivation: str | None, log_tail: tuple[str, ...], summary: str) -> None:
+    def __init__(
+        self, derivation: str | None, log_tail: tuple[str, ...], summary: str, *, disturbed: bool = False
+    ) -> None:
         what = f"building {derivation} failed" if derivation else "Nix could not build the packages"
         # Most clients show the message and nothing else, so that the reason has to be in it.
         last = next((line.strip() for line in reversed(log_tail) if line.strip()), "")
@@ -38,6 +41,7 @@ class BuildFailed(BuildError):
         super().__init__(f"{what}: {summary.removesuffix('.') if reason else summary}{reason}")
         self.derivation = derivation
         self.log_tail = log_tail
+        self.disturbed = disturbed
 
 
 class BuildTimedOut(BuildError):

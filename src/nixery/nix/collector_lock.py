@@ -48,6 +48,21 @@ class CollectorLock:
         finally:
             os.close(descriptor)
 
+    def is_at_work(self) -> bool:
+        """Whether a collector holds the lock, as far as can be seen."""
+        try:
+            descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(descriptor)
+
 
 async def _lock(descriptor: int) -> None:
     end = asyncio.get_running_loop().time() + _PATIENCE

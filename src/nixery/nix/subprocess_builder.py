@@ -146,7 +146,10 @@ class SubprocessNixBuilder:
                 gone = gone or collected_path(log.errors)
             if gone is not None:
                 raise PathsCollected(gone)
-            raise BuildFailed(log.failed_derivation, log.log_tail(log.failed_derivation), log.summary)
+            tail = log.log_tail(log.failed_derivation)
+            raise BuildFailed(
+                log.failed_derivation, tail, log.summary, disturbed=self._collector.is_at_work()
+            )
 
     def _timed_out(self, log: BuildLog) -> BuildTimedOut:
         derivation = log.failed_derivation or log.slowest_derivation

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from nixery.closure.graph import Closure
-from nixery.errors import BuildError, ClosureTooLarge, PathsCollected, RequestError, StorageError
+from nixery.errors import BuildError, BuildFailed, ClosureTooLarge, PathsCollected, RequestError, StorageError
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -114,6 +114,11 @@ class ImageBuilder:
             return await self._build(request, pin, observe, lambda: None)
         except PathsCollected:
             pass
+        except BuildFailed as failure:
+            # A builder can lose what it is writing to a collector (seen with Nix 2.8), and says something about files that are not there. Once more,
+            # then; if the failure is its own, it is told by the next attempt.
+            if not failure.disturbed:
+                raise
         for _ in range(_ATTEMPTS_TO_REALISE - 2):
             try:
                 return await self._build_undisturbed(request, pin, observe)
