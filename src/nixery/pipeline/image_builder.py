@@ -112,18 +112,13 @@ class ImageBuilder:
         # the hundredths of a second until the next one does, Nix's garbage collector may take it.
         try:
             return await self._build(request, pin, observe, lambda: None)
-        except PathsCollected:
-            pass
-        except BuildFailed as failure:
-            # A builder can lose what it is writing to a collector (seen with Nix 2.8), and says something about files that are not there. Once more,
-            # then; if the failure is its own, it is told by the next attempt.
-            if not failure.disturbed:
+        except (PathsCollected, BuildFailed) as failure:
+            # A builder, too, can lose what it writes (seen with Nix 2.8). If the reason is its own, the next attempt tells it.
+            if isinstance(failure, BuildFailed) and not failure.disturbed:
                 raise
         for _ in range(_ATTEMPTS_TO_REALISE - 2):
-            try:
+            with suppress(PathsCollected):  # there is no having it wait
                 return await self._build_undisturbed(request, pin, observe)
-            except PathsCollected:
-                continue  # there is no having it wait
         return await self._build_undisturbed(request, pin, observe)
 
     async def _build_undisturbed(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
