@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenPage, Shoot
+from tests.support.nix import wait_until
 from tests.support.server import Server
 
 
@@ -83,8 +84,12 @@ def test_a_build_that_cannot_be_followed_keeps_what_is_known(open_page: OpenPage
     page.get_by_role("button", name="Build it now").click()
     page.wait_for_url("**/builds/*")
     expect(page.locator("#building")).to_contain_text("cannot follow the build any more")
-    page.wait_for_timeout(1500)
-    page.reload()
+
+    def has_lines() -> bool:
+        page.reload()
+        return "step 1 of 8" in page.get_by_role("log").inner_text()
+
+    wait_until(has_lines, "a line of the log", every=0.2)
     expect(page.locator("#building")).to_contain_text("cannot follow the build any more")
     expect(page.get_by_role("log")).to_contain_text("step 1 of 8")
 

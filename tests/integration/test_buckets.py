@@ -16,7 +16,7 @@ import pytest
 from tests.integration.conftest import StartServer
 from tests.support.command_line import CommandLine
 from tests.support.faulty_proxy import faulty_proxy
-from tests.support.nix import NixSpy
+from tests.support.nix import NixSpy, wait_until
 from tests.support.object_stores import ObjectStore, gcs, moto
 from tests.support.pulled_image import PulledImage
 from tests.support.server import HOST, Server, run_server
@@ -114,18 +114,18 @@ def test_a_server_that_starts_does_not_serve_a_copy_that_broke(
         layer = server.client.get(path).body
         # It has its name shortly after the client has its last byte.
         copy = storage / "cache" / digest.removeprefix("sha256:")
-        deadline = time.monotonic() + 60
-        while not copy.exists():
-            assert time.monotonic() < deadline
+        wait_until(copy.exists, "the copy", seconds=60)
         assert server.stop() == 0
         assert copy.read_bytes() == layer
         copy.chmod(0o644)
         copy.write_bytes(bytes([layer[0] ^ 1]) + layer[1:])
         server = start_server(**settings)
-        deadline = time.monotonic() + 60
-        while not copy.exists() or copy.read_bytes() != layer:
-            assert time.monotonic() < deadline
+
+        def is_whole_again() -> bool:
             assert server.client.get(path).body == layer
+            return copy.exists() and copy.read_bytes() == layer
+
+        wait_until(is_whole_again, "another copy", seconds=60)
         assert server.client.get(path).body == layer
         assert server.stop() == 0
         assert "a copy was broken" in server.log

@@ -50,6 +50,7 @@ def test_directory(private_nix: PrivateNix, tmp_path: Path) -> None:
 _FAILS_ONCE = """
 if [ "$1" = --realise ] && mkdir {marker} 2>/dev/null; then
     while flock --shared --nonblock /nix/var/nix/gc.lock true; do sleep 0.05; done
+    touch {marker}/seen
     echo "error: builder for '$2' failed with exit code 2" >&2
     exit 100
 fi
@@ -78,7 +79,8 @@ def test_a_builder_that_failed_while_garbage_was_collected_has_another_attempt(
         wait_until(marker.exists, "a first attempt")
         with (private_nix.directory / "nix" / "var" / "nix" / "gc.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            time.sleep(1)
+            wait_until((marker / "seen").exists, "its failure")
+            time.sleep(1)  # for the server to see it too
         assert answer.result().status == 200
 
 

@@ -34,8 +34,10 @@ def copy(source: str, target: str, *, as_json: bool) -> None:
             tempfile.TemporaryDirectory(prefix="nixery-") as temporary,
             activity(BYTES, quiet=as_json) as shown,
         ):
-            _demand(source)
-            opened = [_open(url, Path(temporary)) for url in (source, target)]
+            opened = (
+                _open(source, Path(temporary), must_exist=True),
+                _open(target, Path(temporary), must_exist=False),
+            )
             shown.begin("copying")
             before = 0
 
@@ -61,17 +63,13 @@ def copy(source: str, target: str, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _demand(source: str) -> None:
-    # Rather than make one and copy nothing out of it. A bucket has to be there anyway.
-    parts = urlsplit(source)
-    if parts.scheme == "file" and not Path(unquote(parts.path)).exists():
-        raise StorageError(f"there is no storage at {unquote(parts.path)}")
-
-
-def _open(url: str, temporary: Path) -> Storage:
+def _open(url: str, temporary: Path, *, must_exist: bool) -> Storage:
     parts = urlsplit(url)
     if parts.scheme == "file":
         root = Path(unquote(parts.path))
+        # Rather than make one and copy nothing out of it. A bucket has to be there anyway.
+        if must_exist and not root.exists():
+            raise StorageError(f"there is no storage at {root}")
         # On the same file system as the blobs, to where files are moved from there.
         make_directory(root / "temporary")
         given = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(root)}

@@ -12,9 +12,10 @@ from urllib.parse import parse_qsl
 
 import structlog
 
+from nixery.errors import InternalError
 from nixery.server.observation import REQUEST_ID, Observation
 from nixery.server.ranges import ByteRange
-from nixery.server.registry.errors import errors_body
+from nixery.server.registry.errors import error_response, errors_body
 from nixery.server.registry.router import Registry
 from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, FileResponse, NotModified, Response, StreamResponse
@@ -85,7 +86,7 @@ class Application:
         except Exception:  # noqa: BLE001 -- logged with its traceback, and answered
             # Nothing a client does may lead here. If something does, the traceback is for us and not for him.
             _log.exception("request failed", method=request.method, path=request.path)
-            return errors_body(500, "UNKNOWN", "internal error; the server's log has the details")
+            return error_response(InternalError(None))
         message = "this is a container registry: pull an image, for example HOST/shell/git"
         return errors_body(404, "UNSUPPORTED", message)
 

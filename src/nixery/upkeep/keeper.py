@@ -58,9 +58,8 @@ class Keeper:
             except StorageError as error:
                 _log.warning("garbage cannot be collected", reason=str(error))
             except Exception:  # noqa: BLE001 -- logged with its traceback
-                _log.exception(
-                    "collecting garbage failed"
-                )  # it goes on: nobody would notice that it does not
+                # It goes on: nobody would notice that it does not.
+                _log.exception("collecting garbage failed")
             await asyncio.sleep(self._seconds)
 
     async def look(self) -> None:

@@ -92,7 +92,8 @@ class Scrubber:
             except StorageError as error:
                 _log.warning("the storage cannot be scrubbed", reason=str(error))
             except Exception:  # noqa: BLE001 -- logged with its traceback
-                _log.exception("scrubbing failed")  # it goes on: nobody would notice that it does not
+                # It goes on: nobody would notice that it does not.
+                _log.exception("scrubbing failed")
 
     async def _blob(self, digest: Digest) -> Checked:
         size, reason = await self._read(digest)
