@@ -28,7 +28,7 @@ _NAMES = (
     *("ambiguous", "exact", "1password", "a", "ab", "anotherfile", "bashinteractive", "bc", "big", "bottom"),
     *("bytenames", "c", "cacert", "camelcase", "clasha", "clashb", "clashfile", "clashpriority", "coreutils"),
     *("data", "diamond", "emptydirectory", "emptyfile", "error", "executables", "firstoutput", "greeting"),
-    *("hardlinks", "haserror", "haskellpackages.ShellCheck", "haskellpackages.pandoc", "hello", "iana-etc"),
+    *("hardlinks", "haserror", "haskellpackages.pandoc", "hello", "iana-etc"),
     *("left", "longnames", "mainprogram", "many", "metathrows", "moreutils", "nano", "noisyevaluation"),
     *("nopackages", "onlyamd64", "outputs", "python3.11", "right", "selfreference", "singlefile", "symlinks"),
     *("tools", "users", "images.web", "images.other", "images.plain", "images.named", "images.sentence"),
@@ -42,7 +42,6 @@ _NAMES = (
     ),
     "shell/hello/greeting/hardlinks/symlinks/executables/longnames/bytenames/outputs/selfreference/diamond/many",
 )
-_NAMES = tuple(name for name in _NAMES if name == name.lower())
 
 
 @pytest.mark.parametrize("budget", ["1", "20", "94"])
