@@ -1,6 +1,6 @@
 """Measure the hot path: ``python -m scripts.bench``, run by ``make bench``.
 
-Our server, nginx and docker-registry serve the same bytes on loopback, and wrk asks them in turn. Takes less than four
+Our server, nginx and docker-registry serve the same bytes on loopback, and wrk asks them in turn. Takes about five
 minutes, once Nix has the packages. Missed goals are told; only what cannot be measured is an error.
 """
 
@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,7 @@ from scripts.bench.hot_path import Results, cases, run
 from scripts.bench.load import BenchError
 from scripts.bench.machine import description
 from scripts.bench.output import document, show
-from scripts.bench.packing import measure_packing
+from scripts.bench.packing import Packing, measure_packing
 from scripts.peers.docker_registry import docker_registry
 from scripts.peers.nginx import nginx
 from scripts.peers.nixery import nixery
@@ -45,23 +46,29 @@ def main() -> int:
     _RESULT.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir="var") as name:
         directory = Path(name).resolve()
+        results: Results = {}
+        packing: Packing | None = None
+        status = 0
+        # An error or an interruption ends the measurements; those that are complete are reported all the same.
         try:
-            results = _hot_path(console, directory)
+            for rounds_so_far in _hot_path(console, directory):
+                results = rounds_so_far
             with console.status("/v2/ while layers are packed"):
                 packing = measure_packing(directory, _PACKAGE_SET)
         except (BenchError, PeerError) as error:
             console.print(f"[red]{escape(str(error))}[/red]")
-            return 1
+            status = 1
         except KeyboardInterrupt:
-            return 128 + signal.SIGINT
-    reached = list(goals(results, packing))
-    show(console, results, packing, reached)
-    _RESULT.write_text(json.dumps({"machine": machine, **document(results, packing, reached)}, indent=2))
-    console.print(f"{machine}\n{time.monotonic() - started:.0f} s; {_RESULT}")
-    return 0
+            status = 128 + signal.SIGINT
+    if results:
+        reached = list(goals(results, packing))
+        show(console, results, packing, reached)
+        _RESULT.write_text(json.dumps({"machine": machine, **document(results, packing, reached)}, indent=2))
+        console.print(f"{machine}\n{time.monotonic() - started:.0f} s; {_RESULT}")
+    return status
 
 
-def _hot_path(console: Console, directory: Path) -> Results:
+def _hot_path(console: Console, directory: Path) -> Iterator[Results]:
     with (
         console.status("setting up") as status,
         nixery(directory / "nixery", _PACKAGE_SET) as ours,
@@ -76,7 +83,7 @@ def _hot_path(console: Console, directory: Path) -> Results:
         ):
             peers = [ours, static, copying, registry]
             compare(contents, peers)
-            return run(cases(contents), peers, status.update)
+            yield from run(cases(contents), peers, status.update)
 
 
 if __name__ == "__main__":

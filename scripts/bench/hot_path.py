@@ -74,8 +74,11 @@ def cases(contents: Contents) -> list[Case]:
     ]
 
 
-def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str], None]) -> Results:
+def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str], None]) -> Iterator[Results]:
     """Measure everything in rounds, the servers in turn, so that a machine that slows down does so for all.
+
+    Yields:
+        The results of the rounds so far, after each of them.
 
     Raises:
         BenchError: a server does not answer as it should.
@@ -86,10 +89,10 @@ def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str],
             for peer in _asked(case, peers):
                 tell(f"round {number} of {ROUNDS}: {case.name}, {peer.name}")
                 runs.setdefault((case, peer.name), []).append(_measure(case, peer))
-    return {
-        case: {peer.name: _figures(case.kind, runs[case, peer.name]) for peer in _asked(case, peers)}
-        for case in to_measure
-    }
+        yield {
+            case: {peer.name: _figures(case.kind, runs[case, peer.name]) for peer in _asked(case, peers)}
+            for case in to_measure
+        }
 
 
 def _asked(case: Case, peers: Sequence[Peer]) -> list[Peer]:

@@ -14,8 +14,8 @@ from scripts.bench.load import Measurement
 from scripts.bench.packing import Packing
 
 
-def show(console: Console, results: Results, packing: Packing, reached: Sequence[Goal]) -> None:
-    """Print everything as tables."""
+def show(console: Console, results: Results, packing: Packing | None, reached: Sequence[Goal]) -> None:
+    """Print everything that was measured as tables."""
     table = Table(title="the hot path: medians of the rounds")
     table.add_column("")
     table.add_column("unit")
@@ -46,6 +46,15 @@ def show(console: Console, results: Results, packing: Packing, reached: Sequence
         )
     console.print(table)
 
+    if packing is not None:
+        _show_packing(console, packing)
+
+    for goal in reached:
+        mark = "[green]met   [/green]" if goal.is_met else "[yellow]missed[/yellow]"
+        console.print(f"{mark}  {goal.name}: {goal.reached} ({goal.wanted})")
+
+
+def _show_packing(console: Console, packing: Packing) -> None:
     table = Table(title="/v2/ while layers are packed, ms")
     for name in ("", "p50", "p99", "requests"):
         table.add_column(name, justify="right")
@@ -54,12 +63,8 @@ def show(console: Console, results: Results, packing: Packing, reached: Sequence
         table.add_row(name, p50, p99, str(measurement.requests))
     console.print(table)
 
-    for goal in reached:
-        mark = "[green]met   [/green]" if goal.is_met else "[yellow]missed[/yellow]"
-        console.print(f"{mark}  {goal.name}: {goal.reached} ({goal.wanted})")
 
-
-def document(results: Results, packing: Packing, reached: Sequence[Goal]) -> dict[str, Any]:
+def document(results: Results, packing: Packing | None, reached: Sequence[Goal]) -> dict[str, Any]:
     """Everything as JSON's types; times in seconds, rates in the unit that stands beside them."""
     return {
         "cases": [
@@ -71,7 +76,7 @@ def document(results: Results, packing: Packing, reached: Sequence[Goal]) -> dic
             }
             for case, figures in results.items()
         ],
-        "packing": {"idle": _latencies(packing.idle), "packing": _latencies(packing.busy)},
+        "packing": packing and {"idle": _latencies(packing.idle), "packing": _latencies(packing.busy)},
         "goals": [
             {"name": goal.name, "wanted": goal.wanted, "reached": goal.reached, "met": goal.is_met}
             for goal in reached

@@ -73,8 +73,13 @@ def realise(*names: str) -> Subject:
             timeout=_REALISATION,
             check=True,
         )
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines()
+        # Nix ends with the reason; what comes before it are downloads and builders.
+        first = next((number for number, line in enumerate(said) if line.startswith("error:")), -10)
+        raise BenchError(f"cannot build {name}: " + "\n".join(said[first:])) from error
     except (OSError, subprocess.SubprocessError) as error:
-        raise BenchError(f"{name} cannot be had: {error}") from error
+        raise BenchError(f"cannot build {name}: {error}") from error
     requested = [StorePath.parse(line) for line in built.stdout.split()]
     with tempfile.TemporaryDirectory(prefix="roots-", dir="var") as directory:
         roots = GarbageCollectorRoots(Path(directory).resolve())
