@@ -106,7 +106,7 @@ class ClosureFiles:
         place = self._find(file)
         return place is not None and place == self._find(other)
 
-    def list(self, directory: bytes) -> list[Name]:
+    def names(self, directory: bytes) -> list[Name]:
         """List a directory, in any order.
 
         Raises:

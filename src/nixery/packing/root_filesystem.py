@@ -142,7 +142,7 @@ class _Merge:
         providers: dict[bytes, list[_Source]] = {}
         for directory, package, _ in sources:
             # A listing tells what is a directory as well: no name of it has to be asked for.
-            for child, is_directory in self._files.list(directory):
+            for child, is_directory in self._files.names(directory):
                 found = _Source(directory + b"/" + child, package, is_directory)
                 providers.setdefault(child, []).append(found)
         if not name:

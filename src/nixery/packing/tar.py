@@ -71,7 +71,8 @@ def _header(
 ) -> bytes:
     if _WHITEOUT in name and any(part.startswith(_WHITEOUT) for part in name.split(b"/")):
         raise UnsafeContents(
-            b"/" + name, "names that begin with .wh. delete files of an image; rename it in its package"
+            b"/" + name.rstrip(b"/"),
+            "names that begin with .wh. delete files of an image; rename it in its package",
         )
     prefix, short_name = (b"", name) if len(name) <= _LONGEST_NAME else _split(name)
     if short_name is not None and len(target) <= _LONGEST_NAME and size <= _LARGEST_SIZE and owner == _ROOT:

@@ -131,15 +131,12 @@ class _Accounts:
 
 
 def _content(tree: Tree, files: ClosureFiles, name: bytes) -> bytes:
-    match tree.get(name):
-        case Content(content):
-            return content
-        case Link(target):
-            content = files.read(target, _MOST_BYTES)
-            # A link that leads out of the image is no file in it either.
-            return ACCOUNTS[name] if content is None else content
-        case _:
-            return b""
+    node = tree.get(name)
+    if isinstance(node, Content):
+        return node.content
+    content = files.read(node.target, _MOST_BYTES) if isinstance(node, Link) else None
+    # A directory is no such file, nor is a link that leads out of the image: the image has ours then.
+    return ACCOUNTS[name] if content is None else content
 
 
 def _origin(tree: Tree, name: bytes) -> bytes:

@@ -12,6 +12,7 @@ from nixery.packing import closure_files
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
 from nixery.packing.root_filesystem import InstalledOutput, NameClash, RootFilesystem, plan_root_filesystem
+from nixery.packing.tree import Tree
 
 
 @pytest.fixture
@@ -242,3 +243,65 @@ def test_a_shell_outside_of_the_closure_is_none(store: Path) -> None:
     outside = planned(store, [InstalledOutput(b, "b", 5)], [a, b])
     assert (store / a.base_name / "bin/sh").exists()
     assert "bin/sh" not in by_name(outside)
+
+
+def test_links_of_a_package_that_leave_the_closure_are_not_entered(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside" / "d").mkdir(parents=True)
+    (tmp_path / "outside" / "secret").touch()
+    foreign = package(store, "foreign", "bin/foreign", "etc/foreign", "share/x/y")
+    for target in (f"{tmp_path}/outside", f"{foreign}", f"../{foreign.base_name}", "../../outside"):
+        links = dict.fromkeys(("bin", "etc", "share", "usr", "lib", "opt"), target)
+        a = package(store, f"p{abs(hash(target))}", links=links)
+        entries = by_name(plan(store, a))
+        assert not [name for name in entries if "foreign" in name or "secret" in name or name.endswith("/d")]
+        # And what every system has is not put into them.
+        assert link(entries["etc"]) == f"{a}/etc"
+
+
+def test_where_two_links_lead_on_this_machine_is_no_matter(store: Path) -> None:
+    a, b = (package(store, name, links={"bin/sh": "/bin/sh", "bin/x": "/bin/sh"}) for name in ("a", "b"))
+    assert [clash.name for clash in plan(store, a, b).clashes] == ["bin/sh", "bin/x"]
+
+
+def test_directories_that_are_merged_have_a_depth(store: Path) -> None:
+    fine, deep = "share/" + "d/" * 126 + "f", "share/" + "d/" * 127 + "f"
+    plan(store, package(store, "a", fine), package(store, "b", fine))
+    with pytest.raises(UnsafeContents, match="below more than 128 directories"):
+        plan(store, package(store, "c", deep), package(store, "d", deep))
+    with pytest.raises(UnsafeContents, match="below more than 128 directories"):
+        plan(store, package(store, "f", deep.replace("share", "etc")))
+
+
+def test_a_definition_can_have_deeper_directories(store: Path) -> None:
+    root = plan(store, package(store, "a", "bin/x"))
+    root.tree.add(b"/".join([b"d"] * 2000), Tree())
+    assert [entry.name for entry in root.entries()].count(b"/".join([b"d"] * 2000)) == 1
+
+
+def test_names_are_bounded(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closure_files, "_MOST_LISTED", 100)
+    # Ten links to one directory of ten names.
+    a = package(store, "a", *(f"share/{n}" for n in range(10)), links={f"l{n}": "share" for n in range(10)})
+    with pytest.raises(UnsafeContents, match="more than 100 names"):
+        plan(store, a)
+
+
+def test_a_name_too_long_for_a_link_is_refused(store: Path) -> None:
+    fine = "/".join(["share", *["c" * 250] * 15, "file"])
+    plan(store, package(store, "a", fine), package(store, "b", fine))
+    packages = [package(store, name, "share/x") for name in "cd"]
+    for path in packages:
+        make_deeper(store / path.base_name / "share", 17)
+    with pytest.raises(UnsafeContents, match="its name has more than 4,095 bytes"):
+        plan(store, *packages)
+
+
+def make_deeper(directory: Path, levels: int) -> None:
+    """Make directories of which a name for all of them is longer than the kernel takes one."""
+    above = os.open(directory, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("c" * 250, dir_fd=above)
+        below = os.open("c" * 250, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
