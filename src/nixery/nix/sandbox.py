@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import time
+from pathlib import Path
 
-from nixery.beneath import read_beginning
 from nixery.errors import SettingsError
 
 # Seconds, for a build and for a question.
 _PATIENCE = 60
 _SHORT_PATIENCE = 5
-
-# Bytes of what it is read for.
-_LONGEST = 4096
 
 # Its builder is in /build if it is in the sandbox (Nix manual, sandbox-build-dir). Never built before, or it would not be built now.
 _DERIVATION = """\
@@ -77,7 +74,7 @@ def require_sandbox() -> None:
     try:
         completed = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False, text=True)
         if completed.returncode == 0:
-            inside = read_beginning(completed.stdout.strip(), _LONGEST).strip() == b"/build"
+            inside = Path(completed.stdout.strip()).read_text().strip() == "/build"
             reason = "" if inside else "Nix builds outside of it"
         else:
             reason = (completed.stderr.strip().splitlines() or ["Nix said nothing"])[-1]

@@ -28,7 +28,7 @@ _MOST_LINKS = 40
 # Of one image: names of directories that are listed, and names that are looked at. A few links to one large directory, or long chains of
 # links, ask for far more than a package's size tells. The largest images of Debian's packages list some 10,000 names.
 _MOST_LISTED = 1 << 18
-_MOST_LOOKED_AT = 1 << 21
+_MOST_LOOKED_AT = 1 << 20
 
 _LINK_IN_THE_WAY = frozenset({errno.ELOOP, errno.ENOTDIR})
 _NOT_THERE = _LINK_IN_THE_WAY | {errno.ENOENT, errno.ENAMETOOLONG}
@@ -231,6 +231,9 @@ class ClosureFiles:
             # Of the descriptor, not of the name, which may be another one by now.
             mode = os.fstat(descriptor).st_mode
             return mode, os.readlink(b"", dir_fd=descriptor) if stat.S_ISLNK(mode) else b""
+        except OSError as error:
+            # Something is there: it must not be taken for nothing because the kernel cannot tell what.
+            raise unreadable(_STORE + b"/" + name, error) from error
         finally:
             os.close(descriptor)
 

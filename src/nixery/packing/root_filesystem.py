@@ -31,6 +31,9 @@ _LOCALES = b"lib/locale"
 # Levels of directories that are merged. The deepest of Debian's packages has 20.
 _DEEPEST = 128
 
+# Clashes that are told: each is a line of the log.
+_MOST_CLASHES = 1000
+
 # Directories whose namesakes below /usr are symlinks to them.
 BELOW_USR = (b"bin", b"lib", b"share")
 
@@ -77,7 +80,7 @@ class RootFilesystem:
 
     Attributes:
         tree: every name in it.
-        clashes: the names that not every package got its way with, in order.
+        clashes: the names that not every package got its way with, in order; no more than a log should have to hold.
     """
 
     tree: Tree
@@ -175,7 +178,7 @@ class _Merge:
         anyhow = above in (b"", b"etc")
         directories = [s for s in sources if s.is_directory or (anyhow and self._files.is_directory(s.path))]
         entered = {source.path for source in directories}
-        for other in others:
+        for other in others if len(self.clashes) < _MOST_CLASHES else ():
             both = first.path in entered and other.path in entered
             if not both and not self._files.are_one(first.path, other.path):
                 clash = NameClash(name.decode(errors="replace"), first.package, other.package)

@@ -61,8 +61,8 @@ def add_store_paths(archive: Archive, paths: Iterable[PathInfo], store: bytes = 
         above = above + b"/" + component if above else component
         archive.directory(above)
     try:
-        # The one name that is looked up from the root: symlinks above the store are the operator's.
-        descriptor = os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The one name that is looked up from the root: symlinks above the store are the operator's. It need not be readable.
+        descriptor = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise unreadable(store, error) from error
     try:

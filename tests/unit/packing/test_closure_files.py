@@ -281,6 +281,18 @@ def test_a_failure_is_not_taken_for_nothing_there(
         files.exists(f"{PATH}/d".encode())
 
 
+def test_a_link_that_cannot_be_read_is_not_taken_for_nothing(
+    files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    name = link(store, "d")
+    monkeypatch.setattr(os, "readlink", fail)
+    with pytest.raises(StorageError, match=r"cannot read .*link: "):
+        files.exists(name)
+
+
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 

@@ -8,7 +8,7 @@ import pytest
 
 from nixery.closure.store_path import StorePath
 from nixery.errors import UnsafeContents
-from nixery.packing import closure_files
+from nixery.packing import closure_files, root_filesystem
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
 from nixery.packing.root_filesystem import InstalledOutput, NameClash, RootFilesystem, plan_root_filesystem
@@ -270,6 +270,15 @@ def test_directories_that_are_merged_have_a_depth(store: Path) -> None:
         plan(store, package(store, "c", deep), package(store, "d", deep))
     with pytest.raises(UnsafeContents, match="below more than 128 directories"):
         plan(store, package(store, "f", deep.replace("share", "etc")))
+
+
+def test_so_many_clashes_are_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root_filesystem, "_MOST_CLASHES", 5)
+    files = [f"bin/{number}" for number in range(10)]
+    a, b = package(store, "a", *files), package(store, "b", *files)
+    root = plan(store, a, b)
+    assert [clash.name for clash in root.clashes] == files[:5]
+    assert {link(by_name(root)[file]) for file in files} == {f"{a}/{file}" for file in files}
 
 
 def test_a_definition_can_have_deeper_directories(store: Path) -> None:

@@ -385,3 +385,13 @@ def test_a_store_path_that_is_neither(tmp_path: Path, kind: str, monkeypatch: py
             listening.bind(PATH.base_name)
     with pytest.raises(StorageError, match=f"/{IN_IMAGE} is neither file, directory nor symlink"):
         archived(tmp_path / PATH.base_name)
+
+
+def test_a_store_that_nobody_may_list(content: Path) -> None:
+    """Some operators keep names of store paths from users of the machine."""
+    (content / "file").write_text("x")
+    content.parent.chmod(0o311)
+    try:
+        assert [member.name for member in members(content)][-1] == "/file"
+    finally:
+        content.parent.chmod(0o755)
