@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from nixery.closure.graph import PathInfo
 from nixery.closure.store_path import StorePath
 from nixery.oci.descriptor import MediaType
 from nixery.packing.compression import Compression, Compressor, compression
@@ -92,7 +93,7 @@ _Layer = tuple[int, str]  # compressed bytes, digests
 
 def _pack(way: Compression, paths: Sequence[str]) -> _Layer:
     sink = _Counted()
-    store_paths = [StorePath(path) for path in paths]
+    store_paths = [PathInfo(StorePath(path), "", sys.maxsize, ()) for path in paths]
     diff_id = LayerPacker(way).pack(lambda archive: add_store_paths(archive, store_paths), sink, lambda: None)
     return sink.size, f"{diff_id.hex} {sink.hash.hexdigest()}"
 

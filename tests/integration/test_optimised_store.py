@@ -7,20 +7,21 @@ import io
 import os
 from pathlib import Path
 
+from nixery.closure.graph import PathInfo
 from nixery.closure.store_path import StorePath
 from nixery.packing.compression import compression
 from nixery.packing.layer_packer import LayerPacker
 from nixery.packing.store_tree import add_store_paths
 
-STORE_PATHS = [StorePath(f"{digit * 32}-package-{digit}") for digit in "012"]
+STORE_PATHS = [PathInfo(StorePath(f"{digit * 32}-package-{digit}"), "", 1 << 20, ()) for digit in "012"]
 
 
 def make_store(directory: Path, *, optimised: bool) -> Path:
     first: Path | None = None
-    for store_path in STORE_PATHS:
-        (directory / store_path.base_name / "share").mkdir(parents=True)
+    for info in STORE_PATHS:
+        (directory / info.path.base_name / "share").mkdir(parents=True)
         for name in ("one", "two"):
-            path = directory / store_path.base_name / "share" / name
+            path = directory / info.path.base_name / "share" / name
             if optimised and first is not None:
                 os.link(first, path)
                 continue
@@ -41,6 +42,6 @@ def packed(store: Path) -> tuple[str, str]:
 def test_hard_links_between_files_leave_no_trace(tmp_path: Path) -> None:
     plain = make_store(tmp_path / "plain", optimised=False)
     optimised = make_store(tmp_path / "optimised", optimised=True)
-    linked = optimised / STORE_PATHS[0].base_name / "share" / "one"
+    linked = optimised / STORE_PATHS[0].path.base_name / "share" / "one"
     assert linked.stat().st_nlink == 2 * len(STORE_PATHS)
     assert packed(optimised) == packed(plain)

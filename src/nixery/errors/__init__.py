@@ -12,6 +12,7 @@
     │   ├── ManifestUnknown
     │   ├── TagUnknown                the package source has no such branch, commit, ...
     │   ├── ClosureTooLarge           names the largest store paths
+    │   ├── UnsafeContents            names the file of a package
     │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
     ├── BuildError                    the request is fine, making the image failed
     │   ├── EvaluationFailed
@@ -51,6 +52,7 @@ from nixery.errors.base import (
     StorageError,
     StorageFull,
     TooBusy,
+    shown,
     storage_error,
 )
 from nixery.errors.build import (
@@ -79,6 +81,7 @@ from nixery.errors.request import (
     RequestError,
     TagUnknown,
     UnavailablePackage,
+    UnsafeContents,
 )
 
 __all__ = [
@@ -115,5 +118,7 @@ __all__ = [
     "TagUnknown",
     "TooBusy",
     "UnavailablePackage",
+    "UnsafeContents",
+    "shown",
     "storage_error",
 ]

@@ -21,6 +21,16 @@ class NixeryError(Exception):
     build: str | None = None
 
 
+# Letters of a name that a message shows: as many as help to find it.
+_MOST_SHOWN = 300
+
+
+def shown(name: bytes) -> str:
+    """Return a name of a file as an error message may show it: in printable letters, and of a bounded length."""
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in name.decode(errors="replace"))
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
 class StorageError(NixeryError):
     """The store for blobs and records does not do what is asked of it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nixery.errors.base import NixeryError
+from nixery.errors.base import NixeryError, shown
 
 
 class RequestError(NixeryError):
@@ -90,6 +90,22 @@ class ClosureTooLarge(RequestError):
         self.size = size
         self.limit = limit
         self.largest = largest
+
+
+class UnsafeContents(RequestError):
+    """A package holds something that no image may hold, or so much of it that planning the image would take all the server has.
+
+    Args:
+        file: its name in the image.
+        reason: why that is refused, and what to do about it.
+
+    Attributes:
+        file: for people; not necessarily the whole name.
+    """
+
+    def __init__(self, file: bytes, reason: str) -> None:
+        self.file = shown(file)
+        super().__init__(f"{self.file} cannot be in an image: {reason}")
 
 
 def _readable(size: int) -> str:

@@ -31,9 +31,20 @@ class InvalidDefinition(ValueError):
     """A definition does not fit the schema; the message names the field."""
 
 
+# As long as the kernel takes a path (PATH_MAX), and longer than any tool makes a name of a user.
+_LONGEST_PATH, _LONGEST_USER = 4095, 255
+
+# The next one, -1 as a number of 32 bits, means "leave it as it is" to chown(2).
+_LARGEST_ID = 2**32 - 2
+
+
 def _absolute(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError(f"should be an absolute path, not {path!r}")
+    if len(path.encode()) > _LONGEST_PATH:
+        raise ValueError(f"should have at most {_LONGEST_PATH} bytes, not {len(path.encode())}")
+    if "\0" in path:
+        raise ValueError(f"should have no zero byte, unlike {path!r}")
     return path
 
 
@@ -47,6 +58,10 @@ def _port(port: str) -> str:
 def _user(user: str) -> str:
     if _USER.fullmatch(user) is None:
         raise ValueError(f"should be a user such as 1000, 1000:1000 or web, not {user!r}")
+    if len(user) > _LONGEST_USER:
+        raise ValueError(f"should have at most {_LONGEST_USER} letters, not {len(user)}")
+    if any(part.isdecimal() and int(part) > _LARGEST_ID for part in user.split(":")):
+        raise ValueError(f"should have numbers up to {_LARGEST_ID}, not {user!r}")
     return user
 
 

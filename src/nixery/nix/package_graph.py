@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
-from pathlib import Path
 
+from nixery.beneath import read_beginning
 from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import BuildTimedOut, NixUnusable
 from nixery.image.platform import Platform
@@ -70,7 +70,7 @@ def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
         if not path.base_name.endswith(_DERIVATION):
             return False  # a source, or a builder's script
         if path.base_name not in fixed:
-            fixed[path.base_name] = _is_fixed_output(Path(str(path)))
+            fixed[path.base_name] = _is_fixed_output(str(path))
         return not fixed[path.base_name]
 
     return [
@@ -83,10 +83,10 @@ def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _is_fixed_output(derivation: Path) -> bool:
+def _is_fixed_output(derivation: str) -> bool:
     """Whether it fetches something: archives of sources are in hardly any closure."""
+    # A source can have a derivation's name, and be a symlink to anything.
     try:
-        with derivation.open("rb") as file:
-            return _FIXED_OUTPUT.match(file.read(_HEAD)) is not None
+        return _FIXED_OUTPUT.match(read_beginning(derivation, _HEAD)) is not None
     except OSError:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -181,4 +182,4 @@ class SubprocessNixBuilder:
 def _missing(installables: Sequence[str]) -> str | None:
     """The first of some derivations that is not there."""
     derivations = (installable.partition("!")[0] for installable in installables)
-    return next((path for path in derivations if not Path(path).exists()), None)
+    return next((path for path in derivations if not os.path.lexists(path)), None)

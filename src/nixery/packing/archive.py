@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from nixery.errors import StorageError
+from nixery.errors import StorageError, shown
 from nixery.packing import tar
 
 # Bytes handed on at a time. Always exactly this many but for the last: a compressor's output may depend on how its
@@ -24,7 +24,8 @@ class Archive:
     """A tar in two buffers: while one is filled, the other belongs to whoever takes it.
 
     Names are bytes, relative to the image's root, without a leading or trailing slash, a directory before what it holds. Of large
-    files, no object is ever made: they are read to where they belong in the buffer.
+    files, no object is ever made: they are read to where they belong in the buffer. A name that a runtime would not take for a name is
+    refused (``UnsafeContents``, see ``tar``).
 
     There is a method for each kind of entry rather than an iterator of entries: an object for each of 100,000 names, made only to be
     taken apart again, costs as much as their headers.
@@ -77,7 +78,7 @@ class Archive:
         self._append(tar.file(name, mode, size))
         self._put()
         if not self._read(descriptor, name, size):
-            raise StorageError(f"{name.decode(errors='replace')} changed while it was packed")
+            raise StorageError(f"{shown(name)} changed while it was packed")
         self._append(tar.padding(size))
 
     def end(self) -> memoryview:
@@ -133,4 +134,4 @@ class Archive:
 
 def unreadable(name: bytes, error: OSError) -> StorageError:
     """Return the error about a name that cannot be read."""
-    return StorageError(f"cannot read {name.decode(errors='replace')}: {error.strerror}")
+    return StorageError(f"cannot read {shown(name)}: {error.strerror}")

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from nixery.beneath import LONGEST_PATH
 from nixery.closure.store_path import StorePath
+from nixery.errors import UnsafeContents
 from nixery.packing.archive import Archive
+from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
-from nixery.packing.inside import Inside
 from nixery.packing.system_files import add_system_files
 from nixery.packing.tree import Content, Link, Tree
 
@@ -25,6 +27,12 @@ from nixery.packing.tree import Content, Link, Tree
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"sys", b"tmp"})
 
 _LOCALES = b"lib/locale"
+
+# Levels of directories that are merged. The deepest of Debian's packages has 20.
+_DEEPEST = 128
+
+# Clashes that are told: each is a line of the log.
+_MOST_CLASHES = 1000
 
 # Directories whose namesakes below /usr are symlinks to them.
 BELOW_USR = (b"bin", b"lib", b"share")
@@ -72,7 +80,7 @@ class RootFilesystem:
 
     Attributes:
         tree: every name in it.
-        clashes: the names that not every package got its way with, in order.
+        clashes: the names that not every package got its way with, in order; no more than a log should have to hold.
     """
 
     tree: Tree
@@ -80,23 +88,42 @@ class RootFilesystem:
 
     def entries(self) -> Iterator[Entry]:
         """Return the layer's entries, sorted, directories before what they hold."""
-        yield from _entries(self.tree, b"")
+        # Not by recursion: a definition's working directory can be deeper than the interpreter's stack.
+        levels = [(b"", self.tree, iter(sorted(self.tree.children)))]
+        while levels:
+            above, tree, names = levels[-1]
+            for child in names:
+                name = above + child
+                match tree.children[child]:
+                    case Tree() as subtree:
+                        yield Directory(name, subtree.mode, subtree.owner)
+                        levels.append((name + b"/", subtree, iter(sorted(subtree.children))))
+                        break
+                    case Link(target):
+                        yield Symlink(name, target)
+                    case Content(content):
+                        yield GeneratedFile(name, content)
+            else:
+                levels.pop()
 
 
-def plan_root_filesystem(outputs: Iterable[InstalledOutput], closure: Sequence[StorePath]) -> RootFilesystem:
+def plan_root_filesystem(outputs: Iterable[InstalledOutput], files: ClosureFiles) -> RootFilesystem:
     """Lay outputs over each other and add what every system has.
 
     Args:
         outputs: of the requested packages, realised, in any order.
-        closure: everything in the image: where a shell and ``env`` are looked for if no output has them.
+        files: everything in the image: where a shell and ``env`` are looked for if no output has them.
+
+    Raises:
+        StorageError: a package cannot be read.
+        UnsafeContents: packages have more names, deeper directories or longer links than an image may.
     """
-    inside = Inside(closure)
-    merge = _Merge(inside)
+    merge = _Merge(files)
     sources = [
         _Source(str(output.path).encode(), output.package) for output in sorted(outputs, key=lambda o: o.rank)
     ]
-    tree = merge.directories([source for source in sources if inside.is_directory(source.path)], b"")
-    add_system_files(tree, closure, inside)
+    tree = merge.directories([source for source in sources if files.is_directory(source.path)], b"")
+    add_system_files(tree, files)
     return RootFilesystem(tree, tuple(merge.clashes))
 
 
@@ -109,8 +136,8 @@ class _Source(NamedTuple):
 
 
 class _Merge:
-    def __init__(self, inside: Inside) -> None:
-        self._inside = inside
+    def __init__(self, files: ClosureFiles) -> None:
+        self._files = files
         self.clashes: list[NameClash] = []
 
     def directories(self, sources: Sequence[_Source], name: bytes) -> Tree:
@@ -118,10 +145,9 @@ class _Merge:
         providers: dict[bytes, list[_Source]] = {}
         for directory, package, _ in sources:
             # A listing tells what is a directory as well: no name of it has to be asked for.
-            with os.scandir(directory) as children:
-                for child in children:
-                    found = _Source(child.path, package, child.is_dir(follow_symlinks=False))
-                    providers.setdefault(child.name, []).append(found)
+            for child, is_directory in self._files.names(directory):
+                found = _Source(directory + b"/" + child, package, is_directory)
+                providers.setdefault(child, []).append(found)
         if not name:
             self._move_up(sources, providers)
         left_out = {b"": _LEFT_OUT, b"usr": BELOW_USR}.get(name, ())
@@ -136,24 +162,28 @@ class _Merge:
         for child in BELOW_USR:
             for directory, package, _ in sources:
                 below = os.path.join(directory, b"usr", child)
-                if self._inside.is_directory(below):
-                    found = _Source(below, package, not os.path.islink(below))
-                    providers.setdefault(child, []).append(found)
+                if self._files.is_directory(below):
+                    providers.setdefault(child, []).append(_Source(below, package))
 
     def _child(self, sources: Sequence[_Source], name: bytes) -> Tree | Link:
         first, *others = sources
+        if name.count(b"/") >= _DEEPEST:
+            raise UnsafeContents(first.path, f"it is below more than {_DEEPEST} directories")
+        if len(first.path) > LONGEST_PATH:
+            raise UnsafeContents(first.path, f"its name has more than {LONGEST_PATH:,} bytes")
         # At the top and in etc, packages have symlinks to directories as well (sbin -> bin, etc/ssl -> a configuration).
         # One that leads out of the image (etc -> /etc) must not bring in what this machine has there. Not further down:
         # symlinks that lead up again would have no end.
         above, _, _ = name.rpartition(b"/")
         anyhow = above in (b"", b"etc")
-        directories = [s for s in sources if s.is_directory or (anyhow and self._inside.is_directory(s.path))]
-        for other in others:
-            both = first in directories and other in directories
-            if not both and os.path.realpath(first.path) != os.path.realpath(other.path):
+        directories = [s for s in sources if s.is_directory or (anyhow and self._files.is_directory(s.path))]
+        entered = {source.path for source in directories}
+        for other in others if len(self.clashes) < _MOST_CLASHES else ():
+            both = first.path in entered and other.path in entered
+            if not both and not self._files.are_one(first.path, other.path):
                 clash = NameClash(name.decode(errors="replace"), first.package, other.package)
                 self.clashes.append(clash)
-        if first not in directories:
+        if first.path not in entered:
             return Link(first.path)
         if len(directories) == 1 and b"/" in name and not name.startswith(b"etc/") and name != _LOCALES:
             return Link(first.path)
@@ -170,16 +200,3 @@ def add_entries(archive: Archive, entries: Iterable[Entry]) -> None:
                 archive.symlink(name, target)
             case GeneratedFile(name, content, mode):
                 archive.file(name, mode, content)
-
-
-def _entries(tree: Tree, above: bytes) -> Iterator[Entry]:
-    for child in sorted(tree.children):
-        name = above + child
-        match tree.children[child]:
-            case Tree() as subtree:
-                yield Directory(name, subtree.mode, subtree.owner)
-                yield from _entries(subtree, name + b"/")
-            case Link(target):
-                yield Symlink(name, target)
-            case Content(content):
-                yield GeneratedFile(name, content)

@@ -4,110 +4,255 @@ A Nix store knows four things of a file: its name, its content, whether it is ex
 Nothing else is written, so that whatever a host adds (owners, link counts, permissions) has no say in the bytes.
 Hard links in particular: a store that ``nix-store --optimise`` went over has them, another one does not. Both give
 the same layer, since each name is written as a file of its own.
+
+A builder that runs without a sandbox can change its output while it is read. So each name is looked up in an open directory and never
+followed if it is a symlink: whatever replaces a directory or a file on the way, nothing but the store path is read. And a store path has
+no more bytes than Nix has registered.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from operator import attrgetter
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
 
-from nixery.closure.store_path import STORE_DIRECTORY, StorePath
-from nixery.errors import StorageError
+from nixery.beneath import LIST, LONGEST_PATH, READ
+from nixery.closure.graph import PathInfo
+from nixery.closure.store_path import STORE_DIRECTORY
+from nixery.errors import StorageError, UnsafeContents, shown
 from nixery.packing.archive import Archive, unreadable
 
 _STORE = STORE_DIRECTORY.encode()
-_NAME = attrgetter("name")
 
 _DIRECTORY, _EXECUTABLE, _PLAIN = 0o555, 0o555, 0o444
 
-# What a name was found to be is what is opened: no symlink that has taken its place, and no pipe is waited for.
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+# Directories of one store path that are open at the same time. Trees are deeper than a process may have open files.
+_MOST_OPEN = 32
+
+# Names of directories that are being gone through, which are all in memory. The largest directory of Debian's packages has 20,000.
+_MOST_NAMES = 1 << 20
+
+# A name takes more than this in Nix's own archive format (Nix manual, "Nix Archive"), so that the sum of the names is bounded as well.
+_LEAST_NAR_SIZE = 100
 
 
-def add_store_paths(archive: Archive, paths: Iterable[StorePath], store: bytes = _STORE) -> None:
+# What a name was found to be in a listing.
+_IS_FILE, _IS_DIRECTORY, _IS_SYMLINK, _IS_OTHER = range(4)
+
+_Children = list[tuple[bytes, int]]
+
+
+def add_store_paths(archive: Archive, paths: Iterable[PathInfo], store: bytes = _STORE) -> None:
     """Add store paths, given in order, names within a directory sorted by bytes.
 
     Args:
         archive: where they are added, with the directories above them.
-        paths: what the layer holds.
+        paths: what the layer holds, and how much Nix has registered of each.
         store: where the paths are on this machine; in the image they are in ``/nix/store`` in any case.
 
     Raises:
-        StorageError: a store path cannot be read, or holds what no store path can.
+        StorageError: a store path cannot be read, holds what no store path can, or more than Nix has registered.
+        UnsafeContents: a name is none that an image may have.
     """
     above = b""
     for component in _STORE.strip(b"/").split(b"/"):
         above = above + b"/" + component if above else component
         archive.directory(above)
-    for path in paths:
-        base_name = path.base_name.encode()
-        _add(archive, os.path.join(store, base_name), above + b"/" + base_name)
-
-
-def _add(archive: Archive, source: bytes, name: bytes) -> None:
     try:
-        mode = os.lstat(source).st_mode
+        # The one name that is looked up from the root: symlinks above the store are the operator's. It need not be readable.
+        descriptor = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise unreadable(source, error) from error
-    if stat.S_ISLNK(mode):
-        archive.symlink(name, _target(source))
-    elif stat.S_ISDIR(mode):
-        _add_directory(archive, source, name)
-    else:
-        _add_file(archive, source, name)
-
-
-def _add_directory(archive: Archive, source: bytes, name: bytes) -> None:
-    archive.directory(name, _DIRECTORY)
-    # A directory comes before what it holds, and all of that before what follows: of each level, what is still to come.
-    levels = [(name + b"/", _children(source))]
-    while levels:
-        above, children = levels[-1]
-        for child in children:
-            # The listing has told what it is; there is nothing else to ask for.
-            if child.is_symlink():
-                archive.symlink(above + child.name, _target(child.path))
-            elif child.is_dir(follow_symlinks=False):
-                name = above + child.name
-                archive.directory(name, _DIRECTORY)
-                levels.append((name + b"/", _children(child.path)))
-                break
-            else:
-                _add_file(archive, child.path, above + child.name)
-        else:
-            levels.pop()
-
-
-def _children(directory: bytes) -> Iterator[os.DirEntry[bytes]]:
-    # Errors are caught where something is read, and not around all of it: whoever takes the archive has errors as well.
+        raise unreadable(store, error) from error
     try:
-        with os.scandir(directory) as children:
-            return iter(sorted(children, key=_NAME))
-    except OSError as error:
-        raise unreadable(directory, error) from error
-
-
-def _target(symlink: bytes) -> bytes:
-    try:
-        return os.readlink(symlink)
-    except OSError as error:
-        raise unreadable(symlink, error) from error
-
-
-def _add_file(archive: Archive, source: bytes, name: bytes) -> None:
-    try:
-        descriptor = os.open(source, _READ)
-    except OSError as error:
-        raise unreadable(source, error) from error
-    try:
-        # Of the open file, not of its name, which would have to be looked up once more.
-        status = os.fstat(descriptor)
-        mode = status.st_mode
-        if not stat.S_ISREG(mode):
-            shown = source.decode(errors="replace")
-            raise StorageError(f"{shown} is neither file, directory nor symlink")
-        archive.file_from(descriptor, name, _EXECUTABLE if mode & stat.S_IXUSR else _PLAIN, status.st_size)
+        for path in paths:
+            _StorePath(archive, descriptor, path).add(above + b"/")
     finally:
         os.close(descriptor)
+
+
+class _StorePath:
+    """One store path on its way into an archive."""
+
+    def __init__(self, archive: Archive, store: int, info: PathInfo) -> None:
+        self._archive = archive
+        self._store = store
+        self._base_name = info.path.base_name.encode()
+        self._registered = self._left = info.nar_size
+
+    def add(self, above: bytes) -> None:
+        name = above + self._base_name
+        try:
+            mode = os.stat(self._base_name, dir_fd=self._store, follow_symlinks=False).st_mode
+        except OSError as error:
+            raise unreadable(b"/" + name, error) from error
+        if stat.S_ISLNK(mode):
+            self._archive.symlink(name, _target(self._store, self._base_name, name))
+        elif stat.S_ISDIR(mode):
+            self._add_directory(name)
+        elif stat.S_ISREG(mode):
+            self._add_file(self._store, self._base_name, name)
+        else:
+            raise _neither(name)
+
+    def _add_directory(self, name: bytes) -> None:
+        archive = self._archive
+        with _Descent(self._store) as descent:
+            archive.directory(name, _DIRECTORY)
+            # A directory comes before what it holds, and all of that before what follows: of each level, what is still to come.
+            children = self._enter(descent, self._base_name, name)
+            levels = [(name + b"/", len(children), iter(children))]
+            held = len(children)
+            while levels:
+                above, number, rest = levels[-1]
+                directory = descent.descriptor
+                for child, kind in rest:
+                    # The listing has told what it is; there is nothing else to ask for.
+                    if kind == _IS_FILE:
+                        self._add_file(directory, child, above + child)
+                    elif kind == _IS_SYMLINK:
+                        archive.symlink(above + child, _target(directory, child, above + child))
+                    elif kind == _IS_DIRECTORY:
+                        name = above + child
+                        archive.directory(name, _DIRECTORY)
+                        children = self._enter(descent, child, name)
+                        held += len(children)
+                        if held > _MOST_NAMES:
+                            raise _too_many(name)
+                        levels.append((name + b"/", len(children), iter(children)))
+                        break
+                    else:
+                        raise _neither(above + child)
+                else:
+                    levels.pop()
+                    held -= number
+                    descent.leave(above)
+
+    def _enter(self, descent: _Descent, child: bytes, name: bytes) -> _Children:
+        if len(name) > LONGEST_PATH:
+            raise UnsafeContents(b"/" + name, f"its name has more than {LONGEST_PATH:,} bytes")
+        # Errors are caught where something is read, and not around all of it: what takes the archive has errors as well.
+        try:
+            descent.enter(child)
+            children = _children(descent.descriptor, name)
+        except OSError as error:
+            raise unreadable(b"/" + name, error) from error
+        self._take(len(children) * _LEAST_NAR_SIZE, name)
+        return children
+
+    def _add_file(self, directory: int, child: bytes, name: bytes) -> None:
+        try:
+            descriptor = os.open(child, READ, dir_fd=directory)
+        except OSError as error:
+            raise unreadable(b"/" + name, error) from error
+        try:
+            # Of the open file, not of its name, which would have to be looked up once more.
+            status = os.fstat(descriptor)
+            mode, size = status.st_mode, status.st_size
+            if not stat.S_ISREG(mode):
+                raise _neither(name)
+            self._take(size, name)
+            self._archive.file_from(descriptor, name, _EXECUTABLE if mode & stat.S_IXUSR else _PLAIN, size)
+        finally:
+            os.close(descriptor)
+
+    def _take(self, size: int, name: bytes) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise StorageError(
+                f"{shown(b'/' + name)} was changed after it was built: its store path has more than the {self._registered:,} bytes that Nix "
+                "registered; repair it with nix-store --repair-path"
+            )
+
+
+class _Descent:
+    """The directory that is being read, and the way to it from the store. Only the last directories of the way are open.
+
+    A context, at whose end none is open.
+
+    Args:
+        store: the open directory above.
+    """
+
+    def __init__(self, store: int) -> None:
+        self._store = store
+        self._way: list[bytes] = []
+        self._open: list[int] = []
+
+    @property
+    def descriptor(self) -> int:
+        """Of the directory that is being read."""
+        return self._open[-1]
+
+    def enter(self, child: bytes) -> None:
+        """Go to a directory below, which is no symlink.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self._open.append(os.open(child, LIST, dir_fd=self._open[-1] if self._open else self._store))
+        self._way.append(child)
+        if len(self._open) > _MOST_OPEN:
+            os.close(self._open.pop(0))
+
+    def leave(self, name: bytes) -> None:
+        """Go back to the directory above.
+
+        Args:
+            name: of the directory that is left, for the error.
+
+        Raises:
+            StorageError: the directory above is not there any more.
+        """
+        os.close(self._open.pop())
+        self._way.pop()
+        if self._way and not self._open:
+            way, self._way = self._way, []
+            try:
+                for child in way:
+                    self.enter(child)
+            except OSError as error:
+                raise unreadable(b"/" + name, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._open:
+            os.close(descriptor)
+
+
+def _children(directory: int, name: bytes) -> _Children:
+    children: _Children = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            # What it is has to be asked for while the directory is open: not every file system tells it in a listing.
+            if entry.is_file(follow_symlinks=False):
+                kind = _IS_FILE
+            elif entry.is_dir(follow_symlinks=False):
+                kind = _IS_DIRECTORY
+            else:
+                kind = _IS_SYMLINK if entry.is_symlink() else _IS_OTHER
+            children.append((os.fsencode(entry.name), kind))
+            if len(children) > _MOST_NAMES:
+                raise _too_many(name)
+    children.sort()
+    return children
+
+
+def _target(directory: int, child: bytes, name: bytes) -> bytes:
+    try:
+        return os.readlink(child, dir_fd=directory)
+    except OSError as error:
+        raise unreadable(b"/" + name, error) from error
+
+
+def _neither(name: bytes) -> StorageError:
+    return StorageError(f"{shown(b'/' + name)} is neither file, directory nor symlink")
+
+
+def _too_many(name: bytes) -> UnsafeContents:
+    return UnsafeContents(b"/" + name, f"directories within each other have more than {_MOST_NAMES:,} names")

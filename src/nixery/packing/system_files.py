@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
-from nixery.closure.store_path import StorePath
-from nixery.packing.inside import Inside
+from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.tree import Content, Link, Tree
 
 CA_BUNDLE = b"etc/ssl/certs/ca-bundle.crt"
@@ -16,8 +14,11 @@ LOCALE_ARCHIVE = b"lib/locale/locale-archive"
 _CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
 
 # Some programs look up who they are and fail without an answer; some drop their rights to nobody.
-_PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
-_GROUP = b"root:x:0:\nnobody:x:65534:\n"
+PASSWD, GROUP = b"etc/passwd", b"etc/group"
+ACCOUNTS = {
+    PASSWD: b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    GROUP: b"root:x:0:\nnobody:x:65534:\n",
+}
 
 # Without it the C library does not look into /etc/hosts, where runtimes write the names of containers.
 _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
@@ -28,11 +29,16 @@ _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\npr
 _FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
 
 
-def add_system_files(tree: Tree, closure: Iterable[StorePath], inside: Inside) -> None:
-    """Add to a tree of packages what is not in it yet."""
+def add_system_files(tree: Tree, files: ClosureFiles) -> None:
+    """Add to a tree of packages what is not in it yet.
+
+    Raises:
+        StorageError: a package cannot be read.
+        UnsafeContents: see ``ClosureFiles``.
+    """
     tree.add(b"bin", Tree())
-    tree.add(b"etc/passwd", Content(_PASSWD))
-    tree.add(b"etc/group", Content(_GROUP))
+    for name, content in ACCOUNTS.items():
+        tree.add(name, Content(content))
     tree.add(b"etc/nsswitch.conf", Content(_NSSWITCH))
     tree.add(b"root", Tree(mode=0o700))
     tree.add(b"tmp", Tree(mode=0o1777))
@@ -42,16 +48,16 @@ def add_system_files(tree: Tree, closure: Iterable[StorePath], inside: Inside) -
         if isinstance(tree.get(name), Link):
             # To the name rather than into the store: whoever puts another file there replaces both.
             tree.add(other, Link(os.path.basename(name)))
-    candidates = sorted(closure, key=lambda path: (path.name, path.base_name))
+    candidates = sorted(files.closure, key=lambda path: (path.name, path.base_name))
     for name in _FROM_CLOSURE:
         present = tree.get(name)
-        if isinstance(present, Link) and not inside.exists(present.target):
+        if isinstance(present, Link) and not files.exists(present.target):
             # A package's bin/sh -> /bin/sh would lead to itself.
             tree.remove(name)
             present = None
         if present is None:
-            found = (str(path).encode() + b"/" + name for path in candidates)
-            target = next((file for file in found if inside.exists(file)), None)
+            places = (str(path).encode() + b"/" + name for path in candidates)
+            target = next((file for file in places if files.exists(file)), None)
             if target is not None:
                 tree.add(name, Link(target))
     # Programs have places below /usr compiled in. Last, so that no link leads to nothing.

@@ -11,6 +11,8 @@ from functools import cache, lru_cache
 from struct import Struct
 from zlib import adler32
 
+from nixery.errors import UnsafeContents
+
 BLOCK = 512
 
 _PADDING = tuple(bytes(-size % BLOCK) for size in range(BLOCK))
@@ -35,8 +37,17 @@ _LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
 
 
+# A name that begins so is an order to whoever unpacks a layer: to delete what the layers below have there, or hides what it is beside
+# (image specification, layer.md, "Whiteouts").
+_WHITEOUT = b".wh."
+
+
 def directory(name: bytes, mode: int, owner: tuple[int, int]) -> bytes:
-    """Return the header blocks of a directory; its owner is the ids of a user and a group."""
+    """Return the header blocks of a directory; its owner is the ids of a user and a group.
+
+    Raises:
+        UnsafeContents: the name is a whiteout; so say the functions for other entries.
+    """
     return _header(name + b"/", mode, 0, b"5", owner=owner)
 
 
@@ -58,6 +69,11 @@ def padding(size: int) -> bytes:
 def _header(
     name: bytes, mode: int, size: int, kind: bytes, target: bytes = b"", owner: tuple[int, int] = _ROOT
 ) -> bytes:
+    if _WHITEOUT in name and any(part.startswith(_WHITEOUT) for part in name.split(b"/")):
+        raise UnsafeContents(
+            b"/" + name.rstrip(b"/"),
+            "names that begin with .wh. delete files of an image; rename it in its package",
+        )
     prefix, short_name = (b"", name) if len(name) <= _LONGEST_NAME else _split(name)
     if short_name is not None and len(target) <= _LONGEST_NAME and size <= _LARGEST_SIZE and owner == _ROOT:
         return _ustar_block(short_name, prefix, _permissions(mode, 0, 0, kind), size, kind, target)

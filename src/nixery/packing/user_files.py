@@ -6,14 +6,15 @@ themselves, but for root; and what they mount for a volume, Docker and Podman gi
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from nixery.errors import StorageError
+from nixery.errors import UnsafeContents
+from nixery.packing.closure_files import ClosureFiles
+from nixery.packing.system_files import ACCOUNTS, GROUP, PASSWD
 from nixery.packing.tree import Content, Link, Tree
 
 # The first one that `useradd` gives.
@@ -21,10 +22,15 @@ _FIRST = 1000
 
 _ROOT = (0, 0)
 
-_PASSWD, _GROUP = b"etc/passwd", b"etc/group"
-
 # Of either file: name, password, number; then a user's group.
 _LINE = re.compile(r"([^:#]+):[^:]*:(\d+):(\d*)", re.ASCII)
+
+# Of a package's file, in bytes and in lines. Debian's own have some 2,000 bytes.
+_MOST_BYTES = 1 << 20
+_MOST_LINES = 1 << 16
+
+# The one above it, -1 as a number of 32 bits, means "leave it as it is" to chown(2).
+_LARGEST_ID = (1 << 32) - 2
 
 # Belongs to the store, to the kernel or to the runtime.
 _LEFT_OUT = frozenset({"nix", "dev", "proc", "sys"})
@@ -38,21 +44,23 @@ class _Entry:
 
 
 def add_user_files(
-    tree: Tree, user: str | None, working_directory: str | None, volumes: Iterable[str]
+    tree: Tree, files: ClosureFiles, user: str | None, working_directory: str | None, volumes: Iterable[str]
 ) -> None:
     """Make sure of a user's entry, and of directories that belong to it, where nothing stands yet.
 
     Args:
         tree: the root file system, with all else that it is to have.
+        files: of the image, where the packages' ``/etc/passwd`` and ``/etc/group`` are read.
         user: as in the config: ``name``, ``id``, ``name:group`` or ``id:id``; ``None`` for root.
         working_directory: absolute; the home of a new user as well.
         volumes: absolute.
 
     Raises:
         StorageError: a package's ``/etc/passwd`` or ``/etc/group`` cannot be read.
+        UnsafeContents: one of them is no regular file, is too large, or has numbers that no user can have.
     """
     home = _name(working_directory or "/")
-    owner = _owner(tree, user, home) if user else _ROOT
+    owner = _Accounts(tree, files).owner(user, home) if user else _ROOT
     # Sorted, a directory comes before what it holds.
     for name in sorted({home, *map(_name, volumes)}):
         if name and name.partition("/")[0] not in _LEFT_OUT:
@@ -63,69 +71,93 @@ def _name(place: str) -> str:
     return posixpath.normpath(place).lstrip("/")
 
 
-def _owner(tree: Tree, user: str, home: str) -> tuple[int, int]:
-    name, _, group = user.partition(":")
-    entry = _find(tree, _PASSWD, name)
-    if name.isdecimal():
-        # As the runtimes have it: without a group it is that of the entry, or root's.
-        user_id, group_id = int(name), entry.group if entry else 0
-    elif entry:
-        user_id, group_id = entry.number, entry.group
-    else:
-        user_id = _free(tree, _PASSWD)
-        group_id = _group(tree, group or name)
-        # What the form of the file has no room for is no home.
-        home = home if home.isprintable() and ":" not in home else ""
-        _append(tree, _PASSWD, f"{name}:x:{user_id}:{group_id}::/{home}:/bin/sh")
-    return user_id, _group(tree, group) if group else group_id
+class _Accounts:
+    """The two files, each read once, in which a user and a group are found or added."""
+
+    def __init__(self, tree: Tree, files: ClosureFiles) -> None:
+        self._tree = tree
+        self._contents = {name: _content(tree, files, name) for name in ACCOUNTS}
+        self._entries = {
+            name: list(_entries(content, name, _origin(tree, name)))
+            for name, content in self._contents.items()
+        }
+
+    def owner(self, user: str, home: str) -> tuple[int, int]:
+        """Return the ids of a user and its group, as in the config; whichever the files do not have is added to them."""
+        name, _, group = user.partition(":")
+        entry = self._find(PASSWD, name)
+        if name.isdecimal():
+            # As the runtimes have it: without a group it is that of the entry, or root's.
+            user_id, group_id = int(name), entry.group if entry else 0
+        elif entry:
+            user_id, group_id = entry.number, entry.group
+        else:
+            user_id = self._free(PASSWD)
+            group_id = self._group(group or name)
+            # What the form of the file has no room for is no home.
+            home = home if home.isprintable() and ":" not in home else ""
+            self._append(PASSWD, f"{name}:x:{user_id}:{group_id}::/{home}:/bin/sh")
+        return user_id, self._group(group) if group else group_id
+
+    def _group(self, group: str) -> int:
+        if group.isdecimal():
+            return int(group)
+        entry = self._find(GROUP, group)
+        if entry:
+            return entry.number
+        number = self._free(GROUP)
+        self._append(GROUP, f"{group}:x:{number}:")
+        return number
+
+    def _find(self, file: bytes, name: str) -> _Entry | None:
+        """Find an entry by its name or its number."""
+        return next((entry for entry in self._entries[file] if name in (entry.name, str(entry.number))), None)
+
+    def _free(self, file: bytes) -> int:
+        taken = {entry.number for entry in self._entries[file]}
+        return next(number for number in count(_FIRST) if number not in taken)
+
+    def _append(self, file: bytes, line: str) -> None:
+        content = self._contents[file]
+        if content and not content.endswith(b"\n"):
+            content += b"\n"
+        added = line.encode() + b"\n"
+        self._contents[file] = content + added
+        self._entries[file] += _entries(added, file, b"/" + file)
+        above, _, last = file.rpartition(b"/")
+        directory = self._tree.get(above)
+        if isinstance(directory, Tree):
+            directory.children[last] = Content(self._contents[file])
 
 
-def _group(tree: Tree, group: str) -> int:
-    if group.isdecimal():
-        return int(group)
-    entry = _find(tree, _GROUP, group)
-    if entry:
-        return entry.number
-    number = _free(tree, _GROUP)
-    _append(tree, _GROUP, f"{group}:x:{number}:")
-    return number
+def _content(tree: Tree, files: ClosureFiles, name: bytes) -> bytes:
+    node = tree.get(name)
+    if isinstance(node, Content):
+        return node.content
+    content = files.read(node.target, _MOST_BYTES) if isinstance(node, Link) else None
+    # A directory is no such file, nor is a link that leads out of the image: the image has ours then.
+    return ACCOUNTS[name] if content is None else content
 
 
-def _find(tree: Tree, file: bytes, name: str) -> _Entry | None:
-    """Find an entry by its name or its number."""
-    return next((entry for entry in _entries(tree, file) if name in (entry.name, str(entry.number))), None)
+def _origin(tree: Tree, name: bytes) -> bytes:
+    """The file that an error is about: the package's, or the image's."""
+    node = tree.get(name)
+    return node.target if isinstance(node, Link) else b"/" + name
 
 
-def _free(tree: Tree, file: bytes) -> int:
-    taken = {entry.number for entry in _entries(tree, file)}
-    return next(number for number in count(_FIRST) if number not in taken)
-
-
-def _entries(tree: Tree, file: bytes) -> Iterator[_Entry]:
-    for line in _read(tree, file).decode(errors="replace").splitlines():
+def _entries(content: bytes, name: bytes, origin: bytes) -> Iterator[_Entry]:
+    lines = content.decode(errors="replace").split("\n")
+    if len(lines) > _MOST_LINES:
+        raise UnsafeContents(origin, f"it has more than {_MOST_LINES:,} lines")
+    for line in lines:
         if match := _LINE.match(line):
-            yield _Entry(match[1], int(match[2]), int(match[3] or 0))
+            # In a group's line, its members come next.
+            group = (match[3] if name == PASSWD else "") or "0"
+            yield _Entry(match[1], _id(match[2], origin), _id(group, origin))
 
 
-def _read(tree: Tree, file: bytes) -> bytes:
-    match tree.get(file):
-        case Content(content):
-            return content
-        case Link(target):
-            try:
-                with open(target, "rb") as source:
-                    return source.read()
-            except OSError as error:
-                raise StorageError(f"cannot read {os.fsdecode(target)}: {error.strerror}") from error
-        case _:
-            return b""
-
-
-def _append(tree: Tree, file: bytes, line: str) -> None:
-    before = _read(tree, file)
-    if before and not before.endswith(b"\n"):
-        before += b"\n"
-    above, _, last = file.rpartition(b"/")
-    directory = tree.get(above)
-    if isinstance(directory, Tree):
-        directory.children[last] = Content(before + line.encode() + b"\n")
+def _id(digits: str, origin: bytes) -> int:
+    # The interpreter refuses to read numbers of thousands of digits, with an error of its own.
+    if len(digits) > len(str(_LARGEST_ID)) or int(digits) > _LARGEST_ID:
+        raise UnsafeContents(origin, f"the numbers of users and groups are no larger than {_LARGEST_ID}")
+    return int(digits)

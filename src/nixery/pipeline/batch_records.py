@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -107,4 +107,4 @@ class BatchRecords:
 
 
 def _is_there(batch: Batch) -> bool:
-    return all(Path(derivation).exists() for derivation in batch.derivations)
+    return all(map(os.path.lexists, batch.derivations))

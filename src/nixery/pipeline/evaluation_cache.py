@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -86,4 +86,4 @@ def _can_be_realised(found: Sequence[Evaluated]) -> bool:
     for definition in found:
         if isinstance(definition, Definition):
             derivations += [installable.partition("!")[0] for installable in definition.installables]
-    return all(Path(derivation).exists() for derivation in derivations)
+    return all(map(os.path.lexists, derivations))

@@ -16,6 +16,7 @@ from nixery.layering.popularity import Popularity
 from nixery.nix.builder import Contents, NixBuilder, Package
 from nixery.oci.docker import docker_manifest
 from nixery.oci.image import ExecutionParameters, Layer, image_config, image_manifest
+from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.packing.user_files import add_user_files
 from nixery.pipeline.evaluator import Evaluator
@@ -92,6 +93,7 @@ class ImageBuilder:
             PackagesUnavailable: with every package that cannot be had.
             PackageSetChanged: while it was looked at.
             ClosureTooLarge: it would be larger than images are to be.
+            UnsafeContents: a package holds what no image may.
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
@@ -209,10 +211,11 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
         for package in contents.packages
         for path in package.outputs.values()
     }
-    root = plan_root_filesystem(outputs, [info.path for info in closure])
-    if contents.definition is not None:
-        defined = contents.definition.execution
-        add_user_files(root.tree, defined.user, defined.working_directory, defined.volumes)
+    with ClosureFiles(info.path for info in closure) as files:
+        root = plan_root_filesystem(outputs, files)
+        if contents.definition is not None:
+            defined = contents.definition.execution
+            add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)
     return root
 
 

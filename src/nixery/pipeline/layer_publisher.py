@@ -111,7 +111,10 @@ class LayerPublisher:
         parts = [f"{path} {closure[path].nar_hash}" for path in group.paths]
         names = sorted({path.name for path in group.paths})
         return await self._publish(
-            parts, lambda archive: add_store_paths(archive, group.paths), names, observe
+            parts,
+            lambda archive: add_store_paths(archive, map(closure.__getitem__, group.paths)),
+            names,
+            observe,
         )
 
     async def _publish(

@@ -13,6 +13,7 @@ from nixery.errors import (
     EvaluationFailed,
     NixeryError,
     PackagesUnavailable,
+    UnsafeContents,
 )
 from nixery.image.request import ImageRequest
 from nixery.least_recently_used import LeastRecentlyUsed
@@ -27,6 +28,7 @@ _LASTING = (
     ClosureTooLarge,
     EvaluationFailed,
     PackagesUnavailable,
+    UnsafeContents,
 )
 
 # Bytes of failures that are remembered.

@@ -82,6 +82,7 @@ class SharedBuilds:
             PackageSetChanged: there is no such state of the package set any more.
             BuildError: there is no such image.
             ClosureTooLarge: it would be larger than images are to be.
+            UnsafeContents: a package holds what no image may.
             StorageError: it cannot be stored.
             TooBusy: too much is built and waits already.
             ShuttingDown: this was closed before the build ended.

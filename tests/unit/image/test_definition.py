@@ -93,6 +93,14 @@ def test_layers() -> None:
         ({"config": {"Labels": ["a=b"]}}, "config.Labels should be a set"),
         ({"config": {"StopSignal": "INT"}}, "config.StopSignal should be a signal such as SIGINT"),
         ({"config": {"User": True}}, "config.User should be a string, not True"),
+        ({"config": {"User": "9" * 5000}}, "config.User should have at most 255 letters, not 5000"),
+        ({"config": {"User": "4294967295"}}, "config.User should have numbers up to 4294967294"),
+        ({"config": {"User": "web:4294967295"}}, "config.User should have numbers up to 4294967294"),
+        (
+            {"config": {"WorkingDir": "/" + "\u00fc" * 2048}},
+            "config.WorkingDir should have at most 4095 bytes, not 4097",
+        ),
+        ({"config": {"Volumes": ["/nix\0"]}}, "config.Volumes[0] should have no zero byte"),
         ({"config": {"Healthcheck": {}}}, "config.Healthcheck.Test is missing"),
         (
             {"config": {"Healthcheck": {"Test": [], "Interval": "soon"}}},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from nixery.closure.graph import PathInfo
 from nixery.closure.store_path import StorePath
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
@@ -58,9 +59,10 @@ def test_same_contents_give_same_bytes() -> None:
 
 
 def test_a_store_with_hard_links_gives_the_same_bytes(tmp_path: Path) -> None:
-    path = StorePath("a" * 32 + "-p")
-    (tmp_path / path.base_name).mkdir()
-    first, second = tmp_path / path.base_name / "1", tmp_path / path.base_name / "2"
+    path = PathInfo(StorePath("a" * 32 + "-p"), "", 1 << 20, ())
+    directory = tmp_path / path.path.base_name
+    directory.mkdir()
+    first, second = directory / "1", directory / "2"
     first.write_bytes(b"same" * 1000)
     second.write_bytes(b"same" * 1000)
 

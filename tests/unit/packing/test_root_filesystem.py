@@ -1,21 +1,25 @@
 """The store is a temporary directory here: only what the planner reads from disk matters."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from nixery.closure import store_path
 from nixery.closure.store_path import StorePath
-from nixery.packing import inside
+from nixery.errors import UnsafeContents
+from nixery.packing import closure_files, root_filesystem
+from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
 from nixery.packing.root_filesystem import InstalledOutput, NameClash, RootFilesystem, plan_root_filesystem
+from nixery.packing.tree import Tree
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(store_path, "STORE_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(inside, "_DEPTH", str(tmp_path).count("/") + 2)
-    return tmp_path
+def store(tmp_path: Path) -> Path:
+    store = tmp_path / "store"
+    store.mkdir()
+    return store
 
 
 def package(store: Path, name: str, *files: str, links: dict[str, str] | None = None) -> StorePath:
@@ -31,9 +35,14 @@ def package(store: Path, name: str, *files: str, links: dict[str, str] | None = 
     return path
 
 
-def plan(*paths: StorePath, priorities: dict[StorePath, int] | None = None) -> RootFilesystem:
+def planned(store: Path, outputs: Sequence[InstalledOutput], closure: Sequence[StorePath]) -> RootFilesystem:
+    with ClosureFiles(closure, bytes(store)) as files:
+        return plan_root_filesystem(outputs, files)
+
+
+def plan(store: Path, *paths: StorePath, priorities: dict[StorePath, int] | None = None) -> RootFilesystem:
     outputs = [InstalledOutput(path, path.name, (priorities or {}).get(path, 5)) for path in paths]
-    return plan_root_filesystem(outputs, paths)
+    return planned(store, outputs, paths)
 
 
 def by_name(root: RootFilesystem) -> dict[str, Entry]:
@@ -47,14 +56,14 @@ def link(entry: Entry) -> str:
 
 def test_programs_are_links_in_a_real_directory(store: Path) -> None:
     git = package(store, "git", "bin/git")
-    entries = by_name(plan(git))
+    entries = by_name(plan(store, git))
     assert isinstance(entries["bin"], Directory)
     assert link(entries["bin/git"]) == f"{git}/bin/git"
 
 
 def test_a_directory_of_one_package_is_one_link(store: Path) -> None:
     git = package(store, "git", "share/git/a", "share/git/b")
-    entries = by_name(plan(git))
+    entries = by_name(plan(store, git))
     assert link(entries["share/git"]) == f"{git}/share/git"
     assert "share/git/a" not in entries
 
@@ -64,21 +73,21 @@ def test_directories_of_several_packages_are_merged(store: Path) -> None:
         package(store, "a", "share/man/man1/a"),
         package(store, "b", "share/man/man1/b", "share/man/man5/b"),
     )
-    entries = by_name(plan(a, b))
+    entries = by_name(plan(store, a, b))
     assert link(entries["share/man/man1/a"]) == f"{a}/share/man/man1/a"
     assert link(entries["share/man/man1/b"]) == f"{b}/share/man/man1/b"
     assert link(entries["share/man/man5"]) == f"{b}/share/man/man5"
 
 
 def test_below_etc_every_directory_is_real(store: Path) -> None:
-    entries = by_name(plan(package(store, "a", "etc/ssl/certs/x")))
+    entries = by_name(plan(store, package(store, "a", "etc/ssl/certs/x")))
     assert isinstance(entries["etc/ssl/certs"], Directory)
 
 
 def test_a_clash_goes_by_priority_then_by_name_and_is_told(store: Path) -> None:
     a, b = package(store, "a", "bin/x"), package(store, "b", "bin/x")
-    assert link(by_name(plan(a, b))["bin/x"]) == f"{a}/bin/x"
-    root = plan(a, b, priorities={b: 4})
+    assert link(by_name(plan(store, a, b))["bin/x"]) == f"{a}/bin/x"
+    root = plan(store, a, b, priorities={b: 4})
     assert link(by_name(root)["bin/x"]) == f"{b}/bin/x"
     assert root.clashes == (NameClash("bin/x", "b", "a"),)
 
@@ -86,7 +95,7 @@ def test_a_clash_goes_by_priority_then_by_name_and_is_told(store: Path) -> None:
 def test_what_nobody_asked_for_gives_way(store: Path) -> None:
     own, cacert = package(store, "own", "etc/bundle"), package(store, "cacert", "etc/bundle")
     outputs = [InstalledOutput(cacert, "cacert", 1, implicit=True), InstalledOutput(own, "own", 5)]
-    root = plan_root_filesystem(outputs, [own, cacert])
+    root = planned(store, outputs, [own, cacert])
     assert link(by_name(root)["etc/bundle"]) == f"{own}/etc/bundle"
     assert root.clashes == (NameClash("etc/bundle", "own", "cacert"),)
 
@@ -94,17 +103,17 @@ def test_what_nobody_asked_for_gives_way(store: Path) -> None:
 def test_two_names_of_one_file_are_no_clash(store: Path) -> None:
     a = package(store, "a", "bin/x")
     b = package(store, "b", links={"bin/x": f"{a}/bin/x"})
-    assert plan(a, b).clashes == ()
+    assert plan(store, a, b).clashes == ()
 
 
 def test_a_file_and_a_directory_clash(store: Path) -> None:
-    root = plan(package(store, "a", "share/x"), package(store, "b", "share/x/y"))
+    root = plan(store, package(store, "a", "share/x"), package(store, "b", "share/x/y"))
     assert root.clashes == (NameClash("share/x", "a", "b"),)
 
 
 def test_links_to_directories_at_the_top_are_entered(store: Path) -> None:
     a = package(store, "a", "bin/x", links={"sbin": "bin"})
-    entries = by_name(plan(a))
+    entries = by_name(plan(store, a))
     assert link(entries["sbin/x"]) == f"{a}/sbin/x"
 
 
@@ -112,7 +121,7 @@ def test_what_this_machine_has_stays_here(store: Path) -> None:
     a = package(store, "a", "bin/x", links={"etc": "/etc", "opt": "/usr", "loop": "/proc/self/cwd"})
     whole = StorePath("b" * 32 + "-b")
     (store / whole.base_name).symlink_to("/usr")
-    entries = by_name(plan(a, whole))
+    entries = by_name(plan(store, a, whole))
     assert link(entries["etc"]) == f"{a}/etc"
     assert link(entries["opt"]) == f"{a}/opt"
     assert not [name for name in entries if name.startswith(("opt/", "loop/", "share", "sbin"))]
@@ -120,17 +129,19 @@ def test_what_this_machine_has_stays_here(store: Path) -> None:
 
 def test_loops_of_links_end(store: Path) -> None:
     loops = {"share/d/loop": ".", "share/d/up": ".."}
-    root = plan(package(store, "a", "share/d/x", links=loops), package(store, "b", "share/d/y", links=loops))
+    root = plan(
+        store, package(store, "a", "share/d/x", links=loops), package(store, "b", "share/d/y", links=loops)
+    )
     assert isinstance(by_name(root)["share/d/loop"], Symlink)
 
 
 def test_order_changes_nothing(store: Path) -> None:
     paths = [package(store, name, "bin/x", f"share/{name}/f", "etc/conf") for name in ("c", "a", "b")]
-    assert list(plan(*paths).entries()) == list(plan(*paths[::-1]).entries())
+    assert list(plan(store, *paths).entries()) == list(plan(store, *paths[::-1]).entries())
 
 
 def test_what_every_system_has(store: Path) -> None:
-    entries = by_name(plan(package(store, "a", "nix-support/x", "tmp/x", "proc/x")))
+    entries = by_name(plan(store, package(store, "a", "nix-support/x", "tmp/x", "proc/x")))
     modes = {name: entry.mode for name, entry in entries.items() if isinstance(entry, Directory)}
     assert (modes["tmp"], modes["var/tmp"], modes["root"]) == (0o1777, 0o1777, 0o700)
     assert link(entries["usr/bin"]) == "../bin"
@@ -145,14 +156,14 @@ def test_what_every_system_has(store: Path) -> None:
 
 
 def test_places_below_usr_lead_to_the_root_where_there_is_something(store: Path) -> None:
-    entries = by_name(plan(package(store, "a", "share/x")))
+    entries = by_name(plan(store, package(store, "a", "share/x")))
     assert link(entries["usr/share"]) == "../share"
     assert "usr/lib" not in entries
 
 
 def test_the_locale_of_the_closure_is_found_below_usr(store: Path) -> None:
     a, libc = package(store, "a", "bin/x"), package(store, "libc", "lib/locale/C.utf8/LC_CTYPE")
-    entries = by_name(plan_root_filesystem([InstalledOutput(a, "a", 5)], [a, libc]))
+    entries = by_name(planned(store, [InstalledOutput(a, "a", 5)], [a, libc]))
     assert link(entries["lib/locale/C.utf8"]) == f"{libc}/lib/locale/C.utf8"
     assert link(entries["usr/lib"]) == "../lib"
 
@@ -160,7 +171,7 @@ def test_the_locale_of_the_closure_is_found_below_usr(store: Path) -> None:
 def test_locales_of_a_package_leave_room_for_that_of_the_closure(store: Path) -> None:
     german = package(store, "german", "lib/locale/de_DE.utf8/LC_CTYPE")
     libc = package(store, "libc", "lib/locale/C.utf8/LC_CTYPE")
-    entries = by_name(plan_root_filesystem([InstalledOutput(german, "german", 5)], [german, libc]))
+    entries = by_name(planned(store, [InstalledOutput(german, "german", 5)], [german, libc]))
     assert link(entries["lib/locale/de_DE.utf8"]) == f"{german}/lib/locale/de_DE.utf8"
     assert link(entries["lib/locale/C.utf8"]) == f"{libc}/lib/locale/C.utf8"
 
@@ -169,7 +180,7 @@ def test_time_zones_and_locales_of_the_closure_are_found(store: Path) -> None:
     a = package(store, "a", "bin/x")
     tzdata = package(store, "tzdata", "share/zoneinfo/Europe/Berlin")
     locales = package(store, "locales", "lib/locale/locale-archive")
-    entries = by_name(plan_root_filesystem([InstalledOutput(a, "a", 5)], [a, tzdata, locales]))
+    entries = by_name(planned(store, [InstalledOutput(a, "a", 5)], [a, tzdata, locales]))
     assert link(entries["share/zoneinfo"]) == f"{tzdata}/share/zoneinfo"
     assert link(entries["lib/locale/locale-archive"]) == f"{locales}/lib/locale/locale-archive"
     assert link(entries["usr/share"]) == "../share"
@@ -177,14 +188,14 @@ def test_time_zones_and_locales_of_the_closure_are_found(store: Path) -> None:
 
 def test_a_packages_own_file_wins(store: Path) -> None:
     a = package(store, "a", "etc/passwd")
-    entries = by_name(plan(a))
+    entries = by_name(plan(store, a))
     assert link(entries["etc/passwd"]) == f"{a}/etc/passwd"
     assert isinstance(entries["etc/group"], GeneratedFile)
 
 
 def test_usr_bin_is_bin_whatever_packages_have_there(store: Path) -> None:
     a, b = package(store, "a", "usr/bin/x", "usr/libexec/y"), package(store, "b", "bin/x", "usr/bin/z")
-    root = plan(a, b)
+    root = plan(store, a, b)
     entries = by_name(root)
     assert link(entries["usr/bin"]) == "../bin"
     assert link(entries["bin/x"]) == f"{b}/bin/x"
@@ -196,7 +207,7 @@ def test_usr_bin_is_bin_whatever_packages_have_there(store: Path) -> None:
 def test_links_to_directories_in_etc_are_entered(store: Path) -> None:
     z = package(store, "z", "conf/openssl.cnf", "conf/certs/mine", links={"etc/ssl": "../conf"})
     ca = package(store, "ca", "etc/ssl/certs/ca-bundle.crt")
-    root = plan(z, ca)
+    root = plan(store, z, ca)
     entries = by_name(root)
     assert link(entries["etc/ssl/openssl.cnf"]) == f"{z}/etc/ssl/openssl.cnf"
     assert link(entries["etc/ssl/certs/mine"]) == f"{z}/etc/ssl/certs/mine"
@@ -206,7 +217,7 @@ def test_links_to_directories_in_etc_are_entered(store: Path) -> None:
 
 def test_certificates_are_found_under_both_names(store: Path) -> None:
     ca = package(store, "ca", "etc/ssl/certs/ca-bundle.crt")
-    entries = by_name(plan(ca))
+    entries = by_name(plan(store, ca))
     assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
     assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == "ca-bundle.crt"
 
@@ -214,21 +225,92 @@ def test_certificates_are_found_under_both_names(store: Path) -> None:
 def test_a_shell_of_the_closure_is_bin_sh(store: Path) -> None:
     a, dash = package(store, "a", "bin/x"), package(store, "dash", "bin/sh")
     output = [InstalledOutput(a, "a", 5)]
-    with_shell = by_name(plan_root_filesystem(output, [a, dash]))
+    with_shell = by_name(planned(store, output, [a, dash]))
     assert link(with_shell["bin/sh"]) == f"{dash}/bin/sh"
-    assert "bin/sh" not in by_name(plan_root_filesystem(output, [a]))
+    assert "bin/sh" not in by_name(planned(store, output, [a]))
 
 
 def test_a_link_to_this_machines_shell_is_none(store: Path) -> None:
     a, dash = package(store, "a", links={"bin/sh": "/bin/sh"}), package(store, "dash", "bin/sh")
     output = [InstalledOutput(a, "a", 5)]
-    assert link(by_name(plan_root_filesystem(output, [a, dash]))["bin/sh"]) == f"{dash}/bin/sh"
-    assert "bin/sh" not in by_name(plan_root_filesystem(output, [a]))
+    assert link(by_name(planned(store, output, [a, dash]))["bin/sh"]) == f"{dash}/bin/sh"
+    assert "bin/sh" not in by_name(planned(store, output, [a]))
 
 
 def test_a_shell_outside_of_the_closure_is_none(store: Path) -> None:
     a = package(store, "a", links={"share/x": "y", "bin/sh": "/bin/sh"})
     b = package(store, "b", "bin/x")
-    outside = plan_root_filesystem([InstalledOutput(b, "b", 5)], [a, b])
+    outside = planned(store, [InstalledOutput(b, "b", 5)], [a, b])
     assert (store / a.base_name / "bin/sh").exists()
     assert "bin/sh" not in by_name(outside)
+
+
+def test_links_of_a_package_that_leave_the_closure_are_not_entered(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside" / "d").mkdir(parents=True)
+    (tmp_path / "outside" / "secret").touch()
+    foreign = package(store, "foreign", "bin/foreign", "etc/foreign", "share/x/y")
+    for target in (f"{tmp_path}/outside", f"{foreign}", f"../{foreign.base_name}", "../../outside"):
+        links = dict.fromkeys(("bin", "etc", "share", "usr", "lib", "opt"), target)
+        a = package(store, f"p{abs(hash(target))}", links=links)
+        entries = by_name(plan(store, a))
+        assert not [name for name in entries if "foreign" in name or "secret" in name or name.endswith("/d")]
+        # And what every system has is not put into them.
+        assert link(entries["etc"]) == f"{a}/etc"
+
+
+def test_where_two_links_lead_on_this_machine_is_no_matter(store: Path) -> None:
+    a, b = (package(store, name, links={"bin/sh": "/bin/sh", "bin/x": "/bin/sh"}) for name in ("a", "b"))
+    assert [clash.name for clash in plan(store, a, b).clashes] == ["bin/sh", "bin/x"]
+
+
+def test_directories_that_are_merged_have_a_depth(store: Path) -> None:
+    fine, deep = "share/" + "d/" * 126 + "f", "share/" + "d/" * 127 + "f"
+    plan(store, package(store, "a", fine), package(store, "b", fine))
+    with pytest.raises(UnsafeContents, match="below more than 128 directories"):
+        plan(store, package(store, "c", deep), package(store, "d", deep))
+    with pytest.raises(UnsafeContents, match="below more than 128 directories"):
+        plan(store, package(store, "f", deep.replace("share", "etc")))
+
+
+def test_so_many_clashes_are_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root_filesystem, "_MOST_CLASHES", 5)
+    files = [f"bin/{number}" for number in range(10)]
+    a, b = package(store, "a", *files), package(store, "b", *files)
+    root = plan(store, a, b)
+    assert [clash.name for clash in root.clashes] == files[:5]
+    assert {link(by_name(root)[file]) for file in files} == {f"{a}/{file}" for file in files}
+
+
+def test_a_definition_can_have_deeper_directories(store: Path) -> None:
+    root = plan(store, package(store, "a", "bin/x"))
+    root.tree.add(b"/".join([b"d"] * 2000), Tree())
+    assert [entry.name for entry in root.entries()].count(b"/".join([b"d"] * 2000)) == 1
+
+
+def test_names_are_bounded(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closure_files, "_MOST_LISTED", 100)
+    # Ten links to one directory of ten names.
+    a = package(store, "a", *(f"share/{n}" for n in range(10)), links={f"l{n}": "share" for n in range(10)})
+    with pytest.raises(UnsafeContents, match="more than 100 names"):
+        plan(store, a)
+
+
+def test_a_name_too_long_for_a_link_is_refused(store: Path) -> None:
+    fine = "/".join(["share", *["c" * 250] * 15, "file"])
+    plan(store, package(store, "a", fine), package(store, "b", fine))
+    packages = [package(store, name, "share/x") for name in "cd"]
+    for path in packages:
+        make_deeper(store / path.base_name / "share", 17)
+    with pytest.raises(UnsafeContents, match="its name has more than 4,095 bytes"):
+        plan(store, *packages)
+
+
+def make_deeper(directory: Path, levels: int) -> None:
+    """Make directories of which a name for all of them is longer than the kernel takes one."""
+    above = os.open(directory, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("c" * 250, dir_fd=above)
+        below = os.open("c" * 250, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)

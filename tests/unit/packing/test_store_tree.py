@@ -2,18 +2,25 @@ import errno
 import io
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from nixery.closure.graph import PathInfo
 from nixery.closure.store_path import StorePath
-from nixery.errors import StorageError
+from nixery.errors import StorageError, UnsafeContents
+from nixery.packing import store_tree
 from nixery.packing.archive import Archive
 from nixery.packing.store_tree import add_store_paths
 
 PATH = StorePath("a" * 32 + "-p")
+# Of any size: what is registered has tests of its own.
+INFO = PathInfo(PATH, "", sys.maxsize, ())
 IN_IMAGE = "nix/store/" + PATH.base_name
 
 
@@ -27,7 +34,7 @@ def content(tmp_path: Path) -> Path:
 def archived(content: Path) -> bytes:
     whole = bytearray()
     archive = Archive(whole.extend)
-    add_store_paths(archive, [PATH], os.fsencode(content.parent))
+    add_store_paths(archive, [INFO], os.fsencode(content.parent))
     whole.extend(archive.end())
     return bytes(whole)
 
@@ -124,7 +131,7 @@ def test_a_socket_is_named(content: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(content)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket")
-        with pytest.raises(StorageError, match=r"cannot read .*/socket: "):
+        with pytest.raises(StorageError, match=r"/socket is neither file"):
             archived(content)
 
 
@@ -132,27 +139,259 @@ def fail(*_: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-@pytest.mark.parametrize("call", ["readlink", "open", "scandir"])
+@pytest.mark.parametrize("call", ["readlink", "open", "open a directory"])
 def test_what_cannot_be_read_is_named_in_printable_letters(
     content: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    odd = content / os.fsdecode(b"odd-\xff")
+    odd = content / os.fsdecode(b"odd-\xff\n\xe2\x80\xae")
     if call == "readlink":
         odd.symlink_to("x")
     elif call == "open":
         odd.write_text("x")
-    monkeypatch.setattr(os, call, fail)
-    name = PATH.base_name if call == "scandir" else "odd-\ufffd"
-    with pytest.raises(StorageError, match=f"cannot read .*{name}: Input/output error"):
+    else:
+        odd.mkdir()
+    call = call.partition(" ")[0]
+    real = getattr(os, call)
+
+    def only_others(name: bytes, *arguments: int, dir_fd: int | None = None) -> object:
+        if name == os.fsencode(odd.name):
+            fail()
+        return real(name, *arguments, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, call, only_others)
+    shown = f"/{IN_IMAGE}/odd-\ufffd\ufffd\ufffd"
+    with pytest.raises(StorageError, match=f"cannot read {shown}: Input/output error"):
+        archived(content)
+
+
+def test_a_directory_that_cannot_be_listed_is_named(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(StorageError, match=f"cannot read /{IN_IMAGE}: Input/output error"):
         archived(content)
 
 
 def test_errors_of_whoever_takes_the_archive_stay_what_they_are(content: Path) -> None:
     (content / "f").write_bytes(bytes(3 << 20))
     with pytest.raises(OSError, match="Input/output error"):
-        add_store_paths(Archive(fail), [PATH], os.fsencode(content.parent))
+        add_store_paths(Archive(fail), [INFO], os.fsencode(content.parent))
 
 
 def test_a_path_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=str(PATH.base_name)):
         archived(tmp_path / PATH.base_name)
+
+
+def info(size: int) -> PathInfo:
+    return PathInfo(PATH, "", size, ())
+
+
+def pack(content: Path, size: int) -> None:
+    archive = Archive(lambda _: None)
+    add_store_paths(archive, [info(size)], os.fsencode(content.parent))
+
+
+def nar_size(path: Path) -> int:
+    """As Nix computes it."""
+    command = ("nix-store", "--dump", str(path))
+    return len(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_no_more_is_packed_than_nix_has_registered(content: Path) -> None:
+    for name in ("a", "b", "c" * 100, "d/e/f"):
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
+        (content / name).write_text("x" * 1000)
+    (content / "empty").touch()
+    (content / "link").symlink_to("t" * 1000)
+    size = nar_size(content)
+    pack(content, size)
+    (content / "a").write_text("x" * (1000 + size))
+    with pytest.raises(
+        StorageError, match=f"a was changed after it was built: .* {size:,} bytes .* --repair"
+    ):
+        pack(content, size)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "files", "links", "directories"])
+def test_whatever_nix_registers_is_enough(content: Path, kind: str) -> None:
+    if kind == "file":
+        content.rmdir()
+        content.touch()
+    for number in range(100 if kind.endswith("s") else 0):
+        if kind == "files":
+            (content / f"{number}").touch()
+        elif kind == "links":
+            (content / f"{number}").symlink_to("x")
+        else:
+            (content / f"{number}").mkdir()
+    pack(content, nar_size(content))
+
+
+def test_a_sparse_file_of_a_terabyte_is_not_read(content: Path) -> None:
+    with (content / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StorageError, match="sparse was changed after it was built"):
+        pack(content, 1 << 30)
+
+
+def test_names_count_as_well(content: Path) -> None:
+    for number in range(1000):
+        (content / str(number)).touch()
+    with pytest.raises(StorageError, match="was changed after it was built"):
+        pack(content, 50_000)
+
+
+def test_directories_are_bounded(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_tree, "_MOST_NAMES", 10)
+    for directory in ("b", "a/b", "a/b/c"):
+        for number in range(4):
+            (content / directory).mkdir(parents=True, exist_ok=True)
+            (content / directory / f"f{number}").touch()
+    # One within the other, a, b and their names: what is left behind is no matter.
+    with pytest.raises(UnsafeContents, match=r"a/b/c cannot be in an image: .* more than 10 names"):
+        archived(content)
+    for number in range(4):
+        (content / "a" / "b" / "c" / f"f{number}").unlink()
+    archived(content)
+    for number in range(11):
+        (content / "b" / f"g{number}").touch()
+    with pytest.raises(UnsafeContents, match=r"b cannot be in an image: .* more than 10 names"):
+        archived(content)
+
+
+def test_names_longer_than_the_kernel_takes_are_refused(content: Path) -> None:
+    above = os.open(content, os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir("c" * 250, dir_fd=above)
+        below = os.open("c" * 250, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+    with pytest.raises(UnsafeContents, match="its name has more than 4,095 bytes"):
+        archived(content)
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def test_few_files_are_open_at_the_same_time(
+    content: Path, deep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, most, real = open_descriptors(), [0], os.open
+
+    def opened(name: bytes, flags: int, *, dir_fd: int | None = None) -> int:
+        descriptor = real(name, flags, dir_fd=dir_fd)
+        # Listing them takes one more.
+        most[0] = max(most[0], len(open_descriptors() - before))
+        return descriptor
+
+    monkeypatch.setattr(os, "open", opened)
+    assert members(content)[-1].name == deep
+    assert 10 < most[0] < 50
+    assert len(open_descriptors()) == len(before)
+
+
+def test_what_comes_after_a_deep_directory_is_its_own(content: Path) -> None:
+    """The directories above were closed meanwhile."""
+    above = content
+    for level in range(100):
+        above /= "d"
+        above.mkdir()
+        for name in ("a", "z"):
+            (above / name).write_text(f"{name} of {level}")
+    with tarfile.open(fileobj=io.BytesIO(archived(content))) as reader:
+        for level in range(100):
+            for name in ("a", "z"):
+                file = reader.extractfile(IN_IMAGE + "/d" * (level + 1) + "/" + name)
+                assert file is not None
+                assert file.read() == f"{name} of {level}".encode()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    """A directory outside of the store that has the same names as the package."""
+    secret = tmp_path / "outside" / "d"
+    secret.mkdir(parents=True)
+    (secret / "file").write_text("secret")
+    (secret / "link").symlink_to("secret")
+    return secret
+
+
+@pytest.mark.parametrize("when", ["listed", "entered", "left and entered again"])
+def test_a_directory_that_becomes_a_link_while_it_is_read(
+    content: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A builder without a sandbox may go on when its output is registered."""
+    directory, moved = content / "d", content.parent / "moved"
+    below = directory
+    if when == "left and entered again":
+        below = directory.joinpath(*["c"] * 50)
+    below.mkdir(parents=True)
+    (below / "file").write_text("fine")
+    (directory / "file").write_text("fine")
+    (directory / "link").symlink_to("fine")
+    real, listings = os.scandir, [0]
+    at = {"listed": 1, "entered": 2, "left and entered again": 51}[when]
+
+    def listed(descriptor: int) -> nullcontext[Iterator[os.DirEntry[str]]]:
+        with real(descriptor) as found:
+            entries = list(found)
+        listings[0] += 1
+        if listings[0] == at:
+            directory.rename(moved)
+            directory.symlink_to(secret)
+        return nullcontext(iter(entries))
+
+    monkeypatch.setattr(os, "scandir", listed)
+    whole = bytearray()
+    archive = Archive(whole.extend)
+    # Who has entered a directory stays in it, wherever it is moved; nobody enters it again.
+    expected = nullcontext() if when == "entered" else pytest.raises(StorageError, match="cannot read")
+    with expected:
+        add_store_paths(archive, [INFO], os.fsencode(content.parent))
+    whole.extend(archive.end())
+    assert listings[0] >= at
+    assert b"secret" not in whole
+
+
+@pytest.mark.parametrize("name", [".wh.nix", ".wh..wh..opq", ".wh.", "d/.wh.x", "d/.wh.d/x"])
+@pytest.mark.parametrize("kind", ["file", "directory", "symlink", "large"])
+def test_whiteouts_are_refused(content: Path, name: str, kind: str) -> None:
+    file = content / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "directory":
+        file.mkdir()
+    elif kind == "symlink":
+        file.symlink_to("x")
+    else:
+        file.write_bytes(bytes(100_000 if kind == "large" else 1))
+    with pytest.raises(UnsafeContents, match=rf"/{IN_IMAGE}/(d/)?\.wh\..* cannot be in an image"):
+        archived(content)
+
+
+def test_names_that_only_look_like_whiteouts_stay(content: Path) -> None:
+    for name in ("x.wh.nix", ".whiteout", ".wh", "wh.", ".WH.nix"):
+        (content / name).touch()
+    assert len(members(content)) == 3 + 5
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_store_path_that_is_neither(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / PATH.base_name)
+    else:
+        monkeypatch.chdir(tmp_path)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(PATH.base_name)
+    with pytest.raises(StorageError, match=f"/{IN_IMAGE} is neither file, directory nor symlink"):
+        archived(tmp_path / PATH.base_name)
+
+
+def test_a_store_that_nobody_may_list(content: Path) -> None:
+    """Some operators keep names of store paths from users of the machine."""
+    (content / "file").write_text("x")
+    content.parent.chmod(0o311)
+    try:
+        assert [member.name for member in members(content)][-1] == "/file"
+    finally:
+        content.parent.chmod(0o755)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nixery.errors import UnsafeContents
 from nixery.packing import tar
 
 
@@ -71,10 +72,11 @@ def test_a_size_that_does_not_fit_into_the_old_field() -> None:
     assert b"size=8589934592\n" in header
 
 
-names = st.binary(min_size=1, max_size=300).map(lambda n: n.replace(b"\0", b"x").strip(b"/") or b"x")
+targets = st.binary(min_size=1, max_size=300).map(lambda n: n.replace(b"\0", b"x").strip(b"/") or b"x")
+names = targets.map(lambda n: n.replace(b".wh.", b".hw."))
 
 
-@given(names, names)
+@given(names, targets)
 def test_any_name_comes_back(name: bytes, target: bytes) -> None:
     member = read_back(tar.symlink(name, target))
     assert (as_bytes(member.name), as_bytes(member.linkname)) == (name, target)
@@ -83,3 +85,20 @@ def test_any_name_comes_back(name: bytes, target: bytes) -> None:
 @given(names)
 def test_headers_are_whole_blocks(name: bytes) -> None:
     assert len(tar.directory(name, 0o755, (0, 0))) % tar.BLOCK == 0
+
+
+@pytest.mark.parametrize(
+    "name", [b".wh.nix", b"a/.wh..wh..opq", b"a/.wh.b/c", b"x.wh./.wh.", b"a" * 200 + b"/.wh.b"]
+)
+def test_whiteouts_are_no_names(name: bytes) -> None:
+    """For whoever unpacks a layer they are orders to delete."""
+    with pytest.raises(UnsafeContents, match=r"names that begin with \.wh\. delete files"):
+        tar.directory(name, 0o755, (0, 0))
+    with pytest.raises(UnsafeContents):
+        tar.symlink(name, b"x")
+    with pytest.raises(UnsafeContents):
+        tar.file(name, 0o444, 0)
+
+
+def test_whiteouts_may_be_targets() -> None:
+    assert read_back(tar.symlink(b"a.wh.b/wh.c", b".wh.d")).linkname == ".wh.d"

@@ -1,13 +1,19 @@
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nixery.errors import StorageError
+from nixery.closure.store_path import StorePath
+from nixery.errors import UnsafeContents
+from nixery.packing.closure_files import ClosureFiles
+from nixery.packing.system_files import ACCOUNTS
 from nixery.packing.tree import Content, Link, Tree
 from nixery.packing.user_files import add_user_files
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65533:nobody:/:/bin/false\n"
 GROUP = b"root:x:0:\nwww:x:33:\n"
+PACKAGE = StorePath("a" * 32 + "-p")
 
 
 @pytest.fixture
@@ -15,6 +21,31 @@ def tree() -> Tree:
     root = Tree()
     root.add(b"etc/passwd", Content(PASSWD))
     root.add(b"etc/group", Content(GROUP))
+    return root
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    package = tmp_path / "store" / PACKAGE.base_name
+    package.mkdir(parents=True)
+    return package
+
+
+@pytest.fixture
+def files(package: Path) -> Iterator[ClosureFiles]:
+    with ClosureFiles([PACKAGE], bytes(package.parent)) as files:
+        yield files
+
+
+def with_link(name: str) -> Tree:
+    """A root file system with a file of the package."""
+    root = Tree()
+    for each, content in ACCOUNTS.items():
+        root.add(each, Content(content))
+    above, _, last = name.rpartition("/")
+    directory = root.get(above.encode())
+    assert isinstance(directory, Tree)
+    directory.children[last.encode()] = Link(f"{PACKAGE}/{last}".encode())
     return root
 
 
@@ -45,28 +76,30 @@ def content(tree: Tree, name: bytes) -> bytes:
         ("nobody:7", (65534, 7)),
     ],
 )
-def test_directories_belong_to_the_user(tree: Tree, user: str | None, expected: tuple[int, int]) -> None:
-    add_user_files(tree, user, "/srv/web", ["/var/lib/web/data/"])
+def test_directories_belong_to_the_user(
+    tree: Tree, files: ClosureFiles, user: str | None, expected: tuple[int, int]
+) -> None:
+    add_user_files(tree, files, user, "/srv/web", ["/var/lib/web/data/"])
     assert owner(tree, b"srv/web") == owner(tree, b"var/lib/web/data") == expected
     assert owner(tree, b"srv") == owner(tree, b"var/lib/web") == (0, 0)
     assert (content(tree, b"etc/passwd"), content(tree, b"etc/group")) == (PASSWD, GROUP)
 
 
-def test_an_unknown_user_gets_an_entry(tree: Tree) -> None:
-    add_user_files(tree, "web", "/srv/", [])
+def test_an_unknown_user_gets_an_entry(tree: Tree, files: ClosureFiles) -> None:
+    add_user_files(tree, files, "web", "/srv/", [])
     assert content(tree, b"etc/passwd") == PASSWD + b"web:x:1000:1000::/srv:/bin/sh\n"
     assert content(tree, b"etc/group") == GROUP + b"web:x:1000:\n"
     assert owner(tree, b"srv") == (1000, 1000)
 
 
 @pytest.mark.parametrize("place", ["/a:b", "/a\nroot2:x:0:0::/:/bin/sh", "/", "//"])
-def test_an_odd_directory_is_no_home(tree: Tree, place: str) -> None:
-    add_user_files(tree, "web", place, [])
+def test_an_odd_directory_is_no_home(tree: Tree, files: ClosureFiles, place: str) -> None:
+    add_user_files(tree, files, "web", place, [])
     assert content(tree, b"etc/passwd") == PASSWD + b"web:x:1000:1000::/:/bin/sh\n"
 
 
-def test_directories_within_each_other(tree: Tree) -> None:
-    add_user_files(tree, "7:7", "/a/b", ["/a/b/c", "//a", "/a/b/c/d/"])
+def test_directories_within_each_other(tree: Tree, files: ClosureFiles) -> None:
+    add_user_files(tree, files, "7:7", "/a/b", ["/a/b/c", "//a", "/a/b/c/d/"])
     assert {owner(tree, name) for name in (b"a", b"a/b", b"a/b/c", b"a/b/c/d")} == {(7, 7)}
 
 
@@ -79,36 +112,85 @@ def test_directories_within_each_other(tree: Tree) -> None:
         ("7:staff", b"", b"staff:x:1000:\n"),
     ],
 )
-def test_an_unknown_group_gets_one(tree: Tree, user: str, passwd: bytes, group: bytes) -> None:
-    add_user_files(tree, user, None, [])
+def test_an_unknown_group_gets_one(
+    tree: Tree, files: ClosureFiles, user: str, passwd: bytes, group: bytes
+) -> None:
+    add_user_files(tree, files, user, None, [])
     assert content(tree, b"etc/passwd") == PASSWD + passwd
     assert content(tree, b"etc/group") == GROUP + group
 
 
-def test_a_packages_own_passwd_is_read_and_added_to(tmp_path: Path) -> None:
-    (tmp_path / "passwd").write_text("# ours\napp:x:1000:7:App:/app:/bin/sh\nbroken")
-    tree = Tree()
-    tree.add(b"etc/passwd", Link(bytes(tmp_path / "passwd")))
-    add_user_files(tree, "app", "/app", [])
+def test_a_packages_own_passwd_is_read_and_added_to(package: Path, files: ClosureFiles) -> None:
+    (package / "passwd").write_text("# ours\napp:x:1000:7:App:/app:/bin/sh\nbroken")
+    tree = with_link("etc/passwd")
+    add_user_files(tree, files, "app", "/app", [])
     assert owner(tree, b"app") == (1000, 7)
     assert isinstance(tree.get(b"etc/passwd"), Link)
-    add_user_files(tree, "web", "/srv", [])
+    add_user_files(tree, files, "web", "/srv", [])
     added = b"\nweb:x:1001:1000::/srv:/bin/sh\n"
-    assert content(tree, b"etc/passwd") == (tmp_path / "passwd").read_bytes() + added
-    tree.children[b"etc"] = Tree({b"passwd": Link(bytes(tmp_path / "gone"))})
-    with pytest.raises(StorageError, match=r"cannot read .*gone"):
-        add_user_files(tree, "web", None, [])
+    assert content(tree, b"etc/passwd") == (package / "passwd").read_bytes() + added
+
+
+@pytest.mark.parametrize("name", ["etc/passwd", "etc/group"])
+@pytest.mark.parametrize("target", ["/proc/self/environ", "/dev/zero", "/etc/passwd", "../../pipe", "none"])
+def test_a_link_out_of_the_image_is_no_file(
+    package: Path, files: ClosureFiles, tmp_path: Path, name: str, target: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (package / name.rpartition("/")[2]).symlink_to(target)
+    tree = with_link(name)
+    add_user_files(tree, files, "web", "/srv", [])
+    passwd, group = ACCOUNTS.values()
+    assert content(tree, b"etc/passwd") == passwd + b"web:x:1000:1000::/srv:/bin/sh\n"
+    assert content(tree, b"etc/group") == group + b"web:x:1000:\n"
+
+
+@pytest.mark.parametrize("name", ["etc/passwd", "etc/group"])
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (b"x" * ((1 << 20) + 1), "more than 1,048,576 bytes"),
+        (b"\n" * (1 << 16), "more than 65,536 lines"),
+        (b"a:x:" + b"1" * 500_000 + b":1", "no larger than 4294967294"),
+        (b"a:x:4294967295:1", "no larger than 4294967294"),
+    ],
+)
+def test_an_unusable_file_is_refused(
+    package: Path, files: ClosureFiles, name: str, file: bytes, reason: str
+) -> None:
+    last = name.rpartition("/")[2]
+    (package / last).write_bytes(file)
+    with pytest.raises(UnsafeContents, match=f"{PACKAGE}/{last} cannot be in an image: .*{reason}"):
+        add_user_files(with_link(name), files, "web", None, [])
+
+
+def test_a_group_of_a_user_has_a_largest_number_too(package: Path, files: ClosureFiles) -> None:
+    (package / "passwd").write_text(f"a:x:4294967294:{'9' * 5000}::/:")
+    with pytest.raises(UnsafeContents, match="no larger"):
+        add_user_files(with_link("etc/passwd"), files, "a", None, [])
+    # Members of a group stand in the same place.
+    (package / "group").write_text(f"a:x:4294967294:{'9' * 5000}")
+    tree = with_link("etc/group")
+    add_user_files(tree, files, "a:a", "/srv", [])
+    assert owner(tree, b"srv") == (1000, 4294967294)
+
+
+def test_lines_end_where_the_c_library_ends_them(package: Path, files: ClosureFiles) -> None:
+    (package / "passwd").write_text("a:x:1:1::/:\x0bweb:x:0:0::/:\u2028web:x:0:0::/:\n")
+    tree = with_link("etc/passwd")
+    add_user_files(tree, files, "web", "/srv", [])
+    assert owner(tree, b"srv") == (1000, 1000)
 
 
 @pytest.mark.parametrize("place", ["/", "//", "/nix/store/x/share", "/proc/self", "/a/../nix/x"])
-def test_some_places_are_not_ours(tree: Tree, place: str) -> None:
-    add_user_files(tree, "7", place, [place])
+def test_some_places_are_not_ours(tree: Tree, files: ClosureFiles, place: str) -> None:
+    add_user_files(tree, files, "7", place, [place])
     assert set(tree.children) == {b"etc"}
 
 
-def test_what_stands_there_stays(tree: Tree) -> None:
+def test_what_stands_there_stays(tree: Tree, files: ClosureFiles) -> None:
     tree.add(b"var/x", Tree())
     tree.add(b"share", Link(b"/nix/store/x/share"))
-    add_user_files(tree, "7", "/share/web", ["/var", "/share"])
+    add_user_files(tree, files, "7", "/share/web", ["/var", "/share"])
     assert owner(tree, b"var") == (0, 0)
     assert tree.get(b"share") == Link(b"/nix/store/x/share")

@@ -34,7 +34,7 @@ class World:
         self.asked: list[set[str]] = []
         self.opened: list[Pin] = []
         self.alive = True
-        monkeypatch.setattr("nixery.pipeline.evaluation_cache.Path.exists", lambda _: self.alive)
+        monkeypatch.setattr("nixery.pipeline.evaluation_cache.os.path.lexists", lambda _: self.alive)
         (directory / "temporary").mkdir()
         self.records = FilesystemRecordStore(directory, directory / "temporary")
 

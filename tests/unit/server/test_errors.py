@@ -11,6 +11,7 @@ from nixery.errors import (
     ShuttingDown,
     TagUnknown,
     UnavailablePackage,
+    UnsafeContents,
 )
 from nixery.server.registry.errors import STATUS_AND_CODE, error_response
 
@@ -58,6 +59,17 @@ def test_a_failed_build_says_nothing_twice(log: tuple[str, ...]) -> None:
 def test_a_server_that_stops_says_when_to_come_back() -> None:
     response = error_response(ShuttingDown())
     assert (response.status, response.headers["Retry-After"]) == (503, "5")
+
+
+def test_a_file_that_no_image_may_have_is_named_for_a_terminal() -> None:
+    response = error_response(
+        UnsafeContents(b"/nix/store/x/\x1b[31m\xe2\x80\xae\xff" + b"d/" * 2000, "too deep")
+    )
+    (entry,) = json.loads(response.content)["errors"]
+    assert (response.status, entry["code"]) == (422, "MANIFEST_UNKNOWN")
+    assert entry["message"].startswith("/nix/store/x/\ufffd[31m\ufffd\ufffdd/d/")
+    assert entry["message"].endswith("… cannot be in an image: too deep")
+    assert len(entry["message"]) < 400
 
 
 def test_what_has_a_log_leads_to_it() -> None:

@@ -41,6 +41,7 @@ from nixery.errors import (
     StorageFull,
     TagUnknown,
     TooBusy,
+    UnsafeContents,
 )
 from nixery.server.responses import BytesResponse
 
@@ -59,6 +60,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     PackagesUnavailable: (404, "MANIFEST_UNKNOWN"),
     # As with a build that fails: there is no such manifest, and the message has to be seen.
     ClosureTooLarge: (422, "MANIFEST_UNKNOWN"),
+    UnsafeContents: (422, "MANIFEST_UNKNOWN"),
     BuildError: (500, "UNKNOWN"),
     EvaluationFailed: (500, "UNKNOWN"),
     # There is no such manifest, since it cannot be made. Not a 500: docker, podman, buildah and skopeo show no message of a

@@ -1,0 +1,246 @@
+"""What an image's store paths hold, as a program in the image would see it.
+
+Symlinks of a package may lead anywhere on the machine that builds the image: to its files, to the server's own environment, to a store
+path that is not in the image, to a pipe. ``ClosureFiles`` is the one place through which packing looks at names of packages, and for it
+nothing exists but the closure. So an image depends on its store paths alone, and nothing else of the machine gets into it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from nixery.beneath import ASK, LIST, LONGEST_PATH, READ, Beneath, read_regular
+from nixery.closure.store_path import STORE_DIRECTORY, StorePath
+from nixery.errors import StorageError, UnsafeContents, shown
+from nixery.packing.archive import unreadable
+
+_STORE = STORE_DIRECTORY.encode()
+_ABOVE = tuple(_STORE.strip(b"/").split(b"/"))
+
+# As many symlinks as the kernel follows for one name (path_resolution(7)).
+_MOST_LINKS = 40
+
+# Of one image: names of directories that are listed, and names that are looked at. A few links to one large directory, or long chains of
+# links, ask for far more than a package's size tells. The largest images of Debian's packages list some 10,000 names.
+_MOST_LISTED = 1 << 18
+_MOST_LOOKED_AT = 1 << 20
+
+_LINK_IN_THE_WAY = frozenset({errno.ELOOP, errno.ENOTDIR})
+_NOT_THERE = _LINK_IN_THE_WAY | {errno.ENOENT, errno.ENAMETOOLONG}
+
+_RELATIVE = frozenset({b"", b".", b".."})
+
+
+class Name(NamedTuple):
+    """A name in a directory, and whether it is a directory itself, no symlink to one."""
+
+    name: bytes
+    is_directory: bool
+
+
+class _Place(NamedTuple):
+    """Where a name ends: a name below the store without any symlink, and the mode of what stands there."""
+
+    name: bytes
+    mode: int
+
+
+class ClosureFiles:
+    """The files of an image's store paths. A context: it holds the store open.
+
+    Names are absolute, as they are in the image, and symlinks are followed as far as they stay in the closure; otherwise there is
+    nothing at a name.
+
+    Args:
+        closure: the store paths of the image.
+        store: where store paths are on this machine.
+        by_hand: see ``Beneath``.
+
+    Attributes:
+        closure: likewise, in their order.
+
+    Raises:
+        StorageError: the store cannot be opened.
+    """
+
+    def __init__(self, closure: Iterable[StorePath], store: bytes = _STORE, *, by_hand: bool = False) -> None:
+        self.closure = tuple(closure)
+        self._base_names = {path.base_name.encode() for path in self.closure}
+        self._listed = self._looked_at = 0
+        try:
+            self._beneath = Beneath(store, by_hand=by_hand)
+        except OSError as error:
+            raise unreadable(store, error) from error
+
+    def exists(self, file: bytes) -> bool:
+        """Whether a name leads to a file or a directory of the closure.
+
+        Raises:
+            StorageError: it cannot be read.
+            UnsafeContents: the image asks for more look-ups than an image may.
+        """
+        return self._find(file) is not None
+
+    def is_directory(self, file: bytes) -> bool:
+        """Whether a name leads to a directory of the closure.
+
+        Raises:
+            StorageError: see ``exists``.
+            UnsafeContents: likewise.
+        """
+        place = self._find(file)
+        return place is not None and stat.S_ISDIR(place.mode)
+
+    def are_one(self, file: bytes, other: bytes) -> bool:
+        """Whether two names lead to the same file or directory of the closure.
+
+        Raises:
+            StorageError: see ``exists``.
+            UnsafeContents: likewise.
+        """
+        place = self._find(file)
+        return place is not None and place == self._find(other)
+
+    def names(self, directory: bytes) -> list[Name]:
+        """List a directory, in any order.
+
+        Raises:
+            StorageError: it cannot be read, or is no directory of the closure.
+            UnsafeContents: the image has more names than an image may, or asks for more look-ups.
+        """
+        place = self._find(directory)
+        if place is None:
+            raise StorageError(f"cannot list {shown(directory)}: it is no directory of the image's closure")
+        names: list[Name] = []
+        try:
+            descriptor = self._beneath.open(place.name, LIST)
+            try:
+                with os.scandir(descriptor) as children:
+                    for child in children:
+                        names.append(Name(os.fsencode(child.name), child.is_dir(follow_symlinks=False)))
+                        self._listed += 1
+                        if self._listed > _MOST_LISTED:
+                            reason = f"the root file system would have more than {_MOST_LISTED:,} names"
+                            raise UnsafeContents(directory, reason)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise unreadable(directory, error) from error
+        return names
+
+    def read(self, file: bytes, limit: int) -> bytes | None:
+        """Read a file; ``None`` if there is nothing at the name.
+
+        Raises:
+            StorageError: it cannot be read.
+            UnsafeContents: it is no regular file, or has more bytes than the limit.
+        """
+        place = self._find(file)
+        if place is None:
+            return None
+        if not stat.S_ISREG(place.mode):
+            raise UnsafeContents(file, "it should be a regular file")
+        try:
+            descriptor = self._beneath.open(place.name, READ)
+            try:
+                content = read_regular(descriptor, limit + 1)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise unreadable(file, error) from error
+        if len(content) > limit:
+            raise UnsafeContents(file, f"it has more than {limit:,} bytes")
+        return content
+
+    def _find(self, file: bytes) -> _Place | None:
+        """Follow a name to where it ends; ``None`` if that is nowhere in the closure."""
+        try:
+            return self._at_once(file) or self._step_by_step(file)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise unreadable(file, error) from error
+
+    def _at_once(self, file: bytes) -> _Place | None:
+        """Look at a name as it stands: most have no symlink in them. ``None`` if there is one, or could be."""
+        above, _, name = file.partition(_STORE + b"/")
+        components = name.split(b"/")
+        if above or components[0] not in self._base_names or not _RELATIVE.isdisjoint(components):
+            return None
+        try:
+            mode, _ = self._look(name)
+        except OSError as error:
+            if error.errno not in _LINK_IN_THE_WAY:
+                raise
+            return None
+        return None if stat.S_ISLNK(mode) else _Place(name, mode)
+
+    def _step_by_step(self, file: bytes) -> _Place | None:
+        if not file.startswith(b"/"):
+            return None
+        # Components still to come, the next one last; and those that were found to be directories, from the image's root.
+        todo = file.split(b"/")[::-1]
+        done: list[bytes] = []
+        links, mode = 0, stat.S_IFDIR
+        while todo:
+            component = todo.pop()
+            if not stat.S_ISDIR(mode):
+                return None  # something below a file
+            if component in _RELATIVE:
+                if component == b"..":
+                    del done[-1:]
+                continue
+            if not self._is_in_the_image(done, component):
+                return None
+            done.append(component)
+            name = b"/".join(done[len(_ABOVE) :])
+            if not name:
+                continue
+            mode, target = self._look(name)
+            if stat.S_ISLNK(mode):
+                links += 1
+                if links > _MOST_LINKS:
+                    return None
+                done = [] if target.startswith(b"/") else done[:-1]
+                todo += target.split(b"/")[::-1]
+                mode = stat.S_IFDIR
+        return _Place(b"/".join(done[len(_ABOVE) :]), mode) if len(done) > len(_ABOVE) else None
+
+    def _is_in_the_image(self, done: list[bytes], component: bytes) -> bool:
+        """Whether a component of the first few may lead to the closure; the store itself is never listed for it."""
+        depth = len(done)
+        if depth < len(_ABOVE):
+            return component == _ABOVE[depth]
+        return depth > len(_ABOVE) or component in self._base_names
+
+    def _look(self, name: bytes) -> tuple[int, bytes]:
+        """Return the mode of what stands at a name below the store, and where it leads if that is a symlink."""
+        self._looked_at += 1
+        if self._looked_at > _MOST_LOOKED_AT:
+            reason = f"its links ask for more than {_MOST_LOOKED_AT:,} names to be looked at"
+            raise UnsafeContents(_STORE + b"/" + name, reason)
+        if len(name) > LONGEST_PATH:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        descriptor = self._beneath.open(name, ASK)
+        try:
+            # Of the descriptor, not of the name, which may be another one by now.
+            mode = os.fstat(descriptor).st_mode
+            return mode, os.readlink(b"", dir_fd=descriptor) if stat.S_ISLNK(mode) else b""
+        except OSError as error:
+            # Something is there: it must not be taken for nothing because the kernel cannot tell what.
+            raise unreadable(_STORE + b"/" + name, error) from error
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._beneath.__exit__(kind, error, trace)

@@ -1,0 +1,151 @@
+"""Package authors reach nothing of the machine that builds, and nothing of images but their own files."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.nix import PACKAGE_SETS
+from tests.support.pulled_image import PulledImage
+from tests.support.server import Server, running_server
+from tests.validator.image_validator import validate
+
+# In the environment of the server, in a file, in a name of a file.
+SECRET = f"nixery-secret-{secrets.token_hex(16)}"
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What packages have links to."""
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "secret").write_text(f"{SECRET}:x:0:0::/:\nweb:x:4242:4242::/:\n")
+    os.mkfifo(outside / "pipe")
+    for name in ("bin", "etc", "lib", "share/d"):
+        (outside / "directory" / name).mkdir(parents=True)
+        (outside / "directory" / name / SECRET).write_text(SECRET)
+    (outside / "directory" / "passwd").write_text(SECRET)
+    (outside / "directory" / "sh").write_text(SECRET)
+    (outside / "directory" / SECRET).write_text(SECRET)
+    return outside
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, str], outside: Path
+) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("hostile")
+    package_set = directory / "set"
+    package_set.mkdir()
+    (package_set / "default.nix").write_text(
+        f'arguments: import {PACKAGE_SETS}/hostile (arguments // {{ outside = "{outside}"; }})\n'
+    )
+    ours = {"NIXERY_PKGS_PATH": str(package_set), "AWS_SECRET_ACCESS_KEY": SECRET}
+    with running_server(directory, {**settings, **ours}) as server:
+        yield server
+        assert server.stop() == 0
+        assert "Traceback" not in server.log, server.log
+
+
+def pulled(server: Server, name: str) -> PulledImage:
+    return validate(server.client.pull(name))
+
+
+def everything_stored(server: Server) -> bytes:
+    """Every file of the storage, layers unpacked."""
+    return b"".join([path.read_bytes() for path in files_stored(server)] + layers_stored(server))
+
+
+def layers_stored(server: Server) -> list[bytes]:
+    contents = [path.read_bytes() for path in files_stored(server)]
+    return [gzip.decompress(content) for content in contents if content.startswith(b"\x1f\x8b")]
+
+
+def files_stored(server: Server) -> list[Path]:
+    # Unfinished ones come and go.
+    finished = (server.storage / name for name in ("blobs", "records"))
+    return [path for directory in finished for path in directory.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("file", ["passwd", "group"])
+@pytest.mark.parametrize(
+    "kind", ["environment", "zero", "pipe", "secret", "upwards", "otherpath", "directory", "loop", "nofile"]
+)
+def test_accounts_are_read_from_the_image_alone(server: Server, kind: str, file: str) -> None:
+    pulled(server, "unrelated")  # the path is there, and in another image
+    filesystem = pulled(server, f"{kind}.{file}").filesystem
+    passwd, group = filesystem.read("etc/passwd").splitlines(), filesystem.read("etc/group").splitlines()
+    assert [line.split(b":")[0] for line in passwd] == [b"root", b"nobody", b"web"]
+    assert [line.split(b":")[0] for line in group] == [b"root", b"nobody", b"web"]
+    assert passwd[-1] == b"web:x:1000:1000::/srv:/bin/sh"
+    assert filesystem.find("srv").uid == 1000
+    assert SECRET.encode() not in everything_stored(server)
+
+
+def names_at_root(image: PulledImage) -> set[str]:
+    names = {member.name for layer in image.layers for member in layer.members()}
+    return {name for name in names if not name.startswith("nix")}
+
+
+@pytest.mark.parametrize("name", ["directories", "root", "process", "neighbours", "inetc", "whole"])
+def test_directories_are_listed_in_the_image_alone(server: Server, name: str) -> None:
+    pulled(server, "unrelated")
+    image = pulled(server, name)
+    # Links that lead nowhere in the image, and what every image has.
+    links = {"bin", "etc", "etc/ssl", "etc/x", "lib", "opt", "share", "usr", "usr/lib", "usr/share"}
+    assert names_at_root(image) - names_at_root(pulled(server, "unrelated")) <= links
+    assert not [layer for layer in image.layers if SECRET.encode() in layer.archive]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("whiteout", "-whiteout/.wh.nix"),
+        ("opaque", "-opaque/share/x/.wh..wh..opq"),
+        ("whiteoutdirectory", "-whiteoutdirectory/bin/.wh.sh"),
+        ("whiteoutlink", "-whiteoutlink/etc/.wh.passwd"),
+        ("whiteoutbelow", "-below/lib/.wh.libc"),
+        ("whiteoutdefined", "/srv/.wh.data"),
+        ("unrelated/whiteout", "-whiteout/.wh.nix"),
+    ],
+)
+def test_whiteouts_are_refused_by_name(server: Server, name: str, file: str) -> None:
+    refused = server.client.manifest(name)
+    assert (refused.status, refused.error["code"]) == (422, "MANIFEST_UNKNOWN")
+    assert f"{file} cannot be in an image: names that begin with .wh." in refused.error["message"]
+    assert not [blob for blob in layers_stored(server) if b"/.wh." in blob]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "reason"),
+    [
+        ("digits", "-digits/etc/passwd", "no larger than 4294967294"),
+        ("largestid", "-largestid/etc/passwd", "no larger than 4294967294"),
+        ("largefile", "-largefile/etc/group", "more than 1,048,576 bytes"),
+        ("lines", "-lines/etc/group", "more than 65,536 lines"),
+        ("deep", "-deep/etc/d", "below more than 128 directories"),
+        ("multiplied", "-multiplied/", "more than 262,144 names"),
+    ],
+)
+def test_too_much_is_refused_by_name(server: Server, name: str, file: str, reason: str) -> None:
+    refused = server.client.manifest(name)
+    assert (refused.status, refused.error["code"]) == (422, "MANIFEST_UNKNOWN")
+    assert file in refused.error["message"]
+    assert reason in refused.error["message"]
+    # And is not tried again at once.
+    assert server.client.manifest(name).body == refused.body
+
+
+@pytest.mark.parametrize("name", ["longuser", "toolongdefined"])
+def test_definitions_are_bounded(server: Server, name: str) -> None:
+    refused = server.client.manifest(name)
+    assert (refused.status, refused.error["code"]) == (404, "MANIFEST_UNKNOWN")
+    assert "should have at most" in refused.error["message"]
+
+
+def test_a_definition_may_have_a_deep_directory(server: Server) -> None:
+    assert pulled(server, "deeplydefined").filesystem.find("/".join("d" * 1500)).isdir()

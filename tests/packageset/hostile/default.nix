@@ -1,0 +1,90 @@
+# Packages and definitions that reach for what is not theirs, each of them another way.
+{
+  system,
+  # A directory of the test: `secret`, `pipe` and `directory/`. Builders only write its name down.
+  outside ? "/nonexistent",
+}:
+let
+  package =
+    name: script:
+    derivation {
+      inherit name outside;
+      system = builtins.currentSystem;
+      builder = "/bin/sh";
+      args = [ "-e" "-c" "mkdir $out; cd $out; ${script}" ];
+      PATH = "/usr/bin:/bin";
+    };
+
+  # A file of accounts that is a link, in an image whose definition has it read.
+  account = file: target: {
+    contents = [ (package "account" "mkdir etc bin; ln -s ${target} etc/${file}") ];
+    config = { User = "web"; WorkingDir = "/srv"; };
+  };
+  accounts = target: { passwd = account "passwd" target; group = account "group" target; };
+
+  written = name: script: {
+    contents = [ (package name "mkdir etc; ${script}") ];
+    config.User = "web";
+  };
+
+  # In the Nix store, and referred to by a package that nobody asks for.
+  unrelated = package "unrelated" "mkdir etc bin; echo 'store-secret:x:0:0::/:' > etc/passwd; echo > bin/unrelated";
+  ofUnrelated = builtins.unsafeDiscardStringContext "${unrelated}";
+in
+{
+  inherit unrelated;
+  environment = accounts "/proc/self/environ";
+  zero = accounts "/dev/zero";
+  pipe = accounts "$outside/pipe";
+  secret = accounts "$outside/secret";
+  upwards = accounts "../../../../$outside/secret";
+  otherpath = accounts "${ofUnrelated}/etc/passwd";
+  directory = accounts "$outside/directory";
+  nofile = accounts "../bin";
+  loop = accounts "$out/etc/passwd";
+
+  # Directories that are links.
+  directories = package "directories" "for name in bin etc lib opt share usr; do ln -s $outside/directory $name; done";
+  root = package "root" "for name in bin etc opt; do ln -s / $name; done";
+  process = package "process" "ln -s /proc/self/fd bin; ln -s /proc/self/root etc; ln -s /proc/self/cwd opt";
+  neighbours = package "neighbours" "ln -s ${ofUnrelated}/bin bin; ln -s ../${baseNameOf ofUnrelated} opt; ln -s .. share";
+  inetc = package "inetc" "mkdir etc; ln -s $outside/directory etc/ssl; ln -s /proc etc/x";
+  whole = derivation {
+    name = "whole";
+    inherit outside;
+    system = builtins.currentSystem;
+    builder = "/bin/sh";
+    args = [ "-c" "ln -s $outside/directory $out" ];
+    PATH = "/usr/bin:/bin";
+  };
+
+  # Names that are orders to whoever unpacks a layer.
+  whiteout = package "whiteout" "touch .wh.nix";
+  opaque = package "opaque" "mkdir -p share/x; touch share/x/.wh..wh..opq";
+  whiteoutdirectory = package "whiteoutdirectory" "mkdir -p bin/.wh.sh";
+  whiteoutlink = package "whiteoutlink" "mkdir -p etc; ln -s x etc/.wh.passwd";
+  whiteoutbelow = package "user" "ln -s ${package "below" "mkdir lib; touch lib/.wh.libc"} lib";
+  whiteoutdefined = { contents = [ unrelated ]; config.WorkingDir = "/srv/.wh.data"; };
+
+  # Too much of something.
+  digits = written "digits" "{ printf 'a:x:'; head -c 1000000 /dev/zero | tr '\\0' 9; echo ':1::/:'; } > etc/passwd";
+  largestid = written "largestid" "echo 'a:x:4294967295:1::/:' > etc/passwd";
+  largefile = written "largefile" "head -c 2000000 /dev/zero | tr '\\0' x > etc/group";
+  lines = written "lines" "yes '' | head -n 100000 > etc/group";
+  deep = package "deep" "mkdir -p etc/$(yes d/ | head -n 600 | tr -d '\\n')";
+  multiplied = package "multiplied" ''
+    mkdir share; cd share
+    for number in $(seq 3000); do : > $number; done
+    cd ..
+    for number in $(seq 100); do ln -s share link$number; done
+  '';
+  longuser = { contents = [ unrelated ]; config.User = builtins.concatStringsSep "" (builtins.genList (_: "9") 5000); };
+  deeplydefined = {
+    contents = [ unrelated ];
+    config.WorkingDir = builtins.concatStringsSep "" (builtins.genList (_: "/d") 1500);
+  };
+  toolongdefined = {
+    contents = [ unrelated ];
+    config.WorkingDir = builtins.concatStringsSep "" (builtins.genList (_: "/d") 5000);
+  };
+}
