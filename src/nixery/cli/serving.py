@@ -47,7 +47,11 @@ def serve() -> None:
 async def _serve(settings: Settings, prepared: Prepared) -> None:
     if prepared.address is None:
         raise AssertionError("it was prepared for serving")
-    sandbox = configured_sandbox() if settings.nix_sandbox == "auto" else settings.nix_sandbox
+    sandbox = (
+        configured_sandbox(settings.build_environment)
+        if settings.nix_sandbox == "auto"
+        else settings.nix_sandbox
+    )
     structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
     async with wire(settings, prepared) as wired:
         await serve_application(

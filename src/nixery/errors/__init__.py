@@ -15,6 +15,7 @@
     │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
     ├── BuildError                    the request is fine, making the image failed
     │   ├── EvaluationFailed
+    │   ├── AnswerTooLarge            Nix, or git, wrote more than is read
     │   ├── BuildFailed               with the derivation and the end of its log
     │   ├── BuildTimedOut             a builder, or Nix
     │   ├── BuildTookTooLong          all of it together
@@ -51,9 +52,11 @@ from nixery.errors.base import (
     StorageError,
     StorageFull,
     TooBusy,
+    readable_size,
     storage_error,
 )
 from nixery.errors.build import (
+    AnswerTooLarge,
     BuildError,
     BuildFailed,
     BuildTimedOut,
@@ -82,6 +85,7 @@ from nixery.errors.request import (
 )
 
 __all__ = [
+    "AnswerTooLarge",
     "BlobUnknown",
     "BlobVerificationFailed",
     "BuildError",
@@ -115,5 +119,6 @@ __all__ = [
     "TagUnknown",
     "TooBusy",
     "UnavailablePackage",
+    "readable_size",
     "storage_error",
 ]

@@ -43,6 +43,16 @@ def storage_error(what: str, error: OSError) -> StorageError:
     return (StorageFull if error.errno in _FULL else StorageError)(f"{what}: {error.strerror}")
 
 
+def readable_size(size: int) -> str:
+    """Write a number of bytes for people, in powers of 1024."""
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:  # noqa: PLR2004 -- what the units are made of
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
 class CollectionRunning(StorageError):
     """Garbage is being collected already, by this or another process."""
 

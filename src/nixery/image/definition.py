@@ -23,6 +23,9 @@ _USER = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*(:[a-zA-Z0-9_][a-zA-Z0-9_.-]*)?"
 _SIGNAL = re.compile(r"SIG[A-Z0-9+-]+|\d{1,2}", re.ASCII)
 
 
+# Of a definition with many mistakes, so many are named, with so many characters of a name or a wrong value.
+_NAMED, _SHOWN = 10, 100
+
 # Where packages.nix found something that JSON has no words for, it says what that is in a set with this name.
 _TYPE = "nixery:type"
 
@@ -33,26 +36,26 @@ class InvalidDefinition(ValueError):
 
 def _absolute(path: str) -> str:
     if not path.startswith("/"):
-        raise ValueError(f"should be an absolute path, not {path!r}")
+        raise ValueError(f"should be an absolute path, not {_shown(path)}")
     return path
 
 
 def _port(port: str) -> str:
     match = _PORT.fullmatch(port)
     if match is None or not 0 < int(match[1]) < 65536:  # noqa: PLR2004 -- TCP's largest port
-        raise ValueError(f"should be a port such as 80 or 53/udp, not {port!r}")
+        raise ValueError(f"should be a port such as 80 or 53/udp, not {_shown(port)}")
     return port if match[2] else f"{port}/tcp"
 
 
 def _user(user: str) -> str:
     if _USER.fullmatch(user) is None:
-        raise ValueError(f"should be a user such as 1000, 1000:1000 or web, not {user!r}")
+        raise ValueError(f"should be a user such as 1000, 1000:1000 or web, not {_shown(user)}")
     return user
 
 
 def _signal(signal: str) -> str:
     if _SIGNAL.fullmatch(signal) is None:
-        raise ValueError(f"should be a signal such as SIGINT, not {signal!r}")
+        raise ValueError(f"should be a signal such as SIGINT, not {_shown(signal)}")
     return signal
 
 
@@ -73,13 +76,13 @@ def _variables(value: object) -> object:
     values = {name: _number_as_text(text) for name, text in value.items()}
     wrong = next((name for name, text in values.items() if not isinstance(text, str)), None)
     if wrong is not None:
-        raise ValueError(f"{wrong} should be a string")
+        raise ValueError(f"{wrong[:_SHOWN]} should be a string")
     return [f"{name}={text}" for name, text in values.items()]
 
 
 def _variable(entry: str) -> str:
     if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
-        raise ValueError(f"should be NAME=value, not {entry!r}")
+        raise ValueError(f"should be NAME=value, not {_shown(entry)}")
     return entry
 
 
@@ -87,7 +90,7 @@ def _nanoseconds(value: object) -> object:
     if not isinstance(value, str):
         return value
     if _DURATION.fullmatch(value) is None:
-        raise ValueError(f"should be a duration such as 30s or 1m30s, not {value!r}")
+        raise ValueError(f"should be a duration such as 30s or 1m30s, not {_shown(value)}")
     parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)", value)
     return round(sum(float(number) * _NANOSECONDS[unit] for number, unit in parts))
 
@@ -136,7 +139,10 @@ def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
     try:
         definition = _Definition.model_validate_json(document)
     except ValidationError as error:
-        raise InvalidDefinition("; ".join(_problem(dict(problem)) for problem in error.errors())) from None
+        problems = error.errors(include_url=False)
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        named = "; ".join(_problem(dict(problem)) for problem in problems[:_NAMED])
+        raise InvalidDefinition(named + more) from None
     return _parameters(definition.config), definition.layers
 
 
@@ -158,9 +164,12 @@ def _parameters(config: _Config) -> ExecutionParameters:
 
 def _problem(problem: Mapping[str, Any]) -> str:
     way, found = problem["loc"], problem["input"]
+    if not way:
+        # Not JSON that can be read: nested too deeply, for one.
+        return f"the definition cannot be read: {problem['msg'][:_SHOWN]}"
     if way[-1] == _TYPE:
         way, found = way[:-1], {_TYPE: found}
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in way)
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:_SHOWN]}" for part in way)
     if isinstance(found, dict) and _TYPE in found:
         what = f"is a {found[_TYPE]}"
     elif problem["type"] == "extra_forbidden":
@@ -178,5 +187,10 @@ def _problem(problem: Mapping[str, Any]) -> str:
             .replace("an object", "a set")
         )
         if not isinstance(found, (dict, list)):
-            what += f", not {found!r}"
+            what += f", not {_shown(found)}"
     return f"{where.lstrip('.')} {what}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nixery.errors import (
+    AnswerTooLarge,
     BlobUnknown,
     BlobVerificationFailed,
     BuildError,
@@ -65,6 +66,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # 5xx, crane and containerd ask again at once. Not UNKNOWN: with that, podman and buildah ask three times more. Not 404:
     # containerd shows nothing but the status, and a package that cannot be built is not one that is not there.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
+    # The package set's doing, as a build that fails.
+    AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
     BuildTimedOut: (504, "UNKNOWN"),
     BuildTookTooLong: (504, "UNKNOWN"),
     NixStoreFull: (507, "UNKNOWN"),
