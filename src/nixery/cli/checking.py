@@ -23,6 +23,7 @@ from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, Stora
 from nixery.image.request import requests_for
 from nixery.nix.sandbox import configured_sandbox, require_sandbox
 from nixery.pipeline.package_index import PackageIndex
+from nixery.plain_text import escaped
 from nixery.preparation import storage
 from nixery.settings import Settings
 from nixery.settings.environments import build_environment
@@ -76,7 +77,7 @@ def check(*, as_json: bool) -> None:
             mark = "ok   " if finding.right else "WRONG"
             style = "green" if finding.right else "bold red"
             console.print(f"[{style}]{mark}[/] {finding.what:<9}", end="")
-            console.print(finding.found, markup=False, highlight=False, soft_wrap=True)
+            console.print(escaped(finding.found), markup=False, highlight=False, soft_wrap=True)
             if finding.advice:
                 console.print(f"      {finding.advice}", markup=False, highlight=False, soft_wrap=True)
     if not all(finding.right for finding in findings):

@@ -12,7 +12,7 @@ import structlog
 import typer
 import uvloop
 
-from nixery.cli.logs import configure_logs
+from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError
 from nixery.nix.guard import guarded
 from nixery.nix.sandbox import configured_sandbox
@@ -40,7 +40,7 @@ def serve() -> None:
             uvloop.run(_serve(settings, prepare(settings)))
     except NixeryError as error:
         for line in str(error).splitlines():
-            typer.echo(f"nixery: {line}", err=True)
+            print_line(line)
         raise typer.Exit(_WRONG_SETTINGS) from None
 
 

@@ -22,7 +22,7 @@ from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import Evaluated, Grouped, LayersComplete, NamesClashed, Realised, Stored
 from nixery.pipeline.execution import execution_parameters
 from nixery.pipeline.image import Image
-from nixery.pipeline.image_annotations import image_annotations
+from nixery.pipeline.image_annotations import image_annotations, readable_labels
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
 from nixery.storage.presence import are_there
@@ -173,7 +173,7 @@ class ImageBuilder:
     ) -> Image:
         said = image_annotations(request, packages, pin)
         # A definition's own labels win.
-        labelled = replace(execution, labels={**said, **execution.labels})
+        labelled = replace(execution, labels={**said, **readable_labels(execution.labels)})
         config = image_config(request.platform.architecture, labelled, layers, pin.created)
         image = Image(image_manifest(config, layers, said), docker_manifest(config, layers))
         # The manifests last: what is there under a manifest's digest is complete.

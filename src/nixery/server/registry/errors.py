@@ -5,7 +5,6 @@ Codes bind 4xx answers; for failures of ours the specification has none, and ``U
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +42,8 @@ from nixery.errors import (
     TagUnknown,
     TooBusy,
 )
-from nixery.server.responses import BytesResponse
+from nixery.plain_text import escaped, shortened
+from nixery.server.responses import BytesResponse, json_content
 
 # Every class of errors.py stands here itself: a new one has to be thought about.
 STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
@@ -92,6 +92,9 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
 # What a log says more about than the message does.
 _WITH_LOG = (BuildFailed, BuildTimedOut, EvaluationFailed)
 
+# Characters. With 127 packages that cannot be had, a message that explains the first five has some 12,000.
+_LONGEST_MESSAGE = 16_000
+
 # Seconds after which a client may find a successor of a server that stops, or a source that can be reached.
 _RETRY_AFTER = "5"
 _WORTH_A_RETRY = 503
@@ -125,8 +128,9 @@ def errors_body(
     headers: Mapping[str, str] | None = None,
 ) -> BytesResponse:
     """Write the ``errors`` document."""
-    entry = {"code": code, "message": message, "detail": detail}
-    content = json.dumps({"errors": [entry]}, ensure_ascii=False).encode(errors="replace")
+    entry = {"code": code, "message": shortened(message, _LONGEST_MESSAGE), "detail": detail}
+    # Clients print both as they are, so that a message has to stay one line.
+    content = json_content({"errors": [entry]}, escaped)
     return BytesResponse(status, content, {"Content-Type": "application/json", **(headers or {})})
 
 

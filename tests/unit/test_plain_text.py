@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nixery.nix.build_log import plain
-from nixery.nix.plain_text import plain_text
+from nixery.plain_text import plain_text
 
 
 @pytest.mark.parametrize(
