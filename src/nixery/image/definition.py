@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from nixery.oci.image import ExecutionParameters
 
@@ -143,6 +144,11 @@ def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         named = "; ".join(_problem(dict(problem)) for problem in problems[:_NAMED])
         raise InvalidDefinition(named + more) from None
+    # Where any names may stand, that of a type fits as well.
+    config = from_json(document).get("config", {})
+    for field in ("Labels", "Env"):
+        if _TYPE in config.get(field, ()):
+            raise InvalidDefinition(f"config.{field} is a {_type(config[field])}")
     return _parameters(definition.config), definition.layers
 
 
@@ -171,7 +177,7 @@ def _problem(problem: Mapping[str, Any]) -> str:
         way, found = way[:-1], {_TYPE: found}
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:_SHOWN]}" for part in way)
     if isinstance(found, dict) and _TYPE in found:
-        what = f"is a {found[_TYPE]}"
+        what = f"is a {_type(found)}"
     elif problem["type"] == "extra_forbidden":
         what = "is no field of an image definition"
     elif problem["type"] == "missing":
@@ -189,6 +195,10 @@ def _problem(problem: Mapping[str, Any]) -> str:
         if not isinstance(found, (dict, list)):
             what += f", not {_shown(found)}"
     return f"{where.lstrip('.')} {what}"
+
+
+def _type(found: Mapping[str, Any]) -> str:
+    return str(found[_TYPE])[:_SHOWN]
 
 
 def _shown(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from nixery.errors import (
     NixStoreFull,
     NixUnusable,
     PathsCollected,
+    storage_error,
 )
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog
@@ -108,16 +110,14 @@ class SubprocessNixBuilder:
     @asynccontextmanager
     async def realise(
         self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[frozenset[StorePath]]:
         """See ``NixBuilder.realise``."""
         with self._roots.hold() as root:
-            if installables:
-                await self._realise(installables, root, tell, on_begun)
-            yield
+            yield await self._realise(installables, root, tell, on_begun) if installables else frozenset()
 
     async def _realise(
         self, wanted: Sequence[str], root: Path, tell: Tell, on_begun: Callable[[], None]
-    ) -> None:
+    ) -> frozenset[StorePath]:
         # Whatever Nix is busy with apart from builders (evaluating what to build, downloading) reports progress.
         if sum(map(len, wanted)) > ARGUMENTS:
             raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
@@ -159,6 +159,8 @@ class SubprocessNixBuilder:
             raise BuildFailed(
                 log.failed_derivation, tail, log.summary, disturbed=self._collector.is_at_work()
             )
+
+        return await asyncio.to_thread(_provided, wanted, completed.stdout)
 
     def _timed_out(self, log: BuildLog) -> BuildTimedOut:
         derivation = log.failed_derivation or log.slowest_derivation
@@ -203,6 +205,16 @@ class SubprocessNixBuilder:
 
 def _closure(registrations: Sequence[str]) -> Closure:
     return Closure(info for text in registrations for info in parse_registrations(text))
+
+
+def _provided(installables: Sequence[str], roots: bytes) -> frozenset[StorePath]:
+    """The outputs that roots lead to, which Nix has printed, and what was asked for by its own path."""
+    asked = [path for path in installables if "!" not in path]
+    try:
+        outputs = [str(Path(os.fsdecode(root)).readlink()) for root in roots.splitlines()]
+    except OSError as error:
+        raise storage_error("cannot keep Nix's garbage collector from an image's packages", error) from error
+    return frozenset(map(StorePath.parse, (*outputs, *asked)))
 
 
 def _missing(installables: Sequence[str]) -> str | None:

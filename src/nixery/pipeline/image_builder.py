@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from nixery.closure.graph import Closure
-from nixery.errors import BuildError, BuildFailed, ClosureTooLarge, PathsCollected, RequestError, StorageError
+from nixery.closure.store_path import StorePath
+from nixery.errors import (
+    BuildError,
+    BuildFailed,
+    ClosureTooLarge,
+    PackagesUnavailable,
+    PathsCollected,
+    Reason,
+    RequestError,
+    StorageError,
+    UnavailablePackage,
+)
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -133,8 +144,9 @@ class ImageBuilder:
         observe(Evaluated(packages))
 
         requested = contents.store_paths
-        async with self._nix.realise(contents.installables, observe, on_begun):
+        async with self._nix.realise(contents.installables, observe, on_begun) as provided:
             on_begun()
+            _require(contents, provided)
             closure = await self._nix.closure(requested)
             size = sum(info.nar_size for info in closure)
             observe(Realised(len(closure), size))
@@ -194,6 +206,23 @@ async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[Fir
     if isinstance(other, BaseException):
         raise other
     return one, other
+
+
+def _require(contents: Contents, provided: Collection[StorePath]) -> None:
+    """Let no package set name a path that Nix has not just provided for it: others in the Nix store may be somebody else's."""
+    for package in contents.packages:
+        for path in package.outputs.values():
+            if path not in provided:
+                raise _not_an_output(package.requested_name, package.attribute, path)
+    definition = contents.definition
+    for path in definition.store_paths if definition else ():
+        if definition and path not in provided:
+            raise _not_an_output(definition.requested_name, definition.attribute, path)
+
+
+def _not_an_output(name: str, attribute: str, path: StorePath) -> PackagesUnavailable:
+    explanation = f"{attribute} names {path}, which none of its derivations builds"
+    return PackagesUnavailable((UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation),))
 
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:

@@ -72,7 +72,7 @@ class World:
 
     def realise(
         self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
         raise NotImplementedError(installables, tell, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
