@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nixery.nix.build_log import plain
-from nixery.plain_text import plain_text
+from nixery.plain_text import escaped, escaped_document, escaped_lines, plain_text
 
 
 @pytest.mark.parametrize(
@@ -31,3 +36,37 @@ def test_what_is_meant_for_a_terminal_is_left_out(written: str, read: str) -> No
 
 def test_lines_stay_lines() -> None:
     assert plain("one\n\x1b[31mtwo\x1b[0m") == "one\ntwo"
+
+
+# What Unicode calls control, format, surrogate, and separators of lines and paragraphs: what moves a cursor, or is not seen.
+UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Of those, what is no more than a hint within a word, or a visible sign.
+HARMLESS = {0x00AD, *range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x110BD, 0x110CD}
+HARMLESS |= {*range(0x13430, 0x13440), *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B)}
+
+
+def test_all_unsafe_characters_are_escaped_and_no_others() -> None:
+    for code in range(0x110000):
+        character = chr(code)
+        unsafe = unicodedata.category(character) in UNSAFE and code not in HARMLESS
+        # Some numbers among tags and marks of direction have no character yet.
+        if unicodedata.category(character) != "Cn":
+            assert (escaped(character) != character) == unsafe, hex(code)
+        assert escaped(character).isascii() or escaped(character) == character
+        assert (escaped_lines(character) == escaped(character)) or character in "\t\n"
+
+
+@given(st.text())
+def test_what_is_escaped_is_one_line_that_can_be_written(text: str) -> None:
+    assert len(escaped(text).splitlines()) <= 1
+    escaped(text).encode()
+    assert escaped(escaped(text)) == escaped(text)
+
+
+def test_texts_in_a_document_are_escaped_wherever_they_are() -> None:
+    document = {"a\x1b": ["\u202e", {"b": "\ud800\n"}], "c": (1, None, True, 0.5)}
+    assert json.loads(json.dumps(escaped_document(document))) == {
+        r"a\x1b": [r"\u202e", {"b": "\\ud800\n"}],
+        "c": [1, None, True, 0.5],
+    }
+    assert escaped_document("\n", escaped) == r"\n"

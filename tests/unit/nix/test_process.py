@@ -1,12 +1,18 @@
 import asyncio
+import json
 import os
+import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import uvloop
 
-from nixery.errors import NixUnusable
-from nixery.nix.process import Deadline, Surroundings, run
+from nixery.errors import AnswerTooLarge, NixUnusable
+from nixery.nix import process
+from nixery.nix.command import run_command
+from nixery.nix.process import Completed, Deadline, Surroundings, run
 
 OURS = Surroundings(os.environ)
 
@@ -97,3 +103,70 @@ async def test_a_deadline_moves_while_there_is_progress() -> None:
     )
     assert completed.exit_code == 0
     assert time.monotonic() - begin > deadline.seconds
+
+
+async def test_an_answer_is_bounded_while_it_is_read() -> None:
+    # It would never end, and is ended: its process, too.
+    lines: list[bytes] = []
+    with pytest.raises(AnswerTooLarge, match=r"the output of sh is too large: 1\.0 MiB is the limit"):
+        await run(
+            ["sh", "-c", "echo $$ >&2; exec cat /dev/zero"],
+            lines.append,
+            Deadline(30),
+            Surroundings(os.environ, answer=1 << 20),
+        )
+    assert await gone(int(lines[0]))
+
+
+async def test_an_answer_of_the_largest_size_is_read() -> None:
+    surroundings = Surroundings(os.environ, answer=100_000)
+    completed = await run(["head", "-c", "100000", "/dev/zero"], ignore, Deadline(30), surroundings)
+    assert len(completed.stdout) == 100_000
+
+
+async def test_a_flood_of_lines_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    really = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        await really(0)
+
+    monkeypatch.setattr(process.asyncio, "sleep", sleep)
+    size = 32 * 1024 * 1024
+    await run(["sh", "-c", f"yes | head -c {size} >&2"], ignore, Deadline(30), OURS)
+    # It had to wait for all but the first second's share.
+    assert sum(waited) >= 1
+    waited.clear()
+    await run(["sh", "-c", "yes | head -c 1000000 >&2"], ignore, Deadline(30), OURS)
+    assert not waited
+
+
+# What it has open, but for the directory that it reads meanwhile.
+SHOWS_WHAT_IT_HAS = """
+import json, os
+with os.scandir("/proc/self/fd") as entries:
+    there = [os.readlink(entry.path) for entry in entries if int(entry.name) > 2]
+print(json.dumps([[place for place in there if not place.startswith("/proc/")], dict(os.environ)]))
+"""
+
+
+@pytest.mark.parametrize("run_loop", [asyncio.run, uvloop.run])
+def test_a_child_has_what_it_is_given_and_nothing_else(
+    run_loop: Callable[..., tuple[Completed, Sequence[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OURS", "secret")
+    leaked = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(leaked, True)  # as a library may open it
+    given, other = os.pipe()
+    try:
+        surroundings = Surroundings({"THEIRS": "1"}, descriptors=(given,))
+        command = [sys.executable, "-I", "-c", SHOWS_WHAT_IT_HAS]
+        completed, _ = run_loop(run_command(30, *command, surroundings=surroundings))
+        there, environment = json.loads(completed.stdout)
+        assert there == [str(Path(f"/proc/self/fd/{given}").readlink())]
+        environment.pop("LC_CTYPE", None)  # Python's own (PEP 538)
+        assert environment == {"THEIRS": "1"}
+    finally:
+        for descriptor in (leaked, given, other):
+            os.close(descriptor)
