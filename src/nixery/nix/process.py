@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -19,6 +19,8 @@ _CHUNK = 65536
 
 # A longer line on stderr is cut: whoever writes a megabyte without a line break does not write for people.
 _LONGEST_LINE = 1 << 20
+
+_STDERR = 2
 
 # Bytes of stdout, for commands whose answers are short.
 _USUAL_ANSWER = 16 * 1024 * 1024
@@ -101,6 +103,7 @@ async def run(
         NixUnusable: the program cannot be started.
     """
     try:
+        _close_on_exec(surroundings.descriptors)
         process = await asyncio.create_subprocess_exec(
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
@@ -108,8 +111,6 @@ async def run(
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
             env=surroundings.environment,
-            # Also what a library has opened without telling the system to close it here.
-            close_fds=True,
             pass_fds=surroundings.descriptors,
         )
     except OSError as error:
@@ -137,6 +138,18 @@ async def run(
         await asyncio.shield(_end_group(process))
         raise
     return Completed(exit_code, answer)
+
+
+def _close_on_exec(kept: Collection[int]) -> None:
+    """Have no child inherit a descriptor but those, whatever a library or our own parent has left open for it.
+
+    uvloop starts processes without closing descriptors (``close_fds``), and looks at this flag alone.
+    """
+    for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- this has to be quick
+        descriptor = int(entry)
+        if descriptor > _STDERR and descriptor not in kept:
+            with suppress(OSError):  # that of the directory is closed already
+                os.set_inheritable(descriptor, False)
 
 
 async def _read_answer(stream: asyncio.StreamReader, program: str, most: int) -> bytes:
