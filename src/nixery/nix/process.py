@@ -123,18 +123,16 @@ async def run(
             resource.prlimit(process.pid, resource.RLIMIT_AS, limit)
     if process.stdout is None or process.stderr is None:
         raise AssertionError("both streams were asked for")
-    reading = [
-        asyncio.ensure_future(_read_answer(process.stdout, arguments[0], surroundings.answer)),
-        asyncio.ensure_future(_read_lines(process.stderr, read_stderr_line)),
-    ]
+    answering = asyncio.ensure_future(_read_answer(process.stdout, arguments[0], surroundings.answer))
+    logging = asyncio.ensure_future(_read_lines(process.stderr, read_stderr_line))
     try:
         async with deadline:
-            answer, _, exit_code = await asyncio.gather(*reading, process.wait())
+            answer, _, exit_code = await asyncio.gather(answering, logging, process.wait())
     except BaseException:
         # Also if the program itself is gone: others of its group may hold the streams open. And a second cancellation
         # must not leave the group half ended.
-        for task in reading:
-            task.cancel()
+        answering.cancel()
+        logging.cancel()
         await asyncio.shield(_end_group(process))
         raise
     return Completed(exit_code, answer)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nixery.nix.options import NixOptions
-from nixery.sources.source import Flake, NixFiles
+from nixery.sources.source import Flake, NixFiles, PackageSet
 
 VARIABLES = {"NIX_PATH": "nixpkgs=/one", "HOME": "/root"}
 OPTIONS = NixOptions(environment=VARIABLES, fetching={**VARIABLES, "SSH_AUTH_SOCK": "/agent"})
@@ -43,7 +43,7 @@ def test_what_is_searched_is_what_may_be_read() -> None:
 
 
 def test_only_an_evaluation_that_reads_no_variables_and_builds_nothing_has_logins() -> None:
-    kinds = {
+    kinds: dict[str, PackageSet] = {
         "restricted": NixFiles(SET, self_contained=True),
         "pure": Flake("x"),
         "directory": NixFiles(SET, self_contained=False),

@@ -10,7 +10,6 @@ import pytest
 import uvloop
 
 from nixery.errors import AnswerTooLarge, NixUnusable
-from nixery.nix import process
 from nixery.nix.command import run_command
 from nixery.nix.process import Completed, Deadline, Surroundings, run
 
@@ -132,7 +131,7 @@ async def test_a_flood_of_lines_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         waited.append(seconds)
         await really(0)
 
-    monkeypatch.setattr(process.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     size = 32 * 1024 * 1024
     await run(["sh", "-c", f"yes | head -c {size} >&2"], ignore, Deadline(30), OURS)
     # It had to wait for all but the first second's share.
