@@ -163,7 +163,7 @@ HELLO = (
         ),
         (
             f"let many = builtins.genList toString 90; in {HELLO} // {{ outputs = many; meta.outputsToInstall = many; }}",
-            "large: number of outputs is 90, and 64 is the limit",
+            "large: number of outputs is 90, and 32 is the limit",
         ),
     ],
 )
@@ -208,7 +208,7 @@ def test_an_answer_that_is_too_large_ends_the_command(
     assert response.status == 422
     assert response.error["message"].startswith("what the package set says about ")
     assert "helo" in response.error["message"]
-    assert "16.0 MiB is the limit" in response.error["message"]
+    assert "8.0 MiB is the limit" in response.error["message"]
     assert server.client.manifest("hello").status == 200
 
 

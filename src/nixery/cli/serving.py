@@ -53,6 +53,11 @@ async def _serve(settings: Settings, prepared: Prepared) -> None:
         else settings.nix_sandbox
     )
     structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
+    if settings.withheld_variables:
+        structlog.get_logger("nixery.nix").warning(
+            "variables with a login are withheld from builders; name them in NIXERY_BUILD_ENVIRONMENT if builders may read them",
+            variables=settings.withheld_variables,
+        )
     async with wire(settings, prepared) as wired:
         await serve_application(
             wired.application, prepared.address, settings.port, settings.send_timeout, wired.close

@@ -42,6 +42,7 @@ Errors carry data. What status and code they become is the business of
 from __future__ import annotations
 
 from nixery.errors.base import (
+    LONGEST_MESSAGE,
     BlobVerificationFailed,
     CollectionRunning,
     InternalError,
@@ -85,6 +86,7 @@ from nixery.errors.request import (
 )
 
 __all__ = [
+    "LONGEST_MESSAGE",
     "AnswerTooLarge",
     "BlobUnknown",
     "BlobVerificationFailed",

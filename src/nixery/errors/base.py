@@ -8,6 +8,10 @@ import errno
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+# Characters. With 100 packages that cannot be had, a message that explains the first five has some 12,000.
+LONGEST_MESSAGE = 16_000
+
+
 class NixeryError(Exception):
     """The root: everything nixery raises on purpose.
 
@@ -19,6 +23,10 @@ class NixeryError(Exception):
     """
 
     build: str | None = None
+
+    def __init__(self, message: str = "") -> None:
+        # A message is shown in lines, pages and records. It may be made of what a hundred packages say of themselves.
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}…")
 
 
 class StorageError(NixeryError):

@@ -6,12 +6,13 @@ and a JSON object: *start* and *stop* of an activity, a *result* within one, or 
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from pydantic_core import from_json
 
 from nixery.nix.error_message import is_about_a_full_disk
 from nixery.nix.progress import ProgressFeed
@@ -188,8 +189,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.startswith(_PREFIX):
         return None
     try:
-        event = json.loads(line[len(_PREFIX) :])
-    except (ValueError, RecursionError):
+        # Unlike the standard library's, it has a bound for nesting, and an ordinary error.
+        event = from_json(line[len(_PREFIX) :])
+    except ValueError:
         return None
     return event if isinstance(event, dict) else None
 

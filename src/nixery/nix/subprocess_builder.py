@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from nixery.closure.graph import Closure
-from nixery.closure.store_path import StorePath
+from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import (
     AnswerTooLarge,
     BuildFailed,
@@ -211,10 +211,15 @@ def _provided(installables: Sequence[str], roots: bytes) -> frozenset[StorePath]
     """The outputs that roots lead to, which Nix has printed, and what was asked for by its own path."""
     asked = [path for path in installables if "!" not in path]
     try:
-        outputs = [str(Path(os.fsdecode(root)).readlink()) for root in roots.splitlines()]
+        outputs = [_output(Path(os.fsdecode(root))) for root in roots.splitlines()]
     except OSError as error:
         raise storage_error("cannot keep Nix's garbage collector from an image's packages", error) from error
     return frozenset(map(StorePath.parse, (*outputs, *asked)))
+
+
+def _output(root: Path) -> str:
+    # A store that is elsewhere has no roots here; Nix prints the path itself then.
+    return str(root if root.parent == Path(STORE_DIRECTORY) else root.readlink())
 
 
 def _missing(installables: Sequence[str]) -> str | None:

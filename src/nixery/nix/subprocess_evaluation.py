@@ -38,17 +38,22 @@ from nixery.sources.source import Flake, NixFiles, PackageSet
 _INDEX = TypeAdapter(dict[str, Details])
 
 # Bytes that Nix may answer to one evaluation. What one package or definition is answered with is bounded (``packages.nix``), so this
-# is some 10,000 of them.
-_ANSWER = 16 * 1024 * 1024
+# is some 10,000 of them. Reading JSON holds the interpreter's lock, about a tenth of a second for this much.
+_ANSWER = 8 * 1024 * 1024
 
 # And with the list of a whole package set; that of nixpkgs has 7 MB.
-_INDEX_ANSWER = 64 * 1024 * 1024
+_INDEX_ANSWER = 24 * 1024 * 1024
 
 # Processes that one request may take. Usually it is one; with errors that cannot be caught, finding one package among sixty
 # takes fourteen.
 _MOST_PROCESSES = 16
 
 _NOT_LOOKED_INTO = "too much of this request does not evaluate, so this was not evaluated by itself"
+
+
+def _listed(stdout: bytes) -> Mapping[str, Details]:
+    # Nix's strings are bytes, and older versions print them as they are.
+    return _INDEX.validate_json(stdout.decode(errors="replace"))
 
 
 class Evaluation:
@@ -142,7 +147,7 @@ class Evaluation:
                 await self.of((), ())  # it says what is wrong
             raise EvaluationFailed((), without_paths(explanation(stderr)))
         try:
-            return await asyncio.to_thread(_INDEX.validate_json, completed.stdout)
+            return await asyncio.to_thread(_listed, completed.stdout)
         except ValidationError as error:
             raise NixUnusable("Nix's list of a package set is not understood") from error
 

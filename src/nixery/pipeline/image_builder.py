@@ -11,6 +11,7 @@ from typing import TypeVar
 from nixery.closure.graph import Closure
 from nixery.closure.store_path import StorePath
 from nixery.errors import (
+    AnswerTooLarge,
     BuildError,
     BuildFailed,
     ClosureTooLarge,
@@ -52,6 +53,10 @@ _ATTEMPTS_TO_REALISE = 6
 
 # So many paths are named if there are too many of them.
 _NAMED = 5
+
+
+# Bytes. containerd and Docker take no larger config or manifest (4 MiB); a manifest of ours is always the smaller one.
+_LARGEST_CONFIG = 4 * 1024 * 1024
 
 
 class _BlobsLost(Exception):
@@ -187,6 +192,10 @@ class ImageBuilder:
         # A definition's own labels win.
         labelled = replace(execution, labels={**said, **readable_labels(execution.labels)})
         config = image_config(request.platform.architecture, labelled, layers, pin.created)
+        if len(config.content) > _LARGEST_CONFIG:
+            raise AnswerTooLarge(
+                "the config of the image, whose history names each store path,", _LARGEST_CONFIG
+            )
         image = Image(image_manifest(config, layers, said), docker_manifest(config, layers))
         # The manifests last: what is there under a manifest's digest is complete.
         await self._blobs.put(config.descriptor.digest, config.content)

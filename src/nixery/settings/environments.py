@@ -48,7 +48,7 @@ _HELPER = re.compile(f"{_PROCESS}|{_NETWORK}|{_CREDENTIALS}")
 _PROXY = re.compile(r"(?:https?|ftp|all)_proxy", re.IGNORECASE | re.ASCII)
 
 # A login in a URL: anything before the `@` with HTTP and FTP; with ssh, a user alone is none.
-_LOGIN = re.compile(r"(?:https?|ftps?)://[^/\s@]+@|[a-z0-9+.-]+://[^/\s@:]*:[^/\s@]*@", re.IGNORECASE)
+_LOGIN = re.compile(r"(?:https?|ftps?)://[^/\s@]+@|://[^/\s@:]*:[^/\s@]*@", re.IGNORECASE)
 
 # Options of Nix that are secrets, or hand variables to builders.
 _SECRET_OPTION = re.compile(r"(?:extra-)?(?:access-tokens|impure-env)", re.ASCII)
@@ -68,6 +68,14 @@ def build_environment(ours: Mapping[str, str], named: Collection[str] = ()) -> M
         found["NIX_CONFIG"] = _without_secret_lines(found["NIX_CONFIG"])
     found = {name: value for name, value in found.items() if not _has_login(name, value)}
     return found | {name: ours[name] for name in named if name in ours}
+
+
+def withheld_variables(ours: Mapping[str, str], named: Collection[str] = ()) -> tuple[str, ...]:
+    """Return names of variables that builders usually get and do not get now, or not all of, since they hold a secret."""
+    given = build_environment(ours, named)
+    return tuple(
+        sorted(name for name, value in ours.items() if _BUILD.fullmatch(name) and given.get(name) != value)
+    )
 
 
 def fetch_environment(ours: Mapping[str, str]) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from nixery.settings.environments import (
     fetch_environment,
     git_environment,
     variable_names,
+    withheld_variables,
     without_secrets,
 )
 from nixery.settings.values import DAY, NotEmpty, arguments
@@ -57,6 +58,11 @@ class NixSettings(BaseModel):
     def build_environment(self) -> Mapping[str, str]:
         """What commands are given that build, or that ask Nix's store: nothing secret but what the operator names."""
         return build_environment(self.environment, self.build_variables)
+
+    @property
+    def withheld_variables(self) -> tuple[str, ...]:
+        """Names of variables that builders usually get, and are not given because of a secret."""
+        return withheld_variables(self.environment, self.build_variables)
 
     @property
     def evaluation_environment(self) -> Mapping[str, str]:

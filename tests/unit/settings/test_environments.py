@@ -131,3 +131,22 @@ def test_names_that_are_none() -> None:
 def test_arguments_have_no_secrets(options: str) -> None:
     with pytest.raises(SettingsError, match="NIXERY_NIX_OPTIONS is wrong: it has a secret"):
         Settings.from_environment(MINIMAL | {"NIXERY_NIX_OPTIONS": options})
+
+
+def test_what_is_withheld_is_told() -> None:
+    settings = Settings.from_environment(
+        MINIMAL
+        | {
+            "https_proxy": "http://a:b@proxy",
+            "http_proxy": "http://proxy",
+            "NIX_CONFIG": "access-tokens = a=b",
+        }
+        | {"NIX_PATH": "a=https://token@b", "NIXERY_BUILD_ENVIRONMENT": "NIX_PATH", "GITHUB_TOKEN": "a"}
+    )
+    assert settings.withheld_variables == ("NIX_CONFIG", "https_proxy")
+
+
+def test_long_values_are_soon_looked_at() -> None:
+    # As long as a variable can be (MAX_ARG_STRLEN); a search that begins anew at each character would take minutes.
+    value = "a" * 131_000
+    assert build_environment({"NIX_CONFIG": value})["NIX_CONFIG"] == value

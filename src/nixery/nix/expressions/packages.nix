@@ -24,12 +24,12 @@ let
   # containerd and Docker take of a config or a manifest, and a variable below the 128 KiB that Linux takes (MAX_ARG_STRLEN).
   limits = {
     name = 256; # of a package, its version, its program, an output, a key
-    path = 512;
+    path = 256; # a store path has 255 at most
     description = 4096; # nothing depends on it, so a longer one is left out
     licences = 16384; # of a package, together
     text = 65536; # a string of a config
     config = 262144; # as JSON
-    outputs = 64;
+    outputs = 32;
     contents = 2000; # derivations of a list, or of a definition
     references = 2000; # of a definition to derivations
     nearNames = 5; # missing names for which others are proposed

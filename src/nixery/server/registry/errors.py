@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nixery.errors import (
+    LONGEST_MESSAGE,
     AnswerTooLarge,
     BlobUnknown,
     BlobVerificationFailed,
@@ -92,8 +93,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
 # What a log says more about than the message does.
 _WITH_LOG = (BuildFailed, BuildTimedOut, EvaluationFailed)
 
-# Characters. With 127 packages that cannot be had, a message that explains the first five has some 12,000.
-_LONGEST_MESSAGE = 16_000
+# Characters. Some messages quote a path, which may be longer than any error's.
+_LONGEST_MESSAGE = LONGEST_MESSAGE + 200
 
 # Seconds after which a client may find a successor of a server that stops, or a source that can be reached.
 _RETRY_AFTER = "5"
