@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def realise(*names: str) -> Subject:
     requested = [StorePath.parse(line) for line in built.stdout.split()]
     with tempfile.TemporaryDirectory(prefix="roots-", dir="var") as directory:
         roots = GarbageCollectorRoots(Path(directory).resolve())
-        nix = SubprocessNixBuilder(_QUERY, roots, NixOptions(), CollectorLock(Path("/nix/var/nix")))
+        options = NixOptions(building=os.environ)
+        nix = SubprocessNixBuilder(_QUERY, roots, options, CollectorLock(Path("/nix/var/nix")))
         closure = asyncio.run(nix.closure(requested))
     groups = group_into_layers(closure, Popularity(), _STORE_LAYERS)
     layers = [[path.base_name for path in group.paths] for group in groups]

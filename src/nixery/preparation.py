@@ -68,7 +68,7 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     )
     popularity = _try(problems, lambda: _popularity(settings, temporary))
     if settings.nix_sandbox == "on":
-        _try(problems, require_sandbox)
+        _try(problems, lambda: require_sandbox(settings.build_environment))
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
     if (
         popularity is None
@@ -81,7 +81,7 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
         for made in filter(None, (temporary, roots)):
             made.close()
         raise SettingsError(tuple(problems))
-    platforms = settings.platforms or (native_platform(),)
+    platforms = settings.platforms or (native_platform(settings.build_environment),)
     return Prepared(address, platforms, popularity, temporary, roots, locks, opened.blobs, opened.records)
 
 

@@ -1,5 +1,6 @@
 """What the import contracts cannot see."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -19,8 +20,47 @@ def test_no_file_outgrows_its_subject() -> None:
 
 def test_only_the_command_line_reads_the_environment() -> None:
     readers = {path.name for path in SOURCES if re.search(r"\bos\.(environ|getenv)\b", path.read_text())}
-    assert readers == {"building.py", "completion.py", "copying.py", "serving.py", "workshop.py"}
+    assert readers == {
+        "building.py",
+        "checking.py",
+        "completion.py",
+        "copying.py",
+        "serving.py",
+        "workshop.py",
+    }
 
 
 def test_every_module_says_what_it_is() -> None:
     assert not [path for path in SOURCES if not path.read_text().startswith('"""')]
+
+
+def test_no_module_starts_a_process_without_saying_its_environment() -> None:
+    """A child that inherits ours has the server's secrets; see ``nixery.settings.environments``."""
+    starters = {"run", "Popen", "call", "check_call", "check_output", "create_subprocess_exec", "getoutput"}
+    started = 0
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            # No other way to start one than by the name of its module.
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in {"subprocess", "multiprocessing", "pty"}, path
+                assert node.module != "os" or not {a.name for a in node.names} & {"system", "popen"}, path
+            if isinstance(node, ast.Attribute):
+                assert not re.match(r"system|popen|exec[lv]|spawn|posix_spawn|fork", node.attr) or not (
+                    isinstance(node.value, ast.Name) and node.value.id == "os"
+                ), path
+                assert node.attr != "create_subprocess_shell", path
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            of, name = node.func.value, node.func.attr
+            if isinstance(of, ast.Name) and of.id in {"subprocess", "asyncio"} and name in starters:
+                if of.id == "asyncio" and name == "run":
+                    continue
+                started += 1
+                keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+                assert "env" in keywords, f"{path}:{node.lineno}"
+                environment = ast.unparse(keywords["env"])
+                assert environment != "None", f"{path}:{node.lineno}"
+                assert "os.environ" not in environment, f"{path}:{node.lineno}"
+                assert "close_fds" not in keywords or ast.unparse(keywords["close_fds"]) == "True", path
+    assert started > 5

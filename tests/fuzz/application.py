@@ -83,7 +83,7 @@ class RecordingBuilder:
 
     def realise(
         self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
         raise AssertionError(installables, tell, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:

@@ -26,7 +26,8 @@ def builder(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     roots = GarbageCollectorRoots(tmp_path)
-    return SubprocessNixBuilder(30, roots, NixOptions(), CollectorLock(Path("/nix/var/nix")))
+    options = NixOptions(environment=os.environ, building=os.environ)
+    return SubprocessNixBuilder(30, roots, options, CollectorLock(Path("/nix/var/nix")))
 
 
 async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:

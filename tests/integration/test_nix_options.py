@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_an_evaluation_is_bounded(start_server: StartServer, tmp_path: Path) -> 
 def sandbox_problem() -> str | None:
     """Why this machine has no sandbox; ``None`` if it has."""
     try:
-        require_sandbox()
+        require_sandbox(os.environ)
     except SettingsError as error:
         return str(error)
     return None

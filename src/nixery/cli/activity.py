@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import typer
 from rich.console import Console, RenderableType
 from rich.filesize import decimal
 from rich.progress import (
@@ -22,6 +21,9 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from nixery.cli.logs import print_line
+from nixery.plain_text import escaped
 
 # The one unit that is not counted.
 BYTES = "bytes"
@@ -138,7 +140,7 @@ class _OnTerminal:
     def begin(self, what: str, total: int | None = None) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(what, total=total, stage="")
+        self._task = self._progress.add_task(escaped(what), total=total, stage="")
 
     def advance(self, count: int) -> None:
         if self._task is not None:
@@ -146,10 +148,12 @@ class _OnTerminal:
 
     def tell(self, what: str) -> None:
         if self._task is not None:
-            self._progress.update(self._task, description=what)
+            self._progress.update(self._task, description=escaped(what))
 
     def note(self, line: str) -> None:
-        self._progress.console.print(f"nixery: {line}", markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(
+            f"nixery: {escaped(line)}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 class _Lines:
@@ -174,4 +178,4 @@ class _Lines:
         self._what = what
 
     def note(self, line: str) -> None:
-        typer.echo(f"nixery: {line}", err=True)
+        print_line(line)

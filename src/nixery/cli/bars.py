@@ -11,7 +11,6 @@ from rich.filesize import decimal
 from rich.progress import TaskID
 
 from nixery.cli.activity import BYTES, Amount, bars
-from nixery.cli.logs import escaped
 from nixery.errors import NixeryError
 from nixery.image.request import ImageRequest
 from nixery.nix.progress import Building, Fetching, LogLines, NixProgress
@@ -32,6 +31,7 @@ from nixery.pipeline.events import (
     Started,
     Stored,
 )
+from nixery.plain_text import escaped
 from nixery.pushing.events import BlobPushed, BytesPushed, Pushed, PushEvent, PushStarted
 
 
@@ -90,7 +90,7 @@ class BarReporter:
         self._bytes.start()
         match event:
             case PushStarted(target, blobs, size):
-                name = f"push {target}"
+                name = escaped(f"push {target}")
                 self._pushes[target] = self._bytes.add_task(name, total=size, stage=_number(blobs, "blob"))
             case BytesPushed(target, size):
                 self._bytes.advance(self._pushes[target], size)

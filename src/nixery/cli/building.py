@@ -21,6 +21,7 @@ from nixery.oci.descriptor import Descriptor
 from nixery.pipeline.image import ImageIndex
 from nixery.pushing.push import PushOptions, push
 from nixery.pushing.target import Target
+from nixery.settings.environments import credential_environment
 from nixery.storage.layout import write_layout
 from nixery.storage.store import BlobStore
 
@@ -74,7 +75,8 @@ async def _put(
             source = pushed.get(output.host, "")
             mount = source if source != output.name else ""
             options = PushOptions(tls_verify=tls_verify, mount_from=mount)
-            await push(blobs, root.digest, output, os.environ, reporter.pushing, options)
+            logins = credential_environment(os.environ)
+            await push(blobs, root.digest, output, logins, reporter.pushing, options)
             pushed.setdefault(output.host, output.name)
         else:
             await write_layout(blobs, root, name, tag, output.place, archive=output.archive)

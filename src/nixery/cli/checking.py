@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -22,8 +23,10 @@ from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, Stora
 from nixery.image.request import requests_for
 from nixery.nix.sandbox import configured_sandbox, require_sandbox
 from nixery.pipeline.package_index import PackageIndex
+from nixery.plain_text import escaped
 from nixery.preparation import storage
 from nixery.settings import Settings
+from nixery.settings.environments import build_environment
 from nixery.storage.files import make_directory, temporary_file, write_all
 
 _WRONG = 1
@@ -74,7 +77,7 @@ def check(*, as_json: bool) -> None:
             mark = "ok   " if finding.right else "WRONG"
             style = "green" if finding.right else "bold red"
             console.print(f"[{style}]{mark}[/] {finding.what:<9}", end="")
-            console.print(finding.found, markup=False, highlight=False, soft_wrap=True)
+            console.print(escaped(finding.found), markup=False, highlight=False, soft_wrap=True)
             if finding.advice:
                 console.print(f"      {finding.advice}", markup=False, highlight=False, soft_wrap=True)
     if not all(finding.right for finding in findings):
@@ -83,7 +86,7 @@ def check(*, as_json: bool) -> None:
 
 def _findings(shown: Activity) -> Iterator[Finding]:
     shown.begin("asking Nix")
-    nix = _nix()
+    nix = _nix(build_environment(os.environ))
     shown.begin("looking at the settings")
     settings: Settings | None = None
     try:
@@ -106,24 +109,31 @@ def _findings(shown: Activity) -> Iterator[Finding]:
         yield _source()
 
 
-def _nix() -> Finding:
+def _nix(environment: Mapping[str, str]) -> Finding:
     advice = "install Nix 2.8 or newer (Debian: apt-get install nix-bin), and see that this user may build"
     try:
-        said = _ask("nix-instantiate", "--version")
+        said = _ask(environment, "nix-instantiate", "--version")
         version = re.search(r"(\d+)\.(\d+)\S*", said)
         if version is None or (int(version[1]), int(version[2])) < _OLDEST_NIX:
             return Finding("nix", False, f"{said} is older than 2.8, or no Nix", advice)
-        if _ask("nix-instantiate", "--eval", "--expr", "1 + 1") != "2":
+        if _ask(environment, "nix-instantiate", "--eval", "--expr", "1 + 1") != "2":
             return Finding("nix", False, f"Nix {version[0]} does not evaluate", advice)
-        _ask("nix-build", "--no-out-link", "--expr", _TRIVIAL % time.time_ns())
+        _ask(environment, "nix-build", "--no-out-link", "--expr", _TRIVIAL % time.time_ns())
     except NixeryError as error:
         return Finding("nix", False, str(error), advice)
     return Finding("nix", right=True, found=f"version {version[0]} evaluates and builds")
 
 
-def _ask(*command: str) -> str:
+def _ask(environment: Mapping[str, str], *command: str) -> str:
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+            env=environment,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NixeryError(f"cannot run {command[0]}: {error}") from error
     if answer.returncode != 0:
@@ -135,14 +145,18 @@ def _ask(*command: str) -> str:
 def _sandbox(settings: Settings) -> Finding:
     if settings.nix_sandbox == "on":
         try:
-            require_sandbox()
+            require_sandbox(settings.build_environment)
         except SettingsError as error:
             advice = "set NIXERY_NIX_SANDBOX=auto, or let Nix make user namespaces"
             return Finding("sandbox", False, str(error), advice)
         return Finding("sandbox", right=True, found="builders run in it, as NIXERY_NIX_SANDBOX wants")
     if settings.nix_sandbox == "off":
         return Finding("sandbox", right=True, found="off, as NIXERY_NIX_SANDBOX wants")
-    return Finding("sandbox", right=True, found=f"Nix's configuration says {configured_sandbox()}")
+    return Finding(
+        "sandbox",
+        right=True,
+        found=f"Nix's configuration says {configured_sandbox(settings.build_environment)}",
+    )
 
 
 def _storage(settings: Settings) -> Finding:

@@ -10,6 +10,8 @@ from nixery.image.platform import SUPPORTED
 
 OUTPUT_KINDS = ("oci:", "oci-archive:", "docker-archive:", "registry:")
 
+_NAME = re.compile(r"[a-z0-9._-]{1,255}", re.ASCII)
+
 _META_PACKAGES = ("amd64", "arm64", "shell")
 
 # Names that are offered: more than anybody reads, and few enough for any shell.
@@ -39,7 +41,7 @@ def complete_name(incomplete: str) -> list[str]:
     """
     before, slash, part = incomplete.rpartition("/")
     part = part.lower()
-    if not part or not re.fullmatch(r"[a-z0-9._-]+", part):
+    if not part or not _NAME.fullmatch(part):
         return []
     names = {name for name in _META_PACKAGES if name.startswith(part)} | _listed(part)
     return [f"{before}{slash}{name}" for name in sorted(names, key=lambda name: (len(name), name))[:_MOST]]
@@ -62,7 +64,10 @@ def _listed(beginning: str) -> set[str]:
         while at >= 0:
             end = content.find(b'"', at + 1)
             if content[at - 1 : at] in (b"{", b",") and content[end : end + 3] == b'":{':
-                found.add(content[at + len(begin) - len(beginning) : end].decode(errors="replace"))
+                name = content[at + len(begin) - len(beginning) : end].decode(errors="replace")
+                # Other names cannot be asked for, and a package set may have any.
+                if _NAME.fullmatch(name):
+                    found.add(name)
             at = content.find(begin.encode(), at + 1)
     return found
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from nixery.cli.bars import BarReporter
 from nixery.cli.progress import LineReporter
@@ -22,6 +23,7 @@ from nixery.image.request import requests_for
 from nixery.oci.digest import Digest
 from nixery.pipeline.image import ImageIndex
 from nixery.pipeline.image_annotations import PACKAGES
+from nixery.plain_text import escaped
 from nixery.storage.store import BlobStore
 from nixery.wiring import Wired
 
@@ -119,7 +121,8 @@ def _difference(one: _Inspected, other: _Inspected) -> dict[str, Any]:
 
 
 def _print(image: _Inspected, console: Console) -> None:
-    console.print(f"[bold]{image.annotations.get('org.opencontainers.image.title', '')}[/]  {image.digest}")
+    title = escaped(image.annotations.get("org.opencontainers.image.title", ""))
+    console.print(Text.assemble((title, "bold"), f"  {image.digest}"))
     for key, value in image.annotations.items():
         _print_line(f"  {key}: {value}", console)
     # What a definition does not say itself, labels say as annotations do.
@@ -129,25 +132,30 @@ def _print(image: _Inspected, console: Console) -> None:
             _print_line(f"  {key}: {json.dumps(value)}", console)
     table = Table("layer", "size", "packages")
     for layer in image.layers:
-        table.add_row(layer["digest"][7:19], decimal(layer["size"]), " ".join(layer["packages"]))
+        table.add_row(layer["digest"][7:19], decimal(layer["size"]), _text(" ".join(layer["packages"])))
     table.add_section()
     table.add_row(f"{len(image.layers)} layers", decimal(sum(layer["size"] for layer in image.layers)), "")
     console.print(table)
 
 
+def _text(text: str) -> Text:
+    """Other people's text, which is no markup of rich's."""
+    return Text(escaped(text))
+
+
 def _print_line(line: str, console: Console) -> None:
     """Print text as it is: one line is one line, for whoever reads or filters it."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(escaped(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_difference(difference: dict[str, Any], console: Console) -> None:
     table = Table("package", "before", "after")
     for name, version in difference["removed"].items():
-        table.add_row(name, version or "yes", "-", style="red")
+        table.add_row(_text(name), _text(version or "yes"), "-", style="red")
     for name, change in difference["changed"].items():
-        table.add_row(name, change["from"], change["to"], style="yellow")
+        table.add_row(_text(name), _text(change["from"]), _text(change["to"]), style="yellow")
     for name, version in difference["added"].items():
-        table.add_row(name, "-", version or "yes", style="green")
+        table.add_row(_text(name), "-", _text(version or "yes"), style="green")
     console.print(table if table.row_count else "the same packages")
     for key in ("shared", "to pull"):
         console.print(f"{key}: {difference[key]['layers']} layers, {decimal(difference[key]['size'])}")

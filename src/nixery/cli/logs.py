@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 from collections.abc import MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
+import typer
 from structlog.types import EventDict, ExcInfo, Processor
 
+from nixery.plain_text import escaped, escaped_document, escaped_lines, shortened
 from nixery.request_context import current_request
 
-# Whatever could end a line, move the cursor, or turn the direction of writing: no text of a client may do that. Surrogates
-# are names that are no UTF-8.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+# Characters of a text in a log line.
+_LONGEST = 8000
 
 
 def configure_logs(level: int, form: Literal["auto", "json", "console"] = "console") -> None:
@@ -45,10 +45,11 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
 
 
 def _json() -> list[Processor]:
-    # ASCII alone: JSON's escapes leave nothing that could end a line.
     return [
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
+        # JSON's own escapes end where a program shows the text.
+        _escape,
         structlog.processors.JSONRenderer(),
     ]
 
@@ -69,13 +70,20 @@ def _add_request(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape control characters in texts; other values are shown by their ``repr``, which does."""
-    return {name: escaped(value) if isinstance(value, str) else value for name, value in event.items()}
+    """Escape texts, and bound them; a console shows other values by their ``repr``, which escapes, too."""
+    return {
+        name: escaped_document(value, escaped_lines if name == "exception" else _one_line)
+        for name, value in event.items()
+    }
 
 
-def escaped(text: str) -> str:
-    """Return a text that stays on its line of a terminal, whoever wrote it."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+def _one_line(text: str) -> str:
+    return escaped(shortened(text, _LONGEST))
+
+
+def print_line(text: str) -> None:
+    """Print a line of ours on stderr, whatever it quotes."""
+    typer.echo(f"nixery: {escaped(text)}", err=True)
 
 
 def _write_traceback(sio: TextIO, exc_info: ExcInfo) -> None:

@@ -12,7 +12,7 @@ import structlog
 import typer
 import uvloop
 
-from nixery.cli.logs import configure_logs
+from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError
 from nixery.nix.guard import guarded
 from nixery.nix.sandbox import configured_sandbox
@@ -40,15 +40,24 @@ def serve() -> None:
             uvloop.run(_serve(settings, prepare(settings)))
     except NixeryError as error:
         for line in str(error).splitlines():
-            typer.echo(f"nixery: {line}", err=True)
+            print_line(line)
         raise typer.Exit(_WRONG_SETTINGS) from None
 
 
 async def _serve(settings: Settings, prepared: Prepared) -> None:
     if prepared.address is None:
         raise AssertionError("it was prepared for serving")
-    sandbox = configured_sandbox() if settings.nix_sandbox == "auto" else settings.nix_sandbox
+    sandbox = (
+        configured_sandbox(settings.build_environment)
+        if settings.nix_sandbox == "auto"
+        else settings.nix_sandbox
+    )
     structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
+    if settings.withheld_variables:
+        structlog.get_logger("nixery.nix").warning(
+            "variables with a login are withheld from builders; name them in NIXERY_BUILD_ENVIRONMENT if builders may read them",
+            variables=settings.withheld_variables,
+        )
     async with wire(settings, prepared) as wired:
         await serve_application(
             wired.application, prepared.address, settings.port, settings.send_timeout, wired.close

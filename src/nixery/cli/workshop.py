@@ -13,7 +13,7 @@ from typing import TypeVar
 import typer
 
 from nixery.cli.completion import user_storage
-from nixery.cli.logs import configure_logs, escaped
+from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError, SettingsError
 from nixery.nix.builder import NixExpression
 from nixery.nix.guard import guarded
@@ -97,7 +97,7 @@ def run(
     except NixeryError as error:
         failed(error)
         for line in (*str(error).splitlines(), *getattr(error, "log_tail", ())):
-            typer.echo(f"nixery: {escaped(line)}", err=True)
+            print_line(line)
         raise typer.Exit(_FAILED) from None
 
 

@@ -16,6 +16,7 @@
     │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
     ├── BuildError                    the request is fine, making the image failed
     │   ├── EvaluationFailed
+    │   ├── AnswerTooLarge            Nix, or git, wrote more than is read
     │   ├── BuildFailed               with the derivation and the end of its log
     │   ├── BuildTimedOut             a builder, or Nix
     │   ├── BuildTookTooLong          all of it together
@@ -42,6 +43,7 @@ Errors carry data. What status and code they become is the business of
 from __future__ import annotations
 
 from nixery.errors.base import (
+    LONGEST_MESSAGE,
     BlobVerificationFailed,
     CollectionRunning,
     InternalError,
@@ -52,10 +54,12 @@ from nixery.errors.base import (
     StorageError,
     StorageFull,
     TooBusy,
+    readable_size,
     shown,
     storage_error,
 )
 from nixery.errors.build import (
+    AnswerTooLarge,
     BuildError,
     BuildFailed,
     BuildTimedOut,
@@ -85,6 +89,8 @@ from nixery.errors.request import (
 )
 
 __all__ = [
+    "LONGEST_MESSAGE",
+    "AnswerTooLarge",
     "BlobUnknown",
     "BlobVerificationFailed",
     "BuildError",
@@ -119,6 +125,7 @@ __all__ = [
     "TooBusy",
     "UnavailablePackage",
     "UnsafeContents",
+    "readable_size",
     "shown",
     "storage_error",
 ]

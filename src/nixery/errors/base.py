@@ -8,6 +8,10 @@ import errno
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+# Characters. With 100 packages that cannot be had, a message that explains the first five has some 12,000.
+LONGEST_MESSAGE = 16_000
+
+
 class NixeryError(Exception):
     """The root: everything nixery raises on purpose.
 
@@ -19,6 +23,10 @@ class NixeryError(Exception):
     """
 
     build: str | None = None
+
+    def __init__(self, message: str = "") -> None:
+        # A message is shown in lines, pages and records. It may be made of what a hundred packages say of themselves.
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}…")
 
 
 # Letters of a name that a message shows: as many as help to find it.
@@ -51,6 +59,16 @@ def storage_error(what: str, error: OSError) -> StorageError:
         error: the system's.
     """
     return (StorageFull if error.errno in _FULL else StorageError)(f"{what}: {error.strerror}")
+
+
+def readable_size(size: int) -> str:
+    """Write a number of bytes for people, in powers of 1024."""
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:  # noqa: PLR2004 -- what the units are made of
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
 
 
 class CollectionRunning(StorageError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nixery.errors.base import NixeryError
+from nixery.errors.base import NixeryError, readable_size
 
 
 class BuildError(NixeryError):
@@ -42,6 +42,18 @@ class BuildFailed(BuildError):
         self.derivation = derivation
         self.log_tail = log_tail
         self.disturbed = disturbed
+
+
+class AnswerTooLarge(BuildError):
+    """A command wrote more than this server reads, or what it wrote says more of something than this server takes.
+
+    Attributes:
+        limit: in bytes.
+    """
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"{what} is too large: {readable_size(limit)} is the limit")
+        self.limit = limit
 
 
 class BuildTimedOut(BuildError):

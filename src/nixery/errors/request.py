@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nixery.errors.base import NixeryError, shown
+from nixery.errors.base import NixeryError, readable_size, shown
 
 
 class RequestError(NixeryError):
@@ -82,9 +82,9 @@ class ClosureTooLarge(RequestError):
     """
 
     def __init__(self, size: int, limit: int, largest: tuple[tuple[str, int], ...]) -> None:
-        paths = ", ".join(f"{path} ({_readable(bytes_)})" for path, bytes_ in largest)
+        paths = ", ".join(f"{path} ({readable_size(bytes_)})" for path, bytes_ in largest)
         super().__init__(
-            f"the image would have {_readable(size)} of store paths, and {_readable(limit)} is the limit (NIXERY_MAX_CLOSURE); "
+            f"the image would have {readable_size(size)} of store paths, and {readable_size(limit)} is the limit (NIXERY_MAX_CLOSURE); "
             f"the largest are {paths}"
         )
         self.size = size
@@ -108,15 +108,6 @@ class UnsafeContents(RequestError):
         super().__init__(f"{self.file} cannot be in an image: {reason}")
 
 
-def _readable(size: int) -> str:
-    amount = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if amount < 1024:  # noqa: PLR2004 -- what the units are made of
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
 class Reason(StrEnum):
     """Why a package cannot be had. The values are the words used towards the client."""
 
@@ -127,6 +118,7 @@ class Reason(StrEnum):
     WRONG_PLATFORM = "not available on this platform"
     THROWS = "does not evaluate"
     NOT_A_PACKAGE = "not a package"
+    TOO_LARGE = "too large"
     INVALID_DEFINITION = "not a valid image definition"
 
 

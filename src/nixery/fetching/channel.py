@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from nixery.fetching.kept_trees import KeptTrees
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation
+from nixery.nix.process import Surroundings
 from nixery.sources.channel import channel_reference
 from nixery.sources.location import public_url, without_credentials
 from nixery.sources.source import NixFiles, Pin, Reference
@@ -30,11 +31,19 @@ class ChannelSource:
         archives: URL of a commit's archive, with ``{rev}`` in its place.
         repository: where names are looked up.
         store: where archives are unpacked to.
+        environment: of the commands that fetch them.
     """
 
     def __init__(
-        self, channel: str, allowed: Sequence[str], archives: str, repository: GitRepository, store: NixStore
+        self,
+        channel: str,
+        allowed: Sequence[str],
+        archives: str,
+        repository: GitRepository,
+        store: NixStore,
+        environment: Mapping[str, str],
     ) -> None:
+        self._surroundings = Surroundings(environment)
         self.description = f"channel:{without_credentials(archives)}"
         self._channel = channel
         self._allowed = allowed
@@ -65,7 +74,9 @@ class ChannelSource:
         url = self._archives.replace("{rev}", commit)
         try:
             completed, stderr = await run_command(
-                _FETCH, "nix-prefetch-url", "--unpack", "--print-path", "--name", "source", url
+                _FETCH,
+                *("nix-prefetch-url", "--unpack", "--print-path", "--name", "source", url),
+                surroundings=self._surroundings,
             )
         except BuildTimedOut as error:
             raise SourceUnreachable(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nixery.errors import (
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation, without_paths
+from nixery.nix.process import Surroundings
 from nixery.sources.flake import flake_reference
 from nixery.sources.location import public_url, without_credentials
 from nixery.sources.source import Flake, Pin, Reference
@@ -57,9 +58,11 @@ class FlakeSource:
     Args:
         flake: a reference; a directory's is relative to where the server was started.
         store: where Nix puts it.
+        environment: of the commands that fetch it.
     """
 
-    def __init__(self, flake: str, store: NixStore) -> None:
+    def __init__(self, flake: str, store: NixStore, environment: Mapping[str, str]) -> None:
+        self._surroundings = Surroundings(environment)
         self.description = f"flake:{without_credentials(flake)}"
         self._flake = str(Path(flake).absolute()) if flake.startswith(("/", ".")) else flake
         self._store = store
@@ -111,6 +114,7 @@ class FlakeSource:
                 "--refresh",
                 "--no-write-lock-file",
                 reference.name,
+                surroundings=self._surroundings,
             )
         except BuildTimedOut as error:
             raise SourceUnreachable(f"{shown} did not arrive in {_FETCH} seconds") from error

@@ -14,6 +14,7 @@ from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.kept_trees import KeptTrees
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
+from nixery.nix.process import Surroundings
 from nixery.sources.location import COMMIT, public_url, without_credentials
 from nixery.sources.source import NixFiles, Pin, Reference
 
@@ -29,7 +30,7 @@ class GitSource:
         copies: directory for copies of repositories.
         temporary: for unfinished files; belongs to this process.
         store: where checked-out commits go.
-        environment: ours, for git.
+        environment: of git.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class GitSource:
     ) -> None:
         self.description = f"git:{without_credentials(url)}"
         self._url = url
+        self._environment = environment
         self._repository = GitRepository(url, copies, environment)
         self._temporary = temporary
         self._store = store
@@ -70,7 +72,15 @@ class GitSource:
             archive, tree = Path(directory) / "archive.tar", Path(directory) / "source"
             await self._repository.archive(commit, archive)
             await asyncio.to_thread(tree.mkdir)
-            completed, stderr = await run_command(_UNPACK, "tar", "-xf", str(archive), "-C", str(tree))
+            completed, stderr = await run_command(
+                _UNPACK,
+                "tar",
+                "-xf",
+                str(archive),
+                "-C",
+                str(tree),
+                surroundings=Surroundings(self._environment),
+            )
             if completed.exit_code != 0:
                 raise StorageError(f"cannot unpack a commit: {stderr[-1] if stderr else 'tar failed'}")
             return await self._store.add(tree)

@@ -33,7 +33,7 @@ class GitRepository:
     Args:
         url: of the repository.
         copies: directory in which the copy is; made if it does not exist. Servers on one storage share it.
-        environment: ours.
+        environment: of git.
 
     Attributes:
         shown: the URL without credentials.

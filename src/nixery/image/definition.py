@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from nixery.oci.image import ExecutionParameters
 
@@ -22,6 +23,9 @@ _PORT = re.compile(r"(\d{1,5})(/(tcp|udp|sctp))?", re.ASCII)
 _USER = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*(:[a-zA-Z0-9_][a-zA-Z0-9_.-]*)?", re.ASCII)
 _SIGNAL = re.compile(r"SIG[A-Z0-9+-]+|\d{1,2}", re.ASCII)
 
+
+# Of a definition with many mistakes, so many are named, with so many characters of a name or a wrong value.
+_NAMED, _SHOWN = 10, 100
 
 # Where packages.nix found something that JSON has no words for, it says what that is in a set with this name.
 _TYPE = "nixery:type"
@@ -40,34 +44,34 @@ _LARGEST_ID = 2**32 - 2
 
 def _absolute(path: str) -> str:
     if not path.startswith("/"):
-        raise ValueError(f"should be an absolute path, not {path!r}")
+        raise ValueError(f"should be an absolute path, not {_shown(path)}")
     if len(path.encode()) > _LONGEST_PATH:
         raise ValueError(f"should have at most {_LONGEST_PATH} bytes, not {len(path.encode())}")
     if "\0" in path:
-        raise ValueError(f"should have no zero byte, unlike {path!r}")
+        raise ValueError(f"should have no zero byte, unlike {_shown(path)}")
     return path
 
 
 def _port(port: str) -> str:
     match = _PORT.fullmatch(port)
     if match is None or not 0 < int(match[1]) < 65536:  # noqa: PLR2004 -- TCP's largest port
-        raise ValueError(f"should be a port such as 80 or 53/udp, not {port!r}")
+        raise ValueError(f"should be a port such as 80 or 53/udp, not {_shown(port)}")
     return port if match[2] else f"{port}/tcp"
 
 
 def _user(user: str) -> str:
     if _USER.fullmatch(user) is None:
-        raise ValueError(f"should be a user such as 1000, 1000:1000 or web, not {user!r}")
+        raise ValueError(f"should be a user such as 1000, 1000:1000 or web, not {_shown(user)}")
     if len(user) > _LONGEST_USER:
         raise ValueError(f"should have at most {_LONGEST_USER} letters, not {len(user)}")
     if any(part.isdecimal() and int(part) > _LARGEST_ID for part in user.split(":")):
-        raise ValueError(f"should have numbers up to {_LARGEST_ID}, not {user!r}")
+        raise ValueError(f"should have numbers up to {_LARGEST_ID}, not {_shown(user)}")
     return user
 
 
 def _signal(signal: str) -> str:
     if _SIGNAL.fullmatch(signal) is None:
-        raise ValueError(f"should be a signal such as SIGINT, not {signal!r}")
+        raise ValueError(f"should be a signal such as SIGINT, not {_shown(signal)}")
     return signal
 
 
@@ -88,13 +92,13 @@ def _variables(value: object) -> object:
     values = {name: _number_as_text(text) for name, text in value.items()}
     wrong = next((name for name, text in values.items() if not isinstance(text, str)), None)
     if wrong is not None:
-        raise ValueError(f"{wrong} should be a string")
+        raise ValueError(f"{wrong[:_SHOWN]} should be a string")
     return [f"{name}={text}" for name, text in values.items()]
 
 
 def _variable(entry: str) -> str:
     if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
-        raise ValueError(f"should be NAME=value, not {entry!r}")
+        raise ValueError(f"should be NAME=value, not {_shown(entry)}")
     return entry
 
 
@@ -102,7 +106,7 @@ def _nanoseconds(value: object) -> object:
     if not isinstance(value, str):
         return value
     if _DURATION.fullmatch(value) is None:
-        raise ValueError(f"should be a duration such as 30s or 1m30s, not {value!r}")
+        raise ValueError(f"should be a duration such as 30s or 1m30s, not {_shown(value)}")
     parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)", value)
     return round(sum(float(number) * _NANOSECONDS[unit] for number, unit in parts))
 
@@ -151,7 +155,15 @@ def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
     try:
         definition = _Definition.model_validate_json(document)
     except ValidationError as error:
-        raise InvalidDefinition("; ".join(_problem(dict(problem)) for problem in error.errors())) from None
+        problems = error.errors(include_url=False)
+        more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+        named = "; ".join(_problem(dict(problem)) for problem in problems[:_NAMED])
+        raise InvalidDefinition(named + more) from None
+    # Where any names may stand, that of a type fits as well.
+    config = from_json(document).get("config", {})
+    for field in ("Labels", "Env"):
+        if _TYPE in config.get(field, ()):
+            raise InvalidDefinition(f"config.{field} is a {_type(config[field])}")
     return _parameters(definition.config), definition.layers
 
 
@@ -173,11 +185,14 @@ def _parameters(config: _Config) -> ExecutionParameters:
 
 def _problem(problem: Mapping[str, Any]) -> str:
     way, found = problem["loc"], problem["input"]
+    if not way:
+        # Not JSON that can be read: nested too deeply, for one.
+        return f"the definition cannot be read: {problem['msg'][:_SHOWN]}"
     if way[-1] == _TYPE:
         way, found = way[:-1], {_TYPE: found}
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in way)
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:_SHOWN]}" for part in way)
     if isinstance(found, dict) and _TYPE in found:
-        what = f"is a {found[_TYPE]}"
+        what = f"is a {_type(found)}"
     elif problem["type"] == "extra_forbidden":
         what = "is no field of an image definition"
     elif problem["type"] == "missing":
@@ -193,5 +208,14 @@ def _problem(problem: Mapping[str, Any]) -> str:
             .replace("an object", "a set")
         )
         if not isinstance(found, (dict, list)):
-            what += f", not {found!r}"
+            what += f", not {_shown(found)}"
     return f"{where.lstrip('.')} {what}"
+
+
+def _type(found: Mapping[str, Any]) -> str:
+    return str(found[_TYPE])[:_SHOWN]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

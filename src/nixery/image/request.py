@@ -19,7 +19,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
 
 # The specification bounds host name and repository name together to 255 characters.
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
 
 # What Docker makes of a name without a slash before it asks a mirror: `hello` is `library/hello`, two components.
 _OFFICIAL = 2
@@ -57,8 +57,8 @@ def validate_name(name: str) -> None:
     Raises:
         InvalidName: with the reason.
     """
-    if len(name) > _LONGEST_NAME:
-        raise InvalidName(name[:_LONGEST_NAME], f"it is longer than {_LONGEST_NAME} characters")
+    if len(name) > LONGEST_NAME:
+        raise InvalidName(name[:LONGEST_NAME], f"it is longer than {LONGEST_NAME} characters")
     if _NAME.fullmatch(name) is None:
         raise InvalidName(
             name,

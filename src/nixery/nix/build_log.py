@@ -6,16 +6,17 @@ and a JSON object: *start* and *stop* of an activity, a *result* within one, or 
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from pydantic_core import from_json
+
 from nixery.nix.error_message import is_about_a_full_disk
-from nixery.nix.plain_text import plain_text
 from nixery.nix.progress import ProgressFeed
+from nixery.plain_text import plain_text, shortened
 
 _PREFIX = b"@nix "
 _COPY_ACTIVITY = 100  # of a path, from a binary cache
@@ -30,8 +31,12 @@ _DERIVATION = re.compile(r"/nix/store/([0-9a-z]{32}-[^\s'!^]+?\.drv)")
 
 LOG_TAIL = 20
 
-# A builder may write a megabyte without a line break; nobody reads more than this many characters of it.
-_LONGEST_LINE = 2000
+# A builder may write a megabyte without a line break; people read no more than this many characters of it. Of what it wrote, so many
+# are looked at: colours are taken out.
+_LONGEST_LINE, _LONGEST_RAW = 2000, 16_000
+
+# Derivations whose last lines are kept, and errors of Nix; of more, the latest derivations and the first errors.
+_MOST_TAILS, _MOST_ERRORS = 500, 50
 
 
 class BuildLog:
@@ -60,6 +65,7 @@ class BuildLog:
         self._on_progress = on_progress
         self.is_at_work = False
         self._derivation_of_activity: dict[int, str] = {}
+        self._built: set[str] = set()
         self._tails: dict[str, deque[str]] = {}
         self._errors: list[str] = []
         self._other_lines: deque[str] = deque(maxlen=LOG_TAIL)
@@ -87,13 +93,17 @@ class BuildLog:
                 derivation = path.rpartition("/")[2]
                 self._derivation_of_activity[activity] = derivation
                 self._tails.setdefault(derivation, deque(maxlen=LOG_TAIL))
+                self._built.add(derivation)
+                if len(self._tails) > _MOST_TAILS:
+                    del self._tails[next(iter(self._tails))]
                 self._started[activity] = self._clock()
             case {"action": "stop", "id": activity} if activity in self._started:
                 self._seconds[self._derivation_of_activity[activity]] = self._clock() - self._started.pop(
                     activity
                 )
             case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
-                self._errors.append(plain(text))
+                if len(self._errors) < _MOST_ERRORS:
+                    self._errors.append(plain(text))
         self._on_progress()
 
     def _follow(self, feed: ProgressFeed, event: dict[str, Any]) -> None:
@@ -127,7 +137,7 @@ class BuildLog:
     @property
     def built(self) -> frozenset[str]:
         """``<hash>-<name>.drv`` of the derivations whose builders were started."""
-        return frozenset(self._tails)
+        return frozenset(self._built)
 
     @property
     def failed_derivation(self) -> str | None:
@@ -136,7 +146,7 @@ class BuildLog:
         A derivation whose builder really ran goes before those that failed because it did.
         """
         named = [name for error in self._errors for name in _DERIVATION.findall(error)]
-        return next((name for name in named if name in self._tails), named[0] if named else None)
+        return next((name for name in named if name in self._built), named[0] if named else None)
 
     @property
     def slowest_derivation(self) -> str | None:
@@ -179,7 +189,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.startswith(_PREFIX):
         return None
     try:
-        event = json.loads(line[len(_PREFIX) :])
+        # Unlike the standard library's, it has a bound for nesting, and an ordinary error.
+        event = from_json(line[len(_PREFIX) :])
     except ValueError:
         return None
     return event if isinstance(event, dict) else None
@@ -187,5 +198,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def plain(text: str) -> str:
     """Return what a person reads of a line: nothing that is meant for a terminal, and an end."""
-    text = "\n".join(map(plain_text, text.split("\n")))
-    return text if len(text) <= _LONGEST_LINE else text[:_LONGEST_LINE] + "…"
+    text = "\n".join(map(plain_text, text[:_LONGEST_RAW].split("\n")))
+    return shortened(text, _LONGEST_LINE)

@@ -165,13 +165,16 @@ class NixBuilder(Protocol):
 
     def realise(
         self, installables: Sequence[str], tell: Tell = ..., on_begun: Callable[[], None] = ...
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
         """Build or substitute some outputs; nothing else.
 
         Args:
             installables: in Nix's words.
             tell: is told how far it is, some ten times a second.
             on_begun: called when Nix itself protects what it works with, maybe several times, maybe never.
+
+        Yields:
+            The store paths that Nix provided. An evaluation may claim others, which are not the package set's to give away.
 
         While the context lasts they are protected from Nix's garbage collector.
 

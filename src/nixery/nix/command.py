@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from nixery.errors import BuildTimedOut
 from nixery.nix.build_log import LOG_TAIL, plain
-from nixery.nix.process import OURS, Completed, Deadline, Surroundings, run
+from nixery.nix.process import Completed, Deadline, Surroundings, run
 
-# Arguments of one command, well under Linux's limit of 2 MiB for all of them together.
-_PATHS = 5000
+# Arguments of one command, and their bytes, well under Linux's limit of 2 MiB for all of them and the environment together.
+_PATHS, ARGUMENTS = 5000, 1024 * 1024
+
+# Bytes of a line that are kept: more than is shown of it, whatever its escape sequences.
+_LONGEST_LINE = 16 * 1024
 
 
 async def run_command(
-    seconds: float, *arguments: str, surroundings: Surroundings = OURS
+    seconds: float, *arguments: str, surroundings: Surroundings
 ) -> tuple[Completed, Sequence[str]]:
     """Run a command to its end; return what became of it, and the last lines it wrote on stderr.
 
@@ -25,19 +28,22 @@ async def run_command(
 
     Raises:
         BuildTimedOut: it did not end in time.
+        AnswerTooLarge: it wrote more than it may.
         NixUnusable: it cannot be started.
     """
-    stderr: deque[str] = deque(maxlen=LOG_TAIL)
+    # Made readable at the end: most lines of a program that floods us are never looked at.
+    lines: deque[bytes] = deque(maxlen=LOG_TAIL)
     try:
         completed = await run(
-            arguments,
-            lambda line: stderr.append(plain(line.decode(errors="replace"))),
-            Deadline(seconds),
-            surroundings,
+            arguments, lambda line: lines.append(line[:_LONGEST_LINE]), Deadline(seconds), surroundings
         )
     except TimeoutError:
-        raise BuildTimedOut(None, seconds, tuple(stderr)) from None
-    return completed, tuple(stderr)
+        raise BuildTimedOut(None, seconds, _readable(lines)) from None
+    return completed, _readable(lines)
+
+
+def _readable(lines: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(plain(line.decode(errors="replace")) for line in lines)
 
 
 def in_batches(paths: Sequence[str]) -> list[Sequence[str]]:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from nixery.nix.health import is_out_of_room
-from nixery.nix.plain_text import plain_text
+from nixery.plain_text import plain_text, shortened
+
+# Characters of an explanation; most clients show it in one line.
+_LONGEST = 2000
 
 
 def explanation(stderr: Sequence[str]) -> str:
@@ -27,7 +30,7 @@ def explanation(stderr: Sequence[str]) -> str:
             break
         if text:
             message.append(text)
-    return " ".join(message)
+    return shortened(" ".join(message), _LONGEST)
 
 
 # What SQLite, the C library and Nix's store say when a disk, the memory or the daemon is at fault.

@@ -53,6 +53,15 @@ class _Flawed(BaseModel):
     position: list[int] | None
 
 
+class _TooLarge(BaseModel):
+    status: Literal["too large"]
+    name: str
+    attribute: str
+    field: str
+    size: int
+    limit: int
+
+
 class _Definition(BaseModel):
     status: Literal["definition"]
     name: str
@@ -61,7 +70,7 @@ class _Definition(BaseModel):
     installables: list[str]
 
 
-_Item = _Available | _Missing | _NotAPackage | _Flawed | _Definition
+_Item = _Available | _Missing | _NotAPackage | _Flawed | _TooLarge | _Definition
 
 
 class _Answer(BaseModel):
@@ -84,6 +93,7 @@ _NIX_TYPES = {"lambda": "function", "set": "set of packages"}
 _MOST_WITH_NEAR_NAMES = 5
 
 # Store paths within longer texts.
+_OUTPUT = re.compile(r"[0-9a-zA-Z+\-._?=]+", re.ASCII)
 _STORE_PATH = re.compile(rf"{STORE_DIRECTORY}/[0-9a-z]{{32}}-[0-9a-zA-Z+\-._?=]+")
 
 
@@ -119,7 +129,8 @@ def parse_answer(stdout: bytes) -> tuple[Item, ...]:
         NixUnusable: it is not what ``packages.nix`` gives.
     """
     try:
-        answer = _ANSWER.validate_json(stdout)
+        # Nix's strings are bytes, and older versions print them as they are.
+        answer = _ANSWER.validate_json(stdout.decode(errors="replace"))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
@@ -151,6 +162,9 @@ def _interpret(item: _Item, near: tuple[str, ...]) -> Item:
             found = _NIX_TYPES.get(item.type, item.type)
             explanation = f"{_place(attribute, position)} is a {found}, not a derivation"
             return Flaw(UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation))
+        case _TooLarge(name=name, attribute=attribute, field=field, size=size, limit=limit):
+            explanation = f"{attribute}: {field} is {size}, and {limit} is the limit"
+            return Flaw(UnavailablePackage(name, Reason.TOO_LARGE, explanation))
         case _Flawed(name=name, position=place):
             reason = UnavailablePackage(name, _REASONS[item.status])
             return Flaw(reason, None if place is None else tuple(place))
@@ -163,7 +177,7 @@ def _place(attribute: str, position: Sequence[int]) -> str:
 def _package(item: _Available) -> Package | Flaw:
     try:
         derivation = StorePath.parse(item.derivation)
-        outputs = {name: StorePath.parse(path) for name, path in sorted(item.outputs.items())}
+        outputs = {_output_name(name): StorePath.parse(path) for name, path in sorted(item.outputs.items())}
     except ValueError as error:
         return Flaw(UnavailablePackage(item.name, Reason.NOT_A_PACKAGE, str(error)))
     return Package(
@@ -186,7 +200,10 @@ def _definition(item: _Definition) -> Definition | Flaw:
     except InvalidDefinition as error:
         explanation = f"{item.attribute}: {error}"
         return Flaw(UnavailablePackage(item.name, Reason.INVALID_DEFINITION, explanation))
-    paths = _mentioned(item.definition, item.installables)
+    try:
+        paths = _mentioned(item.definition, item.installables)
+    except ValueError as error:
+        return Flaw(UnavailablePackage(item.name, Reason.INVALID_DEFINITION, f"{item.attribute}: {error}"))
     return Definition(item.name, item.attribute, execution, layers, tuple(item.installables), paths)
 
 
@@ -202,10 +219,17 @@ def _mentioned(text: str, installables: Sequence[str]) -> tuple[StorePath, ...]:
     return tuple(sorted(found))
 
 
+def _output_name(name: str) -> str:
+    # It becomes a part of an argument, `<derivation>!<output>`. What is allowed is what Nix allows in names of store paths.
+    if _OUTPUT.fullmatch(name) is None:
+        raise ValueError(f"{name!r} is not the name of an output")
+    return name
+
+
 def _name(installable: str) -> str:
     derivation, _, output = installable.partition("!")
     name = StorePath.parse(derivation).name
     if not output:
         return name
     name = name.removesuffix(".drv")
-    return name if output == "out" else f"{name}-{output}"
+    return name if _output_name(output) == "out" else f"{name}-{output}"

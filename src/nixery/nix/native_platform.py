@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 
 from nixery.image.platform import AMD64, ARM64, SUPPORTED, Platform
 
@@ -13,14 +14,19 @@ _PATIENCE = 5
 _MACHINES = {"x86_64": AMD64, "amd64": AMD64, "aarch64": ARM64, "arm64": ARM64}
 
 
-def native_platform() -> Platform:
+def native_platform(environment: Mapping[str, str]) -> Platform:
     """Ask Nix, whose configuration has the say; if it does not answer, or with something else, the machine decides.
 
     Blocks for some hundredths of a second.
+
+    Args:
+        environment: of the command that asks.
     """
     command = ("nix-instantiate", "--eval", "--expr", "builtins.currentSystem")
     try:
-        completed = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False, text=True)
+        completed = subprocess.run(
+            command, capture_output=True, timeout=_PATIENCE, check=False, text=True, env=environment
+        )
         answer = completed.stdout.strip().strip('"')
     except (OSError, subprocess.TimeoutExpired):
         # A Nix that cannot be used is told to whoever asks for an image; here it is none of our business.

@@ -24,30 +24,47 @@ class NixOptions:
         every_command: as they are, for all commands of Nix.
         sandbox: whether builders run in Nix's sandbox; ``None`` for what Nix's configuration says.
         import_from_derivation: whether an evaluation may build things, and then read them.
-        environment: of evaluations; ``None`` for ours.
+        environment: of evaluations that read variables, or that build.
+        fetching: of evaluations that do neither, and so may fetch with logins.
+        building: of commands that build, or that ask the store.
         memory: of evaluations, in bytes; ``None`` for no bound.
     """
 
     every_command: tuple[str, ...] = ()
     sandbox: bool | None = None
     import_from_derivation: bool = False
-    environment: Mapping[str, str] | None = field(default=None)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    fetching: Mapping[str, str] = field(default_factory=dict, repr=False)
+    building: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: int | None = None
 
     @property
     def identity(self) -> str:
         """Of what has a say in what an evaluation results in, besides the package set."""
-        search_path = (self.environment or {}).get(_SEARCH_PATH, "")
+        search_path = self.environment.get(_SEARCH_PATH, "")
         return canonical_json([self.every_command, self.import_from_derivation, search_path]).decode()
 
-    def surroundings(self, package_set: PackageSet) -> Surroundings:
-        """Return what an evaluation is given: none of our secrets, and not all of our memory."""
+    def surroundings(self, package_set: PackageSet, answer: int) -> Surroundings:
+        """Return what an evaluation is given: none of our secrets, and not all of our memory.
+
+        Args:
+            package_set: what is evaluated.
+            answer: the most bytes that are read of what it answers.
+        """
         environment = self.environment
         match package_set:
-            case NixFiles(self_contained=True) if environment is not None:
+            case NixFiles(self_contained=True) | Flake(pure=True) if not self.import_from_derivation:
+                # It reads no variable (``restrict-eval``, ``pure-eval``) and runs no builder.
+                environment = self.fetching
+            case _:
+                pass
+        match package_set:
+            case NixFiles(self_contained=True):
                 # What is searched is what a restricted evaluation may read.
                 environment = {name: value for name, value in environment.items() if name != _SEARCH_PATH}
-        return Surroundings(environment, self.memory)
+            case _:
+                pass
+        return Surroundings(environment, self.memory, answer=answer)
 
     def for_evaluation(self, package_set: PackageSet, expressions: str) -> Sequence[str]:
         """Return options that keep an evaluation to what it needs.
@@ -71,6 +88,14 @@ class NixOptions:
                 # Not by itself: only the new commands of Nix evaluate purely unless they are told otherwise.
                 options += ["--option", "pure-eval", str(pure).lower()]
         return [*options, *self.every_command]
+
+    def store(self, answer: int | None = None) -> Surroundings:
+        """Return what commands are given that build, or that ask the store.
+
+        Args:
+            answer: the most bytes that are read of their answer; ``None`` for a short one.
+        """
+        return Surroundings(self.building) if answer is None else Surroundings(self.building, answer=answer)
 
     @property
     def for_building(self) -> Sequence[str]:

@@ -46,7 +46,7 @@ class SubprocessPackageGraph(SubprocessNixBuilder):
 
         arguments = ("nix-store", "--realise", "--dry-run", *installables, *self._options.for_building)
         try:
-            completed = await run(arguments, read_line, Deadline(self._timeout))
+            completed = await run(arguments, read_line, Deadline(self._timeout), self._options.store())
         except TimeoutError:
             raise BuildTimedOut(None, self._timeout) from None
         if completed.exit_code != 0:

@@ -1,4 +1,4 @@
-"""Running Nix: both output streams at once, and never a process left behind."""
+"""Running Nix: both output streams at once and within bounds, and never a process left behind."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nixery.errors import NixUnusable
+from nixery.errors import AnswerTooLarge, NixUnusable
 
 # Nix ends its builders when it is asked to stop; this many seconds it has for that.
 _GRACE = 4.0
@@ -19,6 +19,15 @@ _CHUNK = 65536
 
 # A longer line on stderr is cut: whoever writes a megabyte without a line break does not write for people.
 _LONGEST_LINE = 1 << 20
+
+_STDERR = 2
+
+# Bytes of stdout, for commands whose answers are short.
+_USUAL_ANSWER = 16 * 1024 * 1024
+
+# Bytes of stderr that are read in a second, on average. A builder that writes faster waits: reading its lines is work for the event
+# loop, which has other requests to serve.
+_STDERR_RATE = 4 * 1024 * 1024
 
 LineReader = Callable[[bytes], None]
 
@@ -60,24 +69,23 @@ class Surroundings:
     """What a process is given, and how much it may take.
 
     Attributes:
-        environment: ``None`` for ours.
+        environment: all of its environment; see ``nixery.settings.environments``.
         memory: bytes of address space; ``None`` for as much as there is.
-        descriptors: open files that it and its children keep open, a lock for example, also if we are gone.
+        descriptors: open files that it and its children keep open, a lock for example, also if we are gone. No others.
+        answer: the most bytes of stdout.
     """
 
-    environment: Mapping[str, str] | None = None
+    environment: Mapping[str, str] = field(repr=False)
     memory: int | None = None
     descriptors: tuple[int, ...] = ()
-
-
-OURS = Surroundings()
+    answer: int = _USUAL_ANSWER
 
 
 async def run(
     arguments: Sequence[str],
     read_stderr_line: LineReader,
     deadline: Deadline,
-    surroundings: Surroundings = OURS,
+    surroundings: Surroundings,
 ) -> Completed:
     """Run a program in a process group of its own.
 
@@ -91,9 +99,11 @@ async def run(
 
     Raises:
         TimeoutError: the deadline passed.
+        AnswerTooLarge: it wrote more on stdout than it may.
         NixUnusable: the program cannot be started.
     """
     try:
+        _close_on_exec(surroundings.descriptors)
         process = await asyncio.create_subprocess_exec(
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
@@ -113,26 +123,55 @@ async def run(
             resource.prlimit(process.pid, resource.RLIMIT_AS, limit)
     if process.stdout is None or process.stderr is None:
         raise AssertionError("both streams were asked for")
+    answering = asyncio.ensure_future(_read_answer(process.stdout, arguments[0], surroundings.answer))
+    logging = asyncio.ensure_future(_read_lines(process.stderr, read_stderr_line))
     try:
         async with deadline:
-            stdout, _, exit_code = await asyncio.gather(
-                process.stdout.read(), _read_lines(process.stderr, read_stderr_line), process.wait()
-            )
+            answer, _, exit_code = await asyncio.gather(answering, logging, process.wait())
     except BaseException:
         # Also if the program itself is gone: others of its group may hold the streams open. And a second cancellation
         # must not leave the group half ended.
+        answering.cancel()
+        logging.cancel()
         await asyncio.shield(_end_group(process))
         raise
-    return Completed(exit_code, stdout)
+    return Completed(exit_code, answer)
+
+
+def _close_on_exec(kept: Collection[int]) -> None:
+    """Have no child inherit a descriptor but those, whatever a library or our own parent has left open for it.
+
+    uvloop starts processes without closing descriptors (``close_fds``), and looks at this flag alone.
+    """
+    for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- this has to be quick
+        descriptor = int(entry)
+        if descriptor > _STDERR and descriptor not in kept:
+            with suppress(OSError):  # that of the directory is closed already
+                os.set_inheritable(descriptor, False)
+
+
+async def _read_answer(stream: asyncio.StreamReader, program: str, most: int) -> bytes:
+    answer = bytearray()
+    while chunk := await stream.read(_CHUNK):
+        answer += chunk
+        if len(answer) > most:
+            raise AnswerTooLarge(f"the output of {program}", most)
+    return bytes(answer)
 
 
 async def _read_lines(stream: asyncio.StreamReader, read_line: LineReader) -> None:
+    loop = asyncio.get_running_loop()
     rest = b""
+    allowed, at = float(_STDERR_RATE), loop.time()
     while chunk := await stream.read(_CHUNK):
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             read_line(line)
         rest = rest[:_LONGEST_LINE]
+        before, at = at, loop.time()
+        allowed = min(_STDERR_RATE, allowed + (at - before) * _STDERR_RATE) - len(chunk)
+        if allowed < 0:
+            await asyncio.sleep(-allowed / _STDERR_RATE)
     if rest:
         read_line(rest)
 

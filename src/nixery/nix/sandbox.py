@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from nixery.errors import SettingsError
@@ -27,13 +28,18 @@ _DERIVATION = """\
 _PATHS = "/bin? /lib? /lib64? /usr?"
 
 
-def configured_sandbox() -> str:
+def configured_sandbox(environment: Mapping[str, str]) -> str:
     """Return what Nix's own configuration says, in its words. Blocks for some hundredths of a second."""
     for words in (("config", "show"), ("show-config",)):  # the name has changed
         command = ("nix", "--extra-experimental-features", "nix-command", *words)
         try:
             completed = subprocess.run(
-                command, capture_output=True, timeout=_SHORT_PATIENCE, check=False, text=True
+                command,
+                capture_output=True,
+                timeout=_SHORT_PATIENCE,
+                check=False,
+                text=True,
+                env=environment,
             )
         except (OSError, subprocess.TimeoutExpired):
             break
@@ -44,7 +50,7 @@ def configured_sandbox() -> str:
     return "unknown"
 
 
-def require_sandbox() -> None:
+def require_sandbox(environment: Mapping[str, str]) -> None:
     """Build something in the sandbox. Blocks for some tenths of a second.
 
     Raises:
@@ -72,7 +78,9 @@ def require_sandbox() -> None:
         _DERIVATION,
     )
     try:
-        completed = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False, text=True)
+        completed = subprocess.run(
+            command, capture_output=True, timeout=_PATIENCE, check=False, text=True, env=environment
+        )
         if completed.returncode == 0:
             inside = Path(completed.stdout.strip()).read_text().strip() == "/build"
             reason = "" if inside else "Nix builds outside of it"

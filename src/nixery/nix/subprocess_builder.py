@@ -9,19 +9,21 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from nixery.closure.graph import Closure
-from nixery.closure.store_path import StorePath
+from nixery.closure.store_path import STORE_DIRECTORY, StorePath
 from nixery.errors import (
+    AnswerTooLarge,
     BuildFailed,
     BuildTimedOut,
     NixStoreFull,
     NixUnusable,
     PathsCollected,
+    storage_error,
 )
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog
 from nixery.nix.builder import Details, Evaluated, NixExpression
 from nixery.nix.collector_lock import CollectorLock
-from nixery.nix.command import in_batches, run_command
+from nixery.nix.command import ARGUMENTS, in_batches, run_command
 from nixery.nix.error_message import collected_path, explanation, is_about_a_full_disk, without_paths
 from nixery.nix.evaluation import Flaw
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
@@ -44,6 +46,12 @@ _INDEX_SECONDS = 60.0
 
 # Packages that are evaluated once more for what they throw; each is a process.
 _MOST_EXPLAINED = 5
+
+# Bytes of what Nix tells about one closure: some 200,000 store paths.
+_CLOSURE = 64 * 1024 * 1024
+
+# And about whatever else is asked of the store, each time.
+_STORE_ANSWER = 64 * 1024 * 1024
 
 
 class SubprocessNixBuilder:
@@ -102,17 +110,17 @@ class SubprocessNixBuilder:
     @asynccontextmanager
     async def realise(
         self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[frozenset[StorePath]]:
         """See ``NixBuilder.realise``."""
         with self._roots.hold() as root:
-            if installables:
-                await self._realise(installables, root, tell, on_begun)
-            yield
+            yield await self._realise(installables, root, tell, on_begun) if installables else frozenset()
 
     async def _realise(
         self, wanted: Sequence[str], root: Path, tell: Tell, on_begun: Callable[[], None]
-    ) -> None:
+    ) -> frozenset[StorePath]:
         # Whatever Nix is busy with apart from builders (evaluating what to build, downloading) reports progress.
+        if sum(map(len, wanted)) > ARGUMENTS:
+            raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
         deadline = Deadline(self._timeout + _GRACE)
         feed = ProgressFeed(tell)
 
@@ -132,7 +140,7 @@ class SubprocessNixBuilder:
             *self._options.for_building,
         )
         try:
-            completed = await run(arguments, log.read_line, deadline)
+            completed = await run(arguments, log.read_line, deadline, self._options.store())
         except TimeoutError:
             raise self._timed_out(log) from None
         finally:
@@ -152,23 +160,39 @@ class SubprocessNixBuilder:
                 log.failed_derivation, tail, log.summary, disturbed=self._collector.is_at_work()
             )
 
+        return await asyncio.to_thread(_provided, wanted, completed.stdout)
+
     def _timed_out(self, log: BuildLog) -> BuildTimedOut:
         derivation = log.failed_derivation or log.slowest_derivation
         return BuildTimedOut(derivation, self._timeout, log.log_tail(derivation))
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         """See ``NixBuilder.closure``."""
-        requisites: set[str] = set()
-        for batch in in_batches([str(path) for path in paths]):
-            requisites.update((await self._query("--query", "--requisites", *batch)).split())
-        registrations = [await self._query("--dump-db", *batch) for batch in in_batches(sorted(requisites))]
+        left = _CLOSURE
+
+        async def ask(question: Sequence[str], asked: Sequence[str]) -> list[str]:
+            nonlocal left
+            answers = []
+            for batch in in_batches(asked):
+                answers.append(await self._query(*question, *batch, answer=left))
+                left -= len(answers[-1])
+            return answers
+
         try:
-            return Closure(info for text in registrations for info in parse_registrations(text))
+            listed = await ask(("--query", "--requisites"), [str(path) for path in paths])
+            requisites = {path for text in listed for path in text.split()}
+            registrations = await ask(("--dump-db",), sorted(requisites))
+        except AnswerTooLarge:
+            raise AnswerTooLarge("the list of all store paths that the image needs", _CLOSURE) from None
+        try:
+            return await asyncio.to_thread(_closure, registrations)
         except ValueError as error:
             raise NixUnusable(f"Nix's answer to nix-store --dump-db is not understood: {error}") from error
 
-    async def _query(self, *arguments: str) -> str:
-        completed, stderr = await run_command(self._timeout, "nix-store", *arguments)
+    async def _query(self, *arguments: str, answer: int = _STORE_ANSWER) -> str:
+        completed, stderr = await run_command(
+            self._timeout, "nix-store", *arguments, surroundings=self._options.store(answer)
+        )
         if completed.exit_code != 0:
             if is_about_a_full_disk(explanation(stderr)):
                 raise NixStoreFull
@@ -177,6 +201,25 @@ class SubprocessNixBuilder:
                 raise PathsCollected(gone)
             raise NixUnusable(f"nix-store {arguments[0]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()
+
+
+def _closure(registrations: Sequence[str]) -> Closure:
+    return Closure(info for text in registrations for info in parse_registrations(text))
+
+
+def _provided(installables: Sequence[str], roots: bytes) -> frozenset[StorePath]:
+    """The outputs that roots lead to, which Nix has printed, and what was asked for by its own path."""
+    asked = [path for path in installables if "!" not in path]
+    try:
+        outputs = [_output(Path(os.fsdecode(root))) for root in roots.splitlines()]
+    except OSError as error:
+        raise storage_error("cannot keep Nix's garbage collector from an image's packages", error) from error
+    return frozenset(map(StorePath.parse, (*outputs, *asked)))
+
+
+def _output(root: Path) -> str:
+    # A store that is elsewhere has no roots here; Nix prints the path itself then.
+    return str(root if root.parent == Path(STORE_DIRECTORY) else root.readlink())
 
 
 def _missing(installables: Sequence[str]) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from nixery.errors import (
+    AnswerTooLarge,
     EvaluationFailed,
     NixStoreFull,
     NixUnusable,
@@ -36,9 +37,27 @@ from nixery.sources.source import Flake, NixFiles, PackageSet
 
 _INDEX = TypeAdapter(dict[str, Details])
 
+# Bytes that Nix may answer to one evaluation. What one package or definition is answered with is bounded (``packages.nix``), so this
+# is some 10,000 of them. Reading JSON holds the interpreter's lock, about a tenth of a second for this much.
+_ANSWER = 8 * 1024 * 1024
+
+# And with the list of a whole package set; that of nixpkgs has 7 MB.
+_INDEX_ANSWER = 24 * 1024 * 1024
+
+# Processes that one request may take. Usually it is one; with errors that cannot be caught, finding one package among sixty
+# takes fourteen.
+_MOST_PROCESSES = 16
+
+_NOT_LOOKED_INTO = "too much of this request does not evaluate, so this was not evaluated by itself"
+
+
+def _listed(stdout: bytes) -> Mapping[str, Details]:
+    # Nix's strings are bytes, and older versions print them as they are.
+    return _INDEX.validate_json(stdout.decode(errors="replace"))
+
 
 class Evaluation:
-    """Evaluation in a package set, by as many processes as it takes: usually one.
+    """Evaluation in a package set, by as many processes as it takes: usually one, and never more than a fixed number.
 
     Args:
         platform: what the packages are for.
@@ -61,18 +80,39 @@ class Evaluation:
         self._package_set = package_set
         self._timeout = timeout
         self._options = options
+        self._processes = 0
 
     async def of(self, packages: Sequence[str], optional: Sequence[str]) -> tuple[Item, ...]:
         """Evaluate some names.
 
         Raises:
             EvaluationFailed: the set itself is broken.
+            AnswerTooLarge: more is said of the packages than is read.
             PathsCollected: a store path that it refers to is not there.
             BuildTimedOut: it took too long.
             NixStoreFull: there is no room for derivations.
             NixUnusable: Nix cannot be run.
         """
-        completed, stderr = await self._instantiate(request_argument(packages, optional))
+        found = await self._evaluate(packages, optional)
+        if isinstance(found, tuple):
+            return found
+        if packages or optional:
+            # If not even the empty request evaluates, it is the set's fault, and this raises.
+            await self.of((), ())
+            return await self._find_culprits(packages, optional, found)
+        # Where the set is on this machine is no business of a client's.
+        lines = tuple(self._without_place(line) for line in found)
+        raise EvaluationFailed(lines, explanation(lines))
+
+    async def _evaluate(
+        self, packages: Sequence[str], optional: Sequence[str]
+    ) -> tuple[Item, ...] | list[str]:
+        """Evaluate some names; return the end of stderr as a list if that fails for a reason that lies in the set."""
+        try:
+            completed, stderr = await self._instantiate(request_argument(packages, optional))
+        except AnswerTooLarge as error:
+            what = ", ".join((*packages, *optional)) or "the package set"
+            raise AnswerTooLarge(f"what the package set says about {what}", error.limit) from None
         if completed.exit_code == 0:
             # With a large package set, looking for near names is work for a while.
             return await asyncio.to_thread(parse_answer, completed.stdout)
@@ -85,27 +125,29 @@ class Evaluation:
             # Nobody's package is to blame, and a client that asks again may well be served.
             reason = explanation(stderr) or f"it was ended by signal {-completed.exit_code}"
             raise NixUnusable(f"Nix could not evaluate: {without_paths(reason)}")
-        if not packages and not optional:
-            # Where the set is on this machine is no business of a client's.
-            lines = tuple(self._without_place(line) for line in stderr)
-            raise EvaluationFailed(lines, explanation(lines))
-        return await self._find_culprits(packages, optional, stderr)
+        return list(stderr)
 
     async def index(self, *, details: bool) -> Mapping[str, Details]:
         """List the package set.
 
         Raises:
             EvaluationFailed: the set is broken, or something in it that was looked into.
+            AnswerTooLarge: it says more than is read.
             BuildTimedOut: it took too long.
             NixUnusable: Nix cannot be run.
         """
-        completed, stderr = await self._instantiate(json.dumps({"details": details}), "index.nix")
+        try:
+            completed, stderr = await self._instantiate(
+                json.dumps({"details": details}), "index.nix", _INDEX_ANSWER
+            )
+        except AnswerTooLarge as error:
+            raise AnswerTooLarge("the list of the package set", error.limit) from None
         if completed.exit_code != 0:
             if not details:
                 await self.of((), ())  # it says what is wrong
             raise EvaluationFailed((), without_paths(explanation(stderr)))
         try:
-            return await asyncio.to_thread(_INDEX.validate_json, completed.stdout)
+            return await asyncio.to_thread(_listed, completed.stdout)
         except ValidationError as error:
             raise NixUnusable("Nix's list of a package set is not understood") from error
 
@@ -120,30 +162,38 @@ class Evaluation:
     async def _find_culprits(
         self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]
     ) -> tuple[Item, ...]:
-        # Some errors (a type error, an abort) cannot be caught in Nix and end the whole evaluation. Halving what is
-        # asked for finds whose fault they are; if not even the empty request evaluates, it is the set's.
+        # Some errors (a type error, an abort) cannot be caught in Nix and end the whole evaluation. Halving what is asked for finds
+        # whose fault they are.
         names = [*packages, *optional]
         if len(names) == 1:
-            await self.of((), ())
             return (Flaw(UnavailablePackage(names[0], Reason.THROWS, explanation(stderr))),)
         middle = len(names) // 2
-        found: list[Item] = []
+        items: list[Item] = []
         for half in (names[:middle], names[middle:]):
-            found += await self.of([n for n in half if n in packages], [n for n in half if n in optional])
-        return tuple(found)
+            if self._processes >= _MOST_PROCESSES:
+                items += [Flaw(UnavailablePackage(name, Reason.THROWS, _NOT_LOOKED_INTO)) for name in half]
+                continue
+            of_half = [n for n in half if n in packages], [n for n in half if n in optional]
+            found = await self._evaluate(*of_half)
+            items += found if isinstance(found, tuple) else await self._find_culprits(*of_half, found)
+        return tuple(items)
 
     async def explain(self, flaw: Flaw) -> UnavailablePackage:
         """Add Nix's own words on why a package cannot be had, if it has any."""
         package = flaw.package
-        if package.explanation or package.reason is Reason.MISSING:
+        if package.explanation or package.reason is Reason.MISSING or self._processes >= _MOST_PROCESSES:
             return package
         # tryEval tells that something was thrown, not what. Without it, Nix says so.
-        _, stderr = await self._instantiate(request_argument(diagnose=flaw))
+        try:
+            _, stderr = await self._instantiate(request_argument(diagnose=flaw))
+        except AnswerTooLarge:
+            return package
         return UnavailablePackage(package.name, package.reason, explanation(stderr))
 
     async def _instantiate(
-        self, argument: str, program: str = "packages.nix"
+        self, argument: str, program: str = "packages.nix", answer: int = _ANSWER
     ) -> tuple[Completed, Sequence[str]]:
+        self._processes += 1
         with as_file(files("nixery.nix") / "expressions") as expressions:
             return await run_command(
                 self._timeout,
@@ -158,7 +208,7 @@ class Evaluation:
                 *("--argstr", "request", argument),
                 *self._expression_arguments(),
                 *self._options.for_evaluation(self._readable_package_set(), str(expressions)),
-                surroundings=self._options.surroundings(self._readable_package_set()),
+                surroundings=self._options.surroundings(self._readable_package_set(), answer),
             )
 
     def _without_place(self, line: str) -> str:

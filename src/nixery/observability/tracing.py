@@ -20,6 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from nixery import __version__
 from nixery.observability.stages import StagedBuild
 from nixery.pipeline.events import Build, BuildEvent, Failed, Joined, Reused, Stored
+from nixery.plain_text import escaped
 
 # Seconds for what has not been sent at the end. A container runtime grants ten for everything, of which nine may be gone.
 _LAST_SECONDS = 0.5
@@ -107,7 +108,7 @@ class Traces:
             case Stored(manifest) | Reused(manifest):
                 span.set_attribute("nixery.manifest", str(manifest))
             case Failed(error):
-                span.set_status(Status(StatusCode.ERROR, str(error)))
+                span.set_status(Status(StatusCode.ERROR, escaped(str(error))))
             case None:
                 span.set_status(Status(StatusCode.ERROR, "cancelled"))
         span.end()

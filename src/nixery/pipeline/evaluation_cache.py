@@ -53,13 +53,7 @@ class EvaluationCache:
 
     async def _known(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
         content = await self._records.get(EVALUATIONS, self._key(pin, platform, name))
-        try:
-            found = EVALUATED.validate_json(content) if content is not None else None
-        except ValidationError:
-            return None  # torn: written anew
-        if found is None or not await asyncio.to_thread(_can_be_realised, found):
-            return None
-        return found
+        return None if content is None else await asyncio.to_thread(_usable, content)
 
     async def add(self, pin: Pin, platform: Platform, name: str, found: Sequence[Evaluated]) -> None:
         """Remember what a name stands for.
@@ -68,7 +62,8 @@ class EvaluationCache:
             StorageError: it cannot be written.
         """
         if not any(_may_pass(item) for item in found):
-            await self._records.put(EVALUATIONS, self._key(pin, platform, name), EVALUATED.dump_json(found))
+            content = await asyncio.to_thread(EVALUATED.dump_json, found)
+            await self._records.put(EVALUATIONS, self._key(pin, platform, name), content)
 
     def _key(self, pin: Pin, platform: Platform, name: str) -> str:
         parts = [self._identity, pin.source, pin.identity, platform.nix_system, name]
@@ -78,6 +73,14 @@ class EvaluationCache:
 def _may_pass(item: Evaluated) -> bool:
     # An evaluation may fetch things, and so fail for once.
     return isinstance(item, UnavailablePackage) and item.reason is Reason.THROWS
+
+
+def _usable(content: bytes) -> Sequence[Evaluated] | None:
+    try:
+        found = EVALUATED.validate_json(content)
+    except ValidationError:
+        return None  # torn: written anew
+    return found if _can_be_realised(found) else None
 
 
 def _can_be_realised(found: Sequence[Evaluated]) -> bool:

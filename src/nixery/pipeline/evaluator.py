@@ -11,6 +11,9 @@ from nixery.nix.builder import Contents, Definition, Evaluated, NixBuilder, Pack
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.sources.source import PackageSource, Pin
 
+# Packages of an image, those of lists and definitions among them. Their outputs have to fit into the arguments of one command.
+_MOST_PACKAGES = 5000
+
 
 class Evaluator:
     """Asks Nix for what nobody has asked before.
@@ -46,6 +49,9 @@ class Evaluator:
                 "/".join(request.requested), f"{names} are image definitions; an image can have one"
             )
         packages = tuple(item for name in found for item in found[name] if isinstance(item, Package))
+        if len(packages) > _MOST_PACKAGES:
+            reason = f"it stands for {len(packages)} packages, and {_MOST_PACKAGES} is the limit"
+            raise InvalidName("/".join(request.requested), reason)
         return Contents(packages, definitions[0] if definitions else None)
 
     async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:

@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from nixery.image.request import ALWAYS_INCLUDED, SHELL_PACKAGES, ImageRequest
 from nixery.nix.builder import Package
+from nixery.plain_text import escaped, escaped_lines
 from nixery.sources.location import COMMIT
 from nixery.sources.source import Pin
+
+# Characters of an annotation; a longer one is left out. containerd and registries take manifests and configs of 4 MiB, and each
+# annotation is in both.
+_LONGEST = 256 * 1024
 
 _PREFIX = "org.opencontainers.image"
 
@@ -30,7 +35,12 @@ def image_annotations(request: ImageRequest, packages: Sequence[Package], pin: P
         f"{_PREFIX}.revision": pin.revision if pin.url or COMMIT.match(pin.revision) else None,
         PACKAGES: ", ".join(f"{name} {version}".strip() for name, version in sorted(versions)),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: escaped_lines(value) for name, value in found.items() if value and len(value) <= _LONGEST}
+
+
+def readable_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what a definition says of its image as people may read it: they are shown by clients, as annotations are."""
+    return {escaped(name): escaped_lines(value) for name, value in sorted(labels.items())}
 
 
 def _asked_for(request: ImageRequest) -> Sequence[str]:

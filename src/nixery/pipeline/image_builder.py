@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from nixery.closure.graph import Closure
-from nixery.errors import BuildError, BuildFailed, ClosureTooLarge, PathsCollected, RequestError, StorageError
+from nixery.closure.store_path import StorePath
+from nixery.errors import (
+    AnswerTooLarge,
+    BuildError,
+    BuildFailed,
+    ClosureTooLarge,
+    PackagesUnavailable,
+    PathsCollected,
+    Reason,
+    RequestError,
+    StorageError,
+    UnavailablePackage,
+)
 from nixery.image.request import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
@@ -23,7 +35,7 @@ from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.events import Evaluated, Grouped, LayersComplete, NamesClashed, Realised, Stored
 from nixery.pipeline.execution import execution_parameters
 from nixery.pipeline.image import Image
-from nixery.pipeline.image_annotations import image_annotations
+from nixery.pipeline.image_annotations import image_annotations, readable_labels
 from nixery.pipeline.layer_publisher import LayerPublisher, Observe
 from nixery.sources.source import Pin
 from nixery.storage.presence import are_there
@@ -42,6 +54,10 @@ _ATTEMPTS_TO_REALISE = 6
 
 # So many paths are named if there are too many of them.
 _NAMED = 5
+
+
+# Bytes. containerd and Docker take no larger config or manifest (4 MiB); a manifest of ours is always the smaller one.
+_LARGEST_CONFIG = 4 * 1024 * 1024
 
 
 class _BlobsLost(Exception):
@@ -135,8 +151,9 @@ class ImageBuilder:
         observe(Evaluated(packages))
 
         requested = contents.store_paths
-        async with self._nix.realise(contents.installables, observe, on_begun):
+        async with self._nix.realise(contents.installables, observe, on_begun) as provided:
             on_begun()
+            _require(contents, provided)
             closure = await self._nix.closure(requested)
             size = sum(info.nar_size for info in closure)
             observe(Realised(len(closure), size))
@@ -175,8 +192,12 @@ class ImageBuilder:
     ) -> Image:
         said = image_annotations(request, packages, pin)
         # A definition's own labels win.
-        labelled = replace(execution, labels={**said, **execution.labels})
+        labelled = replace(execution, labels={**said, **readable_labels(execution.labels)})
         config = image_config(request.platform.architecture, labelled, layers, pin.created)
+        if len(config.content) > _LARGEST_CONFIG:
+            raise AnswerTooLarge(
+                "the config of the image, whose history names each store path,", _LARGEST_CONFIG
+            )
         image = Image(image_manifest(config, layers, said), docker_manifest(config, layers))
         # The manifests last: what is there under a manifest's digest is complete.
         await self._blobs.put(config.descriptor.digest, config.content)
@@ -196,6 +217,23 @@ async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[Fir
     if isinstance(other, BaseException):
         raise other
     return one, other
+
+
+def _require(contents: Contents, provided: Collection[StorePath]) -> None:
+    """Let no package set name a path that Nix has not just provided for it: others in the Nix store may be somebody else's."""
+    for package in contents.packages:
+        for path in package.outputs.values():
+            if path not in provided:
+                raise _not_an_output(package.requested_name, package.attribute, path)
+    definition = contents.definition
+    for path in definition.store_paths if definition else ():
+        if definition and path not in provided:
+            raise _not_an_output(definition.requested_name, definition.attribute, path)
+
+
+def _not_an_output(name: str, attribute: str, path: StorePath) -> PackagesUnavailable:
+    explanation = f"{attribute} names {path}, which none of its derivations builds"
+    return PackagesUnavailable((UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation),))
 
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:

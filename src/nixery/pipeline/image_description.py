@@ -17,11 +17,15 @@ from nixery.pipeline.build_report import BuildReport
 from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.image_annotations import PACKAGES
 from nixery.pipeline.pins import Pins
+from nixery.plain_text import shortened
 from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
 
 # Other images that an image is compared with: the last ones that were built.
 _COMPARED = 30
+
+# Of a package: licences that are told, and characters of its description.
+_LICENCES, _DESCRIPTION = 16, 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,12 @@ class ImageDescriptions:
 def _packages(known: Sequence[Package], told: str) -> tuple[DescribedPackage, ...]:
     """What the evaluation said, or else the annotation, which knows no licences."""
     if known:
-        packages = {DescribedPackage(p.name, p.version, p.licences, p.description) for p in known}
+        packages = {
+            DescribedPackage(
+                p.name, p.version, p.licences[:_LICENCES], shortened(p.description, _DESCRIPTION)
+            )
+            for p in known
+        }
         return tuple(sorted(packages, key=lambda package: (package.name, package.version)))
     pairs = (entry.partition(" ") for entry in told.split(", ") if entry)
     return tuple(DescribedPackage(name, version, (), "") for name, _, version in pairs)

@@ -27,6 +27,10 @@ from nixery.pipeline.events import (
 _log = structlog.get_logger("nixery.build")
 
 
+# Clashes of an image that are logged one by one.
+_CLASHES = 20
+
+
 class LoggingObserver:
     """The ``BuildObserver`` that writes logs; a build that goes well is two lines at level info."""
 
@@ -50,8 +54,10 @@ class LoggingObserver:
             case LayerReused(layer):
                 log.debug("reused", digest=str(layer.descriptor.digest))
             case NamesClashed(clashes):
-                for clash in clashes:
+                for clash in clashes[:_CLASHES]:
                     log.warning("names clash", name=clash.name, winner=clash.winner, loser=clash.loser)
+                if len(clashes) > _CLASHES:
+                    log.warning("more names clash", names=len(clashes) - _CLASHES)
             case Stored(manifest, layers):
                 log.info("built", manifest=str(manifest), layers=layers)
             case Joined(first):

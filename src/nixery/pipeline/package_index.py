@@ -19,6 +19,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 from nixery.errors import StorageError
+from nixery.image.request import LONGEST_NAME
 from nixery.nix.builder import Details
 from nixery.oci.canonical_json import canonical_json
 from nixery.pipeline.package_listing import PackageListing
@@ -65,7 +66,7 @@ class PackageNames:
             # As a request finds it: names are in lower case, and may begin with a digit where attributes cannot.
             name = attribute.lower()
             name = name[1:] if re.match(r"_[0-9]", name) else name
-            if _COMPONENT.fullmatch(name):
+            if len(name) <= LONGEST_NAME and _COMPONENT.fullmatch(name):
                 packages.setdefault(name, told)
         self._packages = packages
         self._names = sorted(packages)

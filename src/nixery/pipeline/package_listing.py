@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from nixery.errors import BuildError, BuildTimedOut, EvaluationFailed, NixUnusable, TooBusy
+from nixery.errors import AnswerTooLarge, BuildError, BuildTimedOut, EvaluationFailed, NixUnusable, TooBusy
 from nixery.image.platform import Platform
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.nix.builder import Details, NixBuilder
@@ -71,6 +71,6 @@ class PackageListing:
         async with self._source.open(pin) as package_set:
             try:
                 return await self._nix.index(self.platform, package_set, details=True)
-            except (BuildTimedOut, EvaluationFailed, NixUnusable):
+            except (AnswerTooLarge, BuildTimedOut, EvaluationFailed, NixUnusable):
                 # A large set cannot be looked into, nor can one with errors that nobody can catch. Names can be had of both.
                 return await self._nix.index(self.platform, package_set, details=False)

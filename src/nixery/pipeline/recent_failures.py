@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nixery.errors import (
+    AnswerTooLarge,
     BuildFailed,
     BuildTimedOut,
     BuildTookTooLong,
@@ -22,6 +23,7 @@ from nixery.sources.source import Pin
 
 # Clients ask again at once, containerd up to five times.
 _LASTING = (
+    AnswerTooLarge,
     BuildFailed,
     BuildTimedOut,
     BuildTookTooLong,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from nixery.errors import NixeryError
 from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
-from nixery.server.responses import BytesResponse
+from nixery.server.responses import BytesResponse, json_content
 
 PATHS = frozenset({"/healthz", "/readyz"})
 
@@ -57,7 +56,7 @@ class Health:
                 self._until = self._clock() + _BELIEVED
         is_ready = all(outcome == "ok" for outcome in self._found.values())
         document = {"status": "ready" if is_ready else "not ready", "checks": self._found}
-        return BytesResponse(200 if is_ready else 503, json.dumps(document).encode(), _HEADERS)
+        return BytesResponse(200 if is_ready else 503, json_content(document), _HEADERS)
 
 
 async def _outcome(check: Check) -> str:

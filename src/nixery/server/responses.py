@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from nixery.plain_text import escaped_document, escaped_lines
 from nixery.server.ranges import ByteRange
 
 # Content under its digest cannot change.
 IMMUTABLE = "public, max-age=31536000, immutable"
+
+
+def json_content(document: Mapping[str, Any], escape: Callable[[str], str] = escaped_lines) -> bytes:
+    """Serialise what people may read: no text in it, whoever wrote it, does anything to a terminal or a page.
+
+    Args:
+        document: may have lines of text; they keep their ends.
+        escape: of texts.
+    """
+    return json.dumps(escaped_document(document, escape), ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True, slots=True)

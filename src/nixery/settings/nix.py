@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
+from nixery.settings.environments import (
+    build_environment,
+    fetch_environment,
+    git_environment,
+    variable_names,
+    withheld_variables,
+    without_secrets,
+)
 from nixery.settings.values import DAY, NotEmpty, arguments
 
 # Nix does not take arbitrarily large numbers.
 _WEEK = 7 * DAY
-
-# What Nix reads itself, and what its downloads need. A package set may read whatever it is given.
-_FOR_NIX = re.compile(
-    r"PATH|HOME|USER|LOGNAME|TMPDIR|LOCALE_ARCHIVE|LC_ALL|LANG|XDG_\w+_(HOME|DIRS)|NIX_\w+|SSL_CERT_\w+|NETRC"
-    # With the mark, an evaluation does not outlive a server that is killed.
-    r"|NIXERY_STARTED_BY|(https?|ftp|all|no)_proxy|(HTTPS?|FTP|ALL|NO)_PROXY|CURL_CA_BUNDLE|GIT_SSL_CAINFO|SSH_AUTH_SOCK|GIT_SSH_COMMAND"
-)
 
 
 class NixSettings(BaseModel):
@@ -30,11 +30,16 @@ class NixSettings(BaseModel):
         nix_sandbox: whether builders run in Nix's sandbox; ``auto`` for what Nix's own configuration says.
         allow_ifd: whether an evaluation may build things, and then read them (import from derivation).
         evaluation_memory: MiB that an evaluation may take; 0 for no bound.
+        build_variables: names of variables that builders are given besides those that hold no secret.
     """
 
     nix_timeout: Annotated[int, NotEmpty, Field(alias="NIX_TIMEOUT", ge=1, le=_WEEK)] = 60
     nix_arguments: Annotated[
-        tuple[str, ...], NotEmpty, BeforeValidator(arguments), Field(alias="NIXERY_NIX_OPTIONS")
+        tuple[str, ...],
+        NotEmpty,
+        BeforeValidator(arguments),
+        AfterValidator(without_secrets),
+        Field(alias="NIXERY_NIX_OPTIONS"),
     ] = ()
     nix_sandbox: Annotated[Literal["auto", "on", "off"], NotEmpty, Field(alias="NIXERY_NIX_SANDBOX")] = "auto"
     allow_ifd: Annotated[bool, NotEmpty, Field(alias="NIXERY_ALLOW_IFD")] = False
@@ -42,10 +47,34 @@ class NixSettings(BaseModel):
         4096
     )
 
+    build_variables: Annotated[
+        tuple[str, ...], NotEmpty, BeforeValidator(variable_names), Field(alias="NIXERY_BUILD_ENVIRONMENT")
+    ] = ()
+
     # Not a setting, and kept out of sight: it may hold secrets.
     environment: Annotated[Mapping[str, str], Field(alias="", repr=False)] = {}
 
     @property
+    def build_environment(self) -> Mapping[str, str]:
+        """What commands are given that build, or that ask Nix's store: nothing secret but what the operator names."""
+        return build_environment(self.environment, self.build_variables)
+
+    @property
+    def withheld_variables(self) -> tuple[str, ...]:
+        """Names of variables that builders usually get, and are not given because of a secret."""
+        return withheld_variables(self.environment, self.build_variables)
+
+    @property
     def evaluation_environment(self) -> Mapping[str, str]:
-        """What of the environment an evaluation is given: what Nix itself needs."""
-        return {name: value for name, value in self.environment.items() if _FOR_NIX.fullmatch(name)}
+        """What an evaluation is given that reads variables, or that builds: nothing secret but what builders get, if it builds."""
+        return build_environment(self.environment, self.build_variables if self.allow_ifd else ())
+
+    @property
+    def fetch_environment(self) -> Mapping[str, str]:
+        """What commands of Nix are given that fetch, and run no code of a package author: logins, too."""
+        return fetch_environment(self.environment)
+
+    @property
+    def git_environment(self) -> Mapping[str, str]:
+        """What git is given to reach a package source: logins, too."""
+        return git_environment(self.environment)

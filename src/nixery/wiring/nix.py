@@ -16,16 +16,23 @@ from nixery.sources.source import PackageSource
 
 def package_source(settings: Settings, prepared: Prepared, store: NixStore) -> PackageSource:
     """Make the one source that the settings name."""
-    storage, temporary, environment = settings.storage_path, prepared.temporary.path, settings.environment
+    storage, temporary, git = settings.storage_path, prepared.temporary.path, settings.git_environment
     if settings.package_set is not None:
-        return DirectorySource(settings.package_set, environment)
+        return DirectorySource(settings.package_set, settings.build_environment)
     if settings.repository is not None:
-        return GitSource(settings.repository, storage / "sources", temporary, store, environment)
+        return GitSource(settings.repository, storage / "sources", temporary, store, git)
     if settings.channel is not None:
-        names = GitRepository(settings.channel_repository, storage / "sources", environment)
-        return ChannelSource(settings.channel, settings.channel_tags, settings.channel_url, names, store)
+        names = GitRepository(settings.channel_repository, storage / "sources", git)
+        return ChannelSource(
+            settings.channel,
+            settings.channel_tags,
+            settings.channel_url,
+            names,
+            store,
+            settings.fetch_environment,
+        )
     if settings.flake is not None:
-        return FlakeSource(settings.flake, store)
+        return FlakeSource(settings.flake, store, settings.fetch_environment)
     raise AssertionError("the settings have one source")
 
 
@@ -43,5 +50,7 @@ def nix_options(settings: Settings) -> NixOptions:
         sandbox=None if settings.nix_sandbox == "auto" else settings.nix_sandbox == "on",
         import_from_derivation=settings.allow_ifd,
         environment=settings.evaluation_environment,
+        fetching=settings.fetch_environment,
+        building=settings.build_environment,
         memory=settings.evaluation_memory * 1024 * 1024 or None,
     )

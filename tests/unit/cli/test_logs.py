@@ -12,7 +12,8 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nixery.cli.logs import configure_logs, escaped
+from nixery.cli.logs import configure_logs
+from nixery.plain_text import escaped
 from nixery.request_context import RequestContext, enter_request
 
 EVIL = "a\n2026-11-24 14:00:00 [error    ] forged\r\x1b[2J\x9b31m\u2028\u202e\ud800"
@@ -34,7 +35,8 @@ def test_json_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isascii()
     entry: dict[str, Any] = json.loads(line)
-    assert (entry["event"], entry["level"], entry["path"]) == ("request", "info", EVIL)
+    assert (entry["event"], entry["level"], entry["path"]) == ("request", "info", escaped(EVIL))
+    assert entry["nested"] == [escaped(EVIL)]
     assert entry["timestamp"].endswith("Z")
 
 
@@ -80,7 +82,7 @@ def test_levels_and_libraries(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("library").info("quiet")
     logging.getLogger("library").warning("loud %s", EVIL)
     (line,) = capsys.readouterr().err.splitlines()
-    assert json.loads(line)["event"] == f"loud {EVIL}"
+    assert json.loads(line)["event"] == escaped(f"loud {EVIL}")
 
 
 async def test_the_request_is_told(capsys: pytest.CaptureFixture[str]) -> None:

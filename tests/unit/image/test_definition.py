@@ -108,6 +108,8 @@ def test_layers() -> None:
         ),
         ({"config": []}, "config should be a set"),
         ({"config": {"nixery:type": "function"}}, "config is a function"),
+        ({"config": {"Labels": {"nixery:type": "function"}}}, "config.Labels is a function"),
+        ({"config": {"Env": {"nixery:type": "function"}}}, "config.Env is a function"),
         ({"layers": 1}, "layers should be greater than or equal to 2, not 1"),
         ({"layers": "many"}, "layers should be"),
         ({"entrypoint": []}, "entrypoint is no field of an image definition"),

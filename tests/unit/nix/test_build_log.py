@@ -105,3 +105,27 @@ def test_a_time_out_that_names_nobody_is_the_slowest_ones(*, stopped: bool) -> N
     for event in [*events, error("timed out after 2 seconds")]:
         log.read_line(b"@nix " + json.dumps(event).encode())
     assert (log.failed_derivation, log.slowest_derivation) == (None, DERIVATION)
+
+
+def test_lines_that_are_no_events_are_text() -> None:
+    # Among them JSON that Python gives up reading.
+    for text in (b"@nix [1]", b"@nix {", b"@nix " + b"[" * 200_000):
+        assert len(log_of(text).log_tail(None)) == 1
+
+
+def test_what_is_kept_of_a_large_build_is_bounded() -> None:
+    text = "x" * 100_000
+    log = log_of(
+        *(
+            event
+            for number in range(2000)
+            for event in (start(f"{HASH}-{number}.drv", number), line(text, number), error(text))
+        )
+    )
+    kept = [*log.errors, *(line for number in range(2000) for line in log.log_tail(f"{HASH}-{number}.drv"))]
+    assert max(map(len, kept)) <= 2000
+    assert len(log.errors) <= 50
+    assert len(log._tails) <= 500
+    # All of them were built all the same, and the last ones are still told of.
+    assert len(log.built) == 2000
+    assert log.log_tail(f"{HASH}-1999.drv") == ("x" * 1999 + "…",)

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from nixery.nix.options import NixOptions
-from nixery.sources.source import Flake, NixFiles
+from nixery.sources.source import Flake, NixFiles, PackageSet
 
-OPTIONS = NixOptions(environment={"NIX_PATH": "nixpkgs=/one", "HOME": "/root"})
+VARIABLES = {"NIX_PATH": "nixpkgs=/one", "HOME": "/root"}
+OPTIONS = NixOptions(environment=VARIABLES, fetching={**VARIABLES, "SSH_AUTH_SOCK": "/agent"})
 SET = Path("/set")
 
 
@@ -15,7 +16,7 @@ def test_whatever_an_evaluation_depends_on_is_another_identity() -> None:
         replace(OPTIONS, every_command=("--option", "nix-path", "nixpkgs=/two")),
         replace(OPTIONS, import_from_derivation=True),
         replace(OPTIONS, environment={"NIX_PATH": "nixpkgs=/two"}),
-        replace(OPTIONS, environment=None),
+        replace(OPTIONS, environment={}),
     ]
     assert len({options.identity for options in (OPTIONS, *others)}) == len(others) + 1
 
@@ -31,11 +32,33 @@ def test_what_an_evaluation_does_not_depend_on() -> None:
 
 def test_what_is_searched_is_what_may_be_read() -> None:
     found = {
-        kind: OPTIONS.surroundings(kind).environment
+        kind: OPTIONS.surroundings(kind, 1).environment
         for kind in (NixFiles(SET, self_contained=True), NixFiles(SET, self_contained=False), Flake("x"))
     }
-    assert [(environment or {}).get("NIX_PATH") for environment in found.values()] == [
+    assert [environment.get("NIX_PATH") for environment in found.values()] == [
         None,
         "nixpkgs=/one",
         "nixpkgs=/one",  # a pure evaluation searches nothing
     ]
+
+
+def test_only_an_evaluation_that_reads_no_variables_and_builds_nothing_has_logins() -> None:
+    kinds: dict[str, PackageSet] = {
+        "restricted": NixFiles(SET, self_contained=True),
+        "pure": Flake("x"),
+        "directory": NixFiles(SET, self_contained=False),
+        "impure": Flake("x", pure=False),
+    }
+    building = replace(OPTIONS, import_from_derivation=True)
+    given = {
+        name: tuple(
+            "SSH_AUTH_SOCK" in options.surroundings(kind, 1).environment for options in (OPTIONS, building)
+        )
+        for name, kind in kinds.items()
+    }
+    assert given == {
+        "restricted": (True, False),
+        "pure": (True, False),
+        "directory": (False, False),
+        "impure": (False, False),
+    }

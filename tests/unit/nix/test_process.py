@@ -1,12 +1,19 @@
 import asyncio
+import json
 import os
+import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import uvloop
 
-from nixery.errors import NixUnusable
-from nixery.nix.process import Deadline, run
+from nixery.errors import AnswerTooLarge, NixUnusable
+from nixery.nix.command import run_command
+from nixery.nix.process import Completed, Deadline, Surroundings, run
+
+OURS = Surroundings(os.environ)
 
 
 def ignore(_: bytes) -> None:
@@ -17,19 +24,21 @@ async def test_reads_both_streams_at_once() -> None:
     # Each is far beyond what a pipe holds: whoever reads one to its end before the other waits for ever.
     script = "import sys\nfor _ in range(200):\n sys.stderr.write('e' * 9999 + '\\n')\n sys.stdout.write('o' * 10000)"
     lines: list[bytes] = []
-    completed = await run(["python3", "-c", script], lines.append, Deadline(30))
+    completed = await run(["python3", "-c", script], lines.append, Deadline(30), OURS)
     assert (completed.exit_code, len(completed.stdout), len(lines)) == (0, 2_000_000, 200)
 
 
 async def test_one_very_long_line_is_bounded() -> None:
     lines: list[bytes] = []
-    await run(["python3", "-c", "import sys; sys.stderr.write('x' * 5_000_000)"], lines.append, Deadline(30))
+    await run(
+        ["python3", "-c", "import sys; sys.stderr.write('x' * 5_000_000)"], lines.append, Deadline(30), OURS
+    )
     assert sum(map(len, lines)) <= 2 * 1024 * 1024
 
 
 async def test_a_missing_program_is_said() -> None:
     with pytest.raises(NixUnusable, match="no-such-nix"):
-        await run(["no-such-nix"], ignore, Deadline(5))
+        await run(["no-such-nix"], ignore, Deadline(5), OURS)
 
 
 def is_zombie(pid: int) -> bool:
@@ -55,14 +64,14 @@ SPAWNS_A_CHILD = "sleep 60 & echo $! >&2; wait"
 async def test_a_deadline_ends_the_whole_group() -> None:
     lines: list[bytes] = []
     with pytest.raises(TimeoutError):
-        await run(["sh", "-c", SPAWNS_A_CHILD], lines.append, Deadline(0.5))
+        await run(["sh", "-c", SPAWNS_A_CHILD], lines.append, Deadline(0.5), OURS)
     assert await gone(int(lines[0]))
 
 
 async def test_a_child_that_outlives_its_parent_is_ended_too() -> None:
     lines: list[bytes] = []
     with pytest.raises(TimeoutError):
-        await run(["sh", "-c", "sleep 60 & echo $! >&2"], lines.append, Deadline(0.5))
+        await run(["sh", "-c", "sleep 60 & echo $! >&2"], lines.append, Deadline(0.5), OURS)
     assert await gone(int(lines[0]))
 
 
@@ -74,7 +83,7 @@ async def test_cancelling_ends_the_whole_group() -> None:
         lines.append(line)
         started.set()
 
-    task = asyncio.ensure_future(run(["sh", "-c", SPAWNS_A_CHILD], read, Deadline(60)))
+    task = asyncio.ensure_future(run(["sh", "-c", SPAWNS_A_CHILD], read, Deadline(60), OURS))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -86,7 +95,80 @@ async def test_a_deadline_moves_while_there_is_progress() -> None:
     deadline = Deadline(1.0)
     begin = time.monotonic()
     completed = await run(
-        ["sh", "-c", "for i in 1 2 3 4; do echo >&2; sleep 0.5; done"], lambda _: deadline.extend(), deadline
+        ["sh", "-c", "for i in 1 2 3 4; do echo >&2; sleep 0.5; done"],
+        lambda _: deadline.extend(),
+        deadline,
+        OURS,
     )
     assert completed.exit_code == 0
     assert time.monotonic() - begin > deadline.seconds
+
+
+async def test_an_answer_is_bounded_while_it_is_read() -> None:
+    # It would never end, and is ended: its process, too.
+    lines: list[bytes] = []
+    with pytest.raises(AnswerTooLarge, match=r"the output of sh is too large: 1\.0 MiB is the limit"):
+        await run(
+            ["sh", "-c", "echo $$ >&2; exec cat /dev/zero"],
+            lines.append,
+            Deadline(30),
+            Surroundings(os.environ, answer=1 << 20),
+        )
+    assert await gone(int(lines[0]))
+
+
+async def test_an_answer_of_the_largest_size_is_read() -> None:
+    surroundings = Surroundings(os.environ, answer=100_000)
+    completed = await run(["head", "-c", "100000", "/dev/zero"], ignore, Deadline(30), surroundings)
+    assert len(completed.stdout) == 100_000
+
+
+async def test_a_flood_of_lines_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    really = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        await really(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    size = 32 * 1024 * 1024
+    await run(["sh", "-c", f"yes | head -c {size} >&2"], ignore, Deadline(30), OURS)
+    # It had to wait for all but the first second's share.
+    assert sum(waited) >= 1
+    waited.clear()
+    await run(["sh", "-c", "yes | head -c 1000000 >&2"], ignore, Deadline(30), OURS)
+    assert not waited
+
+
+# What it has open, but for the directory that it reads meanwhile.
+SHOWS_WHAT_IT_HAS = """
+import json, os
+with os.scandir("/proc/self/fd") as entries:
+    there = {os.readlink(entry.path) for entry in entries}
+# uvloop gives its own streams to it twice.
+streams = {os.readlink(f"/proc/self/fd/{number}") for number in range(3)}
+there = [place for place in there - streams if not place.startswith("/proc/")]
+print(json.dumps([there, dict(os.environ)]))
+"""
+
+
+@pytest.mark.parametrize("run_loop", [asyncio.run, uvloop.run])
+def test_a_child_has_what_it_is_given_and_nothing_else(
+    run_loop: Callable[..., tuple[Completed, Sequence[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OURS", "secret")
+    leaked = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(leaked, True)  # as a library may open it
+    given, other = os.pipe()
+    try:
+        surroundings = Surroundings({"THEIRS": "1"}, descriptors=(given,))
+        command = [sys.executable, "-I", "-c", SHOWS_WHAT_IT_HAS]
+        completed, _ = run_loop(run_command(30, *command, surroundings=surroundings))
+        there, environment = json.loads(completed.stdout)
+        assert there == [str(Path(f"/proc/self/fd/{given}").readlink())]
+        environment.pop("LC_CTYPE", None)  # Python's own (PEP 538)
+        assert environment == {"THEIRS": "1"}
+    finally:
+        for descriptor in (leaked, given, other):
+            os.close(descriptor)

@@ -72,7 +72,7 @@ class World:
 
     def realise(
         self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
         raise NotImplementedError(installables, tell, on_begun)
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
@@ -89,7 +89,7 @@ def _found(name: str, platform: Platform) -> Sequence[Evaluated]:
     if name.startswith("image"):
         execution = ExecutionParameters(cmd=("serve",), labels={"a": "b"}, healthcheck={"Test": ["NONE"]})
         return (Definition(name, name, execution, 5, (f"{path}!out",), (path,)), package)
-    return (package,)
+    return (package,) * 1500 if name.startswith("many") else (package,)
 
 
 @pytest.fixture
@@ -193,3 +193,11 @@ async def test_an_optional_package_may_be_missing_although_somebody_asked_for_it
         await world.evaluator().contents(parse_image_name("iana-etc"), PIN)
     contents = await world.evaluator().contents(parse_image_name("git"), PIN)
     assert [package.name for package in contents.packages] == ["git"]
+
+
+async def test_an_image_has_a_bounded_number_of_packages(world: World) -> None:
+    assert (
+        len((await world.evaluator().contents(parse_image_name("many1/many2/many3"), PIN)).packages) == 4500
+    )
+    with pytest.raises(InvalidName, match="it stands for 6000 packages, and 5000 is the limit"):
+        await world.evaluator().contents(parse_image_name("many1/many2/many3/many4"), PIN)

@@ -1,7 +1,7 @@
 from nixery.closure.store_path import StorePath
 from nixery.image.request import parse_image_name
 from nixery.nix.builder import Package
-from nixery.pipeline.image_annotations import PACKAGES, image_annotations
+from nixery.pipeline.image_annotations import PACKAGES, image_annotations, readable_labels
 from nixery.sources.source import Pin
 
 PATH = StorePath("a" * 32 + "-p")
@@ -67,3 +67,19 @@ def test_the_image_with_nothing_in_it() -> None:
     assert image_annotations(parse_image_name("arm64"), [], HERE) == {
         "org.opencontainers.image.title": "base"
     }
+
+
+def test_what_moves_a_cursor_is_escaped_and_nothing_else_is_changed() -> None:
+    evil, fine = package("evil", "1\x1b[31m", "MIT\u202e"), package("fine", "größer\n1")
+    found = image_annotations(parse_image_name("evil/fine"), [evil, fine], HERE)
+    assert found[PACKAGES] == "evil 1\\x1b[31m, fine größer\n1"
+    assert readable_labels({"b\u200b\n": "\x1b", "a": "two\nlines\t日本語"}) == {
+        "b\\u200b\\n": "\\x1b",
+        "a": "two\nlines\t日本語",
+    }
+
+
+def test_an_annotation_that_no_client_takes_is_left_out() -> None:
+    packages = [package(f"{number:04}", "x" * 256) for number in range(2000)]
+    assert PACKAGES not in image_annotations(parse_image_name("a"), packages, HERE)
+    assert PACKAGES in image_annotations(parse_image_name("a"), packages[:900], HERE)

@@ -2,6 +2,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nixery.errors import (
     BuildFailed,
@@ -13,7 +15,8 @@ from nixery.errors import (
     UnavailablePackage,
     UnsafeContents,
 )
-from nixery.server.registry.errors import STATUS_AND_CODE, error_response
+from nixery.plain_text import escaped
+from nixery.server.registry.errors import STATUS_AND_CODE, error_response, errors_body
 
 
 def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:
@@ -79,3 +82,27 @@ def test_what_has_a_log_leads_to_it() -> None:
     assert message.endswith("; its log: http://registry.example/builds/0123")
     for response in (error_response(missing, "http://registry.example"), error_response(failed)):
         assert "/builds/" not in json.loads(response.content)["errors"][0]["message"]
+
+
+@given(st.text(), st.text(), st.text())
+def test_no_text_of_anybody_is_more_than_one_line_of_visible_characters(
+    name: str, told: str, client: str
+) -> None:
+    bodies = [
+        error_response(PackagesUnavailable((UnavailablePackage(name, Reason.THROWS, told, (client,)),))),
+        error_response(BuildFailed(name, (told, client), told)),
+        errors_body(404, "UNSUPPORTED", client, {name: [told]}),
+    ]
+    for response in bodies:
+        (entry,) = json.loads(response.content)["errors"]
+        texts = [entry["message"], json.dumps(entry["detail"], ensure_ascii=False)]
+        assert [escaped(text) for text in texts] == texts
+
+
+def test_a_message_is_bounded_whatever_it_is_made_of() -> None:
+    packages = tuple(UnavailablePackage("x" * 255, Reason.THROWS, "y" * 2000) for _ in range(100))
+    error = PackagesUnavailable(packages)
+    assert len(str(error)) <= 16_001
+    assert str(error).startswith("packages not available: xxx")
+    (entry,) = json.loads(errors_body(404, "UNSUPPORTED", "/" * 65_000).content)["errors"]
+    assert len(entry["message"]) <= 17_000

@@ -9,14 +9,20 @@
   request, # JSON: { details : whether to look into everything }
 }:
 let
-  inherit (builtins) deepSeq fromJSON isAttrs isFunction isString mapAttrs tryEval;
+  inherit (builtins) deepSeq fromJSON isAttrs isFunction isString mapAttrs stringLength tryEval;
 
   imported = import packageSet;
   called = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
   ofFlake = outputs: (outputs.legacyPackages.${system} or { }) // (outputs.packages.${system} or { });
   set = if flake == null then called else ofFlake (builtins.getFlake flake);
 
-  text = value: let tried = tryEval (deepSeq value value); in if tried.success && isString tried.value then tried.value else "";
+  # A longer text than a person reads in a list is left out; see packages.nix.
+  text =
+    longest: value:
+    let
+      tried = tryEval (deepSeq value value);
+    in
+    if tried.success && isString tried.value && stringLength tried.value <= longest then tried.value else "";
   look =
     value:
     let
@@ -24,8 +30,8 @@ let
       package = if tried.success && isAttrs tried.value then tried.value else { };
     in
     {
-      version = text (package.version or "");
-      description = text (package.meta.description or "");
+      version = text 256 (package.version or "");
+      description = text 4096 (package.meta.description or "");
     };
 in
 mapAttrs (_: value: if (fromJSON request).details then look value else { version = ""; description = ""; }) set

@@ -16,8 +16,25 @@
 let
   inherit (builtins)
     attrNames concatLists deepSeq elem elemAt filter foldl' fromJSON genList getContext hasAttr head isAttrs isBool
-    isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings seq split toJSON
-    tryEval typeOf unsafeDiscardStringContext;
+    isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings seq split
+    stringLength toJSON tryEval typeOf unsafeDiscardStringContext;
+
+  # What is believed of a package set, in bytes and in numbers. A larger value is told as its size, so that whoever reads the answer
+  # can say what is wrong; the value itself never leaves the evaluation. With these, a config stays far below the 4 MiB that
+  # containerd and Docker take of a config or a manifest, and a variable below the 128 KiB that Linux takes (MAX_ARG_STRLEN).
+  limits = {
+    name = 256; # of a package, its version, its program, an output, a key
+    path = 256; # a store path has 255 at most
+    description = 4096; # nothing depends on it, so a longer one is left out
+    licences = 16384; # of a package, together
+    text = 65536; # a string of a config
+    config = 262144; # as JSON
+    outputs = 32;
+    contents = 2000; # derivations of a list, or of a definition
+    references = 2000; # of a definition to derivations
+    nearNames = 5; # missing names for which others are proposed
+    attribute = 255; # of a proposed name: longer ones cannot be asked for
+  };
 
   arguments = fromJSON request;
   imported = import packageSet;
@@ -87,6 +104,16 @@ let
     else
       foldl' enter (found (head top)) rest;
 
+  # { field, size, limit } of the first value that is too large, or null.
+  tooLarge =
+    sizes:
+    let
+      found = filter (entry: entry.size > entry.limit) sizes;
+    in
+    if found == [ ] then null else head found;
+  sized = field: size: limit: { inherit field size limit; };
+  sum = foldl' (total: text: total + stringLength text) 0;
+
   joinPath = path: foldl' (all: part: if all == "" then part else "${all}.${part}") "" path;
 
   licence =
@@ -134,19 +161,34 @@ let
     if !derivationPath.success then
       { status = flaw meta; }
     else
-      {
-        status = "available";
-        derivation = derivationPath.value;
-        outputs = listToAttrs (
-          map (output: { name = output; value = "${(derivation.${output} or derivation).outPath}"; }) outputs
-        );
-        pname = safely isString fullName.name (derivation.pname or fullName.name);
-        version = safely isString fullName.version (derivation.version or fullName.version);
+      let
+        found = {
+          derivation = if isString derivationPath.value then derivationPath.value else "";
+          outputs = listToAttrs (
+            map (output: { name = output; value = "${(derivation.${output} or derivation).outPath}"; }) outputs
+          );
+          pname = safely isString fullName.name (derivation.pname or fullName.name);
+          version = safely isString fullName.version (derivation.version or fullName.version);
+          description = if stringLength description > limits.description then "" else description;
+          licences = safe [ ] (licence (meta.license or [ ]));
+          mainProgram = safely isString null (meta.mainProgram or null);
+          priority = safely isInt null (meta.priority or null);
+        };
         description = safely isString "" (meta.description or "");
-        licences = safe [ ] (licence (meta.license or [ ]));
-        mainProgram = safely isString null (meta.mainProgram or null);
-        priority = safely isInt null (meta.priority or null);
-      };
+        paths = [ found.derivation ] ++ map (output: found.outputs.${output}) outputs;
+        wrong = tooLarge (
+          [
+            (sized "number of outputs" (length outputs) limits.outputs)
+            (sized "pname" (stringLength found.pname) limits.name)
+            (sized "version" (stringLength found.version) limits.name)
+            (sized "meta.license" (sum found.licences + length found.licences) limits.licences)
+            (sized "meta.mainProgram" (if found.mainProgram == null then 0 else stringLength found.mainProgram) limits.name)
+          ]
+          ++ map (output: sized "name of an output" (stringLength output) limits.name) outputs
+          ++ map (path: sized "store path" (stringLength path) limits.path) paths
+        );
+      in
+      if wrong != null then { status = "too large"; } // wrong else { status = "available"; } // found;
 
   # Only what is read below: a whole `meta` may hold functions, derivations and things that throw.
   removeUnprintable =
@@ -182,15 +224,27 @@ let
   plain =
     value:
     if isDerivation value || typeOf value == "path" then
-      "${value}"
+      plain "${value}"
+    else if isString value && stringLength value > limits.text then
+      oversized "string" (stringLength value) limits.text
     else if isFunction value then
       { "nixery:type" = "function"; }
     else if isAttrs value then
-      mapAttrs (_: plain) value
+      let
+        long = filter (key: stringLength key > limits.name) (attrNames value);
+      in
+      if long == [ ] then
+        mapAttrs (_: plain) value
+      else
+        oversized "set with a name" (stringLength (head long)) limits.name
     else if isList value then
       map plain value
     else
       value;
+
+  oversized = type: size: limit: {
+    "nixery:type" = "${type} of ${toString size} bytes, and ${toString limit} is the limit";
+  };
 
   definition =
     value:
@@ -200,14 +254,22 @@ let
       context = getContext tried.value;
       # Strings know what they refer to: `Cmd = [ "${pkgs.nginx}/bin/nginx" ]` needs nginx in the image.
       installable = path: if context.${path} ? outputs then map (o: "${path}!${o}") context.${path}.outputs else [ path ];
+      installables = concatLists (map installable (attrNames context));
+      wrong = tooLarge [
+        (sized "config" (stringLength tried.value) limits.config)
+        (sized "number of references to packages" (length installables) limits.references)
+        (sized "references to packages" (sum installables) (limits.references * limits.path))
+      ];
     in
     if !tried.success then
       { status = "throws"; position = null; }
+    else if wrong != null then
+      { status = "too large"; } // wrong
     else
       {
         status = "definition";
         definition = unsafeDiscardStringContext tried.value;
-        installables = concatLists (map installable (attrNames context));
+        inherit installables;
       };
 
   report =
@@ -223,7 +285,14 @@ let
       [ { inherit name; attribute = path; status = "throws"; position = [ ]; } ]
     else
       let
-        is = attribute: map (item: item // { inherit name attribute; });
+        is =
+          attribute: found:
+          let
+            wrong = tooLarge [ (sized "number of contents" (length found) limits.contents) ];
+          in
+          map (item: item // { inherit name attribute; }) (
+            if wrong == null then found else [ ({ status = "too large"; } // wrong) ]
+          );
       in
       if isDefinition tried.value then
         is path [ (definition tried.value) ] ++ is "${path}.contents" (items [ ] tried.value.contents)
@@ -246,14 +315,17 @@ let
       (foldl' elemAt contents position).drvPath;
 
   # What the set does have, for "did you mean", and only when somebody needs it.
-  missing = filter (package: package.status == "missing") wanted;
+  allMissing = filter (package: package.status == "missing") wanted;
+  missing = genList (elemAt allMissing) (
+    if length allMissing < limits.nearNames then length allMissing else limits.nearNames
+  );
   names = listToAttrs (
     map (
       package:
       let
         within = (lookUp package.name).value;
       in
-      { name = package.within; value = if isAttrs within && !isDerivation within then attrNames within else [ ]; }
+      { name = package.within; value = if isAttrs within && !isDerivation within then filter (name: stringLength name <= limits.attribute) (attrNames within) else [ ]; }
     ) missing
   );
 in

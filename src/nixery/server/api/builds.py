@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -18,7 +17,7 @@ from nixery.server.api.documents import build_document, change_document, json_re
 from nixery.server.published_builds import PublishedBuilds
 from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
-from nixery.server.responses import Response, StreamResponse
+from nixery.server.responses import Response, StreamResponse, json_content
 
 # Builds of a list.
 _LISTED = 50
@@ -115,8 +114,8 @@ class Builds:
                     continue
                 last = report.number
                 kind = "end" if report.is_over else "change"
-                data = json.dumps(change_document(report, lines))
-                yield f"id: {last}\nevent: {kind}\ndata: {data}\n\n".encode()
+                data = json_content(change_document(report, lines))
+                yield f"id: {last}\nevent: {kind}\ndata: ".encode() + data + b"\n\n"
 
 
 def _unknown(build: str) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from nixery.image.platform import Platform
 from nixery.pipeline.build_report import BuildReport, Line
 from nixery.pipeline.image_description import ImageDescription
 from nixery.server.addresses import image_path
-from nixery.server.responses import BytesResponse
+from nixery.server.responses import BytesResponse, json_content
 
 # What it tells may be another thing a moment later.
 HEADERS: Mapping[str, str] = {
@@ -24,8 +23,7 @@ def json_response(
     document: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> BytesResponse:
     """Answer with a document."""
-    content = json.dumps(document, ensure_ascii=False).encode(errors="replace")
-    return BytesResponse(status, content, {**HEADERS, **(headers or {})})
+    return BytesResponse(status, json_content(document), {**HEADERS, **(headers or {})})
 
 
 def build_document(report: BuildReport, *, log: bool) -> dict[str, Any]:

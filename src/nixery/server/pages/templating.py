@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from nixery.plain_text import escaped_lines
 from nixery.server.responses import BytesResponse
 
 # No script and no style but our own files, nothing from elsewhere, and no page of others around ours.
@@ -36,6 +37,7 @@ class Templates:
         self._environment = Environment(
             loader=PackageLoader("nixery.server.pages"),
             autoescape=True,
+            finalize=_safe,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -47,6 +49,11 @@ class Templates:
         """Answer with a page."""
         content = self._environment.get_template(template).render(values)
         return BytesResponse(status, content.encode(errors="replace"), _HEADERS)
+
+
+def _safe(value: object) -> object:
+    """Escape what would turn or hide text; HTML itself is escaped after this."""
+    return type(value)(escaped_lines(value)) if isinstance(value, str) else value
 
 
 def size(count: float) -> str:

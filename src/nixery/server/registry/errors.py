@@ -5,11 +5,12 @@ Codes bind 4xx answers; for failures of ours the specification has none, and ``U
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from nixery.errors import (
+    LONGEST_MESSAGE,
+    AnswerTooLarge,
     BlobUnknown,
     BlobVerificationFailed,
     BuildError,
@@ -43,7 +44,8 @@ from nixery.errors import (
     TooBusy,
     UnsafeContents,
 )
-from nixery.server.responses import BytesResponse
+from nixery.plain_text import escaped, shortened
+from nixery.server.responses import BytesResponse, json_content
 
 # Every class of errors.py stands here itself: a new one has to be thought about.
 STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
@@ -67,6 +69,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # 5xx, crane and containerd ask again at once. Not UNKNOWN: with that, podman and buildah ask three times more. Not 404:
     # containerd shows nothing but the status, and a package that cannot be built is not one that is not there.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
+    # The package set's doing, as a build that fails.
+    AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
     BuildTimedOut: (504, "UNKNOWN"),
     BuildTookTooLong: (504, "UNKNOWN"),
     NixStoreFull: (507, "UNKNOWN"),
@@ -90,6 +94,9 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
 
 # What a log says more about than the message does.
 _WITH_LOG = (BuildFailed, BuildTimedOut, EvaluationFailed)
+
+# Characters. Some messages quote a path, which may be longer than any error's.
+_LONGEST_MESSAGE = LONGEST_MESSAGE + 200
 
 # Seconds after which a client may find a successor of a server that stops, or a source that can be reached.
 _RETRY_AFTER = "5"
@@ -124,8 +131,9 @@ def errors_body(
     headers: Mapping[str, str] | None = None,
 ) -> BytesResponse:
     """Write the ``errors`` document."""
-    entry = {"code": code, "message": message, "detail": detail}
-    content = json.dumps({"errors": [entry]}, ensure_ascii=False).encode(errors="replace")
+    entry = {"code": code, "message": shortened(message, _LONGEST_MESSAGE), "detail": detail}
+    # Clients print both as they are, so that a message has to stay one line.
+    content = json_content({"errors": [entry]}, escaped)
     return BytesResponse(status, content, {"Content-Type": "application/json", **(headers or {})})
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from nixery.server.pages.templating import breakable, derivation, size
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixery.plain_text import escaped_lines
+from nixery.server.pages.templating import Templates, breakable, derivation, size
+
+TEMPLATES = Templates()
 
 
 def test_a_name_may_be_broken_between_packages_and_is_escaped() -> None:
@@ -16,3 +22,13 @@ def test_a_derivation_is_known_by_its_name() -> None:
 
 def test_sizes_are_in_powers_of_ten() -> None:
     assert [size(n) for n in (0, 999, 1000, 123_456, 10**9)] == ["0 B", "999 B", "1.0 kB", "123 kB", "1.0 GB"]
+
+
+@given(st.text())
+def test_no_text_hides_or_turns_what_a_page_shows(text: str) -> None:
+    page = TEMPLATES.response("error.html", title=text, message=text).content.decode()
+    assert escaped_lines(page) == page
+    assert (
+        escaped_lines(str(breakable("\u202e")))
+        in TEMPLATES.response("error.html", title=breakable("\u202e"), message="").content.decode()
+    )

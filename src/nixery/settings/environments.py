@@ -1,0 +1,137 @@
+"""The environment of each kind of child process, by allow-lists: no child inherits ours as it is.
+
+A builder can read every variable of the process that builds: a fixed-output derivation names them in ``impureEnvVars`` (Nix manual,
+"Advanced attributes"). A package set in a directory can read every variable of its evaluation (``builtins.getEnv``). Neither gets a
+secret: variables outside of the list are left out, and so are listed ones whose value has a login in it, a proxy's for example.
+
+Every environment has the mark by which the warden finds what a server has started (``nixery.nix.guard``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+# Where programs are, whose they are, which language they speak, and where they keep what is theirs.
+_PROCESS = r"PATH|HOME|USER|LOGNAME|TMPDIR|TZ|LANG|LANGUAGE|LC_\w+|LOCALE_ARCHIVE|XDG_\w+_(HOME|DIRS)|NIXERY_STARTED_BY"
+
+# Certificates and proxies.
+_NETWORK = (
+    r"SSL_CERT_\w+|NIX_SSL_CERT_FILE|CURL_CA_BUNDLE|GIT_SSL_CAINFO|GIT_SSL_CAPATH"
+    r"|(https?|ftp|all|no)_proxy|(HTTPS?|FTP|ALL|NO)_PROXY"
+)
+
+# What Nix documents, and nixpkgs' mirrors. Not every NIX_*: NIX_CURL_FLAGS may hold a password.
+_NIX = (
+    r"NIX_(PATH|REMOTE|CONFIG|CONF_DIR|USER_CONF_FILES|STORE|DAEMON_SOCKET_PATH|IGNORE_SYMLINK_STORE|BUILD_HOOK|SSHOPTS)"
+    r"|NIX_(STORE|STATE|DATA|LOG|LOCALSTATE|LIBEXEC|BIN|SYSCONF)_DIR|NIX_HASHED_MIRRORS|NIX_CONNECT_TIMEOUT|NIX_MIRRORS_\w+"
+    r"|GC_INITIAL_HEAP_SIZE"
+)
+
+# Logins for git and ssh. GIT_DIR and its like would send git to another repository, GIT_TRACE would log passwords.
+_GIT = (
+    r"SSH_AUTH_SOCK|SSH_AGENT_PID|GIT_SSH|GIT_SSH_COMMAND|GIT_SSH_VARIANT|GIT_SSL_\w+|GIT_PROXY_\w+|GIT_HTTP_\w+"
+    r"|GIT_CONFIG_\w+|GIT_EXEC_PATH|GIT_ALLOW_PROTOCOL|KRB5CCNAME"
+)
+
+# What credential helpers of Docker and podman, of clouds and of desktops read.
+_CREDENTIALS = (
+    r"DOCKER_\w+|REGISTRY_AUTH_FILE|XDG_RUNTIME_DIR|DBUS_SESSION_BUS_ADDRESS|DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|GNUPGHOME|GPG_TTY"
+    r"|PASSWORD_STORE_\w+|SSH_AUTH_SOCK|(AWS|GOOGLE|CLOUDSDK|AZURE|ECR|ACR)_\w+"
+)
+
+_BUILD = re.compile(f"{_PROCESS}|{_NETWORK}|{_NIX}")
+_FETCH = re.compile(f"{_PROCESS}|{_NETWORK}|{_NIX}|{_GIT}|NETRC")
+_REPOSITORY = re.compile(f"{_PROCESS}|{_NETWORK}|{_GIT}")
+_HELPER = re.compile(f"{_PROCESS}|{_NETWORK}|{_CREDENTIALS}")
+
+_PROXY = re.compile(r"(?:https?|ftp|all)_proxy", re.IGNORECASE | re.ASCII)
+
+# A login in a URL: anything before the `@` with HTTP and FTP; with ssh, a user alone is none.
+_LOGIN = re.compile(r"(?:https?|ftps?)://[^/\s@]+@|://[^/\s@:]*:[^/\s@]*@", re.IGNORECASE)
+
+# Options of Nix that are secrets, or hand variables to builders.
+_SECRET_OPTION = re.compile(r"(?:extra-)?(?:access-tokens|impure-env)", re.ASCII)
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def build_environment(ours: Mapping[str, str], named: Collection[str] = ()) -> Mapping[str, str]:
+    """Return what builders, and evaluations that may read variables, are given: no secret, unless it is asked for by name.
+
+    Args:
+        ours: the environment of this process.
+        named: variables that are passed as they are.
+    """
+    found = {name: value for name, value in ours.items() if _BUILD.fullmatch(name)}
+    if "NIX_CONFIG" in found:
+        found["NIX_CONFIG"] = _without_secret_lines(found["NIX_CONFIG"])
+    found = {name: value for name, value in found.items() if not _has_login(name, value)}
+    return found | {name: ours[name] for name in named if name in ours}
+
+
+def withheld_variables(ours: Mapping[str, str], named: Collection[str] = ()) -> tuple[str, ...]:
+    """Return names of variables that builders usually get and do not get now, or not all of, since they hold a secret."""
+    given = build_environment(ours, named)
+    return tuple(
+        sorted(name for name, value in ours.items() if _BUILD.fullmatch(name) and given.get(name) != value)
+    )
+
+
+def fetch_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what commands of Nix that only fetch are given, logins among it. Nothing that they run is a package author's."""
+    return {name: value for name, value in ours.items() if _FETCH.fullmatch(name)}
+
+
+def git_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what git is given to reach a repository, logins among it."""
+    return {name: value for name, value in ours.items() if _REPOSITORY.fullmatch(name)}
+
+
+def credential_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what says where logins for registries are, for us and for the operator's credential helpers."""
+    return {name: value for name, value in ours.items() if _HELPER.fullmatch(name)}
+
+
+def variable_names(value: object) -> object:
+    """Split names of variables at commas.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    if not isinstance(value, str):
+        return value
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    wrong = next((name for name in names if not _VARIABLE.fullmatch(name)), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is not the name of a variable; expected names, separated by commas")
+    return names
+
+
+def without_secrets(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse arguments with secrets: every user of the machine can read arguments.
+
+    Raises:
+        ValueError: there is a secret.
+    """
+    if any(
+        _SECRET_OPTION.fullmatch(argument.lstrip("-")) or _LOGIN.search(argument) for argument in arguments
+    ):
+        raise ValueError(
+            "it has a secret, and every user of the machine can read arguments; put access-tokens and logins into nix.conf or NIX_CONFIG"
+        )
+    return arguments
+
+
+def _has_login(name: str, value: str) -> bool:
+    # A proxy's URL may lack its scheme.
+    return _LOGIN.search(value) is not None or ("@" in value and _PROXY.fullmatch(name) is not None)
+
+
+def _without_secret_lines(configuration: str) -> str:
+    lines = configuration.split("\n")
+    return "\n".join(
+        line
+        for line in lines
+        if not _SECRET_OPTION.fullmatch(line.partition("=")[0].strip()) and not _LOGIN.search(line)
+    )

@@ -1,0 +1,475 @@
+"""What authors of packages choose: they learn nothing of the server's, take no more than their share, and move no cursor."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.client import RegistryClient, Response
+from tests.support.command_line import CommandLine
+from tests.support.nix import NixSpy
+from tests.support.server import Server
+
+SECRET = "xyzzy-4711-plugh"  # noqa: S105 -- what is looked for
+
+# Where a server has them, and what a builder or an evaluation could ask for.
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_SESSION_TOKEN": SECRET,
+    "AZURE_STORAGE_ACCOUNT_KEY": SECRET,
+    "GOOGLE_SERVICE_ACCOUNT_KEY": SECRET,
+    "GITHUB_TOKEN": SECRET,
+    "SSH_AUTH_SOCK": f"/run/{SECRET}",
+    "GIT_SSH_COMMAND": f"ssh -i /{SECRET}",
+    "NIX_CURL_FLAGS": f"-u user:{SECRET}",
+    "NETRC": f"/{SECRET}",
+    "https_proxy": f"http://user:{SECRET}@127.0.0.1:9",
+    "ftp_proxy": f"user:{SECRET}@127.0.0.1:9",
+    "NIX_CONFIG": f"access-tokens = github.com={SECRET}\ncores = 1\nextra-access-tokens = example.org={SECRET}",
+    "NIXERY_CHANNEL_TOKEN": SECRET,
+    "MALLORY": SECRET,
+}
+
+# Prints all that it is given, and fails.
+_THIEF = """
+derivation {
+  name = "thief";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  PATH = "/usr/bin:/bin";
+  outputHash = "0000000000000000000000000000000000000000000000000000000000000000";
+  outputHashAlgo = "sha256";
+  impureEnvVars = [ %s ];
+  args = [ "-c" "echo begin; set; tr '\\\\0' '\\\\n' < /proc/$PPID/environ; echo end; exit 1" ];
+  inherit salt;
+}
+"""
+
+
+def package_set(directory: Path, text: str, salt: str) -> str:
+    directory.mkdir(exist_ok=True)
+    (directory / "default.nix").write_text(f'{{ system, ... }}: let salt = "{salt}"; in {text}\n')
+    return str(directory)
+
+
+def everything_told(server: Server, name: str) -> str:
+    """What a client hears of a name, and what can be read of its builds, anywhere."""
+    answers = [server.client.manifest(name), server.client.get("/"), server.client.get("/api/v1/builds")]
+    for build in json.loads(answers[-1].body)["builds"]:
+        answers += [server.client.get(f"{kind}/{build['id']}") for kind in ("/builds", "/api/v1/builds")]
+    answers.append(server.client.get("/metrics"))
+    return "\n".join([answer.body.decode() for answer in answers] + [server.log])
+
+
+def test_a_builder_is_given_no_secret(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+    names = " ".join(f'"{name}"' for name in (*SECRETS, "HOME", "NIXERY_STARTED_BY"))
+    place = package_set(tmp_path / "set", f"{{ thief = {_THIEF % names}; }}", salt)
+    server = start_server(NIXERY_PKGS_PATH=place, **SECRETS)
+    told = everything_told(server, "thief")
+    assert "thief.drv failed" in told
+    # It did print something, what it may read among it.
+    assert "begin" in told
+    assert "cores = 1" in told
+    assert "STARTED_BY=" in told
+    assert SECRET not in told
+
+
+def test_a_builder_is_given_what_the_operator_names(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    place = package_set(tmp_path / "set", "{ thief = " + _THIEF % '"MALLORY" "GITHUB_TOKEN"' + "; }", salt)
+    server = start_server(
+        NIXERY_PKGS_PATH=place, MALLORY="on purpose", GITHUB_TOKEN=SECRET, NIXERY_BUILD_ENVIRONMENT="MALLORY"
+    )
+    told = everything_told(server, "thief")
+    assert "on purpose" in told
+    assert SECRET not in told
+
+
+@pytest.mark.parametrize("ifd", ["false", "true"])
+def test_an_evaluation_is_given_no_secret(
+    start_server: StartServer, tmp_path: Path, ifd: str, salt: str
+) -> None:
+    read = " + ".join(f'(builtins.getEnv "{name}")' for name in (*SECRETS, "PATH"))
+    place = package_set(tmp_path / "set", f'{{ reader = throw "read ${{{read}}} end"; }}', salt)
+    server = start_server(NIXERY_PKGS_PATH=place, NIXERY_ALLOW_IFD=ifd, **SECRETS)
+    told = everything_told(server, "reader")
+    assert "read " in told
+    assert "/bin" in told
+    assert SECRET not in told
+
+
+def test_secrets_are_no_arguments(tmp_path: Path, salt: str) -> None:
+    place = package_set(tmp_path / "set", "{ }", salt)
+    options = f"--option access-tokens x={SECRET}"
+    nixery = CommandLine({"NIXERY_PKGS_PATH": place, "NIXERY_NIX_OPTIONS": options}, tmp_path)
+    result = nixery("build", "hello", status=1)
+    assert "NIXERY_NIX_OPTIONS is wrong: it has a secret" in result.stderr
+    assert SECRET not in result.stderr
+
+
+# ---- bounds
+
+
+def unavailable(client: RegistryClient, name: str) -> Mapping[str, Any]:
+    response = client.manifest(name)
+    assert response.status == 404, response.body[:2000]
+    (package,) = response.error["detail"]["packages"]
+    assert package["explanation"] in response.error["message"]
+    found: Mapping[str, Any] = package
+    return found
+
+
+# A string of 3 * 2^n bytes.
+_LONG = 'let long = n: if n == 0 then "abc" else let half = long (n - 1); in half + half; in '
+
+HELLO = (
+    'derivation { name = "hello-1.0"; system = builtins.currentSystem; builder = "/bin/sh"; '
+    'args = [ "-c" "echo hello > $out" ]; inherit salt; }'
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "explanation"),
+    [
+        (
+            "{ contents = [ ]; config.Labels.x = long 25; }",
+            "large: config.Labels.x is a string of 100663296 bytes, and 65536 is the limit",
+        ),
+        (
+            '{ contents = [ ]; config.Labels.${long 12} = "x"; }',
+            "large: config.Labels is a set with a name of 12288 bytes, and 256 is the limit",
+        ),
+        (
+            "{ contents = [ ]; config.Cmd = builtins.genList (n: long 14) 6; }",
+            "large: config is 294950, and 262144 is the limit",
+        ),
+        (
+            f"{{ contents = builtins.genList (_: {HELLO}) 3000; }}",
+            "large.contents: number of contents is 3000, and 2000 is the limit",
+        ),
+        (f"{HELLO} // {{ version = long 10; }}", "large: version is 3072, and 256 is the limit"),
+        (f"{HELLO} // {{ pname = long 24; }}", "large: pname is 50331648, and 256 is the limit"),
+        (
+            f"{HELLO} // {{ meta.license = builtins.genList (n: toString n) 9000; }}",
+            "large: meta.license is 43890, and 16384 is the limit",
+        ),
+        (
+            f"let many = builtins.genList toString 90; in {HELLO} // {{ outputs = many; meta.outputsToInstall = many; }}",
+            "large: number of outputs is 90, and 32 is the limit",
+        ),
+    ],
+)
+def test_what_is_too_large_is_named_with_its_size_and_its_limit(
+    start_server: StartServer, tmp_path: Path, salt: str, value: str, explanation: str
+) -> None:
+    server = start_server(
+        NIXERY_PKGS_PATH=package_set(
+            tmp_path / "set", f"{_LONG} {{ large = {value}; small = {HELLO}; }}", salt
+        )
+    )
+    package = unavailable(server.client, "large")
+    assert package["explanation"] == explanation
+    assert server.client.manifest("small").status == 200
+    # The value is nowhere: neither in memory nor in a record.
+    records = [path for path in (server.storage / "records").rglob("*") if path.is_file()]
+    assert max((path.stat().st_size for path in records), default=0) < 100_000
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert peak is not None
+    assert int(peak[1]) < 250_000
+
+
+def test_a_description_that_nobody_reads_is_left_out(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    place = package_set(
+        tmp_path / "set", f"{_LONG} {{ hello = {HELLO} // {{ meta.description = long 22; }}; }}", salt
+    )
+    client = start_server(NIXERY_PKGS_PATH=place).client
+    assert client.manifest("hello").status == 200
+    assert client.get("/api/v1/packages/hello").json() == {"name": "hello", "version": "", "description": ""}
+    assert len(client.get("/images/hello").body) < 20_000
+
+
+def test_an_answer_that_is_too_large_ends_the_command(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    names = 'builtins.listToAttrs (builtins.genList (n: { name = "a-name-of-some-length-" + toString (n + 1000000); value = 1; }) 900000)'
+    place = package_set(tmp_path / "set", f"{{ hello = {HELLO}; }} // {names}", salt)
+    server = start_server(NIXERY_PKGS_PATH=place)
+    response = server.client.manifest("helo")
+    assert response.status == 422
+    assert response.error["message"].startswith("what the package set says about ")
+    assert "helo" in response.error["message"]
+    assert "8.0 MiB is the limit" in response.error["message"]
+    assert server.client.manifest("hello").status == 200
+
+
+def test_one_request_takes_a_bounded_number_of_processes(
+    start_server: StartServer, spy: NixSpy, tmp_path: Path, salt: str
+) -> None:
+    # Errors that cannot be caught.
+    names = [f"p{number}" for number in range(32)]
+    attributes = " ".join(f'{name} = 1 + "{name}";' for name in names)
+    place = package_set(tmp_path / "set", f"{{ {attributes} hello = {HELLO}; }}", salt)
+    client = start_server(NIXERY_PKGS_PATH=place, **spy.environment()).client
+    spy.forget()
+    response = client.manifest("/".join(names))
+    assert response.status == 404
+    packages = response.error["detail"]["packages"]
+    assert {package["name"] for package in packages} - {"cacert", "iana-etc"} == set(names)
+    assert {package["reason"] for package in packages} == {"does not evaluate"}
+    assert len(spy.calls_of("nix-instantiate", "--eval")) <= 16
+    # One among many is still found.
+    spy.forget()
+    response = client.manifest("hello/p1")
+    (package,) = response.error["detail"]["packages"]
+    assert (package["name"], "p1" in package["explanation"] or "string" in package["explanation"]) == (
+        "p1",
+        True,
+    )
+
+
+def test_a_definition_that_is_nested_too_deeply(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+    deep = "let deep = n: if n == 0 then 1 else [ (deep (n - 1)) ]; in "
+    place = package_set(
+        tmp_path / "set", f"{deep} {{ web = {{ contents = [ ]; config.Cmd = deep 400; }}; }}", salt
+    )
+    server = start_server(NIXERY_PKGS_PATH=place)
+    package = unavailable(server.client, "web")
+    assert package["reason"] == "not a valid image definition"
+    assert "cannot be read" in package["explanation"]
+
+
+def test_a_definition_with_many_mistakes_names_some(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    ports = 'builtins.genList (n: "port" + toString n) 5000'
+    place = package_set(
+        tmp_path / "set", f"{{ web = {{ contents = [ ]; config.ExposedPorts = {ports}; }}; }}", salt
+    )
+    explanation = unavailable(start_server(NIXERY_PKGS_PATH=place).client, "web")["explanation"]
+    assert "not 'port9'; and 4990 more" in explanation
+
+
+def test_an_image_has_no_path_but_what_its_packages_build(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    # Somebody else's, of the same name as one that the definition may mention.
+    other = HELLO.replace("echo hello", "echo private")
+    parts = f"""let
+      hello = {HELLO};
+      other = builtins.unsafeDiscardStringContext "${{({other}).outPath}}";
+      claimed = {{ type = "derivation"; name = "hello-1.0"; outputName = "out"; outputs = [ "out" ]; }};
+    in
+    {{
+      inherit hello;
+      theirs = {other};
+      thief = claimed // {{ drvPath = hello.drvPath; outPath = other; }};
+      image = {{ contents = [ ]; config.Cmd = [ "${{hello}}/bin/x" other ]; }};
+      bad = hello // {{ drvPath = 5; }};
+    }}"""
+    client = start_server(NIXERY_PKGS_PATH=package_set(tmp_path / "set", parts, salt)).client
+    assert client.manifest("theirs").status == 200
+    for name in ("thief", "image"):
+        package = unavailable(client, name)
+        assert "which none of its derivations builds" in package["explanation"], name
+    assert unavailable(client, "bad")["reason"] == "not a package"
+    assert client.manifest("hello").status == 200
+
+
+# ---- characters
+
+# A colour, a line of its own, a bell, C1's control sequence introducer, right to left, no width, a mark, an isolate, a tag.
+EVIL = "\x1b[31m\nforged\x07\u009b31m\u202egnirts\u200b\u061c\u2066\ufeff\U000e0041"
+
+
+def evil_nix() -> str:
+    """The text as a string of Nix, whose escapes are few."""
+    return "(builtins.fromJSON " + json.dumps(json.dumps(EVIL, ensure_ascii=True)) + ")"
+
+
+def unsafe(text: str, *, lines: bool = True) -> set[str]:
+    """Characters that no exit may let pass, by their names."""
+    allowed = "\t\n" if lines else "\t"
+    return {
+        hex(ord(character))
+        for character in text
+        if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and character not in allowed
+    }
+
+
+def texts(document: Any) -> Iterator[str]:  # noqa: ANN401 -- JSON is anything
+    if isinstance(document, str):
+        yield document
+    elif isinstance(document, dict):
+        for key, value in document.items():
+            yield key
+            yield from texts(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from texts(value)
+
+
+_EVIL_SET = """let
+  evil = %s;
+  hello = derivation {
+    name = "hello-1.0"; system = builtins.currentSystem; builder = "/bin/sh"; PATH = "/usr/bin:/bin";
+    args = [ "-c" "mkdir -p $out/bin; printf 'out %%s\\\\n' \\"$evil\\" >&2; echo > \\"$out/bin/a$evil\\"" ];
+    inherit evil salt;
+  };
+in
+{
+  hello = hello // {
+    pname = "hello" + evil; version = "1" + evil;
+    meta = { description = "says" + evil; license = "MIT" + evil; };
+  };
+  thrown = throw evil;
+  uncatchable = abort evil;
+  notapackage = [ [ evil ] ];
+  attribute.${"a" + evil} = 1;
+  failing = derivation {
+    name = "failing"; system = builtins.currentSystem; builder = "/bin/sh";
+    args = [ "-c" "printf '%%s\\\\n' \\"$evil\\" >&2; exit 1" ]; inherit evil salt;
+  };
+  key = { contents = [ ]; config.${"Cmd" + evil} = [ ]; };
+  value = { contents = [ ]; config.User = evil; };
+  type = { contents = [ ]; config.Env = [ { "nixery:type" = evil; } ]; };
+  clash = [ hello (hello // { outPath = hello.outPath; }) (derivation (hello.drvAttrs // { name = "other"; })) ];
+  labelled = {
+    contents = [ hello ];
+    config = { Labels.${"key" + evil} = evil; Env.EXACT = evil; Cmd = [ "printf" evil ]; };
+  };
+}"""
+
+
+@pytest.fixture
+def evil_set(tmp_path: Path, salt: str) -> str:
+    return package_set(tmp_path / "set", _EVIL_SET % evil_nix(), salt)
+
+
+BUILT = {"hello", "clash", "labelled"}
+NAMES = (
+    "hello",
+    "thrown",
+    "uncatchable",
+    "notapackage",
+    "attribute.b",
+    "failing",
+    "key",
+    "value",
+    "type",
+    "clash",
+    "labelled",
+)
+
+
+def assert_registry_errors_are_safe(client: RegistryClient) -> None:
+    seen: dict[str, Response] = {name: client.manifest(name) for name in NAMES}
+    assert {name for name, answer in seen.items() if answer.status == 200} == BUILT
+    for name in seen.keys() - BUILT:
+        for text in texts(seen[name].json()):
+            assert not unsafe(text, lines=False), (name, text)
+        # The others' messages quote nothing of the set's.
+        assert (b"forged" in seen[name].body) == (name not in {"notapackage", "attribute.b"}), name
+
+
+def assert_api_is_safe(client: RegistryClient, builds: Sequence[str]) -> None:
+    paths = ["/api/v1/builds", "/api/v1/packages?q=", "/api/v1/packages/hello"]
+    paths += [f"/api/v1/images/{name}" for name in ("hello", "labelled")]
+    paths += [f"/api/v1/builds/{build}" for build in builds]
+    answers = [client.get(path) for path in paths]
+    for answer in answers:
+        assert not {found for text in texts(answer.json()) for found in unsafe(text)}, answer
+    assert sum(answer.body.count(b"forged") for answer in answers) > 5
+    for build in builds:
+        events = client.get(f"/api/v1/builds/{build}/events").body.decode()
+        assert not unsafe(events)
+        data = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: ")]
+        assert not {found for text in texts(data) for found in unsafe(text)}
+
+
+def assert_pages_are_safe(client: RegistryClient, builds: Sequence[str]) -> None:
+    paths = ["/", "/images/hello", "/images/labelled"] + [f"/builds/{build}" for build in builds]
+    pages = {path: client.get(path).body.decode() for path in paths}
+    assert not {path: found for path, page in pages.items() if (found := unsafe(page))}
+    assert sum(page.count("forged") for page in pages.values()) > 5
+
+
+def assert_log_is_safe(log: str, log_format: str) -> None:
+    assert "forged" in log
+    assert not unsafe(log)
+    for line in log.splitlines():
+        assert not line.startswith("forged"), line
+        if log_format == "json":
+            assert not {found for text in texts(json.loads(line)) for found in unsafe(text, lines=False)}, (
+                line
+            )
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_exit_of_a_server_lets_a_character_pass_that_moves_or_hides_text(
+    start_server: StartServer, evil_set: str, log_format: str
+) -> None:
+    server = start_server(NIXERY_PKGS_PATH=evil_set, NIXERY_LOG_FORMAT=log_format, NIXERY_LOG_LEVEL="debug")
+    assert_registry_errors_are_safe(server.client)
+    builds = [build["id"] for build in server.client.get("/api/v1/builds").json()["builds"]]
+    assert_api_is_safe(server.client, builds)
+    assert_pages_are_safe(server.client, builds)
+    assert_log_is_safe(server.log, log_format)
+
+
+def test_no_image_describes_itself_with_such_characters(start_server: StartServer, evil_set: str) -> None:
+    client = start_server(NIXERY_PKGS_PATH=evil_set).client
+    for name in ("hello", "labelled"):
+        image = client.pull(name)
+        config: dict[str, Any] = image.config_document["config"]
+        said = {**image.manifest_document["annotations"], **config["Labels"]}
+        assert "forged" in "".join(said.values())
+        assert not {found for text in texts(said) for found in unsafe(text)}
+    # What a container is given is none of ours to change.
+    config = client.pull("labelled").config_document["config"]
+    assert config["Cmd"] == ["printf", EVIL]
+    assert f"EXACT={EVIL}" in config["Env"]
+
+
+def test_no_command_prints_such_characters(
+    evil_set: str, tmp_path: Path, settings: Mapping[str, str]
+) -> None:
+    nixery = CommandLine({**settings, "NIXERY_PKGS_PATH": evil_set}, tmp_path)
+    forged = 0
+    for command in (
+        *(f"build {name}" for name in NAMES),
+        "inspect hello",
+        "inspect labelled",
+        "inspect hello --diff labelled",
+        "inspect labelled --json",
+        "build failing --json",
+        "check",
+    ):
+        arguments = command.split()
+        fails = arguments[0] == "build" and arguments[1] not in BUILT
+        result = nixery(*arguments, status=int(fails))
+        said = result.stdout + result.stderr
+        forged += said.count("forged")
+        assert not unsafe(said), (arguments, said)
+        assert not [line for line in said.splitlines() if line.startswith("forged")], arguments
+    assert forged > 10
+
+
+@pytest.mark.parametrize("arguments", [("inspect", "hello"), ("build", "failing"), ("inspect", "labelled")])
+def test_no_terminal_is_sent_such_characters(
+    evil_set: str, tmp_path: Path, settings: Mapping[str, str], arguments: tuple[str, ...]
+) -> None:
+    nixery = CommandLine({**settings, "NIXERY_PKGS_PATH": evil_set}, tmp_path)
+    sent = nixery.on_terminal(*arguments, status=1 if "failing" in arguments else 0)
+    # Bars have control sequences of their own: lines of theirs begin and end, and colours change.
+    assert not {"\x07", "\u009b", "\u202e", "\u200b", "\u061c", "\u2066", "\ufeff"} & set(sent)
+    assert not re.search(r"\n\s*forged", sent)
