@@ -24,6 +24,7 @@ from nixery.nix.sandbox import configured_sandbox, require_sandbox
 from nixery.pipeline.package_index import PackageIndex
 from nixery.preparation import storage
 from nixery.settings import Settings
+from nixery.sources.location import redacted
 from nixery.storage.files import make_directory, temporary_file, write_all
 
 _WRONG = 1
@@ -179,7 +180,7 @@ def _source() -> Finding:
             try:
                 pinned = await wired.pins.pin("latest")
                 warning = pinned.warning
-                found.append(f"{pinned.pin.source} is pinned to {pinned.pin.revision}")
+                found.append(f"{redacted(pinned.pin.source)} is pinned to {pinned.pin.revision}")
                 (request,) = requests_for("shell", prepared.platforms[:1])
                 await wired.evaluator.contents(request, pinned.pin)
             except PackagesUnavailable as error:

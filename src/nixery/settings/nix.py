@@ -20,6 +20,12 @@ _FOR_NIX = re.compile(
     r"|NIXERY_STARTED_BY|(https?|ftp|all|no)_proxy|(HTTPS?|FTP|ALL|NO)_PROXY|CURL_CA_BUNDLE|GIT_SSL_CAINFO|SSH_AUTH_SOCK|GIT_SSH_COMMAND"
 )
 
+_FOR_GIT = re.compile(
+    r"PATH|HOME|USER|LOGNAME|TMPDIR|LOCALE_ARCHIVE|LC_ALL|LANG|XDG_CONFIG_HOME|XDG_CACHE_HOME|SSL_CERT_\w+|NIXERY_STARTED_BY"
+    r"|(https?|ftp|all|no)_proxy|(HTTPS?|FTP|ALL|NO)_PROXY|CURL_CA_BUNDLE|SSH_AUTH_SOCK|GIT_SSH(_COMMAND|_VARIANT)?|GIT_SSL_\w+"
+    r"|GIT_CONFIG_\w+|GIT_PROXY_SSL_\w+|GIT_HTTP_\w+"
+)
+
 
 class NixSettings(BaseModel):
     """How Nix is run.
@@ -49,3 +55,17 @@ class NixSettings(BaseModel):
     def evaluation_environment(self) -> Mapping[str, str]:
         """What of the environment an evaluation is given: what Nix itself needs."""
         return {name: value for name, value in self.environment.items() if _FOR_NIX.fullmatch(name)}
+
+    @property
+    def git_environment(self) -> Mapping[str, str]:
+        """What of the environment git is given: what it and SSH need to reach a repository."""
+        return {name: value for name, value in self.environment.items() if _FOR_GIT.fullmatch(name)}
+
+    @property
+    def fetch_environment(self) -> Mapping[str, str]:
+        """What of the environment a command of Nix is given that fetches, and builds and evaluates nothing of others."""
+        return {
+            name: value
+            for name, value in self.environment.items()
+            if _FOR_NIX.fullmatch(name) or _FOR_GIT.fullmatch(name)
+        }
