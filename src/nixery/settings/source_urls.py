@@ -73,7 +73,7 @@ def archive_url(url: str) -> str:
     return url
 
 
-def flake(reference: str | None) -> str | None:
+def flake_url(reference: str | None) -> str | None:
     """Check a flake reference.
 
     Raises:

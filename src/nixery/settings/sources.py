@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from nixery.image.platform import Platform
-from nixery.settings.source_urls import archive_url, flake, git_url
+from nixery.settings.source_urls import archive_url, flake_url, git_url
 from nixery.settings.values import DAY, NotEmpty, Platforms, existing_package_set, listed
 from nixery.sources.commits import REACHABLE, CommitRule
 
@@ -46,7 +46,7 @@ class SourceSettings(BaseModel):
         None
     )
     channel: Annotated[str | None, NotEmpty, Field(alias="NIXERY_CHANNEL", pattern=_CHANNEL)] = None
-    flake: Annotated[str | None, NotEmpty, AfterValidator(flake), Field(alias="NIXERY_FLAKE")] = None
+    flake: Annotated[str | None, NotEmpty, AfterValidator(flake_url), Field(alias="NIXERY_FLAKE")] = None
     channel_url: Annotated[str, NotEmpty, AfterValidator(archive_url), Field(alias="NIXERY_CHANNEL_URL")] = (
         _ARCHIVES
     )
