@@ -51,36 +51,42 @@ class CommitHistory:
         self._settled_until = -1.0
 
     async def require(self, commit: str) -> None:
-        """Make sure that a commit is an ancestor of a branch or a tag that counts, or the same.
+        """Make sure that clients may ask for a commit.
 
         Raises:
-            TagUnknown: it is not.
+            TagUnknown: no branch or tag that counts leads to it.
             SourceUnreachable: the repository cannot be asked.
         """
-        if not self._rule.checks or await self._leads_to(commit):
-            return
+        if self._rule.checks and await self.find(commit) is None:
+            raise self._rule.refusal(commit)
+
+    async def find(self, commit: str) -> str | None:
+        """Return a branch or tag that counts and leads to a commit, with ``refs/``; ``None`` if there is none.
+
+        Raises:
+            SourceUnreachable: the repository cannot be asked.
+        """
+        if (name := await self._leading_to(commit)) is not None:
+            return name
         async with self._one_at_a_time:
-            # What others who waited have fetched.
-            if await self._leads_to(commit) or self._is_tip(commit):
-                return
-            if self._clock() < self._settled_until and self._complete:
-                raise self._rule.refusal(commit)
+            # What others who waited have found.
+            name = await self._leading_to(commit) or self._tip(commit)
+            if name is not None or (self._complete and self._clock() < self._settled_until):
+                return name
             await self._look()
-            if self._is_tip(commit):
-                return
-            if not self._complete:
-                await self._fetch()
-                if await self._leads_to(commit):
-                    return
-        raise self._rule.refusal(commit)
+            if (name := self._tip(commit)) is not None or self._complete:
+                return name
+            await self._fetch()
+            return await self._leading_to(commit)
 
-    def _is_tip(self, commit: str) -> bool:
-        is_fresh = self._clock() < self._settled_until
-        return is_fresh and any(commit == tip for _, tip in self._tips)
+    def _tip(self, commit: str) -> str | None:
+        if self._clock() >= self._settled_until:
+            return None
+        return min((f"refs/{name}" for name, tip in self._tips if tip == commit), default=None)
 
-    async def _leads_to(self, commit: str) -> bool:
+    async def _leading_to(self, commit: str) -> str | None:
         if not await asyncio.to_thread(self._commits.exists):
-            return False
+            return None
         # It fails for a commit that is not here, and fetches none.
         status, output = await self._commits.run(
             "for-each-ref",
@@ -88,7 +94,8 @@ class CommitHistory:
             "--format=%(refname)",
             *(f"{_HERE}{kind}" for kind in _KINDS),
         )
-        return status == 0 and any(self._counts(name.removeprefix(_HERE)) for name in output.split())
+        names = (name.removeprefix(_HERE) for name in output.split()) if status == 0 else ()
+        return next((f"refs/{name}" for name in names if self._counts(name)), None)
 
     async def _look(self) -> None:
         """Read where branches and tags are: a small question, which is all that a commit at one of their ends costs."""
@@ -117,7 +124,7 @@ class CommitHistory:
         self._settled_until = self._clock() + _SETTLED
 
     def _refspecs(self) -> list[str]:
-        patterns = self._rule.patterns or ()
+        patterns = self._rule.patterns if self._rule.patterns is not None else ("*",)
         if not all(_SIMPLE.fullmatch(pattern) for pattern in patterns):
             patterns = ("*",)
         # One that is not there would be an error, unless it might be several.
@@ -126,4 +133,4 @@ class CommitHistory:
 
     def _counts(self, name: str) -> bool:
         kind, _, reference = name.partition("/")
-        return kind in _KINDS and self._rule.admits(reference)
+        return kind in _KINDS and (not self._rule.checks or self._rule.admits(reference))

@@ -164,8 +164,11 @@ class FlakeSource:
         if self._repository is None:
             raise AssertionError("a flake without versions has one reference")
         if not reference.moving:
-            await self._repository.require_accepted(reference.name)
-            return self._flake.at(reference.name, None)
+            # Older versions of Nix find a commit in the history of one branch or tag alone.
+            name = await self._repository.leading_to(reference.name)
+            if name is None and self._rule.checks:
+                raise self._rule.refusal(reference.name)
+            return self._flake.at(reference.name, name)
         found = await self._repository.look_up(reference.name)
         return self._flake.at(found.commit, found.name)
 
@@ -225,10 +228,12 @@ class FlakeSource:
             raise self._disclosure.unreachable(f"no tree within {_FETCH} seconds") from error
         if completed.exit_code == 0:
             return completed.stdout, stderr
+        # Nix says of git no more than its status; git says why, in a line of its own.
+        fatal = [line for line in stderr if line.startswith("fatal:")]
+        unreachable = self._disclosure.unreachable(" ".join([explanation(stderr), *fatal]))
         if any(words in line.casefold() for words in _UNKNOWN for line in stderr):
-            self._disclosure.unreachable(explanation(stderr))  # the log has Nix's words
             raise TagUnknown("latest", f"{self._disclosure.name} has no such flake")
-        raise self._disclosure.unreachable(explanation(stderr))
+        raise unreachable
 
     async def _check(self, identity: str, tree: Path, directory: str) -> None:
         """Make sure of a flake's inputs before anything of it is evaluated as a flake.

@@ -80,6 +80,14 @@ class GitRepository:
             raise TagUnknown(reference, f"{self._git.disclosure.name} has no branch or tag of that name")
         return Found(commits[found], names[found])
 
+    async def leading_to(self, commit: str) -> str | None:
+        """Return a branch or tag that leads to a commit, with ``refs/``; see ``CommitHistory``.
+
+        Raises:
+            SourceUnreachable: the repository cannot be asked.
+        """
+        return await self._history.find(commit)
+
     async def require_accepted(self, commit: str) -> None:
         """Make sure that clients may ask for a commit, before anything of it is fetched.
 

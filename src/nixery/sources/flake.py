@@ -69,8 +69,8 @@ class FlakeReference:
         if self._forge is not None:
             suffix = f"?{urlencode(self._parameters)}" if self._parameters else ""
             return "{forge}:{owner}/{repository}/".format(**self._forge.groupdict()) + commit + suffix
-        # Without a name, Nix looks for a commit on the default branch alone.
-        where = {"allRefs": "1"} if name is None else {"ref": name}
+        # Without "allRefs", Nix looks for a commit in the history of that reference alone.
+        where = {"allRefs": "1", "ref": "HEAD"} if name is None else {"ref": name}
         return f"{self._location}?{urlencode({**self._parameters, **where, 'rev': commit})}"
 
     def _repository(self, host: str | None) -> str | None:

@@ -66,7 +66,7 @@ def test_latest_is_the_flake_as_it_is(configured: str, moving: bool) -> None:  #
             "refs/heads/v1",
             f"github:NixOS/nixpkgs/{COMMIT}?dir=lib",
         ),
-        ("git+file:///set?ref=main", None, f"git+file:///set?allRefs=1&rev={COMMIT}"),
+        ("git+file:///set?ref=main", None, f"git+file:///set?allRefs=1&ref=HEAD&rev={COMMIT}"),
         (
             "git+https://example.org/set?ref=main&dir=x",
             "refs/tags/v1",

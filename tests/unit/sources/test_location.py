@@ -41,7 +41,9 @@ def test_credentials_are_decoded_for_git() -> None:
 
 
 def test_two_queries_are_two_sources() -> None:
-    one, other = (SourceLocation.parse(f"https://example.org/{{rev}}?set={name}") for name in ("one", "other"))
+    one, other = (
+        SourceLocation.parse(f"https://example.org/{{rev}}?set={name}") for name in ("one", "other")
+    )
     assert one.identity != other.identity
     assert SourceLocation.parse("https://example.org/{rev}").identity == "https://example.org/{rev}"
 
