@@ -124,7 +124,7 @@ class FlakeSource:
             locked, tree = await self._resolve_configured()
         else:
             locked = await self._locked(reference)
-            tree = await self._tree(_without_directory(locked))
+            tree = await self._tree(_without_directory(locked), reference.name)
         # A directory, or a working tree that has changes, is pinned by its copy in the Nix store.
         identity = locked if tree.rev else _copied(tree, locked)
         await self._check(identity, tree.path, _directory(locked))
@@ -204,7 +204,7 @@ class FlakeSource:
             raise NixUnusable("Nix's answer to nix flake prefetch is not understood")
         return found.groupdict()
 
-    async def _tree(self, reference: str | Mapping[str, str]) -> _Tree:
+    async def _tree(self, reference: str | Mapping[str, str], tag: str = "latest") -> _Tree:
         """Fetch a tree, and none of its inputs."""
         stdout, _ = await self._nix(
             *("nix-instantiate", "--eval", "--strict", "--json", "--read-write-mode"),
@@ -212,6 +212,7 @@ class FlakeSource:
             *("--option", "restrict-eval", "false", "--option", "pure-eval", "false"),
             *("--expr", (_EXPRESSIONS / "tree.nix").read_text()),
             variables={"NIXERY_TREE": json.dumps(reference)},
+            tag=tag,
         )
         try:
             return _Tree.model_validate_json(stdout)
@@ -219,7 +220,7 @@ class FlakeSource:
             raise NixUnusable("Nix's answer about a flake's tree is not understood") from error
 
     async def _nix(
-        self, *command: str, variables: Mapping[str, str] | None = None
+        self, *command: str, variables: Mapping[str, str] | None = None, tag: str = "latest"
     ) -> tuple[bytes, Sequence[str]]:
         surroundings = Surroundings({**self._environment, **(variables or {})})
         try:
@@ -232,7 +233,7 @@ class FlakeSource:
         fatal = [line for line in stderr if line.startswith("fatal:")]
         unreachable = self._disclosure.unreachable(" ".join([explanation(stderr), *fatal]))
         if any(words in line.casefold() for words in _UNKNOWN for line in stderr):
-            raise TagUnknown("latest", f"{self._disclosure.name} has no such flake")
+            raise TagUnknown(tag, f"{self._disclosure.name} has no such flake")
         raise unreachable
 
     async def _check(self, identity: str, tree: Path, directory: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nixery.errors import BuildTimedOut
 from nixery.nix.build_log import LOG_TAIL, plain
+from nixery.nix.error_message import without_hashes_of_files
 from nixery.nix.process import OURS, Completed, Deadline, Surroundings, run
 
 # Arguments of one command, well under Linux's limit of 2 MiB for all of them together.
@@ -31,7 +32,7 @@ async def run_command(
     try:
         completed = await run(
             arguments,
-            lambda line: stderr.append(plain(line.decode(errors="replace"))),
+            lambda line: stderr.append(without_hashes_of_files(plain(line.decode(errors="replace")))),
             Deadline(seconds),
             surroundings,
         )

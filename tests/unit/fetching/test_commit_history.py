@@ -44,8 +44,7 @@ class World:
     async def accepts(self, commit: str) -> bool:
         try:
             await self.history.require(commit)
-        except TagUnknown as error:
-            assert f"NIXERY_COMMITS={self.rule.setting}" in str(error)
+        except TagUnknown:
             return False
         return True
 
