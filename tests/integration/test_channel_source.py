@@ -119,4 +119,5 @@ def test_a_web_server_that_is_out_of_reach(channels: Channels) -> None:
     server = channels.server("nixos-24.05", NIXERY_CHANNEL_URL="http://127.0.0.1:1/{rev}.tar.gz")
     response = server.client.manifest("hello")
     assert (response.status, response.error["code"]) == (503, "UNKNOWN")
-    assert "cannot fetch http://127.0.0.1:1/" in response.error["message"]
+    assert "cannot read the package source; the server's log has the reason" in response.error["message"]
+    assert "http://127.0.0.1:1/{rev}.tar.gz" in server.log

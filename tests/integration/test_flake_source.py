@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -145,6 +149,180 @@ def test_an_evaluation_is_contained(
 
 
 def test_a_flake_out_of_reach(start_server: StartServer) -> None:
-    response = server(start_server, "git+http://user:secret@127.0.0.1:1/flake").client.manifest("hello")
+    response = server(start_server, "git+http://127.0.0.1:1/flake").client.manifest("hello")
     assert (response.status, response.error["code"]) == (503, "UNKNOWN")
-    assert "secret" not in response.body.decode()
+    assert "127.0.0.1" not in response.body.decode()
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """A directory of this machine that no other run has had in the Nix store."""
+    directory = tmp_path / "private"
+    directory.mkdir()
+    (directory / "key").write_text(secrets.token_hex(16))
+    (directory / "flake.nix").write_text("{ outputs = _: { }; }")
+    subprocess.run(["git", "init", "--quiet", str(directory)], check=True, timeout=60)
+    return directory
+
+
+def is_copied(directory: Path) -> bool:
+    """Whether a directory was copied into the Nix store, with its git directory or without, or a file of it."""
+    without_git = 'filter = path: type: baseNameOf path != ".git";'
+    copies = [(directory, "source", ""), (directory, "source", without_git), (directory / "key", "key", "")]
+    for path, name, more in copies:
+        expression = f'"${{builtins.path {{ path = {path}; name = "{name}"; {more} }}}}"'
+        completed = subprocess.run(
+            ["nix-instantiate", "--eval", "--expr", expression],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if Path(completed.stdout.strip().strip('"')).exists():
+            return True
+    return False
+
+
+def locked(tree: Mapping[str, object], original: Mapping[str, object] | None = None) -> str:
+    """A lock with one input, ``x``."""
+    hash_ = {"narHash": "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
+    node = {"locked": {**hash_, **tree}, "original": original or tree, "flake": False}
+    nodes = {"root": {"inputs": {"x": "x"}}, "x": node}
+    return json.dumps({"nodes": nodes, "root": "root", "version": 7})
+
+
+GITHUB = {"type": "github", "owner": "a", "repo": "b"}
+USES_X = "outputs = { self, x }: { packages.x86_64-linux.hello = throw (toString x); }; "
+
+HOSTILE: Mapping[str, tuple[str, str | None]] = {
+    "path that is not locked": ('{ inputs.x.url = "path:PRIVATE"; inputs.x.flake = false; USES }', None),
+    "path as attributes": ('{ inputs.x = { type = "path"; path = "PRIVATE"; flake = false; }; USES }', None),
+    "path with a hash": (
+        '{ inputs.x.url = "path:PRIVATE?narHash=sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="; inputs.x.flake = false; USES }',
+        None,
+    ),
+    "bare path": ('{ inputs.x.url = "PRIVATE"; USES }', None),
+    "git file": ('{ inputs.x.url = "git+file://PRIVATE"; USES }', None),
+    "tarball file": ('{ inputs.x.url = "tarball+file://PRIVATE/key"; inputs.x.flake = false; USES }', None),
+    "file": ('{ inputs.x.url = "file://PRIVATE/key"; inputs.x.flake = false; USES }', None),
+    "nested": (
+        '{ inputs.x.url = "github:a/b"; inputs.x.inputs.y.url = "path:PRIVATE"; USES }',
+        locked(GITHUB),
+    ),
+    "argument alone": ("{ USES }", None),
+    "registry": ('{ inputs.x.url = "nixpkgs"; USES }', None),
+    "network, not locked": ('{ inputs.x.url = "github:a/b"; USES }', None),
+    "lock has a path": (
+        '{ inputs.x.url = "github:a/b"; inputs.x.flake = false; USES }',
+        locked({"type": "path", "path": "PRIVATE"}, GITHUB),
+    ),
+    "lock has a path, honestly": (
+        '{ inputs.x.url = "path:PRIVATE"; inputs.x.flake = false; USES }',
+        locked({"type": "path", "path": "PRIVATE"}),
+    ),
+    "lock has git of a file": (
+        '{ inputs.x.url = "github:a/b"; inputs.x.flake = false; USES }',
+        locked({"type": "git", "url": "file://PRIVATE", "rev": "1" * 40}, GITHUB),
+    ),
+    "lock has a file": (
+        '{ inputs.x.url = "github:a/b"; inputs.x.flake = false; USES }',
+        locked({"type": "file", "url": "file://PRIVATE/key"}, GITHUB),
+    ),
+    "lock is torn": ('{ inputs.x.url = "github:a/b"; USES }', "{"),
+    "lock has a key twice": (
+        '{ inputs.x.url = "github:a/b"; USES }',
+        locked(GITHUB)[:-1] + ', "nodes": {"root": {"inputs": {"x": "x"}}}}',
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_inputs_of_this_machine_are_refused_before_they_are_copied(
+    start_server: StartServer, repository: FlakeRepository, private: Path, what: str
+) -> None:
+    flake, lock = (
+        text and text.replace("PRIVATE", str(private)).replace("USES", USES_X) for text in HOSTILE[what]
+    )
+    (repository.directory / "flake.nix").write_text(str(flake))
+    if lock is not None:
+        (repository.directory / "flake.lock").write_text(lock)
+    repository.commit("1.0")
+    response = server(start_server, f"git+file://{repository.directory}").client.manifest("hello")
+    assert response.status == 500, response
+    assert "the flake is refused: " in response.error["message"]
+    assert str(private) not in response.body.decode()
+    assert not is_copied(private)
+
+
+@pytest.mark.parametrize("name", ["flake.nix", "flake.lock"])
+def test_a_flake_that_is_a_symlink(
+    start_server: StartServer, repository: FlakeRepository, private: Path, name: str
+) -> None:
+    (repository.directory / name).unlink(missing_ok=True)
+    (repository.directory / name).symlink_to(private / name)
+    repository.commit("1.0")
+    response = server(start_server, f"git+file://{repository.directory}").client.manifest("hello")
+    assert response.status == 500
+    assert f"the flake is refused: {name} is a symlink" in response.error["message"]
+
+
+def test_reading_the_inputs_reads_nothing_else(
+    start_server: StartServer, repository: FlakeRepository, private: Path
+) -> None:
+    (repository.directory / "flake.nix").write_text(
+        f'{{ inputs.x.url = "github:a/${{builtins.readFile {private}/key}}"; outputs = {{ self, x }}: {{ }}; }}'
+    )
+    repository.commit("1.0")
+    response = server(start_server, f"git+file://{repository.directory}").client.manifest("hello")
+    assert response.status == 500
+    assert (private / "key").read_text() not in response.body.decode()
+    assert "restricted" in response.error["message"] or "forbidden" in response.error["message"]
+
+
+def test_a_push_that_is_refused_leaves_the_last_state(
+    start_server: StartServer, repository: FlakeRepository, private: Path
+) -> None:
+    repository.commit("1.0")
+    running = server(start_server, f"git+file://{repository.directory}", NIXERY_PIN_TTL="0")
+    digest = running.client.digest("hello")
+    (repository.directory / "flake.nix").write_text(f'{{ inputs.x.url = "path:{private}"; {USES_X} }}')
+    repository.commit("2.0")
+    response = running.client.manifest("hello")
+    assert (response.status, response.headers["docker-content-digest"]) == (200, digest)
+    assert "the flake is refused" in response.headers["warning"]
+    assert not is_copied(private)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        'builtins.fetchurl { url = "file://PRIVATE/key"; sha256 = "HASH"; }',
+        '(builtins.fetchGit { url = "file://REPOSITORY"; rev = "REVISION"; }).outPath',
+        '(builtins.fetchTree { type = "git"; url = "file://REPOSITORY"; rev = "REVISION"; }).outPath',
+        '(builtins.fetchTree "git+file://REPOSITORY?rev=REVISION").outPath',
+        '(builtins.fetchTree { type = "path"; path = "PRIVATE"; narHash = "HASH"; }).outPath',
+    ],
+    ids=["fetchurl", "fetchGit", "fetchTree git", "fetchTree url", "fetchTree path"],
+)
+def test_an_evaluation_reads_no_file_whose_hash_it_might_learn(
+    start_server: StartServer, repository: FlakeRepository, private: Path, tmp_path: Path, expression: str
+) -> None:
+    other = Repository(tmp_path / "other")
+    revision = other.commit(secrets.token_hex(8))
+    for placeholder, value in {
+        "PRIVATE": str(private),
+        "REPOSITORY": str(other.directory),
+        "REVISION": revision,
+        "HASH": "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    }.items():
+        expression = expression.replace(placeholder, value)
+    (repository.directory / "flake.nix").write_text(
+        f"{{ outputs = {{ self }}: {{ packages.x86_64-linux.hello = throw ({expression}); }}; }}"
+    )
+    repository.commit("1.0")
+    response = server(start_server, f"git+file://{repository.directory}").client.manifest("hello")
+    assert response.status == 404
+    message = response.error["message"]
+    # With the hash, the next commit could read the file.
+    assert "got" not in message.replace("forgotten", "")
+    assert "-source" not in message

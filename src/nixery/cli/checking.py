@@ -27,6 +27,7 @@ from nixery.plain_text import escaped
 from nixery.preparation import storage
 from nixery.settings import Settings
 from nixery.settings.environments import build_environment
+from nixery.sources.location import redacted
 from nixery.storage.files import make_directory, temporary_file, write_all
 
 _WRONG = 1
@@ -193,7 +194,7 @@ def _source() -> Finding:
             try:
                 pinned = await wired.pins.pin("latest")
                 warning = pinned.warning
-                found.append(f"{pinned.pin.source} is pinned to {pinned.pin.revision}")
+                found.append(f"{redacted(pinned.pin.source)} is pinned to {pinned.pin.revision}")
                 (request,) = requests_for("shell", prepared.platforms[:1])
                 await wired.evaluator.contents(request, pinned.pin)
             except PackagesUnavailable as error:

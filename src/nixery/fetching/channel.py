@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
-from nixery.errors import BuildTimedOut, SourceUnreachable, TagUnknown
+from nixery.errors import BuildTimedOut, TagUnknown
+from nixery.fetching.disclosure import Disclosure
 from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.kept_trees import KeptTrees
 from nixery.fetching.nix_store import NixStore
@@ -15,11 +18,64 @@ from nixery.nix.command import run_command
 from nixery.nix.error_message import explanation
 from nixery.nix.process import Surroundings
 from nixery.sources.channel import channel_reference
-from nixery.sources.location import public_url, without_credentials
+from nixery.sources.commits import CommitRule
+from nixery.sources.location import SourceLocation
 from nixery.sources.source import NixFiles, Pin, Reference
 
 # Seconds for 45 MB, and for unpacking 40,000 files.
 _FETCH = 900
+
+_EXPRESSIONS = files("nixery.fetching") / "expressions"
+
+
+class Archives:
+    """The archives of a repository's commits, unpacked into the Nix store.
+
+    Args:
+        location: of a commit's archive, with ``{rev}`` in the commit's place.
+        url: the same with all that is secret in it, which is in no argument list.
+        temporary: for what Nix notes down about the URL; belongs to this process.
+        environment: for fetching.
+
+    Attributes:
+        location: as above.
+    """
+
+    def __init__(
+        self, location: SourceLocation, url: str, temporary: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.location = location
+        self._url = url
+        self._temporary = temporary
+        self._environment = environment
+
+    async def fetch(self, commit: str) -> Path:
+        """Return the store path of a commit's tree.
+
+        Raises:
+            TagUnknown: there is no archive of that commit.
+            SourceUnreachable: it cannot be fetched.
+        """
+        disclosure = Disclosure(self.location)
+        with tempfile.TemporaryDirectory(dir=self._temporary) as cache:
+            # Nix caches URLs with all that is in them, where others may read it; a commit is fetched once anyway.
+            variables = {"NIXERY_ARCHIVE_URL": self._url.replace("{rev}", commit), "XDG_CACHE_HOME": cache}
+            try:
+                completed, stderr = await run_command(
+                    _FETCH,
+                    *("nix-instantiate", "--eval", "--read-write-mode"),
+                    *("--option", "restrict-eval", "false", "--option", "pure-eval", "false"),
+                    *("--expr", (_EXPRESSIONS / "archive.nix").read_text()),
+                    surroundings=Surroundings({**self._environment, **variables}),
+                )
+            except BuildTimedOut as error:
+                raise disclosure.unreachable(f"no archive within {_FETCH} seconds") from error
+        if completed.exit_code == 0:
+            return Path(completed.stdout.decode().strip().strip('"'))
+        # Newer versions of Nix say it in another line than the last error.
+        if any("404" in line or "file not found" in line.lower() for line in stderr):
+            raise TagUnknown(commit, f"{disclosure.name} has no archive of this commit")
+        raise disclosure.unreachable(explanation(stderr))
 
 
 class ChannelSource:
@@ -28,38 +84,43 @@ class ChannelSource:
     Args:
         channel: what ``latest`` is: a name, or a commit.
         allowed: which other tags there are; see ``channel_reference``.
-        archives: URL of a commit's archive, with ``{rev}`` in its place.
+        archives: of commits.
         repository: where names are looked up.
+        rule: which commits clients may ask for.
         store: where archives are unpacked to.
-        environment: of the commands that fetch them.
     """
 
     def __init__(
         self,
         channel: str,
         allowed: Sequence[str],
-        archives: str,
+        archives: Archives,
         repository: GitRepository,
+        rule: CommitRule,
         store: NixStore,
-        environment: Mapping[str, str],
     ) -> None:
-        self._surroundings = Surroundings(environment)
-        self.description = f"channel:{without_credentials(archives)}"
+        self.description = f"channel:{archives.location.identity}"
         self._channel = channel
         self._allowed = allowed
         self._archives = archives
         self._repository = repository
+        self._rule = rule
         self._trees = KeptTrees(store)
 
     def reference(self, tag: str) -> Reference:
         """See ``PackageSource.reference``."""
-        return channel_reference(tag, self._channel, self._allowed)
+        return channel_reference(tag, self._channel, self._allowed, self._rule)
 
     async def resolve(self, reference: Reference) -> Pin:
         """See ``PackageSource.resolve``. The archive is fetched at once, so that nobody has to wait for it later."""
-        commit = await self._repository.look_up(reference.name) if reference.moving else reference.name
-        await self._trees.get(commit, partial(self._fetch, commit))
-        return Pin(self.description, commit, commit, public_url(self._repository.shown))
+        if reference.moving:
+            commit = (await self._repository.look_up(reference.name)).commit
+        else:
+            commit = reference.name
+            if reference.rule:
+                await self._repository.require_accepted(commit)
+        await self._trees.get(commit, partial(self._archives.fetch, commit))
+        return Pin(self.description, commit, commit, self._repository.published)
 
     async def confirm(self, pin: Pin) -> None:
         """See ``PackageSource.confirm``. A commit can always be had."""
@@ -67,25 +128,5 @@ class ChannelSource:
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
         """See ``PackageSource.open``."""
-        async with self._trees.keeping(pin.identity, partial(self._fetch, pin.identity)) as tree:
+        async with self._trees.keeping(pin.identity, partial(self._archives.fetch, pin.identity)) as tree:
             yield NixFiles(tree, self_contained=True)
-
-    async def _fetch(self, commit: str) -> Path:
-        url = self._archives.replace("{rev}", commit)
-        try:
-            completed, stderr = await run_command(
-                _FETCH,
-                *("nix-prefetch-url", "--unpack", "--print-path", "--name", "source", url),
-                surroundings=self._surroundings,
-            )
-        except BuildTimedOut as error:
-            raise SourceUnreachable(
-                f"{without_credentials(url)} did not arrive in {_FETCH} seconds"
-            ) from error
-        if completed.exit_code == 0:
-            return Path(completed.stdout.decode().split()[-1])
-        said = " ".join(explanation(stderr).replace(url, without_credentials(url)).split())
-        # Newer versions of Nix say it in another line than the last error.
-        if any("404" in line or "file not found" in line.lower() for line in stderr):
-            raise TagUnknown(commit, f"there is no such commit at {without_credentials(url)}")
-        raise SourceUnreachable(f"cannot fetch {without_credentials(url)}: {said}")

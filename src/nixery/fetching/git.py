@@ -15,7 +15,8 @@ from nixery.fetching.kept_trees import KeptTrees
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.process import Surroundings
-from nixery.sources.location import COMMIT, public_url, without_credentials
+from nixery.sources.commits import CommitRule
+from nixery.sources.location import COMMIT, SourceLocation
 from nixery.sources.source import NixFiles, Pin, Reference
 
 # Seconds to unpack a commit.
@@ -26,35 +27,49 @@ class GitSource:
     """The ``PackageSource`` of a repository: ``latest`` is its default branch, other tags are commits, branches or tags.
 
     Args:
-        url: whatever git takes.
-        copies: directory for copies of repositories.
+        location: of the repository.
+        repository: the same one.
+        rule: which commits clients may ask for.
         temporary: for unfinished files; belongs to this process.
         store: where checked-out commits go.
-        environment: of git.
+        environment: for unpacking.
     """
 
     def __init__(
-        self, url: str, copies: Path, temporary: Path, store: NixStore, environment: Mapping[str, str]
+        self,
+        location: SourceLocation,
+        repository: GitRepository,
+        rule: CommitRule,
+        temporary: Path,
+        store: NixStore,
+        environment: Mapping[str, str],
     ) -> None:
-        self.description = f"git:{without_credentials(url)}"
-        self._url = url
-        self._environment = environment
-        self._repository = GitRepository(url, copies, environment)
+        self.description = f"git:{location.identity}"
+        self._repository = repository
+        self._rule = rule
         self._temporary = temporary
         self._store = store
+        self._environment = environment
         self._trees = KeptTrees(store)
 
     def reference(self, tag: str) -> Reference:
         """See ``PackageSource.reference``."""
         if tag == "latest":
             return Reference("HEAD", moving=True)
-        return Reference(tag, moving=COMMIT.fullmatch(tag) is None)
+        if COMMIT.fullmatch(tag) is None:
+            return Reference(tag, moving=True)
+        self._rule.require_commits(tag)
+        return Reference(tag, moving=False, rule=self._rule.identity)
 
     async def resolve(self, reference: Reference) -> Pin:
         """See ``PackageSource.resolve``. The commit is fetched at once, so that nobody has to wait for it later."""
-        commit = await self._repository.look_up(reference.name) if reference.moving else reference.name
+        if reference.moving:
+            commit = (await self._repository.look_up(reference.name)).commit
+        else:
+            commit = reference.name
+            await self._repository.require_accepted(commit)
         created = await self._repository.fetch(commit)
-        return Pin(self.description, commit, commit, public_url(self._url), created)
+        return Pin(self.description, commit, commit, self._repository.published, created)
 
     async def confirm(self, pin: Pin) -> None:
         """See ``PackageSource.confirm``. A commit can always be had."""
@@ -74,11 +89,7 @@ class GitSource:
             await asyncio.to_thread(tree.mkdir)
             completed, stderr = await run_command(
                 _UNPACK,
-                "tar",
-                "-xf",
-                str(archive),
-                "-C",
-                str(tree),
+                *("tar", "--no-same-owner", "-xf", str(archive), "-C", str(tree)),
                 surroundings=Surroundings(self._environment),
             )
             if completed.exit_code != 0:

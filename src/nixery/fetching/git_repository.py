@@ -1,78 +1,101 @@
-"""A bare copy of a git repository, with the commits that were asked for."""
+"""A git repository elsewhere: what its branches and tags are, and a bare copy with the commits that were asked for."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from nixery.errors import BuildTimedOut, NixUnusable, SourceUnreachable, StorageError, TagUnknown
-from nixery.nix.command import run_command
-from nixery.nix.process import Surroundings
-from nixery.sources.location import without_credentials
-
-# Seconds. A shallow fetch of nixpkgs is 45 MB.
-_FETCH = 600
-_LOOK_UP = 60
-
-# Seconds between two looks whether another server is done.
-_LOOK_AGAIN = 0.1
+from nixery.errors import TagUnknown
+from nixery.fetching.commit_history import CommitHistory
+from nixery.fetching.git_command import LOOK_UP, BareRepository, Git
+from nixery.sources.commits import CommitRule
+from nixery.sources.location import SourceLocation
 
 # What a server says that hands out commits by their digits, and has not got this one (git's upload-pack.c).
 _NOT_THERE = "not our ref"
+
+# How many commits are kept, those that were used last; a pin to another one fetches it again.
+_KEPT = 64
+_KEPT_REFERENCES = "refs/nixery"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a branch or a tag is of.
+
+    Attributes:
+        commit: its digits.
+        name: of the branch or tag, with ``refs/``; ``HEAD`` for the default branch.
+    """
+
+    commit: str
+    name: str
 
 
 class GitRepository:
     """Runs git, with the credentials that this user has, and never asks for any.
 
     Args:
-        url: of the repository.
+        location: of the repository.
         copies: directory in which the copy is; made if it does not exist. Servers on one storage share it.
-        environment: of git.
+        environment: what git needs.
+        rule: which commits clients may ask for.
 
     Attributes:
-        shown: the URL without credentials.
+        published: its URL as images tell it; see ``SourceLocation``.
     """
 
-    def __init__(self, url: str, copies: Path, environment: Mapping[str, str]) -> None:
-        self._url = url
-        self.shown = without_credentials(url)
-        self._directory = copies / hashlib.sha256(url.encode()).hexdigest()[:16]
-        # Nobody is there to type a password. Messages in English, since some are looked into.
-        unattended = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
-        ssh = {"GIT_SSH_COMMAND": environment.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")}
-        self._surroundings = Surroundings({**environment, **unattended, **ssh})
-        self._lock = asyncio.Lock()
-        self._inherited: tuple[int, ...] = ()
+    def __init__(
+        self, location: SourceLocation, copies: Path, environment: Mapping[str, str], rule: CommitRule
+    ) -> None:
+        self.published = location.published
+        self._git = Git(location, environment)
+        name = hashlib.sha256(location.address.encode()).hexdigest()[:16]
+        self._copy = BareRepository(self._git, copies / name)
+        self._history = CommitHistory(self._git, BareRepository(self._git, copies / f"{name}-history"), rule)
 
-    async def look_up(self, reference: str) -> str:
-        """Return the commit of ``HEAD``, or of a branch or a tag; a branch wins.
+    async def look_up(self, reference: str) -> Found:
+        """Return what ``HEAD``, or a branch or a tag, is of; a branch wins.
 
         Raises:
             TagUnknown: there is neither.
             SourceUnreachable: the repository cannot be asked.
         """
-        names = (
-            ["HEAD"]
-            if reference == "HEAD"
-            else [
-                f"refs/heads/{reference}",
-                f"refs/tags/{reference}^{{}}",  # what an annotated tag is of
-                f"refs/tags/{reference}",
-            ]
-        )
+        branch, tag = f"refs/heads/{reference}", f"refs/tags/{reference}"
+        # The second one is what an annotated tag is of.
+        names = {"HEAD": "HEAD"} if reference == "HEAD" else {branch: branch, f"{tag}^{{}}": tag, tag: tag}
         # Without the copy: it may not be there yet.
-        listed = self._told(await self._git_anywhere("ls-remote", "--", self._url, *names))
-        commits = {name: commit for commit, _, name in (line.partition("\t") for line in listed.splitlines())}
-        found = next((commits[name] for name in names if name in commits), None)
+        status, output = await self._git.contact(
+            "ls-remote", "--", self._git.address, *names, seconds=LOOK_UP
+        )
+        if status != 0:
+            raise self._git.disclosure.unreachable(output)
+        commits = {name: commit for commit, _, name in (line.partition("\t") for line in output.splitlines())}
+        found = next((name for name in names if name in commits), None)
         if found is None:
-            raise TagUnknown(reference, f"{self.shown} has no branch or tag of that name")
-        return found
+            raise TagUnknown(reference, f"{self._git.disclosure.name} has no branch or tag of that name")
+        return Found(commits[found], names[found])
+
+    async def leading_to(self, commit: str) -> str | None:
+        """Return a branch or tag that leads to a commit, with ``refs/``; see ``CommitHistory``.
+
+        Raises:
+            SourceUnreachable: the repository cannot be asked.
+        """
+        return await self._history.find(commit)
+
+    async def require_accepted(self, commit: str) -> None:
+        """Make sure that clients may ask for a commit, before anything of it is fetched.
+
+        Raises:
+            TagUnknown: they may not.
+            SourceUnreachable: the repository cannot be asked.
+        """
+        await self._history.require(commit)
 
     async def fetch(self, commit: str) -> int:
         """Make sure that a commit is here; return its date, in seconds since the epoch.
@@ -81,10 +104,14 @@ class GitRepository:
             TagUnknown: the repository does not have it.
             SourceUnreachable: the repository cannot be asked.
         """
-        async with self._exclusively():
+        async with self._copy.exclusively():
             if not await self._has(commit):
                 await self._fetch(commit)
-            shown = await self._local("show", "--no-patch", "--format=%ct", commit)
+                await self._forget_old(commit)
+            await asyncio.to_thread(self._mark_used, commit)
+            shown = await self._copy.require(
+                "show", "--no-patch", "--no-show-signature", "--format=%ct", commit
+            )
         return int(shown.split()[-1])
 
     async def archive(self, commit: str, place: Path) -> None:
@@ -93,105 +120,54 @@ class GitRepository:
         Raises:
             StorageError: the copy is damaged, or the disk is full.
         """
-        await self._local("archive", "--format=tar", f"--output={place}", commit)
+        await self._copy.require("archive", "--format=tar", f"--output={place}", commit)
 
     async def _has(self, commit: str) -> bool:
-        completed, _ = await self._git("cat-file", "-e", f"{commit}^{{commit}}", seconds=_LOOK_UP)
-        return completed == 0
+        status, _ = await self._copy.run("cat-file", "-e", f"{commit}^{{commit}}")
+        return status == 0
 
     async def _fetch(self, commit: str) -> None:
         # Most servers hand out a commit by its digits alone. The reference keeps it from git's own garbage collector.
-        kept = f"refs/nixery/{commit}"
-        shallow, said = await self._git(
-            "fetch", "--quiet", "--no-tags", "--depth=1", "--", self._url, f"{commit}:{kept}", seconds=_FETCH
-        )
-        if shallow == 0 and await self._has(commit):
+        kept = f"{_KEPT_REFERENCES}/{commit}"
+        status, said = await self._copy.fetch("--depth=1", "--", self._git.address, f"{commit}:{kept}")
+        if status == 0 and await self._has(commit):
             return
         if _NOT_THERE in said:
-            raise TagUnknown(commit, f"{self.shown} has no such commit")
+            raise self._missing(commit)
         # This one does not. All that it has is a lot, but it is had once.
-        everything = ("--no-tags", "--", self._url, "+refs/*:refs/remote/*")
-        self._told(await self._git("fetch", "--quiet", *everything, seconds=_FETCH))
+        status, said = await self._copy.fetch("--", self._git.address, "+refs/*:refs/remote/*")
+        if status != 0:
+            raise self._git.disclosure.unreachable(said)
         if not await self._has(commit):
-            raise TagUnknown(commit, f"{self.shown} has no such commit")
-        await self._local("update-ref", kept, commit)
+            raise self._missing(commit)
+        await self._copy.require("update-ref", kept, commit)
 
-    @asynccontextmanager
-    async def _exclusively(self) -> AsyncIterator[None]:
-        """Keep other coroutines, and other servers, from fetching into the same copy."""
-        async with self._lock:
-            try:
-                await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
-                descriptor = os.open(
-                    self._directory / "nixery.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-                )
-            except OSError as error:
-                raise StorageError(
-                    f"cannot keep git repositories in the storage: {error.strerror}"
-                ) from error
-            try:
-                await _lock(descriptor)
-                # Git holds the lock as well: if we are killed, it is not given up before git has ended.
-                self._inherited = (descriptor,)
-                await self._make_usable()
-                yield
-            finally:
-                self._inherited = ()
-                os.close(descriptor)
+    def _missing(self, commit: str) -> TagUnknown:
+        return TagUnknown(commit, f"{self._git.disclosure.name} has no such commit")
 
-    async def _make_usable(self) -> None:
-        # Nobody else is at work, so whoever left a lock of git's own was killed with it. Git would refuse to go on, for ever.
-        await asyncio.to_thread(self._remove_locks)
-        if not ((self._directory / "HEAD").exists() and (self._directory / "config").exists()):
-            completed, said = await self._git_anywhere(
-                "init", "--quiet", "--bare", "--template=", str(self._directory)
-            )
-            if completed != 0:
-                raise StorageError(f"cannot make a git repository in the storage: {said}")
-
-    def _remove_locks(self) -> None:
-        for lock in (*self._directory.glob("*.lock"), *(self._directory / "refs").rglob("*.lock")):
-            if lock.name != "nixery.lock":
-                lock.unlink(missing_ok=True)
-
-    def _told(self, outcome: tuple[int, str]) -> str:
-        """Return what the remote repository has told, if it has."""
-        completed, output = outcome
-        if completed != 0:
-            raise SourceUnreachable(f"cannot read {self.shown}: {output}")
-        return output
-
-    async def _local(self, *arguments: str) -> str:
-        completed, output = await self._git(*arguments, seconds=_FETCH)
-        if completed != 0:
-            raise StorageError(f"git {arguments[0]} failed: {output}")
-        return output
-
-    async def _git(self, *arguments: str, seconds: float) -> tuple[int, str]:
-        return await self._git_anywhere("--git-dir", str(self._directory), *arguments, seconds=seconds)
-
-    async def _git_anywhere(self, *arguments: str, seconds: float = _LOOK_UP) -> tuple[int, str]:
-        """Run git; return its status with its output or, if it failed, the last line of what it said."""
-        try:
-            surroundings = replace(self._surroundings, descriptors=self._inherited)
-            completed, stderr = await run_command(seconds, "git", *arguments, surroundings=surroundings)
-        except NixUnusable as error:
-            raise SourceUnreachable(str(error)) from error
-        except BuildTimedOut as error:
-            raise SourceUnreachable(f"{self.shown} did not answer within {seconds:g} seconds") from error
-        if completed.exit_code == 0:
-            return 0, completed.stdout.decode(errors="replace")
-        said = [line for line in stderr if line.startswith(("fatal:", "error:"))] or list(stderr)
-        text = (said[0] if said else "").removeprefix("fatal: ")
-        return completed.exit_code, text.replace(self._url, self.shown)
-
-
-async def _lock(descriptor: int) -> None:
-    # Not in a thread: one that waits cannot be ended, and another server may fetch for minutes.
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            await asyncio.sleep(_LOOK_AGAIN)
-        else:
+    async def _forget_old(self, newest: str) -> None:
+        """Drop the references of commits that were not used for long, and with them what git keeps for them."""
+        listed = await self._copy.require("for-each-ref", "--format=%(refname)", _KEPT_REFERENCES)
+        commits = [name.rpartition("/")[2] for name in listed.split()]
+        if len(commits) <= _KEPT:
             return
+        used = await asyncio.to_thread(lambda: {commit: self._last_use(commit) for commit in commits})
+        oldest = sorted((commit for commit in commits if commit != newest), key=lambda commit: used[commit])
+        for commit in oldest[: len(commits) - _KEPT]:
+            await self._copy.require("update-ref", "-d", f"{_KEPT_REFERENCES}/{commit}")
+        # A few packs of garbage are cheaper than packing everything anew for each commit. References stay files: see _last_use.
+        collect = ("-c", "gc.auto=6700", "-c", "gc.autoPackLimit=50", "-c", "gc.autoDetach=false")
+        keep = ("-c", "gc.packRefs=false", "-c", "gc.pruneExpire=now", "-c", "gc.reflogExpire=now")
+        await self._copy.run(*collect, *keep, "gc", "--auto", "--quiet")
+
+    def _last_use(self, commit: str) -> float:
+        try:
+            return (self._copy.directory / _KEPT_REFERENCES / commit).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def _mark_used(self, commit: str) -> None:
+        # Without a file it is an old one that git has packed, or part of a copy of everything.
+        path = self._copy.directory / _KEPT_REFERENCES / commit
+        if path.exists():
+            os.utime(path)

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nixery.errors import BuildTimedOut, NixUnusable
+from nixery.fetching.git_command import with_git_settings
 from nixery.nix.command import run_command
 from nixery.nix.process import Surroundings
 
 # Seconds. Looking through the working tree of nixpkgs takes less than one.
 _PATIENCE = 30
+
+# The directory may belong to somebody else, whose packages we evaluate; but none of the programs that its configuration names is to
+# run here.
+_SETTINGS = (
+    ("safe.directory", "*"),
+    ("safe.bareRepository", "explicit"),
+    ("core.fsmonitor", "false"),
+    ("core.hooksPath", "/dev/null"),
+    ("core.sshCommand", "false"),
+    ("log.showSignature", "false"),
+    ("diff.external", ""),
+    ("diff.ignoreSubmodules", "all"),
+    ("status.submoduleSummary", "false"),
+    ("submodule.recurse", "false"),
+)
+
+# Programs that change the content of files on its way; which ones there are is up to a repository's own configuration.
+_FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +52,41 @@ async def worktree_state(path: Path, environment: Mapping[str, str]) -> Worktree
     """Return the state of a file or directory in a working tree; ``None`` if it is in none, or there is no git to ask.
 
     Commits to other parts of a large repository do not count: they change nothing for who uses this one.
+
+    Args:
+        path: of the file or directory.
+        environment: what git needs.
     """
     is_directory = await asyncio.to_thread(path.is_dir)
-    # It may belong to somebody else, whose packages we evaluate; but none of his programs is to be run here.
-    settings = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false")
-    git = ("git", *settings, "-C", str(path if is_directory else path.parent))
-    surroundings = Surroundings({**environment, "GIT_OPTIONAL_LOCKS": "0"})
+    directory = path if is_directory else path.parent
     part = "." if is_directory else path.name
-
-    async def ask(*arguments: str) -> str | None:
-        try:
-            completed, _ = await run_command(
-                _PATIENCE, *git, *arguments, "--", part, surroundings=surroundings
-            )
-        except (NixUnusable, BuildTimedOut):
-            return None
-        return completed.stdout.decode(errors="replace") if completed.exit_code == 0 else None
-
-    last, changes = await asyncio.gather(ask("log", "-1", "--format=%H %ct"), ask("status", "--porcelain"))
+    # It writes nothing, and fetches nothing that the repository lacks.
+    alone = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "LC_ALL": "C"}
+    environment = with_git_settings({**environment, **alone}, _SETTINGS)
+    names = await _ask(directory, environment, "config", "--list", "--name-only", "-z")
+    if names is None:
+        return None
+    filters = dict.fromkeys(match[1] for name in names.split("\0") if (match := _FILTER.fullmatch(name)))
+    unfiltered = [
+        (f"{driver}.{key}", value)
+        for driver in filters
+        for key, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+    ]
+    environment = with_git_settings(environment, unfiltered)
+    last, changes = await asyncio.gather(
+        _ask(directory, environment, "log", "-1", "--format=%H %ct", "--", part),
+        _ask(directory, environment, "status", "--porcelain", "--ignore-submodules=all", "--", part),
+    )
     if not last:
         return None
     commit, date = last.split()
     return WorktreeState(commit if changes == "" else f"{commit}-dirty", int(date))
+
+
+async def _ask(directory: Path, environment: Mapping[str, str], *arguments: str) -> str | None:
+    command: Sequence[str] = ("git", "-C", str(directory), *arguments)
+    try:
+        completed, _ = await run_command(_PATIENCE, *command, surroundings=Surroundings(environment))
+    except (NixUnusable, BuildTimedOut):
+        return None
+    return completed.stdout.decode(errors="surrogateescape") if completed.exit_code == 0 else None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from nixery.errors import BuildTimedOut
 from nixery.nix.build_log import LOG_TAIL, plain
+from nixery.nix.error_message import without_hashes_of_files
 from nixery.nix.process import Completed, Deadline, Surroundings, run
 
 # Arguments of one command, and their bytes, well under Linux's limit of 2 MiB for all of them and the environment together.
@@ -43,7 +44,7 @@ async def run_command(
 
 
 def _readable(lines: Iterable[bytes]) -> tuple[str, ...]:
-    return tuple(plain(line.decode(errors="replace")) for line in lines)
+    return tuple(without_hashes_of_files(plain(line.decode(errors="replace"))) for line in lines)
 
 
 def in_batches(paths: Sequence[str]) -> list[Sequence[str]]:

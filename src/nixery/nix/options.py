@@ -84,6 +84,9 @@ class NixOptions:
             case NixFiles():
                 pass
             case Flake(pure=pure):
+                if pure:
+                    # A pure evaluation reads any file whose hash it knows, unless it is restricted as well.
+                    options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
                 options += ["--option", "extra-experimental-features", "nix-command flakes"]
                 # Not by itself: only the new commands of Nix evaluate purely unless they are told otherwise.
                 options += ["--option", "pure-eval", str(pure).lower()]

@@ -16,12 +16,15 @@ class BoundedSource:
     Args:
         source: what is asked.
         slots: of their own: whoever holds one waits for no build.
+        commits: for commits that have to be looked for in a history, which may be fetched for minutes: branches and tags do not wait
+            for that, however many commits clients make up.
     """
 
-    def __init__(self, source: PackageSource, slots: Slots) -> None:
+    def __init__(self, source: PackageSource, slots: Slots, commits: Slots) -> None:
         self.description = source.description
         self._source = source
         self._slots = slots
+        self._commits = commits
 
     def reference(self, tag: str) -> Reference:
         """See ``PackageSource.reference``."""
@@ -33,7 +36,7 @@ class BoundedSource:
         Raises:
             TooBusy: too many others wait already.
         """
-        async with self._slots.slot():
+        async with (self._commits if reference.rule else self._slots).slot():
             return await self._source.resolve(reference)
 
     def open(self, pin: Pin) -> AbstractAsyncContextManager[PackageSet]:

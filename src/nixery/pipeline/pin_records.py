@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from nixery.errors import StorageError
 from nixery.oci.canonical_json import canonical_json
-from nixery.sources.location import without_credentials
-from nixery.sources.source import Pin
+from nixery.sources.location import redacted
+from nixery.sources.source import Pin, Reference
 from nixery.storage.store import RecordStore
 
 PINS = "pins"
@@ -88,7 +88,7 @@ class PinRecords:
         self._records = records
         self._source = source
 
-    async def read(self, reference: str) -> PinRecord | None:
+    async def read(self, reference: Reference) -> PinRecord | None:
         """Return the record of a reference, if there is one that can be understood.
 
         Raises:
@@ -100,7 +100,7 @@ class PinRecords:
         except ValidationError:
             return None  # torn: written anew
 
-    async def write(self, reference: str, record: PinRecord) -> None:
+    async def write(self, reference: Reference, record: PinRecord) -> None:
         """Write the record of a reference.
 
         What is stored can be served although nothing more can be stored: then other servers find the pin for themselves.
@@ -108,7 +108,9 @@ class PinRecords:
         try:
             await self._records.put(PINS, self._key(reference), record.model_dump_json().encode())
         except StorageError as error:
-            _log.warning("pin not written down", reference=without_credentials(reference), reason=str(error))
+            _log.warning("pin not written down", reference=redacted(reference.name), reason=str(error))
 
-    def _key(self, reference: str) -> str:
-        return hashlib.sha256(canonical_json([self._source, reference])).hexdigest()
+    def _key(self, reference: Reference) -> str:
+        # What another rule accepted, or no rule in older versions, is as good as unknown.
+        rule = [reference.rule] if reference.rule else []
+        return hashlib.sha256(canonical_json([self._source, reference.name, *rule])).hexdigest()

@@ -11,11 +11,11 @@ from functools import partial
 import structlog
 
 from nixery.cache_counts import CacheCounts
-from nixery.errors import NixeryError, SourceUnreachable, TagUnknown, TooBusy
+from nixery.errors import EvaluationFailed, NixeryError, SourceUnreachable, TagUnknown, TooBusy
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.pipeline.pin_records import Held, Pinned, PinRecord, PinRecords, Term
 from nixery.pipeline.single_flight import SingleFlight
-from nixery.sources.location import without_credentials
+from nixery.sources.location import COMMIT, redacted
 from nixery.sources.source import PackageSource, Pin, Reference
 from nixery.storage.store import RecordStore
 
@@ -112,7 +112,7 @@ class Pins:
             # Somebody else may have been quicker.
             if held and held.pinned.pin != outdated:
                 return held.pinned
-            return await self._resolve(reference, await self._records.read(reference.name))
+            return await self._resolve(reference, await self._records.read(reference))
 
         return await self._renewals.run(reference, resolve)
 
@@ -127,7 +127,7 @@ class Pins:
         await asyncio.gather(*flights, *self._refreshes, return_exceptions=True)
 
     async def _renew(self, reference: Reference) -> Pinned:
-        record = await self._records.read(reference.name)
+        record = await self._records.read(reference)
         terms = [term for term in (record.current, record.next) if term is not None] if record else []
         for term in terms:
             if self._holds(reference, term.until):
@@ -143,11 +143,11 @@ class Pins:
         except TagUnknown as error:
             self._unknown.put(reference, (error, self._clock() + self._failure_time_to_live), _SIZE)
             raise
-        except (SourceUnreachable, TooBusy) as error:
+        except (SourceUnreachable, EvaluationFailed, TooBusy) as error:
             if not terms:
                 raise
             reason = str(error)
-        _log.warning("serving an old pin", reference=without_credentials(reference.name), reason=reason)
+        _log.warning("serving an old pin", reference=redacted(reference.name), reason=reason)
         pinned = Pinned(terms[-1].pin(self._source.description), reason)
         self._held.put(reference, Held(pinned, self._clock() + _PATIENCE), _SIZE)
         return pinned
@@ -159,36 +159,53 @@ class Pins:
     async def _resolve(self, reference: Reference, record: PinRecord | None = None) -> Pinned:
         term = await self._term(reference, self._clock())
         # While we asked, another server may have written down what it found: one digest for all.
-        latest = await self._records.read(reference.name)
+        latest = await self._records.read(reference)
         if latest is not None and latest != record and self._holds(reference, latest.current.until):
             return self._hold(reference, latest.current)
         # With no time to live there is a resolution for each request, but only what is new is written down.
-        if self._time_to_live or record is None or record.current.identity != term.identity:
-            await self._records.write(reference.name, PinRecord(current=term))
+        is_new = record is None or record.current.identity != term.identity
+        if is_new:
+            await self._note(reference, term)
+        if self._time_to_live or is_new:
+            await self._records.write(reference, PinRecord(current=term))
         return self._hold(reference, term)
 
     async def _refresh(self, reference: Reference) -> None:
         try:
-            found = await self._records.read(reference.name)
+            found = await self._records.read(reference)
             record = found and found.at(self._clock())
             if record is None or record.next is not None:
                 return
             term = await self._term(reference, record.current.until)
             # A look-up may take its time, and what was found meanwhile is what everybody else has.
-            if await self._records.read(reference.name) == found:
-                await self._records.write(reference.name, PinRecord(current=record.current, next=term))
+            if await self._records.read(reference) == found:
+                if record.current.identity != term.identity:
+                    await self._note(reference, term)
+                await self._records.write(reference, PinRecord(current=record.current, next=term))
         except NixeryError as error:
             # The pin holds for a while yet. If this goes on, the one whose request finds it outdated is told.
-            _log.warning(
-                "pin not refreshed", reference=without_credentials(reference.name), reason=str(error)
-            )
+            _log.warning("pin not refreshed", reference=redacted(reference.name), reason=str(error))
 
     async def _term(self, reference: Reference, start: float) -> Term:
         pin = await self._source.resolve(reference)
         # The name of a flake is its URL.
-        shown = without_credentials(reference.name)
-        _log.info("pinned", source=pin.source, reference=shown, revision=pin.revision)
+        shown = redacted(reference.name)
+        _log.info("pinned", source=redacted(pin.source), reference=shown, revision=pin.revision)
         return Term.of(pin, start + self._time_to_live)
+
+    async def _note(self, reference: Reference, term: Term) -> None:
+        """Write down that a commit was pinned through a branch or a tag: it may be asked for by its digits, now and when it is in none.
+
+        One record for each state that the source was in while it was asked; clients add none.
+        """
+        if not reference.moving or COMMIT.fullmatch(term.revision) is None:
+            return
+        try:
+            commit = self._source.reference(term.revision)
+        except TagUnknown:
+            return  # commits are no tags here
+        if not commit.moving and commit.rule:
+            await self._records.write(commit, PinRecord(current=term))
 
     def _hold(self, reference: Reference, term: Term) -> Pinned:
         pinned = Pinned(term.pin(self._source.description))

@@ -48,17 +48,6 @@ def _platforms(value: object) -> object:
     return tuple(dict.fromkeys(platforms))
 
 
-def with_rev(url: str) -> str:
-    """Check that a URL has a place for a commit.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if "{rev}" not in url:
-        raise ValueError("it has no {rev}, in whose place the commit goes")
-    return url
-
-
 def listed(value: object) -> object:
     """Split at commas."""
     return (

@@ -6,29 +6,41 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from nixery.errors import TagUnknown
+from nixery.sources.commits import CommitRule
 from nixery.sources.location import COMMIT
 from nixery.sources.source import Reference
 
-# In a list of patterns: any commit.
+# In a list of patterns: commits, as NIXERY_COMMITS says which.
 COMMITS = "commits"
 
 
-def channel_reference(tag: str, configured: str, allowed: Sequence[str]) -> Reference:
+def channel_rule(rule: CommitRule, configured: str, allowed: Sequence[str]) -> CommitRule:
+    """Return which commits count: those of the channels that clients may ask for, unless the operator says otherwise."""
+    names = () if COMMIT.fullmatch(configured) else (configured,)
+    return rule.within([*names, *(pattern for pattern in allowed if pattern != COMMITS)])
+
+
+def channel_reference(tag: str, configured: str, allowed: Sequence[str], rule: CommitRule) -> Reference:
     """Tell which channel or commit a tag selects.
 
     Args:
         tag: ``latest`` for the configured one; otherwise a name or 40 digits.
         configured: name or commit.
-        allowed: patterns, in which ``*`` stands for anything, and ``commits`` for any commit.
+        allowed: patterns, in which ``*`` stands for anything, and ``commits`` for commits.
+        rule: which commits.
 
     Raises:
         TagUnknown: it is not allowed.
     """
     selected = configured if tag == "latest" else tag
     is_commit = COMMIT.fullmatch(selected) is not None
-    patterns = [pattern for pattern in allowed if pattern != COMMITS]
-    matches = any(fnmatchcase(tag, pattern) for pattern in patterns)
-    if selected != configured and not matches and not (is_commit and COMMITS in allowed):
+    if selected == configured:
+        return Reference(selected, moving=not is_commit)
+    if is_commit and COMMITS in allowed:
+        rule.require_commits(tag)
+        return Reference(selected, moving=False, rule=rule.identity)
+    # A pattern that happens to match 40 digits is no word on commits.
+    if is_commit or not any(fnmatchcase(tag, pattern) for pattern in allowed if pattern != COMMITS):
         names = ", ".join("a commit's 40 digits" if pattern == COMMITS else pattern for pattern in allowed)
         raise TagUnknown(tag, f"is no channel that can be had here; latest, or one of: {names}")
-    return Reference(selected, moving=not is_commit)
+    return Reference(selected, moving=True)

@@ -4,45 +4,112 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from nixery.errors import TagUnknown
+from nixery.sources.commits import CommitRule
 from nixery.sources.location import COMMIT
 from nixery.sources.source import Reference
 
-# Forges, where the revision is a part of the path: github:owner/repository/revision. And names of a registry: name/revision.
-_BY_PATH = re.compile(
-    r"(?P<base>(?:github|gitlab|sourcehut):[^/?#]+/[^/?#]+|[a-zA-Z][\w-]*)(?P<rest>[/?#].*)?", re.ASCII
+# Forges, where the revision is a part of the path: github:owner/repository/revision.
+_FORGE = re.compile(
+    r"(?P<forge>github|gitlab|sourcehut):(?P<owner>[^/?#]+)/(?P<repository>[^/?#]+)(?:[/?#].*)?", re.ASCII
 )
+_FORGES = {
+    "github": ("github.com", "https://{host}/{owner}/{repository}"),
+    "gitlab": ("gitlab.com", "https://{host}/{owner}/{repository}.git"),
+    "sourcehut": ("git.sr.ht", "https://{host}/{owner}/{repository}"),
+}
+_HOST = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]+)?", re.ASCII)
+
+# A name of a registry: name, or name/revision.
+_REGISTERED = re.compile(r"(?:flake:)?[a-zA-Z][\w-]*(?:[/?#].*)?", re.ASCII)
+
+_WITHOUT_VERSIONS = "the packages come from a flake without versions; use latest"
 
 
-def flake_reference(tag: str, configured: str) -> Reference:
-    """Tell which flake a tag selects.
+class FlakeReference:
+    """A reference as the operator wrote it, and what it becomes at one commit.
 
     Args:
-        tag: ``latest`` for the configured flake as it is; otherwise a branch, a tag, or a commit's 40 digits.
-        configured: a flake reference.
+        text: absolute, if it is a directory.
+
+    Attributes:
+        text: as given.
+        repository: where branches and tags are looked up, for git; ``None`` where that is no git repository that is known.
+        is_direct: whether it means something without a registry.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        location, _, query = text.partition("?")
+        parameters = dict(parse_qsl(query))
+        self._parameters = {
+            key: value for key, value in parameters.items() if key not in ("ref", "rev", "allRefs")
+        }
+        self._forge = _FORGE.fullmatch(location)
+        if self._forge is None and _is_repository(location):
+            location = f"git+file://{quote(str(Path(location).absolute()))}"
+        self._location = location
+        self.is_direct = self._forge is not None or _REGISTERED.fullmatch(text) is None
+        self.repository = self._repository(parameters.get("host"))
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether it means one commit."""
+        return re.search(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])", self.text) is not None
+
+    def at(self, commit: str, name: str | None) -> str:
+        """Return the reference of a commit.
+
+        Args:
+            commit: its digits.
+            name: the branch or tag that it was found by, with ``refs/``; ``None`` if it was not.
+        """
+        if self._forge is not None:
+            suffix = f"?{urlencode(self._parameters)}" if self._parameters else ""
+            return "{forge}:{owner}/{repository}/".format(**self._forge.groupdict()) + commit + suffix
+        # Without "allRefs", Nix looks for a commit in the history of that reference alone.
+        where = {"allRefs": "1", "ref": "HEAD"} if name is None else {"ref": name}
+        return f"{self._location}?{urlencode({**self._parameters, **where, 'rev': commit})}"
+
+    def _repository(self, host: str | None) -> str | None:
+        if self._forge is not None:
+            usual, url = _FORGES[self._forge["forge"]]
+            host = host or usual
+            # Sourcehut has Mercurial as well.
+            if not _HOST.fullmatch(host) or host.startswith("hg."):
+                return None
+            owner = quote(unquote(self._forge["owner"]), safe="/~")
+            return url.format(host=host, owner=owner, repository=self._forge["repository"])
+        if self._location.startswith("git+"):
+            return self._location.removeprefix("git+")
+        return self._location if self._location.startswith("git://") else None
+
+
+def flake_reference(tag: str, configured: FlakeReference, rule: CommitRule) -> Reference:
+    """Tell what a tag selects: ``latest`` the configured flake as it is, others a branch, a tag, or a commit's 40 digits.
+
+    Nothing that a client wrote becomes a part of a flake reference: forges would take seven digits for a commit as well, and hand out
+    those of forks.
+
+    Args:
+        tag: of the client.
+        configured: by the operator.
+        rule: which commits may be asked for.
 
     Raises:
-        TagUnknown: that flake has no versions, as a directory has none.
+        TagUnknown: that flake has no versions, as a directory has none, or the commit may not be asked for.
     """
     if tag == "latest":
-        return Reference(
-            configured, moving=re.search(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])", configured) is None
-        )
-    is_commit = COMMIT.fullmatch(tag) is not None
-    location, _, query = configured.partition("?")
-    parameters = {key: value for key, value in parse_qsl(query) if key not in ("ref", "rev", "allRefs")}
-    if location.startswith(("git+", "git:", "hg+")) or _is_repository(location):
-        # Without all references, Nix looks for a commit on the default branch alone.
-        parameters |= {"allRefs": "1", "rev": tag} if is_commit else {"ref": tag}
-        base = location if ":" in location else f"git+file://{Path(location).absolute()}"
-        return Reference(f"{base}?{urlencode(parameters)}", moving=not is_commit)
-    match = _BY_PATH.fullmatch(location)
-    if match is None:
-        raise TagUnknown(tag, "the packages come from a flake without versions; use latest")
-    suffix = f"?{urlencode(parameters)}" if parameters else ""
-    return Reference(f"{match['base']}/{tag}{suffix}", moving=not is_commit)
+        return Reference(configured.text, moving=not configured.is_locked)
+    if configured.repository is None:
+        hint = "" if configured.is_direct else " (name its repository, as in github:owner/repository)"
+        raise TagUnknown(tag, _WITHOUT_VERSIONS + hint)
+    if COMMIT.fullmatch(tag) is None:
+        return Reference(tag, moving=True)
+    rule.require_commits(tag)
+    return Reference(tag, moving=False, rule=rule.identity)
 
 
 def _is_repository(location: str) -> bool:

@@ -1,24 +1,150 @@
-"""URLs of package sources, without what is nobody's business."""
+"""URLs of package sources: what a program needs of them, what people may see, and what is secret.
+
+Every text about a source that leaves the process (errors, warnings, logs, annotations) passes through this module.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
-
-# A password may have an "@" that nobody encoded; up to the last one before the path, none of it is an address.
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 # A commit: SHA-1, as in every repository of note.
 COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
+# What clients read instead of a URL that is not public.
+UNNAMED = "the package source"
 
-def without_credentials(url: str) -> str:
-    """Return a URL as it may be shown: without user and password, unless it is SSH, where the user is part of the address."""
-    return url if url.startswith(("ssh://", "git+ssh://")) else _CREDENTIALS.sub("", url)
+# In any text. A password may hold an "@" that is not encoded: user info ends at the last one before the path.
+_SSH_PASSWORD = re.compile(r"(?<=ssh://)([^/?#\s:@]*):[^/?#\s]*@")
+_USER_INFO = re.compile(r"(?<!ssh)(://)[^/?#\s'\"]*@")
+# The query and the fragment of a URL, or of a flake reference such as github:owner/repository?ref=x.
+_QUERY = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*:[^\s?#'\"<>]+)[?#][^\s'\"<>]*")
+
+# The user of these is a part of the address, and says nothing that is secret.
+_SSH = ("ssh://", "git+ssh://")
+
+# A shorter text is no secret, and would be found in innocent words.
+_SHORTEST_SECRET = 4
+_HIDDEN = "…"
 
 
-def public_url(url: str) -> str | None:
-    """Return a URL for others to fetch from; ``None`` for a place on this machine."""
-    shown = without_credentials(url)
-    is_network = "://" in shown and not shown.startswith(("file://", "git+file://"))
-    is_short_ssh = re.match(r"[\w.-]+@[\w.-]+:", shown) is not None
-    return shown if is_network or is_short_ssh else None
+def redacted(text: str) -> str:
+    """Return a text without the user info, the query and the fragment of any URL in it; the user of SSH stays."""
+    text = _SSH_PASSWORD.sub(r"\1@", text)
+    text = _USER_INFO.sub(r"\1", text)
+    return _QUERY.sub(rf"\1?{_HIDDEN}", text)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLocation:
+    """The URL of a package source, taken apart.
+
+    Attributes:
+        address: without user info, but for SSH, where the user is a part of the address. This alone may stand in an
+            argument list, which every user of the machine can read.
+        username: for HTTP; ``None`` without one. Decoded.
+        password: likewise.
+        public: whether clients may see the URL; ``None``: in annotations alone, if there is no secret in it.
+        secrets: texts that appear in no message.
+    """
+
+    address: str
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+    public: bool | None = None
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def parse(cls, url: str, *, public: bool | None = None) -> SourceLocation:
+        """Take a URL, or whatever git takes for one, apart."""
+        scheme, separator, rest = url.partition("://")
+        end = re.search(r"[/?#]|$", rest)
+        authority = rest[: end.start()] if end and separator else ""
+        user_info, at, host = authority.rpartition("@")
+        username, colon, password = user_info.partition(":")
+        queries = _query_values(url) if separator else ()
+        remainder = rest[len(authority) :]
+        if url.startswith(_SSH):
+            address = f"{scheme}://{username}{at}{host}{remainder}"
+            return cls(address, public=public, secrets=tuple(_variants(password, *queries)))
+        if not at:
+            return cls(url, public=public, secrets=tuple(_variants(*queries)))
+        secrets = (user_info, password, *queries) if colon else (username, *queries)
+        return cls(
+            f"{scheme}://{host}{remainder}",
+            unquote(username),
+            unquote(password) if colon else "",
+            public,
+            tuple(_variants(*secrets)),
+        )
+
+    @property
+    def shown(self) -> str:
+        """The URL as people who run this server may see it."""
+        return self.redact(self.address)
+
+    @property
+    def name(self) -> str:
+        """The source in messages for clients."""
+        return self.shown if self.public else UNNAMED
+
+    @property
+    def identity(self) -> str:
+        """Tell this address from any other, without its secrets."""
+        if self.shown == self.address:
+            return self.address
+        # Two archives may differ in their queries alone.
+        return f"{self.shown}#{_digest(self.address)}"
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether the URL holds user info, a query or a fragment."""
+        return self.username is not None or self.shown != self.address
+
+    @property
+    def published(self) -> str | None:
+        """The URL that images tell; ``None`` for a place on this machine, and for one that is not to be told."""
+        if self.public is False or (self.has_secrets and not self.public):
+            return None
+        return self.shown if _is_elsewhere(self.shown) else None
+
+    def redact(self, text: str) -> str:
+        """Return a text without this source's secrets, and without those of any URL in it."""
+        # First the exact texts: what is left of a URL after the rules below may hold a part of them.
+        for secret in self.secrets:
+            text = text.replace(secret, _HIDDEN)
+        return redacted(text).replace(f"://{_HIDDEN}@", "://")
+
+
+def _is_elsewhere(url: str) -> bool:
+    is_network = "://" in url and not url.startswith(("file://", "git+file://"))
+    is_short_ssh = re.match(r"[\w.-]+@[\w.-]+:", url) is not None
+    return is_network or is_short_ssh
+
+
+def _query_values(url: str) -> tuple[str, ...]:
+    parts = urlsplit(url.replace("{rev}", ""))
+    raw = [
+        pair.partition("=")[2] or pair for text in (parts.query, parts.fragment) for pair in text.split("&")
+    ]
+    return tuple(value for value in (*raw, *(value for _, value in parse_qsl(parts.query))) if value)
+
+
+def _variants(*secrets: str) -> Iterator[str]:
+    """The forms in which programs repeat a secret, the longest first."""
+    found: set[str] = set()
+    for secret in secrets:
+        plain = unquote(secret)
+        for text in (secret, plain, quote(plain, safe=""), quote(plain), quote_plus(plain)):
+            found |= {text, re.sub(r"%[0-9A-F]{2}", lambda code: code[0].lower(), text)}
+        if ":" in secret:
+            found.add(base64.b64encode(plain.encode()).decode())
+    yield from sorted((text for text in found if len(text) >= _SHORTEST_SECRET), key=lambda t: (-len(t), t))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

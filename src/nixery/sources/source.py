@@ -15,10 +15,13 @@ class Reference:
     Attributes:
         name: of a branch or a channel, say, or the digits of a commit.
         moving: whether it may mean something else tomorrow.
+        rule: by which a commit that a client chose is accepted; empty for what the operator chose, and for branches and tags. A
+            pin is of use only for the rule that it was made by.
     """
 
     name: str
     moving: bool
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,11 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
     source = package_source(settings, prepared, NixStore(roots, collector, settings.build_environment))
     # Looking tags up has slots of its own: nobody waits there for somebody else's build.
-    bounded = BoundedSource(source, Slots(settings.max_builds, settings.max_queued))
+    bounded = BoundedSource(
+        source,
+        Slots(settings.max_builds, settings.max_queued),
+        Slots(settings.max_builds, settings.max_queued),
+    )
     pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
     options = nix_options(settings)
     nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, collector, expression)

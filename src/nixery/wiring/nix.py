@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nixery.fetching.channel import ChannelSource
+from pathlib import Path
+
+from nixery.fetching.channel import Archives, ChannelSource
 from nixery.fetching.directory import DirectorySource
 from nixery.fetching.flake import FlakeSource
 from nixery.fetching.git import GitSource
@@ -11,28 +13,48 @@ from nixery.fetching.nix_store import NixStore
 from nixery.nix.options import NixOptions
 from nixery.preparation import Prepared
 from nixery.settings import Settings
+from nixery.sources.channel import channel_rule
+from nixery.sources.flake import FlakeReference
+from nixery.sources.location import SourceLocation
 from nixery.sources.source import PackageSource
 
 
 def package_source(settings: Settings, prepared: Prepared, store: NixStore) -> PackageSource:
     """Make the one source that the settings name."""
-    storage, temporary, git = settings.storage_path, prepared.temporary.path, settings.git_environment
+    copies, temporary, git = (
+        settings.storage_path / "sources",
+        prepared.temporary.path,
+        settings.git_environment,
+    )
+
+    def place(url: str) -> SourceLocation:
+        # Who runs a command sees what the settings say anyway.
+        return SourceLocation.parse(url, public=settings.shows(url) if prepared.address is not None else True)
+
     if settings.package_set is not None:
         return DirectorySource(settings.package_set, settings.build_environment)
     if settings.repository is not None:
-        return GitSource(settings.repository, storage / "sources", temporary, store, git)
+        location = place(settings.repository)
+        repository = GitRepository(location, copies, git, settings.commits)
+        return GitSource(location, repository, settings.commits, temporary, store, git)
     if settings.channel is not None:
-        names = GitRepository(settings.channel_repository, storage / "sources", git)
-        return ChannelSource(
-            settings.channel,
-            settings.channel_tags,
-            settings.channel_url,
-            names,
-            store,
-            settings.fetch_environment,
+        rule = channel_rule(settings.commits, settings.channel, settings.channel_tags)
+        names = GitRepository(place(settings.channel_repository), copies, git, rule)
+        archives = Archives(
+            place(settings.channel_url), settings.channel_url, temporary, settings.fetch_environment
         )
+        return ChannelSource(settings.channel, settings.channel_tags, archives, names, rule, store)
     if settings.flake is not None:
-        return FlakeSource(settings.flake, store, settings.fetch_environment)
+        is_directory = settings.flake.startswith(("/", "."))
+        flake = FlakeReference(str(Path(settings.flake).absolute()) if is_directory else settings.flake)
+        versions = (
+            GitRepository(place(flake.repository), copies, git, settings.commits)
+            if flake.repository
+            else None
+        )
+        return FlakeSource(
+            flake, place(flake.text), versions, settings.commits, store, settings.fetch_environment
+        )
     raise AssertionError("the settings have one source")
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from nixery.errors import StorageError, TagUnknown
 from nixery.fetching.git_repository import GitRepository
+from nixery.sources.commits import CommitRule
+from nixery.sources.location import SourceLocation
 from tests.support.repository import Repository
 
 
@@ -19,7 +21,8 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def copy_of(repository: Repository, copies: Path) -> GitRepository:
-    return GitRepository(repository.url, copies, os.environ)
+    location = SourceLocation.parse(repository.url)
+    return GitRepository(location, copies, os.environ, CommitRule.parse("reachable"))
 
 
 async def test_servers_that_begin_at_the_same_time(repository: Repository, tmp_path: Path) -> None:
@@ -45,9 +48,9 @@ async def test_what_a_killed_git_left_behind(repository: Repository, tmp_path: P
 async def test_git_that_outlives_its_server_keeps_others_away(repository: Repository, tmp_path: Path) -> None:
     commit = repository.commit("1.0")
     one, other = (copy_of(repository, tmp_path / "copies") for _ in range(2))
-    async with one._exclusively():
+    async with one._copy.exclusively():
         # As a child has it: another descriptor of the same open file.
-        (inherited,) = one._inherited
+        (inherited,) = one._copy._inherited
         childs = os.dup(inherited)
     waiting = asyncio.ensure_future(other.fetch(commit))
     try:

@@ -48,7 +48,9 @@ class World:
         self.source = SlowSource()
         self.now = 1_000_000.0
         records = FilesystemRecordStore(storage, storage / "temporary")
-        self.pins = Pins(BoundedSource(self.source, Slots(2, 1)), records, 3600, lambda: self.now)
+        self.pins = Pins(
+            BoundedSource(self.source, Slots(2, 1), Slots(2, 1)), records, 3600, lambda: self.now
+        )
 
     def ask(self, *tags: str) -> list[asyncio.Future[object]]:
         return [asyncio.ensure_future(self.pins.pin(tag)) for tag in tags]

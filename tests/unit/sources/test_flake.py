@@ -3,47 +3,87 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import TagUnknown
-from nixery.sources.flake import flake_reference
+from nixery.sources.commits import CommitRule
+from nixery.sources.flake import FlakeReference, flake_reference
 from nixery.sources.source import Reference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+RULE = CommitRule.parse("reachable")
 
 
 @pytest.mark.parametrize(
-    ("configured", "tag", "expected"),
+    ("configured", "repository"),
     [
-        ("github:NixOS/nixpkgs", "latest", "github:NixOS/nixpkgs"),
-        ("github:NixOS/nixpkgs", "nixos-24.05", "github:NixOS/nixpkgs/nixos-24.05"),
-        ("github:NixOS/nixpkgs/nixos-23.11", "nixos-24.05", "github:NixOS/nixpkgs/nixos-24.05"),
-        ("github:NixOS/nixpkgs?dir=lib&ref=x", "v1", "github:NixOS/nixpkgs/v1?dir=lib"),
-        ("nixpkgs", "v1", "nixpkgs/v1"),
-        ("git+https://example.org/set", "v1", "git+https://example.org/set?ref=v1"),
-        ("git+https://example.org/set?ref=main&dir=x", "v1", "git+https://example.org/set?dir=x&ref=v1"),
+        ("github:NixOS/nixpkgs", "https://github.com/NixOS/nixpkgs"),
+        ("github:NixOS/nixpkgs/nixos-24.05?dir=lib", "https://github.com/NixOS/nixpkgs"),
+        ("github:team/set?host=git.example", "https://git.example/team/set"),
+        ("gitlab:group%2Fteam/set", "https://gitlab.com/group/team/set.git"),
+        ("sourcehut:~a/set", "https://git.sr.ht/~a/set"),
+        ("sourcehut:~a/set?host=hg.sr.ht", None),
+        ("github:team/set?host=a/b", None),
+        ("github:team/set?host=-oProxyCommand", None),
+        ("git+https://example.org/set?ref=main", "https://example.org/set"),
+        ("git+ssh://git@example.org/set", "ssh://git@example.org/set"),
+        ("git+file:///srv/set", "file:///srv/set"),
+        ("git://example.org/set", "git://example.org/set"),
+        ("hg+https://example.org/set", None),
+        ("nixpkgs", None),
+        ("path:/set", None),
+        ("/nowhere", None),
+        ("https://example.org/set.tar.gz", None),
     ],
 )
-def test_branches_and_tags(configured: str, tag: str, expected: str) -> None:
-    assert flake_reference(tag, configured) == Reference(expected, moving=True)
+def test_where_versions_are(configured: str, repository: str | None) -> None:
+    assert FlakeReference(configured).repository == repository
+
+
+@pytest.mark.parametrize("tag", ["v1", "main", "abcdef1", "0123456", COMMIT[:39], COMMIT.upper()])
+def test_a_tag_is_a_branch_or_a_tag(tag: str) -> None:
+    # Seven digits would be a commit to a forge; to us they are the name of a branch.
+    assert flake_reference(tag, FlakeReference("github:a/b"), RULE) == Reference(tag, moving=True)
+
+
+def test_a_commit() -> None:
+    reference = flake_reference(COMMIT, FlakeReference("github:a/b"), RULE)
+    assert reference == Reference(COMMIT, moving=False, rule=RULE.identity)
+    with pytest.raises(TagUnknown, match="NIXERY_COMMITS=none"):
+        flake_reference(COMMIT, FlakeReference("github:a/b"), CommitRule.parse("none"))
 
 
 @pytest.mark.parametrize(
-    ("configured", "expected"),
+    ("configured", "moving"), [("github:a/b", True), (f"github:a/b/{COMMIT}", False), ("/nowhere", True)]
+)
+def test_latest_is_the_flake_as_it_is(configured: str, moving: bool) -> None:  # noqa: FBT001 -- a parameter
+    assert flake_reference("latest", FlakeReference(configured), RULE) == Reference(configured, moving=moving)
+
+
+@pytest.mark.parametrize(
+    ("configured", "name", "expected"),
     [
-        ("github:NixOS/nixpkgs", f"github:NixOS/nixpkgs/{COMMIT}"),
-        ("git+file:///set?ref=main", f"git+file:///set?allRefs=1&rev={COMMIT}"),
+        ("github:NixOS/nixpkgs", None, f"github:NixOS/nixpkgs/{COMMIT}"),
+        (
+            "github:NixOS/nixpkgs/nixos-23.11?dir=lib&ref=x",
+            "refs/heads/v1",
+            f"github:NixOS/nixpkgs/{COMMIT}?dir=lib",
+        ),
+        ("git+file:///set?ref=main", None, f"git+file:///set?allRefs=1&ref=HEAD&rev={COMMIT}"),
+        (
+            "git+https://example.org/set?ref=main&dir=x",
+            "refs/tags/v1",
+            f"git+https://example.org/set?dir=x&ref=refs%2Ftags%2Fv1&rev={COMMIT}",
+        ),
     ],
 )
-def test_commits(configured: str, expected: str) -> None:
-    assert flake_reference(COMMIT, configured) == Reference(expected, moving=False)
-    assert flake_reference("latest", expected).moving is False
+def test_what_it_is_at_a_commit(configured: str, name: str | None, expected: str) -> None:
+    assert FlakeReference(configured).at(COMMIT, name) == expected
 
 
 def test_a_directory_that_is_a_repository(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
-    assert flake_reference("v1", str(tmp_path)).name == f"git+file://{tmp_path}?ref=v1"
+    assert FlakeReference(str(tmp_path)).repository == f"file://{tmp_path}"
 
 
-@pytest.mark.parametrize("configured", ["path:/set", "/nowhere", "https://example.org/set.tar.gz"])
+@pytest.mark.parametrize("configured", ["path:/set", "/nowhere", "https://example.org/set.tar.gz", "nixpkgs"])
 def test_flakes_without_versions(configured: str) -> None:
-    assert flake_reference("latest", configured) == Reference(configured, moving=True)
     with pytest.raises(TagUnknown, match="without versions"):
-        flake_reference("v1", configured)
+        flake_reference("v1", FlakeReference(configured), RULE)

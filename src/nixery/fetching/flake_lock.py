@@ -1,0 +1,224 @@
+"""Whether a flake is made from what its lock says, and from nothing of this machine.
+
+Nix fetches the inputs of a flake before it asks whether it may, and copies directories into its store, where everybody can read
+them. So a flake is looked at first: nothing is fetched for one with an input that is not locked, or is no repository or archive on
+a network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# Of flake.lock. The largest ones in use have some hundred inputs, and 100 kB.
+_LARGEST_LOCK = 4 * 1024 * 1024
+_MOST_NODES = 2000
+_VERSIONS = (5, 6, 7)
+
+_FORGES = frozenset({"github", "gitlab", "sourcehut"})
+_SCHEMES = {
+    "git": frozenset({"https", "http", "ssh", "git"}),
+    "hg": frozenset({"https", "http", "ssh"}),
+    "tarball": frozenset({"https", "http"}),
+    "file": frozenset({"https", "http"}),
+}
+_HOST = re.compile(r"[a-zA-Z0-9\[][\w.:\[\]-]*", re.ASCII)
+_REGISTERED = re.compile(r"(?:flake:)?[a-zA-Z][\w-]*(?:/[\w./-]*)?(?:\?.*)?", re.ASCII)
+_FORGE_URL = re.compile(r"(?:github|gitlab|sourcehut):[^/?#]+/[^?#]+(?:\?.*)?", re.ASCII)
+_WORD = re.compile(r"[\w.+~%-]+", re.ASCII)
+
+_NETWORKS = (
+    "only repositories and archives on a network can be inputs (github, gitlab, sourcehut, https, ssh)"
+)
+
+
+class FlakeRefused(Exception):
+    """A flake's inputs are not what they may be; the message says which one, and why."""
+
+
+def locked_inputs(tree: Path, directory: str) -> frozenset[str]:
+    """Check the lock of a flake, each node of it, whether or not anything refers to it.
+
+    Args:
+        tree: of a commit, as it was fetched.
+        directory: of the flake in it; relative.
+
+    Returns:
+        The names of the flake's own inputs that are locked.
+
+    Raises:
+        FlakeRefused: a node is not locked, is of this machine, or is not understood.
+        FileNotFoundError: the tree is not there any more.
+    """
+    inside = [part for part in directory.split("/") if part]
+    if ".." in inside:
+        raise FlakeRefused("its directory is not in its tree")
+    if _read_beneath(tree, *inside, "flake.nix") is None:
+        raise FlakeRefused("it has no flake.nix")
+    lock = _read_beneath(tree, *inside, "flake.lock")
+    return frozenset() if lock is None else _check_lock(lock)
+
+
+def _read_beneath(root: Path, *names: str) -> bytes | None:
+    """Read a regular file in a tree of somebody else's, without following any symlink; ``None`` if there is none."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    what = "/".join(names)
+    directory = os.open(root, flags | os.O_DIRECTORY)
+    try:
+        for name in names[:-1]:
+            inner = os.open(name, flags | os.O_DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        file = os.open(names[-1], flags, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise FlakeRefused(f"{what} is a symlink, or cannot be read: {error.strerror}") from error
+    finally:
+        os.close(directory)
+    with os.fdopen(file, "rb") as opened:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_LOCK:
+            raise FlakeRefused(f"{what} is no regular file of at most {_LARGEST_LOCK // 1024**2} MiB")
+        return opened.read(_LARGEST_LOCK)
+
+
+def _check_lock(content: bytes) -> frozenset[str]:
+    document: Any = None
+    with suppress(ValueError, RecursionError):
+        document = json.loads(content.decode(), object_pairs_hook=_once)
+    nodes = document.get("nodes") if isinstance(document, dict) else None
+    if not isinstance(nodes, dict) or document.get("version") not in _VERSIONS:
+        raise FlakeRefused(
+            f"its flake.lock is not understood (versions {_VERSIONS[0]} to {_VERSIONS[-1]} are)"
+        )
+    if len(nodes) > _MOST_NODES:
+        raise FlakeRefused(f"its flake.lock has more than {_MOST_NODES} inputs")
+    root = document.get("root")
+    own = nodes.get(root) if isinstance(root, str) else None
+    inputs = own.get("inputs", {}) if isinstance(own, dict) else None
+    if not isinstance(inputs, dict) or (isinstance(own, dict) and own.keys() & {"locked", "original"}):
+        raise FlakeRefused("its flake.lock has no root")
+    for name, node in nodes.items():
+        if name != root:
+            _check_node(name, node)
+    dangling = [name for name, target in inputs.items() if isinstance(target, str) and target not in nodes]
+    if dangling:
+        raise FlakeRefused(
+            f"input {_shown(dangling[0])} is not in flake.lock; run nix flake lock, and commit it"
+        )
+    return frozenset(inputs)
+
+
+def check_inputs(declared: Mapping[str, Any], arguments: list[str], locked: frozenset[str]) -> None:
+    """Check what a flake says of its inputs.
+
+    Args:
+        declared: ``inputs`` of ``flake.nix``.
+        arguments: of its outputs; each of them is an input, declared or not.
+        locked: the inputs in its lock.
+
+    Raises:
+        FlakeRefused: one is not locked, or is of this machine.
+    """
+    for name in sorted({*declared, *arguments} - {"self"}):
+        if name not in locked:
+            _check_declared(name, declared.get(name, {}))  # a better reason, if it has one
+            raise FlakeRefused(
+                f"input {_shown(name)} is not in flake.lock; run nix flake lock, and commit it"
+            )
+    for name, value in declared.items():
+        _check_declared(name, value)
+
+
+def _check_declared(name: str, value: Any) -> None:  # noqa: ANN401 -- whatever the flake has there
+    if not isinstance(value, dict):
+        raise FlakeRefused(f"input {_shown(name)} is not understood")
+    inner = value.get("inputs", {})
+    if not isinstance(inner, dict):
+        raise FlakeRefused(f"the inputs of input {_shown(name)} are not understood")
+    for inner_name, inner_value in inner.items():
+        _check_declared(f"{name}/{inner_name}", inner_value)
+    reference = {key: part for key, part in value.items() if key not in ("inputs", "follows", "flake")}
+    if not reference:
+        return
+    if "type" in reference:
+        _check_tree(name, reference, locked=False)
+    elif set(reference) == {"url"} and isinstance(reference["url"], str):
+        _check_url(name, reference["url"])
+    else:
+        raise FlakeRefused(f"input {_shown(name)} is not understood; {_NETWORKS}")
+
+
+def _check_url(name: str, url: str) -> None:
+    if _FORGE_URL.fullmatch(url):
+        return
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        # What a registry's name means, the lock says; a directory may look like one, but not with a scheme of its own.
+        if not _REGISTERED.fullmatch(url):
+            raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
+        return
+    kind, plus, transport = scheme.rpartition("+")
+    if not plus:
+        kind = "git" if transport in {"git", "ssh"} else "tarball"
+    _check_address(name, kind, f"{transport}://{url.partition('://')[2]}")
+
+
+def _check_node(name: str, node: Any) -> None:  # noqa: ANN401 -- whatever the lock has there
+    locked, original = (node.get("locked"), node.get("original")) if isinstance(node, dict) else (None, None)
+    if not isinstance(locked, dict) or not isinstance(original, dict):
+        raise FlakeRefused(f"input {_shown(name)} is not locked in flake.lock")
+    _check_tree(name, locked, locked=True)
+    if original.get("type") == "indirect":
+        if not isinstance(original.get("id"), str):
+            raise FlakeRefused(f"input {_shown(name)} is not understood")
+    else:
+        _check_tree(name, original, locked=False)
+
+
+def _check_tree(name: str, tree: Mapping[str, Any], *, locked: bool) -> None:
+    kind = tree.get("type")
+    if any(isinstance(value, dict | list) for value in tree.values()):
+        raise FlakeRefused(f"input {_shown(name)} is not understood")
+    if locked and not any(isinstance(tree.get(key), str) and tree[key] for key in ("rev", "narHash")):
+        raise FlakeRefused(f"input {_shown(name)} has neither a commit nor a hash in flake.lock")
+    if isinstance(kind, str) and kind in _FORGES:
+        words = [tree.get("owner"), tree.get("repo"), tree.get("host", "host")]
+        if not all(isinstance(word, str) and all(map(_WORD.fullmatch, word.split("/"))) for word in words):
+            raise FlakeRefused(f"input {_shown(name)} is not understood")
+    elif isinstance(kind, str) and kind in _SCHEMES and isinstance(tree.get("url"), str):
+        _check_address(name, kind, tree["url"])
+    elif not (kind == "indirect" and not locked and isinstance(tree.get("id"), str)):
+        raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
+
+
+def _check_address(name: str, kind: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        parts, host = urlsplit(""), None
+    if parts.scheme not in _SCHEMES.get(kind, ()) or not host or not _HOST.fullmatch(host):
+        raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
+    # Taken apart differently by different programs.
+    if re.search(r"[\s\\\x00-\x1f\x7f]", url):
+        raise FlakeRefused(f"input {_shown(name)} has a URL that is not understood")
+
+
+def _shown(name: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in name[:80])
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice, and Nix may take the other one")
+    return found

@@ -1,0 +1,245 @@
+"""Git, for one repository elsewhere: with the operator's credentials, and as if whoever is at the other end meant harm."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nixery.errors import BuildTimedOut, NixUnusable, StorageError
+from nixery.fetching.disclosure import Disclosure
+from nixery.nix.command import run_command
+from nixery.nix.process import Surroundings
+from nixery.sources.location import SourceLocation
+
+# Seconds. A shallow fetch of nixpkgs is 45 MB.
+FETCH = 600
+LOOK_UP = 60
+
+# Seconds between two looks whether another server is done.
+_LOOK_AGAIN = 0.1
+
+# Bytes of a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4 GB.
+_LARGEST_FILE = 16 * 1024**3
+
+# None of these is needed, and each is a way to have a program run. Garbage is collected by us, in the foreground.
+_SETTINGS = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.alternateRefsCommand": "true",
+    "submodule.recurse": "false",
+    "fetch.recurseSubmodules": "false",
+    "fetch.writeCommitGraph": "true",
+    "transfer.bundleURI": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+}
+
+# It is the argument of a shell; the secrets are in the environment alone, where other users cannot read them.
+_HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
+
+# For `sh -c`: bytes of a file, in blocks of 512, that are never exceeded by it or by its children.
+_BOUNDED = 'ulimit -f "$1" && shift && exec "$@"'
+
+
+class Git:
+    """Runs git with one repository's address and never asks for a password.
+
+    Args:
+        location: of the repository.
+        environment: what git and SSH need.
+
+    Attributes:
+        address: of the repository, as an argument.
+        disclosure: words about it.
+    """
+
+    def __init__(self, location: SourceLocation, environment: Mapping[str, str]) -> None:
+        self.address = location.address
+        self.disclosure = Disclosure(location)
+        self._location = location
+        # Nobody is there to type a password. Messages in English, since some are looked into.
+        unattended = {
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_ASKPASS": "true",
+            "SSH_ASKPASS": "true",
+            "LC_ALL": "C",
+            "GIT_SSH_COMMAND": environment.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes"),
+            "GIT_DEFAULT_REF_FORMAT": "files",
+            "GIT_NO_LAZY_FETCH": "1",
+        }
+        settings = list(_SETTINGS.items())
+        if location.username is not None:
+            # For this host alone, whichever one the server redirects to. The empty one forgets the operator's.
+            where = "credential.{0.scheme}://{0.netloc}.helper".format(urlsplit(location.address))
+            settings += [(where, ""), (where, _HELPER)]
+            unattended["NIXERY_GIT_USERNAME"] = location.username
+            unattended["NIXERY_GIT_PASSWORD"] = location.password or ""
+        self._environment = with_git_settings({**environment, **unattended}, settings)
+        self._protocols = "http:https:ssh:git" + (":file" if _is_local(location.address) else "")
+
+    async def contact(
+        self, *arguments: str, seconds: float, descriptors: tuple[int, ...] = ()
+    ) -> tuple[int, str]:
+        """Run git, which may reach the repository; return its status, with its output or what it said.
+
+        Raises:
+            SourceUnreachable: it did not end in time, or there is no git.
+        """
+        try:
+            return await self._run(arguments, seconds, self._protocols, descriptors)
+        except NixUnusable as error:
+            raise self.disclosure.unreachable(str(error)) from error
+        except BuildTimedOut as error:
+            raise self.disclosure.unreachable(f"no answer within {seconds:g} seconds") from error
+
+    async def local(
+        self, *arguments: str, seconds: float = FETCH, descriptors: tuple[int, ...] = ()
+    ) -> tuple[int, str]:
+        """Run git on what is here; it reaches nothing, even if it misses something.
+
+        Raises:
+            StorageError: it did not end in time, or there is no git.
+        """
+        try:
+            return await self._run(arguments, seconds, "none", descriptors)
+        except (NixUnusable, BuildTimedOut) as error:
+            raise StorageError(f"git {_command(arguments)} failed: {error}") from error
+
+    async def _run(
+        self, arguments: Sequence[str], seconds: float, protocols: str, descriptors: tuple[int, ...]
+    ) -> tuple[int, str]:
+        environment = {**self._environment, "GIT_ALLOW_PROTOCOL": protocols}
+        completed, stderr = await run_command(
+            seconds,
+            *("sh", "-c", _BOUNDED, "sh", str(_LARGEST_FILE // 512)),
+            *("git", *arguments),
+            surroundings=Surroundings(environment, descriptors=descriptors),
+        )
+        if completed.exit_code == 0:
+            return 0, completed.stdout.decode(errors="replace")
+        said = [line for line in stderr if line.startswith(("fatal:", "error:"))] or list(stderr)
+        return completed.exit_code, self._location.redact((said[0] if said else "").removeprefix("fatal: "))
+
+
+class BareRepository:
+    """A bare repository in the storage, into which one git at a time fetches. Servers on one storage share it.
+
+    Args:
+        git: of the repository that it is a copy of.
+        directory: made if it does not exist.
+    """
+
+    def __init__(self, git: Git, directory: Path) -> None:
+        self.directory = directory
+        self._git = git
+        self._lock = asyncio.Lock()
+        self._inherited: tuple[int, ...] = ()
+
+    async def fetch(self, *arguments: str) -> tuple[int, str]:
+        """Fetch from the repository that this is a copy of; return git's status, and what it said."""
+        return await self._git.contact(
+            *("--git-dir", str(self.directory), "fetch", "--quiet", "--no-tags", "--no-write-fetch-head"),
+            *arguments,
+            seconds=FETCH,
+            descriptors=self._inherited,
+        )
+
+    async def run(self, *arguments: str) -> tuple[int, str]:
+        """Run git on what is here; return its status, with its output or what it said."""
+        return await self._git.local(
+            "--git-dir", str(self.directory), *arguments, descriptors=self._inherited
+        )
+
+    async def require(self, *arguments: str) -> str:
+        """Run git on what is here; return its output.
+
+        Raises:
+            StorageError: the copy is damaged, or the disk is full.
+        """
+        status, output = await self.run(*arguments)
+        if status != 0:
+            raise StorageError(f"git {_command(arguments)} failed: {output}")
+        return output
+
+    @asynccontextmanager
+    async def exclusively(self) -> AsyncIterator[None]:
+        """Keep other coroutines, and other servers, from fetching into this copy."""
+        async with self._lock:
+            try:
+                await asyncio.to_thread(self.directory.mkdir, parents=True, exist_ok=True)
+                descriptor = os.open(
+                    self.directory / "nixery.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+                )
+            except OSError as error:
+                raise StorageError(
+                    f"cannot keep git repositories in the storage: {error.strerror}"
+                ) from error
+            try:
+                await _lock(descriptor)
+                # Git holds the lock as well: if we are killed, it is not given up before git has ended.
+                self._inherited = (descriptor,)
+                await self._make_usable()
+                yield
+            finally:
+                self._inherited = ()
+                os.close(descriptor)
+
+    def exists(self) -> bool:
+        """Whether anything was fetched into it."""
+        return (self.directory / "HEAD").exists() and (self.directory / "config").exists()
+
+    async def _make_usable(self) -> None:
+        # Nobody else is at work, so whoever left a lock of git's own was killed with it. Git would refuse to go on, for ever.
+        await asyncio.to_thread(self._remove_leftovers)
+        if not await asyncio.to_thread(self.exists):
+            status, said = await self._git.local(
+                "init", "--quiet", "--bare", "--template=", str(self.directory), descriptors=self._inherited
+            )
+            if status != 0:
+                raise StorageError(f"cannot make a git repository in the storage: {said}")
+
+    def _remove_leftovers(self) -> None:
+        locks = [*self.directory.glob("*.lock"), *(self.directory / "refs").rglob("*.lock")]
+        # Packs that were being received.
+        unfinished = (self.directory / "objects" / "pack").glob("tmp_*")
+        for path in (*locks, *unfinished, *self.directory.glob("objects/info/**/*.lock")):
+            if path.name != "nixery.lock":
+                path.unlink(missing_ok=True)
+
+
+def with_git_settings(
+    environment: Mapping[str, str], settings: Sequence[tuple[str, str]]
+) -> Mapping[str, str]:
+    """Add settings to an environment, in which no other user can read them; they count more than those of any file."""
+    given = environment.get("GIT_CONFIG_COUNT", "0")
+    start = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else 0
+    added = {"GIT_CONFIG_COUNT": str(start + len(settings))}
+    for number, (key, value) in enumerate(settings, start):
+        added |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return {**environment, **added}
+
+
+def _is_local(address: str) -> bool:
+    is_short_ssh = re.match(r"[^/]+:", address) is not None
+    return address.startswith("file://") or ("://" not in address and not is_short_ssh)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return arguments[2] if arguments[0] == "--git-dir" else arguments[0]
+
+
+async def _lock(descriptor: int) -> None:
+    # Not in a thread: one that waits cannot be ended, and another server may fetch for minutes.
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await asyncio.sleep(_LOOK_AGAIN)
+        else:
+            return

@@ -1,0 +1,203 @@
+"""What is secret in the URL of a source stays so: in arguments, answers, headers, pages and logs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.git_server import GitServer, git_server
+from tests.support.repository import Repository
+from tests.support.server import Server, run_server
+
+USER, PASSWORD, TOKEN = "robot", "pass-w0rd+x", "t0ken-of-a-query"
+SECRETS = (PASSWORD, "pass-w0rd%2Bx", "pass-w0rd%2bx", TOKEN)
+
+FLAKE = """\
+{ outputs = { self }: { packages.x86_64-linux.hello = (import ./default.nix { system = "x86_64-linux"; }).hello; }; }
+"""
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[GitServer]:
+    (tmp_path / "served").mkdir()
+    with git_server(tmp_path / "served") as web:
+        web.credentials = f"{USER}:{PASSWORD}"
+        yield web
+
+
+@pytest.fixture
+def repository(tmp_path: Path, web: GitServer) -> Repository:  # noqa: ARG001 -- it serves the directory
+    return Repository(tmp_path / "served" / "set")
+
+
+def url_of(web: GitServer, path: str, user_info: str = f"{USER}:pass-w0rd%2Bx") -> str:
+    return f"http://{user_info}@127.0.0.1:{web.port}/{path}"
+
+
+def test_git_has_its_password_and_nobody_sees_it(
+    web: GitServer, repository: Repository, start_server: StartServer
+) -> None:
+    first = repository.commit("1.0")
+    repository.commit("2.0")
+    server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git"))
+    for tag in ("latest", "main", first):
+        assert server.client.pull("hello", tag).digest
+    assert any("git-remote-http" in command for command in web.seen)
+    assert not [
+        command for command in web.seen if any(secret in command for secret in (*SECRETS, USER + ":"))
+    ]
+    assert not any(secret in server.log for secret in SECRETS)
+
+
+def test_a_token_alone(web: GitServer, repository: Repository, start_server: StartServer) -> None:
+    web.credentials = f"{TOKEN}:"
+    repository.commit("1.0")
+    server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git", TOKEN))
+    assert server.client.pull("hello").digest
+    assert not [command for command in web.seen if TOKEN in command]
+
+
+def test_another_host_is_told_no_password(
+    web: GitServer, repository: Repository, start_server: StartServer, tmp_path: Path
+) -> None:
+    repository.commit("1.0")
+    with git_server(tmp_path) as other:
+        other.credentials = "nobody:knows"
+        web.credentials = None
+        web.redirect = other.url
+        server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git"))
+        assert server.client.manifest("hello").status == 503
+    assert other.headers
+    assert set(other.headers) == {""}
+
+
+def test_archives_have_their_password_and_nobody_sees_it(
+    web: GitServer, repository: Repository, start_server: StartServer, tmp_path: Path
+) -> None:
+    commit = repository.commit("1.0")
+    archive = tmp_path / "served" / f"{commit}.tar.gz"
+    repository.git("archive", "--format=tar.gz", f"--prefix=set-{commit}/", f"--output={archive}", commit)
+    server = start_server(
+        NIXERY_PKGS_PATH=None,
+        NIXERY_CHANNEL="main",
+        NIXERY_CHANNEL_REPO=url_of(web, "set/.git"),
+        NIXERY_CHANNEL_URL=url_of(web, f"{{rev}}.tar.gz?private_token={TOKEN}"),
+    )
+    assert server.client.pull("hello").digest
+    assert any(TOKEN in request for request in web.requests)
+    assert any("nix-instantiate" in command for command in web.seen)
+    assert not [
+        command for command in web.seen if any(secret in command for secret in (*SECRETS, USER + ":"))
+    ]
+    # An image tells where its packages come from, if there is nothing secret in that.
+    labels = json.loads(server.client.manifest("hello").body).get("annotations", {})
+    assert "org.opencontainers.image.source" not in labels
+    assert not any(secret in server.log for secret in SECRETS)
+
+
+Break = Callable[[GitServer], None]
+
+
+def refuse(web: GitServer) -> None:
+    web.credentials = "somebody:else"
+
+
+def redirect_away(web: GitServer) -> None:
+    # A server that repeats what it was asked for, to a place where nobody is.
+    web.redirect = f"http://{USER}:{PASSWORD}@127.0.0.1:1"
+
+
+def nothing_there(web: GitServer) -> None:
+    web.credentials = None
+
+
+@pytest.mark.parametrize("kind", ["git", "channel", "archive"])
+@pytest.mark.parametrize("break_it", [refuse, redirect_away, nothing_there])
+@pytest.mark.parametrize("public", [None, "1"])
+def test_failures_tell_no_secrets(
+    web: GitServer,
+    repository: Repository,
+    start_server: StartServer,
+    kind: str,
+    break_it: Break,
+    public: str | None,
+) -> None:
+    commit = repository.commit("1.0")
+    break_it(web)
+    path = "nosuch/.git" if break_it is nothing_there else "set/.git"
+    source: Mapping[str, Mapping[str, str]] = {
+        "git": {"NIXERY_PKGS_REPO": url_of(web, path)},
+        "channel": {"NIXERY_CHANNEL": "main", "NIXERY_CHANNEL_REPO": url_of(web, path)},
+        "archive": {
+            "NIXERY_CHANNEL": commit,
+            "NIXERY_CHANNEL_URL": url_of(web, f"x/{{rev}}.tar.gz?private_token={TOKEN}&a=b"),
+        },
+    }
+    server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PUBLIC_SOURCE=public, **source[kind])
+    texts = said_by(server, commit)
+    assert not [text for text in texts if any(secret in text for secret in SECRETS)]
+    if public != "1":
+        assert not [
+            text for text in texts[:-1] if "127.0.0.1:1/" in text or "set/.git" in text or "{rev}" in text
+        ]
+
+
+def said_by(server: Server, commit: str) -> list[str]:
+    """Answers, headers included, and at last the log."""
+    answers = [
+        *(server.client.manifest("hello", tag) for tag in ("latest", "main", "nosuch", commit, "f" * 40)),
+        *(
+            server.client.get(path)
+            for path in ("/readyz", "/", "/api/packages", "/builds", "/v2/hello/tags/list")
+        ),
+    ]
+    return [*(f"{answer.headers} {answer.body.decode()}" for answer in answers), server.log]
+
+
+def test_a_pin_that_is_old_tells_no_secrets(
+    web: GitServer, repository: Repository, start_server: StartServer
+) -> None:
+    repository.commit("1.0")
+    server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git"), NIXERY_PIN_TTL="0")
+    digest = server.client.digest("hello")
+    web.redirect = f"http://{USER}:{PASSWORD}@127.0.0.1:1"
+    response = server.client.manifest("hello")
+    assert (response.status, response.headers["docker-content-digest"]) == (200, digest)
+    assert response.headers["warning"].startswith('299 - "cannot read the package source;')
+    assert not any(secret in server.log for secret in SECRETS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"NIXERY_PKGS_REPO": f"https://example.org/set.git?private_token={TOKEN}"},
+        {"NIXERY_PKGS_REPO": f"https://robot:{TOKEN}/x@example.org/set.git"},
+        {"NIXERY_PKGS_REPO": f"https://robot:{TOKEN}%0Ahost=x@example.org/set.git"},
+        {"NIXERY_PKGS_REPO": f"ext::sh -c {TOKEN}"},
+        {"NIXERY_PKGS_REPO": f"--upload-pack={TOKEN}"},
+        {"NIXERY_CHANNEL": "main", "NIXERY_CHANNEL_REPO": f"https://example.org/set?token={TOKEN}"},
+        {"NIXERY_CHANNEL": "main", "NIXERY_CHANNEL_URL": f"https://robot:{TOKEN}/x@example.org/{{rev}}"},
+        {"NIXERY_FLAKE": f"git+https://robot:{TOKEN}@example.org/set"},
+        {"NIXERY_FLAKE": f"git+ssh://robot:{TOKEN}@example.org/set"},
+        {"NIXERY_FLAKE": f"https://example.org/set.tar.gz?private_token={TOKEN}"},
+        {"NIXERY_FLAKE": f"github:a/b?token={TOKEN}"},
+        {"NIXERY_FLAKE": f"--token={TOKEN}"},
+    ],
+)
+def test_what_cannot_be_hidden_is_refused_at_the_start(settings: Mapping[str, str], tmp_path: Path) -> None:
+    completed = run_server(
+        {
+            "PORT": "1",
+            "NIXERY_STORAGE_BACKEND": "filesystem",
+            "STORAGE_PATH": str(tmp_path / "x"),
+            **settings,
+        },
+        tmp_path,
+    )
+    assert completed.returncode == 2
+    assert f"{list(settings)[-1]} is wrong: " in completed.stderr
+    assert TOKEN not in completed.stderr + completed.stdout
