@@ -13,15 +13,14 @@ async def test_records_are_replaced_as_a_whole(storage: Storage) -> None:
         assert await storage.records.get("tags", KEYS[0]) == content
 
 
-async def test_records_are_found_by_prefix(storage: Storage) -> None:
+async def test_records_are_listed_by_prefix(storage: Storage) -> None:
     for key in reversed(KEYS):
         await storage.records.put("tags", key, key.encode())
         await storage.records.put("pins", key, b"another kind")
-    assert await storage.records.find("tags", "") == [key.encode() for key in KEYS]
-    assert await storage.records.find("tags", "0" * 63) == [key.encode() for key in KEYS[:2]]
-    assert await storage.records.find("tags", KEYS[2]) == [KEYS[2].encode()]
-    assert await storage.records.find("tags", "f") == []
-    assert await storage.records.find("none", "") == []
+    for prefix, expected in {"": KEYS, "0": KEYS[:3], "0" * 63: KEYS[:2], KEYS[2]: KEYS[2:], "f": []}.items():
+        found = [record.key async for record in storage.records.scan("tags", prefix)]
+        assert sorted(found) == [key for key in expected if key.startswith(prefix)]
+    assert [record.key async for record in storage.records.scan("builds")] == []
 
 
 async def test_records_are_listed_and_deleted(storage: Storage) -> None:

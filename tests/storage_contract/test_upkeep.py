@@ -16,7 +16,7 @@ from nixery.oci.image import ExecutionParameters, Layer, image_config, image_man
 from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
 from nixery.storage.bucket import BucketBlobStore
-from nixery.storage.copying import KINDS as COPIED
+from nixery.storage.copying import COPIED
 from nixery.storage.opening import Storage
 from nixery.storage.presence import are_there
 from nixery.storage.store import RecordStore
@@ -24,7 +24,7 @@ from nixery.storage.uses import COLLECTIONS, USES, Uses
 from nixery.upkeep.collector import Collector
 from nixery.upkeep.lease import Lease
 from nixery.upkeep.limits import Limits
-from nixery.upkeep.record_kinds import KINDS
+from nixery.upkeep.record_kinds import CHECKS
 from nixery.upkeep.scrubber import Finding, Scrubber
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
@@ -161,7 +161,7 @@ def quarantined(storage: Storage, directory: Path, digest: Digest) -> bytes:
 
 
 def test_all_kinds_of_records_are_copied() -> None:
-    assert set(COPIED) == set(KINDS)
+    assert set(COPIED) == set(CHECKS)
 
 
 async def test_one_collection_at_a_time(backend: ObjectStore, open_at: OpenStorage) -> None:

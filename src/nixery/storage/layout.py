@@ -85,7 +85,14 @@ async def _read(blobs: BlobStore, digest: Digest) -> dict[str, Any]:
     blob = await blobs.find(digest)
     if blob is None:
         raise BlobUnknown(str(digest))
-    document: dict[str, Any] = json.loads(await blobs.read(blob))
+    return await _document(blobs, blob)
+
+
+async def _document(blobs: BlobStore, blob: StoredBlob) -> dict[str, Any]:
+    content = await blobs.read(blob)
+    if content is None:
+        raise BlobUnknown(str(blob.digest))
+    document: dict[str, Any] = json.loads(content)
     return document
 
 
@@ -100,7 +107,7 @@ async def _copy_all(
             raise BlobUnknown(str(digest))
         await _copy(blobs, blob, directory / digest.hex)
         if documents:
-            found.append(json.loads(await blobs.read(blob)))
+            found.append(await _document(blobs, blob))
     return found
 
 
