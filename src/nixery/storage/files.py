@@ -17,7 +17,6 @@ import structlog
 from nixery.errors import StorageError, storage_error
 from nixery.private_files import (
     DIRECTORY_MODE,
-    FILE_MODE,
     hand_over,
     make_private_directory,
     open_regular,
@@ -31,6 +30,9 @@ _CHUNK = 1 << 20
 # Files of a listing that are looked at in one go, outside of the event loop.
 _BATCH = 1000
 
+
+# Nothing that is stored is written to again.
+_STORED_MODE = 0o400
 
 # Seen at the start: the directories that a storage has below its own, and how many levels of directories they have.
 _DIRECTORIES = {
@@ -168,7 +170,7 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
         StorageError: it cannot be synced or renamed.
     """
     try:
-        os.fchmod(descriptor, FILE_MODE)
+        os.fchmod(descriptor, _STORED_MODE)
         os.fdatasync(descriptor)
         make_private_directory(place.parent)
         path.rename(place)
