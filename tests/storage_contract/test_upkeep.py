@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,23 @@ async def test_a_broken_blob_is_found_and_put_out_of_the_way(
     assert await scrub(storage) == []
     await store_layer(storage, b"a layer")
     assert await storage.blobs.find(digest) is not None
+
+
+async def test_a_quarantine_does_not_grow_for_ever(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("bucket", "filesystem"):
+        monkeypatch.setattr(f"nixery.storage.{module}.QUARANTINED", 2)
+    digests = [(await store_layer(storage, b"%d" % number)).descriptor.digest for number in range(4)]
+    for digest in digests:
+        await storage.blobs.quarantine(digest)
+    assert quarantined(storage, tmp_path, digests[-1]) == b"3"
+    kept = 0
+    for digest in digests:
+        with suppress(FileNotFoundError):
+            quarantined(storage, tmp_path, digest)
+            kept += 1
+    assert kept == 2
 
 
 def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes) -> None:

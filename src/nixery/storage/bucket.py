@@ -179,14 +179,15 @@ class BucketBlobStore:
             place = f"quarantine/{digest.hex}"
             await asyncio.to_thread(copy_object, self._bucket, blob_name(digest), place, found["size"])
         await self.delete(digest)
-        await self._shorten_quarantine()
+        await self._shorten_quarantine(digest)
 
-    async def _shorten_quarantine(self) -> None:
+    async def _shorten_quarantine(self, last: Digest) -> None:
+        # Times have whole seconds, so that the last one is named.
         kept = [
-            (found["last_modified"].timestamp(), found["path"])
+            (found["path"].endswith(last.hex), found["last_modified"].timestamp(), found["path"])
             async for found in list_objects(self._bucket, "list the quarantine of", "quarantine")
         ]
-        for _, key in sorted(kept)[:-QUARANTINED]:
+        for _, _, key in sorted(kept)[:-QUARANTINED]:
             with suppress(FileNotFoundError), self._bucket.doing("delete a blob from"):
                 await obstore.delete_async(self._bucket.store, key)
 

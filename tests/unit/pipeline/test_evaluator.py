@@ -204,3 +204,35 @@ async def test_an_optional_package_may_be_missing_although_somebody_asked_for_it
         await evaluator.contents(parse_image_name("iana-etc"), PIN)
     contents = await evaluator.contents(parse_image_name("git"), PIN)
     assert [package.name for package in contents.packages] == ["git"]
+
+
+async def test_nothing_is_written_before_an_image_was_built(world: World) -> None:
+    evaluator = world.evaluator()
+    for number in range(5):
+        with pytest.raises(PackagesUnavailable):
+            await evaluator.contents(parse_image_name(f"git/missing{number}"), PIN)
+    assert [record async for record in world.records.scan("evaluations")] == []
+    # All the same it is known.
+    assert [("git" in names) for names in world.asked] == [True] + [False] * 4
+    await world.built("git")
+    assert len([record async for record in world.records.scan("evaluations")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("-git-amd64", "/../../../etc/passwd"),
+        ('"base_name":"', '"base_name":"../'),
+        ("-git-amd64!out", "-git-amd64 --option sandbox false!out"),
+        ("/nix/store/", "--option"),
+    ],
+)
+async def test_a_record_names_nothing_but_store_paths(world: World, old: str, new: str, tmp_path: Path) -> None:
+    await world.built("image/git")
+    for path in [path for path in (tmp_path / "records").rglob("*") if path.is_file()]:
+        text = path.read_text()
+        path.unlink()
+        path.write_text(text.replace(old, new).replace(old.replace("git", "image"), new))
+    await world.built("image/git")
+    assert {"image"} & world.asked[-1]
+    assert len(world.asked) == 2
