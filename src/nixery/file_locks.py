@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nixery.errors import StorageError, storage_error
+from nixery.private_files import FILE_MODE, hand_over, make_private_directory
 
 
 class FileLocks:
@@ -28,9 +29,10 @@ class FileLocks:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(directory)
             for path in directory.iterdir():
-                with self.attempt(path.name):
+                # What cannot be locked is not ours: nothing of it is opened or removed, and it keeps no server from starting.
+                with suppress(StorageError), self.attempt(path.name):
                     pass  # letting go of it removes it
         except OSError as error:
             raise StorageError(f"cannot make the directory {directory}: {error.strerror}") from error
@@ -79,17 +81,19 @@ class FileLocks:
 
 
 def _open(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return os.open(path, flags, 0o644)
+        descriptor = os.open(path, flags, FILE_MODE)
     except FileNotFoundError:
         # Somebody deleted the directory, and perhaps all of the storage: what is made again can be stored again.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, flags, 0o644)
+        make_private_directory(path.parent)
+        descriptor = os.open(path, flags, FILE_MODE)
+    hand_over(descriptor, path.parent)
+    return descriptor
 
 
 def _is_same(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

@@ -17,7 +17,7 @@ from nixery.process_directory import ProcessDirectory
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
 from nixery.settings.storage import StorageSettings
-from nixery.storage.files import make_directory
+from nixery.storage.files import make_storage_directory
 from nixery.storage.opening import Storage, open_storage
 from nixery.storage.popularity import PopularityCopies, load_popularity
 from nixery.storage.store import BlobStore, RecordStore
@@ -56,7 +56,7 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     """
     directory = settings.storage_path
     problems: list[str] = []
-    _try(problems, lambda: make_directory(directory))
+    _try(problems, lambda: make_storage_directory(directory))
     usable = directory.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(directory / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(directory / "gc-roots")) if usable else None
@@ -104,7 +104,7 @@ def storage(settings: StorageSettings, environment: Mapping[str, str]) -> Iterat
     Raises:
         StorageError: it cannot be used.
     """
-    make_directory(settings.storage_path)
+    make_storage_directory(settings.storage_path)
     temporary = ProcessDirectory(settings.storage_path / "temporary")
     try:
         yield open_storage(settings, temporary.path, environment)

@@ -3,6 +3,9 @@
 What a process needs only while it works (unfinished files, protection from garbage collection) is in a directory of its own,
 on which it holds a lock. The lock goes with the process however that ends, ``kill -9`` included; so the next process
 can tell what has been left behind from what is in use, and removes it.
+
+Processes start and end at the same time. So a directory that another process lists may be gone, or be something else, when it is
+opened; only what could be opened and locked, and is still what the name stands for, is removed.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nixery.errors import StorageError
+from nixery.private_files import hand_over, make_private_directory
 
 _PREFIX = "server-"
 
@@ -35,11 +39,11 @@ class ProcessDirectory:
 
     def __init__(self, parent: Path) -> None:
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            # Without this, another process could take a directory that is not locked yet for one that was left behind.
+            # Without the lock, another process could take a directory that is not locked yet for one that was left behind.
             with _locked(parent):
                 _sweep(parent)
                 self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+                hand_over(self.path, parent)
                 self._lock = _open_lock(self.path)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as error:
@@ -52,15 +56,23 @@ class ProcessDirectory:
             StorageError: it cannot be made.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if os.path.sameopenfile(self._lock, lock := _open_lock(self.path)):
-                os.close(lock)
+            if self._is_there():
                 return
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # As above: a process that starts just now must not sweep it before it is locked.
+            with _locked(self.path.parent):
+                make_private_directory(self.path)
+                lock = _open_lock(self.path)
+                os.close(self._lock)
+                self._lock = lock
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StorageError(f"cannot make {self.path}: {error.strerror}") from error
-        os.close(self._lock)
-        self._lock = lock
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock), self.path.lstat())
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Remove the directory with everything in it."""
@@ -70,6 +82,7 @@ class ProcessDirectory:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
+    make_private_directory(directory)
     lock = _open_lock(directory)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -80,16 +93,20 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _sweep(parent: Path) -> None:
     for directory in parent.glob(f"{_PREFIX}*"):
-        lock = _open_lock(directory)
+        try:
+            lock = _open_lock(directory)
+        except OSError:
+            continue  # its process has just removed it, or it is no directory, or another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory, ignore_errors=True)
-        except BlockingIOError:
-            continue  # its process lives
+            if os.path.samestat(os.fstat(lock), directory.lstat()):
+                shutil.rmtree(directory, ignore_errors=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # its process lives, or has just removed it
         finally:
             os.close(lock)
 
 
 def _open_lock(directory: Path) -> int:
     # The directory itself can be locked; no file is needed for it.
-    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

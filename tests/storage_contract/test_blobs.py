@@ -7,7 +7,7 @@ import pytest
 from nixery.errors import BlobUnknown, BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
 from nixery.storage.opening import Storage
-from nixery.storage.store import ListedBlob, StoredBlob
+from nixery.storage.store import LARGEST_DOCUMENT, ListedBlob, StoredBlob
 from tests.storage_contract.conftest import OpenStorage
 from tests.support.object_stores import ObjectStore
 
@@ -44,7 +44,7 @@ async def test_what_was_written_is_read(storage: Storage, size: int) -> None:
     found = await storage.blobs.find(written.digest)
     assert found == written
     assert await read(storage, found, 0, size - 1) == content
-    assert await storage.blobs.read(found) == content
+    assert await storage.blobs.read(found) == (content if size <= LARGEST_DOCUMENT else None)
 
 
 async def test_ranges(storage: Storage) -> None:

@@ -68,6 +68,26 @@ async def test_what_is_broken_is_left_out_and_told(open_at: OpenStorage, tmp_pat
     assert found.digest == whole.digest
 
 
+async def test_a_blob_under_the_name_of_another_leaves_that_one_alone_in_the_target(
+    backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
+) -> None:
+    """Whose bytes are broken in the source may be right in the target."""
+    disk = open_at(DISK, STORAGE_PATH=str(tmp_path / "source"))
+    good, broken = write(disk, content_of(9_000_000)), write(disk, b"broken")
+    path = tmp_path / "source" / "blobs" / "sha256" / broken.digest.hex[:2] / broken.digest.hex
+    size = path.with_name(f"{path.name}.size")
+    for file, content in ((path, content_of(9_000_000)), (size, b"9000000")):
+        file.unlink()
+        file.write_bytes(content)
+    await disk.blobs.delete(good.digest)
+    target = open_at(backend, STORAGE_PATH=str(tmp_path / "target"))
+    write(target, content_of(9_000_000))
+    done = await copy_storage(disk, target, lambda _: None)
+    assert (done.copied, done.broken) == (0, [broken.digest])
+    assert await target.blobs.find(good.digest) is not None
+    assert await target.blobs.find(broken.digest) is None
+
+
 async def test_what_is_deleted_meanwhile_is_not_broken(
     open_at: OpenStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,14 @@
 import asyncio
 import time
+from pathlib import Path
 
+import pytest
+
+from nixery.errors import StorageError
+from nixery.storage.bucket_records import BucketRecordStore
 from nixery.storage.opening import Storage
+from nixery.storage.record_kinds import KINDS, RecordKind
+from nixery.upkeep.tidying import enforce_bounds
 
 KEYS = [f"{number:064x}" for number in (1, 2, 1 << 250)]
 
@@ -13,15 +20,14 @@ async def test_records_are_replaced_as_a_whole(storage: Storage) -> None:
         assert await storage.records.get("tags", KEYS[0]) == content
 
 
-async def test_records_are_found_by_prefix(storage: Storage) -> None:
+async def test_records_are_listed_by_prefix(storage: Storage) -> None:
     for key in reversed(KEYS):
         await storage.records.put("tags", key, key.encode())
         await storage.records.put("pins", key, b"another kind")
-    assert await storage.records.find("tags", "") == [key.encode() for key in KEYS]
-    assert await storage.records.find("tags", "0" * 63) == [key.encode() for key in KEYS[:2]]
-    assert await storage.records.find("tags", KEYS[2]) == [KEYS[2].encode()]
-    assert await storage.records.find("tags", "f") == []
-    assert await storage.records.find("none", "") == []
+    for prefix, expected in {"": KEYS, "0": KEYS[:3], "0" * 63: KEYS[:2], KEYS[2]: KEYS[2:], "f": []}.items():
+        found = [record.key async for record in storage.records.scan("tags", prefix)]
+        assert sorted(found) == [key for key in expected if key.startswith(prefix)]
+    assert [record.key async for record in storage.records.scan("builds")] == []
 
 
 async def test_records_are_listed_and_deleted(storage: Storage) -> None:
@@ -44,3 +50,54 @@ async def test_a_renewed_record_is_younger(storage: Storage) -> None:
     assert after.modified > before.modified
     await storage.records.renew("tags", KEYS[1], b"content")
     assert await storage.records.get("tags", KEYS[1]) == b"content"
+
+
+async def test_no_record_is_larger_than_its_kind_allows(storage: Storage, tmp_path: Path) -> None:
+    largest = KINDS["tags"].largest
+    await storage.records.put("tags", KEYS[0], b"x" * largest)
+    assert await storage.records.get("tags", KEYS[0]) == b"x" * largest
+    with pytest.raises(StorageError, match="the limit"):
+        await storage.records.put("tags", KEYS[1], b"x" * (largest + 1))
+    # Others may have written one.
+    write_anyhow(storage, tmp_path, f"records/tags/{KEYS[1][:2]}/{KEYS[1]}", b"x" * (largest + 1))
+    assert await storage.records.get("tags", KEYS[1]) is None
+
+
+@pytest.mark.parametrize("key", ["", "a", "../../etc/passwd", "ab/../../x", "AB" * 32, "a" * 129, "ab\n"])
+async def test_a_key_leads_nowhere_else(storage: Storage, key: str) -> None:
+    for call in (
+        storage.records.get("tags", key),
+        storage.records.put("tags", key, b""),
+        storage.records.renew("tags", key, b""),
+        storage.records.delete("tags", key),
+        storage.records.get("../tags", KEYS[0]),
+    ):
+        with pytest.raises(StorageError, match="is no name of a record"):
+            await call
+
+
+async def test_what_is_not_where_it_belongs_is_not_listed(storage: Storage, tmp_path: Path) -> None:
+    await storage.records.put("tags", KEYS[0], b"content")
+    for name in ("records/tags/ff/" + KEYS[1], "records/tags/00/readme", "records/tags/00/AB"):
+        write_anyhow(storage, tmp_path, name, b"content")
+    assert [record.key async for record in storage.records.scan("tags")] == [KEYS[0]]
+
+
+async def test_records_are_bounded_in_number(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "tags", RecordKind(1000, 10, 3600.0))
+    for number in range(15):
+        await storage.records.put("tags", f"{number:064x}", b"content")
+    assert await enforce_bounds(storage.records, time.time()) == 6
+    assert len([record async for record in storage.records.scan("tags")]) == 9
+    # An hour later all of them are too old.
+    assert await enforce_bounds(storage.records, time.time() + 3700) == 9
+
+
+def write_anyhow(storage: Storage, directory: Path, name: str, content: bytes) -> None:
+    """Write as nothing of ours would."""
+    if isinstance(storage.records, BucketRecordStore):
+        bucket = storage.records._bucket
+        bucket.store.put(bucket.key(name), content)
+    else:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from nixery.oci.image import ExecutionParameters, Layer, image_config, image_man
 from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
 from nixery.storage.bucket import BucketBlobStore
-from nixery.storage.copying import KINDS as COPIED
+from nixery.storage.copying import COPIED
 from nixery.storage.opening import Storage
 from nixery.storage.presence import are_there
 from nixery.storage.store import RecordStore
@@ -24,7 +25,7 @@ from nixery.storage.uses import COLLECTIONS, USES, Uses
 from nixery.upkeep.collector import Collector
 from nixery.upkeep.lease import Lease
 from nixery.upkeep.limits import Limits
-from nixery.upkeep.record_kinds import KINDS
+from nixery.upkeep.record_kinds import CHECKS
 from nixery.upkeep.scrubber import Finding, Scrubber
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
@@ -141,6 +142,23 @@ async def test_a_broken_blob_is_found_and_put_out_of_the_way(
     assert await storage.blobs.find(digest) is not None
 
 
+async def test_a_quarantine_does_not_grow_for_ever(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("bucket", "filesystem"):
+        monkeypatch.setattr(f"nixery.storage.{module}.QUARANTINED", 2)
+    digests = [(await store_layer(storage, b"%d" % number)).descriptor.digest for number in range(4)]
+    for digest in digests:
+        await storage.blobs.quarantine(digest)
+    assert quarantined(storage, tmp_path, digests[-1]) == b"3"
+    kept = 0
+    for digest in digests:
+        with suppress(FileNotFoundError):
+            quarantined(storage, tmp_path, digest)
+            kept += 1
+    assert kept == 2
+
+
 def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes) -> None:
     """Damage a blob as nothing of ours would."""
     name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
@@ -161,7 +179,7 @@ def quarantined(storage: Storage, directory: Path, digest: Digest) -> bytes:
 
 
 def test_all_kinds_of_records_are_copied() -> None:
-    assert set(COPIED) == set(KINDS)
+    assert set(COPIED) == set(CHECKS)
 
 
 async def test_one_collection_at_a_time(backend: ObjectStore, open_at: OpenStorage) -> None:

@@ -112,3 +112,16 @@ def test_what_cannot_be_locked_is_told_without_its_place(tmp_path: Path) -> None
 )
 def test_no_room_for_a_lock_is_a_full_storage(number: int, kind: type[StorageError]) -> None:
     assert type(storage_error("it cannot be", OSError(number, "why"))) is kind
+
+
+def test_what_is_no_lock_is_neither_followed_nor_in_the_way(tmp_path: Path) -> None:
+    locks = tmp_path / "locks"
+    (locks / "directory").mkdir(parents=True)
+    (locks / "symlink").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(locks / "fifo")
+    held = FileLocks(locks)
+    with pytest.raises(StorageError), held.attempt("symlink"):
+        raise AssertionError("nothing can be locked there")
+    assert not (tmp_path / "elsewhere").exists()
+    with held.attempt("another") as is_ours:
+        assert is_ours

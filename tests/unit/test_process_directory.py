@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -45,3 +46,46 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "gc-roots").write_text("")
     with pytest.raises(StorageError, match="gc-roots"):
         ProcessDirectory(tmp_path / "gc-roots")
+
+
+@pytest.mark.parametrize("what", ["a file", "a symlink", "a FIFO", "gone"])
+def test_what_is_no_directory_of_a_process_keeps_none_from_starting(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, planted = tmp_path / "elsewhere", tmp_path / "parent" / "server-planted"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    planted.parent.mkdir()
+    match what:
+        case "a file":
+            planted.write_text("")
+        case "a symlink":
+            planted.symlink_to(elsewhere)
+        case "a FIFO":
+            os.mkfifo(planted)
+        case "gone":
+            # Another process lists it, and its own removes it before that opens it.
+            monkeypatch.setattr(Path, "glob", lambda parent, _: [parent / "server-gone"])
+    directory = ProcessDirectory(planted.parent)
+    assert directory.path.is_dir()
+    directory.close()
+    assert (elsewhere / "file").exists()
+
+
+def test_those_that_end_while_others_start_are_in_nobodys_way(tmp_path: Path) -> None:
+    def live(_: int) -> None:
+        for _ in range(100):
+            ProcessDirectory(tmp_path).close()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(live, range(3)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_was_deleted_is_made_again_and_locked(tmp_path: Path) -> None:
+    directory = ProcessDirectory(tmp_path)
+    directory.path.rmdir()
+    directory.restore()
+    ProcessDirectory(tmp_path).close()  # sweeps what is not locked
+    assert directory.path.is_dir()
+    directory.close()

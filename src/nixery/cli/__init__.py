@@ -68,11 +68,14 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 -- typer's callback signatur
 
 @app.callback(help=_HELP)
 def _main(
+    context: typer.Context,
     version: bool = typer.Option(  # noqa: FBT001 -- typer's declaration of an option
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
     """See ``app``'s own help."""
+    # What is stored is nobody else's, whatever the shell says. What a command writes for the user has the user's own mode.
+    context.obj = os.umask(0o077)
 
 
 app.command(rich_help_panel=_SERVER)(serve)

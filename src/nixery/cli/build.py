@@ -12,6 +12,7 @@ from nixery.image.platform import Platform
 
 
 def build(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -96,4 +97,5 @@ def build(
         reporter(as_json=as_json, quiet=quiet),
         quiet=quiet or as_json,
         tls_verify=tls_verify == "true" and not insecure,
+        umask=context.find_root().obj,
     )

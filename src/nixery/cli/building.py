@@ -36,8 +36,12 @@ def build(
     *,
     quiet: bool,
     tls_verify: bool,
+    umask: int,
 ) -> None:
     """Build, put the image where it is wanted, and report the result.
+
+    Args:
+        umask: of the files that are written.
 
     Raises:
         typer.Exit: it was not done; why, is told on stderr.
@@ -49,7 +53,16 @@ def build(
         async with workshop(expression, reporter) as (wired, prepared):
             found = await wired.images.get(requests_for(wanted, platforms or prepared.platforms), tag)
             root = found.image.index if isinstance(found.image, ImageIndex) else found.image.manifest
-            await _put(wired.blobs, root.descriptor, wanted, tag, outputs, reporter, tls_verify=tls_verify)
+            await _put(
+                wired.blobs,
+                root.descriptor,
+                wanted,
+                tag,
+                outputs,
+                reporter,
+                tls_verify=tls_verify,
+                umask=umask,
+            )
         places = [str(o.place if isinstance(o, FileOutput) else o) for o in outputs]
         return {"digest": str(root.descriptor.digest), "name": wanted, "tag": tag, "outputs": places}
 
@@ -68,6 +81,7 @@ async def _put(
     reporter: Reporter,
     *,
     tls_verify: bool,
+    umask: int,
 ) -> None:
     pushed: dict[str, str] = {}
     for output in outputs:
@@ -79,7 +93,7 @@ async def _put(
             await push(blobs, root.digest, output, logins, reporter.pushing, options)
             pushed.setdefault(output.host, output.name)
         else:
-            await write_layout(blobs, root, name, tag, output.place, archive=output.archive)
+            await write_layout(blobs, root, name, tag, output.place, archive=output.archive, umask=umask)
 
 
 def parse_expression(text: str, file: Path | None) -> NixExpression | None:

@@ -16,7 +16,7 @@ from nixery.cli.workshop import run
 from nixery.errors import StorageError
 from nixery.settings.storage import StorageSettings
 from nixery.storage.copying import Copied, copy_storage
-from nixery.storage.files import make_directory
+from nixery.storage.files import make_directory, make_storage_directory
 from nixery.storage.opening import Storage, open_storage
 
 _BACKENDS = {
@@ -71,6 +71,7 @@ def _open(url: str, temporary: Path, *, must_exist: bool) -> Storage:
         if must_exist and not root.exists():
             raise StorageError(f"there is no storage at {root}")
         # On the same file system as the blobs, to where files are moved from there.
+        make_storage_directory(root)
         make_directory(root / "temporary")
         given = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(root)}
         return open_storage(StorageSettings.model_validate(given), root / "temporary", os.environ)

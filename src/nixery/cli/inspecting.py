@@ -84,9 +84,10 @@ async def _inspect(wired: Wired, name: str, tag: str, platform: Platform) -> _In
 
 async def _read(blobs: BlobStore, digest: str) -> bytes:
     blob = await blobs.find(Digest.parse(digest))
-    if blob is None:
+    content = await blobs.read(blob) if blob is not None else None
+    if content is None:
         raise BlobUnknown(digest)
-    return await blobs.read(blob)
+    return content
 
 
 def _as_json(image: _Inspected) -> dict[str, Any]:

@@ -105,5 +105,24 @@ def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[Imag
     return tuple(replace(request, platform=platform) for platform in named or default_platforms)
 
 
+def canonical_name(name: str) -> str:
+    """Return the one name that stands for all names of an image: what is asked for once, and in order.
+
+    Raises:
+        InvalidName: as ``requests_for``.
+    """
+    # As many as there are, so that a platform that the name begins with can be told from those of any name.
+    requests = requests_for(name, tuple(_PLATFORMS.values()))
+    request = requests[0]
+    platform = [request.platform.architecture.name] if len(requests) == 1 else []
+    shell = ["shell"] if request.shell else []
+    # A package that is called as a meta-package is one only behind another package, and `library` is none in front of a single one.
+    packages = sorted(request.requested, key=lambda package: (package in {"shell", *_PLATFORMS}, package))
+    components = [*platform, *shell, *packages]
+    if components[0] == "library" and len(components) == _OFFICIAL:
+        components.insert(0, "library")
+    return "/".join(components)
+
+
 def _canonical(packages: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(packages)))

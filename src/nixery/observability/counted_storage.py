@@ -61,7 +61,7 @@ class CountedBlobStore:
             self._errors.add("find")
             raise
 
-    async def read(self, blob: StoredBlob) -> bytes:
+    async def read(self, blob: StoredBlob) -> bytes | None:
         """See ``BlobStore.read``."""
         with self._errors.counted("read"):
             return await self._blobs.read(blob)
@@ -135,11 +135,6 @@ class CountedRecordStore:
         with self._errors.counted("read"):
             return await self._records.get(kind, key)
 
-    async def find(self, kind: str, prefix: str) -> list[bytes]:
-        """See ``RecordStore.find``."""
-        with self._errors.counted("find"):
-            return await self._records.find(kind, prefix)
-
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """See ``RecordStore.put``."""
         with self._errors.counted("write"):
@@ -150,10 +145,10 @@ class CountedRecordStore:
         with self._errors.counted("write"):
             await self._records.renew(kind, key, content)
 
-    async def scan(self, kind: str) -> AsyncIterator[ListedRecord]:
+    async def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
         """See ``RecordStore.scan``."""
         with self._errors.counted("list"):
-            async for record in self._records.scan(kind):
+            async for record in self._records.scan(kind, prefix):
                 yield record
 
     async def delete(self, kind: str, key: str) -> None:

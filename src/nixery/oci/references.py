@@ -16,9 +16,29 @@ def described_by(document: bytes) -> tuple[tuple[Digest, int], ...]:
             return ()
         config = [properties["config"]] if "layers" in properties else []
         descriptors = (*config, *properties.get("layers", ()), *properties.get("manifests", ()))
-        return tuple((Digest.parse(d["digest"]), int(d["size"])) for d in descriptors)
+        return tuple((Digest.parse(d["digest"]), _size(d["size"])) for d in descriptors)
     except (ValueError, KeyError, TypeError, RecursionError, InvalidDigest):
         return ()
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"no size: {value!r}")
+    return value
+
+
+def is_image_manifest(document: bytes, media_type: str) -> bool:
+    """Whether a document is the manifest of an image, under the media type that it says itself."""
+    try:
+        properties = json.loads(document)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(properties, dict)
+        and properties.get("mediaType") == media_type
+        and {"config", "layers"} <= properties.keys()
+        and bool(described_by(document))
+    )
 
 
 def is_index(document: bytes) -> bool:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
+from nixery.closure.store_path import StorePath
 from nixery.image.platform import Platform
 from nixery.oci.canonical_json import canonical_json
 from nixery.sources.source import Pin
+from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import RecordStore
 
 BATCHES = "batches"
@@ -71,19 +73,21 @@ class BatchRecords:
         content = await self._records.get(BATCHES, key)
         try:
             found = BATCH.validate_json(content) if content is not None else None
-        except ValidationError:
-            return None  # torn: written anew
+            for path in (*found.derivations, *found.outputs, *_derivations(found)) if found else ():
+                StorePath.parse(path)
+        except ValueError:
+            return None  # torn, or no paths are in the place of paths: written anew
         if found is None or not await asyncio.to_thread(_is_there, found):
             return None
         return found
 
     async def keep_batch(self, key: str, batch: Batch) -> None:
-        """Remember a batch.
+        """Remember a batch, unless it is larger than a record may be.
 
         Raises:
             StorageError: it cannot be written.
         """
-        await self._records.put(BATCHES, key, BATCH.dump_json(batch))
+        await self._keep(BATCHES, key, BATCH.dump_json(batch))
 
     async def references(self, key: str) -> References | None:
         """Return the references within the closure of a batch, if they are known.
@@ -98,12 +102,20 @@ class BatchRecords:
             return None
 
     async def keep_references(self, key: str, references: References) -> None:
-        """Remember them.
+        """Remember them, unless they are larger than a record may be.
 
         Raises:
             StorageError: they cannot be written.
         """
-        await self._records.put(BATCH_CLOSURES, key, REFERENCES.dump_json(references))
+        await self._keep(BATCH_CLOSURES, key, REFERENCES.dump_json(references))
+
+    async def _keep(self, kind: str, key: str, content: bytes) -> None:
+        if len(content) <= KINDS[kind].largest:
+            await self._records.put(kind, key, content)
+
+
+def _derivations(batch: Batch) -> list[str]:
+    return [installable.partition("!")[0] for installable in batch.installables]
 
 
 def _is_there(batch: Batch) -> bool:

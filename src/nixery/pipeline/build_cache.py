@@ -17,6 +17,7 @@ from nixery.oci.canonical_json import canonical_json
 from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
 from nixery.oci.image import Document
+from nixery.oci.references import described_by, is_image_manifest
 from nixery.pipeline.image import Image
 from nixery.sources.source import Pin
 from nixery.storage.presence import are_still_there, are_there
@@ -135,6 +136,8 @@ class BuildCache:
         if manifest is None or (docker is None and named is not None):
             return None
         image = Image(manifest, docker)
+        if docker is not None and described_by(docker.content)[0] != described_by(manifest.content)[0]:
+            return None  # two images
         parts = image.parts
         # First the claim, then the look: afterwards nobody deletes what was seen.
         await self._uses.claim(image.digests, (digest for digest, _ in parts))
@@ -185,6 +188,7 @@ class BuildCache:
         if blob is None:
             return None
         content = await self._blobs.read(blob)
-        if Digest.of(content) != digest:
+        # Others may have written the record: what it names is checked to be of the kind that is served under it.
+        if content is None or not is_image_manifest(content, media_type):
             return None
         return Document(Descriptor(media_type, digest, len(content)), content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
@@ -30,12 +31,16 @@ from nixery.pipeline.events import (
     Started,
     Stored,
 )
+from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import RecordStore
 
 BUILDS = "builds"
 
-# Builds that have ended and are remembered.
+# Builds that have ended and are remembered: those that have an image, those that failed, and those that failed before it was known
+# what was to be built. A client can have any number of the last kind within a minute, and must not push out the others with them.
 _KEPT = 200
+_KEPT_FAILED = 100
+_KEPT_REFUSED = 50
 
 # Seconds between two changes that a follower is told of, and after which he hears that nothing has changed.
 _PAUSE = 0.2
@@ -131,12 +136,19 @@ class BuildHistory:
 
     async def _load(self) -> None:
         try:
-            for content in await self._records.find(BUILDS, ""):
+            # Ids are in the order in which builds began.
+            keys: list[str] = []
+            async for listed in self._records.scan(BUILDS):
+                heapq.heappush(keys, listed.key)
+                if len(keys) > _KEPT + _KEPT_FAILED:
+                    heapq.heappop(keys)
+            for key in keys:
                 try:
-                    report = BuildReport.model_validate_json(content)
+                    report = BuildReport.model_validate_json(await self._records.get(BUILDS, key) or b"")
                 except ValidationError:
                     continue  # torn, or from another time
-                self._reports.setdefault(report.id, report)
+                if report.id == key and report.is_over:
+                    self._reports.setdefault(key, report)
             async with self._lock:
                 await self._forget()
         except StorageError as error:
@@ -146,17 +158,29 @@ class BuildHistory:
         try:
             # One after the other: a build may be forgotten before it is written.
             async with self._lock:
-                if report.id in self._reports:
-                    await self._records.put(BUILDS, report.id, report.model_dump_json().encode())
+                if report.id in self._reports and not _is_refused(report):
+                    content = report.model_dump_json().encode()
+                    if len(content) <= KINDS[BUILDS].largest:
+                        await self._records.put(BUILDS, report.id, content)
                 await self._forget()
         except StorageError as error:
             _log.warning("a build will not be known after a restart", reason=str(error))
 
     async def _forget(self) -> None:
-        ended = sorted(key for key, report in self._reports.items() if report.is_over)
-        for key in ended[:-_KEPT]:
-            self._reports.pop(key, None)
-            await self._records.delete(BUILDS, key)
+        ended = [report for report in self._reports.values() if report.is_over]
+        refused = {report.id for report in ended if _is_refused(report)}
+        failed = {report.id for report in ended if report.state is State.FAILED} - refused
+        others = {report.id for report in ended} - refused - failed
+        for ids, most in ((refused, _KEPT_REFUSED), (failed, _KEPT_FAILED), (others, _KEPT)):
+            for key in sorted(ids)[:-most]:
+                self._reports.pop(key, None)
+                if key not in refused:
+                    await self._records.delete(BUILDS, key)
+
+
+def _is_refused(report: BuildReport) -> bool:
+    """Whether a build failed before it was known what was to be built: for a name that a client made up, for example."""
+    return report.state is State.FAILED and report.packages is None
 
 
 def _note(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: C901, PLR0912 -- a case each

@@ -14,6 +14,9 @@ from nixery.pipeline.events import Build
 _LINES = 500
 _CHARACTERS = 64 * 1024
 
+# Seconds since the epoch, up to the year 9999. Others may have written the record that a report is read from.
+Time = Annotated[float, Field(ge=0, le=253402300799, allow_inf_nan=False)]
+
 
 class State(StrEnum):
     """How far a build is."""
@@ -29,8 +32,8 @@ class Stage(BaseModel):
     """A part of a build; times are in seconds since the epoch."""
 
     name: str
-    started: float
-    ended: float | None = None
+    started: Time
+    ended: Time | None = None
 
 
 class Line(BaseModel):
@@ -73,11 +76,11 @@ class BuildReport(BaseModel):
     name: str
     platform: str
     revision: str
-    created: float
+    created: Time
     request_id: str | None = None
     number: int = 0
     state: State = State.WAITING
-    ended: float | None = None
+    ended: Time | None = None
     position: int | None = None
     stages: list[Stage] = []
     packages: int | None = None

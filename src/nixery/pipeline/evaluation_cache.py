@@ -1,29 +1,39 @@
-"""What names stand for in a state of the package source: evaluated once, whichever images they are part of."""
+"""What names stand for in a state of the package source: evaluated once, whichever images they are part of.
+
+A client can make names up faster than anything is built. So what was evaluated is in memory at first, where the oldest results make
+room, and gets a record only after an image was built from it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from nixery.cache_counts import CacheCounts
+from nixery.closure.store_path import StorePath
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
+from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.nix.builder import Definition, Evaluated, Package
 from nixery.oci.canonical_json import canonical_json
 from nixery.sources.source import Pin
+from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import RecordStore
 
 EVALUATIONS = "evaluations"
 
 EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
 
+# Bytes of results in memory, as they are in records.
+_CAPACITY = 16 * 1024 * 1024
+
 
 class EvaluationCache:
-    """Results of evaluations in the store, shared by all servers.
+    """Results of evaluations in memory, and in the store, shared by all servers.
 
     Args:
         records: where they are kept.
@@ -37,6 +47,8 @@ class EvaluationCache:
         self._records = records
         self._identity = identity
         self.counts = CacheCounts()
+        # By the key of the record.
+        self._recent: LeastRecentlyUsed[str, Sequence[Evaluated]] = LeastRecentlyUsed(_CAPACITY)
 
     async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
         """Return what a name stands for, if that is known and still of use.
@@ -52,18 +64,35 @@ class EvaluationCache:
         return found
 
     async def _known(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
-        content = await self._records.get(EVALUATIONS, self._key(pin, platform, name))
-        return None if content is None else await asyncio.to_thread(_usable, content)
+        key = self._key(pin, platform, name)
+        found = self._recent.get(key)
+        if found is None:
+            content = await self._records.get(EVALUATIONS, key)
+            found = None if content is None else await asyncio.to_thread(_read, content)
+        if found is None or not await asyncio.to_thread(_can_be_realised, found):
+            return None
+        return found
 
-    async def add(self, pin: Pin, platform: Platform, name: str, found: Sequence[Evaluated]) -> None:
-        """Remember what a name stands for.
+    def add(self, pin: Pin, platform: Platform, name: str, found: Sequence[Evaluated]) -> None:
+        """Remember what a name stands for, in memory."""
+        if not any(_may_pass(item) for item in found):
+            self._recent.put(self._key(pin, platform, name), found, len(EVALUATED.dump_json(found)))
+
+    async def keep(self, pin: Pin, platform: Platform, names: Iterable[str]) -> None:
+        """Write down what names stand for, as far as it is in memory and not written yet; an image was built from it.
 
         Raises:
             StorageError: it cannot be written.
         """
-        if not any(_may_pass(item) for item in found):
-            content = await asyncio.to_thread(EVALUATED.dump_json, found)
-            await self._records.put(EVALUATIONS, self._key(pin, platform, name), content)
+        for name in names:
+            key = self._key(pin, platform, name)
+            found = self._recent.get(key)
+            content = await asyncio.to_thread(EVALUATED.dump_json, found) if found is not None else b""
+            # One that is larger than a record may be is evaluated again after a restart.
+            if not 0 < len(content) <= KINDS[EVALUATIONS].largest or any(map(_is_unavailable, found or ())):
+                continue
+            if await self._records.get(EVALUATIONS, key) != content:
+                await self._records.put(EVALUATIONS, key, content)
 
     def _key(self, pin: Pin, platform: Platform, name: str) -> str:
         parts = [self._identity, pin.source, pin.identity, platform.nix_system, name]
@@ -75,12 +104,35 @@ def _may_pass(item: Evaluated) -> bool:
     return isinstance(item, UnavailablePackage) and item.reason is Reason.THROWS
 
 
-def _usable(content: bytes) -> Sequence[Evaluated] | None:
+def _is_unavailable(item: Evaluated) -> bool:
+    return isinstance(item, UnavailablePackage)
+
+
+def _read(content: bytes) -> Sequence[Evaluated] | None:
+    """Read a record; ``None`` if it is torn, or has something else in the place of a store path."""
     try:
         found = EVALUATED.validate_json(content)
-    except ValidationError:
-        return None  # torn: written anew
-    return found if _can_be_realised(found) else None
+        for item in found:
+            for path in _store_paths(item):
+                StorePath.parse(path)
+    except ValueError:
+        return None  # written anew
+    return found
+
+
+def _store_paths(item: Evaluated) -> list[str]:
+    """All paths that Nix, or whoever reads the store, is going to be given."""
+    match item:
+        case Package():
+            return [str(item.derivation), *map(str, item.outputs.values())]
+        case Definition():
+            return [*_derivations(item), *map(str, item.store_paths)]
+        case UnavailablePackage():
+            return []
+
+
+def _derivations(definition: Definition) -> list[str]:
+    return [installable.partition("!")[0] for installable in definition.installables]
 
 
 def _can_be_realised(found: Sequence[Evaluated]) -> bool:
@@ -88,5 +140,5 @@ def _can_be_realised(found: Sequence[Evaluated]) -> bool:
     derivations = [str(item.derivation) for item in found if isinstance(item, Package)]
     for definition in found:
         if isinstance(definition, Definition):
-            derivations += [installable.partition("!")[0] for installable in definition.installables]
+            derivations += _derivations(definition)
     return all(map(os.path.lexists, derivations))

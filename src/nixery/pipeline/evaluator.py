@@ -54,6 +54,15 @@ class Evaluator:
             raise InvalidName("/".join(request.requested), reason)
         return Contents(packages, definitions[0] if definitions else None)
 
+    async def keep(self, request: ImageRequest, pin: Pin) -> None:
+        """Have what was found out for a request be known after a restart, and to other servers: its image was built.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        if self._cache:
+            await self._cache.keep(pin, request.platform, (*request.packages, *request.optional_packages))
+
     async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
         """Return those packages of a request that are known without asking Nix.
 
@@ -88,7 +97,7 @@ class Evaluator:
                 evaluated = await self._nix.evaluate(wanted, optional, request.platform, package_set)
             if self._cache:
                 for name, items in evaluated.items():
-                    await self._cache.add(pin, request.platform, name, items)
+                    self._cache.add(pin, request.platform, name, items)
         return {name: known[name] or evaluated.get(name, ()) for name in names}
 
     async def _known(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[Evaluated] | None:

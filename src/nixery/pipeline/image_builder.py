@@ -174,6 +174,7 @@ class ImageBuilder:
             observe(LayersComplete())
             execution = execution_parameters(request, contents, root.tree)
         image = await self._store_image(request, pin, packages, execution, layers)
+        await self._evaluator.keep(request, pin)
         observe(Stored(image.manifest.descriptor.digest, len(layers)))
         return image
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from nixery.errors import InvalidDigest
 from nixery.image.request import ImageRequest
@@ -26,6 +27,29 @@ _COMPARED = 30
 
 # Of a package: licences that are told, and characters of its description.
 _LICENCES, _DESCRIPTION = 16, 500
+
+
+class _Descriptor(BaseModel):
+    digest: str
+    size: int
+
+
+class _Manifest(BaseModel):
+    config: _Descriptor
+    layers: list[_Descriptor]
+    annotations: dict[str, str] = {}
+
+
+class _History(BaseModel):
+    comment: str = ""
+
+
+class _Config(BaseModel):
+    config: dict[str, Any]
+    history: list[_History]
+
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +152,21 @@ class ImageDescriptions:
         image = await self._cache.find_recent(pin, request) or await self._cache.find(pin, request)
         if image is None:
             return None
-        manifest = json.loads(image.manifest.content)
-        config = await self._document(manifest["config"]["digest"])
-        if config is None:
+        manifest = _parsed(_Manifest, image.manifest.content)
+        config = _parsed(_Config, await self._content(manifest.config.digest) if manifest else None)
+        if manifest is None or config is None or len(manifest.layers) != len(config.history):
             return None
         layers = tuple(
-            DescribedLayer(layer["digest"], layer["size"], tuple(history.get("comment", "").split()))
-            for layer, history in zip(manifest["layers"], config["history"], strict=True)
+            DescribedLayer(layer.digest, layer.size, tuple(history.comment.split()))
+            for layer, history in zip(manifest.layers, config.history, strict=True)
         )
-        annotations = manifest.get("annotations", {})
+        annotations = manifest.annotations
         known = await self._evaluator.known(request, pin)
         digest = str(image.manifest.descriptor.digest)
         shared = await self._shared(digest, layers) if compare else ()
         packages = _packages(known, annotations.get(PACKAGES, ""))
         platform = str(request.platform)
-        return ImageDescription(platform, digest, packages, layers, config["config"], annotations, shared)
+        return ImageDescription(platform, digest, packages, layers, config.config, annotations, shared)
 
     async def _shared(self, digest: str, layers: Sequence[DescribedLayer]) -> tuple[Shared, ...]:
         ours = {layer.digest: layer.size for layer in layers}
@@ -151,22 +175,27 @@ class ImageDescriptions:
             if report.manifest is None or report.manifest in seen or len(seen) > _COMPARED:
                 continue
             seen.add(report.manifest)
-            manifest = await self._document(report.manifest)
-            theirs = {layer["digest"] for layer in manifest["layers"]} if manifest else set()
+            manifest = _parsed(_Manifest, await self._content(report.manifest))
+            theirs = {layer.digest for layer in manifest.layers} if manifest else set()
             common = theirs & ours.keys()
             if common:
                 found.append(Shared(report, len(common), sum(ours[layer] for layer in common)))
         return tuple(sorted(found, key=lambda shared: (-shared.size, shared.build.name)))
 
-    async def _document(self, digest: str) -> dict[str, Any] | None:
+    async def _content(self, digest: str) -> bytes | None:
         try:
             blob = await self._blobs.find(Digest.parse(digest))
         except InvalidDigest:
             return None
-        if blob is None:
-            return None
-        document: dict[str, Any] = json.loads(await self._blobs.read(blob))
-        return document
+        return await self._blobs.read(blob) if blob is not None else None
+
+
+def _parsed(model: type[Parsed], content: bytes | None) -> Parsed | None:
+    """Read a document that a record led to; ``None`` if it is another one than it should be."""
+    try:
+        return model.model_validate_json(content or b"")
+    except ValidationError:
+        return None
 
 
 def _packages(known: Sequence[Package], told: str) -> tuple[DescribedPackage, ...]:

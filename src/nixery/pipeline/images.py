@@ -16,6 +16,9 @@ from nixery.pipeline.shared_builds import SharedBuilds
 # How often a build begins anew because the package set was changed under it.
 _ATTEMPTS = 3
 
+# The tag of all images of a source without versions.
+_LISTED = "latest"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -24,10 +27,12 @@ class Found:
     Attributes:
         image: for one platform or for several.
         pinned: the state of the package source it was made from.
+        tag: under which it is listed. A client may make tags up where the source has no versions, so that is always the same one.
     """
 
     image: Image | ImageIndex
     pinned: Pinned
+    tag: str
 
 
 def require_few_packages(request: ImageRequest, most: int) -> None:
@@ -71,11 +76,12 @@ class Images:
         """
         require_few_packages(requests[0], self._most_packages)
         pinned = await self._pins.pin(tag)
+        listed = tag if self._pins.selects(tag) else _LISTED
         for _ in range(_ATTEMPTS):
             try:
                 if len(requests) == 1:
-                    return Found(await self._builds.image(requests[0], pinned.pin), pinned)
-                return Found(await self._indexes.index(requests, pinned.pin), pinned)
+                    return Found(await self._builds.image(requests[0], pinned.pin), pinned, listed)
+                return Found(await self._indexes.index(requests, pinned.pin), pinned, listed)
             except PackageSetChanged:
                 pinned = await self._pins.replace(tag, pinned.pin)
         raise PackageSetChanged

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from nixery.errors import StorageError
 from nixery.oci.canonical_json import canonical_json
@@ -15,6 +16,12 @@ from nixery.sources.source import Pin, Reference
 from nixery.storage.store import RecordStore
 
 PINS = "pins"
+
+# Seconds since the epoch: the years 1 and 9999, between which there are dates.
+_EARLIEST, _LATEST = -62135596800, 253402300799
+
+# It goes into commands and header fields. Others may have written the record, so it is neither an option nor has it line breaks.
+_Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\-\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
 
 _log = structlog.get_logger("nixery.pins")
 
@@ -35,10 +42,10 @@ class Pinned:
 class Term(BaseModel):
     """A pin and the time, in seconds since the epoch, until which it holds."""
 
-    identity: str
-    revision: str
-    url: str | None = None
-    created: int | None = None
+    identity: _Text
+    revision: _Text
+    url: _Text | None = None
+    created: int | None = Field(None, ge=_EARLIEST, le=_LATEST)
     until: float
 
     @classmethod

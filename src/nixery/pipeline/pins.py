@@ -99,6 +99,14 @@ class Pins:
             raise unknown[0].with_traceback(None)
         return await self._renewals.run(reference, partial(self._renew, reference))
 
+    def selects(self, tag: str) -> bool:
+        """Whether a tag selects something, or the source has no versions and takes any tag.
+
+        Raises:
+            TagUnknown: it selects nothing, and never will.
+        """
+        return bool(self._source.reference(tag).name)
+
     async def replace(self, tag: str, outdated: Pin) -> Pinned:
         """Return the successor of a pin whose package set cannot be had any more.
 

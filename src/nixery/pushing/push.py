@@ -136,6 +136,8 @@ class _Push:
 
     async def _manifest(self, digest: Digest) -> _Manifest:
         content = await self._blobs.read(await self._find(digest))
+        if content is None:
+            raise BlobUnknown(str(digest))
         return _Manifest(digest, str(json.loads(content)["mediaType"]), content)
 
     async def _find(self, digest: Digest) -> StoredBlob:

@@ -20,6 +20,10 @@ _ELSEWHERE = frozenset({*BUCKETS, "memory"})
 _GIB = 1024**3
 _WEEK = 7 * 24 * 3600
 
+# Where nothing else is set, so that a storage does not fill its disk, or a trial the memory. A bucket takes as much as is paid for.
+_HIGH = {"filesystem": "90%", "memory": "1GiB"}
+_NO_MARK = "none"
+
 
 def _of_this_backend(mark: DiskMark | None, others: ValidationInfo) -> DiskMark | None:
     backend = others.data.get("storage_backend")
@@ -37,7 +41,13 @@ def _below_high(low: DiskMark | None, others: ValidationInfo) -> DiskMark | None
     return low
 
 
-_Mark = BeforeValidator(lambda value: DiskMark.parse(value) if isinstance(value, str) else value)
+def _mark(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return None if value.strip().lower() == _NO_MARK else DiskMark.parse(value)
+
+
+_Mark = BeforeValidator(_mark)
 
 
 class StorageSettings(BaseModel):
@@ -53,7 +63,8 @@ class StorageSettings(BaseModel):
         s3_public_endpoint: where clients reach the bucket, if not where we do.
         cache_size: bytes of blobs that are copied to ``storage_path`` when they go through us.
         storage_grace: seconds for which nothing that was used or stored is deleted, whatever else is wanted.
-        storage_high: above this, images are deleted; ``None`` for never. In percent only of a file system.
+        storage_high: above this, images are deleted; ``None`` for any size, as with a bucket. In percent of a file system alone, of its
+            bytes and of its inodes.
         storage_low: until this is reached; ``None`` for nine tenths of ``storage_high``.
         scrub_rate: MiB a second that are read in the background to find broken blobs; 0 for none, as with a bucket.
     """
@@ -88,13 +99,19 @@ class StorageSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_local_path(cls, given: Any) -> Any:  # noqa: ANN401 -- pydantic's
+    def _with_defaults_of_the_backend(cls, given: Any) -> Any:  # noqa: ANN401 -- pydantic's
+        if not isinstance(given, Mapping):
+            return given
+        backend = given.get("NIXERY_STORAGE_BACKEND")
+        defaults: dict[str, object] = {}
         # With a bucket nothing on this machine has to last.
-        if isinstance(given, Mapping) and given.get("NIXERY_STORAGE_BACKEND") in _ELSEWHERE:
+        if backend in _ELSEWHERE:
             cache = Path(given.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             # A bucket compares what it has with checksums of its own, and reading it all may cost money.
-            return {"STORAGE_PATH": str(cache / "nixery"), "NIXERY_SCRUB_RATE": 0, **given}
-        return given
+            defaults = {"STORAGE_PATH": str(cache / "nixery"), "NIXERY_SCRUB_RATE": 0}
+        if backend in _HIGH:
+            defaults["NIXERY_STORAGE_HIGH"] = _HIGH[backend]
+        return {**defaults, **given}
 
 
 def storage_problems(environment: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ class Reference:
     """What a tag selects in a source.
 
     Attributes:
-        name: of a branch or a channel, say, or the digits of a commit.
+        name: of a branch or a channel, say, or the digits of a commit; empty where a source has no versions and all tags mean the same.
         moving: whether it may mean something else tomorrow.
         rule: by which a commit that a client chose is accepted; empty for what the operator chose, and for branches and tags. A
             pin is of use only for the rule that it was made by.

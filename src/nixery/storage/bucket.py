@@ -25,10 +25,10 @@ import obstore
 from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
-from nixery.storage.bucket_access import Bucket
+from nixery.storage.bucket_access import Bucket, read_object
 from nixery.storage.bucket_listing import list_objects
 from nixery.storage.bucket_writer import BucketBlobWriter, blob_name, copy_object, put_small, size_name
-from nixery.storage.store import ListedBlob, StoredBlob
+from nixery.storage.store import LARGEST_DOCUMENT, QUARANTINED, ListedBlob, StoredBlob
 
 # Seconds for which ``recall`` believes that a blob is there, and bytes for what is known of such blobs. Each layer of a warm
 # pull would cost two requests otherwise, and each check of an image two for all of its layers.
@@ -38,8 +38,9 @@ _FACTS = 16 * 1024 * 1024
 # How long a client may take from the redirect to its request; what has begun goes on. Retries begin at our URL again.
 LIFETIME = timedelta(minutes=10)
 
-# Bytes that are handed on at a time.
+# Bytes that are handed on at a time, and of an object that says how large a blob is.
 _CHUNK = 1024 * 1024
+_SIZE = 20
 
 
 class BucketBlobStore:
@@ -73,7 +74,7 @@ class BucketBlobStore:
                 # Both to their end: one that is left alone would come back to an event loop that may be closed by then.
                 found, expected = await asyncio.gather(
                     obstore.head_async(store, key(blob_name(digest))),
-                    self._read(size_name(digest)),
+                    self._read(size_name(digest), _SIZE),
                     return_exceptions=True,
                 )
                 if isinstance(found, BaseException):
@@ -85,18 +86,18 @@ class BucketBlobStore:
         size = found["size"]
         return size if expected == b"%d" % size else None
 
-    async def _read(self, name: str) -> bytes:
-        answer = await obstore.get_async(self._bucket.store, self._bucket.key(name))
-        return bytes(await answer.bytes_async())
+    async def _read(self, name: str, largest: int) -> bytes | None:
+        return await read_object(self._bucket, self._bucket.key(name), largest)
 
-    async def read(self, blob: StoredBlob) -> bytes:
+    async def read(self, blob: StoredBlob) -> bytes | None:
         """See ``BlobStore.read``."""
-        try:
-            with self._bucket.doing("read a blob from"):
-                return await self._read(blob_name(blob.digest))
-        except FileNotFoundError as error:
-            self._facts.discard(blob.digest)
-            raise StorageError(f"blob {blob.digest} is gone") from error
+        content = None
+        with suppress(FileNotFoundError), self._bucket.doing("read a blob from"):
+            content = await self._read(blob_name(blob.digest), LARGEST_DOCUMENT)
+        if content is not None and Digest.of(content) == blob.digest:
+            return content
+        self._facts.discard(blob.digest)
+        return None
 
     async def url(self, blob: StoredBlob) -> str | None:
         """See ``BlobStore.url``."""
@@ -118,8 +119,9 @@ class BucketBlobStore:
                     options={"range": (first, last + 1)},
                 )
                 async for chunk in answer.stream(_CHUNK):
-                    left -= len(chunk)
-                    yield bytes(chunk)
+                    piece = bytes(chunk)[:left]
+                    left -= len(piece)
+                    yield piece
         except FileNotFoundError as error:
             self._facts.discard(blob.digest)
             raise StorageError(f"blob {blob.digest} is gone") from error
@@ -177,6 +179,17 @@ class BucketBlobStore:
             place = f"quarantine/{digest.hex}"
             await asyncio.to_thread(copy_object, self._bucket, blob_name(digest), place, found["size"])
         await self.delete(digest)
+        await self._shorten_quarantine(digest)
+
+    async def _shorten_quarantine(self, last: Digest) -> None:
+        # Times have whole seconds, so that the last one is named.
+        kept = [
+            (found["path"].endswith(last.hex), found["last_modified"].timestamp(), found["path"])
+            async for found in list_objects(self._bucket, "list the quarantine of", "quarantine")
+        ]
+        for _, _, key in sorted(kept)[:-QUARANTINED]:
+            with suppress(FileNotFoundError), self._bucket.doing("delete a blob from"):
+                await obstore.delete_async(self._bucket.store, key)
 
     async def scan(self) -> AsyncIterator[ListedBlob]:
         """See ``BlobStore.scan``."""

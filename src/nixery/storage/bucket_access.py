@@ -68,6 +68,17 @@ class Bucket:
             raise StorageError(f"cannot {what} {self.name}: {_reason(error)}") from error
 
 
+async def read_object(bucket: Bucket, key: str, largest: int) -> bytes | None:
+    """Return what is in an object; ``None``, and nothing of it in memory, if that is more than ``largest`` bytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BaseError: obstore's, for whatever else.
+    """
+    answer = await obstore.get_async(bucket.store, key)
+    return bytes(await answer.bytes_async()) if answer.meta["size"] <= largest else None
+
+
 def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, UnauthenticatedError):

@@ -29,6 +29,9 @@ CONCURRENCY = 3
 # Bytes that a store copies in one go; S3's bound is 5 GiB. What is larger goes through us once more.
 _COPIED = 5 * 1024**3
 
+# Bytes of an object that says how large a blob is.
+_SIZE = 20
+
 _ATTRIBUTES: Attributes = {"Content-Type": CONTENT_TYPE}
 
 
@@ -52,7 +55,7 @@ def put_small(bucket: Bucket, digest: Digest, content: bytes) -> None:
     if not _create(bucket, blob_name(digest), content):
         # There is something under that name. Either another writer had the same bytes, or it is what was found to be broken.
         found = _size(bucket, blob_name(digest))
-        if found != len(content) or _content(bucket, blob_name(digest)) != content:
+        if found != len(content) or _content(bucket, blob_name(digest), found) != content:
             _overwrite(bucket, blob_name(digest), content)
     _require_size(bucket, blob_name(digest), len(content))
 
@@ -144,7 +147,7 @@ class BucketBlobWriter:
         # The size that is written down is the one of these bytes, whoever wrote it, or it is replaced.
         if _size(self._bucket, blob_name(blob.digest)) != blob.size:
             return False
-        return _content(self._bucket, size_name(blob.digest)) == b"%d" % blob.size
+        return _content(self._bucket, size_name(blob.digest), _SIZE) == b"%d" % blob.size
 
 
 def copy_object(bucket: Bucket, source: str, target: str, size: int) -> None:
@@ -194,10 +197,11 @@ def _size(bucket: Bucket, name: str) -> int | None:
         return None
 
 
-def _content(bucket: Bucket, name: str) -> bytes | None:
+def _content(bucket: Bucket, name: str, largest: int) -> bytes | None:
     try:
         with bucket.doing("read a blob from"):
-            return bytes(obstore.get(bucket.store, bucket.key(name)).bytes())
+            found = obstore.get(bucket.store, bucket.key(name))
+            return bytes(found.bytes()) if found.meta["size"] <= largest else None
     except FileNotFoundError:
         return None
 

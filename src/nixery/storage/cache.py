@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractContextManager, aclosing, suppress
@@ -23,6 +24,7 @@ import structlog
 
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
+from nixery.private_files import open_regular
 from nixery.storage.files import make_directory
 from nixery.storage.store import BlobStore, BlobWriter, ListedBlob, StoredBlob, StoredFile
 from nixery.storage.unfinished_copy import UnfinishedCopy
@@ -76,7 +78,8 @@ class CachedBlobStore:
             return blob
         path = self._path(digest)
         try:
-            size = path.stat().st_size
+            status = path.lstat()
+            size = status.st_size if stat.S_ISREG(status.st_mode) else -1
         except OSError:
             size = -1
         if size != blob.size:
@@ -99,7 +102,7 @@ class CachedBlobStore:
                 _log.warning("a copy was broken", digest=str(digest))
                 self._forget(digest)
 
-    async def read(self, blob: StoredBlob) -> bytes:
+    async def read(self, blob: StoredBlob) -> bytes | None:
         """See ``BlobStore.read``."""
         return await self._blobs.read(blob)
 
@@ -198,14 +201,17 @@ def _found(directory: Path) -> OrderedDict[Digest, int]:
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             with suppress(OSError, InvalidDigest):
-                status = entry.stat()
+                status = entry.stat(follow_symlinks=False)
+                if not stat.S_ISREG(status.st_mode):
+                    continue
                 found.append((status.st_mtime, Digest.parse(f"sha256:{entry.name}"), status.st_size))
     return OrderedDict((digest, size) for _, digest, size in sorted(found, key=lambda item: item[0]))
 
 
 def _has_digest(path: Path, digest: Digest) -> bool:
     try:
-        with path.open("rb") as file:
+        descriptor, _ = open_regular(path)
+        with os.fdopen(descriptor, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest.hex
     except OSError:
         return False

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nixery.errors import StorageError
+from nixery.errors import InvalidDigest, InvalidName, InvalidReference, StorageError
+from nixery.image.reference import Tag, parse_reference
+from nixery.image.request import canonical_name
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
+from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import RecordStore
 
 TAGS = "tags"
@@ -24,6 +27,15 @@ _RENEWED = 3600.0
 
 # Bytes for the tags that this process knows to be recorded: each pull would read its record again otherwise.
 _REMEMBERED = 8 * 1024 * 1024
+
+# Bytes for what records say: each listing would read them all again otherwise.
+_READ = 32 * 1024 * 1024
+
+# Records that are read at the same time: in a bucket, each takes a request.
+_AT_ONCE = 16
+
+# Descriptors that a list of referrers has at most.
+_REFERRERS = 1000
 
 _log = structlog.get_logger("nixery.storage")
 
@@ -36,10 +48,23 @@ class TagRecord(BaseModel):
     digest: str
 
 
+class ReferrerRecord(BaseModel):
+    """The descriptor of a manifest that is attached to another one, as far as clients are told of it."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    media_type: str | None = Field(None, alias="mediaType")
+    digest: str
+    size: int | None = Field(None, ge=0)
+    artifact_type: str | None = Field(None, alias="artifactType")
+    annotations: dict[str, str] | None = None
+
+
 class Catalogue:
     """Tags by name, and referrers by what they refer to.
 
-    Each tag and each referrer is a record of its own, so that servers on one store never overwrite each other's.
+    Each tag and each referrer is a record of its own, so that servers on one store never overwrite each other's. An image is listed
+    under one of its names: a client could ask for it under any number of others.
     """
 
     def __init__(self, records: RecordStore, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,14 +73,29 @@ class Catalogue:
         self._recorded: LeastRecentlyUsed[tuple[str, str], tuple[Digest, float]] = LeastRecentlyUsed(
             _REMEMBERED
         )
+        # By key, which is made of them.
+        self._read: LeastRecentlyUsed[str, tuple[str, str]] = LeastRecentlyUsed(_READ)
 
     async def record_tag(self, name: str, tag: str, manifest: Digest) -> None:
         """Remember that a tag was built. If that cannot be written, it is missing in listings until a later pull, and no pull fails for it."""
-        now = self._clock()
-        recorded, when = self._recorded.get((name, tag)) or (None, 0.0)
-        if recorded == manifest and now - when < _RENEWED:
+        # Most pulls are of what is recorded already, under the name that the client has for it.
+        if self._is_recorded(name, tag, manifest):
             return
-        self._recorded.put((name, tag), (manifest, now), len(name) + len(tag))
+        canonical = canonical_name(name)
+        spellings = {name, canonical}
+        is_new = not self._is_recorded(canonical, tag, manifest)
+        # At once, so that others do not write the same meanwhile.
+        for spelling in spellings:
+            self._recorded.put((spelling, tag), (manifest, self._clock()), len(spelling) + len(tag))
+        if is_new and not await self._record(canonical, tag, manifest):
+            for spelling in spellings:
+                self._recorded.discard((spelling, tag))  # the next pull tries again
+
+    def _is_recorded(self, name: str, tag: str, manifest: Digest) -> bool:
+        recorded, when = self._recorded.get((name, tag)) or (None, 0.0)
+        return recorded == manifest and self._clock() - when < _RENEWED
+
+    async def _record(self, name: str, tag: str, manifest: Digest) -> bool:
         key = _hash(name) + _hash(tag)
         content = TagRecord(name=name, tag=tag, digest=str(manifest)).model_dump_json().encode()
         try:
@@ -64,29 +104,60 @@ class Catalogue:
             else:
                 await self._records.put(TAGS, key, content)
         except StorageError as error:
-            self._recorded.discard((name, tag))  # the next pull tries again
             _log.warning("a tag cannot be written down", name=name, tag=tag, reason=str(error))
+            return False
+        return True
 
     async def tags(self, name: str) -> list[str]:
         """Return the tags built for a name, in ASCII order; empty if there are none."""
-        return sorted(record.tag for record in await self._tag_records(_hash(name)))
+        return sorted({tag for _, tag in await self._tags(_hash(canonical_name(name)))})
 
     async def names(self) -> list[str]:
-        """Return all names something was built for, in ASCII order."""
-        return sorted({record.name for record in await self._tag_records("")})
+        """Return a name of each image that something was built for, in ASCII order."""
+        return sorted({name for name, _ in await self._tags("")})
 
     async def referrers(self, subject: Digest) -> list[dict[str, Any]]:
-        """Return the descriptors of the manifests attached to another one, in the order of their digests."""
-        return [json.loads(content) for content in await self._records.find(REFERRERS, subject.hex)]
-
-    async def _tag_records(self, prefix: str) -> list[TagRecord]:
+        """Return the descriptors of the manifests attached to another one, in the order of their digests; the first 1000."""
         found = []
-        for content in await self._records.find(TAGS, prefix):
+        for key in (await self._keys(REFERRERS, subject.hex))[:_REFERRERS]:
             try:
-                found.append(TagRecord.model_validate_json(content))
-            except ValidationError:
-                continue  # torn: the next pull of the tag writes it anew
+                record = ReferrerRecord.model_validate_json(await self._records.get(REFERRERS, key) or b"")
+                if Digest.parse(record.digest).hex == key.removeprefix(subject.hex):
+                    found.append(record.model_dump(by_alias=True, exclude_unset=True))
+            except (ValidationError, InvalidDigest):
+                continue  # torn
         return found
+
+    async def _keys(self, kind: str, prefix: str) -> list[str]:
+        keys = []
+        async for listed in self._records.scan(kind, prefix):
+            keys.append(listed.key)
+            if len(keys) == KINDS[kind].most:
+                break  # the tidy-up is late
+        return sorted(keys)
+
+    async def _tags(self, prefix: str) -> list[tuple[str, str]]:
+        keys = await self._keys(TAGS, prefix)
+        found = []
+        for start in range(0, len(keys), _AT_ONCE):
+            found += await asyncio.gather(*map(self._tag, keys[start : start + _AT_ONCE]))
+        return [named for named in found if named is not None]
+
+    async def _tag(self, key: str) -> tuple[str, str] | None:
+        """Return the name and the tag that a record is about; ``None`` if it is torn: the next pull of the tag writes it anew."""
+        known = self._read.get(key)
+        if known is not None:
+            return known
+        try:
+            record = TagRecord.model_validate_json(await self._records.get(TAGS, key) or b"")
+            named = canonical_name(record.name), record.tag
+            is_tag = isinstance(parse_reference(record.tag), Tag)
+        except (ValidationError, InvalidName, InvalidDigest, InvalidReference):
+            return None
+        if not is_tag or key != _hash(record.name) + _hash(record.tag):
+            return None
+        self._read.put(key, named, len(record.name) + len(record.tag))
+        return named
 
 
 def _hash(text: str) -> str:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nixery.errors import BlobUnknown
 from nixery.oci.digest import Digest
 from nixery.storage.opening import Storage
+from nixery.storage.record_kinds import KINDS
+from nixery.storage.uses import COLLECTIONS
 
-# All there are; what is of another kind would be made again.
-KINDS = (
-    "layers",
-    "images",
-    "evaluations",
-    "builds",
-    "packages",
-    "batches",
-    "batch-closures",
-    "pins",
-    "tags",
-    "referrers",
-    "uses",
-)
+# A collection that goes on in the source is none of the target's.
+COPIED = tuple(kind for kind in KINDS if kind != COLLECTIONS)
 
 
 @dataclass
@@ -48,7 +39,8 @@ class Copied:
 async def copy_storage(source: Storage, target: Storage, observe: Callable[[Copied], None]) -> Copied:
     """Copy all blobs that are not there yet, each of them digested on the way, and then all records.
 
-    What was begun before goes on where it ended. Records come last: one that is there has all that it speaks of.
+    What was begun before goes on where it ended. Records come last: one that is there has all that it speaks of. What the source has
+    beyond the bounds of a kind of records (``nixery.storage.record_kinds``) is left out.
 
     Args:
         source: is only read.
@@ -63,7 +55,7 @@ async def copy_storage(source: Storage, target: Storage, observe: Callable[[Copi
         done.blobs += 1
         await _copy_blob(source, target, listed.digest, done, observe)
         observe(done)
-    for kind in KINDS:
+    for kind in COPIED:
         async for record in source.records.scan(kind):
             content = await source.records.get(kind, record.key)
             if content is None:
@@ -88,17 +80,18 @@ async def _copy_blob(
     found = await target.blobs.find(digest)
     if found is not None and found.size == blob.size:
         return
+    actual = hashlib.sha256()
     with target.blobs.create() as writer:
         async for chunk in source.blobs.stream(blob, 0, blob.size - 1):
             await asyncio.to_thread(writer.write, chunk)
+            await asyncio.to_thread(actual.update, chunk)
             done.size += len(chunk)
             observe(done)
-        written = await asyncio.to_thread(writer.commit)
-    if written.digest != digest:
-        # It was stored under the name that it deserves, where nobody looks for it.
-        await target.blobs.delete(written.digest)
-        done.broken.append(digest)
-        return
+        # Before it has a name in the target: the target may have a good blob under the digest that these bytes do have.
+        if actual.hexdigest() != digest.hex:
+            done.broken.append(digest)
+            return
+        await asyncio.to_thread(writer.commit)
     done.copied += 1
 
 

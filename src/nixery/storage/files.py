@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from nixery.errors import StorageError, storage_error
+import structlog
 
-# Blobs and records hold nothing that is not served to everybody; nobody writes to them again.
-_MODE = 0o444
+from nixery.errors import StorageError, storage_error
+from nixery.private_files import (
+    DIRECTORY_MODE,
+    hand_over,
+    make_private_directory,
+    open_regular,
+    require_directory,
+)
 
 _CANNOT_WRITE = "cannot write to the storage"
 
@@ -23,16 +31,86 @@ _CHUNK = 1 << 20
 _BATCH = 1000
 
 
+# Nothing that is stored is written to again.
+_STORED_MODE = 0o400
+
+# Seen at the start: the directories that a storage has below its own, and how many levels of directories they have.
+_DIRECTORIES = {
+    "blobs": 2,
+    "records": 2,
+    "temporary": 0,
+    "gc-roots": 0,
+    "locks": 0,
+    "cache": 0,
+    "quarantine": 0,
+    "popularity": 0,
+    "sources": 0,
+}
+
+_log = structlog.get_logger("nixery.storage")
+
+
 def make_directory(directory: Path) -> None:
-    """Make a directory that may exist.
+    """Make a directory that may exist, for the user alone that it belongs to.
 
     Raises:
         StorageError: it cannot be made.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_private_directory(directory)
     except OSError as error:
         raise StorageError(f"cannot make the storage directory {directory}: {error.strerror}") from error
+
+
+def make_storage_directory(root: Path) -> None:
+    """Make the directory of a storage, or close the one that exists to other users.
+
+    The root itself may be a symlink, for the operator sets it. Below it there is none: one that is in the place of a directory of ours
+    would have us read, write and delete elsewhere. Directories that belong to other users stay as they are, which the log tells.
+
+    Raises:
+        StorageError: it cannot be made, or has a symlink in the place of a directory.
+    """
+    make_directory(root.resolve())
+    try:
+        _close(root)
+        for name, levels in _DIRECTORIES.items():
+            if os.path.lexists(root / name):
+                _require_directories(root / name, levels)
+                _close(root / name)
+    except OSError as error:
+        raise StorageError(f"cannot look up the storage directory {root}: {error.strerror}") from error
+
+
+def _close(directory: Path) -> None:
+    status = directory.stat()
+    if status.st_uid == os.geteuid():
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            directory.chmod(DIRECTORY_MODE)
+    elif os.geteuid() != 0:
+        _log.warning(
+            "the storage directory belongs to another user, who can read and replace what is stored; "
+            "give it to the user that the server runs as",
+            directory=str(directory),
+            owner=status.st_uid,
+            user=os.geteuid(),
+        )
+
+
+def _require_directories(directory: Path, levels: int) -> None:
+    try:
+        require_directory(directory)
+    except NotADirectoryError:
+        raise StorageError(
+            f"{directory} is no directory, and symlinks within a storage are not followed; "
+            "move what it leads to there, or mount it there"
+        ) from None
+    if levels:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                # Whatever else may be there is passed over by those who list it.
+                if entry.is_symlink() or entry.is_dir(follow_symlinks=False):
+                    _require_directories(Path(entry.path), levels - 1)
 
 
 @contextmanager
@@ -47,8 +125,9 @@ def temporary_file(directory: Path) -> Iterator[tuple[int, Path]]:
             descriptor, name = tempfile.mkstemp(dir=directory)
         except FileNotFoundError:
             # Somebody deleted it, and perhaps all of the storage: what is made again can be stored again.
-            directory.mkdir(parents=True, exist_ok=True)
+            make_private_directory(directory)
             descriptor, name = tempfile.mkstemp(dir=directory)
+        hand_over(descriptor, directory)
     except OSError as error:
         raise storage_error(_CANNOT_WRITE, error) from error
     try:
@@ -91,16 +170,33 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
         StorageError: it cannot be synced or renamed.
     """
     try:
-        os.fchmod(descriptor, _MODE)
+        os.fchmod(descriptor, _STORED_MODE)
         os.fdatasync(descriptor)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directory(place.parent)
         path.rename(place)
     except OSError as error:
         raise storage_error(_CANNOT_WRITE, error) from error
 
 
-def used_and_total(directory: Path) -> tuple[int, int]:
-    """Return how many bytes of a file system are used, and how many there are for us, as df(1) counts.
+@dataclass(frozen=True, slots=True)
+class FileSystemUse:
+    """How much of a file system is used, by whomever.
+
+    Attributes:
+        used: bytes.
+        total: bytes that there are for us, as df(1) counts.
+        used_files: inodes.
+        total_files: inodes that there are; 0 where the file system makes as many as it needs.
+    """
+
+    used: int
+    total: int
+    used_files: int = 0
+    total_files: int = 0
+
+
+def file_system_use(directory: Path) -> FileSystemUse:
+    """Look up the file system that a directory is on.
 
     Raises:
         StorageError: it cannot be asked.
@@ -109,8 +205,13 @@ def used_and_total(directory: Path) -> tuple[int, int]:
         status = os.statvfs(directory)
     except OSError as error:
         raise StorageError(f"cannot look up the file system of the storage: {error.strerror}") from error
-    used = (status.f_blocks - status.f_bfree) * status.f_frsize
-    return used, used + status.f_bavail * status.f_frsize
+    used, files = status.f_blocks - status.f_bfree, status.f_files - status.f_ffree
+    return FileSystemUse(
+        used * status.f_frsize,
+        (used + status.f_bavail) * status.f_frsize,
+        files,
+        files + status.f_favail if status.f_files else 0,
+    )
 
 
 def delete_file(path: Path) -> None:
@@ -120,7 +221,10 @@ def delete_file(path: Path) -> None:
         StorageError: it cannot be deleted.
     """
     try:
+        require_directory(path.parent)
         path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return  # with its directory
     except OSError as error:
         raise StorageError(f"cannot delete {path}: {error.strerror}") from error
 
@@ -132,7 +236,7 @@ def move_file(path: Path, place: Path) -> None:
         StorageError: it cannot be moved.
     """
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directory(place.parent)
         with suppress(FileNotFoundError):
             path.rename(place)
     except OSError as error:
@@ -143,11 +247,11 @@ async def chunks(path: Path) -> AsyncIterator[bytes]:
     """Yield what is in a file; the kernel does not need to keep it in memory.
 
     Raises:
-        FileNotFoundError: it is gone.
+        FileNotFoundError: it is gone, or no regular file.
         StorageError: it cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor, _ = open_regular(path)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -162,18 +266,18 @@ async def chunks(path: Path) -> AsyncIterator[bytes]:
         os.close(descriptor)
 
 
-async def scan(directory: Path) -> AsyncIterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """Yield the files of all directories in a directory, which need not exist, in any order.
+async def scan(directory: Path, fan: str = "") -> AsyncIterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """Yield the regular files of all directories in a directory, which need not exist, in any order; or those of one of them alone.
 
-    What appears or goes meanwhile may be left out.
+    What appears or goes meanwhile may be left out. Symlinks are not followed, those to directories neither.
 
     Raises:
         StorageError: a directory cannot be read.
     """
-    entries = _walk(directory)
+    entries = _walk(directory, fan)
     while batch := await asyncio.to_thread(lambda: list(_look(islice(entries, _BATCH)))):
         for entry, status in batch:
-            if status is not None:
+            if status is not None and stat.S_ISREG(status.st_mode):
                 yield entry, status
 
 
@@ -189,11 +293,13 @@ def _look(
             raise StorageError(f"cannot look up {entry.path}: {error.strerror}") from error
 
 
-def _walk(directory: Path) -> Iterator[os.DirEntry[str]]:
+def _walk(directory: Path, only: str) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as fans:
             for fan in fans:
-                with suppress(FileNotFoundError), os.scandir(fan.path) as entries:
+                if only not in {"", fan.name} or not fan.is_dir(follow_symlinks=False):
+                    continue
+                with suppress(FileNotFoundError, NotADirectoryError), os.scandir(fan.path) as entries:
                     yield from entries
     except FileNotFoundError:
         return

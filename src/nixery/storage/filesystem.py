@@ -8,7 +8,7 @@
     records/<kind>/<first 2 characters>/<key>               small JSON documents
     temporary/server-<random>/<random>                      whatever is being written, by server process
 
-Everything is written to ``temporary/``, synced, and renamed to its place, so that a name stands for a whole file or
+Directories and files are for one user alone. Everything is written to ``temporary/``, synced, and renamed to its place, so that a name stands for a whole file or
 for none; readers and any number of writers, of other processes too, need no lock. A blob whose size is not the one
 it was stored with (a disk that was full or broken, a restored backup) is not there: it is stored again when it is made again.
 """
@@ -18,12 +18,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
 from nixery.oci.digest import Digest
+from nixery.private_files import open_regular, read_regular
 from nixery.storage.files import (
     chunks,
     delete_file,
@@ -35,13 +37,16 @@ from nixery.storage.files import (
     write_all,
     write_file,
 )
-from nixery.storage.store import ListedBlob, StoredBlob, StoredFile
+from nixery.storage.store import LARGEST_DOCUMENT, QUARANTINED, ListedBlob, StoredBlob, StoredFile
 
 # Bytes that are read at a time.
 _CHUNK = 1024 * 1024
 
 # Bytes that are written to see whether there is room: more than a manifest has.
 _PROBE = 64 * 1024
+
+# Bytes of a file that says how large a blob is.
+_SIZE = 20
 
 
 class FilesystemBlobStore:
@@ -72,12 +77,13 @@ class FilesystemBlobStore:
         """See ``BlobStore.recall``. Asking is cheap here."""
         return _find(digest, self._path(digest))
 
-    async def read(self, blob: StoredBlob) -> bytes:
+    async def read(self, blob: StoredBlob) -> bytes | None:
         """See ``BlobStore.read``."""
         try:
-            return await asyncio.to_thread(self._path(blob.digest).read_bytes)
+            content = await asyncio.to_thread(read_regular, self._path(blob.digest), LARGEST_DOCUMENT)
         except OSError as error:
             raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
+        return content if content is not None and Digest.of(content) == blob.digest else None
 
     async def url(self, blob: StoredBlob) -> str | None:  # noqa: ARG002 -- nobody else has this disk
         """See ``BlobStore.url``."""
@@ -86,7 +92,8 @@ class FilesystemBlobStore:
     async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
         """See ``BlobStore.stream``."""
         try:
-            with self._path(blob.digest).open("rb") as file:
+            descriptor, _ = open_regular(self._path(blob.digest))
+            with os.fdopen(descriptor, "rb") as file:
                 file.seek(first)
                 while first <= last:
                     chunk = await asyncio.to_thread(file.read, min(_CHUNK, last - first + 1))
@@ -128,7 +135,7 @@ class FilesystemBlobStore:
         async for entry, status in scan(self._blobs):
             with suppress(InvalidDigest):
                 digest = Digest.parse(f"sha256:{entry.name.removesuffix('.size')}")
-                if entry.name.endswith(".size") and not self._path(digest).exists():
+                if entry.name.endswith(".size") and not os.path.lexists(self._path(digest)):
                     yield ListedBlob(digest, 0, status.st_mtime)
 
     async def probe(self) -> None:
@@ -153,6 +160,15 @@ class FilesystemBlobStore:
         place = self._path(digest)
         await asyncio.to_thread(move_file, place, self._quarantine / place.name)
         await asyncio.to_thread(delete_file, _size_file(place))
+        await asyncio.to_thread(self._shorten_quarantine, self._quarantine / place.name)
+
+    def _shorten_quarantine(self, last: Path) -> None:
+        # The time of the blob would say when it was stored.
+        with suppress(OSError):
+            os.utime(last, follow_symlinks=False)
+            kept = sorted((entry.lstat().st_mtime, entry) for entry in self._quarantine.iterdir())
+            for _, entry in kept[:-QUARANTINED]:
+                entry.unlink()
 
     async def delete(self, digest: Digest) -> None:
         """See ``BlobStore.delete``."""
@@ -195,18 +211,22 @@ class FilesystemBlobWriter:
 
 def _find(digest: Digest, path: Path) -> StoredFile | None:
     try:
-        size = path.stat().st_size
-        expected = _size_file(path).read_bytes()
+        status = os.lstat(path)
+        expected = read_regular(f"{path}.size", _SIZE)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StorageError(f"cannot look up blob {digest}: {error.strerror}") from error
-    return StoredFile(digest, size, path) if expected == b"%d" % size else None
+    size = status.st_size
+    return (
+        StoredFile(digest, size, path) if stat.S_ISREG(status.st_mode) and expected == b"%d" % size else None
+    )
 
 
 def _holds(path: Path, content: bytes) -> bool:
+    size = b"%d" % len(content)
     try:
-        return path.read_bytes() == content and _size_file(path).read_bytes() == b"%d" % len(content)
+        return read_regular(path, len(content)) == content and read_regular(_size_file(path), _SIZE) == size
     except OSError:
         return False
 

@@ -4,68 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 from nixery.errors import StorageError
+from nixery.private_files import read_regular
 from nixery.storage.files import delete_file, make_directory, scan, write_file
+from nixery.storage.record_kinds import KINDS, is_key, record_name, require_size
 from nixery.storage.store import ListedRecord
+
+# Records of kinds that may have more bytes than this are read off the event loop.
+_LARGE = 4 * 1024 * 1024
 
 
 class FilesystemRecordStore:
     """The ``RecordStore`` in a directory; see ``FilesystemBlobStore``."""
 
     def __init__(self, root: Path, temporary: Path) -> None:
-        self._records = root / "records"
+        self._root = root
         self._temporary = temporary
-        make_directory(self._records)
+        make_directory(root / "records")
 
     def _path(self, kind: str, key: str) -> Path:
-        return self._records / kind / key[:2] / key
+        return self._root / record_name(kind, key)
 
     async def get(self, kind: str, key: str) -> bytes | None:
-        """See ``RecordStore.get``."""
+        """See ``RecordStore.get``. What is no regular file is no record."""
+        path, largest = self._path(kind, key), KINDS[kind].largest
         try:
-            return self._path(kind, key).read_bytes()
-        except FileNotFoundError:
-            return None
+            if largest > _LARGE:
+                return await asyncio.to_thread(read_regular, path, largest)
+            return read_regular(path, largest)
         except OSError as error:
             raise StorageError(f"cannot read a record of {kind}: {error.strerror}") from error
 
-    async def find(self, kind: str, prefix: str) -> list[bytes]:
-        """See ``RecordStore.find``."""
-        return await asyncio.to_thread(self._find, kind, prefix)
-
-    def _find(self, kind: str, prefix: str) -> list[bytes]:
-        # The first two characters of a key are its directory.
-        paths = (self._records / kind).glob(f"{prefix[:2]}*/{prefix}*")
-        contents = []
-        try:
-            for path in sorted(paths):
-                with suppress(FileNotFoundError):  # deleted meanwhile
-                    contents.append(path.read_bytes())
-        except OSError as error:
-            raise StorageError(f"cannot read records of {kind}: {error.strerror}") from error
-        return contents
-
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """See ``RecordStore.put``."""
+        require_size(kind, content)
         await asyncio.to_thread(write_file, self._temporary, self._path(kind, key), content)
 
     async def renew(self, kind: str, key: str, content: bytes) -> None:
         """See ``RecordStore.renew``."""
+        path = self._path(kind, key)
         try:
-            os.utime(self._path(kind, key))
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise FileNotFoundError
+            os.utime(path, follow_symlinks=False)
         except FileNotFoundError:
             await self.put(kind, key, content)
         except OSError as error:
             raise StorageError(f"cannot renew a record of {kind}: {error.strerror}") from error
 
-    async def scan(self, kind: str) -> AsyncIterator[ListedRecord]:
-        """See ``RecordStore.scan``."""
-        async for entry, status in scan(self._records / kind):
-            yield ListedRecord(entry.name, status.st_mtime)
+    async def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
+        """See ``RecordStore.scan``. A file that is not where its name belongs is none of ours."""
+        # The first two characters of a key are its directory.
+        directory = self._root / "records" / kind
+        async for entry, status in scan(directory, prefix[:2] if len(prefix) >= len("00") else ""):
+            key = entry.name
+            if key.startswith(prefix) and is_key(key) and entry.path.endswith(f"/{key[:2]}/{key}"):
+                yield ListedRecord(key, status.st_mtime)
 
     async def delete(self, kind: str, key: str) -> None:
         """See ``RecordStore.delete``."""

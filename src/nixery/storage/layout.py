@@ -24,7 +24,7 @@ _NAME = "io.containerd.image.name"
 
 
 async def write_layout(
-    blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path, *, archive: bool
+    blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path, *, archive: bool, umask: int
 ) -> None:
     """Write an image, or an index and all its images, to a new place.
 
@@ -35,6 +35,7 @@ async def write_layout(
         tag: what it is called in the layout.
         place: does not exist yet.
         archive: whether it is to be an archive, or a directory.
+        umask: of the user that it is for; this process's own is that of the storage.
 
     Raises:
         StorageError: it exists, or cannot be written.
@@ -45,9 +46,15 @@ async def write_layout(
             layout = Path(temporary) / "layout"
             await _write(blobs, root, name, tag, layout)
             finished = await asyncio.to_thread(_archive, layout) if archive else layout
+            await asyncio.to_thread(_set_modes, finished, umask)
             await asyncio.to_thread(_move, finished, place)
     except OSError as error:
         raise StorageError(f"cannot write {place}: {error.strerror}") from error
+
+
+def _set_modes(finished: Path, umask: int) -> None:
+    for path in (finished, *finished.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def _move(finished: Path, place: Path) -> None:
@@ -85,7 +92,14 @@ async def _read(blobs: BlobStore, digest: Digest) -> dict[str, Any]:
     blob = await blobs.find(digest)
     if blob is None:
         raise BlobUnknown(str(digest))
-    document: dict[str, Any] = json.loads(await blobs.read(blob))
+    return await _document(blobs, blob)
+
+
+async def _document(blobs: BlobStore, blob: StoredBlob) -> dict[str, Any]:
+    content = await blobs.read(blob)
+    if content is None:
+        raise BlobUnknown(str(blob.digest))
+    document: dict[str, Any] = json.loads(content)
     return document
 
 
@@ -100,7 +114,7 @@ async def _copy_all(
             raise BlobUnknown(str(digest))
         await _copy(blobs, blob, directory / digest.hex)
         if documents:
-            found.append(json.loads(await blobs.read(blob)))
+            found.append(await _document(blobs, blob))
     return found
 
 

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from nixery.errors import SettingsError
 from nixery.layering.popularity import Popularity
 from nixery.oci.canonical_json import canonical_json
+from nixery.private_files import read_regular
 from nixery.storage.files import write_file
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
@@ -50,8 +51,9 @@ class PopularityCopies:
         """Return the copy, if there is a good one, and its age."""
         place = self._place(url)
         try:
-            age = max(0, int(time.time() - place.stat().st_mtime))
-            return Popularity(_COUNTS.validate_json(place.read_bytes())), timedelta(seconds=age)
+            age = max(0, int(time.time() - place.lstat().st_mtime))
+            content = read_regular(place, _LARGEST) or b""
+            return Popularity(_COUNTS.validate_json(content)), timedelta(seconds=age)
         except (OSError, ValidationError):
             return None
 

@@ -38,7 +38,7 @@ class SmallBlobs:
         """
         self.counts.misses += 1
         content = await self._blobs.read(blob)
-        if Digest.of(content) != blob.digest:
+        if content is None:
             return None
         self._kept.put(blob.digest, content, len(content))
         return content

@@ -10,6 +10,8 @@ from nixery.oci.digest import Digest
 from nixery.storage.stored import ListedBlob, ListedRecord, StoredBlob, StoredFile
 
 __all__ = [
+    "LARGEST_DOCUMENT",
+    "QUARANTINED",
     "BlobStore",
     "BlobWriter",
     "ListedBlob",
@@ -18,6 +20,13 @@ __all__ = [
     "StoredBlob",
     "StoredFile",
 ]
+
+
+# Clients refuse larger manifests, so whatever is larger is none, and no config either.
+LARGEST_DOCUMENT = 4 * 1024 * 1024
+
+# Broken blobs that are kept for a person to look at; those that were found first are deleted.
+QUARANTINED = 64
 
 
 class BlobWriter(Protocol):
@@ -63,8 +72,11 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def read(self, blob: StoredBlob) -> bytes:
-        """Return a small blob as a whole, for example a manifest.
+    async def read(self, blob: StoredBlob) -> bytes | None:
+        """Return a document as a whole, for example a manifest, after its bytes were compared with its digest.
+
+        Returns:
+            ``None`` if it is gone, is not what its digest says, or has more than ``LARGEST_DOCUMENT`` bytes.
 
         Raises:
             StorageError: it cannot be read.
@@ -159,10 +171,14 @@ class BlobStore(Protocol):
 
 
 class RecordStore(Protocol):
-    """Small documents by kind and key, replaced as a whole. Whatever is in one can be made again."""
+    """Small documents by kind and key, replaced as a whole. Whatever is in one can be made again.
+
+    ``nixery.storage.record_kinds`` lists the kinds and their bounds. Others may have written to the storage, so readers check what is
+    in a record, and take it for missing if it makes no sense.
+    """
 
     async def get(self, kind: str, key: str) -> bytes | None:
-        """Return a record, or ``None`` if there is none.
+        """Return a record; ``None`` if there is none, or one that is larger than its kind allows.
 
         Args:
             kind: a lower-case word.
@@ -173,19 +189,11 @@ class RecordStore(Protocol):
         """
         ...
 
-    async def find(self, kind: str, prefix: str) -> list[bytes]:
-        """Return all records of a kind whose keys begin with a prefix, in the order of their keys.
-
-        Raises:
-            StorageError: the storage cannot be asked.
-        """
-        ...
-
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """Write a record.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: it cannot be written, or is larger than its kind allows.
         """
         ...
 
@@ -197,8 +205,8 @@ class RecordStore(Protocol):
         """
         ...
 
-    def scan(self, kind: str) -> AsyncIterator[ListedRecord]:
-        """List all records of a kind, in any order, in memory that does not grow with their number.
+    def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
+        """List the records of a kind whose keys begin with a prefix, in any order, in memory that does not grow with their number.
 
         Raises:
             StorageError: the storage cannot be asked.

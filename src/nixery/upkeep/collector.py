@@ -20,6 +20,7 @@ of it is there, and a manifest is answered by digest only if its blobs were ther
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -27,9 +28,9 @@ from contextlib import nullcontext
 from nixery.errors import StorageError
 from nixery.storage.store import BlobStore, ListedBlob, RecordStore
 from nixery.upkeep.lease import Lease
-from nixery.upkeep.limits import Collected, Limits
+from nixery.upkeep.limits import Collected, Limits, Room
 from nixery.upkeep.marking import Marking
-from nixery.upkeep.tidying import delete_pointless_records
+from nixery.upkeep.tidying import delete_pointless_records, enforce_bounds
 
 # Blobs that are condemned at once: others may have to wait until all of them are deleted.
 _BATCH = 4096
@@ -39,6 +40,9 @@ _AT_ONCE = 16
 
 # Seconds by which the clocks of the servers of one storage may differ, as far as the grace period is not shorter.
 _SKEW = 60.0
+
+# Files of a blob: its bytes, and its size.
+_FILES = 2
 
 _LEASE_LOST = "the collection could not be kept known to others in time; start it again"
 
@@ -100,8 +104,8 @@ class _Collection:
 
     async def run(self) -> Collected:
         oldest = None if self._limits.max_age is None else self._now - self._limits.max_age
-        max_size = await self._largest()
-        await self._marking.mark(self._cutoff, oldest, max_size)
+        room = await self._room()
+        await self._marking.mark(self._cutoff, oldest, room)
         batch: list[ListedBlob] = []
         async for blob in self._blobs.scan():
             if blob.digest in self._marking.marks or blob.modified > self._cutoff:
@@ -117,17 +121,29 @@ class _Collection:
             self._result.records = await delete_pointless_records(
                 self._records, self._blobs, self._cutoff, oldest
             )
-        self._result.over = max(0, self._result.kept_bytes - max_size) if max_size is not None else 0
+            self._result.records += await enforce_bounds(
+                self._records, self._now, short_of_files=bool(self._limits.free_files)
+            )
+        if room.size is not None:
+            self._result.over = max(0, self._result.kept_bytes - room.size)
+        if room.blobs is not None:
+            self._result.over_blobs = max(0, self._result.kept - room.blobs)
         return self._result
 
-    async def _largest(self) -> int | None:
-        """Return how many bytes may stay."""
-        if self._limits.free is None:
-            return self._limits.max_size
-        stored = 0
-        async for blob in self._blobs.scan():
-            stored += blob.size
-        return max(0, stored - self._limits.free)
+    async def _room(self) -> Room:
+        """Return how much may stay."""
+        limits = self._limits
+        size, blobs = limits.max_size, None
+        if limits.free is not None or limits.free_files is not None:
+            stored = count = 0
+            async for blob in self._blobs.scan():
+                stored += blob.size
+                count += 1
+            if limits.free is not None:
+                size = max(0, stored - limits.free)
+            if limits.free_files is not None:
+                blobs = max(0, count - math.ceil(limits.free_files / _FILES))
+        return Room(size, blobs, limits.max_documents)
 
     async def _delete(self, batch: Sequence[ListedBlob]) -> None:
         if not batch:

@@ -1,66 +1,109 @@
-"""Collecting garbage in the background, when a store takes more than it may."""
+"""Keeping a store within its bounds in the background: collecting garbage, and tidying records up."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
 from nixery.errors import CollectionRunning, StorageError
 from nixery.settings.quantities import DiskMark
-from nixery.storage.store import BlobStore
+from nixery.storage.files import FileSystemUse
+from nixery.storage.record_kinds import KINDS
+from nixery.storage.store import BlobStore, RecordStore
+from nixery.storage.uses import USES
 from nixery.upkeep.collector import Collector
-from nixery.upkeep.limits import Limits
+from nixery.upkeep.limits import Collected, Limits
+from nixery.upkeep.tidying import enforce_bounds
 
 # Seconds between two looks at a file system, and between two sums of all blobs, which cost more.
 _LOOK = 10.0
 _SUM = 300.0
 
+# Seconds until another collection, after one that could not delete enough: what is in use now is in use a moment later.
+_REST = 300.0
+
+# The part of the manifests that stays when there are too many.
+_STAYS = 0.9
+
 _log = structlog.get_logger("nixery.upkeep")
 
 
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How much may be used; in one unit.
+
+    Attributes:
+        high: above this mark, images are deleted.
+        low: until this one is reached.
+    """
+
+    high: DiskMark
+    low: DiskMark
+
+
 class Keeper:
-    """Looks from time to time, and collects when it has to.
+    """Looks from time to time, and deletes what it has to.
 
     Args:
         collector: of the store.
         blobs: the store.
-        usage: asks how many bytes of the file system are used, by whomever, and how many there are.
-        high: above this mark, images are deleted.
-        low: until this one is reached; in the same unit.
-        seconds: between two looks; ``None`` for what suits the marks.
+        records: what is known of it.
+        usage: asks how much of the file system is used.
+        marks: how much may be; ``None`` for any number of bytes.
+        tidied: seconds between two looks at all records.
+        clock: seconds; only differences matter.
     """
 
     def __init__(
         self,
         collector: Collector,
         blobs: BlobStore,
-        usage: Callable[[], tuple[int, int]],
-        high: DiskMark,
-        low: DiskMark,
-        seconds: float | None = None,
+        records: RecordStore,
+        usage: Callable[[], FileSystemUse],
+        marks: Marks | None,
+        tidied: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._collector = collector
         self._blobs = blobs
+        self._records = records
         self._usage = usage
-        self._high = high
-        self._low = low
-        self._seconds = seconds or (_SUM if high.percent is None else _LOOK)
+        self._marks = marks
+        self._tidied = tidied
+        self._clock = clock
+        self._rests_until = 0.0
 
-    async def run(self) -> None:
-        """Go on until it is cancelled."""
+    async def run(self, seconds: float | None = None) -> None:
+        """Go on until it is cancelled.
+
+        Args:
+            seconds: between two looks; ``None`` for what suits the marks.
+        """
+        by_bytes = self._marks is None or self._marks.high.percent is None
+        pause = seconds or (_SUM if by_bytes else _LOOK)
+        tidy_at = self._clock()
         while True:
-            try:
-                await self.look()
-            except CollectionRunning:
-                pass  # another server of this store was quicker
-            except StorageError as error:
-                _log.warning("garbage cannot be collected", reason=str(error))
-            except Exception:  # noqa: BLE001 -- logged with its traceback
-                # It goes on: nobody would notice that it does not.
-                _log.exception("collecting garbage failed")
-            await asyncio.sleep(self._seconds)
+            if self._clock() >= tidy_at:
+                await self._try(self.tidy, "records cannot be tidied up", "tidying records up failed")
+                tidy_at = self._clock() + self._tidied
+            await self._try(self.look, "garbage cannot be collected", "collecting garbage failed")
+            await asyncio.sleep(pause)
+
+    async def _try(self, work: Callable[[], Coroutine[Any, Any, None]], impossible: str, wrong: str) -> None:
+        try:
+            await work()
+        except CollectionRunning:
+            pass  # another server of this store was quicker
+        except StorageError as error:
+            _log.warning(impossible, reason=str(error))
+        except Exception:  # noqa: BLE001 -- logged with its traceback
+            # It goes on: nobody would notice that it does not.
+            _log.exception(wrong)
 
     async def look(self) -> None:
         """Collect garbage if the high mark is passed.
@@ -69,29 +112,64 @@ class Keeper:
             CollectionRunning: there is another collection.
             StorageError: the storage does not do what is asked.
         """
-        excess = await self._excess()
+        if self._marks is None or self._clock() < self._rests_until:
+            return
+        excess = await self._excess(self._marks)
         if excess is None:
             return
-        result = await self._collector.collect(Limits(free=excess))
+        result = await self._collect(excess)
+        if result.over or result.over_blobs:
+            _log.warning("what is above the low mark is in use", bytes=result.over, blobs=result.over_blobs)
+            self._rests_until = self._clock() + _REST
+
+    async def tidy(self) -> None:
+        """Delete records that are too old or too many, and images if those that were used are.
+
+        Raises:
+            CollectionRunning: there is another collection.
+            StorageError: the storage does not do what is asked.
+        """
+        deleted = await enforce_bounds(self._records, time.time())
+        if deleted:
+            _log.info("tidied records up", deleted=deleted)
+        bounds = KINDS[USES]
+        count, oldest = 0, time.time() - bounds.age
+        is_any_old = False
+        async for listed in self._records.scan(USES):
+            count += 1
+            is_any_old = is_any_old or listed.modified < oldest
+        if count > bounds.most or is_any_old:
+            most = int(bounds.most * _STAYS) if count > bounds.most else None
+            await self._collect(Limits(max_age=bounds.age, max_documents=most))
+
+    async def _collect(self, limits: Limits) -> Collected:
+        result = await self._collector.collect(limits)
         _log.info(
             "collected garbage",
-            wanted=excess,
+            wanted=limits.free or 0,
+            wanted_files=limits.free_files or 0,
             deleted=result.deleted_bytes,
             blobs=result.deleted,
+            records=result.records,
             kept=result.kept_bytes,
         )
-        if result.over:
-            _log.warning("what is above the low mark is in use", bytes=result.over)
+        return result
 
-    async def _excess(self) -> int | None:
-        """Return how many bytes have to go; ``None`` below the high mark."""
-        if self._high.percent is not None:
-            used, total = await asyncio.to_thread(self._usage)
-            unit = total / 100
-        else:
-            unit, used = 1.0, 0
+    async def _excess(self, marks: Marks) -> Limits | None:
+        """Return what has to go; ``None`` below the high mark."""
+        if marks.high.percent is None:
+            used = 0
             async for blob in self._blobs.scan():
                 used += blob.size
-        if used <= self._high.value * unit:
-            return None
-        return int(used - self._low.value * unit)
+            return Limits(free=int(used - marks.low.value)) if used > marks.high.value else None
+        use = await asyncio.to_thread(self._usage)
+        free = _beyond(marks, use.used, use.total)
+        free_files = _beyond(marks, use.used_files, use.total_files)
+        return None if free is free_files is None else Limits(free=free, free_files=free_files)
+
+
+def _beyond(marks: Marks, used: int, total: int) -> int | None:
+    """Return how much is used above the low mark, if the high one is passed."""
+    if used * 100 <= marks.high.value * total or not total:
+        return None
+    return int(used - marks.low.value * total / 100)

@@ -91,7 +91,8 @@ class Lease:
         # A storage without room has not taken it.
         self.started = modified.pop(self._key, self.started)
         for key, renewed in modified.items():
-            if self.started - renewed < LEASE:
+            # One from far in the future was not written by a collector: it would keep all others off for ever.
+            if abs(self.started - renewed) < LEASE:
                 raise CollectionRunning
             await self._records.delete(COLLECTIONS, key)
 

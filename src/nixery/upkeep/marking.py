@@ -12,6 +12,7 @@ from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
 from nixery.storage.catalogue import REFERRERS
 from nixery.storage.store import BlobStore, RecordStore
 from nixery.storage.uses import USES, claimed_together
+from nixery.upkeep.limits import Room
 from nixery.upkeep.marks import Marks
 
 # The time of the last use, what was used, and whether that is the key of an image's record.
@@ -29,25 +30,28 @@ class Marking:
         self._records = records
         self.marks = Marks(blobs)
 
-    async def mark(self, cutoff: float, oldest: float | None, max_size: int | None) -> None:
+    async def mark(self, cutoff: float, oldest: float | None, room: Room) -> None:
         """Mark what stays.
 
         Args:
             cutoff: whatever was used after that stays.
             oldest: what was not used after that does not; ``None`` for no limit.
-            max_size: the bytes that there is room for. What does not fit goes, and all that was used before it.
+            room: what does not fit goes, and all that was used before it.
 
         Raises:
             StorageError: the storage cannot be asked.
         """
         await self._mark_layers(cutoff)
+        documents = 0
         for used, key, is_image in await self._roots():
             parts: dict[Digest, int] = {}
             for document in await self._documents(key.hex(), is_image=is_image):
-                parts.update(await self.marks.parts(document))
+                found = await self.marks.parts(document)
+                documents += bool(found)
+                parts.update(found)
             if used <= cutoff:
-                too_old = oldest is not None and used < oldest
-                if too_old or (max_size is not None and self.marks.size + sum(parts.values()) > max_size):
+                size, blobs = self.marks.size + sum(parts.values()), len(self.marks) + len(parts)
+                if (oldest is not None and used < oldest) or not room.holds(size, blobs, documents):
                     break
             self.marks.add(parts)
         async for subject, attached in _referrers(self._records):

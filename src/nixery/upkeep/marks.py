@@ -8,9 +8,6 @@ from nixery.oci.digest import Digest
 from nixery.oci.references import described_by, is_index
 from nixery.storage.store import BlobStore
 
-# Larger documents are none; see the limit of clients in server/registry/manifests.py.
-_LARGEST_DOCUMENT = 4 * 1024 * 1024
-
 
 class Marks:
     """A set of blobs, in some 90 bytes for each: the first 64 bits of their digests.
@@ -39,10 +36,11 @@ class Marks:
                 self._held.add(_short(digest))
                 self.size += size
 
-    async def parts(self, document: Digest) -> Mapping[Digest, int]:
+    async def parts(self, document: Digest, *, within_index: bool = False) -> Mapping[Digest, int]:
         """Return what a manifest or an index consists of and is not held yet, itself included, with sizes.
 
-        Nothing for one that is held already, and for one that is not there: without it nobody finds the rest.
+        Nothing for one that is held already, and for one that is not there: without it nobody finds the rest. An index within an
+        index, which nothing here makes, is taken for an image that has no parts.
 
         Raises:
             StorageError: the storage cannot be asked.
@@ -53,13 +51,13 @@ class Marks:
         if blob is None:
             return {}
         found = {document: blob.size}
-        if blob.size > _LARGEST_DOCUMENT:
-            return found
         content = await self._blobs.read(blob)
+        if content is None:
+            return found
         described = described_by(content)
         if is_index(content):
-            for manifest, _ in described:
-                found.update(await self.parts(manifest))
+            for manifest, _ in () if within_index else described:
+                found.update(await self.parts(manifest, within_index=True))
         else:
             found.update((part, size) for part, size in described if part not in self)
         return found

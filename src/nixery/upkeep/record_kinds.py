@@ -42,7 +42,7 @@ def _layer(content: bytes) -> None:
 
 
 # Whether the content of a record is what its kind has.
-KINDS: Mapping[str, Check] = {
+CHECKS: Mapping[str, Check] = {
     IMAGES: _readable(lambda content: ImageRecord.model_validate_json(content).documents),
     LAYERS: _readable(_layer),
     EVALUATIONS: _readable(EVALUATED.validate_json),

@@ -14,7 +14,7 @@ import structlog
 from nixery.errors import BlobUnknown, StorageError
 from nixery.oci.digest import Digest
 from nixery.storage.store import BlobStore, RecordStore
-from nixery.upkeep.record_kinds import KINDS
+from nixery.upkeep.record_kinds import CHECKS
 
 # Seconds between two passes in the background, and before the first.
 _REST = 3600.0
@@ -77,7 +77,7 @@ class Scrubber:
         """
         async for listed in self._blobs.scan():
             yield await self._blob(listed.digest)
-        for kind, check in KINDS.items():
+        for kind, check in CHECKS.items():
             async for record in self._records.scan(kind):
                 yield await self._record(kind, record.key, check)
 

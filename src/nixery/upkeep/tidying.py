@@ -1,7 +1,9 @@
-"""Deleting records that lead nowhere any more."""
+"""Deleting records that lead nowhere any more, are too old, or are too many."""
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 from collections.abc import AsyncIterator, Sequence
 
 from nixery.errors import InvalidDigest
@@ -12,11 +14,16 @@ from nixery.pipeline.evaluation_cache import EVALUATIONS
 from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
 from nixery.pipeline.pin_records import PINS
 from nixery.storage.catalogue import REFERRERS, TAGS
+from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import BlobStore, RecordStore
-from nixery.storage.uses import USES
+from nixery.storage.uses import COLLECTIONS, USES
 
 # Seconds for which records of these kinds stay at least: longer than any pin holds.
 _DAY = 24 * 3600.0
+
+# Records that are found, and then deleted, in one go; and deletions under way at the same time.
+_BATCH = 20_000
+_AT_ONCE = 16
 
 
 async def delete_pointless_records(
@@ -50,6 +57,65 @@ async def delete_pointless_records(
                 await records.delete(kind, key)
                 count += 1
     return count
+
+
+async def enforce_bounds(records: RecordStore, now: float, *, short_of_files: bool = False) -> int:
+    """Delete what is beyond the bounds of each kind of records, the oldest first; return how many.
+
+    Records of the kinds ``uses`` and ``collections`` are left to the collector: without them, one side of it and of those who use images
+    would not see the other. Any other record can be missed at any time, and is made again.
+
+    Args:
+        records: to be tidied up.
+        now: in seconds since the epoch, by the storage's clock.
+        short_of_files: whether a tenth of those that lead to no blobs has to go, too.
+
+    Raises:
+        StorageError: the storage does not do what is asked.
+    """
+    deleted = 0
+    for kind, bounds in KINDS.items():
+        if kind in {USES, COLLECTIONS}:
+            continue
+        old: list[str] = []
+        count = 0
+        async for listed in records.scan(kind):
+            count += 1
+            if now - listed.modified > bounds.age:
+                old.append(listed.key)
+            if len(old) == _BATCH:
+                deleted += await _delete(records, kind, old)
+                count, old = count - len(old), []
+        deleted += await _delete(records, kind, old)
+        count -= len(old)
+        may_stay = bounds.most
+        if count > bounds.most or (short_of_files and not bounds.leads_to_blobs):
+            # A tenth more than has to go, so that the next tidy-up does not find the same again.
+            may_stay = min(count, bounds.most) * 9 // 10
+        while count > may_stay:
+            oldest = await _oldest(records, kind, min(count - may_stay, _BATCH))
+            if not oldest:
+                break  # others delete as well
+            deleted += await _delete(records, kind, oldest)
+            count -= len(oldest)
+    return deleted
+
+
+async def _oldest(records: RecordStore, kind: str, number: int) -> list[str]:
+    """Return the keys of the oldest records, in memory for so many of them."""
+    found: list[tuple[float, str]] = []
+    async for listed in records.scan(kind):
+        # The youngest of them is on top of the heap.
+        heapq.heappush(found, (-listed.modified, listed.key))
+        if len(found) > number:
+            heapq.heappop(found)
+    return [key for _, key in found]
+
+
+async def _delete(records: RecordStore, kind: str, keys: Sequence[str]) -> int:
+    for start in range(0, len(keys), _AT_ONCE):
+        await asyncio.gather(*(records.delete(kind, key) for key in keys[start : start + _AT_ONCE]))
+    return len(keys)
 
 
 async def _written_before(records: RecordStore, kind: str, time: float) -> AsyncIterator[str]:

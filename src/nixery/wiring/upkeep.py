@@ -12,23 +12,27 @@ from nixery.errors import StorageError
 from nixery.preparation import Prepared
 from nixery.process_directory import ProcessDirectory
 from nixery.settings import Settings
-from nixery.storage.files import used_and_total
+from nixery.storage.files import file_system_use
 from nixery.storage.store import BlobStore, RecordStore
 from nixery.upkeep.collector import Collector
-from nixery.upkeep.keeper import Keeper
+from nixery.upkeep.keeper import Keeper, Marks
 from nixery.upkeep.scrubber import Scrubber
+
+# Seconds between two looks at all records. In a bucket, a listing costs a request for 1000 of them.
+_TIDIED = 300.0
+_TIDIED_IN_A_BUCKET = 3600.0
 
 
 def upkeep(
     settings: Settings, prepared: Prepared, blobs: BlobStore, records: RecordStore
 ) -> list[Coroutine[Any, Any, None]]:
     """What a server does in the background; commands end before there is anything to do."""
-    work = []
-    if settings.storage_high is not None:
-        low = settings.storage_low or settings.storage_high.times(0.9)
-        collector = Collector(blobs, records, settings.storage_grace)
-        usage = partial(used_and_total, settings.storage_path)
-        work.append(Keeper(collector, blobs, usage, settings.storage_high, low).run())
+    collector = Collector(blobs, records, settings.storage_grace)
+    usage = partial(file_system_use, settings.storage_path)
+    tidied = _TIDIED if settings.storage_backend == "filesystem" else _TIDIED_IN_A_BUCKET
+    high = settings.storage_high
+    marks = Marks(high, settings.storage_low or high.times(0.9)) if high is not None else None
+    work = [Keeper(collector, blobs, records, usage, marks, tidied).run()]
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_keep(prepared.temporary, prepared.roots))

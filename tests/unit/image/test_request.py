@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from nixery.errors import InvalidName
 from nixery.image.platform import AMD64, ARM64
-from nixery.image.request import SHELL_PACKAGES, parse_image_name, validate_name
+from nixery.image.request import (
+    SHELL_PACKAGES,
+    canonical_name,
+    parse_image_name,
+    requests_for,
+    validate_name,
+)
 
 
 def test_components_are_packages() -> None:
@@ -92,3 +98,29 @@ def test_what_docker_makes_of_a_name_without_a_slash() -> None:
     assert parse_image_name("library/shell") == parse_image_name("shell")
     assert parse_image_name("library/hello/git").requested == ("git", "hello", "library")
     assert parse_image_name("library").requested == ("library",)
+
+
+_BOTH = (AMD64, ARM64)
+
+
+@given(
+    st.lists(st.sampled_from(["shell", "amd64", "arm64", "library", "git", "zlib"]), min_size=1, max_size=6)
+)
+def test_one_name_stands_for_all_names_of_an_image(components: list[str]) -> None:
+    name = "/".join(components)
+    try:
+        requests = requests_for(name, _BOTH)
+    except InvalidName:
+        with pytest.raises(InvalidName):
+            canonical_name(name)
+        return
+    canonical = canonical_name(name)
+    assert requests_for(canonical, _BOTH) == requests
+    assert canonical_name(canonical) == canonical
+    for order in itertools.permutations(components, min(len(components), 4)):
+        other = "/".join(order)
+        try:
+            same = requests_for(other, _BOTH) == requests
+        except InvalidName:
+            continue
+        assert (canonical_name(other) == canonical) == same

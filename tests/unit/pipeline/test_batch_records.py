@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import pytest
+
 from nixery.image.platform import AMD64, ARM64
 from nixery.pipeline.batch_records import BATCHES, Batch, BatchRecords
 from nixery.sources.source import Pin
 from nixery.storage.filesystem_records import FilesystemRecordStore
 
+KEY = "00ff"
 PIN = Pin("fake:", "one", "one")
 
 
@@ -12,26 +15,29 @@ def batch(*derivations: Path) -> Batch:
     return Batch(tuple(map(str, derivations)), (), (), ("x (broken)",), ())
 
 
-async def test_a_batch_is_kept_as_long_as_its_derivations_are_there(tmp_path: Path) -> None:
+async def test_a_batch_is_kept_as_long_as_its_derivations_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = True
+    monkeypatch.setattr("nixery.pipeline.batch_records.Path.exists", lambda _: alive)
     records = FilesystemRecordStore(tmp_path, tmp_path)
     kept = BatchRecords(records, "this program")
     key = kept.key(PIN, AMD64, ["a", "b"])
     assert await kept.batch(key) is None
-    derivation = tmp_path / "a.drv"
-    derivation.touch()
+    derivation = Path("/nix/store") / f"{'a' * 32}-a.drv"
     await kept.keep_batch(key, batch(derivation))
     assert await kept.batch(key) == batch(derivation)
-    derivation.unlink()
+    alive = False
     assert await kept.batch(key) is None
 
 
 async def test_torn_records_are_none(tmp_path: Path) -> None:
     records = FilesystemRecordStore(tmp_path, tmp_path)
     kept = BatchRecords(records, "this program")
-    await records.put(BATCHES, "key", b'{"derivations": [')
-    assert await kept.batch("key") is None
-    await kept.keep_references("key", {"hash-a": ["b"]})
-    assert await kept.references("key") == {"hash-a": ["b"]}
+    await records.put(BATCHES, KEY, b'{"derivations": [')
+    assert await kept.batch(KEY) is None
+    await kept.keep_references(KEY, {"hash-a": ["b"]})
+    assert await kept.references(KEY) == {"hash-a": ["b"]}
 
 
 def test_the_key_has_all_that_matters(tmp_path: Path) -> None:

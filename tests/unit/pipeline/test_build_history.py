@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nixery.errors import BuildFailed, TooBusy
+from nixery.errors import BuildFailed, PackagesUnavailable, Reason, TooBusy, UnavailablePackage
 from nixery.image.request import parse_image_name
 from nixery.nix.progress import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
@@ -88,7 +89,7 @@ async def test_a_build_from_its_beginning_to_its_end(records: FilesystemRecordSt
 
 async def test_builds_are_known_after_a_restart(records: FilesystemRecordStore) -> None:
     history, one, other = BuildHistory(records), build(), build("htop")
-    tell(history, one, Started(), Failed(BuildFailed("x.drv", ("last line",), "failed")))
+    tell(history, one, Started(), Evaluated(()), Failed(BuildFailed("x.drv", ("last line",), "failed")))
     tell(history, other, Started())
     await history.close()
     again = BuildHistory(records)
@@ -121,7 +122,7 @@ async def test_the_last_builds_are_kept(
     while history._writing:
         await asyncio.gather(*history._writing)
     assert [report.id for report in history.recent()] == [one.id for one in reversed(builds[2:])]
-    assert len(await records.find("builds", "")) == 3
+    assert len([record async for record in records.scan("builds")]) == 3
 
 
 async def test_a_log_is_bounded_in_lines_and_in_characters(records: FilesystemRecordStore) -> None:
@@ -207,3 +208,55 @@ async def test_a_crowd_that_is_sent_away_pushes_nothing_out(records: FilesystemR
         assert history.get(refused.id) is None
     await history.close()
     assert [report.id for report in history.recent()] == [first.id]
+
+
+async def test_names_that_clients_make_up_push_nothing_out_and_are_not_written(
+    records: FilesystemRecordStore,
+) -> None:
+    history = BuildHistory(records)
+    built, failed = build(), build("broken")
+    tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
+    tell(history, failed, Started(), Evaluated(()), Failed(BuildFailed("x.drv", (), "failed")))
+    for number in range(300):
+        missing = PackagesUnavailable((UnavailablePackage(f"missing{number}", Reason.MISSING),))
+        tell(history, build(f"missing{number}"), Started(), Failed(missing))
+    await history.close()
+    assert {record.key async for record in records.scan("builds")} == {built.id, failed.id}
+    assert history.get(built.id) is not None
+    assert history.get(failed.id) is not None
+    assert len(history.recent()) < 100
+
+
+async def test_failures_push_no_image_out(records: FilesystemRecordStore) -> None:
+    history, built = BuildHistory(records), build()
+    tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
+    for _ in range(250):
+        tell(history, build("broken"), Started(), Evaluated(()), Failed(BuildFailed("x.drv", (), "failed")))
+    await history.close()
+    assert history.get(built.id) is not None
+    assert len([record async for record in records.scan("builds")]) == 101
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "00ff"},
+        {"created": 1e300},
+        {"ended": 1e300},
+        {"ended": None},
+        {"created": -1},
+        {"stages": [{}]},
+    ],
+)
+async def test_a_record_of_a_build_that_makes_no_sense(
+    records: FilesystemRecordStore, changes: dict[str, object]
+) -> None:
+    history, one = BuildHistory(records), build()
+    report = tell(history, one, Started(), Evaluated(()), Stored(DIGEST, 1))
+    await history.close()
+    changed = {**json.loads(report.model_dump_json()), **changes}
+    await records.put("builds", one.id, json.dumps(changed).encode())
+    again = BuildHistory(records)
+    again.start()
+    await again.close()
+    assert again.recent() == []

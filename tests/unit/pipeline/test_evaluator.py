@@ -13,7 +13,7 @@ from nixery.closure.store_path import StorePath
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.image.request import parse_image_name
-from nixery.nix.builder import Definition, Details, Evaluated, Package
+from nixery.nix.builder import Contents, Definition, Details, Evaluated, Package
 from nixery.nix.progress import Tell, nobody
 from nixery.oci.image import ExecutionParameters
 from nixery.pipeline.evaluation_cache import EvaluationCache
@@ -39,7 +39,15 @@ class World:
         self.records = FilesystemRecordStore(directory, directory / "temporary")
 
     def evaluator(self, identity: str = "this program") -> Evaluator:
+        """One of another process: it knows what is in records."""
         return Evaluator(self, self, EvaluationCache(self.records, identity))
+
+    async def built(self, name: str) -> Contents:
+        """Evaluate as a build does whose image is stored at its end."""
+        evaluator, request = self.evaluator(), parse_image_name(name)
+        contents = await evaluator.contents(request, PIN)
+        await evaluator.keep(request, PIN)
+        return contents
 
     def reference(self, tag: str) -> Reference:
         raise NotImplementedError(tag)
@@ -98,9 +106,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 async def test_only_what_is_new_is_evaluated(world: World) -> None:
-    evaluator = world.evaluator()
-    one = await evaluator.contents(parse_image_name("git/curl"), PIN)
-    two = await evaluator.contents(parse_image_name("git/curl/htop"), PIN)
+    one = await world.built("git/curl")
+    two = await world.built("git/curl/htop")
     assert world.asked == [{"git", "curl", "cacert", "iana-etc"}, {"htop"}]
     assert {package.name for package in two.packages} == {"git", "curl", "htop"}
     again = await world.evaluator().contents(parse_image_name("git/curl"), PIN)
@@ -109,7 +116,7 @@ async def test_only_what_is_new_is_evaluated(world: World) -> None:
 
 
 async def test_everything_comes_back_as_it_was(world: World) -> None:
-    first = await world.evaluator().contents(parse_image_name("image/git"), PIN)
+    first = await world.built("image/git")
     assert await world.evaluator().contents(parse_image_name("image/git"), PIN) == first
     assert first.definition is not None
     assert first.definition.execution.cmd == ("serve",)
@@ -126,35 +133,37 @@ async def test_everything_comes_back_as_it_was(world: World) -> None:
     ],
 )
 async def test_another_question(world: World, name: str, pin: Pin, identity: str) -> None:
-    await world.evaluator().contents(parse_image_name("git"), PIN)
+    await world.built("git")
     await world.evaluator(identity).contents(parse_image_name(name), pin)
     assert "git" in world.asked[1]
 
 
 async def test_derivations_that_were_collected_are_evaluated_again(world: World) -> None:
-    await world.evaluator().contents(parse_image_name("git"), PIN)
+    await world.built("git")
     world.alive = False
     await world.evaluator().contents(parse_image_name("git"), PIN)
     assert "git" in world.asked[1]
 
 
 async def test_what_is_missing_is_remembered(world: World) -> None:
+    evaluator = world.evaluator()
     for _ in range(3):
         with pytest.raises(PackagesUnavailable) as raised:
-            await world.evaluator().contents(parse_image_name("missing/git"), PIN)
+            await evaluator.contents(parse_image_name("missing/git"), PIN)
         assert raised.value.packages == (UnavailablePackage("missing", Reason.MISSING, near_names=("git",)),)
     assert len(world.asked) == 1
 
 
 async def test_what_may_pass_is_not(world: World) -> None:
+    evaluator = world.evaluator()
     for _ in range(2):
         with pytest.raises(PackagesUnavailable):
-            await world.evaluator().contents(parse_image_name("throws"), PIN)
+            await evaluator.contents(parse_image_name("throws"), PIN)
     assert "throws" in world.asked[1]
 
 
 async def test_optional_ones_are_looked_for_in_earnest_when_they_are_asked_for(world: World) -> None:
-    assert len((await world.evaluator().contents(parse_image_name("git"), PIN)).packages) == 1
+    assert len((await world.built("git")).packages) == 1
     found = await world.evaluator().contents(parse_image_name("cacert"), PIN)
     assert {package.name for package in found.packages} == {"cacert"}
 
@@ -174,24 +183,26 @@ async def test_two_definitions(world: World) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b'[{"name": 1}]', b"null"])
 async def test_a_torn_record_is_written_anew(world: World, tmp_path: Path, content: bytes) -> None:
-    await world.evaluator().contents(parse_image_name("git"), PIN)
+    await world.built("git")
     for record in [path for path in (tmp_path / "records").rglob("*") if path.is_file()]:
         record.chmod(0o600)
         record.write_bytes(content)
     for _ in range(2):
-        await world.evaluator().contents(parse_image_name("git"), PIN)
+        await world.built("git")
     assert [("git" in names) for names in world.asked] == [True, True]
 
 
 async def test_an_optional_package_may_be_missing_although_somebody_asked_for_it(world: World) -> None:
-    await world.evaluator().contents(parse_image_name("git"), PIN)
+    await world.built("git")
     # The answer that a client gets who asks for one of the packages that are in every image, in a set without it.
     missing = (UnavailablePackage("iana-etc", Reason.MISSING),)
     platform = parse_image_name("git").platform
-    await EvaluationCache(world.records, "this program").add(PIN, platform, "iana-etc", missing)
+    cache = EvaluationCache(world.records, "this program")
+    cache.add(PIN, platform, "iana-etc", missing)
+    evaluator = Evaluator(world, world, cache)
     with pytest.raises(PackagesUnavailable, match="iana-etc"):
-        await world.evaluator().contents(parse_image_name("iana-etc"), PIN)
-    contents = await world.evaluator().contents(parse_image_name("git"), PIN)
+        await evaluator.contents(parse_image_name("iana-etc"), PIN)
+    contents = await evaluator.contents(parse_image_name("git"), PIN)
     assert [package.name for package in contents.packages] == ["git"]
 
 
@@ -201,3 +212,37 @@ async def test_an_image_has_a_bounded_number_of_packages(world: World) -> None:
     )
     with pytest.raises(InvalidName, match="it stands for 6000 packages, and 5000 is the limit"):
         await world.evaluator().contents(parse_image_name("many1/many2/many3/many4"), PIN)
+
+
+async def test_nothing_is_written_before_an_image_was_built(world: World) -> None:
+    evaluator = world.evaluator()
+    for number in range(5):
+        with pytest.raises(PackagesUnavailable):
+            await evaluator.contents(parse_image_name(f"git/missing{number}"), PIN)
+    assert [record async for record in world.records.scan("evaluations")] == []
+    # All the same it is known.
+    assert [("git" in names) for names in world.asked] == [True] + [False] * 4
+    await world.built("git")
+    assert len([record async for record in world.records.scan("evaluations")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("-git-amd64", "/../../../etc/passwd"),
+        ('"base_name":"', '"base_name":"../'),
+        ("-git-amd64!out", "-git-amd64 --option sandbox false!out"),
+        ("/nix/store/", "--option"),
+    ],
+)
+async def test_a_record_names_nothing_but_store_paths(
+    world: World, old: str, new: str, tmp_path: Path
+) -> None:
+    await world.built("image/git")
+    for path in [path for path in (tmp_path / "records").rglob("*") if path.is_file()]:
+        text = path.read_text()
+        path.unlink()
+        path.write_text(text.replace(old, new).replace(old.replace("git", "image"), new))
+    await world.built("image/git")
+    assert {"image"} & world.asked[-1]
+    assert len(world.asked) == 2

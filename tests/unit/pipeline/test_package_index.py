@@ -166,7 +166,7 @@ async def test_lists_of_a_few_states_are_kept(records: FilesystemRecordStore) ->
     one = index(Source(), records)
     for number in range(8):
         await one.names(f"tag-{number}")
-    assert len(await records.find("packages", "")) == 5
+    assert len([record async for record in records.scan("packages")]) == 5
 
 
 async def settled(source: Source) -> None:

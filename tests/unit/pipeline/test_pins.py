@@ -259,7 +259,8 @@ async def test_a_storage_that_cannot_be_asked_for_the_successor_is_no_trouble_ye
     await state(pins)
     (record,) = [path for path in (world.storage / "records").rglob("*") if path.is_file()]
     record.unlink()
-    record.mkdir()
+    record.parent.rmdir()
+    record.parent.touch()
     with capture_logs() as lines:
         await due(pins)
     assert [(line["event"], line["log_level"]) for line in lines] == [("pin not refreshed", "warning")]

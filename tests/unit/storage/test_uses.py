@@ -31,7 +31,7 @@ class World:
         self._elsewhere.rename(self._place)
 
     async def written(self) -> int:
-        return len(await self.records.find(USES, ""))
+        return len([record async for record in self.records.scan(USES)])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from nixery.pipeline.pin_records import Term
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.store import ListedBlob
 from nixery.upkeep import scrubber
-from nixery.upkeep.record_kinds import KINDS
+from nixery.upkeep.record_kinds import CHECKS
 from nixery.upkeep.scrubber import Checked, Finding, Scrubber
 from tests.unit.upkeep.conftest import Store, parts
 
@@ -100,7 +100,7 @@ async def valid_records(store: Store) -> None:
         await store.records.put(kind, "ab" * 32, content)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHECKS)
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"digest": "sha256:0"}', b"\xff\xfe"])
 async def test_torn_records_are_deleted(store: Store, kind: str, content: bytes) -> None:
     await valid_records(store)

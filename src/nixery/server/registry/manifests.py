@@ -24,9 +24,6 @@ from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Uses
 
-# Clients refuse larger manifests, so whatever is larger is none.
-_LARGEST_MANIFEST = 4 * 1024 * 1024
-
 # Bytes of manifests that are kept in memory.
 _CAPACITY = 32 * 1024 * 1024
 
@@ -79,7 +76,7 @@ class Manifests:
                 found = await self._images.get(requests_for(name, self._platforms), tag.name)
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
-                await self._catalogue.record_tag(name, tag.name, document.descriptor.digest)
+                await self._catalogue.record_tag(name, found.tag, document.descriptor.digest)
                 # Caches between us and the client have to keep the two families apart.
                 headers = {"Vary": "Accept", REVISION: found.pinned.pin.revision}
                 if found.pinned.warning:
@@ -100,11 +97,11 @@ class Manifests:
 
     async def _read(self, digest: Digest) -> Document | None:
         blob = await self._blobs.find(digest)
-        if blob is None or blob.size > _LARGEST_MANIFEST:
+        if blob is None:
             return None
         content = await self._blobs.read(blob)
-        media_type = _media_type(content)
-        if media_type is None or Digest.of(content) != digest:
+        media_type = _media_type(content) if content is not None else None
+        if content is None or media_type is None:
             return None
         return Document(Descriptor(media_type, digest, len(content)), content)
 
@@ -137,7 +134,7 @@ def _media_type(content: bytes) -> MediaType | None:
     # Configs and small layers are stored in the same place.
     try:
         document = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     named = document.get("mediaType") if isinstance(document, dict) else None
     return next((media_type for media_type in _MANIFEST_TYPES if media_type == named), None)

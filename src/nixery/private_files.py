@@ -1,0 +1,114 @@
+"""Files and directories for one user alone, and opening files without being led astray.
+
+A name in a directory of ours may lead somewhere else than we left it: another process may have put a symlink, a FIFO or a device
+in its place. So nothing here follows a symlink at the end of a path, waits for a writer, or reads more than the caller allows.
+Reading treats everything that is not a regular file as a file that is not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+
+# What opening says of names that are no regular file: a symlink, a socket, a device without a driver.
+_IRREGULAR = (errno.ELOOP, errno.ENXIO, errno.ENODEV)
+
+# Neither does it follow a symlink, nor wait for whoever may write into a FIFO.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def make_private_directory(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, which no other user can enter. One that exists stays as it is.
+
+    What root makes belongs to the owner of the directory that it is made in: a command that root runs on the storage of a server
+    must not lock that server out.
+
+    Raises:
+        NotADirectoryError: there is something else under that name, a symlink for example.
+        OSError: it cannot be made.
+    """
+    try:
+        directory.mkdir(DIRECTORY_MODE)
+    except FileNotFoundError:
+        make_private_directory(directory.parent)
+        make_private_directory(directory)
+    except FileExistsError:
+        require_directory(directory)
+    else:
+        hand_over(directory, directory.parent)
+
+
+def require_directory(directory: Path) -> None:
+    """See that a name is that of a directory, and not of a symlink to one.
+
+    Raises:
+        NotADirectoryError: it is something else.
+        OSError: it cannot be looked up.
+    """
+    if not stat.S_ISDIR(directory.lstat().st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+
+
+def hand_over(path: Path | int, directory: Path) -> None:
+    """Give what root has made in a directory to the owner of that directory, where root may do that; others' own files stay theirs."""
+    if os.geteuid() != 0:
+        return
+    with suppress(OSError):
+        owner = directory.stat()
+        if owner.st_uid != 0:
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=isinstance(path, int))
+
+
+def open_regular(path: str | Path) -> tuple[int, os.stat_result]:
+    """Open a regular file for reading, and return its descriptor and what the system knows of it.
+
+    Raises:
+        FileNotFoundError: there is no regular file under that name.
+        OSError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, _READ)
+    except OSError as error:
+        if error.errno in _IRREGULAR:
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, status
+
+
+def read_regular(path: str | Path, largest: int) -> bytes | None:
+    """Return what is in a regular file of at most ``largest`` bytes; ``None`` if there is none, or a larger one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        descriptor, status = open_regular(path)
+    except FileNotFoundError:
+        return None
+    try:
+        if status.st_size > largest:
+            return None
+        content = b""
+        # A file that grows meanwhile is read to its end, or to one byte more than is allowed.
+        while chunk := os.read(
+            descriptor, min(max(status.st_size, len(content)), largest) - len(content) + 1
+        ):
+            content += chunk
+            if len(content) > largest:
+                return None
+        return content
+    finally:
+        os.close(descriptor)

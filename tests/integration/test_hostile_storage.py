@@ -1,0 +1,204 @@
+"""A storage that somebody else has written to: it makes no answer wrong, none a 500, and leads to no other file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.client import RegistryClient
+from tests.support.server import Server, run_server
+from tests.validator.image_validator import validate
+
+NAMES = ("hello", "shell/greeting")
+
+
+def records(server: Server) -> list[Path]:
+    return sorted(path for path in (server.storage / "records").rglob("*") if not path.is_dir())
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/proc/self/environ")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def huge(path: Path) -> None:
+    """Larger than any record may be, without the room that would take."""
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+def nested(path: Path) -> None:
+    replace(path, b"[" * 100_000)
+
+
+def rewritten(old: str, new: object) -> Callable[[Path], None]:
+    """Give all strings or numbers of a record that are like another one a new value."""
+
+    def change(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: change(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [change(item) for item in value]
+        if old == "numbers":
+            return new if isinstance(value, int | float) and not isinstance(value, bool) else value
+        return new if isinstance(value, str) and old in value else value
+
+    def rewrite(path: Path) -> None:
+        try:
+            document = json.loads(path.read_bytes())
+        except ValueError:
+            return
+        replace(path, json.dumps(change(document)).encode())
+
+    return rewrite
+
+
+HOSTILE: dict[str, Callable[[Path], None]] = {
+    "symlinks": link,
+    "FIFOs": pipe,
+    "too large": huge,
+    "nested": nested,
+    "strings": rewritten("", "../../../../etc/passwd\r\nX: y"),
+    "options": rewritten("", "--option"),
+    "numbers": rewritten("numbers", 10**400),
+    "infinite": rewritten("numbers", float("inf")),
+    "negative": rewritten("numbers", -1),
+    "null": rewritten("", None),
+}
+
+
+def ask_everything(server: Server, digests: list[str]) -> None:
+    paths = ["/v2/_catalog", "/", "/builds", "/api/v1/builds", "/readyz", "/metrics"]
+    for name in NAMES:
+        paths += [f"/v2/{name}/tags/list", f"/api/v1/images/{name}:latest", f"/images/{name}:latest"]
+    for digest in digests:
+        paths += [f"/v2/hello/referrers/{digest}", f"/v2/hello/manifests/{digest}"]
+    paths += [f"/builds/{path.name}" for path in records(server) if "builds" in path.parts]
+    for path in paths:
+        response = server.client.get(path)
+        assert response.status < 500, (path, response)
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
+def test_records(hostile: Callable[[Path], None], start_server: StartServer) -> None:
+    server = start_server()
+    images = {name: server.client.pull(name) for name in NAMES}
+    digests = [image.digest for image in images.values()]
+    ask_everything(server, digests)
+    assert server.stop() == 0
+    for path in records(server):
+        hostile(path)
+    server = start_server()
+    ask_everything(server, digests)
+    for name, image in images.items():
+        assert validate(server.client.pull(name)) == image
+    ask_everything(server, digests)
+
+
+def test_records_that_lead_to_other_blobs(start_server: StartServer) -> None:
+    """Every digest of a record becomes that of another blob: whatever is answered is what its digest says."""
+    server = start_server()
+    images = {name: server.client.pull(name) for name in NAMES}
+    blobs = [path for path in (server.storage / "blobs").rglob("*") if path.is_file() and not path.suffix]
+    assert server.stop() == 0
+    for number, blob in enumerate(blobs):
+        for path in records(server):
+            rewritten("sha256:", f"sha256:{blob.name}")(path)
+        server = start_server()
+        for name in NAMES:
+            check_digest(server.client, name)
+        ask_everything(server, [image.digest for image in images.values()])
+        assert server.stop() == 0, number
+
+
+def check_digest(client: RegistryClient, name: str) -> None:
+    response = client.manifest(name)
+    assert response.status == 200, response
+    digest = f"sha256:{hashlib.sha256(response.body).hexdigest()}"
+    assert response.headers["docker-content-digest"] == digest
+    document = response.json()
+    assert document["mediaType"] == response.headers["content-type"]
+    for part in (document["config"], *document["layers"]):
+        blob = client.blob(name, part["digest"])
+        assert (blob.status, len(blob.body)) == (200, part["size"])
+        assert f"sha256:{hashlib.sha256(blob.body).hexdigest()}" == part["digest"]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda content: b"1" + content, lambda _: b"1" * 100], ids=["one", "long"]
+)
+def test_sizes_beside_blobs(change: Callable[[bytes], bytes], start_server: StartServer) -> None:
+    server = start_server()
+    image = server.client.pull("hello")
+    for path in (server.storage / "blobs").rglob("*.size"):
+        replace(path, change(path.read_bytes()))
+    for digest in (image.digest, *image.layer_digests):
+        for answer in (server.client.blob("hello", digest), server.client.manifest("hello", digest)):
+            assert answer.status in {200, 404}
+    assert server.stop() == 0
+    server = start_server()
+    assert server.client.blob("hello", image.layer_digests[0]).status == 404
+    assert validate(server.client.pull("hello")) == image
+    check_digest(server.client, "hello")
+
+
+@pytest.mark.parametrize("name", ["blobs", "records", "temporary", "gc-roots", "locks", "records/tags"])
+def test_a_symlink_in_the_place_of_a_directory(name: str, start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server()
+    server.client.pull("hello")
+    assert server.stop() == 0
+    elsewhere = tmp_path / "elsewhere"
+    (server.storage / name).rename(elsewhere)
+    (server.storage / name).symlink_to(elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    settings = {"PORT": "1", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(server.storage)}
+    ended = run_server({**settings, **_set(tmp_path)}, tmp_path)
+    assert ended.returncode == 2, ended
+    assert str(server.storage / name) in ended.stderr
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+def _set(directory: Path) -> dict[str, str]:
+    path = directory / "set"
+    path.mkdir(exist_ok=True)
+    (path / "default.nix").write_text("{ system }: { }")
+    return {"NIXERY_PKGS_PATH": str(path)}
+
+
+def test_nobody_else_can_read_what_is_stored(start_server: StartServer, tmp_path: Path) -> None:
+    # A storage of an earlier version.
+    (tmp_path / "storage" / "records").mkdir(parents=True)
+    (tmp_path / "storage").chmod(0o755)
+    before = os.umask(0)
+    try:
+        server = start_server()
+        server.client.pull("hello")
+    finally:
+        os.umask(before)
+    open_to_others = [
+        path
+        for path in (server.storage, *server.storage.rglob("*"))
+        if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & 0o077
+    ]
+    assert open_to_others == []
+    # What its children write is likewise.
+    assert "Umask:\t0077\n" in Path(f"/proc/{server.process.pid}/status").read_text()
