@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from nixery.server.metrics import MetricsPage
 
 import nixery
 from nixery.server.api.builds import Builds
@@ -19,7 +20,6 @@ from nixery.server.api.images import ImageDocuments
 from nixery.server.api.packages import Packages
 from nixery.server.api.router import Api
 from nixery.server.health import PATHS, Health
-from nixery.server.metrics import MetricsPage
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.errors import STATUS_AND_CODE

@@ -12,6 +12,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.types import EventDict, ExcInfo, Processor
 
+from nixery.observability.log_budget import LogBudget
 from nixery.request_context import current_request
 
 # Whatever could end a line, move the cursor, or turn the direction of writing: no text of a client may do that. Surrogates
@@ -30,7 +31,7 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
     shared: list[Processor] = [_add_request, structlog.stdlib.add_log_level]
     last = _json() if as_json else _console()
     structlog.configure(
-        processors=[*shared, *last],
+        processors=[LogBudget(), *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

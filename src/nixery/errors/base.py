@@ -84,9 +84,7 @@ class TooBusy(NixeryError):
     BUILDS = (
         "it builds {limit} at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
     )
-    LOOKUPS = (
-        "it looks up {limit} tags at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
-    )
+    LOOKUPS = "it looks up {limit} tags at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
     LISTINGS = "it lists {limit} package set at once, and {waiting} more wait already"
     SHARE = "{waiting} requests of this client wait already, which is its share of the queue (NIXERY_MAX_QUEUED_PER_CLIENT)"
     DISPLACED = "the queue is full, and this request gave way to a client that has fewer in it"

@@ -83,7 +83,7 @@ class Slots:
         queue: int,
         clock: Callable[[], float] = time.monotonic,
         busy: str = TooBusy.BUILDS,
-        share: Share = Share(),  # noqa: B008 -- frozen
+        share: Share = Share(),
     ) -> None:
         self._limit = limit
         self._queue = queue

@@ -16,7 +16,6 @@ from nixery.server.responses import BytesResponse
 HEADERS: Mapping[str, str] = {
     "Content-Type": "application/json",
     "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
 }
 
 
