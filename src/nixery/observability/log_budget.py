@@ -104,10 +104,11 @@ class LogBudget:
         with self._lock:
             suppressed, self._suppressed = self._suppressed, Counter()
             self._told_later = False
-        named = suppressed.most_common(_NAMED)
-        for client, lines in named:
+        rest = suppressed.total()
+        del suppressed[_OTHERS]
+        for client, lines in suppressed.most_common(_NAMED):
             _log.warning("log lines suppressed", client=client.name, lines=lines)
-        rest = suppressed.total() - sum(lines for _, lines in named)
+            rest -= lines
         if rest:
             _log.warning("log lines suppressed", client=_OTHERS.name, lines=rest)
 

@@ -112,13 +112,13 @@ class _Connection:
     """A connection as it stands.
 
     Attributes:
-        idle: milliseconds since anything was sent or came; ``None`` if a request is answered on it.
+        idle_since: seconds of the system's clock; ``None`` if a request is answered on it.
     """
 
     descriptor: int
     cookie: bytes
     seen: _Seen
-    idle: int | None
+    idle_since: float | None
 
 
 class Connections:
@@ -212,7 +212,7 @@ class Connections:
             seen = _Seen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host, self._number)
         (unacknowledged,) = struct.unpack_from("=I", info, _UNACKED)
         (not_sent,) = struct.unpack_from("=I", info, _NOT_SENT)
-        idle = None
+        idle_since = None
         if unacknowledged or not_sent:
             (acknowledged,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
             if seen.acknowledged != acknowledged:
@@ -222,8 +222,9 @@ class Connections:
             if seen.peer not in answering:
                 (sent,) = struct.unpack_from("=I", info, _LAST_SENT)
                 (received,) = struct.unpack_from("=I", info, _LAST_RECEIVED)
-                idle = min(sent, received)
-        return _Connection(descriptor, cookie, seen, idle)
+                # Not by how long: the looks at two connections may be far apart if another process has the processor.
+                idle_since = time.monotonic() - min(sent, received) / 1000
+        return _Connection(descriptor, cookie, seen, idle_since)
 
     def _end_surplus(self, connections: Sequence[_Connection], bounds: ConnectionBounds) -> Iterator[Ended]:
         of_client: dict[Client, list[_Connection]] = {}
@@ -231,7 +232,7 @@ class Connections:
             of_client.setdefault(self._clients.client_of_host(connection.seen.host), []).append(connection)
         for theirs in of_client.values():
             # Those that are ended first come last: idle ones, the longest idle one of them at the very end, and before them the latest.
-            theirs.sort(key=lambda one: (one.idle is not None, one.idle or 0, one.seen.since))
+            theirs.sort(key=_how_dispensable)
         total = len(connections)
         for theirs in of_client.values():
             while len(theirs) > bounds.per_client and not self._clients.trusts_host(theirs[0].seen.host):
@@ -247,7 +248,7 @@ class Connections:
         with suppress(OSError), _copy(found.descriptor) as connection:
             # Anything else may have its number by now.
             if connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) == found.cookie:
-                _end(connection, at_once=found.idle is None)
+                _end(connection, at_once=found.idle_since is None)
                 return [self._ended(found, reason)]
         return []
 
@@ -270,8 +271,12 @@ class Connections:
             self._told = self._clock()
 
 
+def _how_dispensable(one: _Connection) -> tuple[bool, float]:
+    return (False, one.seen.since) if one.idle_since is None else (True, -one.idle_since)
+
+
 def _is_idle(connections: Sequence[_Connection]) -> bool:
-    return bool(connections) and connections[-1].idle is not None
+    return bool(connections) and connections[-1].idle_since is not None
 
 
 def _descriptors() -> list[str]:

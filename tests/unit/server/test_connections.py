@@ -189,7 +189,7 @@ class Crowd:
             self._stack.enter_context(accepted)
             client.setblocking(False)
             made.append((f"{host}:{port}", client))
-            time.sleep(0.002)  # idle for longer than the next one
+            time.sleep(0.01)  # idle for longer than the next one
         return made
 
     def connections(self, total: int, per_client: int, *trusted: str) -> Connections:
