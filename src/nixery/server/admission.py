@@ -50,7 +50,9 @@ def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
         message = "the Host header field is not one host, with or without a port (RFC 9112, 3.2)"
         return errors_body(400, "UNSUPPORTED", message)
     if len(request.path) > _LONGEST_PATH:
-        message = f"the path has more than {_LONGEST_PATH} characters, which nothing here has"
+        message = f"the path has more than {_LONGEST_PATH} characters, and the name of an image 255 at most"
+        if request.path.startswith("/v2/"):
+            return errors_body(400, "NAME_INVALID", message)
         return errors_body(414, "UNSUPPORTED", message)
     if len(query) > _LONGEST_QUERY:
         message = f"the query has more than {_LONGEST_QUERY} characters, which nothing here takes"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nixery.server.clients import Clients
-from nixery.server.connections import ConnectionBounds, Connections, Ended
+from nixery.server.connections import ConnectionBounds, Connections, Ended, Reason
 
 SECONDS = 60.0
 
