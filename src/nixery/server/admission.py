@@ -41,13 +41,10 @@ def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
         query: as it came.
         scope: as it came.
     """
-    headers = request.headers
-    host = headers.get("host")
-    if host is None:
-        if scope.http_version != "1":
-            return errors_body(400, "UNSUPPORTED", "the request has no Host header field (RFC 9112, 3.2)")
-    elif len(host) > _LONGEST_HOST or not _is_host(host):
-        message = "the Host header field is not one host, with or without a port (RFC 9112, 3.2)"
+    host = request.headers.get("host")
+    # HTTP/1.0 has no hosts.
+    if (scope.http_version != "1") if host is None else (len(host) > _LONGEST_HOST or not _is_host(host)):
+        message = "the request needs one Host header field, with a host and perhaps a port (RFC 9112, 3.2)"
         return errors_body(400, "UNSUPPORTED", message)
     if len(request.path) > _LONGEST_PATH:
         message = f"the path has more than {_LONGEST_PATH} characters, and the name of an image 255 at most"
