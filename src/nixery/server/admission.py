@@ -67,7 +67,7 @@ def _comes_from_another_site(request: Request) -> bool:
     """Whether a browser sent a request on behalf of a page that is not ours, as far as it says so."""
     headers = request.headers
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is None and origin is None:
+    if origin is site is None:
         # Browsers tell nothing of a request to a server without TLS that needs no permission, such as one for an image. None of our pages
         # asks for what is below /v2, and no client of a registry takes itself for a browser.
         return request.path.startswith("/v2/") and headers.get("user-agent", "").startswith("Mozilla/")

@@ -11,8 +11,10 @@ from nixery.server.ranges import ByteRange
 # Content under its digest cannot change.
 IMMUTABLE = "public, max-age=31536000, immutable"
 
+# None of these is changed once it is made. They are not frozen, for that would double the time that making one takes.
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class BytesResponse:
     """A body from memory. ``Content-Length`` is added on the way out."""
 
@@ -26,7 +28,7 @@ class BytesResponse:
         return len(self.content)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FileResponse:
     """A file, which the web server sends without a detour through Python, or a part of it.
 
@@ -47,7 +49,7 @@ class FileResponse:
         return self.size if self.part is None else self.part.length
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamResponse:
     """A body that comes from somewhere else while it is sent.
 
@@ -62,7 +64,7 @@ class StreamResponse:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NotModified:
     """The client has it already (RFC 9110, section 15.4.5): no body, no length."""
 
