@@ -31,6 +31,7 @@ class Prepared:
 
     Attributes:
         address: to bind; the host's name is resolved. ``None`` if nothing is to be served.
+        admin_address: to bind for health and metrics; ``None`` if they have no listener of their own.
         platforms: what a name stands for that does not begin with a platform.
     """
 
@@ -42,6 +43,7 @@ class Prepared:
     locks: FileLocks
     blobs: BlobStore
     records: RecordStore
+    admin_address: str | None = None
 
 
 def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
@@ -70,6 +72,7 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     if settings.nix_sandbox == "on":
         _try(problems, lambda: require_sandbox(settings.build_environment))
     address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
+    admin_address = _try(problems, lambda: _admin_address(settings)) if serving else None
     if (
         popularity is None
         or temporary is None
@@ -82,7 +85,15 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
             made.close()
         raise SettingsError(tuple(problems))
     platforms = settings.platforms or (native_platform(settings.build_environment),)
-    return Prepared(address, platforms, popularity, temporary, roots, locks, opened.blobs, opened.records)
+    return Prepared(
+        address, platforms, popularity, temporary, roots, locks, opened.blobs, opened.records, admin_address
+    )
+
+
+def _admin_address(settings: Settings) -> str | None:
+    if settings.admin_port is None:
+        return None
+    return listening_address(settings.admin_host, settings.admin_port, "NIXERY_ADMIN_HOST, NIXERY_ADMIN_PORT")
 
 
 def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:

@@ -14,12 +14,13 @@ import pytest
 import yaml
 
 import nixery
+from nixery.observability.metrics import Metrics
 from nixery.server.api.builds import Builds
 from nixery.server.api.images import ImageDocuments
 from nixery.server.api.packages import Packages
 from nixery.server.api.router import Api
 from nixery.server.health import PATHS, Health
-from nixery.server.metrics import MetricsPage
+from nixery.server.probes import METRICS, MetricsPage, Probes
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.errors import STATUS_AND_CODE
@@ -61,7 +62,7 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
         *OTHERS,
         *PAGES,
     }
-    assert set(OTHERS) == {*PATHS, "/metrics"}
+    assert set(OTHERS) == {*PATHS, METRICS}
     for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
         assert (head["responses"], head.get("parameters")) == (get["responses"], get.get("parameters")), path
@@ -94,9 +95,10 @@ def test_every_handler_has_a_path() -> None:
 
 
 def test_others_are_what_is_wired() -> None:
-    """What does not belong to the registry is in the table that the application gets."""
-    source = (SERVER.parent / "wiring" / "__init__.py").read_text()
-    assert {*re.findall(r'"(/[a-z]+)": \w', source), *PATHS} == set(OTHERS)
+    """What does not belong to the registry is in the tables that the applications get."""
+    probes = Probes(Health({}), MetricsPage(Metrics()))
+    for table in (probes.admin(), probes.public(private=True), probes.public(private=False)):
+        assert set(table) == set(OTHERS)
 
 
 def literal_errors() -> Iterator[tuple[int, str]]:
@@ -130,10 +132,12 @@ def test_every_error_is_described(description: dict[str, Any]) -> None:
         found = response
         if "$ref" in response:
             found = description["components"]["responses"][response["$ref"].rpartition("/")[2]]
-        described |= {(int(status), code) for code in re.findall(r"`([A-Z_]{7,})`", found["description"])}
-    # No path leads to it: it is told in the introduction.
-    assert "404 `UNSUPPORTED`" in description["info"]["description"]
+        described |= {(int(status), code) for code in re.findall(r"`([A-Z_]{6,})`", found["description"])}
+    # No path leads to them, or any does: they are told in the introduction.
+    for status in (404, 414):
+        assert f"{status} `UNSUPPORTED`" in description["info"]["description"]
     described = {entry for entry in described if not entry[1].startswith(("NIX_", "NIXERY_"))} | {
-        (404, "UNSUPPORTED")
+        (404, "UNSUPPORTED"),
+        (414, "UNSUPPORTED"),
     }
     assert described == known

@@ -108,9 +108,12 @@ class ApplicationUnderTest:
     def request(
         self, method: str, path: str, query: bytes = b"", headers: Iterable[tuple[str, str]] = ()
     ) -> Response:
-        """Forget what Nix was asked before, then ask."""
+        """Forget what Nix was asked before, then ask; there is a host if the headers have none."""
         self.nix.requests.clear()
-        scope = _Scope(method, path, query.decode("latin-1"), _Headers(headers))
+        given = list(headers)
+        if not any(name.lower() == "host" for name, _ in given):
+            given.append(("host", "registry.example"))
+        scope = _Scope(method, path, query.decode("latin-1"), _Headers(given))
         protocol = _Protocol()
         self._runner.run(asyncio.wait_for(self.application.__rsgi__(scope, protocol), timeout=10))
         (response,) = protocol.responses
@@ -132,6 +135,7 @@ class _Scope:
     query_string: str
     headers: Headers
     client: str = "127.0.0.1:50000"
+    http_version: str = "1.1"
 
 
 class _Protocol:
@@ -199,7 +203,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         for tag in TAGS:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
         others = dict.fromkeys(PATHS, Health({}).answer)
-        application = Application(registry, Observation(RequestCounts()), others)
+        application = Application(registry.answer, Observation(RequestCounts()), others)
         yield ApplicationUnderTest(application, nix, runner)
         runner.run(images.close())
         runner.run(layers.close())

@@ -85,6 +85,8 @@ def test_a_blob_is_sent_whole_or_as_the_part_it_says(
             assert (unit, response.body) == ("bytes", LAYER[first : last + 1])
         case 304:
             assert response.body == b""
+        case 400:
+            assert "Host" in {name for name, _ in headers}
         case status:
             assert (status, response.headers["content-range"]) == (416, f"bytes */{len(LAYER)}")
 

@@ -40,7 +40,9 @@ Headers = list[tuple[str, str]]
 def message(
     method: str, target: bytes, headers: Sequence[tuple[str, str]], version: bytes = b"HTTP/1.1"
 ) -> bytes:
-    """Write a request after which the server has to close the connection."""
+    """Write a request after which the server has to close the connection; it has a host if the headers have none."""
+    if not any(name.lower() == "host" for name, _ in headers):
+        headers = [*headers, ("Host", "a")]
     lines = [b"%s %s %s" % (method.encode(), target, version)]
     lines += [f"{name}: {value}".encode("latin-1") for name, value in headers]
     return b"\r\n".join([*lines, _LAST])

@@ -35,7 +35,8 @@ Connect = Callable[[bytes], socket.socket]
 
 @pytest.fixture
 def connections(start_server: StartServer) -> Iterator[tuple[Server, Connect]]:
-    server = start_server()
+    # All of them are from one address here.
+    server = start_server(NIXERY_MAX_CONNECTIONS_PER_CLIENT="1000")
     assert server.client.get("/v2/").status == 200
     with ExitStack() as stack:
 

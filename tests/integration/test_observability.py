@@ -111,7 +111,7 @@ def test_metrics_are_for_reading(start_server: StartServer) -> None:
 
 
 def test_a_request_id_runs_through_a_build(start_server: StartServer) -> None:
-    server = start_server(NIXERY_LOG_LEVEL="debug")
+    server = start_server(NIXERY_LOG_LEVEL="debug", NIXERY_TRUSTED_PROXIES="127.0.0.1")
     response = server.client.get("/v2/hello/manifests/latest", {"X-Request-Id": "pull-1"})
     assert response.headers["x-request-id"] == "pull-1"
     for event in ("pinned", "building", "realised", "packed", "built", "request"):
@@ -122,7 +122,7 @@ def test_a_request_id_runs_through_a_build(start_server: StartServer) -> None:
 
 
 def test_every_answer_has_an_id(start_server: StartServer) -> None:
-    client = start_server().client
+    client = start_server(NIXERY_TRUSTED_PROXIES="127.0.0.1").client
     given = {"X-Request-Id": "not well-formed"}
     paths = ("/v2/", "/v2/hello/blobs/x", "/nothing", "/metrics", "/v2/hello/manifests/latest")
     found = [client.get(path, given).headers["x-request-id"] for path in paths]
@@ -131,7 +131,7 @@ def test_every_answer_has_an_id(start_server: StartServer) -> None:
 
 
 def test_who_joins_a_build_is_told(start_server: StartServer, spy: NixSpy) -> None:
-    server = start_server(**spy.environment())
+    server = start_server(NIXERY_TRUSTED_PROXIES="127.0.0.1", **spy.environment())
     path = "/v2/slow/manifests/latest"
 
     def ask(identity: str) -> InBackground:

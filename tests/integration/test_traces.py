@@ -27,7 +27,11 @@ def receiver() -> Iterator[TraceReceiver]:
 
 
 def variables(receiver: TraceReceiver) -> dict[str, str]:
-    return {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "NIXERY_TRUSTED_PROXIES": "127.0.0.1",
+    }
 
 
 def test_a_request_is_a_trace_with_its_build_and_the_stages_of_that(

@@ -49,14 +49,20 @@ class Response:
 
 @dataclass(frozen=True)
 class RegistryClient:
-    """Asks one registry, with a connection for each request."""
+    """Asks one registry, with a connection for each request.
+
+    Attributes:
+        source: the address that it asks from; all of ``127.0.0.0/8`` are this machine, and different clients to a server.
+    """
 
     host: str
     port: int
     timeout: float = 60
+    source: str | None = None
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout)
+        source = (self.source, 0) if self.source else None
+        return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout, source_address=source)
 
     def request(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
         connection = self.connect()

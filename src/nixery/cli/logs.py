@@ -12,6 +12,7 @@ import structlog
 import typer
 from structlog.types import EventDict, ExcInfo, Processor
 
+from nixery.observability.log_budget import LogBudget
 from nixery.plain_text import escaped, escaped_document, escaped_lines, shortened
 from nixery.request_context import current_request
 
@@ -30,7 +31,7 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
     shared: list[Processor] = [_add_request, structlog.stdlib.add_log_level]
     last = _json() if as_json else _console()
     structlog.configure(
-        processors=[*shared, *last],
+        processors=[LogBudget(), *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

@@ -17,6 +17,8 @@ from nixery.errors import NixeryError
 from nixery.nix.guard import guarded
 from nixery.nix.sandbox import configured_sandbox
 from nixery.preparation import Prepared, prepare
+from nixery.server.connections import ConnectionBounds
+from nixery.server.serve import ADMIN_CONNECTIONS, Listener
 from nixery.server.serve import serve as serve_application
 from nixery.settings import Settings
 from nixery.wiring import wire
@@ -59,9 +61,13 @@ async def _serve(settings: Settings, prepared: Prepared) -> None:
             variables=settings.withheld_variables,
         )
     async with wire(settings, prepared) as wired:
-        await serve_application(
-            wired.application, prepared.address, settings.port, settings.send_timeout, wired.close
-        )
+        bounds = ConnectionBounds(settings.max_connections, settings.max_connections_per_client)
+        listeners = [Listener(wired.application, prepared.address, settings.port, bounds)]
+        if settings.admin_port is not None and prepared.admin_address is not None:
+            admin = (prepared.admin_address, settings.admin_port)
+            listeners.append(Listener(wired.admin, *admin, ADMIN_CONNECTIONS))
+        clients = wired.application.clients
+        await serve_application(listeners, clients, settings.send_timeout, wired.close)
         _end_soon()
 
 

@@ -68,11 +68,16 @@ class BuildHistory:
 
     def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``BuildObserver.observe``."""
-        if isinstance(event, Failed) and isinstance(event.error, TooBusy):
-            # Never begun, and whoever asked was told so. A crowd that is sent away must not push out what was built.
+        report = self._reports.get(build.id)
+        if (
+            isinstance(event, Failed)
+            and isinstance(event.error, TooBusy)
+            and not (report and report.position)
+        ):
+            # Never begun, and whoever asked was told so. A crowd that is sent away must not push out what was built. But one that
+            # was in the queue, and had to give way, is asked for by those who were told of it.
             self._reports.pop(build.id, None)
             return
-        report = self._reports.get(build.id)
         if report is None:
             if isinstance(event, Reused):
                 return  # nothing was built, and nobody was told to look here

@@ -20,7 +20,7 @@ from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.recent_failures import RecentFailures
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.pipeline.slots import Slots
-from nixery.request_context import current_request
+from nixery.request_context import INTERNAL, Parties, current_request, enter_parties
 from nixery.sources.source import Pin
 
 _log = structlog.get_logger("nixery.build")
@@ -130,6 +130,8 @@ class SharedBuilds:
     async def _unattended_build(self, build: Build) -> None:
         request, pin = build.request, build.pin
         refused: NixeryError | None = None
+        context = current_request()
+        enter_parties(Parties(context.client if context else INTERNAL, awaited=False))
         try:
             await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
         except (TooBusy, ShuttingDown) as error:

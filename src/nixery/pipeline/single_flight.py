@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from nixery.errors import ShuttingDown
+from nixery.request_context import Parties, current_parties, enter_parties
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
@@ -15,11 +16,13 @@ Result = TypeVar("Result")
 class SingleFlight(Generic[Key, Result]):
     """Runs at most one task for each key.
 
-    A task belongs to none of those who wait for it: if they go away, it goes on, and who comes back joins it.
+    A task belongs to none of those who wait for it: if they go away, it goes on, and who comes back joins it. It works for all of
+    them: a client that joins work of another one need not wait for the other one's turn (see ``Slots``).
     """
 
     def __init__(self) -> None:
         self._tasks: dict[Key, asyncio.Task[Result]] = {}
+        self._parties: dict[Key, Parties] = {}
         self._closed = False
 
     async def run(self, key: Key, work: Callable[[], Awaitable[Result]]) -> Result:
@@ -32,10 +35,14 @@ class SingleFlight(Generic[Key, Result]):
         if self._closed:
             raise ShuttingDown
         task = self._tasks.get(key)
+        ours = current_parties()
         if task is None or task.done():  # about to be forgotten: what it knows may not be true any more
-            task = asyncio.ensure_future(_as_coroutine(work))
+            parties = Parties(next(iter(ours.clients)), awaited=ours.awaited)
+            task = asyncio.ensure_future(_for_parties(parties, work))
             self._tasks[key] = task
+            self._parties[key] = parties
             task.add_done_callback(lambda done: self._forget(key, done))
+        self._parties[key].join(ours)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -53,10 +60,11 @@ class SingleFlight(Generic[Key, Result]):
 
     def _forget(self, key: Key, task: asyncio.Task[Result]) -> None:
         if self._tasks.get(key) is task:
-            del self._tasks[key]
+            del self._tasks[key], self._parties[key]
         if not task.cancelled():
             task.exception()  # Mark it as seen: everybody who wanted to know may be gone.
 
 
-async def _as_coroutine(work: Callable[[], Awaitable[Result]]) -> Result:
+async def _for_parties(parties: Parties, work: Callable[[], Awaitable[Result]]) -> Result:
+    enter_parties(parties)
     return await work()

@@ -1,16 +1,19 @@
-"""How much goes on at once, how much may wait, and when it is worth coming back."""
+"""How much goes on at once, how much may wait, whose turn it is, and when it is worth coming back."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
 
 from nixery.errors import TooBusy
+from nixery.request_context import Client, Parties, current_parties
 
 # So many pieces of work say how long the next ones are likely to take.
 _REMEMBERED = 20
@@ -22,22 +25,56 @@ _GUESS = 10.0
 _SOONEST, _LATEST = 1, 60
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The most that one client may have of all slots, and of the places in the queue; ``None`` for all of them."""
+
+    running: int | None = None
+    waiting: int | None = None
+
+
 @dataclass(eq=False, slots=True)
 class _Waiting:
+    """Work that waits for a slot.
+
+    Attributes:
+        turn: done when it has one.
+        parties: the clients that it is done for.
+        position: what ``tell`` was told last.
+        holder: the client whose turn was taken.
+    """
+
     turn: asyncio.Future[None]
     tell: Callable[[int], None]
+    parties: Parties
+    position: int = 0
+    holder: Client | None = None
+
+
+@dataclass(slots=True)
+class _Queue:
+    """The work that waits for one client, the first to come first. Work for several clients waits in the queue of each."""
+
+    turn: int
+    waiting: dict[_Waiting, None] = field(default_factory=dict)
 
 
 class Slots:
     """Lets so many pieces of work go on at once, lets so many others wait for their turn, and sends the rest away.
 
-    Whoever came first is first. For one event loop. Who holds a slot must not ask for a second one.
+    A free slot goes to the waiting client that has the fewest; clients that have equally many take turns, and the work of one client
+    is done in the order in which it came. A client is sent away when its own share of the queue is full, or when the queue is full
+    and no client has more places than it would have. Otherwise the client with the most gives up the place that it took last, and one
+    whose result no request waits for sooner than others.
+
+    For one event loop. Whoever holds a slot must not ask for a second one.
 
     Args:
         limit: how many go on at once.
         queue: how many may wait.
         clock: seconds; only differences matter.
-        busy: what those are told who are sent away; see ``TooBusy``.
+        busy: what those are told who are sent away because the queue is full; see ``TooBusy``.
+        share: of each client.
     """
 
     def __init__(
@@ -46,34 +83,40 @@ class Slots:
         queue: int,
         clock: Callable[[], float] = time.monotonic,
         busy: str = TooBusy.BUILDS,
+        share: Share = Share(),
     ) -> None:
         self._limit = limit
         self._queue = queue
         self._clock = clock
         self._busy = busy
-        self._waiting: deque[_Waiting] = deque()
+        self._most_running = limit if share.running is None else share.running
+        self._most_waiting = queue if share.waiting is None else share.waiting
+        # All that waits, in the order in which it came, and the same by client; a client that waits for nothing has no queue.
+        self._waiting: dict[_Waiting, None] = {}
+        self._queues: dict[Client, _Queue] = {}
+        self._turns = count()
+        self._running: Counter[Client] = Counter()
         self._begun: dict[object, float] = {}
-        self._taken = 0
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
 
     @asynccontextmanager
     async def slot(self, on_queued: Callable[[int], None] = lambda _: None) -> AsyncIterator[None]:
-        """Wait for a slot, and have it while the context lasts.
+        """Wait for a slot, and have it while the context lasts. It is counted for the clients that the running code works for.
 
         Args:
             on_queued: told the position in the queue, from 1, whenever it changes; not at all if there is no need to wait.
 
         Raises:
-            TooBusy: too many wait already.
+            TooBusy: too many wait already, or this had to give way to another client.
         """
-        await self._acquire(on_queued)
+        holder = await self._acquire(on_queued)
         key = object()
         self._begun[key] = self._clock()
         try:
             yield
         finally:
             self._durations.append(self._clock() - self._begun.pop(key))
-            self._release()
+            self._release(holder)
 
     @property
     def retry_after(self) -> int:
@@ -85,38 +128,148 @@ class Slots:
         estimate = max(usual, sum(ages) / len(ages) if ages else 0) * (len(self._waiting) + 1) / self._limit
         return max(_SOONEST, min(_LATEST, math.ceil(estimate)))
 
-    async def _acquire(self, on_queued: Callable[[int], None]) -> None:
-        if self._taken < self._limit:
-            self._taken += 1
-            return
-        if len(self._waiting) >= self._queue:
-            raise TooBusy(self._limit, len(self._waiting), self.retry_after, self._busy)
-        waiting = _Waiting(asyncio.get_running_loop().create_future(), on_queued)
-        self._waiting.append(waiting)
-        on_queued(len(self._waiting))
+    async def _acquire(self, on_queued: Callable[[int], None]) -> Client:
+        parties = current_parties()
+        client = min(parties.clients, key=self._running.__getitem__)
+        if self._running.total() < self._limit and self._running[client] < self._most_running:
+            self._running[client] += 1
+            return client
+        self._make_room(parties)
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), on_queued, parties)
+        self._waiting[waiting] = None
+        self._enter_queues(waiting)
+        stop_listening = parties.on_join(lambda _: self._joined(waiting))
         try:
+            self._tell_positions()
             await waiting.turn
         except asyncio.CancelledError:
-            if waiting.turn.done() and not waiting.turn.cancelled():
-                self._release()  # it was this one's turn, and nobody is here to take it
+            if waiting.holder is not None:
+                self._release(waiting.holder)  # it was this one's turn, and nobody is here to take it
             else:
-                with suppress(
-                    ValueError
-                ):  # somebody gave his slot up, and saw before we did that nobody is here
-                    self._waiting.remove(waiting)
+                self._leave(waiting)
                 self._tell_positions()
             raise
+        finally:
+            stop_listening()
+        if waiting.holder is None:
+            raise AssertionError("a turn has a holder")
+        return waiting.holder
 
-    def _release(self) -> None:
-        while self._waiting:
-            waiting = self._waiting.popleft()
+    def _make_room(self, parties: Parties) -> None:
+        """See to it that there is a place in the queue.
+
+        Raises:
+            TooBusy: there is none.
+        """
+        fewest = min(self._count(client) for client in parties.clients)
+        if fewest >= self._most_waiting < self._queue:
+            raise TooBusy(self._limit, fewest, self.retry_after, TooBusy.SHARE)
+        if len(self._waiting) < self._queue:
+            return
+        displaced = self._displaced_by(fewest)
+        if displaced is None:
+            raise TooBusy(self._limit, len(self._waiting), self.retry_after, self._busy)
+        self._leave(displaced)
+        displaced.turn.set_exception(
+            TooBusy(self._limit, len(self._waiting), self.retry_after, TooBusy.DISPLACED)
+        )
+        displaced.turn.exception()  # Mark it as seen: it may be cancelled before it is.
+
+    def _displaced_by(self, have: int) -> _Waiting | None:
+        """Choose what gives its place to a client that has some already: it still has no more of them than those who lose one."""
+        candidates = [
+            (least, not waiting.parties.awaited, number, waiting)
+            for number, waiting in enumerate(self._waiting)
+            if not waiting.turn.done()
+            and (least := min(map(self._count, self._clients(waiting)), default=0)) > have + 1
+        ]
+        return max(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
+
+    def _enter_queues(self, waiting: _Waiting) -> None:
+        for client in waiting.parties.clients:
+            # Joining takes no place; but work that a client only joins is not in its queue if that is full.
+            if self._count(client) < self._most_waiting:
+                queue = self._queues.get(client)
+                if queue is None:
+                    queue = self._queues[client] = _Queue(next(self._turns))
+                queue.waiting[waiting] = None
+
+    def _joined(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:
+            self._enter_queues(waiting)
+            self._dispatch()
+
+    def _leave(self, waiting: _Waiting) -> None:
+        self._waiting.pop(waiting, None)
+        for client in waiting.parties.clients:
+            queue = self._queues.get(client)
+            if queue is not None and waiting in queue.waiting:
+                del queue.waiting[waiting]
+                if not queue.waiting:
+                    del self._queues[client]
+
+    def _release(self, holder: Client) -> None:
+        self._running[holder] -= 1
+        if not self._running[holder]:
+            del self._running[holder]
+        if holder in self._queues:
+            # It was this client's turn until now, so those who came meanwhile are next.
+            self._queues[holder].turn = next(self._turns)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Hand free slots to those who wait, so that nobody who comes now is quicker."""
+        while self._running.total() < self._limit:
+            found = next(self._in_order(), None)
+            if found is None:
+                break
+            waiting, client = found
+            queue = self._queues[client]
+            queue.turn = next(self._turns)
+            self._leave(waiting)
             if not waiting.turn.done():
-                # Handed on rather than given back, so that nobody who comes now is quicker than who has waited.
+                waiting.holder = client
+                self._running[client] += 1
                 waiting.turn.set_result(None)
-                self._tell_positions()
-                return
-        self._taken -= 1
+        self._tell_positions()
+
+    def _in_order(self, *, whatever_runs: bool = False) -> Iterator[tuple[_Waiting, Client]]:
+        """Yield what waits in the order of its turns, each with the client whose turn it is; as if each had run for long when the next comes.
+
+        Args:
+            whatever_runs: whether to go on with clients that have as many slots as one may have.
+        """
+        seen: set[_Waiting] = set()
+        turns = [
+            (self._running[client], queue.turn, client.name, client, iter(queue.waiting))
+            for client, queue in self._queues.items()
+            if whatever_runs or self._running[client] < self._most_running
+        ]
+        heapq.heapify(turns)
+        while turns:
+            had, turn, name, client, queue_ = turns[0]
+            waiting = next((one for one in queue_ if one not in seen), None)
+            if waiting is None:
+                heapq.heappop(turns)
+                continue
+            seen.add(waiting)
+            yield waiting, client
+            heapq.heapreplace(turns, (had + 1, turn, name, client, queue_))
 
     def _tell_positions(self) -> None:
-        for position, waiting in enumerate(self._waiting, start=1):
-            waiting.tell(position)
+        order: Iterable[tuple[_Waiting, Client]] = list(self._in_order(whatever_runs=True))
+        for position, (waiting, _) in enumerate(order, start=1):
+            if waiting.position != position and not waiting.turn.done():
+                waiting.position = position
+                waiting.tell(position)
+
+    def _clients(self, waiting: _Waiting) -> Iterator[Client]:
+        return (
+            client
+            for client in waiting.parties.clients
+            if client in self._queues and waiting in self._queues[client].waiting
+        )
+
+    def _count(self, client: Client) -> int:
+        queue = self._queues.get(client)
+        return len(queue.waiting) if queue is not None else 0

@@ -18,10 +18,12 @@ _UNKNOWN = "localhost"
 
 
 def host(request: Request) -> str:
-    """Return host and port by which the client reaches us; a proxy tells them in ``X-Forwarded-Host``.
+    """Return host and port by which the client reaches us: those of ``NIXERY_PUBLIC_URL``, else what a trusted proxy or the client says.
 
     A client can lie, to itself alone: no answer that holds a host may be kept by a cache.
     """
+    if request.public_url is not None:
+        return request.public_url.partition("://")[2]
     for header in ("x-forwarded-host", "host"):
         told = request.headers.get(header, "").partition(",")[0].strip()
         if _HOST.fullmatch(told):
@@ -30,7 +32,9 @@ def host(request: Request) -> str:
 
 
 def is_encrypted(request: Request) -> bool:
-    """Whether a proxy says that the client came by TLS; we have none ourselves."""
+    """Whether the client came by TLS, as far as we are told; we have none ourselves."""
+    if request.public_url is not None:
+        return request.public_url.startswith("https:")
     return request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https"
 
 

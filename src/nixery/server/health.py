@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+import structlog
+
 from nixery.errors import NixeryError
 from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
@@ -18,6 +20,8 @@ Check = Callable[[], Awaitable[object]]
 # Seconds for which an answer is given again, and for which a check may take its time.
 _BELIEVED = 1.0
 _PATIENCE = 5.0
+
+_log = structlog.get_logger("nixery.health")
 
 _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
@@ -33,30 +37,52 @@ class Health:
     def __init__(self, checks: Mapping[str, Check], clock: Callable[[], float] = time.monotonic) -> None:
         self._checks = checks
         self._clock = clock
+        self._told: Mapping[str, str] = {}
         self._until = 0.0
         self._found: Mapping[str, str] = {}
         self._looking = asyncio.Lock()
 
     async def answer(self, request: Request) -> BytesResponse:
         """Answer a request for one of ``PATHS``."""
+        return await self._answer(request, details=True)
+
+    async def answer_publicly(self, request: Request) -> BytesResponse:
+        """Answer a request for one of ``PATHS`` without what was found: that is the operator's business."""
+        return await self._answer(request, details=False)
+
+    async def _answer(self, request: Request, *, details: bool) -> BytesResponse:
         if request.method not in {"GET", "HEAD"}:
-            return errors_body(405, "UNSUPPORTED", "it can only be read", headers={"Allow": "GET, HEAD"})
-        return await (self.live if request.path == "/healthz" else self.ready)()
+            return errors_body(
+                405, "UNSUPPORTED", "method not allowed: use GET or HEAD", headers={"Allow": "GET, HEAD"}
+            )
+        return await (self.live() if request.path == "/healthz" else self.ready(details=details))
 
     async def live(self) -> BytesResponse:
         """Answer that the event loop runs. A restart would help against nothing else."""
         return BytesResponse(200, b'{"status": "ok"}', _HEADERS)
 
-    async def ready(self) -> BytesResponse:
-        """Answer 200 if every check is passed, and 503 if not; with what each of them found."""
+    async def ready(self, *, details: bool = True) -> BytesResponse:
+        """Answer 200 if every check is passed, and 503 if not; with what each of them found. The log tells when that changes."""
         async with self._looking:
             if self._clock() >= self._until:
                 found = await asyncio.gather(*(_outcome(check) for check in self._checks.values()))
                 self._found = dict(zip(self._checks, found, strict=True))
                 self._until = self._clock() + _BELIEVED
         is_ready = all(outcome == "ok" for outcome in self._found.values())
-        document = {"status": "ready" if is_ready else "not ready", "checks": self._found}
+        self._tell()
+        document: dict[str, object] = {"status": "ready" if is_ready else "not ready"}
+        if details:
+            document["checks"] = self._found
         return BytesResponse(200 if is_ready else 503, json_content(document), _HEADERS)
+
+    def _tell(self) -> None:
+        failed = {name: outcome for name, outcome in self._found.items() if outcome != "ok"}
+        if failed.keys() != self._told.keys():
+            if failed:
+                _log.warning("not ready", checks=failed)
+            else:
+                _log.info("ready again")
+            self._told = failed
 
 
 async def _outcome(check: Check) -> str:

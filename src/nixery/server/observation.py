@@ -11,13 +11,11 @@ import structlog
 
 from nixery.observability.request_counts import RequestCounts
 from nixery.observability.request_ids import RequestIds
-from nixery.request_context import RequestContext, enter_request
+from nixery.request_context import Client, RequestContext, enter_request
+from nixery.server.clients import FORWARDED_FOR, REQUEST_ID, Clients
 from nixery.server.requests import Request
 from nixery.server.responses import Response
 from nixery.server.routes import route_class
-
-# The header field in which a request and its answer have an identity; lower-case names are as good, and found faster.
-REQUEST_ID = "x-request-id"
 
 # Seconds from which on an answer is worth a line, whatever it was.
 _SLOW = 1.0
@@ -59,13 +57,24 @@ class Peer(Protocol):
 class Observed(RequestContext):
     """A request that is being answered. One object with few attributes, since every request makes one."""
 
-    __slots__ = ("span", "started")
+    __slots__ = ("_clients", "_headers", "peer", "span", "started")
 
-    def __init__(self, identity: str) -> None:
+    def __init__(self, identity: str, peer: Peer, headers: Mapping[str, str], clients: Clients) -> None:
         self.id = identity
         self.waited = False
         self.started = perf_counter()
+        self.peer = peer
         self.span: Span | None = None
+        self._client = None
+        self._headers = headers
+        self._clients = clients
+
+    @property
+    def client(self) -> Client:
+        """The client that asks. Looked for when something depends on it, which an answer from memory does not."""
+        if self._client is None:
+            self._client = self._clients.client(self.peer.client, self._headers)
+        return self._client
 
 
 class Observation:
@@ -73,29 +82,42 @@ class Observation:
 
     Args:
         counts: of all of them.
+        clients: tells them apart, and which of their header fields are to be believed.
         tracer: ``None`` where nobody asked for traces.
         verbose: whether every request has a line. Otherwise answers that were in memory, and blobs, have none: a pull of an
             image that is there already would be dozens of lines.
     """
 
-    def __init__(self, counts: RequestCounts, tracer: Tracer | None = None, *, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        counts: RequestCounts,
+        clients: Clients | None = None,
+        tracer: Tracer | None = None,
+        *,
+        verbose: bool = False,
+    ) -> None:
         self._counts = counts
+        self.clients = clients or Clients()
         self._tracer = tracer
         self._verbose = verbose
         self._ids = RequestIds()
         self._route_class = lru_cache(_ROUTES)(route_class)
+        self._answering: set[Observed] = set()
 
-    def begin(self, request: Request) -> Observed:
+    def begin(self, request: Request, peer: Peer) -> Observed:
         """Give a request its identity, which everything has that is started for it."""
-        observed = Observed(self._ids.identify(request.headers.get(REQUEST_ID)))
+        observed = Observed(
+            self._ids.identify(request.headers.get(REQUEST_ID)), peer, request.headers, self.clients
+        )
         enter_request(observed)
+        self._answering.add(observed)
         if self._tracer is not None:
             observed.span = self._tracer.begin(
                 observed.id, request.method, route_class(request.path), request.path, request.headers
             )
         return observed
 
-    def end(self, observed: Observed, request: Request, peer: Peer, response: Response) -> None:
+    def end(self, observed: Observed, request: Request, response: Response) -> None:
         """Note an answer."""
         seconds = perf_counter() - observed.started
         status, path = response.status, request.path
@@ -105,7 +127,15 @@ class Observation:
         if observed.span is not None:
             observed.span.end(status, served)
         if self._verbose or status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW:
-            _write_line(request, peer, status, served, seconds, waited=observed.waited)
+            _write_line(request, observed.peer, status, served, seconds, waited=observed.waited)
+
+    def leave(self, observed: Observed) -> None:
+        """The answer was handed to the web server, all of it."""
+        self._answering.discard(observed)
+
+    def peers(self) -> list[str]:
+        """Return whose requests are being answered, as the web server writes addresses."""
+        return [observed.peer.client for observed in self._answering]
 
 
 def _write_line(
@@ -120,7 +150,7 @@ def _write_line(
         "client": peer.client,
         "user_agent": request.headers.get("user-agent", ""),
     }
-    forwarded = request.headers.get("x-forwarded-for")
+    forwarded = request.headers.get(FORWARDED_FOR)
     if forwarded is not None:
         fields["forwarded_for"] = forwarded
     shown = {name: value[:_LONGEST] if isinstance(value, str) else value for name, value in fields.items()}

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 
+from nixery.errors import TooBusy
 from nixery.pipeline.build_history import BuildHistory
 from nixery.pipeline.build_report import BuildReport, Line
+from nixery.request_context import INTERNAL, Client, current_request
 
-# Followers at the same time; each is a connection that stays open.
-_FOLLOWERS = 200
+# Seconds after which another stream may have ended.
+_RETRY_AFTER = 5
 
 _HIDDEN = "hidden"
+
+_Change = tuple[BuildReport, Sequence[Line]]
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerBounds:
+    """How many streams of events are open at once, each of which is a connection: in all, and of one client."""
+
+    total: int
+    per_client: int
 
 
 class PublishedBuilds:
@@ -18,12 +34,15 @@ class PublishedBuilds:
 
     Args:
         history: of builds.
+        bounds: of those who follow them.
         public: whether everybody may see what is built, and what is said about it.
     """
 
-    def __init__(self, history: BuildHistory, *, public: bool) -> None:
+    def __init__(self, history: BuildHistory, bounds: FollowerBounds, *, public: bool) -> None:
         self._history = history
-        self._followers = 0
+        self._bounds = bounds
+        # Of each client, the oldest first; done when it has to give way.
+        self._followers: dict[Client, list[asyncio.Future[None]]] = {}
         self.public = public
 
     def get(self, build: str) -> BuildReport | None:
@@ -35,21 +54,45 @@ class PublishedBuilds:
         """Return all that are known, the latest first."""
         return [self._shown(report) for report in self._history.recent()]
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether nobody else can follow a build for now."""
-        return self._followers >= _FOLLOWERS
+    async def follow(self, build: str, after: int) -> AsyncGenerator[_Change, None]:
+        """See ``BuildHistory.follow``. The stream ends early if it has to make room for a client that has fewer.
 
-    async def follow(
-        self, build: str, after: int
-    ) -> AsyncGenerator[tuple[BuildReport, Sequence[Line]], None]:
-        """See ``BuildHistory.follow``."""
-        self._followers += 1
+        Raises:
+            TooBusy: too many are open.
+        """
+        request = current_request()
+        client = request.client if request is not None else INTERNAL
+        self._make_room(client)
+        gives_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._followers.setdefault(client, []).append(gives_way)
         try:
-            async for report, lines in self._history.follow(build, after):
-                yield self._shown(report), lines if self.public else ()
+            async with aclosing(self._history.follow(build, after)) as changes:
+                while (change := await _unless(gives_way, anext(changes, None))) is not None:
+                    report, lines = change
+                    yield self._shown(report), lines if self.public else ()
         finally:
-            self._followers -= 1
+            self._forget(client, gives_way)
+
+    def _make_room(self, client: Client) -> None:
+        ours = len(self._followers.get(client, ()))
+        if ours >= self._bounds.per_client < self._bounds.total:
+            raise TooBusy(self._bounds.per_client, ours, _RETRY_AFTER, TooBusy.SHARE_OF_FOLLOWERS)
+        followers = sum(map(len, self._followers.values()))
+        if followers < self._bounds.total:
+            return
+        greediest = max(self._followers, key=lambda one: len(self._followers[one]), default=client)
+        if len(self._followers.get(greediest, ())) <= ours + 1:
+            raise TooBusy(self._bounds.total, followers, _RETRY_AFTER, TooBusy.FOLLOWERS)
+        oldest = self._followers[greediest][0]
+        self._forget(greediest, oldest)
+        oldest.set_result(None)
+
+    def _forget(self, client: Client, follower: asyncio.Future[None]) -> None:
+        followers = self._followers.get(client, [])
+        if follower in followers:
+            followers.remove(follower)
+            if not followers:
+                del self._followers[client]
 
     def _shown(self, report: BuildReport) -> BuildReport:
         if self.public:
@@ -66,3 +109,16 @@ class PublishedBuilds:
                 "request_id": None,
             }
         )
+
+
+async def _unless(ended: asyncio.Future[None], change: Awaitable[_Change | None]) -> _Change | None:
+    """Wait for a change; return ``None`` if there is none any more, or if the future is done first."""
+    waiting = asyncio.ensure_future(change)
+    either: set[asyncio.Future[Any]] = {waiting, ended}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() and not ended.done() else None
+    finally:
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.wait({waiting})

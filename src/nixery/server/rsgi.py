@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from urllib.parse import parse_qsl
 
 import structlog
 
 from nixery.errors import InternalError
-from nixery.server.observation import REQUEST_ID, Observation
+from nixery.server.admission import refusal
+from nixery.server.clients import FROM_PROXIES, REQUEST_ID, is_forwarded
+from nixery.server.observation import Observation
 from nixery.server.ranges import ByteRange
 from nixery.server.registry.errors import error_response, errors_body
-from nixery.server.registry.router import Registry
 from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, FileResponse, NotModified, Response, StreamResponse
 from nixery.server.rsgi_interface import AnswerProtocol, Fields, Headers, Scope
@@ -31,6 +33,9 @@ _LARGEST_BODY = 16 * 1024
 # Seconds for a body to come. While one is waited for, its connection counts among those that the server takes.
 _PATIENCE = 10.0
 
+# What an answer says that it is, it is; a browser that guesses might take a log for a page (Fetch standard).
+_NO_SNIFFING = ("x-content-type-options", "nosniff")
+
 _log = structlog.get_logger("nixery.server")
 
 
@@ -38,45 +43,64 @@ class Application:
     """Routes to the parts of the server. A plain callable: a framework would cost more than all we do for a cached answer.
 
     Args:
-        registry: answers below ``/v2/``.
+        registry: answers below ``/v2/``; ``None`` for nothing there.
         observation: notes each request.
         others: what answers elsewhere, by path.
         below: what answers the rest, by how paths begin; the first that fits.
+        public_url: scheme and host by which clients reach us; ``None`` for what requests say.
+
+    Attributes:
+        clients: as the observation tells them apart.
     """
 
     def __init__(
         self,
-        registry: Registry,
+        registry: Handler | None,
         observation: Observation,
         others: Mapping[str, Handler],
         below: Mapping[str, Handler] | None = None,
+        *,
+        public_url: str | None = None,
     ) -> None:
         self._registry = registry
         self._observation = observation
         self._others = others
         self._below = tuple((below or {}).items())
+        self.clients = observation.clients
+        self._public_url = public_url
+
+    def peers(self) -> list[str]:
+        """Return whose requests are being answered, as ``Scope.client`` has it."""
+        return self._observation.peers()
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
-        method, path = scope.method, scope.path
-        body: bytes | None = b""
-        late = None
-        if method == "POST" and path.startswith(_TAKES_BODIES):
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    body = await _body(protocol)
-            except TimeoutError:
-                late = _late()
-        request = Request(method, path, _headers(scope.headers), _query(scope.query_string), body)
-        observed = self._observation.begin(request)
-        response, pieces = await begun(request, late or await self._answer(request))
-        # Before it is sent: afterwards, the web server's threads would wait for it.
-        self._observation.end(observed, request, scope, response)
-        headers = [*response.headers.items(), (REQUEST_ID, observed.id)]
-        if pieces is None:
-            _send(method, response, headers, protocol)
-        else:
-            await send_pieces(request, response, pieces, headers, protocol)
+        method, path, query = scope.method, scope.path, scope.query_string
+        headers = _headers(scope.headers)
+        forwarded = False
+        if not FROM_PROXIES.isdisjoint(headers):
+            forwarded = is_forwarded(headers)
+            headers = self.clients.believed(headers, scope.client)
+        request = Request(method, path, headers, {}, b"", forwarded, self._public_url)
+        observed = self._observation.begin(request, scope)
+        try:
+            answer: Response | None = refusal(request, query, scope)
+            if answer is None:
+                if query:
+                    request = replace(request, query=_query(query))
+                if method == "POST" and path.startswith(_TAKES_BODIES):
+                    request, answer = await _with_body(request, protocol)
+            response, pieces = await begun(request, answer or await self._answer(request))
+            # Before it is sent: afterwards, the web server's threads would wait for it.
+            self._observation.end(observed, request, response)
+            more = [(REQUEST_ID, observed.id), _NO_SNIFFING]
+            fields = [*response.headers.items(), *more]
+            if pieces is None:
+                _send(method, response, fields, protocol)
+            else:
+                await send_pieces(request, response, pieces, fields, protocol)
+        finally:
+            self._observation.leave(observed)
 
     async def _answer(self, request: Request) -> Response:
         try:
@@ -91,8 +115,8 @@ class Application:
         return errors_body(404, "UNSUPPORTED", message)
 
     def _handler(self, path: str) -> Handler | None:
-        if path == "/v2" or path.startswith("/v2/"):
-            return self._registry.answer
+        if path.startswith("/v2/") or path == "/v2":
+            return self._registry
         handler = self._others.get(path)
         if handler is not None:
             return handler
@@ -103,6 +127,15 @@ def _late() -> Response:
     message = f"the body of the request did not come within {_PATIENCE:.0f} seconds"
     # What else may come on this connection is no request (RFC 9110, 15.5.9).
     return errors_body(408, "UNSUPPORTED", message, headers={"Connection": "close"})
+
+
+async def _with_body(request: Request, protocol: AnswerProtocol) -> tuple[Request, Response | None]:
+    """Wait for the body; return the request with it, or the answer to one that does not come."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return replace(request, body=await _body(protocol)), None
+    except TimeoutError:
+        return request, _late()
 
 
 async def _body(protocol: AnswerProtocol) -> bytes | None:

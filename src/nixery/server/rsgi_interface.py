@@ -17,8 +17,9 @@ class Headers(Protocol):
 
 
 class Scope(Protocol):
-    """A request, as far as we care; the path is percent-decoded."""
+    """A request, as far as we care; the path is percent-decoded, and HTTP/1.0 is version ``1``."""
 
+    http_version: str
     method: str
     path: str
     query_string: str

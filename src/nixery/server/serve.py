@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 from granian.constants import HTTPModes, Interfaces
@@ -13,8 +16,9 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from nixery.errors import SettingsError
+from nixery.server.clients import Clients
+from nixery.server.connections import ConnectionBounds, Connections
 from nixery.server.rsgi import Application
-from nixery.server.stalled import StalledConnections
 
 # Seconds from being told to stop until the end: for ending Nix, then for what is being sent. Container runtimes give ten
 # before they kill.
@@ -26,8 +30,18 @@ _CLOSE = 6.0
 # Connections that wait to be accepted; a fleet of nodes may come at once.
 _BACKLOG = 1024
 
-# Connections at the same time; more of them wait to be accepted. Each may be of somebody who reads slowly.
-_CONNECTIONS = 1024
+# Connections that the web server takes besides those that a port may have, at most: as many may come between two looks at them, of
+# which the surplus is ended (connections.py).
+_SURPLUS = 1024
+
+# Connections to the listener for health and metrics.
+ADMIN_CONNECTIONS = ConnectionBounds(64, 64)
+
+# Descriptors besides those of connections and of the files that are sent on them.
+_OTHERS = 512
+
+# The least of all connections, however few descriptors there are.
+_FEWEST = 16
 
 # Milliseconds until the header fields of a request, the first or another one, have to be there.
 _IDLE = 30_000
@@ -38,12 +52,24 @@ _BUFFER = 128 * 1024
 _log = structlog.get_logger("nixery.server")
 
 
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An application, where it is served, and with which bounds.
+
+    Attributes:
+        address: to bind, from ``listening_address``.
+        port: to bind.
+        bounds: of its connections.
+    """
+
+    application: Application
+    address: str
+    port: int
+    bounds: ConnectionBounds
+
+
 async def serve(
-    application: Application,
-    address: str,
-    port: int,
-    send_timeout: float,
-    close: Callable[[], Awaitable[None]],
+    listeners: Sequence[Listener], clients: Clients, send_timeout: float, close: Callable[[], Awaitable[None]]
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is being sent, end the builds and return.
 
@@ -51,46 +77,39 @@ async def serve(
     ended before connections are drained. Otherwise a pull that waits for a build would hold everything up.
 
     Args:
-        application: what to serve.
-        address: to bind, from ``listening_address``.
-        port: to bind.
+        listeners: what to serve. Each has a web server of its own, so that one that has too many connections is in no other's way.
+        clients: tells them apart.
         send_timeout: seconds after which a client that takes nothing of what it is sent is cut off.
         close: ends builds; whoever waits for one is told to come back.
     """
-    server = Server(
-        application,
-        address=address,
-        port=port,
-        interface=Interfaces.RSGI,
-        # No client of a registry speaks HTTP/2 without TLS, and looking for it costs time.
-        http=HTTPModes.http1,
-        backlog=_BACKLOG,
-        backpressure=_CONNECTIONS,
-        http1_settings=HTTP1Settings(header_read_timeout=_IDLE, max_buffer_size=_BUFFER),
-        websockets=False,
-        log_enabled=False,
-    )
+    bounds = _with_descriptors(listeners)
+    servers = [_server(listener, bounds[listener.port]) for listener in listeners]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    serving = asyncio.ensure_future(server.serve())
-    stalled = asyncio.ensure_future(StalledConnections(port, send_timeout).run())
-    _log.info("listening", address=address, port=port)
-    stopping = asyncio.ensure_future(stop.wait())
+    serving: asyncio.Future[Any] = asyncio.gather(*(server.serve() for server in servers))
+    connections = Connections(
+        bounds, send_timeout, clients, lambda: [peer for one in listeners for peer in one.application.peers()]
+    )
+    watching = asyncio.ensure_future(connections.run())
+    for one in listeners:
+        _log.info("listening", address=one.address, port=one.port)
+    stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
     end = loop.time() + _STOP
     closing = asyncio.ensure_future(close())
     # A thread that waits for a disk is not waited for.
     await asyncio.wait({closing}, timeout=_CLOSE)
-    server.stop()  # type: ignore[no-untyped-call]
+    for server in servers:
+        server.stop()  # type: ignore[no-untyped-call]
     done, cut_off = await asyncio.wait({serving}, timeout=max(0.0, end - loop.time()))
     if cut_off:
         _log.warning("responses were cut off", seconds=_STOP)
     stopping.cancel()
-    stalled.cancel()
+    watching.cancel()
     for finished in done:
         finished.result()
     if closing.done():
@@ -99,8 +118,64 @@ async def serve(
         closing.cancel()
 
 
-def listening_address(host: str, port: int) -> str:
+def _server(listener: Listener, bounds: ConnectionBounds) -> Server:
+    return Server(
+        listener.application,
+        address=listener.address,
+        port=listener.port,
+        interface=Interfaces.RSGI,
+        # No client of a registry speaks HTTP/2 without TLS, and looking for it costs time.
+        http=HTTPModes.http1,
+        backlog=_BACKLOG,
+        backpressure=bounds.total + _surplus(bounds),
+        http1_settings=HTTP1Settings(header_read_timeout=_IDLE, max_buffer_size=_BUFFER),
+        websockets=False,
+        log_enabled=False,
+    )
+
+
+def _surplus(bounds: ConnectionBounds) -> int:
+    return min(bounds.total, _SURPLUS)
+
+
+def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBounds]:
+    """Have the system allow as many descriptors as connections and the files sent on them take.
+
+    Returns:
+        The bounds of each port: lower ones if the system does not allow that.
+    """
+    bounds = {listener.port: listener.bounds for listener in listeners}
+    fixed = _OTHERS + sum(_surplus(one) for one in bounds.values())
+    needed = fixed + sum(2 * one.total for one in bounds.values())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return bounds
+    # No more than that: some programs that we start close all that they might have been handed, one by one.
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+    if allowed >= needed:
+        return bounds
+    part = (allowed - _OTHERS) / (needed - _OTHERS)
+    lower = {
+        port: replace(one, total=min(one.total, max(_FEWEST, int(one.total * part))))
+        for port, one in bounds.items()
+    }
+    _log.warning(
+        "fewer connections than wanted: the process may not have enough open files (ulimit -n, LimitNOFILE=)",
+        allowed=allowed,
+        needed=needed,
+        connections=sum(one.total for one in lower.values()),
+    )
+    return lower
+
+
+def listening_address(host: str, port: int, settings: str = "NIXERY_HOST, PORT") -> str:
     """Resolve the address to bind, and see whether it is free.
+
+    Args:
+        host: name or address.
+        port: to bind.
+        settings: where the two come from, for the message.
 
     Raises:
         SettingsError: it cannot be listened on.
@@ -115,7 +190,5 @@ def listening_address(host: str, port: int) -> str:
             probe.listen()
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise SettingsError(
-            (f"cannot listen on {host}, port {port} (NIXERY_HOST, PORT): {reason}",)
-        ) from None
+        raise SettingsError((f"cannot listen on {host}, port {port} ({settings}): {reason}",)) from None
     return str(address[0])

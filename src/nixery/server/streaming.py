@@ -8,7 +8,7 @@ from contextlib import aclosing, suppress
 import structlog
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
-from nixery.errors import StorageError
+from nixery.errors import NixeryError, StorageError
 from nixery.server.registry.errors import error_response
 from nixery.server.requests import Request
 from nixery.server.responses import Response, StreamResponse
@@ -30,7 +30,7 @@ async def begun(request: Request, response: Response) -> tuple[Response, Pieces 
     pieces = response.begin()
     try:
         first = await anext(pieces, b"")
-    except StorageError as error:
+    except NixeryError as error:
         return error_response(error), None
     return response, _following(first, pieces)
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import nixery
-from nixery.errors import TagUnknown
+from nixery.errors import TagUnknown, TooBusy
 from nixery.fetching.fingerprint import Fingerprint
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.builder import NixExpression
@@ -44,12 +44,13 @@ from nixery.pipeline.package_listing import PackageListing
 from nixery.pipeline.pins import Pins
 from nixery.pipeline.reference_counting import BATCH_TIMEOUT, ReferenceCounting
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
-from nixery.pipeline.slots import Slots
+from nixery.pipeline.slots import Share, Slots
 from nixery.pipeline.warming import Warming
 from nixery.preparation import Prepared
-from nixery.server.health import PATHS, Health
-from nixery.server.metrics import MetricsPage
+from nixery.server.clients import Clients
+from nixery.server.health import Health
 from nixery.server.observation import Observation
+from nixery.server.probes import MetricsPage, Probes, is_loopback
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
@@ -78,6 +79,7 @@ class Wired:
         index: of the names of packages.
         counting: of references across the package set.
         ahead: what is read before anybody asks; no request depends on it, but the first one is faster after it.
+        admin: health and metrics, for a listener of their own.
     """
 
     application: Application
@@ -89,6 +91,7 @@ class Wired:
     close: Callable[[], Awaitable[None]]
     counting: ReferenceCounting
     ahead: asyncio.Task[None]
+    admin: Application
 
 
 @asynccontextmanager
@@ -114,11 +117,11 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
     source = package_source(settings, prepared, NixStore(roots, collector, settings.build_environment))
     # Looking tags up has slots of its own: nobody waits there for somebody else's build.
-    bounded = BoundedSource(
-        source,
-        Slots(settings.max_builds, settings.max_queued),
-        Slots(settings.max_builds, settings.max_queued),
+    share = Share(settings.max_builds_per_client, settings.queued_per_client)
+    look_ups, histories = (
+        Slots(settings.max_builds, settings.max_queued, busy=TooBusy.LOOKUPS, share=share) for _ in range(2)
     )
+    bounded = BoundedSource(source, look_ups, histories)
     pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
     options = nix_options(settings)
     nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, collector, expression)
@@ -144,7 +147,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         Stages([metrics.builds, traces] if traces else [metrics.builds]),
         *([traces] if traces else []),
     )
-    build_bounds = BuildBounds(Slots(settings.max_builds, settings.max_queued), settings.build_timeout)
+    slots = Slots(settings.max_builds, settings.max_queued, share=share)
+    build_bounds = BuildBounds(slots, settings.build_timeout)
     builds = SharedBuilds(cache, builder, observers, build_bounds, settings.failure_ttl)
     indexes = Indexes(builds, blobs, uses, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
@@ -162,7 +166,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     registry = Registry(
         Manifests(images, blobs, uses, catalogue, prepared.platforms),
         Blobs(blobs, small_blobs, uses, redirect=settings.blob_delivery != "proxy"),
-        Discovery(catalogue),
+        Discovery(catalogue, public=settings.public_builds),
         log_links=settings.public_builds,
     )
     listing = PackageListing(source, nix, prepared.platforms[0], settings.failure_ttl)
@@ -198,11 +202,19 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     background = upkeep(settings, prepared, blobs, records) if prepared.address is not None else []
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
-        observation = Observation(metrics.requests, traces, verbose=settings.log_level == "debug")
-        others = {**dict.fromkeys(PATHS, health.answer), "/metrics": MetricsPage(metrics).get}
-        application = Application(registry, observation, others, below)
+        clients = Clients(settings.trusted_proxies)
+        observation = Observation(metrics.requests, clients, traces, verbose=settings.log_level == "debug")
+        probes = Probes(health, MetricsPage(metrics))
+        application = Application(
+            registry.answer,
+            observation,
+            probes.public(private=settings.admin_port is None and is_loopback(prepared.address)),
+            below,
+            public_url=settings.public_url,
+        )
+        admin = Application(None, observation, probes.admin())
         history.start()
-        yield Wired(application, images, blobs, pins, evaluator, index, close, counting, ahead)
+        yield Wired(application, images, blobs, pins, evaluator, index, close, counting, ahead, admin)
     finally:
         for task in tasks:
             task.cancel()

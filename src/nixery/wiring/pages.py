@@ -12,7 +12,7 @@ from nixery.server.api.images import ImageDocuments
 from nixery.server.api.packages import Packages
 from nixery.server.api.router import Api
 from nixery.server.pages.router import Pages
-from nixery.server.published_builds import PublishedBuilds
+from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.server.rsgi import Handler
 from nixery.settings import Settings
 
@@ -27,7 +27,8 @@ def pages(
 ) -> dict[str, Handler]:
     """Make what answers people, and programs that are no clients of a registry, by how paths begin."""
     platforms, public = prepared.platforms, settings.public_builds
-    published = PublishedBuilds(history, public=public)
+    bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
+    published = PublishedBuilds(history, bounds, public=public)
     api = Api(
         Packages(index),
         Builds(published, warming, platforms),

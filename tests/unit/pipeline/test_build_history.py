@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from nixery.pipeline.events import (
     Started,
     Stored,
 )
-from nixery.server.published_builds import PublishedBuilds
+from nixery.request_context import Client, RequestContext, enter_request
+from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.sources.source import Pin
 from nixery.storage.filesystem_records import FilesystemRecordStore
 
@@ -184,7 +186,7 @@ async def test_followers_are_let_go(records: FilesystemRecordStore) -> None:
 async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> None:
     history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
     tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
-    hidden = PublishedBuilds(history, public=False)
+    hidden = PublishedBuilds(history, FollowerBounds(10, 10), public=False)
     told = [hidden.get(one.id), *hidden.recent()]
     tell(history, one, Failed(BuildFailed("x-secret.drv", ("secret",), "secret")))
     told += [hidden.get(one.id)]
@@ -193,7 +195,7 @@ async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> N
     for report in told:
         assert report is not None
         assert "secret" not in report.model_dump_json()
-    assert PublishedBuilds(history, public=True).recent()[0].name == "secret"
+    assert PublishedBuilds(history, FollowerBounds(10, 10), public=True).recent()[0].name == "secret"
     await history.close()
 
 
@@ -260,3 +262,55 @@ async def test_a_record_of_a_build_that_makes_no_sense(
     again.start()
     await again.close()
     assert again.recent() == []
+
+
+async def test_a_build_that_had_to_give_way_is_told_of(records: FilesystemRecordStore) -> None:
+    history, displaced = BuildHistory(records), build()
+    history.observe(displaced, Requested())
+    history.observe(displaced, Queued(2))
+    history.observe(displaced, Failed(TooBusy(1, 1, 10, TooBusy.DISPLACED)))
+    report = history.get(displaced.id)
+    assert report is not None
+    assert (report.state, "gave way" in (report.error or "")) == (State.FAILED, True)
+    await history.close()
+
+
+class Followers:
+    """Clients that follow one build until they are let go."""
+
+    def __init__(self, history: BuildHistory, bounds: FollowerBounds, followed: Build) -> None:
+        self.published = PublishedBuilds(history, bounds, public=True)
+        self._followed = followed
+
+    def follow(self, client: str) -> asyncio.Task[int]:
+        async def follow() -> int:
+            enter_request(RequestContext(client, Client(client)))
+            return len([report async for report, _ in self.published.follow(self._followed.id, 0)])
+
+        return asyncio.get_running_loop().create_task(follow(), context=copy_context())
+
+
+async def test_followers_of_one_client_shut_nobody_out(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), build()
+    tell(history, one, Started())
+    followers = Followers(history, FollowerBounds(4, 3), one)
+    greedy = [followers.follow("greedy") for _ in range(5)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    for task in greedy[3:]:
+        with pytest.raises(TooBusy, match="NIXERY_MAX_FOLLOWERS_PER_CLIENT"):
+            await task
+    first, second = followers.follow("modest"), followers.follow("other")
+    # The oldest one of the client that has the most is let go, for the second.
+    assert await asyncio.wait_for(greedy[0], 5) == 1
+    third = followers.follow("third")
+    assert await asyncio.wait_for(greedy[1], 5) == 1
+    fourth = followers.follow("fourth")
+    with pytest.raises(TooBusy, match=r"NIXERY_MAX_FOLLOWERS\)"):
+        await fourth
+    followed = [greedy[2], first, second, third]
+    assert not any(task.done() for task in followed)
+    tell(history, one, Stored(DIGEST, 1))
+    await asyncio.wait_for(asyncio.gather(*followed), 5)
+    assert followers.published._followers == {}
+    await history.close()

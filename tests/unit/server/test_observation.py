@@ -32,10 +32,10 @@ def logged(
     observation = Observation(RequestCounts(), verbose=verbose)
     asked = request or Request("GET", "/v2/")
     with capture_logs() as lines:
-        observed = observation.begin(asked)
+        observed = observation.begin(asked, Peer())
         observed.waited = waited
         observed.started -= seconds
-        observation.end(observed, asked, Peer(), response)
+        observation.end(observed, asked, response)
     return [dict(line) for line in lines]
 
 
@@ -88,6 +88,6 @@ def test_what_clients_send_is_shortened() -> None:
 
 def test_a_request_is_the_current_one() -> None:
     observation = Observation(RequestCounts())
-    observed = observation.begin(Request("GET", "/v2/", {"x-request-id": "mine"}))
+    observed = observation.begin(Request("GET", "/v2/", {"x-request-id": "mine"}), Peer())
     assert current_request() is observed
     assert observed.id == "mine"

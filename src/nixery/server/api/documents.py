@@ -15,7 +15,6 @@ from nixery.server.responses import BytesResponse, json_content
 HEADERS: Mapping[str, str] = {
     "Content-Type": "application/json",
     "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
 }
 
 

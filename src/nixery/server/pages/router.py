@@ -137,7 +137,6 @@ class Pages:
         headers = {
             "Content-Type": _STATIC[name],
             "Cache-Control": "no-cache",
-            "X-Content-Type-Options": "nosniff",
         }
         return BytesResponse(200, self._static[name], headers)
 

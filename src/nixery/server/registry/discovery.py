@@ -11,6 +11,7 @@ from nixery.errors import NameUnknown
 from nixery.image.request import validate_name
 from nixery.oci.descriptor import MediaType
 from nixery.oci.digest import Digest
+from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse
 from nixery.storage.catalogue import Catalogue
@@ -22,13 +23,22 @@ _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class Discovery:
-    """What has been built, and what is attached to it. Nothing here starts a build."""
+    """What has been built, and what is attached to it. Nothing here starts a build.
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    Args:
+        catalogue: of what has been built.
+        public: whether everybody may know which names and tags were. What is attached to a manifest, everybody may know who knows the
+            manifest's digest.
+    """
+
+    def __init__(self, catalogue: Catalogue, *, public: bool = True) -> None:
         self._catalogue = catalogue
+        self._public = public
 
     async def catalog(self, request: Request) -> BytesResponse:
         """List the names something was built for."""
+        if not self._public:
+            return _denied()
         page, headers = _page(request, await self._catalogue.names(), "/v2/_catalog")
         return _json({"repositories": page}, "application/json", headers)
 
@@ -40,6 +50,8 @@ class Discovery:
             NameUnknown: nothing was built for it.
         """
         validate_name(name)
+        if not self._public:
+            return _denied()  # whether or not there are any
         tags = await self._catalogue.tags(name)
         if not tags:
             raise NameUnknown(name)
@@ -63,6 +75,11 @@ class Discovery:
             headers["OCI-Filters-Applied"] = "artifactType"
         index = {"schemaVersion": 2, "mediaType": MediaType.OCI_INDEX, "manifests": descriptors}
         return _json(index, MediaType.OCI_INDEX, headers)
+
+
+def _denied() -> BytesResponse:
+    message = "this server does not list what was built (NIXERY_PUBLIC_BUILDS=0); pull an image by its name"
+    return errors_body(403, "DENIED", message)
 
 
 def _page(request: Request, entries: Sequence[str], path: str) -> tuple[Sequence[str], dict[str, str]]:

@@ -36,6 +36,9 @@ _MANIFEST_TYPES = (
 # The state of the package source that an image was made from.
 REVISION = "Nixery-Revision"
 
+# Characters of ``Accept`` that are looked at: clients that name all they know need a tenth of them.
+_LONGEST_ACCEPT = 8192
+
 _ANYTHING = frozenset({"*/*", "application/*"})
 
 
@@ -112,7 +115,7 @@ def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     Whoever accepts nothing that we have gets OCI's manifest, never a 406. So does one who wants Docker's, if the layers are
     compressed in a way that only OCI has a name for.
     """
-    accepted = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    accepted = {part.partition(";")[0].strip().lower() for part in accept[:_LONGEST_ACCEPT].split(",")}
     knows_docker = not accepted.isdisjoint((MediaType.DOCKER_MANIFEST, MediaType.DOCKER_INDEX))
     wants_docker = knows_docker and not any(t.startswith("application/vnd.oci.") for t in accepted)
     if isinstance(found, ImageIndex):

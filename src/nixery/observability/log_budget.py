@@ -1,0 +1,125 @@
+"""How many lines of the log a client may cause."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from nixery.request_context import Client, current_request
+
+# Lines at once, and lines a second from then on: of one client, and of all together. A pull that builds an image has about four.
+_BURST, _RATE = 200, 20.0
+_ALL_BURST, _ALL_RATE = 2000, 200.0
+
+# Clients that are remembered, those that were heard of last.
+_CLIENTS = 1024
+
+# Seconds between two summaries, and clients that have a line in one.
+_PERIOD = 10.0
+_NAMED = 10
+
+# Lines that tell of trouble have a budget of their own: nobody is to hide what he does to us behind lines that mean nothing.
+_TROUBLE = frozenset({"warning", "warn", "error", "exception", "critical", "fatal"})
+
+_OTHERS = Client("others")
+
+_log = structlog.get_logger("nixery.log")
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Lines that may still be written: at most ``burst``, and ``rate`` more each second."""
+
+    burst: float
+    rate: float
+    lines: float
+    filled: float
+
+    def take(self, now: float) -> bool:
+        self.lines = min(self.burst, self.lines + (now - self.filled) * self.rate)
+        self.filled = now
+        if self.lines < 1:
+            return False
+        self.lines -= 1
+        return True
+
+
+class LogBudget:
+    """A processor of structlog that drops lines of clients that cause too many, and tells how many those were.
+
+    Lines that no client has caused are all written. Lines may come from any thread.
+
+    Args:
+        clock: seconds; only differences matter.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[tuple[Client, bool], _Bucket] = OrderedDict()
+        self._all = {
+            trouble: _Bucket(_ALL_BURST, _ALL_RATE, _ALL_BURST, clock()) for trouble in (False, True)
+        }
+        self._suppressed: Counter[Client] = Counter()
+        self._told_later = False
+
+    def __call__(
+        self,
+        logger: object,  # noqa: ARG002 -- structlog's
+        method: str,
+        event: MutableMapping[str, Any],
+    ) -> MutableMapping[str, Any]:
+        """Let a line pass.
+
+        Raises:
+            DropEvent: it is one too many.
+        """
+        request = current_request()
+        if request is None:
+            return event
+        with self._lock:
+            if self._may_write(request.client, method in _TROUBLE):
+                return event
+            known = request.client in self._suppressed or len(self._suppressed) < _CLIENTS
+            self._suppressed[request.client if known else _OTHERS] += 1
+            later = not self._told_later
+            if later:
+                # Not in a thread; but then a line that comes from the event loop does it.
+                with suppress(RuntimeError):
+                    asyncio.get_running_loop().call_later(_PERIOD, self.summarise, context=Context())
+                    self._told_later = True
+        raise structlog.DropEvent
+
+    def summarise(self) -> None:
+        """Write how many lines of which clients were suppressed."""
+        with self._lock:
+            suppressed, self._suppressed = self._suppressed, Counter()
+            self._told_later = False
+        rest = suppressed.total()
+        del suppressed[_OTHERS]
+        for client, lines in suppressed.most_common(_NAMED):
+            _log.warning("log lines suppressed", client=client.name, lines=lines)
+            rest -= lines
+        if rest:
+            _log.warning("log lines suppressed", client=_OTHERS.name, lines=rest)
+
+    def _may_write(self, client: Client, trouble: bool) -> bool:  # noqa: FBT001 -- a part of the key
+        now = self._clock()
+        key = (client, trouble)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket(_BURST, _RATE, _BURST, now)
+            if len(self._buckets) > 2 * _CLIENTS:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(key)
+        return bucket.take(now) and self._all[trouble].take(now)
