@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import ipaddress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
+
+import structlog
 
 from nixery.errors import SettingsError, StorageError
 from nixery.file_locks import FileLocks
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
+from nixery.nix.advisories import Release, release
+from nixery.nix.health import owns_store
 from nixery.nix.native_platform import native_platform
-from nixery.nix.sandbox import require_sandbox
+from nixery.nix.options import NixOptions
+from nixery.nix.sandbox import BuilderGate, BuilderProbe, Confinement, log_confinement, require_sandbox
 from nixery.process_directory import ProcessDirectory
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
@@ -24,6 +31,10 @@ from nixery.storage.store import BlobStore, RecordStore
 
 Result = TypeVar("Result")
 
+_SANDBOX = {"auto": None, "on": True, "off": False}
+
+_log = structlog.get_logger("nixery.nix")
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -32,6 +43,8 @@ class Prepared:
     Attributes:
         address: to bind; the host's name is resolved. ``None`` if nothing is to be served.
         platforms: what a name stands for that does not begin with a platform.
+        sandbox: whether builds ask for Nix's sandbox; ``None`` to leave that to Nix's configuration.
+        gate: where builds pass before they begin.
     """
 
     address: str | None
@@ -42,6 +55,8 @@ class Prepared:
     locks: FileLocks
     blobs: BlobStore
     records: RecordStore
+    sandbox: bool | None
+    gate: BuilderGate
 
 
 def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
@@ -54,22 +69,46 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     Raises:
         SettingsError: with every problem there is.
     """
+    with ExitStack() as undone:
+        prepared = _prepare(settings, undone, serving=serving)
+        undone.pop_all()
+    if serving:
+        _warn_of_known_flaws(settings)
+    return prepared
+
+
+def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepared:
     directory = settings.storage_path
     problems: list[str] = []
     _try(problems, lambda: make_directory(directory))
     usable = directory.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(directory / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(directory / "gc-roots")) if usable else None
+    for made in filter(None, (temporary, roots)):
+        undone.callback(made.close)
     locks = _try(problems, lambda: FileLocks(directory / "locks")) if usable else None
-    opened = (
-        _try(problems, lambda: open_storage(settings, temporary.path, settings.environment))
-        if temporary
-        else None
-    )
-    popularity = _try(problems, lambda: _popularity(settings, temporary))
-    if settings.nix_sandbox == "on":
-        _try(problems, require_sandbox)
-    address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
+    with ExitStack() as probing:
+        # It takes a tenth of a second, in which the rest is done.
+        probe = (
+            _try(problems, lambda: probing.enter_context(builder_probe(settings, temporary.path)))
+            if temporary and (serving or settings.nix_sandbox == "on")
+            else None
+        )
+        opened = (
+            _try(problems, lambda: open_storage(settings, temporary.path, settings.environment))
+            if temporary
+            else None
+        )
+        popularity = _try(problems, lambda: _popularity(settings, temporary))
+        address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
+        platforms = settings.platforms or (native_platform(),)
+        confinement = probe.confinement() if probe else None
+    if confinement is not None:
+        if settings.nix_sandbox == "on":
+            _try(problems, lambda: require_sandbox(confinement))
+        if address is not None:
+            log_confinement(confinement)
+            _try(problems, lambda: require_confinement(confinement, settings, address))
     if (
         popularity is None
         or temporary is None
@@ -78,11 +117,95 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
         or opened is None
         or problems
     ):
-        for made in filter(None, (temporary, roots)):
-            made.close()
         raise SettingsError(tuple(problems))
-    platforms = settings.platforms or (native_platform(),)
-    return Prepared(address, platforms, popularity, temporary, roots, locks, opened.blobs, opened.records)
+    gate = BuilderGate(
+        confinement if address is not None and not accepts_anything(settings, address) else None,
+        lambda: _confinement(settings, temporary.path),
+    )
+    sandbox = _sandbox(settings, confinement)
+    return Prepared(
+        address, platforms, popularity, temporary, roots, locks, opened.blobs, opened.records, sandbox, gate
+    )
+
+
+def builder_probe(settings: Settings, directory: Path) -> BuilderProbe:
+    """Begin to find out what builders could reach.
+
+    Args:
+        settings: with how Nix is run.
+        directory: of the server's own.
+
+    Raises:
+        StorageError: the directory cannot be written to.
+    """
+    options = NixOptions(settings.nix_arguments, _SANDBOX[settings.nix_sandbox]).for_building
+    try:
+        return BuilderProbe(options, settings.evaluation_environment, directory)
+    except OSError as error:
+        raise StorageError(f"cannot make a file in {directory}: {error.strerror}") from error
+
+
+def _confinement(settings: Settings, directory: Path) -> Confinement:
+    with builder_probe(settings, directory) as probe:
+        return probe.confinement()
+
+
+def accepts_anything(settings: Settings, address: str) -> bool:
+    """Whether builders may reach what they like: only this machine can ask for builds, or the operator said so."""
+    return settings.nix_sandbox == "off" or is_loopback(address)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, from ``listening_address``, can be reached from this machine alone."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
+def require_confinement(confinement: Confinement, settings: Settings, address: str) -> None:
+    """Refuse to serve a network with builders that own the server.
+
+    Where nothing could be found out, the server starts, since it can serve what is stored; ``BuilderGate`` keeps builds back.
+
+    Raises:
+        SettingsError: they do, and the operator did not say that this is meant.
+    """
+    if confinement.sandbox == "unknown" or confinement.is_safe or accepts_anything(settings, address):
+        return
+    problem = (
+        f"NIXERY_HOST={settings.host} opens the server to other machines, but {confinement.sentence}"
+        " (turn on Nix's sandbox and give Nix build users, or use a Nix daemon that has both:"
+        " docs/explanation/deployments.md; or accept it with NIXERY_NIX_SANDBOX=off)"
+    )
+    raise SettingsError((problem,))
+
+
+def _sandbox(settings: Settings, confinement: Confinement | None) -> bool | None:
+    asked = _SANDBOX[settings.nix_sandbox]
+    if asked is None and confinement is not None and confinement.sandbox == "on" and owns_store():
+        # Asked for by name, it has no fallback: not even when the machine runs out of namespaces later on.
+        return True
+    return asked
+
+
+def _warn_of_known_flaws(settings: Settings) -> None:
+    for found in releases(settings):
+        if found.warning:
+            names = [advisory.name for advisory in found.advisories]
+            _log.warning(
+                "unsafe version",
+                program=found.program,
+                version=found.version,
+                advisories=names,
+                meaning=found.warning,
+            )
+
+
+def releases(settings: Settings) -> Sequence[Release]:
+    """Ask the programs that read what strangers wrote for their versions: Nix, and git where the package source takes it."""
+    programs = ("nix-store",) if settings.package_set is not None else ("nix-store", "git")
+    found = (release(program, settings.evaluation_environment) for program in programs)
+    return [program for program in found if program is not None]
 
 
 def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:

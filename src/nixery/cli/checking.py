@@ -6,11 +6,12 @@ import asyncio
 import json
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import typer
 from rich.console import Console
@@ -20,9 +21,9 @@ from nixery.cli.activity import Activity, activity
 from nixery.cli.workshop import missing_for_a_server, run, user_settings, workshop
 from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, StorageError
 from nixery.image.request import requests_for
-from nixery.nix.sandbox import configured_sandbox, require_sandbox
+from nixery.nix.sandbox import Confinement, require_sandbox
 from nixery.pipeline.package_index import PackageIndex
-from nixery.preparation import storage
+from nixery.preparation import builder_probe, is_loopback, releases, require_confinement, storage
 from nixery.settings import Settings
 from nixery.storage.files import make_directory, temporary_file, write_all
 
@@ -45,15 +46,26 @@ _TRIVIAL = """derivation {
 }"""
 
 
+# By whether it works, and whether there is something to do.
+_MARKS = {
+    (True, False): ("ok   ", "green"),
+    (True, True): ("WARN ", "bold yellow"),
+    (False, True): ("WRONG", "bold red"),
+    (False, False): ("WRONG", "bold red"),
+}
+
+_SAFER = "docs/explanation/deployments.md says what is safer, and how to get there"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something that was looked at.
 
     Attributes:
-        what: settings, nix, sandbox, storage or source.
-        right: whether it is as it should be.
+        what: settings, nix, git, sandbox, storage or source.
+        right: whether it works.
         found: in words.
-        advice: what to do about it; empty if it is right.
+        advice: what to do about it; a finding that is right may have some, too.
     """
 
     what: str
@@ -71,8 +83,7 @@ def check(*, as_json: bool) -> None:
     else:
         console = Console()
         for finding in findings:
-            mark = "ok   " if finding.right else "WRONG"
-            style = "green" if finding.right else "bold red"
+            mark, style = _MARKS[finding.right, bool(finding.advice)]
             console.print(f"[{style}]{mark}[/] {finding.what:<9}", end="")
             console.print(finding.found, markup=False, highlight=False, soft_wrap=True)
             if finding.advice:
@@ -94,12 +105,19 @@ def _findings(shown: Activity) -> Iterator[Finding]:
     except SettingsError as error:
         for problem in error.problems:
             yield Finding("settings", False, problem, "the README lists all variables")
-    yield nix
     if settings is None:
+        yield nix
         return
-    yield _sandbox(settings)
+    flawed = {found.program: found.warning for found in releases(settings) if found.warning}
+    git = flawed.pop("git", "")
+    yield replace(nix, advice=nix.advice or "; ".join(flawed.values()))
+    if git:
+        yield Finding("git", right=True, found=git, advice=_SAFER)
     shown.begin("trying the storage")
     place = _storage(settings)
+    if place.right:
+        shown.begin("asking a builder what it can reach")
+        yield _sandbox(settings)
     yield place
     if nix.right and place.right:
         shown.begin("evaluating the package source")
@@ -133,16 +151,26 @@ def _ask(*command: str) -> str:
 
 
 def _sandbox(settings: Settings) -> Finding:
-    if settings.nix_sandbox == "on":
-        try:
-            require_sandbox()
-        except SettingsError as error:
-            advice = "set NIXERY_NIX_SANDBOX=auto, or let Nix make user namespaces"
-            return Finding("sandbox", False, str(error), advice)
-        return Finding("sandbox", right=True, found="builders run in it, as NIXERY_NIX_SANDBOX wants")
-    if settings.nix_sandbox == "off":
-        return Finding("sandbox", right=True, found="off, as NIXERY_NIX_SANDBOX wants")
-    return Finding("sandbox", right=True, found=f"Nix's configuration says {configured_sandbox()}")
+    with builder_probe(settings, settings.storage_path) as probe:
+        confinement = probe.confinement()
+    try:
+        if settings.nix_sandbox == "on":
+            require_sandbox(confinement)
+        _require_confinement(confinement, settings)
+    except SettingsError as error:
+        return Finding("sandbox", False, str(error), _SAFER)
+    advice = "" if confinement.is_complete else _SAFER
+    return Finding("sandbox", confinement.sandbox != "unknown", confinement.sentence, advice)
+
+
+def _require_confinement(confinement: Confinement, settings: Settings) -> None:
+    # Not `listening_address`: a server that runs already has the port, and this is none.
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, UnicodeError):
+        return  # `serve` says what is wrong with it
+    if not is_loopback(str(found)):
+        require_confinement(confinement, settings, str(found))
 
 
 def _storage(settings: Settings) -> Finding:

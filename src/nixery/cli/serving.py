@@ -8,14 +8,12 @@ import signal
 import sys
 import threading
 
-import structlog
 import typer
 import uvloop
 
 from nixery.cli.logs import configure_logs
 from nixery.errors import NixeryError
 from nixery.nix.guard import guarded
-from nixery.nix.sandbox import configured_sandbox
 from nixery.preparation import Prepared, prepare
 from nixery.server.serve import serve as serve_application
 from nixery.settings import Settings
@@ -47,8 +45,6 @@ def serve() -> None:
 async def _serve(settings: Settings, prepared: Prepared) -> None:
     if prepared.address is None:
         raise AssertionError("it was prepared for serving")
-    sandbox = configured_sandbox() if settings.nix_sandbox == "auto" else settings.nix_sandbox
-    structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
     async with wire(settings, prepared) as wired:
         await serve_application(
             wired.application, prepared.address, settings.port, settings.send_timeout, wired.close
