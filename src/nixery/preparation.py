@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,10 +15,18 @@ from nixery.file_locks import FileLocks
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
 from nixery.nix.advisories import Release, release
+from nixery.nix.builder_probe import BuilderProbe
 from nixery.nix.health import owns_store
 from nixery.nix.native_platform import native_platform
 from nixery.nix.options import NixOptions
-from nixery.nix.sandbox import BuilderGate, BuilderProbe, Confinement, log_confinement, require_sandbox
+from nixery.nix.sandbox import (
+    BuilderGate,
+    Confinement,
+    is_loopback,
+    log_confinement,
+    require_confinement,
+    require_sandbox,
+)
 from nixery.process_directory import ProcessDirectory
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
@@ -103,12 +110,15 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepare
         address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
         platforms = settings.platforms or (native_platform(),)
         confinement = probe.confinement() if probe else None
+    # Only this machine can ask for builds, or the operator has accepted whatever they reach.
+    waived = address is None or settings.nix_sandbox == "off" or is_loopback(address)
     if confinement is not None:
         if settings.nix_sandbox == "on":
             _try(problems, lambda: require_sandbox(confinement))
         if address is not None:
             log_confinement(confinement)
-            _try(problems, lambda: require_confinement(confinement, settings, address))
+            if not waived:
+                _try(problems, lambda: require_confinement(confinement, settings.host))
     if (
         popularity is None
         or temporary is None
@@ -118,10 +128,7 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepare
         or problems
     ):
         raise SettingsError(tuple(problems))
-    gate = BuilderGate(
-        confinement if address is not None and not accepts_anything(settings, address) else None,
-        lambda: _confinement(settings, temporary.path),
-    )
+    gate = BuilderGate(None if waived else confinement, lambda: _confinement(settings, temporary.path))
     sandbox = _sandbox(settings, confinement)
     return Prepared(
         address, platforms, popularity, temporary, roots, locks, opened.blobs, opened.records, sandbox, gate
@@ -148,36 +155,6 @@ def builder_probe(settings: Settings, directory: Path) -> BuilderProbe:
 def _confinement(settings: Settings, directory: Path) -> Confinement:
     with builder_probe(settings, directory) as probe:
         return probe.confinement()
-
-
-def accepts_anything(settings: Settings, address: str) -> bool:
-    """Whether builders may reach what they like: only this machine can ask for builds, or the operator said so."""
-    return settings.nix_sandbox == "off" or is_loopback(address)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address, from ``listening_address``, can be reached from this machine alone."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (mapped or found).is_loopback
-
-
-def require_confinement(confinement: Confinement, settings: Settings, address: str) -> None:
-    """Refuse to serve a network with builders that own the server.
-
-    Where nothing could be found out, the server starts, since it can serve what is stored; ``BuilderGate`` keeps builds back.
-
-    Raises:
-        SettingsError: they do, and the operator did not say that this is meant.
-    """
-    if confinement.sandbox == "unknown" or confinement.is_safe or accepts_anything(settings, address):
-        return
-    problem = (
-        f"NIXERY_HOST={settings.host} opens the server to other machines, but {confinement.sentence}"
-        " (turn on Nix's sandbox and give Nix build users, or use a Nix daemon that has both:"
-        " docs/explanation/deployments.md; or accept it with NIXERY_NIX_SANDBOX=off)"
-    )
-    raise SettingsError((problem,))
 
 
 def _sandbox(settings: Settings, confinement: Confinement | None) -> bool | None:
