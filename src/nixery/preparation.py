@@ -115,10 +115,8 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepare
     if confinement is not None:
         if settings.nix_sandbox == "on":
             _try(problems, lambda: require_sandbox(confinement))
-        if address is not None:
-            log_confinement(confinement)
-            if not waived:
-                _try(problems, lambda: require_confinement(confinement, settings.host))
+        if not waived:
+            _try(problems, lambda: require_confinement(confinement, settings.host))
     if (
         popularity is None
         or temporary is None
@@ -128,6 +126,8 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepare
         or problems
     ):
         raise SettingsError(tuple(problems))
+    if serving and confinement is not None:
+        log_confinement(confinement)
     gate = BuilderGate(None if waived else confinement, lambda: _confinement(settings, temporary.path))
     sandbox = _sandbox(settings, confinement)
     return Prepared(

@@ -57,12 +57,9 @@ _EXPRESSION = """\
 # For a configuration that puts no shell into the sandbox. Not all machines have all of them.
 _WITH_A_SHELL = ("--option", "extra-sandbox-paths", "/bin? /lib? /lib64? /usr?")
 
-# Of Nix's error, which has not changed since 2.0 and is Lix's as well.
-_REFUSED = "'__noChroot' set"
-
 _REPORT = re.compile(
     r"pid=(?P<pid>\d+) uid=(?P<uid>\d+) owner=(?P<owner>yes|no) reads=(?P<reads>yes|no)"
-    r" boot=(?P<boot>\S*) map=(?P<map>(?: \d+:\d+:\d+)+)\n"
+    r" boot=(?P<boot>\S+) map=(?P<map>(?: \d+:\d+:\d+)+)\n"
 )
 
 
@@ -114,7 +111,7 @@ class BuilderProbe:
                 escaped = _understood(self._escaping.output(self._until))
             except _EscapeRefusedError:
                 return found
-        except _NoReportError as error:
+        except (_NoReportError, OSError) as error:
             return Confinement("unknown", "unknown", reason=str(error))
         return replace(escaped, sandbox="optional") if escaped.sandbox == "off" else found
 
@@ -167,9 +164,9 @@ class _Build:
             stdout, stderr = self._process.communicate(timeout=max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
             raise _NoReportError(f"Nix built nothing within {_PATIENCE:.0f} seconds") from None
-        if _REFUSED in stderr:
-            raise _EscapeRefusedError
         if self._process.returncode != 0:
+            if "__noChroot" in stderr:
+                raise _EscapeRefusedError
             raise _NoReportError((stderr.strip().splitlines() or ["Nix said nothing"])[-1].strip())
         try:
             with Path(stdout.strip()).open("rb") as file:
@@ -195,10 +192,9 @@ def _understood(report: str) -> Confinement:
     found = _REPORT.fullmatch(report)
     if found is None:
         raise _NoReportError("the report of Nix's builder is not understood")
-    boot = _read("/proc/sys/kernel/random/boot_id").strip()
-    if boot and found["boot"] and boot != found["boot"]:
+    if found["boot"] != Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip():
         return Confinement("elsewhere", "own")
-    ours = [int(number) for number in _read("/proc/self/uid_map").split()]
+    ours = [int(number) for number in Path("/proc/self/uid_map").read_text(encoding="utf-8").split()]
     theirs = [int(number) for number in found["map"].replace(":", " ").split()]
     # In a namespace of its own a builder's user has another number than outside, and that one counts.
     uid = int(found["uid"]) if theirs == ours else _outside(int(found["uid"]), theirs)
@@ -217,10 +213,3 @@ def _outside(uid: int, mapping: Sequence[int]) -> int:
         if inside <= uid < inside + count:
             return outside + uid - inside
     return uid
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return ""

@@ -43,7 +43,7 @@ class Confinement:
         """Whether a hostile builder owns neither the server nor its machine."""
         if self.sandbox == "elsewhere":
             return True
-        return self.sandbox == "on" and self.user != "root" and not self.reads_storage
+        return self.sandbox == "on" and self.user in {"server", "own"} and not self.reads_storage
 
     @property
     def is_complete(self) -> bool:
