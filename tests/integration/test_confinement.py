@@ -20,14 +20,37 @@ from tests.integration.conftest import StartServer
 from tests.support.nix import NixSpy, install_fake_nix, wait_until
 from tests.support.server import clean_environment, end_process, free_port, run_server
 
+pytestmark = pytest.mark.security
+
 # Several `--option`s of one name: the last one holds.
 _SANDBOXED = ("--option", "sandbox", "true", "--option", "sandbox-fallback", "false")
 _WITH_A_SHELL = ("--option", "sandbox-paths", "/bin /lib /lib64? /usr")
 
-# A namespace of its own has no other machines in it, whatever address is listened on there.
+# Brings up the loopback interface of a new network namespace, which has nothing else, and becomes a command.
+_LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+# Becomes a command that no other machine can connect to, whatever address it listens on.
 _NO_NETWORK = (
-    ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--user", "--map-current-user", "--net")
+    ("unshare", "--net", sys.executable, "-c", _LOOPBACK_UP)
+    if os.geteuid() == 0
+    else (
+        *("unshare", "--user", "--map-current-user", "--net", "--keep-caps"),
+        *(sys.executable, "-c", _LOOPBACK_UP, "setpriv", "--ambient-caps=-all", "--inh-caps=-all"),
+    )
 )
+
+_ASK = """
+import sys, urllib.error, urllib.request
+try:
+    print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=20).read().decode())
+except urllib.error.HTTPError as error:
+    print(error.read().decode())
+"""
 
 
 def probed(settings: Mapping[str, str], directory: Path, *options: str) -> Confinement:
@@ -74,18 +97,6 @@ def on_a_network_of_its_own(environment: Mapping[str, str], directory: Path) -> 
     finally:
         end_process(process)
         sys.stdout.write(output.read_text())
-
-
-# Brings the loopback interface of a namespace up, which is down at first, and asks for a page, whatever its status.
-_ASK = """
-import fcntl, socket, struct, sys, urllib.error, urllib.request
-with socket.socket() as any_socket:
-    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
-try:
-    print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=20).read().decode())
-except urllib.error.HTTPError as error:
-    print(error.read().decode())
-"""
 
 
 def ask_there(log: Path, url: str) -> str:

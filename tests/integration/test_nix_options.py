@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.integration.conftest import StartServer
 from tests.support.nix import NixSpy
+
+pytestmark = pytest.mark.security
 
 
 def test_options_reach_every_command(start_server: StartServer, spy: NixSpy) -> None:
