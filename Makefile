@@ -23,7 +23,7 @@
 #   make operations        the dashboard, the alerts and the metrics' documentation against a real Prometheus; half a minute
 #   make gc-many           collect and scrub 100,000 blobs, and how much memory that takes; some minutes
 #   make lock              pin the Python requirements again
-#   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
+#   make clean             remove what set-up made here (not what it installed from Debian, nor /nix, nor Nix's build users)
 
 PYTHON ?= python3
 # Test processes at the same time.
