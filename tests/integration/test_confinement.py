@@ -280,6 +280,63 @@ def test_import_from_derivation_builds_in_the_sandbox_as_well(
     assert "--option sandbox true --option sandbox-fallback false" in call
 
 
+def test_a_sandbox_that_was_found_is_kept(
+    start_server: StartServer, spy: NixSpy, settings: Mapping[str, str], tmp_path: Path
+) -> None:
+    if not machine_has_a_sandbox(settings, tmp_path):
+        return
+    # With a fallback, Nix would build without the sandbox as soon as there are no more namespaces.
+    fallback = "sandbox = true\nsandbox-fallback = true\nsandbox-paths = /bin /lib /lib64? /usr"
+    server = start_server(NIX_CONFIG=fallback, **spy.environment())
+    server.client.manifest("hello")
+    (call,) = spy.calls_of("nix-store", "--realise")
+    assert "--option sandbox true --option sandbox-fallback false" in call
+
+
+_TRIES = """
+{ system, ... }:
+let
+  make = name: script: extra: derivation ({
+    inherit name system;
+    builder = "/bin/sh";
+    args = [ "-c" script ];
+    PATH = "/usr/bin:/bin";
+  } // extra);
+  given = make "given" "mkdir -p $out/share; echo @salt@ > $out/share/given" { };
+  tries = make "tries" ''
+    mkdir -p $out/share
+    chmod -R u+w $given 2>/dev/null && echo changed >> $given/share/given && echo changed >> $out/share/result
+    cat @storage@/probe >/dev/null 2>&1 && echo read >> $out/share/result
+    echo x 2>/dev/null > @storage@/written && echo written >> $out/share/result
+    echo done >> $out/share/result
+  '' { inherit given; };
+in
+{ inherit tries; }
+"""
+
+
+def test_builders_change_nothing_that_they_are_given(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    storage = tmp_path / "storage"
+    (tmp_path / "set").mkdir()
+    text = _TRIES.replace("@salt@", salt).replace("@storage@", str(storage))
+    (tmp_path / "set" / "default.nix").write_text(text)
+    server = start_server(NIXERY_PKGS_PATH=str(tmp_path / "set"))
+    (storage / "probe").write_text("of the server")
+    (storage / "probe").chmod(0o600)
+    found = told(server.log)
+    filesystem = server.client.pull("tries").filesystem
+    result = set(filesystem.read("share/result").decode().split())
+    if found["user"] == "own":
+        assert result == {"done"}
+    elif found["sandbox"] == "on":
+        # As the warning says.
+        assert result == {"changed", "done"}
+    else:
+        assert result == {"changed", "read", "written", "done"}
+
+
 def test_a_server_can_be_stopped_while_it_waits_for_a_builder(serve: dict[str, str], tmp_path: Path) -> None:
     hanging = install_fake_nix(tmp_path / "nix", f'echo $$ >> "{tmp_path}/started"\nexec sleep 60')
     process = subprocess.Popen(
