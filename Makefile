@@ -3,6 +3,8 @@
 #   make demo              from nothing to a running container: set up, serve, pull, run
 #   make serve             the server in the foreground; PORT=9090 make serve for another port than 8080
 #   make test              all tests
+#   make test-plain-user   the tests of what hostile input reaches (marked security), as a user without rights and with a Nix store of its own
+#   make audit             known flaws of the pinned Python packages; asks the package index for its advisories, so not part of continuous integration
 #   make acceptance        all clients that Debian has, for real, and MinIO and Azurite where there are Go and Node.js; as root, it installs them
 #   make browser           the pages in a real browser, Debian's Chromium; as root, it installs it; screenshots in var/screenshots
 #   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
@@ -21,7 +23,7 @@
 #   make operations        the dashboard, the alerts and the metrics' documentation against a real Prometheus; half a minute
 #   make gc-many           collect and scrub 100,000 blobs, and how much memory that takes; some minutes
 #   make lock              pin the Python requirements again
-#   make clean             remove what set-up made here (not what it installed from Debian, nor /nix)
+#   make clean             remove what set-up made here (not what it installed from Debian, nor /nix, nor Nix's build users)
 
 PYTHON ?= python3
 # Test processes at the same time.
@@ -32,7 +34,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test acceptance browser acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
+.PHONY: help setup demo serve test test-plain-user audit acceptance browser acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,6 +53,12 @@ test:
 	@scripts/install_peers.sh docker-registry=docker-registry
 	$(WITH_NIX) $(BIN)/pytest -n $(JOBS) --dist loadgroup --junitxml=var/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/tests.xml
+
+test-plain-user: setup
+	@scripts/as_plain_user.sh $(BIN)/python -m pytest -p no:cacheprovider -n $(JOBS) --dist loadgroup -m security tests/unit tests/integration
+
+audit:
+	@scripts/audit.sh
 
 fuzz: setup
 	$(WITH_NIX) FUZZ_EFFORT=$${FUZZ_EFFORT:-20} $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/fuzz

@@ -4,15 +4,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-tools=var/lock-tools
-[ -x "$tools/bin/uv" ] || {
-    "${PYTHON:-python3}" -m venv "$tools"
-    "$tools/bin/pip" install --quiet --disable-pip-version-check 'uv>=0.9'
-}
+tools=$(scripts/python_tools.sh)
 
 compile() {
     # "fewest" prefers one version for all Pythons to the newest for each: the same code everywhere.
-    env -u UV_FIND_LINKS "$tools/bin/uv" pip compile --quiet --no-config --universal --python-version 3.11 \
+    env -u UV_FIND_LINKS "$tools/uv" pip compile --quiet --no-config --universal --python-version 3.11 \
         --fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links --strip-extras \
         --custom-compile-command 'make lock' "$@"
 }
@@ -22,6 +18,9 @@ compile pyproject.toml --output-file requirements/runtime.txt
 compile pyproject.toml --extra otel --constraint requirements/runtime.txt --output-file requirements/otel.txt
 compile pyproject.toml --extra otel --group pyproject.toml:dev requirements/build.in \
     --constraint requirements/runtime.txt --output-file requirements/dev.txt
+# Whoever installs from a checkout builds with this back end, and downloads no other version of it.
+compile requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt
+compile requirements/tools.in --output-file requirements/tools.txt
 
 if grep -nE '://|^ *-(i|f|-index|-extra-index|-find-links)' requirements/*.txt; then
     echo 'lock: the lines above name a machine or an index' >&2

@@ -2,7 +2,8 @@
 # Set up whatever the demo, the server and the tests need: scripts/setup.sh [SYSTEM...]
 #
 #   1. programs: installed from Debian if we are root, asked for if not
-#   2. Nix:      the user's own configuration, or a private one in var/nix for root without a daemon
+#   2. Nix:      the user's own configuration, or a private one in var/nix for root without a daemon, with build users
+#                (made if there are none) and the sandbox where the machine allows it
 #   3. .venv:    the pinned Python requirements and this project, editable
 #   4. the package set's lock, for each SYSTEM (default: x86_64-linux and this machine's)
 #
@@ -12,6 +13,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
+# As many as Nix's own installer makes: each builder that runs takes one.
+build_users=32
 python=${PYTHON:-python3}
 # runc is in sbin, which is not on everybody's PATH.
 PATH=$PATH:/usr/sbin:/sbin
@@ -93,23 +96,83 @@ ensure_programs() {
     [ ${#missing[@]} = 0 ] || fail "still missing after the installation: ${missing[*]}"
 }
 
-# Whether Nix has build users or a daemon, that is, whether somebody has set it up.
-nix_is_set_up() { getent group nixbld >/dev/null || [ -S /nix/var/nix/daemon-socket/socket ]; }
+# Whether somebody has set Nix up: then its configuration is theirs. Build users alone do not tell, for we may have made them.
+nix_is_set_up() {
+    [ -S /nix/var/nix/daemon-socket/socket ] || grep -qs '^ *build-users-group *= *[^ ]' /etc/nix/nix.conf
+}
+
+has_build_users() { [ -n "$(getent group nixbld | cut -d: -f4)" ]; }
+
+# As Nix's manual has it (multi-user installation). Without them, builders would be root, in the sandbox as well.
+ensure_build_users() {
+    ! has_build_users || return 0
+    say "making the group nixbld and its users nixbld1 to nixbld$build_users: Nix builds as them, not as root"
+    {
+        getent group nixbld || groupadd --system nixbld || return 1
+        local number
+        for number in $(seq "$build_users"); do
+            getent passwd "nixbld$number" || useradd --system --no-create-home --home-dir /var/empty \
+                --shell /usr/sbin/nologin --gid nixbld --groups nixbld --comment "Nix build user $number" "nixbld$number" ||
+                return 1
+        done
+    } >var/log/build-users.log 2>&1
+    has_build_users
+}
+
+nix_configuration() {
+    cat <<END
+# A private configuration, by scripts/setup.sh: from source, without a binary cache.
+build-users-group = $1
+substituters =
+experimental-features = nix-command flakes
+max-jobs = auto
+sandbox = $2
+sandbox-fallback = false
+# The builders of packagesets/debian use the system's Python, patchelf and apt.
+sandbox-paths = /bin /lib /lib64? /usr /etc/apt? /etc/ssl?
+END
+}
+
+# builds GROUP SANDBOX: whether Nix builds something with that configuration.
+builds() {
+    mkdir -p var/nix/trial
+    nix_configuration "$1" "$2" >var/nix/trial/nix.conf
+    NIX_CONF_DIR=$root/var/nix/trial nix-build --no-out-link --argstr salt "$(date +%s%N)-$$" --expr '
+        { salt }: derivation {
+          name = "nixery-trial";
+          system = builtins.currentSystem;
+          builder = "/bin/sh";
+          args = [ "-c" "echo > $out" ];
+          inherit salt;
+        }' >var/log/nix-trial.log 2>&1 </dev/null
+}
+
+# The safest configuration that works here. A sandbox without build users comes third: its builders are root, to whom all that sandbox-paths
+# names is open.
+private_configuration() {
+    local users=yes choice group sandbox
+    ensure_build_users || {
+        users=''
+        say "no build users, so builders are root: $(tail -n 1 var/log/build-users.log)"
+    }
+    for choice in nixbld:true nixbld:false :true :false; do
+        group=${choice%:*} sandbox=${choice#*:}
+        [ -n "$users" ] || [ -z "$group" ] || continue
+        if builds "$group" "$sandbox"; then
+            nix_configuration "$group" "$sandbox" | write_if_changed var/nix/nix.conf
+            return
+        fi
+        say "Nix cannot build here with sandbox = $sandbox and build-users-group = $group: $(tail -n 1 var/log/nix-trial.log)"
+    done
+    fail 'Nix builds nothing here'
+}
 
 ensure_nix() {
     local environment=''
     if [ "$(id -u)" = 0 ] && ! nix_is_set_up; then
         environment="export NIX_CONF_DIR='$root/var/nix'"
+        private_configuration
         export NIX_CONF_DIR=$root/var/nix
-        write_if_changed var/nix/nix.conf <<'END'
-# A private configuration: root builds by itself, from source, and asks no binary cache.
-build-users-group =
-substituters =
-experimental-features = nix-command flakes
-max-jobs = auto
-# The builders of packagesets/debian use the system's Python, patchelf and apt.
-sandbox = false
-END
     fi
     write_if_changed var/nix/environment <<<"$environment"
     quietly nix.log nix-instantiate --eval -E 1 ||

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
+
+import structlog
 
 from nixery.errors import SettingsError, StorageError
 from nixery.file_locks import FileLocks
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
+from nixery.nix.advisories import Release, release
+from nixery.nix.builder_probe import BuilderProbe
+from nixery.nix.health import owns_store
 from nixery.nix.native_platform import native_platform
-from nixery.nix.sandbox import require_sandbox
+from nixery.nix.options import NixOptions
+from nixery.nix.sandbox import (
+    BuilderGate,
+    Confinement,
+    is_loopback,
+    log_confinement,
+    require_confinement,
+    require_sandbox,
+)
 from nixery.process_directory import ProcessDirectory
 from nixery.server.serve import listening_address
 from nixery.settings import Settings
@@ -24,6 +38,10 @@ from nixery.storage.store import BlobStore, RecordStore
 
 Result = TypeVar("Result")
 
+_SANDBOX = {"auto": None, "on": True, "off": False}
+
+_log = structlog.get_logger("nixery.nix")
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -33,6 +51,8 @@ class Prepared:
         address: to bind; the host's name is resolved. ``None`` if nothing is to be served.
         admin_address: to bind for health and metrics; ``None`` if they have no listener of their own.
         platforms: what a name stands for that does not begin with a platform.
+        sandbox: whether builds ask for Nix's sandbox; ``None`` to leave that to Nix's configuration.
+        gate: where builds pass before they begin.
     """
 
     address: str | None
@@ -43,6 +63,8 @@ class Prepared:
     locks: FileLocks
     blobs: BlobStore
     records: RecordStore
+    sandbox: bool | None
+    gate: BuilderGate
     admin_address: str | None = None
 
 
@@ -56,23 +78,48 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
     Raises:
         SettingsError: with every problem there is.
     """
+    with ExitStack() as undone:
+        prepared = _prepare(settings, undone, serving=serving)
+        undone.pop_all()
+    if serving:
+        _warn_of_known_flaws(settings)
+    return prepared
+
+
+def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepared:
     directory = settings.storage_path
     problems: list[str] = []
     _try(problems, lambda: make_storage_directory(directory))
     usable = directory.is_dir()
     temporary = _try(problems, lambda: ProcessDirectory(directory / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(directory / "gc-roots")) if usable else None
+    for made in filter(None, (temporary, roots)):
+        undone.callback(made.close)
     locks = _try(problems, lambda: FileLocks(directory / "locks")) if usable else None
-    opened = (
-        _try(problems, lambda: open_storage(settings, temporary.path, settings.environment))
-        if temporary
-        else None
-    )
-    popularity = _try(problems, lambda: _popularity(settings, temporary))
-    if settings.nix_sandbox == "on":
-        _try(problems, lambda: require_sandbox(settings.build_environment))
-    address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
-    admin_address = _try(problems, lambda: _admin_address(settings)) if serving else None
+    with ExitStack() as probing:
+        # It takes a tenth of a second, in which the rest is done.
+        probe = (
+            _try(problems, lambda: probing.enter_context(builder_probe(settings, temporary.path)))
+            if temporary and (serving or settings.nix_sandbox == "on")
+            else None
+        )
+        opened = (
+            _try(problems, lambda: open_storage(settings, temporary.path, settings.environment))
+            if temporary
+            else None
+        )
+        popularity = _try(problems, lambda: _popularity(settings, temporary))
+        address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
+        admin_address = _try(problems, lambda: _admin_address(settings)) if serving else None
+        platforms = settings.platforms or (native_platform(settings.build_environment),)
+        confinement = probe.confinement() if probe else None
+    # Only this machine can ask for builds, or the operator has accepted whatever they reach.
+    waived = address is None or settings.nix_sandbox == "off" or is_loopback(address)
+    if confinement is not None:
+        if settings.nix_sandbox == "on":
+            _try(problems, lambda: require_sandbox(confinement))
+        if not waived:
+            _try(problems, lambda: require_confinement(confinement, settings.host))
     if (
         popularity is None
         or temporary is None
@@ -81,12 +128,23 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
         or opened is None
         or problems
     ):
-        for made in filter(None, (temporary, roots)):
-            made.close()
         raise SettingsError(tuple(problems))
-    platforms = settings.platforms or (native_platform(settings.build_environment),)
+    if serving and confinement is not None:
+        log_confinement(confinement)
+    gate = BuilderGate(None if waived else confinement, lambda: _confinement(settings, temporary.path))
+    sandbox = _sandbox(settings, confinement)
     return Prepared(
-        address, platforms, popularity, temporary, roots, locks, opened.blobs, opened.records, admin_address
+        address=address,
+        platforms=platforms,
+        popularity=popularity,
+        temporary=temporary,
+        roots=roots,
+        locks=locks,
+        blobs=opened.blobs,
+        records=opened.records,
+        sandbox=sandbox,
+        gate=gate,
+        admin_address=admin_address,
     )
 
 
@@ -94,6 +152,56 @@ def _admin_address(settings: Settings) -> str | None:
     if settings.admin_port is None:
         return None
     return listening_address(settings.admin_host, settings.admin_port, "NIXERY_ADMIN_HOST, NIXERY_ADMIN_PORT")
+
+
+def builder_probe(settings: Settings, directory: Path) -> BuilderProbe:
+    """Begin to find out what builders could reach.
+
+    Args:
+        settings: with how Nix is run.
+        directory: of the server's own.
+
+    Raises:
+        StorageError: the directory cannot be written to.
+    """
+    options = NixOptions(settings.nix_arguments, _SANDBOX[settings.nix_sandbox]).for_building
+    try:
+        return BuilderProbe(options, settings.build_environment, directory)
+    except OSError as error:
+        raise StorageError(f"cannot make a file in {directory}: {error.strerror}") from error
+
+
+def _confinement(settings: Settings, directory: Path) -> Confinement:
+    with builder_probe(settings, directory) as probe:
+        return probe.confinement()
+
+
+def _sandbox(settings: Settings, confinement: Confinement | None) -> bool | None:
+    asked = _SANDBOX[settings.nix_sandbox]
+    if asked is None and confinement is not None and confinement.sandbox == "on" and owns_store():
+        # Asked for by name, it has no fallback: not even when the machine runs out of namespaces later on.
+        return True
+    return asked
+
+
+def _warn_of_known_flaws(settings: Settings) -> None:
+    for found in releases(settings):
+        if found.warning:
+            names = [advisory.name for advisory in found.advisories]
+            _log.warning(
+                "unsafe version",
+                program=found.program,
+                version=found.version,
+                advisories=names,
+                meaning=found.warning,
+            )
+
+
+def releases(settings: Settings) -> Sequence[Release]:
+    """Ask the programs that read what strangers wrote for their versions: Nix, and git where the package source takes it."""
+    programs = ("nix-store",) if settings.package_set is not None else ("nix-store", "git")
+    found = (release(program, settings.build_environment) for program in programs)
+    return [program for program in found if program is not None]
 
 
 def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[2]
-_PAGES = sorted([_ROOT / "README.md", *(_ROOT / "docs").glob("*.md")])
+_PAGES = sorted([_ROOT / "README.md", _ROOT / "SECURITY.md", *(_ROOT / "docs").rglob("*.md")])
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
@@ -37,8 +37,26 @@ def test_links_resolve(page: Path) -> None:
 
 
 def test_the_index_has_every_page() -> None:
-    linked = set(_LINK.findall((_ROOT / "docs" / "README.md").read_text()))
-    assert {page.name for page in _PAGES} - linked == {"README.md"}
+    docs = _ROOT / "docs"
+    linked = {docs / link.partition("#")[0] for link in _LINK.findall((docs / "README.md").read_text())}
+    pages = {page for page in _PAGES if page.is_relative_to(docs)}
+    assert pages - linked == {docs / "README.md"}
+
+
+def test_the_tests_that_the_threat_model_names_are_there() -> None:
+    text = (_ROOT / "docs" / "explanation" / "threat-model.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+(?:\.py)?)?(?:::(\w+))?`", text)
+    file = ""
+    checked = 0
+    for path, function in named:
+        file = path or file
+        if not path and not function:
+            continue
+        assert (_ROOT / file).exists(), file
+        if function:
+            assert f"def {function}(" in (_ROOT / file).read_text(), f"{file}::{function}"
+        checked += 1
+    assert checked > 10
 
 
 def test_a_broken_link_is_found(tmp_path: Path) -> None:

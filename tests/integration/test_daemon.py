@@ -19,6 +19,8 @@ from tests.support.repository import Repository
 from tests.support.server import Server, clean_environment, running_server
 from tests.validator.image_validator import validate
 
+pytestmark = pytest.mark.security
+
 _NOBODY = 65534
 
 # Root becomes nobody once everything is imported: nobody may not be allowed to read where Python lies. The command itself,

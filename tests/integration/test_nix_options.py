@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from nixery.errors import SettingsError
-from nixery.nix.sandbox import require_sandbox
 from tests.integration.conftest import StartServer
-from tests.support.nix import NixSpy, install_fake_nix
-from tests.support.server import free_port, run_server
+from tests.support.nix import NixSpy
+
+pytestmark = pytest.mark.security
 
 
 def test_options_reach_every_command(start_server: StartServer, spy: NixSpy) -> None:
@@ -74,61 +71,3 @@ def test_an_evaluation_is_bounded(start_server: StartServer, tmp_path: Path) -> 
     assert response.status == 404
     assert "large (does not evaluate: out of memory)" in response.error["message"]
     assert client.manifest("fine").error["detail"]["packages"][0]["reason"] == "not a package"
-
-
-def sandbox_problem() -> str | None:
-    """Why this machine has no sandbox; ``None`` if it has."""
-    try:
-        require_sandbox(os.environ)
-    except SettingsError as error:
-        return str(error)
-    return None
-
-
-def test_a_sandbox_that_has_to_be_there(
-    start_server: StartServer,
-    spy: NixSpy,
-    settings: Mapping[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    problem = sandbox_problem()
-    if problem:
-        # A machine that has none: then a server that must not do without does not start, and says why.
-        environment = {
-            **settings,
-            "PORT": str(free_port()),
-            "NIXERY_STORAGE_BACKEND": "filesystem",
-            "STORAGE_PATH": str(tmp_path / "storage"),
-        }
-        ended = run_server({**environment, "NIXERY_NIX_SANDBOX": "on"}, tmp_path)
-        assert (ended.returncode, ended.stderr) == (2, f"nixery: {problem}\n")
-        return
-    server = start_server(NIXERY_NIX_SANDBOX="on", **spy.environment())
-    assert '"in_effect": "on"' in server.log
-    spy.forget()
-    server.client.manifest("hello")
-    (call,) = spy.calls_of("nix-store", "--realise")
-    assert "--option sandbox true --option sandbox-fallback false" in call
-
-
-def test_what_the_configuration_says_is_told(start_server: StartServer) -> None:
-    server = start_server(NIX_CONFIG="sandbox = relaxed")
-    assert '"in_effect": "relaxed"' in server.log
-
-
-@pytest.mark.parametrize("script", ["exit 1", "echo /proc/version"])
-def test_a_sandbox_that_does_not_work(settings: Mapping[str, str], tmp_path: Path, script: str) -> None:
-    environment = {
-        **settings,
-        **install_fake_nix(tmp_path / "nix", script),
-        "PORT": str(free_port()),
-        "NIXERY_STORAGE_BACKEND": "filesystem",
-        "STORAGE_PATH": str(tmp_path / "storage"),
-        "NIXERY_NIX_SANDBOX": "on",
-    }
-    ended = run_server(environment, tmp_path)
-    assert ended.returncode == 2
-    assert "NIXERY_NIX_SANDBOX is on, but the sandbox does not work here" in ended.stderr

@@ -7,11 +7,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import typer
 from rich.console import Console
@@ -21,10 +21,10 @@ from nixery.cli.activity import Activity, activity
 from nixery.cli.workshop import missing_for_a_server, run, user_settings, workshop
 from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, StorageError
 from nixery.image.request import requests_for
-from nixery.nix.sandbox import configured_sandbox, require_sandbox
+from nixery.nix.sandbox import Confinement, is_loopback, require_confinement, require_sandbox
 from nixery.pipeline.package_index import PackageIndex
 from nixery.plain_text import escaped
-from nixery.preparation import storage
+from nixery.preparation import builder_probe, releases, storage
 from nixery.settings import Settings
 from nixery.settings.environments import build_environment
 from nixery.sources.location import redacted
@@ -40,13 +40,7 @@ _OLDEST_NIX = (2, 8)
 # Bytes: less than many an image takes.
 _LITTLE_SPACE = 1 << 30
 
-# Has never been built before, or nothing would be found out.
-_TRIVIAL = """derivation {
-  name = "nixery-check-%d";
-  system = builtins.currentSystem;
-  builder = "/bin/sh";
-  args = [ "-c" "echo > $out" ];
-}"""
+_SAFER = "docs/explanation/deployments.md says what is safer, and how to get there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +48,22 @@ class Finding:
     """Something that was looked at.
 
     Attributes:
-        what: settings, nix, sandbox, storage or source.
-        right: whether it is as it should be.
+        what: settings, nix, git, sandbox, storage or source.
+        right: whether it works.
         found: in words.
-        advice: what to do about it; empty if it is right.
+        advice: what to do about it; a finding that is right may have some, too.
     """
 
     what: str
     right: bool
     found: str
     advice: str = ""
+
+    @property
+    def mark(self) -> tuple[str, str]:
+        """Return how it is marked, and in which style."""
+        right = ("WARN ", "bold yellow") if self.advice else ("ok   ", "green")
+        return right if self.right else ("WRONG", "bold red")
 
 
 def check(*, as_json: bool) -> None:
@@ -75,8 +75,7 @@ def check(*, as_json: bool) -> None:
     else:
         console = Console()
         for finding in findings:
-            mark = "ok   " if finding.right else "WRONG"
-            style = "green" if finding.right else "bold red"
+            mark, style = finding.mark
             console.print(f"[{style}]{mark}[/] {finding.what:<9}", end="")
             console.print(escaped(finding.found), markup=False, highlight=False, soft_wrap=True)
             if finding.advice:
@@ -98,12 +97,19 @@ def _findings(shown: Activity) -> Iterator[Finding]:
     except SettingsError as error:
         for problem in error.problems:
             yield Finding("settings", False, problem, "the README lists all variables")
-    yield nix
     if settings is None:
+        yield nix
         return
-    yield _sandbox(settings)
+    flawed = {found.program: found.warning for found in releases(settings) if found.warning}
+    git = flawed.pop("git", "")
+    yield replace(nix, advice=nix.advice or "; ".join(flawed.values()))
+    if git:
+        yield Finding("git", right=True, found=git, advice=_SAFER)
     shown.begin("trying the storage")
     place = _storage(settings)
+    if place.right:
+        shown.begin("asking a builder what it can reach")
+        yield _sandbox(settings)
     yield place
     if nix.right and place.right:
         shown.begin("evaluating the package source")
@@ -119,10 +125,9 @@ def _nix(environment: Mapping[str, str]) -> Finding:
             return Finding("nix", False, f"{said} is older than 2.8, or no Nix", advice)
         if _ask(environment, "nix-instantiate", "--eval", "--expr", "1 + 1") != "2":
             return Finding("nix", False, f"Nix {version[0]} does not evaluate", advice)
-        _ask(environment, "nix-build", "--no-out-link", "--expr", _TRIVIAL % time.time_ns())
     except NixeryError as error:
         return Finding("nix", False, str(error), advice)
-    return Finding("nix", right=True, found=f"version {version[0]} evaluates and builds")
+    return Finding("nix", right=True, found=f"version {version[0]} evaluates")
 
 
 def _ask(environment: Mapping[str, str], *command: str) -> str:
@@ -144,20 +149,26 @@ def _ask(environment: Mapping[str, str], *command: str) -> str:
 
 
 def _sandbox(settings: Settings) -> Finding:
-    if settings.nix_sandbox == "on":
-        try:
-            require_sandbox(settings.build_environment)
-        except SettingsError as error:
-            advice = "set NIXERY_NIX_SANDBOX=auto, or let Nix make user namespaces"
-            return Finding("sandbox", False, str(error), advice)
-        return Finding("sandbox", right=True, found="builders run in it, as NIXERY_NIX_SANDBOX wants")
-    if settings.nix_sandbox == "off":
-        return Finding("sandbox", right=True, found="off, as NIXERY_NIX_SANDBOX wants")
-    return Finding(
-        "sandbox",
-        right=True,
-        found=f"Nix's configuration says {configured_sandbox(settings.build_environment)}",
-    )
+    with builder_probe(settings, settings.storage_path) as probe:
+        confinement = probe.confinement()
+    try:
+        if settings.nix_sandbox == "on":
+            require_sandbox(confinement)
+        _require_confinement(confinement, settings)
+    except SettingsError as error:
+        return Finding("sandbox", False, str(error), _SAFER)
+    advice = "" if confinement.is_complete else _SAFER
+    return Finding("sandbox", confinement.sandbox != "unknown", confinement.sentence, advice)
+
+
+def _require_confinement(confinement: Confinement, settings: Settings) -> None:
+    # Not `listening_address`: a server that runs already has the port, and this is none.
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][4][0]
+    except (OSError, UnicodeError):
+        return  # `serve` says what is wrong with it
+    if settings.nix_sandbox != "off" and not is_loopback(str(found)):
+        require_confinement(confinement, settings.host)
 
 
 def _storage(settings: Settings) -> Finding:

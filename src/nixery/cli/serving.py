@@ -15,7 +15,6 @@ import uvloop
 from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError
 from nixery.nix.guard import guarded
-from nixery.nix.sandbox import configured_sandbox
 from nixery.preparation import Prepared, prepare
 from nixery.server.connections import ConnectionBounds
 from nixery.server.serve import ADMIN_CONNECTIONS, Listener
@@ -49,12 +48,6 @@ def serve() -> None:
 async def _serve(settings: Settings, prepared: Prepared) -> None:
     if prepared.address is None:
         raise AssertionError("it was prepared for serving")
-    sandbox = (
-        configured_sandbox(settings.build_environment)
-        if settings.nix_sandbox == "auto"
-        else settings.nix_sandbox
-    )
-    structlog.get_logger("nixery.nix").info("sandbox", setting=settings.nix_sandbox, in_effect=sandbox)
     if settings.withheld_variables:
         structlog.get_logger("nixery.nix").warning(
             "variables with a login are withheld from builders; name them in NIXERY_BUILD_ENVIRONMENT if builders may read them",

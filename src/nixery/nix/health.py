@@ -41,3 +41,11 @@ def is_out_of_room(store: Path = Path(STORE_DIRECTORY)) -> bool:
     # Some file systems have no fixed number of files, and say 0.
     out_of_files = status.f_files and status.f_favail < _LEAST_FILES
     return bool(status.f_bavail * status.f_frsize < _LEAST_BYTES or out_of_files)
+
+
+def owns_store(store: Path = Path(STORE_DIRECTORY)) -> bool:
+    """Whether Nix writes to the store as this user: then its options are ours to choose, and no daemon ignores them."""
+    try:
+        return store.stat().st_uid == os.geteuid()
+    except OSError:
+        return False

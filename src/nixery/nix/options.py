@@ -90,6 +90,9 @@ class NixOptions:
                 options += ["--option", "extra-experimental-features", "nix-command flakes"]
                 # Not by itself: only the new commands of Nix evaluate purely unless they are told otherwise.
                 options += ["--option", "pure-eval", str(pure).lower()]
+        if self.import_from_derivation:
+            # It builds as well, and the same holds for its builders.
+            options += self._sandboxing
         return [*options, *self.every_command]
 
     def store(self, answer: int | None = None) -> Surroundings:
@@ -103,7 +106,10 @@ class NixOptions:
     @property
     def for_building(self) -> Sequence[str]:
         """Return options for realising."""
+        return (*self._sandboxing, *self.every_command)
+
+    @property
+    def _sandboxing(self) -> Sequence[str]:
         if self.sandbox is None:
-            return self.every_command
-        sandbox = ("--option", "sandbox", str(self.sandbox).lower(), "--option", "sandbox-fallback", "false")
-        return (*sandbox, *self.every_command)
+            return ()
+        return ("--option", "sandbox", str(self.sandbox).lower(), "--option", "sandbox-fallback", "false")

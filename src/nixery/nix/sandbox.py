@@ -1,92 +1,169 @@
-"""Whether builders run in Nix's sandbox, and whether they could."""
+"""What builders are confined to, and whether that will do. ``nixery.nix.builder_probe`` finds it out."""
 
 from __future__ import annotations
 
-import subprocess
-import time
-from collections.abc import Mapping
-from pathlib import Path
+import asyncio
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from nixery.errors import SettingsError
+import structlog
 
-# Seconds, for a build and for a question.
-_PATIENCE = 60
-_SHORT_PATIENCE = 5
+from nixery.errors import NixUnusable, SettingsError
 
-# Its builder is in /build if it is in the sandbox (Nix manual, sandbox-build-dir). Never built before, or it would not be built now.
-_DERIVATION = """\
-{ salt }: derivation {
-  name = "nixery-sandbox-check";
-  system = builtins.currentSystem;
-  builder = "/bin/sh";
-  args = [ "-c" "echo $PWD > $out" ];
-  inherit salt;
+_log = structlog.get_logger("nixery.nix")
+
+Sandbox = Literal["on", "optional", "off", "elsewhere", "unknown"]
+User = Literal["root", "server", "own", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What builders are confined to.
+
+    Attributes:
+        sandbox: ``on`` for all of them; ``optional`` where a package may opt out; ``off``; ``elsewhere`` if they run on
+            another machine; ``unknown``.
+        user: that they run as, seen from outside of a sandbox: ``root``, unless that is a user namespace's own root; ``server``, which is
+            this process's own; ``own``, which is neither; ``unknown``. Where the sandbox is optional, of a builder that opted out.
+        owns_store: whether this user owns the store paths that the builder is given, and so can change them.
+        reads_storage: whether it could read a file of the server's that no other user may read.
+        reason: why it is unknown.
+    """
+
+    sandbox: Sandbox
+    user: User
+    owns_store: bool = False
+    reads_storage: bool = False
+    reason: str = ""
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether a hostile builder owns neither the server nor its machine."""
+        if self.sandbox == "elsewhere":
+            return True
+        return self.sandbox == "on" and self.user in {"server", "own"} and not self.reads_storage
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it reaches nothing of other builds either."""
+        return self.is_safe and not self.owns_store
+
+    @property
+    def sentence(self) -> str:
+        """Say it in one sentence, without a period."""
+        if self.sandbox == "unknown":
+            return f"it is unknown what a builder could reach: {self.reason}"
+        if self.sandbox == "elsewhere":
+            return "builders run on another machine and reach nothing of this one but its network"
+        if self.sandbox == "optional":
+            return f"a package may turn Nix's sandbox off for its builders (sandbox = relaxed), which then run {_AS[self.user]}: {self._reach}"
+        where = "in Nix's sandbox" if self.sandbox == "on" else "without a sandbox"
+        return f"builders run {where}, {_AS[self.user]}: {self._reach}"
+
+    @property
+    def _reach(self) -> str:
+        if self.sandbox != "on":
+            return _REACH_WITHOUT[self.user]
+        reach = ["a builder sees its inputs and, while it downloads, the network"]
+        if self.owns_store:
+            reach.append("it can change store paths that other images have in common with it")
+        if self.user == "root":
+            reach.append("it can change every file of this machine that sandbox-paths names")
+        if self.reads_storage:
+            reach.append("it can read the server's storage, which sandbox-paths names")
+        return "; ".join(reach)
+
+
+_AS: Mapping[User, str] = {
+    "root": "as root",
+    "server": "as the server's own user",
+    "own": "as users of their own",
+    "unknown": "as an unknown user",
 }
-"""
-
-# So that the shell is there, whatever Nix's configuration puts into the sandbox; not all machines have all of them.
-_PATHS = "/bin? /lib? /lib64? /usr?"
-
-
-def configured_sandbox(environment: Mapping[str, str]) -> str:
-    """Return what Nix's own configuration says, in its words. Blocks for some hundredths of a second."""
-    for words in (("config", "show"), ("show-config",)):  # the name has changed
-        command = ("nix", "--extra-experimental-features", "nix-command", *words)
-        try:
-            completed = subprocess.run(
-                command,
-                capture_output=True,
-                timeout=_SHORT_PATIENCE,
-                check=False,
-                text=True,
-                env=environment,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            break
-        for line in completed.stdout.splitlines() if completed.returncode == 0 else ():
-            name, _, value = line.partition(" = ")
-            if name == "sandbox":
-                return value
-    return "unknown"
+_REACH_WITHOUT: Mapping[User, str] = {
+    "root": "a builder can read and change everything on this machine, the server's storage and credentials included",
+    "server": "a builder can read and change what the server can, its storage and credentials included",
+    "own": "a builder can read the files that every user may read, and reach every service of this machine and its network",
+    "unknown": "a builder can reach what this user can",
+}
 
 
-def require_sandbox(environment: Mapping[str, str]) -> None:
-    """Build something in the sandbox. Blocks for some tenths of a second.
+def require_sandbox(confinement: Confinement) -> None:
+    """Hold builders to ``NIXERY_NIX_SANDBOX=on``.
 
     Raises:
-        SettingsError: it was not built, or not there.
+        SettingsError: they are not all in the sandbox.
     """
-    options = (
-        "--option",
-        "sandbox",
-        "true",
-        "--option",
-        "sandbox-fallback",
-        "false",
-        "--option",
-        "sandbox-paths",
-        _PATHS,
+    if confinement.sandbox in {"on", "elsewhere"}:
+        return
+    reason = confinement.reason or confinement.sentence
+    raise SettingsError((f"NIXERY_NIX_SANDBOX is on, but the sandbox does not work here: {reason}",))
+
+
+def require_confinement(confinement: Confinement, host: str) -> None:
+    """Refuse to serve other machines with builders that own the server.
+
+    Where nothing could be found out, the server starts, since it can serve what is stored; ``BuilderGate`` keeps builds back.
+
+    Args:
+        confinement: of its builders.
+        host: as the operator wrote it.
+
+    Raises:
+        SettingsError: they do.
+    """
+    if confinement.sandbox == "unknown" or confinement.is_safe:
+        return
+    problem = (
+        f"NIXERY_HOST={host} opens the server to other machines, but {confinement.sentence}"
+        " (turn on Nix's sandbox and give Nix build users, or use a Nix daemon that has both:"
+        " docs/explanation/deployments.md; or accept it with NIXERY_NIX_SANDBOX=off)"
     )
-    command = (
-        "nix-build",
-        "--no-out-link",
-        *options,
-        "--argstr",
-        "salt",
-        str(time.time_ns()),
-        "--expr",
-        _DERIVATION,
-    )
-    try:
-        completed = subprocess.run(
-            command, capture_output=True, timeout=_PATIENCE, check=False, text=True, env=environment
-        )
-        if completed.returncode == 0:
-            inside = Path(completed.stdout.strip()).read_text().strip() == "/build"
-            reason = "" if inside else "Nix builds outside of it"
-        else:
-            reason = (completed.stderr.strip().splitlines() or ["Nix said nothing"])[-1]
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = str(error)
-    if reason:
-        raise SettingsError((f"NIXERY_NIX_SANDBOX is on, but the sandbox does not work here: {reason}",))
+    raise SettingsError((problem,))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address to listen on can be reached from this machine alone."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
+class BuilderGate:
+    """Where builds pass before they begin: builders have to be confined, unless that was waived.
+
+    What was found at the start is believed as long as the process lives. Only if nothing could be found out then, because Nix could not
+    be used, the next build tries again.
+
+    Args:
+        confinement: that was found; ``None`` for a gate that is always open.
+        probe: finds it out anew; blocks.
+    """
+
+    def __init__(self, confinement: Confinement | None, probe: Callable[[], Confinement]) -> None:
+        self._open = confinement is None or confinement.is_safe
+        self._probe = probe
+        self._lock = asyncio.Lock()
+
+    async def enter(self) -> None:
+        """Let a build begin.
+
+        Raises:
+            NixUnusable: builders are not confined, or nobody knows.
+        """
+        async with self._lock:
+            if self._open:
+                return
+            confinement = await asyncio.to_thread(self._probe)
+            log_confinement(confinement)
+            if not confinement.is_safe:
+                raise NixUnusable("builders are not known to be confined; the server's log has the details")
+            self._open = True
+
+
+def log_confinement(confinement: Confinement) -> None:
+    """Log what a builder could reach, as a warning unless that is nothing."""
+    log = _log.info if confinement.is_complete else _log.warning
+    log("builders", sandbox=confinement.sandbox, user=confinement.user, reach=confinement.sentence)

@@ -31,6 +31,7 @@ from nixery.nix.options import NixOptions
 from nixery.nix.process import Deadline, run
 from nixery.nix.progress import ProgressFeed, Tell, nobody
 from nixery.nix.registration import parse_registrations
+from nixery.nix.sandbox import BuilderGate
 from nixery.nix.subprocess_evaluation import Evaluation
 from nixery.sources.source import PackageSet
 
@@ -63,6 +64,7 @@ class SubprocessNixBuilder:
         options: of the operator.
         collector: of the store's garbage.
         expression: what is to be found in every package set besides what it has.
+        gate: where builds pass before they begin; ``None`` for a caller that runs no builders of strangers.
     """
 
     def __init__(
@@ -72,7 +74,10 @@ class SubprocessNixBuilder:
         options: NixOptions,
         collector: CollectorLock,
         expression: NixExpression | None = None,
+        *,
+        gate: BuilderGate | None = None,
     ) -> None:
+        self._gate = gate
         self._collector = collector
         self._options = options
         self._expression = expression
@@ -83,6 +88,7 @@ class SubprocessNixBuilder:
         self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
     ) -> Mapping[str, Sequence[Evaluated]]:
         """See ``NixBuilder.evaluate``."""
+        await self._before_evaluation()
         evaluation = Evaluation(platform, package_set, self._timeout, self._options, self._expression)
         items = await evaluation.of(wanted, optional)
         flaws = [item for item in items if isinstance(item, Flaw)]
@@ -100,8 +106,13 @@ class SubprocessNixBuilder:
         self, platform: Platform, package_set: PackageSet, *, details: bool
     ) -> Mapping[str, Details]:
         """See ``NixBuilder.index``."""
+        await self._before_evaluation()
         seconds = min(self._timeout, _INDEX_SECONDS)
         return await Evaluation(platform, package_set, seconds, self._options).index(details=details)
+
+    async def _before_evaluation(self) -> None:
+        if self._gate is not None and self._options.import_from_derivation:
+            await self._gate.enter()
 
     def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         """See ``NixBuilder.undisturbed``."""
@@ -113,6 +124,8 @@ class SubprocessNixBuilder:
     ) -> AsyncIterator[frozenset[StorePath]]:
         """See ``NixBuilder.realise``."""
         with self._roots.hold() as root:
+            if installables and self._gate is not None:
+                await self._gate.enter()
             yield await self._realise(installables, root, tell, on_begun) if installables else frozenset()
 
     async def _realise(

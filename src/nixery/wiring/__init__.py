@@ -123,8 +123,10 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     )
     bounded = BoundedSource(source, look_ups, histories)
     pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
-    options = nix_options(settings)
-    nix = SubprocessNixBuilder(settings.nix_timeout, roots, options, collector, expression)
+    options = nix_options(settings, sandbox=prepared.sandbox)
+    nix = SubprocessNixBuilder(
+        settings.nix_timeout, roots, options, collector, expression, gate=prepared.gate
+    )
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
     # What an expression refers to, nobody can tell; so it is evaluated each time.
     program = Fingerprint().of(Path(nixery.__file__).parent)

@@ -65,11 +65,16 @@ async def look_ahead(source: PackageSource) -> None:
         await source.look_ahead()
 
 
-def nix_options(settings: Settings) -> NixOptions:
-    """Say how Nix is to be run."""
+def nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
+    """Say how Nix is to be run.
+
+    Args:
+        settings: of the process.
+        sandbox: whether builds ask for Nix's sandbox; ``None`` to leave that to Nix's configuration.
+    """
     return NixOptions(
         every_command=settings.nix_arguments,
-        sandbox=None if settings.nix_sandbox == "auto" else settings.nix_sandbox == "on",
+        sandbox=sandbox,
         import_from_derivation=settings.allow_ifd,
         environment=settings.evaluation_environment,
         fetching=settings.fetch_environment,

@@ -62,3 +62,12 @@ def test_only_an_evaluation_that_reads_no_variables_and_builds_nothing_has_login
         "directory": (False, False),
         "impure": (False, False),
     }
+
+
+def test_an_evaluation_that_builds_does_so_in_the_sandbox() -> None:
+    sandboxed = replace(OPTIONS, sandbox=True, import_from_derivation=True)
+    for kind in (NixFiles(SET, self_contained=True), NixFiles(SET, self_contained=False), Flake("x")):
+        options = " ".join(sandboxed.for_evaluation(kind, "/expressions"))
+        assert "--option sandbox true --option sandbox-fallback false" in options
+        others = replace(sandboxed, import_from_derivation=False)
+        assert "sandbox" not in " ".join(others.for_evaluation(kind, "/expressions"))

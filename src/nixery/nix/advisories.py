@@ -1,0 +1,180 @@
+"""Versions of Nix and git that are known to be unsafe with hostile input.
+
+A version is all that a program tells about itself, and distributions fix flaws without changing it. So this is a reason to look, not
+to refuse: docs/explanation/deployments.md says which versions are safe, and what was left out here and why.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# Seconds.
+_PATIENCE = 5
+
+Version = tuple[int, int, int]
+
+_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Advisory:
+    """A published flaw.
+
+    Attributes:
+        name: by which it can be looked up.
+        meaning: what it lets somebody do, as a clause.
+        fixed: the first fixed release of each line of releases. A line that is not among them was never fixed, unless it is
+            newer than all of them.
+        since: the first version that has it.
+    """
+
+    name: str
+    meaning: str
+    fixed: Sequence[Version]
+    since: Version = (0, 0, 0)
+
+    def concerns(self, version: Version) -> bool:
+        """Whether a release has the flaw, as far as its number tells."""
+        if version < self.since or version >= max(self.fixed):
+            return False
+        return not any(version[:2] == fixed[:2] and version >= fixed for fixed in self.fixed)
+
+
+# By what a program calls itself. From the advisories of the projects, and the CVE records that quote them.
+ADVISORIES: Mapping[str, Sequence[Advisory]] = {
+    "Nix": (
+        Advisory(
+            "CVE-2024-27297",
+            "two cooperating builders can change a download after Nix has verified its hash",
+            ((2, 3, 18), (2, 18, 2), (2, 19, 4), (2, 20, 5)),
+        ),
+        Advisory(
+            "CVE-2024-45593",
+            "an archive from a binary cache can write files anywhere, as the user that unpacks it",
+            ((2, 24, 6),),
+            (2, 24, 0),
+        ),
+        Advisory(
+            "CVE-2025-46415, CVE-2025-46416, CVE-2025-52991, CVE-2025-52992, CVE-2025-52993",
+            "cooperating builders can become a build user, delete files as root, and change what failed builds left",
+            ((2, 24, 15), (2, 26, 4), (2, 28, 4), (2, 29, 1)),
+        ),
+        Advisory(
+            "CVE-2026-39860",
+            "a sandboxed builder of a download can overwrite any file, as the user that runs Nix or its daemon",
+            ((2, 28, 6), (2, 29, 3), (2, 30, 4), (2, 31, 4), (2, 32, 7), (2, 33, 4), (2, 34, 5)),
+            # Of the fix of the first one here, and so in its fixed releases as well.
+            (2, 18, 2),
+        ),
+        Advisory(
+            "CVE-2026-44028",
+            "a deeply nested archive can overwrite memory of Nix or its daemon",
+            ((2, 28, 7), (2, 29, 4), (2, 30, 5), (2, 31, 5), (2, 32, 8), (2, 33, 6), (2, 34, 7)),
+            (2, 24, 4),
+        ),
+    ),
+    "Lix": (
+        Advisory(
+            "CVE-2025-46415, CVE-2025-46416, CVE-2025-52991, CVE-2025-52992, CVE-2025-52993",
+            "cooperating builders can become a build user, delete files as root, and change what failed builds left",
+            ((2, 91, 2), (2, 92, 2), (2, 93, 1)),
+        ),
+        Advisory(
+            "CVE-2026-44028",
+            "a deeply nested archive can overwrite memory of Lix or its daemon",
+            ((2, 93, 4), (2, 94, 2), (2, 95, 2)),
+            (2, 93, 0),
+        ),
+    ),
+    "git": (
+        Advisory(
+            "CVE-2022-39253",
+            "a repository on the same file system can have files outside of it copied",
+            (
+                (2, 30, 6),
+                (2, 31, 5),
+                (2, 32, 4),
+                (2, 33, 5),
+                (2, 34, 5),
+                (2, 35, 5),
+                (2, 36, 3),
+                (2, 37, 4),
+                (2, 38, 1),
+            ),
+        ),
+        Advisory(
+            "CVE-2023-22490, CVE-2023-23946",
+            "a repository can have files outside of it copied, and a patch can write files outside of it",
+            (
+                *((2, 30, 8), (2, 31, 7), (2, 32, 6), (2, 33, 7), (2, 34, 7)),
+                *((2, 35, 7), (2, 36, 5), (2, 37, 6), (2, 38, 4), (2, 39, 2)),
+            ),
+        ),
+        Advisory(
+            "CVE-2024-32002, CVE-2024-32004, CVE-2024-32021, CVE-2024-32465",
+            "a repository can run programs while it is cloned",
+            ((2, 39, 4), (2, 40, 2), (2, 41, 1), (2, 42, 2), (2, 43, 4), (2, 44, 1), (2, 45, 1)),
+        ),
+        Advisory(
+            "CVE-2025-48384",
+            "a repository with submodules can run programs while it is cloned",
+            ((2, 43, 7), (2, 44, 4), (2, 45, 4), (2, 46, 4), (2, 47, 3), (2, 48, 2), (2, 49, 1), (2, 50, 1)),
+            # Older versions have it as well. 2.39.5 is Debian 12's, which is fixed under the same number.
+            (2, 40, 0),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A program as it calls itself.
+
+    Attributes:
+        program: a key of ``ADVISORIES``, or what else it calls itself.
+        version: as text, without the suffixes of distributions.
+        advisories: that concern it.
+    """
+
+    program: str
+    version: str
+    advisories: Sequence[Advisory]
+
+    @property
+    def warning(self) -> str:
+        """Say in one sentence what is the matter with it; empty if nothing is known."""
+        if not self.advisories:
+            return ""
+        flaws = "; ".join(f"{flaw.name} ({flaw.meaning})" for flaw in self.advisories)
+        return f"{self.program} {self.version} has known flaws unless its distribution fixed them: {flaws}"
+
+
+def release(program: str, environment: Mapping[str, str]) -> Release | None:
+    """Ask a program, ``git`` or one of Nix's, for its version; ``None`` if it does not tell. Blocks for some hundredths of a second."""
+    try:
+        answer = subprocess.run(
+            (program, "--version"),
+            env=environment,
+            capture_output=True,
+            timeout=_PATIENCE,
+            check=False,
+            text=True,
+            errors="replace",
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return parsed(answer)
+
+
+def parsed(answer: str) -> Release | None:
+    """Read what a program says about its version, for example ``nix-store (Nix) 2.8.0``; ``None`` if it does not say one."""
+    found = _VERSION.search(answer)
+    if found is None:
+        return None
+    name = "git" if answer.startswith("git ") else "Lix" if "(Lix" in answer else "Nix"
+    version = (int(found[1]), int(found[2]), int(found[3] or 0))
+    concerned = tuple(advisory for advisory in ADVISORIES[name] if advisory.concerns(version))
+    return Release(name, found[0], concerned)

@@ -1,0 +1,215 @@
+"""Running a builder that reports what it is.
+
+Nix's configuration does not tell what a builder could reach. A daemon has one of its own and ignores what a client asks for, ``sandbox-fallback``
+may turn the sandbox off without a word, ``sandbox = relaxed`` leaves the choice to each package, and a sandbox without build users
+keeps the user that it is entered with. So a derivation of a few lines is built, and its builder says what it finds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nixery.beneath import read_beginning
+from nixery.nix.sandbox import Confinement, Sandbox, User
+
+# Seconds: for the report of a builder, and for Nix to end it once that time is over. The server does not listen before.
+_PATIENCE = 10.0
+_GRACE = 4.0
+
+# Bytes of a report; it takes a tenth of that.
+_LONGEST_REPORT = 4096
+
+# Only what a shell can do by itself: a sandbox may have nothing but /bin/sh. `-O` is no part of POSIX; dash, bash and busybox have it.
+_SCRIPT = """\
+uid= map= boot= owner=no reads=no
+while read -r key _ effective _; do if [ "$key" = Uid: ]; then uid=$effective; fi; done < /proc/self/status
+while read -r inside outside count; do map="$map $inside:$outside:$count"; done < /proc/self/uid_map
+read -r boot < /proc/sys/kernel/random/boot_id
+if [ -O "$0" ]; then owner=yes; fi
+if [ -r "$file" ]; then reads=yes; fi
+echo "pid=$$ uid=$uid owner=$owner reads=$reads boot=$boot map=$map" > "$out"
+"""
+
+# Each of them is new, or Nix would not build it now. `escaping` is what a package may say that wants no sandbox (Nix manual, sandbox).
+_EXPRESSION = """\
+{ salt, file, script, escaping }: derivation ({
+  name = "nixery-probe";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  args = [ (builtins.toFile "nixery-probe.sh" script) ];
+  preferLocalBuild = true;
+  allowSubstitutes = false;
+  inherit salt file;
+} // (if escaping == "yes" then { __noChroot = true; } else { }))
+"""
+
+# For a configuration that puts no shell into the sandbox. Not all machines have all of them.
+_WITH_A_SHELL = ("--option", "extra-sandbox-paths", "/bin? /lib? /lib64? /usr?")
+
+_REPORT = re.compile(
+    r"pid=(?P<pid>\d+) uid=(?P<uid>\d+) owner=(?P<owner>yes|no) reads=(?P<reads>yes|no)"
+    r" boot=(?P<boot>\S+) map=(?P<map>(?: \d+:\d+:\d+)+)\n"
+)
+
+
+class BuilderProbe:
+    """Builds the derivation, beside whatever else has to be done meanwhile. A context manager: nothing of it goes on after its end.
+
+    Args:
+        options: that builds are given.
+        environment: that builds are given.
+        directory: of the server's own, for a file that no builder should be able to read.
+
+    Raises:
+        OSError: the directory cannot be written to.
+    """
+
+    def __init__(self, options: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
+        self._options = options
+        self._environment = environment
+        self._until = time.monotonic() + _PATIENCE
+        # Readable for its owner alone.
+        self._file = tempfile.NamedTemporaryFile(dir=directory, prefix="nixery-probe-")  # noqa: SIM115 -- see __exit__
+        self._running: list[_Build] = []
+        self._plain = self._start()
+        self._escaping = self._start(escaping=True)
+
+    def _start(self, *more: str, escaping: bool = False) -> _Build:
+        arguments = {
+            "salt": secrets.token_hex(16),
+            "file": self._file.name,
+            "script": _SCRIPT,
+            "escaping": "yes" if escaping else "no",
+        }
+        given = [word for name, value in arguments.items() for word in ("--argstr", name, value)]
+        command = ["nix-build", "--no-out-link", *self._options, *more, *given, "--expr", _EXPRESSION]
+        build = _Build(command, self._environment)
+        self._running.append(build)
+        return build
+
+    def confinement(self) -> Confinement:
+        """Wait for the report, some seconds at most."""
+        try:
+            try:
+                found = _understood(self._plain.output(self._until))
+            except _NoReportError:
+                found = _understood(self._start(*_WITH_A_SHELL).output(self._until))
+            if found.sandbox != "on":
+                return found
+            try:
+                escaped = _understood(self._escaping.output(self._until))
+            except _EscapeRefusedError:
+                return found
+        except (_NoReportError, OSError) as error:
+            return Confinement("unknown", "unknown", reason=str(error))
+        return replace(escaped, sandbox="optional") if escaped.sandbox == "off" else found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for build in self._running:
+            build.end()
+        self._file.close()
+
+
+class _NoReportError(Exception):
+    """A builder did not report; the message is the reason."""
+
+
+class _EscapeRefusedError(_NoReportError):
+    """Nix does not build what wants no sandbox."""
+
+
+class _Build:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        try:
+            # In a group of its own, so that all of it can be ended.
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._problem = f"cannot run {command[0]}: {error.strerror}"
+
+    def output(self, until: float) -> str:
+        """Wait, and read what the builder wrote.
+
+        Raises:
+            _NoReportError: it wrote nothing, or not in time.
+        """
+        if self._process is None:
+            raise _NoReportError(self._problem)
+        try:
+            stdout, stderr = self._process.communicate(timeout=max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise _NoReportError(f"Nix built nothing within {_PATIENCE:.0f} seconds") from None
+        if self._process.returncode != 0:
+            if "__noChroot" in stderr:
+                raise _EscapeRefusedError
+            raise _NoReportError((stderr.strip().splitlines() or ["Nix said nothing"])[-1].strip())
+        try:
+            return read_beginning(stdout.strip(), _LONGEST_REPORT).decode(errors="replace")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise _NoReportError(f"cannot read what Nix built: {reason}") from error
+
+    def end(self) -> None:
+        if self._process is None:
+            return
+        with self._process as process:  # waits for it
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _understood(report: str) -> Confinement:
+    found = _REPORT.fullmatch(report)
+    if found is None:
+        raise _NoReportError("the report of Nix's builder is not understood")
+    if found["boot"] != Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip():
+        return Confinement("elsewhere", "own")
+    ours = [int(number) for number in Path("/proc/self/uid_map").read_text(encoding="utf-8").split()]
+    theirs = [int(number) for number in found["map"].replace(":", " ").split()]
+    # In a namespace of its own a builder's user has another number than outside, and that one counts.
+    uid = int(found["uid"]) if theirs == ours else _outside(int(found["uid"]), theirs)
+    user: User = "server" if uid == os.geteuid() else "own"
+    # Root of a user namespace is somebody else outside, and can do no more than that one there.
+    if uid == 0 and _outside(0, ours) == 0:
+        user = "root"
+    # Where a builder is the first process, it is in Nix's sandbox: nothing else does that.
+    sandbox: Sandbox = "on" if found["pid"] == "1" else "off"
+    return Confinement(sandbox, user, found["owner"] == "yes", found["reads"] == "yes")
+
+
+def _outside(uid: int, mapping: Sequence[int]) -> int:
+    """The number that a user has in the namespace around a namespace (user_namespaces(7))."""
+    for inside, outside, count in zip(mapping[::3], mapping[1::3], mapping[2::3], strict=True):
+        if inside <= uid < inside + count:
+            return outside + uid - inside
+    return uid

@@ -1,0 +1,355 @@
+"""What a builder could reach, and what a server does about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nixery.nix.builder_probe import BuilderProbe
+from nixery.nix.sandbox import Confinement
+from tests.integration.conftest import StartServer
+from tests.support.nix import NixSpy, install_fake_nix, wait_until
+from tests.support.server import clean_environment, end_process, free_port, run_server
+
+pytestmark = pytest.mark.security
+
+# Several `--option`s of one name: the last one holds.
+_SANDBOXED = ("--option", "sandbox", "true", "--option", "sandbox-fallback", "false")
+_WITH_A_SHELL = ("--option", "sandbox-paths", "/bin /lib /lib64? /usr")
+
+# Brings up the loopback interface of a new network namespace, which has nothing else, and becomes a command.
+_LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+# Becomes a command that no other machine can connect to, whatever address it listens on.
+_NO_NETWORK = (
+    ("unshare", "--net", sys.executable, "-c", _LOOPBACK_UP)
+    if os.geteuid() == 0
+    else (
+        *("unshare", "--user", "--map-current-user", "--net", "--keep-caps"),
+        *(sys.executable, "-c", _LOOPBACK_UP, "setpriv", "--ambient-caps=-all", "--inh-caps=-all"),
+    )
+)
+
+_ASK = """
+import sys, urllib.error, urllib.request
+try:
+    print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=20).read().decode())
+except urllib.error.HTTPError as error:
+    print(error.read().decode())
+"""
+
+
+def probed(settings: Mapping[str, str], directory: Path, *options: str) -> Confinement:
+    with BuilderProbe(options, clean_environment(settings), directory) as probe:
+        return probe.confinement()
+
+
+def machine_has_a_sandbox(settings: Mapping[str, str], directory: Path) -> bool:
+    return probed(settings, directory, *_SANDBOXED, *_WITH_A_SHELL).sandbox == "on"
+
+
+@pytest.fixture
+def serve(tmp_path: Path, settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a server that could serve."""
+    return {
+        **settings,
+        "PORT": str(free_port()),
+        "NIXERY_STORAGE_BACKEND": "filesystem",
+        "STORAGE_PATH": str(tmp_path / "storage"),
+    }
+
+
+@contextmanager
+def on_a_network_of_its_own(environment: Mapping[str, str], directory: Path) -> Iterator[Path]:
+    """Run a server where nobody can connect to it, whatever its address; yield the file of its log."""
+    output = directory / "log"
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            [*_NO_NETWORK, sys.executable, "-m", "nixery", "serve"],
+            env=clean_environment({**environment, "NIXERY_HOST": "0.0.0.0"}),  # noqa: S104
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+        )
+    (directory / "process").write_text(str(process.pid))
+    try:
+        wait_until(
+            lambda: process.poll() is not None or b'"event": "listening"' in output.read_bytes(),
+            "the server, or its end",
+            seconds=30,
+        )
+        yield output
+    finally:
+        end_process(process)
+        sys.stdout.write(output.read_text())
+
+
+def ask_there(log: Path, url: str) -> str:
+    """Ask a server on a network of its own."""
+    process = json.loads(log.with_name("process").read_text())
+    enter = ["nsenter", f"--target={process}", "--net"]
+    if os.geteuid() != 0:
+        enter += ["--user", "--preserve-credentials"]
+    return subprocess.run(
+        [*enter, sys.executable, "-c", _ASK, url], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+
+
+def told(log: str) -> dict[str, Any]:
+    """The one event about builders."""
+    events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    (event,) = [event for event in events if event["event"] == "builders"]
+    return event
+
+
+def test_a_builder_without_sandbox(settings: Mapping[str, str], tmp_path: Path) -> None:
+    found = probed(settings, tmp_path, "--option", "sandbox", "false", "--option", "build-users-group", "")
+    assert found.sandbox == "off"
+    # A namespace's own root is the server's own user and no more.
+    assert found.user in {"root", "server"}
+    assert found.owns_store
+    assert found.reads_storage
+    assert not found.is_safe
+
+
+def test_a_builder_in_the_sandbox(settings: Mapping[str, str], tmp_path: Path) -> None:
+    found = probed(settings, tmp_path, *_SANDBOXED, *_WITH_A_SHELL, "--option", "build-users-group", "")
+    if found.sandbox == "unknown":
+        # A machine that has none says so in Nix's words.
+        assert found.reason
+        assert not found.is_safe
+        return
+    assert found.sandbox == "on"
+    assert not found.reads_storage
+    # It keeps the user that it was entered with, who owns the store.
+    assert found.owns_store
+    assert found.is_safe == (found.user != "root")
+
+
+def test_a_shell_is_brought_along_where_the_sandbox_has_none(
+    settings: Mapping[str, str], tmp_path: Path
+) -> None:
+    if machine_has_a_sandbox(settings, tmp_path):
+        assert probed(settings, tmp_path, *_SANDBOXED, "--option", "sandbox-paths", "").sandbox == "on"
+
+
+def test_a_sandbox_that_packages_may_leave(settings: Mapping[str, str], tmp_path: Path) -> None:
+    if machine_has_a_sandbox(settings, tmp_path):
+        found = probed(settings, tmp_path, "--option", "sandbox", "relaxed", *_WITH_A_SHELL)
+        assert found.sandbox == "optional"
+        assert not found.is_safe
+
+
+def test_a_sandbox_that_shows_the_storage(settings: Mapping[str, str], tmp_path: Path) -> None:
+    if not machine_has_a_sandbox(settings, tmp_path):
+        return
+    paths = ("--option", "sandbox-paths", f"/bin /lib /lib64? /usr {tmp_path}")
+    found = probed(settings, tmp_path, *_SANDBOXED, *paths, "--option", "build-users-group", "")
+    assert found.reads_storage
+    assert not found.is_safe
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo /proc/version", "echo /does/not/exist", "echo 'pid=1'"])
+def test_a_nix_that_builds_nothing(settings: Mapping[str, str], tmp_path: Path, script: str) -> None:
+    found = probed({**settings, **install_fake_nix(tmp_path / "nix", script)}, tmp_path)
+    assert found.sandbox == "unknown"
+    assert found.reason
+    assert not found.is_safe
+
+
+def test_there_is_no_nix(settings: Mapping[str, str], tmp_path: Path) -> None:
+    found = probed({**settings, "PATH": str(tmp_path)}, tmp_path)
+    assert found.reason == "cannot run nix-build: No such file or directory"
+
+
+def test_a_probe_leaves_nothing_behind(settings: Mapping[str, str], tmp_path: Path) -> None:
+    hanging = install_fake_nix(tmp_path / "nix", f'echo $$ >> "{tmp_path}/started"\nexec sleep 60')
+    (tmp_path / "own").mkdir()
+    with BuilderProbe((), clean_environment({**settings, **hanging}), tmp_path / "own"):
+        started = tmp_path / "started"
+        wait_until(lambda: started.exists() and started.read_text().count("\n") == 2, "both builds")
+    for process in (tmp_path / "started").read_text().split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(process), 0)
+    assert list((tmp_path / "own").iterdir()) == []
+
+
+def test_a_server_says_what_builders_reach(start_server: StartServer) -> None:
+    event = told(start_server(NIXERY_NIX_SANDBOX="off").log)
+    assert event["level"] == "warning"
+    assert event["sandbox"] == "off"
+    assert event["reach"].startswith("builders run without a sandbox, as ")
+
+
+def test_a_nix_that_cannot_be_used_is_told_at_the_start(start_server: StartServer, tmp_path: Path) -> None:
+    event = told(start_server(**install_fake_nix(tmp_path / "nix", "echo out of order >&2; exit 1")).log)
+    assert (event["level"], event["sandbox"]) == ("warning", "unknown")
+    assert event["reach"] == "it is unknown what a builder could reach: out of order"
+
+
+def test_no_network_is_served_with_builders_that_own_the_server(
+    serve: dict[str, str], tmp_path: Path
+) -> None:
+    relaxed = {"NIX_CONFIG": "sandbox = false"}
+    with on_a_network_of_its_own({**serve, **relaxed}, tmp_path) as log:
+        (line,) = log.read_text().splitlines()
+    assert line.startswith(
+        "nixery: NIXERY_HOST=0.0.0.0 opens the server to other machines, but builders run without"
+    )
+    assert "NIXERY_NIX_SANDBOX=off" in line
+    # Not even a directory of this process is left.
+    assert list((tmp_path / "storage" / "temporary").iterdir()) == []
+
+
+def test_that_can_be_accepted(serve: dict[str, str], tmp_path: Path) -> None:
+    with on_a_network_of_its_own({**serve, "NIXERY_NIX_SANDBOX": "off"}, tmp_path) as log:
+        text = log.read_text()
+    assert told(text)["level"] == "warning"
+    assert '"event": "listening"' in text
+
+
+def test_a_network_is_served_before_nix_can_be_used_but_nothing_is_built(
+    serve: dict[str, str], spy: NixSpy, tmp_path: Path
+) -> None:
+    # Of Nix's programs one is broken: whatever builders could reach, it cannot be found out.
+    (spy.directory / "nix-build").write_text("#!/bin/sh\nexit 1\n")
+    with on_a_network_of_its_own({**serve, **spy.environment()}, tmp_path) as log:
+        assert told(log.read_text())["sandbox"] == "unknown"
+        answer = ask_there(log, f"http://127.0.0.1:{serve['PORT']}/v2/hello/manifests/latest")
+    assert "builders are not known to be confined" in answer
+    assert spy.calls_of("nix-instantiate", "request")
+    assert spy.calls_of("nix-store", "--realise") == []
+
+
+def test_a_sandbox_that_has_to_be_there(
+    start_server: StartServer, spy: NixSpy, serve: dict[str, str], tmp_path: Path
+) -> None:
+    found = probed(serve, tmp_path, *_SANDBOXED)
+    if found.sandbox != "on":
+        # A machine that has none: then a server that must not do without does not start, and says why.
+        ended = run_server({**serve, "NIXERY_NIX_SANDBOX": "on"}, tmp_path)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(
+            "nixery: NIXERY_NIX_SANDBOX is on, but the sandbox does not work here: "
+        )
+        return
+    server = start_server(NIXERY_NIX_SANDBOX="on", **spy.environment())
+    assert told(server.log)["sandbox"] == "on"
+    spy.forget()
+    server.client.manifest("hello")
+    (call,) = spy.calls_of("nix-store", "--realise")
+    assert "--option sandbox true --option sandbox-fallback false" in call
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo /proc/version"])
+def test_a_sandbox_that_does_not_work(serve: dict[str, str], tmp_path: Path, script: str) -> None:
+    fake = install_fake_nix(tmp_path / "nix", script)
+    ended = run_server({**serve, **fake, "NIXERY_NIX_SANDBOX": "on"}, tmp_path)
+    assert ended.returncode == 2
+    assert "NIXERY_NIX_SANDBOX is on, but the sandbox does not work here" in ended.stderr
+
+
+def test_import_from_derivation_builds_in_the_sandbox_as_well(
+    start_server: StartServer, spy: NixSpy, settings: Mapping[str, str], tmp_path: Path
+) -> None:
+    if not machine_has_a_sandbox(settings, tmp_path):
+        return
+    server = start_server(
+        NIXERY_NIX_SANDBOX="on",
+        NIXERY_ALLOW_IFD="true",
+        NIX_CONFIG="sandbox-paths = /bin /lib /lib64? /usr",
+        **spy.environment(),
+    )
+    server.client.manifest("hello")
+    (call,) = spy.calls_of("nix-instantiate", "request")
+    assert "--option sandbox true --option sandbox-fallback false" in call
+
+
+def test_a_sandbox_that_was_found_is_kept(
+    start_server: StartServer, spy: NixSpy, settings: Mapping[str, str], tmp_path: Path
+) -> None:
+    if not machine_has_a_sandbox(settings, tmp_path):
+        return
+    # With a fallback, Nix would build without the sandbox as soon as there are no more namespaces.
+    fallback = "sandbox = true\nsandbox-fallback = true\nsandbox-paths = /bin /lib /lib64? /usr"
+    server = start_server(NIX_CONFIG=fallback, **spy.environment())
+    server.client.manifest("hello")
+    (call,) = spy.calls_of("nix-store", "--realise")
+    assert "--option sandbox true --option sandbox-fallback false" in call
+
+
+_TRIES = """
+{ system, ... }:
+let
+  make = name: script: extra: derivation ({
+    inherit name system;
+    builder = "/bin/sh";
+    args = [ "-c" script ];
+    PATH = "/usr/bin:/bin";
+  } // extra);
+  given = make "given" "mkdir -p $out/share; echo @salt@ > $out/share/given" { };
+  tries = make "tries" ''
+    mkdir -p $out/share
+    chmod -R u+w $given 2>/dev/null && echo changed >> $given/share/given && echo changed >> $out/share/result
+    cat @storage@/probe >/dev/null 2>&1 && echo read >> $out/share/result
+    echo x 2>/dev/null > @storage@/written && echo written >> $out/share/result
+    echo done >> $out/share/result
+  '' { inherit given; };
+in
+{ inherit tries; }
+"""
+
+
+def test_builders_change_nothing_that_they_are_given(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    storage = tmp_path / "storage"
+    (tmp_path / "set").mkdir()
+    text = _TRIES.replace("@salt@", salt).replace("@storage@", str(storage))
+    (tmp_path / "set" / "default.nix").write_text(text)
+    server = start_server(NIXERY_PKGS_PATH=str(tmp_path / "set"))
+    (storage / "probe").write_text("of the server")
+    (storage / "probe").chmod(0o600)
+    found = told(server.log)
+    filesystem = server.client.pull("tries").filesystem
+    result = set(filesystem.read("share/result").decode().split())
+    if found["user"] == "own":
+        assert result == {"done"}
+    elif found["sandbox"] == "on":
+        # As the warning says.
+        assert result == {"changed", "done"}
+    else:
+        assert result == {"changed", "read", "written", "done"}
+
+
+def test_a_server_can_be_stopped_while_it_waits_for_a_builder(serve: dict[str, str], tmp_path: Path) -> None:
+    hanging = install_fake_nix(tmp_path / "nix", f'echo $$ >> "{tmp_path}/started"\nexec sleep 60')
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nixery", "serve"],
+        env=clean_environment({**serve, **hanging}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    try:
+        wait_until((tmp_path / "started").exists, "a build")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+    finally:
+        end_process(process)
