@@ -140,12 +140,8 @@ def test_too_much_is_refused_by_name(server: Server, name: str, file: str, reaso
     assert server.client.manifest(name).body == refused.body
 
 
-@pytest.mark.parametrize("name", ["longuser", "toolongdefined"])
+@pytest.mark.parametrize("name", ["longuser", "toolongdefined", "deeplydefined", "manyvolumes"])
 def test_definitions_are_bounded(server: Server, name: str) -> None:
     refused = server.client.manifest(name)
     assert (refused.status, refused.error["code"]) == (404, "MANIFEST_UNKNOWN")
     assert "should have at most" in refused.error["message"]
-
-
-def test_a_definition_may_have_a_deep_directory(server: Server) -> None:
-    assert pulled(server, "deeplydefined").filesystem.find("/".join("d" * 1500)).isdir()

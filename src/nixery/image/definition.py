@@ -18,6 +18,8 @@ from nixery.oci.image import ExecutionParameters
 _FEWEST_LAYERS, _MOST_LAYERS = 2, 125
 
 _NANOSECONDS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+# Clients have 64 bits for the nanoseconds, one of them for the sign.
+_LONGEST_DURATION = 2**63 - 1
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|ms|s|m|h))+", re.ASCII)
 _PORT = re.compile(r"(\d{1,5})(/(tcp|udp|sctp))?", re.ASCII)
 _USER = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*(:[a-zA-Z0-9_][a-zA-Z0-9_.-]*)?", re.ASCII)
@@ -38,6 +40,9 @@ class InvalidDefinition(ValueError):
 # As long as the kernel takes a path (PATH_MAX), and longer than any tool makes a name of a user.
 _LONGEST_PATH, _LONGEST_USER = 4095, 255
 
+# The directories of a definition are made in the image, each with those above it: a kilobyte of short names would be megabytes.
+_DEEPEST, _MOST_VOLUMES = 128, 256
+
 # The next one, -1 as a number of 32 bits, means "leave it as it is" to chown(2).
 _LARGEST_ID = 2**32 - 2
 
@@ -47,9 +52,17 @@ def _absolute(path: str) -> str:
         raise ValueError(f"should be an absolute path, not {_shown(path)}")
     if len(path.encode()) > _LONGEST_PATH:
         raise ValueError(f"should have at most {_LONGEST_PATH} bytes, not {len(path.encode())}")
+    if path.count("/") > _DEEPEST:
+        raise ValueError(f"should have at most {_DEEPEST} directories, not {path.count('/')}")
     if "\0" in path:
         raise ValueError(f"should have no zero byte, unlike {_shown(path)}")
     return path
+
+
+def _few(volumes: list[str]) -> list[str]:
+    if len(volumes) > _MOST_VOLUMES:
+        raise ValueError(f"should have at most {_MOST_VOLUMES} of them, not {len(volumes)}")
+    return volumes
 
 
 def _port(port: str) -> str:
@@ -108,11 +121,14 @@ def _nanoseconds(value: object) -> object:
     if _DURATION.fullmatch(value) is None:
         raise ValueError(f"should be a duration such as 30s or 1m30s, not {_shown(value)}")
     parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)", value)
-    return round(sum(float(number) * _NANOSECONDS[unit] for number, unit in parts))
+    nanoseconds = sum(float(number) * _NANOSECONDS[unit] for number, unit in parts)
+    if nanoseconds > _LONGEST_DURATION:
+        raise ValueError(f"should be a duration of at most {_LONGEST_DURATION // _NANOSECONDS['h']} hours")
+    return round(nanoseconds)
 
 
 _Path = Annotated[str, AfterValidator(_absolute)]
-_Duration = Annotated[int, BeforeValidator(_nanoseconds), Field(ge=0)]
+_Duration = Annotated[int, BeforeValidator(_nanoseconds), Field(ge=0, le=_LONGEST_DURATION)]
 
 
 class _Strict(BaseModel):
@@ -135,7 +151,7 @@ class _Config(_Strict):
     User: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_user)] | None = None
     WorkingDir: _Path | None = None
     ExposedPorts: Annotated[list[Annotated[str, AfterValidator(_port)]], BeforeValidator(_names)] = []
-    Volumes: Annotated[list[_Path], BeforeValidator(_names)] = []
+    Volumes: Annotated[list[_Path], BeforeValidator(_names), AfterValidator(_few)] = []
     Labels: dict[str, str] = {}
     StopSignal: Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_signal)] | None = None
     Healthcheck: _Healthcheck | None = None

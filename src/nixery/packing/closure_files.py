@@ -25,9 +25,11 @@ _ABOVE = tuple(_STORE.strip(b"/").split(b"/"))
 # As many symlinks as the kernel follows for one name (path_resolution(7)).
 _MOST_LINKS = 40
 
-# Of one image: names of directories that are listed, and names that are looked at. A few links to one large directory, or long chains of
-# links, ask for far more than a package's size tells. The largest images of Debian's packages list some 10,000 names.
+# Of one image: names in directories that are listed, their bytes with those of the directories above them, and names that are looked
+# at. A few links to one large directory, deep directories of long names, or long chains of links ask for far more than a package's size
+# tells. The largest images of Debian's packages list some 10,000 names.
 _MOST_LISTED = 1 << 18
+_MOST_BYTES = 1 << 26
 _MOST_LOOKED_AT = 1 << 20
 
 _LINK_IN_THE_WAY = frozenset({errno.ELOOP, errno.ENOTDIR})
@@ -71,7 +73,7 @@ class ClosureFiles:
     def __init__(self, closure: Iterable[StorePath], store: bytes = _STORE, *, by_hand: bool = False) -> None:
         self.closure = tuple(closure)
         self._base_names = {path.base_name.encode() for path in self.closure}
-        self._listed = self._looked_at = 0
+        self._listed = self._bytes = self._looked_at = 0
         try:
             self._beneath = Beneath(store, by_hand=by_hand)
         except OSError as error:
@@ -122,16 +124,25 @@ class ClosureFiles:
             try:
                 with os.scandir(descriptor) as children:
                     for child in children:
-                        names.append(Name(os.fsencode(child.name), child.is_dir(follow_symlinks=False)))
-                        self._listed += 1
-                        if self._listed > _MOST_LISTED:
-                            reason = f"the root file system would have more than {_MOST_LISTED:,} names"
-                            raise UnsafeContents(directory, reason)
+                        name = os.fsencode(child.name)
+                        self._count(directory, name)
+                        names.append(Name(name, child.is_dir(follow_symlinks=False)))
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise unreadable(directory, error) from error
         return names
+
+    def _count(self, directory: bytes, name: bytes) -> None:
+        self._listed += 1
+        if self._listed > _MOST_LISTED:
+            raise UnsafeContents(
+                directory, f"the root file system would have more than {_MOST_LISTED:,} names"
+            )
+        self._bytes += len(directory) + len(name)
+        if self._bytes > _MOST_BYTES:
+            reason = f"the root file system would have names of more than {_MOST_BYTES:,} bytes together"
+            raise UnsafeContents(directory, reason)
 
     def read(self, file: bytes, limit: int) -> bytes | None:
         """Read a file; ``None`` if there is nothing at the name.

@@ -87,4 +87,5 @@ in
     contents = [ unrelated ];
     config.WorkingDir = builtins.concatStringsSep "" (builtins.genList (_: "/d") 5000);
   };
+  manyvolumes = { contents = [ unrelated ]; config.Volumes = builtins.genList (number: "/${toString number}") 1000; };
 }

@@ -100,11 +100,24 @@ def test_layers() -> None:
             {"config": {"WorkingDir": "/" + "\u00fc" * 2048}},
             "config.WorkingDir should have at most 4095 bytes, not 4097",
         ),
+        (
+            {"config": {"WorkingDir": "/d" * 129}},
+            "config.WorkingDir should have at most 128 directories, not 129",
+        ),
+        ({"config": {"Volumes": ["/x"] * 257}}, "config.Volumes should have at most 256 of them, not 257"),
         ({"config": {"Volumes": ["/nix\0"]}}, "config.Volumes[0] should have no zero byte"),
         ({"config": {"Healthcheck": {}}}, "config.Healthcheck.Test is missing"),
         (
             {"config": {"Healthcheck": {"Test": [], "Interval": "soon"}}},
             "config.Healthcheck.Interval should be a duration",
+        ),
+        (
+            {"config": {"Healthcheck": {"Test": [], "Interval": "9" * 400 + "h"}}},
+            "config.Healthcheck.Interval should be a duration of at most 2562047 hours",
+        ),
+        (
+            {"config": {"Healthcheck": {"Test": [], "Timeout": 2**63}}},
+            "config.Healthcheck.Timeout should be less than or equal to 9223372036854775807",
         ),
         ({"config": []}, "config should be a set"),
         ({"config": {"nixery:type": "function"}}, "config is a function"),

@@ -260,6 +260,17 @@ def test_links_to_one_large_directory_are_bounded(
         files.names(f"{PATH}/d".encode())
 
 
+def test_the_bytes_of_names_are_bounded(
+    files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = f"{PATH}/d".encode()
+    monkeypatch.setattr(closure_files, "_MOST_BYTES", 2 * len(directory) + len("file") + 100)
+    files.names(directory)
+    (store / PATH.base_name / "d" / ("x" * 101)).touch()
+    with pytest.raises(UnsafeContents, match="bytes together"):
+        files.names(directory)
+
+
 def test_look_ups_are_bounded(files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(closure_files, "_MOST_LOOKED_AT", 50)
     name = link(store, "d/../" * 100 + "d")

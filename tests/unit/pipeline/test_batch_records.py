@@ -19,7 +19,7 @@ async def test_a_batch_is_kept_as_long_as_its_derivations_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive = True
-    monkeypatch.setattr("nixery.pipeline.batch_records.Path.exists", lambda _: alive)
+    monkeypatch.setattr("nixery.pipeline.batch_records.os.path.lexists", lambda _: alive)
     records = FilesystemRecordStore(tmp_path, tmp_path)
     kept = BatchRecords(records, "this program")
     key = kept.key(PIN, AMD64, ["a", "b"])
