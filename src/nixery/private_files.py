@@ -78,13 +78,10 @@ def open_regular(path: str | Path) -> tuple[int, os.stat_result]:
         if error.errno in _IRREGULAR:
             raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from error
         raise
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
-    except BaseException:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
     return descriptor, status
 
 
@@ -103,7 +100,9 @@ def read_regular(path: str | Path, largest: int) -> bytes | None:
             return None
         content = b""
         # A file that grows meanwhile is read to its end, or to one byte more than is allowed.
-        while chunk := os.read(descriptor, min(max(status.st_size, len(content)), largest) - len(content) + 1):
+        while chunk := os.read(
+            descriptor, min(max(status.st_size, len(content)), largest) - len(content) + 1
+        ):
             content += chunk
             if len(content) > largest:
                 return None

@@ -143,7 +143,9 @@ def check_digest(client: RegistryClient, name: str) -> None:
         assert f"sha256:{hashlib.sha256(blob.body).hexdigest()}" == part["digest"]
 
 
-@pytest.mark.parametrize("change", [lambda content: b"1" + content, lambda _: b"1" * 100], ids=["one", "long"])
+@pytest.mark.parametrize(
+    "change", [lambda content: b"1" + content, lambda _: b"1" * 100], ids=["one", "long"]
+)
 def test_sizes_beside_blobs(change: Callable[[bytes], bytes], start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull("hello")
@@ -160,9 +162,7 @@ def test_sizes_beside_blobs(change: Callable[[bytes], bytes], start_server: Star
 
 
 @pytest.mark.parametrize("name", ["blobs", "records", "temporary", "gc-roots", "locks", "records/tags"])
-def test_a_symlink_in_the_place_of_a_directory(
-    name: str, start_server: StartServer, tmp_path: Path
-) -> None:
+def test_a_symlink_in_the_place_of_a_directory(name: str, start_server: StartServer, tmp_path: Path) -> None:
     server = start_server()
     server.client.pull("hello")
     assert server.stop() == 0

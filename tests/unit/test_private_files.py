@@ -48,7 +48,9 @@ def test_what_is_no_regular_file_is_not_there(
     assert read_regular("name", 1 << 20) is None
 
 
-@pytest.mark.parametrize(("size", "is_read"), [(0, True), (999, True), (1000, True), (1001, False), (9999, False)])
+@pytest.mark.parametrize(
+    ("size", "is_read"), [(0, True), (999, True), (1000, True), (1001, False), (9999, False)]
+)
 def test_no_more_is_read_than_is_allowed(
     size: int,
     is_read: bool,  # noqa: FBT001 -- a parameter of the test

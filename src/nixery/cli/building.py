@@ -39,9 +39,6 @@ def build(
 ) -> None:
     """Build, put the image where it is wanted, and report the result.
 
-    Args:
-        umask: of the files that are written.
-
     Raises:
         typer.Exit: it was not done; why, is told on stderr.
     """
@@ -53,7 +50,14 @@ def build(
             found = await wired.images.get(requests_for(wanted, platforms or prepared.platforms), tag)
             root = found.image.index if isinstance(found.image, ImageIndex) else found.image.manifest
             await _put(
-                wired.blobs, root.descriptor, wanted, tag, outputs, reporter, tls_verify=tls_verify, umask=umask
+                wired.blobs,
+                root.descriptor,
+                wanted,
+                tag,
+                outputs,
+                reporter,
+                tls_verify=tls_verify,
+                umask=umask,
             )
         places = [str(o.place if isinstance(o, FileOutput) else o) for o in outputs]
         return {"digest": str(root.descriptor.digest), "name": wanted, "tag": tag, "outputs": places}

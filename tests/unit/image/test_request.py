@@ -103,7 +103,9 @@ def test_what_docker_makes_of_a_name_without_a_slash() -> None:
 _BOTH = (AMD64, ARM64)
 
 
-@given(st.lists(st.sampled_from(["shell", "amd64", "arm64", "library", "git", "zlib"]), min_size=1, max_size=6))
+@given(
+    st.lists(st.sampled_from(["shell", "amd64", "arm64", "library", "git", "zlib"]), min_size=1, max_size=6)
+)
 def test_one_name_stands_for_all_names_of_an_image(components: list[str]) -> None:
     name = "/".join(components)
     try:

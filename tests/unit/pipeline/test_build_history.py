@@ -239,7 +239,14 @@ async def test_failures_push_no_image_out(records: FilesystemRecordStore) -> Non
 
 @pytest.mark.parametrize(
     "changes",
-    [{"id": "00ff"}, {"created": 1e300}, {"ended": 1e300}, {"ended": None}, {"created": -1}, {"stages": [{}]}],
+    [
+        {"id": "00ff"},
+        {"created": 1e300},
+        {"ended": 1e300},
+        {"ended": None},
+        {"created": -1},
+        {"stages": [{}]},
+    ],
 )
 async def test_a_record_of_a_build_that_makes_no_sense(
     records: FilesystemRecordStore, changes: dict[str, object]

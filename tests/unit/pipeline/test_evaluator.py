@@ -227,7 +227,9 @@ async def test_nothing_is_written_before_an_image_was_built(world: World) -> Non
         ("/nix/store/", "--option"),
     ],
 )
-async def test_a_record_names_nothing_but_store_paths(world: World, old: str, new: str, tmp_path: Path) -> None:
+async def test_a_record_names_nothing_but_store_paths(
+    world: World, old: str, new: str, tmp_path: Path
+) -> None:
     await world.built("image/git")
     for path in [path for path in (tmp_path / "records").rglob("*") if path.is_file()]:
         text = path.read_text()

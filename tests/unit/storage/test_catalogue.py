@@ -92,7 +92,9 @@ async def test_a_torn_referrer_is_passed_over(tmp_path: Path, content: bytes) ->
     assert await Catalogue(records).referrers(subject) == []
 
 
-async def test_a_listing_reads_each_record_once(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_listing_reads_each_record_once(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(40):
         await catalogue.record_tag("a", f"{number:02}", MANIFEST)
     read = 0
