@@ -78,13 +78,10 @@ def open_regular(path: str | Path) -> tuple[int, os.stat_result]:
         if error.errno in _IRREGULAR:
             raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from error
         raise
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
-    except BaseException:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
     return descriptor, status
 
 

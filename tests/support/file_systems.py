@@ -12,12 +12,14 @@ _SECONDS = 30
 
 
 @contextmanager
-def small_file_system(directory: Path, size: int) -> Iterator[Path]:
-    """Mount a tmpfs of so many bytes on a directory, which is made."""
+def small_file_system(directory: Path, size: int, inodes: int = 0) -> Iterator[Path]:
+    """Mount a tmpfs of so many bytes, and of so many inodes if that is not 0, on a directory, which is made."""
     assert os.geteuid() == 0, "mounting takes root; run the tests with: unshare --map-root-user --mount"
     directory.mkdir(parents=True)
     subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], check=True, timeout=_SECONDS
+        ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes}", "tmpfs", str(directory)],
+        check=True,
+        timeout=_SECONDS,
     )
     try:
         yield directory

@@ -4,6 +4,7 @@ import pytest
 
 from nixery.errors import SettingsError
 from nixery.settings import Settings, storage_settings
+from nixery.settings.quantities import DiskMark
 
 
 @pytest.fixture
@@ -128,6 +129,18 @@ def test_a_bucket_has_no_file_system_to_take_a_percentage_of(environment: dict[s
     settings = Settings.from_environment(on_a_bucket(environment, NIXERY_STORAGE_HIGH="500GiB"))
     assert settings.storage_high is not None
     assert settings.storage_high.size == 500 * 1024**3
+
+
+def test_a_storage_is_bounded_unless_it_is_a_bucket(environment: dict[str, str]) -> None:
+    high = Settings.from_environment(environment).storage_high
+    assert (high, high and high.percent) == (DiskMark.parse("90%"), 90)
+    assert Settings.from_environment(on_a_bucket(environment)).storage_high is None
+    memory = {**environment, "NIXERY_STORAGE_BACKEND": "memory"}
+    assert Settings.from_environment(memory).storage_high == DiskMark.parse("1GiB")
+    for asked in ("none", " None "):
+        assert Settings.from_environment({**environment, "NIXERY_STORAGE_HIGH": asked}).storage_high is None
+    low = Settings.from_environment({**environment, "NIXERY_STORAGE_LOW": "70%"}).storage_low
+    assert low == DiskMark.parse("70%")
 
 
 def test_how_much_is_copied_of_a_bucket_is_written_as_other_sizes_are(environment: dict[str, str]) -> None:

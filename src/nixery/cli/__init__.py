@@ -69,7 +69,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 -- typer's callback signatur
 @app.callback(help=_HELP)
 def _main(
     context: typer.Context,
-    version: bool = typer.Option(  # noqa: FBT001 -- typer's declaration of an option
+    version: bool = typer.Option(  # noqa: ARG001, FBT001 -- typer's declaration of an option
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:

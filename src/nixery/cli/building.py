@@ -40,9 +40,6 @@ def build(
 ) -> None:
     """Build, put the image where it is wanted, and report the result.
 
-    Args:
-        umask: of the files that are written.
-
     Raises:
         typer.Exit: it was not done; why, is told on stderr.
     """

@@ -45,7 +45,7 @@ class Term(BaseModel):
     identity: _Text
     revision: _Text
     url: _Text | None = None
-    created: int | None = Field(None, ge=_EARLIEST, le=_LATEST)
+    created: Annotated[int, Field(ge=_EARLIEST, le=_LATEST)] | None = None
     until: float
 
     @classmethod

@@ -135,7 +135,7 @@ class FilesystemBlobStore:
         async for entry, status in scan(self._blobs):
             with suppress(InvalidDigest):
                 digest = Digest.parse(f"sha256:{entry.name.removesuffix('.size')}")
-                if entry.name.endswith(".size") and not os.path.lexists(self._path(digest)):
+                if entry.name.endswith(".size") and not _is_taken(self._path(digest)):
                     yield ListedBlob(digest, 0, status.st_mtime)
 
     async def probe(self) -> None:
@@ -221,6 +221,10 @@ def _find(digest: Digest, path: Path) -> StoredFile | None:
     return (
         StoredFile(digest, size, path) if stat.S_ISREG(status.st_mode) and expected == b"%d" % size else None
     )
+
+
+def _is_taken(path: Path) -> bool:
+    return os.path.lexists(path)
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -48,13 +48,15 @@ class FilesystemRecordStore:
         """See ``RecordStore.renew``."""
         path = self._path(kind, key)
         try:
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise FileNotFoundError
-            os.utime(path, follow_symlinks=False)
+            is_there = stat.S_ISREG(path.lstat().st_mode)
+            if is_there:
+                os.utime(path, follow_symlinks=False)
         except FileNotFoundError:
-            await self.put(kind, key, content)
+            is_there = False
         except OSError as error:
             raise StorageError(f"cannot renew a record of {kind}: {error.strerror}") from error
+        if not is_there:
+            await self.put(kind, key, content)
 
     async def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
         """See ``RecordStore.scan``. A file that is not where its name belongs is none of ours."""

@@ -23,7 +23,7 @@ _REFERENCE = "org.opencontainers.image.ref.name"
 _NAME = "io.containerd.image.name"
 
 
-async def write_layout(
+async def write_layout(  # noqa: PLR0913 -- what is written, and how
     blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path, *, archive: bool, umask: int
 ) -> None:
     """Write an image, or an index and all its images, to a new place.

@@ -55,7 +55,6 @@ class Keeper:
         records: what is known of it.
         usage: asks how much of the file system is used.
         marks: how much may be; ``None`` for any number of bytes.
-        tidied: seconds between two looks at all records.
         clock: seconds; only differences matter.
     """
 
@@ -66,7 +65,6 @@ class Keeper:
         records: RecordStore,
         usage: Callable[[], FileSystemUse],
         marks: Marks | None,
-        tidied: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._collector = collector
@@ -74,14 +72,14 @@ class Keeper:
         self._records = records
         self._usage = usage
         self._marks = marks
-        self._tidied = tidied
         self._clock = clock
         self._rests_until = 0.0
 
-    async def run(self, seconds: float | None = None) -> None:
+    async def run(self, tidied: float, seconds: float | None = None) -> None:
         """Go on until it is cancelled.
 
         Args:
+            tidied: seconds between two looks at all records.
             seconds: between two looks; ``None`` for what suits the marks.
         """
         by_bytes = self._marks is None or self._marks.high.percent is None
@@ -90,7 +88,7 @@ class Keeper:
         while True:
             if self._clock() >= tidy_at:
                 await self._try(self.tidy, "records cannot be tidied up", "tidying records up failed")
-                tidy_at = self._clock() + self._tidied
+                tidy_at = self._clock() + tidied
             await self._try(self.look, "garbage cannot be collected", "collecting garbage failed")
             await asyncio.sleep(pause)
 

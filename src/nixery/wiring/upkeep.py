@@ -32,7 +32,7 @@ def upkeep(
     tidied = _TIDIED if settings.storage_backend == "filesystem" else _TIDIED_IN_A_BUCKET
     high = settings.storage_high
     marks = Marks(high, settings.storage_low or high.times(0.9)) if high is not None else None
-    work = [Keeper(collector, blobs, records, usage, marks, tidied).run()]
+    work = [Keeper(collector, blobs, records, usage, marks).run(tidied)]
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_keep(prepared.temporary, prepared.roots))

@@ -15,7 +15,7 @@ def keeper(store: Store, used: int, high: str, low: str) -> Keeper:
     collector = Collector(store.blobs, store.records, HOUR)
     marks = Marks(DiskMark.parse(high), DiskMark.parse(low))
     usage = FileSystemUse(used, 100_000)
-    return Keeper(collector, store.blobs, store.records, lambda: usage, marks, HOUR)
+    return Keeper(collector, store.blobs, store.records, lambda: usage, marks)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ async def test_it_goes_on_after_a_failure(store: Store) -> None:
     records = store.directory / "records"
     records.rename(store.directory / "away")
     records.touch()
-    running = asyncio.ensure_future(keeper(store, 0, "10", "5").run(0.01))
+    running = asyncio.ensure_future(keeper(store, 0, "10", "5").run(HOUR, 0.01))
     await asyncio.sleep(0.1)
     assert len(await store.digests()) == 1
     records.unlink()
@@ -71,7 +71,7 @@ async def test_it_goes_on_after_what_nobody_expected(store: Store, monkeypatch: 
         raise KeyError(looked)
 
     monkeypatch.setattr(tending, "look", look)
-    running = asyncio.ensure_future(tending.run(0.01))
+    running = asyncio.ensure_future(tending.run(HOUR, 0.01))
     async with asyncio.timeout(10):
         while looked < 3:  # noqa: ASYNC110 -- the keeper tells nobody
             await asyncio.sleep(0.01)

@@ -32,7 +32,7 @@ def keeper(store: Store, use: FileSystemUse | None = None, high: str = "90%", lo
     marks = Marks(DiskMark.parse(high), DiskMark.parse(low))
     usage = use or FileSystemUse(0, 100)
     return Keeper(
-        Collector(store.blobs, store.records, HOUR), store.blobs, store.records, lambda: usage, marks, HOUR
+        Collector(store.blobs, store.records, HOUR), store.blobs, store.records, lambda: usage, marks
     )
 
 
@@ -101,7 +101,7 @@ async def test_images_that_are_in_use_stay_however_many_they_are(
 
 
 async def test_images_that_were_not_used_for_a_year_go(store: Store) -> None:
-    old, new = await store.image(b"old"), await store.image(b"new")
+    _, new = await store.image(b"old"), await store.image(b"new")
     store.age(400 * DAY)
     await store.use(new, ago=300 * DAY)
     await keeper(store).tidy()
