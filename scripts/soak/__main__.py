@@ -76,6 +76,9 @@ def soak(seconds: float, directory: Path) -> list[str]:
     settings = {**nix.environment(), "NIXERY_PKGS_PATH": str(package_set)}
     # Who waits at the end is waited for.
     settings["NIXERY_MAX_QUEUED"] = "40"
+    # All clients have one address here.
+    settings["NIXERY_MAX_QUEUED_PER_CLIENT"] = "40"
+    settings["NIXERY_MAX_CONNECTIONS_PER_CLIENT"] = "1024"
     try:
         with ExitStack() as stack:
             server = stack.enter_context(

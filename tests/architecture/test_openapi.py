@@ -134,8 +134,8 @@ def test_every_error_is_described(description: dict[str, Any]) -> None:
             found = description["components"]["responses"][response["$ref"].rpartition("/")[2]]
         described |= {(int(status), code) for code in re.findall(r"`([A-Z_]{6,})`", found["description"])}
     # No path leads to them, or any does: they are told in the introduction.
-    for status in (404, 414):
-        assert f"{status} `UNSUPPORTED`" in description["info"]["description"]
+    for told in (404, 414):
+        assert f"{told} `UNSUPPORTED`" in description["info"]["description"]
     described = {entry for entry in described if not entry[1].startswith(("NIX_", "NIXERY_"))} | {
         (404, "UNSUPPORTED"),
         (414, "UNSUPPORTED"),

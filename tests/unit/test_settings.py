@@ -158,3 +158,47 @@ def test_what_is_missing_of_a_bucket_is_told(environment: dict[str, str]) -> Non
     assert problems(given) == (expected,)
     with pytest.raises(SettingsError, match="S3_BUCKET is not set"):
         storage_settings(given)
+
+
+def test_proxies_are_addresses_and_networks(environment: dict[str, str]) -> None:
+    given = environment | {"NIXERY_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8,2001:db8::/32"}
+    networks = Settings.from_environment(given).trusted_proxies
+    assert [str(network) for network in networks] == ["127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32"]
+    for wrong in ("", "proxy.example", "10.0.0.1/8", "0.0.0.0/0", "::/0"):
+        (line,) = problems(environment | {"NIXERY_TRUSTED_PROXIES": wrong})
+        assert line.startswith("NIXERY_TRUSTED_PROXIES is wrong")
+
+
+def test_a_public_url_is_that_of_a_registry(environment: dict[str, str]) -> None:
+    for url, expected in (
+        ("https://registry.example.org/", "https://registry.example.org"),
+        ("http://Registry.Example:8080", "http://registry.example:8080"),
+        ("http://[::1]:80", "http://[::1]:80"),
+    ):
+        assert Settings.from_environment(environment | {"NIXERY_PUBLIC_URL": url}).public_url == expected
+    for wrong in (
+        "registry.example.org",
+        "ftp://a",
+        "https://a/b",
+        "https://u:p@a",
+        "https://a?b",
+        "https://",
+        "https://a b",
+        "https://[::1",
+    ):
+        (line,) = problems(environment | {"NIXERY_PUBLIC_URL": wrong})
+        assert line.startswith("NIXERY_PUBLIC_URL is wrong")
+
+
+def test_a_client_has_half_of_the_queue_unless_told_otherwise(environment: dict[str, str]) -> None:
+    for queue, share in (("100", 50), ("1", 1), ("0", 0), ("3", 2)):
+        assert (
+            Settings.from_environment(environment | {"NIXERY_MAX_QUEUED": queue}).queued_per_client == share
+        )
+    given = environment | {"NIXERY_MAX_QUEUED_PER_CLIENT": "7"}
+    assert Settings.from_environment(given).queued_per_client == 7
+
+
+def test_health_and_metrics_have_another_port(environment: dict[str, str]) -> None:
+    (line,) = problems(environment | {"NIXERY_ADMIN_PORT": "8080"})
+    assert line.startswith("NIXERY_ADMIN_PORT is wrong: it is the same as PORT")

@@ -91,8 +91,8 @@ class ServerSettings(BaseModel):
     ] = None
     trusted_proxies: Annotated[
         tuple[IPv4Network | IPv6Network, ...],
-        NotEmpty,
         BeforeValidator(_networks),
+        NotEmpty,  # the last one is asked first
         Field(alias="NIXERY_TRUSTED_PROXIES"),
     ] = ()
     public_builds: Annotated[bool, NotEmpty, Field(alias="NIXERY_PUBLIC_BUILDS")] = True
