@@ -41,7 +41,8 @@ as_nobody() {
 }
 
 chmod 755 "$directory"
-mkdir -p "$directory"/{nix/store,etc,home,held/{0,1}}
+# Without nix/var/nix, Nix would take a directory in the user's home for its store, and mount it where it builds.
+mkdir -p "$directory"/{nix/store,nix/var/nix,etc,home,held/{0,1}}
 paths=("$PWD" "$(.venv/bin/python -c 'import sys; print(sys.base_prefix)')")
 for number in 0 1; do
     closed[number]=$(closed_above "${paths[number]}")

@@ -96,9 +96,9 @@ ensure_programs() {
     [ ${#missing[@]} = 0 ] || fail "still missing after the installation: ${missing[*]}"
 }
 
-# Whether somebody has set Nix up: then its configuration is theirs.
+# Whether somebody has set Nix up: then its configuration is theirs. Build users alone do not tell, for we may have made them.
 nix_is_set_up() {
-    [ -S /nix/var/nix/daemon-socket/socket ] || { has_build_users && [ -e /etc/nix/nix.conf ]; }
+    [ -S /nix/var/nix/daemon-socket/socket ] || grep -qs '^ *build-users-group *= *[^ ]' /etc/nix/nix.conf
 }
 
 has_build_users() { [ -n "$(getent group nixbld | cut -d: -f4)" ]; }
