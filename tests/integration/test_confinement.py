@@ -112,7 +112,7 @@ def ask_there(log: Path, url: str) -> str:
 
 def told(log: str) -> dict[str, Any]:
     """The one event about builders."""
-    events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    events: list[dict[str, Any]] = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     (event,) = [event for event in events if event["event"] == "builders"]
     return event
 

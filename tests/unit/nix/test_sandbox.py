@@ -6,7 +6,15 @@ from itertools import product
 import pytest
 
 from nixery.errors import NixUnusable, SettingsError
-from nixery.nix.sandbox import BuilderGate, Confinement, is_loopback, require_confinement, require_sandbox
+from nixery.nix.sandbox import (
+    BuilderGate,
+    Confinement,
+    Sandbox,
+    User,
+    is_loopback,
+    require_confinement,
+    require_sandbox,
+)
 
 SAFE = Confinement("on", "own")
 UNSAFE = Confinement("off", "root")
@@ -14,8 +22,8 @@ UNKNOWN = Confinement("unknown", "unknown", reason="no room")
 
 
 def test_only_a_sandbox_without_way_out_and_without_root_is_safe() -> None:
-    sandboxes = ("on", "optional", "off", "unknown")
-    users = ("root", "server", "own", "unknown")
+    sandboxes: tuple[Sandbox, ...] = ("on", "optional", "off", "unknown")
+    users: tuple[User, ...] = ("root", "server", "own", "unknown")
     safe = {
         (sandbox, user) for sandbox, user in product(sandboxes, users) if Confinement(sandbox, user).is_safe
     }
@@ -31,8 +39,8 @@ def test_whoever_owns_the_store_is_not_confined_completely() -> None:
 
 @pytest.mark.parametrize("sandbox", ["on", "optional", "off", "elsewhere", "unknown"])
 @pytest.mark.parametrize("user", ["root", "server", "own", "unknown"])
-def test_there_is_a_sentence_for_each(sandbox: str, user: str) -> None:
-    found = Confinement(sandbox, user, owns_store=True, reads_storage=True, reason="no room")  # type: ignore[arg-type]
+def test_there_is_a_sentence_for_each(sandbox: Sandbox, user: User) -> None:
+    found = Confinement(sandbox, user, owns_store=True, reads_storage=True, reason="no room")
     assert len(found.sentence) > 20
     assert "\n" not in found.sentence
     assert not found.sentence.endswith(".")
