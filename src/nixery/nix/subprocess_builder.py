@@ -31,7 +31,7 @@ from nixery.nix.options import NixOptions
 from nixery.nix.process import Deadline, run
 from nixery.nix.progress import ProgressFeed, Tell, nobody
 from nixery.nix.registration import parse_registrations
-from nixery.nix.subprocess_evaluation import Evaluation
+from nixery.nix.subprocess_evaluation import MOST_PROCESSES, Evaluation
 from nixery.sources.source import PackageSet
 
 # Nix's exit codes for failed builds are 100 plus flags; this is the flag for "timed out" (worker.cc).
@@ -65,6 +65,9 @@ class SubprocessNixBuilder:
         expression: what is to be found in every package set besides what it has.
     """
 
+    # For one evaluation.
+    _processes = MOST_PROCESSES
+
     def __init__(
         self,
         timeout: float,
@@ -83,7 +86,9 @@ class SubprocessNixBuilder:
         self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
     ) -> Mapping[str, Sequence[Evaluated]]:
         """See ``NixBuilder.evaluate``."""
-        evaluation = Evaluation(platform, package_set, self._timeout, self._options, self._expression)
+        evaluation = Evaluation(
+            platform, package_set, self._timeout, self._options, self._expression, self._processes
+        )
         items = await evaluation.of(wanted, optional)
         flaws = [item for item in items if isinstance(item, Flaw)]
         found: dict[str, list[Evaluated]] = {name: [] for name in (*wanted, *optional)}
