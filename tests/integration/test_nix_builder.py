@@ -15,6 +15,7 @@ from nixery.nix.builder import Contents, Package
 from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 from nixery.nix.options import NixOptions
+from nixery.nix.package_graph import SubprocessPackageGraph
 from nixery.nix.subprocess_builder import SubprocessNixBuilder
 from nixery.sources.source import NixFiles
 
@@ -110,3 +111,20 @@ async def test_path_that_nix_does_not_know(builder: SubprocessNixBuilder) -> Non
 async def test_nothing_to_realise(builder: SubprocessNixBuilder) -> None:
     async with builder.realise([]):
         assert list(await builder.closure([])) == []
+
+
+async def test_counting_looks_at_each_of_many_that_do_not_evaluate(tmp_path: Path) -> None:
+    # A client's request takes a bounded number of processes; a command that asks for thousands of names has to find all.
+    names = [f"p{number}" for number in range(16)]
+    broken = " ".join(f'{name} = 1 + "{name}";' for name in names)
+    (tmp_path / "default.nix").write_text(
+        f'{{ {broken} zz = derivation {{ name = "zz"; system = "x"; builder = "/bin/sh"; }}; }}'
+    )
+    options = NixOptions(environment=os.environ, building=os.environ)
+    package_set = NixFiles(tmp_path, self_contained=False)
+    kinds = (SubprocessNixBuilder, SubprocessPackageGraph)
+    found = []
+    for kind in kinds:
+        nix = kind(30, GarbageCollectorRoots(tmp_path), options, CollectorLock(Path("/nix/var/nix")))
+        found.append((await nix.evaluate([*names, "zz"], [], AMD64, package_set))["zz"])
+    assert [isinstance(items[0], Package) for items in found] == [False, True]

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from nixery.cli.completion import complete_platform
+from nixery.cli.logs import print_line
 from nixery.image.platform import Platform
 from nixery.pipeline.basis import Basis
 
@@ -89,5 +90,5 @@ def _names(file: str) -> list[str]:
 
 
 def _refuse(file: str, reason: str) -> NoReturn:
-    typer.echo(f"nixery: --packages {file}: {reason}", err=True)
+    print_line(f"--packages {file}: {reason}")
     raise typer.Exit(_WRONG_USAGE)

@@ -28,6 +28,9 @@ _HEAD = 1024
 class SubprocessPackageGraph(SubprocessNixBuilder):
     """The ``PackageGraph``: what building takes, and what is asked about a whole set beyond it."""
 
+    # It looks at thousands of names at once, of which many may not evaluate, and works for the operator alone.
+    _processes = 100_000
+
     async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
         """See ``PackageGraph.names``."""
         return await Evaluation(platform, package_set, self._timeout, self._options).names()

@@ -32,7 +32,7 @@ from nixery.nix.process import Deadline, run
 from nixery.nix.progress import ProgressFeed, Tell, nobody
 from nixery.nix.registration import parse_registrations
 from nixery.nix.sandbox import BuilderGate
-from nixery.nix.subprocess_evaluation import Evaluation
+from nixery.nix.subprocess_evaluation import MOST_PROCESSES, Evaluation
 from nixery.sources.source import PackageSet
 
 # Nix's exit codes for failed builds are 100 plus flags; this is the flag for "timed out" (worker.cc).
@@ -67,6 +67,9 @@ class SubprocessNixBuilder:
         gate: where builds pass before they begin; ``None`` for a caller that runs no builders of strangers.
     """
 
+    # For one evaluation.
+    _processes = MOST_PROCESSES
+
     def __init__(
         self,
         timeout: float,
@@ -89,7 +92,9 @@ class SubprocessNixBuilder:
     ) -> Mapping[str, Sequence[Evaluated]]:
         """See ``NixBuilder.evaluate``."""
         await self._before_evaluation()
-        evaluation = Evaluation(platform, package_set, self._timeout, self._options, self._expression)
+        evaluation = Evaluation(
+            platform, package_set, self._timeout, self._options, self._expression, self._processes
+        )
         items = await evaluation.of(wanted, optional)
         flaws = [item for item in items if isinstance(item, Flaw)]
         found: dict[str, list[Evaluated]] = {name: [] for name in (*wanted, *optional)}

@@ -44,9 +44,9 @@ _ANSWER = 8 * 1024 * 1024
 # And with the list of a whole package set; that of nixpkgs has 7 MB.
 _INDEX_ANSWER = 24 * 1024 * 1024
 
-# Processes that one request may take. Usually it is one; with errors that cannot be caught, finding one package among sixty
-# takes fourteen.
-_MOST_PROCESSES = 16
+# Processes that the request of a client may take. Usually it is one; with errors that cannot be caught, finding one package among
+# sixty takes fourteen.
+MOST_PROCESSES = 16
 
 _NOT_LOOKED_INTO = "too much of this request does not evaluate, so this was not evaluated by itself"
 
@@ -65,6 +65,7 @@ class Evaluation:
         timeout: seconds for each process.
         options: of the operator.
         expression: added to the package set.
+        processes: how many there may be.
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class Evaluation:
         timeout: float,
         options: NixOptions,
         expression: NixExpression | None = None,
+        processes: int = MOST_PROCESSES,
     ) -> None:
+        self._left = processes
         self._expression = expression
         self._platform = platform
         self._package_set = package_set
         self._timeout = timeout
         self._options = options
-        self._processes = 0
 
     async def of(self, packages: Sequence[str], optional: Sequence[str]) -> tuple[Item, ...]:
         """Evaluate some names.
@@ -170,7 +172,7 @@ class Evaluation:
         middle = len(names) // 2
         items: list[Item] = []
         for half in (names[:middle], names[middle:]):
-            if self._processes >= _MOST_PROCESSES:
+            if self._left <= 0:
                 items += [Flaw(UnavailablePackage(name, Reason.THROWS, _NOT_LOOKED_INTO)) for name in half]
                 continue
             of_half = [n for n in half if n in packages], [n for n in half if n in optional]
@@ -181,7 +183,7 @@ class Evaluation:
     async def explain(self, flaw: Flaw) -> UnavailablePackage:
         """Add Nix's own words on why a package cannot be had, if it has any."""
         package = flaw.package
-        if package.explanation or package.reason is Reason.MISSING or self._processes >= _MOST_PROCESSES:
+        if package.explanation or package.reason is Reason.MISSING or self._left <= 0:
             return package
         # tryEval tells that something was thrown, not what. Without it, Nix says so.
         try:
@@ -193,7 +195,7 @@ class Evaluation:
     async def _instantiate(
         self, argument: str, program: str = "packages.nix", answer: int = _ANSWER
     ) -> tuple[Completed, Sequence[str]]:
-        self._processes += 1
+        self._left -= 1
         with as_file(files("nixery.nix") / "expressions") as expressions:
             return await run_command(
                 self._timeout,

@@ -47,8 +47,12 @@ _HELPER = re.compile(f"{_PROCESS}|{_NETWORK}|{_CREDENTIALS}")
 
 _PROXY = re.compile(r"(?:https?|ftp|all)_proxy", re.IGNORECASE | re.ASCII)
 
-# A login in a URL: anything before the `@` with HTTP and FTP; with ssh, a user alone is none.
-_LOGIN = re.compile(r"(?:https?|ftps?)://[^/\s@]+@|://[^/\s@:]*:[^/\s@]*@", re.IGNORECASE)
+# A login in a URL: anything before the `@` with HTTP and FTP; with ssh, a user alone is none. And a parameter that looks like one.
+_LOGIN = re.compile(
+    r"(?:https?|ftps?)://[^/\s@]+@|://[^/\s@:]*:[^/\s@]*@"
+    r"|[?&][a-z_-]*(?:token|secret|password|signature|credential|key)[a-z_-]*=",
+    re.IGNORECASE,
+)
 
 # Options of Nix that are secrets, or hand variables to builders.
 _SECRET_OPTION = re.compile(r"(?:extra-)?(?:access-tokens|impure-env)", re.ASCII)

@@ -56,6 +56,8 @@ def test_every_child_can_be_found_by_the_warden() -> None:
         ("NIX_PATH", "nixpkgs=https://token@example.org/a.tar.gz"),
         ("NIX_REMOTE", "s3://key:secret@bucket"),
         ("NIX_MIRRORS_GNU", "ftp://user@example.org"),
+        ("NIX_PATH", "nixpkgs=https://example.org/a.tar.gz?ref=b&private_token=c"),
+        ("NIX_REMOTE", "s3://bucket?region=a&secret_access_key=b"),
     ],
 )
 def test_a_value_with_a_login_is_left_out(name: str, value: str) -> None:

@@ -1,0 +1,90 @@
+"""What is believed of an answer to an evaluation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nixery.errors import NixUnusable, Reason
+from nixery.nix.builder import Package
+from nixery.nix.evaluation import Flaw, Item, parse_answer
+
+HASH = "a" * 32
+DERIVATION = f"/nix/store/{HASH}-hello-1.0.drv"
+
+AVAILABLE: dict[str, Any] = {
+    "status": "available",
+    "name": "hello",
+    "attribute": "hello",
+    "position": [],
+    "derivation": DERIVATION,
+    "outputs": {"out": f"/nix/store/{HASH}-hello-1.0"},
+    "pname": "hello",
+    "version": "1.0",
+    "description": "",
+    "licences": [],
+    "mainProgram": None,
+    "priority": None,
+}
+DEFINITION: dict[str, Any] = {
+    "status": "definition",
+    "name": "web",
+    "attribute": "web",
+    "definition": "{}",
+    "installables": [f"{DERIVATION}!out"],
+}
+
+
+def parsed(item: dict[str, Any]) -> Item:
+    (found,) = parse_answer(json.dumps({"packages": [item], "names": {}}).encode())
+    return found
+
+
+def flaw(item: dict[str, Any]) -> tuple[Reason, str]:
+    found = parsed(item)
+    assert isinstance(found, Flaw), found
+    return found.package.reason, found.package.explanation
+
+
+@pytest.mark.parametrize("name", ["", "out dev", "out!dev", "out\n", "\x1b[31m", "-/"])
+def test_the_name_of_an_output_is_a_part_of_an_argument(name: str) -> None:
+    reason, explanation = flaw(AVAILABLE | {"outputs": {name: f"/nix/store/{HASH}-hello-1.0"}})
+    assert (reason, explanation) == (Reason.NOT_A_PACKAGE, f"{name!r} is not the name of an output")
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/etc/passwd", f"/nix/store/{HASH}-a/../../b", f"/nix/store/{HASH}-a\n"]
+)
+def test_paths_are_paths_in_the_store(path: str) -> None:
+    assert flaw(AVAILABLE | {"derivation": path})[0] is Reason.NOT_A_PACKAGE
+    assert flaw(AVAILABLE | {"outputs": {"out": path}})[0] is Reason.NOT_A_PACKAGE
+
+
+@pytest.mark.parametrize(
+    "installable", [f"{DERIVATION}!out dev", "hello", "/etc/passwd!out", f"{DERIVATION}!a!b"]
+)
+def test_a_definition_refers_to_outputs_of_derivations(installable: str) -> None:
+    assert (
+        flaw(
+            DEFINITION
+            | {
+                "installables": [installable],
+                "definition": f'{{"config": {{"Cmd": ["/nix/store/{HASH}-x"]}}}}',
+            }
+        )[0]
+        is Reason.INVALID_DEFINITION
+    )
+
+
+def test_bytes_that_are_no_text_are_no_trouble_of_the_machine() -> None:
+    answer = json.dumps({"packages": [AVAILABLE | {"description": "X"}], "names": {}}).encode()
+    (found,) = parse_answer(answer.replace(b'"X"', b'"caf\xe9"'))
+    assert isinstance(found, Package)
+    assert found.description == "caf\ufffd"
+
+
+def test_an_answer_that_is_nested_too_deeply_is_not_understood() -> None:
+    with pytest.raises(NixUnusable, match="not understood"):
+        parse_answer(b'{"packages":' + b"[" * 100_000)
