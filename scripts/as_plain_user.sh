@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ "${1:-}" != --in-namespace ]; then
     directory=$(mktemp -d /tmp/nixery-plain-user.XXXXXX)
     trap 'rm -rf "$directory"' EXIT
-    # The trap has to run, so no exec. What is mounted goes with the namespace.
+    # No exec: the trap has to run. Mounts end with the namespace.
     unshare --mount "scripts/$(basename "$0")" --in-namespace "$directory" "$@"
     exit
 fi

@@ -18,7 +18,7 @@ compile pyproject.toml --output-file requirements/runtime.txt
 compile pyproject.toml --extra otel --constraint requirements/runtime.txt --output-file requirements/otel.txt
 compile pyproject.toml --extra otel --group pyproject.toml:dev requirements/build.in \
     --constraint requirements/runtime.txt --output-file requirements/dev.txt
-# Whoever installs from a checkout builds with this back end, and downloads no other version of it.
+# The build back end, for installations from a checkout: without a pin, pip would download and run the newest one.
 compile requirements/build.in --constraint requirements/dev.txt --output-file requirements/build.txt
 compile requirements/tools.in --output-file requirements/tools.txt
 

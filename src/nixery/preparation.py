@@ -132,7 +132,11 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepare
     if serving and confinement is not None:
         log_confinement(confinement)
     gate = BuilderGate(None if waived else confinement, lambda: _confinement(settings, temporary.path))
-    sandbox = _sandbox(settings, confinement)
+    sandbox = _SANDBOX[settings.nix_sandbox]
+    if sandbox is None and confinement is not None and owns_store():
+        # A sandbox that is asked for has no fallback, also when the machine runs out of namespaces later. After a failed probe,
+        # the gate opens for a sandbox alone.
+        sandbox = confinement.sandbox == "on" or (confinement.sandbox == "unknown" and not waived) or None
     return Prepared(
         address=address,
         platforms=platforms,
@@ -174,14 +178,6 @@ def builder_probe(settings: Settings, directory: Path) -> BuilderProbe:
 def _confinement(settings: Settings, directory: Path) -> Confinement:
     with builder_probe(settings, directory) as probe:
         return probe.confinement()
-
-
-def _sandbox(settings: Settings, confinement: Confinement | None) -> bool | None:
-    asked = _SANDBOX[settings.nix_sandbox]
-    if asked is None and confinement is not None and confinement.sandbox == "on" and owns_store():
-        # Asked for by name, it has no fallback: not even when the machine runs out of namespaces later on.
-        return True
-    return asked
 
 
 def _warn_of_known_flaws(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""What a builder could reach, and what a server does about it."""
+"""The probe of a builder's confinement, and how a server acts on it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def serve(tmp_path: Path, settings: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def on_a_network_of_its_own(environment: Mapping[str, str], directory: Path) -> Iterator[Path]:
-    """Run a server where nobody can connect to it, whatever its address; yield the file of its log."""
+    """Run a server on all addresses of a network namespace of its own; yield the file of its log."""
     output = directory / "log"
     with output.open("wb") as sink:
         process = subprocess.Popen(

@@ -65,7 +65,7 @@ _REPORT = re.compile(
 
 
 class BuilderProbe:
-    """Builds the derivation, beside whatever else has to be done meanwhile. A context manager: nothing of it goes on after its end.
+    """Builds the derivation in the background. A context manager; leaving it ends all processes.
 
     Args:
         options: that builds are given.
@@ -202,7 +202,7 @@ def _understood(report: str) -> Confinement:
     # Root of a user namespace is somebody else outside, and can do no more than that one there.
     if uid == 0 and _outside(0, ours) == 0:
         user = "root"
-    # Where a builder is the first process, it is in Nix's sandbox: nothing else does that.
+    # Only Nix's sandbox makes the builder the first process of its namespace.
     sandbox: Sandbox = "on" if found["pid"] == "1" else "off"
     return Confinement(sandbox, user, found["owner"] == "yes", found["reads"] == "yes")
 

@@ -1,4 +1,4 @@
-"""What builders are confined to, and whether that will do. ``nixery.nix.builder_probe`` finds it out."""
+"""Confinement of builders: how it is described, and when it is good enough. ``nixery.nix.builder_probe`` measures it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ User = Literal["root", "server", "own", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What builders are confined to.
+    """How builders are confined.
 
     Attributes:
         sandbox: ``on`` for all of them; ``optional`` where a package may opt out; ``off``; ``elsewhere`` if they run on
             another machine; ``unknown``.
         user: that they run as, seen from outside of a sandbox: ``root``, unless that is a user namespace's own root; ``server``, which is
-            this process's own; ``own``, which is neither; ``unknown``. Where the sandbox is optional, of a builder that opted out.
+            this process's own; ``own``, which is neither; ``unknown``. With an optional sandbox, the user of a builder that opted out.
         owns_store: whether this user owns the store paths that the builder is given, and so can change them.
         reads_storage: whether it could read a file of the server's that no other user may read.
         reason: why it is unknown.
@@ -105,7 +105,7 @@ def require_sandbox(confinement: Confinement) -> None:
 def require_confinement(confinement: Confinement, host: str) -> None:
     """Refuse to serve other machines with builders that own the server.
 
-    Where nothing could be found out, the server starts, since it can serve what is stored; ``BuilderGate`` keeps builds back.
+    If the probe failed, the server may start, since it can serve stored images; ``BuilderGate`` holds builds back.
 
     Args:
         confinement: of its builders.
@@ -132,14 +132,14 @@ def is_loopback(address: str) -> bool:
 
 
 class BuilderGate:
-    """Where builds pass before they begin: builders have to be confined, unless that was waived.
+    """Holds builds back until builders are known to be confined.
 
-    What was found at the start is believed as long as the process lives. Only if nothing could be found out then, because Nix could not
-    be used, the next build tries again.
+    A result of the start holds for the life of the process. If the probe failed at the start, because Nix was unusable, each build
+    repeats it until one succeeds.
 
     Args:
-        confinement: that was found; ``None`` for a gate that is always open.
-        probe: finds it out anew; blocks.
+        confinement: result of the probe at the start; ``None`` for a gate that is always open.
+        probe: repeats it; blocks.
     """
 
     def __init__(self, confinement: Confinement | None, probe: Callable[[], Confinement]) -> None:
@@ -151,7 +151,7 @@ class BuilderGate:
         """Let a build begin.
 
         Raises:
-            NixUnusable: builders are not confined, or nobody knows.
+            NixUnusable: builders are not confined, or the probe failed.
         """
         async with self._lock:
             if self._open:
