@@ -113,7 +113,7 @@ class Application:
             if not observed.abandoned:
                 raise
             # The web server still wants an answer, though there is nobody to send it to.
-            protocol.response_empty(_CLIENT_HAS_GONE, [])
+            protocol.response_empty(_CLIENT_HAS_GONE, [(REQUEST_ID, observed.id)])
         finally:
             self._observation.leave(observed)
 
