@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +26,47 @@ class Client:
 INTERNAL = Client("internal")
 
 
+class Wait(Protocol):
+    """What a request waits for; an ``asyncio.Future`` is one."""
+
+    def cancel(self) -> bool:
+        """End the wait, and not what is waited for."""
+        ...
+
+
 class RequestContext:
     """A request that is being answered.
 
     Attributes:
         id: a trusted proxy's own or one of ours; safe to be logged and sent back.
         waited: whether the answer was not in memory, so that it was looked for in the store, or built.
+        abandoned: whether its client has gone.
     """
 
-    __slots__ = ("_client", "id", "waited")
+    __slots__ = ("_client", "_waits", "abandoned", "id", "waited")
 
     def __init__(self, identity: str, client: Client = INTERNAL) -> None:
         self.id = identity
         self.waited = False
+        self.abandoned = False
         self._client: Client | None = client
+        self._waits: list[Wait] | None = None
+
+    def abandon(self) -> None:
+        """Stop waiting for what others do for it, since nobody is there to be answered. Nothing else is broken off."""
+        self.abandoned = True
+        for wait in tuple(self._waits or ()):
+            wait.cancel()
+
+    @contextmanager
+    def waiting(self, wait: Wait) -> Iterator[None]:
+        """Wait for something that may be left at any time."""
+        self._waits = self._waits or []
+        self._waits.append(wait)
+        try:
+            yield
+        finally:
+            self._waits.remove(wait)
 
     @property
     def client(self) -> Client:
@@ -93,6 +122,18 @@ def current_request() -> RequestContext | None:
 def enter_request(request: RequestContext) -> None:
     """Work for a request from now on, in this task and in those that it starts."""
     _current.set(request)
+
+
+@contextmanager
+def waiting_for(wait: Wait) -> Iterator[None]:
+    """Wait for work that is done for others as well: whoever asks for it may leave."""
+    request = _current.get()
+    # What is inside of such work belongs to all of its parties, though it knows the request that began it.
+    if request is None or _parties.get() is not None:
+        yield
+    else:
+        with request.waiting(wait):
+            yield
 
 
 def current_parties() -> Parties:

@@ -44,5 +44,10 @@ class BoundedSource:
         return self._source.open(pin)
 
     async def confirm(self, pin: Pin) -> None:
-        """See ``PackageSource.confirm``."""
-        await self._source.confirm(pin)
+        """See ``PackageSource.confirm``, which may read a whole directory.
+
+        Raises:
+            TooBusy: too many others wait already.
+        """
+        async with self._slots.slot():
+            await self._source.confirm(pin)

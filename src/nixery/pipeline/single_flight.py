@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from nixery.errors import ShuttingDown
-from nixery.request_context import Parties, current_parties, enter_parties
+from nixery.request_context import Parties, current_parties, enter_parties, waiting_for
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
@@ -43,8 +43,10 @@ class SingleFlight(Generic[Key, Result]):
             self._parties[key] = parties
             task.add_done_callback(lambda done: self._forget(key, done))
         self._parties[key].join(ours)
+        wait = asyncio.shield(task)
         try:
-            return await asyncio.shield(task)
+            with waiting_for(wait):
+                return await wait
         except asyncio.CancelledError:
             if task.cancelled() and self._closed:
                 raise ShuttingDown from None

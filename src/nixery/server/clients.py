@@ -98,6 +98,12 @@ def host_of(peer: str) -> str:
     return peer.rpartition(":")[0].strip("[]")
 
 
+def peer_key(peer: str) -> tuple[Address | None, str]:
+    """Return what two spellings of one address and port have in common."""
+    host, _, port = peer.rpartition(":")
+    return _address(host.strip("[]").partition("%")[0]), port
+
+
 def _host(said: str) -> str:
     """Return the address in an element of ``X-Forwarded-For``, with or without a port."""
     if said.startswith("[") or (said.count(":") == 1 and "." in said):

@@ -12,6 +12,7 @@ client's window is smaller than the piece that is to be sent next. So what was a
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import struct
@@ -21,11 +22,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import structlog
 
 from nixery.request_context import Client
-from nixery.server.clients import Clients
+from nixery.server.clients import Address, Clients, peer_key
 
 # Looks in the time that a client is given to take something.
 _LOOKS = 10
@@ -55,6 +57,11 @@ _ESTABLISHED, _CLOSE_WAIT = 1, 8
 
 # asm-generic/socket.h: a number that no other socket has had, unlike a descriptor, which is given again.
 _SO_COOKIE = 57
+
+# Seconds after which a connection that no request needs is one that is kept for later, rather than one whose request is under way.
+_SETTLED = 2.0
+
+_Key = tuple[Address | None, str]
 
 _log = structlog.get_logger("nixery.server")
 
@@ -94,13 +101,14 @@ class _Seen:
     """What is known of a connection from one look to the next.
 
     Attributes:
-        peer: address and port of the other end, as the web server writes them.
+        peer: address and port of the other end, and the same by ``peer_key``.
         host: its address.
         since: when it was seen for the first time, and no two have the same.
         acknowledged: bytes, and when there were as many for the first time; ``None`` if there is nothing to acknowledge.
     """
 
     peer: str
+    key: _Key
     host: str
     since: int
     acknowledged: int | None = None
@@ -121,17 +129,30 @@ class _Connection:
     idle_since: float | None
 
 
+class Requests(Protocol):
+    """The requests that are being answered."""
+
+    def peers(self) -> Collection[str]:
+        """Return who has sent them, as the web server writes addresses."""
+        ...
+
+    def abandon(self, peers: Collection[str]) -> None:
+        """Stop waiting for those whose clients have gone."""
+        ...
+
+
 class Connections:
     """Bounds the connections of this process to its ports.
 
     Too many of one client: those that no request needs are ended, the longest idle ones first, and then the latest ones. Too many
-    in all: idle ones of the client that has the most, and so on; and only then those that a request needs.
+    in all: of the client that has the most, one that it keeps for later; where no client has any, what comes next for the client that
+    has the most. A request whose connection is gone waits for nothing any more.
 
     Args:
         ports: where is listened, and how many connections there are to be.
         seconds: for which a client may take nothing of what it is sent.
         clients: tells them apart.
-        answering: returns whose requests are being answered, as the web server writes addresses.
+        requests: that are being answered.
         clock: seconds; only differences matter.
     """
 
@@ -140,13 +161,14 @@ class Connections:
         ports: Mapping[int, ConnectionBounds],
         seconds: float,
         clients: Clients,
-        answering: Callable[[], Collection[str]] = list,
+        requests: Requests,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ports = ports
         self._seconds = seconds
         self._clients = clients
-        self._answering = answering
+        self._requests = requests
+        self._connected: frozenset[_Key] = frozenset()
         self._clock = clock
         self._seen: Mapping[bytes, _Seen] = {}
         self._number = 0
@@ -163,16 +185,20 @@ class Connections:
         while True:
             await asyncio.sleep(min(_PAUSE, period))
             number, age = len(_descriptors()), self._clock() - looked
-            if age >= period or number > many or (number > few and age >= _LONGER):
+            # Before the connections, so that each of these had one by then. And on the event loop, where that changes.
+            answering = {peer_key(peer): peer for peer in self._requests.peers()}
+            if age >= period or number > many or (age >= _LONGER and (number > few or len(answering) > few)):
                 looked = self._clock()
-                # Whose requests are answered is asked on the event loop, where that changes.
-                self._tell(await asyncio.to_thread(self.look, frozenset(self._answering())))
+                self._tell(await asyncio.to_thread(self.look, answering.keys()))
+                if number:  # or nobody can tell
+                    gone = answering.keys() - self._connected
+                    self._requests.abandon({answering[key] for key in gone})
 
-    def look(self, answering: Collection[str] = ()) -> list[Ended]:
+    def look(self, answering: Collection[_Key] = ()) -> list[Ended]:
         """Look at all connections once; return those that were ended.
 
         Args:
-            answering: whose requests are being answered.
+            answering: by ``peer_key``, whose requests are being answered.
         """
         now = self._clock()
         seen: dict[bytes, _Seen] = {}
@@ -192,6 +218,7 @@ class Connections:
                 else:
                     on_port[port].append(found)
         self._seen = seen
+        self._connected = frozenset(one.key for one in seen.values())
         for port, connections in on_port.items():
             bounds = self._ports[port]
             if len(connections) > min(bounds.per_client, bounds.total):
@@ -199,7 +226,7 @@ class Connections:
         return ended
 
     def _look_at(
-        self, descriptor: int, connection: socket.socket, answering: Collection[str], now: float
+        self, descriptor: int, connection: socket.socket, answering: Collection[_Key], now: float
     ) -> _Connection | None:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
         if len(info) < _NOT_SENT + 4 or info[0] not in {_ESTABLISHED, _CLOSE_WAIT}:
@@ -209,7 +236,8 @@ class Connections:
         if seen is None:
             host, port = connection.getpeername()[:2]
             self._number += 1
-            seen = _Seen(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host, self._number)
+            peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            seen = _Seen(peer, peer_key(peer), host, self._number)
         (unacknowledged,) = struct.unpack_from("=I", info, _UNACKED)
         (not_sent,) = struct.unpack_from("=I", info, _NOT_SENT)
         idle_since = None
@@ -219,7 +247,7 @@ class Connections:
                 seen.acknowledged, seen.waiting_since = acknowledged, now
         else:
             seen.acknowledged = None
-            if seen.peer not in answering:
+            if seen.key not in answering:
                 (sent,) = struct.unpack_from("=I", info, _LAST_SENT)
                 (received,) = struct.unpack_from("=I", info, _LAST_RECEIVED)
                 # Not by how long: the looks at two connections may be far apart if another process has the processor.
@@ -233,14 +261,17 @@ class Connections:
         for theirs in of_client.values():
             # Those that are ended first come last: idle ones, the longest idle one of them at the very end, and before them the latest.
             theirs.sort(key=_how_dispensable)
-        total = len(connections)
+        total, now = len(connections), time.monotonic()
         for theirs in of_client.values():
             while len(theirs) > bounds.per_client and not self._clients.trusts_host(theirs[0].seen.host):
                 total -= 1
                 yield from self._end_one(theirs.pop(), Reason.SHARE)
         while total > bounds.total:
-            # First of those with something idle the one that has the most, then of all.
-            theirs = max(of_client.values(), key=lambda some: (_is_idle(some), len(some)))
+            # One whose request is just coming must not give way to a client whose many connections are all at work. So first of those that
+            # have kept one for later the client with the most, then of all.
+            theirs = max(
+                of_client.values(), key=lambda some: (_has_settled(some, now), len(some), _age(some))
+            )
             total -= 1
             yield from self._end_one(theirs.pop(), Reason.TOTAL)
 
@@ -275,8 +306,14 @@ def _how_dispensable(one: _Connection) -> tuple[bool, float]:
     return (False, one.seen.since) if one.idle_since is None else (True, -one.idle_since)
 
 
-def _is_idle(connections: Sequence[_Connection]) -> bool:
-    return bool(connections) and connections[-1].idle_since is not None
+def _has_settled(connections: Sequence[_Connection], now: float) -> bool:
+    since = connections[-1].idle_since if connections else None
+    return since is not None and now - since >= _SETTLED
+
+
+def _age(connections: Sequence[_Connection]) -> float:
+    since = connections[-1].idle_since if connections else None
+    return -math.inf if since is None else -since
 
 
 def _descriptors() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from time import perf_counter
 from typing import Protocol
@@ -11,7 +11,7 @@ import structlog
 
 from nixery.observability.request_counts import RequestCounts
 from nixery.observability.request_ids import RequestIds
-from nixery.request_context import Client, RequestContext, enter_request
+from nixery.request_context import INTERNAL, Client, RequestContext, enter_request
 from nixery.server.clients import FORWARDED_FOR, REQUEST_ID, Clients
 from nixery.server.requests import Request
 from nixery.server.responses import Response
@@ -62,19 +62,27 @@ class Observed(RequestContext):
     def __init__(self, identity: str, peer: Peer, headers: Mapping[str, str], clients: Clients) -> None:
         self.id = identity
         self.waited = False
+        self.abandoned = False
         self.started = perf_counter()
-        self.peer = peer
+        self.peer: Peer | None = peer
         self.span: Span | None = None
         self._client = None
-        self._headers = headers
+        self._waits = None
+        self._headers: Mapping[str, str] | None = headers
         self._clients = clients
 
     @property
     def client(self) -> Client:
         """The client that asks. Looked for when something depends on it, which an answer from memory does not."""
         if self._client is None:
+            if self.peer is None or self._headers is None:
+                return INTERNAL  # work that was begun beside the answer, and for no client
             self._client = self._clients.client(self.peer.client, self._headers)
         return self._client
+
+    def release(self) -> None:
+        """Let go of what a client has sent: timers and builds may keep this for long."""
+        self.peer = self._headers = None
 
 
 class Observation:
@@ -126,16 +134,25 @@ class Observation:
         self._counts.add(request.method, route, status, seconds, served)
         if observed.span is not None:
             observed.span.end(status, served)
-        if self._verbose or status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW:
+        if observed.peer is not None and (
+            self._verbose or status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW
+        ):
             _write_line(request, observed.peer, status, served, seconds, waited=observed.waited)
 
     def leave(self, observed: Observed) -> None:
         """The answer was handed to the web server, all of it."""
         self._answering.discard(observed)
+        observed.release()
 
     def peers(self) -> list[str]:
         """Return whose requests are being answered, as the web server writes addresses."""
-        return [observed.peer.client for observed in self._answering]
+        return [observed.peer.client for observed in self._answering if observed.peer is not None]
+
+    def abandon(self, peers: Collection[str]) -> None:
+        """Note that clients have gone: their requests wait for nothing any more."""
+        for observed in tuple(self._answering):
+            if observed.peer is not None and observed.peer.client in peers:
+                observed.abandon()
 
 
 def _write_line(

@@ -7,7 +7,7 @@ whole, which costs half as much for a small one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from urllib.parse import parse_qsl
 
@@ -30,8 +30,14 @@ Handler = Callable[[Request], Awaitable[Response]]
 _TAKES_BODIES = "/api/"
 _LARGEST_BODY = 16 * 1024
 
+# Pieces of one: each of them costs as much as a whole small request, and may be a single byte.
+_MOST_PIECES = 64
+
 # Seconds for a body to come. While one is waited for, its connection counts among those that the server takes.
 _PATIENCE = 10.0
+
+# What nginx notes of such requests.
+_CLIENT_HAS_GONE = 499
 
 # What an answer says that it is, it is; a browser that guesses might take a log for a page (Fetch standard).
 _NO_SNIFFING = ("x-content-type-options", "nosniff")
@@ -73,6 +79,10 @@ class Application:
         """Return whose requests are being answered, as ``Scope.client`` has it."""
         return self._observation.peers()
 
+    def abandon(self, peers: Collection[str]) -> None:
+        """Stop waiting for clients that have gone. The web server does not tell when they do."""
+        self._observation.abandon(peers)
+
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         method, path, query = scope.method, scope.path, scope.query_string
@@ -99,6 +109,11 @@ class Application:
                 _send(method, response, fields, protocol)
             else:
                 await send_pieces(request, response, pieces, fields, protocol)
+        except asyncio.CancelledError:
+            if not observed.abandoned:
+                raise
+            # The web server still wants an answer, though there is nobody to send it to.
+            protocol.response_empty(_CLIENT_HAS_GONE, [(REQUEST_ID, observed.id)])
         finally:
             self._observation.leave(observed)
 
@@ -139,12 +154,14 @@ async def _with_body(request: Request, protocol: AnswerProtocol) -> tuple[Reques
 
 
 async def _body(protocol: AnswerProtocol) -> bytes | None:
-    body = b""
+    body = bytearray()
+    pieces = 0
     async for chunk in protocol:
         body += chunk
-        if len(body) > _LARGEST_BODY:
+        pieces += 1
+        if len(body) > _LARGEST_BODY or pieces > _MOST_PIECES:
             return None
-    return body
+    return bytes(body)
 
 
 def _headers(raw: Headers) -> Mapping[str, str]:

@@ -77,7 +77,7 @@ async def serve(
     ended before connections are drained. Otherwise a pull that waits for a build would hold everything up.
 
     Args:
-        listeners: what to serve. Each has a web server of its own, so that one that has too many connections is in no other's way.
+        listeners: what to serve, with one observation for all. Each has a web server of its own, so that one that has too many connections is in no other's way.
         clients: tells them apart.
         send_timeout: seconds after which a client that takes nothing of what it is sent is cut off.
         close: ends builds; whoever waits for one is told to come back.
@@ -90,9 +90,8 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
 
     serving: asyncio.Future[Any] = asyncio.gather(*(server.serve() for server in servers))
-    connections = Connections(
-        bounds, send_timeout, clients, lambda: [peer for one in listeners for peer in one.application.peers()]
-    )
+    # All applications note requests in one place.
+    connections = Connections(bounds, send_timeout, clients, listeners[0].application)
     watching = asyncio.ensure_future(connections.run())
     for one in listeners:
         _log.info("listening", address=one.address, port=one.port)

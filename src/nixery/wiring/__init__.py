@@ -179,7 +179,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         index,
         ImageDescriptions(pins, cache, evaluator, blobs, history),
         history,
-        Warming(pins, source, builds, settings.max_packages),
+        Warming(pins, bounded, builds, settings.max_packages),
     )
 
     async def source_is_usable() -> None:

@@ -6,14 +6,14 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from nixery.server.clients import Clients
+from nixery.server.clients import Address, Clients, peer_key
 from nixery.server.connections import ConnectionBounds, Connections, Ended, Reason
 
 SECONDS = 60.0
@@ -61,6 +61,20 @@ def pair() -> Iterator[Pair]:
     pair.server.close()
 
 
+class NoRequests:
+    """Those that are being answered, and who has gone."""
+
+    def __init__(self) -> None:
+        self.asking: list[str] = []
+        self.gone: list[str] = []
+
+    def peers(self) -> list[str]:
+        return self.asking
+
+    def abandon(self, peers: Collection[str]) -> None:
+        self.gone += peers
+
+
 class Clock:
     now = 0.0
 
@@ -75,7 +89,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stalled(pair: Pair, clock: Clock) -> Connections:
-    return Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Clients(), clock=clock)
+    return Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Clients(), NoRequests(), clock)
 
 
 def peers(ended: list[Ended]) -> list[str]:
@@ -121,7 +135,7 @@ def test_to_whom_nothing_is_to_be_sent(pair: Pair, clock: Clock, stalled: Connec
 
 
 def test_another_port_is_somebody_elses(pair: Pair, clock: Clock) -> None:
-    stalled = Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Clients(), clock=clock)
+    stalled = Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Clients(), NoRequests(), clock)
     other = Pair()
     other.send()
     try:
@@ -174,6 +188,8 @@ class Crowd:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
+        self.requests = NoRequests()
+        self.accepted: list[socket.socket] = []
         self._listener = stack.enter_context(socket.socket())
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(100)
@@ -186,7 +202,7 @@ class Crowd:
             client.bind((host, 0))
             client.connect(("127.0.0.1", self.port))
             accepted, (_, port) = self._listener.accept()
-            self._stack.enter_context(accepted)
+            self.accepted.append(self._stack.enter_context(accepted))
             client.setblocking(False)
             made.append((f"{host}:{port}", client))
             time.sleep(0.01)  # idle for longer than the next one
@@ -194,13 +210,17 @@ class Crowd:
 
     def connections(self, total: int, per_client: int, *trusted: str) -> Connections:
         clients = Clients([ip_network(network) for network in trusted])
-        return Connections({self.port: ConnectionBounds(total, per_client)}, SECONDS, clients)
+        return Connections({self.port: ConnectionBounds(total, per_client)}, SECONDS, clients, self.requests)
 
 
 @pytest.fixture
 def crowd() -> Iterator[Crowd]:
     with ExitStack() as stack:
         yield Crowd(stack)
+
+
+def keys(names: list[str]) -> set[tuple[Address | None, str]]:
+    return set(map(peer_key, names))
 
 
 def names(made: list[tuple[str, socket.socket]]) -> list[str]:
@@ -230,11 +250,11 @@ def test_what_a_request_needs_goes_last(crowd: Crowd) -> None:
     greedy = crowd.connect("127.0.0.2", 6)
     connections = crowd.connections(100, 3)
     busy = names(greedy)[:2]
-    assert peers(connections.look(busy)) == names(greedy)[2:5]
+    assert peers(connections.look(keys(busy))) == names(greedy)[2:5]
     again = crowd.connect("127.0.0.2", 2)
     everything = names(greedy) + names(again)
     # Then those that came last.
-    assert peers(connections.look(everything)) == [names(again)[1], names(again)[0]]
+    assert peers(connections.look(keys(everything))) == [names(again)[1], names(again)[0]]
 
 
 def test_too_many_in_all_are_ended_where_there_are_the_most(crowd: Crowd) -> None:
@@ -247,11 +267,33 @@ def test_too_many_in_all_are_ended_where_there_are_the_most(crowd: Crowd) -> Non
     assert not any(closed(client) for _, client in [*oldest, *modest])
 
 
-def test_somebody_who_is_idle_gives_way_before_somebody_who_is_not(crowd: Crowd) -> None:
+def test_what_is_kept_for_later_gives_way_before_what_is_at_work(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     greedy = crowd.connect("127.0.0.2", 4)
     idle = crowd.connect("127.0.0.3", 2)
-    ended = crowd.connections(4, 4).look(names(greedy))
-    assert peers(ended) == names(idle)
+    connections = crowd.connections(5, 5)
+    # A request may come on it any moment, and somebody else has more.
+    assert peers(connections.look(keys(names(greedy)))) == [names(greedy)[3]]
+    crowd.connect("127.0.0.4", 1)
+    monkeypatch.setattr("nixery.server.connections._SETTLED", 0.0)
+    assert peers(connections.look(keys(names(greedy)))) == [names(idle)[0]]
+
+
+async def test_requests_whose_clients_have_gone_are_told(crowd: Crowd) -> None:
+    ((name, client), (other, _)) = crowd.connect("127.0.0.2", 2)
+    crowd.requests.asking = [name, other]
+    # Looked at each time.
+    running = asyncio.ensure_future(crowd.connections(1, 100).run())
+    try:
+        client.close()
+        crowd.accepted[0].close()
+        async with asyncio.timeout(30):
+            while not crowd.requests.gone:  # noqa: ASYNC110 -- the kernel sets no event
+                await asyncio.sleep(0.05)
+        assert set(crowd.requests.gone) == {name}
+    finally:
+        running.cancel()
 
 
 def test_a_proxy_has_as_many_as_there_are(crowd: Crowd) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextvars import Context
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from nixery.observability.request_counts import RequestCounts
-from nixery.request_context import current_request
+from nixery.request_context import INTERNAL, Client, current_request
 from nixery.server.observation import Observation
 from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, NotModified, Response
@@ -31,11 +32,15 @@ def logged(
 ) -> list[dict[str, Any]]:
     observation = Observation(RequestCounts(), verbose=verbose)
     asked = request or Request("GET", "/v2/")
-    with capture_logs() as lines:
+
+    def answer() -> None:
         observed = observation.begin(asked, Peer())
         observed.waited = waited
         observed.started -= seconds
         observation.end(observed, asked, response)
+
+    with capture_logs() as lines:
+        Context().run(answer)
     return [dict(line) for line in lines]
 
 
@@ -88,6 +93,24 @@ def test_what_clients_send_is_shortened() -> None:
 
 def test_a_request_is_the_current_one() -> None:
     observation = Observation(RequestCounts())
-    observed = observation.begin(Request("GET", "/v2/", {"x-request-id": "mine"}), Peer())
-    assert current_request() is observed
-    assert observed.id == "mine"
+
+    def begin() -> None:
+        observed = observation.begin(Request("GET", "/v2/", {"x-request-id": "mine"}), Peer())
+        assert current_request() is observed
+        assert observed.id == "mine"
+
+    Context().run(begin)
+
+
+def test_little_is_kept_of_a_request_that_was_answered() -> None:
+    observation = Observation(RequestCounts())
+    headers = {"x-junk": "y" * 100_000}
+    asked = Context().run(observation.begin, Request("GET", "/v2/", headers), Peer())
+    other = Context().run(observation.begin, Request("GET", "/v2/", {}), Peer())
+    assert asked.client == Client("10.0.0.1")
+    assert observation.peers() == ["10.0.0.1:1234"] * 2
+    for observed in (asked, other):
+        observation.leave(observed)
+        assert headers not in [getattr(observed, name) for name in ("_headers", "peer")]
+    assert observation.peers() == []
+    assert (asked.client, other.client) == (Client("10.0.0.1"), INTERNAL)
