@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Sequence
@@ -34,13 +35,28 @@ class Discovery:
     def __init__(self, catalogue: Catalogue, *, public: bool = True) -> None:
         self._catalogue = catalogue
         self._public = public
+        self._scan: asyncio.Task[list[str]] | None = None
+        self._next_scan: asyncio.Task[list[str]] | None = None
 
     async def catalog(self, request: Request) -> BytesResponse:
         """List the names something was built for."""
         if not self._public:
             return _denied()
-        page, headers = _page(request, await self._catalogue.names(), "/v2/_catalog")
+        page, headers = _page(request, await self._names(), "/v2/_catalog")
         return _json({"repositories": page}, "application/json", headers)
+
+    async def _names(self) -> list[str]:
+        # Every record of a tag is read for it, so that is done once at a time, however many ask. Those who come meanwhile share the next
+        # time, since what was recorded before they asked has to be in it.
+        if self._next_scan is None:
+            self._next_scan = asyncio.ensure_future(self._scan_after(self._scan))
+        return await asyncio.shield(self._next_scan)
+
+    async def _scan_after(self, other: asyncio.Task[list[str]] | None) -> list[str]:
+        if other is not None:
+            await asyncio.wait({other})
+        self._scan, self._next_scan = self._next_scan, None
+        return await self._catalogue.names()
 
     async def tags(self, request: Request, name: str) -> BytesResponse:
         """List the tags built for a name.
