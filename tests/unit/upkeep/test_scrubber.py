@@ -15,8 +15,8 @@ from nixery.pipeline.build_report import BuildReport
 from nixery.pipeline.pin_records import Term
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.store import ListedBlob
-from nixery.upkeep import scrubber
 from nixery.storage.uses import USES
+from nixery.upkeep import scrubber
 from nixery.upkeep.record_kinds import CHECKS
 from nixery.upkeep.scrubber import Checked, Finding, Scrubber
 from tests.unit.upkeep.conftest import Store, parts
