@@ -13,11 +13,6 @@ def test_there_are_sources() -> None:
     assert len(SOURCES) > 40
 
 
-def test_no_file_outgrows_its_subject() -> None:
-    long = {path.name: n for path in SOURCES if (n := len(path.read_text().splitlines())) > 500}
-    assert not long
-
-
 def test_only_the_command_line_reads_the_environment() -> None:
     readers = {path.name for path in SOURCES if re.search(r"\bos\.(environ|getenv)\b", path.read_text())}
     assert readers == {

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conformance.specification import Sentence
-from tests.conformance.subject import Subject
+from tests.conformance.subject import TAGS, Subject
 from tests.support.client import RegistryClient
-from tests.support.nix import PACKAGE_SETS, nix_environment
+from tests.support.nix import nix_environment
+from tests.support.repository import Repository
 from tests.support.server import running_server
 
 
@@ -34,6 +35,11 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield Subject(RegistryClient(host, int(port)), name, tag)
         return
     directory = tmp_path_factory.mktemp("conformance")
-    settings = {"NIXERY_PKGS_PATH": str(PACKAGE_SETS), **nix_environment(directory)}
+    # A source with versions: where all tags mean the same, one alone is listed.
+    repository = Repository(directory / "repository")
+    repository.commit("1.0")
+    for version in TAGS:
+        repository.git("tag", version)
+    settings = {"NIXERY_PKGS_REPO": repository.url, **nix_environment(directory)}
     with running_server(directory, settings) as server:
         yield Subject(server.client, name, tag)

@@ -23,6 +23,9 @@ ACCEPT = (
 UNKNOWN = "sha256:" + "0" * 64
 UNKNOWN_NAME = "never/asked/for"
 
+# What a registry that makes what it is asked for has, beside the tag that is asked for.
+TAGS = ("b", "C", "a", "1.0", "B")
+
 
 @dataclass(frozen=True)
 class Subject:

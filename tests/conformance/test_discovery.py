@@ -8,7 +8,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import pytest
 
 from tests.conformance.specification import Sentence
-from tests.conformance.subject import UNKNOWN, UNKNOWN_NAME, Subject
+from tests.conformance.subject import TAGS, UNKNOWN, UNKNOWN_NAME, Subject
 from tests.support.client import Response
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -20,7 +20,7 @@ specification = pytest.mark.specification
 @pytest.fixture(scope="module")
 def tags(subject: Subject) -> list[str]:
     """All tags, several of them: with one alone, hardly anything here could fail."""
-    for tag in (subject.tag, "b", "C", "a", "1.0"):
+    for tag in (subject.tag, *TAGS):
         # A registry that makes what it is asked for has the tag from now on. Another one has it, or it has not.
         subject.manifest(tag)
     found = _listed(subject.ask("GET", subject.url("tags", "list")))

@@ -43,7 +43,7 @@ PACKAGES = (
 )
 
 # Fewer than the images have files, and more than the directories that they are in.
-INODES = 650
+INODES = 330 + 320 * EFFORT
 
 
 def count(server: Server) -> Counter[str]:

@@ -33,6 +33,11 @@ def link(path: Path) -> None:
     path.symlink_to("/proc/self/environ")
 
 
+def directory(path: Path) -> None:
+    path.unlink()
+    (path / "within").mkdir(parents=True)
+
+
 def pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -74,6 +79,7 @@ def rewritten(old: str, new: object) -> Callable[[Path], None]:
 HOSTILE: dict[str, Callable[[Path], None]] = {
     "symlinks": link,
     "FIFOs": pipe,
+    "directories": directory,
     "too large": huge,
     "nested": nested,
     "strings": rewritten("", "../../../../etc/passwd\r\nX: y"),

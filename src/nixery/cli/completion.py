@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from nixery.image.platform import SUPPORTED
+from nixery.private_files import read_regular
 
 OUTPUT_KINDS = ("oci:", "oci-archive:", "docker-archive:", "registry:")
 
@@ -16,6 +17,9 @@ _META_PACKAGES = ("amd64", "arm64", "shell")
 
 # Names that are offered: more than anybody reads, and few enough for any shell.
 _MOST = 500
+
+# Bytes of a list of packages.
+_LARGEST = 64 * 1024 * 1024
 
 
 def complete_platform(incomplete: str) -> list[str]:
@@ -51,7 +55,7 @@ def _listed(beginning: str) -> set[str]:
     storage = Path(os.environ.get("STORAGE_PATH") or user_storage())
     records = sorted((storage / "records" / "packages").glob("*/*"), key=_modified, reverse=True)
     try:
-        content = records[0].read_bytes() if records else b""
+        content = (read_regular(records[0], _LARGEST) if records else None) or b""
     except OSError:
         return set()
     # A JSON object whose members are objects. Reading all of it would take half a second; a quotation mark within a string is

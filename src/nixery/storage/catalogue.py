@@ -137,17 +137,15 @@ class Catalogue:
         return sorted(keys)
 
     async def _tags(self, prefix: str) -> list[tuple[str, str]]:
-        keys = await self._keys(TAGS, prefix)
-        found = []
-        for start in range(0, len(keys), _AT_ONCE):
-            found += await asyncio.gather(*map(self._tag, keys[start : start + _AT_ONCE]))
-        return [named for named in found if named is not None]
+        found = {key: self._read.get(key) for key in await self._keys(TAGS, prefix)}
+        unread = [key for key, named in found.items() if named is None]
+        for start in range(0, len(unread), _AT_ONCE):
+            some = unread[start : start + _AT_ONCE]
+            found.update(zip(some, await asyncio.gather(*map(self._tag, some)), strict=True))
+        return [named for named in found.values() if named is not None]
 
     async def _tag(self, key: str) -> tuple[str, str] | None:
         """Return the name and the tag that a record is about; ``None`` if it is torn: the next pull of the tag writes it anew."""
-        known = self._read.get(key)
-        if known is not None:
-            return known
         try:
             record = TagRecord.model_validate_json(await self._records.get(TAGS, key) or b"")
             named = canonical_name(record.name), record.tag

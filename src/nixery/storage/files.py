@@ -87,9 +87,10 @@ def _close(directory: Path) -> None:
     if status.st_uid == os.geteuid():
         if stat.S_IMODE(status.st_mode) & 0o077:
             directory.chmod(DIRECTORY_MODE)
-    elif os.geteuid() != 0:
+    # Root may work on the storage of a server that runs as another user, if nobody else can.
+    elif os.geteuid() != 0 or stat.S_IMODE(status.st_mode) & 0o077:
         _log.warning(
-            "the storage directory belongs to another user, who can read and replace what is stored; "
+            "the storage directory belongs to another user, who can read and replace what is stored, and its mode is not changed; "
             "give it to the user that the server runs as",
             directory=str(directory),
             owner=status.st_uid,
@@ -173,7 +174,12 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
         os.fchmod(descriptor, _STORED_MODE)
         os.fdatasync(descriptor)
         make_private_directory(place.parent)
-        path.rename(place)
+        try:
+            path.rename(place)
+        except IsADirectoryError:
+            # Nothing of ours: it goes where unfinished files go, which are removed some day.
+            place.rename(path.with_name(f"{path.name}.aside"))
+            path.rename(place)
     except OSError as error:
         raise storage_error(_CANNOT_WRITE, error) from error
 

@@ -128,7 +128,9 @@ class FilesystemBlobStore:
         """See ``BlobStore.scan``."""
         async for entry, status in scan(self._blobs):
             with suppress(InvalidDigest):
-                yield ListedBlob(Digest.parse(f"sha256:{entry.name}"), status.st_size, status.st_mtime)
+                digest = Digest.parse(f"sha256:{entry.name}")
+                if entry.path.endswith(f"/{digest.hex[:2]}/{digest.hex}"):
+                    yield ListedBlob(digest, status.st_size, status.st_mtime)
 
     async def scan_leftovers(self) -> AsyncIterator[ListedBlob]:
         """See ``BlobStore.scan_leftovers``: sizes without blobs."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from nixery.errors import BlobUnknown, StorageError
+from nixery.errors import BlobUnknown, InvalidDigest, StorageError
 from nixery.oci.digest import Digest
 from nixery.storage.store import BlobStore, RecordStore
+from nixery.storage.uses import USES
 from nixery.upkeep.record_kinds import CHECKS
 
 # Seconds between two passes in the background, and before the first.
@@ -133,7 +134,11 @@ class Scrubber:
         await self._wait(len(content))
         if check(content):
             return Checked(len(content))
-        await self._records.delete(kind, key)
+        if kind == USES and _is_digest(key):
+            # What it is about, its key says. Deleting it could take back what a server has just claimed.
+            await self._records.put(kind, key, key.encode())
+        else:
+            await self._records.delete(kind, key)
         return Checked(len(content), Finding(f"{kind}/{key}", "torn, or written by another version"))
 
     async def _wait(self, size: int) -> None:
@@ -143,6 +148,14 @@ class Scrubber:
         self._due = max(self._due, now) + size / self._rate
         if self._due - now > _SHORTEST_PAUSE:
             await asyncio.sleep(self._due - now)
+
+
+def _is_digest(key: str) -> bool:
+    try:
+        Digest.parse(f"sha256:{key}")
+    except InvalidDigest:
+        return False
+    return True
 
 
 def _is_about_the_content(error: StorageError) -> bool:

@@ -83,6 +83,7 @@ async def test_a_record_tells_of_its_own_tag_alone(
         json.dumps({"digest": str(MANIFEST), "annotations": {"a": {"b": "c"}}}).encode(),
         b'{"digest":' * 10_000,
     ],
+    ids=range(9),
 )
 async def test_a_torn_referrer_is_passed_over(tmp_path: Path, content: bytes) -> None:
     records, subject = FilesystemRecordStore(tmp_path, tmp_path), Digest.of(b"subject")
