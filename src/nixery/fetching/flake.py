@@ -53,7 +53,8 @@ _EXPRESSIONS = files("nixery.fetching") / "expressions"
 
 # What Nix, git and the forges say if the reference is wrong rather than out of reach.
 _UNKNOWN = (
-    "404",
+    "http error 404",
+    "error: 404",
     "couldn't find remote ref",
     "cannot find git revision",
     "unknown revision",

@@ -20,6 +20,8 @@ _NOT_THERE = "not our ref"
 
 # How many commits are kept, those that were used last; a pin to another one fetches it again.
 _KEPT = 64
+# How many packs git may have before it collects garbage.
+_PACKS = 50
 _KEPT_REFERENCES = "refs/nixery"
 
 
@@ -156,7 +158,7 @@ class GitRepository:
         for commit in oldest[: len(commits) - _KEPT]:
             await self._copy.require("update-ref", "-d", f"{_KEPT_REFERENCES}/{commit}")
         # A few packs of garbage are cheaper than packing everything anew for each commit. References stay files: see _last_use.
-        collect = ("-c", "gc.auto=6700", "-c", "gc.autoPackLimit=50", "-c", "gc.autoDetach=false")
+        collect = ("-c", "gc.auto=6700", "-c", f"gc.autoPackLimit={_PACKS}", "-c", "gc.autoDetach=false")
         keep = ("-c", "gc.packRefs=false", "-c", "gc.pruneExpire=now", "-c", "gc.reflogExpire=now")
         await self._copy.run(*collect, *keep, "gc", "--auto", "--quiet")
 
