@@ -25,6 +25,7 @@ from nixery.errors import (
 )
 from nixery.fetching.disclosure import Disclosure
 from nixery.fetching.flake_lock import FlakeRefused, check_inputs, locked_inputs
+from nixery.fetching.git_command import with_hardening
 from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.least_recently_used import LeastRecentlyUsed
@@ -223,7 +224,7 @@ class FlakeSource:
     async def _nix(
         self, *command: str, variables: Mapping[str, str] | None = None, tag: str = "latest"
     ) -> tuple[bytes, Sequence[str]]:
-        surroundings = Surroundings({**self._environment, **(variables or {})})
+        surroundings = Surroundings(with_hardening({**self._environment, **(variables or {})}))
         try:
             completed, stderr = await run_command(_FETCH, *command, surroundings=surroundings)
         except BuildTimedOut as error:
@@ -258,8 +259,7 @@ class FlakeSource:
     async def _inputs(self, tree: Path, directory: str) -> _Inputs:
         """Read what a flake says of its inputs: nothing but its tree is in reach, and no network."""
         environment = {name: value for name, value in self._environment.items() if name != "NIX_PATH"}
-        completed, stderr = await run_command(
-            _READ,
+        command = (
             *("nix-instantiate", "--eval", "--strict", "--json"),
             *("--option", "restrict-eval", "true", "--option", "allowed-uris", ""),
             *("--option", "allow-import-from-derivation", "false", "--option", "experimental-features", ""),
@@ -271,8 +271,15 @@ class FlakeSource:
                 "file",
                 str(tree / directory / "flake.nix"),
             ),
-            surroundings=Surroundings(environment, _MEMORY),
         )
+        try:
+            completed, stderr = await run_command(
+                _READ, *command, surroundings=Surroundings(environment, _MEMORY)
+            )
+        except BuildTimedOut as error:
+            raise EvaluationFailed(
+                (), f"reading the flake's inputs took longer than {_READ} seconds"
+            ) from error
         if completed.exit_code != 0:
             raise EvaluationFailed((), without_paths(explanation(stderr)))
         try:

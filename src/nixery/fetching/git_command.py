@@ -75,9 +75,12 @@ class Git:
         }
         settings = list(_SETTINGS.items())
         if location.username is not None:
-            # For this host alone, whichever one the server redirects to. The empty one forgets the operator's.
-            where = "credential.{0.scheme}://{0.netloc}.helper".format(urlsplit(location.address))
-            settings += [(where, ""), (where, _HELPER)]
+            # For this host alone, whichever one the server redirects to.
+            where = "credential.{0.scheme}://{0.netloc}".format(urlsplit(location.address))
+            # The operator's helpers may know the password of a user, if we do not.
+            first = [(f"{where}.username", location.username)]
+            settings += [*(first if location.password is None else [(f"{where}.helper", "")])]
+            settings += [(f"{where}.helper", _HELPER)]
             unattended["NIXERY_GIT_USERNAME"] = location.username
             unattended["NIXERY_GIT_PASSWORD"] = location.password or ""
         self._environment = with_git_settings({**environment, **unattended}, settings)
@@ -211,6 +214,11 @@ class BareRepository:
         for path in (*locks, *unfinished, *self.directory.glob("objects/info/**/*.lock")):
             if path.name != "nixery.lock":
                 path.unlink(missing_ok=True)
+
+
+def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment for a git that somebody else runs, in which nobody's hooks run."""
+    return with_git_settings(environment, list(_SETTINGS.items()))
 
 
 def with_git_settings(

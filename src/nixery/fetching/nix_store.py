@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from nixery.nix.collector_lock import CollectorLock
 from nixery.nix.command import run_command
 from nixery.nix.error_message import collected_path, explanation, is_about_something_gone, without_paths
 from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.process import Surroundings
 
 # Seconds to copy a package set; nixpkgs has 40,000 files.
 _COPY = 300
@@ -24,9 +25,13 @@ class NixStore:
     Args:
         roots: what protects them from Nix's garbage collector.
         collector: that one's lock.
+        environment: of Nix's commands.
     """
 
-    def __init__(self, roots: GarbageCollectorRoots, collector: CollectorLock) -> None:
+    def __init__(
+        self, roots: GarbageCollectorRoots, collector: CollectorLock, environment: Mapping[str, str]
+    ) -> None:
+        self._surroundings = Surroundings(environment)
         self._roots = roots
         self._collector = collector
 
@@ -40,7 +45,9 @@ class NixStore:
         Raises:
             NixUnusable: Nix cannot do that.
         """
-        completed, stderr = await run_command(_COPY, "nix-store", "--add", str(tree))
+        completed, stderr = await run_command(
+            _COPY, "nix-store", "--add", str(tree), surroundings=self._surroundings
+        )
         if completed.exit_code != 0:
             gone = collected_path(stderr)
             raise PathsCollected(gone) if gone is not None else _unusable("nix-store --add", stderr)
@@ -59,7 +66,9 @@ class NixStore:
             # one, which does next to nothing, has ended. So it is not to be at work.
             async with self._collector.held():
                 completed, stderr = await run_command(
-                    _COPY, "nix-store", "--realise", str(path), "--add-root", str(root), "--indirect"
+                    _COPY,
+                    *("nix-store", "--realise", str(path), "--add-root", str(root), "--indirect"),
+                    surroundings=self._surroundings,
                 )
             if completed.exit_code != 0:
                 # Whether its files are there says nothing: the collector takes a path out of the database before it deletes them. And a

@@ -112,7 +112,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     records = CountedRecordStore(prepared.records, metrics.storage_errors)
     roots = GarbageCollectorRoots(prepared.roots.path)
     collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
-    source = package_source(settings, prepared, NixStore(roots, collector))
+    source = package_source(settings, prepared, NixStore(roots, collector, settings.evaluation_environment))
     # Looking tags up has slots of its own: nobody waits there for somebody else's build.
     bounded = BoundedSource(
         source,
