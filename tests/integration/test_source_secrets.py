@@ -185,6 +185,7 @@ def test_a_pin_that_is_old_tells_no_secrets(
         {"NIXERY_FLAKE": f"git+ssh://robot:{TOKEN}@example.org/set"},
         {"NIXERY_FLAKE": f"https://example.org/set.tar.gz?private_token={TOKEN}"},
         {"NIXERY_FLAKE": f"github:a/b?token={TOKEN}"},
+        {"NIXERY_FLAKE": "git+https://example.org/set?submodules=1"},
         {"NIXERY_FLAKE": f"--token={TOKEN}"},
     ],
 )

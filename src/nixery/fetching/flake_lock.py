@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 # Of flake.lock. The largest ones in use have some hundred inputs, and 100 kB.
 _LARGEST_LOCK = 4 * 1024 * 1024
@@ -170,6 +170,8 @@ def _check_url(name: str, url: str) -> None:
     if not plus:
         kind = "git" if transport in {"git", "ssh"} else "tarball"
     _check_address(name, kind, f"{transport}://{url.partition('://')[2]}")
+    if "submodules" in parse_qs(urlsplit(url).query, keep_blank_values=True):
+        raise _has_submodules(name)
 
 
 def _check_node(name: str, node: Any) -> None:  # noqa: ANN401 -- whatever the lock has there
@@ -186,6 +188,8 @@ def _check_node(name: str, node: Any) -> None:  # noqa: ANN401 -- whatever the l
 
 def _check_tree(name: str, tree: Mapping[str, Any], *, locked: bool) -> None:
     kind = tree.get("type")
+    if tree.get("submodules"):
+        raise _has_submodules(name)
     if any(isinstance(value, dict | list) for value in tree.values()):
         raise FlakeRefused(f"input {_shown(name)} is not understood")
     if locked and not any(isinstance(tree.get(key), str) and tree[key] for key in ("rev", "narHash")):
@@ -198,6 +202,12 @@ def _check_tree(name: str, tree: Mapping[str, Any], *, locked: bool) -> None:
         _check_address(name, kind, tree["url"])
     elif not (kind == "indirect" and not locked and isinstance(tree.get("id"), str)):
         raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
+
+
+def _has_submodules(name: str) -> FlakeRefused:
+    return FlakeRefused(
+        f"input {_shown(name)} has submodules, which are fetched from wherever it says, files of this machine included"
+    )
 
 
 def _check_address(name: str, kind: str, url: str) -> None:
