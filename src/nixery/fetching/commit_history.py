@@ -7,7 +7,8 @@ import re
 import time
 from collections.abc import Callable
 
-from nixery.fetching.git_command import LOOK_UP, BareRepository, Git
+from nixery.fetching.bare_repository import BareRepository
+from nixery.fetching.git_command import LOOK_UP, Git
 from nixery.sources.commits import CommitRule
 
 # Seconds for which a repository's branches are taken to be where they were: so often one more commit that is in none costs a question.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nixery.errors import TagUnknown
+from nixery.fetching.bare_repository import BareRepository
 from nixery.fetching.commit_history import CommitHistory
-from nixery.fetching.git_command import LOOK_UP, BareRepository, Git
+from nixery.fetching.git_command import LOOK_UP, Git
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
 

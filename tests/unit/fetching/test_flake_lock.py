@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nixery.fetching.flake_lock import FlakeRefused, check_inputs, locked_inputs
+from nixery.fetching.flake_lock import check_inputs, locked_inputs
+from nixery.fetching.flake_places import FlakeRefused
 
 HASH = {"narHash": "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
 GITHUB = {"type": "github", "owner": "NixOS", "repo": "nixpkgs"}
