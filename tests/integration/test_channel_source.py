@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nixery.fetching.channel import Archives
+from nixery.sources.location import SourceLocation
 from tests.integration.conftest import StartServer
 from tests.support.file_server import FileServer, file_server
 from tests.support.nix import NixSpy
@@ -121,3 +126,29 @@ def test_a_web_server_that_is_out_of_reach(channels: Channels) -> None:
     assert (response.status, response.error["code"]) == (503, "UNKNOWN")
     assert "cannot read the package source; the server's log has the reason" in response.error["message"]
     assert "http://127.0.0.1:1/{rev}.tar.gz" in server.log
+
+
+def test_an_archive_is_the_store_path_that_it_was_before(channels: Channels) -> None:
+    # Image digests hang on it: older versions had Nix's own command fetch archives.
+    commit = channels.release("nixos-24.05", "24.05")
+    completed = subprocess.run(
+        [
+            "nix-prefetch-url",
+            "--unpack",
+            "--print-path",
+            "--name",
+            "source",
+            f"{channels.web.url}/{commit}.tar.gz",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    archives = Archives(
+        SourceLocation.parse(f"{channels.web.url}/{{rev}}.tar.gz"),
+        f"{channels.web.url}/{{rev}}.tar.gz",
+        channels.repository.directory.parent,
+        os.environ,
+    )
+    assert asyncio.run(archives.fetch(commit)) == Path(completed.stdout.split()[-1])

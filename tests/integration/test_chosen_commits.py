@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def store_has(tree: Path) -> bool:
 def test_the_commit_of_a_fork(forge: Forge, tmp_path: Path) -> None:
     first = forge.release("1.0")
     last = forge.release("2.0")
-    evil = forge.fork(f"6{tmp_path.name}")  # a tree that no other run has put into the store
+    evil = forge.fork(f"6.{secrets.token_hex(8)}")  # a tree that no other run has put into the store
     server = forge.server()
     assert (version(server, first), version(server, last)) == ("1.0", "2.0")
     assert "not an ancestor of a branch or tag of this package source (NIXERY_COMMITS=reachable)" in refusal(

@@ -228,6 +228,12 @@ HOSTILE: Mapping[str, tuple[str, str | None]] = {
         '{ inputs.x.url = "github:a/b"; inputs.x.flake = false; USES }',
         locked({"type": "file", "url": "file://PRIVATE/key"}, GITHUB),
     ),
+    "submodules": ('{ inputs.x.url = "git+https://example.org/x?submodules=1"; USES }', locked(GITHUB)),
+    "lock has submodules": (
+        '{ inputs.x.url = "github:a/b"; USES }',
+        locked({"type": "git", "url": "https://example.org/x", "rev": "1" * 40, "submodules": True}, GITHUB),
+    ),
+    "self has submodules": ("{ inputs.self.submodules = true; outputs = _: { }; }", None),
     "lock is torn": ('{ inputs.x.url = "github:a/b"; USES }', "{"),
     "lock has a key twice": (
         '{ inputs.x.url = "github:a/b"; USES }',

@@ -240,3 +240,77 @@ def test_many_new_commits_at_once(start: Servers, repository: Repository) -> Non
     client = start().client
     images = [client.pull("hello", commit) for commit in commits]
     assert [version(image) for image in images] == [f"{number}.0" for number in range(6)]
+
+
+def test_a_commit_is_unpacked_in_its_place(start: Servers, repository: Repository, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    repository.commit("1.0")
+    file = repository.git("rev-parse", "HEAD:default.nix")
+    (repository.directory / "link").symlink_to(outside)
+    target = repository.git("hash-object", "-w", "--stdin", content=str(outside).encode())
+
+    def tree(*entries: tuple[str, str, str]) -> str:
+        # Git itself makes no such trees.
+        content = b"".join(
+            f"{mode} {name}".encode() + b"\0" + bytes.fromhex(object_name)
+            for mode, name, object_name in entries
+        )
+        return repository.git("hash-object", "-w", "-t", "tree", "--literally", "--stdin", content=content)
+
+    inner = tree(("100644", "owned", file))
+    hostile = {
+        "twice": tree(("100644", "default.nix", file), ("120000", "link", target), ("40000", "link", inner)),
+        "above": tree(("40000", "..", inner), ("100644", "default.nix", file)),
+        "path": tree(("100644", "default.nix", file), ("100644", "../../owned", file)),
+        "absolute": tree(("100644", f"{outside}/owned", file), ("100644", "default.nix", file)),
+    }
+    for name, object_name in hostile.items():
+        commit = repository.git("commit-tree", "-m", name, object_name)
+        repository.git("update-ref", f"refs/heads/{name}", commit)
+    client = start().client
+    statuses = {name: manifest(client, name).status for name in hostile}
+    assert set(statuses.values()) <= {200, 404, 500, 503}
+    assert list(outside.iterdir()) == []
+    assert list(tmp_path.rglob("owned")) == []
+    assert manifest(client, "main").status == 200
+
+
+def test_a_directory_runs_no_program_of_its_repository(
+    start_server: StartServer, repository: Repository, tmp_path: Path
+) -> None:
+    commit = repository.commit("1.0")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran-$1\ncat\n")
+    program.chmod(0o755)
+    (repository.directory / ".git/info/attributes").write_text("* filter=a=b diff=x\n")
+    for number, key in enumerate(
+        [
+            "core.fsmonitor",
+            "filter.a=b.clean",
+            "filter.a=b.process",
+            "gpg.program",
+            "diff.external",
+            "diff.x.textconv",
+            "diff.x.command",
+            "core.sshCommand",
+            "core.pager",
+            "pager.log",
+            "core.alternateRefsCommand",
+        ]
+    ):
+        # "git config" takes no key with "=" apart from its value.
+        section, _, rest = key.partition(".")
+        name, _, last = rest.rpartition(".")
+        heading = f'[{section} "{name}"]' if name else f"[{section}]"
+        with (repository.directory / ".git/config").open("a") as config:
+            config.write(f'{heading}\n\t{last} = "{program} {number}"\n')
+    with (repository.directory / ".git/config").open("a") as config:
+        config.write(f"[log]\n\tshowSignature = true\n[core]\n\thooksPath = {tmp_path}\n")
+    (tmp_path / "post-index-change").symlink_to(program)
+    # Its content has to be looked at.
+    (repository.directory / "default.nix").touch()
+    response = manifest(start_server(NIXERY_PKGS_PATH=str(repository.directory)).client, "latest")
+    assert response.status == 200
+    assert response.headers["nixery-revision"].startswith(commit)
+    assert [path.name for path in tmp_path.glob("ran*")] == []

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.conftest import StartServer
 from tests.support.git_server import GitServer, git_server
 from tests.support.repository import Repository
-from tests.support.server import Server, run_server
+from tests.support.server import Server, free_port, run_server
 
 USER, PASSWORD, TOKEN = "robot", "pass-w0rd+x", "t0ken-of-a-query"
 SECRETS = (PASSWORD, "pass-w0rd%2Bx", "pass-w0rd%2bx", TOKEN)
@@ -185,13 +185,14 @@ def test_a_pin_that_is_old_tells_no_secrets(
         {"NIXERY_FLAKE": f"git+ssh://robot:{TOKEN}@example.org/set"},
         {"NIXERY_FLAKE": f"https://example.org/set.tar.gz?private_token={TOKEN}"},
         {"NIXERY_FLAKE": f"github:a/b?token={TOKEN}"},
+        {"NIXERY_FLAKE": "git+https://example.org/set?submodules=1"},
         {"NIXERY_FLAKE": f"--token={TOKEN}"},
     ],
 )
 def test_what_cannot_be_hidden_is_refused_at_the_start(settings: Mapping[str, str], tmp_path: Path) -> None:
     completed = run_server(
         {
-            "PORT": "1",
+            "PORT": str(free_port()),
             "NIXERY_STORAGE_BACKEND": "filesystem",
             "STORAGE_PATH": str(tmp_path / "x"),
             **settings,

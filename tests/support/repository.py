@@ -49,7 +49,7 @@ class Repository:
     def url(self) -> str:
         return f"file://{self.directory}"
 
-    def git(self, *arguments: str, date: int = _DATE) -> str:
+    def git(self, *arguments: str, date: int = _DATE, content: bytes = b"") -> str:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
             "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -67,10 +67,10 @@ class Repository:
             env=environment,
             check=True,
             capture_output=True,
-            text=True,
+            input=content,
             timeout=60,
         )
-        return completed.stdout.strip()
+        return completed.stdout.decode().strip()
 
     def write(self, version: str, outside: str = "/etc/hostname") -> None:
         text = _PACKAGE_SET.format(version=version, outside=outside)

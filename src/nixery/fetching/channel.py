@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -24,6 +25,9 @@ from nixery.sources.source import NixFiles, Pin, Reference
 
 # Seconds for 45 MB, and for unpacking 40,000 files.
 _FETCH = 900
+
+# What Nix says of an archive that a server has not got, and of a file.
+_MISSING = re.compile(r"HTTP error 404|error: 404|file not found", re.IGNORECASE)
 
 _EXPRESSIONS = files("nixery.fetching") / "expressions"
 
@@ -72,8 +76,8 @@ class Archives:
                 raise disclosure.unreachable(f"no archive within {_FETCH} seconds") from error
         if completed.exit_code == 0:
             return Path(completed.stdout.decode().strip().strip('"'))
-        # Newer versions of Nix say it in another line than the last error.
-        if any("404" in line or "file not found" in line.lower() for line in stderr):
+        # Newer versions of Nix say it in another line than the last error. The digits alone may be those of a commit.
+        if any(_MISSING.search(line) for line in stderr):
             raise TagUnknown(commit, f"{disclosure.name} has no archive of this commit")
         raise disclosure.unreachable(explanation(stderr))
 

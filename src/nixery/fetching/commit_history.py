@@ -7,7 +7,8 @@ import re
 import time
 from collections.abc import Callable
 
-from nixery.fetching.git_command import LOOK_UP, BareRepository, Git
+from nixery.fetching.bare_repository import BareRepository
+from nixery.fetching.git_command import LOOK_UP, Git
 from nixery.sources.commits import CommitRule
 
 # Seconds for which a repository's branches are taken to be where they were: so often one more commit that is in none costs a question.
@@ -48,6 +49,7 @@ class CommitHistory:
         self._one_at_a_time = asyncio.Lock()
         self._tips: frozenset[tuple[str, str]] = frozenset()
         self._complete = False
+        self._fetched = 0
         self._settled_until = -1.0
 
     async def require(self, commit: str) -> None:
@@ -66,11 +68,14 @@ class CommitHistory:
         Raises:
             SourceUnreachable: the repository cannot be asked.
         """
+        fetched = self._fetched
         if (name := await self._leading_to(commit)) is not None:
             return name
         async with self._one_at_a_time:
-            # What others who waited have found.
-            name = await self._leading_to(commit) or self._tip(commit)
+            # What others have fetched, who waited as well.
+            if fetched != self._fetched:
+                name = await self._leading_to(commit)
+            name = name or self._tip(commit)
             if name is not None or (self._complete and self._clock() < self._settled_until):
                 return name
             await self._look()
@@ -121,6 +126,7 @@ class CommitHistory:
         if status != 0:
             raise self._git.disclosure.unreachable(said)
         self._complete = True
+        self._fetched += 1
         self._settled_until = self._clock() + _SETTLED
 
     def _refspecs(self) -> list[str]:

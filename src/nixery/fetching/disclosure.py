@@ -36,6 +36,6 @@ class Disclosure:
         """
         said = " ".join(self._location.redact(reason).split())[:_LONGEST] or "no reason given"
         _log.warning("package source unreachable", source=self._location.shown, reason=said)
-        if self._location.public:
+        if self._location.is_told:
             return SourceUnreachable(f"cannot read {self.name}: {said}")
         return SourceUnreachable(f"cannot read {self.name}; the server's log has the reason")

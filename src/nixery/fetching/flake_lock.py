@@ -9,38 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from nixery.fetching.flake_places import NETWORKS, FlakeRefused, check_tree, check_url, shown
 
 # Of flake.lock. The largest ones in use have some hundred inputs, and 100 kB.
 _LARGEST_LOCK = 4 * 1024 * 1024
 _MOST_NODES = 2000
 _VERSIONS = (5, 6, 7)
-
-_FORGES = frozenset({"github", "gitlab", "sourcehut"})
-_SCHEMES = {
-    "git": frozenset({"https", "http", "ssh", "git"}),
-    "hg": frozenset({"https", "http", "ssh"}),
-    "tarball": frozenset({"https", "http"}),
-    "file": frozenset({"https", "http"}),
-}
-_HOST = re.compile(r"[a-zA-Z0-9\[][\w.:\[\]-]*", re.ASCII)
-_REGISTERED = re.compile(r"(?:flake:)?[a-zA-Z][\w-]*(?:/[\w./-]*)?(?:\?.*)?", re.ASCII)
-_FORGE_URL = re.compile(r"(?:github|gitlab|sourcehut):[^/?#]+/[^?#]+(?:\?.*)?", re.ASCII)
-_WORD = re.compile(r"[\w.+~%-]+", re.ASCII)
-
-_NETWORKS = (
-    "only repositories and archives on a network can be inputs (github, gitlab, sourcehut, https, ssh)"
-)
-
-
-class FlakeRefused(Exception):
-    """A flake's inputs are not what they may be; the message says which one, and why."""
 
 
 def locked_inputs(tree: Path, directory: str) -> frozenset[str]:
@@ -112,7 +92,7 @@ def _check_lock(content: bytes) -> frozenset[str]:
     dangling = [name for name, target in inputs.items() if isinstance(target, str) and target not in nodes]
     if dangling:
         raise FlakeRefused(
-            f"input {_shown(dangling[0])} is not in flake.lock; run nix flake lock, and commit it"
+            f"input {shown(dangling[0])} is not in flake.lock; run nix flake lock, and commit it"
         )
     return frozenset(inputs)
 
@@ -131,90 +111,40 @@ def check_inputs(declared: Mapping[str, Any], arguments: list[str], locked: froz
     for name in sorted({*declared, *arguments} - {"self"}):
         if name not in locked:
             _check_declared(name, declared.get(name, {}))  # a better reason, if it has one
-            raise FlakeRefused(
-                f"input {_shown(name)} is not in flake.lock; run nix flake lock, and commit it"
-            )
+            raise FlakeRefused(f"input {shown(name)} is not in flake.lock; run nix flake lock, and commit it")
     for name, value in declared.items():
         _check_declared(name, value)
 
 
 def _check_declared(name: str, value: Any) -> None:  # noqa: ANN401 -- whatever the flake has there
     if not isinstance(value, dict):
-        raise FlakeRefused(f"input {_shown(name)} is not understood")
+        raise FlakeRefused(f"input {shown(name)} is not understood")
     inner = value.get("inputs", {})
     if not isinstance(inner, dict):
-        raise FlakeRefused(f"the inputs of input {_shown(name)} are not understood")
+        raise FlakeRefused(f"the inputs of input {shown(name)} are not understood")
     for inner_name, inner_value in inner.items():
         _check_declared(f"{name}/{inner_name}", inner_value)
     reference = {key: part for key, part in value.items() if key not in ("inputs", "follows", "flake")}
     if not reference:
         return
     if "type" in reference:
-        _check_tree(name, reference, locked=False)
+        check_tree(name, reference, locked=False)
     elif set(reference) == {"url"} and isinstance(reference["url"], str):
-        _check_url(name, reference["url"])
+        check_url(name, reference["url"])
     else:
-        raise FlakeRefused(f"input {_shown(name)} is not understood; {_NETWORKS}")
-
-
-def _check_url(name: str, url: str) -> None:
-    if _FORGE_URL.fullmatch(url):
-        return
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        # What a registry's name means, the lock says; a directory may look like one, but not with a scheme of its own.
-        if not _REGISTERED.fullmatch(url):
-            raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
-        return
-    kind, plus, transport = scheme.rpartition("+")
-    if not plus:
-        kind = "git" if transport in {"git", "ssh"} else "tarball"
-    _check_address(name, kind, f"{transport}://{url.partition('://')[2]}")
+        raise FlakeRefused(f"input {shown(name)} is not understood; {NETWORKS}")
 
 
 def _check_node(name: str, node: Any) -> None:  # noqa: ANN401 -- whatever the lock has there
     locked, original = (node.get("locked"), node.get("original")) if isinstance(node, dict) else (None, None)
     if not isinstance(locked, dict) or not isinstance(original, dict):
-        raise FlakeRefused(f"input {_shown(name)} is not locked in flake.lock")
-    _check_tree(name, locked, locked=True)
+        raise FlakeRefused(f"input {shown(name)} is not locked in flake.lock")
+    check_tree(name, locked, locked=True)
     if original.get("type") == "indirect":
         if not isinstance(original.get("id"), str):
-            raise FlakeRefused(f"input {_shown(name)} is not understood")
+            raise FlakeRefused(f"input {shown(name)} is not understood")
     else:
-        _check_tree(name, original, locked=False)
-
-
-def _check_tree(name: str, tree: Mapping[str, Any], *, locked: bool) -> None:
-    kind = tree.get("type")
-    if any(isinstance(value, dict | list) for value in tree.values()):
-        raise FlakeRefused(f"input {_shown(name)} is not understood")
-    if locked and not any(isinstance(tree.get(key), str) and tree[key] for key in ("rev", "narHash")):
-        raise FlakeRefused(f"input {_shown(name)} has neither a commit nor a hash in flake.lock")
-    if isinstance(kind, str) and kind in _FORGES:
-        words = [tree.get("owner"), tree.get("repo"), tree.get("host", "host")]
-        if not all(isinstance(word, str) and all(map(_WORD.fullmatch, word.split("/"))) for word in words):
-            raise FlakeRefused(f"input {_shown(name)} is not understood")
-    elif isinstance(kind, str) and kind in _SCHEMES and isinstance(tree.get("url"), str):
-        _check_address(name, kind, tree["url"])
-    elif not (kind == "indirect" and not locked and isinstance(tree.get("id"), str)):
-        raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
-
-
-def _check_address(name: str, kind: str, url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError:
-        parts, host = urlsplit(""), None
-    if parts.scheme not in _SCHEMES.get(kind, ()) or not host or not _HOST.fullmatch(host):
-        raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
-    # Taken apart differently by different programs.
-    if re.search(r"[\s\\\x00-\x1f\x7f]", url):
-        raise FlakeRefused(f"input {_shown(name)} has a URL that is not understood")
-
-
-def _shown(name: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in name[:80])
+        check_tree(name, original, locked=False)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
-import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from nixery.errors import BuildTimedOut, NixUnusable, StorageError
@@ -20,9 +15,6 @@ from nixery.sources.location import SourceLocation
 # Seconds. A shallow fetch of nixpkgs is 45 MB.
 FETCH = 600
 LOOK_UP = 60
-
-# Seconds between two looks whether another server is done.
-_LOOK_AGAIN = 0.1
 
 # Bytes of a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4 GB.
 _LARGEST_FILE = 16 * 1024**3
@@ -75,9 +67,12 @@ class Git:
         }
         settings = list(_SETTINGS.items())
         if location.username is not None:
-            # For this host alone, whichever one the server redirects to. The empty one forgets the operator's.
-            where = "credential.{0.scheme}://{0.netloc}.helper".format(urlsplit(location.address))
-            settings += [(where, ""), (where, _HELPER)]
+            # For this host alone, whichever one the server redirects to.
+            where = "credential.{0.scheme}://{0.netloc}".format(urlsplit(location.address))
+            # The operator's helpers may know the password of a user, if we do not.
+            first = [(f"{where}.username", location.username)]
+            settings += [*(first if location.password is None else [(f"{where}.helper", "")])]
+            settings += [(f"{where}.helper", _HELPER)]
             unattended["NIXERY_GIT_USERNAME"] = location.username
             unattended["NIXERY_GIT_PASSWORD"] = location.password or ""
         self._environment = with_git_settings({**environment, **unattended}, settings)
@@ -109,7 +104,7 @@ class Git:
         try:
             return await self._run(arguments, seconds, "none", descriptors)
         except (NixUnusable, BuildTimedOut) as error:
-            raise StorageError(f"git {_command(arguments)} failed: {error}") from error
+            raise StorageError(f"git {command_of(arguments)} failed: {error}") from error
 
     async def _run(
         self, arguments: Sequence[str], seconds: float, protocols: str, descriptors: tuple[int, ...]
@@ -127,90 +122,9 @@ class Git:
         return completed.exit_code, self._location.redact((said[0] if said else "").removeprefix("fatal: "))
 
 
-class BareRepository:
-    """A bare repository in the storage, into which one git at a time fetches. Servers on one storage share it.
-
-    Args:
-        git: of the repository that it is a copy of.
-        directory: made if it does not exist.
-    """
-
-    def __init__(self, git: Git, directory: Path) -> None:
-        self.directory = directory
-        self._git = git
-        self._lock = asyncio.Lock()
-        self._inherited: tuple[int, ...] = ()
-
-    async def fetch(self, *arguments: str) -> tuple[int, str]:
-        """Fetch from the repository that this is a copy of; return git's status, and what it said."""
-        return await self._git.contact(
-            *("--git-dir", str(self.directory), "fetch", "--quiet", "--no-tags", "--no-write-fetch-head"),
-            *arguments,
-            seconds=FETCH,
-            descriptors=self._inherited,
-        )
-
-    async def run(self, *arguments: str) -> tuple[int, str]:
-        """Run git on what is here; return its status, with its output or what it said."""
-        return await self._git.local(
-            "--git-dir", str(self.directory), *arguments, descriptors=self._inherited
-        )
-
-    async def require(self, *arguments: str) -> str:
-        """Run git on what is here; return its output.
-
-        Raises:
-            StorageError: the copy is damaged, or the disk is full.
-        """
-        status, output = await self.run(*arguments)
-        if status != 0:
-            raise StorageError(f"git {_command(arguments)} failed: {output}")
-        return output
-
-    @asynccontextmanager
-    async def exclusively(self) -> AsyncIterator[None]:
-        """Keep other coroutines, and other servers, from fetching into this copy."""
-        async with self._lock:
-            try:
-                await asyncio.to_thread(self.directory.mkdir, parents=True, exist_ok=True)
-                descriptor = os.open(
-                    self.directory / "nixery.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-                )
-            except OSError as error:
-                raise StorageError(
-                    f"cannot keep git repositories in the storage: {error.strerror}"
-                ) from error
-            try:
-                await _lock(descriptor)
-                # Git holds the lock as well: if we are killed, it is not given up before git has ended.
-                self._inherited = (descriptor,)
-                await self._make_usable()
-                yield
-            finally:
-                self._inherited = ()
-                os.close(descriptor)
-
-    def exists(self) -> bool:
-        """Whether anything was fetched into it."""
-        return (self.directory / "HEAD").exists() and (self.directory / "config").exists()
-
-    async def _make_usable(self) -> None:
-        # Nobody else is at work, so whoever left a lock of git's own was killed with it. Git would refuse to go on, for ever.
-        await asyncio.to_thread(self._remove_leftovers)
-        if not await asyncio.to_thread(self.exists):
-            status, said = await self._git.local(
-                "init", "--quiet", "--bare", "--template=", str(self.directory), descriptors=self._inherited
-            )
-            if status != 0:
-                raise StorageError(f"cannot make a git repository in the storage: {said}")
-
-    def _remove_leftovers(self) -> None:
-        locks = [*self.directory.glob("*.lock"), *(self.directory / "refs").rglob("*.lock")]
-        # Packs that were being received.
-        unfinished = (self.directory / "objects" / "pack").glob("tmp_*")
-        for path in (*locks, *unfinished, *self.directory.glob("objects/info/**/*.lock")):
-            if path.name != "nixery.lock":
-                path.unlink(missing_ok=True)
+def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment for a git that somebody else runs, in which nobody's hooks run."""
+    return with_git_settings(environment, list(_SETTINGS.items()))
 
 
 def with_git_settings(
@@ -230,16 +144,6 @@ def _is_local(address: str) -> bool:
     return address.startswith("file://") or ("://" not in address and not is_short_ssh)
 
 
-def _command(arguments: Sequence[str]) -> str:
+def command_of(arguments: Sequence[str]) -> str:
+    """Return the name of a command of git's, for messages."""
     return arguments[2] if arguments[0] == "--git-dir" else arguments[0]
-
-
-async def _lock(descriptor: int) -> None:
-    # Not in a thread: one that waits cannot be ended, and another server may fetch for minutes.
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            await asyncio.sleep(_LOOK_AGAIN)
-        else:
-            return

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nixery.errors import TagUnknown
+from nixery.fetching.bare_repository import BareRepository
 from nixery.fetching.commit_history import CommitHistory
-from nixery.fetching.git_command import LOOK_UP, BareRepository, Git
+from nixery.fetching.git_command import LOOK_UP, Git
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
 
@@ -20,6 +21,8 @@ _NOT_THERE = "not our ref"
 
 # How many commits are kept, those that were used last; a pin to another one fetches it again.
 _KEPT = 64
+# How many packs git may have before it collects garbage.
+_PACKS = 50
 _KEPT_REFERENCES = "refs/nixery"
 
 
@@ -156,7 +159,7 @@ class GitRepository:
         for commit in oldest[: len(commits) - _KEPT]:
             await self._copy.require("update-ref", "-d", f"{_KEPT_REFERENCES}/{commit}")
         # A few packs of garbage are cheaper than packing everything anew for each commit. References stay files: see _last_use.
-        collect = ("-c", "gc.auto=6700", "-c", "gc.autoPackLimit=50", "-c", "gc.autoDetach=false")
+        collect = ("-c", "gc.auto=6700", "-c", f"gc.autoPackLimit={_PACKS}", "-c", "gc.autoDetach=false")
         keep = ("-c", "gc.packRefs=false", "-c", "gc.pruneExpire=now", "-c", "gc.reflogExpire=now")
         await self._copy.run(*collect, *keep, "gc", "--auto", "--quiet")
 

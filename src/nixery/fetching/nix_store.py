@@ -25,7 +25,7 @@ class NixStore:
     Args:
         roots: what protects them from Nix's garbage collector.
         collector: that one's lock.
-        environment: of the commands that do it.
+        environment: of Nix's commands.
     """
 
     def __init__(
@@ -67,12 +67,7 @@ class NixStore:
             async with self._collector.held():
                 completed, stderr = await run_command(
                     _COPY,
-                    "nix-store",
-                    "--realise",
-                    str(path),
-                    "--add-root",
-                    str(root),
-                    "--indirect",
+                    *("nix-store", "--realise", str(path), "--add-root", str(root), "--indirect"),
                     surroundings=self._surroundings,
                 )
             if completed.exit_code != 0:

@@ -11,7 +11,10 @@ from nixery.sources.source import Flake, NixFiles, PackageSet
 
 # Where a contained evaluation may fetch from: whatever a hash or a commit can pin, and no files of this machine. Nix compares
 # up to a slash.
-_NETWORKS = "http:// https:// git:// ssh:// git+http:// git+https:// git+ssh:// github: gitlab: sourcehut:"
+_NETWORKS = (
+    "http:// https:// git:// ssh:// git+http:// git+https:// git+ssh:// hg+http:// hg+https:// hg+ssh:// tarball+http:// "
+    "tarball+https:// file+http:// file+https:// github: gitlab: sourcehut:"
+)
 
 _SEARCH_PATH = "NIX_PATH"
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
-from nixery.errors import StorageError
+from nixery.errors import StorageError, TagUnknown
 from nixery.oci.canonical_json import canonical_json
-from nixery.sources.location import redacted
-from nixery.sources.source import Pin, Reference
+from nixery.sources.location import COMMIT, redacted
+from nixery.sources.source import PackageSource, Pin, Reference
 from nixery.storage.store import RecordStore
 
 PINS = "pins"
@@ -58,6 +58,21 @@ class Term(BaseModel):
     def pin(self, source: str) -> Pin:
         """Return the pin, which is of the source with this description."""
         return Pin(source, self.identity, self.revision, self.url, self.created)
+
+
+def reference_of_commit(source: PackageSource, term: Term) -> Reference | None:
+    """Return by which reference clients ask for the commit that a branch or a tag was pinned to; ``None`` if they cannot.
+
+    Under that reference the pin is written down as well: what was pinned through a branch may be asked for by its digits, now and
+    when it is in no branch any more. That is one record for each state that the source was in while it was asked; clients add none.
+    """
+    if COMMIT.fullmatch(term.revision) is None:
+        return None
+    try:
+        commit = source.reference(term.revision)
+    except TagUnknown:
+        return None  # commits are no tags here
+    return commit if commit.rule else None
 
 
 class PinRecord(BaseModel):

@@ -13,9 +13,9 @@ import structlog
 from nixery.cache_counts import CacheCounts
 from nixery.errors import EvaluationFailed, NixeryError, SourceUnreachable, TagUnknown, TooBusy
 from nixery.least_recently_used import LeastRecentlyUsed
-from nixery.pipeline.pin_records import Held, Pinned, PinRecord, PinRecords, Term
+from nixery.pipeline.pin_records import Held, Pinned, PinRecord, PinRecords, Term, reference_of_commit
 from nixery.pipeline.single_flight import SingleFlight
-from nixery.sources.location import COMMIT, redacted
+from nixery.sources.location import redacted
 from nixery.sources.source import PackageSource, Pin, Reference
 from nixery.storage.store import RecordStore
 
@@ -171,10 +171,9 @@ class Pins:
         if latest is not None and latest != record and self._holds(reference, latest.current.until):
             return self._hold(reference, latest.current)
         # With no time to live there is a resolution for each request, but only what is new is written down.
-        is_new = record is None or record.current.identity != term.identity
-        if is_new:
+        if is_new := record is None or record.current.identity != term.identity:
             await self._note(reference, term)
-        if self._time_to_live or is_new:
+        if is_new or self._time_to_live:
             await self._records.write(reference, PinRecord(current=term))
         return self._hold(reference, term)
 
@@ -185,34 +184,22 @@ class Pins:
             if record is None or record.next is not None:
                 return
             term = await self._term(reference, record.current.until)
-            # A look-up may take its time, and what was found meanwhile is what everybody else has.
+            # What was found while we looked is what everybody else has.
             if await self._records.read(reference) == found:
                 if record.current.identity != term.identity:
                     await self._note(reference, term)
                 await self._records.write(reference, PinRecord(current=record.current, next=term))
         except NixeryError as error:
-            # The pin holds for a while yet. If this goes on, the one whose request finds it outdated is told.
             _log.warning("pin not refreshed", reference=redacted(reference.name), reason=str(error))
 
     async def _term(self, reference: Reference, start: float) -> Term:
         pin = await self._source.resolve(reference)
-        # The name of a flake is its URL.
-        shown = redacted(reference.name)
-        _log.info("pinned", source=redacted(pin.source), reference=shown, revision=pin.revision)
+        source, name = redacted(pin.source), redacted(reference.name)
+        _log.info("pinned", source=source, reference=name, revision=pin.revision)
         return Term.of(pin, start + self._time_to_live)
 
     async def _note(self, reference: Reference, term: Term) -> None:
-        """Write down that a commit was pinned through a branch or a tag: it may be asked for by its digits, now and when it is in none.
-
-        One record for each state that the source was in while it was asked; clients add none.
-        """
-        if not reference.moving or COMMIT.fullmatch(term.revision) is None:
-            return
-        try:
-            commit = self._source.reference(term.revision)
-        except TagUnknown:
-            return  # commits are no tags here
-        if not commit.moving and commit.rule:
+        if reference.moving and (commit := reference_of_commit(self._source, term)) is not None:
             await self._records.write(commit, PinRecord(current=term))
 
     def _hold(self, reference: Reference, term: Term) -> Pinned:

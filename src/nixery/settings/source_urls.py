@@ -19,7 +19,6 @@ _FLAKE_PARAMETERS = frozenset(
         "rev",
         "allRefs",
         "host",
-        "submodules",
         "shallow",
         "narHash",
         "lastModified",
@@ -90,9 +89,12 @@ def flake_url(reference: str | None) -> str | None:
         raise ValueError(
             f"it has user info, which every user of this machine could read in Nix's arguments; use {_NETRC}"
         )
-    unknown = sorted(
-        {key for key, _ in parse_qsl(urlsplit(reference).query, keep_blank_values=True)} - _FLAKE_PARAMETERS
-    )
+    parameters = dict(parse_qsl(urlsplit(reference).query, keep_blank_values=True))
+    if "submodules" in parameters:
+        raise ValueError(
+            "submodules are fetched from wherever the repository says, files of this machine included; leave them out"
+        )
+    unknown = sorted(parameters.keys() - _FLAKE_PARAMETERS)
     if unknown:
         raise ValueError(
             f"it has a parameter that flakes do not have ({', '.join(unknown)}), and every user of this machine could read it in "

@@ -38,6 +38,7 @@ class FlakeReference:
         text: as given.
         repository: where branches and tags are looked up, for git; ``None`` where that is no git repository that is known.
         is_direct: whether it means something without a registry.
+        is_of_a_forge: whether its commits are had by their digits alone.
     """
 
     def __init__(self, text: str) -> None:
@@ -51,6 +52,7 @@ class FlakeReference:
         if self._forge is None and _is_repository(location):
             location = f"git+file://{quote(str(Path(location).absolute()))}"
         self._location = location
+        self.is_of_a_forge = self._forge is not None
         self.is_direct = self._forge is not None or _REGISTERED.fullmatch(text) is None
         self.repository = self._repository(parameters.get("host"))
 

@@ -47,8 +47,9 @@ class SourceLocation:
         address: without user info, but for SSH, where the user is a part of the address. This alone may stand in an
             argument list, which every user of the machine can read.
         username: for HTTP; ``None`` without one. Decoded.
-        password: likewise.
+        password: likewise; ``None`` also for a user without one.
         public: whether clients may see the URL; ``None``: in annotations alone, if there is no secret in it.
+        local: whether messages are for whoever runs this process, and not for clients.
         secrets: texts that appear in no message.
     """
 
@@ -56,10 +57,11 @@ class SourceLocation:
     username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     public: bool | None = None
+    local: bool = False
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
-    def parse(cls, url: str, *, public: bool | None = None) -> SourceLocation:
+    def parse(cls, url: str, *, public: bool | None = None, local: bool = False) -> SourceLocation:
         """Take a URL, or whatever git takes for one, apart."""
         scheme, separator, rest = url.partition("://")
         end = re.search(r"[/?#]|$", rest)
@@ -70,15 +72,16 @@ class SourceLocation:
         remainder = rest[len(authority) :]
         if url.startswith(_SSH):
             address = f"{scheme}://{username}{at}{host}{remainder}"
-            return cls(address, public=public, secrets=tuple(_variants(password, *queries)))
+            return cls(address, public=public, local=local, secrets=tuple(_variants(password, *queries)))
         if not at:
-            return cls(url, public=public, secrets=tuple(_variants(*queries)))
+            return cls(url, public=public, local=local, secrets=tuple(_variants(*queries)))
         secrets = (user_info, password, *queries) if colon else (username, *queries)
         return cls(
             f"{scheme}://{host}{remainder}",
             unquote(username),
-            unquote(password) if colon else "",
+            unquote(password) if colon else None,
             public,
+            local,
             tuple(_variants(*secrets)),
         )
 
@@ -90,7 +93,12 @@ class SourceLocation:
     @property
     def name(self) -> str:
         """The source in messages for clients."""
-        return self.shown if self.public else UNNAMED
+        return self.shown if self.is_told else UNNAMED
+
+    @property
+    def is_told(self) -> bool:
+        """Whether messages name the source, and say what is wrong in the words of git or Nix."""
+        return bool(self.public) or self.local
 
     @property
     def identity(self) -> str:

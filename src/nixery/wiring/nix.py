@@ -28,8 +28,8 @@ def package_source(settings: Settings, prepared: Prepared, store: NixStore) -> P
     )
 
     def place(url: str) -> SourceLocation:
-        # Who runs a command sees what the settings say anyway.
-        return SourceLocation.parse(url, public=settings.shows(url) if prepared.address is not None else True)
+        # Who runs a command sees what the settings say anyway; an image is the same, whichever command made it.
+        return SourceLocation.parse(url, public=settings.shows(url), local=prepared.address is None)
 
     if settings.package_set is not None:
         return DirectorySource(settings.package_set, settings.build_environment)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import SourceUnreachable, TagUnknown
+from nixery.fetching.bare_repository import BareRepository
 from nixery.fetching.commit_history import CommitHistory
-from nixery.fetching.git_command import BareRepository, Git
+from nixery.fetching.git_command import Git
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
 from tests.support.git_server import GitServer, git_server

@@ -125,3 +125,68 @@ def test_files_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Fingerprint().of(tmp_path / "nothing")
+
+
+def test_pipes_and_devices_are_not_opened(tree: Path) -> None:
+    before = Fingerprint().of(tree)
+    os.mkfifo(tree / "pipe")
+    (tree / "to-a-pipe").symlink_to("pipe")
+    assert Fingerprint().of(tree) != before  # the link is a part of it
+
+
+def test_a_file_that_becomes_a_pipe(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = os.lstat
+
+    def lstat_then_replace(path: bytes) -> os.stat_result:
+        status = original(path)
+        place = Path(os.fsdecode(path))
+        if place.name == "default.nix" and not place.is_fifo():
+            place.unlink()
+            os.mkfifo(place)
+        return status
+
+    monkeypatch.setattr("nixery.fetching.fingerprint.os.lstat", lstat_then_replace)
+    with pytest.raises(OSError, match="replaced"):
+        Fingerprint().of(tree)
+
+
+def test_a_file_that_becomes_a_link(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = os.lstat
+
+    def lstat_then_replace(path: bytes) -> os.stat_result:
+        status = original(path)
+        place = Path(os.fsdecode(path))
+        if place.name == "default.nix" and not place.is_symlink():
+            place.unlink()
+            place.symlink_to(tmp_path / "elsewhere")
+        return status
+
+    (tmp_path / "elsewhere").write_text("secret")
+    monkeypatch.setattr("nixery.fetching.fingerprint.os.lstat", lstat_then_replace)
+    with pytest.raises(OSError, match="symbolic links"):
+        Fingerprint().of(tree)
+
+
+@pytest.mark.parametrize("target", ["/proc", "/proc/kcore", "/sys", "/dev", "/dev/zero"])
+def test_what_is_made_up_while_it_is_read(tree: Path, target: str) -> None:
+    (tree / "made-up").symlink_to(target)
+    assert Fingerprint().of(tree) == Fingerprint().of(tree)
+
+
+def test_there_is_a_bound(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, value in {"_MOST_ENTRIES": 3, "_MOST_BYTES": 5}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(f"nixery.fetching.fingerprint.{limit}", value)
+            with pytest.raises(OSError, match="too"):
+                Fingerprint().of(tree)
+
+
+def test_links_lead_to_a_bounded_number_of_trees(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.fetching.fingerprint._MOST_TREES", 10)
+    for number in range(20):
+        (tmp_path / f"other{number}").mkdir()
+        (tree / f"link{number}").symlink_to(tmp_path / f"other{number}")
+    with pytest.raises(OSError, match="too many"):
+        Fingerprint().of(tree)

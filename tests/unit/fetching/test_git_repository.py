@@ -75,3 +75,54 @@ async def test_a_place_that_cannot_be_made(repository: Repository, tmp_path: Pat
     (tmp_path / "copies").write_text("a file")
     with pytest.raises(StorageError, match="Not a directory"):
         await copy_of(repository, tmp_path / "copies").fetch(repository.commit("1.0"))
+
+
+async def test_old_commits_are_forgotten(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.fetching.git_repository._KEPT", 3)
+    copy = copy_of(repository, tmp_path / "copies")
+    commits = [repository.commit(f"{number}.0") for number in range(6)]
+    for number, commit in enumerate(commits):
+        await copy.fetch(commit)
+        # One that is used again is not old.
+        await copy.fetch(commits[0])
+        for age, other in enumerate(commits[: number + 1]):
+            path = copy._copy.directory / "refs/nixery" / other
+            if path.exists() and other != commits[0]:
+                os.utime(path, (age, age))
+    kept = sorted(path.name for path in (copy._copy.directory / "refs/nixery").iterdir())
+    assert kept == sorted([commits[0], *commits[4:]])
+    # What was forgotten is fetched again.
+    assert await copy.fetch(commits[1])
+
+
+async def test_forgotten_commits_are_collected(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.fetching.git_repository._KEPT", 1)
+    monkeypatch.setattr("nixery.fetching.git_repository._PACKS", 1)
+    copy = copy_of(repository, tmp_path / "copies")
+    commits = []
+    for number in range(4):
+        # Large enough to be kept as a pack.
+        for name in range(120):
+            (repository.directory / f"file{name}").write_text(f"{number} {name}")
+        commits.append(repository.commit(f"{number}.0"))
+        await copy.fetch(commits[-1])
+    assert not await copy._has(commits[0])
+    assert await copy._has(commits[-1])
+
+
+async def test_a_file_that_has_no_end(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.fetching.git_command._LARGEST_FILE", 1 << 16)
+    repository.write("1.0")
+    (repository.directory / "zeros").write_bytes(bytes(1 << 20))
+    commit = repository.commit("1.0")
+    copy = copy_of(repository, tmp_path / "copies")
+    await copy.fetch(commit)
+    with pytest.raises(StorageError, match="git archive failed"):
+        await copy.archive(commit, tmp_path / "archive")
+    assert (tmp_path / "archive").stat().st_size <= 1 << 16

@@ -11,8 +11,9 @@ from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
 
 @pytest.fixture
 def store(tmp_path: Path) -> NixStore:
-    # As it is when a command is run: the tests put programs on its PATH.
-    return NixStore(GarbageCollectorRoots(tmp_path / "roots"), CollectorLock(tmp_path / "state"), os.environ)
+    roots, collector = GarbageCollectorRoots(tmp_path / "roots"), CollectorLock(tmp_path / "state")
+    # Tests change it, before a command runs.
+    return NixStore(roots, collector, os.environ)
 
 
 def nix_store_says(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str, status: int = 1) -> None:

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nixery.errors import SourceUnreachable, TagUnknown
+from nixery.pipeline.pin_records import PinRecord, Term
 from nixery.pipeline.pins import Pins
 from nixery.sources.source import PackageSet, Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore
@@ -391,3 +392,73 @@ async def test_an_unknown_tag_is_unknown_for_a_while(world: World) -> None:
     world.source.known = True
     world.now += 31
     assert await state(pins, "nosuch") == "one"
+
+
+class Commits(MovingSource):
+    """A source whose states are commits, one for each digit, and whose rule about them the test sets."""
+
+    def __init__(self) -> None:
+        super().__init__("1")
+        self.rule = "reachable"
+
+    def reference(self, tag: str) -> Reference:
+        if len(tag) == 40:
+            if self.rule == "none":
+                raise TagUnknown(tag, "commits are no tags here")
+            return Reference(tag, moving=False, rule=self.rule)
+        return Reference(tag, moving=True)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        self.asked += 1
+        if reference.rule == "reachable":
+            raise TagUnknown(reference.name, "not an ancestor")
+        commit = self.state * 40 if reference.moving else reference.name
+        return Pin(self.description, commit, commit)
+
+
+@pytest.fixture
+def commits(world: World) -> Commits:
+    world.source = Commits()
+    return world.source
+
+
+async def test_a_commit_that_was_pinned_through_a_branch_is_known(world: World, commits: Commits) -> None:
+    pins = world.server()
+    for number in "123":
+        commits.state = number
+        await pins.pin("main")
+        world.now += 2 * HOUR
+    asked = commits.asked
+    for number in "123":
+        assert (await world.server().pin(number * 40)).pin.identity == number * 40
+    assert commits.asked == asked
+    with pytest.raises(TagUnknown):
+        await pins.pin("4" * 40)
+
+
+async def test_each_commit_is_one_record_and_clients_add_none(world: World, commits: Commits) -> None:
+    pins = world.server()
+    for _ in range(5):
+        await pins.pin("main")
+        world.now += 2 * HOUR
+    for number in range(20):
+        with pytest.raises(TagUnknown):
+            await pins.pin(f"{number:040x}")
+    assert len([path for path in (world.storage / "records").rglob("*") if path.is_file()]) == 2
+    commits.rule = "none"
+    await world.server().pin("other")
+    assert len([path for path in (world.storage / "records").rglob("*") if path.is_file()]) == 3
+
+
+async def test_what_another_rule_accepted_is_looked_at_anew(world: World, commits: Commits) -> None:
+    commits.rule = "any"
+    assert (await world.server().pin("7" * 40)).pin.identity == "7" * 40
+    commits.rule = "reachable"
+    with pytest.raises(TagUnknown):
+        await world.server().pin("7" * 40)
+    # Older versions wrote pins of commits without any rule.
+    await world.server()._records.write(
+        Reference("8" * 40, moving=False), PinRecord(current=Term.of(Pin("fake:", "8" * 40, "8" * 40), 1e12))
+    )
+    with pytest.raises(TagUnknown):
+        await world.server().pin("8" * 40)

@@ -36,7 +36,7 @@ def test_a_public_source_is_told_without_its_secrets() -> None:
 def test_credentials_are_decoded_for_git() -> None:
     location = SourceLocation.parse("https://a%40b:p%3Aq%2F@example.org/set")
     assert (location.username, location.password) == ("a@b", "p:q/")
-    assert SourceLocation.parse("https://token@example.org/set").password == ""
+    assert SourceLocation.parse("https://token@example.org/set").password is None
     assert SourceLocation.parse("https://example.org/set").username is None
 
 

@@ -1,0 +1,219 @@
+"""The trees of flakes, fetched by Nix without any of their inputs, and looked at before anything is evaluated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from pydantic import BaseModel, ValidationError
+
+from nixery.errors import (
+    BuildTimedOut,
+    EvaluationFailed,
+    NixUnusable,
+    PackageSetChanged,
+    PathsCollected,
+    TagUnknown,
+)
+from nixery.fetching.disclosure import Disclosure
+from nixery.fetching.flake_lock import check_inputs, locked_inputs
+from nixery.fetching.flake_places import FlakeRefused
+from nixery.fetching.git_command import with_hardening
+from nixery.nix.command import run_command
+from nixery.nix.error_message import explanation, without_paths
+from nixery.nix.process import Surroundings
+from nixery.sources.flake import FlakeReference
+
+# Seconds, for a flake's tree, and for reading what its inputs are.
+_FETCH = 900
+_READ = 60
+
+# Bytes of address space for reading that.
+_MEMORY = 2 * 1024**3
+
+# How often a directory is read anew that changes while it is read.
+_ATTEMPTS = 3
+
+_EXPRESSIONS = files("nixery.fetching") / "expressions"
+
+# What Nix, git and the forges say if the reference is wrong rather than out of reach.
+_UNKNOWN = (
+    *("http error 404", "error: 404", "couldn't find remote ref", "cannot find git revision"),
+    "unknown revision",
+    "not our ref",
+    "revspec",  # libgit2, in newer versions of Nix
+    "object not found",
+    "cannot read object",
+)
+
+# `nix flake prefetch`, in all versions that have flakes.
+_DOWNLOADED = re.compile(r"Downloaded '(?P<url>[^']+)' to '(?P<path>[^']+)' \(hash '(?P<hash>[^']+)'\)")
+
+
+class Tree(BaseModel):
+    """The answer of ``tree.nix``."""
+
+    path: Path
+    narHash: str  # noqa: N815 -- Nix's names
+    rev: str | None = None
+    lastModified: int | None = None  # noqa: N815
+
+
+class _Inputs(BaseModel):
+    """The answer of ``flake_inputs.nix``."""
+
+    inputs: dict[str, Any]
+    arguments: list[str]
+
+
+class FlakeTrees:
+    """Fetches the trees of one flake.
+
+    Args:
+        flake: as the operator wrote it.
+        disclosure: words about it.
+        environment: for fetching.
+    """
+
+    def __init__(self, flake: FlakeReference, disclosure: Disclosure, environment: Mapping[str, str]) -> None:
+        self._flake = flake
+        self._disclosure = disclosure
+        self._environment = environment
+
+    async def configured(self) -> tuple[str, Tree]:
+        """Fetch the flake as it is now; return a reference of that state, and its tree.
+
+        Raises:
+            PackageSetChanged: it changes all the time.
+            TagUnknown, SourceUnreachable: as below.
+        """
+        for _ in range(_ATTEMPTS):
+            found = await self._prefetch()
+            locked = found["url"]
+            kind, _, place = locked.partition("?")[0].partition(":")
+            parameters = dict(parse_qsl(locked.partition("?")[2]))
+            if kind == "path" and parameters.get("lastModified", "").isdigit():
+                modified = int(parameters["lastModified"])
+                return locked, Tree(path=Path(found["path"]), narHash=found["hash"], lastModified=modified)
+            tree = await self.tree(
+                {"type": "path", "path": place} if kind == "path" else without_directory(locked)
+            )
+            if tree.narHash == found["hash"]:
+                return locked, tree
+        raise PackageSetChanged
+
+    async def _prefetch(self) -> Mapping[str, str]:
+        with as_file(_EXPRESSIONS / "registry.json") as registry:
+            # Nix would ask for its registry even where it is of no use.
+            options = ("--option", "flake-registry", str(registry)) if self._flake.is_direct else ()
+            features = ("--extra-experimental-features", "nix-command flakes")
+            command = ("nix", *features, *options, "flake", "prefetch", "--refresh", self._flake.text)
+            _, stderr = await self._nix(*command)
+        found = _DOWNLOADED.search(" ".join(line.strip() for line in stderr))
+        if found is None:
+            raise NixUnusable("Nix's answer to nix flake prefetch is not understood")
+        return found.groupdict()
+
+    async def tree(self, reference: str | Mapping[str, str], tag: str = "latest") -> Tree:
+        """Fetch a tree, and none of its inputs.
+
+        Args:
+            reference: as a URL or as attributes, without ``dir``.
+            tag: that it was asked for by.
+
+        Raises:
+            TagUnknown, SourceUnreachable: there is none, or it cannot be fetched.
+        """
+        stdout, _ = await self._nix(
+            *("nix-instantiate", "--eval", "--strict", "--json", "--read-write-mode"),
+            *("--option", "extra-experimental-features", "nix-command flakes"),
+            *("--option", "restrict-eval", "false", "--option", "pure-eval", "false"),
+            *("--expr", (_EXPRESSIONS / "tree.nix").read_text()),
+            variables={"NIXERY_TREE": json.dumps(reference)},
+            tag=tag,
+        )
+        try:
+            return Tree.model_validate_json(stdout)
+        except ValidationError as error:
+            raise NixUnusable("Nix's answer about a flake's tree is not understood") from error
+
+    async def _nix(
+        self, *command: str, variables: Mapping[str, str] | None = None, tag: str = "latest"
+    ) -> tuple[bytes, Sequence[str]]:
+        surroundings = Surroundings(with_hardening({**self._environment, **(variables or {})}))
+        try:
+            completed, stderr = await run_command(_FETCH, *command, surroundings=surroundings)
+        except BuildTimedOut as error:
+            raise self._disclosure.unreachable(f"no tree within {_FETCH} seconds") from error
+        if completed.exit_code == 0:
+            return completed.stdout, stderr
+        # Nix says of git no more than its status; git says why, in a line of its own.
+        fatal = [line for line in stderr if line.startswith("fatal:")]
+        unreachable = self._disclosure.unreachable(" ".join([explanation(stderr), *fatal]))
+        if any(words in line.casefold() for words in _UNKNOWN for line in stderr):
+            raise TagUnknown(tag, f"{self._disclosure.name} has no such flake")
+        raise unreachable
+
+    async def require_sound(self, tree: Path, directory: str) -> None:
+        """Make sure of a flake's inputs before anything of it is evaluated as a flake.
+
+        Args:
+            tree: in the Nix store.
+            directory: of the flake in it.
+
+        Raises:
+            EvaluationFailed: an input is not locked, or of this machine.
+            PathsCollected: the tree is gone.
+        """
+        try:
+            locked = await asyncio.to_thread(locked_inputs, tree, directory)
+            found = await self._inputs(tree, directory)
+            check_inputs(found.inputs, found.arguments, locked)
+        except FileNotFoundError:
+            raise PathsCollected(str(tree)) from None
+        except FlakeRefused as error:
+            raise EvaluationFailed((), f"the flake is refused: {error}") from error
+
+    async def _inputs(self, tree: Path, directory: str) -> _Inputs:
+        """Read what a flake says of its inputs: nothing but its tree is in reach, and no network."""
+        environment = {name: value for name, value in self._environment.items() if name != "NIX_PATH"}
+        command = (
+            *("nix-instantiate", "--eval", "--strict", "--json"),
+            *("--option", "restrict-eval", "true", "--option", "allowed-uris", ""),
+            *("--option", "allow-import-from-derivation", "false", "--option", "experimental-features", ""),
+            *("-I", f"flake={tree}"),
+            *(
+                "--expr",
+                (_EXPRESSIONS / "flake_inputs.nix").read_text(),
+                "--argstr",
+                "file",
+                str(tree / directory / "flake.nix"),
+            ),
+        )
+        try:
+            completed, stderr = await run_command(
+                _READ, *command, surroundings=Surroundings(environment, _MEMORY)
+            )
+        except BuildTimedOut as error:
+            raise EvaluationFailed(
+                (), f"reading the flake's inputs took longer than {_READ} seconds"
+            ) from error
+        if completed.exit_code != 0:
+            raise EvaluationFailed((), without_paths(explanation(stderr)))
+        try:
+            return _Inputs.model_validate_json(completed.stdout)
+        except ValidationError as error:
+            raise FlakeRefused("its inputs are not understood") from error
+
+
+def without_directory(reference: str) -> str:
+    """Return a reference without ``dir``, which says where the flake is in a tree and is nothing to fetch."""
+    location, _, query = reference.partition("?")
+    parameters = [(key, value) for key, value in parse_qsl(query) if key != "dir"]
+    return f"{location}?{urlencode(parameters)}" if parameters else location
