@@ -46,10 +46,9 @@ def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
     if (scope.http_version != "1") if host is None else (len(host) > _LONGEST_HOST or not _is_host(host)):
         message = "the request needs one Host header field, with a host and perhaps a port (RFC 9112, 3.2)"
         return errors_body(400, "UNSUPPORTED", message)
-    if len(request.path) > _LONGEST_PATH:
+    # The specification says what a name or a reference that is too long is.
+    if len(request.path) > _LONGEST_PATH and not request.path.startswith("/v2/"):
         message = f"the path has more than {_LONGEST_PATH} characters, and the name of an image 255 at most"
-        if request.path.startswith("/v2/"):
-            return errors_body(400, "NAME_INVALID", message)
         return errors_body(414, "UNSUPPORTED", message)
     if len(query) > _LONGEST_QUERY:
         message = f"the query has more than {_LONGEST_QUERY} characters, which nothing here takes"
