@@ -15,6 +15,8 @@ from tests.support.git_server import GitServer, git_server
 from tests.support.repository import Repository
 from tests.support.server import Server
 
+pytestmark = pytest.mark.security
+
 FLAKE = """\
 { outputs = { self }: { packages.x86_64-linux.hello = (import ./default.nix { system = "x86_64-linux"; }).hello; }; }
 """

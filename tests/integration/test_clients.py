@@ -21,6 +21,8 @@ from tests.support.nix import NixSpy, wait_until
 from tests.support.raw_http import exchange, parse_responses
 from tests.support.server import HOST, Server, free_port
 
+pytestmark = pytest.mark.security
+
 # Packages of the test set, of which subsets are images that nobody has asked for before.
 _PACKAGES = ["hello", "greeting", "left", "right", "diamond", "many", "outputs", "users", "loud", "bytelog"]
 

@@ -17,6 +17,8 @@ from tests.support.command_line import CommandLine
 from tests.support.nix import NixSpy
 from tests.support.server import Server
 
+pytestmark = pytest.mark.security
+
 SECRET = "xyzzy-4711-plugh"  # noqa: S105 -- what is looked for
 
 # Where a server has them, and what a builder or an evaluation could ask for.

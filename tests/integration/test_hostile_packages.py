@@ -15,6 +15,8 @@ from tests.support.pulled_image import PulledImage
 from tests.support.server import Server, running_server
 from tests.validator.image_validator import validate
 
+pytestmark = pytest.mark.security
+
 # In the environment of the server, in a file, in a name of a file.
 SECRET = f"nixery-secret-{secrets.token_hex(16)}"
 

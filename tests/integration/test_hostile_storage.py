@@ -16,6 +16,8 @@ from tests.support.client import RegistryClient
 from tests.support.server import Server, run_server
 from tests.validator.image_validator import validate
 
+pytestmark = pytest.mark.security
+
 NAMES = ("hello", "shell/greeting")
 
 

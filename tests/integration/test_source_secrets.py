@@ -13,6 +13,8 @@ from tests.support.git_server import GitServer, git_server
 from tests.support.repository import Repository
 from tests.support.server import Server, free_port, run_server
 
+pytestmark = pytest.mark.security
+
 USER, PASSWORD, TOKEN = "robot", "pass-w0rd+x", "t0ken-of-a-query"
 SECRETS = (PASSWORD, "pass-w0rd%2Bx", "pass-w0rd%2bx", TOKEN)
 

@@ -14,7 +14,7 @@ import uvloop
 
 from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError
-from nixery.nix.guard import guarded
+from nixery.nix.guard import guarded, hide_from_builders
 from nixery.preparation import Prepared, prepare
 from nixery.server.connections import ConnectionBounds
 from nixery.server.serve import ADMIN_CONNECTIONS, Listener
@@ -35,6 +35,7 @@ def serve() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     configure_logs(logging.INFO)
     try:
+        hide_from_builders()
         with guarded(os.environ):
             settings = Settings.from_environment(os.environ)
             configure_logs(logging.getLevelNamesMapping()[settings.log_level.upper()], settings.log_format)

@@ -16,7 +16,7 @@ from nixery.cli.completion import user_storage
 from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError, SettingsError
 from nixery.nix.builder import NixExpression
-from nixery.nix.guard import guarded
+from nixery.nix.guard import guarded, hide_from_builders
 from nixery.pipeline.events import BuildObserver
 from nixery.preparation import Prepared, prepare, storage
 from nixery.settings import Settings, storage_settings
@@ -90,6 +90,7 @@ def run(
     """Run a command to its end; what goes wrong is told on stderr, and ends with status 1."""
     configure_logs(logging.WARNING if quiet else logging.INFO)
     try:
+        hide_from_builders()
         with guarded(os.environ):
             return asyncio.run(_awaited(command))
     except asyncio.CancelledError:

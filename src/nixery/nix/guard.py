@@ -1,7 +1,11 @@
-"""Nothing that a process has started outlives it; see ``nixery.nix.warden``."""
+"""What holds between this process and those it starts: they do not outlive it, and they cannot read its memory.
+
+See ``nixery.nix.warden`` for the first.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import secrets
 import subprocess
 import sys
@@ -19,6 +23,20 @@ MARK = "NIXERY_STARTED_BY"
 
 # Seconds. It has something to do only if we do not get here.
 _PATIENCE = 5
+
+
+# The number that Linux gives the operation in prctl(2).
+_PR_SET_DUMPABLE = 4
+
+
+def hide_from_builders() -> None:
+    """Close this process's environment and memory to other processes of the same user.
+
+    A builder without a sandbox may run as the server's own user, and would find the server's credentials in
+    ``/proc/<pid>/environ``. Children are not affected: the kernel resets the flag when they execute a program (prctl(2)).
+    Root reads everything all the same.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 @contextmanager
