@@ -89,8 +89,7 @@ def prepare(settings: Settings, *, serving: bool = True) -> Prepared:
 def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepared:
     directory = settings.storage_path
     problems: list[str] = []
-    _try(problems, lambda: make_storage_directory(directory))
-    usable = directory.is_dir()
+    usable = _try(problems, lambda: make_storage_directory(directory)) is not None
     temporary = _try(problems, lambda: ProcessDirectory(directory / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(directory / "gc-roots")) if usable else None
     for made in filter(None, (temporary, roots)):

@@ -62,24 +62,29 @@ def make_directory(directory: Path) -> None:
         raise StorageError(f"cannot make the storage directory {directory}: {error.strerror}") from error
 
 
-def make_storage_directory(root: Path) -> None:
+def make_storage_directory(root: Path) -> Path:
     """Make the directory of a storage, or close the one that exists to other users.
 
     The root itself may be a symlink, for the operator sets it. Below it there is none: one that is in the place of a directory of ours
     would have us read, write and delete elsewhere. Directories that belong to other users stay as they are, which the log tells.
 
+    Returns:
+        The root.
+
     Raises:
         StorageError: it cannot be made, or has a symlink in the place of a directory.
     """
-    make_directory(root.resolve())
     try:
+        make_directory(root.resolve())
         _close(root)
         for name, levels in _DIRECTORIES.items():
-            if os.path.lexists(root / name):
-                _require_directories(root / name, levels)
+            _refuse_symlinks(root / name, levels)
+            if (root / name).is_dir():
                 _close(root / name)
-    except OSError as error:
-        raise StorageError(f"cannot look up the storage directory {root}: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:  # Python's word for symlinks that lead to each other
+        reason = error.strerror if isinstance(error, OSError) else "its symlinks lead to each other"
+        raise StorageError(f"cannot look up the storage directory {root}: {reason}") from error
+    return root
 
 
 def _close(directory: Path) -> None:
@@ -98,20 +103,18 @@ def _close(directory: Path) -> None:
         )
 
 
-def _require_directories(directory: Path, levels: int) -> None:
-    try:
-        require_directory(directory)
-    except NotADirectoryError:
+def _refuse_symlinks(directory: Path, levels: int) -> None:
+    if directory.is_symlink():
         raise StorageError(
-            f"{directory} is no directory, and symlinks within a storage are not followed; "
+            f"{directory} is a symlink, and those within a storage are not followed; "
             "move what it leads to there, or mount it there"
-        ) from None
-    if levels:
+        )
+    # Whatever else is in the place of a directory is told by who needs it, or passed over.
+    if levels and directory.is_dir():
         with os.scandir(directory) as entries:
             for entry in entries:
-                # Whatever else may be there is passed over by those who list it.
                 if entry.is_symlink() or entry.is_dir(follow_symlinks=False):
-                    _require_directories(Path(entry.path), levels - 1)
+                    _refuse_symlinks(Path(entry.path), levels - 1)
 
 
 @contextmanager

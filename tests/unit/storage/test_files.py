@@ -91,6 +91,12 @@ def test_the_root_may_be_a_symlink(tmp_path: Path) -> None:
     assert (tmp_path / "disk").is_dir()
 
 
+def test_the_root_may_not_be_a_loop(tmp_path: Path) -> None:
+    (tmp_path / "storage").symlink_to("storage")
+    with pytest.raises(StorageError, match="lead to each other"):
+        make_storage_directory(tmp_path / "storage")
+
+
 @pytest.mark.parametrize(
     "name",
     ["blobs", "blobs/sha256", f"blobs/sha256/{DIGEST.hex[:2]}", "records", "records/tags", "records/tags/ab"],
