@@ -89,3 +89,12 @@ def test_a_read_only_registry_says_so(subject: Subject, method: str, path: str) 
 def _comparable(response: Response) -> dict[str, str]:
     # The identity of a request is its own.
     return {name: value for name, value in response.headers.items() if name not in {"date", "x-request-id"}}
+
+
+@pytest.mark.parametrize("value", ["bytes=0-9", "bytes=99999999-"])
+def test_head_knows_no_ranges(subject: Subject, value: str) -> None:
+    """RFC 9110, 14.2: a server ignores Range in requests of any method but GET."""
+    response = subject.ask("HEAD", subject.blob_url, {"Range": value})
+    assert (response.status, response.body) == (200, b"")
+    assert response.headers["content-length"] == str(len(subject.blob))
+    assert "content-range" not in response.headers

@@ -91,6 +91,14 @@ def test_nested_components_are_exact(client: RegistryClient) -> None:
     assert client.manifest("haskellpackages.shellcheck").status == 404
 
 
+def test_an_output_has_no_outputs(client: RegistryClient) -> None:
+    """Nix has them; endless names for one package would be endless images."""
+    assert client.manifest("hello.out").status == 200
+    for name in ("hello.out.out", "outputs.dev.out", "hello.out.all"):
+        response = client.manifest(name)
+        assert (response.status, response.error["detail"]["packages"][0]["reason"]) == (404, "missing")
+
+
 def test_package_with_an_attribute_named_error(pull: Pull) -> None:
     assert pull("haserror").filesystem.read("share/haserror") == b"fine\n"
 

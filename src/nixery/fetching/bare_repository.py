@@ -16,37 +16,28 @@ from nixery.fetching.git_command import FETCH, Git, command_of
 _LOOK_AGAIN = 0.1
 
 
-class BareRepository:
-    """A bare repository in the storage, into which one git at a time fetches. Servers on one storage share it.
+class _Commands:
+    """Runs git on a bare repository.
 
     Args:
         git: of the repository that it is a copy of.
-        directory: made if it does not exist.
+        directory: of the copy.
+        descriptors: open files that git inherits.
     """
 
-    def __init__(self, git: Git, directory: Path) -> None:
+    def __init__(self, git: Git, directory: Path, descriptors: tuple[int, ...] = ()) -> None:
         self.directory = directory
         self._git = git
-        self._lock = asyncio.Lock()
-        self._inherited: tuple[int, ...] = ()
-
-    async def fetch(self, *arguments: str) -> tuple[int, str]:
-        """Fetch from the repository that this is a copy of; return git's status, and what it said."""
-        return await self._git.contact(
-            *("--git-dir", str(self.directory), "fetch", "--quiet", "--no-tags", "--no-write-fetch-head"),
-            *arguments,
-            seconds=FETCH,
-            descriptors=self._inherited,
-        )
+        self._descriptors = descriptors
 
     async def run(self, *arguments: str) -> tuple[int, str]:
-        """Run git on what is here; return its status, with its output or what it said."""
+        """Run git on the copy; return its status, and its output or error message."""
         return await self._git.local(
-            "--git-dir", str(self.directory), *arguments, descriptors=self._inherited
+            "--git-dir", str(self.directory), *arguments, descriptors=self._descriptors
         )
 
     async def require(self, *arguments: str) -> str:
-        """Run git on what is here; return its output.
+        """Run git on the copy; return its output.
 
         Raises:
             StorageError: the copy is damaged, or the disk is full.
@@ -56,9 +47,54 @@ class BareRepository:
             raise StorageError(f"git {command_of(arguments)} failed: {output}")
         return output
 
+
+class LockedRepository(_Commands):
+    """A bare repository whose lock is held. Every git that it runs inherits the lock, and no other one does.
+
+    If this process is killed, the lock is released when the last git has ended.
+    """
+
+    async def fetch(self, *arguments: str) -> tuple[int, str]:
+        """Fetch from the repository that this is a copy of; return git's status and error message."""
+        return await self._git.contact(
+            *("--git-dir", str(self.directory), "fetch", "--quiet", "--no-tags", "--no-write-fetch-head"),
+            *arguments,
+            seconds=FETCH,
+            descriptors=self._descriptors,
+        )
+
+    async def init(self) -> None:
+        """Make it a repository.
+
+        Raises:
+            StorageError: git cannot do that.
+        """
+        status, said = await self._git.local(
+            "init", "--quiet", "--bare", "--template=", str(self.directory), descriptors=self._descriptors
+        )
+        if status != 0:
+            raise StorageError(f"cannot make a git repository in the storage: {said}")
+
+
+class BareRepository(_Commands):
+    """A bare repository in the storage, into which one git at a time fetches. Servers on one storage share it.
+
+    Args:
+        git: of the repository that it is a copy of.
+        directory: made if it does not exist.
+    """
+
+    def __init__(self, git: Git, directory: Path) -> None:
+        super().__init__(git, directory)
+        self._lock = asyncio.Lock()
+
     @asynccontextmanager
-    async def exclusively(self) -> AsyncIterator[None]:
-        """Keep other coroutines, and other servers, from fetching into this copy."""
+    async def exclusively(self) -> AsyncIterator[LockedRepository]:
+        """Keep other coroutines, and other servers, from fetching into this copy.
+
+        Raises:
+            StorageError: the copy cannot be made.
+        """
         async with self._lock:
             try:
                 await asyncio.to_thread(self.directory.mkdir, parents=True, exist_ok=True)
@@ -71,27 +107,18 @@ class BareRepository:
                 ) from error
             try:
                 await _lock(descriptor)
-                # Git holds the lock as well: if we are killed, it is not given up before git has ended.
-                self._inherited = (descriptor,)
-                await self._make_usable()
-                yield
+                locked = LockedRepository(self._git, self.directory, (descriptor,))
+                # A server that was killed may have left git's own locks, and git would refuse to run for ever.
+                await asyncio.to_thread(self._remove_leftovers)
+                if not await asyncio.to_thread(self.exists):
+                    await locked.init()
+                yield locked
             finally:
-                self._inherited = ()
                 os.close(descriptor)
 
     def exists(self) -> bool:
         """Whether anything was fetched into it."""
         return (self.directory / "HEAD").exists() and (self.directory / "config").exists()
-
-    async def _make_usable(self) -> None:
-        # Nobody else is at work, so whoever left a lock of git's own was killed with it. Git would refuse to go on, for ever.
-        await asyncio.to_thread(self._remove_leftovers)
-        if not await asyncio.to_thread(self.exists):
-            status, said = await self._git.local(
-                "init", "--quiet", "--bare", "--template=", str(self.directory), descriptors=self._inherited
-            )
-            if status != 0:
-                raise StorageError(f"cannot make a git repository in the storage: {said}")
 
     def _remove_leftovers(self) -> None:
         locks = [*self.directory.glob("*.lock"), *(self.directory / "refs").rglob("*.lock")]

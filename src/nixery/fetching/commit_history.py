@@ -119,8 +119,8 @@ class CommitHistory:
         self._settled_until = self._clock() + _SETTLED
 
     async def _fetch(self) -> None:
-        async with self._commits.exclusively():
-            status, said = await self._commits.fetch(
+        async with self._commits.exclusively() as locked:
+            status, said = await locked.fetch(
                 "--prune", "--filter=tree:0", "--", self._git.address, *self._refspecs()
             )
         if status != 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nixery.errors import TagUnknown
-from nixery.fetching.bare_repository import BareRepository
+from nixery.fetching.bare_repository import BareRepository, LockedRepository
 from nixery.fetching.commit_history import CommitHistory
 from nixery.fetching.git_command import LOOK_UP, Git
 from nixery.sources.commits import CommitRule
@@ -107,14 +107,12 @@ class GitRepository:
             TagUnknown: the repository does not have it.
             SourceUnreachable: the repository cannot be asked.
         """
-        async with self._copy.exclusively():
-            if not await self._has(commit):
-                await self._fetch(commit)
-                await self._forget_old(commit)
+        async with self._copy.exclusively() as copy:
+            if not await _has(copy, commit):
+                await self._fetch(copy, commit)
+                await self._forget_old(copy, commit)
             await asyncio.to_thread(self._mark_used, commit)
-            shown = await self._copy.require(
-                "show", "--no-patch", "--no-show-signature", "--format=%ct", commit
-            )
+            shown = await copy.require("show", "--no-patch", "--no-show-signature", "--format=%ct", commit)
         return int(shown.split()[-1])
 
     async def archive(self, commit: str, place: Path) -> None:
@@ -125,43 +123,39 @@ class GitRepository:
         """
         await self._copy.require("archive", "--format=tar", f"--output={place}", commit)
 
-    async def _has(self, commit: str) -> bool:
-        status, _ = await self._copy.run("cat-file", "-e", f"{commit}^{{commit}}")
-        return status == 0
-
-    async def _fetch(self, commit: str) -> None:
+    async def _fetch(self, copy: LockedRepository, commit: str) -> None:
         # Most servers hand out a commit by its digits alone. The reference keeps it from git's own garbage collector.
         kept = f"{_KEPT_REFERENCES}/{commit}"
-        status, said = await self._copy.fetch("--depth=1", "--", self._git.address, f"{commit}:{kept}")
-        if status == 0 and await self._has(commit):
+        status, said = await copy.fetch("--depth=1", "--", self._git.address, f"{commit}:{kept}")
+        if status == 0 and await _has(copy, commit):
             return
         if _NOT_THERE in said:
             raise self._missing(commit)
         # This one does not. All that it has is a lot, but it is had once.
-        status, said = await self._copy.fetch("--", self._git.address, "+refs/*:refs/remote/*")
+        status, said = await copy.fetch("--", self._git.address, "+refs/*:refs/remote/*")
         if status != 0:
             raise self._git.disclosure.unreachable(said)
-        if not await self._has(commit):
+        if not await _has(copy, commit):
             raise self._missing(commit)
-        await self._copy.require("update-ref", kept, commit)
+        await copy.require("update-ref", kept, commit)
 
     def _missing(self, commit: str) -> TagUnknown:
         return TagUnknown(commit, f"{self._git.disclosure.name} has no such commit")
 
-    async def _forget_old(self, newest: str) -> None:
+    async def _forget_old(self, copy: LockedRepository, newest: str) -> None:
         """Drop the references of commits that were not used for long, and with them what git keeps for them."""
-        listed = await self._copy.require("for-each-ref", "--format=%(refname)", _KEPT_REFERENCES)
+        listed = await copy.require("for-each-ref", "--format=%(refname)", _KEPT_REFERENCES)
         commits = [name.rpartition("/")[2] for name in listed.split()]
         if len(commits) <= _KEPT:
             return
         used = await asyncio.to_thread(lambda: {commit: self._last_use(commit) for commit in commits})
         oldest = sorted((commit for commit in commits if commit != newest), key=lambda commit: used[commit])
         for commit in oldest[: len(commits) - _KEPT]:
-            await self._copy.require("update-ref", "-d", f"{_KEPT_REFERENCES}/{commit}")
+            await copy.require("update-ref", "-d", f"{_KEPT_REFERENCES}/{commit}")
         # A few packs of garbage are cheaper than packing everything anew for each commit. References stay files: see _last_use.
         collect = ("-c", "gc.auto=6700", "-c", f"gc.autoPackLimit={_PACKS}", "-c", "gc.autoDetach=false")
         keep = ("-c", "gc.packRefs=false", "-c", "gc.pruneExpire=now", "-c", "gc.reflogExpire=now")
-        await self._copy.run(*collect, *keep, "gc", "--auto", "--quiet")
+        await copy.run(*collect, *keep, "gc", "--auto", "--quiet")
 
     def _last_use(self, commit: str) -> float:
         try:
@@ -174,3 +168,8 @@ class GitRepository:
         path = self._copy.directory / _KEPT_REFERENCES / commit
         if path.exists():
             os.utime(path)
+
+
+async def _has(copy: LockedRepository, commit: str) -> bool:
+    status, _ = await copy.run("cat-file", "-e", f"{commit}^{{commit}}")
+    return status == 0

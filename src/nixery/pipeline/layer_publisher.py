@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pydantic import BaseModel, ValidationError
 
@@ -79,12 +80,15 @@ class LayerPublisher:
         self._workers = asyncio.Semaphore(packing.workers)
         self._wanted: Counter[str] = Counter()
         self._in_flight: SingleFlight[str, Layer] = SingleFlight()
+        # Threads that pack, by the identity of the layer.
+        self._threads: dict[str, asyncio.Future[Layer]] = {}
         self._stop = threading.Event()
 
     async def publish(self, groups: Sequence[LayerGroup], closure: Closure, observe: Observe) -> list[Layer]:
         """Publish layers of store paths, several at once; the result is in the order of the groups.
 
-        No packing goes on when this returns or raises, so the caller may give the store paths up.
+        When this returns or raises, also because it was cancelled, no thread reads the store paths for this caller, so that the
+        caller may release them.
         """
         tasks = (self._publish_group(group, closure, observe) for group in groups)
         published = await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,6 +133,7 @@ class LayerPublisher:
 
         async def find_or_pack() -> Layer:
             while True:
+                self._require_wanted(identity)
                 layer = await self._find(identity)
                 if layer is not None:
                     observe(LayerReused(layer))
@@ -147,6 +152,9 @@ class LayerPublisher:
             self._wanted[identity] -= 1
             if not self._wanted[identity]:
                 del self._wanted[identity]
+                if identity in self._threads:
+                    # Before the next piece the thread sees that no build wants the layer.
+                    await _through_cancellation(asyncio.wait({self._threads[identity]}))
         # Two images can have a layer of the same content for packages of other names: the names stay each's own.
         return replace(layer, packages=tuple(packages))
 
@@ -188,19 +196,28 @@ class LayerPublisher:
         return layer if blob is not None and blob.size == layer.descriptor.size else None
 
     async def _pack(self, identity: str, contents: Contents) -> Layer:
-        def check() -> None:
-            if self._stop.is_set():
-                raise ShuttingDown
-            if identity not in self._wanted:
-                raise _Abandoned
-
-        loop = asyncio.get_running_loop()
-        layer = await loop.run_in_executor(self._executor, self._pack_blocking, contents, check)
+        # From here on the thread reads store paths, which a build keeps from being deleted for as long as it waits.
+        self._require_wanted(identity)
+        check = partial(self._require_wanted, identity)
+        thread = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._pack_blocking, contents, check
+        )
+        self._threads[identity] = thread
+        try:
+            layer = await thread
+        finally:
+            del self._threads[identity]
         record = LayerRecord(
             digest=str(layer.descriptor.digest), size=layer.descriptor.size, diff_id=str(layer.diff_id)
         )
         await self._records.put(LAYERS, identity, record.model_dump_json().encode())
         return layer
+
+    def _require_wanted(self, identity: str) -> None:
+        if self._stop.is_set():
+            raise ShuttingDown
+        if identity not in self._wanted:
+            raise _Abandoned
 
     def _pack_blocking(self, contents: Contents, check: Callable[[], None]) -> Layer:
         with self._blobs.create() as writer:
@@ -210,3 +227,16 @@ class LayerPublisher:
 
     def _layer(self, digest: Digest, size: int, diff_id: Digest) -> Layer:
         return Layer(Descriptor(self._packer.media_type, digest, size), diff_id, packages=())
+
+
+async def _through_cancellation(work: Awaitable[object]) -> None:
+    """Wait for some work although the caller is cancelled meanwhile, which is raised once the work is done."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -99,6 +99,18 @@ class Pins:
             raise unknown[0].with_traceback(None)
         return await self._renewals.run(reference, partial(self._renew, reference))
 
+    async def require_known(self, tag: str) -> None:
+        """Make sure that a tag can be answered, now or once before, without counting as a use of its pin.
+
+        A probe that asks every few seconds must not make an idle server follow its source.
+
+        Raises:
+            TagUnknown, SourceUnreachable, TooBusy, StorageError: see ``pin``.
+        """
+        reference = self._source.reference(tag)
+        if self._held.get(reference) is None and await self._records.read(reference) is None:
+            await self.pin(tag)
+
     def selects(self, tag: str) -> bool:
         """Whether a tag selects something, or the source has no versions and takes any tag.
 

@@ -184,7 +184,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
 
     async def source_is_usable() -> None:
         try:
-            await pins.pin("latest")
+            await pins.require_known("latest")
         except TagUnknown:
             return  # it was asked, and has no such tag
 

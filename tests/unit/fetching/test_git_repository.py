@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from nixery.errors import StorageError, TagUnknown
 from nixery.fetching.git_repository import GitRepository
+from nixery.nix.command import run_command
+from nixery.nix.process import Completed, Surroundings
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
 from tests.support.repository import Repository
@@ -48,9 +51,9 @@ async def test_what_a_killed_git_left_behind(repository: Repository, tmp_path: P
 async def test_git_that_outlives_its_server_keeps_others_away(repository: Repository, tmp_path: Path) -> None:
     commit = repository.commit("1.0")
     one, other = (copy_of(repository, tmp_path / "copies") for _ in range(2))
-    async with one._copy.exclusively():
+    async with one._copy.exclusively() as copy:
         # As a child has it: another descriptor of the same open file.
-        (inherited,) = one._copy._inherited
+        (inherited,) = copy._descriptors
         childs = os.dup(inherited)
     waiting = asyncio.ensure_future(other.fetch(commit))
     try:
@@ -110,8 +113,10 @@ async def test_forgotten_commits_are_collected(
             (repository.directory / f"file{name}").write_text(f"{number} {name}")
         commits.append(repository.commit(f"{number}.0"))
         await copy.fetch(commits[-1])
-    assert not await copy._has(commits[0])
-    assert await copy._has(commits[-1])
+    status, _ = await copy._copy.run("cat-file", "-e", commits[0])
+    assert status != 0
+    status, _ = await copy._copy.run("cat-file", "-e", commits[-1])
+    assert status == 0
 
 
 async def test_a_file_that_has_no_end(
@@ -126,3 +131,28 @@ async def test_a_file_that_has_no_end(
     with pytest.raises(StorageError, match="git archive failed"):
         await copy.archive(commit, tmp_path / "archive")
     assert (tmp_path / "archive").stat().st_size <= 1 << 16
+
+
+async def test_git_that_does_not_fetch_inherits_no_lock(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ``ls-remote`` that began during a fetch kept other servers from fetching for as long as it took."""
+    commit = repository.commit("1.0")
+    one = copy_of(repository, tmp_path / "copies")
+    await one.fetch(commit)
+    given: list[tuple[int, ...]] = []
+
+    async def spied(
+        seconds: float, *arguments: str, surroundings: Surroundings
+    ) -> tuple[Completed, Sequence[str]]:
+        given.append(surroundings.descriptors)
+        return await run_command(seconds, *arguments, surroundings=surroundings)
+
+    monkeypatch.setattr("nixery.fetching.git_command.run_command", spied)
+    async with one._copy.exclusively() as copy:
+        await one.look_up("HEAD")
+        await one.archive(commit, tmp_path / "archive")
+        assert set(given) == {()}
+        given.clear()
+        await copy.run("count-objects")
+    assert [len(descriptors) for descriptors in given] == [1]

@@ -176,8 +176,8 @@ async def test_what_nobody_waits_for_any_more_is_not_packed_to_its_end(
     first = asyncio.ensure_future(publisher.publish())
     await eventually(begun.is_set)
     first.cancel()
-    await asyncio.wait({first})
     may_go_on.set()
+    await asyncio.wait({first})
     await eventually(lambda: not list((tmp_path / "locks").iterdir()))
     assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
     assert list((tmp_path / "temporary").iterdir()) == []
@@ -189,10 +189,29 @@ async def test_who_comes_in_time_has_what_another_one_gave_up(publisher: Publish
     first = asyncio.ensure_future(publisher.publish())
     await eventually(begun.is_set)
     first.cancel()
-    await asyncio.wait({first})
     second = asyncio.ensure_future(publisher.publish())
     await asyncio.sleep(0)
     may_go_on.set()
     await second
+    await asyncio.wait({first})
     assert publisher.events == [LayerPacked]
     assert len(list((tmp_path / "blobs").rglob("*.size"))) == 1
+
+
+async def test_a_cancelled_publish_ends_after_its_thread(publisher: Publisher) -> None:
+    begun, may_go_on = stop_in_the_middle(publisher)
+    ended: list[str] = []
+    publishing = asyncio.ensure_future(publisher.publish())
+    publishing.add_done_callback(lambda _: ended.append("publish"))
+    await eventually(begun.is_set)
+    (thread,) = publisher.layers._threads.values()
+    thread.add_done_callback(lambda _: ended.append("thread"))
+    publishing.cancel()
+    # As often as the loop needs for a publish that waits for no thread; a second cancellation changes nothing.
+    for _ in range(20):
+        await asyncio.sleep(0)
+    publishing.cancel()
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    assert ended == ["thread", "publish"]

@@ -245,6 +245,29 @@ async def test_nobody_asks_for_what_nobody_uses(world: World) -> None:
     assert world.source.asked == 1
 
 
+async def test_a_probe_does_not_count_as_a_use(world: World) -> None:
+    pins = world.server()
+    await pins.require_known("latest")
+    for _ in range(3):
+        await pins.require_known("latest")
+        await due(pins)
+        world.source.state = "another"
+        world.now += HOUR + 1
+        await pins.require_known("latest")
+    assert world.source.asked == 1
+    # After a restart the record is enough, and the next request has what is there now.
+    again = world.server()
+    await again.require_known("latest")
+    assert world.source.asked == 1
+    assert await state(again) == "another"
+
+
+async def test_a_probe_tells_that_a_source_was_never_reached(world: World) -> None:
+    world.source.reachable = False
+    with pytest.raises(SourceUnreachable):
+        await world.server().require_known("latest")
+
+
 async def test_a_successor_that_cannot_be_had_is_no_trouble_yet(world: World) -> None:
     pins = world.server()
     await state(pins)

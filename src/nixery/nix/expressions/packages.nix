@@ -80,11 +80,13 @@ let
     else
       let
         outer = tryEval state.value;
+        # An output has all outputs again (`hello.out.out.out`): endless names for one package, each of them another image.
+        isOutput = isDerivation outer.value && elem component (safely isList [ ] (outer.value.outputs or [ "out" ]));
       in
       if !outer.success then
         { kind = "throws"; inherit (state) path; }
-      else if isAttrs outer.value && hasAttr component outer.value then
-        { kind = "found"; value = outer.value.${component}; path = state.path ++ [ component ]; }
+      else if isAttrs outer.value && hasAttr component outer.value && !(state.isOutput or false) then
+        { kind = "found"; value = outer.value.${component}; path = state.path ++ [ component ]; inherit isOutput; }
       else
         { kind = "missing"; within = state.path; value = outer.value; };
 

@@ -20,7 +20,7 @@ from nixery.server.pages.pulling import pull_lines
 from nixery.server.pages.stages import shown_stages
 from nixery.server.pages.templating import Templates
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.registry.errors import STATUS_AND_CODE, errors_body
+from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, Response
 
@@ -78,8 +78,7 @@ class Pages:
         try:
             return await self._read(request, match)
         except NixeryError as error:
-            status, _ = STATUS_AND_CODE[type(error)]
-            return self._templates.response("error.html", status, title="No such image", message=str(error))
+            return self._templates.error(error)
 
     async def _read(self, request: Request, match: re.Match[str]) -> Response:
         match match.groupdict():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from nixery.errors import NixeryError
 from nixery.plain_text import escaped_lines
+from nixery.server.registry.errors import STATUS_AND_CODE, retry_headers
 from nixery.server.responses import BytesResponse
 
 # No script and no style but our own files, nothing from elsewhere, and no page of others around ours.
@@ -24,6 +27,18 @@ _HEADERS = {
 _HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
 
 _STORE_HASH = re.compile(r"^[0-9a-z]{32}-")
+
+# Headings of error pages, by status; the message below says the rest.
+_TITLE = "Something went wrong"
+_TITLES = {
+    400: "Not a valid image name",
+    404: "No such image",
+    422: "This image cannot be built",
+    429: "The server is busy",
+    503: "Not available at the moment",
+    504: "The build took too long",
+    507: "The server is out of space",
+}
 
 _THOUSAND = 1000
 _MINUTE = 60
@@ -48,6 +63,13 @@ class Templates:
         """Answer with a page."""
         content = self._environment.get_template(template).render(values)
         return BytesResponse(status, content.encode(errors="replace"), _HEADERS)
+
+    def error(self, error: NixeryError) -> BytesResponse:
+        """Answer with a page that says what is wrong, under a heading for its kind."""
+        status, _ = STATUS_AND_CODE[type(error)]
+        title = _TITLES.get(status, _TITLE)
+        page = self.response("error.html", status, title=title, message=str(error))
+        return replace(page, headers={**page.headers, **retry_headers(error)})
 
 
 def _safe(value: object) -> object:

@@ -62,8 +62,9 @@ class Blobs:
         }
         if matches(request, etag):
             return NotModified(headers)
-        # A range of something else than what the client has the beginning of would not fit (RFC 9110, 13.1.5).
-        wanted = request.headers.get("range") if request.headers.get("if-range", etag) == etag else None
+        # Ranges are defined for GET alone (RFC 9110, 14.2). With If-Range, the client has the beginning of another blob (13.1.5).
+        is_wanted = request.method == "GET" and request.headers.get("if-range", etag) == etag
+        wanted = request.headers.get("range") if is_wanted else None
         try:
             part = parse_range(wanted, size)
         except UnsatisfiableRange:

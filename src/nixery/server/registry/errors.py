@@ -112,15 +112,20 @@ def error_response(error: NixeryError, server: str | None = None) -> BytesRespon
     """
     cause = error.error if isinstance(error, PlatformFailed) else error
     status, code = STATUS_AND_CODE[type(cause)]
-    headers = {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
-    if isinstance(cause, TooBusy):
-        headers = {"Retry-After": str(cause.retry_after)}
     log = (
         f"; its log: {server}/builds/{cause.build}"
         if server and cause.build and isinstance(cause, _WITH_LOG)
         else ""
     )
-    return errors_body(status, code, f"{error}{log}", _detail(cause), headers)
+    return errors_body(status, code, f"{error}{log}", _detail(cause), retry_headers(cause))
+
+
+def retry_headers(error: NixeryError) -> dict[str, str]:
+    """Return ``Retry-After`` in seconds for an error that may pass; no header for one that does not."""
+    if isinstance(error, TooBusy):
+        return {"Retry-After": str(error.retry_after)}
+    status, _ = STATUS_AND_CODE[type(error)]
+    return {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
 
 
 def errors_body(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nixery.errors import InvalidName, NixeryError, SourceUnreachable, StorageError, TagUnknown, TooBusy
 from nixery.plain_text import escaped_lines
 from nixery.server.pages.templating import Templates, breakable, derivation, size
 
@@ -32,3 +34,21 @@ def test_no_text_hides_or_turns_what_a_page_shows(text: str) -> None:
         escaped_lines(str(breakable("\u202e")))
         in TEMPLATES.response("error.html", title=breakable("\u202e"), message="").content.decode()
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "title", "retry_after"),
+    [
+        (TagUnknown("v9", "is unknown"), "No such image", None),
+        (InvalidName("A", "upper case"), "Not a valid image name", None),
+        (SourceUnreachable("no route to host"), "Not available at the moment", "5"),
+        (TooBusy(2, 7, 13), "The server is busy", "13"),
+        (StorageError("input/output error"), "Something went wrong", None),
+    ],
+)
+def test_an_error_page_says_what_kind_of_error_it_is(
+    error: NixeryError, title: str, retry_after: str | None
+) -> None:
+    page = TEMPLATES.error(error)
+    assert f"<h1>{title}</h1>" in page.content.decode()
+    assert page.headers.get("Retry-After") == retry_after
