@@ -23,6 +23,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     directory = tmp_path / "earlier"
     with tarfile.open(_STORAGES / request.param) as archive:
         archive.extractall(directory, filter="data")
+    # The archive has no times, and an image that was not pulled for a year may be deleted.
+    for path in directory.rglob("*"):
+        path.touch()
     return directory
 
 

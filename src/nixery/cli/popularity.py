@@ -9,7 +9,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from nixery.cli.completion import complete_platform
-from nixery.cli.logs import print_line
 from nixery.image.platform import Platform
 from nixery.pipeline.basis import Basis
 
@@ -90,5 +89,7 @@ def _names(file: str) -> list[str]:
 
 
 def _refuse(file: str, reason: str) -> NoReturn:
+    from nixery.cli.logs import print_line
+
     print_line(f"--packages {file}: {reason}")
     raise typer.Exit(_WRONG_USAGE)

@@ -110,7 +110,9 @@ class Catalogue:
 
     async def tags(self, name: str) -> list[str]:
         """Return the tags built for a name, in ASCII order; empty if there are none."""
-        return sorted({tag for _, tag in await self._tags(_hash(canonical_name(name)))})
+        # Earlier versions recorded each image under the name that the client had for it.
+        found = [await self._tags(_hash(spelling)) for spelling in {canonical_name(name), name}]
+        return sorted({tag for tags in found for _, tag in tags})
 
     async def names(self) -> list[str]:
         """Return a name of each image that something was built for, in ASCII order."""
