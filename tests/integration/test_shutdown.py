@@ -106,8 +106,8 @@ def test_package_set_that_takes_long_to_read(start_server: StartServer, tmp_path
     package_set = tmp_path / "large-set"
     package_set.mkdir()
     (package_set / "default.nix").write_text("{ ... }: { }")
-    with (package_set / "terabyte").open("wb") as file:
-        file.truncate(1 << 40)  # nothing on the disk, and minutes to digest
+    with (package_set / "large").open("wb") as file:
+        file.truncate(60 << 30)  # takes no room on the disk, and half a minute to digest
     server = start_server(NIXERY_PKGS_PATH=str(package_set))
     request = InBackground(server.client, "/v2/hello/manifests/latest").start()
     time.sleep(0.5)
