@@ -168,13 +168,6 @@ def test_health_and_metrics_have_a_port_of_their_own(start_server: StartServer) 
     assert server.stop() == 0
 
 
-def test_a_server_on_a_network_tells_operators_alone(start_server: StartServer) -> None:
-    server = start_server(NIXERY_HOST="0.0.0.0")  # noqa: S104 -- what it is about
-    assert server.client.get("/readyz").json() == {"status": "ready"}
-    assert server.client.get("/metrics").status == 404
-    assert server.client.get("/healthz").status == 200
-
-
 def test_on_loopback_all_is_told_but_not_to_what_a_proxy_passes_on(client: RegistryClient) -> None:
     assert "checks" in client.get("/readyz").json()
     assert client.get("/metrics").status == 200

@@ -353,3 +353,11 @@ def test_a_server_can_be_stopped_while_it_waits_for_a_builder(serve: dict[str, s
         assert process.wait(15) == 0
     finally:
         end_process(process)
+
+
+def test_a_server_on_a_network_tells_operators_alone(serve: dict[str, str], tmp_path: Path) -> None:
+    with on_a_network_of_its_own({**serve, "NIXERY_NIX_SANDBOX": "off"}, tmp_path) as log:
+        url = f"http://127.0.0.1:{serve['PORT']}"
+        assert json.loads(ask_there(log, f"{url}/healthz")) == {"status": "ok"}
+        assert json.loads(ask_there(log, f"{url}/readyz")) == {"status": "ready"}
+        assert "nixery_http_requests_total" not in ask_there(log, f"{url}/metrics")

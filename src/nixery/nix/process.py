@@ -134,6 +134,8 @@ async def run(
         answering.cancel()
         logging.cancel()
         await asyncio.shield(_end_group(process))
+        # What was not read keeps its pipe open, one descriptor for each such program.
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 -- asyncio has no public way
         raise
     return Completed(exit_code, answer)
 

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -172,3 +173,25 @@ def test_a_child_has_what_it_is_given_and_nothing_else(
     finally:
         for descriptor in (leaked, given, other):
             os.close(descriptor)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_output_that_is_not_read_leaves_no_pipe_open(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def flooded() -> int:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        for _ in range(3):
+            with pytest.raises(AnswerTooLarge):
+                await run(
+                    ["sh", "-c", "while :; do echo flood; done"],
+                    ignore,
+                    Deadline(30),
+                    Surroundings(dict(os.environ), answer=1 << 20),
+                )
+        await asyncio.sleep(0)
+        gc.collect()  # warns about what is not closed, which fails this test
+        return len(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        # The first child of a process may have the loop open something for good.
+        runner.run(flooded())
+        assert runner.run(flooded()) == 0
