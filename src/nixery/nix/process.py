@@ -131,11 +131,7 @@ async def run(
     except BaseException:
         # Also if the program itself is gone: others of its group may hold the streams open. And a second cancellation
         # must not leave the group half ended.
-        answering.cancel()
-        logging.cancel()
-        await asyncio.shield(_end_group(process))
-        # What was not read keeps its pipe open, one descriptor for each such program.
-        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 -- asyncio has no public way
+        await asyncio.shield(_end(process, (answering, logging)))
         raise
     return Completed(exit_code, answer)
 
@@ -176,6 +172,27 @@ async def _read_lines(stream: asyncio.StreamReader, read_line: LineReader) -> No
             await asyncio.sleep(-allowed / _STDERR_RATE)
     if rest:
         read_line(rest)
+
+
+async def _end(process: asyncio.subprocess.Process, readers: Collection[asyncio.Future[Any]]) -> None:
+    for reader in readers:
+        reader.cancel()
+    await asyncio.wait(readers)
+    # asyncio takes a process for running as long as there is unread output, and a full pipe keeps a program from ending.
+    streams = (process.stdout, process.stderr)
+    draining = [asyncio.ensure_future(_drain(stream)) for stream in streams if stream is not None]
+    try:
+        await _end_group(process)
+    finally:
+        for drain in draining:
+            drain.cancel()
+        await asyncio.gather(*draining, return_exceptions=True)
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 -- asyncio has no public way
+
+
+async def _drain(stream: asyncio.StreamReader) -> None:
+    while await stream.read(_CHUNK):
+        pass
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
