@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from nixery.errors import AnswerTooLarge, NixUnusable
 
