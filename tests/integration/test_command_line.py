@@ -53,6 +53,26 @@ def test_a_name_is_what_the_server_answers(nixery: CommandLine, start_server: St
     assert blobs == {d["digest"].removeprefix("sha256:"): d["size"] for d in described}
 
 
+def test_an_edited_package_set_is_built_as_it_is_now(nixery: CommandLine, tmp_path: Path) -> None:
+    package_set = tmp_path / "edited"
+    package_set.mkdir()
+    results = []
+    for port in (80, 81, 80):
+        # As an editor saves it, and at once the command: a pin of the first build holds for an hour on a server.
+        (package_set / "default.nix").write_text(
+            f"{{ ... }}: {{ web = {{ contents = [ ]; config.ExposedPorts = [ {port} ]; }}; }}"
+        )
+        built = nixery("build", "web", "--json", NIXERY_PKGS_PATH=str(package_set))
+        assert "error" not in built.stdout + built.stderr
+        results.append(json.loads(built.stdout.splitlines()[-1]))
+    assert results[0]["digest"] != results[1]["digest"]
+    assert results[0]["revision"] != results[1]["revision"]
+    assert results[0] == results[2]
+    # Whoever wants a server's answer asks for it.
+    quiet = nixery("build", "web", "--quiet", NIXERY_PKGS_PATH=str(package_set), NIXERY_PIN_TTL="3600")
+    assert quiet.stdout.strip() == results[2]["digest"]
+
+
 @pytest.mark.parametrize("platforms", ["linux/amd64", "linux/amd64,linux/arm64"])
 def test_what_docker_load_needs(nixery: CommandLine, platforms: str) -> None:
     nixery("build", "shell/hello", "-o", "image", "--tag", "1.0", NIXERY_PLATFORMS=platforms)
@@ -181,6 +201,7 @@ def test_json_for_machines(nixery: CommandLine) -> None:
         "digest": digest,
         "name": "hello",
         "tag": "latest",
+        "revision": events[-1]["revision"],
         "outputs": [],
     }
     assert {"started", "evaluated", "grouped", "stored"} <= {event["event"] for event in events}

@@ -107,6 +107,7 @@ class BarReporter:
     def finished(self, result: dict[str, Any]) -> None:
         """See ``Reporter``."""
         self.close()
+        typer.echo(f"built from revision {escaped(result['revision'])} of the package set", err=True)
         typer.echo(result["digest"])
 
     def close(self) -> None:

@@ -61,7 +61,13 @@ def build(
                 umask=umask,
             )
         places = [str(o.place if isinstance(o, FileOutput) else o) for o in outputs]
-        return {"digest": str(root.descriptor.digest), "name": wanted, "tag": tag, "outputs": places}
+        return {
+            "digest": str(root.descriptor.digest),
+            "name": wanted,
+            "tag": tag,
+            "revision": found.pinned.pin.revision,
+            "outputs": places,
+        }
 
     # Lines of the log would run through the bars.
     silent = quiet or isinstance(reporter, BarReporter)

@@ -43,7 +43,7 @@ async def workshop(
         observer: of builds; ``None`` for the log.
         without: variables that are of no use to the command, and may be wrong.
     """
-    settings = user_settings(without)
+    settings = _of_what_is_there(user_settings(without))
     prepared = prepare(settings, serving=False)
     async with wire(settings, prepared, expression, observer) as wired:
         yield wired, prepared
@@ -109,6 +109,15 @@ async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
     # As Ctrl-C does. Nix runs in a session of its own, and would go on without us.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await command()
+
+
+def _of_what_is_there(settings: Settings) -> Settings:
+    """Have a directory looked at for each command: it was edited since, or the command would hardly be run again."""
+    flake = settings.flake or ""
+    is_directory = settings.package_set is not None or flake.startswith(("/", ".", "path:"))
+    if not is_directory or "NIXERY_PIN_TTL" in os.environ:
+        return settings
+    return settings.model_copy(update={"pin_ttl": 0})
 
 
 def missing_for_a_server() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from nixery.errors import RequestError, TooBusy
+from nixery.errors import PackageSetChanged, RequestError, TooBusy
 from nixery.pipeline.events import (
     Build,
     BuildEvent,
@@ -66,5 +66,8 @@ class LoggingObserver:
                 log.info("found", manifest=str(manifest))
             case Failed(error=(RequestError() | TooBusy()) as error):
                 log.info("not built", reason=str(error))
+            case Failed(error=PackageSetChanged()):
+                # The request starts over with what is there now; if that fails, too, its answer says so.
+                log.info("package set changed", reason="a file was written since it was looked at")
             case Failed(error):
                 log.error("build failed", reason=str(error))

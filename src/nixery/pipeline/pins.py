@@ -154,10 +154,11 @@ class Pins:
                 self.counts.hits += 1
                 return self._hold(reference, term)
         self.counts.misses += 1
-        # Who can be answered with an old pin does not wait for long; the attempt goes on, and later requests have its result.
+        # A request that an old pin can answer does not wait for long; the attempt continues, and later requests have its result. With
+        # no time to live, a request is for what is there now.
         attempt = self._attempts.run(reference, partial(self._resolve, reference, record))
         try:
-            return await asyncio.wait_for(attempt, _SLOW if terms else None)
+            return await asyncio.wait_for(attempt, _SLOW if terms and self._time_to_live else None)
         except TimeoutError:
             reason = f"the source of the packages has not answered within {_SLOW:g} seconds"
         except TagUnknown as error:

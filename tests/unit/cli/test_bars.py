@@ -34,7 +34,7 @@ def test_a_build_and_a_push(capsys: pytest.CaptureFixture[str]) -> None:
         reporter.observe(build, event)
     reporter.pushing(PushStarted("registry.test/git:1", 2, 2000))
     reporter.pushing(BytesPushed("registry.test/git:1", 1000))
-    reporter.finished({"digest": "sha256:0"})
+    reporter.finished({"digest": "sha256:0", "revision": "one"})
     shown = terminal.getvalue()
     assert "linux/amd64 shell/git" in shown
     assert "built" in shown
