@@ -309,6 +309,27 @@ def test_a_builder_does_not_speak_for_nix(start_server: StartServer, tmp_path: P
     assert server.client.manifest("forger").body == response.body
 
 
+def test_an_image_with_thousands_of_packages_is_described_in_brief(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    # One derivation under many names, with descriptions that take an escape for each character.
+    turned, hidden = "\u202ea" * 150, "\u200b" * 20
+    many = f"""prefix: builtins.genList (n: hello // {{
+      pname = "${{prefix}}${{toString n}}";
+      meta = {{ description = "{turned}"; license = builtins.genList (n: "{hidden}${{toString n}}") 16; }};
+    }}) 2000"""
+    lists = f'let hello = {HELLO}; many = {many}; in {{ first = many "a"; second = many "b"; }}'
+    client = start_server(NIXERY_PKGS_PATH=package_set(tmp_path / "set", lists, salt)).client
+    assert client.manifest("first/second").status == 200
+    (platform,) = client.get("/api/v1/images/first/second").json()["platforms"]
+    packages = platform["packages"]
+    assert len(packages) == 2000
+    assert sum(len(package["description"]) for package in packages) < 4 * 1024 * 1024
+    assert packages[0]["description"]
+    assert not packages[-1]["description"]
+    assert len(client.get("/images/first/second").body) < 4 * 1024 * 1024
+
+
 def test_an_image_has_no_path_but_what_its_packages_build(
     start_server: StartServer, tmp_path: Path, salt: str
 ) -> None:
