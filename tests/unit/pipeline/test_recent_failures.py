@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
-from nixery.errors.base import LONGEST_MESSAGE
+from nixery.errors import LONGEST_MESSAGE, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.pipeline.recent_failures import size_of
 
 
