@@ -19,9 +19,10 @@ _UNSAFE = (
     "\x00-\x1f\x7f-\x9f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f"
 )
-_UNSAFE_CHARACTER = re.compile(f"[{_UNSAFE}]")
+# Whole runs of them: an author can write megabytes of nothing else, and each match is a call.
+_UNSAFE_CHARACTERS = re.compile(f"[{_UNSAFE}]+")
 _UNSAFE_BUT_TAB = re.compile(rf"(?!\t)[{_UNSAFE}]")
-_UNSAFE_IN_LINES = re.compile(rf"(?![\t\n])[{_UNSAFE}]")
+_UNSAFE_IN_LINES = re.compile(rf"(?:(?![\t\n])[{_UNSAFE}])+")
 
 # Control sequences, control strings such as titles of windows, and other escape sequences (ECMA-48, 5.3 to 5.6).
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
@@ -30,7 +31,7 @@ _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|
 def escaped(text: str) -> str:
     """Return a text that stays on its line, with an escape for each unsafe character; a tab is one."""
     # Nearly all texts: printable characters are a part of the safe ones.
-    return text if text.isprintable() else _UNSAFE_CHARACTER.sub(_escape, text)
+    return text if text.isprintable() else _UNSAFE_CHARACTERS.sub(_escape, text)
 
 
 def escaped_lines(text: str) -> str:

@@ -261,6 +261,75 @@ def test_a_definition_with_many_mistakes_names_some(
     assert "not 'port9'; and 4990 more" in explanation
 
 
+def test_a_list_with_many_flaws_names_some(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+    lists = """{
+      throwing = builtins.genList (n: throw "number ${toString n}") 2000;
+      strings = [ hello ] ++ builtins.genList toString 1999;
+      web = { contents = builtins.genList (n: throw "number ${toString n}") 2000; config.Cmd = throw "too"; };
+    }"""
+    place = package_set(tmp_path / "set", f"let hello = {HELLO}; in {lists}", salt)
+    client = start_server(NIXERY_PKGS_PATH=place).client
+    for name, some in (("throwing", 10), ("strings", 10), ("web", 11)):
+        response = client.manifest(name)
+        assert response.status == 404, name
+        assert len(response.error["detail"]["packages"]) == some, name
+
+
+def test_lists_within_lists_are_bounded(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+    deep = f"let hello = {HELLO}; deep = n: if n == 0 then hello else [ (deep (n - 1)) ]; in "
+    place = package_set(tmp_path / "set", f"{deep} {{ some = deep 32; many = deep 3000; }}", salt)
+    client = start_server(NIXERY_PKGS_PATH=place).client
+    assert client.manifest("some").status == 200
+    package = unavailable(client, "many")
+    assert package["explanation"] == "many: number of lists within each other is 33, and 32 is the limit"
+
+
+# Writes what Nix says of a full disk, as Nix writes it in its log.
+_FORGER = """
+derivation {
+  name = "forger";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  args = [ "-c" %s ];
+  inherit salt;
+}
+"""
+
+
+def test_a_builder_does_not_speak_for_nix(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+    message = "error: writing to file: No space left on device"
+    event = json.dumps({"action": "msg", "level": 0, "msg": message})
+    script = json.dumps(f"echo '@nix {event}' >&2; echo the reason >&2; exit 1")
+    place = package_set(tmp_path / "set", f"{{ forger = {_FORGER % script}; }}", salt)
+    server = start_server(NIXERY_PKGS_PATH=place)
+    response = server.client.manifest("forger")
+    assert "forger.drv failed" in response.error["message"]
+    assert "the reason" in response.error["message"]
+    # It was built once, and is not tried again at once.
+    assert server.client.manifest("forger").body == response.body
+
+
+def test_an_image_with_thousands_of_packages_is_described_in_brief(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    # One derivation under many names, with descriptions that take an escape for each character.
+    turned, hidden = "\u202ea" * 150, "\u200b" * 20
+    many = f"""prefix: builtins.genList (n: hello // {{
+      pname = "${{prefix}}${{toString n}}";
+      meta = {{ description = "{turned}"; license = builtins.genList (n: "{hidden}${{toString n}}") 16; }};
+    }}) 2000"""
+    lists = f'let hello = {HELLO}; many = {many}; in {{ first = many "a"; second = many "b"; }}'
+    client = start_server(NIXERY_PKGS_PATH=package_set(tmp_path / "set", lists, salt)).client
+    assert client.manifest("first/second").status == 200
+    (platform,) = client.get("/api/v1/images/first/second").json()["platforms"]
+    packages = platform["packages"]
+    assert len(packages) == 2000
+    assert sum(len(package["description"]) for package in packages) < 4 * 1024 * 1024
+    assert packages[0]["description"]
+    assert not packages[-1]["description"]
+    assert len(client.get("/images/first/second").body) < 4 * 1024 * 1024
+
+
 def test_an_image_has_no_path_but_what_its_packages_build(
     start_server: StartServer, tmp_path: Path, salt: str
 ) -> None:

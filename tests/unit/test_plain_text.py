@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -70,3 +71,10 @@ def test_texts_in_a_document_are_escaped_wherever_they_are() -> None:
         "c": [1, None, True, 0.5],
     }
     assert escaped_document("\n", escaped) == r"\n"
+
+
+@pytest.mark.parametrize("escape", [escaped, escaped_lines])
+def test_a_run_of_unsafe_characters_is_escaped_as_each_of_them(escape: Callable[[str], str]) -> None:
+    unsafe = "\x1b\u202e\u200b\udc80\U000e0041"
+    assert escape(f"a{unsafe * 3}b") == "a" + "".join(map(escape, unsafe)) * 3 + "b"
+    assert escaped_lines(f"{unsafe}\n{unsafe}\t").count("\n") == 1

@@ -35,6 +35,10 @@ _SETTINGS = {
 # It is the argument of a shell; the secrets are in the environment alone, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
 
+# Some placeholders of `export-subst` in a commit have git archive run gpg on the commit's signature, and write into the files whose key
+# it was. The operator's keys are no part of a package set.
+_NO_KEYS = {"GNUPGHOME": "/dev/null"}
+
 # For `sh -c`: bytes of a file, in blocks of 512, that are never exceeded by it or by its children.
 _BOUNDED = 'ulimit -f "$1" && shift && exec "$@"'
 
@@ -87,7 +91,7 @@ class Git:
             SourceUnreachable: it did not end in time, or there is no git.
         """
         try:
-            return await self._run(arguments, seconds, self._protocols, descriptors)
+            return await self._run(arguments, seconds, {"GIT_ALLOW_PROTOCOL": self._protocols}, descriptors)
         except NixUnusable as error:
             raise self.disclosure.unreachable(str(error)) from error
         except BuildTimedOut as error:
@@ -102,19 +106,24 @@ class Git:
             StorageError: it did not end in time, or there is no git.
         """
         try:
-            return await self._run(arguments, seconds, "none", descriptors)
+            return await self._run(
+                arguments, seconds, {"GIT_ALLOW_PROTOCOL": "none", **_NO_KEYS}, descriptors
+            )
         except (NixUnusable, BuildTimedOut) as error:
             raise StorageError(f"git {command_of(arguments)} failed: {error}") from error
 
     async def _run(
-        self, arguments: Sequence[str], seconds: float, protocols: str, descriptors: tuple[int, ...]
+        self,
+        arguments: Sequence[str],
+        seconds: float,
+        variables: Mapping[str, str],
+        descriptors: tuple[int, ...],
     ) -> tuple[int, str]:
-        environment = {**self._environment, "GIT_ALLOW_PROTOCOL": protocols}
         completed, stderr = await run_command(
             seconds,
             *("sh", "-c", _BOUNDED, "sh", str(_LARGEST_FILE // 512)),
             *("git", *arguments),
-            surroundings=Surroundings(environment, descriptors=descriptors),
+            surroundings=Surroundings({**self._environment, **variables}, descriptors=descriptors),
         )
         if completed.exit_code == 0:
             return 0, completed.stdout.decode(errors="replace")

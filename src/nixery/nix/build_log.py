@@ -68,13 +68,18 @@ class BuildLog:
         self._built: set[str] = set()
         self._tails: dict[str, deque[str]] = {}
         self._errors: list[str] = []
+        self._other_messages: list[str] = []
         self._other_lines: deque[str] = deque(maxlen=LOG_TAIL)
+        self._lines_of_nix: deque[str] = deque(maxlen=LOG_TAIL)
 
     def read_line(self, line: bytes) -> None:
         """Take one line of Nix's stderr; lines that are no log events are kept as plain text."""
         event = _parse(line)
         if event is None:
-            self._other_lines.append(plain(line.decode(errors="replace")))
+            text = plain(line.decode(errors="replace"))
+            self._other_lines.append(text)
+            if not line.startswith(_PREFIX):
+                self._lines_of_nix.append(text)
             return
         if self._feed:
             self._follow(self._feed, event)
@@ -102,8 +107,10 @@ class BuildLog:
                     activity
                 )
             case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
-                if len(self._errors) < _MOST_ERRORS:
-                    self._errors.append(plain(text))
+                # A builder may write `@nix {...}` itself, and Nix passes on what it says there. An error of Nix's own has more to it.
+                messages = self._errors if "raw_msg" in event else self._other_messages
+                if len(messages) < _MOST_ERRORS:
+                    messages.append(plain(text))
         self._on_progress()
 
     def _follow(self, feed: ProgressFeed, event: dict[str, Any]) -> None:
@@ -131,8 +138,13 @@ class BuildLog:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """What Nix itself said is wrong."""
+        """What Nix itself said is wrong, and no builder in its name. Of a daemon's errors, the last one."""
         return tuple(self._errors)
+
+    @property
+    def _messages(self) -> list[str]:
+        """What is said to be wrong: by Nix, then by a daemon or by a builder, which cannot be told apart."""
+        return [*self._errors, *self._other_messages]
 
     @property
     def built(self) -> frozenset[str]:
@@ -145,7 +157,7 @@ class BuildLog:
 
         A derivation whose builder really ran goes before those that failed because it did.
         """
-        named = [name for error in self._errors for name in _DERIVATION.findall(error)]
+        named = [name for error in self._messages for name in _DERIVATION.findall(error)]
         return next((name for name in named if name in self._built), named[0] if named else None)
 
     @property
@@ -160,13 +172,13 @@ class BuildLog:
     def says_that_there_is_no_room(self) -> bool:
         """Whether Nix itself, and not a builder that it quotes, found no room for what it had to write."""
         # What it says before it knows in which format is in plain lines.
-        plain_errors = [line for line in self._other_lines if line.startswith("error:")]
+        plain_errors = [line for line in self._lines_of_nix if line.startswith("error:")]
         lines = (line.strip() for error in (*self._errors, *plain_errors) for line in error.splitlines())
         return any(is_about_a_full_disk(line) for line in lines if not line.startswith(">"))
 
     def log_tail(self, derivation: str | None) -> tuple[str, ...]:
         """Return the last lines of a derivation's builder; where no builder is to blame, of Nix itself."""
-        said_by_nix = [line for error in self._errors for line in error.splitlines()]
+        said_by_nix = [line for error in self._messages for line in error.splitlines()]
         lines = self._tails.get(derivation or "") or said_by_nix or self._other_lines
         return tuple(lines)[-LOG_TAIL:]
 
@@ -174,9 +186,9 @@ class BuildLog:
     def summary(self) -> str:
         """What went wrong, in Nix's words and one line."""
         about_failed = [
-            error for error in self._errors if self.failed_derivation and self.failed_derivation in error
+            error for error in self._messages if self.failed_derivation and self.failed_derivation in error
         ]
-        for error in about_failed or self._errors:
+        for error in about_failed or self._messages:
             lines = [line.strip() for line in error.removeprefix("error:").splitlines() if line.strip()]
             # Newer versions say "Cannot build '...drv'." and give the reason on the next line.
             reason = next((line for line in lines if line.startswith("Reason:")), lines[0] if lines else "")

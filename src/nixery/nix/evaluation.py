@@ -211,9 +211,11 @@ def _mentioned(text: str, installables: Sequence[str]) -> tuple[StorePath, ...]:
     """Find the store paths in a text that Nix is going to provide. A path may be followed by what could be a part of its name."""
     names = {_name(installable) for installable in installables}
     found = set()
-    for match in _STORE_PATH.findall(text):
+    for match in set(_STORE_PATH.findall(text)):
         path = StorePath.parse(match)
-        ours = max((name for name in names if path.name.startswith(name)), key=len, default=None)
+        # A look-up for each beginning of a name: a text may mention thousands of paths, and refer to thousands of packages.
+        lengths = range(len(path.name), 0, -1)
+        ours = next((path.name[:length] for length in lengths if path.name[:length] in names), None)
         if ours is not None:
             found.add(StorePath.parse(match.removesuffix(path.name) + ours))
     return tuple(sorted(found))

@@ -48,8 +48,9 @@ _INDEX_SECONDS = 60.0
 # Packages that are evaluated once more for what they throw; each is a process.
 _MOST_EXPLAINED = 5
 
-# Bytes of what Nix tells about one closure: some 200,000 store paths.
-_CLOSURE = 64 * 1024 * 1024
+# Bytes of what Nix tells about one closure: some 30,000 store paths as packages have them, and 80,000 of the shortest. Counting what lies
+# below each of those takes half a gigabyte (``layering/inputs.py``); the largest NixOS systems have 10,000.
+_CLOSURE = 16 * 1024 * 1024
 
 # And about whatever else is asked of the store, each time.
 _STORE_ANSWER = 64 * 1024 * 1024
@@ -96,12 +97,13 @@ class SubprocessNixBuilder:
             platform, package_set, self._timeout, self._options, self._expression, self._processes
         )
         items = await evaluation.of(wanted, optional)
-        flaws = [item for item in items if isinstance(item, Flaw)]
+        explained = 0
         found: dict[str, list[Evaluated]] = {name: [] for name in (*wanted, *optional)}
         for item in items:
             if not isinstance(item, Flaw):
                 found[item.requested_name].append(item)
-            elif flaws.index(item) < _MOST_EXPLAINED:
+            elif explained < _MOST_EXPLAINED:
+                explained += 1
                 found[item.package.name].append(await evaluation.explain(item))
             else:
                 found[item.package.name].append(item.package)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -25,8 +25,12 @@ from nixery.storage.store import BlobStore
 # Other images that an image is compared with: the last ones that were built.
 _COMPARED = 30
 
-# Of a package: licences that are told, and characters of its description.
-_LICENCES, _DESCRIPTION = 16, 500
+# Of a package: licences that are told, characters of its name and of its version, and of its description.
+_LICENCES, _NAME, _DESCRIPTION = 16, 100, 500
+
+# Of an image: packages that are told, and characters of their licences and descriptions. A list may stand for thousands, and whoever
+# looks at the image makes the server write all of it.
+_PACKAGES, _TEXTS = 2000, 256 * 1024
 
 
 class _Descriptor(BaseModel):
@@ -85,6 +89,7 @@ class ImageDescription:
     """An image for one platform.
 
     Attributes:
+        packages: in order; of more than 2,000, the first ones.
         config: how containers of it start, in the words of the image specification.
         shared: with images that were built lately, the most first.
     """
@@ -203,10 +208,22 @@ def _packages(known: Sequence[Package], told: str) -> tuple[DescribedPackage, ..
     if known:
         packages = {
             DescribedPackage(
-                p.name, p.version, p.licences[:_LICENCES], shortened(p.description, _DESCRIPTION)
+                shortened(p.name, _NAME),
+                shortened(p.version, _NAME),
+                p.licences[:_LICENCES],
+                shortened(p.description, _DESCRIPTION),
             )
             for p in known
         }
-        return tuple(sorted(packages, key=lambda package: (package.name, package.version)))
-    pairs = (entry.partition(" ") for entry in told.split(", ") if entry)
-    return tuple(DescribedPackage(name, version, (), "") for name, _, version in pairs)
+        in_order = sorted(packages, key=lambda package: (package.name, package.version))
+        return tuple(_briefly(in_order[:_PACKAGES]))
+    pairs = [entry.partition(" ") for entry in told.split(", ") if entry]
+    return tuple(DescribedPackage(name, version, (), "") for name, _, version in pairs[:_PACKAGES])
+
+
+def _briefly(packages: Iterable[DescribedPackage]) -> Iterator[DescribedPackage]:
+    """Leave licences and descriptions out once there have been too many."""
+    left = _TEXTS
+    for package in packages:
+        left -= len(package.description) + sum(map(len, package.licences))
+        yield package if left >= 0 else replace(package, licences=(), description="")

@@ -21,6 +21,7 @@ from nixery.layering.grouping import LayerGroup
 from nixery.oci.descriptor import Descriptor
 from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
+from nixery.packing.entries import Entry
 from nixery.packing.layer_packer import Contents, LayerPacker
 from nixery.packing.root_filesystem import RootFilesystem, add_entries
 from nixery.packing.store_tree import add_store_paths
@@ -99,10 +100,21 @@ class LayerPublisher:
 
     async def publish_root(self, root: RootFilesystem, packages: Sequence[str], observe: Observe) -> Layer:
         """Publish the layer with the root file system."""
+        entries, identity = await asyncio.to_thread(self._planned, root)
+        return await self._publish(identity, lambda archive: add_entries(archive, entries), packages, observe)
+
+    def _planned(self, root: RootFilesystem) -> tuple[list[Entry], str]:
+        # Not on the event loop: packages may have hundreds of thousands of names.
         entries = list(root.entries())
-        return await self._publish(
-            map(repr, entries), lambda archive: add_entries(archive, entries), packages, observe
-        )
+        return entries, self._identity(map(repr, entries))
+
+    def _identity(self, parts: Iterable[str]) -> str:
+        # No part can hold a line break, so that joined by them they stay apart. They are never all in memory: the names of a root file
+        # system take four times their bytes here.
+        digest = hashlib.sha256(self._packer.identity.encode())
+        for part in parts:
+            digest.update(b"\n" + part.encode())
+        return digest.hexdigest()
 
     async def close(self) -> None:
         """End the packing that goes on; it leaves nothing behind."""
@@ -115,7 +127,7 @@ class LayerPublisher:
         parts = [f"{path} {closure[path].nar_hash}" for path in group.paths]
         names = sorted({path.name for path in group.paths})
         return await self._publish(
-            parts,
+            self._identity(parts),
             lambda archive: add_store_paths(archive, map(closure.__getitem__, group.paths)),
             names,
             observe,
@@ -123,14 +135,11 @@ class LayerPublisher:
 
     async def _publish(
         self,
-        parts: Iterable[str],
+        identity: str,
         contents: Contents,
         packages: Sequence[str],
         observe: Observe,
     ) -> Layer:
-        # No part can hold a line break, so that joined by them they stay apart.
-        identity = hashlib.sha256("\n".join([self._packer.identity, *parts]).encode()).hexdigest()
-
         async def find_or_pack() -> Layer:
             while True:
                 self._require_wanted(identity)

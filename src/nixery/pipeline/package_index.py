@@ -39,8 +39,9 @@ _STORED = 5
 # More names than these are not sorted.
 _MANY = 2000
 
-# What is searched for near names has at least so many characters, and they are at least so similar (0 to 1).
-_FUZZY, _SIMILAR = 3, 0.6
+# What is searched for near names has at least so many characters, and they are at least so similar (0 to 1). Longer texts take several
+# times as long for each of maybe 100,000 names, and nobody types one.
+_FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
 
 LISTED: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])
 
@@ -91,7 +92,7 @@ class PackageNames:
         if len(found) < limit and text:
             within = (name for name in self._having(text) if not name.startswith(text))
             found += islice(within, limit - len(found))
-        if not found and len(text) >= _FUZZY:
+        if not found and _FUZZY <= len(text) <= _LONGEST_FUZZY:
             # Hardly anybody mistypes the first letter, and looking at all names would take ten times as long.
             first, last = bisect_left(self._names, text[0]), bisect_left(self._names, text[0] + "\x7f")
             near = process.extract(

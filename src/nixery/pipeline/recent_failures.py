@@ -72,5 +72,6 @@ class RecentFailures:
 
 
 def size_of(error: NixeryError) -> int:
-    """Bytes of what an error holds: its message, and the end of a log."""
-    return len(str(error)) + sum(map(len, getattr(error, "log_tail", ())))
+    """Bytes of what an error holds: its message, the end of a log, and what is said of packages that cannot be had."""
+    packages = getattr(error, "packages", ())
+    return len(str(error)) + sum(map(len, (*getattr(error, "log_tail", ()), *map(str, packages))))

@@ -156,3 +156,26 @@ async def test_git_that_does_not_fetch_inherits_no_lock(
         given.clear()
         await copy.run("count-objects")
     assert [len(descriptors) for descriptors in given] == [1]
+
+
+async def test_a_commit_is_told_nothing_of_our_keys(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With `export-subst`, git has gpg look at the signature of a commit, and writes into its files what gpg says of our keys.
+    (repository.directory / ".gitattributes").write_text("* export-subst\n")
+    (repository.directory / "default.nix").write_text('"$Format:%GS$"')
+    repository.git("add", "--all")
+    signature = "gpgsig -----BEGIN PGP SIGNATURE-----\n \n iQ\n -----END PGP SIGNATURE-----\n"
+    content = f"tree {repository.git('write-tree')}\nauthor a <a@b> 1 +0000\ncommitter a <a@b> 1 +0000\n{signature}\nm\n"
+    commit = repository.git("hash-object", "-t", "commit", "-w", "--stdin", content=content.encode())
+    repository.git("update-ref", "refs/heads/main", commit)
+    gpg = tmp_path / "programs" / "gpg"
+    gpg.parent.mkdir()
+    gpg.write_text("#!/bin/sh\nprintf '\\n[GNUPG:] GOODSIG 0123456789ABCDEF %s\\n' \"keys in $GNUPGHOME\"\n")
+    gpg.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gpg.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("GNUPGHOME", "/our/keys")
+    copy = copy_of(repository, tmp_path / "copies")
+    await copy.fetch(commit)
+    await copy.archive(commit, tmp_path / "archive.tar")
+    assert b'"keys in /dev/null"' in (tmp_path / "archive.tar").read_bytes()

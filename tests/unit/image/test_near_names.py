@@ -1,4 +1,9 @@
 from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
 from nixery.image.near_names import NearNames
 
@@ -30,3 +35,17 @@ def test_names_inside_a_set_carry_its_path_and_keep_their_case() -> None:
 def test_the_order_of_attributes_changes_nothing() -> None:
     names = ["aab", "aac", "aad", "aae", "aaf"]
     assert near_names("aaa", "", names) == near_names("aaa", "", names[::-1])
+
+
+def test_a_scorer_that_is_linear_in_the_length_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The other one would keep the interpreter's lock for seconds, if an author has given a set tens of thousands of long names.
+    scorers = []
+    extract = process.extract
+
+    def observed(*arguments: Any, **options: Any) -> object:  # noqa: ANN401 -- whatever it is given
+        scorers.append(options["scorer"])
+        return extract(*arguments, **options)
+
+    monkeypatch.setattr(process, "extract", observed)
+    near_names("htpo", "", ["htop"])
+    assert scorers == [OSA.normalized_similarity]

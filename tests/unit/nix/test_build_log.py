@@ -26,6 +26,11 @@ def line(text: str, activity: int) -> dict[str, Any]:
 
 
 def error(text: str) -> dict[str, Any]:
+    return {**forged(text), "raw_msg": text, "file": None, "line": None, "column": None}
+
+
+def forged(text: str) -> dict[str, Any]:
+    """What becomes of a builder's line ``@nix { "action": "msg", ... }``: Nix passes on no other fields."""
     return {"action": "msg", "level": 0, "msg": f"\x1b[31;1merror:\x1b[0m {text}"}
 
 
@@ -129,3 +134,41 @@ def test_what_is_kept_of_a_large_build_is_bounded() -> None:
     # All of them were built all the same, and the last ones are still told of.
     assert len(log.built) == 2000
     assert log.log_tail(f"{HASH}-1999.drv") == ("x" * 1999 + "…",)
+
+
+NO_ROOM = "writing to file: No space left on device"
+
+
+def test_a_builder_that_speaks_in_the_name_of_nix() -> None:
+    gone = f"path '/nix/store/{HASH}-gone' is not valid"
+    log = log_of(
+        start(DERIVATION, 1),
+        *(
+            forged(text)
+            for _ in range(50)
+            for text in (NO_ROOM, gone, f"builder for '/nix/store/{OTHER}' failed")
+        ),
+        # A download that a builder tells of, with a line of a log.
+        {"action": "start", "id": 2, "type": 101, "fields": ["http://example.org"]},
+        line(f"error: {NO_ROOM}", 2),
+        error(f"builder for '/nix/store/{DERIVATION}' failed with exit code 1"),
+    )
+    assert not log.says_that_there_is_no_room
+    assert log.errors == (f"error: builder for '/nix/store/{DERIVATION}' failed with exit code 1",)
+    assert log.failed_derivation == DERIVATION
+    assert log.summary == f"builder for '/nix/store/{DERIVATION}' failed with exit code 1"
+
+
+@pytest.mark.parametrize("said", [error(NO_ROOM), f"error: {NO_ROOM}".encode()])
+def test_nix_says_itself_that_there_is_no_room(said: dict[str, Any] | bytes) -> None:
+    assert log_of(said).says_that_there_is_no_room
+
+
+def test_a_daemon_tells_of_a_dependency_in_other_words() -> None:
+    log = log_of(
+        start(DERIVATION, 1),
+        line("cause", 1),
+        forged(f"builder for '/nix/store/{DERIVATION}' failed with exit code 1"),
+        error(f"1 dependencies of derivation '/nix/store/{OTHER}' failed to build"),
+    )
+    assert (log.failed_derivation, log.log_tail(log.failed_derivation)) == (DERIVATION, ("cause",))

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from nixery.layering.grouping import LayerGroup
 from nixery.oci.digest import Digest
 from nixery.oci.image import Layer
 from nixery.packing.compression import compression
+from nixery.packing.entries import Entry
 from nixery.packing.layer_packer import Contents, LayerPacker, Sink
 from nixery.packing.root_filesystem import RootFilesystem
 from nixery.packing.tree import Content, Tree
@@ -215,3 +216,20 @@ async def test_a_cancelled_publish_ends_after_its_thread(publisher: Publisher) -
     with pytest.raises(asyncio.CancelledError):
         await publishing
     assert ended == ["thread", "publish"]
+
+
+async def test_a_root_file_system_is_planned_off_the_event_loop(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It may have hundreds of thousands of names.
+    planning: list[threading.Thread] = []
+    entries = RootFilesystem.entries
+
+    def observed(root: RootFilesystem) -> Iterator[Entry]:
+        planning.append(threading.current_thread())
+        return entries(root)
+
+    monkeypatch.setattr(RootFilesystem, "entries", observed)
+    await publisher.publish()
+    assert planning
+    assert threading.current_thread() not in planning

@@ -31,6 +31,8 @@ let
     config = 262144; # as JSON
     outputs = 32;
     contents = 2000; # derivations of a list, or of a definition
+    flaws = 10; # that are told of a name; one is enough to refuse it
+    nesting = 32; # of lists within each other: the position of an item is in the answer
     references = 2000; # of a definition to derivations
     nearNames = 5; # missing names for which others are proposed
     attribute = 255; # of a proposed name: longer ones cannot be asked for
@@ -213,7 +215,9 @@ let
     let
       tried = tryEval value;
     in
-    if !tried.success then
+    if length position > limits.nesting then
+      [ ({ status = "too large"; } // sized "number of lists within each other" (length position) limits.nesting) ]
+    else if !tried.success then
       [ { status = "throws"; inherit position; } ]
     else if isList tried.value then
       concatLists (genList (i: items (position ++ [ i ]) (elemAt tried.value i)) (length tried.value))
@@ -291,9 +295,16 @@ let
           attribute: found:
           let
             wrong = tooLarge [ (sized "number of contents" (length found) limits.contents) ];
+            flaws = filter (item: item.status != "available" && item.status != "definition") found;
+            few = genList (elemAt flaws) (if length flaws < limits.flaws then length flaws else limits.flaws);
           in
           map (item: item // { inherit name attribute; }) (
-            if wrong == null then found else [ ({ status = "too large"; } // wrong) ]
+            if wrong != null then
+              [ ({ status = "too large"; } // wrong) ]
+            else if flaws == [ ] then
+              found
+            else
+              few
           );
       in
       if isDefinition tried.value then

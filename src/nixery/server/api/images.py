@@ -50,12 +50,12 @@ class ImageDocuments:
         there = [description for description in found if description is not None]
         if not there:
             raise ManifestUnknown(image, "was not built yet; pull it, or have it built")
-        return json_response(
-            {
-                "name": name,
-                "tag": tag or "latest",
-                # Where the source is may be a directory of this machine, which is no business of a client's.
-                "pin": {"revision": pin.revision, "url": pin.url},
-                "platforms": [description_document(d, self._platforms) for d in there],
-            }
-        )
+        answer = {
+            "name": name,
+            "tag": tag or "latest",
+            # Where the source is may be a directory of this machine, which is no business of a client's.
+            "pin": {"revision": pin.revision, "url": pin.url},
+            "platforms": [description_document(d, self._platforms) for d in there],
+        }
+        # Not on the event loop: an author may have given an image thousands of packages.
+        return await asyncio.to_thread(json_response, answer)

@@ -85,7 +85,9 @@ class ImagePage:
             *(self._descriptions.describe(one, pin, compare=self._compare) for one in requests)
         )
         there = [description for description in found if description is not None]
-        return self._templates.response(
+        # Not on the event loop: an author may have given an image thousands of packages.
+        return await asyncio.to_thread(
+            self._templates.response,
             "image.html",
             name=name,
             tag=tag,
