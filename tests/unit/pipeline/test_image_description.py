@@ -30,7 +30,7 @@ class SlowCache:
     async def find_recent(self, pin: Pin, request: ImageRequest) -> None:
         pass
 
-    async def find(self, pin: Pin, request: ImageRequest) -> None:
+    async def find(self, pin: Pin, request: ImageRequest) -> None:  # noqa: ARG002 -- whatever it is
         self.asked += 1
         await self.may_answer.wait()
 
