@@ -259,6 +259,7 @@ def test_another_site_has_nothing_built(start_server: StartServer, spy: NixSpy) 
     spy.forget()
     for headers in (
         {"Origin": "https://evil.example"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
         {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64)"},
     ):

@@ -114,6 +114,9 @@ class TooBusy(NixeryError):
     )
     LOOKUPS = "it looks up {limit} tags at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
     LISTINGS = "it lists {limit} package set at once, and {waiting} more wait already"
+    DESCRIPTIONS = "it describes {limit} images at once, and {waiting} more wait already"
+    REPORTS = "it writes down {limit} list of builds at once, and {waiting} more wait already"
+    SEARCHES = "it does {limit} search for packages at once, and {waiting} more wait already"
     SHARE = "{waiting} requests of this client wait already, which is its share of the queue (NIXERY_MAX_QUEUED_PER_CLIENT)"
     DISPLACED = "the queue is full, and this request gave way to a client that has fewer in it"
     FOLLOWERS = "{waiting} streams of build events are open already (NIXERY_MAX_FOLLOWERS); ask for the state of the build instead"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from nixery.errors import InvalidDigest
+from nixery.errors import InvalidDigest, TooBusy
 from nixery.image.request import ImageRequest
 from nixery.nix.builder import Package
 from nixery.oci.digest import Digest
@@ -18,12 +18,16 @@ from nixery.pipeline.build_report import BuildReport
 from nixery.pipeline.evaluator import Evaluator
 from nixery.pipeline.image_annotations import PACKAGES
 from nixery.pipeline.pins import Pins
+from nixery.pipeline.slots import Slots
 from nixery.plain_text import shortened
 from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
 
 # Other images that an image is compared with: the last ones that were built.
 _COMPARED = 30
+
+# Images that are described at once, and that wait for it: each reads up to as many manifests.
+_AT_ONCE, _QUEUE = 4, 64
 
 # Of a package: licences that are told, characters of its name and of its version, and of its description.
 _LICENCES, _NAME, _DESCRIPTION = 16, 100, 500
@@ -132,6 +136,8 @@ class ImageDescriptions:
         self._evaluator = evaluator
         self._blobs = blobs
         self._history = history
+        # A request may cost a thousandfold of what it takes to send it and hang up; and it goes on when its client has gone.
+        self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.DESCRIPTIONS)
 
     async def pin(self, tag: str) -> Pin:
         """Return what a tag stands for.
@@ -151,10 +157,17 @@ class ImageDescriptions:
 
         Raises:
             StorageError: the store cannot be asked.
+            TooBusy: too many others wait to be described.
         """
         if self._cache is None:
             return None
-        image = await self._cache.find_recent(pin, request) or await self._cache.find(pin, request)
+        async with self._slots.slot():
+            return await self._describe(self._cache, request, pin, compare=compare)
+
+    async def _describe(
+        self, cache: BuildCache, request: ImageRequest, pin: Pin, *, compare: bool
+    ) -> ImageDescription | None:
+        image = await cache.find_recent(pin, request) or await cache.find(pin, request)
         if image is None:
             return None
         manifest = _parsed(_Manifest, image.manifest.content)

@@ -118,6 +118,20 @@ class Slots:
             self._durations.append(self._clock() - self._begun.pop(key))
             self._release(holder)
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """As ``slot``, for work that keeps the event loop for milliseconds, and waits for nothing.
+
+        All that came before the work begins is in the queue then, or was sent away. Otherwise it would stand in line for the event loop,
+        where clients have no shares, and where requests stay whose clients have gone.
+
+        Raises:
+            TooBusy: as ``slot``.
+        """
+        async with self.slot():
+            await asyncio.sleep(0)
+            yield
+
     @property
     def retry_after(self) -> int:
         """Seconds until what waits now is likely to be done, between 1 and 60."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from urllib.parse import urlsplit
 
 from nixery.server.addresses import base_url
 from nixery.server.registry.errors import errors_body
@@ -85,7 +84,7 @@ def _is_own(request: Request, origin: str) -> bool:
     ours, theirs = base_url(request), origin.strip().lower()
     # Without a proxy that tells, we do not know whether a client came by TLS.
     known = request.public_url is not None or "x-forwarded-proto" in request.headers
-    return theirs == ours.lower() if known else urlsplit(theirs).netloc == urlsplit(ours.lower()).netloc
+    return theirs == ours.lower() if known else theirs.partition("://")[2] == ours.lower().partition("://")[2]
 
 
 @lru_cache(_HOSTS)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from nixery.errors import TooBusy
 from nixery.pipeline.build_history import BuildHistory
 from nixery.pipeline.build_report import BuildReport, Line
+from nixery.pipeline.slots import Slots
 from nixery.request_context import INTERNAL, Client, current_request
 
 # Seconds after which another stream may have ended.
 _RETRY_AFTER = 5
+
+# Answers that are made of reports at once, and that wait for their turn: each takes milliseconds of the event loop.
+_AT_ONCE, _QUEUE = 1, 64
 
 _HIDDEN = "hidden"
 
@@ -43,7 +47,16 @@ class PublishedBuilds:
         self._bounds = bounds
         # Of each client, the oldest first; done when it has to give way.
         self._followers: dict[Client, list[asyncio.Future[None]]] = {}
+        self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.REPORTS)
         self.public = public
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Return the context in which reports are made into an answer; see ``Slots.turn``.
+
+        Raises:
+            TooBusy: when it begins: too many others wait for their turn.
+        """
+        return self._slots.turn()
 
     def get(self, build: str) -> BuildReport | None:
         """Return what is known of a build."""

@@ -22,7 +22,7 @@ from nixery.server.registry.errors import error_response, errors_body
 from nixery.server.requests import Request
 from nixery.server.responses import BytesResponse, FileResponse, NotModified, Response, StreamResponse
 from nixery.server.rsgi_interface import AnswerProtocol, Fields, Headers, Scope
-from nixery.server.streaming import begun, send_pieces
+from nixery.server.streaming import Pieces, begun, send_pieces
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -35,6 +35,9 @@ _MOST_PIECES = 64
 
 # Seconds for a body to come. While one is waited for, its connection counts among those that the server takes.
 _PATIENCE = 10.0
+
+# Characters of a path that a line of the log has.
+_LOGGED = 512
 
 # What nginx notes of such requests.
 _CLIENT_HAS_GONE = 499
@@ -94,13 +97,7 @@ class Application:
         request = Request(method, path, headers, {}, b"", forwarded, self._public_url)
         observed = self._observation.begin(request, scope)
         try:
-            answer: Response | None = refusal(request, query, scope)
-            if answer is None:
-                if query:
-                    request = replace(request, query=_query(query))
-                if method == "POST" and path.startswith(_TAKES_BODIES):
-                    request, answer = await _with_body(request, protocol)
-            response, pieces = await begun(request, answer or await self._answer(request))
+            response, pieces = await self._answer(request, query, scope, protocol)
             # Before it is sent: afterwards, the web server's threads would wait for it.
             self._observation.end(observed, request, response)
             more = [(REQUEST_ID, observed.id), _NO_SNIFFING]
@@ -117,17 +114,25 @@ class Application:
         finally:
             self._observation.leave(observed)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(
+        self, request: Request, query: str, scope: Scope, protocol: AnswerProtocol
+    ) -> tuple[Response, Pieces | None]:
+        """Return what to answer, and its body if that is a stream; see ``begun``."""
         try:
-            handler = self._handler(request.path)
-            if handler is not None:
-                return await handler(request)
+            answer: Response | None = refusal(request, query, scope)
+            if answer is None:
+                if query:
+                    request = replace(request, query=_query(query))
+                if request.method == "POST" and request.path.startswith(_TAKES_BODIES):
+                    request, answer = await _with_body(request, protocol)
+            if answer is None:
+                handler = self._handler(request.path)
+                answer = _nothing() if handler is None else await handler(request)
+            return await begun(request, answer)
         except Exception:  # noqa: BLE001 -- logged with its traceback, and answered
             # Nothing a client does may lead here. If something does, the traceback is for us and not for him.
-            _log.exception("request failed", method=request.method, path=request.path)
-            return error_response(InternalError(None))
-        message = "this is a container registry: pull an image, for example HOST/shell/git"
-        return errors_body(404, "UNSUPPORTED", message)
+            _log.exception("request failed", method=request.method, path=request.path[:_LOGGED])
+            return error_response(InternalError(None)), None
 
     def _handler(self, path: str) -> Handler | None:
         if path.startswith("/v2/") or path == "/v2":
@@ -136,6 +141,11 @@ class Application:
         if handler is not None:
             return handler
         return next((handler for beginning, handler in self._below if path.startswith(beginning)), None)
+
+
+def _nothing() -> Response:
+    message = "this is a container registry: pull an image, for example HOST/shell/git"
+    return errors_body(404, "UNSUPPORTED", message)
 
 
 def _late() -> Response:

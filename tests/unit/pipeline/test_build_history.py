@@ -7,10 +7,12 @@ import json
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from nixery.errors import BuildFailed, PackagesUnavailable, Reason, TooBusy, UnavailablePackage
+from nixery.image.platform import AMD64
 from nixery.image.request import parse_image_name
 from nixery.nix.progress import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
@@ -30,8 +32,11 @@ from nixery.pipeline.events import (
     Started,
     Stored,
 )
+from nixery.pipeline.warming import Warming
 from nixery.request_context import Client, RequestContext, enter_request
+from nixery.server.api.builds import Builds
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
+from nixery.server.requests import Request
 from nixery.sources.source import Pin
 from nixery.storage.filesystem_records import FilesystemRecordStore
 
@@ -313,4 +318,30 @@ async def test_followers_of_one_client_shut_nobody_out(records: FilesystemRecord
     tell(history, one, Stored(DIGEST, 1))
     await asyncio.wait_for(asyncio.gather(*followed), 5)
     assert followers.published._followers == {}
+    await history.close()
+
+
+async def test_one_client_has_few_answers_made_of_reports_and_shuts_nobody_out(
+    records: FilesystemRecordStore,
+) -> None:
+    history = BuildHistory(records)
+    published = PublishedBuilds(history, FollowerBounds(10, 10), public=True)
+    builds = Builds(published, cast(Warming, None), (AMD64,))
+
+    async def ask(client: str) -> int:
+        enter_request(RequestContext("id", Client(client)))
+        return (await builds.recent(Request("GET", "/api/v1/builds"))).status
+
+    def asking(client: str) -> asyncio.Task[int]:
+        return asyncio.get_running_loop().create_task(ask(client), context=copy_context())
+
+    greedy = [asking("greedy") for _ in range(500)]
+    await asyncio.sleep(0)
+    # Whatever has come is sent away, or waits, before the first answer is made.
+    assert sum(task.done() for task in greedy) == 500 - 1 - 64
+    modest = asking("modest")
+    assert await modest == 200
+    answers = await asyncio.gather(*greedy, return_exceptions=True)
+    assert answers.count(200) == 1 + 64
+    assert all(isinstance(answer, TooBusy) for answer in answers if answer != 200)
     await history.close()

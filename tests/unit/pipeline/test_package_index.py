@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from contextvars import Context
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from nixery.nix.builder import Details
 from nixery.pipeline.package_index import PackageIndex, PackageNames
 from nixery.pipeline.package_listing import PackageListing
 from nixery.pipeline.pins import Pins
+from nixery.request_context import Client, RequestContext, enter_request
+from nixery.server.api.packages import Packages
+from nixery.server.requests import Request
 from nixery.sources.source import NixFiles, PackageSet, Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore
 
@@ -223,3 +227,24 @@ async def test_a_set_that_was_refused_has_not_failed(records: FilesystemRecordSt
     source.may_end.set()
     await asyncio.gather(*asked.values())
     assert len(await one.names(refused)) == 1
+
+
+async def test_one_client_searches_little_at_once_and_shuts_no_other_out(
+    records: FilesystemRecordStore,
+) -> None:
+    one = index(Source(), records)
+    await one.names("latest")
+    packages = Packages(one)
+
+    async def search(client: str) -> int:
+        enter_request(RequestContext("id", Client(client)))
+        return (await packages.search(Request("GET", "/api/v1/packages", query={"q": "gi"}))).status
+
+    def searching(client: str) -> asyncio.Task[int]:
+        return asyncio.get_running_loop().create_task(search(client), context=Context())
+
+    greedy, modest = [searching("greedy") for _ in range(500)], searching("modest")
+    answers = await asyncio.gather(*greedy, return_exceptions=True)
+    assert await modest == 200
+    assert answers.count(200) < 100
+    assert all(isinstance(answer, TooBusy) for answer in answers if answer != 200)

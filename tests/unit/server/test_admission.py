@@ -69,6 +69,9 @@ def test_paths_and_queries_have_an_end() -> None:
         {"origin": "null"},
         {"origin": "http://registry.example"},
         {"origin": ""} | {"sec-fetch-site": "nonsense"},
+        {"origin": "http://["},
+        {"origin": "http://registry.example:8080]"},
+        {"origin": "http://\u2100.example"},
     ],
 )
 def test_another_site_starts_nothing(path: str, headers: dict[str, str]) -> None:

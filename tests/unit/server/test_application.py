@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextvars import Context
 
+import pytest
+
 from nixery.observability.request_counts import RequestCounts
 from nixery.pipeline.single_flight import SingleFlight
 from nixery.request_context import current_request
+from nixery.server import rsgi
 from nixery.server.health import Health
 from nixery.server.observation import Observation
 from nixery.server.requests import Request
@@ -121,3 +124,24 @@ async def test_checks_are_not_made_on_behalf_of_whoever_asks() -> None:
     await task
     assert [answer.status for answer in protocol.responses] == [200]
     assert found == [None]
+
+
+async def test_whatever_is_wrong_with_this_program_is_answered_and_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("/srv/secret")
+
+    monkeypatch.setattr(rsgi, "refusal", broken)
+    counts = RequestCounts()
+    one = Application(None, Observation(counts), {})
+    task, protocol = ask(one, "192.0.2.1:1", "/v2/" + "a" * 5000)
+    await task
+    (answer,) = protocol.responses
+    assert answer.status == 500
+    assert b"/srv/secret" not in answer.body
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert one.peers() == []
+    requests = next(metric for metric in counts.collect() if metric.name == "nixery_http_requests")
+    assert [sample.labels["status"] for sample in requests.samples] == ["500"]
+    assert "request failed" in capsys.readouterr().out

@@ -47,10 +47,17 @@ class Builds:
         self._platforms = platforms
 
     async def recent(self, request: Request) -> Response:
-        """List the latest builds; with ``state``, those alone."""
+        """List the latest builds; with ``state``, those alone.
+
+        Raises:
+            TooBusy: too many others ask.
+        """
         wanted = request.query.get("state")
-        reports = [report for report in self._builds.recent() if wanted in (None, report.state.value)]
-        return json_response({"builds": [build_document(report, log=False) for report in reports[:_LISTED]]})
+        async with self._builds.turn():
+            reports = [report for report in self._builds.recent() if wanted in (None, report.state.value)]
+            return json_response(
+                {"builds": [build_document(report, log=False) for report in reports[:_LISTED]]}
+            )
 
     async def begin(self, request: Request) -> Response:
         """Have an image built that nobody waits for.
@@ -84,9 +91,14 @@ class Builds:
         return json_response({"builds": documents}, 202, {"Location": documents[0]["url"]})
 
     async def get(self, build: str) -> Response:
-        """Tell about a build, with its log."""
-        report = self._builds.get(build)
-        return _unknown(build) if report is None else json_response(build_document(report, log=True))
+        """Tell about a build, with its log.
+
+        Raises:
+            TooBusy: too many others ask.
+        """
+        async with self._builds.turn():
+            report = self._builds.get(build)
+            return _unknown(build) if report is None else json_response(build_document(report, log=True))
 
     async def events(self, request: Request, build: str) -> Response:
         """Tell what happens in a build as server-sent events, beginning after the one that the client has."""

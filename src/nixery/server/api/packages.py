@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 
-from nixery.errors import InvalidReference
+from nixery.errors import InvalidReference, TooBusy
 from nixery.image.reference import Tag, parse_reference
 from nixery.pipeline.package_index import ListedPackage, PackageIndex, PackageNames
+from nixery.pipeline.slots import Slots
 from nixery.server.api.documents import json_response
 from nixery.server.registry.errors import errors_body
 from nixery.server.requests import Request
@@ -18,6 +19,9 @@ _USUAL, _MOST = 20, 100
 
 # Seconds that a client waits for a package set to be listed; that goes on, and the next one has its result.
 _PATIENCE = 20.0
+
+# Searches at once, and those that wait for their turn: each takes up to 15 ms of the event loop.
+_AT_ONCE, _QUEUE = 1, 64
 
 # Characters of a query that are looked at; no name is longer.
 _LONGEST = 255
@@ -30,11 +34,13 @@ class Packages:
 
     def __init__(self, index: PackageIndex) -> None:
         self._index = index
+        self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
 
     async def search(self, request: Request) -> Response:
         """Find packages by what is in their names.
 
         Raises:
+            TooBusy: too many others search.
             NixeryError: the package set cannot be had, or not be listed.
         """
         names = await self._names(request)
@@ -43,7 +49,8 @@ class Packages:
         text = request.query.get("q", "")[:_LONGEST]
         wanted = request.query.get("limit", "")
         limit = min(int(wanted), _MOST) if _NUMBER.fullmatch(wanted) else _USUAL
-        found = names.search(text, limit) if limit else ()
+        async with self._slots.turn():
+            found = names.search(text, limit) if limit else ()
         return json_response({"packages": [_document(package) for package in found], "total": len(names)})
 
     async def get(self, request: Request, name: str) -> Response:

@@ -85,13 +85,15 @@ class Pages:
             case {"file": str(name)}:
                 return self._file(name)
             case {"build": str(build)}:
-                return self._build(build)
+                async with self._builds.turn():
+                    return self._build(build)
             case {"image": str(image)}:
                 return await self._image.get(request, image)
             case {"compose": str()}:
                 return _composed(request)
             case _:
-                return self._home(request)
+                async with self._builds.turn():
+                    return self._home(request)
 
     def _home(self, request: Request) -> Response:
         reports = self._builds.recent()
