@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -125,6 +126,42 @@ def test_the_commit_of_a_fork(forge: Forge, tmp_path: Path) -> None:
     # Nor by fewer digits, which a forge would understand as well.
     for digits in (7, 12, 39):
         refusal(server, evil[:digits])
+
+
+@pytest.mark.parametrize("way", ["by another name", "another repository"])
+def test_a_planted_pin(forge: Forge, way: str) -> None:
+    """Who can write to the storage, the holder of a stolen bucket credential for example, does not choose the code either."""
+    forge.release("1.0")
+    evil = forge.fork("6.0")
+    other = Published(forge.directory / "other" / "set")
+    foreign = other.commit("6.0")
+    other.git(
+        "archive",
+        "--format=tar.gz",
+        "--prefix=set/",
+        f"--output={forge.directory}/other/{foreign}.tar.gz",
+        foreign,
+    )
+    identity = {
+        ("git", "by another name"): "refs/pull/6.0/head",
+        ("git", "another repository"): f"{foreign}^{{commit}}",
+        ("channel", "by another name"): f"x/../{evil}",
+        ("channel", "another repository"): f"other/{foreign}",
+        ("flake", "by another name"): f"git+{forge.web.url}/set/.git?ref=refs/pull/6.0/head",
+        ("flake", "another repository"): f"git+file://{other.directory}?ref=main&rev={foreign}",
+    }[forge.kind, way]
+    server = forge.server()
+    assert version(server, "latest") == "1.0"
+    assert server.stop() == 0
+    for path in (server.storage / "records" / "pins").glob("*/*"):
+        record = json.loads(path.read_bytes())
+        record["current"] |= {"identity": identity, "revision": "x"}
+        path.write_text(json.dumps(record))
+    before = len(forge.web.requests)
+    server = forge.server()
+    assert version(server, "latest") == "1.0"
+    assert not any("pull" in request or "other" in request for request in forge.web.requests[before:])
+    assert "pin in the storage is not of this source" in server.log
 
 
 def test_what_was_pinned_through_a_branch(forge: Forge) -> None:

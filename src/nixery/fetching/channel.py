@@ -21,7 +21,7 @@ from nixery.nix.process import Surroundings
 from nixery.sources.channel import channel_reference
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
-from nixery.sources.source import NixFiles, Pin, Reference
+from nixery.sources.source import NixFiles, Pin, Reference, is_commit_of
 
 # Seconds for 45 MB, and for unpacking 40,000 files.
 _FETCH = 900
@@ -114,6 +114,10 @@ class ChannelSource:
     def reference(self, tag: str) -> Reference:
         """See ``PackageSource.reference``."""
         return channel_reference(tag, self._channel, self._allowed, self._rule)
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:
+        """See ``PackageSource.may_mean``: the identity becomes a part of the archive's URL."""
+        return is_commit_of(reference, pin)
 
     async def resolve(self, reference: Reference) -> Pin:
         """See ``PackageSource.resolve``. The archive is fetched at once, so that nobody has to wait for it later."""

@@ -38,6 +38,10 @@ class DirectorySource:
         """See ``PackageSource.reference``."""
         return _REFERENCE
 
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002 -- see below
+        """See ``PackageSource.may_mean``. Only what is there now is ever read."""
+        return True
+
     async def resolve(self, reference: Reference) -> Pin:  # noqa: ARG002 -- there is only one
         """See ``PackageSource.resolve``."""
         return await self._pin()

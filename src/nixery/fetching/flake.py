@@ -16,7 +16,7 @@ from nixery.fetching.nix_store import NixStore
 from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.sources.commits import CommitRule
 from nixery.sources.flake import FlakeReference, flake_reference
-from nixery.sources.location import SourceLocation
+from nixery.sources.location import COMMIT, SourceLocation
 from nixery.sources.source import Flake, Pin, Reference
 
 # Bytes for the flakes that were looked at.
@@ -56,6 +56,11 @@ class FlakeSource:
     def reference(self, tag: str) -> Reference:
         """See ``PackageSource.reference``."""
         return flake_reference(tag, self._flake, self._rule)
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:
+        """See ``PackageSource.may_mean``: Nix would fetch any other flake, too."""
+        asked = reference.name if COMMIT.fullmatch(reference.name) else None
+        return self._flake.may_be_locked_as(pin.identity, asked)
 
     async def resolve(self, reference: Reference) -> Pin:
         """See ``PackageSource.resolve``."""

@@ -17,7 +17,7 @@ from nixery.nix.command import run_command
 from nixery.nix.process import Surroundings
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import COMMIT, SourceLocation
-from nixery.sources.source import NixFiles, Pin, Reference
+from nixery.sources.source import NixFiles, Pin, Reference, is_commit_of
 
 # Seconds to unpack a commit.
 _UNPACK = 300
@@ -60,6 +60,10 @@ class GitSource:
             return Reference(tag, moving=True)
         self._rule.require_commits(tag)
         return Reference(tag, moving=False, rule=self._rule.identity)
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:
+        """See ``PackageSource.may_mean``: git would take any name of a reference for an identity, too."""
+        return is_commit_of(reference, pin)
 
     async def resolve(self, reference: Reference) -> Pin:
         """See ``PackageSource.resolve``. The commit is fetched at once, so that nobody has to wait for it later."""

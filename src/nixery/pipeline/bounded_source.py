@@ -30,6 +30,10 @@ class BoundedSource:
         """See ``PackageSource.reference``."""
         return self._source.reference(tag)
 
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:
+        """See ``PackageSource.may_mean``."""
+        return self._source.may_mean(reference, pin)
+
     async def resolve(self, reference: Reference) -> Pin:
         """See ``PackageSource.resolve``.
 

@@ -103,10 +103,10 @@ class PinRecords:
 
     Args:
         records: shared by all servers.
-        source: its description.
+        source: decides whether a record can be about it; on a shared storage, anybody who can write there may have written it.
     """
 
-    def __init__(self, records: RecordStore, source: str) -> None:
+    def __init__(self, records: RecordStore, source: PackageSource) -> None:
         self._records = records
         self._source = source
 
@@ -118,9 +118,15 @@ class PinRecords:
         """
         content = await self._records.get(PINS, self._key(reference))
         try:
-            return PinRecord.model_validate_json(content) if content is not None else None
+            record = PinRecord.model_validate_json(content) if content is not None else None
         except ValidationError:
             return None  # torn: written anew
+        terms = (record.current, record.next) if record else ()
+        for term in filter(None, terms):
+            if not self._source.may_mean(reference, term.pin(self._source.description)):
+                _log.warning("pin in the storage is not of this source", reference=redacted(reference.name))
+                return None  # likewise
+        return record
 
     async def write(self, reference: Reference, record: PinRecord) -> None:
         """Write the record of a reference.
@@ -135,4 +141,4 @@ class PinRecords:
     def _key(self, reference: Reference) -> str:
         # What another rule accepted, or no rule in older versions, is as good as unknown.
         rule = [reference.rule] if reference.rule else []
-        return hashlib.sha256(canonical_json([self._source, reference.name, *rule])).hexdigest()
+        return hashlib.sha256(canonical_json([self._source.description, reference.name, *rule])).hexdigest()

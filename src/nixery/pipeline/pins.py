@@ -67,7 +67,7 @@ class Pins:
         self.counts = CacheCounts()
         self._failure_time_to_live = failure_time_to_live
         self._source = source
-        self._records = PinRecords(records, source.description)
+        self._records = PinRecords(records, source)
         self._time_to_live = time_to_live
         self._clock = clock
         self._held: LeastRecentlyUsed[Reference, Held] = LeastRecentlyUsed(_CAPACITY)

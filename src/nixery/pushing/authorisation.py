@@ -11,7 +11,11 @@ from nixery.errors import PushFailed
 from nixery.pushing.credentials import Credentials
 
 _CHALLENGE = re.compile(r"(?P<scheme>[a-zA-Z]+)\s+(?P<parameters>.*)", re.DOTALL)
-_PARAMETER = re.compile(r'(\w+)="([^"]*)"')
+# A word is looked at from its beginning alone: a registry may send a long one.
+_PARAMETER = re.compile(r'(?<!\w)(\w+)="([^"]*)"')
+
+# It becomes a part of a header field (RFC 6750, 2.1, and what else is in use).
+_TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _CLIENT = "nixery"
 
 
@@ -55,7 +59,10 @@ class Authorisation:
             return False
 
     async def _token(self, client: httpx.AsyncClient, parameters: dict[str, str], registry: httpx.URL) -> str:
-        realm = httpx.URL(parameters["realm"])
+        try:
+            realm = httpx.URL(parameters["realm"])
+        except httpx.InvalidURL as error:
+            raise PushFailed(f"{registry.host} names no URL to get a token from: {error}") from error
         known = self._credentials
         if known and realm.scheme != "https" and registry.scheme == "https" and not self._insecure:
             raise PushFailed(f"{registry.host} wants the credentials to be sent in the clear, to {realm}")
@@ -77,7 +84,9 @@ class Authorisation:
             )
         try:
             content = answer.json()
-            token = content.get("token") or content["access_token"]
-        except (ValueError, KeyError, AttributeError) as error:
+            token = str(content.get("token") or content["access_token"])
+        except (ValueError, KeyError, AttributeError, RecursionError) as error:
             raise PushFailed(f"{realm.host} answers with no token") from error
-        return str(token)
+        if _TOKEN.fullmatch(token) is None:
+            raise PushFailed(f"{realm.host} answers with no token")
+        return token

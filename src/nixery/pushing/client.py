@@ -6,10 +6,12 @@ import asyncio
 import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 
 import httpx
 
 from nixery.errors import PushFailed
+from nixery.plain_text import shortened
 from nixery.pushing.authorisation import Authorisation
 from nixery.pushing.target import Target
 
@@ -17,6 +19,16 @@ Body = Callable[[], AsyncIterator[bytes]]
 
 # Seconds without a byte; a registry may take its time to verify a large layer.
 _TIMEOUT = httpx.Timeout(300.0, connect=20.0)
+
+# Bytes that are read of an answer, and seconds for them: no registry has to say more.
+_LARGEST = 1024 * 1024
+_LONGEST = 300.0
+
+# Header fields of what is not read as it was sent.
+_OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
+
+# Characters that are shown of what a registry says is wrong.
+_SHOWN = 1000
 
 _ATTEMPTS = 5
 _PATIENCE = 60.0
@@ -42,7 +54,41 @@ def open_client(*, verify: bool) -> httpx.AsyncClient:
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    return httpx.AsyncClient(verify=context, timeout=_TIMEOUT, follow_redirects=False)
+    return _BoundedClient(verify=context, timeout=_TIMEOUT, follow_redirects=False)
+
+
+class _BoundedClient(httpx.AsyncClient):
+    """Reads the beginning of each answer as it was sent: none is followed for ever, and nothing is decompressed."""
+
+    async def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,  # noqa: ARG002 -- httpx's signature
+        **options: Any,  # noqa: ANN401 -- likewise
+    ) -> httpx.Response:
+        answer = await super().send(request, stream=True, **options)
+        content = bytearray()
+        try:
+            async with asyncio.timeout(_LONGEST):
+                async for chunk in answer.aiter_raw():
+                    content += chunk[: _LARGEST - len(content)]
+                    if len(content) == _LARGEST:
+                        break
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(
+                f"no whole answer within {_LONGEST:g} seconds", request=request
+            ) from error
+        finally:
+            await answer.aclose()
+        headers = [(name, value) for name, value in answer.headers.raw if name.lower() not in _OF_THE_BODY]
+        return httpx.Response(
+            answer.status_code,
+            headers=headers,
+            content=bytes(content),
+            request=request,
+            extensions={"reason_phrase": answer.reason_phrase.encode("ascii", "replace")},
+        )
 
 
 class RegistryClient:
@@ -70,8 +116,17 @@ class RegistryClient:
         self._delay = delay
 
     def url(self, path: str) -> httpx.URL:
-        """Return the URL of a path, or of a ``Location``, which may be relative (RFC 9110)."""
-        return self._base.join(path)
+        """Return the URL of a path, or of a ``Location``, which may be relative (RFC 9110).
+
+        Raises:
+            PushFailed: it is none.
+        """
+        try:
+            return self._base.join(path)
+        except httpx.InvalidURL as error:
+            raise PushFailed(
+                f"{self._target.host}: it answers with a location that is no URL: {error}"
+            ) from error
 
     async def request(
         self,
@@ -178,8 +233,9 @@ def _refusal(answer: httpx.Response) -> str:
         said = "; ".join(
             f"{e.get('code', '')} {e.get('message', '')}".strip() for e in answer.json()["errors"]
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         said = ""
     meaning = _MEANING.get(answer.status_code, answer.reason_phrase)
     what = f"{answer.request.method} was answered with {answer.status_code}"
+    said = shortened(said, _SHOWN)
     return " ".join(f"{what}: {meaning}{f' ({said})' if said else ''}".split())

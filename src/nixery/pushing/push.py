@@ -168,7 +168,10 @@ class _Push:
         )
         if begun.status_code != httpx.codes.ACCEPTED:
             return begun
-        place = self._client.url(begun.headers["location"]).copy_merge_params({"digest": str(blob.digest)})
+        location = begun.headers.get("location")
+        if location is None:
+            raise PushFailed(f"{self._target.host}: it does not say where to send blobs to: no Location")
+        place = self._client.url(location).copy_merge_params({"digest": str(blob.digest)})
         sent = 0
 
         async def content() -> AsyncIterator[bytes]:

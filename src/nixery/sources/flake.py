@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from nixery.closure.store_path import StorePath
 from nixery.errors import TagUnknown
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import COMMIT
@@ -24,6 +26,13 @@ _HOST = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]+)?", re.
 
 # A name of a registry: name, or name/revision.
 _REGISTERED = re.compile(r"(?:flake:)?[a-zA-Z][\w-]*(?:[/?#].*)?", re.ASCII)
+
+# Parameters of a locked reference that tell its state, and nothing of where it is.
+_STATE = frozenset({"ref", "rev", "allRefs", "narHash", "lastModified", "revCount"})
+
+_NETWORK = re.compile(
+    r"(?:github|gitlab|sourcehut):[^/]|(?:(?:git|hg|tarball|file)\+)?(?:https?|ssh|git)://", re.ASCII
+)
 
 _WITHOUT_VERSIONS = "the packages come from a flake without versions; use latest"
 
@@ -75,6 +84,35 @@ class FlakeReference:
         where = {"allRefs": "1", "ref": "HEAD"} if name is None else {"ref": name}
         return f"{self._location}?{urlencode({**self._parameters, **where, 'rev': commit})}"
 
+    def may_be_locked_as(self, identity: str, commit: str | None) -> bool:
+        """Whether a locked reference can be of this flake, as far as its words tell.
+
+        Args:
+            identity: the locked reference.
+            commit: that it has to be of; ``None`` for any.
+        """
+        location, _, query = identity.partition("?")
+        parameters = dict(parse_qsl(query, keep_blank_values=True))
+        own = self._location
+        if self._forge is not None:
+            own = "{forge}:{owner}/{repository}".format(**self._forge.groupdict())
+            location, _, parameters["rev"] = location.rpartition("/")
+        if commit is not None and parameters.get("rev") != commit:
+            return False
+        is_commit = COMMIT.fullmatch(parameters.get("rev", "")) is not None
+        if self.repository is not None or self._forge is not None:
+            is_ours = unquote(location) == unquote(own) and _told(parameters) == _told(self._parameters)
+            # A working tree with changes is of no commit.
+            return (is_ours and is_commit) or (own.startswith("git+file:") and _is_copy(identity))
+        if own.startswith(("/", "path:", "file:")):
+            # It may be in a repository: that of a directory above.
+            path = own.removeprefix("path:").removeprefix("file:")
+            above = unquote(location.removeprefix("git+file://")).rstrip("/")
+            is_above = location.startswith("git+file:///") and f"{path}/".startswith(f"{above}/")
+            return (is_above and is_commit) or _is_copy(identity)
+        # Where a registry or a redirection leads, it alone knows; never to files of this machine.
+        return _NETWORK.match(location) is not None or _is_copy(identity)
+
     def _repository(self, host: str | None) -> str | None:
         if self._forge is not None:
             usual, url = _FORGES[self._forge["forge"]]
@@ -112,6 +150,22 @@ def flake_reference(tag: str, configured: FlakeReference, rule: CommitRule) -> R
         return Reference(tag, moving=True)
     rule.require_commits(tag)
     return Reference(tag, moving=False, rule=rule.identity)
+
+
+def _told(parameters: Mapping[str, str]) -> Mapping[str, str]:
+    """What parameters say besides the state that is meant."""
+    return {key: value for key, value in parameters.items() if key not in _STATE}
+
+
+def _is_copy(identity: str) -> bool:
+    """Whether a reference is that of a tree in the Nix store, with its hash: so is pinned what has no commit."""
+    location, _, query = identity.partition("?")
+    parameters = dict(parse_qsl(query))
+    try:
+        path = StorePath.parse(location.removeprefix("path:"))
+    except ValueError:
+        return False
+    return location.startswith("path:") and path.name == "source" and "narHash" in parameters
 
 
 def _is_repository(location: str) -> bool:

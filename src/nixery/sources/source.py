@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nixery.sources.location import COMMIT
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -41,6 +43,13 @@ class Pin:
     revision: str
     url: str | None = None
     created: int | None = None
+
+
+def is_commit_of(reference: Reference, pin: Pin) -> bool:
+    """Whether a pin is a commit, and the very one that a reference names if it names one."""
+    if COMMIT.fullmatch(pin.identity) is None:
+        return False
+    return reference.moving or COMMIT.fullmatch(reference.name) is None or reference.name == pin.identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,14 @@ class PackageSource(Protocol):
 
         Raises:
             TagUnknown: nothing, and it never will.
+        """
+        ...
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:
+        """Whether a pin that others may have written can be a state of this source, as far as that can be told without asking anybody.
+
+        It goes into commands and URLs: one that is of no form that ``resolve`` gives leads to somebody else's code, or to files of
+        this machine.
         """
         ...
 

@@ -28,6 +28,9 @@ class SlowSource:
     def reference(self, tag: str) -> Reference:
         return Reference(tag, moving=True)
 
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002
+        return True
+
     async def resolve(self, reference: Reference) -> Pin:
         self.asking += 1
         self.most = max(self.most, self.asking)

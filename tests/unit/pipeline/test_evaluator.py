@@ -52,6 +52,9 @@ class World:
     def reference(self, tag: str) -> Reference:
         raise NotImplementedError(tag)
 
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002
+        return True
+
     async def resolve(self, reference: Reference) -> Pin:
         raise NotImplementedError(reference)
 

@@ -100,6 +100,9 @@ class Source:
     def reference(self, tag: str) -> Reference:
         return Reference(tag, moving=False)
 
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002
+        return True
+
     async def resolve(self, reference: Reference) -> Pin:
         return Pin("fake:", reference.name, reference.name)
 

@@ -37,6 +37,9 @@ class MovingSource:
     def reference(self, tag: str) -> Reference:
         return Reference(tag, moving=not tag.startswith("fixed"))
 
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002
+        return True
+
     async def resolve(self, reference: Reference) -> Pin:
         self.asked += 1
         await asyncio.sleep(0)
@@ -430,6 +433,9 @@ class Commits(MovingSource):
                 raise TagUnknown(tag, "commits are no tags here")
             return Reference(tag, moving=False, rule=self.rule)
         return Reference(tag, moving=True)
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002
+        return True
 
     async def resolve(self, reference: Reference) -> Pin:
         self.asked += 1

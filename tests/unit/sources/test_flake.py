@@ -87,3 +87,49 @@ def test_a_directory_that_is_a_repository(tmp_path: Path) -> None:
 def test_flakes_without_versions(configured: str) -> None:
     with pytest.raises(TagUnknown, match="without versions"):
         flake_reference("v1", FlakeReference(configured), RULE)
+
+
+@pytest.mark.parametrize(
+    ("flake", "identity", "is_believed"),
+    [
+        ("github:NixOS/nixpkgs", f"github:NixOS/nixpkgs/{COMMIT}", True),
+        (
+            "github:NixOS/nixpkgs/nixos-unstable?dir=a",
+            f"github:NixOS/nixpkgs/{COMMIT}?dir=a&narHash=sha256-x",
+            True,
+        ),
+        ("github:NixOS/nixpkgs", f"github:NixOS/nixpkgs/{COMMIT}?host=evil.example", False),
+        ("github:NixOS/nixpkgs", f"github:NixOS/nixpkgs/{COMMIT}?dir=evil", False),
+        ("github:NixOS/nixpkgs", f"github:evil/nixpkgs/{COMMIT}", False),
+        ("github:NixOS/nixpkgs", f"github:NixOS/nixpkgs/evil/{COMMIT}", False),
+        ("github:NixOS/nixpkgs", "github:NixOS/nixpkgs/main", False),
+        ("github:NixOS/nixpkgs", f"path:/nix/store/{'0' * 32}-source?narHash=sha256-x", False),
+        (
+            "git+https://example.org/set",
+            f"git+https://example.org/set?ref=refs/heads/main&rev={COMMIT}",
+            True,
+        ),
+        (
+            "git+https://example.org/set",
+            f"git+https://example.org/set?ref=refs/pull/6/head&rev={COMMIT}",
+            True,
+        ),
+        ("git+https://example.org/set", "git+https://example.org/set?ref=main", False),
+        ("git+https://example.org/set", f"git+https://example.org/set?rev={COMMIT}&submodules=1", False),
+        ("git+https://example.org/set", f"git+file:///root/set?rev={COMMIT}", False),
+        ("git+file:///srv/set", f"path:/nix/store/{'0' * 32}-source?narHash=sha256-x", True),
+        ("/srv/set", f"path:/nix/store/{'0' * 32}-source?narHash=sha256-x", True),
+        ("/srv/set", f"git+file:///srv?dir=set&rev={COMMIT}", True),
+        ("/srv/set", f"git+file:///srv/settle?rev={COMMIT}", False),
+        ("/srv/set", "path:/root?narHash=sha256-x", False),
+        ("/srv/set", "path:/etc", False),
+        ("nixpkgs", f"github:NixOS/nixpkgs/{COMMIT}", True),
+        ("nixpkgs", f"git+file:///root/set?rev={COMMIT}", False),
+        ("https://example.org/set.tar.gz", "https://cdn.example.org/set.tar.gz?narHash=sha256-x", True),
+        ("https://example.org/set.tar.gz", "file:///etc/passwd", False),
+        ("https://example.org/set.tar.gz", "path:/nix/store/../../etc?narHash=sha256-x", False),
+    ],
+)
+def test_what_a_planted_pin_may_be(flake: str, identity: str, *, is_believed: bool) -> None:
+    assert FlakeReference(flake).may_be_locked_as(identity, None) is is_believed
+    assert not FlakeReference(flake).may_be_locked_as(identity, "9" * 40)
