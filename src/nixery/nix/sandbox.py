@@ -164,6 +164,5 @@ class BuilderGate:
 
 
 def log_confinement(confinement: Confinement) -> None:
-    """Log what a builder could reach, as a warning unless that is nothing."""
-    log = _log.info if confinement.is_complete else _log.warning
-    log("builders", sandbox=confinement.sandbox, user=confinement.user, reach=confinement.sentence)
+    """Log what a builder could reach, at warning level: no builder reaches nothing, and a quiet log has to say it too."""
+    _log.warning("builders", sandbox=confinement.sandbox, user=confinement.user, reach=confinement.sentence)
