@@ -61,7 +61,11 @@ def check_outputs(outputs: Sequence[Output]) -> None:
     if len(set(places)) < len(places):
         raise StorageError("two outputs have the same place")
     for place in places:
-        if place.exists():
+        try:
+            exists = place.exists()
+        except OSError as error:
+            raise StorageError(f"cannot write {place}: {error.strerror}") from error
+        if exists:
             raise StorageError(f"{place} exists already")
         if not place.parent.is_dir():
             raise StorageError(f"cannot write {place}: there is no directory {place.parent}")

@@ -104,7 +104,11 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
 
 def _fetch(url: str) -> bytes:
     if not url.startswith(("http://", "https://", "file://")):
-        return Path(url).read_bytes()
+        # The operator may name a symlink, but no pipe that waits for a writer, and no device that never ends.
+        found = read_regular(Path(url).resolve(strict=True), _LARGEST)
+        if found is None:
+            raise OSError(f"it is no regular file of at most {_LARGEST} bytes")
+        return found
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 -- the operator's own URL
         end = time.monotonic() + _TIMEOUT
         content = b""

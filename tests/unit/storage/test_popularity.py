@@ -111,3 +111,16 @@ def test_a_cut_off_answer_is_none(copies: PopularityCopies) -> None:
         assert whole.counts == COUNTS
         with pytest.raises(SettingsError, match="bytes came of 1000"):
             load_popularity(f"{server}/cut", copies)
+
+
+def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, 1 << 40)
+    for place in (tmp_path / "pipe", large, Path("/dev/zero")):
+        with pytest.raises(SettingsError, match="no regular file"):
+            load_popularity(str(place))
+    (tmp_path / "file").write_text(json.dumps(COUNTS))
+    (tmp_path / "link").symlink_to("file")
+    assert load_popularity(str(tmp_path / "link")).counts == COUNTS
