@@ -19,6 +19,7 @@ from nixery.errors import SettingsError
 from nixery.layering.popularity import Popularity
 from nixery.oci.canonical_json import canonical_json
 from nixery.private_files import read_regular
+from nixery.sources.location import redacted
 from nixery.storage.files import write_file
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
@@ -76,6 +77,7 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
         SettingsError: it cannot be fetched and there is no copy, or it is not an object of counts by package name.
         StorageError: the copy cannot be written.
     """
+    shown = redacted(url)
     try:
         content = _fetch(url)
     except (OSError, ValueError, HTTPException) as error:
@@ -83,12 +85,12 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
             error.close()  # it is a response as well
         copy = copies.find(url) if copies else None
         if copy is None:
-            raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {error}",)) from None
+            raise SettingsError((f"NIX_POPULARITY_URL is wrong: {shown}: {redacted(str(error))}",)) from None
         popularity, age = copy
         structlog.get_logger("nixery.popularity").warning(
             "NIX_POPULARITY_URL cannot be fetched, its copy is used",
-            url=url,
-            reason=str(error),
+            url=shown,
+            reason=redacted(str(error)),
             age_of_copy=str(age),
         )
         return popularity
@@ -96,7 +98,7 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
         popularity = Popularity(_COUNTS.validate_json(content))
     except ValidationError:
         what = "it is not a JSON object of reference counts by package name"
-        raise SettingsError((f"NIX_POPULARITY_URL is wrong: {url}: {what}",)) from None
+        raise SettingsError((f"NIX_POPULARITY_URL is wrong: {shown}: {what}",)) from None
     if copies:
         copies.keep(url, popularity)
     return popularity
