@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import SettingsError
+from nixery.layering.popularity import Popularity
 from nixery.storage.popularity import PopularityCopies, load_popularity
 
 COUNTS = {"glibc": 12, "bash-5.2": 3}
@@ -124,3 +125,22 @@ def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(json.dumps(COUNTS))
     (tmp_path / "link").symlink_to("file")
     assert load_popularity(str(tmp_path / "link")).counts == COUNTS
+
+
+def test_tokens_in_the_url_are_not_told(
+    server: str, capsys: pytest.CaptureFixture[str], copies: PopularityCopies
+) -> None:
+    host = server.removeprefix("http://")
+    for path in ("nothing", "cut"):
+        with pytest.raises(SettingsError) as error:
+            load_popularity(f"http://user:a-password@{host}/{path}?token=a-token")
+        assert host in str(error.value)
+        assert "a-token" not in str(error.value)
+        assert "a-password" not in str(error.value)
+    url = f"http://user:a-password@{host}/nothing?token=a-token"
+    copies.keep(url, Popularity(COUNTS))
+    load_popularity(url, copies)
+    logged = capsys.readouterr()
+    assert host in logged.out + logged.err
+    assert "a-token" not in logged.out + logged.err
+    assert "a-password" not in logged.out + logged.err
