@@ -113,6 +113,7 @@ class TooBusy(NixeryError):
         "it builds {limit} at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
     )
     LOOKUPS = "it looks up {limit} tags at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
+    IMAGES = "it looks {limit} images up in its storage at once, and {waiting} more wait already"
     LISTINGS = "it lists {limit} package set at once, and {waiting} more wait already"
     DESCRIPTIONS = "it describes {limit} images at once, and {waiting} more wait already"
     REPORTS = "it writes down {limit} list of builds at once, and {waiting} more wait already"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
@@ -25,6 +25,9 @@ from nixery.sources.source import Pin
 
 _log = structlog.get_logger("nixery.build")
 
+# Images that are looked up in the storage at once; and that wait for it, which is more than there are connections by default.
+_LOOK_UPS, _WAITING = 16, 2048
+
 
 @dataclass(frozen=True, slots=True)
 class BuildBounds:
@@ -34,10 +37,13 @@ class BuildBounds:
         slots: how many builds at once, and how many wait. Who joins a build that goes on takes none, and neither does what
             is found.
         seconds: that a build may take once it has begun; ``None`` for as many as it takes.
+        look_ups: how many images are looked up in the storage at once, and how many wait for that. Without a bound, clients that ask for
+            names they make up, and leave, would have everybody wait for the storage.
     """
 
     slots: Slots
     seconds: float | None = None
+    look_ups: Slots = field(default_factory=lambda: Slots(_LOOK_UPS, _WAITING, busy=TooBusy.IMAGES))
 
 
 class SharedBuilds:
@@ -175,7 +181,8 @@ class SharedBuilds:
             self._admit(build)
 
         try:
-            image = await self._find(request, pin, observe)
+            async with self._bounds.look_ups.slot():
+                image = await self._find(request, pin, observe)
             if image is not None:
                 return image
             async with self._bounds.slots.slot(queued):

@@ -45,7 +45,7 @@ class _Waiting:
     """
 
     turn: asyncio.Future[None]
-    tell: Callable[[int], None]
+    tell: Callable[[int], None] | None
     parties: Parties
     position: int = 0
     holder: Client | None = None
@@ -98,9 +98,11 @@ class Slots:
         self._running: Counter[Client] = Counter()
         self._begun: dict[object, float] = {}
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
+        # Finding out positions takes longer the more wait.
+        self._positions_are_told = False
 
     @asynccontextmanager
-    async def slot(self, on_queued: Callable[[int], None] = lambda _: None) -> AsyncIterator[None]:
+    async def slot(self, on_queued: Callable[[int], None] | None = None) -> AsyncIterator[None]:
         """Wait for a slot, and have it while the context lasts. It is counted for the clients that the running code works for.
 
         Args:
@@ -142,13 +144,14 @@ class Slots:
         estimate = max(usual, sum(ages) / len(ages) if ages else 0) * (len(self._waiting) + 1) / self._limit
         return max(_SOONEST, min(_LATEST, math.ceil(estimate)))
 
-    async def _acquire(self, on_queued: Callable[[int], None]) -> Client:
+    async def _acquire(self, on_queued: Callable[[int], None] | None) -> Client:
         parties = current_parties()
         client = min(parties.clients, key=self._running.__getitem__)
         if self._running.total() < self._limit and self._running[client] < self._most_running:
             self._running[client] += 1
             return client
         self._make_room(parties)
+        self._positions_are_told |= on_queued is not None
         waiting = _Waiting(asyncio.get_running_loop().create_future(), on_queued, parties)
         self._waiting[waiting] = None
         self._enter_queues(waiting)
@@ -271,11 +274,14 @@ class Slots:
             heapq.heapreplace(turns, (had + 1, turn, name, client, queue_))
 
     def _tell_positions(self) -> None:
+        if not self._positions_are_told:
+            return
         order: Iterable[tuple[_Waiting, Client]] = list(self._in_order(whatever_runs=True))
         for position, (waiting, _) in enumerate(order, start=1):
             if waiting.position != position and not waiting.turn.done():
                 waiting.position = position
-                waiting.tell(position)
+                if waiting.tell is not None:
+                    waiting.tell(position)
 
     def _clients(self, waiting: _Waiting) -> Iterator[Client]:
         return (

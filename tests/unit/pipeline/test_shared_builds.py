@@ -27,7 +27,7 @@ from nixery.pipeline.image import Image
 from nixery.pipeline.layer_publisher import Observe
 from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
 from nixery.pipeline.slots import Slots
-from nixery.request_context import RequestContext, current_request, enter_request
+from nixery.request_context import Client, RequestContext, current_request, enter_request
 from nixery.sources.source import Pin
 
 PIN = Pin("fake:", "one", "one")
@@ -355,3 +355,48 @@ async def test_who_pulls_what_was_begun_for_another_request_joins_it(world: Worl
     await pulling
     assert build.request_id == "post"
     assert world.told_to == [("post", Requested()), ("post", Started()), ("pull", Joined("post"))]
+
+
+class SlowCache:
+    """Looks images up for as long as it is told to, and finds none."""
+
+    def __init__(self) -> None:
+        self.running = self.most_running = 0
+        self.looked_up: list[str] = []
+        self.may_answer = asyncio.Event()
+
+    async def find_recent(self, pin: Pin, request: ImageRequest) -> None: ...
+
+    async def find(self, _: Pin, request: ImageRequest) -> None:
+        self.looked_up += request.requested
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        await self.may_answer.wait()
+        self.running -= 1
+
+    async def add(self, pin: Pin, request: ImageRequest, image: Image) -> None: ...
+
+
+async def test_names_that_one_client_makes_up_keep_no_other_from_the_storage(world: World) -> None:
+    cache = SlowCache()
+    bounds = BuildBounds(Slots(1000, 0), look_ups=Slots(4, 2048, busy=TooBusy.IMAGES))
+    builds = SharedBuilds(cache, world, world, bounds)  # type: ignore[arg-type]
+
+    def ask(client: str, name: str) -> asyncio.Task[Image]:
+        async def asked() -> Image:
+            enter_request(RequestContext(name, Client(client)))
+            return await builds.image(parse_image_name(name), PIN)
+
+        return asyncio.get_running_loop().create_task(asked(), context=Context())
+
+    greedy = [ask("greedy", f"made-up-{number}") for number in range(500)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    modest = ask("modest", "git")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    cache.may_answer.set()
+    await asyncio.gather(modest, *greedy)
+    assert cache.most_running == 4
+    # Its turn comes with the next one that is free, not after all of the others.
+    assert cache.looked_up.index("git") <= 8
