@@ -114,7 +114,9 @@ async def test_a_failure_that_is_remembered_keeps_nothing_of_the_requests_it_ans
     world.error = None
     second = await ask()
     await settled()
-    world.told.clear()  # the events hold the error as well
+    # The events hold the error as well.
+    world.told.clear()
+    world.told_to.clear()
     gc.collect()
     assert first() is second() is None
     assert world.builds == 1
