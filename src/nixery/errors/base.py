@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Self
 
 # The disk, or our share of it, is full; or a file may not become as large as that (setrlimit(2)).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -27,6 +28,16 @@ class NixeryError(Exception):
     def __init__(self, message: str = "") -> None:
         # A message is shown in lines, pages and records. It may be made of what a hundred packages say of themselves.
         super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}…")
+
+    def without_frames(self) -> Self:
+        """Return an equal error that was raised nowhere, to be remembered, or raised when the remembered one is the answer again.
+
+        A traceback holds the variables of every function that the error passed through, such as a request with all that its client sent.
+        It grows on each raise, so a remembered error itself is never raised.
+        """
+        error = type(self).__new__(type(self), *self.args)
+        vars(error).update(vars(self))
+        return error
 
 
 # Letters of a name that a message shows: as many as help to find it.

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from nixery.errors import PathsCollected
 from nixery.fetching.nix_store import NixStore
@@ -30,7 +31,8 @@ class KeptTrees:
     def __init__(self, store: NixStore) -> None:
         self._store = store
         self._trees: LeastRecentlyUsed[str, Path] = LeastRecentlyUsed(_CAPACITY)
-        self._one_at_a_time = asyncio.Lock()
+        # One for each commit: a tree that is there does not wait for another one, which may be fetched for minutes.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, commit: str, make: Make) -> Path:
         """Return where a tree is. Until it is kept, it may go at any time.
@@ -39,7 +41,7 @@ class KeptTrees:
             commit: names it.
             make: puts it into the store.
         """
-        async with self._one_at_a_time:
+        async with self._locks.setdefault(commit, asyncio.Lock()):
             tree = self._trees.get(commit)
             if tree is None or not await asyncio.to_thread(tree.exists):
                 tree = await make()

@@ -56,15 +56,14 @@ class PackageListing:
         """
         error, until = self._failures.get(pin) or (None, 0.0)
         if error is not None and until > self._clock():
-            # Without the traceback, which would grow each time.
-            raise error.with_traceback(None)
+            raise error.without_frames()
         async with self._slots.slot():
             try:
                 return await self._list(pin)
             except BuildError as failure:
                 # Whoever types asks again with each key.
                 until = self._clock() + self._failure_time_to_live
-                self._failures.put(pin, (failure, until), size_of(failure))
+                self._failures.put(pin, (failure.without_frames(), until), size_of(failure))
                 raise
 
     async def _list(self, pin: Pin) -> Mapping[str, Details]:

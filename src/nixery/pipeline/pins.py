@@ -96,7 +96,7 @@ class Pins:
             return held.pinned
         unknown = self._unknown.get(reference)
         if unknown is not None and unknown[1] > self._clock():
-            raise unknown[0].with_traceback(None)
+            raise unknown[0].without_frames()
         return await self._renewals.run(reference, partial(self._renew, reference))
 
     async def require_known(self, tag: str) -> None:
@@ -162,7 +162,8 @@ class Pins:
         except TimeoutError:
             reason = f"the source of the packages has not answered within {_SLOW:g} seconds"
         except TagUnknown as error:
-            self._unknown.put(reference, (error, self._clock() + self._failure_time_to_live), _SIZE)
+            until = self._clock() + self._failure_time_to_live
+            self._unknown.put(reference, (error.without_frames(), until), _SIZE)
             raise
         except (SourceUnreachable, EvaluationFailed, TooBusy) as error:
             if not terms:

@@ -62,7 +62,7 @@ class RecentFailures:
     def add(self, build: Build, error: NixeryError) -> None:
         """Remember a failure, if another attempt would be in vain."""
         if isinstance(error, _LASTING):
-            failure = Failure(build, error, self._clock() + self._time_to_live)
+            failure = Failure(build, error.without_frames(), self._clock() + self._time_to_live)
             self._kept.put((build.pin, build.request), failure, size_of(error))
 
     def find(self, request: ImageRequest, pin: Pin) -> Failure | None:

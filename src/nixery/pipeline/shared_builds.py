@@ -99,8 +99,7 @@ class SharedBuilds:
             return image
         failure = self._failures.find(request, pin)
         if failure is not None:
-            # Without the traceback, which would grow each time.
-            raise failure.error.with_traceback(None)
+            raise failure.error.without_frames()
         self._note_who_waits(request, pin)
         return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import Context
@@ -251,3 +253,21 @@ async def test_one_client_searches_little_at_once_and_shuts_no_other_out(
     assert await modest == 200
     assert answers.count(200) < 100
     assert all(isinstance(answer, TooBusy) for answer in answers if answer != 200)
+
+
+async def test_a_failure_keeps_nothing_of_the_requests_it_answered(records: FilesystemRecordStore) -> None:
+    source = Source()
+    source.all_fails = True
+    one = index(source, records)
+
+    async def ask() -> weakref.ref[asyncio.Event]:
+        sent = asyncio.Event()
+        with pytest.raises(EvaluationFailed):
+            await one.names("latest")
+        return weakref.ref(sent)
+
+    first, second = await ask(), await ask()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert first() is second() is None
+    assert source.asked == [True, False]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -491,3 +493,21 @@ async def test_what_another_rule_accepted_is_looked_at_anew(world: World, commit
     )
     with pytest.raises(TagUnknown):
         await world.server().pin("8" * 40)
+
+
+async def test_an_unknown_tag_keeps_nothing_of_the_requests_it_answered(world: World) -> None:
+    pins = Pins(world.source, world.records, HOUR, lambda: world.now, failure_time_to_live=HOUR)
+    world.servers.append(pins)
+    world.source.known = False
+
+    async def ask() -> weakref.ref[asyncio.Event]:
+        sent = asyncio.Event()
+        with pytest.raises(TagUnknown):
+            await pins.pin("latest")
+        return weakref.ref(sent)
+
+    first, second = await ask(), await ask()
+    await asyncio.sleep(0)
+    gc.collect()
+    assert first() is second() is None
+    assert world.source.asked == 1

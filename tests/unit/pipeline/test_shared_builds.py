@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from contextvars import Context
 
 import pytest
@@ -92,11 +93,33 @@ async def test_a_failure_is_the_answer_for_a_while(world: World) -> None:
     for _ in range(5):
         with pytest.raises(BuildFailed) as raised:
             await builds.image(REQUEST, PIN)
-        assert raised.value is world.error
+        assert (str(raised.value), raised.value.log_tail) == (str(world.error), ("no",))
     assert world.builds == 1
     world.error = None
     world.now += 31
     await builds.image(REQUEST, PIN)
+
+
+async def test_a_failure_that_is_remembered_keeps_nothing_of_the_requests_it_answered(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = BuildFailed("git.drv", ("no",), "failed")
+
+    async def ask() -> weakref.ref[asyncio.Event]:
+        sent = asyncio.Event()
+        with pytest.raises(BuildFailed):
+            await builds.image(REQUEST, PIN)
+        return weakref.ref(sent)
+
+    first = await ask()
+    world.error = None
+    second = await ask()
+    await settled()
+    # The events hold the error as well.
+    world.told.clear()
+    world.told_to.clear()
+    gc.collect()
+    assert first() is second() is None
+    assert world.builds == 1
 
 
 async def test_it_is_the_failure_of_one_image_and_one_state(world: World) -> None:

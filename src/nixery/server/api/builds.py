@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -101,7 +101,10 @@ class Builds:
             return _unknown(build) if report is None else json_response(build_document(report, log=True))
 
     async def events(self, request: Request, build: str) -> Response:
-        """Tell what happens in a build as server-sent events, beginning after the one that the client has."""
+        """Tell what happens in a build as server-sent events, beginning after the one that the client has.
+
+        The stream raises ``TooBusy`` before its first event if too many others ask, or follow builds.
+        """
         if self._builds.get(build) is None:
             return _unknown(build)
         last = request.headers.get("last-event-id", "")
@@ -115,7 +118,7 @@ class Builds:
 
     async def _events(self, build: str, after: int) -> AsyncGenerator[bytes, None]:
         # HTML standard, 9.2: a comment keeps the connection open; after an end, the client comes back unless it is told not to.
-        last = -1
+        last, is_first = -1, True
         async with aclosing(self._builds.follow(build, after)) as changes:
             async for report, lines in changes:
                 if report.number == last:
@@ -123,7 +126,10 @@ class Builds:
                     continue
                 last = report.number
                 kind = "end" if report.is_over else "change"
-                data = json_content(change_document(report, lines))
+                # The first change has the whole log in it. Those that follow are small, and have a pause between them.
+                async with self._builds.turn() if is_first else nullcontext():
+                    data = json_content(change_document(report, lines))
+                is_first = False
                 yield f"id: {last}\nevent: {kind}\ndata: ".encode() + data + b"\n\n"
 
 
