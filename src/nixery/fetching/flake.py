@@ -33,6 +33,7 @@ class FlakeSource:
         rule: which commits clients may ask for.
         store: where Nix puts trees.
         environment: for fetching.
+        memory: for fetching, in bytes; ``None`` for no bound.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class FlakeSource:
         rule: CommitRule,
         store: NixStore,
         environment: Mapping[str, str],
+        memory: int | None = None,
     ) -> None:
         self._location = location
         self.description = f"flake:{reference.text}"
@@ -50,7 +52,7 @@ class FlakeSource:
         self._repository = repository
         self._rule = rule
         self._store = store
-        self._trees = FlakeTrees(reference, Disclosure(location), environment)
+        self._trees = FlakeTrees(reference, Disclosure(location), environment, memory)
         self._checked: LeastRecentlyUsed[str, bool] = LeastRecentlyUsed(_CAPACITY)
 
     def reference(self, tag: str) -> Reference:

@@ -79,9 +79,17 @@ class FlakeTrees:
         flake: as the operator wrote it.
         disclosure: words about it.
         environment: for fetching.
+        memory: bytes of address space for fetching; ``None`` for no bound. A server may send an archive without end.
     """
 
-    def __init__(self, flake: FlakeReference, disclosure: Disclosure, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        flake: FlakeReference,
+        disclosure: Disclosure,
+        environment: Mapping[str, str],
+        memory: int | None = None,
+    ) -> None:
+        self._memory = memory
         self._flake = flake
         self._disclosure = disclosure
         self._environment = environment
@@ -146,7 +154,7 @@ class FlakeTrees:
     async def _nix(
         self, *command: str, variables: Mapping[str, str] | None = None, tag: str = "latest"
     ) -> tuple[bytes, Sequence[str]]:
-        surroundings = Surroundings(with_hardening({**self._environment, **(variables or {})}))
+        surroundings = Surroundings(with_hardening({**self._environment, **(variables or {})}), self._memory)
         try:
             completed, stderr = await run_command(_FETCH, *command, surroundings=surroundings)
         except BuildTimedOut as error:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from nixery.errors import BuildTimedOut, NixUnusable, StorageError
 from nixery.fetching.disclosure import Disclosure
 from nixery.nix.command import run_command
-from nixery.nix.process import Surroundings
+from nixery.nix.process import USUAL_ANSWER, Surroundings
 from nixery.sources.location import SourceLocation
 
 # Seconds. A shallow fetch of nixpkgs is 45 MB.
@@ -98,16 +98,21 @@ class Git:
             raise self.disclosure.unreachable(f"no answer within {seconds:g} seconds") from error
 
     async def local(
-        self, *arguments: str, seconds: float = FETCH, descriptors: tuple[int, ...] = ()
+        self,
+        *arguments: str,
+        seconds: float = FETCH,
+        descriptors: tuple[int, ...] = (),
+        answer: int = USUAL_ANSWER,
     ) -> tuple[int, str]:
         """Run git on what is here; it reaches nothing, even if it misses something.
 
         Raises:
+            AnswerTooLarge: its output has more bytes than ``answer``.
             StorageError: it did not end in time, or there is no git.
         """
         try:
             return await self._run(
-                arguments, seconds, {"GIT_ALLOW_PROTOCOL": "none", **_NO_KEYS}, descriptors
+                arguments, seconds, {"GIT_ALLOW_PROTOCOL": "none", **_NO_KEYS}, descriptors, answer
             )
         except (NixUnusable, BuildTimedOut) as error:
             raise StorageError(f"git {command_of(arguments)} failed: {error}") from error
@@ -118,12 +123,15 @@ class Git:
         seconds: float,
         variables: Mapping[str, str],
         descriptors: tuple[int, ...],
+        answer: int = USUAL_ANSWER,
     ) -> tuple[int, str]:
         completed, stderr = await run_command(
             seconds,
             *("sh", "-c", _BOUNDED, "sh", str(_LARGEST_FILE // 512)),
             *("git", *arguments),
-            surroundings=Surroundings({**self._environment, **variables}, descriptors=descriptors),
+            surroundings=Surroundings(
+                {**self._environment, **variables}, descriptors=descriptors, answer=answer
+            ),
         )
         if completed.exit_code == 0:
             return 0, completed.stdout.decode(errors="replace")
