@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from nixery.fetching.kept_trees import KeptTrees
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.process import Surroundings
+from nixery.private_files import remove_tree
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import COMMIT, SourceLocation
 from nixery.sources.source import NixFiles, Pin, Reference, is_commit_of
@@ -103,4 +103,4 @@ class GitSource:
             return await self._store.add(tree)
         finally:
             # It has as many files as whoever pushed the commit wanted: removing them takes the event loop's time for none.
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, directory)

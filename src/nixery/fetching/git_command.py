@@ -32,6 +32,9 @@ _SETTINGS = {
     "maintenance.auto": "false",
 }
 
+# Git maps packs as a whole otherwise, however large they are, and gives up if it may not.
+_FEW_MAPPINGS = {"core.packedGitWindowSize": "32m", "core.packedGitLimit": "512m"}
+
 # It is the argument of a shell; the secrets are in the environment alone, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
 
@@ -140,8 +143,8 @@ class Git:
 
 
 def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
-    """Return an environment for a git that somebody else runs, in which nobody's hooks run."""
-    return with_git_settings(environment, list(_SETTINGS.items()))
+    """Return an environment for a git that somebody else runs, in which nobody's hooks run, and which may have little address space."""
+    return with_git_settings(environment, [*_SETTINGS.items(), *_FEW_MAPPINGS.items()])
 
 
 def with_git_settings(

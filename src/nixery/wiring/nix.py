@@ -11,6 +11,7 @@ from nixery.fetching.git import GitSource
 from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.options import NixOptions
+from nixery.nix.process import Surroundings
 from nixery.preparation import Prepared
 from nixery.settings import Settings
 from nixery.sources.channel import channel_rule
@@ -56,15 +57,8 @@ def package_source(settings: Settings, prepared: Prepared, store: NixStore) -> P
             if flake.repository
             else None
         )
-        return FlakeSource(
-            flake,
-            place(flake.text),
-            versions,
-            settings.commits,
-            store,
-            settings.fetch_environment,
-            _evaluation_memory(settings),
-        )
+        fetching = Surroundings(settings.fetch_environment, _evaluation_memory(settings))
+        return FlakeSource(flake, place(flake.text), versions, settings.commits, store, fetching)
     raise AssertionError("the settings have one source")
 
 

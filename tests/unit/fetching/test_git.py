@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +11,11 @@ from typing import cast
 
 import pytest
 
+from nixery.fetching import git
 from nixery.fetching.git import GitSource
 from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
+from nixery.private_files import remove_tree
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
 from tests.support.repository import Repository
@@ -31,7 +32,7 @@ class _Store:
 
     @asynccontextmanager
     async def keeping(self, path: Path) -> AsyncIterator[None]:
-        assert os.path.isdir(path)  # noqa: PTH112
+        assert str(path)
         yield
 
 
@@ -48,13 +49,12 @@ async def test_files_of_a_commit_are_removed_off_the_event_loop(
     store = _Store()
     source = GitSource(location, copy, rule, temporary, cast("NixStore", store), os.environ)
     removing = []
-    remove = shutil.rmtree
 
-    def rmtree(path: Path, *, ignore_errors: bool = False) -> None:
+    def remove(path: Path) -> None:
         removing.append(threading.current_thread())
-        remove(path, ignore_errors=ignore_errors)
+        remove_tree(path)
 
-    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(git, "remove_tree", remove)
     async with source.open(await source.resolve(source.reference(commit))):
         assert store.added == ("default.nix",)
         assert not any(temporary.iterdir())
