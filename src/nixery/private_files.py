@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ _IRREGULAR = (errno.ELOOP, errno.ENXIO, errno.ENODEV)
 
 # Neither does it follow a symlink, nor wait for whoever may write into a FIFO.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def make_private_directory(directory: Path) -> None:
@@ -109,3 +113,42 @@ def read_regular(path: str | Path, largest: int) -> bytes | None:
         return content
     finally:
         os.close(descriptor)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory and what is in it, as far as that is possible; blocks.
+
+    Strangers may have named what is in there, a commit's files for example. ``shutil.rmtree`` calls itself for each level and gives up after a
+    thousand. Here, directories move up to the first level before they are emptied; no symlink is followed.
+    """
+    with suppress(OSError):
+        top = os.open(directory, _LIST)
+        try:
+            pending = ["."]
+            while pending:
+                name = pending.pop()
+                with suppress(OSError):
+                    _empty(top, name, pending)
+                    if name != ".":
+                        os.rmdir(name, dir_fd=top)
+        finally:
+            os.close(top)
+        directory.rmdir()
+
+
+def _empty(top: int, name: str, pending: list[str]) -> None:
+    directory = os.open(name, _LIST, dir_fd=top)
+    try:
+        with os.scandir(directory) as entries:
+            for entry in list(entries):
+                with suppress(OSError):
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.name, dir_fd=directory)
+                    elif name == ".":
+                        pending.append(entry.name)
+                    else:
+                        place = f"removed-{secrets.token_hex(16)}"
+                        os.rename(entry.name, place, src_dir_fd=directory, dst_dir_fd=top)
+                        pending.append(place)
+    finally:
+        os.close(directory)

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nixery.errors import StorageError
-from nixery.private_files import hand_over, make_private_directory
+from nixery.private_files import hand_over, make_private_directory, remove_tree
 
 _PREFIX = "server-"
 
@@ -76,7 +75,7 @@ class ProcessDirectory:
 
     def close(self) -> None:
         """Remove the directory with everything in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
         os.close(self._lock)
 
 
@@ -100,7 +99,7 @@ def _sweep(parent: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), directory.lstat()):
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
         except (BlockingIOError, FileNotFoundError):
             continue  # its process lives, or has just removed it
         finally:

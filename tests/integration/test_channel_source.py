@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from nixery.errors import SourceUnreachable
 from nixery.fetching.channel import Archives
 from nixery.sources.location import SourceLocation
 from tests.integration.conftest import StartServer
@@ -18,6 +22,9 @@ from tests.support.nix import NixSpy
 from tests.support.pulled_image import PulledImage
 from tests.support.repository import Repository
 from tests.support.server import Server
+
+# Bytes that a server without manners sends at most.
+_MOST = 2 << 30
 
 
 class Channels:
@@ -152,3 +159,35 @@ def test_an_archive_is_the_store_path_that_it_was_before(channels: Channels) -> 
         os.environ,
     )
     assert asyncio.run(archives.fetch(commit)) == Path(completed.stdout.split()[-1])
+
+
+class _Endless(BaseHTTPRequestHandler):
+    sent = 0
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        # Random bytes are no archive, but nobody knows before there are some; and no test is to take all memory if it fails.
+        piece = os.urandom(1 << 20)
+        with suppress(OSError):
+            while _Endless.sent < _MOST:
+                self.wfile.write(piece)
+                _Endless.sent += len(piece)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.security
+def test_an_archive_without_end_does_not_take_all_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Endless, "sent", 0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{{rev}}.tar.gz"
+        archives = Archives(SourceLocation.parse(url), url, tmp_path, os.environ, 1 << 30)
+        with pytest.raises(SourceUnreachable):
+            asyncio.run(archives.fetch("0" * 40))
+        server.shutdown()
+    assert _Endless.sent < _MOST

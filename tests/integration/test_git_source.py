@@ -314,3 +314,36 @@ def test_a_directory_runs_no_program_of_its_repository(
     assert response.status == 200
     assert response.headers["nixery-revision"].startswith(commit)
     assert [path.name for path in tmp_path.glob("ran*")] == []
+
+
+@pytest.mark.security
+def test_a_commit_from_a_time_that_no_calendar_has(start: Servers, repository: Repository) -> None:
+    """Whoever writes a commit object writes its date."""
+    tree = repository.git("rev-parse", f"{repository.commit('1.0')}^{{tree}}")
+    person = "a <a@example.org> 99999999999999 +0000"
+    commit = f"tree {tree}\nauthor {person}\ncommitter {person}\n\nx\n".encode()
+    found = repository.git("hash-object", "-t", "commit", "-w", "--stdin", content=commit)
+    repository.git("update-ref", "refs/heads/far", found)
+    server = start()
+    image = server.client.pull("hello", "far")
+    assert version(image) == "1.0"
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.security
+def test_a_commit_whose_directories_are_a_thousand_levels_deep(
+    start: Servers, repository: Repository
+) -> None:
+    tree = repository.git("rev-parse", f"{repository.commit('1.0')}^{{tree}}")
+    deep = tree
+    for _ in range(1200):
+        deep = repository.git("mktree", content=f"040000 tree {deep}\td\n".encode())
+    entries = repository.git("ls-tree", tree) + f"\n040000 tree {deep}\td\n"
+    commit = repository.git("commit-tree", "-m", "x", repository.git("mktree", content=entries.encode()))
+    repository.git("update-ref", "refs/heads/deep", commit)
+    server = start()
+    assert version(server.client.pull("hello", "deep")) == "1.0"
+    assert "Traceback" not in server.log
+    assert not any((server.storage / "temporary").glob("*/tmp*"))
+    assert server.stop() == 0
+    assert version(start().client.pull("hello", "main")) == "1.0"

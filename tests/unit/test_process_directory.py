@@ -89,3 +89,20 @@ def test_a_directory_that_was_deleted_is_made_again_and_locked(tmp_path: Path) -
     ProcessDirectory(tmp_path).close()  # sweeps what is not locked
     assert directory.path.is_dir()
     directory.close()
+
+
+@pytest.mark.security
+def test_a_commit_with_directories_within_directories_is_swept_away(tmp_path: Path) -> None:
+    """Whoever pushed it chose how deep they are; a server that could not remove them did not start any more."""
+    left = tmp_path / "server-left"
+    left.mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (left / "link").symlink_to(tmp_path / "kept")
+    deep = "/".join(["d"] * 1500)
+    (left / "one").mkdir()
+    subprocess.run(["mkdir", "-p", deep, f"one/{deep}"], cwd=left, check=True, timeout=60)
+    (left / deep / "file").touch()
+    ProcessDirectory(tmp_path).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "file").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nixery.errors import StorageError
 from nixery.fetching.git_command import FETCH, Git, command_of
+from nixery.nix.process import USUAL_ANSWER
 
 # Seconds between two looks whether another server is done.
 _LOOK_AGAIN = 0.1
@@ -30,19 +31,24 @@ class _Commands:
         self._git = git
         self._descriptors = descriptors
 
-    async def run(self, *arguments: str) -> tuple[int, str]:
-        """Run git on the copy; return its status, and its output or error message."""
+    async def run(self, *arguments: str, answer: int = USUAL_ANSWER) -> tuple[int, str]:
+        """Run git on the copy; return its status, and its output or error message.
+
+        Raises:
+            AnswerTooLarge: its output has more bytes than ``answer``.
+        """
         return await self._git.local(
-            "--git-dir", str(self.directory), *arguments, descriptors=self._descriptors
+            "--git-dir", str(self.directory), *arguments, descriptors=self._descriptors, answer=answer
         )
 
-    async def require(self, *arguments: str) -> str:
+    async def require(self, *arguments: str, answer: int = USUAL_ANSWER) -> str:
         """Run git on the copy; return its output.
 
         Raises:
+            AnswerTooLarge: it has more bytes than ``answer``.
             StorageError: the copy is damaged, or the disk is full.
         """
-        status, output = await self.run(*arguments)
+        status, output = await self.run(*arguments, answer=answer)
         if status != 0:
             raise StorageError(f"git {command_of(arguments)} failed: {output}")
         return output

@@ -40,18 +40,26 @@ class Archives:
         url: the same with all that is secret in it, which is in no argument list.
         temporary: for what Nix notes down about the URL; belongs to this process.
         environment: for fetching.
+        memory: bytes of address space; ``None`` for no bound. Nix may keep an archive in memory until it has all of it, and a server
+            may send one without end.
 
     Attributes:
         location: as above.
     """
 
     def __init__(
-        self, location: SourceLocation, url: str, temporary: Path, environment: Mapping[str, str]
+        self,
+        location: SourceLocation,
+        url: str,
+        temporary: Path,
+        environment: Mapping[str, str],
+        memory: int | None = None,
     ) -> None:
         self.location = location
         self._url = url
         self._temporary = temporary
         self._environment = environment
+        self._memory = memory
 
     async def fetch(self, commit: str) -> Path:
         """Return the store path of a commit's tree.
@@ -70,7 +78,7 @@ class Archives:
                     *("nix-instantiate", "--eval", "--read-write-mode"),
                     *("--option", "restrict-eval", "false", "--option", "pure-eval", "false"),
                     *("--expr", (_EXPRESSIONS / "archive.nix").read_text()),
-                    surroundings=Surroundings({**self._environment, **variables}),
+                    surroundings=Surroundings({**self._environment, **variables}, self._memory),
                 )
             except BuildTimedOut as error:
                 raise disclosure.unreachable(f"no archive within {_FETCH} seconds") from error

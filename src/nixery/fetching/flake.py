@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -14,6 +14,7 @@ from nixery.fetching.flake_trees import FlakeTrees, Tree, without_directory
 from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.least_recently_used import LeastRecentlyUsed
+from nixery.nix.process import Surroundings
 from nixery.sources.commits import CommitRule
 from nixery.sources.flake import FlakeReference, flake_reference
 from nixery.sources.location import COMMIT, SourceLocation
@@ -32,7 +33,7 @@ class FlakeSource:
         repository: where branches and tags are looked up; ``None`` for a flake without versions.
         rule: which commits clients may ask for.
         store: where Nix puts trees.
-        environment: for fetching.
+        fetching: what Nix is given for that.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class FlakeSource:
         repository: GitRepository | None,
         rule: CommitRule,
         store: NixStore,
-        environment: Mapping[str, str],
+        fetching: Surroundings,
     ) -> None:
         self._location = location
         self.description = f"flake:{reference.text}"
@@ -50,7 +51,7 @@ class FlakeSource:
         self._repository = repository
         self._rule = rule
         self._store = store
-        self._trees = FlakeTrees(reference, Disclosure(location), environment)
+        self._trees = FlakeTrees(reference, Disclosure(location), fetching)
         self._checked: LeastRecentlyUsed[str, bool] = LeastRecentlyUsed(_CAPACITY)
 
     def reference(self, tag: str) -> Reference:

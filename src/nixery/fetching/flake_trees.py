@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,13 @@ class FlakeTrees:
     Args:
         flake: as the operator wrote it.
         disclosure: words about it.
-        environment: for fetching.
+        fetching: what Nix is given for that; its memory is bounded, since a server may send an archive without end.
     """
 
-    def __init__(self, flake: FlakeReference, disclosure: Disclosure, environment: Mapping[str, str]) -> None:
+    def __init__(self, flake: FlakeReference, disclosure: Disclosure, fetching: Surroundings) -> None:
         self._flake = flake
         self._disclosure = disclosure
-        self._environment = environment
+        self._fetching = fetching
 
     async def configured(self) -> tuple[str, Tree]:
         """Fetch the flake as it is now; return a reference of that state, and its tree.
@@ -146,7 +147,8 @@ class FlakeTrees:
     async def _nix(
         self, *command: str, variables: Mapping[str, str] | None = None, tag: str = "latest"
     ) -> tuple[bytes, Sequence[str]]:
-        surroundings = Surroundings(with_hardening({**self._environment, **(variables or {})}))
+        environment = with_hardening({**self._fetching.environment, **(variables or {})})
+        surroundings = replace(self._fetching, environment=environment)
         try:
             completed, stderr = await run_command(_FETCH, *command, surroundings=surroundings)
         except BuildTimedOut as error:
@@ -182,7 +184,9 @@ class FlakeTrees:
 
     async def _inputs(self, tree: Path, directory: str) -> _Inputs:
         """Read what a flake says of its inputs: nothing but its tree is in reach, and no network."""
-        environment = {name: value for name, value in self._environment.items() if name != "NIX_PATH"}
+        environment = {
+            name: value for name, value in self._fetching.environment.items() if name != "NIX_PATH"
+        }
         command = (
             *("nix-instantiate", "--eval", "--strict", "--json"),
             *("--option", "restrict-eval", "true", "--option", "allowed-uris", ""),

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from nixery.errors import BuildTimedOut, NixUnusable, StorageError
 from nixery.fetching.disclosure import Disclosure
 from nixery.nix.command import run_command
-from nixery.nix.process import Surroundings
+from nixery.nix.process import USUAL_ANSWER, Surroundings
 from nixery.sources.location import SourceLocation
 
 # Seconds. A shallow fetch of nixpkgs is 45 MB.
@@ -31,6 +31,9 @@ _SETTINGS = {
     "gc.auto": "0",
     "maintenance.auto": "false",
 }
+
+# Git maps packs as a whole otherwise, however large they are, and gives up if it may not.
+_FEW_MAPPINGS = {"core.packedGitWindowSize": "32m", "core.packedGitLimit": "512m"}
 
 # It is the argument of a shell; the secrets are in the environment alone, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
@@ -98,16 +101,21 @@ class Git:
             raise self.disclosure.unreachable(f"no answer within {seconds:g} seconds") from error
 
     async def local(
-        self, *arguments: str, seconds: float = FETCH, descriptors: tuple[int, ...] = ()
+        self,
+        *arguments: str,
+        seconds: float = FETCH,
+        descriptors: tuple[int, ...] = (),
+        answer: int = USUAL_ANSWER,
     ) -> tuple[int, str]:
         """Run git on what is here; it reaches nothing, even if it misses something.
 
         Raises:
+            AnswerTooLarge: its output has more bytes than ``answer``.
             StorageError: it did not end in time, or there is no git.
         """
         try:
             return await self._run(
-                arguments, seconds, {"GIT_ALLOW_PROTOCOL": "none", **_NO_KEYS}, descriptors
+                arguments, seconds, {"GIT_ALLOW_PROTOCOL": "none", **_NO_KEYS}, descriptors, answer
             )
         except (NixUnusable, BuildTimedOut) as error:
             raise StorageError(f"git {command_of(arguments)} failed: {error}") from error
@@ -118,12 +126,15 @@ class Git:
         seconds: float,
         variables: Mapping[str, str],
         descriptors: tuple[int, ...],
+        answer: int = USUAL_ANSWER,
     ) -> tuple[int, str]:
         completed, stderr = await run_command(
             seconds,
             *("sh", "-c", _BOUNDED, "sh", str(_LARGEST_FILE // 512)),
             *("git", *arguments),
-            surroundings=Surroundings({**self._environment, **variables}, descriptors=descriptors),
+            surroundings=Surroundings(
+                {**self._environment, **variables}, descriptors=descriptors, answer=answer
+            ),
         )
         if completed.exit_code == 0:
             return 0, completed.stdout.decode(errors="replace")
@@ -132,8 +143,8 @@ class Git:
 
 
 def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
-    """Return an environment for a git that somebody else runs, in which nobody's hooks run."""
-    return with_git_settings(environment, list(_SETTINGS.items()))
+    """Return an environment for a git that somebody else runs, in which nobody's hooks run, and which may have little address space."""
+    return with_git_settings(environment, [*_SETTINGS.items(), *_FEW_MAPPINGS.items()])
 
 
 def with_git_settings(

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixery.errors import TagUnknown
+from nixery.errors import AnswerTooLarge, TagUnknown
 from nixery.fetching.bare_repository import BareRepository, LockedRepository
 from nixery.fetching.commit_history import CommitHistory
 from nixery.fetching.git_command import LOOK_UP, Git
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
+
+# Bytes of the list of a commit's files, of which each takes 54 and its name: a million files at most. That of nixpkgs has 5 MB.
+_LARGEST_LIST = 64 * 1024 * 1024
 
 # What a server says that hands out commits by their digits, and has not got this one (git's upload-pack.c).
 _NOT_THERE = "not our ref"
@@ -119,8 +122,14 @@ class GitRepository:
         """Write a commit's files, as a tar archive.
 
         Raises:
+            AnswerTooLarge: the commit has too many files. A few kilobytes that are pushed may be billions: trees that hold one tree many
+                times, which holds another one many times.
             StorageError: the copy is damaged, or the disk is full.
         """
+        try:
+            await self._copy.require("ls-tree", "-r", "-z", "--full-tree", commit, answer=_LARGEST_LIST)
+        except AnswerTooLarge as error:
+            raise AnswerTooLarge(f"the list of files of commit {commit}", error.limit) from error
         await self._copy.require("archive", "--format=tar", f"--output={place}", commit)
 
     async def _fetch(self, copy: LockedRepository, commit: str) -> None:

@@ -24,7 +24,7 @@ _LONGEST_LINE = 1 << 20
 _STDERR = 2
 
 # Bytes of stdout, for commands whose answers are short.
-_USUAL_ANSWER = 16 * 1024 * 1024
+USUAL_ANSWER = 16 * 1024 * 1024
 
 # Bytes of stderr that are read in a second, on average. A builder that writes faster waits: reading its lines is work for the event
 # loop, which has other requests to serve.
@@ -79,7 +79,7 @@ class Surroundings:
     environment: Mapping[str, str] = field(repr=False)
     memory: int | None = None
     descriptors: tuple[int, ...] = ()
-    answer: int = _USUAL_ANSWER
+    answer: int = USUAL_ANSWER
 
 
 async def run(

@@ -12,13 +12,10 @@ from pydantic import BaseModel, Field, ValidationError
 from nixery.errors import StorageError, TagUnknown
 from nixery.oci.canonical_json import canonical_json
 from nixery.sources.location import COMMIT, redacted
-from nixery.sources.source import PackageSource, Pin, Reference
+from nixery.sources.source import EARLIEST, LATEST, PackageSource, Pin, Reference
 from nixery.storage.store import RecordStore
 
 PINS = "pins"
-
-# Seconds since the epoch: the years 1 and 9999, between which there are dates.
-_EARLIEST, _LATEST = -62135596800, 253402300799
 
 # It goes into commands and header fields. Others may have written the record, so it is neither an option nor has it line breaks.
 _Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\-\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
@@ -45,7 +42,7 @@ class Term(BaseModel):
     identity: _Text
     revision: _Text
     url: _Text | None = None
-    created: Annotated[int, Field(ge=_EARLIEST, le=_LATEST)] | None = None
+    created: Annotated[int, Field(ge=EARLIEST, le=LATEST)] | None = None
     until: float
 
     @classmethod

@@ -9,6 +9,9 @@ from typing import Protocol
 
 from nixery.sources.location import COMMIT
 
+# Seconds since the epoch: the years 1 and 9999, between which there are dates.
+EARLIEST, LATEST = -62135596800, 253402300799
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -35,7 +38,8 @@ class Pin:
         identity: tells this state from any other of the source: a commit, or a digest of what is there.
         revision: the state in words that mean something to people.
         url: where anybody can get it; ``None`` where nobody else can.
-        created: when it was made, in seconds since the epoch; ``None`` where nobody knows.
+        created: when it was made, in seconds since the epoch; ``None`` where nobody knows. A date without a year that has four digits
+            becomes ``None``: whoever writes a commit writes any number there.
     """
 
     source: str
@@ -43,6 +47,10 @@ class Pin:
     revision: str
     url: str | None = None
     created: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.created is not None and not EARLIEST <= self.created <= LATEST:
+            object.__setattr__(self, "created", None)
 
 
 def is_commit_of(reference: Reference, pin: Pin) -> bool:

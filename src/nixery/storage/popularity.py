@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Annotated
 
 import structlog
@@ -24,7 +26,6 @@ from nixery.storage.files import write_file
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 _TIMEOUT = 30.0
-_CHUNK = 1 << 16
 _LARGEST = 64 * 1024 * 1024
 
 
@@ -111,15 +112,26 @@ def _fetch(url: str) -> bytes:
         if found is None:
             raise OSError(f"it is no regular file of at most {_LARGEST} bytes")
         return found
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 -- the operator's own URL
-        end = time.monotonic() + _TIMEOUT
-        content = b""
-        while len(content) < _LARGEST and (chunk := response.read1(_CHUNK)):
-            content += chunk
-            # The timeout of a socket is for each read alone; a server that trickles would hold us up for ever.
-            if time.monotonic() > end:
-                raise TimeoutError(f"it takes longer than {_TIMEOUT:g} seconds")
-        length = response.headers.get("Content-Length")
-        if length is not None and len(content) < int(length):
-            raise OSError(f"{len(content)} bytes came of {length}")
-        return content
+    # The timeout of a socket is for each read alone: a server that trickles, be it in its header fields, would hold us up for ever. The
+    # thread that it holds up instead keeps nothing from ending.
+    answers: SimpleQueue[bytes | Exception] = SimpleQueue()
+    threading.Thread(target=_download, args=(url, answers), daemon=True).start()
+    try:
+        answer = answers.get(timeout=_TIMEOUT)
+    except Empty:
+        raise TimeoutError(f"it takes longer than {_TIMEOUT:g} seconds") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _download(url: str, answers: SimpleQueue[bytes | Exception]) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 -- the operator's own URL
+            content = response.read(_LARGEST)
+            length = int(response.headers.get("Content-Length") or len(content))
+    except Exception as error:  # noqa: BLE001 -- raised again by the one who waits
+        answers.put(error)
+    else:
+        is_whole = len(content) >= length
+        answers.put(content if is_whole else OSError(f"{len(content)} bytes came of {length}"))

@@ -11,6 +11,7 @@ from nixery.fetching.git import GitSource
 from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.options import NixOptions
+from nixery.nix.process import Surroundings
 from nixery.preparation import Prepared
 from nixery.settings import Settings
 from nixery.sources.channel import channel_rule
@@ -41,7 +42,11 @@ def package_source(settings: Settings, prepared: Prepared, store: NixStore) -> P
         rule = channel_rule(settings.commits, settings.channel, settings.channel_tags)
         names = GitRepository(place(settings.channel_repository), copies, git, rule)
         archives = Archives(
-            place(settings.channel_url), settings.channel_url, temporary, settings.fetch_environment
+            place(settings.channel_url),
+            settings.channel_url,
+            temporary,
+            settings.fetch_environment,
+            _evaluation_memory(settings),
         )
         return ChannelSource(settings.channel, settings.channel_tags, archives, names, rule, store)
     if settings.flake is not None:
@@ -52,9 +57,8 @@ def package_source(settings: Settings, prepared: Prepared, store: NixStore) -> P
             if flake.repository
             else None
         )
-        return FlakeSource(
-            flake, place(flake.text), versions, settings.commits, store, settings.fetch_environment
-        )
+        fetching = Surroundings(settings.fetch_environment, _evaluation_memory(settings))
+        return FlakeSource(flake, place(flake.text), versions, settings.commits, store, fetching)
     raise AssertionError("the settings have one source")
 
 
@@ -79,5 +83,9 @@ def nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
         environment=settings.evaluation_environment,
         fetching=settings.fetch_environment,
         building=settings.build_environment,
-        memory=settings.evaluation_memory * 1024 * 1024 or None,
+        memory=_evaluation_memory(settings),
     )
+
+
+def _evaluation_memory(settings: Settings) -> int | None:
+    return settings.evaluation_memory * 1024 * 1024 or None

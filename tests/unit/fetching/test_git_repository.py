@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.errors import StorageError, TagUnknown
+from nixery.errors import AnswerTooLarge, StorageError, TagUnknown
 from nixery.fetching.git_repository import GitRepository
 from nixery.nix.command import run_command
 from nixery.nix.process import Completed, Surroundings
@@ -179,3 +179,23 @@ async def test_a_commit_is_told_nothing_of_our_keys(
     await copy.fetch(commit)
     await copy.archive(commit, tmp_path / "archive.tar")
     assert b'"keys in /dev/null"' in (tmp_path / "archive.tar").read_bytes()
+
+
+@pytest.mark.security
+async def test_a_commit_of_a_few_kilobytes_with_more_than_a_million_files(
+    repository: Repository, tmp_path: Path
+) -> None:
+    blob = repository.git("hash-object", "-w", "--stdin", content=b"{}")
+    tree = repository.git(
+        "mktree", content="".join(f"100644 blob {blob}\t{i}\n" for i in range(110)).encode()
+    )
+    for _ in range(2):
+        entries = "".join(f"040000 tree {tree}\t{i}\n" for i in range(110))
+        tree = repository.git("mktree", content=entries.encode())
+    commit = repository.git("commit-tree", "-m", "x", tree)
+    repository.git("update-ref", "refs/heads/main", commit)
+    copy = copy_of(repository, tmp_path / "copies")
+    await copy.fetch(commit)
+    with pytest.raises(AnswerTooLarge, match=f"the list of files of commit {commit} is too large"):
+        await copy.archive(commit, tmp_path / "archive.tar")
+    assert not (tmp_path / "archive.tar").exists()

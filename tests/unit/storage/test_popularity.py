@@ -3,7 +3,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,13 +11,23 @@ import pytest
 
 from nixery.errors import SettingsError
 from nixery.layering.popularity import Popularity
+from nixery.storage import popularity
 from nixery.storage.popularity import PopularityCopies, load_popularity
 
 COUNTS = {"glibc": 12, "bash-5.2": 3}
 
 
 class Handler(BaseHTTPRequestHandler):
+    # Whether a header field that has begun may end.
+    patience = threading.Event()
+
     def do_GET(self) -> None:
+        if self.path == "/endless":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+            with suppress(OSError):
+                while not self.patience.wait(0.05):
+                    self.wfile.write(b"x")
+            return
         self.send_response(404 if self.path == "/nothing" else 200)
         if self.path == "/cut":
             self.send_header("Content-Length", "1000")
@@ -144,3 +154,21 @@ def test_tokens_in_the_url_are_not_told(
     assert host in logged.out + logged.err
     assert "a-token" not in logged.out + logged.err
     assert "a-password" not in logged.out + logged.err
+
+
+@pytest.mark.security
+def test_a_server_that_trickles_header_fields_holds_nobody_up(
+    server: str, copies: PopularityCopies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its bytes comes within the timeout of a read."""
+    monkeypatch.setattr(popularity, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(Handler, "patience", patience := threading.Event())
+    # So that the test ends where the defect is.
+    giving_up = threading.Timer(20, patience.set)
+    giving_up.start()
+    try:
+        with pytest.raises(SettingsError, match="it takes longer than"):
+            load_popularity(f"{server}/endless", copies)
+    finally:
+        giving_up.cancel()
+        patience.set()
