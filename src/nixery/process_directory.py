@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nixery.errors import StorageError
@@ -76,8 +76,51 @@ class ProcessDirectory:
 
     def close(self) -> None:
         """Remove the directory with everything in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
         os.close(self._lock)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory with everything in it, as far as that is possible. No symlink in it is followed.
+
+    A package set can be deeper than the interpreter's stack and than a process may have open files, which ``shutil.rmtree`` takes for
+    each level: it raised ``RecursionError``, and no server started on that storage again. Here each directory is moved to the top of
+    the tree before it is gone through.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(OSError):
+        top = os.open(directory, flags)
+        try:
+            # A name of our own, so that nothing that is there has the same one.
+            own = Path(tempfile.mkdtemp(prefix="removing-", dir=directory)).name
+            pending, number = deque(["."]), 0
+            while pending:
+                name = pending.popleft()
+                with suppress(OSError):
+                    inner = os.open(name, flags, dir_fd=top)
+                    try:
+                        for child in os.listdir(inner):
+                            if name == "." and child == own:
+                                continue
+                            try:
+                                os.unlink(child, dir_fd=inner)
+                            except IsADirectoryError:
+                                number += 1
+                                moved = f"{own}/{number}"
+                                with suppress(OSError):
+                                    os.rename(child, moved, src_dir_fd=inner, dst_dir_fd=top)
+                                    pending.append(moved)
+                            except OSError:
+                                continue
+                    finally:
+                        os.close(inner)
+                    if name != ".":
+                        os.rmdir(name, dir_fd=top)
+            os.rmdir(own, dir_fd=top)
+        finally:
+            os.close(top)
+    with suppress(OSError):
+        directory.rmdir()
 
 
 @contextmanager
@@ -100,7 +143,7 @@ def _sweep(parent: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), directory.lstat()):
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
         except (BlockingIOError, FileNotFoundError):
             continue  # its process lives, or has just removed it
         finally:

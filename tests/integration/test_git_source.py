@@ -314,3 +314,21 @@ def test_a_directory_runs_no_program_of_its_repository(
     assert response.status == 200
     assert response.headers["nixery-revision"].startswith(commit)
     assert [path.name for path in tmp_path.glob("ran*")] == []
+
+
+def test_a_commit_that_is_deeper_than_a_stack(start: Servers, repository: Repository) -> None:
+    """It was left in the storage, and no server started there again."""
+    repository.write("1.0")
+    file = repository.git("hash-object", "-w", "default.nix")
+    tree = repository.git("mktree", content=f"100644 blob {file}\tf\n".encode())
+    for _ in range(1200):
+        tree = repository.git("mktree", content=f"040000 tree {tree}\td\n".encode())
+    entries = f"100644 blob {file}\tdefault.nix\n040000 tree {tree}\td\n"
+    tree = repository.git("mktree", content=entries.encode())
+    repository.git("update-ref", "refs/heads/main", repository.git("commit-tree", tree, "-m", "x"))
+    server = start()
+    assert version(server.client.pull("hello")) == "1.0"
+    (temporary,) = (server.storage / "temporary").glob("server-*")
+    assert not [path for path in temporary.iterdir() if path.name.startswith("tmp")]
+    assert server.stop() == 0
+    assert "Traceback" not in server.log

@@ -15,6 +15,7 @@ from nixery.fetching.kept_trees import KeptTrees
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.process import Surroundings
+from nixery.process_directory import remove_tree
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import COMMIT, SourceLocation
 from nixery.sources.source import NixFiles, Pin, Reference, is_commit_of
@@ -87,8 +88,8 @@ class GitSource:
     async def _check_out(self, commit: str) -> Path:
         # Another server on this storage may have resolved the pin.
         await self._repository.fetch(commit)
-        with tempfile.TemporaryDirectory(dir=self._temporary) as directory:
-            archive, tree = Path(directory) / "archive.tar", Path(directory) / "source"
+        async with self._place() as directory:
+            archive, tree = directory / "archive.tar", directory / "source"
             await self._repository.archive(commit, archive)
             await asyncio.to_thread(tree.mkdir)
             completed, stderr = await run_command(
@@ -99,3 +100,12 @@ class GitSource:
             if completed.exit_code != 0:
                 raise StorageError(f"cannot unpack a commit: {stderr[-1] if stderr else 'tar failed'}")
             return await self._store.add(tree)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[Path]:
+        directory = Path(tempfile.mkdtemp(dir=self._temporary))
+        try:
+            yield directory
+        finally:
+            # Not on the event loop: how many files there are is up to the commit.
+            await asyncio.to_thread(remove_tree, directory)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixery.errors import TagUnknown
+from nixery.errors import AnswerTooLarge, TagUnknown
 from nixery.fetching.bare_repository import BareRepository, LockedRepository
 from nixery.fetching.commit_history import CommitHistory
 from nixery.fetching.git_command import LOOK_UP, Git
@@ -119,8 +119,15 @@ class GitRepository:
         """Write a commit's files, as a tar archive.
 
         Raises:
+            AnswerTooLarge: it has more files than a package set may, or longer names.
             StorageError: the copy is damaged, or the disk is full.
         """
+        # A few trees that hold each other many times over are a few hundred bytes, and millions of files. A name takes 18 bytes more in
+        # the list, so that the bound of an answer, 16 MiB, is one of 800,000 names as well; the list of nixpkgs has 5 MB.
+        try:
+            await self._copy.require("ls-tree", "-r", "-t", "-z", "--abbrev=4", commit)
+        except AnswerTooLarge as error:
+            raise AnswerTooLarge(f"the list of the files of commit {commit}", error.limit) from None
         await self._copy.require("archive", "--format=tar", f"--output={place}", commit)
 
     async def _fetch(self, copy: LockedRepository, commit: str) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from nixery.errors import StorageError, TagUnknown
+from nixery.errors import AnswerTooLarge, StorageError, TagUnknown
+from nixery.fetching.git import GitSource
+from nixery.fetching.git_command import Git
 from nixery.fetching.git_repository import GitRepository
+from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.process import Completed, Surroundings
+from nixery.process_directory import remove_tree
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
 from tests.support.repository import Repository
@@ -179,3 +185,70 @@ async def test_a_commit_is_told_nothing_of_our_keys(
     await copy.fetch(commit)
     await copy.archive(commit, tmp_path / "archive.tar")
     assert b'"keys in /dev/null"' in (tmp_path / "archive.tar").read_bytes()
+
+
+def tree_of_trees(repository: Repository, width: int, levels: int) -> str:
+    """Commit a few small trees that are width ** levels files; return the commit."""
+    kind, inner = "100644 blob", repository.git("hash-object", "-w", "--stdin")
+    for _ in range(levels):
+        entries = "".join(f"{kind} {inner}\t{number}\n" for number in range(width))
+        kind, inner = "040000 tree", repository.git("mktree", content=entries.encode())
+    commit = repository.git("commit-tree", inner, "-m", "x")
+    repository.git("update-ref", "refs/heads/main", commit)
+    return commit
+
+
+async def test_a_commit_with_millions_of_files_is_not_written(repository: Repository, tmp_path: Path) -> None:
+    copy = copy_of(repository, tmp_path / "copies")
+    commit = tree_of_trees(repository, 40, 4)
+    await copy.fetch(commit)
+    with pytest.raises(AnswerTooLarge, match="the list of the files of commit"):
+        await copy.archive(commit, tmp_path / "archive")
+    assert not (tmp_path / "archive").exists()
+
+
+async def test_the_memory_of_git_is_bounded(tmp_path: Path) -> None:
+    git = Git(SourceLocation.parse(f"file://{tmp_path}"), os.environ)
+    status, kilobytes = await git.local("-c", "alias.bound=!ulimit -d", "bound")
+    assert status == 0
+    assert int(kilobytes) <= 4 * 1024**2
+
+
+class Adding:
+    """In the place of a ``NixStore``: notes what it is given."""
+
+    def __init__(self) -> None:
+        self.files: list[str] = []
+
+    async def add(self, tree: Path) -> Path:
+        self.files = [path.name for path in tree.iterdir()]
+        return tree
+
+
+async def test_what_was_unpacked_is_removed_off_the_event_loop(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def remove(directory: Path) -> None:
+        threads.append(threading.current_thread())
+        remove_tree(directory)
+
+    monkeypatch.setattr("nixery.fetching.git.remove_tree", remove)
+    commit = repository.commit("1.0")
+    temporary, store = tmp_path / "temporary", Adding()
+    temporary.mkdir()
+    location, rule = SourceLocation.parse(repository.url), CommitRule.parse("reachable")
+    source = GitSource(
+        location,
+        copy_of(repository, tmp_path / "copies"),
+        rule,
+        temporary,
+        cast("NixStore", store),
+        os.environ,
+    )
+    await source._check_out(commit)
+    assert store.files == ["default.nix"]
+    assert threads
+    assert threading.current_thread() not in threads
+    assert not list(temporary.iterdir())
