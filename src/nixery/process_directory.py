@@ -99,7 +99,7 @@ def remove_tree(directory: Path) -> None:
                 with suppress(OSError):
                     inner = os.open(name, flags, dir_fd=top)
                     try:
-                        for child in os.listdir(inner):
+                        for child in os.listdir(inner):  # noqa: PTH208 -- by descriptor
                             if name == "." and child == own:
                                 continue
                             try:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path
     living.close()
 
 
+@pytest.fixture
+def removed(tmp_path: Path) -> Iterator[Path]:
+    """A place whose content is removed by what can, whether or not we could: pytest cannot."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", "--", *tmp_path.iterdir()], check=True)
+
+
 def deep_tree(directory: Path) -> None:
     """Deeper than the interpreter's stack, and than a process may usually have open files."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -46,18 +54,18 @@ def deep_tree(directory: Path) -> None:
     os.close(descriptor)
 
 
-def test_a_deep_tree_is_removed(tmp_path: Path) -> None:
-    directory = ProcessDirectory(tmp_path)
+def test_a_deep_tree_is_removed(removed: Path) -> None:
+    directory = ProcessDirectory(removed)
     deep_tree(directory.path)
     directory.close()
     assert not directory.path.exists()
 
 
-def test_a_deep_tree_that_was_left_keeps_no_process_from_starting(tmp_path: Path) -> None:
-    left_behind = tmp_path / "server-left"
+def test_a_deep_tree_that_was_left_keeps_no_process_from_starting(removed: Path) -> None:
+    left_behind = removed / "server-left"
     left_behind.mkdir()
     deep_tree(left_behind)
-    ProcessDirectory(tmp_path).close()
+    ProcessDirectory(removed).close()
     assert not left_behind.exists()
 
 

@@ -18,6 +18,7 @@ from nixery.fetching.git_repository import GitRepository
 from nixery.fetching.nix_store import NixStore
 from nixery.nix.command import run_command
 from nixery.nix.process import Completed, Surroundings
+from nixery.oci.image import Architecture, ExecutionParameters, image_config
 from nixery.process_directory import remove_tree
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
@@ -207,6 +208,19 @@ async def test_a_commit_with_millions_of_files_is_not_written(repository: Reposi
     assert not (tmp_path / "archive").exists()
 
 
+@pytest.mark.parametrize("date", ["", " 1700000000000000000000000000000 +0000", " x +0000"])
+async def test_a_commit_without_a_date_that_can_be_read(
+    repository: Repository, tmp_path: Path, date: str
+) -> None:
+    tree = repository.git("mktree")
+    content = f"tree {tree}\nauthor a <a@b> 1 +0000\ncommitter a <a@b>{date}\n\nx\n".encode()
+    commit = repository.git("hash-object", "-t", "commit", "-w", "--literally", "--stdin", content=content)
+    repository.git("update-ref", "refs/heads/main", commit)
+    created = await copy_of(repository, tmp_path / "copies").fetch(commit)
+    config = image_config(Architecture("amd64"), ExecutionParameters(), (), created)
+    assert b'"created":"1970-01-01T00:00:01Z"' in config.content
+
+
 async def test_the_memory_of_git_is_bounded(tmp_path: Path) -> None:
     git = Git(SourceLocation.parse(f"file://{tmp_path}"), os.environ)
     status, kilobytes = await git.local("-c", "alias.bound=!ulimit -d", "bound")
@@ -221,7 +235,7 @@ class Adding:
         self.files: list[str] = []
 
     async def add(self, tree: Path) -> Path:
-        self.files = [path.name for path in tree.iterdir()]
+        self.files = await asyncio.to_thread(os.listdir, tree)
         return tree
 
 
