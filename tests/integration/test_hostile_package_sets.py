@@ -309,6 +309,26 @@ def test_a_builder_does_not_speak_for_nix(start_server: StartServer, tmp_path: P
     assert server.client.manifest("forger").body == response.body
 
 
+# A line that never ends: Nix has all of it in memory.
+_ENDLESS = """
+derivation {
+  name = "endless";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  PATH = "/usr/bin:/bin";
+  args = [ "-c" "head -c 100000000 /dev/zero | tr '\\0' x; exit 1" ];
+  inherit salt;
+}
+"""
+
+
+def test_what_a_builder_writes_is_bounded(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+    place = package_set(tmp_path / "set", f"{{ endless = {_ENDLESS}; }}", salt)
+    refused = start_server(NIXERY_PKGS_PATH=place).client.manifest("endless")
+    assert (refused.status, refused.error["code"]) == (422, "MANIFEST_UNKNOWN")
+    assert "killed after writing more than 67108864 bytes of log output" in refused.error["message"]
+
+
 def test_an_image_with_thousands_of_packages_is_described_in_brief(
     start_server: StartServer, tmp_path: Path, salt: str
 ) -> None:

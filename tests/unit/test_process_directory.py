@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,6 +33,52 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path
     assert not left_behind.exists()
     assert living.path.is_dir()
     living.close()
+
+
+@pytest.fixture
+def removed(tmp_path: Path) -> Iterator[Path]:
+    """A place whose content is removed by what can, whether or not we could: pytest cannot."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", "--", *tmp_path.iterdir()], check=True)
+
+
+def deep_tree(directory: Path) -> None:
+    """Deeper than the interpreter's stack, and than a process may usually have open files."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=descriptor)
+        os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=descriptor))
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+
+
+def test_a_deep_tree_is_removed(removed: Path) -> None:
+    directory = ProcessDirectory(removed)
+    deep_tree(directory.path)
+    directory.close()
+    assert not directory.path.exists()
+
+
+def test_a_deep_tree_that_was_left_keeps_no_process_from_starting(removed: Path) -> None:
+    left_behind = removed / "server-left"
+    left_behind.mkdir()
+    deep_tree(left_behind)
+    ProcessDirectory(removed).close()
+    assert not left_behind.exists()
+
+
+def test_links_in_what_is_removed_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    directory = ProcessDirectory(tmp_path / "parent")
+    (directory.path / "link").symlink_to(tmp_path / "kept")
+    (directory.path / "1" / "2").mkdir(parents=True)
+    (directory.path / "1" / "link").symlink_to(tmp_path / "kept")
+    directory.close()
+    assert not directory.path.exists()
+    assert (tmp_path / "kept" / "file").exists()
 
 
 def test_those_that_start_at_the_same_time_do_not_sweep_each_other(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ LOOK_UP = 60
 # Bytes of a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4 GB.
 _LARGEST_FILE = 16 * 1024**3
 
+# Bytes of memory of a program of git's, without the packs that it maps. A commit of a few megabytes can have a message of any length,
+# or thousands of placeholders for it (`export-subst`), and git takes memory for all of it. Packing all of nixpkgs anew takes 2 GB.
+_MOST_MEMORY = 4 * 1024**3
+
 # None of these is needed, and each is a way to have a program run. Garbage is collected by us, in the foreground.
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
@@ -42,8 +46,9 @@ _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIX
 # it was. The operator's keys are no part of a package set.
 _NO_KEYS = {"GNUPGHOME": "/dev/null"}
 
-# For `sh -c`: bytes of a file, in blocks of 512, that are never exceeded by it or by its children.
-_BOUNDED = 'ulimit -f "$1" && shift && exec "$@"'
+# For `sh -c`: bytes of a file, in blocks of 512, and of memory, in blocks of 1024, that are never exceeded by it or by its children. Less
+# memory than that may be all that the operator has given us.
+_BOUNDED = 'ulimit -f "$1" && { ulimit -d "$2" 2>/dev/null || :; } && shift 2 && exec "$@"'
 
 
 class Git:
@@ -130,7 +135,7 @@ class Git:
     ) -> tuple[int, str]:
         completed, stderr = await run_command(
             seconds,
-            *("sh", "-c", _BOUNDED, "sh", str(_LARGEST_FILE // 512)),
+            *("sh", "-c", _BOUNDED, "sh", str(_LARGEST_FILE // 512), str(_MOST_MEMORY // 1024)),
             *("git", *arguments),
             surroundings=Surroundings(
                 {**self._environment, **variables}, descriptors=descriptors, answer=answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ class GitRepository:
                 await self._forget_old(copy, commit)
             await asyncio.to_thread(self._mark_used, commit)
             shown = await copy.require("show", "--no-patch", "--no-show-signature", "--format=%ct", commit)
-        return int(shown.split()[-1])
+        return commit_date(shown)
 
     async def archive(self, commit: str, place: Path) -> None:
         """Write a commit's files, as a tar archive.
@@ -177,6 +178,15 @@ class GitRepository:
         path = self._copy.directory / _KEPT_REFERENCES / commit
         if path.exists():
             os.utime(path)
+
+
+def commit_date(said: str) -> int:
+    """Read what git says of a commit's date (``%ct``), in seconds since the epoch; 0 where a commit has none that can be read.
+
+    Git passes on what a commit has in the date's place: nothing, or thousands of digits.
+    """
+    digits = (said.split() or [""])[-1]
+    return int(digits) if re.fullmatch(r"[0-9]{1,20}", digits) else 0
 
 
 async def _has(copy: LockedRepository, commit: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nixery.errors import BuildTimedOut, NixUnusable
 from nixery.fetching.git_command import with_git_settings
+from nixery.fetching.git_repository import commit_date
 from nixery.nix.command import run_command
 from nixery.nix.process import Surroundings
 
@@ -79,8 +80,9 @@ async def worktree_state(path: Path, environment: Mapping[str, str]) -> Worktree
     )
     if not last:
         return None
-    commit, date = last.split()
-    return WorktreeState(commit if changes == "" else f"{commit}-dirty", int(date))
+    commit = last.split()[0]
+    date = commit_date(last.removeprefix(commit))
+    return WorktreeState(commit if changes == "" else f"{commit}-dirty", date)
 
 
 async def _ask(directory: Path, environment: Mapping[str, str], *arguments: str) -> str | None:

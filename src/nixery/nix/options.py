@@ -16,6 +16,10 @@ _NETWORKS = (
     "tarball+https:// file+http:// file+https:// github: gitlab: sourcehut:"
 )
 
+# Bytes that a builder may write. Nix has a line in memory until it ends, however long it is, and keeps logs for ever. The bound of
+# nixpkgs' own build farm (Hydra's max_log_size).
+_LOG = ("--option", "max-build-log-size", str(64 * 1024 * 1024))
+
 _SEARCH_PATH = "NIX_PATH"
 
 
@@ -95,7 +99,7 @@ class NixOptions:
                 options += ["--option", "pure-eval", str(pure).lower()]
         if self.import_from_derivation:
             # It builds as well, and the same holds for its builders.
-            options += self._sandboxing
+            options += (*self._sandboxing, *_LOG)
         return [*options, *self.every_command]
 
     def store(self, answer: int | None = None) -> Surroundings:
@@ -109,7 +113,7 @@ class NixOptions:
     @property
     def for_building(self) -> Sequence[str]:
         """Return options for realising."""
-        return (*self._sandboxing, *self.every_command)
+        return (*self._sandboxing, *_LOG, *self.every_command)
 
     @property
     def _sandboxing(self) -> Sequence[str]:

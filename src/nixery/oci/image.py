@@ -15,6 +15,9 @@ from nixery.oci.digest import Digest
 # some tools take a zero time for "unknown". It is also the mtime of every path in a Nix store.
 _UNKNOWN = 1
 
+# The end of the year 9999: RFC 3339 has four digits for a year. A commit can have any number in its date's place.
+_LATEST = 253_402_300_799
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -117,7 +120,8 @@ def image_config(
         layers: in order, base first; each has one history entry.
         created: seconds since the epoch; never the time of the build.
     """
-    when = datetime.fromtimestamp(created or _UNKNOWN, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    seconds = created if created and 0 < created <= _LATEST else _UNKNOWN
+    when = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Document.of(
         MediaType.OCI_CONFIG,
         {

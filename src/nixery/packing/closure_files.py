@@ -183,6 +183,7 @@ class ClosureFiles:
         components = name.split(b"/")
         if above or components[0] not in self._base_names or not _RELATIVE.isdisjoint(components):
             return None
+        self._count_step(file)
         try:
             mode, _ = self._look(name)
         except OSError as error:
@@ -200,6 +201,8 @@ class ClosureFiles:
         links, mode = 0, stat.S_IFDIR
         while todo:
             component = todo.pop()
+            # Each counts, also one that is not looked at: a link of a few thousand times "./" costs as much as a long name.
+            self._count_step(file)
             if not stat.S_ISDIR(mode):
                 return None  # something below a file
             if component in _RELATIVE:
@@ -229,12 +232,14 @@ class ClosureFiles:
             return component == _ABOVE[depth]
         return depth > len(_ABOVE) or component in self._base_names
 
-    def _look(self, name: bytes) -> tuple[int, bytes]:
-        """Return the mode of what stands at a name below the store, and where it leads if that is a symlink."""
+    def _count_step(self, file: bytes) -> None:
         self._looked_at += 1
         if self._looked_at > _MOST_LOOKED_AT:
             reason = f"its links ask for more than {_MOST_LOOKED_AT:,} names to be looked at"
-            raise UnsafeContents(_STORE + b"/" + name, reason)
+            raise UnsafeContents(file, reason)
+
+    def _look(self, name: bytes) -> tuple[int, bytes]:
+        """Return the mode of what stands at a name below the store, and where it leads if that is a symlink."""
         if len(name) > LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         descriptor = self._beneath.open(name, ASK)

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import AnswerTooLarge, StorageError, TagUnknown
+from nixery.fetching.git_command import Git
 from nixery.fetching.git_repository import GitRepository
 from nixery.nix.command import run_command
 from nixery.nix.process import Completed, Surroundings
+from nixery.oci.image import Architecture, ExecutionParameters, image_config
 from nixery.sources.commits import CommitRule
 from nixery.sources.location import SourceLocation
 from tests.support.repository import Repository
@@ -199,3 +201,23 @@ async def test_a_commit_of_a_few_kilobytes_with_more_than_a_million_files(
     with pytest.raises(AnswerTooLarge, match=f"the list of files of commit {commit} is too large"):
         await copy.archive(commit, tmp_path / "archive.tar")
     assert not (tmp_path / "archive.tar").exists()
+
+
+@pytest.mark.parametrize("date", ["", " 1700000000000000000000000000000 +0000", " x +0000"])
+async def test_a_commit_without_a_date_that_can_be_read(
+    repository: Repository, tmp_path: Path, date: str
+) -> None:
+    tree = repository.git("mktree")
+    content = f"tree {tree}\nauthor a <a@b> 1 +0000\ncommitter a <a@b>{date}\n\nx\n".encode()
+    commit = repository.git("hash-object", "-t", "commit", "-w", "--literally", "--stdin", content=content)
+    repository.git("update-ref", "refs/heads/main", commit)
+    created = await copy_of(repository, tmp_path / "copies").fetch(commit)
+    config = image_config(Architecture("amd64"), ExecutionParameters(), (), created)
+    assert b'"created":"1970-01-01T00:00:01Z"' in config.content
+
+
+async def test_the_memory_of_git_is_bounded(tmp_path: Path) -> None:
+    git = Git(SourceLocation.parse(f"file://{tmp_path}"), os.environ)
+    status, kilobytes = await git.local("-c", "alias.bound=!ulimit -d", "bound")
+    assert status == 0
+    assert int(kilobytes) <= 4 * 1024**2
