@@ -1,4 +1,4 @@
-"""Git, for one repository elsewhere: with the operator's credentials, and as if whoever is at the other end meant harm."""
+"""Run git against one remote repository: with the operator's credentials, and without trusting the remote."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ LOOK_UP = 60
 # Bytes of a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4 GB.
 _LARGEST_FILE = 16 * 1024**3
 
-# None of these is needed, and each is a way to have a program run. Garbage is collected by us, in the foreground.
+# Git needs none of these here, and each can make it run a program. We collect garbage ourselves, in the
+# foreground.
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",
@@ -32,14 +33,14 @@ _SETTINGS = {
     "maintenance.auto": "false",
 }
 
-# It is the argument of a shell; the secrets are in the environment alone, where other users cannot read them.
+# A shell's argument; the secrets are in the environment alone, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
 
-# Some placeholders of `export-subst` in a commit have git archive run gpg on the commit's signature, and write into the files whose key
-# it was. The operator's keys are no part of a package set.
+# For some placeholders of `export-subst`, git archive runs gpg on the commit's signature and writes the name
+# of its key into the files. The operator's keys are no part of a package set.
 _NO_KEYS = {"GNUPGHOME": "/dev/null"}
 
-# For `sh -c`: bytes of a file, in blocks of 512, that are never exceeded by it or by its children.
+# For `sh -c`: the limit for each file that it or its children write, in blocks of 512 bytes.
 _BOUNDED = 'ulimit -f "$1" && shift && exec "$@"'
 
 
@@ -52,14 +53,14 @@ class Git:
 
     Attributes:
         address: of the repository, as an argument.
-        disclosure: words about it.
+        disclosure: makes error messages about it.
     """
 
     def __init__(self, location: SourceLocation, environment: Mapping[str, str]) -> None:
         self.address = location.address
         self.disclosure = Disclosure(location)
         self._location = location
-        # Nobody is there to type a password. Messages in English, since some are looked into.
+        # No user is present to type a password. English, since we search some messages for words.
         unattended = {
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "true",
@@ -71,9 +72,9 @@ class Git:
         }
         settings = list(_SETTINGS.items())
         if location.username is not None:
-            # For this host alone, whichever one the server redirects to.
+            # For this host alone, even if the server redirects to another one.
             where = "credential.{0.scheme}://{0.netloc}".format(urlsplit(location.address))
-            # The operator's helpers may know the password of a user, if we do not.
+            # If we have no password, the operator's helpers may know one for the user.
             first = [(f"{where}.username", location.username)]
             settings += [*(first if location.password is None else [(f"{where}.helper", "")])]
             settings += [(f"{where}.helper", _HELPER)]
@@ -85,10 +86,10 @@ class Git:
     async def contact(
         self, *arguments: str, seconds: float, descriptors: tuple[int, ...] = ()
     ) -> tuple[int, str]:
-        """Run git, which may reach the repository; return its status, with its output or what it said.
+        """Run git, which may contact the repository; return its status, with its output or its error message.
 
         Raises:
-            SourceUnreachable: it did not end in time, or there is no git.
+            SourceUnreachable: git timed out or is not installed.
         """
         try:
             return await self._run(arguments, seconds, {"GIT_ALLOW_PROTOCOL": self._protocols}, descriptors)
@@ -100,10 +101,10 @@ class Git:
     async def local(
         self, *arguments: str, seconds: float = FETCH, descriptors: tuple[int, ...] = ()
     ) -> tuple[int, str]:
-        """Run git on what is here; it reaches nothing, even if it misses something.
+        """Run git on local objects; it contacts no server, even if an object is missing.
 
         Raises:
-            StorageError: it did not end in time, or there is no git.
+            StorageError: git timed out or is not installed.
         """
         try:
             return await self._run(
@@ -132,14 +133,14 @@ class Git:
 
 
 def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
-    """Return an environment for a git that somebody else runs, in which nobody's hooks run."""
+    """Return an environment for a git that another program starts; git runs no hooks in it."""
     return with_git_settings(environment, list(_SETTINGS.items()))
 
 
 def with_git_settings(
     environment: Mapping[str, str], settings: Sequence[tuple[str, str]]
 ) -> Mapping[str, str]:
-    """Add settings to an environment, in which no other user can read them; they count more than those of any file."""
+    """Add settings to an environment, which hides them from other users; they override those of all files."""
     given = environment.get("GIT_CONFIG_COUNT", "0")
     start = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else 0
     added = {"GIT_CONFIG_COUNT": str(start + len(settings))}
@@ -154,5 +155,5 @@ def _is_local(address: str) -> bool:
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    """Return the name of a command of git's, for messages."""
+    """Return the name of a git command, for messages."""
     return arguments[2] if arguments[0] == "--git-dir" else arguments[0]
