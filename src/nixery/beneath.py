@@ -124,7 +124,7 @@ def read_regular(descriptor: int, limit: int) -> bytes:
 
 
 def read_beginning(file: str | bytes, limit: int) -> bytes:
-    """Read a file up to a number of bytes; its last component must not be a symlink, and its parents are trusted.
+    """Read a bounded number of bytes of a file that is no symlink; its parent directories are trusted.
 
     Raises:
         OSError: it cannot be opened or read, is a symlink (``ELOOP``) or no regular file (``EINVAL``).

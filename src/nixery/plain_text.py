@@ -36,7 +36,7 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """As ``escaped``, but keep tabs and line breaks: for places where no line can pass for another author's."""
+    """As ``escaped``, but keep tabs and line breaks: for places where a forged line misleads no reader."""
     return text if text.isprintable() else _UNSAFE_IN_LINES.sub(_escape, text)
 
 

@@ -56,7 +56,7 @@ def require_directory(directory: Path) -> None:
 
 
 def hand_over(path: Path | int, directory: Path) -> None:
-    """Give a file that root made to the owner of its directory, if root may do that; files of other users stay theirs."""
+    """Give a file that root made to the owner of its directory, if possible; leave files of other users."""
     if os.geteuid() != 0:
         return
     with suppress(OSError):

@@ -137,7 +137,7 @@ def waiting_for(wait: Wait) -> Iterator[None]:
 
 
 def current_parties() -> Parties:
-    """Return the clients of the running work: the parties of the shared work, or the request's client alone."""
+    """Return the clients of the running work: the parties of shared work, or the request's client."""
     parties = _parties.get()
     if parties is None:
         request = _current.get()

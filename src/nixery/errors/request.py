@@ -93,7 +93,7 @@ class ClosureTooLarge(RequestError):
 
 
 class UnsafeContents(RequestError):
-    """A package holds a file that no image may hold, or so many that planning the image would exhaust the server.
+    """A package holds a forbidden file, or so many that planning the image would exhaust the server.
 
     Args:
         file: its name in the image.

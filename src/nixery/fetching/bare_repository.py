@@ -77,7 +77,7 @@ class LockedRepository(_Commands):
 
 
 class BareRepository(_Commands):
-    """A bare repository in the storage, into which one git process at a time fetches. Servers on one storage share it.
+    """A bare repository in the storage, shared by servers. One git process at a time fetches into it.
 
     Args:
         git: of the original repository.

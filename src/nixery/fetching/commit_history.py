@@ -104,7 +104,7 @@ class CommitHistory:
         return next((f"refs/{name}" for name in names if self._counts(name)), None)
 
     async def _look(self) -> None:
-        """Read the positions of branches and tags: a small request, and enough for a commit at one of their ends."""
+        """Read the positions of branches and tags: a small request, enough for their newest commits."""
         status, output = await self._git.contact(
             "ls-remote", "--heads", "--tags", "--", self._git.address, seconds=LOOK_UP
         )

@@ -109,7 +109,7 @@ def _listed(path: bytes) -> list[bytes]:
 
 
 def _opened(path: bytes, status: os.stat_result) -> io.BufferedReader:
-    """Open a file that was regular a moment ago; opening a pipe could block, and opening a device have effects."""
+    """Open a file that was regular a moment ago, without blocking if it is a pipe by now."""
     # With O_NONBLOCK a pipe opens at once. It has no effect on regular files.
     file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 -- the caller's
     opened = os.fstat(file.fileno())

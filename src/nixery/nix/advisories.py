@@ -155,7 +155,7 @@ class Release:
 
 
 def release(program: str, environment: Mapping[str, str]) -> Release | None:
-    """Ask ``git`` or a program of Nix for its version; ``None`` if it reports none. Blocks for some hundredths of a second."""
+    """Ask ``git`` or a program of Nix for its version; ``None`` without one. Blocks for hundredths of a second."""
     try:
         answer = subprocess.run(
             (program, "--version"),
@@ -172,7 +172,7 @@ def release(program: str, environment: Mapping[str, str]) -> Release | None:
 
 
 def parsed(answer: str) -> Release | None:
-    """Parse a program's version output, for example ``nix-store (Nix) 2.8.0``; ``None`` if it has no version."""
+    """Parse version output, for example ``nix-store (Nix) 2.8.0``; ``None`` if it has no version."""
     found = _VERSION.search(answer)
     if found is None:
         return None

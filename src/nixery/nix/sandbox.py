@@ -1,4 +1,4 @@
-"""Confinement of builders: its description, and the rules for accepting it. ``nixery.nix.builder_probe`` measures it."""
+"""Confinement of builders: description and acceptance. ``nixery.nix.builder_probe`` measures it."""
 
 from __future__ import annotations
 
@@ -165,5 +165,5 @@ class BuilderGate:
 
 
 def log_confinement(confinement: Confinement) -> None:
-    """Log what a builder could reach, at warning level: every builder reaches something, and quiet logs must show it."""
+    """Log what a builder could reach, at warning level, so that quiet logs show it: it is never nothing."""
     _log.warning("builders", sandbox=confinement.sandbox, user=confinement.user, reach=confinement.sentence)

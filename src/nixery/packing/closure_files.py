@@ -179,7 +179,7 @@ class ClosureFiles:
             raise unreadable(file, error) from error
 
     def _at_once(self, file: bytes) -> _Place | None:
-        """Look a name up in one step: most have no symlink in them. ``None`` if this one has, or might have, one."""
+        """Look a name up in one step; ``None`` if it has, or might have, a symlink in it, which is rare."""
         above, _, name = file.partition(_STORE + b"/")
         components = name.split(b"/")
         if above or components[0] not in self._base_names or not _RELATIVE.isdisjoint(components):

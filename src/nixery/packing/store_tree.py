@@ -171,7 +171,7 @@ class _StorePath:
 
 
 class _Descent:
-    """The directory that is being read, and its path from the store. Only the last directories of the path are open.
+    """The directory that is being read, and its path from the store, of which the last directories are open.
 
     A context manager; it closes all of them.
 

@@ -185,7 +185,7 @@ class BuildHistory:
 
 
 def _is_refused(report: BuildReport) -> bool:
-    """Whether a build failed before its packages were known, for example because a client made the name up."""
+    """Whether a build failed before its packages were known, for example for a made-up name."""
     return report.state is State.FAILED and report.packages is None
 
 

@@ -79,7 +79,7 @@ class EvaluationCache:
             self._recent.put(self._key(pin, platform, name), found, len(EVALUATED.dump_json(found)))
 
     async def keep(self, pin: Pin, platform: Platform, names: Iterable[str]) -> None:
-        """Write the cached results for names of an image that the server built, unless they are written already.
+        """Write the cached results for names of a built image, unless they are written already.
 
         Raises:
             StorageError: a record cannot be written.

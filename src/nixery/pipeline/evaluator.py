@@ -56,7 +56,7 @@ class Evaluator:
         return Contents(packages, definitions[0] if definitions else None)
 
     async def keep(self, request: ImageRequest, pin: Pin) -> None:
-        """Write a request's evaluation results to records, since its image was built: they then survive a restart.
+        """Write the evaluation results of a built image to records, which survive a restart.
 
         Raises:
             StorageError: a record cannot be written.

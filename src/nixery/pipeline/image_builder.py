@@ -222,7 +222,7 @@ async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[Fir
 
 
 def _require(contents: Contents, provided: Collection[StorePath]) -> None:
-    """Reject a store path that Nix has not just provided for this package set: others may belong to other users."""
+    """Reject store paths that Nix has not just provided for this package set: others may be private."""
     for package in contents.packages:
         for path in package.outputs.values():
             if path not in provided:

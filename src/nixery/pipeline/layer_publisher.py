@@ -239,7 +239,7 @@ class LayerPublisher:
 
 
 async def _through_cancellation(work: Awaitable[object]) -> None:
-    """Wait for some work even if the caller is cancelled meanwhile; raise the cancellation once the work is done."""
+    """Wait for some work even if the caller is cancelled; raise the cancellation once the work is done."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

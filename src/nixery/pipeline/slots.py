@@ -53,7 +53,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Queue:
-    """The waiting work of one client, in order of arrival. Work for several clients waits in the queue of each."""
+    """The waiting work of one client, in order of arrival. Work for several clients is in each one's queue."""
 
     turn: int
     waiting: dict[_Waiting, None] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Slots:
 
     @asynccontextmanager
     async def slot(self, on_queued: Callable[[int], None] | None = None) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it while the context lasts. It counts for the clients that the running code works for.
+        """Wait for a slot, and hold it while the context lasts. It counts for the clients of the running work.
 
         Args:
             on_queued: called with the position in the queue, from 1, whenever it changes; never called
@@ -196,7 +196,7 @@ class Slots:
         displaced.turn.exception()  # marks it as retrieved: its waiter may be cancelled first
 
     def _displaced_by(self, have: int) -> _Waiting | None:
-        """Choose who gives its place to a client that has some: that client still has no more than those that lose one."""
+        """Choose the work to displace for a client, which then has no more places than those that lose one."""
         candidates = [
             (least, not waiting.parties.awaited, number, waiting)
             for number, waiting in enumerate(self._waiting)
@@ -255,7 +255,7 @@ class Slots:
         self._tell_positions()
 
     def _in_order(self, *, whatever_runs: bool = False) -> Iterator[tuple[_Waiting, Client]]:
-        """Yield waiting work in the order of its turns, with the client whose turn it is, as if each task ran for long.
+        """Yield waiting work, and the client whose turn it uses, in order, as if each task ran for long.
 
         Args:
             whatever_runs: whether to include clients that have all the slots that one may have.

@@ -63,7 +63,7 @@ class Health:
         return BytesResponse(200, b'{"status": "ok"}', _HEADERS)
 
     async def ready(self, *, details: bool = True) -> BytesResponse:
-        """Answer 200 if every check passes, else 503; with the result of each check. Logs a change of the status."""
+        """Answer 200 if every check passes, else 503; with all results. Logs a change of the status."""
         async with self._looking:
             if self._clock() >= self._until:
                 # Not on behalf of the requesting client: its exhausted share says nothing about the server.

@@ -48,7 +48,7 @@ class Probes:
         return {**dict.fromkeys(PATHS, self._health.answer), METRICS: self._metrics.get}
 
     def public(self, *, private: bool) -> Mapping[str, Handler]:
-        """Routes of a listener that clients reach: liveness and readiness, for service managers and load balancers.
+        """Routes of a listener that clients reach: liveness and readiness, for restarts and load balancing.
 
         Args:
             private: whether only this machine reaches the listener. Then it serves everything, except to
@@ -66,7 +66,7 @@ class Probes:
         return await (_metrics_elsewhere if request.forwarded else self._metrics.get)(request)
 
 
-async def _metrics_elsewhere(request: Request) -> Response:  # noqa: ARG001 -- the same answer for all requests
+async def _metrics_elsewhere(request: Request) -> Response:  # noqa: ARG001 -- a constant answer
     message = "metrics are not served here; they have a port of their own (NIXERY_ADMIN_PORT)"
     return errors_body(404, "UNSUPPORTED", message)
 

@@ -49,7 +49,7 @@ _log = structlog.get_logger("nixery.server")
 
 
 class Application:
-    """Routes requests to the parts of the server. A plain callable: a framework would cost more than all our work for a cached answer.
+    """Routes requests. A plain callable: a framework costs more than all our work for a cached answer.
 
     Args:
         registry: answers below ``/v2/``; ``None`` for no registry.

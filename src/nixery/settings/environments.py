@@ -64,7 +64,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def build_environment(ours: Mapping[str, str], named: Collection[str] = ()) -> Mapping[str, str]:
-    """Return the environment of builders, and of evaluations that may read variables: only secrets named by setting.
+    """Return the environment of builders, and of evaluations that may read variables: no unnamed secrets.
 
     Args:
         ours: the environment of this process.
@@ -78,7 +78,7 @@ def build_environment(ours: Mapping[str, str], named: Collection[str] = ()) -> M
 
 
 def withheld_variables(ours: Mapping[str, str], named: Collection[str] = ()) -> tuple[str, ...]:
-    """Return names of variables that builders usually get, but are dropped or cut because they hold a secret."""
+    """Return variables that builders usually get, but that are dropped or cut because of a secret."""
     given = build_environment(ours, named)
     return tuple(
         sorted(name for name, value in ours.items() if _BUILD.fullmatch(name) and given.get(name) != value)
@@ -86,7 +86,7 @@ def withheld_variables(ours: Mapping[str, str], named: Collection[str] = ()) -> 
 
 
 def fetch_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the environment of Nix commands that only fetch, with logins. They run no code of a package author."""
+    """Return the environment of Nix commands that fetch, and run no author's code: with logins."""
     return {name: value for name, value in ours.items() if _FETCH.fullmatch(name)}
 
 
@@ -96,7 +96,7 @@ def git_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def credential_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the variables that locate logins for registries, for us and for the operator's credential helpers."""
+    """Return the variables that locate logins for registries, for us and for credential helpers."""
     return {name: value for name, value in ours.items() if _HELPER.fullmatch(name)}
 
 

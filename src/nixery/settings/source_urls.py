@@ -62,7 +62,7 @@ def git_url(url: str | None) -> str | None:
 
 
 def archive_url(url: str) -> str:
-    """Check the URL of a commit's archive, with a placeholder for the commit; a secret in it is never an argument.
+    """Check the URL of commits' archives, with a placeholder; a secret in it is never an argument.
 
     Raises:
         ValueError: the placeholder is missing, or this is not a URL.

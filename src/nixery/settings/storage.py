@@ -65,8 +65,8 @@ class StorageSettings(BaseModel):
         cache_size: bytes of blobs that are cached in ``storage_path`` when the server delivers them.
         storage_grace: seconds for which anything used or stored is kept, whatever the other settings say.
         storage_high: high watermark, above which images are deleted; ``None`` for no limit, the default for a
-            bucket. A percentage needs a file system, and applies to its
-            bytes and of its inodes.
+            bucket. A percentage needs a file
+            system, and applies to its bytes and to its inodes.
         storage_low: low watermark, at which deletion stops; ``None`` for nine tenths of ``storage_high``.
         scrub_rate: MiB a second that are read in the background to find broken blobs; 0 for none, the default
             for a bucket.

@@ -53,7 +53,7 @@ class CommitRule:
         return cls(",".join(words), words)
 
     def within(self, patterns: Sequence[str]) -> CommitRule:
-        """Return this rule for a source that has only these branches; an operator's patterns stay unchanged."""
+        """Return this rule for a source that has only these branches; keep an operator's patterns."""
         return CommitRule(self.setting, tuple(patterns)) if self.setting == REACHABLE else self
 
     @property

@@ -128,7 +128,7 @@ class FlakeReference:
 
 
 def flake_reference(tag: str, configured: FlakeReference, rule: CommitRule) -> Reference:
-    """Resolve a tag: ``latest`` is the configured flake itself, others are a branch, a tag, or a commit's 40 digits.
+    """Resolve a tag: ``latest`` is the configured flake, others are a branch, a tag, or a commit's 40 digits.
 
     No client's text becomes a part of a flake reference: forges would accept seven digits for a commit as
     well, and serve commits of forks.
@@ -158,7 +158,7 @@ def _told(parameters: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _is_copy(identity: str) -> bool:
-    """Whether a reference is a tree in the Nix store with its hash, which is the pin of a flake without commits."""
+    """Whether a reference is a hashed tree in the Nix store: the pin of a flake without commits."""
     location, _, query = identity.partition("?")
     parameters = dict(parse_qsl(query))
     try:

@@ -115,7 +115,7 @@ class SourceLocation:
 
     @property
     def published(self) -> str | None:
-        """The URL for images' annotations; ``None`` for a place on this machine, and for a URL that is not public."""
+        """The URL for images' annotations; ``None`` for a place on this machine, or a private URL."""
         if self.public is False or (self.has_secrets and not self.public):
             return None
         return self.shown if _is_elsewhere(self.shown) else None

@@ -69,7 +69,7 @@ class Bucket:
 
 
 async def read_object(bucket: Bucket, key: str, largest: int) -> bytes | None:
-    """Return an object's contents; ``None`` if it has more than ``largest`` bytes, without reading it into memory.
+    """Return an object's contents; ``None``, without reading them, if they exceed ``largest`` bytes.
 
     Raises:
         FileNotFoundError: there is no such object.

@@ -148,7 +148,7 @@ class Catalogue:
         return [named for named in found.values() if named is not None]
 
     async def _tag(self, key: str) -> tuple[str, str] | None:
-        """Return the name and the tag of a record; ``None`` if it is torn: the next pull of the tag rewrites it."""
+        """Return the name and the tag of a record; ``None`` if it is torn (the next pull rewrites it)."""
         try:
             record = TagRecord.model_validate_json(await self._records.get(TAGS, key) or b"")
             named = canonical_name(record.name), record.tag
