@@ -155,7 +155,7 @@ class Release:
 
 
 def release(program: str, environment: Mapping[str, str]) -> Release | None:
-    """Ask ``git`` or a program of Nix for its version; ``None`` without one. Blocks for hundredths of a second."""
+    """Ask ``git`` or a program of Nix for its version; ``None`` without one. Blocks for some 10 ms."""
     try:
         answer = subprocess.run(
             (program, "--version"),

@@ -53,7 +53,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Queue:
-    """The waiting work of one client, in order of arrival. Work for several clients is in each one's queue."""
+    """The waiting work of one client, in order of arrival. Work for several clients is in all their queues."""
 
     turn: int
     waiting: dict[_Waiting, None] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Slots:
 
     @asynccontextmanager
     async def slot(self, on_queued: Callable[[int], None] | None = None) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it while the context lasts. It counts for the clients of the running work.
+        """Wait for a slot, and hold it during the context. It counts for the clients of the running work.
 
         Args:
             on_queued: called with the position in the queue, from 1, whenever it changes; never called
@@ -196,7 +196,7 @@ class Slots:
         displaced.turn.exception()  # marks it as retrieved: its waiter may be cancelled first
 
     def _displaced_by(self, have: int) -> _Waiting | None:
-        """Choose the work to displace for a client, which then has no more places than those that lose one."""
+        """Choose work to displace for a client, which then has no more places than those that lose one."""
         candidates = [
             (least, not waiting.parties.awaited, number, waiting)
             for number, waiting in enumerate(self._waiting)

@@ -56,7 +56,7 @@ class NixSettings(BaseModel):
 
     @property
     def build_environment(self) -> Mapping[str, str]:
-        """The environment of commands that build, or query Nix's store: only secrets that the operator names."""
+        """The environment of commands that build, or query Nix's store: only secrets that a setting names."""
         return build_environment(self.environment, self.build_variables)
 
     @property
@@ -66,7 +66,7 @@ class NixSettings(BaseModel):
 
     @property
     def evaluation_environment(self) -> Mapping[str, str]:
-        """The environment of an evaluation that reads variables or builds: secrets only as builders get them."""
+        """The environment of evaluations that read variables or build: secrets only as builders get them."""
         return build_environment(self.environment, self.build_variables if self.allow_ifd else ())
 
     @property

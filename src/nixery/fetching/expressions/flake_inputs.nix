@@ -1,6 +1,5 @@
 # The inputs that a flake declares. Nix evaluates this before the flake was checked, in an evaluation that can
-# read
-# its tree and nothing else. Nix itself demands literal inputs, so little of the flake is evaluated.
+# read its tree and nothing else. Nix itself demands literal inputs, so little of the flake is evaluated.
 { file }:
 let
   inherit (builtins) attrNames functionArgs isAttrs isBool isFunction isInt isString mapAttrs unsafeDiscardStringContext;
