@@ -61,7 +61,7 @@ def plain_text(line: str) -> str:
 
 
 def shortened(text: str, longest: int) -> str:
-    """Return at most so many characters of a text; a shortened text ends with an ellipsis."""
+    """Shorten a text to a number of characters; a shortened text ends with an ellipsis."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

@@ -176,7 +176,7 @@ def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         named = "; ".join(_problem(dict(problem)) for problem in problems[:_NAMED])
         raise InvalidDefinition(named + more) from None
-    # An object with arbitrary keys accepts those of the type as well.
+    # Labels and variables may have any name, so the validation above accepts the name of the type marker, too.
     config = from_json(document).get("config", {})
     for field in ("Labels", "Env"):
         if _TYPE in config.get(field, ()):

@@ -31,8 +31,8 @@ _DERIVATION = re.compile(r"/nix/store/([0-9a-z]{32}-[^\s'!^]+?\.drv)")
 
 LOG_TAIL = 20
 
-# A builder may write a megabyte without a line break. A log shows no more than this many characters of a
-# line, and removing escape sequences reads no more than so many.
+# A builder may write a megabyte without a line break. Limits of characters: shown of a line, and
+# read to remove its escape sequences.
 _LONGEST_LINE, _LONGEST_RAW = 2000, 16_000
 
 # Derivations whose last lines are kept, and errors of Nix; beyond that, the latest derivations and the first

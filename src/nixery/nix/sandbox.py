@@ -165,5 +165,5 @@ class BuilderGate:
 
 
 def log_confinement(confinement: Confinement) -> None:
-    """Log what a builder could reach, at warning level, so that quiet logs show it: it is never nothing."""
+    """Log what a builder could reach, at warning level: it is never nothing, and quiet logs need it, too."""
     _log.warning("builders", sandbox=confinement.sandbox, user=confinement.user, reach=confinement.sentence)

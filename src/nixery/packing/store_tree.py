@@ -40,7 +40,7 @@ _MOST_NAMES = 1 << 20
 _LEAST_NAR_SIZE = 100
 
 
-# What a name was found to be in a listing.
+# Types of names in a listing.
 _IS_FILE, _IS_DIRECTORY, _IS_SYMLINK, _IS_OTHER = range(4)
 
 _Children = list[tuple[bytes, int]]

@@ -53,7 +53,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Queue:
-    """The waiting work of one client, in order of arrival. Work for several clients is in all their queues."""
+    """The waiting work of one client, in order of arrival. Work for several clients is in each queue."""
 
     turn: int
     waiting: dict[_Waiting, None] = field(default_factory=dict)

@@ -81,7 +81,7 @@ class Observed(RequestContext):
         return self._client
 
     def release(self) -> None:
-        """Drop the client's header fields: timers and builds may keep this object for long."""
+        """Drop the peer and its header fields: timers and builds may keep this object for long."""
         self.peer = self._headers = None
 
 
