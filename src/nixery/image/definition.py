@@ -176,7 +176,7 @@ def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         named = "; ".join(_problem(dict(problem)) for problem in problems[:_NAMED])
         raise InvalidDefinition(named + more) from None
-    # Labels and variables may have any name, so the validation above accepts the name of the type marker, too.
+    # Labels and variables may have any name, so the validation accepts the name of the type marker.
     config = from_json(document).get("config", {})
     for field in ("Labels", "Env"):
         if _TYPE in config.get(field, ()):

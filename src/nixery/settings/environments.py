@@ -64,7 +64,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def build_environment(ours: Mapping[str, str], named: Collection[str] = ()) -> Mapping[str, str]:
-    """Return the environment of builders, and of evaluations that may read variables: no secret but in ``named``.
+    """Return the environment of builders, and of evaluations that read variables: no secret but in ``named``.
 
     Args:
         ours: the environment of this process.

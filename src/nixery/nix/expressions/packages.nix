@@ -19,10 +19,10 @@ let
     isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings seq split
     stringLength toJSON tryEval typeOf unsafeDiscardStringContext;
 
-  # The largest values that this server accepts from a package set, in bytes and in numbers. For a larger value,
-  # the answer has its size, for the error message; the value itself never leaves the evaluation. With these, a
-  # config stays far below the 4 MiB that containerd and Docker accept for a config or a manifest, and a variable
-  # below the 128 KiB of Linux (MAX_ARG_STRLEN).
+  # The largest values that this server accepts from a package set, in bytes and in numbers. For a larger
+  # value, the answer has its size, for the error message; the value itself never leaves the evaluation. With
+  # these, a config stays far below the 4 MiB that containerd and Docker accept for a config or a manifest,
+  # and a variable below the 128 KiB of Linux (MAX_ARG_STRLEN).
   limits = {
     name = 256; # of a package, its version, its program, an output, a key
     path = 256; # a store path has 255 at most
