@@ -1,7 +1,8 @@
-"""Reading files that a package or a builder made, by names that cannot lead anywhere else.
+"""Read files that a package or a builder made, by names that cannot lead out of a directory.
 
-A name below a directory can be a symlink to a file of the server, a pipe that never ends a read, or another file than a moment ago. The
-functions here follow no symlink, wait for nothing, and read only a descriptor that was found to be a regular file.
+A name below a directory can be a symlink to a file of the server, a pipe that blocks its reader for ever, or
+a file that was replaced a moment ago. The functions here follow no symlink, never block, and read only a
+descriptor of a regular file.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Self
 
 _ALWAYS = os.O_CLOEXEC | os.O_NOFOLLOW
 
-# Flags for what is listed, and for what is read. Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
+# Flags for listing, and for reading. Without O_NONBLOCK, opening a pipe waits for a writer.
 LIST = _ALWAYS | os.O_RDONLY | os.O_DIRECTORY
 READ = _ALWAYS | os.O_RDONLY | os.O_NONBLOCK
 
-# Opens nothing: enough to ask what stands there, and harmless where that is a device. Of a symlink it is the link itself.
+# O_PATH opens no contents: enough for stat, and harmless for a device. For a symlink it gives the link
+# itself.
 ASK = _ALWAYS | os.O_PATH
 
 _STEP = _ALWAYS | os.O_PATH | os.O_DIRECTORY
@@ -43,16 +45,18 @@ _syscall.argtypes = (
 )
 _syscall.restype = ctypes.c_long
 
-# A name as long as the kernel takes one (PATH_MAX without the zero that ends it), and one of its components (NAME_MAX).
+# The longest name that the kernel accepts (PATH_MAX without the terminating zero), and its longest component
+# (NAME_MAX).
 LONGEST_PATH = 4095
 LONGEST_NAME = 255
 
 
 class Beneath:
-    """Opens what is below a directory, and nothing else. A context: it holds the directory open.
+    """Opens names below a directory, and no others. A context manager: it holds the directory open.
 
-    ``openat2(2)`` resolves a name in one step where the kernel has it (Linux 5.6, unless a seccomp filter refuses it). Elsewhere each
-    component is opened relative to the one above, which is as safe and takes a system call for each.
+    ``openat2(2)`` resolves a name in one step where the kernel has it (Linux 5.6, unless a seccomp filter
+    refuses it). Otherwise each component is opened relative to its parent, which is as safe and needs a
+    system call for each.
 
     Args:
         directory: absolute; the only name in which symlinks are followed.
@@ -105,7 +109,7 @@ class Beneath:
 
 
 def read_regular(descriptor: int, limit: int) -> bytes:
-    """Read an open file from its beginning, and no more than so many bytes of it.
+    """Read an open file from its beginning, up to a number of bytes.
 
     Raises:
         OSError: it cannot be read, or is no regular file (``EINVAL``).
@@ -120,7 +124,7 @@ def read_regular(descriptor: int, limit: int) -> bytes:
 
 
 def read_beginning(file: str | bytes, limit: int) -> bytes:
-    """Read no more than so many bytes of a file whose last component is no symlink; the directories above are trusted.
+    """Read a bounded number of bytes of a file that is no symlink; its parent directories are trusted.
 
     Raises:
         OSError: it cannot be opened or read, is a symlink (``ELOOP``) or no regular file (``EINVAL``).

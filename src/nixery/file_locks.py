@@ -31,7 +31,7 @@ class FileLocks:
         try:
             make_private_directory(directory)
             for path in directory.iterdir():
-                # What cannot be locked is not ours: nothing of it is opened or removed, and it keeps no server from starting.
+                # A file that cannot be locked is not ours: skip it, and let the server start.
                 with suppress(StorageError), self.attempt(path.name):
                     pass  # letting go of it removes it
         except OSError as error:

@@ -45,14 +45,14 @@ _log = structlog.get_logger("nixery.nix")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything that can go wrong before the first request, done.
+    """The result of all preparations that can fail before the first request.
 
     Attributes:
-        address: to bind; the host's name is resolved. ``None`` if nothing is to be served.
-        admin_address: to bind for health and metrics; ``None`` if they have no listener of their own.
-        platforms: what a name stands for that does not begin with a platform.
+        address: to bind; with the host's name resolved. ``None`` if no server is to start.
+        admin_address: to bind for health and metrics; ``None`` without a listener of their own.
+        platforms: for a name that does not begin with a platform.
         sandbox: whether builds ask for Nix's sandbox; ``None`` to leave that to Nix's configuration.
-        gate: where builds pass before they begin.
+        gate: that builds have to pass first.
     """
 
     address: str | None
@@ -96,7 +96,7 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepare
         undone.callback(made.close)
     locks = _try(problems, lambda: FileLocks(directory / "locks")) if usable else None
     with ExitStack() as probing:
-        # It takes a tenth of a second, in which the rest is done.
+        # The probe takes a tenth of a second; the other preparations run meanwhile.
         probe = (
             _try(problems, lambda: probing.enter_context(builder_probe(settings, temporary.path)))
             if temporary and (serving or settings.nix_sandbox == "on")
@@ -112,7 +112,7 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepare
         admin_address = _try(problems, lambda: _admin_address(settings)) if serving else None
         platforms = settings.platforms or (native_platform(settings.build_environment),)
         confinement = probe.confinement() if probe else None
-    # Only this machine can ask for builds, or the operator has accepted whatever they reach.
+    # Only this machine can request builds, or the operator has accepted what builders can reach.
     waived = address is None or settings.nix_sandbox == "off" or is_loopback(address)
     if confinement is not None:
         if settings.nix_sandbox == "on":
@@ -133,8 +133,8 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Prepare
     gate = BuilderGate(None if waived else confinement, lambda: _confinement(settings, temporary.path))
     sandbox = _SANDBOX[settings.nix_sandbox]
     if sandbox is None and confinement is not None and owns_store():
-        # A sandbox that is asked for has no fallback, also when the machine runs out of namespaces later. After a failed probe,
-        # the gate opens for a sandbox alone.
+        # If we ask for a sandbox, Nix has no fallback, even if the machine runs out of namespaces later.
+        # After a failed probe, the gate accepts only a sandbox.
         sandbox = confinement.sandbox == "on" or (confinement.sandbox == "unknown" and not waived) or None
     return Prepared(
         address=address,
@@ -158,11 +158,11 @@ def _admin_address(settings: Settings) -> str | None:
 
 
 def builder_probe(settings: Settings, directory: Path) -> BuilderProbe:
-    """Begin to find out what builders could reach.
+    """Start to determine what builders could reach.
 
     Args:
-        settings: with how Nix is run.
-        directory: of the server's own.
+        settings: for running Nix.
+        directory: private to the server.
 
     Raises:
         StorageError: the directory cannot be written to.
@@ -193,7 +193,7 @@ def _warn_of_known_flaws(settings: Settings) -> None:
 
 
 def releases(settings: Settings) -> Sequence[Release]:
-    """Ask the programs that read what strangers wrote for their versions: Nix, and git where the package source takes it."""
+    """Get the versions of programs that read untrusted input: Nix, and git if the package source uses it."""
     programs = ("nix-store",) if settings.package_set is not None else ("nix-store", "git")
     found = (release(program, settings.build_environment) for program in programs)
     return [program for program in found if program is not None]

@@ -1,8 +1,8 @@
-"""Files and directories for one user alone, and opening files without being led astray.
+"""Files and directories that are private to one user, and safe opening of files.
 
-A name in a directory of ours may lead somewhere else than we left it: another process may have put a symlink, a FIFO or a device
-in its place. So nothing here follows a symlink at the end of a path, waits for a writer, or reads more than the caller allows.
-Reading treats everything that is not a regular file as a file that is not there.
+Another process may have replaced a name in our directory by a symlink, a FIFO or a device. So the functions
+here follow no symlink at the end of a path, never wait for a writer, and read no more than the caller allows.
+Reading treats every file that is not regular as missing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 
-# What opening says of names that are no regular file: a symlink, a socket, a device without a driver.
+# Errors of open for names that are no regular file: a symlink, a socket, a device without a driver.
 _IRREGULAR = (errno.ELOOP, errno.ENXIO, errno.ENODEV)
 
-# Neither does it follow a symlink, nor wait for whoever may write into a FIFO.
+# Follows no symlink, and does not wait for the writer of a FIFO.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -28,13 +28,13 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def make_private_directory(directory: Path) -> None:
-    """Make a directory, and those above it that are missing, which no other user can enter. One that exists stays as it is.
+    """Make a directory and its missing parents, closed to other users. An existing one stays unchanged.
 
-    What root makes belongs to the owner of the directory that it is made in: a command that root runs on the storage of a server
-    must not lock that server out.
+    Directories that root makes belong to the owner of the parent directory: a command that root runs on a
+    server's storage must not lock that server out.
 
     Raises:
-        NotADirectoryError: there is something else under that name, a symlink for example.
+        NotADirectoryError: the name exists and is no directory, but for example a symlink.
         OSError: it cannot be made.
     """
     try:
@@ -49,7 +49,7 @@ def make_private_directory(directory: Path) -> None:
 
 
 def require_directory(directory: Path) -> None:
-    """See that a name is that of a directory, and not of a symlink to one.
+    """Check that a name is a directory, and not a symlink to one.
 
     Raises:
         NotADirectoryError: it is something else.
@@ -60,7 +60,7 @@ def require_directory(directory: Path) -> None:
 
 
 def hand_over(path: Path | int, directory: Path) -> None:
-    """Give what root has made in a directory to the owner of that directory, where root may do that; others' own files stay theirs."""
+    """Give a file that root made to the owner of its directory, if possible; leave files of other users."""
     if os.geteuid() != 0:
         return
     with suppress(OSError):
@@ -70,10 +70,10 @@ def hand_over(path: Path | int, directory: Path) -> None:
 
 
 def open_regular(path: str | Path) -> tuple[int, os.stat_result]:
-    """Open a regular file for reading, and return its descriptor and what the system knows of it.
+    """Open a regular file for reading, and return its descriptor and its status (``stat``).
 
     Raises:
-        FileNotFoundError: there is no regular file under that name.
+        FileNotFoundError: the name is no regular file.
         OSError: it cannot be opened.
     """
     try:
@@ -90,7 +90,7 @@ def open_regular(path: str | Path) -> tuple[int, os.stat_result]:
 
 
 def read_regular(path: str | Path, largest: int) -> bytes | None:
-    """Return what is in a regular file of at most ``largest`` bytes; ``None`` if there is none, or a larger one.
+    """Return the contents of a regular file of at most ``largest`` bytes; ``None`` if missing or larger.
 
     Raises:
         OSError: it cannot be read.
@@ -103,7 +103,7 @@ def read_regular(path: str | Path, largest: int) -> bytes | None:
         if status.st_size > largest:
             return None
         content = b""
-        # A file that grows meanwhile is read to its end, or to one byte more than is allowed.
+        # If the file grows meanwhile, this reads to its end, or to one byte more than the limit.
         while chunk := os.read(
             descriptor, min(max(status.st_size, len(content)), largest) - len(content) + 1
         ):

@@ -1,11 +1,11 @@
 """Directories that live as long as a process does.
 
-What a process needs only while it works (unfinished files, protection from garbage collection) is in a directory of its own,
-on which it holds a lock. The lock goes with the process however that ends, ``kill -9`` included; so the next process
-can tell what has been left behind from what is in use, and removes it.
+A process keeps its temporary data (unfinished files, protection from garbage collection) in a directory of
+its own, on which it holds a lock. The kernel releases the lock when the process ends, even by ``kill -9``; so
+the next process can tell leftovers from directories in use, and removes them.
 
-Processes start and end at the same time. So a directory that another process lists may be gone, or be something else, when it is
-opened; only what could be opened and locked, and is still what the name stands for, is removed.
+Processes start and end concurrently. A directory that another process lists may be gone, or be replaced, when
+it is opened; a process removes only a directory that it has opened and locked, and that still has its name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class ProcessDirectory:
 
     def __init__(self, parent: Path) -> None:
         try:
-            # Without the lock, another process could take a directory that is not locked yet for one that was left behind.
+            # Without the lock, another process could mistake a directory that is not locked yet for a
+            # leftover.
             with _locked(parent):
                 _sweep(parent)
                 self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
@@ -57,7 +58,7 @@ class ProcessDirectory:
         try:
             if self._is_there():
                 return
-            # As above: a process that starts just now must not sweep it before it is locked.
+            # As above: a starting process must not have its directory swept before it is locked.
             with _locked(self.path.parent):
                 make_private_directory(self.path)
                 lock = _open_lock(self.path)
@@ -95,13 +96,13 @@ def _sweep(parent: Path) -> None:
         try:
             lock = _open_lock(directory)
         except OSError:
-            continue  # its process has just removed it, or it is no directory, or another user's
+            continue  # just removed by its process, no directory, or another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), directory.lstat()):
                 remove_tree(directory)
         except (BlockingIOError, FileNotFoundError):
-            continue  # its process lives, or has just removed it
+            continue  # in use, or just removed by its process
         finally:
             os.close(lock)
 

@@ -1,4 +1,4 @@
-"""Which request, and which clients, the running code works for."""
+"""Context variables: the request, and the clients, that the running code works for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client, as far as shares, bounds and logs are concerned.
+    """A client, as shares, bounds and logs see it.
 
-    Without authentication that is an address; an authenticated identity would take its place here, and nowhere else.
+    Without authentication that is an address; an authenticated identity would replace it in this class alone.
 
     Attributes:
         name: ``192.0.2.7``, or the network of an IPv6 address, ``2001:db8:1:2::/64``.
@@ -22,24 +22,24 @@ class Client:
     name: str
 
 
-# Commands, timers and whatever else no client has asked for.
+# Commands, timers and other work that no client requested.
 INTERNAL = Client("internal")
 
 
 class Wait(Protocol):
-    """What a request waits for; an ``asyncio.Future`` is one."""
+    """A cancellable wait of a request; an ``asyncio.Future`` is one."""
 
     def cancel(self) -> bool:
-        """End the wait, and not what is waited for."""
+        """Cancel the wait, but not the awaited work."""
         ...
 
 
 class RequestContext:
-    """A request that is being answered.
+    """A request in progress.
 
     Attributes:
-        id: a trusted proxy's own or one of ours; safe to be logged and sent back.
-        waited: whether the answer was not in memory, so that it was looked for in the store, or built.
+        id: from a trusted proxy, or generated; safe to log and to send back.
+        waited: whether the answer was not in memory, so that the server read the store for it, or built it.
         abandoned: whether its client has gone.
     """
 
@@ -53,14 +53,14 @@ class RequestContext:
         self._waits: list[Wait] | None = None
 
     def abandon(self) -> None:
-        """Stop waiting for what others do for it, since nobody is there to be answered. Nothing else is broken off."""
+        """Cancel this request's waits for shared work, since its client has gone. Other work continues."""
         self.abandoned = True
         for wait in tuple(self._waits or ()):
             wait.cancel()
 
     @contextmanager
     def waiting(self, wait: Wait) -> Iterator[None]:
-        """Wait for something that may be left at any time."""
+        """Wait for something, and let ``abandon`` cancel the wait."""
         self._waits = self._waits or []
         self._waits.append(wait)
         try:
@@ -70,16 +70,16 @@ class RequestContext:
 
     @property
     def client(self) -> Client:
-        """The client that asks."""
+        """The client that sent the request."""
         return self._client or INTERNAL
 
 
 class Parties:
-    """The clients that a piece of work is done for. There may be more of them while it goes on, since others join it.
+    """The clients that a piece of work is done for. Others may join while it runs.
 
     Attributes:
         clients: each of them once; the first one began the work.
-        awaited: whether a client waits for the work, rather than for the news that it has begun.
+        awaited: whether a client waits for the result, rather than for the confirmation that the work began.
     """
 
     __slots__ = ("_listeners", "awaited", "clients")
@@ -90,13 +90,13 @@ class Parties:
         self._listeners: list[Callable[[Parties], None]] = []
 
     def join(self, others: Parties) -> None:
-        """Do the work for others as well, and for all who join theirs."""
+        """Add other clients, and all that join them later."""
         if others is not self:
             self._add(others)
             others._listeners.append(self._add)
 
     def on_join(self, listener: Callable[[Parties], None]) -> Callable[[], None]:
-        """Call a listener with the parties that join; return a function that ends that."""
+        """Call a listener with the parties that join; return a function that removes the listener."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -109,7 +109,7 @@ class Parties:
             listener(self)
 
 
-# What is started for a request, tasks and threads of asyncio, inherits both; so a build carries the request that began it.
+# asyncio copies both into tasks and threads that a request starts; so a build has the request that began it.
 _current: ContextVar[RequestContext | None] = ContextVar("nixery_request", default=None)
 _parties: ContextVar[Parties | None] = ContextVar("nixery_parties", default=None)
 
@@ -126,9 +126,9 @@ def enter_request(request: RequestContext) -> None:
 
 @contextmanager
 def waiting_for(wait: Wait) -> Iterator[None]:
-    """Wait for work that is done for others as well: whoever asks for it may leave."""
+    """Wait for work that is done for other requests as well: each of them may stop waiting."""
     request = _current.get()
-    # What is inside of such work belongs to all of its parties, though it knows the request that began it.
+    # Shared work belongs to all of its parties, although its context has the request that began it.
     if request is None or _parties.get() is not None:
         yield
     else:
@@ -137,7 +137,7 @@ def waiting_for(wait: Wait) -> Iterator[None]:
 
 
 def current_parties() -> Parties:
-    """Return whom the running code works for: those who joined the same piece of work, or the client of the request alone."""
+    """Return the clients of the running work: the parties of shared work, or the request's client."""
     parties = _parties.get()
     if parties is None:
         request = _current.get()

@@ -74,7 +74,8 @@ def _main(
     ),
 ) -> None:
     """See ``app``'s own help."""
-    # What is stored is nobody else's, whatever the shell says. What a command writes for the user has the user's own mode.
+    # Storage is private to its user, whatever umask the shell sets. Files that a command writes for the user
+    # follow the user's own umask.
     context.obj = os.umask(0o077)
 
 

@@ -45,13 +45,13 @@ _SAFER = "docs/explanation/deployments.md says what is safer, and how to get the
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that was looked at.
+    """The result of a check.
 
     Attributes:
         what: settings, nix, git, sandbox, storage or source.
         right: whether it works.
-        found: in words.
-        advice: what to do about it; a finding that is right may have some, too.
+        found: a description.
+        advice: how to fix it; a passed check may have some, too.
     """
 
     what: str
@@ -61,7 +61,7 @@ class Finding:
 
     @property
     def mark(self) -> tuple[str, str]:
-        """Return how it is marked, and in which style."""
+        """Return its mark, and the mark's style."""
         right = ("WARN ", "bold yellow") if self.advice else ("ok   ", "green")
         return right if self.right else ("WRONG", "bold red")
 
@@ -162,11 +162,11 @@ def _sandbox(settings: Settings) -> Finding:
 
 
 def _require_confinement(confinement: Confinement, settings: Settings) -> None:
-    # Not `listening_address`: a server that runs already has the port, and this is none.
+    # Not `listening_address`: a running server has the port already, and this command does not serve.
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][4][0]
     except (OSError, UnicodeError):
-        return  # `serve` says what is wrong with it
+        return  # `serve` reports the error
     if settings.nix_sandbox != "off" and not is_loopback(str(found)):
         require_confinement(confinement, settings.host)
 

@@ -18,7 +18,7 @@ _META_PACKAGES = ("amd64", "arm64", "shell")
 # Names that are offered: more than anybody reads, and few enough for any shell.
 _MOST = 500
 
-# Bytes of a list of packages.
+# Limit in bytes for a list of packages.
 _LARGEST = 64 * 1024 * 1024
 
 
@@ -69,7 +69,7 @@ def _listed(beginning: str) -> set[str]:
             end = content.find(b'"', at + 1)
             if content[at - 1 : at] in (b"{", b",") and content[end : end + 3] == b'":{':
                 name = content[at + len(begin) - len(beginning) : end].decode(errors="replace")
-                # Other names cannot be asked for, and a package set may have any.
+                # Clients cannot request other names, and a package set may have any.
                 if _NAME.fullmatch(name):
                     found.add(name)
             at = content.find(begin.encode(), at + 1)

@@ -140,7 +140,7 @@ def _print(image: _Inspected, console: Console) -> None:
 
 
 def _text(text: str) -> Text:
-    """Other people's text, which is no markup of rich's."""
+    """Untrusted text, without rich's markup."""
     return Text(escaped(text))
 
 

@@ -49,7 +49,7 @@ def _json() -> list[Processor]:
     return [
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        # JSON's own escapes end where a program shows the text.
+        # JSON's own escapes disappear when a program shows the text.
         _escape,
         structlog.processors.JSONRenderer(),
     ]
@@ -71,7 +71,7 @@ def _add_request(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape texts, and bound them; a console shows other values by their ``repr``, which escapes, too."""
+    """Escape and shorten texts; a console shows other values by their ``repr``, which escapes, too."""
     return {
         name: escaped_document(value, escaped_lines if name == "exception" else _one_line)
         for name, value in event.items()
@@ -83,7 +83,7 @@ def _one_line(text: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print a line of ours on stderr, whatever it quotes."""
+    """Print one of our lines on stderr, with quoted text escaped."""
     typer.echo(f"nixery: {escaped(text)}", err=True)
 
 

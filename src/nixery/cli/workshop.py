@@ -112,7 +112,7 @@ async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
 
 
 def _of_what_is_there(settings: Settings) -> Settings:
-    """Have a directory looked at for each command: it was edited since, or the command would hardly be run again."""
+    """Have each command read a directory anew: the user has probably edited it since the last one."""
     flake = settings.flake or ""
     is_directory = settings.package_set is not None or flake.startswith(("/", ".", "path:"))
     if not is_directory or "NIXERY_PIN_TTL" in os.environ:

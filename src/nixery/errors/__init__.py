@@ -1,9 +1,9 @@
-"""Everything that can go wrong in nixery's own terms; no HTTP in here.
+"""All errors of nixery's domain; no HTTP in here.
 
 ::
 
     NixeryError
-    ├── RequestError                  the client asked for something that cannot be
+    ├── RequestError                  the client asked for something impossible
     │   ├── InvalidName
     │   ├── InvalidReference
     │   ├── InvalidDigest
@@ -14,30 +14,30 @@
     │   ├── ClosureTooLarge           names the largest store paths
     │   ├── UnsafeContents            names the file of a package
     │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
-    ├── BuildError                    the request is fine, making the image failed
+    ├── BuildError                    the request is valid, making the image failed
     │   ├── EvaluationFailed
-    │   ├── AnswerTooLarge            Nix, or git, wrote more than is read
+    │   ├── AnswerTooLarge            Nix, or git, wrote more than its limit
     │   ├── BuildFailed               with the derivation and the end of its log
     │   ├── BuildTimedOut             a builder, or Nix
-    │   ├── BuildTookTooLong          all of it together
+    │   ├── BuildTookTooLong          the whole build timed out
     │   ├── NixStoreFull
-    │   ├── NixUnusable               Nix is not there, or does not answer as Nix does
-    │   ├── PathsCollected            by Nix's garbage collector, in between
-    │   ├── SourceUnreachable         where the packages come from
+    │   ├── NixUnusable               Nix is missing, or gives unexpected answers
+    │   ├── PathsCollected            Nix's garbage collector deleted paths in use
+    │   ├── SourceUnreachable         the package source does not answer
     │   └── PackageSetChanged
     ├── PlatformFailed                one of several platforms: holds one of the above
     ├── StorageError
-    │   ├── BlobVerificationFailed    what was written is not what was meant
+    │   ├── BlobVerificationFailed    written bytes do not match their digest
     │   ├── StorageFull
     │   └── CollectionRunning
-    ├── InternalError                 whatever was not raised on purpose
-    ├── PushFailed                    another registry does not take the image
-    ├── TooBusy                       says when to come back
+    ├── InternalError                 any unexpected exception
+    ├── PushFailed                    another registry does not accept the image
+    ├── TooBusy                       says when to retry
     ├── ShuttingDown
     └── SettingsError                 every problem of the environment at once
 
-Errors carry data. What status and code they become is the business of
-``server/registry/errors.py`` alone; a test walks this tree and requires a row there.
+Errors carry data. Only ``server/registry/errors.py`` maps them to a status and a code;
+a test walks this tree and requires a row there.
 """
 
 from __future__ import annotations

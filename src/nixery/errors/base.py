@@ -9,7 +9,7 @@ from typing import Self
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-# Characters. With 100 packages that cannot be had, a message that explains the first five has some 12,000.
+# Characters. With 100 unavailable packages, a message that explains the first five has some 12,000.
 LONGEST_MESSAGE = 16_000
 
 
@@ -26,7 +26,7 @@ class NixeryError(Exception):
     build: str | None = None
 
     def __init__(self, message: str = "") -> None:
-        # A message is shown in lines, pages and records. It may be made of what a hundred packages say of themselves.
+        # Lines, pages and records show a message, and the texts of a hundred packages may be part of it.
         super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}…")
 
     def without_frames(self) -> Self:
@@ -40,12 +40,12 @@ class NixeryError(Exception):
         return error
 
 
-# Letters of a name that a message shows: as many as help to find it.
+# Letters of a name that a message shows: enough to find the file.
 _MOST_SHOWN = 300
 
 
 def shown(name: bytes) -> str:
-    """Return a name of a file as an error message may show it: in printable letters, and of a bounded length."""
+    """Return a file name for an error message: in printable letters, and of a bounded length."""
     text = "".join(letter if letter.isprintable() else "\ufffd" for letter in name.decode(errors="replace"))
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 

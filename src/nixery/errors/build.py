@@ -45,7 +45,7 @@ class BuildFailed(BuildError):
 
 
 class AnswerTooLarge(BuildError):
-    """A command wrote more than this server reads, or what it wrote says more of something than this server takes.
+    """The output of a command exceeds its limit, in total or for one package.
 
     Attributes:
         limit: in bytes.

@@ -93,14 +93,14 @@ class ClosureTooLarge(RequestError):
 
 
 class UnsafeContents(RequestError):
-    """A package holds something that no image may hold, or so much of it that planning the image would take all the server has.
+    """A package holds a forbidden file, or so many that planning the image would exhaust the server.
 
     Args:
         file: its name in the image.
-        reason: why that is refused, and what to do about it.
+        reason: why it is refused, and what to do about it.
 
     Attributes:
-        file: for people; not necessarily the whole name.
+        file: to show to people; not necessarily the whole name.
     """
 
     def __init__(self, file: bytes, reason: str) -> None:

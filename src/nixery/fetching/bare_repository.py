@@ -1,4 +1,4 @@
-"""A bare repository in the storage, into which one git at a time fetches."""
+"""A bare repository in the storage, into which one git process at a time fetches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nixery.errors import StorageError
 from nixery.fetching.git_command import FETCH, Git, command_of
 from nixery.nix.process import USUAL_ANSWER
 
-# Seconds between two looks whether another server is done.
+# Seconds between two attempts to get a lock that another server holds.
 _LOOK_AGAIN = 0.1
 
 
@@ -21,7 +21,7 @@ class _Commands:
     """Runs git on a bare repository.
 
     Args:
-        git: of the repository that it is a copy of.
+        git: of the original repository.
         directory: of the copy.
         descriptors: open files that git inherits.
     """
@@ -55,13 +55,13 @@ class _Commands:
 
 
 class LockedRepository(_Commands):
-    """A bare repository whose lock is held. Every git that it runs inherits the lock, and no other one does.
+    """A bare repository whose lock is held. Only the git processes that it starts inherit the lock.
 
-    If this process is killed, the lock is released when the last git has ended.
+    If this process is killed, the lock is released when the last of them has ended.
     """
 
     async def fetch(self, *arguments: str) -> tuple[int, str]:
-        """Fetch from the repository that this is a copy of; return git's status and error message."""
+        """Fetch from the original repository; return git's status and error message."""
         return await self._git.contact(
             *("--git-dir", str(self.directory), "fetch", "--quiet", "--no-tags", "--no-write-fetch-head"),
             *arguments,
@@ -70,10 +70,10 @@ class LockedRepository(_Commands):
         )
 
     async def init(self) -> None:
-        """Make it a repository.
+        """Initialise the repository.
 
         Raises:
-            StorageError: git cannot do that.
+            StorageError: git fails.
         """
         status, said = await self._git.local(
             "init", "--quiet", "--bare", "--template=", str(self.directory), descriptors=self._descriptors
@@ -83,11 +83,11 @@ class LockedRepository(_Commands):
 
 
 class BareRepository(_Commands):
-    """A bare repository in the storage, into which one git at a time fetches. Servers on one storage share it.
+    """A bare repository in the storage, shared by servers. One git process at a time fetches into it.
 
     Args:
-        git: of the repository that it is a copy of.
-        directory: made if it does not exist.
+        git: of the original repository.
+        directory: made if missing.
     """
 
     def __init__(self, git: Git, directory: Path) -> None:
@@ -114,7 +114,7 @@ class BareRepository(_Commands):
             try:
                 await _lock(descriptor)
                 locked = LockedRepository(self._git, self.directory, (descriptor,))
-                # A server that was killed may have left git's own locks, and git would refuse to run for ever.
+                # A killed server may have left git's own locks, with which git would refuse to run for ever.
                 await asyncio.to_thread(self._remove_leftovers)
                 if not await asyncio.to_thread(self.exists):
                     await locked.init()
@@ -128,7 +128,7 @@ class BareRepository(_Commands):
 
     def _remove_leftovers(self) -> None:
         locks = [*self.directory.glob("*.lock"), *(self.directory / "refs").rglob("*.lock")]
-        # Packs that were being received.
+        # Incomplete packs of interrupted fetches.
         unfinished = (self.directory / "objects" / "pack").glob("tmp_*")
         for path in (*locks, *unfinished, *self.directory.glob("objects/info/**/*.lock")):
             if path.name != "nixery.lock":
@@ -136,7 +136,8 @@ class BareRepository(_Commands):
 
 
 async def _lock(descriptor: int) -> None:
-    # Not in a thread: one that waits cannot be ended, and another server may fetch for minutes.
+    # Polls instead of blocking in a thread: a blocked thread cannot be ended, and another server may fetch
+    # for minutes.
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

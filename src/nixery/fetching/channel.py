@@ -26,7 +26,7 @@ from nixery.sources.source import NixFiles, Pin, Reference, is_commit_of
 # Seconds for 45 MB, and for unpacking 40,000 files.
 _FETCH = 900
 
-# What Nix says of an archive that a server has not got, and of a file.
+# Nix's message for an archive that a server does not have, and for a file.
 _MISSING = re.compile(r"HTTP error 404|error: 404|file not found", re.IGNORECASE)
 
 _EXPRESSIONS = files("nixery.fetching") / "expressions"
@@ -36,9 +36,9 @@ class Archives:
     """The archives of a repository's commits, unpacked into the Nix store.
 
     Args:
-        location: of a commit's archive, with ``{rev}`` in the commit's place.
-        url: the same with all that is secret in it, which is in no argument list.
-        temporary: for what Nix notes down about the URL; belongs to this process.
+        location: URL of a commit's archive, with ``{rev}`` in place of the commit.
+        url: the same with its secrets, which is in no argument list.
+        temporary: for Nix's own cache of URLs; belongs to this process.
         environment: for fetching.
         memory: bytes of address space; ``None`` for no bound. Nix may keep an archive in memory until it has all of it, and a server
             may send one without end.
@@ -65,12 +65,12 @@ class Archives:
         """Return the store path of a commit's tree.
 
         Raises:
-            TagUnknown: there is no archive of that commit.
-            SourceUnreachable: it cannot be fetched.
+            TagUnknown: that commit has no archive.
+            SourceUnreachable: the archive cannot be fetched.
         """
         disclosure = Disclosure(self.location)
         with tempfile.TemporaryDirectory(dir=self._temporary) as cache:
-            # Nix caches URLs with all that is in them, where others may read it; a commit is fetched once anyway.
+            # Nix caches whole URLs where other users may read them; each commit is fetched only once anyway.
             variables = {"NIXERY_ARCHIVE_URL": self._url.replace("{rev}", commit), "XDG_CACHE_HOME": cache}
             try:
                 completed, stderr = await run_command(
@@ -84,7 +84,7 @@ class Archives:
                 raise disclosure.unreachable(f"no archive within {_FETCH} seconds") from error
         if completed.exit_code == 0:
             return Path(completed.stdout.decode().strip().strip('"'))
-        # Newer versions of Nix say it in another line than the last error. The digits alone may be those of a commit.
+        # Newer versions of Nix print it before the last error. The digits alone may be those of a commit.
         if any(_MISSING.search(line) for line in stderr):
             raise TagUnknown(commit, f"{disclosure.name} has no archive of this commit")
         raise disclosure.unreachable(explanation(stderr))
@@ -94,12 +94,12 @@ class ChannelSource:
     """The ``PackageSource`` of channels, which are branches of a repository.
 
     Args:
-        channel: what ``latest`` is: a name, or a commit.
-        allowed: which other tags there are; see ``channel_reference``.
+        channel: the meaning of ``latest``: a name, or a commit.
+        allowed: patterns of other tags; see ``channel_reference``.
         archives: of commits.
         repository: where names are looked up.
-        rule: which commits clients may ask for.
-        store: where archives are unpacked to.
+        rule: the commits that clients may ask for.
+        store: where archives are unpacked.
     """
 
     def __init__(

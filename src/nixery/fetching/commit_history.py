@@ -11,10 +11,11 @@ from nixery.fetching.bare_repository import BareRepository
 from nixery.fetching.git_command import LOOK_UP, Git
 from nixery.sources.commits import CommitRule
 
-# Seconds for which a repository's branches are taken to be where they were: so often one more commit that is in none costs a question.
+# Seconds for which positions of branches and tags are cached: at most once in that time, an unknown commit
+# costs a request.
 _SETTLED = 5.0
 
-# A pattern that git's refspecs have too: at most one asterisk.
+# A pattern that is valid in git's refspecs, too: at most one asterisk.
 _SIMPLE = re.compile(r"[\w./+@-]*\*?[\w./+@-]*", re.ASCII)
 
 _HERE = "refs/remote/"
@@ -24,13 +25,13 @@ _KINDS = ("heads", "tags")
 class CommitHistory:
     """Decides whether a branch or a tag leads to a commit.
 
-    The repository beside the copy holds commits alone, of branches and tags and of nothing else, with all of their ancestors:
-    a server that hands out any commit cannot put one in here without having it in a branch or a tag. Files are left out by
-    servers that can do that.
+    The repository beside the copy holds only commits of branches and tags, with all of their ancestors. A
+    server that serves any commit cannot add one to it that is not in a branch or a tag. Servers that support
+    it leave files out.
 
     Args:
         git: of the repository.
-        commits: where its history is.
+        commits: directory of that repository.
         rule: which branches and tags count.
         clock: seconds; only differences matter.
     """
@@ -53,26 +54,26 @@ class CommitHistory:
         self._settled_until = -1.0
 
     async def require(self, commit: str) -> None:
-        """Make sure that clients may ask for a commit.
+        """Check that clients may ask for a commit.
 
         Raises:
-            TagUnknown: no branch or tag that counts leads to it.
-            SourceUnreachable: the repository cannot be asked.
+            TagUnknown: no accepted branch or tag leads to it.
+            SourceUnreachable: the repository does not answer.
         """
         if self._rule.checks and await self.find(commit) is None:
             raise self._rule.refusal(commit)
 
     async def find(self, commit: str) -> str | None:
-        """Return a branch or tag that counts and leads to a commit, with ``refs/``; ``None`` if there is none.
+        """Return an accepted branch or tag that leads to a commit, with ``refs/``; ``None`` if there is none.
 
         Raises:
-            SourceUnreachable: the repository cannot be asked.
+            SourceUnreachable: the repository does not answer.
         """
         fetched = self._fetched
         if (name := await self._leading_to(commit)) is not None:
             return name
         async with self._one_at_a_time:
-            # What others have fetched, who waited as well.
+            # Another request that held the lock may have fetched it.
             if fetched != self._fetched:
                 name = await self._leading_to(commit)
             name = name or self._tip(commit)
@@ -92,7 +93,7 @@ class CommitHistory:
     async def _leading_to(self, commit: str) -> str | None:
         if not await asyncio.to_thread(self._commits.exists):
             return None
-        # It fails for a commit that is not here, and fetches none.
+        # Fails for a commit that is not in this repository, and fetches none.
         status, output = await self._commits.run(
             "for-each-ref",
             f"--contains={commit}",
@@ -103,7 +104,7 @@ class CommitHistory:
         return next((f"refs/{name}" for name in names if self._counts(name)), None)
 
     async def _look(self) -> None:
-        """Read where branches and tags are: a small question, which is all that a commit at one of their ends costs."""
+        """Read the positions of branches and tags: a small request, enough for their newest commits."""
         status, output = await self._git.contact(
             "ls-remote", "--heads", "--tags", "--", self._git.address, seconds=LOOK_UP
         )
@@ -111,7 +112,7 @@ class CommitHistory:
             raise self._git.disclosure.unreachable(output)
         lines = (line.partition("\t") for line in output.splitlines())
         listed = {name.removeprefix("refs/"): commit for commit, _, name in lines}
-        # An annotated tag is listed twice, at last with the commit that it is of.
+        # git lists an annotated tag twice; the last line has its commit.
         peeled = {name.removesuffix("^{}"): commit for name, commit in listed.items()}
         tips = frozenset((name, commit) for name, commit in peeled.items() if self._counts(name))
         self._complete = self._complete and tips == self._tips
@@ -133,7 +134,7 @@ class CommitHistory:
         patterns = self._rule.patterns if self._rule.patterns is not None else ("*",)
         if not all(_SIMPLE.fullmatch(pattern) for pattern in patterns):
             patterns = ("*",)
-        # One that is not there would be an error, unless it might be several.
+        # git fails for a missing reference, unless the refspec is a pattern.
         wanted = [pattern if "*" in pattern else f"{pattern}*" for pattern in patterns]
         return [f"+refs/{kind}/{pattern}:{_HERE}{kind}/{pattern}" for pattern in wanted for kind in _KINDS]
 

@@ -39,7 +39,7 @@ class DirectorySource:
         return _REFERENCE
 
     def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002 -- see below
-        """See ``PackageSource.may_mean``. Only what is there now is ever read."""
+        """See ``PackageSource.may_mean``. A directory is always read in its current state."""
         return True
 
     async def resolve(self, reference: Reference) -> Pin:  # noqa: ARG002 -- there is only one

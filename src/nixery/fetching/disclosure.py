@@ -1,4 +1,4 @@
-"""What is told of a source that fails: the reason to the log, and to clients if the source is public."""
+"""Errors of sources: the log gets the reason; clients get it only if the source is public."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import structlog
 from nixery.errors import SourceUnreachable
 from nixery.sources.location import SourceLocation
 
-# Characters of what a program says; a server may have it repeat anything.
+# Characters of a program's message; a server may have it repeat anything.
 _LONGEST = 500
 
 _log = structlog.get_logger("nixery.sources")
 
 
 class Disclosure:
-    """Words about one source, without its secrets.
+    """Messages about one source, without its secrets.
 
     Args:
         location: of the source.

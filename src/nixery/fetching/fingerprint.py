@@ -17,10 +17,10 @@ _TOO_FRESH = 2_000_000_000
 # Git's own files change with every command, Python's caches with every run; no package set is made of them.
 _LEFT_OUT = frozenset({b".git", b"__pycache__"})
 
-# Where files are made up while they are read, and may have no end.
+# File systems whose files are generated on reading, and may be endless.
 _NOT_ON_A_DISK = (b"/proc", b"/sys", b"/dev")
 
-# How much belongs to one package set; nixpkgs has 40,000 files and 500 MB. Links may lead to more than anybody meant.
+# Limits for one package set; nixpkgs has 40,000 files and 500 MB. Links may lead to far more than intended.
 _MOST_ENTRIES = 2_000_000
 _MOST_TREES = 1_000
 _MOST_BYTES = 64 * 1024**3
@@ -32,12 +32,13 @@ _Version = tuple[int, int, int, int, int]
 class Fingerprint:
     """Digests names, types, executable bits, contents and targets of symlinks.
 
-    The same tree on another machine has the same fingerprint. What a symlink that leads out of the tree points to is part of
-    it. Files whose ``stat`` has not changed are not read again, so asking a second time is cheap. Not for several threads.
+    The same tree on another machine has the same fingerprint. It covers the target of a symlink that leads
+    out of the tree. Files with an unchanged ``stat`` are not read again, so a second call is cheap. Not
+    thread-safe.
 
-    Not read, and so no part of it: ``.git`` and ``__pycache__``; pipes, sockets and devices, which Nix cannot read either; and where
-    a symlink leads into the Nix store, to ``/proc``, ``/sys`` or ``/dev``, or to a directory that the tree itself is in. Of those
-    links, their targets' names are.
+    Left out: ``.git`` and ``__pycache__``; pipes, sockets and devices, which Nix cannot read either; and
+    targets of symlinks in the Nix store, in ``/proc``, ``/sys`` or ``/dev``, and in a directory that contains
+    the tree. For those links, the fingerprint covers the target's name.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class Fingerprint:
         """Return the fingerprint of a file or directory, in hexadecimal digits. Blocks, the first time for as long as reading takes.
 
         Raises:
-            OSError: something cannot be read, or there is too much of it.
+            OSError: a file cannot be read, or the tree exceeds the limits.
         """
         known, self._digests = self._digests, {}
         self._bytes = 0
@@ -108,8 +109,8 @@ def _listed(path: bytes) -> list[bytes]:
 
 
 def _opened(path: bytes, status: os.stat_result) -> io.BufferedReader:
-    """Open a file that was regular a moment ago; opening a pipe would wait for ever, and opening a device do something."""
-    # Non-blocking: with that, a pipe opens at once. Regular files do not mind.
+    """Open a file that was regular a moment ago, without blocking if it is a pipe by now."""
+    # With O_NONBLOCK a pipe opens at once. It has no effect on regular files.
     file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 -- the caller's
     opened = os.fstat(file.fileno())
     if not stat.S_ISREG(opened.st_mode) or not os.path.samestat(opened, status):

@@ -20,7 +20,7 @@ from nixery.sources.flake import FlakeReference, flake_reference
 from nixery.sources.location import COMMIT, SourceLocation
 from nixery.sources.source import Flake, Pin, Reference
 
-# Bytes for the flakes that were looked at.
+# Cache size in bytes for flakes that passed the check.
 _CAPACITY = 256 * 1024
 
 
@@ -28,8 +28,8 @@ class FlakeSource:
     """The ``PackageSource`` of a flake: ``packages`` and ``legacyPackages`` for the system.
 
     Args:
-        reference: of the operator's.
-        location: the same, as people see it.
+        reference: the operator's.
+        location: the same, for messages.
         repository: where branches and tags are looked up; ``None`` for a flake without versions.
         rule: which commits clients may ask for.
         store: where Nix puts trees.
@@ -59,7 +59,7 @@ class FlakeSource:
         return flake_reference(tag, self._flake, self._rule)
 
     def may_mean(self, reference: Reference, pin: Pin) -> bool:
-        """See ``PackageSource.may_mean``: Nix would fetch any other flake, too."""
+        """See ``PackageSource.may_mean``: Nix would fetch any flake that a pin names."""
         asked = reference.name if COMMIT.fullmatch(reference.name) else None
         return self._flake.may_be_locked_as(pin.identity, asked)
 
@@ -86,7 +86,7 @@ class FlakeSource:
         kind, _, copy = pin.identity.partition("?")[0].partition(":")
         if kind != "path" or not copy.startswith(STORE_DIRECTORY):
             if self._checked.get(pin.identity) is None:
-                # Another server has resolved the pin, perhaps one of another version.
+                # Another server, maybe of another version, has resolved the pin.
                 tree = await self._trees.tree(without_directory(pin.identity))
                 await self._require_sound(pin.identity, tree.path)
             # A commit: Nix has it, or gets it again.
@@ -111,7 +111,7 @@ class FlakeSource:
         if not reference.moving:
             name = None
             if self._rule.checks or not self._flake.is_of_a_forge:
-                # Older versions of Nix find a commit in the history of one branch or tag alone.
+                # Older versions of Nix search for a commit in the history of one branch or tag only.
                 name = await self._repository.leading_to(reference.name)
             if name is None and self._rule.checks:
                 raise self._rule.refusal(reference.name)

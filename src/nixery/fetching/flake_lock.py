@@ -1,8 +1,8 @@
-"""Whether a flake is made from what its lock says, and from nothing of this machine.
+"""Check that a flake depends only on its lock, and on nothing of this machine.
 
-Nix fetches the inputs of a flake before it asks whether it may, and copies directories into its store, where everybody can read
-them. So a flake is looked at first: nothing is fetched for one with an input that is not locked, or is no repository or archive on
-a network.
+Nix fetches the inputs of a flake before it checks whether it may, and copies directories into its store,
+where every user can read them. So this check comes first: Nix fetches nothing for a flake with an input that
+is not locked, or that is no repository or archive on a network.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import Any
 
 from nixery.fetching.flake_places import NETWORKS, FlakeRefused, check_tree, check_url, shown
 
-# Of flake.lock. The largest ones in use have some hundred inputs, and 100 kB.
+# Limits for flake.lock. The largest ones in use have some hundred inputs, and 100 kB.
 _LARGEST_LOCK = 4 * 1024 * 1024
 _MOST_NODES = 2000
 _VERSIONS = (5, 6, 7)
 
 
 def locked_inputs(tree: Path, directory: str) -> frozenset[str]:
-    """Check the lock of a flake, each node of it, whether or not anything refers to it.
+    """Check each node of a flake's lock, even if nothing refers to it.
 
     Args:
-        tree: of a commit, as it was fetched.
+        tree: of a commit, as fetched.
         directory: of the flake in it; relative.
 
     Returns:
         The names of the flake's own inputs that are locked.
 
     Raises:
-        FlakeRefused: a node is not locked, is of this machine, or is not understood.
-        FileNotFoundError: the tree is not there any more.
+        FlakeRefused: a node is not locked, refers to this machine, or has an unknown form.
+        FileNotFoundError: the tree no longer exists.
     """
     inside = [part for part in directory.split("/") if part]
     if ".." in inside:
@@ -47,7 +47,7 @@ def locked_inputs(tree: Path, directory: str) -> frozenset[str]:
 
 
 def _read_beneath(root: Path, *names: str) -> bytes | None:
-    """Read a regular file in a tree of somebody else's, without following any symlink; ``None`` if there is none."""
+    """Read a regular file in an untrusted tree, without following any symlink; ``None`` if there is none."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     what = "/".join(names)
     directory = os.open(root, flags | os.O_DIRECTORY)
@@ -98,7 +98,7 @@ def _check_lock(content: bytes) -> frozenset[str]:
 
 
 def check_inputs(declared: Mapping[str, Any], arguments: list[str], locked: frozenset[str]) -> None:
-    """Check what a flake says of its inputs.
+    """Check the inputs that a flake declares.
 
     Args:
         declared: ``inputs`` of ``flake.nix``.
@@ -106,17 +106,17 @@ def check_inputs(declared: Mapping[str, Any], arguments: list[str], locked: froz
         locked: the inputs in its lock.
 
     Raises:
-        FlakeRefused: one is not locked, or is of this machine.
+        FlakeRefused: an input is not locked, or refers to this machine.
     """
     for name in sorted({*declared, *arguments} - {"self"}):
         if name not in locked:
-            _check_declared(name, declared.get(name, {}))  # a better reason, if it has one
+            _check_declared(name, declared.get(name, {}))  # may raise with a more exact reason
             raise FlakeRefused(f"input {shown(name)} is not in flake.lock; run nix flake lock, and commit it")
     for name, value in declared.items():
         _check_declared(name, value)
 
 
-def _check_declared(name: str, value: Any) -> None:  # noqa: ANN401 -- whatever the flake has there
+def _check_declared(name: str, value: Any) -> None:  # noqa: ANN401 -- any value of the flake
     if not isinstance(value, dict):
         raise FlakeRefused(f"input {shown(name)} is not understood")
     inner = value.get("inputs", {})
@@ -135,7 +135,7 @@ def _check_declared(name: str, value: Any) -> None:  # noqa: ANN401 -- whatever 
         raise FlakeRefused(f"input {shown(name)} is not understood; {NETWORKS}")
 
 
-def _check_node(name: str, node: Any) -> None:  # noqa: ANN401 -- whatever the lock has there
+def _check_node(name: str, node: Any) -> None:  # noqa: ANN401 -- any value of the lock
     locked, original = (node.get("locked"), node.get("original")) if isinstance(node, dict) else (None, None)
     if not isinstance(locked, dict) or not isinstance(original, dict):
         raise FlakeRefused(f"input {shown(name)} is not locked in flake.lock")

@@ -1,4 +1,4 @@
-"""Where the input of a flake may be: on a network, by a way that says so itself."""
+"""Locations that are allowed for a flake's inputs: on a network, with an explicit scheme."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ NETWORKS = "only repositories and archives on a network can be inputs (github, g
 
 
 class FlakeRefused(Exception):
-    """A flake's inputs are not what they may be; the message says which one, and why."""
+    """A flake has an input that is not allowed; the message says which one, and why."""
 
 
 def check_url(name: str, url: str) -> None:
     """Check the URL of an input in ``flake.nix``.
 
     Raises:
-        FlakeRefused: it is of this machine, or not understood.
+        FlakeRefused: it refers to this machine, or has an unknown form.
     """
     if _FORGE_URL.fullmatch(url):
         return
     scheme, separator, _ = url.partition("://")
     if not separator:
-        # What a registry's name means, the lock says; a directory may look like one, but not with a scheme of its own.
+        # The lock says what a registry's name means; a directory may look like one, but not with an explicit
+        # scheme.
         if not _REGISTERED.fullmatch(url):
             raise FlakeRefused(f"input {shown(name)} is of this machine, or not understood; {NETWORKS}")
         return
@@ -52,7 +53,7 @@ def check_tree(name: str, tree: Mapping[str, Any], *, locked: bool) -> None:
     """Check the attributes of an input, in ``flake.nix`` or in a lock.
 
     Raises:
-        FlakeRefused: it is of this machine, not understood, or has to be locked and is not.
+        FlakeRefused: it refers to this machine, has an unknown form, or has to be locked and is not.
     """
     kind = tree.get("type")
     if tree.get("submodules"):
@@ -85,11 +86,11 @@ def _check_address(name: str, kind: str, url: str) -> None:
         parts, host = urlsplit(""), None
     if parts.scheme not in _SCHEMES.get(kind, ()) or not host or not _HOST.fullmatch(host):
         raise FlakeRefused(f"input {shown(name)} is of this machine, or not understood; {NETWORKS}")
-    # Taken apart differently by different programs.
+    # Programs parse such URLs differently.
     if re.search(r"[\s\\\x00-\x1f\x7f]", url):
         raise FlakeRefused(f"input {shown(name)} has a URL that is not understood")
 
 
 def shown(name: str) -> str:
-    """Return the name of an input, which may be any text, as it may be shown."""
+    """Return the name of an input, which is untrusted text, in a form that is safe to show."""
     return "".join(character if character.isprintable() else "?" for character in name[:80])

@@ -1,4 +1,4 @@
-"""The trees of flakes, fetched by Nix without any of their inputs, and looked at before anything is evaluated."""
+"""Trees of flakes: Nix fetches them without their inputs, and we check them before any evaluation."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from nixery.nix.error_message import explanation, without_paths
 from nixery.nix.process import Surroundings
 from nixery.sources.flake import FlakeReference
 
-# Seconds, for a flake's tree, and for reading what its inputs are.
+# Timeouts in seconds: for fetching a flake's tree, and for reading its inputs.
 _FETCH = 900
 _READ = 60
 
-# Bytes of address space for reading that.
+# Bytes of address space for reading inputs.
 _MEMORY = 2 * 1024**3
 
-# How often a directory is read anew that changes while it is read.
+# Attempts to read a directory that changes during the read.
 _ATTEMPTS = 3
 
 _EXPRESSIONS = files("nixery.fetching") / "expressions"
 
-# What Nix, git and the forges say if the reference is wrong rather than out of reach.
+# Messages of Nix, git and the forges that mean a wrong reference rather than an unreachable source.
 _UNKNOWN = (
     *("http error 404", "error: 404", "couldn't find remote ref", "cannot find git revision"),
     "unknown revision",
@@ -78,8 +78,8 @@ class FlakeTrees:
 
     Args:
         flake: as the operator wrote it.
-        disclosure: words about it.
-        fetching: what Nix is given for that; its memory is bounded, since a server may send an archive without end.
+        disclosure: makes error messages about it.
+        fetching: surroundings of commands that fetch it; their memory is bounded, since a server may send an archive without end.
     """
 
     def __init__(self, flake: FlakeReference, disclosure: Disclosure, fetching: Surroundings) -> None:
@@ -88,10 +88,10 @@ class FlakeTrees:
         self._fetching = fetching
 
     async def configured(self) -> tuple[str, Tree]:
-        """Fetch the flake as it is now; return a reference of that state, and its tree.
+        """Fetch the current state of the flake; return a reference to that state, and its tree.
 
         Raises:
-            PackageSetChanged: it changes all the time.
+            PackageSetChanged: it changed during every attempt.
             TagUnknown, SourceUnreachable: as below.
         """
         for _ in range(_ATTEMPTS):
@@ -111,7 +111,7 @@ class FlakeTrees:
 
     async def _prefetch(self) -> Mapping[str, str]:
         with as_file(_EXPRESSIONS / "registry.json") as registry:
-            # Nix would ask for its registry even where it is of no use.
+            # Otherwise Nix downloads its registry even where it needs none.
             options = ("--option", "flake-registry", str(registry)) if self._flake.is_direct else ()
             features = ("--extra-experimental-features", "nix-command flakes")
             command = ("nix", *features, *options, "flake", "prefetch", "--refresh", self._flake.text)
@@ -122,14 +122,14 @@ class FlakeTrees:
         return found.groupdict()
 
     async def tree(self, reference: str | Mapping[str, str], tag: str = "latest") -> Tree:
-        """Fetch a tree, and none of its inputs.
+        """Fetch a tree without its inputs.
 
         Args:
             reference: as a URL or as attributes, without ``dir``.
-            tag: that it was asked for by.
+            tag: that the client asked for.
 
         Raises:
-            TagUnknown, SourceUnreachable: there is none, or it cannot be fetched.
+            TagUnknown, SourceUnreachable: it does not exist, or cannot be fetched.
         """
         stdout, _ = await self._nix(
             *("nix-instantiate", "--eval", "--strict", "--json", "--read-write-mode"),
@@ -155,7 +155,7 @@ class FlakeTrees:
             raise self._disclosure.unreachable(f"no tree within {_FETCH} seconds") from error
         if completed.exit_code == 0:
             return completed.stdout, stderr
-        # Nix says of git no more than its status; git says why, in a line of its own.
+        # Nix reports only git's exit status; git writes the reason on a line of its own.
         fatal = [line for line in stderr if line.startswith("fatal:")]
         unreachable = self._disclosure.unreachable(" ".join([explanation(stderr), *fatal]))
         if any(words in line.casefold() for words in _UNKNOWN for line in stderr):
@@ -163,15 +163,15 @@ class FlakeTrees:
         raise unreachable
 
     async def require_sound(self, tree: Path, directory: str) -> None:
-        """Make sure of a flake's inputs before anything of it is evaluated as a flake.
+        """Check a flake's inputs before anything of it is evaluated as a flake.
 
         Args:
             tree: in the Nix store.
             directory: of the flake in it.
 
         Raises:
-            EvaluationFailed: an input is not locked, or of this machine.
-            PathsCollected: the tree is gone.
+            EvaluationFailed: an input is not locked, or refers to this machine.
+            PathsCollected: the tree no longer exists.
         """
         try:
             locked = await asyncio.to_thread(locked_inputs, tree, directory)
@@ -183,7 +183,7 @@ class FlakeTrees:
             raise EvaluationFailed((), f"the flake is refused: {error}") from error
 
     async def _inputs(self, tree: Path, directory: str) -> _Inputs:
-        """Read what a flake says of its inputs: nothing but its tree is in reach, and no network."""
+        """Read the inputs that a flake declares: the evaluation can reach its tree only, and no network."""
         environment = {
             name: value for name, value in self._fetching.environment.items() if name != "NIX_PATH"
         }
@@ -217,7 +217,7 @@ class FlakeTrees:
 
 
 def without_directory(reference: str) -> str:
-    """Return a reference without ``dir``, which says where the flake is in a tree and is nothing to fetch."""
+    """Return a reference without ``dir``, which locates the flake in a tree and does not concern fetching."""
     location, _, query = reference.partition("?")
     parameters = [(key, value) for key, value in parse_qsl(query) if key != "dir"]
     return f"{location}?{urlencode(parameters)}" if parameters else location

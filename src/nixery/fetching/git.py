@@ -30,7 +30,7 @@ class GitSource:
     Args:
         location: of the repository.
         repository: the same one.
-        rule: which commits clients may ask for.
+        rule: the commits that clients may ask for.
         temporary: for unfinished files; belongs to this process.
         store: where checked-out commits go.
         environment: for unpacking.
@@ -63,7 +63,7 @@ class GitSource:
         return Reference(tag, moving=False, rule=self._rule.identity)
 
     def may_mean(self, reference: Reference, pin: Pin) -> bool:
-        """See ``PackageSource.may_mean``: git would take any name of a reference for an identity, too."""
+        """See ``PackageSource.may_mean``: git would accept any reference name in place of an identity."""
         return is_commit_of(reference, pin)
 
     async def resolve(self, reference: Reference) -> Pin:

@@ -1,4 +1,4 @@
-"""Git, for one repository elsewhere: with the operator's credentials, and as if whoever is at the other end meant harm."""
+"""Run git against one remote repository: with the operator's credentials, and without trusting the remote."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ LOOK_UP = 60
 # Bytes of a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4 GB.
 _LARGEST_FILE = 16 * 1024**3
 
-# Bytes of memory of a program of git's, without the packs that it maps. A commit of a few megabytes can have a message of any length,
-# or thousands of placeholders for it (`export-subst`), and git takes memory for all of it. Packing all of nixpkgs anew takes 2 GB.
+# Limit in bytes for the memory of git, without the packs that it maps. A commit can have a message of any length, or
+# thousands of placeholders for it (`export-subst`), and git holds all of it. Repacking all of nixpkgs takes 2 GB.
 _MOST_MEMORY = 4 * 1024**3
 
-# None of these is needed, and each is a way to have a program run. Garbage is collected by us, in the foreground.
+# Git needs none of these here, and each can make it run a program. We collect garbage ourselves, in the
+# foreground.
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",
@@ -36,18 +37,18 @@ _SETTINGS = {
     "maintenance.auto": "false",
 }
 
-# Git maps packs as a whole otherwise, however large they are, and gives up if it may not.
+# Otherwise git maps whole packs of any size, and fails if it may not.
 _FEW_MAPPINGS = {"core.packedGitWindowSize": "32m", "core.packedGitLimit": "512m"}
 
-# It is the argument of a shell; the secrets are in the environment alone, where other users cannot read them.
+# A shell's argument; the secrets are in the environment alone, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
 
-# Some placeholders of `export-subst` in a commit have git archive run gpg on the commit's signature, and write into the files whose key
-# it was. The operator's keys are no part of a package set.
+# For some placeholders of `export-subst`, git archive runs gpg on the commit's signature and writes the name
+# of its key into the files. The operator's keys are no part of a package set.
 _NO_KEYS = {"GNUPGHOME": "/dev/null"}
 
-# For `sh -c`: bytes of a file, in blocks of 512, and of memory, in blocks of 1024, that are never exceeded by it or by its children. Less
-# memory than that may be all that the operator has given us.
+# For `sh -c`: limits for it and its children, for each file that they write (blocks of 512 bytes) and for memory (blocks of
+# 1024 bytes). The operator may have set a lower limit for memory already.
 _BOUNDED = 'ulimit -f "$1" && { ulimit -d "$2" 2>/dev/null || :; } && shift 2 && exec "$@"'
 
 
@@ -60,14 +61,14 @@ class Git:
 
     Attributes:
         address: of the repository, as an argument.
-        disclosure: words about it.
+        disclosure: makes error messages about it.
     """
 
     def __init__(self, location: SourceLocation, environment: Mapping[str, str]) -> None:
         self.address = location.address
         self.disclosure = Disclosure(location)
         self._location = location
-        # Nobody is there to type a password. Messages in English, since some are looked into.
+        # No user is present to type a password. English, since we search some messages for words.
         unattended = {
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "true",
@@ -79,9 +80,9 @@ class Git:
         }
         settings = list(_SETTINGS.items())
         if location.username is not None:
-            # For this host alone, whichever one the server redirects to.
+            # For this host alone, even if the server redirects to another one.
             where = "credential.{0.scheme}://{0.netloc}".format(urlsplit(location.address))
-            # The operator's helpers may know the password of a user, if we do not.
+            # If we have no password, the operator's helpers may know one for the user.
             first = [(f"{where}.username", location.username)]
             settings += [*(first if location.password is None else [(f"{where}.helper", "")])]
             settings += [(f"{where}.helper", _HELPER)]
@@ -93,10 +94,10 @@ class Git:
     async def contact(
         self, *arguments: str, seconds: float, descriptors: tuple[int, ...] = ()
     ) -> tuple[int, str]:
-        """Run git, which may reach the repository; return its status, with its output or what it said.
+        """Run git, which may contact the repository; return its status, with its output or its error message.
 
         Raises:
-            SourceUnreachable: it did not end in time, or there is no git.
+            SourceUnreachable: git timed out or is not installed.
         """
         try:
             return await self._run(arguments, seconds, {"GIT_ALLOW_PROTOCOL": self._protocols}, descriptors)
@@ -112,11 +113,11 @@ class Git:
         descriptors: tuple[int, ...] = (),
         answer: int = USUAL_ANSWER,
     ) -> tuple[int, str]:
-        """Run git on what is here; it reaches nothing, even if it misses something.
+        """Run git on local objects; it contacts no server, even if an object is missing.
 
         Raises:
             AnswerTooLarge: its output has more bytes than ``answer``.
-            StorageError: it did not end in time, or there is no git.
+            StorageError: git timed out or is not installed.
         """
         try:
             return await self._run(
@@ -148,14 +149,14 @@ class Git:
 
 
 def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
-    """Return an environment for a git that somebody else runs, in which nobody's hooks run, and which may have little address space."""
+    """Return an environment for a git that another program starts; git runs no hooks in it, and needs little address space."""
     return with_git_settings(environment, [*_SETTINGS.items(), *_FEW_MAPPINGS.items()])
 
 
 def with_git_settings(
     environment: Mapping[str, str], settings: Sequence[tuple[str, str]]
 ) -> Mapping[str, str]:
-    """Add settings to an environment, in which no other user can read them; they count more than those of any file."""
+    """Add settings to an environment, which hides them from other users; they override those of all files."""
     given = environment.get("GIT_CONFIG_COUNT", "0")
     start = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else 0
     added = {"GIT_CONFIG_COUNT": str(start + len(settings))}
@@ -170,5 +171,5 @@ def _is_local(address: str) -> bool:
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    """Return the name of a command of git's, for messages."""
+    """Return the name of a git command, for messages."""
     return arguments[2] if arguments[0] == "--git-dir" else arguments[0]

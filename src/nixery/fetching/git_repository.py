@@ -1,4 +1,4 @@
-"""A git repository elsewhere: what its branches and tags are, and a bare copy with the commits that were asked for."""
+"""A remote git repository: its branches and tags, and a bare copy with the commits that were requested."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _LARGEST_LIST = 64 * 1024 * 1024
 # What a server says that hands out commits by their digits, and has not got this one (git's upload-pack.c).
 _NOT_THERE = "not our ref"
 
-# How many commits are kept, those that were used last; a pin to another one fetches it again.
+# Commits that are kept, the most recently used ones; a pin to another one fetches it again.
 _KEPT = 64
-# How many packs git may have before it collects garbage.
+# Packs that git may have before it collects garbage.
 _PACKS = 50
 _KEPT_REFERENCES = "refs/nixery"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a branch or a tag is of.
+    """The target of a branch or a tag.
 
     Attributes:
         commit: its digits.
@@ -44,16 +44,16 @@ class Found:
 
 
 class GitRepository:
-    """Runs git, with the credentials that this user has, and never asks for any.
+    """Runs git with this user's credentials, and never asks for any.
 
     Args:
         location: of the repository.
-        copies: directory in which the copy is; made if it does not exist. Servers on one storage share it.
-        environment: what git needs.
-        rule: which commits clients may ask for.
+        copies: directory of the copy; made if missing. Servers on one storage share it.
+        environment: of git.
+        rule: the commits that clients may ask for.
 
     Attributes:
-        published: its URL as images tell it; see ``SourceLocation``.
+        published: its URL in annotations of images; see ``SourceLocation``.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class GitRepository:
         self._history = CommitHistory(self._git, BareRepository(self._git, copies / f"{name}-history"), rule)
 
     async def look_up(self, reference: str) -> Found:
-        """Return what ``HEAD``, or a branch or a tag, is of; a branch wins.
+        """Return the target of ``HEAD``, or of a branch or a tag; a branch takes precedence.
 
         Raises:
-            TagUnknown: there is neither.
-            SourceUnreachable: the repository cannot be asked.
+            TagUnknown: neither exists.
+            SourceUnreachable: the repository does not answer.
         """
         branch, tag = f"refs/heads/{reference}", f"refs/tags/{reference}"
-        # The second one is what an annotated tag is of.
+        # The second pattern gives the commit of an annotated tag.
         names = {"HEAD": "HEAD"} if reference == "HEAD" else {branch: branch, f"{tag}^{{}}": tag, tag: tag}
         # Without the copy: it may not be there yet.
         status, output = await self._git.contact(
@@ -91,16 +91,16 @@ class GitRepository:
         """Return a branch or tag that leads to a commit, with ``refs/``; see ``CommitHistory``.
 
         Raises:
-            SourceUnreachable: the repository cannot be asked.
+            SourceUnreachable: the repository does not answer.
         """
         return await self._history.find(commit)
 
     async def require_accepted(self, commit: str) -> None:
-        """Make sure that clients may ask for a commit, before anything of it is fetched.
+        """Check that clients may ask for a commit, before git fetches any of it.
 
         Raises:
             TagUnknown: they may not.
-            SourceUnreachable: the repository cannot be asked.
+            SourceUnreachable: the repository does not answer.
         """
         await self._history.require(commit)
 
@@ -153,7 +153,7 @@ class GitRepository:
         return TagUnknown(commit, f"{self._git.disclosure.name} has no such commit")
 
     async def _forget_old(self, copy: LockedRepository, newest: str) -> None:
-        """Drop the references of commits that were not used for long, and with them what git keeps for them."""
+        """Drop the references of commits that were not used recently, and with them their objects."""
         listed = await copy.require("for-each-ref", "--format=%(refname)", _KEPT_REFERENCES)
         commits = [name.rpartition("/")[2] for name in listed.split()]
         if len(commits) <= _KEPT:
@@ -162,7 +162,8 @@ class GitRepository:
         oldest = sorted((commit for commit in commits if commit != newest), key=lambda commit: used[commit])
         for commit in oldest[: len(commits) - _KEPT]:
             await copy.require("update-ref", "-d", f"{_KEPT_REFERENCES}/{commit}")
-        # A few packs of garbage are cheaper than packing everything anew for each commit. References stay files: see _last_use.
+        # A few packs of garbage cost less than repacking for each commit. References stay loose files: see
+        # _last_use.
         collect = ("-c", "gc.auto=6700", "-c", f"gc.autoPackLimit={_PACKS}", "-c", "gc.autoDetach=false")
         keep = ("-c", "gc.packRefs=false", "-c", "gc.pruneExpire=now", "-c", "gc.reflogExpire=now")
         await copy.run(*collect, *keep, "gc", "--auto", "--quiet")
@@ -174,7 +175,7 @@ class GitRepository:
             return 0.0
 
     def _mark_used(self, commit: str) -> None:
-        # Without a file it is an old one that git has packed, or part of a copy of everything.
+        # Without a file, the reference is an old one that git has packed, or part of a full copy.
         path = self._copy.directory / _KEPT_REFERENCES / commit
         if path.exists():
             os.utime(path)

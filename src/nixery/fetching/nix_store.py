@@ -20,11 +20,11 @@ _COPY = 300
 
 
 class NixStore:
-    """Copies trees into the Nix store, and keeps them there while they are used.
+    """Copies trees into the Nix store, and keeps them there while they are in use.
 
     Args:
-        roots: what protects them from Nix's garbage collector.
-        collector: that one's lock.
+        roots: protect them from Nix's garbage collector.
+        collector: the lock of that collector.
         environment: of Nix's commands.
     """
 

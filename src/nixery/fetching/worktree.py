@@ -17,8 +17,8 @@ from nixery.nix.process import Surroundings
 # Seconds. Looking through the working tree of nixpkgs takes less than one.
 _PATIENCE = 30
 
-# The directory may belong to somebody else, whose packages we evaluate; but none of the programs that its configuration names is to
-# run here.
+# The directory may belong to another user, whose packages we evaluate; but no program in its git
+# configuration may run here.
 _SETTINGS = (
     ("safe.directory", "*"),
     ("safe.bareRepository", "explicit"),
@@ -32,7 +32,7 @@ _SETTINGS = (
     ("submodule.recurse", "false"),
 )
 
-# Programs that change the content of files on its way; which ones there are is up to a repository's own configuration.
+# Filters change the content of files; a repository's own configuration defines them.
 _FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
 
 
@@ -50,18 +50,18 @@ class WorktreeState:
 
 
 async def worktree_state(path: Path, environment: Mapping[str, str]) -> WorktreeState | None:
-    """Return the state of a file or directory in a working tree; ``None`` if it is in none, or there is no git to ask.
+    """Return the state of a file or directory in a working tree; ``None`` outside of one, or without git.
 
-    Commits to other parts of a large repository do not count: they change nothing for who uses this one.
+    Commits to other parts of a large repository do not count: they do not change this part.
 
     Args:
         path: of the file or directory.
-        environment: what git needs.
+        environment: of git.
     """
     is_directory = await asyncio.to_thread(path.is_dir)
     directory = path if is_directory else path.parent
     part = "." if is_directory else path.name
-    # It writes nothing, and fetches nothing that the repository lacks.
+    # Writes nothing, and fetches no missing objects.
     alone = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "LC_ALL": "C"}
     environment = with_git_settings({**environment, **alone}, _SETTINGS)
     names = await _ask(directory, environment, "config", "--list", "--name-only", "-z")

@@ -18,7 +18,7 @@ from nixery.oci.image import ExecutionParameters
 _FEWEST_LAYERS, _MOST_LAYERS = 2, 125
 
 _NANOSECONDS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-# Clients have 64 bits for the nanoseconds, one of them for the sign.
+# Clients store nanoseconds in a signed 64-bit number.
 _LONGEST_DURATION = 2**63 - 1
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|ms|s|m|h))+", re.ASCII)
 _PORT = re.compile(r"(\d{1,5})(/(tcp|udp|sctp))?", re.ASCII)
@@ -26,7 +26,7 @@ _USER = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*(:[a-zA-Z0-9_][a-zA-Z0-9_.-]*)?"
 _SIGNAL = re.compile(r"SIG[A-Z0-9+-]+|\d{1,2}", re.ASCII)
 
 
-# Of a definition with many mistakes, so many are named, with so many characters of a name or a wrong value.
+# Errors that are reported of one definition, and characters of a name or a wrong value in a report.
 _NAMED, _SHOWN = 10, 100
 
 # Where packages.nix found something that JSON has no words for, it says what that is in a set with this name.
@@ -37,10 +37,11 @@ class InvalidDefinition(ValueError):
     """A definition does not fit the schema; the message names the field."""
 
 
-# As long as the kernel takes a path (PATH_MAX), and longer than any tool makes a name of a user.
+# The longest path that the kernel accepts (PATH_MAX), and longer than any tool's user names.
 _LONGEST_PATH, _LONGEST_USER = 4095, 255
 
-# The directories of a definition are made in the image, each with those above it: a kilobyte of short names would be megabytes.
+# The image gets the directories of a definition and all their parents: a kilobyte of short names would become
+# megabytes.
 _DEEPEST, _MOST_VOLUMES = 128, 256
 
 # The next one, -1 as a number of 32 bits, means "leave it as it is" to chown(2).
@@ -175,7 +176,7 @@ def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         named = "; ".join(_problem(dict(problem)) for problem in problems[:_NAMED])
         raise InvalidDefinition(named + more) from None
-    # Where any names may stand, that of a type fits as well.
+    # Labels and variables may have any name, so the validation accepts the name of the type marker.
     config = from_json(document).get("config", {})
     for field in ("Labels", "Env"):
         if _TYPE in config.get(field, ()):
@@ -202,7 +203,7 @@ def _parameters(config: _Config) -> ExecutionParameters:
 def _problem(problem: Mapping[str, Any]) -> str:
     way, found = problem["loc"], problem["input"]
     if not way:
-        # Not JSON that can be read: nested too deeply, for one.
+        # Not readable JSON: nested too deeply, for example.
         return f"the definition cannot be read: {problem['msg'][:_SHOWN]}"
     if way[-1] == _TYPE:
         way, found = way[:-1], {_TYPE: found}

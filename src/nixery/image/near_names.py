@@ -33,8 +33,9 @@ class NearNames:
         found = process.extract(
             wanted,
             self._names,
-            # Not Damerau-Levenshtein, which takes fifty times as long for long names, and holds the interpreter's lock: a package set with
-            # 30,000 names of 250 letters stopped the server for as many as nine seconds a missing name.
+            # Not Damerau-Levenshtein, which takes fifty times as long for long names, and holds the
+            # interpreter's lock: with a package set of 30,000 names of 250 letters, each missing name stopped
+            # the server for up to nine seconds.
             scorer=OSA.normalized_similarity,
             score_cutoff=_LEAST_SIMILARITY,
             limit=_MOST,

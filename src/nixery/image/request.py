@@ -106,17 +106,18 @@ def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[Imag
 
 
 def canonical_name(name: str) -> str:
-    """Return the one name that stands for all names of an image: what is asked for once, and in order.
+    """Return the canonical name of an image: each package once, in order.
 
     Raises:
         InvalidName: as ``requests_for``.
     """
-    # As many as there are, so that a platform that the name begins with can be told from those of any name.
+    # With all platforms, so that a name with a platform prefix gives one request, and any other name several.
     requests = requests_for(name, tuple(_PLATFORMS.values()))
     request = requests[0]
     platform = [request.platform.architecture.name] if len(requests) == 1 else []
     shell = ["shell"] if request.shell else []
-    # A package that is called as a meta-package is one only behind another package, and `library` is none in front of a single one.
+    # A package with the name of a meta-package must follow another package; `library` must not precede a
+    # single one.
     packages = sorted(request.requested, key=lambda package: (package in {"shell", *_PLATFORMS}, package))
     components = [*platform, *shell, *packages]
     if components[0] == "library" and len(components) == _OFFICIAL:

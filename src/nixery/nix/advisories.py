@@ -1,7 +1,8 @@
 """Versions of Nix and git that are known to be unsafe with hostile input.
 
-A version is all that a program tells about itself, and distributions fix flaws without changing it. So this is a reason to look, not
-to refuse: docs/explanation/deployments.md says which versions are safe, and what was left out here and why.
+Programs report only their version, and distributions fix flaws without changing it. So a match is a reason to
+check, not to refuse: docs/explanation/deployments.md lists the safe versions, and explains which flaws this
+list omits.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Advisory:
     """A published flaw.
 
     Attributes:
-        name: by which it can be looked up.
-        meaning: what it lets somebody do, as a clause.
-        fixed: the first fixed release of each line of releases. A line that is not among them was never fixed, unless it is
-            newer than all of them.
+        name: to look it up by.
+        meaning: what it lets an attacker do, as a clause.
+        fixed: the first fixed release of each release line. A line that is not listed was never fixed, unless
+            it is newer than all of them.
         since: the first version that has it.
     """
 
@@ -37,13 +38,14 @@ class Advisory:
     since: Version = (0, 0, 0)
 
     def concerns(self, version: Version) -> bool:
-        """Whether a release has the flaw, as far as its number tells."""
+        """Whether a release has the flaw, judged by its version."""
         if version < self.since or version >= max(self.fixed):
             return False
         return not any(version[:2] == fixed[:2] and version >= fixed for fixed in self.fixed)
 
 
-# By what a program calls itself. From the advisories of the projects, and the CVE records that quote them.
+# Keyed by the name that a program reports. From the advisories of the projects, and the CVE records that
+# quote them.
 ADVISORIES: Mapping[str, Sequence[Advisory]] = {
     "Nix": (
         Advisory(
@@ -66,7 +68,7 @@ ADVISORIES: Mapping[str, Sequence[Advisory]] = {
             "CVE-2026-39860",
             "a sandboxed builder of a download can overwrite any file, as the user that runs Nix or its daemon",
             ((2, 28, 6), (2, 29, 3), (2, 30, 4), (2, 31, 4), (2, 32, 7), (2, 33, 4), (2, 34, 5)),
-            # Of the fix of the first one here, and so in its fixed releases as well.
+            # A flaw of the fix for the first one here, and so present in its fixed releases.
             (2, 18, 2),
         ),
         Advisory(
@@ -131,12 +133,12 @@ ADVISORIES: Mapping[str, Sequence[Advisory]] = {
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A program as it calls itself.
+    """A program and the version that it reports.
 
     Attributes:
-        program: a key of ``ADVISORIES``, or what else it calls itself.
+        program: a key of ``ADVISORIES``, or another name that it reports.
         version: as text, without the suffixes of distributions.
-        advisories: that concern it.
+        advisories: that apply to it.
     """
 
     program: str
@@ -145,7 +147,7 @@ class Release:
 
     @property
     def warning(self) -> str:
-        """Say in one sentence what is the matter with it; empty if nothing is known."""
+        """Describe its known flaws in one sentence; empty if none is known."""
         if not self.advisories:
             return ""
         flaws = "; ".join(f"{flaw.name} ({flaw.meaning})" for flaw in self.advisories)
@@ -153,7 +155,7 @@ class Release:
 
 
 def release(program: str, environment: Mapping[str, str]) -> Release | None:
-    """Ask a program, ``git`` or one of Nix's, for its version; ``None`` if it does not tell. Blocks for some hundredths of a second."""
+    """Ask ``git`` or a program of Nix for its version; ``None`` without one. Blocks for some 10 ms."""
     try:
         answer = subprocess.run(
             (program, "--version"),
@@ -170,7 +172,7 @@ def release(program: str, environment: Mapping[str, str]) -> Release | None:
 
 
 def parsed(answer: str) -> Release | None:
-    """Read what a program says about its version, for example ``nix-store (Nix) 2.8.0``; ``None`` if it does not say one."""
+    """Parse version output, for example ``nix-store (Nix) 2.8.0``; ``None`` if it has no version."""
     found = _VERSION.search(answer)
     if found is None:
         return None

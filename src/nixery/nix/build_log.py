@@ -31,11 +31,12 @@ _DERIVATION = re.compile(r"/nix/store/([0-9a-z]{32}-[^\s'!^]+?\.drv)")
 
 LOG_TAIL = 20
 
-# A builder may write a megabyte without a line break; people read no more than this many characters of it. Of what it wrote, so many
-# are looked at: colours are taken out.
+# A builder may write a megabyte without a line break. Limits of characters: shown of a line, and
+# read to remove its escape sequences.
 _LONGEST_LINE, _LONGEST_RAW = 2000, 16_000
 
-# Derivations whose last lines are kept, and errors of Nix; of more, the latest derivations and the first errors.
+# Derivations whose last lines are kept, and errors of Nix; beyond that, the latest derivations and the first
+# errors.
 _MOST_TAILS, _MOST_ERRORS = 500, 50
 
 
@@ -107,7 +108,8 @@ class BuildLog:
                     activity
                 )
             case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
-                # A builder may write `@nix {...}` itself, and Nix passes on what it says there. An error of Nix's own has more to it.
+                # A builder may write `@nix {...}` itself, and Nix passes it on. Errors of Nix itself have
+                # more fields.
                 messages = self._errors if "raw_msg" in event else self._other_messages
                 if len(messages) < _MOST_ERRORS:
                     messages.append(plain(text))
@@ -138,12 +140,12 @@ class BuildLog:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """What Nix itself said is wrong, and no builder in its name. Of a daemon's errors, the last one."""
+        """Errors of Nix itself, which no builder can forge. From a daemon, only the last error."""
         return tuple(self._errors)
 
     @property
     def _messages(self) -> list[str]:
-        """What is said to be wrong: by Nix, then by a daemon or by a builder, which cannot be told apart."""
+        """Error messages: first Nix's own, then those of a daemon or a builder, which look alike."""
         return [*self._errors, *self._other_messages]
 
     @property
@@ -201,7 +203,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.startswith(_PREFIX):
         return None
     try:
-        # Unlike the standard library's, it has a bound for nesting, and an ordinary error.
+        # Unlike the standard library's parser, it bounds nesting, and raises an ordinary error.
         event = from_json(line[len(_PREFIX) :])
     except ValueError:
         return None

@@ -166,22 +166,23 @@ class NixBuilder(Protocol):
     def realise(
         self, installables: Sequence[str], tell: Tell = ..., on_begun: Callable[[], None] = ...
     ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
-        """Build or substitute some outputs; nothing else.
+        """Build or substitute the given outputs, and no others.
 
         Args:
-            installables: in Nix's words.
-            tell: is told how far it is, some ten times a second.
-            on_begun: called when Nix itself protects what it works with, maybe several times, maybe never.
+            installables: in Nix's syntax.
+            tell: called with the progress, some ten times a second.
+            on_begun: called when Nix itself protects its inputs; possibly several times, or never.
 
         Yields:
-            The store paths that Nix provided. An evaluation may claim others, which are not the package set's to give away.
+            The store paths that Nix provided. An evaluation may claim others, which do not belong to the
+            package set.
 
-        While the context lasts they are protected from Nix's garbage collector.
+            The context protects them from Nix's garbage collector.
 
         Raises:
-            PathsCollected: a derivation is not there any more; evaluating again writes it.
+            PathsCollected: a derivation no longer exists; a new evaluation writes it.
             BuildFailed: with the failing derivation and the end of its log.
-            BuildTimedOut: with the derivation, where one is to blame.
+            BuildTimedOut: with the derivation, if one caused it.
             NixUnusable: Nix cannot be run.
         """
         ...

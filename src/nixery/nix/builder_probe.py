@@ -1,8 +1,9 @@
-"""Running a builder that reports what it is.
+"""Run a builder that reports how it is confined.
 
-Nix's configuration does not tell what a builder could reach. A daemon has one of its own and ignores what a client asks for, ``sandbox-fallback``
-may turn the sandbox off without a word, ``sandbox = relaxed`` leaves the choice to each package, and a sandbox without build users
-keeps the user that it is entered with. So a derivation of a few lines is built, and its builder says what it finds.
+Nix's configuration does not say what a builder could reach. A daemon has its own and ignores a client's
+options, ``sandbox-fallback`` may turn the sandbox off silently, ``sandbox = relaxed`` lets each package
+choose, and a sandbox without build users keeps the user that started it. So the probe builds a derivation of
+a few lines, whose builder reports what it finds.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from typing import Self
 from nixery.beneath import read_beginning
 from nixery.nix.sandbox import Confinement, Sandbox, User
 
-# Seconds: for the report of a builder, and for Nix to end it once that time is over. The server does not listen before.
+# Seconds: for a builder's report, and for Nix to end the builder after that. The server does not listen
+# before.
 _PATIENCE = 10.0
 _GRACE = 4.0
 
-# Bytes of a report; it takes a tenth of that.
+# Bytes of a report; a real one has a tenth of that.
 _LONGEST_REPORT = 4096
 
-# Only what a shell can do by itself: a sandbox may have nothing but /bin/sh. `-O` is no part of POSIX; dash, bash and busybox have it.
+# Only shell built-ins: a sandbox may have nothing but /bin/sh. `-O` is not in POSIX; dash, bash and busybox
+# have it.
 _SCRIPT = """\
 uid= map= boot= owner=no reads=no
 while read -r key _ effective _; do if [ "$key" = Uid: ]; then uid=$effective; fi; done < /proc/self/status
@@ -42,7 +45,8 @@ if [ -r "$file" ]; then reads=yes; fi
 echo "pid=$$ uid=$uid owner=$owner reads=$reads boot=$boot map=$map" > "$out"
 """
 
-# Each of them is new, or Nix would not build it now. `escaping` is what a package may say that wants no sandbox (Nix manual, sandbox).
+# Each derivation is unique, or Nix would reuse an old result. `escaping` has the attribute by which a package
+# opts out of the sandbox (Nix manual, sandbox).
 _EXPRESSION = """\
 { salt, file, script, escaping }: derivation ({
   name = "nixery-probe";
@@ -55,7 +59,7 @@ _EXPRESSION = """\
 } // (if escaping == "yes" then { __noChroot = true; } else { }))
 """
 
-# For a configuration that puts no shell into the sandbox. Not all machines have all of them.
+# For a configuration that puts no shell into the sandbox. Not all machines have all of these.
 _WITH_A_SHELL = ("--option", "extra-sandbox-paths", "/bin? /lib? /lib64? /usr?")
 
 _REPORT = re.compile(
@@ -68,9 +72,9 @@ class BuilderProbe:
     """Builds the derivation in the background. A context manager; leaving it ends all processes.
 
     Args:
-        options: that builds are given.
-        environment: that builds are given.
-        directory: of the server's own, for a file that no builder should be able to read.
+        options: of builds.
+        environment: of builds.
+        directory: private to the server, for a file that no builder should be able to read.
 
     Raises:
         OSError: the directory cannot be written to.
@@ -80,7 +84,7 @@ class BuilderProbe:
         self._options = options
         self._environment = environment
         self._until = time.monotonic() + _PATIENCE
-        # Readable for its owner alone.
+        # Mode 0600.
         self._file = tempfile.NamedTemporaryFile(dir=directory, prefix="nixery-probe-")  # noqa: SIM115 -- see __exit__
         self._running: list[_Build] = []
         self._plain = self._start()
@@ -100,7 +104,7 @@ class BuilderProbe:
         return build
 
     def confinement(self) -> Confinement:
-        """Wait for the report, some seconds at most."""
+        """Wait for the report, with a timeout of some seconds."""
         try:
             try:
                 found = _understood(self._plain.output(self._until))
@@ -128,18 +132,18 @@ class BuilderProbe:
 
 
 class _NoReportError(Exception):
-    """A builder did not report; the message is the reason."""
+    """A builder did not report; the message says why."""
 
 
 class _EscapeRefusedError(_NoReportError):
-    """Nix does not build what wants no sandbox."""
+    """Nix refuses to build a derivation that opts out of the sandbox."""
 
 
 class _Build:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._process: subprocess.Popen[str] | None = None
         try:
-            # In a group of its own, so that all of it can be ended.
+            # A process group of its own, to end all its processes.
             self._process = subprocess.Popen(
                 command,
                 env=environment,
@@ -154,10 +158,10 @@ class _Build:
             self._problem = f"cannot run {command[0]}: {error.strerror}"
 
     def output(self, until: float) -> str:
-        """Wait, and read what the builder wrote.
+        """Wait, and read the builder's report.
 
         Raises:
-            _NoReportError: it wrote nothing, or not in time.
+            _NoReportError: it wrote nothing, or timed out.
         """
         if self._process is None:
             raise _NoReportError(self._problem)
@@ -196,19 +200,19 @@ def _understood(report: str) -> Confinement:
         return Confinement("elsewhere", "own")
     ours = [int(number) for number in Path("/proc/self/uid_map").read_text(encoding="utf-8").split()]
     theirs = [int(number) for number in found["map"].replace(":", " ").split()]
-    # In a namespace of its own a builder's user has another number than outside, and that one counts.
+    # In a user namespace, a builder's user has another id than outside, and the outer id counts.
     uid = int(found["uid"]) if theirs == ours else _outside(int(found["uid"]), theirs)
     user: User = "server" if uid == os.geteuid() else "own"
-    # Root of a user namespace is somebody else outside, and can do no more than that one there.
+    # Root of a user namespace is another user outside, and has no more rights than that user.
     if uid == 0 and _outside(0, ours) == 0:
         user = "root"
-    # Only Nix's sandbox makes the builder the first process of its namespace.
+    # Only in Nix's sandbox is the builder the first process of its PID namespace.
     sandbox: Sandbox = "on" if found["pid"] == "1" else "off"
     return Confinement(sandbox, user, found["owner"] == "yes", found["reads"] == "yes")
 
 
 def _outside(uid: int, mapping: Sequence[int]) -> int:
-    """The number that a user has in the namespace around a namespace (user_namespaces(7))."""
+    """The id of a user in the parent namespace (user_namespaces(7))."""
     for inside, outside, count in zip(mapping[::3], mapping[1::3], mapping[2::3], strict=True):
         if inside <= uid < inside + count:
             return outside + uid - inside

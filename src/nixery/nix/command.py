@@ -10,29 +10,30 @@ from nixery.nix.build_log import LOG_TAIL, plain
 from nixery.nix.error_message import without_hashes_of_files
 from nixery.nix.process import Completed, Deadline, Surroundings, run
 
-# Arguments of one command, and their bytes, well under Linux's limit of 2 MiB for all of them and the environment together.
+# Limits for the arguments of one command, and their bytes, well under Linux's 2 MiB for arguments and
+# environment.
 _PATHS, ARGUMENTS = 5000, 1024 * 1024
 
-# Bytes of a line that are kept: more than is shown of it, whatever its escape sequences.
+# Bytes of a line that are kept: more than a log shows, to allow for escape sequences.
 _LONGEST_LINE = 16 * 1024
 
 
 async def run_command(
     seconds: float, *arguments: str, surroundings: Surroundings
 ) -> tuple[Completed, Sequence[str]]:
-    """Run a command to its end; return what became of it, and the last lines it wrote on stderr.
+    """Run a command to its end; return its result, and the last lines that it wrote on stderr.
 
     Args:
-        seconds: until it has to have ended.
+        seconds: the timeout.
         arguments: the program and its arguments.
         surroundings: of the program.
 
     Raises:
-        BuildTimedOut: it did not end in time.
-        AnswerTooLarge: it wrote more than it may.
+        BuildTimedOut: it timed out.
+        AnswerTooLarge: its output exceeds the limit.
         NixUnusable: it cannot be started.
     """
-    # Made readable at the end: most lines of a program that floods us are never looked at.
+    # Decoded only at the end: most lines of a flood are never shown.
     lines: deque[bytes] = deque(maxlen=LOG_TAIL)
     try:
         completed = await run(

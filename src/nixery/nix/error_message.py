@@ -13,12 +13,13 @@ from nixery.plain_text import plain_text, shortened
 # Characters of an explanation; most clients show it in one line.
 _LONGEST = 2000
 
-# A pure evaluation reads any file of this machine whose hash it knows, in versions of Nix before 2.20. So it must not learn one.
+# In versions of Nix before 2.20, a pure evaluation reads any file of this machine by its hash. So errors must
+# not reveal one.
 _HASH_OF_A_FILE = re.compile(r"(NAR hash mismatch in input) '(?:path:|file:|\w+\+file:|/).*")
 
 
 def without_hashes_of_files(line: str) -> str:
-    """Leave out what a line of Nix's says of the hash of something on this machine."""
+    """Remove hashes of this machine's files from a line of Nix."""
     return _HASH_OF_A_FILE.sub(r"\1 of this machine", line)
 
 

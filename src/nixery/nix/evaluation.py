@@ -129,7 +129,7 @@ def parse_answer(stdout: bytes) -> tuple[Item, ...]:
         NixUnusable: it is not what ``packages.nix`` gives.
     """
     try:
-        # Nix's strings are bytes, and older versions print them as they are.
+        # Nix's strings are bytes, and older versions print them unescaped.
         answer = _ANSWER.validate_json(stdout.decode(errors="replace"))
     except ValidationError as error:
         problem = error.errors()[0]
@@ -213,7 +213,8 @@ def _mentioned(text: str, installables: Sequence[str]) -> tuple[StorePath, ...]:
     found = set()
     for match in set(_STORE_PATH.findall(text)):
         path = StorePath.parse(match)
-        # A look-up for each beginning of a name: a text may mention thousands of paths, and refer to thousands of packages.
+        # One look-up for each prefix of a name: a text may mention thousands of paths, and refer to thousands
+        # of packages.
         lengths = range(len(path.name), 0, -1)
         ours = next((path.name[:length] for length in lengths if path.name[:length] in names), None)
         if ours is not None:
@@ -222,7 +223,8 @@ def _mentioned(text: str, installables: Sequence[str]) -> tuple[StorePath, ...]:
 
 
 def _output_name(name: str) -> str:
-    # It becomes a part of an argument, `<derivation>!<output>`. What is allowed is what Nix allows in names of store paths.
+    # It becomes a part of an argument, `<derivation>!<output>`. Allows what Nix allows in names of store
+    # paths.
     if _OUTPUT.fullmatch(name) is None:
         raise ValueError(f"{name!r} is not the name of an output")
     return name

@@ -1,4 +1,4 @@
-"""What holds between this process and those it starts: they do not outlive it, and they cannot read its memory.
+"""Protections between this process and its children: they do not outlive it, and cannot read its memory.
 
 See ``nixery.nix.warden`` for the first.
 """
@@ -25,16 +25,16 @@ MARK = "NIXERY_STARTED_BY"
 _PATIENCE = 5
 
 
-# The number that Linux gives the operation in prctl(2).
+# The operation's number in Linux's prctl(2).
 _PR_SET_DUMPABLE = 4
 
 
 def hide_from_builders() -> None:
     """Close this process's environment and memory to other processes of the same user.
 
-    A builder without a sandbox may run as the server's own user, and would find the server's credentials in
-    ``/proc/<pid>/environ``. Children are not affected: the kernel resets the flag when they execute a program (prctl(2)).
-    Root reads everything all the same.
+    A builder without a sandbox may run as the server's own user, and could read the server's credentials in
+    ``/proc/<pid>/environ``. Children are not affected: the kernel resets the flag when they execute a program
+    (prctl(2)). Root can still read everything.
     """
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 

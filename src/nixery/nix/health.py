@@ -44,7 +44,7 @@ def is_out_of_room(store: Path = Path(STORE_DIRECTORY)) -> bool:
 
 
 def owns_store(store: Path = Path(STORE_DIRECTORY)) -> bool:
-    """Whether Nix writes to the store as this user: then its options are ours to choose, and no daemon ignores them."""
+    """Whether Nix writes to the store as this user: then our options apply, and no daemon ignores them."""
     try:
         return store.stat().st_uid == os.geteuid()
     except OSError:

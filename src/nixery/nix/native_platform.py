@@ -15,7 +15,7 @@ _MACHINES = {"x86_64": AMD64, "amd64": AMD64, "aarch64": ARM64, "arm64": ARM64}
 
 
 def native_platform(environment: Mapping[str, str]) -> Platform:
-    """Ask Nix, whose configuration has the say; if it does not answer, or with something else, the machine decides.
+    """Ask Nix, whose configuration decides; without a valid answer, use the machine's own platform.
 
     Blocks for some hundredths of a second.
 

@@ -25,16 +25,16 @@ _SEARCH_PATH = "NIX_PATH"
 
 @dataclass(frozen=True, slots=True)
 class NixOptions:
-    """Options of the operator.
+    """The operator's options for Nix.
 
     Attributes:
-        every_command: as they are, for all commands of Nix.
-        sandbox: whether builders run in Nix's sandbox; ``None`` for what Nix's configuration says.
-        import_from_derivation: whether an evaluation may build things, and then read them.
+        every_command: added unchanged to all commands of Nix.
+        sandbox: whether builders run in Nix's sandbox; ``None`` for Nix's own configuration.
+        import_from_derivation: whether an evaluation may build derivations, and then read them.
         environment: of evaluations that read variables, or that build.
         fetching: of evaluations that do neither, and so may fetch with logins.
-        building: of commands that build, or that ask the store.
-        memory: of evaluations, in bytes; ``None`` for no bound.
+        building: of commands that build, or that query the store.
+        memory: of evaluations, in bytes; ``None`` for no limit.
     """
 
     every_command: tuple[str, ...] = ()
@@ -52,11 +52,11 @@ class NixOptions:
         return canonical_json([self.every_command, self.import_from_derivation, search_path]).decode()
 
     def surroundings(self, package_set: PackageSet, answer: int) -> Surroundings:
-        """Return what an evaluation is given: none of our secrets, and not all of our memory.
+        """Return the surroundings of an evaluation: without our secrets, and with bounded memory.
 
         Args:
-            package_set: what is evaluated.
-            answer: the most bytes that are read of what it answers.
+            package_set: to evaluate.
+            answer: limit of its output, in bytes.
         """
         environment = self.environment
         match package_set:
@@ -92,21 +92,21 @@ class NixOptions:
                 pass
             case Flake(pure=pure):
                 if pure:
-                    # A pure evaluation reads any file whose hash it knows, unless it is restricted as well.
+                    # A pure evaluation can read any file by its hash, unless it is restricted as well.
                     options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
                 options += ["--option", "extra-experimental-features", "nix-command flakes"]
                 # Not by itself: only the new commands of Nix evaluate purely unless they are told otherwise.
                 options += ["--option", "pure-eval", str(pure).lower()]
         if self.import_from_derivation:
-            # It builds as well, and the same holds for its builders.
+            # It builds as well, so the same holds for its builders.
             options += (*self._sandboxing, *_LOG)
         return [*options, *self.every_command]
 
     def store(self, answer: int | None = None) -> Surroundings:
-        """Return what commands are given that build, or that ask the store.
+        """Return the surroundings of commands that build, or that query the store.
 
         Args:
-            answer: the most bytes that are read of their answer; ``None`` for a short one.
+            answer: limit of the output in bytes; ``None`` for a short one.
         """
         return Surroundings(self.building) if answer is None else Surroundings(self.building, answer=answer)
 

@@ -28,7 +28,7 @@ _HEAD = 1024
 class SubprocessPackageGraph(SubprocessNixBuilder):
     """The ``PackageGraph``: what building takes, and what is asked about a whole set beyond it."""
 
-    # It looks at thousands of names at once, of which many may not evaluate, and works for the operator alone.
+    # Queries thousands of names at once, many of which may not evaluate; only the operator starts it.
     _processes = 100_000
 
     async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
@@ -88,7 +88,7 @@ def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
 
 def _is_fixed_output(derivation: str) -> bool:
     """Whether it fetches something: archives of sources are in hardly any closure."""
-    # A source can have a derivation's name, and be a symlink to anything.
+    # A source can have a derivation's name, and be a symlink to any file.
     try:
         return _FIXED_OUTPUT.match(read_beginning(derivation, _HEAD)) is not None
     except OSError:

@@ -1,4 +1,4 @@
-"""Running Nix: both output streams at once and within bounds, and never a process left behind."""
+"""Run Nix: read both output streams concurrently and within limits, and leave no process behind."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LONGEST_LINE = 1 << 20
 
 _STDERR = 2
 
-# Bytes of stdout, for commands whose answers are short.
+# Limit in bytes of stdout, for commands with short answers.
 USUAL_ANSWER = 16 * 1024 * 1024
 
-# Bytes of stderr that are read in a second, on average. A builder that writes faster waits: reading its lines is work for the event
-# loop, which has other requests to serve.
+# Bytes of stderr that are read in a second, on average. A builder that writes faster blocks: parsing its
+# lines occupies the event loop, which has other requests to serve.
 _STDERR_RATE = 4 * 1024 * 1024
 
 LineReader = Callable[[bytes], None]
@@ -67,13 +67,14 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a process is given, and how much it may take.
+    """The environment and the limits of a process.
 
     Attributes:
-        environment: all of its environment; see ``nixery.settings.environments``.
-        memory: bytes of address space; ``None`` for as much as there is.
-        descriptors: open files that it and its children keep open, a lock for example, also if we are gone. No others.
-        answer: the most bytes of stdout.
+        environment: the complete one; see ``nixery.settings.environments``.
+        memory: bytes of address space; ``None`` for no limit.
+        descriptors: open files that it and its children inherit, for example a lock that outlives us. No
+            others.
+        answer: limit of stdout in bytes.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -90,17 +91,17 @@ async def run(
 ) -> Completed:
     """Run a program in a process group of its own.
 
-    However this ends (deadline, cancellation, an error here), the whole group has ended before it returns.
+    However this ends (deadline, cancellation, an error here), the whole group has ended when it returns.
 
     Args:
         arguments: the program and its arguments; no shell is involved.
         read_stderr_line: called with each line, without its line break, while the program runs.
-        deadline: when to give up.
+        deadline: when to time out.
         surroundings: of the program, and of what it starts.
 
     Raises:
         TimeoutError: the deadline passed.
-        AnswerTooLarge: it wrote more on stdout than it may.
+        AnswerTooLarge: its stdout exceeds the limit.
         NixUnusable: the program cannot be started.
     """
     try:
@@ -138,11 +139,11 @@ async def run(
 
 
 def _close_on_exec(kept: Collection[int]) -> None:
-    """Have no child inherit a descriptor but those, whatever a library or our own parent has left open for it.
+    """Make children inherit only these descriptors, even if a library or our parent left others inheritable.
 
-    uvloop starts processes without closing descriptors (``close_fds``), and looks at this flag alone.
+    uvloop starts processes without closing descriptors (``close_fds``), and relies on this flag.
     """
-    for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- this has to be quick
+    for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- runs for each process
         descriptor = int(entry)
         if descriptor > _STDERR and descriptor not in kept:
             with suppress(OSError):  # that of the directory is closed already
@@ -179,7 +180,8 @@ async def _end(process: asyncio.subprocess.Process, readers: Collection[asyncio.
     for reader in readers:
         reader.cancel()
     await asyncio.wait(readers)
-    # asyncio takes a process for running as long as there is unread output, and a full pipe keeps a program from ending.
+    # asyncio considers a process as running while it has unread output, and a full pipe keeps a program from
+    # ending.
     streams = (process.stdout, process.stderr)
     draining = [asyncio.ensure_future(_drain(stream)) for stream in streams if stream is not None]
     try:

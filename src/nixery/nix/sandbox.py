@@ -1,4 +1,4 @@
-"""Confinement of builders: how it is described, and when it is good enough. ``nixery.nix.builder_probe`` measures it."""
+"""Confinement of builders: description and acceptance. ``nixery.nix.builder_probe`` measures it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Confinement:
     Attributes:
         sandbox: ``on`` for all of them; ``optional`` where a package may opt out; ``off``; ``elsewhere`` if they run on
             another machine; ``unknown``.
-        user: that they run as, seen from outside of a sandbox: ``root``, unless that is a user namespace's own root; ``server``, which is
-            this process's own; ``own``, which is neither; ``unknown``. With an optional sandbox, the user of a builder that opted out.
+        user: that builders run as, seen from outside of a sandbox: ``root``, unless it is only root of a user
+            namespace; ``server``, this process's own; ``own``, neither of the two; ``unknown``. With an
+            optional sandbox, the user of a builder that opted out.
         owns_store: whether this user owns the store paths that the builder is given, and so can change them.
-        reads_storage: whether it could read a file of the server's that no other user may read.
-        reason: why it is unknown.
+        reads_storage: whether the builder could read a file of the server that no other user may read.
+        reason: why the confinement is unknown.
     """
 
     sandbox: Sandbox
@@ -40,19 +41,19 @@ class Confinement:
 
     @property
     def is_safe(self) -> bool:
-        """Whether a hostile builder owns neither the server nor its machine."""
+        """Whether a hostile builder cannot take over the server or its machine."""
         if self.sandbox == "elsewhere":
             return True
         return self.sandbox == "on" and self.user in {"server", "own"} and not self.reads_storage
 
     @property
     def is_complete(self) -> bool:
-        """Whether it reaches nothing of other builds either."""
+        """Whether a builder cannot reach other builds, either."""
         return self.is_safe and not self.owns_store
 
     @property
     def sentence(self) -> str:
-        """Say it in one sentence, without a period."""
+        """Describe it in one sentence, without a period."""
         if self.sandbox == "unknown":
             return f"it is unknown what a builder could reach: {self.reason}"
         if self.sandbox == "elsewhere":
@@ -91,10 +92,10 @@ _REACH_WITHOUT: Mapping[User, str] = {
 
 
 def require_sandbox(confinement: Confinement) -> None:
-    """Hold builders to ``NIXERY_NIX_SANDBOX=on``.
+    """Enforce ``NIXERY_NIX_SANDBOX=on``.
 
     Raises:
-        SettingsError: they are not all in the sandbox.
+        SettingsError: some builders run outside of the sandbox.
     """
     if confinement.sandbox in {"on", "elsewhere"}:
         return
@@ -103,16 +104,16 @@ def require_sandbox(confinement: Confinement) -> None:
 
 
 def require_confinement(confinement: Confinement, host: str) -> None:
-    """Refuse to serve other machines with builders that own the server.
+    """Refuse to serve other machines if a builder could take over the server.
 
     If the probe failed, the server may start, since it can serve stored images; ``BuilderGate`` holds builds back.
 
     Args:
-        confinement: of its builders.
+        confinement: of this server's builders.
         host: as the operator wrote it.
 
     Raises:
-        SettingsError: they do.
+        SettingsError: a builder could take over the server.
     """
     if confinement.sandbox == "unknown" or confinement.is_safe:
         return
@@ -125,14 +126,14 @@ def require_confinement(confinement: Confinement, host: str) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address to listen on can be reached from this machine alone."""
+    """Whether only this machine can reach a listen address."""
     found = ipaddress.ip_address(address.partition("%")[0])
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return (mapped or found).is_loopback
 
 
 class BuilderGate:
-    """Holds builds back until builders are known to be confined.
+    """Holds builds back until the probe has shown how builders are confined.
 
     A result of the start holds for the life of the process. If the probe failed at the start, because Nix was unusable, each build
     repeats it until one succeeds.
@@ -164,5 +165,5 @@ class BuilderGate:
 
 
 def log_confinement(confinement: Confinement) -> None:
-    """Log what a builder could reach, at warning level: no builder reaches nothing, and a quiet log has to say it too."""
+    """Log what a builder could reach, at warning level: it is never nothing, and quiet logs need it, too."""
     _log.warning("builders", sandbox=confinement.sandbox, user=confinement.user, reach=confinement.sentence)

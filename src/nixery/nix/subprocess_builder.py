@@ -48,11 +48,12 @@ _INDEX_SECONDS = 60.0
 # Packages that are evaluated once more for what they throw; each is a process.
 _MOST_EXPLAINED = 5
 
-# Bytes of what Nix tells about one closure: some 30,000 store paths as packages have them, and 80,000 of the shortest. Counting what lies
-# below each of those takes half a gigabyte (``layering/inputs.py``); the largest NixOS systems have 10,000.
+# Limit in bytes of Nix's description of one closure: some 30,000 typical store paths, or 80,000 of the
+# shortest. Counting the dependencies of each takes half a gigabyte (``layering/inputs.py``); the largest
+# NixOS systems have 10,000.
 _CLOSURE = 16 * 1024 * 1024
 
-# And about whatever else is asked of the store, each time.
+# The same for each other query of the store.
 _STORE_ANSWER = 64 * 1024 * 1024
 
 
@@ -60,12 +61,12 @@ class SubprocessNixBuilder:
     """The ``NixBuilder`` for package sets in files.
 
     Args:
-        timeout: seconds a builder may run, and an evaluation.
-        roots: where realised paths are protected from garbage collection.
+        timeout: seconds, for a builder and for an evaluation.
+        roots: protect realised paths from garbage collection.
         options: of the operator.
         collector: of the store's garbage.
-        expression: what is to be found in every package set besides what it has.
-        gate: where builds pass before they begin; ``None`` for a caller that runs no builders of strangers.
+        expression: added to every package set.
+        gate: that builds have to pass first; ``None`` for a caller that runs no untrusted builders.
     """
 
     # For one evaluation.
@@ -228,7 +229,7 @@ def _closure(registrations: Sequence[str]) -> Closure:
 
 
 def _provided(installables: Sequence[str], roots: bytes) -> frozenset[StorePath]:
-    """The outputs that roots lead to, which Nix has printed, and what was asked for by its own path."""
+    """The outputs of the roots that Nix has printed, and those requested by their own path."""
     asked = [path for path in installables if "!" not in path]
     try:
         outputs = [_output(Path(os.fsdecode(root))) for root in roots.splitlines()]
@@ -238,7 +239,7 @@ def _provided(installables: Sequence[str], roots: bytes) -> frozenset[StorePath]
 
 
 def _output(root: Path) -> str:
-    # A store that is elsewhere has no roots here; Nix prints the path itself then.
+    # A remote store has no roots here; Nix then prints the path itself.
     return str(root if root.parent == Path(STORE_DIRECTORY) else root.readlink())
 
 

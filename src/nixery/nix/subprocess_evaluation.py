@@ -37,35 +37,36 @@ from nixery.sources.source import Flake, NixFiles, PackageSet
 
 _INDEX = TypeAdapter(dict[str, Details])
 
-# Bytes that Nix may answer to one evaluation. What one package or definition is answered with is bounded (``packages.nix``), so this
-# is some 10,000 of them. Reading JSON holds the interpreter's lock, about a tenth of a second for this much.
+# Bytes of Nix's answer to one evaluation. `packages.nix` bounds the answer for one package or definition, so
+# this is some 10,000 of them. Parsing JSON holds the interpreter's lock, about a tenth of a second for this
+# much.
 _ANSWER = 8 * 1024 * 1024
 
-# And with the list of a whole package set; that of nixpkgs has 7 MB.
+# The same for the list of a whole package set; that of nixpkgs has 7 MB.
 _INDEX_ANSWER = 24 * 1024 * 1024
 
-# Processes that the request of a client may take. Usually it is one; with errors that cannot be caught, finding one package among
-# sixty takes fourteen.
+# Processes that one client request may start. Usually it starts one; if an error cannot be caught, finding
+# one package among sixty takes fourteen.
 MOST_PROCESSES = 16
 
 _NOT_LOOKED_INTO = "too much of this request does not evaluate, so this was not evaluated by itself"
 
 
 def _listed(stdout: bytes) -> Mapping[str, Details]:
-    # Nix's strings are bytes, and older versions print them as they are.
+    # Nix's strings are bytes, and older versions print them unescaped.
     return _INDEX.validate_json(stdout.decode(errors="replace"))
 
 
 class Evaluation:
-    """Evaluation in a package set, by as many processes as it takes: usually one, and never more than a fixed number.
+    """Evaluate in a package set: usually in one process, and never in more than a fixed number.
 
     Args:
-        platform: what the packages are for.
-        package_set: where they are looked up.
+        platform: that the packages are built for.
+        package_set: where it looks them up.
         timeout: seconds for each process.
         options: of the operator.
         expression: added to the package set.
-        processes: how many there may be.
+        processes: the most that it starts.
     """
 
     def __init__(
@@ -89,27 +90,27 @@ class Evaluation:
 
         Raises:
             EvaluationFailed: the set itself is broken.
-            AnswerTooLarge: more is said of the packages than is read.
-            PathsCollected: a store path that it refers to is not there.
-            BuildTimedOut: it took too long.
-            NixStoreFull: there is no room for derivations.
+            AnswerTooLarge: the answer exceeds its limit.
+            PathsCollected: a store path that it refers to is missing.
+            BuildTimedOut: it timed out.
+            NixStoreFull: no space left for derivations.
             NixUnusable: Nix cannot be run.
         """
         found = await self._evaluate(packages, optional)
         if isinstance(found, tuple):
             return found
         if packages or optional:
-            # If not even the empty request evaluates, it is the set's fault, and this raises.
+            # If not even the empty request evaluates, the set is broken, and this raises.
             await self.of((), ())
             return await self._find_culprits(packages, optional, found)
-        # Where the set is on this machine is no business of a client's.
+        # Clients must not learn the set's path on this machine.
         lines = tuple(self._without_place(line) for line in found)
         raise EvaluationFailed(lines, explanation(lines))
 
     async def _evaluate(
         self, packages: Sequence[str], optional: Sequence[str]
     ) -> tuple[Item, ...] | list[str]:
-        """Evaluate some names; return the end of stderr as a list if that fails for a reason that lies in the set."""
+        """Evaluate some names; if the set makes that fail, return the end of stderr as a list."""
         try:
             completed, stderr = await self._instantiate(request_argument(packages, optional))
         except AnswerTooLarge as error:
@@ -133,9 +134,9 @@ class Evaluation:
         """List the package set.
 
         Raises:
-            EvaluationFailed: the set is broken, or something in it that was looked into.
-            AnswerTooLarge: it says more than is read.
-            BuildTimedOut: it took too long.
+            EvaluationFailed: the set, or something that the listing evaluated, is broken.
+            AnswerTooLarge: the answer exceeds its limit.
+            BuildTimedOut: it timed out.
             NixUnusable: Nix cannot be run.
         """
         try:
@@ -164,8 +165,8 @@ class Evaluation:
     async def _find_culprits(
         self, packages: Sequence[str], optional: Sequence[str], stderr: Sequence[str]
     ) -> tuple[Item, ...]:
-        # Some errors (a type error, an abort) cannot be caught in Nix and end the whole evaluation. Halving what is asked for finds
-        # whose fault they are.
+        # Nix cannot catch some errors (a type error, an abort), and they end the whole evaluation. Halving
+        # the request finds the packages that cause them.
         names = [*packages, *optional]
         if len(names) == 1:
             return (Flaw(UnavailablePackage(names[0], Reason.THROWS, explanation(stderr))),)

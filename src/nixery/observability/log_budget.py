@@ -1,4 +1,4 @@
-"""How many lines of the log a client may cause."""
+"""Limits on the log lines that a client may cause."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ import structlog
 
 from nixery.request_context import Client, current_request
 
-# Lines at once, and lines a second from then on: of one client, and of all together. A pull that builds an image has about four.
+# Burst of lines, and lines a second after it: for one client, and for all together. A pull that builds an
+# image has about four.
 _BURST, _RATE = 200, 20.0
 _ALL_BURST, _ALL_RATE = 2000, 200.0
 
-# Clients that are remembered, those that were heard of last.
+# Clients that are remembered, the most recent ones.
 _CLIENTS = 1024
 
-# Seconds between two summaries, and clients that have a line in one.
+# Seconds between two summaries, and clients that a summary lists.
 _PERIOD = 10.0
 _NAMED = 10
 
-# Lines that tell of trouble have a budget of their own: nobody is to hide what he does to us behind lines that mean nothing.
+# Warnings and errors have a budget of their own, so that a client cannot hide an attack behind harmless
+# lines.
 _TROUBLE = frozenset({"warning", "warn", "error", "exception", "critical", "fatal"})
 
 _OTHERS = Client("others")
@@ -37,7 +39,7 @@ _log = structlog.get_logger("nixery.log")
 
 @dataclass(slots=True)
 class _Bucket:
-    """Lines that may still be written: at most ``burst``, and ``rate`` more each second."""
+    """A token bucket of lines: at most ``burst``, and ``rate`` more each second."""
 
     burst: float
     rate: float
@@ -54,9 +56,9 @@ class _Bucket:
 
 
 class LogBudget:
-    """A processor of structlog that drops lines of clients that cause too many, and tells how many those were.
+    """A structlog processor that drops lines of clients that cause too many, and reports how many it dropped.
 
-    Lines that no client has caused are all written. Lines may come from any thread.
+    Lines that no client caused always pass. Thread-safe.
 
     Args:
         clock: seconds; only differences matter.
@@ -81,7 +83,7 @@ class LogBudget:
         """Let a line pass.
 
         Raises:
-            DropEvent: it is one too many.
+            DropEvent: the budget is spent.
         """
         request = current_request()
         if request is None:
@@ -93,14 +95,14 @@ class LogBudget:
             self._suppressed[request.client if known else _OTHERS] += 1
             later = not self._told_later
             if later:
-                # Not in a thread; but then a line that comes from the event loop does it.
+                # Timers need the event loop, not a thread; a later line from the loop starts this one.
                 with suppress(RuntimeError):
                     asyncio.get_running_loop().call_later(_PERIOD, self.summarise, context=Context())
                     self._told_later = True
         raise structlog.DropEvent
 
     def summarise(self) -> None:
-        """Write how many lines of which clients were suppressed."""
+        """Log how many lines it suppressed, by client."""
         with self._lock:
             suppressed, self._suppressed = self._suppressed, Counter()
             self._told_later = False

@@ -28,7 +28,7 @@ def _size(value: object) -> int:
 
 
 def is_image_manifest(document: bytes, media_type: str) -> bool:
-    """Whether a document is the manifest of an image, under the media type that it says itself."""
+    """Whether a document is an image manifest, by the media type that it declares."""
     try:
         properties = json.loads(document)
     except (ValueError, RecursionError):

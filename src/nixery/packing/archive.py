@@ -21,17 +21,17 @@ _GATHERED = 1 << 16
 
 
 class Archive:
-    """A tar in two buffers: while one is filled, the other belongs to whoever takes it.
+    """A tar in two buffers: while one is filled, the consumer owns the other.
 
-    Names are bytes, relative to the image's root, without a leading or trailing slash, a directory before what it holds. Of large
-    files, no object is ever made: they are read to where they belong in the buffer. A name that a runtime would not take for a name is
-    refused (``UnsafeContents``, see ``tar``).
+    Names are bytes, relative to the image's root, without a leading or trailing slash, a directory before its
+    contents. Large files are read directly into the buffer, without an object of their own. Names that a
+    runtime would not treat as plain names are refused (``UnsafeContents``, see ``tar``).
 
-    There is a method for each kind of entry rather than an iterator of entries: an object for each of 100,000 names, made only to be
-    taken apart again, costs as much as their headers.
+    There is a method for each kind of entry rather than an iterator of entries: making an object for each of
+    100,000 names costs as much as their headers.
 
     Args:
-        take: given each full buffer, of ``CHUNK`` bytes. It returns when it is done with the buffer before.
+        take: called with each full buffer, of ``CHUNK`` bytes. It returns once the previous buffer is free.
     """
 
     def __init__(self, take: Callable[[memoryview], None]) -> None:

@@ -1,8 +1,9 @@
-"""What an image's store paths hold, as a program in the image would see it.
+"""The contents of an image's store paths, as a program in the image would see them.
 
-Symlinks of a package may lead anywhere on the machine that builds the image: to its files, to the server's own environment, to a store
-path that is not in the image, to a pipe. ``ClosureFiles`` is the one place through which packing looks at names of packages, and for it
-nothing exists but the closure. So an image depends on its store paths alone, and nothing else of the machine gets into it.
+Symlinks of a package may point anywhere on the machine that builds the image: to its files, to the server's
+own environment, to a store path outside the image, to a pipe. Packing resolves names of packages only through
+``ClosureFiles``, which sees nothing but the closure. So an image depends on its store paths alone, and no
+other file of the machine gets into it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _ABOVE = tuple(_STORE.strip(b"/").split(b"/"))
 # As many symlinks as the kernel follows for one name (path_resolution(7)).
 _MOST_LINKS = 40
 
-# Of one image: names in directories that are listed, their bytes with those of the directories above them, and names that are looked
-# at. A few links to one large directory, deep directories of long names, or long chains of links ask for far more than a package's size
-# tells. The largest images of Debian's packages list some 10,000 names.
+# Limits for one image: names in listed directories, their bytes including those of the directories above, and
+# look-ups. A few links to one large directory, deep directories of long names, or long chains of links cost
+# far more than a package's size suggests. The largest images of Debian's packages list some 10,000 names.
 _MOST_LISTED = 1 << 18
 _MOST_BYTES = 1 << 26
 _MOST_LOOKED_AT = 1 << 20
@@ -39,28 +40,28 @@ _RELATIVE = frozenset({b"", b".", b".."})
 
 
 class Name(NamedTuple):
-    """A name in a directory, and whether it is a directory itself, no symlink to one."""
+    """A name in a directory, and whether it is a directory itself rather than a symlink to one."""
 
     name: bytes
     is_directory: bool
 
 
 class _Place(NamedTuple):
-    """Where a name ends: a name below the store without any symlink, and the mode of what stands there."""
+    """A resolved name: a name below the store without any symlink, and the mode of its file."""
 
     name: bytes
     mode: int
 
 
 class ClosureFiles:
-    """The files of an image's store paths. A context: it holds the store open.
+    """The files of an image's store paths. A context manager that holds the store open.
 
-    Names are absolute, as they are in the image, and symlinks are followed as far as they stay in the closure; otherwise there is
-    nothing at a name.
+    Names are absolute, as in the image. Symlinks are followed within the closure; a name that leads out of it
+    does not exist.
 
     Args:
         closure: the store paths of the image.
-        store: where store paths are on this machine.
+        store: directory of the store paths on this machine.
         by_hand: see ``Beneath``.
 
     Attributes:
@@ -84,7 +85,7 @@ class ClosureFiles:
 
         Raises:
             StorageError: it cannot be read.
-            UnsafeContents: the image asks for more look-ups than an image may.
+            UnsafeContents: the image needs more look-ups than its limit.
         """
         return self._find(file) is not None
 
@@ -113,7 +114,7 @@ class ClosureFiles:
 
         Raises:
             StorageError: it cannot be read, or is no directory of the closure.
-            UnsafeContents: the image has more names than an image may, or asks for more look-ups.
+            UnsafeContents: the image has more names, or needs more look-ups, than its limit.
         """
         place = self._find(directory)
         if place is None:
@@ -145,7 +146,7 @@ class ClosureFiles:
             raise UnsafeContents(directory, reason)
 
     def read(self, file: bytes, limit: int) -> bytes | None:
-        """Read a file; ``None`` if there is nothing at the name.
+        """Read a file; ``None`` if the name does not exist.
 
         Raises:
             StorageError: it cannot be read.
@@ -169,7 +170,7 @@ class ClosureFiles:
         return content
 
     def _find(self, file: bytes) -> _Place | None:
-        """Follow a name to where it ends; ``None`` if that is nowhere in the closure."""
+        """Resolve a name; ``None`` if it leads out of the closure or does not exist."""
         try:
             return self._at_once(file) or self._step_by_step(file)
         except OSError as error:
@@ -178,7 +179,7 @@ class ClosureFiles:
             raise unreadable(file, error) from error
 
     def _at_once(self, file: bytes) -> _Place | None:
-        """Look at a name as it stands: most have no symlink in them. ``None`` if there is one, or could be."""
+        """Look a name up in one step; ``None`` if it has, or might have, a symlink in it, which is rare."""
         above, _, name = file.partition(_STORE + b"/")
         components = name.split(b"/")
         if above or components[0] not in self._base_names or not _RELATIVE.isdisjoint(components):
@@ -195,7 +196,7 @@ class ClosureFiles:
     def _step_by_step(self, file: bytes) -> _Place | None:
         if not file.startswith(b"/"):
             return None
-        # Components still to come, the next one last; and those that were found to be directories, from the image's root.
+        # Remaining components, the next one last; and the directories resolved so far, from the image's root.
         todo = file.split(b"/")[::-1]
         done: list[bytes] = []
         links, mode = 0, stat.S_IFDIR
@@ -226,7 +227,7 @@ class ClosureFiles:
         return _Place(b"/".join(done[len(_ABOVE) :]), mode) if len(done) > len(_ABOVE) else None
 
     def _is_in_the_image(self, done: list[bytes], component: bytes) -> bool:
-        """Whether a component of the first few may lead to the closure; the store itself is never listed for it."""
+        """Whether the first few components may lead to the closure; avoids listing the store itself."""
         depth = len(done)
         if depth < len(_ABOVE):
             return component == _ABOVE[depth]
@@ -244,11 +245,11 @@ class ClosureFiles:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         descriptor = self._beneath.open(name, ASK)
         try:
-            # Of the descriptor, not of the name, which may be another one by now.
+            # Of the descriptor: by now the name may be of another file.
             mode = os.fstat(descriptor).st_mode
             return mode, os.readlink(b"", dir_fd=descriptor) if stat.S_ISLNK(mode) else b""
         except OSError as error:
-            # Something is there: it must not be taken for nothing because the kernel cannot tell what.
+            # The name exists: an error of the kernel must not make it look missing.
             raise unreadable(_STORE + b"/" + name, error) from error
         finally:
             os.close(descriptor)

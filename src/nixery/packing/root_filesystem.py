@@ -31,7 +31,7 @@ _LOCALES = b"lib/locale"
 # Levels of directories that are merged. The deepest of Debian's packages has 20.
 _DEEPEST = 128
 
-# Clashes that are told: each is a line of the log.
+# Clashes that are reported: each is a line of the log.
 _MOST_CLASHES = 1000
 
 # Directories whose namesakes below /usr are symlinks to them.
@@ -80,7 +80,8 @@ class RootFilesystem:
 
     Attributes:
         tree: every name in it.
-        clashes: the names that not every package got its way with, in order; no more than a log should have to hold.
+        clashes: the names that several packages provide differently, in order; bounded, since each is a log
+            line.
     """
 
     tree: Tree
@@ -88,7 +89,7 @@ class RootFilesystem:
 
     def entries(self) -> Iterator[Entry]:
         """Return the layer's entries, sorted, directories before what they hold."""
-        # Not by recursion: a definition's working directory can be deeper than the interpreter's stack.
+        # Iterative: a definition's working directory can be deeper than the interpreter's stack.
         levels = [(b"", self.tree, iter(sorted(self.tree.children)))]
         while levels:
             above, tree, names = levels[-1]
@@ -108,11 +109,11 @@ class RootFilesystem:
 
 
 def plan_root_filesystem(outputs: Iterable[InstalledOutput], files: ClosureFiles) -> RootFilesystem:
-    """Lay outputs over each other and add what every system has.
+    """Merge outputs and add the files that every system has.
 
     Args:
         outputs: of the requested packages, realised, in any order.
-        files: everything in the image: where a shell and ``env`` are looked for if no output has them.
+        files: everything in the image; a shell and ``env`` are looked up here if no output has them.
 
     Raises:
         StorageError: a package cannot be read.

@@ -1,13 +1,13 @@
 """Store paths as parts of a layer.
 
-A Nix store knows four things of a file: its name, its content, whether it is executable, where a symlink points.
-Nothing else is written, so that whatever a host adds (owners, link counts, permissions) has no say in the bytes.
-Hard links in particular: a store that ``nix-store --optimise`` went over has them, another one does not. Both give
-the same layer, since each name is written as a file of its own.
+A Nix store keeps four facts of a file: its name, its content, whether it is executable, and the target of a
+symlink. The archive holds nothing else, so that the bytes do not depend on the host (owners, link counts,
+permissions). In particular, ``nix-store --optimise`` adds hard links. A store with them and one without give
+the same layer, since the archive holds each name as a file of its own.
 
-A builder that runs without a sandbox can change its output while it is read. So each name is looked up in an open directory and never
-followed if it is a symlink: whatever replaces a directory or a file on the way, nothing but the store path is read. And a store path has
-no more bytes than Nix has registered.
+A builder without a sandbox can change its output while the server reads it. So the server looks each name up
+in an open directory and follows no symlink: even if a builder replaces a directory or a file, the server
+reads nothing outside the store path. And it reads no more bytes of a store path than Nix has registered.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ _STORE = STORE_DIRECTORY.encode()
 
 _DIRECTORY, _EXECUTABLE, _PLAIN = 0o555, 0o555, 0o444
 
-# Directories of one store path that are open at the same time. Trees are deeper than a process may have open files.
+# Directories of one store path that are open at the same time. A tree can be deeper than the limit for open
+# files.
 _MOST_OPEN = 32
 
-# Names of directories that are being gone through, which are all in memory. The largest directory of Debian's packages has 20,000.
+# Names of the directories in progress, which are all in memory. The largest directory of Debian's packages
+# has 20,000.
 _MOST_NAMES = 1 << 20
 
 # A name takes more than this in Nix's own archive format (Nix manual, "Nix Archive"), so that the sum of the names is bounded as well.
 _LEAST_NAR_SIZE = 100
 
 
-# What a name was found to be in a listing.
+# Types of names in a listing.
 _IS_FILE, _IS_DIRECTORY, _IS_SYMLINK, _IS_OTHER = range(4)
 
 _Children = list[tuple[bytes, int]]
@@ -49,19 +51,20 @@ def add_store_paths(archive: Archive, paths: Iterable[PathInfo], store: bytes = 
 
     Args:
         archive: where they are added, with the directories above them.
-        paths: what the layer holds, and how much Nix has registered of each.
+        paths: the layer's store paths, and how many bytes Nix has registered for each.
         store: where the paths are on this machine; in the image they are in ``/nix/store`` in any case.
 
     Raises:
         StorageError: a store path cannot be read, holds what no store path can, or more than Nix has registered.
-        UnsafeContents: a name is none that an image may have.
+        UnsafeContents: an image may not have one of the names.
     """
     above = b""
     for component in _STORE.strip(b"/").split(b"/"):
         above = above + b"/" + component if above else component
         archive.directory(above)
     try:
-        # The one name that is looked up from the root: symlinks above the store are the operator's. It need not be readable.
+        # The only name that is looked up from the root: the operator controls symlinks above the store. The
+        # directory
         descriptor = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise unreadable(store, error) from error
@@ -100,7 +103,8 @@ class _StorePath:
         archive = self._archive
         with _Descent(self._store) as descent:
             archive.directory(name, _DIRECTORY)
-            # A directory comes before what it holds, and all of that before what follows: of each level, what is still to come.
+            # A directory comes before its contents, and those before its next sibling: holds the remaining
+            # names of each level.
             children = self._enter(descent, self._base_name, name)
             levels = [(name + b"/", len(children), iter(children))]
             held = len(children)
@@ -108,7 +112,7 @@ class _StorePath:
                 above, number, rest = levels[-1]
                 directory = descent.descriptor
                 for child, kind in rest:
-                    # The listing has told what it is; there is nothing else to ask for.
+                    # The listing gave the type; nothing else needs a system call.
                     if kind == _IS_FILE:
                         self._add_file(directory, child, above + child)
                     elif kind == _IS_SYMLINK:
@@ -132,7 +136,7 @@ class _StorePath:
     def _enter(self, descent: _Descent, child: bytes, name: bytes) -> _Children:
         if len(name) > LONGEST_PATH:
             raise UnsafeContents(b"/" + name, f"its name has more than {LONGEST_PATH:,} bytes")
-        # Errors are caught where something is read, and not around all of it: what takes the archive has errors as well.
+        # Catches errors only around reads, since the archive's consumer has errors of its own.
         try:
             descent.enter(child)
             children = _children(descent.descriptor, name)
@@ -147,7 +151,7 @@ class _StorePath:
         except OSError as error:
             raise unreadable(b"/" + name, error) from error
         try:
-            # Of the open file, not of its name, which would have to be looked up once more.
+            # Of the open file: its name would need another look-up.
             status = os.fstat(descriptor)
             mode, size = status.st_mode, status.st_size
             if not stat.S_ISREG(mode):
@@ -167,9 +171,9 @@ class _StorePath:
 
 
 class _Descent:
-    """The directory that is being read, and the way to it from the store. Only the last directories of the way are open.
+    """The directory that is being read, and its path from the store, of which the last directories are open.
 
-    A context, at whose end none is open.
+    A context manager; it closes all of them.
 
     Args:
         store: the open directory above.
@@ -182,11 +186,11 @@ class _Descent:
 
     @property
     def descriptor(self) -> int:
-        """Of the directory that is being read."""
+        """The path of the directory that is being read."""
         return self._open[-1]
 
     def enter(self, child: bytes) -> None:
-        """Go to a directory below, which is no symlink.
+        """Enter a subdirectory; it must not be a symlink.
 
         Raises:
             OSError: it cannot be opened.
@@ -197,13 +201,13 @@ class _Descent:
             os.close(self._open.pop(0))
 
     def leave(self, name: bytes) -> None:
-        """Go back to the directory above.
+        """Return to the parent directory.
 
         Args:
             name: of the directory that is left, for the error.
 
         Raises:
-            StorageError: the directory above is not there any more.
+            StorageError: the parent directory no longer exists.
         """
         os.close(self._open.pop())
         self._way.pop()
@@ -229,7 +233,7 @@ def _children(directory: int, name: bytes) -> _Children:
     children: _Children = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            # What it is has to be asked for while the directory is open: not every file system tells it in a listing.
+            # Find out the type while the directory is open: not every file system gives it in a listing.
             if entry.is_file(follow_symlinks=False):
                 kind = _IS_FILE
             elif entry.is_dir(follow_symlinks=False):

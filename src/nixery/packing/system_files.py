@@ -30,7 +30,7 @@ _FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZO
 
 
 def add_system_files(tree: Tree, files: ClosureFiles) -> None:
-    """Add to a tree of packages what is not in it yet.
+    """Add to a tree of packages the system files that it lacks.
 
     Raises:
         StorageError: a package cannot be read.

@@ -37,8 +37,8 @@ _LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
 
 
-# A name that begins so is an order to whoever unpacks a layer: to delete what the layers below have there, or hides what it is beside
-# (image specification, layer.md, "Whiteouts").
+# A name with this prefix is a command to the program that unpacks a layer: delete a name of the layers below,
+# or hide all names beside it (image specification, layer.md, "Whiteouts").
 _WHITEOUT = b".wh."
 
 
@@ -46,7 +46,7 @@ def directory(name: bytes, mode: int, owner: tuple[int, int]) -> bytes:
     """Return the header blocks of a directory; its owner is the ids of a user and a group.
 
     Raises:
-        UnsafeContents: the name is a whiteout; so say the functions for other entries.
+        UnsafeContents: the name is a whiteout; the functions for other entries raise it, too.
     """
     return _header(name + b"/", mode, 0, b"5", owner=owner)
 

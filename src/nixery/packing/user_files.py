@@ -25,7 +25,7 @@ _ROOT = (0, 0)
 # Of either file: name, password, number; then a user's group.
 _LINE = re.compile(r"([^:#]+):[^:]*:(\d+):(\d*)", re.ASCII)
 
-# Of a package's file, in bytes and in lines. Debian's own have some 2,000 bytes.
+# Limits for a package's file, in bytes and in lines. Debian's own have some 2,000 bytes.
 _MOST_BYTES = 1 << 20
 _MOST_LINES = 1 << 16
 
@@ -46,18 +46,18 @@ class _Entry:
 def add_user_files(
     tree: Tree, files: ClosureFiles, user: str | None, working_directory: str | None, volumes: Iterable[str]
 ) -> None:
-    """Make sure of a user's entry, and of directories that belong to it, where nothing stands yet.
+    """Add a user's entry, and the directories that belong to the user, where the tree has none yet.
 
     Args:
-        tree: the root file system, with all else that it is to have.
-        files: of the image, where the packages' ``/etc/passwd`` and ``/etc/group`` are read.
+        tree: the root file system, complete but for these.
+        files: of the image; the packages' ``/etc/passwd`` and ``/etc/group`` are read from here.
         user: as in the config: ``name``, ``id``, ``name:group`` or ``id:id``; ``None`` for root.
         working_directory: absolute; the home of a new user as well.
         volumes: absolute.
 
     Raises:
         StorageError: a package's ``/etc/passwd`` or ``/etc/group`` cannot be read.
-        UnsafeContents: one of them is no regular file, is too large, or has numbers that no user can have.
+        UnsafeContents: one of them is no regular file, is too large, or has ids that no user can have.
     """
     home = _name(working_directory or "/")
     owner = _Accounts(tree, files).owner(user, home) if user else _ROOT
@@ -72,7 +72,7 @@ def _name(place: str) -> str:
 
 
 class _Accounts:
-    """The two files, each read once, in which a user and a group are found or added."""
+    """The two files, each read once, in which it finds or adds a user and a group."""
 
     def __init__(self, tree: Tree, files: ClosureFiles) -> None:
         self._tree = tree
@@ -83,18 +83,18 @@ class _Accounts:
         }
 
     def owner(self, user: str, home: str) -> tuple[int, int]:
-        """Return the ids of a user and its group, as in the config; whichever the files do not have is added to them."""
+        """Return the ids of a user and its group, as in the config; adds those that the files lack."""
         name, _, group = user.partition(":")
         entry = self._find(PASSWD, name)
         if name.isdecimal():
-            # As the runtimes have it: without a group it is that of the entry, or root's.
+            # As runtimes do: without a group in the config, the entry's group or root's.
             user_id, group_id = int(name), entry.group if entry else 0
         elif entry:
             user_id, group_id = entry.number, entry.group
         else:
             user_id = self._free(PASSWD)
             group_id = self._group(group or name)
-            # What the form of the file has no room for is no home.
+            # The format cannot express this value as a home directory.
             home = home if home.isprintable() and ":" not in home else ""
             self._append(PASSWD, f"{name}:x:{user_id}:{group_id}::/{home}:/bin/sh")
         return user_id, self._group(group) if group else group_id
@@ -135,12 +135,12 @@ def _content(tree: Tree, files: ClosureFiles, name: bytes) -> bytes:
     if isinstance(node, Content):
         return node.content
     content = files.read(node.target, _MOST_BYTES) if isinstance(node, Link) else None
-    # A directory is no such file, nor is a link that leads out of the image: the image has ours then.
+    # A directory does not count, and neither does a link out of the image: the image then gets our file.
     return ACCOUNTS[name] if content is None else content
 
 
 def _origin(tree: Tree, name: bytes) -> bytes:
-    """The file that an error is about: the package's, or the image's."""
+    """The file that an error names: the package's, or the image's."""
     node = tree.get(name)
     return node.target if isinstance(node, Link) else b"/" + name
 
@@ -157,7 +157,7 @@ def _entries(content: bytes, name: bytes, origin: bytes) -> Iterator[_Entry]:
 
 
 def _id(digits: str, origin: bytes) -> int:
-    # The interpreter refuses to read numbers of thousands of digits, with an error of its own.
+    # The interpreter refuses to parse numbers of thousands of digits, with an error of its own.
     if len(digits) > len(str(_LARGEST_ID)) or int(digits) > _LARGEST_ID:
         raise UnsafeContents(origin, f"the numbers of users and groups are no larger than {_LARGEST_ID}")
     return int(digits)

@@ -76,13 +76,13 @@ class BatchRecords:
             for path in (*found.derivations, *found.outputs, *_derivations(found)) if found else ():
                 StorePath.parse(path)
         except ValueError:
-            return None  # torn, or no paths are in the place of paths: written anew
+            return None  # torn, or not a list of paths: rewritten
         if found is None or not await asyncio.to_thread(_is_there, found):
             return None
         return found
 
     async def keep_batch(self, key: str, batch: Batch) -> None:
-        """Remember a batch, unless it is larger than a record may be.
+        """Record a batch, unless it is larger than a record may be.
 
         Raises:
             StorageError: it cannot be written.
@@ -102,7 +102,7 @@ class BatchRecords:
             return None
 
     async def keep_references(self, key: str, references: References) -> None:
-        """Remember them, unless they are larger than a record may be.
+        """Record them, unless they are larger than a record may be.
 
         Raises:
             StorageError: they cannot be written.

@@ -9,15 +9,15 @@ from nixery.sources.source import PackageSet, PackageSource, Pin, Reference
 
 
 class BoundedSource:
-    """The ``PackageSource`` that looks up and fetches only so much at once, for each of it may be a process.
+    """The ``PackageSource`` that bounds concurrent look-ups and fetches, since each may start a process.
 
-    Package sets are opened for builds alone, which are bounded themselves.
+    It does not bound opening package sets: only builds do that, and they have bounds of their own.
 
     Args:
-        source: what is asked.
-        slots: of their own: whoever holds one waits for no build.
-        commits: for commits that have to be looked for in a history, which may be fetched for minutes: branches and tags do not wait
-            for that, however many commits clients make up.
+        source: the underlying one.
+        slots: not shared with builds, so that a task that holds one never waits for a build.
+        commits: for searching a history for commits, which may fetch for minutes: branches and tags do not
+            wait for that, even if clients make up many commits.
     """
 
     def __init__(self, source: PackageSource, slots: Slots, commits: Slots) -> None:

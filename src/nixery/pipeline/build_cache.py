@@ -188,7 +188,7 @@ class BuildCache:
         if blob is None:
             return None
         content = await self._blobs.read(blob)
-        # Others may have written the record: what it names is checked to be of the kind that is served under it.
+        # Others may have written the record: check that the digest in it is of the expected kind.
         if content is None or not is_image_manifest(content, media_type):
             return None
         return Document(Descriptor(media_type, digest, len(content)), content)

@@ -36,8 +36,9 @@ from nixery.storage.store import RecordStore
 
 BUILDS = "builds"
 
-# Builds that have ended and are remembered: those that have an image, those that failed, and those that failed before it was known
-# what was to be built. A client can have any number of the last kind within a minute, and must not push out the others with them.
+# Finished builds that are kept: those with an image, those that failed, and those that failed before their
+# packages were known. A client can cause any number of the last kind within a minute, and must not evict the
+# others with them.
 _KEPT = 200
 _KEPT_FAILED = 100
 _KEPT_REFUSED = 50
@@ -74,8 +75,8 @@ class BuildHistory:
             and isinstance(event.error, TooBusy)
             and not (report and report.position)
         ):
-            # Never begun, and whoever asked was told so. A crowd that is sent away must not push out what was built. But one that
-            # was in the queue, and had to give way, is asked for by those who were told of it.
+            # It never began, and its client got that answer. A rejected crowd must not evict finished builds.
+            # But a build that was in the queue and was displaced stays: clients that know its id ask for it.
             self._reports.pop(build.id, None)
             return
         if report is None:
@@ -184,7 +185,7 @@ class BuildHistory:
 
 
 def _is_refused(report: BuildReport) -> bool:
-    """Whether a build failed before it was known what was to be built: for a name that a client made up, for example."""
+    """Whether a build failed before its packages were known, for example for a made-up name."""
     return report.state is State.FAILED and report.packages is None
 
 

@@ -14,7 +14,7 @@ from nixery.pipeline.events import Build
 _LINES = 500
 _CHARACTERS = 64 * 1024
 
-# Seconds since the epoch, up to the year 9999. Others may have written the record that a report is read from.
+# Seconds since the epoch, up to the year 9999. Others may have written the record of a report.
 Time = Annotated[float, Field(ge=0, le=253402300799, allow_inf_nan=False)]
 
 

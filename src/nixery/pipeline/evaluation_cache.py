@@ -1,7 +1,7 @@
-"""What names stand for in a state of the package source: evaluated once, whichever images they are part of.
+"""Results of evaluating names in a state of the package source, shared by all images that use a name.
 
-A client can make names up faster than anything is built. So what was evaluated is in memory at first, where the oldest results make
-room, and gets a record only after an image was built from it.
+Clients can make names up faster than the server builds. So new results are in memory only, which evicts the
+oldest ones, and a result gets a record only after the server built an image from it.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ EVALUATIONS = "evaluations"
 
 EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
 
-# Bytes of results in memory, as they are in records.
+# Bytes of results in memory, encoded as in records.
 _CAPACITY = 16 * 1024 * 1024
 
 
 class EvaluationCache:
-    """Results of evaluations in memory, and in the store, shared by all servers.
+    """Results of evaluations: in memory, and in records that all servers on a storage share.
 
     Args:
-        records: where they are kept.
-        identity: of this program, whose expressions and parsers make the results what they are.
+        records: where they are stored.
+        identity: of this program, whose expressions and parsers determine the results.
 
     Attributes:
-        counts: of the names that were asked for.
+        counts: of look-ups.
     """
 
     def __init__(self, records: RecordStore, identity: str) -> None:
         self._records = records
         self._identity = identity
         self.counts = CacheCounts()
-        # By the key of the record.
+        # Keyed as the records are.
         self._recent: LeastRecentlyUsed[str, Sequence[Evaluated]] = LeastRecentlyUsed(_CAPACITY)
 
     async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
@@ -74,21 +74,21 @@ class EvaluationCache:
         return found
 
     def add(self, pin: Pin, platform: Platform, name: str, found: Sequence[Evaluated]) -> None:
-        """Remember what a name stands for, in memory."""
+        """Cache the result for a name in memory."""
         if not any(_may_pass(item) for item in found):
             self._recent.put(self._key(pin, platform, name), found, len(EVALUATED.dump_json(found)))
 
     async def keep(self, pin: Pin, platform: Platform, names: Iterable[str]) -> None:
-        """Write down what names stand for, as far as it is in memory and not written yet; an image was built from it.
+        """Write the cached results for names of a built image, unless they are written already.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: a record cannot be written.
         """
         for name in names:
             key = self._key(pin, platform, name)
             found = self._recent.get(key)
             content = await asyncio.to_thread(EVALUATED.dump_json, found) if found is not None else b""
-            # One that is larger than a record may be is evaluated again after a restart.
+            # A result larger than a record may be is evaluated again after a restart.
             if not 0 < len(content) <= KINDS[EVALUATIONS].largest or any(map(_is_unavailable, found or ())):
                 continue
             if await self._records.get(EVALUATIONS, key) != content:
@@ -109,7 +109,7 @@ def _is_unavailable(item: Evaluated) -> bool:
 
 
 def _read(content: bytes) -> Sequence[Evaluated] | None:
-    """Read a record; ``None`` if it is torn, or has something else in the place of a store path."""
+    """Read a record; ``None`` if it is torn, or has something other than store paths where those belong."""
     try:
         found = EVALUATED.validate_json(content)
         for item in found:
@@ -121,7 +121,7 @@ def _read(content: bytes) -> Sequence[Evaluated] | None:
 
 
 def _store_paths(item: Evaluated) -> list[str]:
-    """All paths that Nix, or whoever reads the store, is going to be given."""
+    """All paths that this result passes to Nix, or to code that reads the store."""
     match item:
         case Package():
             return [str(item.derivation), *map(str, item.outputs.values())]

@@ -11,7 +11,8 @@ from nixery.nix.builder import Contents, Definition, Evaluated, NixBuilder, Pack
 from nixery.pipeline.evaluation_cache import EvaluationCache
 from nixery.sources.source import PackageSource, Pin
 
-# Packages of an image, those of lists and definitions among them. Their outputs have to fit into the arguments of one command.
+# Packages of an image, including those of lists and definitions. Their outputs have to fit into the arguments
+# of one command.
 _MOST_PACKAGES = 5000
 
 
@@ -55,10 +56,10 @@ class Evaluator:
         return Contents(packages, definitions[0] if definitions else None)
 
     async def keep(self, request: ImageRequest, pin: Pin) -> None:
-        """Have what was found out for a request be known after a restart, and to other servers: its image was built.
+        """Write the evaluation results of a built image to records, which survive a restart.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: a record cannot be written.
         """
         if self._cache:
             await self._cache.keep(pin, request.platform, (*request.packages, *request.optional_packages))

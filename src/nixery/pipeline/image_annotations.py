@@ -11,8 +11,8 @@ from nixery.plain_text import escaped, escaped_lines
 from nixery.sources.location import COMMIT
 from nixery.sources.source import Pin
 
-# Characters of an annotation; a longer one is left out. containerd and registries take manifests and configs of 4 MiB, and each
-# annotation is in both.
+# Characters of an annotation; a longer one is left out. containerd and registries accept manifests and
+# configs up to 4 MiB, and both contain each annotation.
 _LONGEST = 256 * 1024
 
 _PREFIX = "org.opencontainers.image"
@@ -39,7 +39,7 @@ def image_annotations(request: ImageRequest, packages: Sequence[Package], pin: P
 
 
 def readable_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what a definition says of its image as people may read it: they are shown by clients, as annotations are."""
+    """Return a definition's annotations with unsafe characters escaped, since clients show them."""
     return {escaped(name): escaped_lines(value) for name, value in sorted(labels.items())}
 
 

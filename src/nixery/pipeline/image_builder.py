@@ -56,7 +56,8 @@ _ATTEMPTS_TO_REALISE = 6
 _NAMED = 5
 
 
-# Bytes. containerd and Docker take no larger config or manifest (4 MiB); a manifest of ours is always the smaller one.
+# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); a manifest of ours is always the
+# smaller one.
 _LARGEST_CONFIG = 4 * 1024 * 1024
 
 
@@ -106,10 +107,10 @@ class ImageBuilder:
         """Build and store an image.
 
         Raises:
-            PackagesUnavailable: with every package that cannot be had.
-            PackageSetChanged: while it was looked at.
-            ClosureTooLarge: it would be larger than images are to be.
-            UnsafeContents: a package holds what no image may.
+            PackagesUnavailable: with every unavailable package.
+            PackageSetChanged: it changed during the build.
+            ClosureTooLarge: the image would exceed the limit.
+            UnsafeContents: a package holds files that no image may have.
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
@@ -221,7 +222,7 @@ async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[Fir
 
 
 def _require(contents: Contents, provided: Collection[StorePath]) -> None:
-    """Let no package set name a path that Nix has not just provided for it: others in the Nix store may be somebody else's."""
+    """Reject store paths that Nix has not just provided for this package set: others may be private."""
     for package in contents.packages:
         for path in package.outputs.values():
             if path not in provided:

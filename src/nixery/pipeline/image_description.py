@@ -26,14 +26,14 @@ from nixery.storage.store import BlobStore
 # Other images that an image is compared with: the last ones that were built.
 _COMPARED = 30
 
-# Images that are described at once, and that wait for it: each reads up to as many manifests.
+# Images that are described at once, and that wait for it: describing one reads up to as many manifests.
 _AT_ONCE, _QUEUE = 4, 64
 
-# Of a package: licences that are told, characters of its name and of its version, and of its description.
+# Of a package: licences that are shown, characters of its name and of its version, and of its description.
 _LICENCES, _NAME, _DESCRIPTION = 16, 100, 500
 
-# Of an image: packages that are told, and characters of their licences and descriptions. A list may stand for thousands, and whoever
-# looks at the image makes the server write all of it.
+# Of an image: packages that are shown, and characters of their licences and descriptions. A list may stand
+# for thousands, and each view of the image makes the server write all of it.
 _PACKAGES, _TEXTS = 2000, 256 * 1024
 
 
@@ -94,8 +94,8 @@ class ImageDescription:
 
     Attributes:
         packages: in order; of more than 2,000, the first ones.
-        config: how containers of it start, in the words of the image specification.
-        shared: with images that were built lately, the most first.
+        config: how its containers start, in the words of the image specification.
+        shared: recently built images that share layers with it, the most similar first.
     """
 
     platform: str
@@ -136,7 +136,8 @@ class ImageDescriptions:
         self._evaluator = evaluator
         self._blobs = blobs
         self._history = history
-        # A request may cost a thousandfold of what it takes to send it and hang up; and it goes on when its client has gone.
+        # A request may cost the server a thousand times what it costs to send, and the work continues after
+        # its client has gone.
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.DESCRIPTIONS)
 
     async def pin(self, tag: str) -> Pin:
@@ -148,16 +149,16 @@ class ImageDescriptions:
         return (await self._pins.pin(tag)).pin
 
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
-        """Describe an image; ``None`` if it is not there.
+        """Describe an image; ``None`` if it is not stored.
 
         Args:
-            request: what is in it.
-            pin: where that is from.
-            compare: whether to look for what it shares with others.
+            request: its packages.
+            pin: the state of the source that they are from.
+            compare: whether to look for layers that it shares with others.
 
         Raises:
-            StorageError: the store cannot be asked.
-            TooBusy: too many others wait to be described.
+            StorageError: the storage cannot be read.
+            TooBusy: too many requests for descriptions wait already.
         """
         if self._cache is None:
             return None
@@ -209,7 +210,7 @@ class ImageDescriptions:
 
 
 def _parsed(model: type[Parsed], content: bytes | None) -> Parsed | None:
-    """Read a document that a record led to; ``None`` if it is another one than it should be."""
+    """Read a document that a record led to; ``None`` if it has another type than expected."""
     try:
         return model.model_validate_json(content or b"")
     except ValidationError:
@@ -235,7 +236,7 @@ def _packages(known: Sequence[Package], told: str) -> tuple[DescribedPackage, ..
 
 
 def _briefly(packages: Iterable[DescribedPackage]) -> Iterator[DescribedPackage]:
-    """Leave licences and descriptions out once there have been too many."""
+    """Drop licences and descriptions beyond the limit of an image."""
     left = _TEXTS
     for package in packages:
         left -= len(package.description) + sum(map(len, package.licences))

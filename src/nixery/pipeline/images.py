@@ -22,12 +22,13 @@ _LISTED = "latest"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a name and a tag stand for.
+    """The result of resolving a name and a tag.
 
     Attributes:
         image: for one platform or for several.
-        pinned: the state of the package source it was made from.
-        tag: under which it is listed. A client may make tags up where the source has no versions, so that is always the same one.
+        pinned: the state of the package source that it was made from.
+        tag: under which it is listed. For a source without versions it is always the same, since clients can
+            make tags up.
     """
 
     image: Image | ImageIndex

@@ -81,15 +81,15 @@ class LayerPublisher:
         self._workers = asyncio.Semaphore(packing.workers)
         self._wanted: Counter[str] = Counter()
         self._in_flight: SingleFlight[str, Layer] = SingleFlight()
-        # Threads that pack, by the identity of the layer.
+        # Threads that pack layers, by the identity of the layer.
         self._threads: dict[str, asyncio.Future[Layer]] = {}
         self._stop = threading.Event()
 
     async def publish(self, groups: Sequence[LayerGroup], closure: Closure, observe: Observe) -> list[Layer]:
         """Publish layers of store paths, several at once; the result is in the order of the groups.
 
-        When this returns or raises, also because it was cancelled, no thread reads the store paths for this caller, so that the
-        caller may release them.
+        When this returns or raises, even if cancelled, no thread reads the store paths for this caller any
+        more, so that the caller may release them.
         """
         tasks = (self._publish_group(group, closure, observe) for group in groups)
         published = await asyncio.gather(*tasks, return_exceptions=True)
@@ -104,13 +104,13 @@ class LayerPublisher:
         return await self._publish(identity, lambda archive: add_entries(archive, entries), packages, observe)
 
     def _planned(self, root: RootFilesystem) -> tuple[list[Entry], str]:
-        # Not on the event loop: packages may have hundreds of thousands of names.
+        # Off the event loop: packages may have hundreds of thousands of names.
         entries = list(root.entries())
         return entries, self._identity(map(repr, entries))
 
     def _identity(self, parts: Iterable[str]) -> str:
-        # No part can hold a line break, so that joined by them they stay apart. They are never all in memory: the names of a root file
-        # system take four times their bytes here.
+        # No part can contain a line break, so it can separate them. They are never all in memory: here the
+        # names of a root file system would take four times their bytes.
         digest = hashlib.sha256(self._packer.identity.encode())
         for part in parts:
             digest.update(b"\n" + part.encode())
@@ -162,7 +162,7 @@ class LayerPublisher:
             if not self._wanted[identity]:
                 del self._wanted[identity]
                 if identity in self._threads:
-                    # Before the next piece the thread sees that no build wants the layer.
+                    # Before the next piece, the thread checks whether a build still wants the layer.
                     await _through_cancellation(asyncio.wait({self._threads[identity]}))
         # Two images can have a layer of the same content for packages of other names: the names stay each's own.
         return replace(layer, packages=tuple(packages))
@@ -205,7 +205,7 @@ class LayerPublisher:
         return layer if blob is not None and blob.size == layer.descriptor.size else None
 
     async def _pack(self, identity: str, contents: Contents) -> Layer:
-        # From here on the thread reads store paths, which a build keeps from being deleted for as long as it waits.
+        # From here on the thread reads store paths, which the waiting build protects from deletion.
         self._require_wanted(identity)
         check = partial(self._require_wanted, identity)
         thread = asyncio.get_running_loop().run_in_executor(
@@ -239,7 +239,7 @@ class LayerPublisher:
 
 
 async def _through_cancellation(work: Awaitable[object]) -> None:
-    """Wait for some work although the caller is cancelled meanwhile, which is raised once the work is done."""
+    """Wait for some work even if the caller is cancelled; raise the cancellation once the work is done."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

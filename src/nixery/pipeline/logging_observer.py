@@ -67,7 +67,7 @@ class LoggingObserver:
             case Failed(error=(RequestError() | TooBusy()) as error):
                 log.info("not built", reason=str(error))
             case Failed(error=PackageSetChanged()):
-                # The request starts over with what is there now; if that fails, too, its answer says so.
+                # The request restarts with the current state; if that fails, too, its answer says so.
                 log.info("package set changed", reason="a file was written since it was looked at")
             case Failed(error):
                 log.error("build failed", reason=str(error))

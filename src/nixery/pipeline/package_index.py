@@ -39,8 +39,8 @@ _STORED = 5
 # More names than these are not sorted.
 _MANY = 2000
 
-# What is searched for near names has at least so many characters, and they are at least so similar (0 to 1). Longer texts take several
-# times as long for each of maybe 100,000 names, and nobody types one.
+# A search for similar names: least and greatest length of its text, and the least similarity (0 to 1).
+# Longer texts take several times as long for each of maybe 100,000 names, and no user types them.
 _FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
 
 LISTED: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])

@@ -17,7 +17,8 @@ from nixery.storage.store import RecordStore
 
 PINS = "pins"
 
-# It goes into commands and header fields. Others may have written the record, so it is neither an option nor has it line breaks.
+# Commands and header fields contain it. Others may have written the record, so it must not be an option or
+# have line breaks.
 _Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\-\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
 
 _log = structlog.get_logger("nixery.pins")
@@ -58,10 +59,11 @@ class Term(BaseModel):
 
 
 def reference_of_commit(source: PackageSource, term: Term) -> Reference | None:
-    """Return by which reference clients ask for the commit that a branch or a tag was pinned to; ``None`` if they cannot.
+    """Return the reference for a pinned commit of a branch or a tag; ``None`` if clients cannot ask for it.
 
-    Under that reference the pin is written down as well: what was pinned through a branch may be asked for by its digits, now and
-    when it is in no branch any more. That is one record for each state that the source was in while it was asked; clients add none.
+    The pin is recorded under that reference as well: clients may ask for its digits later, even when no
+    branch leads to it any more. That is one record for each state of the source that the server saw; clients
+    cannot add more.
     """
     if COMMIT.fullmatch(term.revision) is None:
         return None
@@ -100,7 +102,8 @@ class PinRecords:
 
     Args:
         records: shared by all servers.
-        source: decides whether a record can be about it; on a shared storage, anybody who can write there may have written it.
+        source: decides whether a pin can be one of its states; anyone with access to a shared storage may
+            have written it.
     """
 
     def __init__(self, records: RecordStore, source: PackageSource) -> None:
@@ -136,6 +139,6 @@ class PinRecords:
             _log.warning("pin not written down", reference=redacted(reference.name), reason=str(error))
 
     def _key(self, reference: Reference) -> str:
-        # What another rule accepted, or no rule in older versions, is as good as unknown.
+        # A commit that another rule accepted, or an older version without rules, counts as unknown.
         rule = [reference.rule] if reference.rule else []
         return hashlib.sha256(canonical_json([self._source.description, reference.name, *rule])).hexdigest()

@@ -100,9 +100,9 @@ class Pins:
         return await self._renewals.run(reference, partial(self._renew, reference))
 
     async def require_known(self, tag: str) -> None:
-        """Make sure that a tag can be answered, now or once before, without counting as a use of its pin.
+        """Check that a tag can be answered, now or by an earlier pin, without counting as a use of the pin.
 
-        A probe that asks every few seconds must not make an idle server follow its source.
+        A probe that runs every few seconds must not keep an idle server polling its source.
 
         Raises:
             TagUnknown, SourceUnreachable, TooBusy, StorageError: see ``pin``.
@@ -112,10 +112,10 @@ class Pins:
             await self.pin(tag)
 
     def selects(self, tag: str) -> bool:
-        """Whether a tag selects something, or the source has no versions and takes any tag.
+        """Whether a tag exists, or the source has no versions and accepts any tag.
 
         Raises:
-            TagUnknown: it selects nothing, and never will.
+            TagUnknown: the tag can never exist.
         """
         return bool(self._source.reference(tag).name)
 
@@ -154,8 +154,8 @@ class Pins:
                 self.counts.hits += 1
                 return self._hold(reference, term)
         self.counts.misses += 1
-        # A request that an old pin can answer does not wait for long; the attempt continues, and later requests have its result. With
-        # no time to live, a request is for what is there now.
+        # A request that an old pin can answer waits only briefly; the attempt continues, and later requests
+        # get its result. With a time to live of 0, a request needs the current state.
         attempt = self._attempts.run(reference, partial(self._resolve, reference, record))
         try:
             return await asyncio.wait_for(attempt, _SLOW if terms and self._time_to_live else None)
@@ -198,7 +198,7 @@ class Pins:
             if record is None or record.next is not None:
                 return
             term = await self._term(reference, record.current.until)
-            # What was found while we looked is what everybody else has.
+            # Prefer a pin that was recorded during the look-up, since all others use it.
             if await self._records.read(reference) == found:
                 if record.current.identity != term.identity:
                     await self._note(reference, term)

@@ -72,6 +72,6 @@ class RecentFailures:
 
 
 def size_of(error: NixeryError) -> int:
-    """Bytes of what an error holds: its message, the end of a log, and what is said of packages that cannot be had."""
+    """Bytes that an error holds: its message, the end of a log, and the reasons of unavailable packages."""
     packages = getattr(error, "packages", ())
     return len(str(error)) + sum(map(len, (*getattr(error, "log_tail", ()), *map(str, packages))))

@@ -25,20 +25,21 @@ from nixery.sources.source import Pin
 
 _log = structlog.get_logger("nixery.build")
 
-# Images that are looked up in the storage at once; and that wait for it, which is more than there are connections by default.
+# Images that are looked up in the storage at once; and the queue for that, which exceeds the default number
+# of connections.
 _LOOK_UPS, _WAITING = 16, 2048
 
 
 @dataclass(frozen=True, slots=True)
 class BuildBounds:
-    """How much is built.
+    """Limits of builds.
 
     Attributes:
-        slots: how many builds at once, and how many wait. Who joins a build that goes on takes none, and neither does what
-            is found.
-        seconds: that a build may take once it has begun; ``None`` for as many as it takes.
-        look_ups: how many images are looked up in the storage at once, and how many wait for that. Without a bound, clients that ask for
-            names they make up, and leave, would have everybody wait for the storage.
+        slots: concurrent and waiting builds. Joining a running build takes no slot, and neither does a stored
+            image.
+        seconds: timeout of a build from its start; ``None`` for no limit.
+        look_ups: concurrent and waiting look-ups of images in the storage. Without a limit, clients that
+            request made-up names and disconnect would make all others wait for the storage.
     """
 
     slots: Slots
@@ -79,20 +80,20 @@ class SharedBuilds:
         self._admissions: dict[str, asyncio.Future[None]] = {}
 
     async def image(self, request: ImageRequest, pin: Pin) -> Image:
-        """Return the requested image, after everything in it is stored.
+        """Return the requested image once all of its parts are stored.
 
-        The build goes on if the caller is cancelled.
+        The build continues if the caller is cancelled.
 
         Raises:
-            PackagesUnavailable: with every package that cannot be had.
-            PackageSetChanged: there is no such state of the package set any more.
-            BuildError: there is no such image.
-            ClosureTooLarge: it would be larger than images are to be.
-            UnsafeContents: a package holds what no image may.
-            StorageError: it cannot be stored.
-            TooBusy: too much is built and waits already.
+            PackagesUnavailable: with every unavailable package.
+            PackageSetChanged: that state of the package set no longer exists.
+            BuildError: the image cannot be built.
+            ClosureTooLarge: the image would exceed the limit.
+            UnsafeContents: a package holds files that no image may have.
+            StorageError: the image cannot be stored.
+            TooBusy: the queue is full.
             ShuttingDown: this was closed before the build ended.
-            InternalError: this program is wrong; the log tells where.
+            InternalError: a bug of this program; the log has the traceback.
         """
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:

@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 class SingleFlight(Generic[Key, Result]):
     """Runs at most one task for each key.
 
-    A task belongs to none of those who wait for it: if they go away, it goes on, and who comes back joins it. It works for all of
-    them: a client that joins work of another one need not wait for the other one's turn (see ``Slots``).
+    No caller owns a task: it continues when callers leave, and a returning one joins it. It works for all of
+    its callers: a client that joins another one's work need not wait for that client's turn (see ``Slots``).
     """
 
     def __init__(self) -> None:

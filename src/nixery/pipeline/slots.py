@@ -1,4 +1,4 @@
-"""How much goes on at once, how much may wait, whose turn it is, and when it is worth coming back."""
+"""Concurrency limits: a bounded number of running tasks, a bounded queue, fair turns, and retry times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SOONEST, _LATEST = 1, 60
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The most that one client may have of all slots, and of the places in the queue; ``None`` for all of them."""
+    """The most slots, and places in the queue, that one client may have; ``None`` for all of them."""
 
     running: int | None = None
     waiting: int | None = None
@@ -38,10 +38,10 @@ class _Waiting:
     """Work that waits for a slot.
 
     Attributes:
-        turn: done when it has one.
+        turn: done when it gets a slot.
         parties: the clients that it is done for.
-        position: what ``tell`` was told last.
-        holder: the client whose turn was taken.
+        position: the last one that ``tell`` was called with.
+        holder: the client whose turn it used.
     """
 
     turn: asyncio.Future[None]
@@ -53,28 +53,28 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Queue:
-    """The work that waits for one client, the first to come first. Work for several clients waits in the queue of each."""
+    """The waiting work of one client, in order of arrival. Work for several clients is in each queue."""
 
     turn: int
     waiting: dict[_Waiting, None] = field(default_factory=dict)
 
 
 class Slots:
-    """Lets so many pieces of work go on at once, lets so many others wait for their turn, and sends the rest away.
+    """Runs a bounded number of tasks at once, queues a bounded number of others, and rejects the rest.
 
-    A free slot goes to the waiting client that has the fewest; clients that have equally many take turns, and the work of one client
-    is done in the order in which it came. A client is sent away when its own share of the queue is full, or when the queue is full
-    and no client has more places than it would have. Otherwise the client with the most gives up the place that it took last, and one
-    whose result no request waits for sooner than others.
+    A free slot goes to the waiting client that has the fewest; clients with equally many take turns, and the
+    work of one client runs in order of arrival. A client is rejected when its own share of the queue is full,
+    or when the queue is full and no client has more places than it would have. Otherwise the client with the
+    most places loses its newest one; among these, work whose result no request waits for goes first.
 
-    For one event loop. Whoever holds a slot must not ask for a second one.
+    For one event loop. A task that holds a slot must not request a second one.
 
     Args:
-        limit: how many go on at once.
+        limit: how many tasks run at once.
         queue: how many may wait.
         clock: seconds; only differences matter.
-        busy: what those are told who are sent away because the queue is full; see ``TooBusy``.
-        share: of each client.
+        busy: the message for clients that a full queue rejects; see ``TooBusy``.
+        share: the limits of each client.
     """
 
     def __init__(
@@ -91,25 +91,27 @@ class Slots:
         self._busy = busy
         self._most_running = limit if share.running is None else share.running
         self._most_waiting = queue if share.waiting is None else share.waiting
-        # All that waits, in the order in which it came, and the same by client; a client that waits for nothing has no queue.
+        # All waiting work, in order of arrival, and the same by client; a client without waiting work has no
+        # queue.
         self._waiting: dict[_Waiting, None] = {}
         self._queues: dict[Client, _Queue] = {}
         self._turns = count()
         self._running: Counter[Client] = Counter()
         self._begun: dict[object, float] = {}
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
-        # Finding out positions takes longer the more wait.
+        # Computing positions takes longer the longer the queue is.
         self._positions_are_told = False
 
     @asynccontextmanager
     async def slot(self, on_queued: Callable[[int], None] | None = None) -> AsyncIterator[None]:
-        """Wait for a slot, and have it while the context lasts. It is counted for the clients that the running code works for.
+        """Wait for a slot, and hold it during the context. It counts for the clients of the running work.
 
         Args:
-            on_queued: told the position in the queue, from 1, whenever it changes; not at all if there is no need to wait.
+            on_queued: called with the position in the queue, from 1, whenever it changes; never called
+                without a wait.
 
         Raises:
-            TooBusy: too many wait already, or this had to give way to another client.
+            TooBusy: the queue is full, or another client displaced this work.
         """
         holder = await self._acquire(on_queued)
         key = object()
@@ -122,10 +124,11 @@ class Slots:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """As ``slot``, for work that keeps the event loop for milliseconds, and waits for nothing.
+        """As ``slot``, for work that blocks the event loop for milliseconds, and never waits.
 
-        All that came before the work begins is in the queue then, or was sent away. Otherwise it would stand in line for the event loop,
-        where clients have no shares, and where requests stay whose clients have gone.
+        The work begins only after all requests that arrived before it are in the queue or rejected. Otherwise
+        those would wait for the event loop itself, where clients have no shares, and where requests whose
+        clients have gone stay.
 
         Raises:
             TooBusy: as ``slot``.
@@ -161,7 +164,7 @@ class Slots:
             await waiting.turn
         except asyncio.CancelledError:
             if waiting.holder is not None:
-                self._release(waiting.holder)  # it was this one's turn, and nobody is here to take it
+                self._release(waiting.holder)  # it got a slot, but was cancelled
             else:
                 self._leave(waiting)
                 self._tell_positions()
@@ -173,10 +176,10 @@ class Slots:
         return waiting.holder
 
     def _make_room(self, parties: Parties) -> None:
-        """See to it that there is a place in the queue.
+        """Make room for one more in the queue.
 
         Raises:
-            TooBusy: there is none.
+            TooBusy: the queue is full.
         """
         fewest = min(self._count(client) for client in parties.clients)
         if fewest >= self._most_waiting < self._queue:
@@ -190,10 +193,10 @@ class Slots:
         displaced.turn.set_exception(
             TooBusy(self._limit, len(self._waiting), self.retry_after, TooBusy.DISPLACED)
         )
-        displaced.turn.exception()  # Mark it as seen: it may be cancelled before it is.
+        displaced.turn.exception()  # marks it as retrieved: its waiter may be cancelled first
 
     def _displaced_by(self, have: int) -> _Waiting | None:
-        """Choose what gives its place to a client that has some already: it still has no more of them than those who lose one."""
+        """Choose work to displace for a client, which then has no more places than those that lose one."""
         candidates = [
             (least, not waiting.parties.awaited, number, waiting)
             for number, waiting in enumerate(self._waiting)
@@ -204,7 +207,8 @@ class Slots:
 
     def _enter_queues(self, waiting: _Waiting) -> None:
         for client in waiting.parties.clients:
-            # Joining takes no place; but work that a client only joins is not in its queue if that is full.
+            # Joining takes no place; but if a client's queue is full, work that it only joins is not added to
+            # it.
             if self._count(client) < self._most_waiting:
                 queue = self._queues.get(client)
                 if queue is None:
@@ -230,12 +234,12 @@ class Slots:
         if not self._running[holder]:
             del self._running[holder]
         if holder in self._queues:
-            # It was this client's turn until now, so those who came meanwhile are next.
+            # Until now it was this client's turn, so clients that arrived meanwhile are next.
             self._queues[holder].turn = next(self._turns)
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Hand free slots to those who wait, so that nobody who comes now is quicker."""
+        """Give free slots to waiting work, so that new arrivals cannot overtake it."""
         while self._running.total() < self._limit:
             found = next(self._in_order(), None)
             if found is None:
@@ -251,10 +255,10 @@ class Slots:
         self._tell_positions()
 
     def _in_order(self, *, whatever_runs: bool = False) -> Iterator[tuple[_Waiting, Client]]:
-        """Yield what waits in the order of its turns, each with the client whose turn it is; as if each had run for long when the next comes.
+        """Yield waiting work, and the client whose turn it uses, in order, as if each task ran for long.
 
         Args:
-            whatever_runs: whether to go on with clients that have as many slots as one may have.
+            whatever_runs: whether to include clients that have all the slots that one may have.
         """
         seen: set[_Waiting] = set()
         turns = [

@@ -11,10 +11,10 @@ from nixery.errors import PushFailed
 from nixery.pushing.credentials import Credentials
 
 _CHALLENGE = re.compile(r"(?P<scheme>[a-zA-Z]+)\s+(?P<parameters>.*)", re.DOTALL)
-# A word is looked at from its beginning alone: a registry may send a long one.
+# Only the beginning of a word is matched: a registry may send a long one.
 _PARAMETER = re.compile(r'(?<!\w)(\w+)="([^"]*)"')
 
-# It becomes a part of a header field (RFC 6750, 2.1, and what else is in use).
+# Header fields contain it (RFC 6750, 2.1, and other characters in use).
 _TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _CLIENT = "nixery"
 

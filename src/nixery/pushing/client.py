@@ -20,14 +20,14 @@ Body = Callable[[], AsyncIterator[bytes]]
 # Seconds without a byte; a registry may take its time to verify a large layer.
 _TIMEOUT = httpx.Timeout(300.0, connect=20.0)
 
-# Bytes that are read of an answer, and seconds for them: no registry has to say more.
+# Limit in bytes for an answer, and timeout in seconds: no registry needs more.
 _LARGEST = 1024 * 1024
 _LONGEST = 300.0
 
-# Header fields of what is not read as it was sent.
+# Header fields that do not apply to undecoded bytes.
 _OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
 
-# Characters that are shown of what a registry says is wrong.
+# Characters of a registry's error message that are shown.
 _SHOWN = 1000
 
 _ATTEMPTS = 5
@@ -58,7 +58,7 @@ def open_client(*, verify: bool) -> httpx.AsyncClient:
 
 
 class _BoundedClient(httpx.AsyncClient):
-    """Reads the beginning of each answer as it was sent: none is followed for ever, and nothing is decompressed."""
+    """Reads the beginning of each answer, undecoded: it bounds time and size, and decompresses nothing."""
 
     async def send(
         self,
@@ -119,7 +119,7 @@ class RegistryClient:
         """Return the URL of a path, or of a ``Location``, which may be relative (RFC 9110).
 
         Raises:
-            PushFailed: it is none.
+            PushFailed: it is not a valid URL.
         """
         try:
             return self._base.join(path)

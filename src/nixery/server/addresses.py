@@ -18,9 +18,9 @@ _UNKNOWN = "localhost"
 
 
 def host(request: Request) -> str:
-    """Return host and port by which the client reaches us: those of ``NIXERY_PUBLIC_URL``, else what a trusted proxy or the client says.
+    """Return our public host and port: from ``NIXERY_PUBLIC_URL``, else from a trusted proxy or the client.
 
-    A client can lie, to itself alone: no answer that holds a host may be kept by a cache.
+    A client can lie, but only to itself: caches must not store an answer that contains a host.
     """
     if request.public_url is not None:
         return request.public_url.partition("://")[2]
@@ -32,7 +32,7 @@ def host(request: Request) -> str:
 
 
 def is_encrypted(request: Request) -> bool:
-    """Whether the client came by TLS, as far as we are told; we have none ourselves."""
+    """Whether the client used TLS, according to the proxy; this server has no TLS itself."""
     if request.public_url is not None:
         return request.public_url.startswith("https:")
     return request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https"

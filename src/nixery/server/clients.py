@@ -1,4 +1,4 @@
-"""Which client a request comes from, and which of its header fields are believed."""
+"""Tell which client sent a request, and which of its header fields to trust."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Address = IPv4Address | IPv6Address
 FORWARDED_FOR = "x-forwarded-for"
 REQUEST_ID = "x-request-id"
 
-# What a proxy says about a request, in lower case. Anybody can write them, and so they count from a trusted proxy alone. The last ones
-# say in whose trace a request is, and whether it is to be kept.
+# Fields by which a proxy describes a request, in lower case. Any client can send them, so they are trusted
+# only from a trusted proxy. The last ones give the trace of a request, and whether to sample it.
 FROM_PROXIES = frozenset(
     {
         "forwarded",
@@ -29,16 +29,16 @@ FROM_PROXIES = frozenset(
     }
 )
 
-# The part of an IPv6 address that a site is given; whoever has one has all addresses in it.
+# The prefix of an IPv6 address that a site gets; one client may use all addresses in it.
 _SITE = 64
 
-# Of them, those that say that there is a proxy.
+# Of them, the fields that show that a proxy passed the request on.
 _PASSED_ON = frozenset({"forwarded", FORWARDED_FOR, "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
 
-# Addresses whose clients are kept; a proxy's clients come again and again.
+# Addresses whose clients are cached; a proxy's clients come back.
 _KEPT = 4096
 
-# Characters of an address; the longest has a scope of its own.
+# Characters of an address; the longest has a zone id.
 _LONGEST = 64
 
 
@@ -46,7 +46,7 @@ class Clients:
     """Tells clients apart by their addresses, and knows which addresses are proxies.
 
     Args:
-        trusted: networks of proxies. They have to set ``X-Forwarded-For``, or add to it, themselves.
+        trusted: networks of proxies, which have to set ``X-Forwarded-For``, or append to it.
     """
 
     def __init__(self, trusted: Sequence[IPv4Network | IPv6Network] = ()) -> None:
@@ -55,11 +55,11 @@ class Clients:
         self.trusts_host = lru_cache(_KEPT)(self._trusts)
 
     def believed(self, headers: Mapping[str, str], peer: str) -> Mapping[str, str]:
-        """Return the header fields that may be believed.
+        """Return the trusted header fields.
 
         Args:
             headers: by name in lower case.
-            peer: who is connected, as ``host_of`` takes it.
+            peer: the other end of the connection, as ``host_of`` takes it.
         """
         if self._trusted and self.trusts_host(host_of(peer)):
             return headers
@@ -69,12 +69,12 @@ class Clients:
         """Return the client of a request: the peer, or the last address before the trusted proxies.
 
         Args:
-            peer: who is connected, as ``host_of`` takes it.
-            headers: those that may be believed.
+            peer: the other end of the connection, as ``host_of`` takes it.
+            headers: the trusted ones.
         """
         host = host_of(peer)
         forwarded = headers.get(FORWARDED_FOR)
-        # Each proxy adds the address that it was connected to; what a client wrote itself stands on the left of all that.
+        # Each proxy appends the address of its peer; a client's own text stands to the left of those.
         while forwarded and self.trusts_host(host):
             forwarded, _, last = forwarded.rpartition(",")
             said = _host(last.strip())
@@ -89,7 +89,7 @@ class Clients:
 
 
 def is_forwarded(headers: Mapping[str, str]) -> bool:
-    """Whether header fields, believed or not, say that a proxy passed the request on."""
+    """Whether header fields, trusted or not, say that a proxy passed the request on."""
     return not _PASSED_ON.isdisjoint(headers)
 
 
@@ -99,7 +99,7 @@ def host_of(peer: str) -> str:
 
 
 def peer_key(peer: str) -> tuple[Address | None, str]:
-    """Return what two spellings of one address and port have in common."""
+    """Return one normal form for all spellings of an address and port."""
     host, _, port = peer.rpartition(":")
     return _address(host.strip("[]").partition("%")[0]), port
 
@@ -124,7 +124,7 @@ def _address(host: str) -> Address | None:
 def _client(host: str) -> Client:
     address = _address(host)
     if address is None:
-        return INTERNAL  # a socket of this machine has no address
+        return INTERNAL  # a Unix socket has no address
     if isinstance(address, IPv4Address):
         return Client(str(address))
     return Client(str(IPv6Network((int(address), _SITE), strict=False)))

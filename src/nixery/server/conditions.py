@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nixery.server.requests import Request
 
-# Characters of a header field that are looked at: a hundred digests.
+# Characters of a header field that are parsed: a hundred digests.
 _LONGEST = 8192
 
 

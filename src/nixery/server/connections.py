@@ -1,12 +1,12 @@
-"""Ending connections: those whose clients have stopped reading, and those that are too many.
+"""End connections whose clients have stopped reading, and connections beyond the limits.
 
-The web server has no say in this: it waits for a client to read for as long as that takes, and accepts connections until it has as
-many as it may have, whosever they are. So it may have more than we want, and the surplus is ended here. A client that comes is let in, and a
-connection that no request needs gives way.
+The web server does neither: it waits for a slow client without a timeout, and accepts connections up to its
+own limit, whatever client they are from. So its limit is higher than ours, and this module ends the surplus:
+the server accepts a new connection, and closes one that serves no request.
 
-The kernel's ``TCP_USER_TIMEOUT`` would not do for the first: on a client that reads slowly its clock goes on as well, as long as the
-client's window is smaller than the piece that is to be sent next. So what was acknowledged is looked at every now and then. Linux alone tells
-(tcp(7), ``TCP_INFO``); elsewhere nothing is ended.
+The kernel's ``TCP_USER_TIMEOUT`` does not fit the first purpose: for a client that reads slowly, its clock
+runs while the client's window is smaller than the next piece to send. So this module polls the count of
+acknowledged bytes. Only Linux reports it (tcp(7), ``TCP_INFO``); elsewhere no connection is ended.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ import structlog
 from nixery.request_context import Client
 from nixery.server.clients import Address, Clients, peer_key
 
-# Looks in the time that a client is given to take something.
+# Polls within a client's timeout.
 _LOOKS = 10
 
-# Seconds between two looks at how many descriptors there are, which takes a tenth of the time of looking at a connection behind each; and
-# between two looks at the connections, as long as there may be too many from one address but not in all.
+# Seconds between two counts of the open descriptors, each of which takes a tenth of the time of polling their
+# connections; and between two polls of the connections, while one address may have too many but the total is
+# in bounds.
 _PAUSE = 0.25
 _LONGER = 1.0
 
-# The part of all connections from which on every look counts.
+# The part of all connections from which on every count leads to a poll.
 _NEARLY = 0.75
 
-# Seconds between two lines about connections that were too many.
+# Seconds between two log lines about connections beyond the limits.
 _QUIET = 10.0
 
-# linux/tcp.h, struct tcp_info: the 64-bit number tcpi_bytes_acked begins here; tcpi_notsent_bytes is a 32-bit one, and so are tcpi_unacked, the
-# packets under way, and the milliseconds since something was sent and since something came.
+# linux/tcp.h, struct tcp_info: the offset of tcpi_bytes_acked, which has 64 bits. tcpi_notsent_bytes has 32
+# bits, and so have tcpi_unacked, the packets in flight, and the milliseconds since data was sent and since
+# data came.
 _BYTES_ACKED = 120
 _NOT_SENT = 144
 _UNACKED = 24
@@ -52,13 +54,14 @@ _LAST_SENT = 44
 _LAST_RECEIVED = 52
 _INFO_SIZE = 192
 
-# What tcp_info says of a connection that is up, and of one whose client has said that it has no more to ask.
+# States in tcp_info: an established connection, and one whose client has shut down its sending side.
 _ESTABLISHED, _CLOSE_WAIT = 1, 8
 
-# asm-generic/socket.h: a number that no other socket has had, unlike a descriptor, which is given again.
+# asm-generic/socket.h: an id that is unique to a socket, unlike a descriptor, which is reused.
 _SO_COOKIE = 57
 
-# Seconds after which a connection that no request needs is one that is kept for later, rather than one whose request is under way.
+# Seconds after which a connection without a request counts as kept alive; before, its request may be on its
+# way.
 _SETTLED = 2.0
 
 _Key = tuple[Address | None, str]
@@ -76,11 +79,11 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionBounds:
-    """How many connections a port has.
+    """Limits on the connections to a port.
 
     Attributes:
         total: at the same time.
-        per_client: of them, those of one client; trusted proxies have as many as there are.
+        per_client: of them, those of one client; trusted proxies have no such limit.
     """
 
     total: int
@@ -89,7 +92,7 @@ class ConnectionBounds:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A connection that was ended: address and port of the other end, whose it is, and why."""
+    """A connection that was ended: address and port of the peer, its client, and the reason."""
 
     peer: str
     client: Client
@@ -98,13 +101,13 @@ class Ended:
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of a connection from one look to the next.
+    """The state of a connection that is kept between polls.
 
     Attributes:
-        peer: address and port of the other end, and the same by ``peer_key``.
+        peer: address and port of the peer, and the same by ``peer_key``.
         host: its address.
-        since: when it was seen for the first time, and no two have the same.
-        acknowledged: bytes, and when there were as many for the first time; ``None`` if there is nothing to acknowledge.
+        since: when a poll first saw it; unique.
+        acknowledged: bytes, and when their count last changed; ``None`` if no data awaits acknowledgement.
     """
 
     peer: str
@@ -117,10 +120,10 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Connection:
-    """A connection as it stands.
+    """A connection at the time of a poll.
 
     Attributes:
-        idle_since: seconds of the system's clock; ``None`` if a request is answered on it.
+        idle_since: seconds of the system's clock; ``None`` while it serves a request.
     """
 
     descriptor: int
@@ -130,29 +133,30 @@ class _Connection:
 
 
 class Requests(Protocol):
-    """The requests that are being answered."""
+    """The requests in progress."""
 
     def peers(self) -> Collection[str]:
-        """Return who has sent them, as the web server writes addresses."""
+        """Return the peers that sent them, as the web server writes addresses."""
         ...
 
     def abandon(self, peers: Collection[str]) -> None:
-        """Stop waiting for those whose clients have gone."""
+        """Stop waiting on behalf of requests whose clients have gone."""
         ...
 
 
 class Connections:
     """Bounds the connections of this process to its ports.
 
-    Too many of one client: those that no request needs are ended, the longest idle ones first, and then the latest ones. Too many
-    in all: of the client that has the most, one that it keeps for later; where no client has any, what comes next for the client that
-    has the most. A request whose connection is gone waits for nothing any more.
+    If one client has too many: ends those without a request, the longest idle ones first, and then the newest
+    ones. If all together are too many: ends a kept-alive one of the client with the most; if no client has
+    any, the next connection that the client with the most opens. A request whose connection is gone stops
+    waiting.
 
     Args:
-        ports: where is listened, and how many connections there are to be.
-        seconds: for which a client may take nothing of what it is sent.
-        clients: tells them apart.
-        requests: that are being answered.
+        ports: the listening ports, with their limits.
+        seconds: the timeout for a client that acknowledges no data.
+        clients: tells clients apart.
+        requests: in progress.
         clock: seconds; only differences matter.
     """
 
@@ -176,36 +180,37 @@ class Connections:
         self._untold: Counter[tuple[Reason, Client]] = Counter()
 
     async def run(self) -> None:
-        """Look at them again and again, until it is cancelled."""
+        """Poll until it is cancelled."""
         period = self._seconds / _LOOKS
-        # Fewer descriptors than this, and no bound can be exceeded.
+        # With fewer descriptors than this, no limit can be exceeded.
         few = min(min(bounds.per_client, bounds.total) for bounds in self._ports.values())
         many = max(bounds.total for bounds in self._ports.values()) * _NEARLY
         looked = self._clock()
         while True:
             await asyncio.sleep(min(_PAUSE, period))
             number, age = len(_descriptors()), self._clock() - looked
-            # Before the connections, so that each of these had one by then. And on the event loop, where that changes.
+            # Before the poll, so that each of these requests has a connection in it. And on the event loop,
+            # which changes them.
             answering = {peer_key(peer): peer for peer in self._requests.peers()}
             if age >= period or number > many or (age >= _LONGER and (number > few or len(answering) > few)):
                 looked = self._clock()
                 self._tell(await asyncio.to_thread(self.look, answering.keys()))
-                if number:  # or nobody can tell
+                if number:  # 0: unknown
                     gone = answering.keys() - self._connected
                     self._requests.abandon({answering[key] for key in gone})
 
     def look(self, answering: Collection[_Key] = ()) -> list[Ended]:
-        """Look at all connections once; return those that were ended.
+        """Poll all connections once; return those that were ended.
 
         Args:
-            answering: by ``peer_key``, whose requests are being answered.
+            answering: peers of the requests in progress, by ``peer_key``.
         """
         now = self._clock()
         seen: dict[bytes, _Seen] = {}
         on_port: dict[int, list[_Connection]] = {port: [] for port in self._ports}
         ended = []
         for descriptor, connection, port in _sockets(self._ports):
-            # One that goes while it is looked at needs no ending.
+            # A connection that closes during the poll needs no ending.
             with suppress(OSError):
                 found = self._look_at(descriptor, connection, answering, now)
                 if found is None:
@@ -250,7 +255,8 @@ class Connections:
             if seen.key not in answering:
                 (sent,) = struct.unpack_from("=I", info, _LAST_SENT)
                 (received,) = struct.unpack_from("=I", info, _LAST_RECEIVED)
-                # Not by how long: the looks at two connections may be far apart if another process has the processor.
+                # Not by duration: polls of two connections may be far apart if another process has the
+                # processor.
                 idle_since = time.monotonic() - min(sent, received) / 1000
         return _Connection(descriptor, cookie, seen, idle_since)
 
@@ -259,7 +265,8 @@ class Connections:
         for connection in connections:
             of_client.setdefault(self._clients.client_of_host(connection.seen.host), []).append(connection)
         for theirs in of_client.values():
-            # Those that are ended first come last: idle ones, the longest idle one of them at the very end, and before them the latest.
+            # Sorted so that the first to end come last: idle ones, the longest idle one at the very end, and
+            # before them the newest.
             theirs.sort(key=_how_dispensable)
         total, now = len(connections), time.monotonic()
         for theirs in of_client.values():
@@ -267,8 +274,9 @@ class Connections:
                 total -= 1
                 yield from self._end_one(theirs.pop(), Reason.SHARE)
         while total > bounds.total:
-            # One whose request is just coming must not give way to a client whose many connections are all at work. So first of those that
-            # have kept one for later the client with the most, then of all.
+            # A connection whose request is just arriving must not give way to a client whose many connections
+            # are all busy. So choose the client with the most among those with a kept-alive connection first,
+            # then among all.
             theirs = max(
                 of_client.values(), key=lambda some: (_has_settled(some, now), len(some), _age(some))
             )
@@ -277,7 +285,7 @@ class Connections:
 
     def _end_one(self, found: _Connection, reason: Reason) -> Iterable[Ended]:
         with suppress(OSError), _copy(found.descriptor) as connection:
-            # Anything else may have its number by now.
+            # By now another socket may have its descriptor.
             if connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) == found.cookie:
                 _end(connection, at_once=found.idle_since is None)
                 return [self._ended(found, reason)]
@@ -334,10 +342,11 @@ def _sockets(ports: Collection[int]) -> Iterator[tuple[int, socket.socket, int]]
 
 
 def _copy(descriptor: int) -> socket.socket:
-    # The web server, to which it belongs, may close it at any time, and anything else may have its number then; but not the copy's.
+    # The web server owns the socket and may close it at any time, after which its descriptor may be reused;
+    # the copy's is not.
     copy = os.dup(descriptor)
     try:
-        # Whether it is a socket at all, the system says; of which family, the names of its ends.
+        # The kernel tells whether it is a socket at all; the addresses of its ends tell the family.
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=copy)
     except OSError:
         os.close(copy)
@@ -346,6 +355,6 @@ def _copy(descriptor: int) -> socket.socket:
 
 def _end(connection: socket.socket, *, at_once: bool) -> None:
     if at_once:
-        # Or what is not sent would stay in memory for as long as the client does not read it.
+        # Otherwise unsent data would stay in memory until the client reads it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.shutdown(socket.SHUT_RDWR)

@@ -48,7 +48,7 @@ class Health:
         return await self._answer(request, details=True)
 
     async def answer_publicly(self, request: Request) -> BytesResponse:
-        """Answer a request for one of ``PATHS`` without what was found: that is the operator's business."""
+        """Answer a request for one of ``PATHS`` without the findings, which are for operators only."""
         return await self._answer(request, details=False)
 
     async def _answer(self, request: Request, *, details: bool) -> BytesResponse:
@@ -63,10 +63,10 @@ class Health:
         return BytesResponse(200, b'{"status": "ok"}', _HEADERS)
 
     async def ready(self, *, details: bool = True) -> BytesResponse:
-        """Answer 200 if every check is passed, and 503 if not; with what each of them found. The log tells when that changes."""
+        """Answer 200 if every check passes, else 503; with all results. Logs a change of the status."""
         async with self._looking:
             if self._clock() >= self._until:
-                # Not on behalf of the client that asks: the bounds that it has reached say nothing about the server.
+                # Not on behalf of the requesting client: its exhausted share says nothing about the server.
                 loop = asyncio.get_running_loop()
                 found = await asyncio.gather(
                     *(loop.create_task(_outcome(check), context=Context()) for check in self._checks.values())

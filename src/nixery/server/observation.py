@@ -73,27 +73,27 @@ class Observed(RequestContext):
 
     @property
     def client(self) -> Client:
-        """The client that asks. Looked for when something depends on it, which an answer from memory does not."""
+        """The client of the request. Computed on demand, since answers from memory do not need it."""
         if self._client is None:
             if self.peer is None or self._headers is None:
-                return INTERNAL  # work that was begun beside the answer, and for no client
+                return INTERNAL  # background work that no client waits for
             self._client = self._clients.client(self.peer.client, self._headers)
         return self._client
 
     def release(self) -> None:
-        """Let go of what a client has sent: timers and builds may keep this for long."""
+        """Drop the peer and its header fields: timers and builds may keep this object for long."""
         self.peer = self._headers = None
 
 
 class Observation:
-    """Notes requests.
+    """Records requests.
 
     Args:
-        counts: of all of them.
-        clients: tells them apart, and which of their header fields are to be believed.
-        tracer: ``None`` where nobody asked for traces.
-        verbose: whether every request has a line. Otherwise answers that were in memory, and blobs, have none: a pull of an
-            image that is there already would be dozens of lines.
+        counts: of all requests.
+        clients: tells clients apart, and which of their header fields to trust.
+        tracer: ``None`` if tracing is off.
+        verbose: whether to log every request. Otherwise answers from memory, and blobs, are not logged: a
+            pull of a stored image would be dozens of lines.
     """
 
     def __init__(
@@ -140,16 +140,16 @@ class Observation:
             _write_line(request, observed.peer, status, served, seconds, waited=observed.waited)
 
     def leave(self, observed: Observed) -> None:
-        """The answer was handed to the web server, all of it."""
+        """The web server has accepted the whole answer."""
         self._answering.discard(observed)
         observed.release()
 
     def peers(self) -> list[str]:
-        """Return whose requests are being answered, as the web server writes addresses."""
+        """Return the peers of requests in progress, as the web server writes addresses."""
         return [observed.peer.client for observed in self._answering if observed.peer is not None]
 
     def abandon(self, peers: Collection[str]) -> None:
-        """Note that clients have gone: their requests wait for nothing any more."""
+        """Mark requests whose clients have gone: they stop waiting."""
         for observed in tuple(self._answering):
             if observed.peer is not None and observed.peer.client in peers:
                 observed.abandon()

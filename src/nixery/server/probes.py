@@ -1,4 +1,4 @@
-"""What operators ask: health and metrics, and on which listener they are told."""
+"""Health and metrics for operators, and the listeners that serve them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRICS = "/metrics"
 
 
 class MetricsPage:
-    """What Prometheus asks for. There are no names in it, of images or of anybody."""
+    """Metrics for Prometheus. They contain no names of images or clients."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -44,14 +44,15 @@ class Probes:
         self._metrics = metrics
 
     def admin(self) -> Mapping[str, Handler]:
-        """What is told on a listener that only operators reach."""
+        """Routes of a listener that only operators reach."""
         return {**dict.fromkeys(PATHS, self._health.answer), METRICS: self._metrics.get}
 
     def public(self, *, private: bool) -> Mapping[str, Handler]:
-        """What is told where clients are: whether the server lives and is ready, for whoever restarts it and spreads load.
+        """Routes of a listener that clients reach: liveness and readiness, for restarts and load balancing.
 
         Args:
-            private: whether only this machine reaches the listener. Then all of it is told, but for what a proxy passes on.
+            private: whether only this machine reaches the listener. Then it serves everything, except to
+                requests from a proxy.
         """
         return {
             **dict.fromkeys(PATHS, self._ready if private else self._health.answer_publicly),
@@ -65,11 +66,11 @@ class Probes:
         return await (_metrics_elsewhere if request.forwarded else self._metrics.get)(request)
 
 
-async def _metrics_elsewhere(request: Request) -> Response:  # noqa: ARG001 -- whatever it asks
+async def _metrics_elsewhere(request: Request) -> Response:  # noqa: ARG001 -- a constant answer
     message = "metrics are not served here; they have a port of their own (NIXERY_ADMIN_PORT)"
     return errors_body(404, "UNSUPPORTED", message)
 
 
 def is_loopback(address: str | None) -> bool:
-    """Whether only this machine reaches a listener; ``None`` is none at all."""
+    """Whether only this machine reaches a listener; ``None`` means no listener."""
     return address is None or ip_address(address.partition("%")[0]).is_loopback

@@ -14,10 +14,11 @@ from nixery.pipeline.build_report import BuildReport, Line
 from nixery.pipeline.slots import Slots
 from nixery.request_context import INTERNAL, Client, current_request
 
-# Seconds after which another stream may have ended.
+# Retry time in seconds, after which another stream may have ended.
 _RETRY_AFTER = 5
 
-# Answers that are made of reports at once, and that wait for their turn: each takes milliseconds of the event loop.
+# Answers that are made of reports at once, and that wait for their turn: each blocks the event loop for
+# milliseconds.
 _AT_ONCE, _QUEUE = 1, 64
 
 _HIDDEN = "hidden"
@@ -27,25 +28,25 @@ _Change = tuple[BuildReport, Sequence[Line]]
 
 @dataclass(frozen=True, slots=True)
 class FollowerBounds:
-    """How many streams of events are open at once, each of which is a connection: in all, and of one client."""
+    """Limits on open streams of events, each of which is a connection: in all, and for one client."""
 
     total: int
     per_client: int
 
 
 class PublishedBuilds:
-    """What is known of builds, without names and logs unless those are public.
+    """Reports of builds, without names and logs unless those are public.
 
     Args:
         history: of builds.
-        bounds: of those who follow them.
-        public: whether everybody may see what is built, and what is said about it.
+        bounds: of the streams.
+        public: whether every client may see the names and logs of builds.
     """
 
     def __init__(self, history: BuildHistory, bounds: FollowerBounds, *, public: bool) -> None:
         self._history = history
         self._bounds = bounds
-        # Of each client, the oldest first; done when it has to give way.
+        # By client, the oldest first; done when the stream has to make room.
         self._followers: dict[Client, list[asyncio.Future[None]]] = {}
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.REPORTS)
         self.public = public
@@ -54,7 +55,7 @@ class PublishedBuilds:
         """Return the context in which reports are made into an answer; see ``Slots.turn``.
 
         Raises:
-            TooBusy: when it begins: too many others wait for their turn.
+            TooBusy: on entering the context: too many others wait for their turn.
         """
         return self._slots.turn()
 
@@ -68,7 +69,7 @@ class PublishedBuilds:
         return [self._shown(report) for report in self._history.recent()]
 
     async def follow(self, build: str, after: int) -> AsyncGenerator[_Change, None]:
-        """See ``BuildHistory.follow``. The stream ends early if it has to make room for a client that has fewer.
+        """See ``BuildHistory.follow``. Ends early if it has to make room for a client that has fewer streams.
 
         Raises:
             TooBusy: too many are open.
@@ -125,7 +126,7 @@ class PublishedBuilds:
 
 
 async def _unless(ended: asyncio.Future[None], change: Awaitable[_Change | None]) -> _Change | None:
-    """Wait for a change; return ``None`` if there is none any more, or if the future is done first."""
+    """Wait for a change; return ``None`` if there will be no more, or if the future is done first."""
     waiting = asyncio.ensure_future(change)
     either: set[asyncio.Future[Any]] = {waiting, ended}
     try:

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 # Not frozen: that would cost a microsecond and a half for each request, a tenth of all that a cached answer takes here.
 @dataclass(eq=False, slots=True)
 class Request:
-    """A request, as far as any handler cares. Handlers change nothing in it.
+    """A request, as handlers see it. Handlers do not change it.
 
     Attributes:
         method: in upper case.
         path: percent-decoded, beginning with a slash.
-        headers: those that may be believed, by name in lower case; a header that came several times is joined with commas.
-        query: parameters by name; of one that came several times, the last.
-        body: where a route takes one; ``None`` if it is larger than any that is taken.
-        forwarded: whether a proxy says that it passed it on, believed or not.
-        public_url: scheme and host by which clients reach us, if that is known.
+        headers: the trusted ones, by name in lower case; repeated ones are joined with commas.
+        query: parameters by name; of a repeated one, the last.
+        body: for routes that take one; ``None`` if it is too large.
+        forwarded: whether a header field says that a proxy passed it on, trusted or not.
+        public_url: scheme and host by which clients reach us, if known.
     """
 
     method: str

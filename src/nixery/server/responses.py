@@ -16,10 +16,10 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 
 
 def json_content(document: Mapping[str, Any], escape: Callable[[str], str] = escaped_lines) -> bytes:
-    """Serialise what people may read: no text in it, whoever wrote it, does anything to a terminal or a page.
+    """Serialise a public document, with untrusted text made safe for a terminal and a page.
 
     Args:
-        document: may have lines of text; they keep their ends.
+        document: may have texts of several lines; they keep their line breaks.
         escape: of texts.
     """
     return json.dumps(escaped_document(document, escape), ensure_ascii=False).encode()

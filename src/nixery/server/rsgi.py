@@ -30,33 +30,33 @@ Handler = Callable[[Request], Awaitable[Response]]
 _TAKES_BODIES = "/api/"
 _LARGEST_BODY = 16 * 1024
 
-# Pieces of one: each of them costs as much as a whole small request, and may be a single byte.
+# Pieces of a body: each costs as much as a whole small request, and may be a single byte.
 _MOST_PIECES = 64
 
 # Seconds for a body to come. While one is waited for, its connection counts among those that the server takes.
 _PATIENCE = 10.0
 
-# Characters of a path that a line of the log has.
+# Characters of a path in a log line.
 _LOGGED = 512
 
-# What nginx notes of such requests.
+# The status that nginx logs for such requests.
 _CLIENT_HAS_GONE = 499
 
-# What an answer says that it is, it is; a browser that guesses might take a log for a page (Fetch standard).
+# Forbids browsers to guess another type, for example to take a log for a page (Fetch standard).
 _NO_SNIFFING = ("x-content-type-options", "nosniff")
 
 _log = structlog.get_logger("nixery.server")
 
 
 class Application:
-    """Routes to the parts of the server. A plain callable: a framework would cost more than all we do for a cached answer.
+    """Routes requests. A plain callable: a framework costs more than all our work for a cached answer.
 
     Args:
-        registry: answers below ``/v2/``; ``None`` for nothing there.
-        observation: notes each request.
-        others: what answers elsewhere, by path.
-        below: what answers the rest, by how paths begin; the first that fits.
-        public_url: scheme and host by which clients reach us; ``None`` for what requests say.
+        registry: answers below ``/v2/``; ``None`` for no registry.
+        observation: records each request.
+        others: handlers of other paths, by path.
+        below: handlers of the rest, by prefix of the path; the first match wins.
+        public_url: scheme and host by which clients reach us; ``None`` to use each request's own.
 
     Attributes:
         clients: as the observation tells them apart.
@@ -79,11 +79,11 @@ class Application:
         self._public_url = public_url
 
     def peers(self) -> list[str]:
-        """Return whose requests are being answered, as ``Scope.client`` has it."""
+        """Return the peers of requests in progress, as ``Scope.client`` has them."""
         return self._observation.peers()
 
     def abandon(self, peers: Collection[str]) -> None:
-        """Stop waiting for clients that have gone. The web server does not tell when they do."""
+        """Stop waiting for clients that have gone. The web server does not report them."""
         self._observation.abandon(peers)
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
@@ -98,7 +98,7 @@ class Application:
         observed = self._observation.begin(request, scope)
         try:
             response, pieces = await self._answer(request, query, scope, protocol)
-            # Before it is sent: afterwards, the web server's threads would wait for it.
+            # Before sending: afterwards, the web server's threads would wait for it.
             self._observation.end(observed, request, response)
             more = [(REQUEST_ID, observed.id), _NO_SNIFFING]
             fields = [*response.headers.items(), *more]
@@ -109,7 +109,7 @@ class Application:
         except asyncio.CancelledError:
             if not observed.abandoned:
                 raise
-            # The web server still wants an answer, though there is nobody to send it to.
+            # The web server needs an answer, although the client has gone.
             protocol.response_empty(_CLIENT_HAS_GONE, [(REQUEST_ID, observed.id)])
         finally:
             self._observation.leave(observed)
@@ -117,7 +117,7 @@ class Application:
     async def _answer(
         self, request: Request, query: str, scope: Scope, protocol: AnswerProtocol
     ) -> tuple[Response, Pieces | None]:
-        """Return what to answer, and its body if that is a stream; see ``begun``."""
+        """Return the answer, and its body if that is a stream; see ``begun``."""
         try:
             answer: Response | None = refusal(request, query, scope)
             if answer is None:
@@ -155,7 +155,7 @@ def _late() -> Response:
 
 
 async def _with_body(request: Request, protocol: AnswerProtocol) -> tuple[Request, Response | None]:
-    """Wait for the body; return the request with it, or the answer to one that does not come."""
+    """Wait for the body; return the request with it, or an error answer if it does not arrive."""
     try:
         async with asyncio.timeout(_PATIENCE):
             return replace(request, body=await _body(protocol)), None

@@ -17,7 +17,7 @@ class Headers(Protocol):
 
 
 class Scope(Protocol):
-    """A request, as far as we care; the path is percent-decoded, and HTTP/1.0 is version ``1``."""
+    """The part of a request that we use; the path is percent-decoded, and HTTP/1.0 is version ``1``."""
 
     http_version: str
     method: str

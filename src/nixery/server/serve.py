@@ -30,17 +30,17 @@ _CLOSE = 6.0
 # Connections that wait to be accepted; a fleet of nodes may come at once.
 _BACKLOG = 1024
 
-# Connections that the web server takes besides those that a port may have, at most: as many may come between two looks at them, of
-# which the surplus is ended (connections.py).
+# Connections that the web server accepts beyond the limit of a port, at most: as many may arrive between two
+# polls, which end the surplus (connections.py).
 _SURPLUS = 1024
 
 # Connections to the listener for health and metrics.
 ADMIN_CONNECTIONS = ConnectionBounds(64, 64)
 
-# Descriptors besides those of connections and of the files that are sent on them.
+# Descriptors besides those of connections and of the files that they send.
 _OTHERS = 512
 
-# The least of all connections, however few descriptors there are.
+# The least total of connections, however few descriptors the system allows.
 _FEWEST = 16
 
 # Milliseconds until the header fields of a request, the first or another one, have to be there.
@@ -54,12 +54,12 @@ _log = structlog.get_logger("nixery.server")
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An application, where it is served, and with which bounds.
+    """An application, its address, and its limits.
 
     Attributes:
         address: to bind, from ``listening_address``.
         port: to bind.
-        bounds: of its connections.
+        bounds: limits on its connections.
     """
 
     application: Application
@@ -71,16 +71,17 @@ class Listener:
 async def serve(
     listeners: Sequence[Listener], clients: Clients, send_timeout: float, close: Callable[[], Awaitable[None]]
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is being sent, end the builds and return.
+    """Serve until SIGTERM or SIGINT, then finish sending responses, end the builds and return.
 
     The web server is embedded: its process is this one, so that there is one process id to stop, and builds can be
     ended before connections are drained. Otherwise a pull that waits for a build would hold everything up.
 
     Args:
-        listeners: what to serve, with one observation for all. Each has a web server of its own, so that one that has too many connections is in no other's way.
-        clients: tells them apart.
-        send_timeout: seconds after which a client that takes nothing of what it is sent is cut off.
-        close: ends builds; whoever waits for one is told to come back.
+        listeners: what to serve, with one observation for all. Each has a web server of its own, so that too
+            many connections to one do not block another.
+        clients: tells clients apart.
+        send_timeout: seconds after which a client that reads nothing is disconnected.
+        close: ends builds; requests that wait for one get an answer that says to retry.
     """
     bounds = _with_descriptors(listeners)
     servers = [_server(listener, bounds[listener.port]) for listener in listeners]
@@ -90,7 +91,7 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
 
     serving: asyncio.Future[Any] = asyncio.gather(*(server.serve() for server in servers))
-    # All applications note requests in one place.
+    # All applications record requests in one place.
     connections = Connections(bounds, send_timeout, clients, listeners[0].application)
     watching = asyncio.ensure_future(connections.run())
     for one in listeners:
@@ -123,7 +124,7 @@ def _server(listener: Listener, bounds: ConnectionBounds) -> Server:
         address=listener.address,
         port=listener.port,
         interface=Interfaces.RSGI,
-        # No client of a registry speaks HTTP/2 without TLS, and looking for it costs time.
+        # No registry client speaks HTTP/2 without TLS, and detecting it costs time.
         http=HTTPModes.http1,
         backlog=_BACKLOG,
         backpressure=bounds.total + _surplus(bounds),
@@ -138,10 +139,10 @@ def _surplus(bounds: ConnectionBounds) -> int:
 
 
 def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBounds]:
-    """Have the system allow as many descriptors as connections and the files sent on them take.
+    """Raise the descriptor limit to what connections, and the files that they send, need.
 
     Returns:
-        The bounds of each port: lower ones if the system does not allow that.
+        The limits of each port: lower ones if the system refuses.
     """
     bounds = {listener.port: listener.bounds for listener in listeners}
     fixed = _OTHERS + sum(_surplus(one) for one in bounds.values())
@@ -149,7 +150,7 @@ def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBoun
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return bounds
-    # No more than that: some programs that we start close all that they might have been handed, one by one.
+    # No higher: some programs that we start close all descriptors up to the limit, one by one.
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
     if allowed >= needed:
@@ -169,15 +170,15 @@ def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBoun
 
 
 def listening_address(host: str, port: int, settings: str = "NIXERY_HOST, PORT") -> str:
-    """Resolve the address to bind, and see whether it is free.
+    """Resolve the listen address, and check that it is free.
 
     Args:
         host: name or address.
         port: to bind.
-        settings: where the two come from, for the message.
+        settings: names of the settings with the address and port, for the message.
 
     Raises:
-        SettingsError: it cannot be listened on.
+        SettingsError: the server cannot listen on it.
     """
     # The web server takes addresses alone, no names, and lets several processes share a port. Two registries that
     # know nothing of each other must not.

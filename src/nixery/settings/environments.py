@@ -1,10 +1,11 @@
-"""The environment of each kind of child process, by allow-lists: no child inherits ours as it is.
+"""The environment of each kind of child process, from allow-lists: no child inherits ours unchanged.
 
-A builder can read every variable of the process that builds: a fixed-output derivation names them in ``impureEnvVars`` (Nix manual,
-"Advanced attributes"). A package set in a directory can read every variable of its evaluation (``builtins.getEnv``). Neither gets a
-secret: variables outside of the list are left out, and so are listed ones whose value has a login in it, a proxy's for example.
+A builder can read every variable of the process that builds: a fixed-output derivation names them in
+``impureEnvVars`` (Nix manual, "Advanced attributes"). A package set in a directory can read every variable of
+its evaluation (``builtins.getEnv``). Neither gets a secret: this module drops variables outside of the list,
+and also listed ones whose value contains a login, for example a proxy's.
 
-Every environment has the mark by which the warden finds what a server has started (``nixery.nix.guard``).
+Every environment has the mark by which the warden finds the processes of a server (``nixery.nix.guard``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-# Where programs are, whose they are, which language they speak, and where they keep what is theirs.
+# Search path, user, language, and directories of the user's files.
 _PROCESS = r"PATH|HOME|USER|LOGNAME|TMPDIR|TZ|LANG|LANGUAGE|LC_\w+|LOCALE_ARCHIVE|XDG_\w+_(HOME|DIRS)|NIXERY_STARTED_BY"
 
 # Certificates and proxies.
@@ -21,20 +22,21 @@ _NETWORK = (
     r"|(https?|ftp|all|no)_proxy|(HTTPS?|FTP|ALL|NO)_PROXY"
 )
 
-# What Nix documents, and nixpkgs' mirrors. Not every NIX_*: NIX_CURL_FLAGS may hold a password.
+# Documented by Nix, and nixpkgs' mirrors. Not every NIX_*: NIX_CURL_FLAGS may hold a password.
 _NIX = (
     r"NIX_(PATH|REMOTE|CONFIG|CONF_DIR|USER_CONF_FILES|STORE|DAEMON_SOCKET_PATH|IGNORE_SYMLINK_STORE|BUILD_HOOK|SSHOPTS)"
     r"|NIX_(STORE|STATE|DATA|LOG|LOCALSTATE|LIBEXEC|BIN|SYSCONF)_DIR|NIX_HASHED_MIRRORS|NIX_CONNECT_TIMEOUT|NIX_MIRRORS_\w+"
     r"|GC_INITIAL_HEAP_SIZE"
 )
 
-# Logins for git and ssh. GIT_DIR and its like would send git to another repository, GIT_TRACE would log passwords.
+# Logins for git and ssh. GIT_DIR and similar ones would redirect git to another repository, GIT_TRACE would
+# log passwords.
 _GIT = (
     r"SSH_AUTH_SOCK|SSH_AGENT_PID|GIT_SSH|GIT_SSH_COMMAND|GIT_SSH_VARIANT|GIT_SSL_\w+|GIT_PROXY_\w+|GIT_HTTP_\w+"
     r"|GIT_CONFIG_\w+|GIT_EXEC_PATH|GIT_ALLOW_PROTOCOL|KRB5CCNAME"
 )
 
-# What credential helpers of Docker and podman, of clouds and of desktops read.
+# Read by credential helpers of Docker and podman, of clouds and of desktops.
 _CREDENTIALS = (
     r"DOCKER_\w+|REGISTRY_AUTH_FILE|XDG_RUNTIME_DIR|DBUS_SESSION_BUS_ADDRESS|DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|GNUPGHOME|GPG_TTY"
     r"|PASSWORD_STORE_\w+|SSH_AUTH_SOCK|(AWS|GOOGLE|CLOUDSDK|AZURE|ECR|ACR)_\w+"
@@ -47,21 +49,22 @@ _HELPER = re.compile(f"{_PROCESS}|{_NETWORK}|{_CREDENTIALS}")
 
 _PROXY = re.compile(r"(?:https?|ftp|all)_proxy", re.IGNORECASE | re.ASCII)
 
-# A login in a URL: anything before the `@` with HTTP and FTP; with ssh, a user alone is none. And a parameter that looks like one.
+# A login in a URL: anything before the `@` with HTTP and FTP; for ssh, a user alone does not count. And a
+# parameter with the name of a secret.
 _LOGIN = re.compile(
     r"(?:https?|ftps?)://[^/\s@]+@|://[^/\s@:]*:[^/\s@]*@"
     r"|[?&][a-z_-]*(?:token|secret|password|signature|credential|key)[a-z_-]*=",
     re.IGNORECASE,
 )
 
-# Options of Nix that are secrets, or hand variables to builders.
+# Options of Nix that are secrets, or pass variables to builders.
 _SECRET_OPTION = re.compile(r"(?:extra-)?(?:access-tokens|impure-env)", re.ASCII)
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def build_environment(ours: Mapping[str, str], named: Collection[str] = ()) -> Mapping[str, str]:
-    """Return what builders, and evaluations that may read variables, are given: no secret, unless it is asked for by name.
+    """Return the environment of builders, and of evaluations that read variables: no secret but in ``named``.
 
     Args:
         ours: the environment of this process.
@@ -75,7 +78,7 @@ def build_environment(ours: Mapping[str, str], named: Collection[str] = ()) -> M
 
 
 def withheld_variables(ours: Mapping[str, str], named: Collection[str] = ()) -> tuple[str, ...]:
-    """Return names of variables that builders usually get and do not get now, or not all of, since they hold a secret."""
+    """Return variables that builders usually get, but that are dropped or cut because of a secret."""
     given = build_environment(ours, named)
     return tuple(
         sorted(name for name, value in ours.items() if _BUILD.fullmatch(name) and given.get(name) != value)
@@ -83,17 +86,17 @@ def withheld_variables(ours: Mapping[str, str], named: Collection[str] = ()) -> 
 
 
 def fetch_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what commands of Nix that only fetch are given, logins among it. Nothing that they run is a package author's."""
+    """Return the environment of Nix commands that fetch, and run no author's code: with logins."""
     return {name: value for name, value in ours.items() if _FETCH.fullmatch(name)}
 
 
 def git_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what git is given to reach a repository, logins among it."""
+    """Return the environment in which git contacts a repository, with logins."""
     return {name: value for name, value in ours.items() if _REPOSITORY.fullmatch(name)}
 
 
 def credential_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what says where logins for registries are, for us and for the operator's credential helpers."""
+    """Return the variables that locate logins for registries, for us and for credential helpers."""
     return {name: value for name, value in ours.items() if _HELPER.fullmatch(name)}
 
 
@@ -101,7 +104,7 @@ def variable_names(value: object) -> object:
     """Split names of variables at commas.
 
     Raises:
-        ValueError: one of them is none.
+        ValueError: one of them is not a variable's name.
     """
     if not isinstance(value, str):
         return value
@@ -116,7 +119,7 @@ def without_secrets(arguments: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse arguments with secrets: every user of the machine can read arguments.
 
     Raises:
-        ValueError: there is a secret.
+        ValueError: an argument holds a secret.
     """
     if any(
         _SECRET_OPTION.fullmatch(argument.lstrip("-")) or _LOGIN.search(argument) for argument in arguments

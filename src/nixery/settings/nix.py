@@ -22,15 +22,15 @@ _WEEK = 7 * DAY
 
 
 class NixSettings(BaseModel):
-    """How Nix is run.
+    """Settings for running Nix.
 
     Attributes:
         nix_timeout: seconds a builder may run.
         nix_arguments: added to all commands of Nix.
-        nix_sandbox: whether builders run in Nix's sandbox; ``auto`` for what Nix's own configuration says.
-        allow_ifd: whether an evaluation may build things, and then read them (import from derivation).
-        evaluation_memory: MiB that an evaluation may take; 0 for no bound.
-        build_variables: names of variables that builders are given besides those that hold no secret.
+        nix_sandbox: whether builders run in Nix's sandbox; ``auto`` for Nix's own configuration.
+        allow_ifd: whether an evaluation may build derivations, and then read them (import from derivation).
+        evaluation_memory: limit of an evaluation in MiB; 0 for no limit.
+        build_variables: names of variables that builders get in addition to those without secrets.
     """
 
     nix_timeout: Annotated[int, NotEmpty, Field(alias="NIX_TIMEOUT", ge=1, le=_WEEK)] = 60
@@ -56,25 +56,25 @@ class NixSettings(BaseModel):
 
     @property
     def build_environment(self) -> Mapping[str, str]:
-        """What commands are given that build, or that ask Nix's store: nothing secret but what the operator names."""
+        """The environment of commands that build, or query Nix's store: only secrets that a setting names."""
         return build_environment(self.environment, self.build_variables)
 
     @property
     def withheld_variables(self) -> tuple[str, ...]:
-        """Names of variables that builders usually get, and are not given because of a secret."""
+        """Names of variables that builders usually get, but do not because they hold a secret."""
         return withheld_variables(self.environment, self.build_variables)
 
     @property
     def evaluation_environment(self) -> Mapping[str, str]:
-        """What an evaluation is given that reads variables, or that builds: nothing secret but what builders get, if it builds."""
+        """The environment of evaluations that read variables or build: secrets only as builders get them."""
         return build_environment(self.environment, self.build_variables if self.allow_ifd else ())
 
     @property
     def fetch_environment(self) -> Mapping[str, str]:
-        """What commands of Nix are given that fetch, and run no code of a package author: logins, too."""
+        """The environment of Nix commands that fetch, and run no code of a package author: with logins."""
         return fetch_environment(self.environment)
 
     @property
     def git_environment(self) -> Mapping[str, str]:
-        """What git is given to reach a package source: logins, too."""
+        """The environment in which git contacts a package source: with logins."""
         return git_environment(self.environment)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from nixery.settings.values import DAY, NotEmpty, Size, listed
 
-# Connections to the public port: fewer would be of no use to a client that fetches layers side by side.
+# Connections to the public port: fewer would not let a client fetch layers in parallel.
 _FEWEST_CONNECTIONS = 16
 
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
@@ -29,7 +29,7 @@ def _networks(value: object) -> object:
 
 
 def _base_url(url: str | None) -> str | None:
-    """Check that a URL is one of a registry, which is always at the root of its host.
+    """Check that a URL is a registry's: without a path.
 
     Raises:
         ValueError: it is not.
@@ -54,30 +54,31 @@ def _another_port(port: int | None, others: ValidationInfo) -> int | None:
 
 
 class ServerSettings(BaseModel):
-    """Where is listened, and what one request may cost.
+    """Listen addresses, and limits on requests.
 
     Attributes:
-        host: address to bind. Nixery binds all addresses; a server that builds what it is asked for should be
-            opened to a network on purpose.
+        host: address to bind. Nixery binds all addresses only if the operator sets that: it builds what
+            clients ask for.
         port: TCP port to bind.
         admin_host: address of the listener for health and metrics.
         admin_port: its TCP port; ``None`` for no such listener.
-        public_url: scheme and host by which clients reach the server, for links; ``None`` for what each request says.
-        trusted_proxies: addresses whose ``X-Forwarded-*``, ``X-Request-Id`` and ``traceparent`` are believed.
-        public_builds: whether everybody may see which images are built, and the logs of their builds.
+        public_url: scheme and host by which clients reach the server, for links; ``None`` to use each
+            request's own.
+        trusted_proxies: addresses whose ``X-Forwarded-*``, ``X-Request-Id`` and ``traceparent`` are trusted.
+        public_builds: whether every client may see which images are built, and the logs of their builds.
         max_builds: how many images are built at once, and how many tags are looked up at once.
         max_builds_per_client: of them, those of one client; ``None`` for all.
-        max_queued: how many others may wait for that; more are told to come back.
+        max_queued: how many others may wait for that; more are rejected and told when to retry.
         max_queued_per_client: of them, those of one client; ``None`` for half of them.
         max_connections: connections to the public port.
         max_connections_per_client: of them, those from one address, unless it is a trusted proxy's.
         max_followers: streams of build events that are open at once.
         max_followers_per_client: of them, those of one client.
-        max_packages: that one name may ask for. The grammar allows for 128.
-        max_closure: bytes of store paths that an image may have; 0 for any number.
-        build_timeout: seconds that an image may take in all, once its turn has come.
-        send_timeout: seconds after which a client that takes nothing of what it is sent is cut off.
-        failure_ttl: seconds for which a failed build is answered without trying again.
+        max_packages: of one name. The grammar allows for 128.
+        max_closure: bytes of an image's store paths; 0 for no limit.
+        build_timeout: seconds for a whole image, once its build has begun.
+        send_timeout: seconds after which a client that reads nothing is disconnected.
+        failure_ttl: seconds for which a failed build is answered from memory, without a retry.
     """
 
     host: Annotated[str, NotEmpty, Field(alias="NIXERY_HOST")] = "127.0.0.1"
@@ -92,7 +93,7 @@ class ServerSettings(BaseModel):
     trusted_proxies: Annotated[
         tuple[IPv4Network | IPv6Network, ...],
         BeforeValidator(_networks),
-        NotEmpty,  # the last one is asked first
+        NotEmpty,  # pydantic applies the last one first
         Field(alias="NIXERY_TRUSTED_PROXIES"),
     ] = ()
     public_builds: Annotated[bool, NotEmpty, Field(alias="NIXERY_PUBLIC_BUILDS")] = True
@@ -126,7 +127,7 @@ class ServerSettings(BaseModel):
 
     @property
     def queued_per_client(self) -> int:
-        """The places of the queue that one client may have."""
-        # Rounded up: one place is one that somebody can have.
+        """The places in the queue for one client."""
+        # Rounded up, since a queue of one place needs to admit a client.
         half = (self.max_queued + 1) // 2
         return half if self.max_queued_per_client is None else self.max_queued_per_client

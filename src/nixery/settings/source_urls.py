@@ -1,7 +1,8 @@
-"""URLs of package sources, checked so that no secret in them has to be shown to a program in its arguments.
+"""Check URLs of package sources, so that no secret in them gets into a program's arguments.
 
-Every user of a machine can read the arguments of all processes. User info is taken out of a URL and handed to git in the
-environment; what cannot be handed over in that way is refused here, with what to do instead.
+Every user of a machine can read the arguments of all processes. User info is removed from a URL and passed to
+git in the environment; this module refuses any secret that cannot be passed in that way, and says what to do
+instead.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def git_url(url: str | None) -> str | None:
     """Check the URL of a git repository.
 
     Raises:
-        ValueError: git cannot be given it without others seeing a secret, or would run another program for it.
+        ValueError: git would need a secret in its arguments, or would run another program for the URL.
     """
     if url is None:
         return None
@@ -61,10 +62,10 @@ def git_url(url: str | None) -> str | None:
 
 
 def archive_url(url: str) -> str:
-    """Check the URL of a commit's archive, which has a place for the commit; a secret in it is never an argument.
+    """Check the URL of commits' archives, with a placeholder; a secret in it is never an argument.
 
     Raises:
-        ValueError: it has none, or is no URL.
+        ValueError: the placeholder is missing, or this is not a URL.
     """
     if "{rev}" not in url:
         raise ValueError("it has no {rev}, in whose place the commit goes")
@@ -76,7 +77,7 @@ def flake_url(reference: str | None) -> str | None:
     """Check a flake reference.
 
     Raises:
-        ValueError: there may be a secret in it, which Nix has other places for.
+        ValueError: it may contain a secret, for which Nix has other places.
     """
     if reference is None or reference.startswith(("/", ".")):
         return reference
@@ -104,7 +105,7 @@ def flake_url(reference: str | None) -> str | None:
 
 
 def _check(url: str) -> None:
-    """Raise a ``ValueError`` for what is taken apart differently by different programs, or cannot be handed to git."""
+    """Raise a ``ValueError`` for a URL that programs parse differently, or that git cannot accept."""
     location = SourceLocation.parse(url)
     if _CONTROL.search(url) or any(
         _CONTROL.search(text or "") for text in (location.username, location.password)

@@ -20,23 +20,23 @@ SOURCES = ("NIXERY_CHANNEL", "NIXERY_PKGS_REPO", "NIXERY_PKGS_PATH", "NIXERY_FLA
 
 
 class SourceSettings(BaseModel):
-    """Where packages come from.
+    """Package sources.
 
     Attributes:
         package_set: directory or file of a Nix package set; absolute. Exactly one of this and the next three is set.
         repository: git URL of a package set.
         channel: name or commit of nixpkgs.
         flake: reference of a flake with packages.
-        channel_url: where a commit's archive is, with ``{rev}`` in its place.
-        channel_repository: git URL where channels are branches.
+        channel_url: URL of a commit's archive, with ``{rev}`` in its place.
+        channel_repository: git URL of the repository whose branches are the channels.
         channel_tags: patterns of the tags that select another channel; ``commits`` for commits.
-        commits: which commits a tag may name.
-        public_source: whether clients may see the source's URL; ``None``: in the annotations of images alone, if there is no
-            secret in it, and everywhere if it is nixpkgs' own.
+        commits: the commits that a tag may name.
+        public_source: whether clients may see the source's URL; ``None``: only in the annotations of images
+            if it has no secret, and everywhere if it is nixpkgs' own.
         platforms: what a name stands for that does not begin with a platform, the first one for clients that know no
             indexes; empty for the one that Nix builds for.
         optional_platforms: those of them that may be missing from an index.
-        pin_ttl: seconds for which a tag keeps its meaning; with 0 the package set is looked at for every request.
+        pin_ttl: seconds for which a tag keeps its meaning; with 0, every request checks the package set.
     """
 
     package_set: Annotated[
@@ -70,7 +70,7 @@ class SourceSettings(BaseModel):
     pin_ttl: Annotated[int, NotEmpty, Field(alias="NIXERY_PIN_TTL", ge=0, le=DAY)] = 3600
 
     def shows(self, url: str) -> bool | None:
-        """Whether clients may see a URL of the source; ``None`` if nobody said so. See ``public_source``."""
+        """Whether clients may see a URL of the source; ``None`` if unset. See ``public_source``."""
         return True if self.public_source is None and url in {_NIXPKGS, _ARCHIVES} else self.public_source
 
 

@@ -20,7 +20,7 @@ _ELSEWHERE = frozenset({*BUCKETS, "memory"})
 _GIB = 1024**3
 _WEEK = 7 * 24 * 3600
 
-# Where nothing else is set, so that a storage does not fill its disk, or a trial the memory. A bucket takes as much as is paid for.
+# Defaults, so that a storage does not fill its disk, or a trial the memory. A bucket has no default limit.
 _HIGH = {"filesystem": "90%", "memory": "1GiB"}
 _NO_MARK = "none"
 
@@ -51,22 +51,25 @@ _Mark = BeforeValidator(_mark)
 
 
 class StorageSettings(BaseModel):
-    """Where blobs and records are kept, and for how long.
+    """Location of blobs and records, and their retention.
 
-    The SDKs' own variables for credentials, regions and endpoints are read by the library that talks to the bucket.
+    The library for buckets reads the SDKs' own variables for credentials, regions and endpoints.
 
     Attributes:
-        storage_backend: where blobs are kept.
-        storage_path: directory of the file system backend; of the others, for copies of repositories and of blobs.
-        blob_delivery: whether clients are sent to the bucket; ``None`` for yes where they can be.
-        s3_prefix: of all keys in the bucket, of whichever kind it is.
-        s3_public_endpoint: where clients reach the bucket, if not where we do.
-        cache_size: bytes of blobs that are copied to ``storage_path`` when they go through us.
-        storage_grace: seconds for which nothing that was used or stored is deleted, whatever else is wanted.
-        storage_high: above this, images are deleted; ``None`` for any size, as with a bucket. In percent of a file system alone, of its
-            bytes and of its inodes.
-        storage_low: until this is reached; ``None`` for nine tenths of ``storage_high``.
-        scrub_rate: MiB a second that are read in the background to find broken blobs; 0 for none, as with a bucket.
+        storage_backend: where blobs are stored.
+        storage_path: directory of the file system backend; for others, of copies of repositories and of
+            blobs.
+        blob_delivery: whether to redirect clients to the bucket; ``None`` to do so if possible.
+        s3_prefix: of all keys in a bucket of any kind.
+        s3_public_endpoint: where clients reach the bucket, if it differs from ours.
+        cache_size: bytes of blobs that are cached in ``storage_path`` when the server delivers them.
+        storage_grace: seconds for which anything used or stored is kept, whatever the other settings say.
+        storage_high: high watermark, above which images are deleted; ``None`` for no limit, the default for a
+            bucket. A percentage needs a file
+            system, and applies to its bytes and to its inodes.
+        storage_low: low watermark, at which deletion stops; ``None`` for nine tenths of ``storage_high``.
+        scrub_rate: MiB a second that are read in the background to find broken blobs; 0 for none, the default
+            for a bucket.
     """
 
     storage_backend: Annotated[

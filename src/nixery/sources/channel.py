@@ -10,24 +10,24 @@ from nixery.sources.commits import CommitRule
 from nixery.sources.location import COMMIT
 from nixery.sources.source import Reference
 
-# In a list of patterns: commits, as NIXERY_COMMITS says which.
+# In a list of patterns: commits, subject to NIXERY_COMMITS.
 COMMITS = "commits"
 
 
 def channel_rule(rule: CommitRule, configured: str, allowed: Sequence[str]) -> CommitRule:
-    """Return which commits count: those of the channels that clients may ask for, unless the operator says otherwise."""
+    """Return the accepted commits: by default, those of the channels that clients may ask for."""
     names = () if COMMIT.fullmatch(configured) else (configured,)
     return rule.within([*names, *(pattern for pattern in allowed if pattern != COMMITS)])
 
 
 def channel_reference(tag: str, configured: str, allowed: Sequence[str], rule: CommitRule) -> Reference:
-    """Tell which channel or commit a tag selects.
+    """Resolve a tag to a channel or a commit.
 
     Args:
         tag: ``latest`` for the configured one; otherwise a name or 40 digits.
         configured: name or commit.
-        allowed: patterns, in which ``*`` stands for anything, and ``commits`` for commits.
-        rule: which commits.
+        allowed: patterns, in which ``*`` matches anything, and ``commits`` stands for commits.
+        rule: the commits that clients may ask for.
 
     Raises:
         TagUnknown: it is not allowed.
@@ -39,7 +39,7 @@ def channel_reference(tag: str, configured: str, allowed: Sequence[str], rule: C
     if is_commit and COMMITS in allowed:
         rule.require_commits(tag)
         return Reference(selected, moving=False, rule=rule.identity)
-    # A pattern that happens to match 40 digits is no word on commits.
+    # A pattern that happens to match 40 digits does not allow commits.
     if is_commit or not any(fnmatchcase(tag, pattern) for pattern in allowed if pattern != COMMITS):
         names = ", ".join("a commit's 40 digits" if pattern == COMMITS else pattern for pattern in allowed)
         raise TagUnknown(tag, f"is no channel that can be had here; latest, or one of: {names}")

@@ -17,14 +17,15 @@ _PATTERN = re.compile(r"[\w./+@*?-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class CommitRule:
-    """Which commits of a repository clients may ask for.
+    """The commits of a repository that clients may ask for.
 
-    A server hands out more than its branches hold: forges keep the commits of forks in the same repository, and git's protocol
-    gives any object to those who know its digits. So a commit counts only if a branch or a tag leads to it.
+    A server serves more commits than its branches have: forges keep the commits of forks in the same
+    repository, and git's protocol serves any object by its digits. So a commit is accepted only if a branch
+    or a tag leads to it.
 
     Attributes:
         setting: as the operator wrote it.
-        patterns: of the branches and tags that count; ``None`` for any commit that the server hands out.
+        patterns: of the accepted branches and tags; ``None`` for any commit that the server serves.
     """
 
     setting: str
@@ -35,7 +36,7 @@ class CommitRule:
         """Read the setting.
 
         Raises:
-            ValueError: it is none of the three words, and no list of patterns.
+            ValueError: it is none of the three words, and not a list of patterns.
         """
         words = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
         if words == (REACHABLE,):
@@ -52,21 +53,21 @@ class CommitRule:
         return cls(",".join(words), words)
 
     def within(self, patterns: Sequence[str]) -> CommitRule:
-        """Return this rule for a source that has these branches alone; patterns of the operator's stay as they are."""
+        """Return this rule for a source that has only these branches; keep an operator's patterns."""
         return CommitRule(self.setting, tuple(patterns)) if self.setting == REACHABLE else self
 
     @property
     def identity(self) -> str:
-        """Of the rule; what was accepted by one is not accepted by another."""
+        """Identify the rule; a commit that one rule accepted is not accepted by another."""
         return ",".join(["commits", self.setting, *(self.patterns or ())])
 
     @property
     def checks(self) -> bool:
-        """Whether a commit has to be looked for in the history of branches and tags."""
+        """Whether a commit must be in the history of branches and tags."""
         return self.patterns is not None
 
     def admits(self, reference: str) -> bool:
-        """Whether a branch or tag counts.
+        """Whether a branch or tag is accepted.
 
         Args:
             reference: without ``refs/heads/`` and ``refs/tags/``.
@@ -74,10 +75,10 @@ class CommitRule:
         return any(fnmatchcase(reference, pattern) for pattern in self.patterns or ())
 
     def require_commits(self, tag: str) -> None:
-        """Make sure that a commit may be asked for at all.
+        """Check that clients may ask for commits at all.
 
         Raises:
-            TagUnknown: none may.
+            TagUnknown: they may not.
         """
         if self.patterns == ():
             raise TagUnknown(
@@ -85,7 +86,7 @@ class CommitRule:
             )
 
     def refusal(self, tag: str) -> TagUnknown:
-        """Say that no branch and no tag leads to a commit."""
+        """Return the error for a commit that no branch and no tag leads to."""
         return TagUnknown(
             tag,
             f"not an ancestor of a branch or tag of this package source (NIXERY_COMMITS={self.setting}); ask for a branch or "

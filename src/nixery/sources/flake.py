@@ -24,10 +24,10 @@ _FORGES = {
 }
 _HOST = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]+)?", re.ASCII)
 
-# A name of a registry: name, or name/revision.
+# A registry name: name, or name/revision.
 _REGISTERED = re.compile(r"(?:flake:)?[a-zA-Z][\w-]*(?:[/?#].*)?", re.ASCII)
 
-# Parameters of a locked reference that tell its state, and nothing of where it is.
+# Parameters of a locked reference that give its state, not its location.
 _STATE = frozenset({"ref", "rev", "allRefs", "narHash", "lastModified", "revCount"})
 
 _NETWORK = re.compile(
@@ -38,16 +38,16 @@ _WITHOUT_VERSIONS = "the packages come from a flake without versions; use latest
 
 
 class FlakeReference:
-    """A reference as the operator wrote it, and what it becomes at one commit.
+    """The operator's reference, and its form at one commit.
 
     Args:
         text: absolute, if it is a directory.
 
     Attributes:
         text: as given.
-        repository: where branches and tags are looked up, for git; ``None`` where that is no git repository that is known.
-        is_direct: whether it means something without a registry.
-        is_of_a_forge: whether its commits are had by their digits alone.
+        repository: where branches and tags are looked up, for git; ``None`` without a known git repository.
+        is_direct: whether it has a meaning without a registry.
+        is_of_a_forge: whether a forge serves its commits by their digits alone.
     """
 
     def __init__(self, text: str) -> None:
@@ -67,7 +67,7 @@ class FlakeReference:
 
     @property
     def is_locked(self) -> bool:
-        """Whether it means one commit."""
+        """Whether it names one commit."""
         return re.search(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])", self.text) is not None
 
     def at(self, commit: str, name: str | None) -> str:
@@ -80,16 +80,16 @@ class FlakeReference:
         if self._forge is not None:
             suffix = f"?{urlencode(self._parameters)}" if self._parameters else ""
             return "{forge}:{owner}/{repository}/".format(**self._forge.groupdict()) + commit + suffix
-        # Without "allRefs", Nix looks for a commit in the history of that reference alone.
+        # Without "allRefs", Nix searches for a commit in the history of that reference alone.
         where = {"allRefs": "1", "ref": "HEAD"} if name is None else {"ref": name}
         return f"{self._location}?{urlencode({**self._parameters, **where, 'rev': commit})}"
 
     def may_be_locked_as(self, identity: str, commit: str | None) -> bool:
-        """Whether a locked reference can be of this flake, as far as its words tell.
+        """Whether a locked reference can be of this flake, as far as its form tells.
 
         Args:
             identity: the locked reference.
-            commit: that it has to be of; ``None`` for any.
+            commit: that it must have; ``None`` for any.
         """
         location, _, query = identity.partition("?")
         parameters = dict(parse_qsl(query, keep_blank_values=True))
@@ -102,22 +102,22 @@ class FlakeReference:
         is_commit = COMMIT.fullmatch(parameters.get("rev", "")) is not None
         if self.repository is not None or self._forge is not None:
             is_ours = unquote(location) == unquote(own) and _told(parameters) == _told(self._parameters)
-            # A working tree with changes is of no commit.
+            # A working tree with changes has no commit.
             return (is_ours and is_commit) or (own.startswith("git+file:") and _is_copy(identity))
         if own.startswith(("/", "path:", "file:")):
-            # It may be in a repository: that of a directory above.
+            # The directory, or one above it, may be a repository.
             path = own.removeprefix("path:").removeprefix("file:")
             above = unquote(location.removeprefix("git+file://")).rstrip("/")
             is_above = location.startswith("git+file:///") and f"{path}/".startswith(f"{above}/")
             return (is_above and is_commit) or _is_copy(identity)
-        # Where a registry or a redirection leads, it alone knows; never to files of this machine.
+        # Only the registry or a redirection determines the target; it must never be a file of this machine.
         return _NETWORK.match(location) is not None or _is_copy(identity)
 
     def _repository(self, host: str | None) -> str | None:
         if self._forge is not None:
             usual, url = _FORGES[self._forge["forge"]]
             host = host or usual
-            # Sourcehut has Mercurial as well.
+            # Sourcehut hosts Mercurial as well.
             if not _HOST.fullmatch(host) or host.startswith("hg."):
                 return None
             owner = quote(unquote(self._forge["owner"]), safe="/~")
@@ -128,15 +128,15 @@ class FlakeReference:
 
 
 def flake_reference(tag: str, configured: FlakeReference, rule: CommitRule) -> Reference:
-    """Tell what a tag selects: ``latest`` the configured flake as it is, others a branch, a tag, or a commit's 40 digits.
+    """Resolve a tag: ``latest`` is the configured flake, others are a branch, a tag, or a commit's 40 digits.
 
-    Nothing that a client wrote becomes a part of a flake reference: forges would take seven digits for a commit as well, and hand out
-    those of forks.
+    No client's text becomes a part of a flake reference: forges would accept seven digits for a commit as
+    well, and serve commits of forks.
 
     Args:
         tag: of the client.
         configured: by the operator.
-        rule: which commits may be asked for.
+        rule: the commits that clients may ask for.
 
     Raises:
         TagUnknown: that flake has no versions, as a directory has none, or the commit may not be asked for.
@@ -153,12 +153,12 @@ def flake_reference(tag: str, configured: FlakeReference, rule: CommitRule) -> R
 
 
 def _told(parameters: Mapping[str, str]) -> Mapping[str, str]:
-    """What parameters say besides the state that is meant."""
+    """The parameters, without those that give the state."""
     return {key: value for key, value in parameters.items() if key not in _STATE}
 
 
 def _is_copy(identity: str) -> bool:
-    """Whether a reference is that of a tree in the Nix store, with its hash: so is pinned what has no commit."""
+    """Whether a reference is a hashed tree in the Nix store: the pin of a flake without commits."""
     location, _, query = identity.partition("?")
     parameters = dict(parse_qsl(query))
     try:

@@ -1,4 +1,4 @@
-"""URLs of package sources: what a program needs of them, what people may see, and what is secret.
+"""URLs of package sources: the address for programs, the public form for people, and the secrets.
 
 Every text about a source that leaves the process (errors, warnings, logs, annotations) passes through this module.
 """
@@ -15,19 +15,19 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 # A commit: SHA-1, as in every repository of note.
 COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
-# What clients read instead of a URL that is not public.
+# Clients see this instead of a URL that is not public.
 UNNAMED = "the package source"
 
-# In any text. A password may hold an "@" that is not encoded: user info ends at the last one before the path.
+# In any text. A password may contain an unencoded "@": user info ends at the last one before the path.
 _SSH_PASSWORD = re.compile(r"(?<=ssh://)([^/?#\s:@]*):[^/?#\s]*@")
 _USER_INFO = re.compile(r"(?<!ssh)(://)[^/?#\s'\"]*@")
 # The query and the fragment of a URL, or of a flake reference such as github:owner/repository?ref=x.
 _QUERY = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*:[^\s?#'\"<>]+)[?#][^\s'\"<>]*")
 
-# The user of these is a part of the address, and says nothing that is secret.
+# The user of these is a part of the address, and not secret.
 _SSH = ("ssh://", "git+ssh://")
 
-# A shorter text is no secret, and would be found in innocent words.
+# A shorter text is no secret, and would match ordinary words.
 _SHORTEST_SECRET = 4
 _HIDDEN = "…"
 
@@ -41,16 +41,16 @@ def redacted(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """The URL of a package source, taken apart.
+    """The parsed URL of a package source.
 
     Attributes:
-        address: without user info, but for SSH, where the user is a part of the address. This alone may stand in an
-            argument list, which every user of the machine can read.
+        address: without user info, except for SSH, where the user is a part of the address. Only this may be
+            in an argument list, which every user of the machine can read.
         username: for HTTP; ``None`` without one. Decoded.
         password: likewise; ``None`` also for a user without one.
         public: whether clients may see the URL; ``None``: in annotations alone, if there is no secret in it.
-        local: whether messages are for whoever runs this process, and not for clients.
-        secrets: texts that appear in no message.
+        local: whether messages go to the operator of this process, and not to clients.
+        secrets: texts that no message contains.
     """
 
     address: str
@@ -62,7 +62,7 @@ class SourceLocation:
 
     @classmethod
     def parse(cls, url: str, *, public: bool | None = None, local: bool = False) -> SourceLocation:
-        """Take a URL, or whatever git takes for one, apart."""
+        """Parse a URL, or any other form that git accepts."""
         scheme, separator, rest = url.partition("://")
         end = re.search(r"[/?#]|$", rest)
         authority = rest[: end.start()] if end and separator else ""
@@ -87,7 +87,7 @@ class SourceLocation:
 
     @property
     def shown(self) -> str:
-        """The URL as people who run this server may see it."""
+        """The URL for operators of this server, without secrets."""
         return self.redact(self.address)
 
     @property
@@ -97,12 +97,12 @@ class SourceLocation:
 
     @property
     def is_told(self) -> bool:
-        """Whether messages name the source, and say what is wrong in the words of git or Nix."""
+        """Whether messages name the source, and quote the errors of git or Nix."""
         return bool(self.public) or self.local
 
     @property
     def identity(self) -> str:
-        """Tell this address from any other, without its secrets."""
+        """A digest that identifies this address, without its secrets."""
         if self.shown == self.address:
             return self.address
         # Two archives may differ in their queries alone.
@@ -115,14 +115,14 @@ class SourceLocation:
 
     @property
     def published(self) -> str | None:
-        """The URL that images tell; ``None`` for a place on this machine, and for one that is not to be told."""
+        """The URL for images' annotations; ``None`` for a place on this machine, or a private URL."""
         if self.public is False or (self.has_secrets and not self.public):
             return None
         return self.shown if _is_elsewhere(self.shown) else None
 
     def redact(self, text: str) -> str:
         """Return a text without this source's secrets, and without those of any URL in it."""
-        # First the exact texts: what is left of a URL after the rules below may hold a part of them.
+        # First the exact texts: the rules below may leave a part of them in a URL.
         for secret in self.secrets:
             text = text.replace(secret, _HIDDEN)
         return redacted(text).replace(f"://{_HIDDEN}@", "://")

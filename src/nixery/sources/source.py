@@ -15,13 +15,14 @@ EARLIEST, LATEST = -62135596800, 253402300799
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a tag selects in a source.
+    """The meaning of a tag in a source.
 
     Attributes:
-        name: of a branch or a channel, say, or the digits of a commit; empty where a source has no versions and all tags mean the same.
-        moving: whether it may mean something else tomorrow.
-        rule: by which a commit that a client chose is accepted; empty for what the operator chose, and for branches and tags. A
-            pin is of use only for the rule that it was made by.
+        name: of a branch or a channel, say, or the digits of a commit; empty for a source without versions,
+            in which all tags mean the same.
+        moving: whether it may mean another state later.
+        rule: that accepted a commit that a client chose; empty for the operator's choice, and for branches
+            and tags. A pin is valid only for its own rule.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Pin:
 
 
 def is_commit_of(reference: Reference, pin: Pin) -> bool:
-    """Whether a pin is a commit, and the very one that a reference names if it names one."""
+    """Whether a pin is a commit, and equals the commit of a reference that names one."""
     if COMMIT.fullmatch(pin.identity) is None:
         return False
     return reference.moving or COMMIT.fullmatch(reference.name) is None or reference.name == pin.identity
@@ -108,10 +109,10 @@ class PackageSource(Protocol):
         ...
 
     def may_mean(self, reference: Reference, pin: Pin) -> bool:
-        """Whether a pin that others may have written can be a state of this source, as far as that can be told without asking anybody.
+        """Whether a pin from an untrusted record can be a state of this source, as far as its form tells.
 
-        It goes into commands and URLs: one that is of no form that ``resolve`` gives leads to somebody else's code, or to files of
-        this machine.
+        Commands and URLs contain the pin: one in a form that ``resolve`` never returns could select other
+            code, or files of this machine.
         """
         ...
 

@@ -38,7 +38,7 @@ _FACTS = 16 * 1024 * 1024
 # How long a client may take from the redirect to its request; what has begun goes on. Retries begin at our URL again.
 LIFETIME = timedelta(minutes=10)
 
-# Bytes that are handed on at a time, and of an object that says how large a blob is.
+# Piece size in bytes, and the limit for an object with a blob's size.
 _CHUNK = 1024 * 1024
 _SIZE = 20
 
@@ -182,7 +182,7 @@ class BucketBlobStore:
         await self._shorten_quarantine(digest)
 
     async def _shorten_quarantine(self, last: Digest) -> None:
-        # Times have whole seconds, so that the last one is named.
+        # Times have whole seconds, so name the last one.
         kept = [
             (found["path"].endswith(last.hex), found["last_modified"].timestamp(), found["path"])
             async for found in list_objects(self._bucket, "list the quarantine of", "quarantine")

@@ -69,11 +69,11 @@ class Bucket:
 
 
 async def read_object(bucket: Bucket, key: str, largest: int) -> bytes | None:
-    """Return what is in an object; ``None``, and nothing of it in memory, if that is more than ``largest`` bytes.
+    """Return an object's contents; ``None``, without reading them, if they exceed ``largest`` bytes.
 
     Raises:
-        FileNotFoundError: there is none.
-        BaseError: obstore's, for whatever else.
+        FileNotFoundError: there is no such object.
+        BaseError: any other error of obstore.
     """
     answer = await obstore.get_async(bucket.store, key)
     return bytes(await answer.bytes_async()) if answer.meta["size"] <= largest else None

@@ -54,8 +54,8 @@ class BucketRecordStore:
         await self.put(kind, key, content)
 
     async def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
-        """See ``RecordStore.scan``. An object that is not where its name belongs is none of ours."""
-        # A listing is by whole parts of names; the first two characters of a key are one.
+        """See ``RecordStore.scan``. Ignores an object that is not in the directory of its name."""
+        # Buckets list by whole parts of names; the first two characters of a key are one.
         directory = f"records/{kind}/{prefix[:2]}" if len(prefix) >= len("00") else f"records/{kind}"
         async for found in list_objects(self._bucket, "list the records of", directory):
             path = found["path"]

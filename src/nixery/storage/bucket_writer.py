@@ -29,7 +29,7 @@ CONCURRENCY = 3
 # Bytes that a store copies in one go; S3's bound is 5 GiB. What is larger goes through us once more.
 _COPIED = 5 * 1024**3
 
-# Bytes of an object that says how large a blob is.
+# Limit in bytes for an object with a blob's size.
 _SIZE = 20
 
 _ATTRIBUTES: Attributes = {"Content-Type": CONTENT_TYPE}

@@ -28,13 +28,13 @@ _RENEWED = 3600.0
 # Bytes for the tags that this process knows to be recorded: each pull would read its record again otherwise.
 _REMEMBERED = 8 * 1024 * 1024
 
-# Bytes for what records say: each listing would read them all again otherwise.
+# Cache size in bytes for parsed records: otherwise each listing would read them all again.
 _READ = 32 * 1024 * 1024
 
-# Records that are read at the same time: in a bucket, each takes a request.
+# Concurrent reads of records: in a bucket, each takes a request.
 _AT_ONCE = 16
 
-# Descriptors that a list of referrers has at most.
+# Descriptors in a list of referrers, at most.
 _REFERRERS = 1000
 
 _log = structlog.get_logger("nixery.storage")
@@ -49,7 +49,7 @@ class TagRecord(BaseModel):
 
 
 class ReferrerRecord(BaseModel):
-    """The descriptor of a manifest that is attached to another one, as far as clients are told of it."""
+    """The public fields of the descriptor of a manifest that is attached to another one."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -61,10 +61,11 @@ class ReferrerRecord(BaseModel):
 
 
 class Catalogue:
-    """Tags by name, and referrers by what they refer to.
+    """Tags by name, and referrers by the manifest that they refer to.
 
-    Each tag and each referrer is a record of its own, so that servers on one store never overwrite each other's. An image is listed
-    under one of its names: a client could ask for it under any number of others.
+    Each tag and each referrer has a record of its own, so that servers on one storage never overwrite each
+    other's. An image is listed under one of its names, since clients can ask for it under any number of
+    others.
     """
 
     def __init__(self, records: RecordStore, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,18 +74,18 @@ class Catalogue:
         self._recorded: LeastRecentlyUsed[tuple[str, str], tuple[Digest, float]] = LeastRecentlyUsed(
             _REMEMBERED
         )
-        # By key, which is made of them.
+        # Keyed by a digest of these.
         self._read: LeastRecentlyUsed[str, tuple[str, str]] = LeastRecentlyUsed(_READ)
 
     async def record_tag(self, name: str, tag: str, manifest: Digest) -> None:
         """Remember that a tag was built. If that cannot be written, it is missing in listings until a later pull, and no pull fails for it."""
-        # Most pulls are of what is recorded already, under the name that the client has for it.
+        # Most pulls are of a tag that is already recorded, under the client's spelling.
         if self._is_recorded(name, tag, manifest):
             return
         canonical = canonical_name(name)
         spellings = {name, canonical}
         is_new = not self._is_recorded(canonical, tag, manifest)
-        # At once, so that others do not write the same meanwhile.
+        # Before the write, so that concurrent requests do not write the same record.
         for spelling in spellings:
             self._recorded.put((spelling, tag), (manifest, self._clock()), len(spelling) + len(tag))
         if is_new and not await self._record(canonical, tag, manifest):
@@ -115,7 +116,7 @@ class Catalogue:
         return sorted({tag for tags in found for _, tag in tags})
 
     async def names(self) -> list[str]:
-        """Return a name of each image that something was built for, in ASCII order."""
+        """Return a name of each image that was built, in ASCII order."""
         return sorted({name for name, _ in await self._tags("")})
 
     async def referrers(self, subject: Digest) -> list[dict[str, Any]]:
@@ -135,7 +136,7 @@ class Catalogue:
         async for listed in self._records.scan(kind, prefix):
             keys.append(listed.key)
             if len(keys) == KINDS[kind].most:
-                break  # the tidy-up is late
+                break  # more records than the tidy-up leaves
         return sorted(keys)
 
     async def _tags(self, prefix: str) -> list[tuple[str, str]]:
@@ -147,7 +148,7 @@ class Catalogue:
         return [named for named in found.values() if named is not None]
 
     async def _tag(self, key: str) -> tuple[str, str] | None:
-        """Return the name and the tag that a record is about; ``None`` if it is torn: the next pull of the tag writes it anew."""
+        """Return the name and the tag of a record; ``None`` if it is torn (the next pull rewrites it)."""
         try:
             record = TagRecord.model_validate_json(await self._records.get(TAGS, key) or b"")
             named = canonical_name(record.name), record.tag

@@ -13,7 +13,7 @@ from nixery.storage.opening import Storage
 from nixery.storage.record_kinds import KINDS
 from nixery.storage.uses import COLLECTIONS
 
-# A collection that goes on in the source is none of the target's.
+# A collection in progress in the source does not concern the target.
 COPIED = tuple(kind for kind in KINDS if kind != COLLECTIONS)
 
 
@@ -37,18 +37,19 @@ class Copied:
 
 
 async def copy_storage(source: Storage, target: Storage, observe: Callable[[Copied], None]) -> Copied:
-    """Copy all blobs that are not there yet, each of them digested on the way, and then all records.
+    """Copy all blobs that the target lacks, and check the digest of each, then copy all records.
 
-    What was begun before goes on where it ended. Records come last: one that is there has all that it speaks of. What the source has
-    beyond the bounds of a kind of records (``nixery.storage.record_kinds``) is left out.
+    An interrupted copy resumes. Records come last, so that every record in the target has its blobs. Records
+    of the source beyond the bounds of their kind (``nixery.storage.record_kinds``) are left out.
 
     Args:
-        source: is only read.
-        target: has what it had before besides.
+        source: only read.
+        target: keeps its own contents.
+        observe: called after each piece of work, with the same progress that this returns.
         observe: called after each piece of work, with what is also returned.
 
     Raises:
-        StorageError: one of them cannot be used any more.
+        StorageError: one of the storages fails.
     """
     done = Copied()
     async for listed in source.blobs.scan():
@@ -87,7 +88,8 @@ async def _copy_blob(
             await asyncio.to_thread(actual.update, chunk)
             done.size += len(chunk)
             observe(done)
-        # Before it has a name in the target: the target may have a good blob under the digest that these bytes do have.
+        # Before the blob has a name in the target: the target may have a good blob under the actual digest of
+        # these bytes.
         if actual.hexdigest() != digest.hex:
             done.broken.append(digest)
             return

@@ -31,10 +31,10 @@ _CHUNK = 1 << 20
 _BATCH = 1000
 
 
-# Nothing that is stored is written to again.
+# Files are never written after they got their name.
 _STORED_MODE = 0o400
 
-# Seen at the start: the directories that a storage has below its own, and how many levels of directories they have.
+# Checked at start: the storage's own subdirectories, and their levels of directories.
 _DIRECTORIES = {
     "blobs": 2,
     "records": 2,
@@ -51,7 +51,7 @@ _log = structlog.get_logger("nixery.storage")
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory that may exist, for the user alone that it belongs to.
+    """Make a directory, or accept an existing one, for the current user alone.
 
     Raises:
         StorageError: it cannot be made.
@@ -63,16 +63,17 @@ def make_directory(directory: Path) -> None:
 
 
 def make_storage_directory(root: Path) -> Path:
-    """Make the directory of a storage, or close the one that exists to other users.
+    """Make the directory of a storage, or close an existing one to other users.
 
-    The root itself may be a symlink, for the operator sets it. Below it there is none: one that is in the place of a directory of ours
-    would have us read, write and delete elsewhere. Directories that belong to other users stay as they are, which the log tells.
+    The root itself may be a symlink, since the operator sets it. Below it symlinks are refused: one in place
+    of a directory would make the server read, write and delete elsewhere. Directories of other users stay
+    unchanged, and the log names them.
 
     Returns:
         The root.
 
     Raises:
-        StorageError: it cannot be made, or has a symlink in the place of a directory.
+        StorageError: it cannot be made, or a symlink replaces one of its directories.
     """
     try:
         make_directory(root.resolve())
@@ -81,7 +82,7 @@ def make_storage_directory(root: Path) -> Path:
             _refuse_symlinks(root / name, levels)
             if (root / name).is_dir():
                 _close(root / name)
-    except (OSError, RuntimeError) as error:  # Python's word for symlinks that lead to each other
+    except (OSError, RuntimeError) as error:  # Python's error for a loop of symlinks
         reason = error.strerror if isinstance(error, OSError) else "its symlinks lead to each other"
         raise StorageError(f"cannot look up the storage directory {root}: {reason}") from error
     return root
@@ -92,7 +93,7 @@ def _close(directory: Path) -> None:
     if status.st_uid == os.geteuid():
         if stat.S_IMODE(status.st_mode) & 0o077:
             directory.chmod(DIRECTORY_MODE)
-    # Root may work on the storage of a server that runs as another user, if nobody else can.
+    # Root may work on the storage of a server that runs as another user, if no third user has access.
     elif os.geteuid() != 0 or stat.S_IMODE(status.st_mode) & 0o077:
         _log.warning(
             "the storage directory belongs to another user, who can read and replace what is stored, and its mode is not changed; "
@@ -109,7 +110,7 @@ def _refuse_symlinks(directory: Path, levels: int) -> None:
             f"{directory} is a symlink, and those within a storage are not followed; "
             "move what it leads to there, or mount it there"
         )
-    # Whatever else is in the place of a directory is told by who needs it, or passed over.
+    # Code that needs the directory reports any other file in its place, or ignores it.
     if levels and directory.is_dir():
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -180,7 +181,7 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
         try:
             path.rename(place)
         except IsADirectoryError:
-            # Nothing of ours: it goes where unfinished files go, which are removed some day.
+            # Not one of our files: move it to the unfinished files, which are removed later.
             place.rename(path.with_name(f"{path.name}.aside"))
             path.rename(place)
     except OSError as error:
@@ -189,13 +190,13 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileSystemUse:
-    """How much of a file system is used, by whomever.
+    """Usage of a file system, by all its users.
 
     Attributes:
         used: bytes.
-        total: bytes that there are for us, as df(1) counts.
+        total: bytes that are available to us, as df(1) counts.
         used_files: inodes.
-        total_files: inodes that there are; 0 where the file system makes as many as it needs.
+        total_files: inodes; 0 for a file system that makes them on demand.
     """
 
     used: int
@@ -208,7 +209,7 @@ def file_system_use(directory: Path) -> FileSystemUse:
     """Look up the file system that a directory is on.
 
     Raises:
-        StorageError: it cannot be asked.
+        StorageError: the file system does not answer.
     """
     try:
         status = os.statvfs(directory)
@@ -253,10 +254,10 @@ def move_file(path: Path, place: Path) -> None:
 
 
 async def chunks(path: Path) -> AsyncIterator[bytes]:
-    """Yield what is in a file; the kernel does not need to keep it in memory.
+    """Yield a file's contents, and let the kernel drop them from its cache.
 
     Raises:
-        FileNotFoundError: it is gone, or no regular file.
+        FileNotFoundError: it is missing, or no regular file.
         StorageError: it cannot be read.
     """
     try:
@@ -276,9 +277,10 @@ async def chunks(path: Path) -> AsyncIterator[bytes]:
 
 
 async def scan(directory: Path, fan: str = "") -> AsyncIterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """Yield the regular files of all directories in a directory, which need not exist, in any order; or those of one of them alone.
+    """Yield the regular files in the subdirectories of a directory, or in one of them, in any order.
 
-    What appears or goes meanwhile may be left out. Symlinks are not followed, those to directories neither.
+    The directory may be missing. Files that appear or disappear meanwhile may be left out. Symlinks are not
+    followed.
 
     Raises:
         StorageError: a directory cannot be read.

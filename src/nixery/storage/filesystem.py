@@ -4,13 +4,14 @@
 
     blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and manifests alike
     blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  how many bytes it has to have, in decimal digits
-    quarantine/<64 hex digits>                              blobs that were found broken
+    quarantine/<64 hex digits>                              broken blobs
     records/<kind>/<first 2 characters>/<key>               small JSON documents
-    temporary/server-<random>/<random>                      whatever is being written, by server process
+    temporary/server-<random>/<random>                      unfinished files, by server process
 
-Directories and files are for one user alone. Everything is written to ``temporary/``, synced, and renamed to its place, so that a name stands for a whole file or
-for none; readers and any number of writers, of other processes too, need no lock. A blob whose size is not the one
-it was stored with (a disk that was full or broken, a restored backup) is not there: it is stored again when it is made again.
+Directories and files are private to one user. Every file is written to ``temporary/``, synced, and renamed to
+its place, so that a name is always a whole file or missing; readers and any number of writers, in other
+processes too, need no lock. A blob with another size than it was stored with (a full or broken disk, a
+restored backup) counts as missing: the next build that makes it stores it again.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _CHUNK = 1024 * 1024
 # Bytes that are written to see whether there is room: more than a manifest has.
 _PROBE = 64 * 1024
 
-# Bytes of a file that says how large a blob is.
+# Limit in bytes for a file with a blob's size.
 _SIZE = 20
 
 
@@ -165,7 +166,7 @@ class FilesystemBlobStore:
         await asyncio.to_thread(self._shorten_quarantine, self._quarantine / place.name)
 
     def _shorten_quarantine(self, last: Path) -> None:
-        # The time of the blob would say when it was stored.
+        # The blob's own time is when it was stored.
         with suppress(OSError):
             os.utime(last, follow_symlinks=False)
             kept = sorted((entry.lstat().st_mtime, entry) for entry in self._quarantine.iterdir())

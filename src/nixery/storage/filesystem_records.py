@@ -30,7 +30,7 @@ class FilesystemRecordStore:
         return self._root / record_name(kind, key)
 
     async def get(self, kind: str, key: str) -> bytes | None:
-        """See ``RecordStore.get``. What is no regular file is no record."""
+        """See ``RecordStore.get``. A file that is not regular counts as missing."""
         path, largest = self._path(kind, key), KINDS[kind].largest
         try:
             if largest > _LARGE:
@@ -59,7 +59,7 @@ class FilesystemRecordStore:
             await self.put(kind, key, content)
 
     async def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
-        """See ``RecordStore.scan``. A file that is not where its name belongs is none of ours."""
+        """See ``RecordStore.scan``. Ignores a file that is not in the directory of its name."""
         # The first two characters of a key are its directory.
         directory = self._root / "records" / kind
         async for entry, status in scan(directory, prefix[:2] if len(prefix) >= len("00") else ""):

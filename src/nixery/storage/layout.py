@@ -29,17 +29,17 @@ async def write_layout(  # noqa: PLR0913 -- what is written, and how
     """Write an image, or an index and all its images, to a new place.
 
     Args:
-        blobs: where everything is.
-        root: of the manifest or index.
-        name: of the repository: ``localhost/<name>:<tag>`` is what it is called when it is loaded.
-        tag: what it is called in the layout.
-        place: does not exist yet.
-        archive: whether it is to be an archive, or a directory.
-        umask: of the user that it is for; this process's own is that of the storage.
+        blobs: the image's storage.
+        root: digest of the manifest or index.
+        name: of the repository: the image loads as ``localhost/<name>:<tag>``.
+        tag: its name in the layout.
+        place: must not exist yet.
+        archive: whether to write an archive rather than a directory.
+        umask: of the user; this process's own umask is that of the storage.
 
     Raises:
         StorageError: it exists, or cannot be written.
-        BlobUnknown: a part of the image is gone.
+        BlobUnknown: a part of the image is missing.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as temporary:

@@ -107,7 +107,8 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
 
 def _fetch(url: str) -> bytes:
     if not url.startswith(("http://", "https://", "file://")):
-        # The operator may name a symlink, but no pipe that waits for a writer, and no device that never ends.
+        # The operator may name a symlink, but neither a pipe, which may block, nor a device, which may never
+        # end.
         found = read_regular(Path(url).resolve(strict=True), _LARGEST)
         if found is None:
             raise OSError(f"it is no regular file of at most {_LARGEST} bytes")

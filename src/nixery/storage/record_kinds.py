@@ -1,8 +1,9 @@
-"""All kinds of records, and how much there may be of each.
+"""All kinds of records, with the bounds of each.
 
-Whatever is in a record can be made again, so there are bounds for what a client may have written: the size of a record, how many
-there are of a kind, and how long one stays that is neither written nor renewed. The stores of records refuse larger ones and take
-them for missing; ``nixery.upkeep.tidying`` deletes what is older or too many.
+The server can recreate every record, so the bounds apply to all that clients may cause: the size of a record,
+the number of records of a kind, and how long a record stays that is neither written nor renewed. The record
+stores refuse larger records and treat them as missing; ``nixery.upkeep.tidying`` deletes those that are too
+old or too many.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _KIB = 1024
 _MIB = 1024 * 1024
 _DAY = 24 * 3600.0
 
-# Hexadecimal digits, of which the first two are the directory that a record is in.
+# Hexadecimal digits; the first two name the directory of a record.
 _KEY = re.compile(r"[0-9a-f]{2,128}", re.ASCII)
 
 
@@ -27,10 +28,10 @@ class RecordKind:
 
     Attributes:
         largest: bytes of a record.
-        most: how many records there are; the oldest ones are deleted.
-        age: seconds since a record was written or renewed, after which it is deleted.
-        leads_to_blobs: whether it is of use only as long as blobs are there; those that are not are the first to go when the file
-            system runs out of inodes.
+        most: number of records; beyond it, the oldest ones are deleted.
+        age: seconds since a record was last written or renewed, after which it is deleted.
+        leads_to_blobs: whether it is useless without its blobs. When the file system runs out of inodes, the
+            tidy-up first deletes records for which this is false.
     """
 
     largest: int
@@ -39,8 +40,8 @@ class RecordKind:
     leads_to_blobs: bool = False
 
 
-# A tag or a pin that is in use is renewed within a day; an image's last use is in its record of the kind ``uses``, which goes with the
-# image: the collector, and nothing else, may decide that.
+# The server renews a tag or a pin in use within a day. The record of the kind ``uses`` has an image's last
+# use and lives as long as the image: only the collector may delete it.
 KINDS: Mapping[str, RecordKind] = {
     "layers": RecordKind(4 * _KIB, 500_000, 365 * _DAY, leads_to_blobs=True),
     "images": RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
@@ -53,7 +54,7 @@ KINDS: Mapping[str, RecordKind] = {
     "tags": RecordKind(4 * _KIB, 50_000, 90 * _DAY),
     "referrers": RecordKind(64 * _KIB, 50_000, 365 * _DAY, leads_to_blobs=True),
     "uses": RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
-    # A collector that lives renews its record every few seconds; the next one deletes those of dead ones.
+    # A running collector renews its record every few seconds; the next collector deletes those of dead ones.
     "collections": RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),
 }
 
@@ -67,7 +68,7 @@ def record_name(kind: str, key: str) -> str:
     """Return where a record is, below the root of a storage: ``records/<kind>/<first 2 characters>/<key>``.
 
     Raises:
-        StorageError: there is no such kind, or no record can have that key.
+        StorageError: the kind is unknown, or the key is invalid.
     """
     if kind not in KINDS or not is_key(key):
         raise StorageError(f"{kind}/{key[:80]!r} is no name of a record; see nixery.storage.record_kinds")
@@ -75,10 +76,10 @@ def record_name(kind: str, key: str) -> str:
 
 
 def require_size(kind: str, content: bytes) -> None:
-    """Check that a record may be as large as it is.
+    """Check the size of a record.
 
     Raises:
-        StorageError: it may not.
+        StorageError: it is too large.
     """
     largest = KINDS[kind].largest if kind in KINDS else 0
     if len(content) > largest:

@@ -22,10 +22,10 @@ __all__ = [
 ]
 
 
-# Clients refuse larger manifests, so whatever is larger is none, and no config either.
+# Clients refuse larger manifests, so a larger document is neither a manifest nor a config.
 LARGEST_DOCUMENT = 4 * 1024 * 1024
 
-# Broken blobs that are kept for a person to look at; those that were found first are deleted.
+# Broken blobs that are kept for a person to inspect; beyond that, the oldest ones are deleted.
 QUARANTINED = 64
 
 
@@ -73,10 +73,10 @@ class BlobStore(Protocol):
         ...
 
     async def read(self, blob: StoredBlob) -> bytes | None:
-        """Return a document as a whole, for example a manifest, after its bytes were compared with its digest.
+        """Return a whole document, for example a manifest, after checking its digest.
 
         Returns:
-            ``None`` if it is gone, is not what its digest says, or has more than ``LARGEST_DOCUMENT`` bytes.
+            ``None`` if it is missing, does not match its digest, or has more than ``LARGEST_DOCUMENT`` bytes.
 
         Raises:
             StorageError: it cannot be read.
@@ -171,21 +171,21 @@ class BlobStore(Protocol):
 
 
 class RecordStore(Protocol):
-    """Small documents by kind and key, replaced as a whole. Whatever is in one can be made again.
+    """Small documents by kind and key, replaced as a whole. The server can recreate every record.
 
-    ``nixery.storage.record_kinds`` lists the kinds and their bounds. Others may have written to the storage, so readers check what is
-    in a record, and take it for missing if it makes no sense.
+    ``nixery.storage.record_kinds`` lists the kinds and their bounds. Others may have written to the storage,
+    so readers validate a record, and treat an invalid one as missing.
     """
 
     async def get(self, kind: str, key: str) -> bytes | None:
-        """Return a record; ``None`` if there is none, or one that is larger than its kind allows.
+        """Return a record; ``None`` if it is missing, or larger than its kind allows.
 
         Args:
             kind: a lower-case word.
             key: hexadecimal digits.
 
         Raises:
-            StorageError: the storage cannot be asked.
+            StorageError: the storage cannot be read.
         """
         ...
 
@@ -206,10 +206,10 @@ class RecordStore(Protocol):
         ...
 
     def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
-        """List the records of a kind whose keys begin with a prefix, in any order, in memory that does not grow with their number.
+        """List the records of a kind whose keys begin with a prefix, in any order and in constant memory.
 
         Raises:
-            StorageError: the storage cannot be asked.
+            StorageError: the storage cannot be read.
         """
         ...
 

@@ -131,7 +131,7 @@ class _Collection:
         return self._result
 
     async def _room(self) -> Room:
-        """Return how much may stay."""
+        """Return the remaining room."""
         limits = self._limits
         size, blobs = limits.max_size, None
         if limits.free is not None or limits.free_files is not None:

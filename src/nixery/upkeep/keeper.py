@@ -1,4 +1,4 @@
-"""Keeping a store within its bounds in the background: collecting garbage, and tidying records up."""
+"""Keep a store within its limits in the background: collect garbage, and tidy records up."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from nixery.upkeep.tidying import enforce_bounds
 _LOOK = 10.0
 _SUM = 300.0
 
-# Seconds until another collection, after one that could not delete enough: what is in use now is in use a moment later.
+# Seconds until another collection, after one that could not delete enough: recently used images stay in use
+# for a while.
 _REST = 300.0
 
-# The part of the manifests that stays when there are too many.
+# The part of the manifests that a collection keeps when there are too many.
 _STAYS = 0.9
 
 _log = structlog.get_logger("nixery.upkeep")
@@ -35,11 +36,11 @@ _log = structlog.get_logger("nixery.upkeep")
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """How much may be used; in one unit.
+    """Watermarks of storage use; both in the same unit.
 
     Attributes:
-        high: above this mark, images are deleted.
-        low: until this one is reached.
+        high: above it, the keeper deletes images.
+        low: the use at which it stops.
     """
 
     high: DiskMark
@@ -47,14 +48,14 @@ class Marks:
 
 
 class Keeper:
-    """Looks from time to time, and deletes what it has to.
+    """Checks the limits periodically, and deletes what exceeds them.
 
     Args:
         collector: of the store.
         blobs: the store.
-        records: what is known of it.
-        usage: asks how much of the file system is used.
-        marks: how much may be; ``None`` for any number of bytes.
+        records: of the same store.
+        usage: reads the use of the file system.
+        marks: the watermarks; ``None`` for no limit on bytes.
         clock: seconds; only differences matter.
     """
 
@@ -76,11 +77,11 @@ class Keeper:
         self._rests_until = 0.0
 
     async def run(self, tidied: float, seconds: float | None = None) -> None:
-        """Go on until it is cancelled.
+        """Run until it is cancelled.
 
         Args:
-            tidied: seconds between two looks at all records.
-            seconds: between two looks; ``None`` for what suits the marks.
+            tidied: seconds between two scans of all records.
+            seconds: between two checks; ``None`` for an interval that suits the marks.
         """
         by_bytes = self._marks is None or self._marks.high.percent is None
         pause = seconds or (_SUM if by_bytes else _LOOK)
@@ -100,7 +101,7 @@ class Keeper:
         except StorageError as error:
             _log.warning(impossible, reason=str(error))
         except Exception:  # noqa: BLE001 -- logged with its traceback
-            # It goes on: nobody would notice that it does not.
+            # Keep running: no caller would notice that the task has ended.
             _log.exception(wrong)
 
     async def look(self) -> None:
@@ -121,11 +122,11 @@ class Keeper:
             self._rests_until = self._clock() + _REST
 
     async def tidy(self) -> None:
-        """Delete records that are too old or too many, and images if those that were used are.
+        """Delete records that are too old or too many, and images if the records of their use are too many.
 
         Raises:
-            CollectionRunning: there is another collection.
-            StorageError: the storage does not do what is asked.
+            CollectionRunning: another collection is in progress.
+            StorageError: the storage fails.
         """
         deleted = await enforce_bounds(self._records, time.time())
         if deleted:
@@ -154,7 +155,7 @@ class Keeper:
         return result
 
     async def _excess(self, marks: Marks) -> Limits | None:
-        """Return what has to go; ``None`` below the high mark."""
+        """Return how much to delete; ``None`` below the high mark."""
         if marks.high.percent is None:
             used = 0
             async for blob in self._blobs.scan():
@@ -167,7 +168,7 @@ class Keeper:
 
 
 def _beyond(marks: Marks, used: int, total: int) -> int | None:
-    """Return how much is used above the low mark, if the high one is passed."""
+    """Return the use above the low mark, if it exceeds the high one."""
     if used * 100 <= marks.high.value * total or not total:
         return None
     return int(used - marks.low.value * total / 100)

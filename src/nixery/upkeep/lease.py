@@ -91,7 +91,7 @@ class Lease:
         # A storage without room has not taken it.
         self.started = modified.pop(self._key, self.started)
         for key, renewed in modified.items():
-            # One from far in the future was not written by a collector: it would keep all others off for ever.
+            # A time far in the future is not a collector's: it would block all others for ever.
             if abs(self.started - renewed) < LEASE:
                 raise CollectionRunning
             await self._records.delete(COLLECTIONS, key)

@@ -9,13 +9,13 @@ from nixery.storage.store import ListedBlob
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may stay. Without any limit, everything that was ever used and is not broken.
+    """Limits of a collection. Without any, it keeps every image that was ever used and is not broken.
 
     Attributes:
         max_age: seconds since the last use; ``None`` for no limit.
         max_size: bytes of all blobs; ``None`` for no limit.
-        free: bytes to be deleted, instead of ``max_size``.
-        free_files: files to be deleted, of blobs; besides the others.
+        free: bytes to delete, instead of ``max_size``.
+        free_files: files of blobs to delete, in addition to the other limits.
         max_documents: manifests and indexes that were used; ``None`` for no limit.
     """
 
@@ -28,7 +28,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much there is room for; ``None`` for any number.
+    """Remaining room; ``None`` for no limit.
 
     Attributes:
         size: bytes of all blobs.
@@ -41,22 +41,22 @@ class Room:
     documents: int | None = None
 
     def holds(self, size: int, blobs: int, documents: int) -> bool:
-        """Whether so much fits."""
+        """Whether an addition fits."""
         wanted = ((self.size, size), (self.blobs, blobs), (self.documents, documents))
         return all(limit is None or needed <= limit for limit, needed in wanted)
 
 
 @dataclass(slots=True)
 class Collected:
-    """What a collection did.
+    """Results of a collection.
 
     Attributes:
-        deleted: blobs.
-        deleted_bytes: of them.
-        kept: blobs.
-        kept_bytes: of them.
-        records: that were deleted.
-        over: bytes that were to go and were used too recently.
+        deleted: number of blobs.
+        deleted_bytes: their size.
+        kept: number of blobs.
+        kept_bytes: their size.
+        records: number of deleted records.
+        over: bytes over the limit that were used too recently to delete.
         over_blobs: blobs, likewise.
     """
 

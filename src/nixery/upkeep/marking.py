@@ -31,15 +31,15 @@ class Marking:
         self.marks = Marks(blobs)
 
     async def mark(self, cutoff: float, oldest: float | None, room: Room) -> None:
-        """Mark what stays.
+        """Mark the blobs to keep.
 
         Args:
-            cutoff: whatever was used after that stays.
-            oldest: what was not used after that does not; ``None`` for no limit.
-            room: what does not fit goes, and all that was used before it.
+            cutoff: anything used after this time is kept.
+            oldest: anything not used after this time is deleted; ``None`` for no limit.
+            room: once an image does not fit, it and all that were used before it are deleted.
 
         Raises:
-            StorageError: the storage cannot be asked.
+            StorageError: the storage cannot be read.
         """
         await self._mark_layers(cutoff)
         documents = 0

@@ -37,13 +37,13 @@ class Marks:
                 self.size += size
 
     async def parts(self, document: Digest, *, within_index: bool = False) -> Mapping[Digest, int]:
-        """Return what a manifest or an index consists of and is not held yet, itself included, with sizes.
+        """Return the parts of a manifest or an index that are not marked yet, itself included, with sizes.
 
-        Nothing for one that is held already, and for one that is not there: without it nobody finds the rest. An index within an
-        index, which nothing here makes, is taken for an image that has no parts.
+        Empty for one that is marked already, and for a missing one, whose parts cannot be found. An index
+        within an index, which this server never makes, counts as an image without parts.
 
         Raises:
-            StorageError: the storage cannot be asked.
+            StorageError: the storage cannot be read.
         """
         if document in self:
             return {}

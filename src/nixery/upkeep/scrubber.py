@@ -135,7 +135,7 @@ class Scrubber:
         if check(content):
             return Checked(len(content))
         if kind == USES and _is_digest(key):
-            # What it is about, its key says. Deleting it could take back what a server has just claimed.
+            # Its key names the blob. Deleting the record could remove a claim that a server has just made.
             await self._records.put(kind, key, key.encode())
         else:
             await self._records.delete(kind, key)

@@ -1,4 +1,4 @@
-"""Deleting records that lead nowhere any more, are too old, or are too many."""
+"""Delete records that lead to no blob, are too old, or are too many."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nixery.storage.uses import COLLECTIONS, USES
 # Seconds for which records of these kinds stay at least: longer than any pin holds.
 _DAY = 24 * 3600.0
 
-# Records that are found, and then deleted, in one go; and deletions under way at the same time.
+# Records that one pass finds, and then deletes; and concurrent deletions.
 _BATCH = 20_000
 _AT_ONCE = 16
 
@@ -60,18 +60,19 @@ async def delete_pointless_records(
 
 
 async def enforce_bounds(records: RecordStore, now: float, *, short_of_files: bool = False) -> int:
-    """Delete what is beyond the bounds of each kind of records, the oldest first; return how many.
+    """Delete records beyond the bounds of their kind, the oldest first; return how many.
 
-    Records of the kinds ``uses`` and ``collections`` are left to the collector: without them, one side of it and of those who use images
-    would not see the other. Any other record can be missed at any time, and is made again.
+    The collector alone deletes records of the kinds ``uses`` and ``collections``: the collector and servers
+    that use images coordinate through them. Any other record may disappear at any time, and the server makes
+    it again.
 
     Args:
-        records: to be tidied up.
+        records: to tidy up.
         now: in seconds since the epoch, by the storage's clock.
-        short_of_files: whether a tenth of those that lead to no blobs has to go, too.
+        short_of_files: whether to delete a tenth of those that lead to no blobs, too.
 
     Raises:
-        StorageError: the storage does not do what is asked.
+        StorageError: the storage fails.
     """
     deleted = 0
     for kind, bounds in KINDS.items():
@@ -90,19 +91,19 @@ async def enforce_bounds(records: RecordStore, now: float, *, short_of_files: bo
         count -= len(old)
         may_stay = bounds.most
         if count > bounds.most or (short_of_files and not bounds.leads_to_blobs):
-            # A tenth more than has to go, so that the next tidy-up does not find the same again.
+            # Deletes a tenth more than it must, so that the next tidy-up does not start over.
             may_stay = min(count, bounds.most) * 9 // 10
         while count > may_stay:
             oldest = await _oldest(records, kind, min(count - may_stay, _BATCH))
             if not oldest:
-                break  # others delete as well
+                break  # others delete, too
             deleted += await _delete(records, kind, oldest)
             count -= len(oldest)
     return deleted
 
 
 async def _oldest(records: RecordStore, kind: str, number: int) -> list[str]:
-    """Return the keys of the oldest records, in memory for so many of them."""
+    """Return the keys of the oldest records; memory is bounded by their number."""
     found: list[tuple[float, str]] = []
     async for listed in records.scan(kind):
         # The youngest of them is on top of the heap.

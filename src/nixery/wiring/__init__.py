@@ -71,14 +71,14 @@ __all__ = ["Wired", "wire"]
 
 @dataclass(frozen=True, slots=True)
 class Wired:
-    """What a command works with.
+    """The parts of a server that commands use.
 
     Attributes:
-        application: what is served.
-        close: ends all builds, which has to be done before the server is stopped.
+        application: the server's routes.
+        close: ends all builds; call it before stopping the server.
         index: of the names of packages.
         counting: of references across the package set.
-        ahead: what is read before anybody asks; no request depends on it, but the first one is faster after it.
+        ahead: reads data in advance; no request depends on it, but it makes the first one faster.
         admin: health and metrics, for a listener of their own.
     """
 

@@ -29,7 +29,7 @@ def package_source(settings: Settings, prepared: Prepared, store: NixStore) -> P
     )
 
     def place(url: str) -> SourceLocation:
-        # Who runs a command sees what the settings say anyway; an image is the same, whichever command made it.
+        # The user of a command can read the settings anyway; an image is the same, whichever command made it.
         return SourceLocation.parse(url, public=settings.shows(url), local=prepared.address is None)
 
     if settings.package_set is not None:
@@ -70,7 +70,7 @@ async def look_ahead(source: PackageSource) -> None:
 
 
 def nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
-    """Say how Nix is to be run.
+    """Return the options for running Nix.
 
     Args:
         settings: of the process.

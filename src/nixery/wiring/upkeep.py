@@ -18,7 +18,7 @@ from nixery.upkeep.collector import Collector
 from nixery.upkeep.keeper import Keeper, Marks
 from nixery.upkeep.scrubber import Scrubber
 
-# Seconds between two looks at all records. In a bucket, a listing costs a request for 1000 of them.
+# Seconds between two scans of all records. In a bucket, a listing costs a request for 1000 of them.
 _TIDIED = 300.0
 _TIDIED_IN_A_BUCKET = 3600.0
 

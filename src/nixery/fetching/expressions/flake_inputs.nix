@@ -1,5 +1,5 @@
-# What a flake says that it is made from. It is evaluated before anybody has looked at it, in an evaluation that reads its tree and
-# nothing else. Nix itself demands that inputs are written out, so that no more than this is needed of them.
+# The inputs that a flake declares. Nix evaluates this before the flake was checked, in an evaluation that can
+# read its tree and nothing else. Nix itself demands literal inputs, so little of the flake is evaluated.
 { file }:
 let
   inherit (builtins) attrNames functionArgs isAttrs isBool isFunction isInt isString mapAttrs unsafeDiscardStringContext;
@@ -15,7 +15,7 @@ let
     else if isBool value || isInt value then
       value
     else
-      # A path, for example, which newer versions of Nix take for one in the flake's own tree.
+      # A path, for example, which newer versions of Nix resolve in the flake's own tree.
       { unusable = true; };
   inner = depth: value (depth - 1);
 in

@@ -1,4 +1,4 @@
-# Fetches the tree of a flake, and nothing of its inputs. The reference is JSON: a string, or attributes.
+# Fetches the tree of a flake, without its inputs. The reference is JSON: a string, or attributes.
 let
   tree = builtins.fetchTree (builtins.fromJSON (builtins.getEnv "NIXERY_TREE"));
 in

@@ -16,7 +16,7 @@ let
   ofFlake = outputs: (outputs.legacyPackages.${system} or { }) // (outputs.packages.${system} or { });
   set = if flake == null then called else ofFlake (builtins.getFlake flake);
 
-  # A longer text than a person reads in a list is left out; see packages.nix.
+  # Leaves out a text that is too long to read in a list; see packages.nix.
   text =
     longest: value:
     let

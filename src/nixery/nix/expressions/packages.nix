@@ -19,23 +19,24 @@ let
     isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings seq split
     stringLength toJSON tryEval typeOf unsafeDiscardStringContext;
 
-  # What is believed of a package set, in bytes and in numbers. A larger value is told as its size, so that whoever reads the answer
-  # can say what is wrong; the value itself never leaves the evaluation. With these, a config stays far below the 4 MiB that
-  # containerd and Docker take of a config or a manifest, and a variable below the 128 KiB that Linux takes (MAX_ARG_STRLEN).
+  # The largest values that this server accepts from a package set, in bytes and in numbers. For a larger
+  # value, the answer has its size, for the error message; the value itself never leaves the evaluation. With
+  # these, a config stays far below the 4 MiB that containerd and Docker accept for a config or a manifest,
+  # and a variable below the 128 KiB of Linux (MAX_ARG_STRLEN).
   limits = {
     name = 256; # of a package, its version, its program, an output, a key
     path = 256; # a store path has 255 at most
-    description = 4096; # nothing depends on it, so a longer one is left out
-    licences = 16384; # of a package, together
+    description = 4096; # optional, so a longer one is left out
+    licences = 16384; # of a package, in total
     text = 65536; # a string of a config
     config = 262144; # as JSON
     outputs = 32;
     contents = 2000; # derivations of a list, or of a definition
-    flaws = 10; # that are told of a name; one is enough to refuse it
+    flaws = 10; # reported for a name; one is enough to refuse it
     nesting = 32; # of lists within each other: the position of an item is in the answer
     references = 2000; # of a definition to derivations
-    nearNames = 5; # missing names for which others are proposed
-    attribute = 255; # of a proposed name: longer ones cannot be asked for
+    nearNames = 5; # missing names that get suggestions
+    attribute = 255; # of a suggested name: clients cannot request longer ones
   };
 
   arguments = fromJSON request;
@@ -82,7 +83,8 @@ let
     else
       let
         outer = tryEval state.value;
-        # An output has all outputs again (`hello.out.out.out`): endless names for one package, each of them another image.
+        # An output has all outputs again (`hello.out.out.out`): endless names for one package, and an image
+        # for each.
         isOutput = isDerivation outer.value && elem component (safely isList [ ] (outer.value.outputs or [ "out" ]));
       in
       if !outer.success then

@@ -91,7 +91,7 @@ class Builds:
         return json_response({"builds": documents}, 202, {"Location": documents[0]["url"]})
 
     async def get(self, build: str) -> Response:
-        """Tell about a build, with its log.
+        """Describe a build, with its log.
 
         Raises:
             TooBusy: too many others ask.

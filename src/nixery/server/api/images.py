@@ -53,9 +53,9 @@ class ImageDocuments:
         answer = {
             "name": name,
             "tag": tag or "latest",
-            # Where the source is may be a directory of this machine, which is no business of a client's.
+            # The source may be a directory of this machine, whose path clients must not learn.
             "pin": {"revision": pin.revision, "url": pin.url},
             "platforms": [description_document(d, self._platforms) for d in there],
         }
-        # Not on the event loop: an author may have given an image thousands of packages.
+        # Off the event loop: an author may have given an image thousands of packages.
         return await asyncio.to_thread(json_response, answer)

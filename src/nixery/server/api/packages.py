@@ -20,7 +20,7 @@ _USUAL, _MOST = 20, 100
 # Seconds that a client waits for a package set to be listed; that goes on, and the next one has its result.
 _PATIENCE = 20.0
 
-# Searches at once, and those that wait for their turn: each takes up to 15 ms of the event loop.
+# Concurrent searches, and waiting ones: each blocks the event loop for up to 15 ms.
 _AT_ONCE, _QUEUE = 1, 64
 
 # Characters of a query that are looked at; no name is longer.
@@ -37,11 +37,11 @@ class Packages:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
 
     async def search(self, request: Request) -> Response:
-        """Find packages by what is in their names.
+        """Find packages by parts of their names.
 
         Raises:
             TooBusy: too many others search.
-            NixeryError: the package set cannot be had, or not be listed.
+            NixeryError: the package set is unavailable, or cannot be listed.
         """
         names = await self._names(request)
         if names is None:

@@ -85,7 +85,7 @@ class ImagePage:
             *(self._descriptions.describe(one, pin, compare=self._compare) for one in requests)
         )
         there = [description for description in found if description is not None]
-        # Not on the event loop: an author may have given an image thousands of packages.
+        # Off the event loop: an author may have given an image thousands of packages.
         return await asyncio.to_thread(
             self._templates.response,
             "image.html",

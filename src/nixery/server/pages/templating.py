@@ -65,7 +65,7 @@ class Templates:
         return BytesResponse(status, content.encode(errors="replace"), _HEADERS)
 
     def error(self, error: NixeryError) -> BytesResponse:
-        """Answer with a page that says what is wrong, under a heading for its kind."""
+        """Answer with an error page, under a heading for the kind of error."""
         status, _ = STATUS_AND_CODE[type(error)]
         title = _TITLES.get(status, _TITLE)
         page = self.response("error.html", status, title=title, message=str(error))
@@ -73,7 +73,7 @@ class Templates:
 
 
 def _safe(value: object) -> object:
-    """Escape what would turn or hide text; HTML itself is escaped after this."""
+    """Escape characters that would reorder or hide text; HTML is escaped after this."""
     return type(value)(escaped_lines(value)) if isinstance(value, str) else value
 
 

@@ -62,7 +62,8 @@ class Blobs:
         }
         if matches(request, etag):
             return NotModified(headers)
-        # Ranges are defined for GET alone (RFC 9110, 14.2). With If-Range, the client has the beginning of another blob (13.1.5).
+        # Ranges are defined for GET only (RFC 9110, 14.2). With If-Range, the client has the beginning of
+        # another blob (13.1.5).
         is_wanted = request.method == "GET" and request.headers.get("if-range", etag) == etag
         wanted = request.headers.get("range") if is_wanted else None
         try:

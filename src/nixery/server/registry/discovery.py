@@ -24,12 +24,12 @@ _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class Discovery:
-    """What has been built, and what is attached to it. Nothing here starts a build.
+    """Lists images, and manifests attached to others. Requests here never start a build.
 
     Args:
-        catalogue: of what has been built.
-        public: whether everybody may know which names and tags were. What is attached to a manifest, everybody may know who knows the
-            manifest's digest.
+        catalogue: of built images.
+        public: whether every client may list names and tags. A client that knows a manifest's digest may
+            always list what is attached to it.
     """
 
     def __init__(self, catalogue: Catalogue, *, public: bool = True) -> None:
@@ -46,8 +46,8 @@ class Discovery:
         return _json({"repositories": page}, "application/json", headers)
 
     async def _names(self) -> list[str]:
-        # Every record of a tag is read for it, so that is done once at a time, however many ask. Those who come meanwhile share the next
-        # time, since what was recorded before they asked has to be in it.
+        # A listing reads every record of a tag, so only one runs at a time. Requests that arrive meanwhile
+        # share the next one, since that has to include all records made before they arrived.
         if self._next_scan is None:
             self._next_scan = asyncio.ensure_future(self._scan_after(self._scan))
         return await asyncio.shield(self._next_scan)
@@ -67,7 +67,7 @@ class Discovery:
         """
         validate_name(name)
         if not self._public:
-            return _denied()  # whether or not there are any
+            return _denied()  # the same answer whether or not tags exist
         tags = await self._catalogue.tags(name)
         if not tags:
             raise NameUnknown(name)

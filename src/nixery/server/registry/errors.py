@@ -69,7 +69,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # 5xx, crane and containerd ask again at once. Not UNKNOWN: with that, podman and buildah ask three times more. Not 404:
     # containerd shows nothing but the status, and a package that cannot be built is not one that is not there.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
-    # The package set's doing, as a build that fails.
+    # The package set causes it, as it causes a failed build.
     AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
     BuildTimedOut: (504, "UNKNOWN"),
     BuildTookTooLong: (504, "UNKNOWN"),
@@ -95,7 +95,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
 # What a log says more about than the message does.
 _WITH_LOG = (BuildFailed, BuildTimedOut, EvaluationFailed)
 
-# Characters. Some messages quote a path, which may be longer than any error's.
+# Characters. Some messages quote a path, which may be longer than any other error.
 _LONGEST_MESSAGE = LONGEST_MESSAGE + 200
 
 # Seconds after which a client may find a successor of a server that stops, or a source that can be reached.
@@ -121,7 +121,7 @@ def error_response(error: NixeryError, server: str | None = None) -> BytesRespon
 
 
 def retry_headers(error: NixeryError) -> dict[str, str]:
-    """Return ``Retry-After`` in seconds for an error that may pass; no header for one that does not."""
+    """Return ``Retry-After`` in seconds for a temporary error; no header for a permanent one."""
     if isinstance(error, TooBusy):
         return {"Retry-After": str(error.retry_after)}
     status, _ = STATUS_AND_CODE[type(error)]
@@ -137,7 +137,7 @@ def errors_body(
 ) -> BytesResponse:
     """Write the ``errors`` document."""
     entry = {"code": code, "message": shortened(message, _LONGEST_MESSAGE), "detail": detail}
-    # Clients print both as they are, so that a message has to stay one line.
+    # Clients print both unescaped, so a message has to stay one line.
     content = json_content({"errors": [entry]}, escaped)
     return BytesResponse(status, content, {"Content-Type": "application/json", **(headers or {})})
 

@@ -36,7 +36,7 @@ _MANIFEST_TYPES = (
 # The state of the package source that an image was made from.
 REVISION = "Nixery-Revision"
 
-# Characters of ``Accept`` that are looked at: clients that name all they know need a tenth of them.
+# Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
 _LONGEST_ACCEPT = 8192
 
 _ANYTHING = frozenset({"*/*", "application/*"})
