@@ -102,5 +102,5 @@ class GitSource:
                 raise StorageError(f"cannot unpack a commit: {stderr[-1] if stderr else 'tar failed'}")
             return await self._store.add(tree)
         finally:
-            # It has as many files as whoever pushed the commit wanted: removing them takes the event loop's time for none.
+            # The author of the commit chose how many files it has, so a thread removes them.
             await asyncio.to_thread(remove_tree, directory)

@@ -39,8 +39,8 @@ class Pin:
         identity: tells this state from any other of the source: a commit, or a digest of what is there.
         revision: the state in words that mean something to people.
         url: where anybody can get it; ``None`` where nobody else can.
-        created: when it was made, in seconds since the epoch; ``None`` where nobody knows. A date without a year that has four digits
-            becomes ``None``: whoever writes a commit writes any number there.
+        created: when it was made, in seconds since the epoch; ``None`` if unknown. Authors of commits can write any number, so a
+            date outside of the years 1 to 9999 becomes ``None``.
     """
 
     source: str
