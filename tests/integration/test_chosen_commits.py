@@ -156,6 +156,7 @@ def test_a_planted_pin(forge: Forge, way: str) -> None:
     for path in (server.storage / "records" / "pins").glob("*/*"):
         record = json.loads(path.read_bytes())
         record["current"] |= {"identity": identity, "revision": "x"}
+        path.chmod(0o600)  # it is written once, and read-only from then on
         path.write_text(json.dumps(record))
     before = len(forge.web.requests)
     server = forge.server()

@@ -74,7 +74,9 @@ def daemon(directory: Path, settings: Mapping[str, str]) -> Iterator[Mapping[str
 def server(directory: Path, settings: Mapping[str, str]) -> Iterator[Server]:
     storage, ours = directory / "storage", directory / "python"
     # Our own files are read later on, by Nix too.
-    shutil.copytree(Path(nixery.__file__).parent, ours / "nixery")
+    # What Python has compiled may be readable for root alone.
+    code = Path(nixery.__file__).parent
+    shutil.copytree(code, ours / "nixery", ignore=shutil.ignore_patterns("__pycache__"))
     chosen = {**settings, "STORAGE_PATH": str(storage), "PYTHONPATH": str(ours)}
     with running_server(directory, chosen, arguments=("-c", _AS_NOBODY)) as running:
         if os.geteuid() == 0:
