@@ -128,7 +128,7 @@ operations: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.operations
 
 gc-many: setup
-	GC_BLOBS=$${GC_BLOBS:-100000} $(BIN)/pytest tests/unit/upkeep/test_many_blobs.py
+	GC_BLOBS=$${GC_BLOBS:-100000} $(BIN)/pytest tests/unit/gc/test_many_blobs.py
 
 lock:
 	@scripts/lock.sh

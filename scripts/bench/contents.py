@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixery.process_directory import ProcessDirectory
+from nixery.locks import ProcessDirectory
 from nixery.storage.filesystem import FilesystemBlobStore
 from scripts.bench.load import BenchError
 from scripts.peers.copying import copy_image

@@ -22,9 +22,8 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from nixery.errors import NixeryError
-from nixery.image.request import requests_for
-from nixery.pipeline.events import (
+from nixery.app import Components, wire
+from nixery.builds.events import (
     Build,
     BuildEvent,
     Evaluated,
@@ -34,9 +33,10 @@ from nixery.pipeline.events import (
     Started,
     Stored,
 )
-from nixery.preparation import Prepared, prepare
+from nixery.errors import NixeryError
+from nixery.image.name import requests_for
 from nixery.settings import Settings
-from nixery.wiring import Wired, wire
+from nixery.startup import Resources, prepare
 from scripts.bench.goals import Goal
 from scripts.bench.machine import processor
 
@@ -130,26 +130,26 @@ def _round(name: str) -> dict[str, float]:
 
 async def _measure(settings: Settings, name: str) -> dict[str, float]:
     clock = _Clock()
-    prepared = prepare(settings, serving=False)
+    resources = prepare(settings, serving=False)
     started = time.perf_counter()
-    async with wire(settings, prepared, observer=clock) as wired:
-        await wired.ahead
+    async with wire(settings, resources, observer=clock) as components:
+        await components.ahead
         ahead = time.perf_counter() - started
         clock.last = began = time.perf_counter()
-        await _get(wired, prepared, name)
+        await _get(components, resources, name)
         clock.end(_REST)
         parts = {**clock.parts, "in all": clock.last - began, _AHEAD: ahead}
-        parts[_AGAIN] = await _get(wired, prepared, name)
-    prepared = prepare(settings, serving=False)
-    async with wire(settings, prepared, observer=_Clock()) as wired:
-        await wired.ahead
-        parts[_RESTARTED] = await _get(wired, prepared, name)
+        parts[_AGAIN] = await _get(components, resources, name)
+    resources = prepare(settings, serving=False)
+    async with wire(settings, resources, observer=_Clock()) as components:
+        await components.ahead
+        parts[_RESTARTED] = await _get(components, resources, name)
     return parts
 
 
-async def _get(wired: Wired, prepared: Prepared, name: str) -> float:
+async def _get(components: Components, resources: Resources, name: str) -> float:
     began = time.perf_counter()
-    await wired.images.get(requests_for(name, prepared.platforms), "latest")
+    await components.images.get(requests_for(name, resources.platforms), "latest")
     return time.perf_counter() - began
 
 

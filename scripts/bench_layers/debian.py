@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from nixery.closure.graph import PathInfo
-from nixery.closure.store_path import StorePath
+from nixery.closure import PathInfo, StorePath
 
 # Seconds that apt may take to print its index.
 _TIMEOUT = 120

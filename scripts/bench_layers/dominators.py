@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 import networkx
 
-from nixery.closure.graph import Closure
-from nixery.closure.store_path import StorePath
+from nixery.closure import Closure, StorePath
 
 # Stands for the image. No store path has an empty name.
 _ROOT = StorePath("")

@@ -6,8 +6,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from nixery.closure.graph import Closure
-from nixery.closure.store_path import StorePath
+from nixery.closure import Closure, StorePath
 from nixery.layering.popularity import Popularity
 from scripts.bench_layers.dominators import dominated_groups
 from scripts.bench_layers.simulation import Groups, Rule

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from nixery.closure.graph import Closure, PathInfo
-from nixery.closure.store_path import StorePath
+from nixery.closure import Closure, PathInfo, StorePath
 from scripts.bench_layers.fleet import Fleet
 
 Groups = list[tuple[StorePath, ...]]

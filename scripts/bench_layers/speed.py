@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from nixery.closure.graph import Closure, PathInfo
-from nixery.closure.store_path import StorePath
+from nixery.closure import Closure, PathInfo, StorePath
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
 

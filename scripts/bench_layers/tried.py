@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from nixery.closure.graph import Closure, PathInfo
-from nixery.closure.store_path import StorePath
-from nixery.layering.inputs import count_inputs
+from nixery.closure import Closure, PathInfo, StorePath
+from nixery.layering.grouping import count_inputs
 from nixery.layering.popularity import Popularity
 from scripts.bench_layers.simulation import Groups, Rule
 

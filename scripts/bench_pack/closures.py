@@ -9,13 +9,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixery.closure.store_path import StorePath
+from nixery.closure import StorePath
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
-from nixery.nix.collector_lock import CollectorLock
-from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
 from nixery.nix.options import NixOptions
-from nixery.nix.subprocess_builder import SubprocessNixBuilder
+from nixery.nix.realisation import SubprocessNixBuilder
 
 _PACKAGE_SET = "packagesets/debian"
 

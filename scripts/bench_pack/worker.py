@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from nixery.closure.graph import PathInfo
-from nixery.closure.store_path import StorePath
-from nixery.oci.descriptor import MediaType
+from nixery.closure import PathInfo, StorePath
+from nixery.oci.documents import MediaType
 from nixery.packing.compression import Compression, Compressor, compression
-from nixery.packing.layer_packer import LayerPacker
+from nixery.packing.packer import LayerPacker
 from nixery.packing.store_tree import add_store_paths
 
 

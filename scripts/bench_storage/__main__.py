@@ -24,11 +24,11 @@ import obstore
 from rich.console import Console
 from rich.table import Table
 
-from nixery.settings.storage import StorageSettings
+from nixery.settings import StorageSettings
+from nixery.startup import open_storage
 from nixery.storage.bucket import BucketBlobStore
 from nixery.storage.bucket_writer import CONCURRENCY, PART
-from nixery.storage.opening import Storage, open_storage
-from nixery.storage.store import StoredBlob, StoredFile
+from nixery.storage.store import Storage, StoredBlob, StoredFile
 from tests.support.object_stores import AZURITE, MINIO, ObjectStore, azurite, gcs, minio, moto
 
 _SIZE = 64 * 1024 * 1024

@@ -73,7 +73,7 @@ class Crash:
         self._set.mkdir(parents=True)
         (self._set / "default.nix").write_text(_PACKAGE_SET.format(tests=PACKAGE_SETS, mark=mark))
 
-    def undisturbed(self) -> Undisturbed:
+    def collector_paused(self) -> Undisturbed:
         """Build without a crash."""
         with (
             self._stores("undisturbed") as (nix, settings),

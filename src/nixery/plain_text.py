@@ -4,8 +4,8 @@ Package authors choose names, versions, descriptions and the keys of definitions
 clients send paths. None of these may move a cursor, begin a line, or change the direction of writing where a
 program shows it. The server stores such text unchanged, and every exit passes it through ``escaped`` or a
 variant: commands and the log (``cli/logs.py``), the JSON of the registry and the API
-(``server/responses.py``), the pages (``server/pages/templating.py``), and an image's annotations and labels
-(``pipeline/image_annotations.py``).
+(``server/http.py``), the pages (``server/pages/templating.py``), and an image's annotations and labels
+(``builds/descriptions.py``).
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 
 from nixery.oci.digest import Digest
-from nixery.settings.storage import StorageSettings
+from nixery.settings import StorageSettings
+from nixery.startup import open_storage
 from nixery.storage.bucket import BucketBlobStore
-from nixery.storage.opening import open_storage
 from tests.acceptance.starting import last_words
 from tests.support.object_stores import BUCKET, PREFIX, ObjectStore, minio
 from tests.support.server import clean_environment
@@ -29,8 +29,8 @@ _DOCUMENTED = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
 # A layer in three parts, the first of which have arrived when the process is killed.
 _KILLED = """
 import os, pathlib, signal, sys, tempfile, time
-from nixery.settings.storage import StorageSettings
-from nixery.storage.opening import open_storage
+from nixery.settings import StorageSettings
+from nixery.startup import open_storage
 with tempfile.TemporaryDirectory() as directory:
     settings = StorageSettings.model_validate({**os.environ, "STORAGE_PATH": directory})
     with open_storage(settings, pathlib.Path(directory), os.environ).blobs.create() as writer:

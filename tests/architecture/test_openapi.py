@@ -14,18 +14,17 @@ import pytest
 import yaml
 
 import nixery
-from nixery.observability.metrics import Metrics
 from nixery.server.api.builds import Builds
 from nixery.server.api.images import ImageDocuments
 from nixery.server.api.packages import Packages
 from nixery.server.api.router import Api
-from nixery.server.health import PATHS, Health
-from nixery.server.probes import METRICS, MetricsPage, Probes
+from nixery.server.errors import STATUS_AND_CODE
+from nixery.server.health import METRICS, PATHS, Health, MetricsPage, Probes
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
-from nixery.server.registry.errors import STATUS_AND_CODE
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
+from nixery.telemetry.metrics import Metrics
 
 SERVER = Path(nixery.__file__).parent / "server"
 

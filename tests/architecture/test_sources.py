@@ -21,7 +21,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         "completion.py",
         "copying.py",
         "serving.py",
-        "workshop.py",
+        "session.py",
     }
 
 
@@ -30,7 +30,7 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def test_no_module_starts_a_process_without_saying_its_environment() -> None:
-    """A child that inherits ours has the server's secrets; see ``nixery.settings.environments``."""
+    """A child that inherits ours has the server's secrets; see ``nixery.nix.environments``."""
     starters = {"run", "Popen", "call", "check_call", "check_output", "create_subprocess_exec", "getoutput"}
     started = 0
     for path in SOURCES:

@@ -8,43 +8,40 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nixery.closure.graph import Closure
-from nixery.closure.store_path import StorePath
+from nixery.builds.build_cache import BuildCache
+from nixery.builds.builder import ImageBounds, ImageBuilder
+from nixery.builds.coordinator import BuildBounds, BuildCoordinator
+from nixery.builds.evaluation_cache import Evaluator
+from nixery.builds.events import Build, BuildEvent
+from nixery.builds.images import Images, Indexes
+from nixery.builds.layers import LayerPublisher, Packing
+from nixery.builds.pins import Pins
+from nixery.builds.slots import Slots
+from nixery.closure import Closure, StorePath
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
-from nixery.fetching.directory import DirectorySource
-from nixery.file_locks import FileLocks
 from nixery.image.platform import AMD64, Platform
 from nixery.layering.popularity import Popularity
-from nixery.nix.builder import Details, Evaluated
-from nixery.nix.progress import Tell, nobody
-from nixery.observability.request_counts import RequestCounts
+from nixery.locks import FileLocks
+from nixery.nix.build_log import ProgressCallback, ignore_progress
+from nixery.nix.packages import Details, Evaluated, PackageSet
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
-from nixery.packing.layer_packer import LayerPacker
-from nixery.pipeline.build_cache import BuildCache
-from nixery.pipeline.evaluator import Evaluator
-from nixery.pipeline.events import Build, BuildEvent
-from nixery.pipeline.image_builder import ImageBounds, ImageBuilder
-from nixery.pipeline.images import Images
-from nixery.pipeline.indexes import Indexes
-from nixery.pipeline.layer_publisher import LayerPublisher, Packing
-from nixery.pipeline.pins import Pins
-from nixery.pipeline.shared_builds import BuildBounds, SharedBuilds
-from nixery.pipeline.slots import Slots
+from nixery.packing.packer import LayerPacker
+from nixery.server.app import Application
 from nixery.server.health import PATHS, Health
+from nixery.server.http import Headers, Transport
 from nixery.server.observation import Observation
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.server.registry.router import Registry
-from nixery.server.rsgi import Application
-from nixery.server.rsgi_interface import Headers, Transport
-from nixery.sources.source import PackageSet
+from nixery.sources.directory import DirectorySource
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.small_blobs import SmallBlobs
-from nixery.storage.uses import Uses
+from nixery.storage.uses import Leases
+from nixery.telemetry.metrics import RequestCounts
 from tests.support.client import MANIFEST, Response
 
 # What is stored before the first request.
@@ -78,11 +75,14 @@ class RecordingBuilder:
     ) -> Mapping[str, Details]:
         raise AssertionError(platform, package_set, details)
 
-    def undisturbed(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+    def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         raise NotImplementedError
 
     def realise(
-        self, installables: Sequence[str], tell: Tell = nobody, on_begun: Callable[[], None] = lambda: None
+        self,
+        installables: Sequence[str],
+        tell: ProgressCallback = ignore_progress,
+        on_begun: Callable[[], None] = lambda: None,
     ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
         raise AssertionError(installables, tell, on_begun)
 
@@ -182,7 +182,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     temporary = directory / "temporary"
     temporary.mkdir()
     blobs, records = FilesystemBlobStore(directory, temporary), FilesystemRecordStore(directory, temporary)
-    catalogue, uses, nix = Catalogue(records), Uses(records, 3600), RecordingBuilder()
+    catalogue, uses, nix = Catalogue(records), Leases(records, 3600), RecordingBuilder()
     with asyncio.Runner() as runner:
         packing = Packing(LayerPacker(compression("gzip")), 1, FileLocks(directory / "locks"))
         layers = LayerPublisher(blobs, records, packing)
@@ -191,7 +191,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         evaluator = Evaluator(source, nix, None)
         builder = ImageBuilder(evaluator, nix, layers, blobs, uses, Popularity(), ImageBounds(94))
         cache = BuildCache(records, blobs, uses, "")
-        builds = SharedBuilds(cache, builder, _Silence(), BuildBounds(Slots(1, 10)))
+        builds = BuildCoordinator(cache, builder, _Silence(), BuildBounds(Slots(1, 10)))
         images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses), 100)
         registry = Registry(
             Manifests(images, blobs, uses, catalogue, [AMD64]),

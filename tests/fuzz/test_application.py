@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.image.request import ALWAYS_INCLUDED, SHELL_PACKAGES
+from nixery.image.name import ALWAYS_INCLUDED, SHELL_PACKAGES
 from tests.fuzz import strategies
 from tests.fuzz.application import LAYER, LAYER_DIGEST, MANIFEST_DIGEST, NAME, TAGS, ApplicationUnderTest
 from tests.fuzz.effort import examples

@@ -9,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nixery.errors import InvalidDigest, InvalidName, InvalidReference
-from nixery.image.reference import Tag, parse_reference
-from nixery.image.request import parse_image_name, validate_name
+from nixery.image.name import Tag, parse_image_name, parse_reference, validate_name
 from nixery.oci.digest import Digest
 from tests.fuzz import strategies
 from tests.fuzz.effort import examples

@@ -9,8 +9,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nixery.gc.marking import CHECKS
 from nixery.oci.digest import Digest
-from nixery.upkeep.record_kinds import CHECKS
 from tests.fuzz.application import LAYER_DIGEST, MANIFEST_DIGEST, NAME, application_under_test
 from tests.fuzz.effort import examples
 from tests.fuzz.test_application import check

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nixery.image.request import requests_for
-from nixery.pipeline.events import (
+from nixery.app import wire
+from nixery.builds.events import (
     Build,
     BuildEvent,
     Evaluated,
@@ -22,9 +22,9 @@ from nixery.pipeline.events import (
     Started,
     Stored,
 )
-from nixery.preparation import prepare
+from nixery.image.name import requests_for
 from nixery.settings import Settings
-from nixery.wiring import wire
+from nixery.startup import prepare
 
 
 class Observer:
@@ -50,9 +50,9 @@ async def test_each_part_of_a_build_tells_its_end(
     chosen = Settings.from_environment({**os.environ, **given})
     cold, warm = Observer(), Observer()
     for observer in (cold, warm):
-        prepared = prepare(chosen, serving=False)
-        async with wire(chosen, prepared, observer=observer) as wired:
-            await wired.images.get(requests_for("diamond", prepared.platforms), "latest")
+        resources = prepare(chosen, serving=False)
+        async with wire(chosen, resources, observer=observer) as components:
+            await components.images.get(requests_for("diamond", resources.platforms), "latest")
     assert cold.kinds == [Started, Evaluated, Realised, Grouped, LayerPacked, LayersComplete, Stored]
     assert warm.kinds == [Reused]
     packed = sum(isinstance(event, LayerPacked) for event in cold.events)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import SourceUnreachable
-from nixery.fetching.channel import Archives
-from nixery.sources.location import SourceLocation
+from nixery.source_location import SourceLocation
+from nixery.sources.channel import Archives
 from tests.integration.conftest import StartServer
 from tests.support.file_server import FileServer, file_server
 from tests.support.nix import NixSpy

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from nixery.nix.builder_probe import BuilderProbe
-from nixery.nix.sandbox import Confinement
+from nixery.nix.sandbox import BuilderProbe, Confinement
 from tests.integration.conftest import StartServer
 from tests.support.nix import NixSpy, install_fake_nix, wait_until
 from tests.support.server import clean_environment, end_process, free_port, run_server

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from nixery.closure.graph import Closure, PathInfo
+from nixery.closure import Closure, PathInfo
 from nixery.errors import PathsCollected
 from nixery.image.platform import AMD64
-from nixery.nix.builder import Contents, Package
-from nixery.nix.collector_lock import CollectorLock
-from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
 from nixery.nix.options import NixOptions
-from nixery.nix.package_graph import SubprocessPackageGraph
-from nixery.nix.subprocess_builder import SubprocessNixBuilder
-from nixery.sources.source import NixFiles
+from nixery.nix.packages import Contents, NixFiles, Package
+from nixery.nix.realisation import SubprocessNixBuilder, SubprocessPackageGraph
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import io
 import os
 from pathlib import Path
 
-from nixery.closure.graph import PathInfo
-from nixery.closure.store_path import StorePath
+from nixery.closure import PathInfo, StorePath
 from nixery.packing.compression import compression
-from nixery.packing.layer_packer import LayerPacker
+from nixery.packing.packer import LayerPacker
 from nixery.packing.store_tree import add_store_paths
 
 STORE_PATHS = [PathInfo(StorePath(f"{digit * 32}-package-{digit}"), "", 1 << 20, ()) for digit in "012"]

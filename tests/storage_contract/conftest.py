@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nixery.settings.storage import StorageSettings
-from nixery.storage.opening import Storage, open_storage
+from nixery.settings import StorageSettings
+from nixery.startup import open_storage
+from nixery.storage.store import Storage
 from tests.support.object_stores import STORES, ObjectStore
 
 _DEFAULT = ("s3", "gcs")

@@ -6,8 +6,7 @@ import pytest
 
 from nixery.errors import BlobUnknown, BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.opening import Storage
-from nixery.storage.store import LARGEST_DOCUMENT, ListedBlob, StoredBlob
+from nixery.storage.store import LARGEST_DOCUMENT, ListedBlob, Storage, StoredBlob
 from tests.storage_contract.conftest import OpenStorage
 from tests.support.object_stores import ObjectStore
 
@@ -157,7 +156,7 @@ async def test_quarantine(storage: Storage, size: int) -> None:
     for _ in range(2):
         await storage.blobs.quarantine(blob.digest)
         assert await storage.blobs.find(blob.digest) is None
-        assert await storage.blobs.recall(blob.digest) is None
+        assert await storage.blobs.find_cached(blob.digest) is None
     assert await listed(storage) == []
     assert write(storage, content).digest == blob.digest
     assert await storage.blobs.find(blob.digest) is not None

@@ -15,7 +15,7 @@ import pytest
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage import bucket as bucket_module
-from nixery.storage.opening import Storage
+from nixery.storage.store import Storage
 from tests.storage_contract.conftest import OpenStorage, through
 from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.faulty_proxy import Fault, faulty_proxy
@@ -128,7 +128,7 @@ async def test_a_warm_read_asks_the_bucket_nothing(bucket: ObjectStore, open_at:
         await storage.blobs.find(blob.digest)
         before = list(proxy.requests)
         for _ in range(3):
-            assert await storage.blobs.recall(blob.digest) == blob
+            assert await storage.blobs.find_cached(blob.digest) == blob
             assert await storage.blobs.url(blob)
         assert proxy.requests == before
 
@@ -141,9 +141,9 @@ async def test_what_is_known_is_forgotten_after_a_while(bucket: ObjectStore, ope
     blob = write(storage, b"content")
     assert await blobs.find(blob.digest) == blob
     await storage.blobs.delete(blob.digest)
-    assert await blobs.recall(blob.digest) == blob
+    assert await blobs.find_cached(blob.digest) == blob
     now[0] += bucket_module.BELIEVED
-    assert await blobs.recall(blob.digest) is None
+    assert await blobs.find_cached(blob.digest) is None
 
 
 async def test_whoever_relies_on_a_blob_is_not_told_what_was_known(
@@ -153,9 +153,9 @@ async def test_whoever_relies_on_a_blob_is_not_told_what_was_known(
     blob = write(storage, b"content")
     assert await storage.blobs.find(blob.digest) == blob
     await collector.blobs.delete(blob.digest)
-    assert await storage.blobs.recall(blob.digest) == blob
+    assert await storage.blobs.find_cached(blob.digest) == blob
     assert await storage.blobs.find(blob.digest) is None
-    assert await storage.blobs.recall(blob.digest) is None
+    assert await storage.blobs.find_cached(blob.digest) is None
 
 
 async def test_an_upload_that_breaks_off_is_no_blob(
@@ -164,7 +164,7 @@ async def test_an_upload_that_breaks_off_is_no_blob(
     content = content_of(30_000_000)
     with faulty_proxy(bucket.port) as proxy:
         storage = open_at(through(bucket, proxy.port))
-        monkeypatch.setattr("nixery.storage.opening._RETRY", {})
+        monkeypatch.setattr("nixery.startup._RETRY", {})
         proxy.fault, proxy.every = "error", 1
         with pytest.raises(StorageError):
             await asyncio.to_thread(write, storage, content)

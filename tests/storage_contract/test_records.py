@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import StorageError
+from nixery.gc.marking import enforce_bounds
 from nixery.storage.bucket_records import BucketRecordStore
-from nixery.storage.opening import Storage
 from nixery.storage.record_kinds import KINDS, RecordKind
-from nixery.upkeep.tidying import enforce_bounds
+from nixery.storage.store import Storage
 
 KEYS = [f"{number:064x}" for number in (1, 2, 1 << 250)]
 

@@ -8,25 +8,29 @@ from pathlib import Path
 
 import pytest
 
+from nixery.builds.image import Image
+from nixery.builds.layers import LAYERS, LayerRecord
 from nixery.errors import CollectionRunning
+from nixery.gc.collector import CollectionLock, Collector
+from nixery.gc.marking import CHECKS
+from nixery.gc.policy import RetentionPolicy
+from nixery.gc.scrubber import Finding, Scrubber
 from nixery.image.platform import ARM64
-from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
-from nixery.oci.docker import docker_manifest
-from nixery.oci.image import ExecutionParameters, Layer, image_config, image_manifest
-from nixery.pipeline.image import Image
-from nixery.pipeline.layer_publisher import LAYERS, LayerRecord
+from nixery.oci.documents import (
+    Descriptor,
+    ExecutionParameters,
+    Layer,
+    MediaType,
+    docker_manifest,
+    image_config,
+    image_manifest,
+)
 from nixery.storage.bucket import BucketBlobStore
 from nixery.storage.copying import COPIED
-from nixery.storage.opening import Storage
 from nixery.storage.presence import are_there
-from nixery.storage.store import RecordStore
-from nixery.storage.uses import COLLECTIONS, USES, Uses
-from nixery.upkeep.collector import Collector
-from nixery.upkeep.lease import Lease
-from nixery.upkeep.limits import Limits
-from nixery.upkeep.record_kinds import CHECKS
-from nixery.upkeep.scrubber import Finding, Scrubber
+from nixery.storage.store import RecordStore, Storage
+from nixery.storage.uses import COLLECTIONS, USES, Leases
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
@@ -52,7 +56,7 @@ async def store_image(storage: Storage, *contents: bytes) -> Image:
     image = Image(image_manifest(config, layers), docker_manifest(config, layers))
     for document in (config, *image.manifests):
         await storage.blobs.put(document.descriptor.digest, document.content)
-    await Uses(storage.records, GRACE).claim(image.digests)
+    await Leases(storage.records, GRACE).claim(image.digests)
     return image
 
 
@@ -72,11 +76,11 @@ async def test_what_no_image_holds_goes_and_images_stay(backend: ObjectStore, op
     assert await server.blobs.find(loose) is not None
     collector = Collector(storage.blobs, storage.records, GRACE)
     await asyncio.sleep(AGED)
-    would = await collector.collect(Limits(), dry_run=True)
+    would = await collector.collect(RetentionPolicy(), dry_run=True)
     assert (would.deleted, would.records) == (1, 0)
     assert await server.blobs.find(loose) is not None
     young = (await store_layer(server, b"of a build in progress")).descriptor.digest
-    result = await collector.collect(Limits())
+    result = await collector.collect(RetentionPolicy())
     assert (result.deleted, result.deleted_bytes) == (1, len(b"loose"))
     parts = {digest for digest, _ in image.parts}
     assert {blob.digest for blob in await listed(storage)} == {*parts, young}
@@ -94,8 +98,8 @@ async def test_images_that_were_not_used_for_long_go_as_a_whole(
     new = await store_image(server, b"shared", b"of the new one")
     assert await are_there(server.blobs, old.parts)
     await asyncio.sleep(AGED)
-    await Uses(server.records, GRACE).claim(new.digests)
-    await Collector(storage.blobs, storage.records, GRACE).collect(Limits(max_size=0))
+    await Leases(server.records, GRACE).claim(new.digests)
+    await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy(max_size=0))
     assert {blob.digest for blob in await listed(storage)} == {digest for digest, _ in new.parts}
     # A server that has just sent the old one must not take it for complete: it would answer with an image whose layers are gone.
     assert not await are_there(server.blobs, old.parts)
@@ -117,7 +121,7 @@ async def test_what_is_left_of_a_blob_goes(
         (tmp_path / name).unlink()
     assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == [digest]
     await asyncio.sleep(AGED)
-    await Collector(storage.blobs, storage.records, GRACE).collect(Limits())
+    await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy())
     assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == []
     assert await are_there(storage.blobs, image.parts)
 
@@ -185,8 +189,8 @@ def test_all_kinds_of_records_are_copied() -> None:
 async def test_one_collection_at_a_time(backend: ObjectStore, open_at: OpenStorage) -> None:
     storage, other = open_at(backend), open_at(backend)
     await store_image(storage, b"a layer")
-    async with Lease(other.records):
+    async with CollectionLock(other.records):
         with pytest.raises(CollectionRunning):
-            await Collector(storage.blobs, storage.records, GRACE).collect(Limits())
-    await Collector(storage.blobs, storage.records, GRACE).collect(Limits())
+            await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy())
+    await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy())
     assert await keys(storage.records, COLLECTIONS) == set()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from nixery import beneath
-from nixery.beneath import ASK, LIST, READ, Beneath, read_beginning, read_regular
+from nixery import files as beneath
+from nixery.files import ASK, LIST, READ, Beneath, read_beginning
+from nixery.files import read_descriptor as read_regular
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import StorageError, StorageFull, storage_error
-from nixery.file_locks import FileLocks
+from nixery.locks import FileLocks
 
 HOLDS = """
 import pathlib, sys, time
-from nixery.file_locks import FileLocks
+from nixery.locks import FileLocks
 with FileLocks(pathlib.Path(sys.argv[1])).attempt("one") as is_ours:
     print(is_ours, flush=True)
     time.sleep(60)
@@ -74,7 +74,7 @@ def test_a_file_that_was_removed_while_it_was_opened_is_no_lock(
         opened.append(descriptor)
         return descriptor
 
-    monkeypatch.setattr("nixery.file_locks.os.open", open_late)
+    monkeypatch.setattr("nixery.locks.os.open", open_late)
     with locks.attempt("a") as first:
         assert first
         assert len(opened) == 2

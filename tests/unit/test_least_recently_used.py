@@ -1,8 +1,8 @@
-from nixery.least_recently_used import LeastRecentlyUsed
+from nixery.caching import LRUCache
 
 
 def test_what_was_not_asked_for_goes_first() -> None:
-    kept: LeastRecentlyUsed[str, int] = LeastRecentlyUsed(3 * 1512)
+    kept: LRUCache[str, int] = LRUCache(3 * 1512)
     for number, key in enumerate("abc"):
         kept.put(key, number, 1000)
     assert kept.get("a") == 0
@@ -11,7 +11,7 @@ def test_what_was_not_asked_for_goes_first() -> None:
 
 
 def test_a_value_that_is_replaced_gives_its_room_back() -> None:
-    kept: LeastRecentlyUsed[str, int] = LeastRecentlyUsed(2 * 1512)
+    kept: LRUCache[str, int] = LRUCache(2 * 1512)
     for number in range(10):
         kept.put("a", number, 1000)
     kept.put("b", 1, 1000)
@@ -19,21 +19,21 @@ def test_a_value_that_is_replaced_gives_its_room_back() -> None:
 
 
 def test_what_is_too_large_is_not_kept_and_displaces_nothing() -> None:
-    kept: LeastRecentlyUsed[str, int] = LeastRecentlyUsed(2000)
+    kept: LRUCache[str, int] = LRUCache(2000)
     kept.put("a", 1, 100)
     kept.put("b", 2, 1999)
     assert (kept.get("a"), kept.get("b")) == (1, None)
 
 
 def test_entries_without_content_take_room_as_well() -> None:
-    kept: LeastRecentlyUsed[int, None] = LeastRecentlyUsed(100_000)
+    kept: LRUCache[int, None] = LRUCache(100_000)
     for number in range(10_000):
         kept.put(number, None, 0)
     assert len(kept._entries) < 200
 
 
 def test_discarding() -> None:
-    kept: LeastRecentlyUsed[str, int] = LeastRecentlyUsed(10_000)
+    kept: LRUCache[str, int] = LRUCache(10_000)
     kept.put("a", 1, 1)
     kept.discard("a")
     kept.discard("a")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.private_files import make_private_directory, open_regular, read_regular
+from nixery.files import make_private_directory, open_regular, read_regular
 
 
 def bind(path: Path) -> None:

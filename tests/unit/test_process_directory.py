@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import StorageError
-from nixery.process_directory import ProcessDirectory
+from nixery.locks import ProcessDirectory
 
 
 def test_it_goes_with_everything_in_it(tmp_path: Path) -> None:
@@ -19,9 +19,7 @@ def test_it_goes_with_everything_in_it(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
-    script = (
-        "import os, sys; from pathlib import Path; from nixery.process_directory import ProcessDirectory\n"
-    )
+    script = "import os, sys; from pathlib import Path; from nixery.locks import ProcessDirectory\n"
     script += "print(ProcessDirectory(Path(sys.argv[1])).path, flush=True); os.kill(os.getpid(), 9)"
     living = ProcessDirectory(tmp_path)
     killed = subprocess.run(

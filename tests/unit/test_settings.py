@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import SettingsError
+from nixery.quantities import DiskMark
 from nixery.settings import Settings, storage_settings
-from nixery.settings.quantities import DiskMark
 
 
 @pytest.fixture

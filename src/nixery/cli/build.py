@@ -81,8 +81,8 @@ def build(
     tag = its_tag or tag or "latest"
 
     from nixery.cli import building
+    from nixery.cli.output import reporter
     from nixery.cli.outputs import parse_output
-    from nixery.cli.progress import reporter
 
     try:
         outputs = [parse_output(text, tag) for text in output or ()]

@@ -10,18 +10,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from nixery.cli.bars import BarReporter
+from nixery.builds.image import ImageIndex
+from nixery.cli.output import BarReporter, Reporter
 from nixery.cli.outputs import FileOutput, Output, check_outputs
-from nixery.cli.progress import Reporter
-from nixery.cli.workshop import run, workshop
+from nixery.cli.session import open_session, run
+from nixery.image.name import requests_for
 from nixery.image.platform import Platform
-from nixery.image.request import requests_for
-from nixery.nix.builder import NixExpression
-from nixery.oci.descriptor import Descriptor
-from nixery.pipeline.image import ImageIndex
-from nixery.pushing.push import PushOptions, push
-from nixery.pushing.target import Target
-from nixery.settings.environments import credential_environment
+from nixery.nix.environments import credential_environment
+from nixery.nix.packages import NixExpression
+from nixery.oci.documents import Descriptor
+from nixery.push.client import Target
+from nixery.push.push import PushOptions, push
 from nixery.storage.layout import write_layout
 from nixery.storage.store import BlobStore
 
@@ -47,11 +46,11 @@ def build(
 
     async def command() -> dict[str, Any]:
         check_outputs(outputs)
-        async with workshop(expression, reporter) as (wired, prepared):
-            found = await wired.images.get(requests_for(wanted, platforms or prepared.platforms), tag)
+        async with open_session(expression, reporter) as (components, resources):
+            found = await components.images.get(requests_for(wanted, platforms or resources.platforms), tag)
             root = found.image.index if isinstance(found.image, ImageIndex) else found.image.manifest
             await _put(
-                wired.blobs,
+                components.blobs,
                 root.descriptor,
                 wanted,
                 tag,

@@ -17,17 +17,17 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
-from nixery.cli.activity import Activity, activity
-from nixery.cli.workshop import missing_for_a_server, run, user_settings, workshop
+from nixery.builds.packages import PackageIndex
+from nixery.cli.output import Activity, activity
+from nixery.cli.session import missing_for_a_server, open_session, run, user_settings
 from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, StorageError
-from nixery.image.request import requests_for
+from nixery.image.name import requests_for
+from nixery.nix.environments import build_environment
 from nixery.nix.sandbox import Confinement, is_loopback, require_confinement, require_sandbox
-from nixery.pipeline.package_index import PackageIndex
 from nixery.plain_text import escaped
-from nixery.preparation import builder_probe, releases, storage
 from nixery.settings import Settings
-from nixery.settings.environments import build_environment
-from nixery.sources.location import redacted
+from nixery.source_location import redacted
+from nixery.startup import builder_probe, releases, storage
 from nixery.storage.files import make_directory, temporary_file, write_all
 
 _WRONG = 1
@@ -200,14 +200,14 @@ def _source() -> Finding:
     found: list[str] = []
 
     async def command() -> Finding:
-        async with workshop() as (wired, prepared):
+        async with open_session() as (components, resources):
             warning: str | None = None
             try:
-                pinned = await wired.pins.pin("latest")
+                pinned = await components.pins.pin("latest")
                 warning = pinned.warning
                 found.append(f"{redacted(pinned.pin.source)} is pinned to {pinned.pin.revision}")
-                (request,) = requests_for("shell", prepared.platforms[:1])
-                await wired.evaluator.contents(request, pinned.pin)
+                (request,) = requests_for("shell", resources.platforms[:1])
+                await components.evaluator.contents(request, pinned.pin)
             except PackagesUnavailable as error:
                 found.append(f"it evaluates, but cannot make shell images: {error}")
             except NixeryError as error:
@@ -215,7 +215,7 @@ def _source() -> Finding:
                 return Finding("source", False, "; ".join([*found, str(error)]), advice)
             else:
                 found.append("it evaluates")
-            found.extend(await _listed(wired.index))
+            found.extend(await _listed(components.index))
             if warning:
                 return Finding("source", False, "; ".join([*found, warning]), "see that it can be reached")
             return Finding("source", right=True, found="; ".join(found))

@@ -8,26 +8,28 @@ from dataclasses import asdict
 import typer
 from rich.filesize import decimal
 
-from nixery.cli.activity import activity
-from nixery.cli.workshop import run, storehouse
-from nixery.upkeep.collector import Collector
-from nixery.upkeep.limits import Collected, Limits
+from nixery.cli.output import activity
+from nixery.cli.session import open_storage_session, run
+from nixery.gc.collector import Collector
+from nixery.gc.policy import GcResult, RetentionPolicy
 
 
 def collect(max_age: int | None, max_size: int | None, *, dry_run: bool, as_json: bool) -> None:
     """See ``nixery.cli.gc.gc``."""
 
-    async def command() -> Collected:
-        with storehouse() as (settings, opened), activity("blobs", quiet=as_json) as shown:
+    async def command() -> GcResult:
+        with open_storage_session() as (settings, opened), activity("blobs", quiet=as_json) as shown:
             shown.begin("finding what is in use")
 
-            def observe(done: Collected) -> None:
+            def observe(done: GcResult) -> None:
                 would = "would be " if dry_run else ""
                 shown.tell(f"{done.deleted} {would}deleted ({decimal(done.deleted_bytes)}), {done.kept} kept")
                 shown.advance(1)
 
             collector = Collector(opened.blobs, opened.records, settings.storage_grace)
-            return await collector.collect(Limits(max_age, max_size), dry_run=dry_run, observe=observe)
+            return await collector.collect(
+                RetentionPolicy(max_age, max_size), dry_run=dry_run, observe=observe
+            )
 
     result = run(command, quiet=True)
     if as_json:

@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from nixery.files import read_regular
 from nixery.image.platform import SUPPORTED
-from nixery.private_files import read_regular
 
 OUTPUT_KINDS = ("oci:", "oci-archive:", "docker-archive:", "registry:")
 

@@ -11,13 +11,14 @@ from urllib.parse import unquote, urlsplit
 import typer
 from rich.filesize import decimal
 
-from nixery.cli.activity import BYTES, activity
-from nixery.cli.workshop import run
+from nixery.cli.output import BYTES, activity
+from nixery.cli.session import run
 from nixery.errors import StorageError
-from nixery.settings.storage import StorageSettings
+from nixery.settings import StorageSettings
+from nixery.startup import open_storage
 from nixery.storage.copying import Copied, copy_storage
 from nixery.storage.files import make_directory, make_storage_directory
-from nixery.storage.opening import Storage, open_storage
+from nixery.storage.store import Storage
 
 _BACKENDS = {
     "s3": ("s3", "S3_BUCKET"),

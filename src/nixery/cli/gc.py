@@ -8,13 +8,13 @@ import typer
 
 
 def _seconds(text: str) -> object:
-    from nixery.settings.quantities import seconds
+    from nixery.quantities import seconds
 
     return seconds(text)
 
 
 def _size(text: str) -> object:
-    from nixery.settings.quantities import size
+    from nixery.quantities import size
 
     return size(text)
 

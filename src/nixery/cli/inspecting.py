@@ -14,18 +14,17 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from nixery.cli.bars import BarReporter
-from nixery.cli.progress import LineReporter
-from nixery.cli.workshop import run, workshop
+from nixery.app import Components
+from nixery.builds.descriptions import PACKAGES
+from nixery.builds.image import ImageIndex
+from nixery.cli.output import BarReporter, LineReporter
+from nixery.cli.session import open_session, run
 from nixery.errors import BlobUnknown
+from nixery.image.name import requests_for
 from nixery.image.platform import Platform
-from nixery.image.request import requests_for
 from nixery.oci.digest import Digest
-from nixery.pipeline.image import ImageIndex
-from nixery.pipeline.image_annotations import PACKAGES
 from nixery.plain_text import escaped
 from nixery.storage.store import BlobStore
-from nixery.wiring import Wired
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +52,10 @@ def inspect(
     shown = BarReporter(transient=True) if on_terminal else LineReporter()
 
     async def command() -> list[_Inspected]:
-        async with workshop(None, shown) as (wired, prepared):
+        async with open_session(None, shown) as (components, resources):
             asked = [(name, tag), *([(diff, diff_tag)] if diff else [])]
-            wanted = platform or prepared.platforms[0]
-            return [await _inspect(wired, one, its_tag, wanted) for one, its_tag in asked]
+            wanted = platform or resources.platforms[0]
+            return [await _inspect(components, one, its_tag, wanted) for one, its_tag in asked]
 
     with closing(shown):
         images = run(command, quiet=as_json or on_terminal, failed=shown.failed)
@@ -69,11 +68,11 @@ def inspect(
         _print_difference(_difference(*images), Console())
 
 
-async def _inspect(wired: Wired, name: str, tag: str, platform: Platform) -> _Inspected:
-    found = (await wired.images.get(requests_for(name, (platform,)), tag)).image
+async def _inspect(components: Components, name: str, tag: str, platform: Platform) -> _Inspected:
+    found = (await components.images.get(requests_for(name, (platform,)), tag)).image
     image = found.first if isinstance(found, ImageIndex) else found
     manifest = json.loads(image.manifest.content)
-    config = json.loads(await _read(wired.blobs, manifest["config"]["digest"]))
+    config = json.loads(await _read(components.blobs, manifest["config"]["digest"]))
     layers = [
         {"digest": layer["digest"], "size": layer["size"], "packages": history["comment"].split()}
         for layer, history in zip(manifest["layers"], config["history"], strict=True)

@@ -12,9 +12,9 @@ import structlog
 import typer
 from structlog.types import EventDict, ExcInfo, Processor
 
-from nixery.observability.log_budget import LogBudget
 from nixery.plain_text import escaped, escaped_document, escaped_lines, shortened
 from nixery.request_context import current_request
+from nixery.telemetry.log_budget import LogBudget
 
 # Characters of a text in a log line.
 _LONGEST = 8000

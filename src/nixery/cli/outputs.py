@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nixery.errors import StorageError
-from nixery.pushing.target import Target
+from nixery.push.client import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nixery.builds.layers import Basis
 from nixery.cli.completion import complete_platform
 from nixery.image.platform import Platform
-from nixery.pipeline.basis import Basis
 
 _NOTHING = 1
 _WRONG_USAGE = 2
@@ -46,18 +46,18 @@ def popularity(
     As many processes as NIXERY_MAX_BUILDS says are at work. Who interrupts it may start it again, and it goes on.
     """
     # What every command but this one can do without.
-    from nixery.cli.activity import activity
-    from nixery.cli.workshop import run, workshop
+    from nixery.cli.output import activity
+    from nixery.cli.session import open_session, run
 
     names = None if packages is None else _names(packages)
 
     async def command() -> dict[str, int] | None:
         # The data that is made here need not be there yet.
-        async with workshop(without={"NIX_POPULARITY_URL"}) as (wired, prepared):
+        async with open_session(without={"NIX_POPULARITY_URL"}) as (components, resources):
             # A step is a batch, which is worth a line.
             with activity("packages", pause=0) as watcher:
-                return await wired.counting.count(
-                    names, tag, platform or prepared.platforms[0], basis, watcher
+                return await components.counting.count(
+                    names, tag, platform or resources.platforms[0], basis, watcher
                 )
 
     counts = run(command, quiet=True)

@@ -8,9 +8,9 @@ from dataclasses import asdict
 import typer
 from rich.filesize import decimal
 
-from nixery.cli.activity import BYTES, activity
-from nixery.cli.workshop import run, storehouse
-from nixery.upkeep.scrubber import Finding, Scrubber
+from nixery.cli.output import BYTES, activity
+from nixery.cli.session import open_storage_session, run
+from nixery.gc.scrubber import Finding, Scrubber
 
 _FOUND = 1
 _MIB = 1 << 20
@@ -22,7 +22,7 @@ def scrub(rate: int, *, as_json: bool) -> None:
     async def command() -> tuple[int, int, list[Finding]]:
         findings: list[Finding] = []
         count = size = 0
-        with storehouse() as (_, opened), activity(BYTES, quiet=as_json) as shown:
+        with open_storage_session() as (_, opened), activity(BYTES, quiet=as_json) as shown:
             shown.begin("scrubbing", None if as_json else sum([b.size async for b in opened.blobs.scan()]))
             async for checked in Scrubber(opened.blobs, opened.records, rate * _MIB or None).scrub():
                 count += 1

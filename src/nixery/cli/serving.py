@@ -12,15 +12,15 @@ import structlog
 import typer
 import uvloop
 
+from nixery.app import wire
 from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError
 from nixery.nix.guard import guarded, hide_from_builders
-from nixery.preparation import Prepared, prepare
 from nixery.server.connections import ConnectionBounds
 from nixery.server.serve import ADMIN_CONNECTIONS, Listener
 from nixery.server.serve import serve as serve_application
 from nixery.settings import Settings
-from nixery.wiring import wire
+from nixery.startup import Resources, prepare
 
 _WRONG_SETTINGS = 2
 
@@ -46,22 +46,22 @@ def serve() -> None:
         raise typer.Exit(_WRONG_SETTINGS) from None
 
 
-async def _serve(settings: Settings, prepared: Prepared) -> None:
-    if prepared.address is None:
+async def _serve(settings: Settings, resources: Resources) -> None:
+    if resources.address is None:
         raise AssertionError("it was prepared for serving")
     if settings.withheld_variables:
         structlog.get_logger("nixery.nix").warning(
             "variables with a login are withheld from builders; name them in NIXERY_BUILD_ENVIRONMENT if builders may read them",
             variables=settings.withheld_variables,
         )
-    async with wire(settings, prepared) as wired:
+    async with wire(settings, resources) as components:
         bounds = ConnectionBounds(settings.max_connections, settings.max_connections_per_client)
-        listeners = [Listener(wired.application, prepared.address, settings.port, bounds)]
-        if settings.admin_port is not None and prepared.admin_address is not None:
-            admin = (prepared.admin_address, settings.admin_port)
-            listeners.append(Listener(wired.admin, *admin, ADMIN_CONNECTIONS))
-        clients = wired.application.clients
-        await serve_application(listeners, clients, settings.send_timeout, wired.close)
+        listeners = [Listener(components.application, resources.address, settings.port, bounds)]
+        if settings.admin_port is not None and resources.admin_address is not None:
+            admin = (resources.admin_address, settings.admin_port)
+            listeners.append(Listener(components.admin, *admin, ADMIN_CONNECTIONS))
+        clients = components.application.clients
+        await serve_application(listeners, clients, settings.send_timeout, components.close)
         _end_soon()
 
 

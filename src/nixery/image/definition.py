@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from nixery.oci.image import ExecutionParameters
+from nixery.oci.documents import ExecutionParameters
 
 # Docker's overlay2 stops at about 125 layers; the root file system is one.
 _FEWEST_LAYERS, _MOST_LAYERS = 2, 125

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nixery.oci.image import Architecture
+from nixery.oci.documents import Architecture
 
 
 @dataclass(frozen=True, slots=True)

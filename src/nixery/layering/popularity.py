@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nixery.closure.store_path import StorePath, without_version
-from nixery.oci.canonical_json import canonical_json
+from nixery.closure import StorePath, without_version
+from nixery.oci.documents import canonical_json
 
 # A package that at least this many others refer to is popular.
 THRESHOLD = 100

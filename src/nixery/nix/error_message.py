@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 
-from nixery.nix.health import is_out_of_room
+from nixery.nix.machine import is_out_of_room
 from nixery.plain_text import plain_text, shortened
 
 # Characters of an explanation; most clients show it in one line.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nixery.nix.process import Surroundings
-from nixery.oci.canonical_json import canonical_json
-from nixery.sources.source import Flake, NixFiles, PackageSet
+from nixery.nix.packages import Flake, NixFiles, PackageSet
+from nixery.nix.processes import ProcessContext
+from nixery.oci.documents import canonical_json
 
 # Where a contained evaluation may fetch from: whatever a hash or a commit can pin, and no files of this machine. Nix compares
 # up to a slash.
@@ -51,7 +51,7 @@ class NixOptions:
         search_path = self.environment.get(_SEARCH_PATH, "")
         return canonical_json([self.every_command, self.import_from_derivation, search_path]).decode()
 
-    def surroundings(self, package_set: PackageSet, answer: int) -> Surroundings:
+    def context(self, package_set: PackageSet, answer: int) -> ProcessContext:
         """Return the surroundings of an evaluation: without our secrets, and with bounded memory.
 
         Args:
@@ -71,7 +71,7 @@ class NixOptions:
                 environment = {name: value for name, value in environment.items() if name != _SEARCH_PATH}
             case _:
                 pass
-        return Surroundings(environment, self.memory, answer=answer)
+        return ProcessContext(environment, self.memory, answer=answer)
 
     def for_evaluation(self, package_set: PackageSet, expressions: str) -> Sequence[str]:
         """Return options that keep an evaluation to what it needs.
@@ -102,13 +102,15 @@ class NixOptions:
             options += (*self._sandboxing, *_LOG)
         return [*options, *self.every_command]
 
-    def store(self, answer: int | None = None) -> Surroundings:
+    def store(self, answer: int | None = None) -> ProcessContext:
         """Return the surroundings of commands that build, or that query the store.
 
         Args:
             answer: limit of the output in bytes; ``None`` for a short one.
         """
-        return Surroundings(self.building) if answer is None else Surroundings(self.building, answer=answer)
+        return (
+            ProcessContext(self.building) if answer is None else ProcessContext(self.building, answer=answer)
+        )
 
     @property
     def for_building(self) -> Sequence[str]:

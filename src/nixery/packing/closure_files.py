@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from nixery.beneath import ASK, LIST, LONGEST_PATH, READ, Beneath, read_regular
-from nixery.closure.store_path import STORE_DIRECTORY, StorePath
+from nixery.closure import STORE_DIRECTORY, StorePath
 from nixery.errors import StorageError, UnsafeContents, shown
+from nixery.files import ASK, LIST, LONGEST_PATH, READ, Beneath
+from nixery.files import read_descriptor as read_regular
 from nixery.packing.archive import unreadable
 
 _STORE = STORE_DIRECTORY.encode()

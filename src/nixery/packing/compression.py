@@ -18,7 +18,7 @@ import isal
 import zstandard
 from isal import isal_zlib
 
-from nixery.oci.descriptor import MediaType
+from nixery.oci.documents import MediaType
 
 # Speed and ratio of the others are in docs/performance.md.
 _GZIP_LEVEL = 2

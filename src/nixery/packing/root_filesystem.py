@@ -1,4 +1,15 @@
-"""The last layer: what a program or a person expects at ``/``, as symlinks into the store.
+"""What the root file system holds, before it is bytes.
+
+Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
+names that are not UTF-8. Times are no part of an entry; they are the same everywhere. So are owner and group, but for
+directories that an image's user is to write into. Tuples, for there can be many thousands of them: a frozen dataclass takes
+more than twice as long to make.
+
+A file system tree in memory.
+
+What every system has besides its packages. A package that brings one of these files itself keeps it.
+
+The last layer: what a program or a person expects at ``/``, as symlinks into the store.
 
 The outputs of the requested packages are laid over each other. A directory that only one of them has is one
 symlink; one that several have, and everything at the top and below ``/etc``, is a real directory, because runtimes
@@ -11,17 +22,150 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nixery.beneath import LONGEST_PATH
-from nixery.closure.store_path import StorePath
+from nixery.closure import StorePath
 from nixery.errors import UnsafeContents
+from nixery.files import LONGEST_PATH
 from nixery.packing.archive import Archive
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
-from nixery.packing.system_files import add_system_files
-from nixery.packing.tree import Content, Link, Tree
+
+
+class Directory(NamedTuple):
+    """A directory; has to come before what it holds. Its owner is the ids of a user and a group."""
+
+    name: bytes
+    mode: int = 0o755
+    owner: tuple[int, int] = (0, 0)
+
+
+class Symlink(NamedTuple):
+    """A symbolic link; its target is written as it is."""
+
+    name: bytes
+    target: bytes
+
+
+class GeneratedFile(NamedTuple):
+    """A small file we write ourselves."""
+
+    name: bytes
+    content: bytes
+    mode: int = 0o644
+
+
+Entry = Directory | Symlink | GeneratedFile
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symlink."""
+
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A file we write ourselves."""
+
+    content: bytes
+
+
+@dataclass(slots=True)
+class Tree:
+    """A directory, by the names of what it holds; its owner is the ids of a user and a group."""
+
+    children: dict[bytes, Tree | Link | Content] = field(default_factory=dict)
+    mode: int = 0o755
+    owner: tuple[int, int] = (0, 0)
+
+    def get(self, name: bytes) -> Tree | Link | Content | None:
+        """Find what stands at a path; ``None`` if nothing does or a symlink stands in between."""
+        node: Tree | Link | Content | None = self
+        for component in name.split(b"/"):
+            if not isinstance(node, Tree):
+                return None
+            node = node.children.get(component)
+        return node
+
+    def add(self, name: bytes, node: Tree | Link | Content) -> None:
+        """Put something at a path, unless something stands there or in the way already."""
+        *above, last = name.split(b"/")
+        directory = self
+        for component in above:
+            child = directory.children.setdefault(component, Tree())
+            if not isinstance(child, Tree):
+                return
+            directory = child
+        directory.children.setdefault(last, node)
+
+    def remove(self, name: bytes) -> None:
+        """Remove what stands at a path; nothing happens if nothing does."""
+        above, _, last = name.rpartition(b"/")
+        directory = self.get(above) if above else self
+        if isinstance(directory, Tree):
+            directory.children.pop(last, None)
+
+
+CA_BUNDLE = b"etc/ssl/certs/ca-bundle.crt"
+ZONEINFO = b"share/zoneinfo"
+LOCALE_ARCHIVE = b"lib/locale/locale-archive"
+
+_CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
+
+# Some programs look up who they are and fail without an answer; some drop their rights to nobody.
+PASSWD, GROUP = b"etc/passwd", b"etc/group"
+ACCOUNTS = {
+    PASSWD: b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    GROUP: b"root:x:0:\nnobody:x:65534:\n",
+}
+
+# Without it the C library does not look into /etc/hosts, where runtimes write the names of containers.
+_NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
+
+# Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. C.utf8 is the locale that
+# LANG names; a C library that was not built by Nix looks for locales in /usr/lib/locale, and for time zones in
+# /usr/share/zoneinfo.
+_FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
+
+
+def add_system_files(tree: Tree, files: ClosureFiles) -> None:
+    """Add to a tree of packages the system files that it lacks.
+
+    Raises:
+        StorageError: a package cannot be read.
+        UnsafeContents: see ``ClosureFiles``.
+    """
+    tree.add(b"bin", Tree())
+    for name, content in ACCOUNTS.items():
+        tree.add(name, Content(content))
+    tree.add(b"etc/nsswitch.conf", Content(_NSSWITCH))
+    tree.add(b"root", Tree(mode=0o700))
+    tree.add(b"tmp", Tree(mode=0o1777))
+    tree.add(b"var/tmp", Tree(mode=0o1777))
+    tree.add(b"usr/bin", Link(b"../bin"))
+    for name, other in ((CA_BUNDLE, _CA_CERTIFICATES), (_CA_CERTIFICATES, CA_BUNDLE)):
+        if isinstance(tree.get(name), Link):
+            # To the name rather than into the store: whoever puts another file there replaces both.
+            tree.add(other, Link(os.path.basename(name)))
+    candidates = sorted(files.closure, key=lambda path: (path.name, path.base_name))
+    for name in _FROM_CLOSURE:
+        present = tree.get(name)
+        if isinstance(present, Link) and not files.exists(present.target):
+            # A package's bin/sh -> /bin/sh would lead to itself.
+            tree.remove(name)
+            present = None
+        if present is None:
+            places = (str(path).encode() + b"/" + name for path in candidates)
+            target = next((file for file in places if files.exists(file)), None)
+            if target is not None:
+                tree.add(name, Link(target))
+    # Programs have places below /usr compiled in. Last, so that no link leads to nothing.
+    for name in (b"lib", b"share"):
+        if name in tree.children:
+            tree.add(b"usr/" + name, Link(b"../" + name))
+
 
 # Of a package's top level: what is no part of a file system, or belongs to the kernel and to the runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"sys", b"tmp"})

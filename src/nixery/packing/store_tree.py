@@ -18,10 +18,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from nixery.beneath import LIST, LONGEST_PATH, READ
-from nixery.closure.graph import PathInfo
-from nixery.closure.store_path import STORE_DIRECTORY
+from nixery.closure import STORE_DIRECTORY, PathInfo
 from nixery.errors import StorageError, UnsafeContents, shown
+from nixery.files import LIST, LONGEST_PATH, READ
 from nixery.packing.archive import Archive, unreadable
 
 _STORE = STORE_DIRECTORY.encode()

@@ -14,8 +14,7 @@ from itertools import count
 
 from nixery.errors import UnsafeContents
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.system_files import ACCOUNTS, GROUP, PASSWD
-from nixery.packing.tree import Content, Link, Tree
+from nixery.packing.root_filesystem import ACCOUNTS, GROUP, PASSWD, Content, Link, Tree
 
 # The first one that `useradd` gives.
 _FIRST = 1000

@@ -8,10 +8,9 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from nixery.builds.history import BuildHistory, BuildReport, Line
+from nixery.builds.slots import Slots
 from nixery.errors import TooBusy
-from nixery.pipeline.build_history import BuildHistory
-from nixery.pipeline.build_report import BuildReport, Line
-from nixery.pipeline.slots import Slots
 from nixery.request_context import INTERNAL, Client, current_request
 
 # Retry time in seconds, after which another stream may have ended.

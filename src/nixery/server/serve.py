@@ -16,9 +16,9 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from nixery.errors import SettingsError
+from nixery.server.app import Application
 from nixery.server.clients import Clients
 from nixery.server.connections import ConnectionBounds, Connections
-from nixery.server.rsgi import Application
 
 # Seconds from being told to stop until the end: for ending Nix, then for what is being sent. Container runtimes give ten
 # before they kill.

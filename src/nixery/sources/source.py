@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from nixery.sources.location import COMMIT
+from nixery.nix.packages import PackageSet
+from nixery.source_location import COMMIT
 
 # Seconds since the epoch: the years 1 and 9999, between which there are dates.
 EARLIEST, LATEST = -62135596800, 253402300799
@@ -59,36 +59,6 @@ def is_commit_of(reference: Reference, pin: Pin) -> bool:
     if COMMIT.fullmatch(pin.identity) is None:
         return False
     return reference.moving or COMMIT.fullmatch(reference.name) is None or reference.name == pin.identity
-
-
-@dataclass(frozen=True, slots=True)
-class NixFiles:
-    """A package set to be imported.
-
-    Attributes:
-        path: absolute, of a Nix file or of a directory with a ``default.nix``.
-        self_contained: whether everything it may read is below that path: a copy of a commit is, a directory that
-            somebody works in may refer to its surroundings.
-    """
-
-    path: Path
-    self_contained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Flake:
-    """A package set that is a flake's.
-
-    Attributes:
-        reference: locked, so that it means the same for ever.
-        pure: whether it is evaluated as flakes are: from itself and its locked inputs, and nothing else.
-    """
-
-    reference: str
-    pure: bool = True
-
-
-PackageSet = NixFiles | Flake
 
 
 class PackageSource(Protocol):

@@ -22,8 +22,8 @@ from datetime import timedelta
 
 import obstore
 
+from nixery.caching import LRUCache
 from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
-from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
 from nixery.storage.bucket_access import Bucket, read_object
 from nixery.storage.bucket_listing import list_objects
@@ -49,7 +49,7 @@ class BucketBlobStore:
     def __init__(self, bucket: Bucket, clock: Callable[[], float] = time.monotonic) -> None:
         self._bucket = bucket
         self._clock = clock
-        self._facts: LeastRecentlyUsed[Digest, tuple[int, float]] = LeastRecentlyUsed(_FACTS)
+        self._facts: LRUCache[Digest, tuple[int, float]] = LRUCache(_FACTS)
 
     async def find(self, digest: Digest) -> StoredBlob | None:
         """See ``BlobStore.find``."""
@@ -60,7 +60,7 @@ class BucketBlobStore:
         self._facts.put(digest, (size, self._clock()), 0)
         return StoredBlob(digest, size)
 
-    async def recall(self, digest: Digest) -> StoredBlob | None:
+    async def find_cached(self, digest: Digest) -> StoredBlob | None:
         """See ``BlobStore.recall``."""
         known = self._facts.get(digest)
         if known is not None and self._clock() - known[1] < BELIEVED:

@@ -23,11 +23,11 @@ from pathlib import Path
 import structlog
 
 from nixery.errors import InvalidDigest
+from nixery.files import open_regular
 from nixery.oci.digest import Digest
-from nixery.private_files import open_regular
 from nixery.storage.files import make_directory
 from nixery.storage.store import BlobStore, BlobWriter, ListedBlob, StoredBlob, StoredFile
-from nixery.storage.unfinished_copy import UnfinishedCopy
+from nixery.storage.unfinished_copy import PartialCopy
 
 _log = structlog.get_logger("nixery.storage")
 
@@ -65,9 +65,9 @@ class CachedBlobStore:
         """See ``BlobStore.find``. A copy is of use only as long as there is an original: deleting has to have an effect."""
         return self._copy_of(digest, await self._blobs.find(digest))
 
-    async def recall(self, digest: Digest) -> StoredBlob | None:
+    async def find_cached(self, digest: Digest) -> StoredBlob | None:
         """See ``BlobStore.recall``. Only this leads to a check: ``find`` is also for those who look at everything there is."""
-        found = self._copy_of(digest, await self._blobs.recall(digest))
+        found = self._copy_of(digest, await self._blobs.find_cached(digest))
         if found is not None and digest in self._unchecked and digest not in self._checks:
             self._checks[digest] = asyncio.create_task(self._check(digest))
             self._checks[digest].add_done_callback(lambda _: self._checks.pop(digest))
@@ -128,7 +128,7 @@ class CachedBlobStore:
         return not known and blob.size + sum(self._unfinished.values()) <= self._capacity
 
     async def _copied(self, blob: StoredBlob, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        copy = UnfinishedCopy(blob.digest, self._temporary)
+        copy = PartialCopy(blob.digest, self._temporary)
         self._unfinished[blob.digest] = blob.size
         try:
             self._shrink()

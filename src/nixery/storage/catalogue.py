@@ -11,10 +11,9 @@ from typing import Any
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nixery.caching import LRUCache
 from nixery.errors import InvalidDigest, InvalidName, InvalidReference, StorageError
-from nixery.image.reference import Tag, parse_reference
-from nixery.image.request import canonical_name
-from nixery.least_recently_used import LeastRecentlyUsed
+from nixery.image.name import Tag, canonical_name, parse_reference
 from nixery.oci.digest import Digest
 from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import RecordStore
@@ -71,11 +70,9 @@ class Catalogue:
     def __init__(self, records: RecordStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._records = records
         self._clock = clock
-        self._recorded: LeastRecentlyUsed[tuple[str, str], tuple[Digest, float]] = LeastRecentlyUsed(
-            _REMEMBERED
-        )
+        self._recorded: LRUCache[tuple[str, str], tuple[Digest, float]] = LRUCache(_REMEMBERED)
         # Keyed by a digest of these.
-        self._read: LeastRecentlyUsed[str, tuple[str, str]] = LeastRecentlyUsed(_READ)
+        self._read: LRUCache[str, tuple[str, str]] = LRUCache(_READ)
 
     async def record_tag(self, name: str, tag: str, manifest: Digest) -> None:
         """Remember that a tag was built. If that cannot be written, it is missing in listings until a later pull, and no pull fails for it."""

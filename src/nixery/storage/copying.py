@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from nixery.errors import BlobUnknown
 from nixery.oci.digest import Digest
-from nixery.storage.opening import Storage
 from nixery.storage.record_kinds import KINDS
+from nixery.storage.store import Storage
 from nixery.storage.uses import COLLECTIONS
 
 # A collection in progress in the source does not concern the target.

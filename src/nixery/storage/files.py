@@ -15,13 +15,7 @@ from pathlib import Path
 import structlog
 
 from nixery.errors import StorageError, storage_error
-from nixery.private_files import (
-    DIRECTORY_MODE,
-    hand_over,
-    make_private_directory,
-    open_regular,
-    require_directory,
-)
+from nixery.files import DIRECTORY_MODE, hand_over, make_private_directory, open_regular, require_directory
 
 _CANNOT_WRITE = "cannot write to the storage"
 

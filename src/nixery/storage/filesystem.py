@@ -25,8 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
+from nixery.files import open_regular, read_regular
 from nixery.oci.digest import Digest
-from nixery.private_files import open_regular, read_regular
 from nixery.storage.files import (
     chunks,
     delete_file,
@@ -74,7 +74,7 @@ class FilesystemBlobStore:
         """See ``BlobStore.find``. A ``stat`` and a few bytes, which are not worth leaving the event loop for."""
         return _find(digest, self._path(digest))
 
-    async def recall(self, digest: Digest) -> StoredFile | None:
+    async def find_cached(self, digest: Digest) -> StoredFile | None:
         """See ``BlobStore.recall``. Asking is cheap here."""
         return _find(digest, self._path(digest))
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from nixery.errors import StorageError
-from nixery.private_files import read_regular
+from nixery.files import read_regular
 from nixery.storage.files import delete_file, make_directory, scan, write_file
 from nixery.storage.record_kinds import KINDS, is_key, record_name, require_size
 from nixery.storage.store import ListedRecord

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nixery.errors import BlobUnknown, StorageError
-from nixery.oci.canonical_json import canonical_json
-from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
+from nixery.oci.documents import Descriptor, MediaType, canonical_json
 from nixery.storage.store import BlobStore, StoredBlob, StoredFile
 
 _REFERENCE = "org.opencontainers.image.ref.name"

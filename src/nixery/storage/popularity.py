@@ -18,10 +18,10 @@ import structlog
 from pydantic import Field, TypeAdapter, ValidationError
 
 from nixery.errors import SettingsError
+from nixery.files import read_regular
 from nixery.layering.popularity import Popularity
-from nixery.oci.canonical_json import canonical_json
-from nixery.private_files import read_regular
-from nixery.sources.location import redacted
+from nixery.oci.documents import canonical_json
+from nixery.source_location import redacted
 from nixery.storage.files import write_file
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])

@@ -34,7 +34,7 @@ async def are_still_there(blobs: BlobStore, parts: Iterable[tuple[Digest, int]])
         StorageError: the storage cannot be asked.
     """
     for digest, size in parts:
-        blob = await blobs.recall(digest)
+        blob = await blobs.find_cached(digest)
         if blob is None or blob.size != size:
             return False
     return True

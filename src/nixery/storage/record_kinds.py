@@ -2,7 +2,7 @@
 
 The server can recreate every record, so the bounds apply to all that clients may cause: the size of a record,
 the number of records of a kind, and how long a record stays that is neither written nor renewed. The record
-stores refuse larger records and treat them as missing; ``nixery.upkeep.tidying`` deletes those that are too
+stores refuse larger records and treat them as missing; ``nixery.gc.marking`` deletes those that are too
 old or too many.
 """
 

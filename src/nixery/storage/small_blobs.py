@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from nixery.cache_counts import CacheCounts
-from nixery.least_recently_used import LeastRecentlyUsed
+from nixery.caching import CacheCounts, LRUCache
 from nixery.oci.digest import Digest
 from nixery.storage.store import BlobStore, StoredBlob
 
@@ -21,7 +20,7 @@ class SmallBlobs:
     def __init__(self, blobs: BlobStore) -> None:
         self.counts = CacheCounts()
         self._blobs = blobs
-        self._kept: LeastRecentlyUsed[Digest, bytes] = LeastRecentlyUsed(_CAPACITY)
+        self._kept: LRUCache[Digest, bytes] = LRUCache(_CAPACITY)
 
     def kept(self, digest: Digest) -> bytes | None:
         """Return a blob that is in memory."""

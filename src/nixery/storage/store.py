@@ -1,25 +1,69 @@
-"""The seam between the pipeline, the server, and whatever keeps their bytes."""
+"""What a storage says of what it has.
+
+The seam between the pipeline, the server, and whatever keeps their bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from nixery.oci.digest import Digest
-from nixery.storage.stored import ListedBlob, ListedRecord, StoredBlob, StoredFile
 
-__all__ = [
-    "LARGEST_DOCUMENT",
-    "QUARANTINED",
-    "BlobStore",
-    "BlobWriter",
-    "ListedBlob",
-    "ListedRecord",
-    "RecordStore",
-    "StoredBlob",
-    "StoredFile",
-]
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob that is there.
+
+    Attributes:
+        digest: what it is stored under.
+        size: in bytes, as found just now.
+    """
+
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile(StoredBlob):
+    """A blob that is on this machine.
+
+    Attributes:
+        path: the file that holds it; never written to again.
+    """
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBlob:
+    """A blob as a listing tells of it.
+
+    Attributes:
+        digest: what it is stored under.
+        size: in bytes, as the storage has it; whether it is the right one, ``find`` knows.
+        modified: when it was stored, in seconds since the epoch by the storage's clock.
+    """
+
+    digest: Digest
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRecord:
+    """A record as a listing tells of it.
+
+    Attributes:
+        key: within its kind.
+        modified: when it was written or renewed, in seconds since the epoch by the storage's clock.
+    """
+
+    key: str
+    modified: float
 
 
 # Clients refuse larger manifests, so a larger document is neither a manifest nor a config.
@@ -61,7 +105,7 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def recall(self, digest: Digest) -> StoredBlob | None:
+    async def find_cached(self, digest: Digest) -> StoredBlob | None:
         """Look a blob up as ``find`` does, or believe what was found in the last minutes, where asking costs a request.
 
         So this is for what is in use, and for answers that a client can do without. Whoever relies on a blob from now on has to ask
@@ -220,3 +264,11 @@ class RecordStore(Protocol):
             StorageError: it cannot be deleted.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A backend, open."""
+
+    blobs: BlobStore
+    records: RecordStore

@@ -17,7 +17,7 @@ from nixery.storage.files import move_to_place, temporary_file, write_all
 _log = structlog.get_logger("nixery.storage")
 
 
-class UnfinishedCopy:
+class PartialCopy:
     """Takes the bytes of a blob while somebody is sent them. When the disk does not take them, it is given up, and nobody is told but the log.
 
     Its methods block. Closing waits for a write that goes on in a thread while the one who asked for it was cancelled.

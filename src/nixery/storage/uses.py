@@ -4,7 +4,7 @@ Using an image *claims* its manifests and indexes: each has a record of the kind
 written is when it was last used. In the record are the digests of all that were claimed together, as the two manifests of an
 image are.
 
-A collector (``nixery.upkeep.collector``) writes down what it is about to delete, in a record of the kind ``collections``, *before*
+A collector (``nixery.gc.collector``) writes down what it is about to delete, in a record of the kind ``collections``, *before*
 it looks for new claims; whoever claims looks at that record *after* he has claimed. So one of the two sees the other, whatever
 happens in between: the collector leaves the blob alone, or the claimant waits until it is gone, notices, and makes it again. That
 takes no lock, only a storage where what was written is read by the next who asks.
@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
+from nixery.caching import LRUCache
 from nixery.errors import InvalidDigest, StorageError
-from nixery.least_recently_used import LeastRecentlyUsed
 from nixery.oci.digest import Digest
 from nixery.storage.store import RecordStore
 
@@ -42,7 +42,7 @@ _CAPACITY = 16 * 1024 * 1024
 _log = structlog.get_logger("nixery.storage")
 
 
-class Uses:
+class Leases:
     """The claims of one process.
 
     Args:
@@ -57,9 +57,9 @@ class Uses:
         self._records = records
         self._grace = grace
         self._clock = clock
-        self._claimed: LeastRecentlyUsed[Digest, float] = LeastRecentlyUsed(_CAPACITY)
+        self._claimed: LRUCache[Digest, float] = LRUCache(_CAPACITY)
         # Of a blob, the manifests of the last image that was claimed with it.
-        self._holders: LeastRecentlyUsed[Digest, Sequence[Digest]] = LeastRecentlyUsed(_CAPACITY)
+        self._holders: LRUCache[Digest, Sequence[Digest]] = LRUCache(_CAPACITY)
         self._renewals: set[asyncio.Task[None]] = set()
         # Of each collector, when its record was written, and since when that is known here.
         self._collectors: dict[str, tuple[float, float]] = {}

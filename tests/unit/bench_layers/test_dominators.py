@@ -1,7 +1,6 @@
 from hypothesis import given, settings
 
-from nixery.closure.graph import Closure
-from nixery.closure.store_path import StorePath
+from nixery.closure import Closure, StorePath
 from scripts.bench_layers.dominators import dominated_groups
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 

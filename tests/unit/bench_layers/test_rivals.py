@@ -1,8 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nixery.closure.graph import Closure
-from nixery.closure.store_path import StorePath
+from nixery.closure import Closure, StorePath
 from nixery.layering.popularity import Popularity
 from scripts.bench_layers.rivals import docker_tools, dominator_tree, nixery, one_path_each, single_layer
 from tests.unit.layering.graphs import closure, path, requested_and_closure

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from nixery.cli import activity as shown
-from nixery.cli.activity import BYTES, activity
+from nixery.cli import output as shown
+from nixery.cli.output import BYTES, activity
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import re
 import pytest
 from rich.console import Console
 
-from nixery.cli.bars import BarReporter
+from nixery.builds.events import Build, BuildEvent, Failed, Grouped, LayersComplete, Queued, Started, Stored
+from nixery.cli.output import BarReporter
 from nixery.errors import NixeryError
+from nixery.image.name import requests_for
 from nixery.image.platform import AMD64
-from nixery.image.request import requests_for
-from nixery.nix.progress import Building, Fetching, LogLines
+from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
-from nixery.pipeline.events import Build, BuildEvent, Failed, Grouped, LayersComplete, Queued, Started, Stored
-from nixery.pushing.events import BytesPushed, PushStarted
+from nixery.push.push import BytesPushed, PushStarted
 from nixery.sources.source import Pin
 
 

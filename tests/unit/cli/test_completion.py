@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nixery.builds.packages import LISTED
 from nixery.cli.completion import complete_name, complete_output, complete_platform
-from nixery.nix.builder import Details
-from nixery.pipeline.package_index import LISTED
+from nixery.nix.packages import Details
 
 # Texts that look like members.
 AWKWARD = 'x,"gitk":{"'

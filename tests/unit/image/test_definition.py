@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from nixery.image.definition import InvalidDefinition, parse_definition
-from nixery.oci.image import ExecutionParameters
+from nixery.oci.documents import ExecutionParameters
 
 
 def parse(**config: Any) -> ExecutionParameters:  # noqa: ANN401 -- whatever Nix can express

@@ -5,7 +5,7 @@ import pytest
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from nixery.image.near_names import NearNames
+from nixery.image.name import NearNames
 
 
 def near_names(wanted: str, within: str, attributes: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 import pytest
 
 from nixery.errors import InvalidDigest, InvalidReference
-from nixery.image.reference import Tag, parse_reference
+from nixery.image.name import Tag, parse_reference
 from nixery.oci.digest import Digest
 
 

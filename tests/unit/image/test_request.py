@@ -6,14 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixery.errors import InvalidName
+from nixery.image.name import SHELL_PACKAGES, canonical_name, parse_image_name, requests_for, validate_name
 from nixery.image.platform import AMD64, ARM64
-from nixery.image.request import (
-    SHELL_PACKAGES,
-    canonical_name,
-    parse_image_name,
-    requests_for,
-    validate_name,
-)
 
 
 def test_components_are_packages() -> None:

@@ -2,8 +2,7 @@
 
 from hypothesis import strategies as st
 
-from nixery.closure.graph import Closure, PathInfo
-from nixery.closure.store_path import StorePath
+from nixery.closure import Closure, PathInfo, StorePath
 
 
 def path(number: int, name: str | None = None) -> StorePath:

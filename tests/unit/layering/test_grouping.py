@@ -3,8 +3,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nixery.closure.graph import Closure, PathInfo
-from nixery.closure.store_path import StorePath
+from nixery.closure import Closure, PathInfo, StorePath
 from nixery.layering.grouping import LayerGroup, group_into_layers
 from nixery.layering.popularity import Popularity
 from tests.unit.layering.graphs import closure, path, requested_and_closure

@@ -1,8 +1,7 @@
 from hypothesis import given, settings
 
-from nixery.closure.graph import Closure
-from nixery.closure.store_path import StorePath
-from nixery.layering.inputs import count_inputs
+from nixery.closure import Closure, StorePath
+from nixery.layering.grouping import count_inputs
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 

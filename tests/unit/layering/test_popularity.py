@@ -4,7 +4,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.closure.store_path import without_version
+from nixery.closure import without_version
 from nixery.layering.popularity import Popularity
 from tests.unit.layering.graphs import path
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.nix.collector_lock import CollectorLock
+from nixery.nix.garbage_collection import CollectorLock
 
 
 @pytest.mark.parametrize(

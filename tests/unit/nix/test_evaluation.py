@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from nixery.errors import NixUnusable, Reason
-from nixery.nix.builder import Package
-from nixery.nix.evaluation import Flaw, Item, parse_answer
+from nixery.nix.answers import Flaw, Item, parse_answer
+from nixery.nix.packages import Package
 
 HASH = "a" * 32
 DERIVATION = f"/nix/store/{HASH}-hello-1.0.drv"

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from nixery.nix.garbage_collector_roots import GarbageCollectorRoots
+from nixery.nix.garbage_collection import GarbageCollectorRoots
 
 
 def test_roots_last_as_long_as_they_are_held(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nixery.nix.options import NixOptions
-from nixery.sources.source import Flake, NixFiles, PackageSet
+from nixery.nix.packages import Flake, NixFiles, PackageSet
 
 VARIABLES = {"NIX_PATH": "nixpkgs=/one", "HOME": "/root"}
 OPTIONS = NixOptions(environment=VARIABLES, fetching={**VARIABLES, "SSH_AUTH_SOCK": "/agent"})
@@ -32,7 +32,7 @@ def test_what_an_evaluation_does_not_depend_on() -> None:
 
 def test_what_is_searched_is_what_may_be_read() -> None:
     found = {
-        kind: OPTIONS.surroundings(kind, 1).environment
+        kind: OPTIONS.context(kind, 1).environment
         for kind in (NixFiles(SET, self_contained=True), NixFiles(SET, self_contained=False), Flake("x"))
     }
     assert [environment.get("NIX_PATH") for environment in found.values()] == [
@@ -52,7 +52,7 @@ def test_only_an_evaluation_that_reads_no_variables_and_builds_nothing_has_login
     building = replace(OPTIONS, import_from_derivation=True)
     given = {
         name: tuple(
-            "SSH_AUTH_SOCK" in options.surroundings(kind, 1).environment for options in (OPTIONS, building)
+            "SSH_AUTH_SOCK" in options.context(kind, 1).environment for options in (OPTIONS, building)
         )
         for name, kind in kinds.items()
     }

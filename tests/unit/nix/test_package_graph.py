@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.nix.package_graph import _is_fixed_output
+from nixery.nix.realisation import _is_fixed_output
 
 FIXED = 'Derive([("out","/nix/store/x-source.tar.gz","sha256","00ff")],[],[],"x","x",[],[])'
 BUILT = 'Derive([("out","/nix/store/x-hello","","")],[],[],"x","x",[],[])'

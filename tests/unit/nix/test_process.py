@@ -11,10 +11,9 @@ import pytest
 import uvloop
 
 from nixery.errors import AnswerTooLarge, NixUnusable
-from nixery.nix.command import run_command
-from nixery.nix.process import Completed, Deadline, Surroundings, run
+from nixery.nix.processes import Completed, Deadline, ProcessContext, run, run_command
 
-OURS = Surroundings(os.environ)
+OURS = ProcessContext(os.environ)
 
 
 def ignore(_: bytes) -> None:
@@ -113,14 +112,14 @@ async def test_an_answer_is_bounded_while_it_is_read() -> None:
             ["sh", "-c", "echo $$ >&2; exec cat /dev/zero"],
             lines.append,
             Deadline(30),
-            Surroundings(os.environ, answer=1 << 20),
+            ProcessContext(os.environ, answer=1 << 20),
         )
     assert await gone(int(lines[0]))
 
 
 async def test_an_answer_of_the_largest_size_is_read() -> None:
-    surroundings = Surroundings(os.environ, answer=100_000)
-    completed = await run(["head", "-c", "100000", "/dev/zero"], ignore, Deadline(30), surroundings)
+    context = ProcessContext(os.environ, answer=100_000)
+    completed = await run(["head", "-c", "100000", "/dev/zero"], ignore, Deadline(30), context)
     assert len(completed.stdout) == 100_000
 
 
@@ -163,9 +162,9 @@ def test_a_child_has_what_it_is_given_and_nothing_else(
     os.set_inheritable(leaked, True)  # as a library may open it
     given, other = os.pipe()
     try:
-        surroundings = Surroundings({"THEIRS": "1"}, descriptors=(given,))
+        context = ProcessContext({"THEIRS": "1"}, descriptors=(given,))
         command = [sys.executable, "-I", "-c", SHOWS_WHAT_IT_HAS]
-        completed, _ = run_loop(run_command(30, *command, surroundings=surroundings))
+        completed, _ = run_loop(run_command(30, *command, context=context))
         there, environment = json.loads(completed.stdout)
         assert there == [str(Path(f"/proc/self/fd/{given}").readlink())]
         environment.pop("LC_CTYPE", None)  # Python's own (PEP 538)
@@ -185,7 +184,7 @@ def test_output_that_is_not_read_leaves_no_pipe_open(loop: Callable[[], asyncio.
                     ["cat", "/dev/zero"],
                     ignore,
                     Deadline(30),
-                    Surroundings(dict(os.environ), answer=1 << 20),
+                    ProcessContext(dict(os.environ), answer=1 << 20),
                 )
         await asyncio.sleep(0)
         gc.collect()  # warns about what is not closed, which fails this test

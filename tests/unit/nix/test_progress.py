@@ -3,8 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from nixery.nix.build_log import BuildLog
-from nixery.nix.progress import Building, Fetching, LogLines, NixProgress, ProgressFeed
+from nixery.nix.build_log import Building, BuildLog, Fetching, LogLines, NixProgress, ProgressFeed
 
 DERIVATION = "0" * 32 + "-hello.drv"
 

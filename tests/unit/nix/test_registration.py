@@ -1,7 +1,7 @@
 import pytest
 
-from nixery.closure.store_path import StorePath
-from nixery.nix.registration import parse_registrations
+from nixery.closure import StorePath
+from nixery.nix.garbage_collection import parse_registrations
 
 A, B = "/nix/store/" + "a" * 32 + "-a", "/nix/store/" + "b" * 32 + "-b"
 

@@ -1,10 +1,17 @@
 import json
 from dataclasses import replace
 
-from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
-from nixery.oci.docker import docker_manifest
-from nixery.oci.image import Architecture, ExecutionParameters, Layer, image_config, image_manifest
+from nixery.oci.documents import (
+    Architecture,
+    Descriptor,
+    ExecutionParameters,
+    Layer,
+    MediaType,
+    docker_manifest,
+    image_config,
+    image_manifest,
+)
 
 LAYERS = [Layer(Descriptor(MediaType.OCI_LAYER_GZIP, Digest.of(b"a"), 1), Digest.of(b"A"), ())]
 CONFIG = image_config(Architecture("amd64"), ExecutionParameters((), ()), LAYERS)

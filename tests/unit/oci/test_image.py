@@ -1,8 +1,15 @@
 import json
 
-from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
-from nixery.oci.image import Architecture, ExecutionParameters, Layer, image_config, image_manifest
+from nixery.oci.documents import (
+    Architecture,
+    Descriptor,
+    ExecutionParameters,
+    Layer,
+    MediaType,
+    image_config,
+    image_manifest,
+)
 
 LAYERS = [
     Layer(Descriptor(MediaType.OCI_LAYER_GZIP, Digest.of(b"a"), 1), Digest.of(b"A"), ("bash-5", "glibc-2")),

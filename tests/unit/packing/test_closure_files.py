@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.closure.store_path import StorePath
+from nixery.closure import StorePath
 from nixery.errors import StorageError, UnsafeContents
 from nixery.packing import closure_files
 from nixery.packing.closure_files import ClosureFiles, Name

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from nixery.closure.graph import PathInfo
-from nixery.closure.store_path import StorePath
+from nixery.closure import PathInfo, StorePath
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.packing.archive import Archive
 from nixery.packing.compression import Compression, compression
-from nixery.packing.layer_packer import Contents, LayerPacker
+from nixery.packing.packer import Contents, LayerPacker
 from nixery.packing.store_tree import add_store_paths
 
 

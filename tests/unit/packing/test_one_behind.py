@@ -2,14 +2,14 @@ import threading
 
 import pytest
 
-from nixery.packing.one_behind import OneBehind
+from nixery.packing.packer import BackgroundStage
 
 TIMEOUT = 10
 
 
 def test_pieces_are_done_in_their_order() -> None:
     done: list[int] = []
-    with OneBehind[int](done.append) as behind:
+    with BackgroundStage[int](done.append) as behind:
         for number in range(100):
             behind.give(number)
             # So the memory of all pieces but the last is free again.
@@ -21,7 +21,7 @@ def test_pieces_are_done_in_their_order() -> None:
 def test_one_is_worked_on_while_the_caller_makes_the_next() -> None:
     made = threading.Event()
     seen: list[bool] = []
-    with OneBehind[int](lambda _: seen.append(made.wait(TIMEOUT))) as behind:
+    with BackgroundStage[int](lambda _: seen.append(made.wait(TIMEOUT))) as behind:
         behind.give(1)
         made.set()
     assert seen == [True]
@@ -31,7 +31,7 @@ def test_a_failure_is_told_with_the_next_piece() -> None:
     def fail(piece: int) -> None:
         raise ValueError(piece)
 
-    with OneBehind[int](fail) as behind:
+    with BackgroundStage[int](fail) as behind:
         behind.give(1)
         with pytest.raises(ValueError, match="1"):
             behind.give(2)
@@ -42,7 +42,7 @@ def test_a_failure_of_the_last_piece_is_told_by_waiting() -> None:
     def fail(piece: int) -> None:
         raise ValueError(piece)
 
-    with OneBehind[int](fail) as behind:
+    with BackgroundStage[int](fail) as behind:
         behind.give(1)
         with pytest.raises(ValueError, match="1"):
             behind.wait()
@@ -51,7 +51,7 @@ def test_a_failure_of_the_last_piece_is_told_by_waiting() -> None:
 def test_nothing_goes_on_after_the_end() -> None:
     threads = threading.active_count()
     done: list[int] = []
-    with OneBehind[int](done.append) as behind:
+    with BackgroundStage[int](done.append) as behind:
         behind.give(1)
     assert done == [1]
     assert threading.active_count() == threads

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from nixery.closure.store_path import StorePath
+from nixery.closure import StorePath
 from nixery.errors import UnsafeContents
 from nixery.packing import closure_files, root_filesystem
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.entries import Directory, Entry, GeneratedFile, Symlink
-from nixery.packing.root_filesystem import InstalledOutput, NameClash, RootFilesystem, plan_root_filesystem
-from nixery.packing.tree import Tree
+from nixery.packing.root_filesystem import (
+    Directory,
+    Entry,
+    GeneratedFile,
+    InstalledOutput,
+    NameClash,
+    RootFilesystem,
+    Symlink,
+    Tree,
+    plan_root_filesystem,
+)
 
 
 @pytest.fixture

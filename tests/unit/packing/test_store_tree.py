@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.closure.graph import PathInfo
-from nixery.closure.store_path import StorePath
+from nixery.closure import PathInfo, StorePath
 from nixery.errors import StorageError, UnsafeContents
 from nixery.packing import store_tree
 from nixery.packing.archive import Archive

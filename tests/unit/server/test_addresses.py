@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from nixery.image.platform import AMD64, ARM64
-from nixery.server.addresses import base_url, host, image_path
-from nixery.server.requests import Request
+from nixery.server.clients import base_url, host, image_path
+from nixery.server.http import Request
 
 
 def asked(**headers: str) -> Request:

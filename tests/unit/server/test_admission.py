@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from nixery.server.admission import refusal
-from nixery.server.requests import Request
+from nixery.server.clients import refusal
+from nixery.server.http import Request
 from tests.fuzz.application import _Headers, _Scope
 
 MANIFEST = "/v2/git/manifests/latest"

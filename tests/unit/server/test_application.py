@@ -8,15 +8,14 @@ from contextvars import Context
 
 import pytest
 
-from nixery.observability.request_counts import RequestCounts
-from nixery.pipeline.single_flight import SingleFlight
+from nixery.caching import SingleFlight
 from nixery.request_context import current_request
-from nixery.server import rsgi
+from nixery.server import app as rsgi
+from nixery.server.app import Application
 from nixery.server.health import Health
+from nixery.server.http import BytesResponse, Request, Response
 from nixery.server.observation import Observation
-from nixery.server.requests import Request
-from nixery.server.responses import BytesResponse, Response
-from nixery.server.rsgi import Application
+from nixery.telemetry.metrics import RequestCounts
 from tests.fuzz.application import _Headers, _Protocol, _Scope
 
 

@@ -1,7 +1,6 @@
 import pytest
 
-from nixery.server.conditions import matches
-from nixery.server.requests import Request
+from nixery.server.http import Request, matches
 
 
 @pytest.mark.parametrize("header", ['"a"', 'W/"a"', '"b", "a"', "*"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from nixery.server.http import Request
 from nixery.server.registry.discovery import Discovery
-from nixery.server.requests import Request
 
 
 class Recorded:

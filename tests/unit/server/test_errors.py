@@ -16,7 +16,7 @@ from nixery.errors import (
     UnsafeContents,
 )
 from nixery.plain_text import escaped
-from nixery.server.registry.errors import STATUS_AND_CODE, error_response, errors_body
+from nixery.server.errors import STATUS_AND_CODE, error_response, errors_body
 
 
 def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from nixery.observability.request_counts import RequestCounts
 from nixery.request_context import INTERNAL, Client, current_request
+from nixery.server.http import BytesResponse, NotModified, Request, Response
 from nixery.server.observation import Observation
-from nixery.server.requests import Request
-from nixery.server.responses import BytesResponse, NotModified, Response
+from nixery.telemetry.metrics import RequestCounts
 
 
 class Peer:

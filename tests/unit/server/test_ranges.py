@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.server.ranges import ByteRange, UnsatisfiableRange, parse_range
+from nixery.server.http import ByteRange, UnsatisfiableRange, parse_range
 
 
 @pytest.mark.parametrize(

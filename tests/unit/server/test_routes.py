@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nixery.server.observation import OTHER, route_class
 from nixery.server.registry import router
-from nixery.server.routes import OTHER, route_class
 
 DIGEST = f"sha256:{'0' * 64}"
 

@@ -6,11 +6,11 @@ import resource
 
 import pytest
 
-from nixery.observability.request_counts import RequestCounts
+from nixery.server.app import Application
 from nixery.server.connections import ConnectionBounds
 from nixery.server.observation import Observation
-from nixery.server.rsgi import Application
 from nixery.server.serve import ADMIN_CONNECTIONS, Listener, _with_descriptors
+from nixery.telemetry.metrics import RequestCounts
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from nixery.errors import StorageFull
-from nixery.server.requests import Request
-from nixery.server.responses import BytesResponse, StreamResponse
-from nixery.server.rsgi_interface import Fields
-from nixery.server.streaming import begun, send_pieces
+from nixery.server.app import begun, send_pieces
+from nixery.server.http import BytesResponse, Fields, Request, StreamResponse
 
 GET = Request("GET", "/v2/git/blobs/x", {}, {}, b"")
 HEAD = Request("HEAD", "/v2/git/blobs/x", {}, {}, b"")

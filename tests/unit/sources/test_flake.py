@@ -4,7 +4,7 @@ import pytest
 
 from nixery.errors import TagUnknown
 from nixery.sources.commits import CommitRule
-from nixery.sources.flake import FlakeReference, flake_reference
+from nixery.sources.flake_lock import FlakeReference, flake_reference
 from nixery.sources.source import Reference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -1,6 +1,6 @@
 import pytest
 
-from nixery.sources.location import SourceLocation, redacted
+from nixery.source_location import SourceLocation, redacted
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ async def test_a_transfer_that_breaks_off_makes_room(bucket: BucketBlobStore, di
 
 async def checked(store: CachedBlobStore, content: bytes) -> None:
     """Ask for a blob as a client does, and wait for what that leads to."""
-    await store.recall(Digest.of(content))
+    await store.find_cached(Digest.of(content))
     await asyncio.gather(*store._checks.values())
 
 
@@ -214,7 +214,7 @@ async def test_a_server_that_starts_serves_a_copy_once_it_was_compared_with_its_
     store = cached(bucket, directory)
     assert not isinstance(await find(store, content), StoredFile)
     # Nobody waits for it: the bucket's bytes are there. They are not copied again.
-    assert not isinstance(await store.recall(Digest.of(content)), StoredFile)
+    assert not isinstance(await store.find_cached(Digest.of(content)), StoredFile)
     place = directory / "cache" / Digest.of(content).hex
     copy = place.stat().st_ino
     assert await read(store, content) == content
@@ -223,7 +223,7 @@ async def test_a_server_that_starts_serves_a_copy_once_it_was_compared_with_its_
     assert isinstance(found, StoredFile)
     assert found.path.stat().st_ino == copy
     # Once is enough.
-    await store.recall(Digest.of(content))
+    await store.find_cached(Digest.of(content))
     assert store._checks == {}
 
 
@@ -241,9 +241,9 @@ async def test_a_copy_with_a_flipped_bit_is_not_served_after_a_restart(
         await checked(store, content)
     assert [line["event"] for line in lines] == ["a copy was broken"]
     assert written(directory) == []
-    assert not isinstance(await store.recall(Digest.of(content)), StoredFile)
+    assert not isinstance(await store.find_cached(Digest.of(content)), StoredFile)
     assert await read(store, content) == content
-    assert isinstance(await store.recall(Digest.of(content)), StoredFile)
+    assert isinstance(await store.find_cached(Digest.of(content)), StoredFile)
 
 
 async def test_a_copy_that_is_deleted_and_made_again_while_it_is_checked_stays(
@@ -261,7 +261,7 @@ async def test_a_copy_that_is_deleted_and_made_again_while_it_is_checked_stays(
     await read(cached(bucket, directory), content)
     store = cached(bucket, directory)
     monkeypatch.setattr(cache, "_has_digest", slow)
-    await store.recall(Digest.of(content))
+    await store.find_cached(Digest.of(content))
     assert await asyncio.to_thread(begun.wait, 60)
     await store.delete(Digest.of(content))
     await store.put(Digest.of(content), content)

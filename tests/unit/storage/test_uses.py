@@ -6,7 +6,7 @@ import pytest
 
 from nixery.oci.digest import Digest
 from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.uses import USES, Uses
+from nixery.storage.uses import USES, Leases
 
 GRACE = 3600.0
 DOCUMENTS = [Digest.of(b"manifest"), Digest.of(b"docker's manifest")]
@@ -18,7 +18,7 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.records = FilesystemRecordStore(directory, directory)
         self.now = 0.0
-        self.uses = Uses(self.records, GRACE, lambda: self.now)
+        self.uses = Leases(self.records, GRACE, lambda: self.now)
         self._place, self._elsewhere = directory / "records" / USES, directory / "elsewhere"
         self._place.mkdir()
 

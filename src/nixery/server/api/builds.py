@@ -8,16 +8,14 @@ from contextlib import aclosing, nullcontext
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nixery.builds.images import Prebuilder
 from nixery.errors import InvalidReference
+from nixery.image.name import Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
-from nixery.image.reference import Tag, parse_reference
-from nixery.image.request import requests_for
-from nixery.pipeline.warming import Warming
 from nixery.server.api.documents import build_document, change_document, json_response
+from nixery.server.errors import errors_body
+from nixery.server.http import Request, Response, StreamResponse, json_content
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.registry.errors import errors_body
-from nixery.server.requests import Request
-from nixery.server.responses import Response, StreamResponse, json_content
 
 # Builds of a list.
 _LISTED = 50
@@ -41,7 +39,7 @@ class Builds:
         platforms: of a name that says none.
     """
 
-    def __init__(self, builds: PublishedBuilds, warming: Warming, platforms: Sequence[Platform]) -> None:
+    def __init__(self, builds: PublishedBuilds, warming: Prebuilder, platforms: Sequence[Platform]) -> None:
         self._builds = builds
         self._warming = warming
         self._platforms = platforms

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nixery.builds.descriptions import ImageDescription
+from nixery.builds.history import BuildReport, Line
 from nixery.image.platform import Platform
-from nixery.pipeline.build_report import BuildReport, Line
-from nixery.pipeline.image_description import ImageDescription
-from nixery.server.addresses import image_path
-from nixery.server.responses import BytesResponse, json_content
+from nixery.server.clients import image_path
+from nixery.server.http import BytesResponse, json_content
 
 # What it tells may be another thing a moment later.
 HEADERS: Mapping[str, str] = {

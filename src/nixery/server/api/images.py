@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from nixery.builds.descriptions import ImageDescriptions
 from nixery.errors import ManifestUnknown
+from nixery.image.name import Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
-from nixery.image.reference import Tag, parse_reference
-from nixery.image.request import requests_for
-from nixery.pipeline.image_description import ImageDescriptions
 from nixery.server.api.documents import description_document, json_response
-from nixery.server.responses import Response
+from nixery.server.http import Response
 
 
 class ImageDocuments:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 
+from nixery.builds.packages import ListedPackage, PackageIndex, PackageNames
+from nixery.builds.slots import Slots
 from nixery.errors import InvalidReference, TooBusy
-from nixery.image.reference import Tag, parse_reference
-from nixery.pipeline.package_index import ListedPackage, PackageIndex, PackageNames
-from nixery.pipeline.slots import Slots
+from nixery.image.name import Tag, parse_reference
 from nixery.server.api.documents import json_response
-from nixery.server.registry.errors import errors_body
-from nixery.server.requests import Request
-from nixery.server.responses import Response
+from nixery.server.errors import errors_body
+from nixery.server.http import Request, Response
 
 # Packages of an answer when the client does not say, and at most.
 _USUAL, _MOST = 20, 100

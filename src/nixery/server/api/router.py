@@ -8,9 +8,8 @@ from nixery.errors import NixeryError
 from nixery.server.api.builds import Builds
 from nixery.server.api.images import ImageDocuments
 from nixery.server.api.packages import Packages
-from nixery.server.registry.errors import error_response, errors_body
-from nixery.server.requests import Request
-from nixery.server.responses import Response
+from nixery.server.errors import error_response, errors_body
+from nixery.server.http import Request, Response
 
 _ROUTE = re.compile(
     r"/api/v1/(?:(?P<list>packages|builds)"

@@ -6,17 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
 from nixery.errors import ManifestUnknown
+from nixery.image.name import Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
-from nixery.image.reference import Tag, parse_reference
-from nixery.image.request import requests_for
-from nixery.pipeline.image_description import DescribedLayer, ImageDescription, ImageDescriptions
-from nixery.server.addresses import image_path
+from nixery.server.clients import image_path
+from nixery.server.http import Request, Response
 from nixery.server.pages.pulling import pull_lines
 from nixery.server.pages.templating import Templates
 from nixery.server.pages.treemap import Rectangle, squarified
-from nixery.server.requests import Request
-from nixery.server.responses import Response
 
 _MAP = Rectangle(0, 0, 960, 400)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nixery.server.addresses import host, is_encrypted
-from nixery.server.requests import Request
+from nixery.server.clients import host, is_encrypted
+from nixery.server.http import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,21 +8,20 @@ from collections.abc import Sequence
 from importlib.resources import files
 from urllib.parse import quote
 
+from nixery.builds.descriptions import ImageDescriptions
+from nixery.builds.history import State
+from nixery.builds.packages import PackageIndex
 from nixery.errors import InvalidName, NixeryError
+from nixery.image.name import validate_name
 from nixery.image.platform import SUPPORTED, Platform
-from nixery.image.request import validate_name
-from nixery.pipeline.build_report import State
-from nixery.pipeline.image_description import ImageDescriptions
-from nixery.pipeline.package_index import PackageIndex
-from nixery.server.addresses import host, image_path, is_encrypted
+from nixery.server.clients import host, image_path, is_encrypted
+from nixery.server.errors import errors_body
+from nixery.server.http import BytesResponse, Request, Response
 from nixery.server.pages.image_page import ImagePage
 from nixery.server.pages.pulling import pull_lines
 from nixery.server.pages.stages import shown_stages
 from nixery.server.pages.templating import Templates
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.registry.errors import errors_body
-from nixery.server.requests import Request
-from nixery.server.responses import BytesResponse, Response
 
 _ROUTE = re.compile(
     r"/(?:|(?P<compose>images)|images/(?P<image>.+)|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z.]+))",

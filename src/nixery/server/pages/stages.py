@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nixery.pipeline.build_report import BuildReport, State
+from nixery.builds.history import BuildReport, State
 from nixery.server.pages.templating import duration
 
 _TITLES = {

@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from nixery.errors import NixeryError
 from nixery.plain_text import escaped_lines
-from nixery.server.registry.errors import STATUS_AND_CODE, retry_headers
-from nixery.server.responses import BytesResponse
+from nixery.server.errors import STATUS_AND_CODE, retry_headers
+from nixery.server.http import BytesResponse
 
 # No script and no style but our own files, nothing from elsewhere, and no page of others around ours.
 _HEADERS = {

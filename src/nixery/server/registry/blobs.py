@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from nixery.errors import BlobUnknown
-from nixery.image.request import validate_name
+from nixery.image.name import validate_name
 from nixery.oci.digest import Digest
-from nixery.server.conditions import matches
-from nixery.server.ranges import UnsatisfiableRange, parse_range
-from nixery.server.registry.errors import errors_body
-from nixery.server.requests import Request
-from nixery.server.responses import (
+from nixery.server.errors import errors_body
+from nixery.server.http import (
     IMMUTABLE,
     BytesResponse,
     FileResponse,
     NotModified,
+    Request,
     Response,
     StreamResponse,
+    UnsatisfiableRange,
+    matches,
+    parse_range,
 )
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore, StoredBlob, StoredFile
-from nixery.storage.uses import Uses
+from nixery.storage.uses import Leases
 
 # Bytes up to which a blob is answered from memory. A larger one is better sent from its file.
 _SMALL = 64 * 1024
@@ -33,7 +34,7 @@ class Blobs:
         redirect: whether clients are sent to where a blob is, if there is such a place. Small ones they get here.
     """
 
-    def __init__(self, blobs: BlobStore, small: SmallBlobs, uses: Uses, *, redirect: bool = False) -> None:
+    def __init__(self, blobs: BlobStore, small: SmallBlobs, uses: Leases, *, redirect: bool = False) -> None:
         self._blobs = blobs
         self._small = small
         self._uses = uses
@@ -91,7 +92,7 @@ class Blobs:
         kept = self._small.kept(digest)
         if kept is not None:
             return kept
-        blob = await self._blobs.recall(digest)
+        blob = await self._blobs.find_cached(digest)
         if blob is None or blob.size == 0:
             raise BlobUnknown(str(digest))
         if blob.size > _SMALL:

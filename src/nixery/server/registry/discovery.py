@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
 from nixery.errors import NameUnknown
-from nixery.image.request import validate_name
-from nixery.oci.descriptor import MediaType
+from nixery.image.name import validate_name
 from nixery.oci.digest import Digest
-from nixery.server.registry.errors import errors_body
-from nixery.server.requests import Request
-from nixery.server.responses import BytesResponse
+from nixery.oci.documents import MediaType
+from nixery.server.errors import errors_body
+from nixery.server.http import BytesResponse, Request
 from nixery.storage.catalogue import Catalogue
 
 # Entries of a page when the client does not say, and at most.

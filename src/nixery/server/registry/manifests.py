@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from nixery.builds.image import Image, ImageIndex
+from nixery.builds.images import Images
+from nixery.caching import LRUCache
 from nixery.errors import ManifestUnknown
+from nixery.image.name import Tag, parse_reference, requests_for, validate_name
 from nixery.image.platform import Platform
-from nixery.image.reference import Tag, parse_reference
-from nixery.image.request import requests_for, validate_name
-from nixery.least_recently_used import LeastRecentlyUsed
-from nixery.oci.descriptor import Descriptor, MediaType
 from nixery.oci.digest import Digest
-from nixery.oci.image import Document
-from nixery.oci.references import described_by
-from nixery.pipeline.image import Image, ImageIndex
-from nixery.pipeline.images import Images
-from nixery.server.conditions import matches
-from nixery.server.requests import Request
-from nixery.server.responses import IMMUTABLE, BytesResponse, NotModified, Response
+from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
+from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, matches
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
-from nixery.storage.uses import Uses
+from nixery.storage.uses import Leases
 
 # Bytes of manifests that are kept in memory.
 _CAPACITY = 32 * 1024 * 1024
@@ -49,7 +44,7 @@ class Manifests:
         self,
         images: Images,
         blobs: BlobStore,
-        uses: Uses,
+        uses: Leases,
         catalogue: Catalogue,
         platforms: Sequence[Platform],
     ) -> None:
@@ -58,7 +53,7 @@ class Manifests:
         self._blobs = blobs
         self._uses = uses
         self._catalogue = catalogue
-        self._documents: LeastRecentlyUsed[Digest, Document] = LeastRecentlyUsed(_CAPACITY)
+        self._documents: LRUCache[Digest, Document] = LRUCache(_CAPACITY)
 
     async def get(self, request: Request, name: str, reference: str) -> Response:
         """Answer GET and HEAD: containerd and Docker begin with a HEAD of the tag and rely on its digest.
@@ -91,7 +86,7 @@ class Manifests:
         document = await self._read(digest)
         if document is not None:
             # Whoever gets a manifest comes for what is in it. So it is claimed, and then everything has to be there.
-            parts = described_by(document.content)
+            parts = referenced_blobs(document.content)
             await self._uses.claim([digest], (part for part, _ in parts))
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
                 self._documents.put(digest, document, len(document.content))

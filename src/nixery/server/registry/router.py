@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 
 from nixery.errors import NixeryError
-from nixery.server.addresses import base_url
+from nixery.server.clients import base_url
+from nixery.server.errors import error_response, errors_body
+from nixery.server.http import BytesResponse, Request, Response
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
-from nixery.server.registry.errors import error_response, errors_body
 from nixery.server.registry.manifests import Manifests
-from nixery.server.requests import Request
-from nixery.server.responses import BytesResponse, Response
 
 _RESOURCE = re.compile(
     r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags(?=/list/?\Z))/(?P<reference>[^/]+)/?",

@@ -1,0 +1,456 @@
+"""How commands show what they are doing, all of them alike: bars on a terminal, lines elsewhere, nothing where a machine reads.
+
+Progress as bars on a terminal.
+
+How commands show what they do: bars on a terminal, lines elsewhere, JSON for machines. All but the result goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import structlog
+import typer
+from rich.console import Console, RenderableType
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+from nixery.builds.events import (
+    Build,
+    BuildEvent,
+    Evaluated,
+    Failed,
+    Grouped,
+    LayerPacked,
+    LayerReused,
+    LayersComplete,
+    LoggingObserver,
+    NamesClashed,
+    Queued,
+    Realised,
+    Reused,
+    Started,
+    Stored,
+)
+from nixery.builds.history import image_name
+from nixery.cli.logs import print_line
+from nixery.errors import NixeryError
+from nixery.image.name import ImageRequest
+from nixery.nix.build_log import Building, Fetching, LogLines, NixProgress
+from nixery.plain_text import escaped
+from nixery.push.push import BlobPushed, BytesPushed, Pushed, PushEvent, PushStarted
+
+# The one unit that is not counted.
+BYTES = "bytes"
+
+# Seconds between two lines about the same thing.
+_PAUSE = 10.0
+
+
+class Activity(Protocol):
+    """Shows one thing after the other."""
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        """Something begins; ``total`` is in the activity's unit, ``None`` where nobody knows."""
+        ...
+
+    def advance(self, count: int) -> None:
+        """So much more is done."""
+        ...
+
+    def tell(self, what: str) -> None:
+        """Say anew what is being done."""
+        ...
+
+    def note(self, line: str) -> None:
+        """Say something that is worth keeping."""
+        ...
+
+
+def bars(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
+    """Make the display that all commands have; tasks come with a ``stage``, in words.
+
+    Args:
+        console: a terminal.
+        columns: what is between a bar and the time: an amount, for example.
+        transient: whether it goes when the work is done.
+    """
+    return Progress(
+        _Mark(),
+        # Of a long name, as much as leaves room for the rest.
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(16, console.width * 2 // 5)),
+        ),
+        BarColumn(min(20, console.width // 6)),
+        *columns,
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        # What a builder writes may be long; it must not move the bars.
+        TextColumn(
+            "{task.fields[stage]}",
+            markup=False,
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
+        console=console,
+        transient=transient,
+        expand=True,
+    )
+
+
+@contextmanager
+def activity(unit: str = "", *, pause: float = _PAUSE, quiet: bool = False) -> Iterator[Activity]:
+    """Show what a command does until it is done.
+
+    Args:
+        unit: of amounts: ``BYTES``, or what is counted; empty where there is nothing to count.
+        pause: seconds from one line to the next one, where there is no terminal.
+        quiet: show notes and nothing else.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield _Lines(unit, None if quiet else pause)
+        return
+    with bars(console, *([Amount(unit)] if unit else []), transient=True) as progress:
+        yield _OnTerminal(progress)
+
+
+class Amount(ProgressColumn):
+    """How much is done, and of how much where that is known."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """See ``ProgressColumn``."""
+        nothing = not task.completed and task.total is None
+        return Text(
+            "" if nothing else amount(task.completed, task.total, self._unit), style="progress.download"
+        )
+
+
+def amount(done: float, total: float | None, unit: str) -> str:
+    """Write how much is done, for people."""
+    if unit == BYTES:
+        return decimal(int(done)) + ("" if total is None else f" of {decimal(int(total))}")
+    return f"{int(done)}{'' if total is None else f' of {int(total)}'} {unit}"
+
+
+class _Mark(SpinnerColumn):
+    """Turns while something goes on, and tells how it ended."""
+
+    def __init__(self) -> None:
+        super().__init__(finished_text="[green]✓[/]")
+
+    def render(self, task: Task) -> RenderableType:
+        return Text("✗", style="bold red") if task.fields.get("failed") else super().render(task)
+
+
+class _OnTerminal:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(escaped(what), total=total, stage="")
+
+    def advance(self, count: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, count)
+
+    def tell(self, what: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, description=escaped(what))
+
+    def note(self, line: str) -> None:
+        self._progress.console.print(
+            f"nixery: {escaped(line)}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+class _Lines:
+    def __init__(self, unit: str, pause: float | None) -> None:
+        self._unit = unit
+        self._pause = pause
+        self._what = ""
+        self._total: int | None = None
+        self._done = 0
+        self._last = time.monotonic()
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        self._what, self._total, self._done = what, total, 0
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._pause is not None and time.monotonic() - self._last >= self._pause:
+            self._last = time.monotonic()
+            self.note(f"{self._what}: {amount(self._done, self._total, self._unit)}")
+
+    def tell(self, what: str) -> None:
+        self._what = what
+
+    def note(self, line: str) -> None:
+        print_line(line)
+
+
+class BarReporter:
+    """Bars: one for each image that is built, and one for each target."""
+
+    def __init__(self, console: Console | None = None, *, transient: bool = False) -> None:
+        console = console or Console(stderr=True)
+        self._progress = bars(console, transient=transient)
+        self._bytes = bars(console, Amount(BYTES), transient=transient)
+        self._builds: dict[ImageRequest, TaskID] = {}
+        self._pushes: dict[str, TaskID] = {}
+        # What Nix says, by image: its last fetching, its last building, and the last line of a builder's log.
+        self._nix: dict[ImageRequest, tuple[str, str, str]] = {}
+
+    def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901 -- a case each
+        """See ``Reporter``."""
+        request = build.request
+        self._progress.start()
+        task = self._builds.get(request)
+        if task is None:
+            # The platform first: the end of a long name is cut off.
+            name = f"{request.platform} {image_name(request)}"
+            task = self._builds[request] = self._progress.add_task(name, total=None, stage="")
+        match event:
+            case Started():
+                self._progress.update(task, stage="evaluating")
+            case Evaluated(packages):
+                self._progress.update(
+                    task, stage=f"fetching and building {_number(len(packages), 'package')}"
+                )
+            case Queued(position):
+                self._progress.update(task, stage=f"waiting, place {position} in the queue")
+            case Fetching() | Building() | LogLines():
+                self._progress.update(task, stage=self._told_by_nix(request, event))
+            case Realised(paths):
+                self._progress.update(task, stage=f"grouping {_number(paths, 'store path')}")
+            case Grouped(layers):
+                self._progress.update(task, total=layers, stage=f"packing {_number(layers, 'layer')}")
+            case LayerPacked() | LayerReused():
+                self._progress.advance(task)
+            case LayersComplete() | NamesClashed():
+                pass
+            case Stored() | Reused():
+                self._progress.update(
+                    task, total=1, completed=1, stage="built" if isinstance(event, Stored) else "found"
+                )
+            case Failed():
+                self._progress.update(task, stage="failed", failed=True)
+                self._progress.stop_task(task)
+        # All that is shown of builds is over before the first push: two displays never share the terminal.
+
+    def pushing(self, event: PushEvent) -> None:
+        """See ``Reporter``."""
+        self._progress.stop()
+        self._bytes.start()
+        match event:
+            case PushStarted(target, blobs, size):
+                name = escaped(f"push {target}")
+                self._pushes[target] = self._bytes.add_task(name, total=size, stage=_number(blobs, "blob"))
+            case BytesPushed(target, size):
+                self._bytes.advance(self._pushes[target], size)
+            case Pushed(target):
+                # What was there already, or was mounted, is not sent.
+                self._finish(self._pushes[target])
+            case BlobPushed():
+                pass
+
+    def failed(self, error: NixeryError) -> None:  # noqa: ARG002 -- the command prints it
+        """See ``Reporter``."""
+        self.close()  # before the message: nothing moves on a terminal once that is there
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """See ``Reporter``."""
+        self.close()
+        typer.echo(f"built from revision {escaped(result['revision'])} of the package set", err=True)
+        typer.echo(result["digest"])
+
+    def close(self) -> None:
+        """See ``Reporter``."""
+        self._progress.stop()
+        self._bytes.stop()
+
+    def _finish(self, push: TaskID) -> None:
+        total = self._bytes.tasks[self._bytes.task_ids.index(push)].total
+        self._bytes.update(push, completed=total, stage="pushed")
+
+    def _told_by_nix(self, request: ImageRequest, event: NixProgress) -> str:
+        fetching, building, line = self._nix.get(request, ("", "", ""))
+        match event:
+            case Fetching(done, expected):
+                fetching = f"fetching {decimal(done)} of {decimal(expected)}" if done < expected else ""
+            case Building(derivations, ended):
+                building, line = _building(derivations, ended), ""
+            case LogLines(lines):
+                line = escaped(lines[-1][1].strip()) if lines else line
+        self._nix[request] = fetching, building, line
+        shown = [part for part in (fetching, building) if part]
+        return ", ".join(shown) + (f": {line}" if line and building else "")
+
+
+def _building(derivations: Sequence[str], ended: int) -> str:
+    if not derivations:
+        return f"{ended} built" if ended else ""
+    name = derivations[-1].partition("-")[2].removesuffix(".drv")
+    others = f" and {_number(len(derivations) - 1, 'other')}" if len(derivations) > 1 else ""
+    return f"building {name}{others}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+_log = structlog.get_logger("nixery.push")
+
+
+class Reporter(Protocol):
+    """Shows a command's progress; a ``BuildObserver``, too."""
+
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """Take note of an event in a build."""
+        ...
+
+    def pushing(self, event: PushEvent) -> None:
+        """Take note of an event in a push."""
+        ...
+
+    def failed(self, error: NixeryError) -> None:
+        """Take note of the end; the message itself is told by the command."""
+        ...
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """Print the result, which has a ``digest``."""
+        ...
+
+    def close(self) -> None:
+        """Leave a terminal as it was, however the command ends."""
+        ...
+
+
+def reporter(*, as_json: bool, quiet: bool) -> Reporter:
+    """Choose how progress is shown, by what was asked for and by where stderr goes."""
+    if as_json:
+        return JsonReporter()
+    return BarReporter() if sys.stderr.isatty() and not quiet else LineReporter()
+
+
+class LineReporter:
+    """Log lines; the level of the logs says how many."""
+
+    def __init__(self) -> None:
+        self._builds = LoggingObserver()
+
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """See ``Reporter``."""
+        self._builds.observe(build, event)
+
+    def pushing(self, event: PushEvent) -> None:
+        """See ``Reporter``."""
+        match event:
+            case PushStarted(target, blobs, size):
+                _log.info("pushing", target=target, blobs=blobs, bytes=size)
+            case Pushed(target, digest):
+                _log.info("pushed", target=target, digest=digest)
+            case BlobPushed() | BytesPushed():
+                pass
+
+    def failed(self, error: NixeryError) -> None:
+        """See ``Reporter``."""
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """See ``Reporter``."""
+        typer.echo(result["digest"])
+
+    def close(self) -> None:
+        """See ``Reporter``."""
+
+
+class JsonReporter:
+    """One JSON object a line on stdout, each with ``event``; the last one is ``result`` or ``error``."""
+
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """See ``Reporter``."""
+        request = build.request
+        image = {"image": "/".join(request.requested), "platform": str(request.platform)}
+        self._print(_event_name(event), {**image, **_fields(event)})
+
+    def pushing(self, event: PushEvent) -> None:
+        """See ``Reporter``."""
+        match event:
+            case PushStarted(target, blobs, size):
+                self._print("push-started", {"target": target, "blobs": blobs, "size": size})
+            case BlobPushed(target, digest, size, how):
+                self._print("blob-pushed", {"target": target, "digest": digest, "size": size, "how": how})
+            case Pushed(target, digest):
+                self._print("pushed", {"target": target, "digest": digest})
+            case BytesPushed():
+                pass  # too many for lines
+
+    def failed(self, error: NixeryError) -> None:
+        """See ``Reporter``."""
+        self._print("error", {"message": str(error)})
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """See ``Reporter``."""
+        self._print("result", result)
+
+    def close(self) -> None:
+        """See ``Reporter``."""
+
+    def _print(self, event: str, fields: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+        sys.stdout.flush()
+
+
+def _event_name(event: BuildEvent) -> str:
+    name = type(event).__name__
+    return "".join(f"-{c.lower()}" if c.isupper() and at else c.lower() for at, c in enumerate(name))
+
+
+def _fields(event: BuildEvent) -> dict[str, Any]:  # noqa: C901, PLR0911 -- a case each
+    match event:
+        case Fetching(done, expected):
+            return {"done": done, "expected": expected}
+        case Building(derivations, done):
+            return {"derivations": list(derivations), "done": done}
+        case LogLines(lines, dropped):
+            written = [{"derivation": derivation, "text": text} for derivation, text in lines]
+            return {"lines": written, "dropped": dropped}
+        case Evaluated(packages):
+            return {"packages": len(packages)}
+        case Realised(paths, size):
+            return {"paths": paths, "size": size}
+        case Grouped(layers):
+            return {"layers": layers}
+        case LayerPacked(layer) | LayerReused(layer):
+            return {"digest": str(layer.descriptor.digest), "size": layer.descriptor.size}
+        case Stored(manifest) | Reused(manifest):
+            return {"manifest": str(manifest)}
+        case NamesClashed(clashes):
+            return {"names": [clash.name for clash in clashes]}
+        case Failed(error):
+            return {"message": str(error)}
+        case _:
+            return {}

@@ -1,0 +1,106 @@
+"""Paths in a Nix store (Nix manual, "Store path"): ``/nix/store/<hash>-<name>``.
+
+The runtime closure: every store path an image needs, and who refers to whom.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+STORE_DIRECTORY = "/nix/store"
+
+# 32 digits of Nix's own base 32, which leaves out e, o, u and t; names as in Nix's name.cc.
+_BASE_NAME = re.compile(r"([0-9abcdfghijklmnpqrsvwxyz]{32})-([0-9a-zA-Z+\-._?=]{1,211})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StorePath:
+    """A valid store path.
+
+    Attributes:
+        base_name: ``<hash>-<name>``, the entry of the store directory. Also what paths are ordered by.
+    """
+
+    base_name: str
+
+    @classmethod
+    def parse(cls, text: str) -> StorePath:
+        """Read an absolute store path.
+
+        Raises:
+            ValueError: it is not directly below the store directory, or its name is none Nix makes.
+        """
+        directory, _, base_name = text.rpartition("/")
+        if directory != STORE_DIRECTORY or _BASE_NAME.fullmatch(base_name) is None:
+            raise ValueError(f"not a store path: {text!r}")
+        return cls(base_name)
+
+    @property
+    def name(self) -> str:
+        """The name without the hash, e.g. ``bash-interactive-5.2``."""
+        return self.base_name[33:]
+
+    @property
+    def package_name(self) -> str:
+        """The name without the version; see ``without_version``."""
+        return without_version(self.name)
+
+    def __str__(self) -> str:
+        return f"{STORE_DIRECTORY}/{self.base_name}"
+
+
+def without_version(name: str) -> str:
+    """Cut the version off a name, by Nix's own rule: from the first dash on that no letter follows.
+
+    Source: ``builtins.parseDrvName`` in the Nix manual.
+    """
+    match = re.search(r"-(?=[^a-zA-Z])", name)
+    return name[: match.start()] if match else name
+
+
+@dataclass(frozen=True, slots=True)
+class PathInfo:
+    """What Nix's database knows of a valid store path.
+
+    Attributes:
+        path: the store path.
+        nar_hash: SHA-256 of its NAR serialisation, hexadecimal: the identity of its content.
+        nar_size: size of that serialisation in bytes; its own, without what it refers to.
+        references: the store paths it refers to, without itself; sorted.
+    """
+
+    path: StorePath
+    nar_hash: str
+    nar_size: int
+    references: tuple[StorePath, ...]
+
+
+class Closure:
+    """Path infos that are closed under references, in the order of their paths.
+
+    Raises:
+        ValueError: a reference leads out of the given paths.
+    """
+
+    __slots__ = ("_infos",)
+
+    def __init__(self, infos: Iterable[PathInfo]) -> None:
+        self._infos = {info.path: info for info in sorted(infos, key=lambda info: info.path.base_name)}
+        for info in self._infos.values():
+            for reference in info.references:
+                if reference not in self._infos:
+                    raise ValueError(f"{info.path} refers to {reference}, which is not in the closure")
+
+    def __iter__(self) -> Iterator[PathInfo]:
+        return iter(self._infos.values())
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __getitem__(self, path: StorePath) -> PathInfo:
+        return self._infos[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._infos

@@ -1,1 +1,0 @@
-"""Store paths and the graph of their references."""

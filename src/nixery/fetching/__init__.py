@@ -1,1 +1,0 @@
-"""Package sources as they are: directories, repositories, archives."""

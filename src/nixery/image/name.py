@@ -1,0 +1,216 @@
+"""References to a manifest: a tag or a digest (distribution specification, "Pulling manifests").
+
+From a repository name to an image request.
+
+The path components of a name are the contents of the image. ``shell``, ``amd64`` and ``arm64`` are
+meta-packages as long as they stand in front; behind the first real package they are names like any other.
+So ``shell/git`` is git in an image with a shell, ``git/shell`` is the packages *git* and *shell*.
+
+Names somebody may have meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
+
+from nixery.errors import InvalidName, InvalidReference
+from nixery.image.platform import AMD64, ARM64, Platform
+from nixery.oci.digest import Digest
+
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII)
+
+# cosign, referrers' fallback and attestation tools probe for tags of this shape on every image they see;
+# an image is never meant by it (referrers tag schema of the distribution specification, cosign's naming).
+_DERIVED_FROM_DIGEST = re.compile(r"sha256-[0-9a-f]{64}(\.(sig|att|sbom))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A valid tag. What it selects is up to the package source."""
+
+    name: str
+
+    @property
+    def is_derived_from_digest(self) -> bool:
+        """Whether it names artifacts attached to an image rather than an image: ``sha256-<hex>[.sig]``."""
+        return _DERIVED_FROM_DIGEST.fullmatch(self.name) is not None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def parse_reference(text: str) -> Tag | Digest:
+    """Read what stands after ``/manifests/``.
+
+    Raises:
+        InvalidDigest: it has a colon, as only digests have, but is none we know.
+        InvalidReference: it is neither.
+    """
+    if ":" in text:
+        return Digest.parse(text)
+    if _TAG.fullmatch(text) is None:
+        raise InvalidReference(text)
+    return Tag(text)
+
+
+# Distribution specification, "Pulling manifests": the grammar of <name>.
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
+
+# The specification bounds host name and repository name together to 255 characters.
+LONGEST_NAME = 255
+
+# What Docker makes of a name without a slash before it asks a mirror: `hello` is `library/hello`, two components.
+_OFFICIAL = 2
+
+SHELL_PACKAGES = ("bashInteractive", "coreutils", "moreutils", "nano")
+
+# In every image, where the package set has them: TLS roots, and the names of protocols and services.
+ALWAYS_INCLUDED = ("cacert", "iana-etc")
+
+_PLATFORMS = {"amd64": AMD64, "arm64": ARM64}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """What a name asks for, in the one form that all names for the same image share.
+
+    Attributes:
+        packages: package names as the client or a meta-package gives them; sorted, each once.
+        optional_packages: likewise, but left out where the package set does not have them.
+        requested: the packages named by the client itself, without what meta-packages stand for.
+        platform: what to build for.
+        shell: whether the image is for interactive use.
+    """
+
+    packages: tuple[str, ...]
+    optional_packages: tuple[str, ...]
+    requested: tuple[str, ...]
+    platform: Platform
+    shell: bool
+
+
+def validate_name(name: str) -> None:
+    """Check a repository name against the grammar.
+
+    Raises:
+        InvalidName: with the reason.
+    """
+    if len(name) > LONGEST_NAME:
+        raise InvalidName(name[:LONGEST_NAME], f"it is longer than {LONGEST_NAME} characters")
+    if _NAME.fullmatch(name) is None:
+        raise InvalidName(
+            name,
+            "each component between slashes has lower-case letters and digits, "
+            "separated by single '.', '_', '__' or any number of '-'",
+        )
+
+
+def parse_image_name(name: str, default_platform: Platform = AMD64) -> ImageRequest:
+    """Parse a repository name such as ``shell/git/htop`` or ``arm64/hello``.
+
+    Raises:
+        InvalidName: outside the grammar, or it asks for two platforms at once.
+    """
+    return requests_for(name, (default_platform,))[0]
+
+
+def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[ImageRequest, ...]:
+    """Parse a repository name into a request for each of its platforms: the default ones, or the one it begins with.
+
+    Raises:
+        InvalidName: as ``parse_image_name``.
+    """
+    validate_name(name)
+    components = name.split("/")
+    if len(components) == _OFFICIAL and components[0] == "library":
+        del components[0]
+    first_package = next(
+        (i for i, component in enumerate(components) if component != "shell" and component not in _PLATFORMS),
+        len(components),
+    )
+    meta_packages, requested = components[:first_package], _canonical(components[first_package:])
+    named = {_PLATFORMS[meta] for meta in meta_packages if meta in _PLATFORMS}
+    if len(named) > 1:
+        raise InvalidName(name, "it asks for amd64 and arm64 at once; one of them, or neither")
+    shell = "shell" in meta_packages
+    request = ImageRequest(
+        packages=_canonical([*requested, *(SHELL_PACKAGES if shell else ())]),
+        optional_packages=tuple(p for p in ALWAYS_INCLUDED if p not in requested),
+        requested=requested,
+        platform=default_platforms[0],
+        shell=shell,
+    )
+    return tuple(replace(request, platform=platform) for platform in named or default_platforms)
+
+
+def canonical_name(name: str) -> str:
+    """Return the canonical name of an image: each package once, in order.
+
+    Raises:
+        InvalidName: as ``requests_for``.
+    """
+    # With all platforms, so that a name with a platform prefix gives one request, and any other name several.
+    requests = requests_for(name, tuple(_PLATFORMS.values()))
+    request = requests[0]
+    platform = [request.platform.architecture.name] if len(requests) == 1 else []
+    shell = ["shell"] if request.shell else []
+    # A package with the name of a meta-package must follow another package; `library` must not precede a
+    # single one.
+    packages = sorted(request.requested, key=lambda package: (package in {"shell", *_PLATFORMS}, package))
+    components = [*platform, *shell, *packages]
+    if components[0] == "library" and len(components) == _OFFICIAL:
+        components.insert(0, "library")
+    return "/".join(components)
+
+
+def _canonical(packages: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(packages)))
+
+
+_MOST = 3
+
+# Similarity, 0 to 1, under which a name is noise rather than a hint.
+_LEAST_SIMILARITY = 0.6
+
+
+class NearNames:
+    """The names of one set, for finding those that somebody may have meant.
+
+    Args:
+        within: path of the set; empty for the package set itself.
+        attributes: what it has.
+    """
+
+    def __init__(self, within: str, attributes: Sequence[str]) -> None:
+        prefix = f"{within}.".lower() if within else ""
+        self._names = sorted({name for attribute in attributes if (name := _as_component(prefix, attribute))})
+
+    def of(self, wanted: str) -> tuple[str, ...]:
+        """Return the names most similar to one that is missing, as a client can ask for them, the best first."""
+        found = process.extract(
+            wanted,
+            self._names,
+            # Not Damerau-Levenshtein, which takes fifty times as long for long names, and holds the
+            # interpreter's lock: with a package set of 30,000 names of 250 letters, each missing name stopped
+            # the server for up to nine seconds.
+            scorer=OSA.normalized_similarity,
+            score_cutoff=_LEAST_SIMILARITY,
+            limit=_MOST,
+        )
+        return tuple(name for name, _, _ in found)
+
+
+def _as_component(prefix: str, attribute: str) -> str | None:
+    # The top level is found whatever the case; inside nested sets only lower case can be asked for.
+    name = prefix + (attribute if prefix else attribute.lower().removeprefix("_"))
+    try:
+        validate_name(name)
+    except InvalidName:
+        return None
+    return name

@@ -1,1 +1,0 @@
-"""What operators see: metrics, traces, and the identity of requests. Observers; nothing waits for them."""

@@ -1,1 +1,0 @@
-"""From an image request to a stored manifest."""

@@ -1,0 +1,299 @@
+"""What git says of a directory that somebody works in.
+
+A digest of everything in a directory.
+
+Package sets in a directory of this machine (``NIXERY_PKGS_PATH``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import io
+import os
+import re
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixery.errors import NixeryError, NixTimedOut, NixUnusable, PackageSetChanged, SourceUnreachable
+from nixery.nix.packages import NixFiles
+from nixery.nix.processes import ProcessContext, run_command
+from nixery.sources.git_commands import with_git_settings
+from nixery.sources.git_repository import commit_date
+from nixery.sources.source import Pin, Reference
+
+# Seconds. Looking through the working tree of nixpkgs takes less than one.
+_PATIENCE = 30
+
+# The directory may belong to another user, whose packages we evaluate; but no program in its git
+# configuration may run here.
+_SETTINGS = (
+    ("safe.directory", "*"),
+    ("safe.bareRepository", "explicit"),
+    ("core.fsmonitor", "false"),
+    ("core.hooksPath", "/dev/null"),
+    ("core.sshCommand", "false"),
+    ("log.showSignature", "false"),
+    ("diff.external", ""),
+    ("diff.ignoreSubmodules", "all"),
+    ("status.submoduleSummary", "false"),
+    ("submodule.recurse", "false"),
+)
+
+# Filters change the content of files; a repository's own configuration defines them.
+_FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class WorktreeState:
+    """The state of a part of a working tree.
+
+    Attributes:
+        revision: the last commit that changed anything in it, with ``-dirty`` if there are changes since.
+        created: the date of that commit, in seconds since the epoch.
+    """
+
+    revision: str
+    created: int
+
+
+async def worktree_state(path: Path, environment: Mapping[str, str]) -> WorktreeState | None:
+    """Return the state of a file or directory in a working tree; ``None`` outside of one, or without git.
+
+    Commits to other parts of a large repository do not count: they do not change this part.
+
+    Args:
+        path: of the file or directory.
+        environment: of git.
+    """
+    is_directory = await asyncio.to_thread(path.is_dir)
+    directory = path if is_directory else path.parent
+    part = "." if is_directory else path.name
+    # Writes nothing, and fetches no missing objects.
+    alone = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "LC_ALL": "C"}
+    environment = with_git_settings({**environment, **alone}, _SETTINGS)
+    names = await _ask(directory, environment, "config", "--list", "--name-only", "-z")
+    if names is None:
+        return None
+    filters = dict.fromkeys(match[1] for name in names.split("\0") if (match := _FILTER.fullmatch(name)))
+    unfiltered = [
+        (f"{driver}.{key}", value)
+        for driver in filters
+        for key, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+    ]
+    environment = with_git_settings(environment, unfiltered)
+    last, changes = await asyncio.gather(
+        _ask(directory, environment, "log", "-1", "--format=%H %ct", "--", part),
+        _ask(directory, environment, "status", "--porcelain", "--ignore-submodules=all", "--", part),
+    )
+    if not last:
+        return None
+    commit = last.split()[0]
+    date = commit_date(last.removeprefix(commit))
+    return WorktreeState(commit if changes == "" else f"{commit}-dirty", date)
+
+
+async def _ask(directory: Path, environment: Mapping[str, str], *arguments: str) -> str | None:
+    command: Sequence[str] = ("git", "-C", str(directory), *arguments)
+    try:
+        completed, _ = await run_command(_PATIENCE, *command, context=ProcessContext(environment))
+    except (NixUnusable, NixTimedOut):
+        return None
+    return completed.stdout.decode(errors="surrogateescape") if completed.exit_code == 0 else None
+
+
+# A file that was written so short a time ago, in nanoseconds, could be written again without its time stamps showing it.
+_TOO_FRESH = 2_000_000_000
+
+# Git's own files change with every command, Python's caches with every run; no package set is made of them.
+_LEFT_OUT = frozenset({b".git", b"__pycache__"})
+
+# File systems whose files are generated on reading, and may be endless.
+_NOT_ON_A_DISK = (b"/proc", b"/sys", b"/dev")
+
+# Limits for one package set; nixpkgs has 40,000 files and 500 MB. Links may lead to far more than intended.
+_MOST_ENTRIES = 2_000_000
+_MOST_TREES = 1_000
+_MOST_BYTES = 64 * 1024**3
+
+# Device, inode, size, time of the last change of content, and of anything at all. The last one cannot be set by anybody.
+_Version = tuple[int, int, int, int, int]
+
+
+class Fingerprint:
+    """Digests names, types, executable bits, contents and targets of symlinks.
+
+    The same tree on another machine has the same fingerprint. It covers the target of a symlink that leads
+    out of the tree. Files with an unchanged ``stat`` are not read again, so a second call is cheap. Not
+    thread-safe.
+
+    Left out: ``.git`` and ``__pycache__``; pipes, sockets and devices, which Nix cannot read either; and
+    targets of symlinks in the Nix store, in ``/proc``, ``/sys`` or ``/dev``, and in a directory that contains
+    the tree. For those links, the fingerprint covers the target's name.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[_Version, bytes] = {}
+        self._bytes = 0
+
+    def of(self, root: Path) -> str:
+        """Return the fingerprint of a file or directory, in hexadecimal digits. Blocks, the first time for as long as reading takes.
+
+        Raises:
+            OSError: a file cannot be read, or the tree exceeds the limits.
+        """
+        known, self._digests = self._digests, {}
+        self._bytes = 0
+        total = hashlib.sha256()
+        for kind, name, content in self._entries(os.fsencode(root.resolve(strict=True)), known):
+            for part in (kind, name, content):
+                total.update(b"%d:%b" % (len(part), part))
+        return total.hexdigest()
+
+    def _entries(self, root: bytes, known: dict[_Version, bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
+        # Names are told relative to the tree they are in; trees that symlinks lead to are numbered as they are found.
+        trees = [root]
+        left = _MOST_ENTRIES
+        for number, tree in enumerate(trees):  # grows on the way
+            pending = [tree]
+            while pending:
+                path = pending.pop()
+                left -= 1
+                if left < 0 or len(trees) > _MOST_TREES:
+                    raise OSError(errno.EFBIG, "there are too many files in it, or where its symlinks lead")
+                name = b"%d/%b" % (number, path[len(tree) :])
+                status = os.lstat(path)
+                if stat.S_ISDIR(status.st_mode):
+                    yield b"directory", name, b""
+                    children = sorted(child for child in _listed(path) if child not in _LEFT_OUT)
+                    pending += [os.path.join(path, child) for child in reversed(children)]
+                elif stat.S_ISREG(status.st_mode):
+                    kind = b"program" if status.st_mode & stat.S_IXUSR else b"file"
+                    yield kind, name, self._digest(path, status, known)
+                elif stat.S_ISLNK(status.st_mode):
+                    yield b"link", name, os.readlink(path)
+                    target = os.path.realpath(path)
+                    if os.path.exists(target) and not _is_covered(target, trees):
+                        trees.append(target)
+                # Nix cannot read anything else.
+
+    def _digest(self, path: bytes, status: os.stat_result, known: dict[_Version, bytes]) -> bytes:
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        digest = known.get(version)
+        if digest is None:
+            self._bytes += status.st_size
+            if self._bytes > _MOST_BYTES:
+                raise OSError(errno.EFBIG, "its files are too large")
+            with _opened(path, status) as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TOO_FRESH:
+            self._digests[version] = digest
+        return digest
+
+
+def _listed(path: bytes) -> list[bytes]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return [os.fsencode(name) for name in os.listdir(descriptor)]
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: bytes, status: os.stat_result) -> io.BufferedReader:
+    """Open a file that was regular a moment ago, without blocking if it is a pipe by now."""
+    # With O_NONBLOCK a pipe opens at once. It has no effect on regular files.
+    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 -- the caller's
+    opened = os.fstat(file.fileno())
+    if not stat.S_ISREG(opened.st_mode) or not os.path.samestat(opened, status):
+        file.close()
+        raise OSError(errno.EAGAIN, "a file was replaced while it was read")
+    return file
+
+
+def _is_covered(target: bytes, trees: list[bytes]) -> bool:
+    # What is in the Nix store is told by its path, and a link to a directory above would cover half of the machine.
+    elsewhere = any(_is_in(target, place) for place in (b"/nix/store", *_NOT_ON_A_DISK))
+    return elsewhere or any(_is_in(target, t) or _is_in(t, target) for t in trees)
+
+
+def _is_in(path: bytes, tree: bytes) -> bool:
+    return path == tree or path.startswith(tree.rstrip(b"/") + b"/")
+
+
+# The one source without versions: every tag means what is there now.
+_REFERENCE = Reference("", moving=True)
+
+
+class DirectorySource:
+    """The ``PackageSource`` for a directory, or for a single Nix file.
+
+    Nix reads the directory where it is, so that files may refer to their neighbours. No old state of it is kept: what was built
+    is served as long as its pin lasts, but what is built anew is built from what is there, and moves the pin.
+
+    Args:
+        path: absolute. Symlinks are followed each time, so that a new version can be put in place by moving one.
+    """
+
+    def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
+        self.description = f"path:{path}"
+        self._environment = environment
+        self._last: Pin | None = None
+        self._path = path
+        self._fingerprint = Fingerprint()
+        self._one_at_a_time = asyncio.Lock()
+
+    def reference(self, tag: str) -> Reference:  # noqa: ARG002 -- see _REFERENCE
+        """See ``PackageSource.reference``."""
+        return _REFERENCE
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002 -- see below
+        """See ``PackageSource.may_mean``. A directory is always read in its current state."""
+        return True
+
+    async def resolve(self, reference: Reference) -> Pin:  # noqa: ARG002 -- there is only one
+        """See ``PackageSource.resolve``."""
+        return await self._pin()
+
+    async def look_ahead(self) -> None:
+        """Read the directory before anybody asks: from then on, a pin costs a look at what has changed.
+
+        Whatever is wrong with it, those who ask are told.
+        """
+        with suppress(SourceUnreachable):
+            await self._pin()
+
+    async def confirm(self, pin: Pin) -> None:
+        """See ``PackageSource.confirm``."""
+        if (await self._pin()).identity != pin.identity:
+            raise PackageSetChanged
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
+        """See ``PackageSource.open``."""
+        await self.confirm(pin)
+        try:
+            yield NixFiles(self._path.resolve(), self_contained=False)
+        except NixeryError:
+            # It may be due to a change that was half done.
+            await self.confirm(pin)
+            raise
+        await self.confirm(pin)
+
+    async def _pin(self) -> Pin:
+        async with self._one_at_a_time:
+            try:
+                fingerprint = await asyncio.to_thread(self._fingerprint.of, self._path)
+            except OSError as error:
+                # Where the set is on this machine is no business of a client's.
+                raise SourceUnreachable(f"the package set cannot be read: {error.strerror}") from error
+            if self._last is None or self._last.identity != fingerprint:
+                # The content is what counts; git has a better name for it, perhaps.
+                state = await worktree_state(self._path.resolve(), self._environment)
+                revision, created = (state.revision, state.created) if state else (fingerprint, None)
+                self._last = Pin(self.description, fingerprint, revision, created=created)
+            return self._last

@@ -1,0 +1,131 @@
+"""Traces: one for each request, with the stages of its build. Needs the extra ``otel``.
+
+What is sent, to whom, and how much of it, OpenTelemetry's own variables say.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from opentelemetry import context as active_context
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from nixery import __version__
+from nixery.builds.events import Build, BuildEvent, Failed, Joined, Reused, Stored
+from nixery.plain_text import escaped
+from nixery.telemetry.stages import StagedBuild
+
+# Seconds for what has not been sent at the end. A container runtime grants ten for everything, of which nine may be gone.
+_LAST_SECONDS = 0.5
+
+_SERVER_ERROR = 500
+
+
+class RequestSpan:
+    """A request in a trace."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def end(self, status: int, served: int) -> None:
+        """End it with an answer."""
+        self._span.set_attribute("http.response.status_code", status)
+        self._span.set_attribute("http.response.body.size", served)
+        if status >= _SERVER_ERROR:
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end()
+
+
+class Traces:
+    """Sends traces, in a thread of its own; a ``Tracer``, a ``BuildObserver`` and a ``StageListener``.
+
+    Args:
+        service: its name, where ``OTEL_SERVICE_NAME`` says nothing else.
+    """
+
+    def __init__(self, service: str = "nixery") -> None:
+        # What the environment says comes with create(), and wins over what is given to it only by being merged later.
+        given = Resource({"service.name": service, "service.version": __version__})
+        environment = Resource.create()
+        named = not str(environment.attributes.get("service.name", "")).startswith("unknown_service")
+        resource = given.merge(environment) if named else environment.merge(given)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("nixery", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+        self._builds: dict[StagedBuild, tuple[Span, Span]] = {}
+
+    def begin(
+        self, request_id: str, method: str, route: str, path: str, headers: Mapping[str, str]
+    ) -> RequestSpan:
+        """Begin the trace of a request, or go on with the client's."""
+        span = self._tracer.start_span(
+            f"{method} {route}",
+            context=self._propagator.extract(headers),
+            kind=SpanKind.SERVER,
+            attributes={
+                "http.request.method": method,
+                "http.route": route,
+                "url.path": path,
+                "user_agent.original": headers.get("user-agent", ""),
+                "nixery.request_id": request_id,
+            },
+        )
+        # For this task and the builds that it starts.
+        active_context.attach(trace.set_span_in_context(span))
+        return RequestSpan(span)
+
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """See ``BuildObserver.observe``."""
+        if isinstance(event, Joined):
+            span = trace.get_current_span()
+            span.set_attribute("nixery.build_request_id", event.first)
+            span.set_attribute("nixery.build_id", build.id)
+
+    def stage_began(self, build: StagedBuild) -> None:
+        """See ``StageListener.stage_began``."""
+        whole = self._builds[build][0] if build in self._builds else self._begin(build)
+        stage = self._tracer.start_span(build.stage.value, context=trace.set_span_in_context(whole))
+        self._builds[build] = (whole, stage)
+
+    def stage_ended(self, build: StagedBuild, seconds: float) -> None:  # noqa: ARG002 -- spans have their own clock
+        """See ``StageListener.stage_ended``."""
+        self._builds[build][1].end()
+
+    def build_ended(self, build: StagedBuild | None, end: Stored | Reused | Failed | None) -> None:
+        """See ``StageListener.build_ended``."""
+        if build is None:
+            return
+        span, _ = self._builds.pop(build)
+        match end:
+            case Stored(manifest) | Reused(manifest):
+                span.set_attribute("nixery.manifest", str(manifest))
+            case Failed(error):
+                span.set_status(Status(StatusCode.ERROR, escaped(str(error))))
+            case None:
+                span.set_status(Status(StatusCode.ERROR, "cancelled"))
+        span.end()
+
+    def _begin(self, build: StagedBuild) -> Span:
+        return self._tracer.start_span(
+            "build",
+            attributes={
+                "nixery.build_id": build.build.id,
+                "nixery.image": "/".join(build.build.request.requested),
+                "nixery.platform": str(build.build.request.platform),
+            },
+        )
+
+    def close(self) -> None:
+        """Send what is left, if that is quickly done."""
+        # The library would wait for half a minute for a receiver that does not answer.
+        thread = threading.Thread(target=self._provider.shutdown, daemon=True)
+        thread.start()
+        thread.join(_LAST_SECONDS)

@@ -1,0 +1,356 @@
+"""Events are made up; the records are real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from contextvars import copy_context
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from nixery.builds.events import (
+    Build,
+    BuildEvent,
+    Evaluated,
+    Failed,
+    Grouped,
+    LayersComplete,
+    Queued,
+    Realised,
+    Requested,
+    Reused,
+    Started,
+    Stored,
+)
+from nixery.builds.history import BuildHistory, BuildReport, State
+from nixery.builds.images import Prebuilder
+from nixery.errors import BuildFailed, PackagesUnavailable, Reason, TooBusy, UnavailablePackage
+from nixery.image.name import parse_image_name
+from nixery.image.platform import AMD64
+from nixery.nix.build_log import Building, Fetching, LogLines
+from nixery.oci.digest import Digest
+from nixery.request_context import Client, RequestContext, enter_request
+from nixery.server.api.builds import Builds
+from nixery.server.http import Request, StreamResponse
+from nixery.server.published_builds import FollowerBounds, PublishedBuilds
+from nixery.sources.source import Pin
+from nixery.storage.filesystem_records import FilesystemRecordStore
+
+PIN = Pin("fake:", "one", "revision")
+DIGEST = Digest("0" * 64)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> FilesystemRecordStore:
+    (tmp_path / "temporary").mkdir()
+    return FilesystemRecordStore(tmp_path, tmp_path / "temporary")
+
+
+def build(name: str = "shell/git") -> Build:
+    return Build.of(parse_image_name(name), PIN)
+
+
+def tell(history: BuildHistory, one: Build, *events: BuildEvent) -> BuildReport:
+    for event in events:
+        history.observe(one, event)
+    report = history.get(one.id)
+    assert report is not None
+    return report
+
+
+async def test_a_build_from_its_beginning_to_its_end(records: FilesystemRecordStore) -> None:
+    now = 100.0
+    history, one = BuildHistory(records, lambda: now), build()
+    assert tell(history, one, Requested()).state is State.WAITING
+    assert tell(history, one, Queued(3), Queued(2)).position == 2
+    now = 102.0
+    report = tell(history, one, Started())
+    assert (report.state, report.position, report.name, report.platform) == (
+        State.RUNNING,
+        None,
+        "shell/git",
+        "linux/amd64",
+    )
+    tell(
+        history,
+        one,
+        Evaluated(()),
+        Fetching(5, 10),
+        Building(("x-a.drv",), 1),
+        LogLines((("x-a.drv", "hello"),), 4),
+    )
+    assert (report.fetched, report.to_fetch, report.building, report.built) == (5, 10, ["x-a.drv"], 1)
+    assert ([line.text for line in report.log], report.dropped) == (["hello"], 4)
+    now = 103.5
+    tell(history, one, Realised(7, 800), Grouped(3), LayersComplete(), Stored(DIGEST, 3))
+    assert (report.state, report.manifest, report.building) == (State.DONE, str(DIGEST), [])
+    took = {stage.name: (stage.started, stage.ended) for stage in report.stages}
+    assert took["queued"] == (100.0, 102.0)
+    assert took["realise"] == (102.0, 103.5)
+    await history.close()
+
+
+async def test_builds_are_known_after_a_restart(records: FilesystemRecordStore) -> None:
+    history, one, other = BuildHistory(records), build(), build("htop")
+    tell(history, one, Started(), Evaluated(()), Failed(BuildFailed("x.drv", ("last line",), "failed")))
+    tell(history, other, Started())
+    await history.close()
+    again = BuildHistory(records)
+    again.start()
+    await again.close()
+    (report,) = again.recent()
+    assert (report.id, report.state) == (one.id, State.FAILED)
+    assert report.error is not None
+    assert "last line" in report.error
+
+
+async def test_a_torn_record_is_none(records: FilesystemRecordStore) -> None:
+    await records.put("builds", "00ff", b'{"id":')
+    history = BuildHistory(records)
+    history.start()
+    await history.close()
+    assert history.recent() == []
+
+
+async def test_the_last_builds_are_kept(
+    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.builds.history._KEPT", 3)
+    history = BuildHistory(records)
+    builds = [Build(f"{n:020x}", parse_image_name("git"), PIN) for n in range(6)]
+    for one in builds:
+        tell(history, one, Started())
+    for one in builds[:5]:
+        history.observe(one, Stored(DIGEST, 1))
+    while history._writing:
+        await asyncio.gather(*history._writing)
+    assert [report.id for report in history.recent()] == [one.id for one in reversed(builds[2:])]
+    assert len([record async for record in records.scan("builds")]) == 3
+
+
+async def test_a_log_is_bounded_in_lines_and_in_characters(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), build()
+    report = tell(history, one, Started(), LogLines(tuple(("", str(n)) for n in range(700))))
+    assert (len(report.log), report.log[0].text, report.dropped) == (500, "200", 200)
+    report = tell(history, one, LogLines(tuple(("", "x" * 2000) for _ in range(100))))
+    assert sum(len(line.text) for line in report.log) <= 64 * 1024
+
+
+async def test_what_was_found_is_no_build(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), build()
+    history.observe(one, Reused(DIGEST))
+    assert history.recent() == []
+    report = tell(history, build(), Requested(), Reused(DIGEST))
+    assert report.state is State.FOUND
+    await history.close()
+
+
+async def test_a_follower_gets_each_line_once_and_goes_on_where_he_was(
+    records: FilesystemRecordStore,
+) -> None:
+    history, one = BuildHistory(records), build()
+    tell(history, one, Started(), LogLines((("", "first"),)))
+    seen: list[str] = []
+    numbers: list[int] = []
+
+    async def follow() -> None:
+        async for report, lines in history.follow(one.id, 0):
+            numbers.append(report.number)
+            seen.extend(line.text for line in lines)
+
+    follower = asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    tell(history, one, LogLines((("", "second"),)))
+    await asyncio.sleep(0.3)
+    tell(history, one, LogLines((("", "third"),)), Stored(DIGEST, 1))
+    await asyncio.wait_for(follower, 5)
+    assert seen == ["first", "second", "third"]
+    assert numbers == sorted(set(numbers))
+    rest = [line.text async for _, lines in history.follow(one.id, numbers[0]) for line in lines]
+    assert rest == ["second", "third"]
+    await history.close()
+
+
+async def test_followers_are_let_go(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), build()
+    tell(history, one, Started())
+
+    async def follow() -> int:
+        return len([report async for report, _ in history.follow(one.id, 0)])
+
+    follower = asyncio.create_task(follow())
+    await asyncio.sleep(0.3)
+    await history.close()
+    assert await asyncio.wait_for(follower, 5) == 2
+
+
+async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
+    tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
+    hidden = PublishedBuilds(history, FollowerBounds(10, 10), public=False)
+    told = [hidden.get(one.id), *hidden.recent()]
+    tell(history, one, Failed(BuildFailed("x-secret.drv", ("secret",), "secret")))
+    told += [hidden.get(one.id)]
+    lines = [line async for _, lines in hidden.follow(one.id, 0) for line in lines]
+    assert lines == []
+    for report in told:
+        assert report is not None
+        assert "secret" not in report.model_dump_json()
+    assert PublishedBuilds(history, FollowerBounds(10, 10), public=True).recent()[0].name == "secret"
+    await history.close()
+
+
+async def test_a_crowd_that_is_sent_away_pushes_nothing_out(records: FilesystemRecordStore) -> None:
+    history = BuildHistory(records)
+    first = build()
+    tell(history, first, Started(), Stored(DIGEST, 1))
+    for _ in range(300):
+        refused = build()
+        history.observe(refused, Requested())
+        history.observe(refused, Failed(TooBusy(1, 1, 10)))
+        assert history.get(refused.id) is None
+    await history.close()
+    assert [report.id for report in history.recent()] == [first.id]
+
+
+async def test_names_that_clients_make_up_push_nothing_out_and_are_not_written(
+    records: FilesystemRecordStore,
+) -> None:
+    history = BuildHistory(records)
+    built, failed = build(), build("broken")
+    tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
+    tell(history, failed, Started(), Evaluated(()), Failed(BuildFailed("x.drv", (), "failed")))
+    for number in range(300):
+        missing = PackagesUnavailable((UnavailablePackage(f"missing{number}", Reason.MISSING),))
+        tell(history, build(f"missing{number}"), Started(), Failed(missing))
+    await history.close()
+    assert {record.key async for record in records.scan("builds")} == {built.id, failed.id}
+    assert history.get(built.id) is not None
+    assert history.get(failed.id) is not None
+    assert len(history.recent()) < 100
+
+
+async def test_failures_push_no_image_out(records: FilesystemRecordStore) -> None:
+    history, built = BuildHistory(records), build()
+    tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
+    for _ in range(250):
+        tell(history, build("broken"), Started(), Evaluated(()), Failed(BuildFailed("x.drv", (), "failed")))
+    await history.close()
+    assert history.get(built.id) is not None
+    assert len([record async for record in records.scan("builds")]) == 101
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "00ff"},
+        {"created": 1e300},
+        {"ended": 1e300},
+        {"ended": None},
+        {"created": -1},
+        {"stages": [{}]},
+    ],
+)
+async def test_a_record_of_a_build_that_makes_no_sense(
+    records: FilesystemRecordStore, changes: dict[str, object]
+) -> None:
+    history, one = BuildHistory(records), build()
+    report = tell(history, one, Started(), Evaluated(()), Stored(DIGEST, 1))
+    await history.close()
+    changed = {**json.loads(report.model_dump_json()), **changes}
+    await records.put("builds", one.id, json.dumps(changed).encode())
+    again = BuildHistory(records)
+    again.start()
+    await again.close()
+    assert again.recent() == []
+
+
+async def test_a_build_that_had_to_give_way_is_told_of(records: FilesystemRecordStore) -> None:
+    history, displaced = BuildHistory(records), build()
+    history.observe(displaced, Requested())
+    history.observe(displaced, Queued(2))
+    history.observe(displaced, Failed(TooBusy(1, 1, 10, TooBusy.DISPLACED)))
+    report = history.get(displaced.id)
+    assert report is not None
+    assert (report.state, "gave way" in (report.error or "")) == (State.FAILED, True)
+    await history.close()
+
+
+class Followers:
+    """Clients that follow one build until they are let go."""
+
+    def __init__(self, history: BuildHistory, bounds: FollowerBounds, followed: Build) -> None:
+        self.published = PublishedBuilds(history, bounds, public=True)
+        self._followed = followed
+
+    def follow(self, client: str) -> asyncio.Task[int]:
+        async def follow() -> int:
+            enter_request(RequestContext(client, Client(client)))
+            return len([report async for report, _ in self.published.follow(self._followed.id, 0)])
+
+        return asyncio.get_running_loop().create_task(follow(), context=copy_context())
+
+
+async def test_followers_of_one_client_shut_nobody_out(records: FilesystemRecordStore) -> None:
+    history, one = BuildHistory(records), build()
+    tell(history, one, Started())
+    followers = Followers(history, FollowerBounds(4, 3), one)
+    greedy = [followers.follow("greedy") for _ in range(5)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    for task in greedy[3:]:
+        with pytest.raises(TooBusy, match="NIXERY_MAX_FOLLOWERS_PER_CLIENT"):
+            await task
+    first, second = followers.follow("modest"), followers.follow("other")
+    # The oldest one of the client that has the most is let go, for the second.
+    assert await asyncio.wait_for(greedy[0], 5) == 1
+    third = followers.follow("third")
+    assert await asyncio.wait_for(greedy[1], 5) == 1
+    fourth = followers.follow("fourth")
+    with pytest.raises(TooBusy, match=r"NIXERY_MAX_FOLLOWERS\)"):
+        await fourth
+    followed = [greedy[2], first, second, third]
+    assert not any(task.done() for task in followed)
+    tell(history, one, Stored(DIGEST, 1))
+    await asyncio.wait_for(asyncio.gather(*followed), 5)
+    assert followers.published._followers == {}
+    await history.close()
+
+
+@pytest.mark.parametrize("what", ["list", "events"])
+async def test_one_client_has_few_answers_made_of_reports_and_shuts_nobody_out(
+    records: FilesystemRecordStore, what: str
+) -> None:
+    history = BuildHistory(records)
+    published = PublishedBuilds(history, FollowerBounds(1000, 1000), public=True)
+    builds = Builds(published, cast(Prebuilder, None), (AMD64,))
+    one = build()
+    tell(history, one, Requested(), Started(), Failed(BuildFailed(None, (), "no")))
+
+    async def ask(client: str) -> int:
+        enter_request(RequestContext("id", Client(client)))
+        if what == "list":
+            return (await builds.recent(Request("GET", "/api/v1/builds"))).status
+        answer = await builds.events(Request("GET", "/"), one.id)
+        assert isinstance(answer, StreamResponse)
+        async with aclosing(answer.begin()) as pieces:
+            assert b"event: end" in await anext(pieces)
+        return answer.status
+
+    def asking(client: str) -> asyncio.Task[int]:
+        return asyncio.get_running_loop().create_task(ask(client), context=copy_context())
+
+    greedy = [asking("greedy") for _ in range(500)]
+    await asyncio.wait(greedy, return_when=asyncio.FIRST_COMPLETED)
+    # Whatever has come is sent away, or waits, when the first answer is made.
+    assert 500 - 1 - 64 <= sum(task.done() for task in greedy) <= 500 - 64
+    modest = asking("modest")
+    assert await modest == 200
+    answers = await asyncio.gather(*greedy, return_exceptions=True)
+    assert answers.count(200) == 1 + 64
+    assert all(isinstance(answer, TooBusy) for answer in answers if answer != 200)
+    await history.close()

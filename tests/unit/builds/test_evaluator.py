@@ -1,0 +1,252 @@
+"""With a real store; Nix and the source are made up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nixery.builds.evaluation_cache import EvaluationCache, Evaluator
+from nixery.closure import Closure, StorePath
+from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
+from nixery.image.name import parse_image_name
+from nixery.image.platform import Platform
+from nixery.nix.build_log import ProgressCallback, ignore_progress
+from nixery.nix.packages import Contents, Definition, Details, Evaluated, NixFiles, Package, PackageSet
+from nixery.oci.documents import ExecutionParameters
+from nixery.sources.source import Pin, Reference
+from nixery.storage.filesystem_records import FilesystemRecordStore
+
+SET = NixFiles(Path("/set"), self_contained=True)
+PIN = Pin("fake:", "one", "one")
+
+
+class World:
+    """Stands in for Nix and for the source; a derivation is there if ``alive``."""
+
+    description = "fake:"
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[set[str]] = []
+        self.opened: list[Pin] = []
+        self.alive = True
+        monkeypatch.setattr("nixery.builds.evaluation_cache.os.path.lexists", lambda _: self.alive)
+        (directory / "temporary").mkdir()
+        self.records = FilesystemRecordStore(directory, directory / "temporary")
+
+    def evaluator(self, identity: str = "this program") -> Evaluator:
+        """One of another process: it knows what is in records."""
+        return Evaluator(self, self, EvaluationCache(self.records, identity))
+
+    async def built(self, name: str) -> Contents:
+        """Evaluate as a build does whose image is stored at its end."""
+        evaluator, request = self.evaluator(), parse_image_name(name)
+        contents = await evaluator.contents(request, PIN)
+        await evaluator.keep(request, PIN)
+        return contents
+
+    def reference(self, tag: str) -> Reference:
+        raise NotImplementedError(tag)
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002
+        return True
+
+    async def resolve(self, reference: Reference) -> Pin:
+        raise NotImplementedError(reference)
+
+    async def confirm(self, pin: Pin) -> None:
+        raise NotImplementedError(pin)
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
+        self.opened.append(pin)
+        yield SET
+
+    async def evaluate(
+        self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
+    ) -> Mapping[str, Sequence[Evaluated]]:
+        assert package_set == SET
+        self.asked.append({*wanted, *optional})
+        return {**{name: _found(name, platform) for name in wanted}, **dict.fromkeys(optional, ())}
+
+    async def index(
+        self, platform: Platform, package_set: PackageSet, *, details: bool
+    ) -> Mapping[str, Details]:
+        raise NotImplementedError(platform, package_set, details)
+
+    def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        raise NotImplementedError
+
+    def realise(
+        self,
+        installables: Sequence[str],
+        tell: ProgressCallback = ignore_progress,
+        on_begun: Callable[[], None] = lambda: None,
+    ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
+        raise NotImplementedError(installables, tell, on_begun)
+
+    async def closure(self, paths: Sequence[StorePath]) -> Closure:
+        raise NotImplementedError(paths)
+
+
+def _found(name: str, platform: Platform) -> Sequence[Evaluated]:
+    path = StorePath("a" * 32 + f"-{name}-{platform.architecture.name}")
+    if name.startswith("missing"):
+        return (UnavailablePackage(name, Reason.MISSING, near_names=("git",)),)
+    if name.startswith("throws"):
+        return (UnavailablePackage(name, Reason.THROWS, "network is down"),)
+    package = Package(name, name, path, {"out": path}, name, "1.0")
+    if name.startswith("image"):
+        execution = ExecutionParameters(cmd=("serve",), labels={"a": "b"}, healthcheck={"Test": ["NONE"]})
+        return (Definition(name, name, execution, 5, (f"{path}!out",), (path,)), package)
+    return (package,) * 1500 if name.startswith("many") else (package,)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+async def test_only_what_is_new_is_evaluated(world: World) -> None:
+    one = await world.built("git/curl")
+    two = await world.built("git/curl/htop")
+    assert world.asked == [{"git", "curl", "cacert", "iana-etc"}, {"htop"}]
+    assert {package.name for package in two.packages} == {"git", "curl", "htop"}
+    again = await world.evaluator().contents(parse_image_name("git/curl"), PIN)
+    assert again == one
+    assert len(world.asked) == len(world.opened) == 2
+
+
+async def test_everything_comes_back_as_it_was(world: World) -> None:
+    first = await world.built("image/git")
+    assert await world.evaluator().contents(parse_image_name("image/git"), PIN) == first
+    assert first.definition is not None
+    assert first.definition.execution.cmd == ("serve",)
+    assert len(world.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "pin", "identity"),
+    [
+        ("arm64/git", PIN, "this program"),
+        ("git", Pin("fake:", "two", "two"), "this program"),
+        ("git", Pin("fake:other", "one", "one"), "this program"),
+        ("git", PIN, "another program"),
+    ],
+)
+async def test_another_question(world: World, name: str, pin: Pin, identity: str) -> None:
+    await world.built("git")
+    await world.evaluator(identity).contents(parse_image_name(name), pin)
+    assert "git" in world.asked[1]
+
+
+async def test_derivations_that_were_collected_are_evaluated_again(world: World) -> None:
+    await world.built("git")
+    world.alive = False
+    await world.evaluator().contents(parse_image_name("git"), PIN)
+    assert "git" in world.asked[1]
+
+
+async def test_what_is_missing_is_remembered(world: World) -> None:
+    evaluator = world.evaluator()
+    for _ in range(3):
+        with pytest.raises(PackagesUnavailable) as raised:
+            await evaluator.contents(parse_image_name("missing/git"), PIN)
+        assert raised.value.packages == (UnavailablePackage("missing", Reason.MISSING, near_names=("git",)),)
+    assert len(world.asked) == 1
+
+
+async def test_what_may_pass_is_not(world: World) -> None:
+    evaluator = world.evaluator()
+    for _ in range(2):
+        with pytest.raises(PackagesUnavailable):
+            await evaluator.contents(parse_image_name("throws"), PIN)
+    assert "throws" in world.asked[1]
+
+
+async def test_optional_ones_are_looked_for_in_earnest_when_they_are_asked_for(world: World) -> None:
+    assert len((await world.built("git")).packages) == 1
+    found = await world.evaluator().contents(parse_image_name("cacert"), PIN)
+    assert {package.name for package in found.packages} == {"cacert"}
+
+
+async def test_whose_fault_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nixery.image.name.SHELL_PACKAGES", ("missing-shell",))
+    with pytest.raises(PackagesUnavailable) as raised:
+        await world.evaluator().contents(parse_image_name("shell/missing"), PIN)
+    explanations = {package.name: package.explanation for package in raised.value.packages}
+    assert explanations == {"missing": "", "missing-shell": "part of every image with a shell"}
+
+
+async def test_two_definitions(world: World) -> None:
+    with pytest.raises(InvalidName, match="image-a and image-b are image definitions"):
+        await world.evaluator().contents(parse_image_name("image-a/git/image-b"), PIN)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'[{"name": 1}]', b"null"])
+async def test_a_torn_record_is_written_anew(world: World, tmp_path: Path, content: bytes) -> None:
+    await world.built("git")
+    for record in [path for path in (tmp_path / "records").rglob("*") if path.is_file()]:
+        record.chmod(0o600)
+        record.write_bytes(content)
+    for _ in range(2):
+        await world.built("git")
+    assert [("git" in names) for names in world.asked] == [True, True]
+
+
+async def test_an_optional_package_may_be_missing_although_somebody_asked_for_it(world: World) -> None:
+    await world.built("git")
+    # The answer that a client gets who asks for one of the packages that are in every image, in a set without it.
+    missing = (UnavailablePackage("iana-etc", Reason.MISSING),)
+    platform = parse_image_name("git").platform
+    cache = EvaluationCache(world.records, "this program")
+    cache.add(PIN, platform, "iana-etc", missing)
+    evaluator = Evaluator(world, world, cache)
+    with pytest.raises(PackagesUnavailable, match="iana-etc"):
+        await evaluator.contents(parse_image_name("iana-etc"), PIN)
+    contents = await evaluator.contents(parse_image_name("git"), PIN)
+    assert [package.name for package in contents.packages] == ["git"]
+
+
+async def test_an_image_has_a_bounded_number_of_packages(world: World) -> None:
+    assert (
+        len((await world.evaluator().contents(parse_image_name("many1/many2/many3"), PIN)).packages) == 4500
+    )
+    with pytest.raises(InvalidName, match="it stands for 6000 packages, and 5000 is the limit"):
+        await world.evaluator().contents(parse_image_name("many1/many2/many3/many4"), PIN)
+
+
+async def test_nothing_is_written_before_an_image_was_built(world: World) -> None:
+    evaluator = world.evaluator()
+    for number in range(5):
+        with pytest.raises(PackagesUnavailable):
+            await evaluator.contents(parse_image_name(f"git/missing{number}"), PIN)
+    assert [record async for record in world.records.scan("evaluations")] == []
+    # All the same it is known.
+    assert [("git" in names) for names in world.asked] == [True] + [False] * 4
+    await world.built("git")
+    assert len([record async for record in world.records.scan("evaluations")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("-git-amd64", "/../../../etc/passwd"),
+        ('"base_name":"', '"base_name":"../'),
+        ("-git-amd64!out", "-git-amd64 --option sandbox false!out"),
+        ("/nix/store/", "--option"),
+    ],
+)
+async def test_a_record_names_nothing_but_store_paths(
+    world: World, old: str, new: str, tmp_path: Path
+) -> None:
+    await world.built("image/git")
+    for path in [path for path in (tmp_path / "records").rglob("*") if path.is_file()]:
+        text = path.read_text()
+        path.unlink()
+        path.write_text(text.replace(old, new).replace(old.replace("git", "image"), new))
+    await world.built("image/git")
+    assert {"image"} & world.asked[-1]
+    assert len(world.asked) == 2

@@ -1,0 +1,424 @@
+"""The builder and the observer are made up."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from contextvars import Context
+
+import pytest
+from structlog.testing import capture_logs
+
+from nixery.builds.coordinator import BuildBounds, BuildCoordinator
+from nixery.builds.events import Build, BuildEvent, Failed, Joined, Queued, Requested, Started
+from nixery.builds.image import Image
+from nixery.builds.layers import Observe
+from nixery.builds.slots import Slots
+from nixery.errors import (
+    BuildDeadlineExceeded,
+    BuildFailed,
+    InternalError,
+    NixeryError,
+    PackageSetChanged,
+    ShuttingDown,
+    StorageError,
+    TooBusy,
+)
+from nixery.image.name import ImageRequest, parse_image_name
+from nixery.oci.documents import ExecutionParameters, docker_manifest, image_config, image_manifest
+from nixery.request_context import Client, RequestContext, current_request, enter_request
+from nixery.sources.source import Pin
+
+PIN = Pin("fake:", "one", "one")
+REQUEST = parse_image_name("git")
+
+# Seconds after which something that does not happen is not going to: much more than it takes.
+_PATIENCE = 10
+
+
+class World:
+    """Stands in for ``ImageBuilder`` and ``BuildObserver``."""
+
+    def __init__(self) -> None:
+        self.builds = 0
+        self.error: Exception | None = None
+        self.now = 0.0
+        self.slots = Slots(100, 0)
+        self.seconds: float | None = None
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.running = self.most_running = 0
+        self.told: list[tuple[Build, BuildEvent]] = []
+        # By the identity of the request in whose context it was told.
+        self.told_to: list[tuple[str | None, BuildEvent]] = []
+
+    async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
+        assert (pin.source, observe is not None) == ("fake:", True)
+        self.builds += 1
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            await self.may_end.wait()
+        finally:
+            self.running -= 1
+        if self.error:
+            raise self.error
+        config = image_config(request.platform.architecture, ExecutionParameters(), [])
+        return Image(image_manifest(config, []), docker_manifest(config, []))
+
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        context = current_request()
+        self.told.append((build, event))
+        self.told_to.append((context.id if context else None, event))
+
+    def of(self, name: str) -> list[BuildEvent]:
+        """Everything that was told of an image with one package."""
+        return [event for build, event in self.told if build.request.requested == (name,)]
+
+    def shared_builds(self, failure_time_to_live: float = 30) -> BuildCoordinator:
+        bounds = BuildBounds(self.slots, self.seconds)
+        return BuildCoordinator(None, self, self, bounds, failure_time_to_live, lambda: self.now)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_failure_is_the_answer_for_a_while(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = BuildFailed("git.drv", ("no",), "failed")
+    for _ in range(5):
+        with pytest.raises(BuildFailed) as raised:
+            await builds.image(REQUEST, PIN)
+        assert (str(raised.value), raised.value.log_tail) == (str(world.error), ("no",))
+    assert world.builds == 1
+    world.error = None
+    world.now += 31
+    await builds.image(REQUEST, PIN)
+
+
+async def test_a_failure_that_is_remembered_keeps_nothing_of_the_requests_it_answered(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = BuildFailed("git.drv", ("no",), "failed")
+
+    async def ask() -> weakref.ref[asyncio.Event]:
+        sent = asyncio.Event()
+        with pytest.raises(BuildFailed):
+            await builds.image(REQUEST, PIN)
+        return weakref.ref(sent)
+
+    first = await ask()
+    world.error = None
+    second = await ask()
+    await settled()
+    # The events hold the error as well.
+    world.told.clear()
+    world.told_to.clear()
+    gc.collect()
+    assert first() is second() is None
+    assert world.builds == 1
+
+
+async def test_it_is_the_failure_of_one_image_and_one_state(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = BuildFailed("git.drv", (), "failed")
+    with pytest.raises(BuildFailed):
+        await builds.image(REQUEST, PIN)
+    world.error = None
+    await builds.image(parse_image_name("htop"), PIN)
+    await builds.image(REQUEST, Pin("fake:", "two", "two"))
+
+
+@pytest.mark.parametrize("error", [ShuttingDown(), PackageSetChanged(), StorageError("full")])
+async def test_what_may_have_passed_is_tried_again(world: World, error: NixeryError) -> None:
+    builds = world.shared_builds()
+    world.error = error
+    with pytest.raises(type(error)):
+        await builds.image(REQUEST, PIN)
+    world.error = None
+    await builds.image(REQUEST, PIN)
+
+
+async def test_zero_tries_each_time(world: World) -> None:
+    builds = world.shared_builds(0)
+    world.error = BuildFailed("git.drv", (), "failed")
+    for _ in range(2):
+        with pytest.raises(BuildFailed):
+            await builds.image(REQUEST, PIN)
+    assert world.builds == 2
+
+
+async def test_a_build_that_nobody_waits_for_is_one_with_those_that_somebody_does(world: World) -> None:
+    world.may_end.clear()
+    builds = world.shared_builds()
+    one = await builds.begin(REQUEST, PIN)
+    assert await builds.begin(REQUEST, PIN) is one
+    world.may_end.set()
+    await builds.image(REQUEST, PIN)
+    assert world.builds == 1
+    assert {build.id for build, _ in world.told} == {one.id}
+    assert [type(event) for _, event in world.told] == [Requested, Started]
+    assert (await builds.begin(REQUEST, PIN)).id != one.id
+    await builds.close()
+
+
+async def test_a_failure_says_which_build_it_was(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = BuildFailed("git.drv", ("no",), "failed")
+    world.may_end.clear()
+    one = await builds.begin(REQUEST, PIN)
+    world.may_end.set()
+    for _ in range(2):
+        with pytest.raises(BuildFailed) as raised:
+            await builds.image(REQUEST, PIN)
+        assert raised.value.build == one.id
+    assert await builds.begin(REQUEST, PIN) == one
+    assert world.builds == 1
+
+
+async def test_a_build_that_is_ended_has_failed(world: World) -> None:
+    builds = world.shared_builds()
+    world.may_end.clear()
+    one = await builds.begin(REQUEST, PIN)
+    await builds.close()
+    (failed,) = [event for build, event in world.told if build == one and isinstance(event, Failed)]
+    assert isinstance(failed.error, ShuttingDown)
+
+
+async def test_an_error_of_ours_is_a_failure_that_the_log_alone_tells_more_about(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = KeyError("/var/lib/secret")
+
+    async def pull() -> Image:
+        enter_request(RequestContext("pull"))
+        return await builds.image(REQUEST, PIN)
+
+    with capture_logs() as lines, pytest.raises(InternalError) as raised:
+        await asyncio.create_task(pull())
+    message = "internal error; the server's log has the details of request pull"
+    (failed,) = [event for _, event in world.told if isinstance(event, Failed)]
+    assert str(raised.value) == message
+    assert failed.error is raised.value
+    assert [(line["log_level"], line["exc_info"]) for line in lines] == [("error", True)]
+    world.error = None
+    await builds.image(REQUEST, PIN)
+
+
+async def test_an_error_of_ours_ends_a_build_that_nobody_waits_for(world: World) -> None:
+    builds = world.shared_builds()
+    world.error = KeyError("/var/lib/secret")
+    world.may_end.clear()
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    build = await asyncio.create_task(builds.begin(REQUEST, PIN), context=Context())
+    world.may_end.set()
+    await settled()
+    gc.collect()
+    (failed,) = [event for one, event in world.told if one == build and isinstance(event, Failed)]
+    assert str(failed.error) == "internal error; the server's log has the details"
+    assert unhandled == []
+
+
+async def settled() -> None:
+    """Whatever can happen without anybody's doing has happened."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_so_many_builds_go_on_and_so_many_wait(world: World) -> None:
+    world.slots = Slots(2, 3)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(8)]
+    await settled()
+    assert (world.running, [request.done() for request in requests]) == (2, [False] * 5 + [True] * 3)
+    for request in requests[5:]:
+        with pytest.raises(TooBusy, match="NIXERY_MAX_BUILDS"):
+            await request
+    # Who wants the same as somebody else needs no place.
+    same = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in (0, 3, 4)]
+    await settled()
+    assert not any(request.done() for request in same)
+    world.may_end.set()
+    await asyncio.gather(*requests[:5], *same)
+    assert (world.builds, world.most_running) == (5, 2)
+
+
+async def test_who_waits_is_told_the_position_whenever_it_changes(world: World) -> None:
+    world.slots = Slots(1, 2)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(3)]
+    await settled()
+    world.may_end.set()
+    await asyncio.gather(*requests)
+    assert world.of("p2")[:3] == [Queued(2), Queued(1), Started()]
+    assert not [event for event in world.of("p0") if isinstance(event, Queued)]
+
+
+async def test_a_busy_server_is_no_lasting_failure(world: World) -> None:
+    world.slots = Slots(1, 0)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    first = asyncio.ensure_future(builds.image(REQUEST, PIN))
+    await settled()
+    with pytest.raises(TooBusy):
+        await builds.image(parse_image_name("htop"), PIN)
+    world.may_end.set()
+    await first
+    await builds.image(parse_image_name("htop"), PIN)
+
+
+async def test_a_build_is_ended_when_its_time_is_over_and_the_time_in_the_queue_does_not_count(
+    world: World,
+) -> None:
+    world.slots, world.seconds = Slots(1, 5), 0.2
+    world.may_end.clear()
+    builds = world.shared_builds()
+    requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(4)]
+    with pytest.raises(BuildDeadlineExceeded, match="NIXERY_BUILD_TIMEOUT"):
+        async with asyncio.timeout(_PATIENCE):
+            await requests[0]
+    assert world.running == 1
+    world.may_end.set()
+    await requests[3]
+    assert world.running == 0
+    assert [build.request.requested for build, event in world.told if isinstance(event, Failed)] == [("p0",)]
+
+
+async def test_closing_ends_those_that_wait_too(world: World) -> None:
+    world.slots = Slots(1, 5)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    requests = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in range(3)]
+    await settled()
+    await builds.close()
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ShuttingDown] * 3
+    assert world.running == 0
+
+
+async def test_a_build_carries_the_first_request_and_those_who_join_are_told(world: World) -> None:
+    builds = world.shared_builds()
+
+    async def ask(identity: str) -> bool:
+        context = RequestContext(identity)
+        enter_request(context)
+        await builds.image(REQUEST, PIN)
+        return context.waited
+
+    assert all(await asyncio.gather(ask("one"), ask("two"), ask("three")))
+    assert sorted(world.told_to, key=lambda told: str(told[0])) == [
+        ("one", Started()),
+        ("three", Joined("one")),
+        ("two", Joined("one")),
+    ]
+    assert {build.request_id for build, _ in world.told} == {"one"}
+    assert len({build.id for build, _ in world.told}) == 1
+    world.told_to.clear()
+    await asyncio.create_task(ask("four"))
+    assert world.told_to == [("four", Started())]
+
+
+async def test_a_build_without_a_request(world: World) -> None:
+    builds = world.shared_builds()
+    # Whatever other tests have left in theirs.
+    ignore_progress = Context()
+    asked = [asyncio.create_task(builds.image(REQUEST, PIN), context=ignore_progress) for _ in range(2)]
+    await asyncio.gather(*asked)
+    assert world.told_to == [(None, Started())]
+
+
+async def test_a_build_that_nobody_waits_for_has_its_place_in_the_queue(world: World) -> None:
+    world.slots = Slots(1, 1)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    first, second = [await builds.begin(parse_image_name(f"p{n}"), PIN) for n in range(2)]
+    assert world.of("p0") == [Requested(), Started()]
+    assert world.of("p1") == [Requested(), Queued(1)]
+    assert first.id != second.id
+    await builds.close()
+
+
+async def test_who_begins_a_build_is_told_that_the_queue_is_full(world: World) -> None:
+    world.slots = Slots(1, 0)
+    world.may_end.clear()
+    builds = world.shared_builds()
+    running = await builds.begin(REQUEST, PIN)
+    asked = [builds.begin(parse_image_name("htop"), PIN) for _ in range(2)]
+    for refused in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(refused, TooBusy)
+    assert await builds.begin(REQUEST, PIN) is running
+    world.may_end.set()
+    await builds.image(REQUEST, PIN)
+    await builds.begin(parse_image_name("htop"), PIN)
+    await builds.close()
+
+
+async def test_who_pulls_what_was_begun_for_another_request_joins_it(world: World) -> None:
+    world.may_end.clear()
+    builds = world.shared_builds()
+
+    async def begin() -> Build:
+        enter_request(RequestContext("post"))
+        return await builds.begin(REQUEST, PIN)
+
+    async def pull() -> None:
+        enter_request(RequestContext("pull"))
+        await builds.image(REQUEST, PIN)
+
+    build = await asyncio.create_task(begin())
+    await settled()
+    pulling = asyncio.create_task(pull())
+    await settled()
+    world.may_end.set()
+    await pulling
+    assert build.request_id == "post"
+    assert world.told_to == [("post", Requested()), ("post", Started()), ("pull", Joined("post"))]
+
+
+class SlowCache:
+    """Looks images up for as long as it is told to, and finds none."""
+
+    def __init__(self) -> None:
+        self.running = self.most_running = 0
+        self.looked_up: list[str] = []
+        self.may_answer = asyncio.Event()
+
+    async def find_recent(self, pin: Pin, request: ImageRequest) -> None: ...
+
+    async def find(self, _: Pin, request: ImageRequest) -> None:
+        self.looked_up += request.requested
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        await self.may_answer.wait()
+        self.running -= 1
+
+    async def add(self, pin: Pin, request: ImageRequest, image: Image) -> None: ...
+
+
+async def test_names_that_one_client_makes_up_keep_no_other_from_the_storage(world: World) -> None:
+    cache = SlowCache()
+    bounds = BuildBounds(Slots(1000, 0), look_ups=Slots(4, 2048, busy=TooBusy.IMAGES))
+    builds = BuildCoordinator(cache, world, world, bounds)  # type: ignore[arg-type]
+
+    def ask(client: str, name: str) -> asyncio.Task[Image]:
+        async def asked() -> Image:
+            enter_request(RequestContext(name, Client(client)))
+            return await builds.image(parse_image_name(name), PIN)
+
+        return asyncio.get_running_loop().create_task(asked(), context=Context())
+
+    greedy = [ask("greedy", f"made-up-{number}") for number in range(500)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    modest = ask("modest", "git")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    cache.may_answer.set()
+    await asyncio.gather(modest, *greedy)
+    assert cache.most_running == 4
+    # Its turn comes with the next one that is free, not after all of the others.
+    assert cache.looked_up.index("git") <= 8

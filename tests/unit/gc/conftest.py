@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from nixery.builds.image import Image
+from nixery.builds.layers import LayerRecord
+from nixery.gc.collector import Collector
+from nixery.gc.policy import GcResult, RetentionPolicy
+from nixery.image.platform import ARM64
+from nixery.oci.digest import Digest
+from nixery.oci.documents import (
+    Descriptor,
+    ExecutionParameters,
+    Layer,
+    MediaType,
+    docker_manifest,
+    image_config,
+    image_manifest,
+)
+from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.uses import USES, Leases
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
+class Store:
+    """A store in a directory whose files can be made to look old."""
+
+    def __init__(self, directory: Path) -> None:
+        (directory / "temporary").mkdir()
+        self.directory = directory
+        self.blobs = FilesystemBlobStore(directory, directory / "temporary")
+        self.records = FilesystemRecordStore(directory, directory / "temporary")
+        self.uses = Leases(self.records, HOUR)
+
+    async def layer(self, content: bytes) -> Layer:
+        digest = Digest.of(content)
+        await self.blobs.put(digest, content)
+        record = LayerRecord(digest=str(digest), size=len(content), diff_id=str(Digest.of(b"")))
+        await self.records.put("layers", digest.hex, record.model_dump_json().encode())
+        return Layer(Descriptor(MediaType.OCI_LAYER_GZIP, digest, len(content)), Digest.of(b""), ())
+
+    async def image(self, *layers: bytes) -> Image:
+        """Store an image as a build does, with its claims."""
+        stored = [await self.layer(content) for content in layers]
+        config = image_config(ARM64.architecture, ExecutionParameters((), ()), stored)
+        image = Image(image_manifest(config, stored), docker_manifest(config, stored))
+        for document in (config, *image.manifests):
+            await self.blobs.put(document.descriptor.digest, document.content)
+        await self.uses.claim(image.digests)
+        return image
+
+    def age(self, seconds: float) -> None:
+        """Make everything older."""
+        for path in self.directory.rglob("*"):
+            if path.is_file():
+                status = path.stat()
+                os.utime(path, (status.st_atime, status.st_mtime - seconds))
+
+    async def use(self, image: Image, ago: float = 0.0) -> None:
+        await self.uses.claim(image.digests)
+        for digest in image.digests:
+            os.utime(self.record(USES, digest.hex), (time.time() - ago,) * 2)
+
+    def record(self, kind: str, key: str) -> Path:
+        return self.directory / "records" / kind / key[:2] / key
+
+    async def collect(self, limits: RetentionPolicy | None = None, *, dry_run: bool = False) -> GcResult:
+        return await Collector(self.blobs, self.records, HOUR).collect(
+            limits or RetentionPolicy(), dry_run=dry_run
+        )
+
+    async def digests(self) -> set[Digest]:
+        return {blob.digest async for blob in self.blobs.scan()}
+
+    async def keys(self, kind: str) -> set[str]:
+        return {record.key async for record in self.records.scan(kind)}
+
+
+def parts(*images: Image) -> set[Digest]:
+    return {digest for image in images for digest, _ in image.parts}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)

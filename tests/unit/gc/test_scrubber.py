@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from nixery.builds.history import BuildReport
+from nixery.builds.pins import Term
+from nixery.builds.popularity import BATCH, Batch
+from nixery.errors import StorageError
+from nixery.gc import scrubber
+from nixery.gc.marking import CHECKS
+from nixery.gc.scrubber import Checked, Finding, Scrubber
+from nixery.oci.digest import Digest
+from nixery.storage.catalogue import Catalogue
+from nixery.storage.store import ListedBlob
+from nixery.storage.uses import USES
+from tests.unit.gc.conftest import Store, parts
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    rewrite(path, bytes(content))
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "flipped": flip,
+    "truncated": lambda path: rewrite(path, path.read_bytes()[:2]),
+    "emptied": lambda path: rewrite(path, b""),
+    "lengthened": lambda path: rewrite(path, path.read_bytes() + b"more"),
+    "size lost": lambda path: path.with_name(f"{path.name}.size").unlink(),
+    "size torn": lambda path: rewrite(path.with_name(f"{path.name}.size"), b""),
+}
+
+
+async def scrub(store: Store) -> list[Finding]:
+    checked = [one async for one in Scrubber(store.blobs, store.records).scrub()]
+    return [one.finding for one in checked if one.finding is not None]
+
+
+def path_of(store: Store, digest: Digest) -> Path:
+    return store.directory / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_blob_is_found_and_put_out_of_the_way(store: Store, damage: str) -> None:
+    image = await store.image(b"a layer", b"another")
+    assert await scrub(store) == []
+    digest = Digest.of(b"a layer")
+    DAMAGES[damage](path_of(store, digest))
+    (finding,) = await scrub(store)
+    assert finding.what == str(digest)
+    assert await store.blobs.find(digest) is None
+    assert await store.digests() == parts(image) - {digest}
+    assert (store.directory / "quarantine" / digest.hex).exists()
+    assert await scrub(store) == []
+    await store.layer(b"a layer")
+    assert await store.blobs.find(digest) is not None
+
+
+async def test_what_is_deleted_meanwhile_is_not_broken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.layer(b"a layer")
+    find = store.blobs.find
+
+    async def deleted(digest: Digest) -> object:
+        await store.blobs.delete(digest)
+        return await find(digest)
+
+    monkeypatch.setattr(store.blobs, "find", deleted)
+    assert await scrub(store) == []
+
+
+async def valid_records(store: Store) -> None:
+    """One of each kind."""
+    image = await store.image(b"a layer")
+    digest = image.manifest.descriptor.digest
+    await Catalogue(store.records).record_tag("name", "tag", digest)
+    contents = {
+        "images": b'{"manifest": "%s"}' % str(digest).encode(),
+        "evaluations": b"[]",
+        "batches": BATCH.dump_json(Batch((), (), (), (), ())),
+        "batch-closures": b'{"a": ["b"]}',
+        "builds": BuildReport(id="1", name="git", platform="linux/amd64", revision="a", created=1)
+        .model_dump_json()
+        .encode(),
+        "packages": b'{"git": {"version": "1", "description": ""}}',
+        "pins": b'{"current": %s}' % Term(identity="a", revision="b", until=1).model_dump_json().encode(),
+        "referrers": b'{"digest": "%s"}' % str(digest).encode(),
+    }
+    for kind, content in contents.items():
+        await store.records.put(kind, "ab" * 32, content)
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"digest": "sha256:0"}', b"\xff\xfe"])
+async def test_torn_records_are_deleted(store: Store, kind: str, content: bytes) -> None:
+    await valid_records(store)
+    assert await scrub(store) == []
+    keys = await store.keys(kind)
+    assert keys
+    for key in keys:
+        rewrite(store.record(kind, key), content)
+    findings = await scrub(store)
+    assert {finding.what for finding in findings} == {f"{kind}/{key}" for key in keys}
+    # A use is claimed by its key: taking it back would have an image in use collected.
+    assert await store.keys(kind) == (keys if kind == USES else set())
+    assert await scrub(store) == []
+
+
+async def test_the_rate_is_kept_on_average(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.layer(b"x" * 500_000)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def no_sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", no_sleep)
+    checked: list[Checked] = [one async for one in Scrubber(store.blobs, store.records, 100_000).scrub()]
+    assert sum(one.size for one in checked) > 500_000
+    # Nobody slept, so the last pause was to make up for all of them.
+    assert max(pauses) == pytest.approx(5, rel=0.1)
+
+
+class Unreadable:
+    """A store's ``chunks`` when reading fails."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    async def __call__(self, digest: Digest) -> AsyncIterator[bytes]:
+        for chunk in (b"some of it",):
+            yield chunk
+        raise StorageError(f"cannot read blob {digest}") from OSError(self.code, os.strerror(self.code))
+
+
+async def test_a_blob_that_the_disk_cannot_read_is_broken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.layer(b"a layer")
+    monkeypatch.setattr(store.blobs, "chunks", Unreadable(errno.EIO))
+    (finding,) = await scrub(store)
+    assert "cannot be read" in finding.reason
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.ENOMEM, errno.ESTALE])
+async def test_where_the_machine_is_at_fault_no_blob_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    await store.layer(b"a layer")
+    with monkeypatch.context() as patch:
+        patch.setattr(store.blobs, "chunks", Unreadable(code))
+        with pytest.raises(StorageError, match="cannot read blob"):
+            await scrub(store)
+    assert await store.blobs.find(Digest.of(b"a layer")) is not None
+
+
+async def test_it_goes_on_after_what_nobody_expected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrubber, "_REST", 0.01)
+    looked = 0
+
+    async def scan() -> AsyncIterator[ListedBlob]:
+        nonlocal looked
+        looked += 1
+        for _ in range(2):
+            yield ListedBlob(Digest.of(b"deleted"), 7, 0.0)
+        raise KeyError(looked)
+
+    monkeypatch.setattr(store.blobs, "scan", scan)
+    running = asyncio.ensure_future(Scrubber(store.blobs, store.records).run())
+    async with asyncio.timeout(10):
+        while looked < 3:  # noqa: ASYNC110 -- the scrubber tells nobody
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
