@@ -50,7 +50,9 @@ PAGES = {"/", "/images", "/images/{image}", "/builds/{build}", "/static/{file}"}
 
 @pytest.fixture(scope="module")
 def description() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load((SERVER.parents[2] / "docs" / "reference" / "openapi.yaml").read_text())
+    document: dict[str, Any] = yaml.safe_load(
+        (SERVER.parents[2] / "docs" / "reference" / "openapi.yaml").read_text()
+    )
     return document
 
 
