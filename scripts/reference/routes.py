@@ -17,7 +17,7 @@ def render() -> str:
         for method, operation in methods.items():
             if method not in {"get", "post"} or list(operation["responses"]) == ["405"]:
                 continue
-            statuses = ", ".join(operation["responses"])
+            statuses = ", ".join(sorted(operation["responses"]))
             rows.append(f"| `{method.upper()} {path}` | {operation['summary']} | {statuses} |")
     return "\n".join(
         [
