@@ -12,6 +12,22 @@ from pathlib import Path
 
 from scripts.reference import commands, metrics, routes, settings
 
+# Title and readers of the pages whose renderers return only tables.
+_HEADS: Mapping[str, str] = {
+    "settings": """# Settings
+
+For operators: each setting of `nixery serve` with its default. Settings are environment variables; the server
+reads them at the start, and reports all that are missing or wrong, one a line, with exit status 2. Generated
+from the code by `make docs`.
+""",
+    "metrics": """# Metrics
+
+For operators who write queries and alerts: each metric of `/metrics`, with its kind and meaning. [Logs and
+traces](logs-and-traces.md#labels-of-metrics) has the values of the labels. Generated from the code by `make
+docs`.
+""",
+}
+
 DIRECTORY = Path(__file__).parents[2] / "docs" / "reference"
 RENDERERS: Mapping[str, Callable[[], str]] = {
     "settings": settings.render,
@@ -39,8 +55,13 @@ def main(arguments: list[str]) -> int:
 
 def outdated(directory: Path) -> dict[str, str]:
     """Return the new text of each page that differs from the code, by name."""
-    texts = {name: f"{render().rstrip()}\n" for name, render in RENDERERS.items()}
+    texts = {name: _page(name, render()) for name, render in RENDERERS.items()}
     return {name: text for name, text in texts.items() if _read(directory / f"{name}.md") != text}
+
+
+def _page(name: str, text: str) -> str:
+    head = "" if text.startswith("# ") else f"{_HEADS[name]}\n"
+    return f"{head}{text.rstrip()}\n"
 
 
 def _read(path: Path) -> str | None:

@@ -42,9 +42,16 @@ def _section(name: str, command: Any) -> Iterator[str]:  # noqa: ANN401
     # Command lines in a help text are code.
     yield re.sub(r"^(nixery .*)$", r"    \1", (command.help or "").strip(), flags=re.MULTILINE)
     records = [parameter.get_help_record(context) for parameter in command.params]
-    if rows := [f"| {_cell(f'`{name}`')} | {_cell(meaning)} |" for name, meaning in filter(None, records)]:
+    if rows := [
+        f"| {_cell(f'`{_spelling(name)}`')} | {_cell(meaning)} |" for name, meaning in filter(None, records)
+    ]:
         yield from ("", "| argument or option | meaning |", "|---|---|", *rows)
 
 
+def _spelling(name: str) -> str:
+    """Leave out the type of an argument, whose metavariable says what it is."""
+    return name if name.startswith("-") else name.partition(" <")[0]
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return " ".join(text.replace("|", "\\|").split())

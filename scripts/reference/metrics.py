@@ -18,16 +18,4 @@ def render() -> str:
         f"| `{name}` | {kind} | {helps[name]} |"
         for name, kind in sorted(re.findall(r"^# TYPE (nixery_\S+) (\S+)$", text, re.MULTILINE))
     ]
-    return "\n".join(
-        [
-            "# Metrics",
-            "",
-            "For operators who write queries and alerts: each metric of `/metrics`, with its kind and meaning.",
-            "[Logs and traces](logs-and-traces.md#labels-of-metrics) lists the values of the labels.",
-            "Generated from the code by `make docs`.",
-            "",
-            "| metric | kind | meaning |",
-            "|---|---|---|",
-            *rows,
-        ]
-    )
+    return "\n".join(["| metric | kind | meaning |", "|---|---|---|", *rows])

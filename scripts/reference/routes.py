@@ -6,12 +6,13 @@ from pathlib import Path
 
 import yaml
 
-_DESCRIPTION = Path(__file__).parents[2] / "docs" / "reference" / "openapi.yaml"
+_DOCS = Path(__file__).parents[2] / "docs"
 
 
 def render() -> str:
     """Return docs/reference/routes.md."""
-    paths = yaml.safe_load(_DESCRIPTION.read_text())["paths"]
+    (description,) = _DOCS.rglob("openapi.yaml")
+    paths = yaml.safe_load(description.read_text())["paths"]
     rows = []
     for path, methods in paths.items():
         for method, operation in methods.items():

@@ -124,16 +124,4 @@ def render() -> str:
         else:
             default = _text(field.default)
         rows.append(f"| `{field.alias}` | {default} | {MEANINGS[field.alias]} |")
-    return "\n".join(
-        [
-            "# Settings",
-            "",
-            "For operators: each setting of `nixery serve` with its default. Settings are environment variables;",
-            "the server reads them at the start, and reports all that are missing or wrong, one a line, with exit",
-            "status 2. Generated from the code by `make docs`.",
-            "",
-            "| variable | default | meaning |",
-            "|---|---|---|",
-            *rows,
-        ]
-    )
+    return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])

@@ -12,8 +12,8 @@ import pytest
 import typer.main
 import yaml
 
-import nixery.settings
 from nixery.cli import app
+from nixery.settings import Settings
 from nixery.telemetry.metrics import Metrics
 from scripts.reference.__main__ import DIRECTORY, main, outdated
 
@@ -70,15 +70,9 @@ def test_outdated_pages_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_every_setting_is_listed() -> None:
-    source = Path(nixery.settings.__file__).read_text()
-    variables = set(
-        re.findall(
-            r'"((?:NIXERY|NIX|S3|OTEL)_[A-Z0-9_]+[A-Z]|PORT|STORAGE_PATH|GCS_BUCKET|AZURE_CONTAINER_NAME)"',
-            source,
-        )
-    )
+    variables = {field.alias for field in Settings.model_fields.values() if field.alias}
     assert len(variables) > 40
-    assert variables <= set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", _reference("settings")))
+    assert variables == set(re.findall(r"^\| `([A-Z][A-Z0-9_]+)`", _reference("settings"), re.MULTILINE))
 
 
 def test_every_metric_is_listed() -> None:
@@ -124,6 +118,18 @@ def test_the_tests_that_the_documentation_names_exist() -> None:
     named = {path for page in _PAGES for path in re.findall(r"`(tests/[\w/]+(?:\.py)?)", page.read_text())}
     assert len(named) > 30
     assert not [path for path in named if not (_ROOT / path).exists()]
+
+
+def test_the_modules_that_the_explanation_names_exist() -> None:
+    packages = {path.name for path in (_ROOT / "src" / "nixery").iterdir() if path.is_dir()}
+    named = {
+        path
+        for page in (_DOCS / "explanation").glob("*.md")
+        for path in re.findall(r"`(\w+/[\w/]+\.(?:py|nix))`", page.read_text())
+        if path.partition("/")[0] in packages
+    }
+    assert len(named) > 15
+    assert not [path for path in named if not (_ROOT / "src" / "nixery" / path).exists()]
 
 
 def test_the_readme_has_the_commands_of_continuous_integration() -> None:
