@@ -16,15 +16,15 @@ from scripts.reference import commands, metrics, routes, settings
 _HEADS: Mapping[str, str] = {
     "settings": """# Settings
 
-For operators: each setting of `nixery serve` with its default. Settings are environment variables; the server
-reads them at the start, and reports all that are missing or wrong, one a line, with exit status 2. Generated
-from the code by `make docs`.
+For operators: each setting of `nixery serve` with its default. Settings are environment variables;
+the server reads them at the start, and reports all that are missing or wrong, one a line, with exit
+status 2. Generated from the code by `make docs`.
 """,
     "metrics": """# Metrics
 
-For operators who write queries and alerts: each metric of `/metrics`, with its kind and meaning. [Logs and
-traces](logs-and-traces.md#labels-of-metrics) has the values of the labels. Generated from the code by `make
-docs`.
+For operators who write queries and alerts: each metric of `/metrics`, with its kind and meaning.
+[Logs and traces](logs-and-traces.md#labels-of-metrics) has the values of the labels. Generated from
+the code by `make docs`.
 """,
 }
 
