@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,3 +140,21 @@ def test_the_readme_has_the_commands_of_continuous_integration() -> None:
     readme = (_ROOT / "README.md").read_text()
     assert len(commands) > 5
     assert not [command for command in commands if f"    {command} " not in readme]
+
+
+def test_the_site_builds_strictly_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path))
+    built = subprocess.run(
+        command,
+        cwd=_ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) >= len(_PAGES)
+    loaded = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"https?:[^\"]*")
+    assert not [found for page in pages for found in loaded.findall(page.read_text())]
