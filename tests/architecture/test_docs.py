@@ -123,6 +123,17 @@ def test_the_tests_that_the_documentation_names_exist() -> None:
     assert not [path for path in named if not (_ROOT / path).exists()]
 
 
+def test_the_pages_that_the_code_names_exist() -> None:
+    files = [path for folder in ("src", "scripts", "tests") for path in (_ROOT / folder).rglob("*.py")]
+    named = {
+        page
+        for path in files
+        for page in re.findall(r"(?<!its )\bdocs/[\w/-]+\.(?:md|yaml|yml|json|svg)\b", path.read_text())
+    }
+    assert len(named) > 10
+    assert not [page for page in named if not (_ROOT / page).exists()]
+
+
 def test_the_modules_that_the_explanation_names_exist() -> None:
     packages = {path.name for path in (_ROOT / "src" / "nixery").iterdir() if path.is_dir()}
     named = {
