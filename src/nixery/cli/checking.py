@@ -193,7 +193,12 @@ def _bucket(settings: Settings) -> Finding:
             found = f"{settings.storage_backend}: can be written, read, listed and deleted from"
             return Finding("storage", right=True, found=found)
     except StorageError as error:
-        return Finding("storage", False, str(error), "docs/how-to/store-images-in-a-bucket.md has the variables and permissions")
+        return Finding(
+            "storage",
+            False,
+            str(error),
+            "docs/how-to/store-images-in-a-bucket.md has the variables and permissions",
+        )
 
 
 def _source() -> Finding:
