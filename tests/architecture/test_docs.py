@@ -59,6 +59,12 @@ def test_every_page_begins_with_its_readers(page: Path) -> None:
     assert re.match(r"For |This page is for ", text)
 
 
+def test_every_screenshot_is_shown() -> None:
+    texts = "".join(page.read_text() for page in [_ROOT / "README.md", *_PAGES])
+    shown = set(re.findall(r"screenshots/([\w-]+\.png)", texts))
+    assert shown == {picture.name for picture in (_DOCS / "screenshots").iterdir()}
+
+
 def test_generated_pages_are_current() -> None:
     assert not list(outdated(DIRECTORY)), "run make docs, and commit the pages"
 
