@@ -97,7 +97,7 @@ def package_source(settings: Settings, resources: Resources, store: NixStore) ->
 
     def place(url: str) -> SourceLocation:
         # The user of a command can read the settings anyway; an image is the same, whichever command made it.
-        return SourceLocation.parse(url, public=settings.shows(url), local=resources.address is None)
+        return SourceLocation.parse(url, public=settings.is_public(url), local=resources.address is None)
 
     if settings.package_set is not None:
         return DirectorySource(settings.package_set, settings.build_environment)
@@ -113,7 +113,7 @@ def package_source(settings: Settings, resources: Resources, store: NixStore) ->
             settings.channel_url,
             temporary,
             settings.fetch_environment,
-            _evaluation_memory(settings),
+            settings.evaluation_bytes,
         )
         return ChannelSource(settings.channel, settings.channel_tags, archives, names, rule, store)
     if settings.flake is not None:
@@ -124,7 +124,7 @@ def package_source(settings: Settings, resources: Resources, store: NixStore) ->
             if flake.repository
             else None
         )
-        fetching = ProcessContext(settings.fetch_environment, _evaluation_memory(settings))
+        fetching = ProcessContext(settings.fetch_environment, settings.evaluation_bytes)
         return FlakeSource(flake, place(flake.text), versions, settings.commits, store, fetching)
     raise AssertionError("the settings have one source")
 
@@ -150,12 +150,8 @@ def nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
         environment=settings.evaluation_environment,
         fetching=settings.fetch_environment,
         building=settings.build_environment,
-        memory=_evaluation_memory(settings),
+        memory=settings.evaluation_bytes,
     )
-
-
-def _evaluation_memory(settings: Settings) -> int | None:
-    return settings.evaluation_memory * 1024 * 1024 or None
 
 
 def pages(
