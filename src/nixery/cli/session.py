@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import typer
 
-from nixery.app import Components, wire
+from nixery.app import Components, assemble
 from nixery.builds.events import BuildObserver
 from nixery.cli.completion import user_storage
 from nixery.cli.logs import configure_logs, print_line
@@ -44,7 +44,7 @@ async def open_session(
     """
     settings = _of_what_is_there(user_settings(without))
     resources = prepare(settings, serving=False)
-    async with wire(settings, resources, expression, observer) as components:
+    async with assemble(settings, resources, expression, observer) as components:
         yield components, resources
 
 

@@ -136,7 +136,7 @@ class _Group(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- os.environ is read by the command line alone
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- only the command line reads the environment
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- likewise
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- likewise
     ) -> tuple[PydanticBaseSettingsSource, ...]:
