@@ -65,7 +65,9 @@ def test_wrong_settings_are_reported_at_once(good: dict[str, str], tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", [None, b"[]", b'{"hello": "many"}', b"\xff"])
-def test_popularity_data_that_cannot_be_read_prevents_the_start(good: dict[str, str], tmp_path: Path, content: bytes | None) -> None:
+def test_popularity_data_that_cannot_be_read_prevents_the_start(
+    good: dict[str, str], tmp_path: Path, content: bytes | None
+) -> None:
     popularity = tmp_path / "popularity.json"
     if content is not None:
         popularity.write_bytes(content)
@@ -88,7 +90,9 @@ def test_a_port_in_use_prevents_the_start(good: dict[str, str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", f"{'a' * 70}.invalid", "192.0.2.1"])
-def test_an_address_of_another_machine_prevents_the_start(good: dict[str, str], tmp_path: Path, host: str) -> None:
+def test_an_address_of_another_machine_prevents_the_start(
+    good: dict[str, str], tmp_path: Path, host: str
+) -> None:
     (line,) = problems({**good, "NIXERY_HOST": host}, tmp_path)
     assert "NIXERY_HOST" in line
 

@@ -484,7 +484,7 @@ class SourceSettings(_Group):
         problems = super()._missing(environment)
         given = [variable for variable in _SOURCES if variable in environment]
         if not given:
-            problems.append(f"set one of {', '.join(_SOURCES)}: the source of packages")
+            problems.append(f"set one of {', '.join(_SOURCES)}: where packages come from")
         if len(given) > 1:
             problems.append(f"{' and '.join(given)} are set; set only one package source")
         return problems

@@ -1,12 +1,10 @@
 import json
-import re
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery import errors
 from nixery.errors import (
     BuildError,
     BuildFailed,
@@ -56,19 +54,6 @@ def test_every_error_that_a_request_can_end_with_has_a_row() -> None:
     assert not set(STATUS_AND_CODE) & without
 
 
-def test_the_tree_of_the_docstring_is_the_tree_of_the_classes() -> None:
-    drawn = re.findall(r"^    ([│ ]*)[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE)
-    parents: list[str] = ["NixeryError"]
-    found = set()
-    for indent, name in drawn:
-        depth = len(indent) // 4 + 1
-        parents[depth:] = [name]
-        found.add((parents[depth - 1], name))
-    children = {child for child in tree(NixeryError) if child is not NixeryError}
-    assert found == {(child.__base__.__name__, child.__name__) for child in children if child.__base__}
-    assert len(drawn) == len(children)
-
-
 def test_an_error_without_a_row_has_the_row_of_its_base() -> None:
     assert status_and_code(CollectionRunning()) == status_and_code(StorageError("no")) == (500, "UNKNOWN")
 
@@ -114,12 +99,6 @@ def test_a_failed_build_shows_its_log() -> None:
     assert (response.status, entry["code"]) == (422, "MANIFEST_UNKNOWN")
     assert entry["message"] == "building x.drv failed: exit code 1; its log ends with: line 2"
     assert entry["detail"] == {"derivation": "x.drv", "log": ["line 1", "line 2", ""]}
-
-
-@pytest.mark.parametrize("log", [(), ("",), ("error: no space left on device",)])
-def test_a_failed_build_does_not_repeat_its_reason(log: tuple[str, ...]) -> None:
-    error = BuildFailed(None, log, "error: no space left on device")
-    assert str(error) == "Nix could not build the packages: error: no space left on device"
 
 
 def test_a_stopping_server_says_when_to_retry() -> None:

@@ -238,13 +238,8 @@ def test_opentelemetry_variables_may_be_empty(environment: dict[str, str]) -> No
 def test_lists_may_be_empty(environment: dict[str, str]) -> None:
     names = ("NIXERY_PLATFORMS", "NIXERY_CHANNEL_TAGS", "NIXERY_BUILD_ENVIRONMENT", "NIXERY_NIX_OPTIONS")
     settings = Settings.from_environment(environment | dict.fromkeys(names, ""))
-    assert (
-        settings.platforms
-        == settings.channel_tags
-        == settings.build_variables
-        == settings.nix_arguments
-        == ()
-    )
+    assert (settings.platforms, settings.channel_tags) == ((), ())
+    assert (settings.build_variables, settings.nix_arguments) == ((), ())
 
 
 def test_only_the_given_mapping_is_read(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
