@@ -1,7 +1,8 @@
-"""The settings, and the only reader of the environment: frozen, checked, and described for the reference page.
+"""The settings: frozen, checked, and described for the reference page.
 
-A class for each subject, with the variables of that subject as fields; ``Settings`` has them all. Variables keep the names
-of the original Nixery where it has them; our own begin with ``NIXERY_``.
+This is the only package that gives environment variables a meaning; the command line passes the environment in. Each subject
+has a class, with its variables as fields, and ``Settings`` has them all. Variables of the original Nixery keep its
+names; our own begin with ``NIXERY_``.
 """
 
 from __future__ import annotations
@@ -181,129 +182,160 @@ class _Group(BaseSettings):
         return value if may_be_empty else values.not_empty(value)
 
 
-class LogSettings(_Group):
-    """Logs and traces. For traces, OpenTelemetry's own variables have OpenTelemetry's meaning: empty is unset."""
+class ServerSettings(_Group):
+    """Addresses to listen on, and limits."""
 
-    model_config = SettingsConfigDict(title="Logs and traces")
+    model_config = SettingsConfigDict(title="Server")
 
-    log_format: Literal["auto", "json", "console"] = Field("auto", alias="NIXERY_LOG_FORMAT")
-    """Format of the log: `json`, `console` for people, or `auto`: `console` if stderr is a terminal,
-    `json` otherwise.
+    # Nixery builds what clients ask for; so only the operator opens it to a network.
+    host: str = Field("127.0.0.1", alias="NIXERY_HOST")
+    """Address to listen on; `0.0.0.0` for all addresses."""
+    port: int = Field(alias="PORT", ge=1, le=65535)
+    """TCP port to listen on, for example 8080."""
+    admin_host: str = Field("127.0.0.1", alias="NIXERY_ADMIN_HOST")
+    """Address of the listener for health and metrics."""
+    admin_port: int | None = Field(None, alias="NIXERY_ADMIN_PORT", ge=1, le=65535)
+    """TCP port of a separate listener for `/healthz`, `/readyz` and `/metrics`. Without it, the server
+    shows metrics and the details of `/readyz` only on a loopback address.
     """
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", alias="NIXERY_LOG_LEVEL")
-    """Lowest level that is logged: `debug`, `info`, `warning` or `error`. With `debug`, every request
-    has a line.
+    public_url: Annotated[
+        Annotated[str, AfterValidator(values.base_url)] | None, Doc(default="from each request")
+    ] = Field(None, alias="NIXERY_PUBLIC_URL")
+    """Scheme and host at which clients reach the server, such as `https://registry.example.org`; it
+    appears in links and pull commands.
     """
-    otel_disabled: _Text = Field("", alias="OTEL_SDK_DISABLED")
-    """`true` turns traces off."""
-    otel_exporter: Annotated[_Text, AfterValidator(values.trace_exporter)] = Field(
-        "", alias="OTEL_TRACES_EXPORTER"
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(values.networks)] = (
+        Field((), alias="NIXERY_TRUSTED_PROXIES")
     )
-    """Exporter of traces: `otlp` or `none`. If it is unset, an endpoint turns traces on."""
-    otel_endpoint: _Text = Field("", alias="OTEL_EXPORTER_OTLP_ENDPOINT")
-    """URL of the collector for all signals."""
-    otel_traces_endpoint: _Text = Field("", alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    """URL to which traces are sent, if it differs from that for all signals."""
-    otel_protocol: _TraceProtocol = Field("", alias="OTEL_EXPORTER_OTLP_PROTOCOL")
-    """Protocol for all signals: `http/protobuf` only."""
-    otel_traces_protocol: _TraceProtocol = Field("", alias="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
-    """Protocol for traces: `http/protobuf` only."""
-
-    @property
-    def traces(self) -> bool:
-        """Whether OpenTelemetry's variables ask for traces."""
-        if self.otel_disabled.strip().lower() == "true" or self.otel_exporter == "none":
-            return False
-        return bool(self.otel_exporter or self.otel_endpoint or self.otel_traces_endpoint)
-
-
-class LayerSettings(_Group):
-    """Layers of images, and how they are packed."""
-
-    model_config = SettingsConfigDict(title="Layers")
-
-    # Docker's overlay2 stops at about 125 layers; the default leaves some for images that are based on ours.
-    layer_budget: int = Field(94, alias="NIXERY_LAYER_BUDGET", ge=1, le=120)
-    """Largest number of layers of an image, the last one with the root file system included; an image
-    definition may set another. With 1, all store paths share a layer, and the root file system has
-    another.
+    """Addresses or networks of proxies, separated by commas. The server ignores `X-Forwarded-*`,
+    `X-Request-Id` and `traceparent` from any other address.
     """
-    popularity_url: str | None = Field(None, alias="NIX_POPULARITY_URL")
-    """Reference counts, a JSON object by package name: an `http(s)://` or `file://` URL, or a path. The
-    server fetches it at the start; if that fails, it uses its copy of the last time.
+    public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
+    """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
+    API show neither, errors link to no log, and `_catalog` and `tags/list` answer 403.
     """
-    compression: Literal["gzip", "zstd"] = Field("gzip", alias="NIXERY_COMPRESSION")
-    """Compression of layers: `gzip`, or `zstd`, which is smaller and needs newer clients."""
-    compression_level: Annotated[int | None, Doc(default="`2`, with `zstd` `3`")] = Field(
-        None, alias="NIXERY_COMPRESSION_LEVEL"
+    failure_ttl: _Seconds = Field(30, alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)
+    """Time for which the server remembers a failed build, or a failed listing of a package set, and
+    answers the failure without another attempt; clients retry at once.
+    """
+    max_builds: _Workers = Field(alias="NIXERY_MAX_BUILDS", ge=1, le=1024, default_factory=_cpus)
+    """Number of images that are built at once, and of tags that are looked up at once."""
+    max_builds_per_client: Annotated[int | None, Doc(default="`NIXERY_MAX_BUILDS`")] = Field(
+        None, alias="NIXERY_MAX_BUILDS_PER_CLIENT", ge=1, le=1024
     )
-    """Level of the compression, from fast to small: 0 to 3 for `gzip`, 1 to 19 for `zstd`."""
-    packing_workers: _Workers = Field(alias="NIXERY_PACKING_WORKERS", ge=1, le=256, default_factory=_cpus)
-    """Number of layers that are packed at the same time; it changes no byte of an image."""
+    """Number of images that are built at once for one client. A lower number keeps slots free for other
+    clients.
+    """
+    max_queued: int = Field(100, alias="NIXERY_MAX_QUEUED", ge=0, le=100_000)
+    """Number of builds that may wait; the server answers more of them with 429 and `Retry-After`."""
+    max_queued_per_client: Annotated[int | None, Doc(default="half of `NIXERY_MAX_QUEUED`")] = Field(
+        None, alias="NIXERY_MAX_QUEUED_PER_CLIENT", ge=0, le=100_000
+    )
+    """Number of builds of one client that may wait."""
+    # With fewer connections, a client could not fetch layers in parallel.
+    max_connections: int = Field(1024, alias="NIXERY_MAX_CONNECTIONS", ge=16, le=1 << 16)
+    """Number of connections to the public port. To admit more, the server closes those that have been
+    idle the longest.
+    """
+    max_connections_per_client: int = Field(256, alias="NIXERY_MAX_CONNECTIONS_PER_CLIENT", ge=1, le=1 << 16)
+    """Number of connections from one address, unless it is a trusted proxy's."""
+    max_followers: int = Field(200, alias="NIXERY_MAX_FOLLOWERS", ge=0, le=10_000)
+    """Number of streams of build events that are open at once."""
+    max_followers_per_client: int = Field(50, alias="NIXERY_MAX_FOLLOWERS_PER_CLIENT", ge=0, le=10_000)
+    """Number of streams of build events that one client may have open."""
+    max_packages: int = Field(100, alias="NIXERY_MAX_PACKAGES", ge=1, le=128)
+    """Number of packages that one name may ask for; the grammar of names ends at 128."""
+    max_closure: Annotated[_Size, Doc(default="`20GiB`")] = Field(20 * _GIB, alias="NIXERY_MAX_CLOSURE", ge=0)
+    """Size of all store paths of an image (NAR size); `0` for no limit."""
+    build_timeout: _Seconds = Field(3600, alias="NIXERY_BUILD_TIMEOUT", ge=1, le=_WEEK)
+    """Time limit of a whole image, without its time in the queue."""
+    send_timeout: _Seconds = Field(300, alias="NIXERY_SEND_TIMEOUT", ge=1, le=_DAY)
+    """Time after which the server disconnects a client that reads nothing of its response."""
 
-    @field_validator("compression_level")
+    @field_validator("admin_port")
     @classmethod
-    def _level_of_the_compression(cls, level: int, info: ValidationInfo) -> int:
-        compression = info.data.get("compression")
-        return level if compression is None else values.compression_level(level, compression)
+    def _another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
+        if port is not None and port == info.data.get("port"):
+            raise ValueError("it is the same as PORT; health and metrics need a port of their own")
+        return port
+
+    @property
+    def queued_per_client(self) -> int:
+        """The places in the queue for one client."""
+        # Rounded up, since a queue of one place has to admit a client.
+        half = (self.max_queued + 1) // 2
+        return half if self.max_queued_per_client is None else self.max_queued_per_client
 
 
-class NixSettings(_Group):
-    """How Nix is run."""
+class SourceSettings(_Group):
+    """Package sources, and what names and tags stand for."""
 
-    model_config = SettingsConfigDict(title="Nix")
+    model_config = SettingsConfigDict(title="Package source")
 
-    # Nix does not accept arbitrarily large numbers.
-    nix_timeout: _Seconds = Field(60, alias="NIX_TIMEOUT", ge=1, le=_WEEK)
-    """Time limit of a builder, and of an evaluation."""
-    nix_arguments: Annotated[
-        tuple[str, ...], BeforeValidator(values.shell_words), AfterValidator(without_secrets), _MAY_BE_EMPTY
-    ] = Field((), alias="NIXERY_NIX_OPTIONS")
-    """Options that are added to evaluations and builds, such as `--option cores 4`."""
-    nix_sandbox: Literal["auto", "on", "off"] = Field("auto", alias="NIXERY_NIX_SANDBOX")
-    """Whether builders run in Nix's sandbox: `on`, `off`, or as Nix's configuration says (`auto`). If
-    builders could take over the server, it listens on other addresses than loopback only with `off`.
-    """
-    allow_ifd: bool = Field(False, alias="NIXERY_ALLOW_IFD")
-    """Whether an evaluation may build derivations and read them (import from derivation)."""
-    evaluation_memory: _Mebibytes = Field(4096, alias="NIXERY_EVALUATION_MEMORY", ge=0, le=1 << 22)
-    """Memory limit of an evaluation, and of fetching a channel or a flake; `0` for no limit."""
-    build_variables: Annotated[tuple[str, ...], BeforeValidator(variable_names), _MAY_BE_EMPTY] = Field(
-        (), alias="NIXERY_BUILD_ENVIRONMENT"
+    package_set: Annotated[
+        Annotated[Path, AfterValidator(values.package_set)] | None, Doc(default="*one source is required*")
+    ] = Field(None, alias="NIXERY_PKGS_PATH")
+    """Package source: a directory with a `default.nix`, or a Nix file."""
+    repository: Annotated[
+        Annotated[str, AfterValidator(values.git_url)] | None, Doc(default="*one source is required*")
+    ] = Field(None, alias="NIXERY_PKGS_REPO")
+    """Package source: URL of a git repository with a `default.nix`."""
+    channel: Annotated[str | None, Doc(default="*one source is required*")] = Field(
+        None, alias="NIXERY_CHANNEL", pattern=_CHANNEL
     )
-    """Names of variables, separated by commas, that builders get in addition to those without secrets;
-    for example `SSH_AUTH_SOCK`.
+    """Package source: nixpkgs, at a channel such as `nixos-24.05` or at a commit."""
+    flake: Annotated[
+        Annotated[str, AfterValidator(values.flake_reference)] | None, Doc(default="*one source is required*")
+    ] = Field(None, alias="NIXERY_FLAKE")
+    """Package source: reference of a flake with packages."""
+    channel_url: Annotated[str, AfterValidator(values.archive_url)] = Field(
+        _ARCHIVES, alias="NIXERY_CHANNEL_URL"
+    )
+    """URL of the archive of a commit of nixpkgs, with `{rev}` in place of the commit."""
+    channel_repository: Annotated[str, AfterValidator(values.git_url)] = Field(
+        _NIXPKGS, alias="NIXERY_CHANNEL_REPO"
+    )
+    """URL of the git repository whose branches are the channels."""
+    channel_tags: _Names = Field(
+        ("nixos-*", "nixpkgs-*", "release-*", "commits"), alias="NIXERY_CHANNEL_TAGS"
+    )
+    """Patterns, separated by commas, of the tags that select another channel; `commits` stands for
+    commits.
     """
+    commits: Annotated[CommitRule, _text(CommitRule.parse), Doc(default="`reachable`")] = Field(
+        CommitRule.parse(REACHABLE), alias="NIXERY_COMMITS"
+    )
+    """Commits that a tag may name: ancestors of any branch or tag (`reachable`), ancestors of those
+    that match patterns (`main,release-*`), `any`, or `none`.
+    """
+    public_source: Annotated[bool | None, Doc(default="only in images, and only a URL without a secret")] = (
+        Field(None, alias="NIXERY_PUBLIC_SOURCE")
+    )
+    """Where clients see the URL of the source: in errors and images (`1`), or nowhere (`0`)."""
+    platforms: Annotated[_Platforms, Doc(default="the platform that Nix builds for")] = Field(
+        (), alias="NIXERY_PLATFORMS"
+    )
+    """Platforms of a name that begins with no platform, such as `linux/amd64,linux/arm64`. Several make
+    an index; clients that do not understand indexes get the first.
+    """
+    optional_platforms: _Platforms = Field((), alias="NIXERY_PLATFORMS_OPTIONAL")
+    """Platforms of `NIXERY_PLATFORMS` that an index omits if they cannot be built."""
+    pin_ttl: _Seconds = Field(3600, alias="NIXERY_PIN_TTL", ge=0, le=_DAY)
+    """Time for which a tag keeps its meaning; with `0`, every request asks the source."""
 
-    @property
-    def build_environment(self) -> Mapping[str, str]:
-        """The environment of commands that build, or query Nix's store: only secrets that a setting names."""
-        return build_environment(self.environment, self.build_variables)
+    def is_public(self, url: str) -> bool | None:
+        """Whether clients may see a URL of the source; ``None``: in images alone, if it has no secret."""
+        return True if self.public_source is None and url in {_NIXPKGS, _ARCHIVES} else self.public_source
 
-    @property
-    def withheld_variables(self) -> tuple[str, ...]:
-        """Names of variables that builders usually get, but do not because they hold a secret."""
-        return withheld_variables(self.environment, self.build_variables)
-
-    @property
-    def evaluation_environment(self) -> Mapping[str, str]:
-        """The environment of evaluations that read variables or build: secrets only as builders get them."""
-        return build_environment(self.environment, self.build_variables if self.allow_ifd else ())
-
-    @property
-    def fetch_environment(self) -> Mapping[str, str]:
-        """The environment of Nix commands that fetch, and run no code of a package author: with logins."""
-        return fetch_environment(self.environment)
-
-    @property
-    def git_environment(self) -> Mapping[str, str]:
-        """The environment in which git contacts a package source: with logins."""
-        return git_environment(self.environment)
-
-    @property
-    def evaluation_bytes(self) -> int | None:
-        """Memory limit of an evaluation in bytes; ``None`` for no limit."""
-        return self.evaluation_memory * 1024 * 1024 or None
+    @classmethod
+    def _missing(cls, environment: Mapping[str, str]) -> list[str]:
+        problems = super()._missing(environment)
+        given = [variable for variable in _SOURCES if variable in environment]
+        if not given:
+            problems.append(f"set one of {', '.join(_SOURCES)}: where packages come from")
+        if len(given) > 1:
+            problems.append(f"{' and '.join(given)} are set; set only one package source")
+        return problems
 
 
 class StorageSettings(_Group):
@@ -419,160 +451,129 @@ class StorageSettings(_Group):
         return problems
 
 
-class SourceSettings(_Group):
-    """Package sources, and what names and tags stand for."""
+class NixSettings(_Group):
+    """How Nix is run."""
 
-    model_config = SettingsConfigDict(title="Package source")
+    model_config = SettingsConfigDict(title="Nix")
 
-    package_set: Annotated[
-        Annotated[Path, AfterValidator(values.package_set)] | None, Doc(default="*one source is required*")
-    ] = Field(None, alias="NIXERY_PKGS_PATH")
-    """Package source: a directory with a `default.nix`, or a Nix file."""
-    repository: Annotated[
-        Annotated[str, AfterValidator(values.git_url)] | None, Doc(default="*one source is required*")
-    ] = Field(None, alias="NIXERY_PKGS_REPO")
-    """Package source: URL of a git repository with a `default.nix`."""
-    channel: Annotated[str | None, Doc(default="*one source is required*")] = Field(
-        None, alias="NIXERY_CHANNEL", pattern=_CHANNEL
-    )
-    """Package source: nixpkgs, at a channel such as `nixos-24.05` or at a commit."""
-    flake: Annotated[
-        Annotated[str, AfterValidator(values.flake_reference)] | None, Doc(default="*one source is required*")
-    ] = Field(None, alias="NIXERY_FLAKE")
-    """Package source: reference of a flake with packages."""
-    channel_url: Annotated[str, AfterValidator(values.archive_url)] = Field(
-        _ARCHIVES, alias="NIXERY_CHANNEL_URL"
-    )
-    """URL of the archive of a commit of nixpkgs, with `{rev}` in place of the commit."""
-    channel_repository: Annotated[str, AfterValidator(values.git_url)] = Field(
-        _NIXPKGS, alias="NIXERY_CHANNEL_REPO"
-    )
-    """URL of the git repository whose branches are the channels."""
-    channel_tags: _Names = Field(
-        ("nixos-*", "nixpkgs-*", "release-*", "commits"), alias="NIXERY_CHANNEL_TAGS"
-    )
-    """Patterns, separated by commas, of the tags that select another channel; `commits` stands for
-    commits.
+    # Nix does not accept arbitrarily large numbers.
+    nix_timeout: _Seconds = Field(60, alias="NIX_TIMEOUT", ge=1, le=_WEEK)
+    """Time limit of a builder, and of an evaluation."""
+    nix_arguments: Annotated[
+        tuple[str, ...], BeforeValidator(values.shell_words), AfterValidator(without_secrets), _MAY_BE_EMPTY
+    ] = Field((), alias="NIXERY_NIX_OPTIONS")
+    """Options that are added to evaluations and builds, such as `--option cores 4`."""
+    nix_sandbox: Literal["auto", "on", "off"] = Field("auto", alias="NIXERY_NIX_SANDBOX")
+    """Whether builders run in Nix's sandbox: `on`, `off`, or as Nix's configuration says (`auto`). If
+    builders could take over the server, it listens on other addresses than loopback only with `off`.
     """
-    commits: Annotated[CommitRule, _text(CommitRule.parse), Doc(default="`reachable`")] = Field(
-        CommitRule.parse(REACHABLE), alias="NIXERY_COMMITS"
+    allow_ifd: bool = Field(False, alias="NIXERY_ALLOW_IFD")
+    """Whether an evaluation may build derivations and read them (import from derivation)."""
+    evaluation_memory: _Mebibytes = Field(4096, alias="NIXERY_EVALUATION_MEMORY", ge=0, le=1 << 22)
+    """Memory limit of an evaluation, and of fetching a channel or a flake; `0` for no limit."""
+    build_variables: Annotated[tuple[str, ...], BeforeValidator(variable_names), _MAY_BE_EMPTY] = Field(
+        (), alias="NIXERY_BUILD_ENVIRONMENT"
     )
-    """Commits that a tag may name: ancestors of any branch or tag (`reachable`), ancestors of those
-    that match patterns (`main,release-*`), `any`, or `none`.
+    """Names of variables, separated by commas, that builders get in addition to those without secrets;
+    for example `SSH_AUTH_SOCK`.
     """
-    public_source: Annotated[bool | None, Doc(default="only in images, and only a URL without a secret")] = (
-        Field(None, alias="NIXERY_PUBLIC_SOURCE")
-    )
-    """Where clients see the URL of the source: in errors and images (`1`), or nowhere (`0`)."""
-    platforms: Annotated[_Platforms, Doc(default="the platform that Nix builds for")] = Field(
-        (), alias="NIXERY_PLATFORMS"
-    )
-    """Platforms of a name that begins with no platform, such as `linux/amd64,linux/arm64`. Several make
-    an index; clients that do not understand indexes get the first.
-    """
-    optional_platforms: _Platforms = Field((), alias="NIXERY_PLATFORMS_OPTIONAL")
-    """Platforms of `NIXERY_PLATFORMS` that an index omits if they cannot be built."""
-    pin_ttl: _Seconds = Field(3600, alias="NIXERY_PIN_TTL", ge=0, le=_DAY)
-    """Time for which a tag keeps its meaning; with `0`, every request asks the source."""
-
-    def is_public(self, url: str) -> bool | None:
-        """Whether clients may see a URL of the source; ``None``: in images alone, if it has no secret."""
-        return True if self.public_source is None and url in {_NIXPKGS, _ARCHIVES} else self.public_source
-
-    @classmethod
-    def _missing(cls, environment: Mapping[str, str]) -> list[str]:
-        problems = super()._missing(environment)
-        given = [variable for variable in _SOURCES if variable in environment]
-        if not given:
-            problems.append(f"set one of {', '.join(_SOURCES)}: where packages come from")
-        if len(given) > 1:
-            problems.append(f"{' and '.join(given)} are set; set only one package source")
-        return problems
-
-
-class ServerSettings(_Group):
-    """Addresses to listen on, and limits."""
-
-    model_config = SettingsConfigDict(title="Server")
-
-    # Nixery builds what clients ask for; so only the operator opens it to a network.
-    host: str = Field("127.0.0.1", alias="NIXERY_HOST")
-    """Address to listen on; `0.0.0.0` for all addresses."""
-    port: int = Field(alias="PORT", ge=1, le=65535)
-    """TCP port to listen on, for example 8080."""
-    admin_host: str = Field("127.0.0.1", alias="NIXERY_ADMIN_HOST")
-    """Address of the listener for health and metrics."""
-    admin_port: int | None = Field(None, alias="NIXERY_ADMIN_PORT", ge=1, le=65535)
-    """TCP port of a separate listener for `/healthz`, `/readyz` and `/metrics`. Without it, the server
-    shows metrics and the details of `/readyz` only on a loopback address.
-    """
-    public_url: Annotated[
-        Annotated[str, AfterValidator(values.base_url)] | None, Doc(default="from each request")
-    ] = Field(None, alias="NIXERY_PUBLIC_URL")
-    """Scheme and host at which clients reach the server, such as `https://registry.example.org`; it
-    appears in links and pull commands.
-    """
-    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(values.networks)] = (
-        Field((), alias="NIXERY_TRUSTED_PROXIES")
-    )
-    """Addresses or networks of proxies, separated by commas. The server ignores `X-Forwarded-*`,
-    `X-Request-Id` and `traceparent` from any other address.
-    """
-    public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
-    """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
-    API show neither, errors link to no log, and `_catalog` and `tags/list` answer 403.
-    """
-    failure_ttl: _Seconds = Field(30, alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)
-    """Time for which the server remembers a failed build, or a failed listing of a package set, and
-    answers the failure without another attempt; clients retry at once.
-    """
-    max_builds: _Workers = Field(alias="NIXERY_MAX_BUILDS", ge=1, le=1024, default_factory=_cpus)
-    """Number of images that are built at once, and of tags that are looked up at once."""
-    max_builds_per_client: Annotated[int | None, Doc(default="`NIXERY_MAX_BUILDS`")] = Field(
-        None, alias="NIXERY_MAX_BUILDS_PER_CLIENT", ge=1, le=1024
-    )
-    """Number of images that are built at once for one client. A lower number keeps slots free for other
-    clients.
-    """
-    max_queued: int = Field(100, alias="NIXERY_MAX_QUEUED", ge=0, le=100_000)
-    """Number of builds that may wait; the server answers more of them with 429 and `Retry-After`."""
-    max_queued_per_client: Annotated[int | None, Doc(default="half of `NIXERY_MAX_QUEUED`")] = Field(
-        None, alias="NIXERY_MAX_QUEUED_PER_CLIENT", ge=0, le=100_000
-    )
-    """Number of builds of one client that may wait."""
-    # With fewer connections, a client could not fetch layers in parallel.
-    max_connections: int = Field(1024, alias="NIXERY_MAX_CONNECTIONS", ge=16, le=1 << 16)
-    """Number of connections to the public port. To admit more, the server closes those that have been
-    idle the longest.
-    """
-    max_connections_per_client: int = Field(256, alias="NIXERY_MAX_CONNECTIONS_PER_CLIENT", ge=1, le=1 << 16)
-    """Number of connections from one address, unless it is a trusted proxy's."""
-    max_followers: int = Field(200, alias="NIXERY_MAX_FOLLOWERS", ge=0, le=10_000)
-    """Number of streams of build events that are open at once."""
-    max_followers_per_client: int = Field(50, alias="NIXERY_MAX_FOLLOWERS_PER_CLIENT", ge=0, le=10_000)
-    """Number of streams of build events that one client may have open."""
-    max_packages: int = Field(100, alias="NIXERY_MAX_PACKAGES", ge=1, le=128)
-    """Number of packages that one name may ask for; the grammar of names ends at 128."""
-    max_closure: Annotated[_Size, Doc(default="`20GiB`")] = Field(20 * _GIB, alias="NIXERY_MAX_CLOSURE", ge=0)
-    """Size of all store paths of an image (NAR size); `0` for no limit."""
-    build_timeout: _Seconds = Field(3600, alias="NIXERY_BUILD_TIMEOUT", ge=1, le=_WEEK)
-    """Time limit of a whole image, without its time in the queue."""
-    send_timeout: _Seconds = Field(300, alias="NIXERY_SEND_TIMEOUT", ge=1, le=_DAY)
-    """Time after which the server disconnects a client that reads nothing of its response."""
-
-    @field_validator("admin_port")
-    @classmethod
-    def _another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
-        if port is not None and port == info.data.get("port"):
-            raise ValueError("it is the same as PORT; health and metrics need a port of their own")
-        return port
 
     @property
-    def queued_per_client(self) -> int:
-        """The places in the queue for one client."""
-        # Rounded up, since a queue of one place has to admit a client.
-        half = (self.max_queued + 1) // 2
-        return half if self.max_queued_per_client is None else self.max_queued_per_client
+    def build_environment(self) -> Mapping[str, str]:
+        """The environment of commands that build, or query Nix's store: only secrets that a setting names."""
+        return build_environment(self.environment, self.build_variables)
+
+    @property
+    def withheld_variables(self) -> tuple[str, ...]:
+        """Names of variables that builders usually get, but do not because they hold a secret."""
+        return withheld_variables(self.environment, self.build_variables)
+
+    @property
+    def evaluation_environment(self) -> Mapping[str, str]:
+        """The environment of evaluations that read variables or build: secrets only as builders get them."""
+        return build_environment(self.environment, self.build_variables if self.allow_ifd else ())
+
+    @property
+    def fetch_environment(self) -> Mapping[str, str]:
+        """The environment of Nix commands that fetch, and run no code of a package author: with logins."""
+        return fetch_environment(self.environment)
+
+    @property
+    def git_environment(self) -> Mapping[str, str]:
+        """The environment in which git contacts a package source: with logins."""
+        return git_environment(self.environment)
+
+    @property
+    def evaluation_bytes(self) -> int | None:
+        """Memory limit of an evaluation in bytes; ``None`` for no limit."""
+        return self.evaluation_memory * 1024 * 1024 or None
+
+
+class LayerSettings(_Group):
+    """Layers of images, and how they are packed."""
+
+    model_config = SettingsConfigDict(title="Layers")
+
+    # Docker's overlay2 stops at about 125 layers; the default leaves some for images that are based on ours.
+    layer_budget: int = Field(94, alias="NIXERY_LAYER_BUDGET", ge=1, le=120)
+    """Largest number of layers of an image, the last one with the root file system included; an image
+    definition may set another. With 1, all store paths share a layer, and the root file system has
+    another.
+    """
+    popularity_url: str | None = Field(None, alias="NIX_POPULARITY_URL")
+    """Reference counts, a JSON object by package name: an `http(s)://` or `file://` URL, or a path. The
+    server fetches it at the start; if that fails, it uses its copy of the last time.
+    """
+    compression: Literal["gzip", "zstd"] = Field("gzip", alias="NIXERY_COMPRESSION")
+    """Compression of layers: `gzip`, or `zstd`, which is smaller and needs newer clients."""
+    compression_level: Annotated[int | None, Doc(default="`2`, with `zstd` `3`")] = Field(
+        None, alias="NIXERY_COMPRESSION_LEVEL"
+    )
+    """Level of the compression, from fast to small: 0 to 3 for `gzip`, 1 to 19 for `zstd`."""
+    packing_workers: _Workers = Field(alias="NIXERY_PACKING_WORKERS", ge=1, le=256, default_factory=_cpus)
+    """Number of layers that are packed at the same time; it changes no byte of an image."""
+
+    @field_validator("compression_level")
+    @classmethod
+    def _level_of_the_compression(cls, level: int, info: ValidationInfo) -> int:
+        compression = info.data.get("compression")
+        return level if compression is None else values.compression_level(level, compression)
+
+
+class LogSettings(_Group):
+    """Logs and traces. For traces, OpenTelemetry's own variables have OpenTelemetry's meaning: empty is unset."""
+
+    model_config = SettingsConfigDict(title="Logs and traces")
+
+    log_format: Literal["auto", "json", "console"] = Field("auto", alias="NIXERY_LOG_FORMAT")
+    """Format of the log: `json`, `console` for people, or `auto`: `console` if stderr is a terminal,
+    `json` otherwise.
+    """
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", alias="NIXERY_LOG_LEVEL")
+    """Lowest level that is logged: `debug`, `info`, `warning` or `error`. With `debug`, every request
+    has a line.
+    """
+    otel_disabled: _Text = Field("", alias="OTEL_SDK_DISABLED")
+    """`true` turns traces off."""
+    otel_exporter: Annotated[_Text, AfterValidator(values.trace_exporter)] = Field(
+        "", alias="OTEL_TRACES_EXPORTER"
+    )
+    """Exporter of traces: `otlp` or `none`. If it is unset, an endpoint turns traces on."""
+    otel_endpoint: _Text = Field("", alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    """URL of the collector for all signals."""
+    otel_traces_endpoint: _Text = Field("", alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    """URL to which traces are sent, if it differs from that for all signals."""
+    otel_protocol: _TraceProtocol = Field("", alias="OTEL_EXPORTER_OTLP_PROTOCOL")
+    """Protocol for all signals: `http/protobuf` only."""
+    otel_traces_protocol: _TraceProtocol = Field("", alias="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+    """Protocol for traces: `http/protobuf` only."""
+
+    @property
+    def traces(self) -> bool:
+        """Whether OpenTelemetry's variables ask for traces."""
+        if self.otel_disabled.strip().lower() == "true" or self.otel_exporter == "none":
+            return False
+        return bool(self.otel_exporter or self.otel_endpoint or self.otel_traces_endpoint)
 
 
 # Pydantic orders fields from the last base to the first, and reports problems in that order.
