@@ -81,13 +81,15 @@ def _text(parse: Callable[[str], object]) -> BeforeValidator:
     return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
 
 
+_MAY_BE_EMPTY = Doc(may_be_empty=True)
+
+# Types of values, with their units.
 _Seconds = Annotated[int, Doc(unit="seconds")]
 _Duration = Annotated[int, _text(seconds), Doc(unit="seconds, or a number with s, m, h, d or w")]
 _Size = Annotated[int, _text(size), Doc(unit="bytes, or a number with a unit such as MB or GiB")]
 _Mebibytes = Annotated[int, Doc(unit="MiB")]
 _Workers = Annotated[int, Doc(default="number of CPUs")]
 _Watermark = Annotated[DiskMark | None, BeforeValidator(values.watermark)]
-_MAY_BE_EMPTY = Doc(may_be_empty=True)
 _Names = Annotated[tuple[str, ...], BeforeValidator(values.comma_separated), _MAY_BE_EMPTY]
 _Platforms = Annotated[tuple[Platform, ...], BeforeValidator(values.platforms), _MAY_BE_EMPTY]
 # OpenTelemetry specifies that an empty variable is like an unset one.
@@ -107,15 +109,15 @@ class _Variables(PydanticBaseSettingsSource):
     """The variables of the mapping that a group of settings is made from."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return value, key, and whether the value is JSON; it never is."""
-        key = field.alias or field_name
-        return self.current_state["environment"].get(key), key, False
+        """Return the value, ``None`` if the variable is unset; its key; and that it is no JSON."""
+        environment = self.current_state.get("environment", {})
+        return environment.get(field.alias or ""), field.alias or field_name, False
 
     def __call__(self) -> dict[str, Any]:
         """Return the variables that are set, by name."""
-        environment = self.current_state.get("environment", {})
-        names = (field.alias for field in self.settings_cls.model_fields.values() if field.alias)
-        return {name: environment[name] for name in names if name in environment}
+        fields = self.settings_cls.model_fields.items()
+        found = (self.get_field_value(field, name) for name, field in fields)
+        return {key: value for value, key, _ in found if value is not None}
 
 
 class _Group(BaseSettings):
