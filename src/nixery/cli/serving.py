@@ -12,7 +12,7 @@ import structlog
 import typer
 import uvloop
 
-from nixery.app import wire
+from nixery.app import assemble
 from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError
 from nixery.nix.guard import guarded, hide_from_builders
@@ -54,7 +54,7 @@ async def _serve(settings: Settings, resources: Resources) -> None:
             "variables with a login are withheld from builders; name them in NIXERY_BUILD_ENVIRONMENT if builders may read them",
             variables=settings.withheld_variables,
         )
-    async with wire(settings, resources) as components:
+    async with assemble(settings, resources) as components:
         bounds = ConnectionBounds(settings.max_connections, settings.max_connections_per_client)
         listeners = [Listener(components.application, resources.address, settings.port, bounds)]
         if settings.admin_port is not None and resources.admin_address is not None:
