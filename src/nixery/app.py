@@ -40,12 +40,13 @@ from nixery.gc.collector import Collector
 from nixery.gc.scrubber import Scrubber
 from nixery.gc.watermark import Marks, WatermarkMonitor
 from nixery.locks import ProcessDirectory
-from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
+from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.machine import require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
-from nixery.nix.realisation import SubprocessNixBuilder, SubprocessPackageGraph
+from nixery.nix.realisation import BATCH_PROCESSES, Nix
+from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
@@ -67,12 +68,9 @@ from nixery.settings import Settings
 from nixery.source_location import SourceLocation
 from nixery.sources.channel import Archives, ChannelSource, channel_rule
 from nixery.sources.directory import DirectorySource, Fingerprint
-from nixery.sources.flake_lock import FlakeReference
-from nixery.sources.flakes import FlakeSource
-from nixery.sources.git import GitSource
-from nixery.sources.git_repository import GitRepository
+from nixery.sources.flake import FlakeReference, FlakeSource
+from nixery.sources.git import GitRepository, GitSource
 from nixery.sources.source import PackageSource
-from nixery.sources.trees import NixStore
 from nixery.startup import Resources
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.files import file_system_use
@@ -112,8 +110,7 @@ def package_source(settings: Settings, resources: Resources, store: NixStore) ->
             place(settings.channel_url),
             settings.channel_url,
             temporary,
-            settings.fetch_environment,
-            _evaluation_memory(settings),
+            ProcessContext(settings.fetch_environment, _evaluation_memory(settings)),
         )
         return ChannelSource(settings.channel, settings.channel_tags, archives, names, rule, store)
     if settings.flake is not None:
@@ -269,9 +266,10 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     traces = make_traces(settings)
     blobs = CountedBlobStore(resources.blobs, metrics.storage_errors)
     records = CountedRecordStore(resources.records, metrics.storage_errors)
-    roots = GarbageCollectorRoots(resources.roots.path)
-    collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
-    source = package_source(settings, resources, NixStore(roots, collector, settings.build_environment))
+    collector = NixGarbageCollector(
+        Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")), resources.roots.path
+    )
+    source = package_source(settings, resources, NixStore(collector, settings.build_environment))
     # Looking tags up has slots of its own: nobody waits there for somebody else's build.
     share = Share(settings.max_builds_per_client, settings.queued_per_client)
     look_ups, histories = (
@@ -280,9 +278,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     bounded = BoundedSource(source, look_ups, histories)
     pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
     options = nix_options(settings, sandbox=resources.sandbox)
-    nix = SubprocessNixBuilder(
-        settings.nix_timeout, roots, options, collector, expression, gate=resources.gate
-    )
+    nix = Nix(settings.nix_timeout, collector, options, expression, gate=resources.gate)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
     # What an expression refers to, nobody can tell; so it is evaluated each time.
     program = Fingerprint().of(Path(nixery.__file__).parent)
@@ -313,7 +309,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     counting = ReferenceCounting(
         pins,
         source,
-        SubprocessPackageGraph(max(settings.nix_timeout, BATCH_TIMEOUT), roots, options, collector),
+        Nix(max(settings.nix_timeout, BATCH_TIMEOUT), collector, options, processes=BATCH_PROCESSES),
         BatchRecords(records, evaluation),
         settings.max_builds,
     )

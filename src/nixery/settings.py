@@ -58,7 +58,7 @@ from nixery.nix.environments import (
 )
 from nixery.quantities import DiskMark, seconds, size
 from nixery.source_location import SourceLocation
-from nixery.sources.commits import REACHABLE, CommitRule
+from nixery.sources.source import REACHABLE, CommitRule
 
 # Seconds.
 DAY = 24 * 3600

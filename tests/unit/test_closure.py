@@ -13,3 +13,42 @@ def test_is_in_the_order_of_paths() -> None:
 def test_a_reference_must_not_lead_out() -> None:
     with pytest.raises(ValueError, match="not in the closure"):
         Closure([PathInfo(A, "", 1, (B,))])
+
+
+HASH = "zc5c8sx39b2y7gn652mjnbzmsbl4848p"
+
+
+def test_parses_what_it_prints() -> None:
+    path = StorePath.parse(f"/nix/store/{HASH}-bash-5.2")
+    assert str(path) == f"/nix/store/{HASH}-bash-5.2"
+    assert path.name == "bash-5.2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{HASH}-bash",
+        f"/nix/store/{HASH}-bash/bin",
+        f"/nix/store/{HASH}",
+        f"/nix/store/{HASH[1:]}-bash",
+        f"/nix/store/{'e' * 32}-bash",
+        f"/nix/store/{HASH}-ba sh",
+        f"/nix/store/../store/{HASH}-bash",
+    ],
+)
+def test_refuses_what_is_no_store_path(text: str) -> None:
+    with pytest.raises(ValueError, match="not a store path"):
+        StorePath.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "package_name"),
+    [
+        ("glibc-2.36", "glibc"),
+        ("nss-cacert-3.92", "nss-cacert"),
+        ("iana-etc", "iana-etc"),
+        ("x11-utils-7.7", "x11-utils"),
+    ],
+)
+def test_package_name_is_without_the_version(name: str, package_name: str) -> None:
+    assert StorePath(f"{HASH}-{name}").package_name == package_name

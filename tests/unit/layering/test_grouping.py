@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixery.closure import Closure, PathInfo, StorePath
-from nixery.layering.grouping import LayerGroup, group_into_layers
+from nixery.layering.grouping import LayerGroup, count_inputs, group_into_layers
 from nixery.layering.popularity import Popularity
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 
@@ -153,3 +153,20 @@ def test_new_hashes_leave_the_grouping_alone(drawn: Drawn, budget: int) -> None:
     before = members(group_into_layers(closed, NONE, budget))
     after = members(group_into_layers(rebuilt, NONE, budget))
     assert [{renamed(p) for p in group} for group in before] == [set(group) for group in after]
+
+
+def reachable(start: StorePath, closed: Closure) -> set[StorePath]:
+    return {start}.union(*(reachable(reference, closed) for reference in closed[start].references))
+
+
+@settings(deadline=None)
+@given(requested_and_closure())
+def test_counts_what_can_be_reached(drawn: tuple[list[StorePath], Closure]) -> None:
+    _, closed = drawn
+    assert count_inputs(closed) == {info.path: len(reachable(info.path, closed)) for info in closed}
+
+
+def test_long_chains_need_no_stack() -> None:
+    length = 5_000
+    chain = closure({n: [n + 1] if n < length else [] for n in range(1, length + 1)})
+    assert count_inputs(chain)[path(1)] == length

@@ -3,8 +3,8 @@ import pytest
 from nixery.nix.error_message import (
     collected_path,
     explanation,
-    is_about_a_full_disk,
-    is_trouble_of_the_machine,
+    reports_full_disk,
+    reports_machine_trouble,
     without_paths,
 )
 
@@ -39,10 +39,10 @@ def test_silence() -> None:
 
 
 def test_trouble_of_the_machine_is_no_packages_fault() -> None:
-    assert is_trouble_of_the_machine(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
-    assert is_trouble_of_the_machine(["error: writing to file: No space left on device"])
-    assert not is_trouble_of_the_machine(["error: cannot add a string to an integer"])
-    assert not is_trouble_of_the_machine([])
+    assert reports_machine_trouble(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
+    assert reports_machine_trouble(["error: writing to file: No space left on device"])
+    assert not reports_machine_trouble(["error: cannot add a string to an integer"])
+    assert not reports_machine_trouble([])
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_trouble_of_the_machine_is_no_packages_fault() -> None:
     ],
 )
 def test_a_database_without_room_is_nobodys_package(message: str) -> None:
-    assert is_trouble_of_the_machine([message])
+    assert reports_machine_trouble([message])
 
 
 def test_an_error_of_the_disk_is_a_full_one_only_if_it_is_full() -> None:
-    assert is_about_a_full_disk("database or disk is full")
-    assert is_about_a_full_disk("note: build failure may have been caused by lack of free disk space")
-    assert not is_about_a_full_disk("disk I/O error")
-    assert not is_about_a_full_disk("error: syntax error, unexpected end of file")
+    assert reports_full_disk("database or disk is full")
+    assert reports_full_disk("note: build failure may have been caused by lack of free disk space")
+    assert not reports_full_disk("disk I/O error")
+    assert not reports_full_disk("error: syntax error, unexpected end of file")
 
 
 def test_paths_stay_here() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nixery.errors import NixUnusable, Reason
-from nixery.nix.answers import Flaw, Item, parse_answer
+from nixery.nix.evaluation import Flaw, Item, parse_answer
 from nixery.nix.packages import Package
 
 HASH = "a" * 32
@@ -85,6 +85,6 @@ def test_bytes_that_are_no_text_are_no_trouble_of_the_machine() -> None:
     assert found.description == "caf\ufffd"
 
 
-def test_an_answer_that_is_nested_too_deeply_is_not_understood() -> None:
-    with pytest.raises(NixUnusable, match="not understood"):
+def test_an_answer_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(NixUnusable, match="cannot parse Nix.s answer"):
         parse_answer(b'{"packages":' + b"[" * 100_000)

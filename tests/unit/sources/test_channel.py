@@ -2,8 +2,7 @@ import pytest
 
 from nixery.errors import TagUnknown
 from nixery.sources.channel import channel_reference, channel_rule
-from nixery.sources.commits import CommitRule
-from nixery.sources.source import Reference
+from nixery.sources.source import CommitRule, Reference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DEFAULT = ("nixos-*", "nixpkgs-*", "commits")

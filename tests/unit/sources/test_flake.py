@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import TagUnknown
-from nixery.sources.commits import CommitRule
-from nixery.sources.flake_lock import FlakeReference, flake_reference
-from nixery.sources.source import Reference
+from nixery.sources.flake import FlakeReference, flake_reference
+from nixery.sources.source import CommitRule, Reference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RULE = CommitRule.parse("reachable")

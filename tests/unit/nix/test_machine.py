@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 
-from nixery.nix.advisories import ADVISORIES, parsed
+from nixery.nix.machine import ADVISORIES, Release
 
 
 def names(answer: str) -> str:
-    found = parsed(answer)
+    found = Release.parse(answer)
     assert found is not None
     return " ".join(advisory.name for advisory in found.advisories)
 
@@ -25,13 +25,13 @@ def names(answer: str) -> str:
     ],
 )
 def test_what_programs_call_themselves(answer: str, program: str, version: str) -> None:
-    found = parsed(answer)
+    found = Release.parse(answer)
     assert found is not None
     assert (found.program, found.version) == (program, version)
 
 
 def test_a_program_that_says_no_version() -> None:
-    assert parsed("command not found\n") is None
+    assert Release.parse("command not found\n") is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_flaw_has_a_beginning() -> None:
     "answer", ["nix (Nix) 2.34.7", "nix (Nix) 2.35.0", "nix (Lix, like Nix) 2.95.2", "git version 2.50.1"]
 )
 def test_what_is_safe(answer: str) -> None:
-    found = parsed(answer)
+    found = Release.parse(answer)
     assert found is not None
     assert not found.warning
 
@@ -77,7 +77,7 @@ def test_the_git_of_debian_12_is_safe_and_what_came_before_is_not() -> None:
 
 
 def test_a_warning_names_program_version_and_advisory() -> None:
-    found = parsed("nix-store (Nix) 2.34.6")
+    found = Release.parse("nix-store (Nix) 2.34.6")
     assert found is not None
     assert found.warning.startswith(
         "Nix 2.34.6 has known flaws unless its distribution fixed them: CVE-2026-44028 ("

@@ -1,13 +1,27 @@
 import itertools
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
-from nixery.errors import InvalidName
-from nixery.image.name import SHELL_PACKAGES, canonical_name, parse_image_name, requests_for, validate_name
+from nixery.errors import InvalidDigest, InvalidName, InvalidReference
+from nixery.image.name import (
+    SHELL_PACKAGES,
+    NearNames,
+    Tag,
+    canonical_name,
+    parse_image_name,
+    parse_reference,
+    requests_for,
+    validate_name,
+)
 from nixery.image.platform import AMD64, ARM64
+from nixery.oci.digest import Digest
 
 
 def test_components_are_packages() -> None:
@@ -118,3 +132,72 @@ def test_one_name_stands_for_all_names_of_an_image(components: list[str]) -> Non
         except InvalidName:
             continue
         assert (canonical_name(other) == canonical) == same
+
+
+def test_a_digest_is_told_by_its_colon() -> None:
+    assert parse_reference(str(Digest.of(b""))) == Digest.of(b"")
+
+
+@pytest.mark.parametrize("text", ["latest", "_", "v1.2-rc_3", "A" * 128])
+def test_tags(text: str) -> None:
+    assert parse_reference(text) == Tag(text)
+
+
+@pytest.mark.parametrize("text", ["", ".hidden", "-x", "a" * 129, "ü", "a b", ".INVALID_MANIFEST_NAME"])
+def test_neither(text: str) -> None:
+    with pytest.raises(InvalidReference):
+        parse_reference(text)
+
+
+def test_a_broken_digest_is_no_tag() -> None:
+    with pytest.raises(InvalidDigest):
+        parse_reference("sha256:baddigeststring")
+
+
+@pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
+def test_tags_that_are_made_of_a_digest(suffix: str) -> None:
+    assert Tag(f"sha256-{'0' * 64}{suffix}").is_derived_from_digest
+    assert not Tag(f"sha256-{'0' * 63}{suffix}").is_derived_from_digest
+
+
+def near_names(wanted: str, within: str, attributes: Sequence[str]) -> tuple[str, ...]:
+    return NearNames(within, attributes).of(wanted)
+
+
+def test_the_most_similar_come_first() -> None:
+    assert near_names("htpo", "", ["http", "htop", "zsh"])[0] == "htop"
+
+
+def test_nothing_similar_is_no_hint() -> None:
+    assert near_names("qqqqqqqq", "", ["htop", "zsh"]) == ()
+
+
+def test_names_are_given_as_a_client_can_write_them() -> None:
+    assert near_names("1pasword", "", ["_1password"]) == ("1password",)
+    assert near_names("haskelpackages", "", ["haskellPackages"]) == ("haskellpackages",)
+    assert near_names("g+", "", ["g++"]) == ()
+
+
+def test_names_inside_a_set_carry_its_path_and_keep_their_case() -> None:
+    assert near_names("pythonpackages.reqests", "pythonPackages", ["requests", "Requests"]) == (
+        "pythonpackages.requests",
+    )
+
+
+def test_the_order_of_attributes_changes_nothing() -> None:
+    names = ["aab", "aac", "aad", "aae", "aaf"]
+    assert near_names("aaa", "", names) == near_names("aaa", "", names[::-1])
+
+
+def test_a_scorer_that_is_linear_in_the_length_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The other one would keep the interpreter's lock for seconds, if an author has given a set tens of thousands of long names.
+    scorers = []
+    extract = process.extract
+
+    def observed(*arguments: Any, **options: Any) -> object:  # noqa: ANN401 -- whatever it is given
+        scorers.append(options["scorer"])
+        return extract(*arguments, **options)
+
+    monkeypatch.setattr(process, "extract", observed)
+    near_names("htpo", "", ["htop"])
+    assert scorers == [OSA.normalized_similarity]

@@ -1,7 +1,7 @@
 import pytest
 
 from nixery.errors import TagUnknown
-from nixery.sources.commits import CommitRule
+from nixery.sources.source import CommitRule
 
 
 @pytest.mark.parametrize(
