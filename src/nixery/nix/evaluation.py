@@ -369,7 +369,8 @@ def parse_answer(stdout: bytes) -> tuple[Item, ...]:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise NixUnusable(f"cannot parse Nix's answer to an evaluation: {where}: {problem['msg']}") from error
+        reason = f"{where}: {problem['msg']}" if where else problem["msg"]
+        raise NixUnusable(f"cannot parse Nix's answer to an evaluation: {reason}") from error
     near_names = _near_names(answer)
     return tuple(_interpret(package, near_names.get(package.name, ())) for package in answer.packages)
 

@@ -86,5 +86,5 @@ def test_bytes_that_are_no_text_are_no_trouble_of_the_machine() -> None:
 
 
 def test_an_answer_that_is_nested_too_deeply_is_refused() -> None:
-    with pytest.raises(NixUnusable, match="cannot parse Nix.s answer"):
+    with pytest.raises(NixUnusable, match="to an evaluation: Invalid JSON"):
         parse_answer(b'{"packages":' + b"[" * 100_000)
