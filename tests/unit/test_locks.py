@@ -30,7 +30,7 @@ def held_by_another_process(directory: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_one_holds_it_and_it_leaves_nothing(tmp_path: Path) -> None:
+def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path: Path) -> None:
     one, two = FileLocks(tmp_path), FileLocks(tmp_path)
     with one.attempt("a") as first, two.attempt("a") as second, two.attempt("b") as other:
         assert (first, second, other) == (True, False, True)
@@ -39,7 +39,7 @@ def test_one_holds_it_and_it_leaves_nothing(tmp_path: Path) -> None:
         assert again
 
 
-def test_a_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     process = held_by_another_process(tmp_path)
     locks = FileLocks(tmp_path)
     with locks.attempt("one") as is_ours:
@@ -51,7 +51,7 @@ def test_a_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
         assert is_ours
 
 
-def test_what_a_killed_process_left_is_swept_and_what_is_held_is_not(tmp_path: Path) -> None:
+def test_only_directories_of_killed_processes_are_removed(tmp_path: Path) -> None:
     process = held_by_another_process(tmp_path)
     (tmp_path / "left-behind").touch()
     FileLocks(tmp_path)
@@ -62,7 +62,7 @@ def test_what_a_killed_process_left_is_swept_and_what_is_held_is_not(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_was_removed_while_it_was_opened_is_no_lock(
+def test_a_lock_file_removed_by_its_holder_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locks = FileLocks(tmp_path)
@@ -83,7 +83,7 @@ def test_a_file_that_was_removed_while_it_was_opened_is_no_lock(
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_directory_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+def test_an_unusable_parent_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
         FileLocks(tmp_path / "file")
@@ -97,7 +97,7 @@ def test_a_directory_that_was_deleted_is_made_again(tmp_path: Path) -> None:
         assert held
 
 
-def test_what_cannot_be_locked_is_told_without_its_place(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_made_is_reported_without_its_path(tmp_path: Path) -> None:
     locks = FileLocks(tmp_path / "locks")
     (tmp_path / "locks" / "name").mkdir()
     with (
@@ -112,11 +112,11 @@ def test_what_cannot_be_locked_is_told_without_its_place(tmp_path: Path) -> None
     ("number", "kind"),
     [(errno.ENOSPC, StorageFull), (errno.EDQUOT, StorageFull), (errno.EACCES, StorageError)],
 )
-def test_no_room_for_a_lock_is_a_full_storage(number: int, kind: type[StorageError]) -> None:
+def test_no_space_for_a_lock_is_a_full_storage(number: int, kind: type[StorageError]) -> None:
     assert type(storage_error("it cannot be", OSError(number, "why"))) is kind
 
 
-def test_what_is_no_lock_is_neither_followed_nor_in_the_way(tmp_path: Path) -> None:
+def test_a_name_that_is_no_lock_file_is_neither_followed_nor_in_the_way(tmp_path: Path) -> None:
     locks = tmp_path / "locks"
     (locks / "directory").mkdir(parents=True)
     (locks / "symlink").symlink_to(tmp_path / "elsewhere")
@@ -129,14 +129,14 @@ def test_what_is_no_lock_is_neither_followed_nor_in_the_way(tmp_path: Path) -> N
         assert is_ours
 
 
-def test_it_goes_with_everything_in_it(tmp_path: Path) -> None:
+def test_closing_removes_the_directory_with_its_contents(tmp_path: Path) -> None:
     directory = ProcessDirectory(tmp_path)
     (directory.path / "file").write_text("x")
     directory.close()
     assert not directory.path.exists()
 
 
-def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+def test_only_lock_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     script = "import os, sys; from pathlib import Path; from nixery.locks import ProcessDirectory\n"
     script += "print(ProcessDirectory(Path(sys.argv[1])).path, flush=True); os.kill(os.getpid(), 9)"
     living = ProcessDirectory(tmp_path)
@@ -177,7 +177,7 @@ def test_a_deep_tree_is_removed(removed: Path) -> None:
     assert not directory.path.exists()
 
 
-def test_a_deep_tree_that_was_left_keeps_no_process_from_starting(removed: Path) -> None:
+def test_a_deep_leftover_does_not_keep_a_process_from_starting(removed: Path) -> None:
     left_behind = removed / "server-left"
     left_behind.mkdir()
     deep_tree(left_behind)
@@ -185,7 +185,7 @@ def test_a_deep_tree_that_was_left_keeps_no_process_from_starting(removed: Path)
     assert not left_behind.exists()
 
 
-def test_links_in_what_is_removed_are_not_followed(tmp_path: Path) -> None:
+def test_symlinks_in_a_removed_directory_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     directory = ProcessDirectory(tmp_path / "parent")
@@ -197,7 +197,7 @@ def test_links_in_what_is_removed_are_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "file").exists()
 
 
-def test_those_that_start_at_the_same_time_do_not_sweep_each_other(tmp_path: Path) -> None:
+def test_processes_that_start_together_do_not_remove_each_others_directories(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         directories = list(pool.map(lambda _: ProcessDirectory(tmp_path), range(40)))
     assert all(directory.path.is_dir() for directory in directories)
@@ -212,7 +212,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["a file", "a symlink", "a FIFO", "gone"])
-def test_what_is_no_directory_of_a_process_keeps_none_from_starting(
+def test_other_files_in_the_parent_do_not_keep_a_process_from_starting(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere, planted = tmp_path / "elsewhere", tmp_path / "parent" / "server-planted"
@@ -235,7 +235,7 @@ def test_what_is_no_directory_of_a_process_keeps_none_from_starting(
     assert (elsewhere / "file").exists()
 
 
-def test_those_that_end_while_others_start_are_in_nobodys_way(tmp_path: Path) -> None:
+def test_processes_that_end_do_not_disturb_those_that_start(tmp_path: Path) -> None:
     def live(_: int) -> None:
         for _ in range(100):
             ProcessDirectory(tmp_path).close()
@@ -255,7 +255,7 @@ def test_a_directory_that_was_deleted_is_made_again_and_locked(tmp_path: Path) -
 
 
 @pytest.mark.security
-def test_a_commit_with_directories_within_directories_is_swept_away(tmp_path: Path) -> None:
+def test_a_deep_commit_is_removed(tmp_path: Path) -> None:
     """Whoever pushed it chose how deep they are; a server that could not remove them did not start any more."""
     left = tmp_path / "server-left"
     left.mkdir()

@@ -31,11 +31,11 @@ from nixery.plain_text import escaped, escaped_document, escaped_lines, plain_te
         ("größer, 日本語", "größer, 日本語"),
     ],
 )
-def test_what_is_meant_for_a_terminal_is_left_out(written: str, read: str) -> None:
+def test_escape_sequences_are_removed_from_lines(written: str, read: str) -> None:
     assert plain_text(written) == read
 
 
-def test_lines_stay_lines() -> None:
+def test_escaped_lines_keep_line_breaks() -> None:
     assert plain("one\n\x1b[31mtwo\x1b[0m") == "one\ntwo"
 
 
@@ -58,7 +58,7 @@ def test_all_unsafe_characters_are_escaped_and_no_others() -> None:
 
 
 @given(st.text())
-def test_what_is_escaped_is_one_line_that_can_be_written(text: str) -> None:
+def test_an_escaped_text_is_one_encodable_line(text: str) -> None:
     assert len(escaped(text).splitlines()) <= 1
     escaped(text).encode()
     assert escaped(escaped(text)) == escaped(text)

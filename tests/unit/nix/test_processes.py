@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ async def test_reads_both_streams_at_once() -> None:
     assert (completed.exit_code, len(completed.stdout), len(lines)) == (0, 2_000_000, 200)
 
 
-async def test_one_very_long_line_is_bounded() -> None:
+async def test_a_very_long_line_is_cut() -> None:
     lines: list[bytes] = []
     await run(
         ["python3", "-c", "import sys; sys.stderr.write('x' * 5_000_000)"], lines.append, Deadline(30), OURS
@@ -39,7 +38,7 @@ async def test_one_very_long_line_is_bounded() -> None:
     assert sum(map(len, lines)) <= 2 * 1024 * 1024
 
 
-async def test_a_missing_program_is_said() -> None:
+async def test_a_missing_program_is_reported() -> None:
     with pytest.raises(NixUnusable, match="no-such-nix"):
         await run(["no-such-nix"], ignore, Deadline(5), OURS)
 
@@ -54,7 +53,7 @@ async def gone(pid: int) -> bool:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        # Somebody has to reap an orphan; in a container that may be nobody.
+        # In a container, no process may reap an orphan.
         if is_zombie(pid):
             return True
         await asyncio.sleep(0.05)
@@ -71,7 +70,7 @@ async def test_a_deadline_ends_the_whole_group() -> None:
     assert await gone(int(lines[0]))
 
 
-async def test_a_child_that_outlives_its_parent_is_ended_too() -> None:
+async def test_a_child_that_outlives_its_parent_is_ended() -> None:
     lines: list[bytes] = []
     with pytest.raises(TimeoutError):
         await run(["sh", "-c", "sleep 60 & echo $! >&2"], lines.append, Deadline(0.5), OURS)
@@ -94,20 +93,19 @@ async def test_cancelling_ends_the_whole_group() -> None:
     assert await gone(int(lines[0]))
 
 
-async def test_a_deadline_moves_while_there_is_progress() -> None:
-    deadline = Deadline(1.0)
-    begin = time.monotonic()
+async def test_progress_extends_a_deadline() -> None:
+    # The program takes half a second more than that.
+    deadline = Deadline(2.0)
     completed = await run(
-        ["sh", "-c", "for i in 1 2 3 4; do echo >&2; sleep 0.5; done"],
+        ["sh", "-c", "for i in 1 2 3 4 5; do echo >&2; sleep 0.5; done"],
         lambda _: deadline.extend(),
         deadline,
         OURS,
     )
     assert completed.exit_code == 0
-    assert time.monotonic() - begin > deadline.seconds
 
 
-async def test_an_answer_is_bounded_while_it_is_read() -> None:
+async def test_an_endless_answer_is_cut_off_and_its_process_ended() -> None:
     # It would never end, and is ended: its process, too.
     lines: list[bytes] = []
     with pytest.raises(AnswerTooLarge, match=r"the output of sh is too large: 1\.0 MiB is the limit"):
@@ -120,13 +118,13 @@ async def test_an_answer_is_bounded_while_it_is_read() -> None:
     assert await gone(int(lines[0]))
 
 
-async def test_an_answer_of_the_largest_size_is_read() -> None:
+async def test_an_answer_of_exactly_the_limit_is_read() -> None:
     context = ProcessContext(os.environ, answer=100_000)
     completed = await run(["head", "-c", "100000", "/dev/zero"], ignore, Deadline(30), context)
     assert len(completed.stdout) == 100_000
 
 
-async def test_a_flood_of_lines_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flood_of_lines_is_read_at_a_limited_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     really = asyncio.sleep
 
@@ -157,7 +155,7 @@ print(json.dumps([there, dict(os.environ)]))
 
 
 @pytest.mark.parametrize("run_loop", [asyncio.run, uvloop.run])
-def test_a_child_has_what_it_is_given_and_nothing_else(
+def test_a_child_inherits_only_the_given_descriptors(
     run_loop: Callable[..., tuple[Completed, Sequence[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OURS", "secret")
@@ -178,7 +176,7 @@ def test_a_child_has_what_it_is_given_and_nothing_else(
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_output_that_is_not_read_leaves_no_pipe_open(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_unread_output_leaves_no_pipe_open(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def flooded() -> int:
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
         for _ in range(3):
@@ -220,9 +218,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("hidden", [True, False])
-def test_a_process_of_the_same_user_reads_the_environment_only_of_one_that_is_not_hidden(
-    *, hidden: bool
-) -> None:
+def test_hiding_closes_the_environment_to_processes_of_the_same_user(*, hidden: bool) -> None:
     as_server = subprocess.Popen(
         [sys.executable, "-c", _HIDE, "hide" if hidden else "show"],
         env={**os.environ, "SECRET": "of the server"},

@@ -38,7 +38,7 @@ def tree() -> Path:
     ],
     ids=["before the command", "in the middle of it"],
 )
-async def test_a_tree_that_is_being_deleted_is_gone(
+async def test_a_tree_that_is_being_deleted_counts_as_collected(
     store: NixStore, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     # The database has no more of it.
@@ -48,7 +48,7 @@ async def test_a_tree_that_is_being_deleted_is_gone(
             pass
 
 
-async def test_a_tree_that_went_before_its_root_was_there_is_gone(
+async def test_a_tree_deleted_before_its_root_was_registered_counts_as_collected(
     store: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nix_store_says(monkeypatch, tmp_path, "", status=0)
@@ -57,7 +57,7 @@ async def test_a_tree_that_went_before_its_root_was_there_is_gone(
             pass
 
 
-async def test_a_nix_that_does_not_work_is_told(
+async def test_an_error_of_nix_is_reported(
     store: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nix_store_says(monkeypatch, tmp_path, "error: cannot connect to daemon: Connection refused")
@@ -90,7 +90,7 @@ class Making:
         return self._tree
 
 
-async def test_trees_do_not_wait_for_another_one(trees: TreeCache, tmp_path: Path) -> None:
+async def test_a_tree_does_not_wait_for_a_slow_other_one(trees: TreeCache, tmp_path: Path) -> None:
     known, slow, other = Making(tmp_path), Making(tmp_path), Making(tmp_path)
     known.may_end.set()
     other.may_end.set()
@@ -105,7 +105,7 @@ async def test_trees_do_not_wait_for_another_one(trees: TreeCache, tmp_path: Pat
     assert await fetching == tmp_path
 
 
-async def test_a_tree_is_made_once_for_all_who_want_it(trees: TreeCache, tmp_path: Path) -> None:
+async def test_concurrent_requests_share_one_tree(trees: TreeCache, tmp_path: Path) -> None:
     making = Making(tmp_path)
     wanted = [asyncio.ensure_future(trees.get("one", making)) for _ in range(3)]
     await making.begun.wait()

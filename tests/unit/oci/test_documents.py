@@ -28,13 +28,13 @@ def test_config_has_a_diff_id_and_a_history_entry_for_each_layer() -> None:
     assert config["config"] == {"Env": ["B=1", "A=2"], "Cmd": ["bash"]}
 
 
-def test_config_leaves_out_what_has_no_value() -> None:
+def test_config_omits_properties_without_a_value() -> None:
     config = json.loads(image_config(Architecture("amd64"), ExecutionParameters((), ()), ()).content)
     assert "variant" not in config
     assert "Cmd" not in config["config"]
 
 
-def test_created_is_no_clock() -> None:
+def test_an_image_without_a_date_has_a_fixed_one() -> None:
     config = json.loads(image_config(Architecture("amd64"), EXECUTION, LAYERS).content)
     assert {config["created"], *(entry["created"] for entry in config["history"])} == {"1970-01-01T00:00:01Z"}
 
@@ -44,7 +44,7 @@ def test_created_is_the_commit_date_of_the_source() -> None:
     assert {config["created"], *(entry["created"] for entry in config["history"])} == {"2023-11-14T22:13:20Z"}
 
 
-def test_manifest_describes_what_it_refers_to() -> None:
+def test_manifest_has_digest_and_size_of_config_and_layers() -> None:
     config = image_config(Architecture("amd64"), EXECUTION, LAYERS)
     document = image_manifest(config, LAYERS)
     manifest = json.loads(document.content)
@@ -66,7 +66,7 @@ DOCKER_LAYERS = [Layer(Descriptor(MediaType.OCI_LAYER_GZIP, Digest.of(b"a"), 1),
 CONFIG = image_config(Architecture("amd64"), ExecutionParameters((), ()), DOCKER_LAYERS)
 
 
-def test_the_bytes_are_the_same_and_the_types_are_dockers_alone() -> None:
+def test_a_docker_manifest_has_the_same_blobs_under_dockers_media_types() -> None:
     docker, oci = docker_manifest(CONFIG, DOCKER_LAYERS), image_manifest(CONFIG, DOCKER_LAYERS)
     assert docker is not None
     assert b"vnd.oci" not in docker.content

@@ -81,7 +81,7 @@ def test_gzip_has_neither_time_nor_name() -> None:
     assert compressed[4:8] == bytes(4)
 
 
-def test_the_check_can_end_it() -> None:
+def test_the_check_can_end_the_packing() -> None:
     def check() -> None:
         raise KeyboardInterrupt
 
@@ -89,7 +89,7 @@ def test_the_check_can_end_it() -> None:
         LayerPacker(compression("gzip")).pack(nothing, io.BytesIO(), check)
 
 
-def test_the_identity_has_that_of_the_compression() -> None:
+def test_the_packers_identity_includes_that_of_the_compression() -> None:
     way = compression("gzip")
     assert LayerPacker(way).identity == LayerPacker(compression("gzip")).identity
     assert way.identity in LayerPacker(way).identity
@@ -100,7 +100,7 @@ class FullDisk(io.BytesIO):
         raise StorageError("no space left")
 
 
-def test_a_sink_that_fails_ends_it() -> None:
+def test_a_failing_sink_ends_the_packing() -> None:
     with pytest.raises(StorageError, match="no space"):
         LayerPacker(compression("gzip")).pack(file_of(os.urandom(5 << 20)), FullDisk(), lambda: None)
 
@@ -108,7 +108,7 @@ def test_a_sink_that_fails_ends_it() -> None:
 TIMEOUT = 10
 
 
-def test_pieces_are_done_in_their_order() -> None:
+def test_pieces_are_processed_in_order() -> None:
     done: list[int] = []
     with BackgroundStage[int](done.append) as behind:
         for number in range(100):
@@ -119,7 +119,7 @@ def test_pieces_are_done_in_their_order() -> None:
         assert done == list(range(100))
 
 
-def test_one_is_worked_on_while_the_caller_makes_the_next() -> None:
+def test_a_piece_is_processed_while_the_caller_makes_the_next() -> None:
     made = threading.Event()
     seen: list[bool] = []
     with BackgroundStage[int](lambda _: seen.append(made.wait(TIMEOUT))) as behind:
@@ -128,7 +128,7 @@ def test_one_is_worked_on_while_the_caller_makes_the_next() -> None:
     assert seen == [True]
 
 
-def test_a_failure_is_told_with_the_next_piece() -> None:
+def test_a_failure_is_raised_with_the_next_piece() -> None:
     def fail(piece: int) -> None:
         raise ValueError(piece)
 
@@ -139,7 +139,7 @@ def test_a_failure_is_told_with_the_next_piece() -> None:
         behind.wait()
 
 
-def test_a_failure_of_the_last_piece_is_told_by_waiting() -> None:
+def test_a_failure_of_the_last_piece_is_raised_by_waiting() -> None:
     def fail(piece: int) -> None:
         raise ValueError(piece)
 
@@ -149,7 +149,7 @@ def test_a_failure_of_the_last_piece_is_told_by_waiting() -> None:
             behind.wait()
 
 
-def test_nothing_goes_on_after_the_end() -> None:
+def test_a_background_stage_leaves_no_thread_running() -> None:
     threads = threading.active_count()
     done: list[int] = []
     with BackgroundStage[int](done.append) as behind:

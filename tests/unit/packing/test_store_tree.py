@@ -116,7 +116,7 @@ def deep(content: Path) -> Iterator[str]:
         directory.rmdir()
 
 
-def test_a_tree_deeper_than_the_interpreter_would_go(content: Path, deep: str) -> None:
+def test_a_tree_deeper_than_the_recursion_limit_is_read(content: Path, deep: str) -> None:
     assert members(content)[-1].name == deep
 
 
@@ -139,7 +139,7 @@ def fail(*_: object) -> None:
 
 
 @pytest.mark.parametrize("call", ["readlink", "open", "open a directory"])
-def test_what_cannot_be_read_is_named_in_printable_letters(
+def test_an_unreadable_file_is_named_in_printable_letters(
     content: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     odd = content / os.fsdecode(b"odd-\xff\n\xe2\x80\xae")
@@ -169,7 +169,7 @@ def test_a_directory_that_cannot_be_listed_is_named(content: Path, monkeypatch: 
         archived(content)
 
 
-def test_errors_of_whoever_takes_the_archive_stay_what_they_are(content: Path) -> None:
+def test_errors_of_the_consumer_are_passed_on(content: Path) -> None:
     (content / "f").write_bytes(bytes(3 << 20))
     with pytest.raises(OSError, match="Input/output error"):
         add_store_paths(Archive(fail), [INFO], os.fsencode(content.parent))
@@ -211,7 +211,7 @@ def test_no_more_is_packed_than_nix_has_registered(content: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "files", "links", "directories"])
-def test_whatever_nix_registers_is_enough(content: Path, kind: str) -> None:
+def test_the_registered_size_suffices_for_every_tree(content: Path, kind: str) -> None:
     if kind == "file":
         content.rmdir()
         content.touch()
@@ -232,7 +232,7 @@ def test_a_sparse_file_of_a_terabyte_is_not_read(content: Path) -> None:
         pack(content, 1 << 30)
 
 
-def test_names_count_as_well(content: Path) -> None:
+def test_names_count_towards_the_registered_size(content: Path) -> None:
     for number in range(1000):
         (content / str(number)).touch()
     with pytest.raises(StorageError, match="was changed after it was built"):
@@ -290,7 +290,7 @@ def test_few_files_are_open_at_the_same_time(
     assert len(open_descriptors()) == len(before)
 
 
-def test_what_comes_after_a_deep_directory_is_its_own(content: Path) -> None:
+def test_entries_after_a_deep_directory_have_the_right_parent(content: Path) -> None:
     """The directories above were closed meanwhile."""
     above = content
     for level in range(100):
@@ -386,7 +386,7 @@ def test_a_store_path_that_is_neither(tmp_path: Path, kind: str, monkeypatch: py
         archived(tmp_path / PATH.base_name)
 
 
-def test_a_store_that_nobody_may_list(content: Path) -> None:
+def test_a_store_that_cannot_be_listed_is_supported(content: Path) -> None:
     """Some operators keep names of store paths from users of the machine."""
     (content / "file").write_text("x")
     content.parent.chmod(0o311)

@@ -21,13 +21,13 @@ def package_set(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-async def test_every_tag_is_the_same_and_moves(package_set: Path) -> None:
+async def test_every_tag_means_the_current_state(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     assert source.reference("latest") == source.reference("v1")
     assert source.reference("latest").moving
 
 
-async def test_a_pin_is_the_content(package_set: Path) -> None:
+async def test_a_pin_identifies_the_content(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     pin = await source.resolve(source.reference("latest"))
     assert pin == await source.resolve(source.reference("latest"))
@@ -46,7 +46,7 @@ async def test_an_outdated_pin_is_refused(package_set: Path) -> None:
             pytest.fail("it was opened")
 
 
-async def test_a_change_while_it_is_used(package_set: Path) -> None:
+async def test_a_change_during_use_is_detected(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     pin = await source.resolve(source.reference("latest"))
     with pytest.raises(PackageSetChanged):
@@ -54,7 +54,7 @@ async def test_a_change_while_it_is_used(package_set: Path) -> None:
             (package_set / "default.nix").write_text("2")
 
 
-async def test_a_failure_because_of_a_change(package_set: Path) -> None:
+async def test_a_failure_during_a_change_is_reported_as_a_change(package_set: Path) -> None:
     # Half of the change was there already, so Nix found fault with it.
     source = DirectorySource(package_set, os.environ)
     pin = await source.resolve(source.reference("latest"))
@@ -70,7 +70,7 @@ async def test_a_failure_because_of_a_change(package_set: Path) -> None:
             raise EvaluationFailed(())
 
 
-async def test_a_link_that_is_moved(package_set: Path, tmp_path: Path) -> None:
+async def test_moving_a_symlink_changes_the_package_set(package_set: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "default.nix").write_text("2")
@@ -86,14 +86,14 @@ async def test_a_link_that_is_moved(package_set: Path, tmp_path: Path) -> None:
         assert path == NixFiles(other, self_contained=False)
 
 
-async def test_a_set_that_is_gone(tmp_path: Path) -> None:
+async def test_a_missing_directory_is_unreachable(tmp_path: Path) -> None:
     source = DirectorySource(tmp_path / "gone", os.environ)
     with pytest.raises(SourceUnreachable) as raised:
         await source.resolve(source.reference("latest"))
     assert str(tmp_path) not in str(raised.value)
 
 
-async def test_a_working_tree_has_better_names(tmp_path: Path) -> None:
+async def test_the_revision_of_a_working_tree_is_its_commit(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repository")
     (repository.directory / "set").mkdir()
     package_set = repository.directory / "set" / "default.nix"
@@ -124,7 +124,7 @@ async def test_a_working_tree_has_better_names(tmp_path: Path) -> None:
     ).revision == second
 
 
-async def test_what_was_read_ahead_is_only_a_start(package_set: Path) -> None:
+async def test_changes_after_reading_ahead_are_seen(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     await source.look_ahead()
     before = await source.resolve(source.reference("latest"))
@@ -132,7 +132,7 @@ async def test_what_was_read_ahead_is_only_a_start(package_set: Path) -> None:
     assert await source.resolve(source.reference("latest")) != before
 
 
-async def test_reading_ahead_a_set_that_is_not_there_yet(tmp_path: Path) -> None:
+async def test_reading_ahead_ignores_a_missing_directory(tmp_path: Path) -> None:
     source = DirectorySource(tmp_path / "set", os.environ)
     await source.look_ahead()
     (tmp_path / "set").mkdir()
@@ -188,7 +188,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changes_show(tree: Path, change: Callable[[Path], object]) -> None:
+def test_a_change_changes_the_fingerprint(tree: Path, change: Callable[[Path], object]) -> None:
     fingerprint = Fingerprint()
     before = fingerprint.of(tree)
     change(tree)
@@ -196,7 +196,7 @@ def test_changes_show(tree: Path, change: Callable[[Path], object]) -> None:
     assert fingerprint.of(tree) == Fingerprint().of(tree)
 
 
-def test_other_things_do_not_show(tree: Path, tmp_path: Path) -> None:
+def test_irrelevant_changes_do_not_change_the_fingerprint(tree: Path, tmp_path: Path) -> None:
     before = Fingerprint().of(tree)
     os.utime(tree / "default.nix")
     (tree / "default.nix").chmod(0o600)
@@ -208,7 +208,7 @@ def test_other_things_do_not_show(tree: Path, tmp_path: Path) -> None:
     assert Fingerprint().of(copy) == before
 
 
-def test_what_links_lead_to_outside_of_the_tree_shows(tree: Path, tmp_path: Path) -> None:
+def test_targets_of_symlinks_outside_of_the_tree_are_covered(tree: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "lib.nix").write_text("1")
@@ -220,26 +220,26 @@ def test_what_links_lead_to_outside_of_the_tree_shows(tree: Path, tmp_path: Path
     assert Fingerprint().of(tree) != before
 
 
-def test_links_to_nowhere_or_to_everything(tree: Path) -> None:
+def test_dangling_symlinks_and_symlinks_to_a_parent_are_not_followed(tree: Path) -> None:
     for number, target in enumerate(["/nowhere", "loop", "..", "/", "/nix/store/x"]):
         (tree / f"link{number}").symlink_to(target)
     (tree / "loop").symlink_to("loop")
     assert Fingerprint().of(tree)
 
 
-def test_the_tree_itself_may_be_a_link(tree: Path, tmp_path: Path) -> None:
+def test_the_tree_itself_may_be_a_symlink(tree: Path, tmp_path: Path) -> None:
     current = tmp_path / "current"
     current.symlink_to(tree)
     assert Fingerprint().of(current) == Fingerprint().of(tree)
 
 
-def test_a_single_file(tree: Path) -> None:
+def test_the_fingerprint_of_a_single_file(tree: Path) -> None:
     before = Fingerprint().of(tree / "default.nix")
     (tree / "default.nix").write_text("{ }")
     assert Fingerprint().of(tree / "default.nix") != before
 
 
-def test_files_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Time stamps of the last two seconds are not relied upon; these are made old by a clock that is ahead.
     fingerprint = Fingerprint()
     now = (tree / "default.nix").stat().st_ctime_ns
@@ -251,7 +251,7 @@ def test_files_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert read == []
 
 
-def test_what_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Fingerprint().of(tmp_path / "nothing")
 
@@ -297,12 +297,12 @@ def test_a_file_that_becomes_a_link(tree: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("target", ["/proc", "/proc/kcore", "/sys", "/dev", "/dev/zero"])
-def test_what_is_made_up_while_it_is_read(tree: Path, target: str) -> None:
+def test_generated_file_systems_are_not_read(tree: Path, target: str) -> None:
     (tree / "made-up").symlink_to(target)
     assert Fingerprint().of(tree) == Fingerprint().of(tree)
 
 
-def test_there_is_a_bound(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_tree_is_limited(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit, value in {"_MOST_ENTRIES": 3, "_MOST_BYTES": 5}.items():
         with monkeypatch.context() as patch:
             patch.setattr(f"nixery.sources.directory.{limit}", value)
@@ -310,7 +310,7 @@ def test_there_is_a_bound(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 Fingerprint().of(tree)
 
 
-def test_links_lead_to_a_bounded_number_of_trees(
+def test_symlinks_lead_to_a_limited_number_of_trees(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nixery.sources.directory._MOST_TREES", 10)

@@ -80,14 +80,14 @@ def copy_of(repository: Repository, copies: Path) -> GitRepository:
     return GitRepository(location, copies, os.environ, CommitRule.parse("reachable"))
 
 
-async def test_servers_that_begin_at_the_same_time(repository: Repository, tmp_path: Path) -> None:
+async def test_servers_fetch_into_one_copy_at_the_same_time(repository: Repository, tmp_path: Path) -> None:
     commit = repository.commit("1.0")
     servers = [copy_of(repository, tmp_path / "copies") for _ in range(6)]
     assert set(await asyncio.gather(*(server.fetch(commit) for server in servers))) == {1_700_000_000}
 
 
 @pytest.mark.parametrize("place", ["shallow.lock", "packed-refs.lock", "config.lock", "refs/nixery/{}.lock"])
-async def test_what_a_killed_git_left_behind(repository: Repository, tmp_path: Path, place: str) -> None:
+async def test_locks_of_a_killed_git_are_removed(repository: Repository, tmp_path: Path, place: str) -> None:
     commits = [repository.commit(f"{number}.0") for number in range(3)]
     await copy_of(repository, tmp_path / "copies").fetch(commits[0])
     (copy,) = (tmp_path / "copies").iterdir()
@@ -136,7 +136,7 @@ async def test_a_commit_that_the_copy_has_needs_no_lock(repository: Repository, 
         assert await asyncio.wait_for(other.fetch(commit), _TIMEOUT) == 1_700_000_000
 
 
-async def test_a_commit_that_is_not_there_costs_one_question(repository: Repository, tmp_path: Path) -> None:
+async def test_a_missing_commit_fetches_nothing_else(repository: Repository, tmp_path: Path) -> None:
     commit = repository.commit("1.0")
     copy = copy_of(repository, tmp_path / "copies")
     with pytest.raises(TagUnknown):
@@ -146,7 +146,7 @@ async def test_a_commit_that_is_not_there_costs_one_question(repository: Reposit
         await copy.archive(commit, tmp_path / "archive")
 
 
-async def test_a_place_that_cannot_be_made(repository: Repository, tmp_path: Path) -> None:
+async def test_a_copy_that_cannot_be_made_is_a_storage_error(repository: Repository, tmp_path: Path) -> None:
     (tmp_path / "copies").write_text("a file")
     with pytest.raises(StorageError, match="Not a directory"):
         await copy_of(repository, tmp_path / "copies").fetch(repository.commit("1.0"))
@@ -172,7 +172,7 @@ async def test_old_commits_are_forgotten(
     assert await copy.fetch(commits[1])
 
 
-async def test_forgotten_commits_are_collected(
+async def test_forgotten_commits_are_garbage_collected(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nixery.sources.git._KEPT", 1)
@@ -191,7 +191,7 @@ async def test_forgotten_commits_are_collected(
     assert status == 0
 
 
-async def test_a_file_that_has_no_end(
+async def test_a_file_over_the_limit_is_not_written(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nixery.sources.git_commands._LARGEST_FILE", 1 << 16)
@@ -205,7 +205,7 @@ async def test_a_file_that_has_no_end(
     assert (tmp_path / "archive").stat().st_size <= 1 << 16
 
 
-async def test_git_that_does_not_fetch_inherits_no_lock(
+async def test_a_git_without_the_lock_does_not_inherit_it(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An ``ls-remote`` that began during a fetch kept other servers from fetching for as long as it took."""
@@ -230,7 +230,7 @@ async def test_git_that_does_not_fetch_inherits_no_lock(
     assert [len(descriptors) for descriptors in given] == [1]
 
 
-async def test_a_commit_is_told_nothing_of_our_keys(
+async def test_git_archive_writes_nothing_of_the_operators_keys(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With `export-subst`, git has gpg look at the signature of a commit, and writes into its files what gpg says of our keys.
@@ -254,7 +254,7 @@ async def test_a_commit_is_told_nothing_of_our_keys(
 
 
 @pytest.mark.security
-async def test_a_commit_of_a_few_kilobytes_with_more_than_a_million_files(
+async def test_a_small_commit_with_more_than_a_million_files_is_refused(
     repository: Repository, tmp_path: Path
 ) -> None:
     blob = repository.git("hash-object", "-w", "--stdin", content=b"{}")
@@ -274,7 +274,7 @@ async def test_a_commit_of_a_few_kilobytes_with_more_than_a_million_files(
 
 
 @pytest.mark.parametrize("date", ["", " 1700000000000000000000000000000 +0000", " x +0000"])
-async def test_a_commit_without_a_date_that_can_be_read(
+async def test_a_commit_with_an_invalid_date_has_none(
     repository: Repository, tmp_path: Path, date: str
 ) -> None:
     tree = repository.git("mktree")
@@ -286,7 +286,7 @@ async def test_a_commit_without_a_date_that_can_be_read(
     assert b'"created":"1970-01-01T00:00:01Z"' in config.content
 
 
-async def test_the_memory_of_git_is_bounded(tmp_path: Path) -> None:
+async def test_the_memory_of_git_is_limited(tmp_path: Path) -> None:
     git = Git(SourceLocation.parse(f"file://{tmp_path}"), os.environ)
     status, kilobytes = await git.local("-c", "alias.bound=!ulimit -d", "bound")
     assert status == 0
@@ -334,7 +334,7 @@ def world(tmp_path: Path, web: GitServer) -> World:
     return World(tmp_path, f"{web.url}/set/.git")
 
 
-async def test_only_what_branches_and_tags_lead_to(served: Repository, world: World) -> None:
+async def test_only_commits_of_branches_and_tags_are_accepted(served: Repository, world: World) -> None:
     first = served.commit("1.0")
     served.git("checkout", "--quiet", "-b", "topic")
     tagged = served.commit("1.1")
@@ -352,14 +352,14 @@ async def test_only_what_branches_and_tags_lead_to(served: Repository, world: Wo
     assert not await world.has(dangling)
 
 
-async def test_a_commit_at_the_end_of_a_branch_costs_a_question(served: Repository, world: World) -> None:
+async def test_a_tip_of_a_branch_is_accepted_without_a_fetch(served: Repository, world: World) -> None:
     served.commit("1.0")
     last = served.commit("2.0")
     assert await world.accepts(last)
     assert not world.directory.exists()
 
 
-async def test_files_are_no_part_of_a_history(served: Repository, world: World) -> None:
+async def test_a_history_has_no_files(served: Repository, world: World) -> None:
     first = served.commit("1.0")
     served.commit("2.0")
     assert await world.accepts(first)
@@ -367,7 +367,7 @@ async def test_files_are_no_part_of_a_history(served: Repository, world: World) 
     assert not await world.has(served.git("rev-parse", f"{first}^{{tree}}"))
 
 
-async def test_made_up_commits_share_one_question(served: Repository, world: World, web: GitServer) -> None:
+async def test_unknown_commits_share_one_request(served: Repository, world: World, web: GitServer) -> None:
     first = served.commit("1.0")
     served.commit("2.0")
     assert await world.accepts(first)
@@ -393,7 +393,7 @@ async def test_made_up_commits_share_one_question(served: Repository, world: Wor
     assert await world.accepts(newer)
 
 
-async def test_a_branch_that_was_forced_back(served: Repository, world: World) -> None:
+async def test_a_commit_of_a_branch_that_was_reset_is_refused(served: Repository, world: World) -> None:
     first = served.commit("1.0")
     gone = served.commit("2.0")
     served.commit("2.1")
@@ -407,7 +407,7 @@ async def test_a_branch_that_was_forced_back(served: Repository, world: World) -
     assert not await world.accepts(gone)
 
 
-async def test_patterns(served: Repository, tmp_path: Path, web: GitServer) -> None:
+async def test_patterns_select_branches(served: Repository, tmp_path: Path, web: GitServer) -> None:
     main = served.commit("1.0")
     for branch in ("main2", "release-1", "topic"):
         served.git("checkout", "--quiet", "-b", branch)
@@ -427,16 +427,16 @@ async def test_patterns(served: Repository, tmp_path: Path, web: GitServer) -> N
     ]
 
 
-async def test_any_commit_if_the_operator_says_so(served: Repository, tmp_path: Path) -> None:
+async def test_the_rule_any_accepts_every_commit(served: Repository, tmp_path: Path) -> None:
     assert await World(tmp_path, served.url, "any").accepts("f" * 40)
 
 
-async def test_a_repository_out_of_reach(tmp_path: Path) -> None:
+async def test_an_unreachable_repository_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SourceUnreachable):
         await World(tmp_path, "http://127.0.0.1:1/set").accepts("f" * 40)
 
 
-async def test_a_server_without_filters(served: Repository, world: World) -> None:
+async def test_a_server_without_filters_is_supported(served: Repository, world: World) -> None:
     served.git("config", "--unset", "uploadpack.allowFilter")
     first = served.commit("1.0")
     served.commit("2.0")
@@ -444,7 +444,7 @@ async def test_a_server_without_filters(served: Repository, world: World) -> Non
     assert not await world.accepts("f" * 40)
 
 
-async def test_servers_that_share_a_storage(served: Repository, tmp_path: Path, web: GitServer) -> None:
+async def test_servers_share_a_history(served: Repository, tmp_path: Path, web: GitServer) -> None:
     first = served.commit("1.0")
     served.commit("2.0")
     assert await World(tmp_path, f"{web.url}/set/.git").accepts(first)
