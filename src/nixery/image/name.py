@@ -136,7 +136,7 @@ def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[Imag
     meta_packages, requested = components[:first_package], _canonical(components[first_package:])
     named = {_PLATFORMS[meta] for meta in meta_packages if meta in _PLATFORMS}
     if len(named) > 1:
-        raise InvalidName(name, "it asks for amd64 and arm64 at once; one of them, or neither")
+        raise InvalidName(name, "it asks for amd64 and arm64 at once; use one of them, or neither")
     shell = "shell" in meta_packages
     request = ImageRequest(
         packages=_canonical([*requested, *(SHELL_PACKAGES if shell else ())]),

@@ -46,7 +46,7 @@ def require_usable_nix(store: Path = Path(STORE_DIRECTORY)) -> None:
     try:
         full = is_out_of_space(store)
     except OSError as error:
-        raise NixUnusable(f"the Nix store cannot be looked at: {error.strerror}") from error
+        raise NixUnusable(f"cannot access the Nix store: {error.strerror}") from error
     if full:
         raise NixStoreFull
 

@@ -146,7 +146,7 @@ async def run(
         )
     except OSError as error:
         raise NixUnusable(
-            f"cannot run {arguments[0]} ({error.strerror}); is it installed and on PATH?"
+            f"cannot run {arguments[0]}: {error.strerror} (is it installed and on PATH?)"
         ) from error
     if context.memory is not None:
         with suppress(ProcessLookupError):

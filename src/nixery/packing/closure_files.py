@@ -236,7 +236,7 @@ class ClosureFiles:
     def _count_step(self, file: bytes) -> None:
         self._looked_at += 1
         if self._looked_at > _MOST_LOOKED_AT:
-            reason = f"its links ask for more than {_MOST_LOOKED_AT:,} names to be looked at"
+            reason = f"its symlinks take more than {_MOST_LOOKED_AT:,} look-ups"
             raise UnsafeContents(file, reason)
 
     def _look(self, name: bytes) -> tuple[int, bytes]:

@@ -140,5 +140,5 @@ def channel_reference(tag: str, configured: str, allowed: Sequence[str], rule: C
     # A pattern that happens to match 40 digits does not allow commits.
     if is_commit or not any(fnmatchcase(tag, pattern) for pattern in allowed if pattern != COMMITS):
         names = ", ".join("a commit's 40 digits" if pattern == COMMITS else pattern for pattern in allowed)
-        raise TagUnknown(tag, f"is no channel that can be had here; latest, or one of: {names}")
+        raise TagUnknown(tag, f"this server has no such channel; use latest, or one of: {names}")
     return Reference(selected, moving=True)

@@ -118,7 +118,7 @@ def _check_lock(content: bytes) -> frozenset[str]:
     nodes = document.get("nodes") if isinstance(document, dict) else None
     if not isinstance(nodes, dict) or document.get("version") not in _VERSIONS:
         raise FlakeRefused(
-            f"its flake.lock is not understood (versions {_VERSIONS[0]} to {_VERSIONS[-1]} are)"
+            f"its flake.lock has an unknown form (supported versions: {_VERSIONS[0]} to {_VERSIONS[-1]})"
         )
     if len(nodes) > _MOST_NODES:
         raise FlakeRefused(f"its flake.lock has more than {_MOST_NODES} inputs")
@@ -140,10 +140,10 @@ def _check_lock(content: bytes) -> frozenset[str]:
 
 def _check_declared(name: str, value: Any) -> None:  # noqa: ANN401 -- any value of the flake
     if not isinstance(value, dict):
-        raise FlakeRefused(f"input {_shown(name)} is not understood")
+        raise FlakeRefused(f"input {_shown(name)} has an unknown form")
     inner = value.get("inputs", {})
     if not isinstance(inner, dict):
-        raise FlakeRefused(f"the inputs of input {_shown(name)} are not understood")
+        raise FlakeRefused(f"the inputs of input {_shown(name)} have an unknown form")
     for inner_name, inner_value in inner.items():
         _check_declared(f"{name}/{inner_name}", inner_value)
     reference = {key: part for key, part in value.items() if key not in ("inputs", "follows", "flake")}
@@ -154,7 +154,7 @@ def _check_declared(name: str, value: Any) -> None:  # noqa: ANN401 -- any value
     elif set(reference) == {"url"} and isinstance(reference["url"], str):
         _check_url(name, reference["url"])
     else:
-        raise FlakeRefused(f"input {_shown(name)} is not understood; {_NETWORKS}")
+        raise FlakeRefused(f"input {_shown(name)} has an unknown form; {_NETWORKS}")
 
 
 def _check_node(name: str, node: Any) -> None:  # noqa: ANN401 -- any value of the lock
@@ -164,7 +164,7 @@ def _check_node(name: str, node: Any) -> None:  # noqa: ANN401 -- any value of t
     _check_tree(name, locked, locked=True)
     if original.get("type") == "indirect":
         if not isinstance(original.get("id"), str):
-            raise FlakeRefused(f"input {_shown(name)} is not understood")
+            raise FlakeRefused(f"input {_shown(name)} has an unknown form")
     else:
         _check_tree(name, original, locked=False)
 
@@ -181,7 +181,9 @@ def _check_url(name: str, url: str) -> None:
     if not separator:
         # The lock resolves the name in a registry. A directory may look like one, but not with an explicit scheme.
         if not _REGISTERED.fullmatch(url):
-            raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
+            raise FlakeRefused(
+                f"input {_shown(name)} refers to this machine, or has an unknown form; {_NETWORKS}"
+            )
         return
     kind, plus, transport = scheme.rpartition("+")
     if not plus:
@@ -201,17 +203,19 @@ def _check_tree(name: str, tree: Mapping[str, Any], *, locked: bool) -> None:
     if tree.get("submodules"):
         raise _has_submodules(name)
     if any(isinstance(value, dict | list) for value in tree.values()):
-        raise FlakeRefused(f"input {_shown(name)} is not understood")
+        raise FlakeRefused(f"input {_shown(name)} has an unknown form")
     if locked and not any(isinstance(tree.get(key), str) and tree[key] for key in ("rev", "narHash")):
         raise FlakeRefused(f"input {_shown(name)} has neither a commit nor a hash in flake.lock")
     if isinstance(kind, str) and kind in _FORGES:
         words = [tree.get("owner"), tree.get("repo"), tree.get("host", "host")]
         if not all(isinstance(word, str) and all(map(_WORD.fullmatch, word.split("/"))) for word in words):
-            raise FlakeRefused(f"input {_shown(name)} is not understood")
+            raise FlakeRefused(f"input {_shown(name)} has an unknown form")
     elif isinstance(kind, str) and kind in _SCHEMES and isinstance(tree.get("url"), str):
         _check_address(name, kind, tree["url"])
     elif not (kind == "indirect" and not locked and isinstance(tree.get("id"), str)):
-        raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
+        raise FlakeRefused(
+            f"input {_shown(name)} refers to this machine, or has an unknown form; {_NETWORKS}"
+        )
 
 
 def _has_submodules(name: str) -> FlakeRefused:
@@ -227,10 +231,12 @@ def _check_address(name: str, kind: str, url: str) -> None:
     except ValueError:
         parts, host = urlsplit(""), None
     if parts.scheme not in _SCHEMES.get(kind, ()) or not host or not _HOST.fullmatch(host):
-        raise FlakeRefused(f"input {_shown(name)} is of this machine, or not understood; {_NETWORKS}")
+        raise FlakeRefused(
+            f"input {_shown(name)} refers to this machine, or has an unknown form; {_NETWORKS}"
+        )
     # Programs parse such URLs differently.
     if re.search(r"[\s\\\x00-\x1f\x7f]", url):
-        raise FlakeRefused(f"input {_shown(name)} has a URL that is not understood")
+        raise FlakeRefused(f"input {_shown(name)} has a URL of an unknown form")
 
 
 def _shown(name: str) -> str:

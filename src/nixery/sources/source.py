@@ -155,7 +155,7 @@ class CommitRule:
         """Parse the setting.
 
         Raises:
-            ValueError: it is none of the three words, and not a list of patterns.
+            ValueError: it is neither one of the three words nor a list of patterns.
         """
         words = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
         if words == (REACHABLE,):
@@ -167,7 +167,7 @@ class CommitRule:
         wrong = [word for word in words if word in {REACHABLE, ANY, NONE} or not _PATTERN.fullmatch(word)]
         if wrong or not words:
             raise ValueError(
-                f"{text!r} is not understood; write reachable, any, none, or patterns of branches and tags (main,release-*)"
+                f"{text!r} is invalid; expected reachable, any, none, or patterns of branches and tags (main,release-*)"
             )
         return cls(",".join(words), words)
 
@@ -201,15 +201,16 @@ class CommitRule:
         """
         if self.patterns == ():
             raise TagUnknown(
-                tag, f"commits are no tags here (NIXERY_COMMITS={self.setting}); ask for a branch or a tag"
+                tag,
+                f"this server serves no commits by their digits (NIXERY_COMMITS={self.setting}); use a branch or a tag",
             )
 
     def refusal(self, tag: str) -> TagUnknown:
         """Return the error for a commit that no branch and no tag leads to."""
         return TagUnknown(
             tag,
-            f"not an ancestor of a branch or tag of this package source (NIXERY_COMMITS={self.setting}); ask for a branch or "
-            "a tag, or have the commit merged into one",
+            f"not an ancestor of a branch or tag of this package source (NIXERY_COMMITS={self.setting}); use a branch or a tag, "
+            "or merge the commit into one",
         )
 
 

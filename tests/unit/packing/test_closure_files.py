@@ -275,7 +275,7 @@ def test_look_ups_are_bounded(
 ) -> None:
     monkeypatch.setattr(closure_files, "_MOST_LOOKED_AT", 50)
     name = link(store, step * 100 + "d")
-    with pytest.raises(UnsafeContents, match="more than 50 names"):
+    with pytest.raises(UnsafeContents, match="more than 50 look-ups"):
         files.exists(name)
 
 
