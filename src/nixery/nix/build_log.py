@@ -97,11 +97,11 @@ class ProgressFeed:
     """Collects progress and reports it a few times a second. Runs on the event loop and never blocks it.
 
     Args:
-        tell: receives the progress.
+        report: receives the progress.
     """
 
-    def __init__(self, tell: ProgressCallback) -> None:
-        self._tell = tell
+    def __init__(self, report: ProgressCallback) -> None:
+        self._report = report
         self._lines: list[tuple[str, str]] = []
         self._dropped = 0
         self._running: dict[int, str] = {}
@@ -144,16 +144,16 @@ class ProgressFeed:
             self._timer = None
         if Fetching in self._changed:
             done, expected = (sum(column) for column in zip(*self._fetched.values(), strict=True))
-            self._tell(Fetching(done, expected))
+            self._report(Fetching(done, expected))
         if Building in self._changed:
-            self._tell(Building(tuple(self._running.values()), self._built))
+            self._report(Building(tuple(self._running.values()), self._built))
         if self._lines:
-            self._tell(LogLines(tuple(self._lines), self._dropped))
+            self._report(LogLines(tuple(self._lines), self._dropped))
         self._changed.clear()
         self._lines, self._dropped = [], 0
 
     def _schedule(self) -> None:
-        if self._timer is None:
+        if self._timer is None and self._report is not ignore_progress:
             self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self.flush)
 
 
@@ -175,7 +175,7 @@ class BuildLog:
         clock: Callable[[], float] = time.monotonic,
         feed: ProgressFeed | None = None,
     ) -> None:
-        self._feed = feed
+        self._feed = feed or ProgressFeed(ignore_progress)
         self._copies: set[int] = set()
         self._clock = clock
         self._started: dict[int, float] = {}
@@ -193,55 +193,28 @@ class BuildLog:
     def read_line(self, line: bytes) -> None:
         """Read one line of Nix's stderr; keep lines that are no log events as plain text."""
         event = _parse(line)
-        if event is None:
-            text = plain(line.decode(errors="replace"))
-            self._other_lines.append(text)
-            if not line.startswith(_PREFIX):
-                self._lines_of_nix.append(text)
+        if event is not None:
+            self._read_event(event)
             return
-        if self._feed:
-            self._follow(self._feed, event)
+        text = plain(line.decode(errors="replace"))
+        self._other_lines.append(text)
+        if not line.startswith(_PREFIX):
+            self._lines_of_nix.append(text)
+
+    def _read_event(self, event: dict[str, Any]) -> None:
         self.is_at_work |= event.get("action") == "start" and event.get("type") in _WORK
         match event:
-            case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
+            case {"action": "result", "type": kind, "id": int(activity), "fields": [str(text)]} if (
                 kind in _LOG_LINE_RESULTS
             ):
-                derivation = self._derivation_of_activity.get(activity)
-                tail = self._tails.get(derivation, self._other_lines) if derivation else self._other_lines
-                tail.append(plain(text))
+                derivation = self._derivation_of_activity.get(activity, "")
+                self._tails.get(derivation, self._other_lines).append(shown := plain(text))
+                self._feed.line(derivation, shown)
                 return
-            case {"action": "start", "type": kind, "id": activity, "fields": [str(path), *_]} if (
-                kind == _BUILD_ACTIVITY
-            ):
-                derivation = path.rpartition("/")[2]
-                self._derivation_of_activity[activity] = derivation
-                self._tails.setdefault(derivation, deque(maxlen=LOG_TAIL))
-                self._built.add(derivation)
-                if len(self._tails) > _MOST_TAILS:
-                    del self._tails[next(iter(self._tails))]
-                self._started[activity] = self._clock()
-            case {"action": "stop", "id": activity} if activity in self._started:
-                self._seconds[self._derivation_of_activity[activity]] = self._clock() - self._started.pop(
-                    activity
-                )
-            case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
-                # Nix passes on `@nix {...}` that a builder has written. Its own errors have more fields.
-                messages = self._errors if "raw_msg" in event else self._other_messages
-                if len(messages) < _MOST_ERRORS:
-                    messages.append(plain(text))
-        self._on_progress()
-
-    def _follow(self, feed: ProgressFeed, event: dict[str, Any]) -> None:
-        """Pass an event on to the feed."""
-        match event:
-            case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
-                kind in _LOG_LINE_RESULTS
-            ):
-                feed.line(self._derivation_of_activity.get(activity, ""), plain(text))
             case {"action": "start", "type": kind, "id": int(activity), "fields": [str(path), *_]} if (
                 kind == _BUILD_ACTIVITY
             ):
-                feed.started(activity, path.rpartition("/")[2])
+                self._start(activity, path.rpartition("/")[2])
             case {"action": "start", "type": kind, "id": int(activity)} if kind == _COPY_ACTIVITY:
                 self._copies.add(activity)
             case {
@@ -250,9 +223,27 @@ class BuildLog:
                 "id": int(activity),
                 "fields": [int(done), int(expected), *_],
             } if kind == _PROGRESS_RESULT and activity in self._copies:
-                feed.fetched(activity, done, expected)
+                self._feed.fetched(activity, done, expected)
             case {"action": "stop", "id": int(activity)}:
-                feed.stopped(activity)
+                if activity in self._started:
+                    derivation = self._derivation_of_activity[activity]
+                    self._seconds[derivation] = self._clock() - self._started.pop(activity)
+                self._feed.stopped(activity)
+            case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
+                # Nix passes on `@nix {...}` that a builder has written. Its own errors have more fields.
+                messages = self._errors if "raw_msg" in event else self._other_messages
+                if len(messages) < _MOST_ERRORS:
+                    messages.append(plain(text))
+        self._on_progress()
+
+    def _start(self, activity: int, derivation: str) -> None:
+        self._derivation_of_activity[activity] = derivation
+        self._tails.setdefault(derivation, deque(maxlen=LOG_TAIL))
+        self._built.add(derivation)
+        if len(self._tails) > _MOST_TAILS:
+            del self._tails[next(iter(self._tails))]
+        self._started[activity] = self._clock()
+        self._feed.started(activity, derivation)
 
     @property
     def errors(self) -> tuple[str, ...]:

@@ -170,15 +170,15 @@ class Nix:
     async def realise(
         self,
         installables: Sequence[str],
-        tell: ProgressCallback = ignore_progress,
-        on_begun: Callable[[], None] = lambda: None,
+        report: ProgressCallback = ignore_progress,
+        on_started: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[frozenset[StorePath]]:
         """Build or substitute the given outputs, and no others.
 
         Args:
             installables: in Nix's syntax.
-            tell: receives the progress, some ten times a second.
-            on_begun: called when Nix itself protects its inputs; possibly several times, or never.
+            report: receives the progress, some ten times a second.
+            on_started: called when Nix itself protects its inputs; possibly several times, or never.
 
         Yields:
             The store paths that Nix provided, protected from Nix's garbage collector while the context lasts.
@@ -195,7 +195,7 @@ class Nix:
         with self._collector.root() as root:
             if installables and self._gate is not None:
                 await self._gate.enter()
-            yield await self._realise(installables, root, tell, on_begun) if installables else frozenset()
+            yield await self._realise(installables, root, report, on_started) if installables else frozenset()
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         """Return the runtime closure of valid store paths, from Nix's database.
@@ -278,18 +278,18 @@ class Nix:
             await self._gate.enter()
 
     async def _realise(
-        self, wanted: Sequence[str], root: Path, tell: ProgressCallback, on_begun: Callable[[], None]
+        self, wanted: Sequence[str], root: Path, report: ProgressCallback, on_started: Callable[[], None]
     ) -> frozenset[StorePath]:
         if sum(map(len, wanted)) > ARGUMENTS:
             raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
         deadline = Deadline(self._timeout + _GRACE)
-        feed = ProgressFeed(tell)
+        feed = ProgressFeed(report)
 
         def on_progress() -> None:
             # Nix limits the time of each builder; its other work (evaluation, downloads) reports progress.
             deadline.extend()
             if log.is_at_work:
-                on_begun()
+                on_started()
 
         log = BuildLog(on_progress, feed=feed)
         arguments = (
