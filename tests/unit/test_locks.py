@@ -256,7 +256,7 @@ def test_a_directory_that_was_deleted_is_made_again_and_locked(tmp_path: Path) -
 
 @pytest.mark.security
 def test_a_deep_commit_is_removed(tmp_path: Path) -> None:
-    """Whoever pushed it chose how deep they are; a server that could not remove them did not start any more."""
+    """The author of a commit chooses the depth; a server that could not remove the tree did not start again."""
     left = tmp_path / "server-left"
     left.mkdir()
     (tmp_path / "kept").mkdir()

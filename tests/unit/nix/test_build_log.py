@@ -33,7 +33,7 @@ def error(text: str) -> dict[str, Any]:
 
 
 def forged(text: str) -> dict[str, Any]:
-    """What becomes of a builder's line ``@nix { "action": "msg", ... }``: Nix passes on no other fields."""
+    """The event that Nix makes of a builder's line ``@nix { "action": "msg", ... }``; it passes on no other fields."""
     return {"action": "msg", "level": 0, "msg": f"\x1b[31;1merror:\x1b[0m {text}"}
 
 

@@ -1,4 +1,4 @@
-"""What child processes are given: no secret, whoever asks for it."""
+"""The environments of child processes, which have no secrets but those that each needs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_environment_has_the_mark_of_the_warden() -> None:
 def test_a_variable_with_a_login_is_dropped(name: str, value: str) -> None:
     assert build_environment({name: value}) == {}
     assert build_environment({name: value}, [name]) == {name: value}
-    # What only fetches may need it.
+    # Commands that only fetch may need it.
     assert fetch_environment({name: value}) == {name: value}
 
 

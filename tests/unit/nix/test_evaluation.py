@@ -1,4 +1,4 @@
-"""What is believed of an answer to an evaluation."""
+"""Parsing answers to an evaluation, of which any package set may be the author."""
 
 from __future__ import annotations
 

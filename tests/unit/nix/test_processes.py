@@ -23,7 +23,7 @@ def ignore(_: bytes) -> None:
 
 
 async def test_reads_both_streams_at_once() -> None:
-    # Each is far beyond what a pipe holds: whoever reads one to its end before the other waits for ever.
+    # Both exceed the capacity of a pipe: reading one to its end before the other would block for ever.
     script = "import sys\nfor _ in range(200):\n sys.stderr.write('e' * 9999 + '\\n')\n sys.stdout.write('o' * 10000)"
     lines: list[bytes] = []
     completed = await run(["python3", "-c", script], lines.append, Deadline(30), OURS)
@@ -142,7 +142,7 @@ async def test_a_flood_of_lines_is_read_at_a_limited_rate(monkeypatch: pytest.Mo
     assert not waited
 
 
-# What it has open, but for the directory that it reads meanwhile.
+# Prints the open descriptors, except that of the directory that it reads.
 SHOWS_WHAT_IT_HAS = """
 import json, os
 with os.scandir("/proc/self/fd") as entries:
@@ -201,7 +201,8 @@ pytestmark = pytest.mark.security
 
 _NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups") if os.geteuid() == 0 else ()
 
-# Root becomes nobody after everything is imported, since nobody may have no access to this checkout. That hides a process, too.
+# Root becomes another user after all imports, since that user may have no access to this checkout. Changing the user
+# hides a process as well, so the flag is set again.
 _HIDE = """
 import ctypes, os, sys
 from nixery.nix.processes import hide_from_builders

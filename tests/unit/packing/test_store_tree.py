@@ -55,7 +55,7 @@ def test_directories_come_first_and_names_are_sorted(content: Path) -> None:
     assert names == ["nix", "nix/store", "", "/B", "/a", "/a/z", "/a.d", "/b"]
 
 
-def test_modes_are_those_of_a_store_whatever_the_hosts_are(content: Path) -> None:
+def test_modes_are_those_of_a_store_regardless_of_the_hosts(content: Path) -> None:
     for name, mode in (("plain", 0o600), ("program", 0o4711), ("writable", 0o666)):
         (content / name).write_text("x")
         (content / name).chmod(mode)
@@ -110,7 +110,7 @@ def deep(content: Path) -> Iterator[str]:
         above[-1].mkdir()
     (above[-1] / "f").write_text("x")
     yield "/d" * 1200 + "/f"
-    # By us, for whoever removes the temporary directory does it recursively.
+    # Here, since pytest removes its temporary directory recursively.
     (above[-1] / "f").unlink()
     for directory in reversed(above[1:]):
         directory.rmdir()
@@ -344,7 +344,7 @@ def test_a_directory_that_becomes_a_link_while_it_is_read(
     monkeypatch.setattr(os, "scandir", listed)
     whole = bytearray()
     archive = Archive(whole.extend)
-    # Who has entered a directory stays in it, wherever it is moved; nobody enters it again.
+    # The descent stays in an entered directory even if it is moved, and does not enter it again.
     expected = nullcontext() if when == "entered" else pytest.raises(StorageError, match="cannot read")
     with expected:
         add_store_paths(archive, [INFO], os.fsencode(content.parent))

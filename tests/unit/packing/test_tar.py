@@ -91,7 +91,6 @@ def test_headers_are_whole_blocks(name: bytes) -> None:
     "name", [b".wh.nix", b"a/.wh..wh..opq", b"a/.wh.b/c", b"x.wh./.wh.", b"a" * 200 + b"/.wh.b"]
 )
 def test_whiteouts_are_no_names(name: bytes) -> None:
-    """For whoever unpacks a layer they are orders to delete."""
     with pytest.raises(UnsafeContents, match=r"names that begin with \.wh\. delete files"):
         tar.directory(name, 0o755, (0, 0))
     with pytest.raises(UnsafeContents):

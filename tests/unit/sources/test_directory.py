@@ -1,4 +1,4 @@
-"""Every change that Nix could see has to show; whatever else happens must not."""
+"""Directories: every change that Nix could see changes the pin, and nothing else does."""
 
 import os
 import shutil
@@ -113,7 +113,7 @@ async def test_the_revision_of_a_working_tree_is_its_commit(tmp_path: Path) -> N
     assert (await pin()).revision == dirty.revision
     assert (await pin()).identity != dirty.identity
     second = repository.commit("1.1")
-    # What git calls it is looked up anew when something has changed, so a commit alone is noticed by the next server.
+    # The revision is looked up again only when the content has changed, so the next server notices a commit alone.
     assert (
         await DirectorySource(package_set.parent, os.environ).resolve(source.reference("x"))
     ).revision == second

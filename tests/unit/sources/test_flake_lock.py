@@ -82,7 +82,7 @@ def test_inputs_on_networks_are_accepted(
 def test_inputs_of_this_machine_are_refused(tmp_path: Path, tree: dict[str, Any]) -> None:
     with pytest.raises(FlakeRefused):
         lock(tmp_path, ({**HASH, **tree}, GITHUB))
-    # What nothing refers to may be referred to by a way that we do not see.
+    # A node without a visible reference may be referred to in another way.
     with pytest.raises(FlakeRefused):
         lock(tmp_path, ({**HASH, **GITHUB}, GITHUB), ({**HASH, **tree}, GITHUB), x="n0")
     if tree.get("type") != "indirect":

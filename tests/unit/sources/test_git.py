@@ -95,7 +95,7 @@ async def test_locks_of_a_killed_git_are_removed(repository: Repository, tmp_pat
     lock.parent.mkdir(exist_ok=True)
     lock.touch()
     await copy_of(repository, tmp_path / "copies").fetch(commits[2])
-    # What was fetched is that commit, and not all there is.
+    # Only that commit was fetched.
     with pytest.raises(StorageError):
         await copy_of(repository, tmp_path / "copies").archive(commits[1], tmp_path / "archive")
 
@@ -168,7 +168,7 @@ async def test_old_commits_are_forgotten(
                 os.utime(path, (age, age))
     kept = sorted(path.name for path in (copy._copy.directory / "refs/nixery").iterdir())
     assert kept == sorted([commits[0], *commits[4:]])
-    # What was forgotten is fetched again.
+    # A forgotten commit is fetched again.
     assert await copy.fetch(commits[1])
 
 
@@ -347,7 +347,7 @@ async def test_only_commits_of_branches_and_tags_are_accepted(served: Repository
     last = served.commit("2.0")
     assert [await world.accepts(c) for c in (first, tagged, last)] == [True, True, True]
     assert [await world.accepts(c) for c in (fork, dangling, "f" * 40)] == [False, False, False]
-    # The server would have handed them out, to anybody who asks for an object that is missing.
+    # The server would have served them to a client that asks for a missing object.
     assert not await world.has(fork)
     assert not await world.has(dangling)
 
@@ -382,7 +382,7 @@ async def test_unknown_commits_share_one_request(served: Repository, world: Worl
     assert [request for request in web.requests if request.startswith("GET")] == [
         "GET /set/.git/info/refs?service=git-upload-pack"
     ]
-    # What has come since is found at once, if it is looked for after that time.
+    # After that time, new commits are found at once.
     new = served.commit("3.0")
     world.now += 60
     assert await world.accepts(new)
