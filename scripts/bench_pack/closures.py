@@ -12,9 +12,9 @@ from pathlib import Path
 from nixery.closure import StorePath
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
-from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
+from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.options import NixOptions
-from nixery.nix.realisation import SubprocessNixBuilder
+from nixery.nix.realisation import Nix
 
 _PACKAGE_SET = "packagesets/debian"
 
@@ -82,9 +82,9 @@ def realise(*names: str) -> Subject:
         raise BenchError(f"cannot build {name}: {error}") from error
     requested = [StorePath.parse(line) for line in built.stdout.split()]
     with tempfile.TemporaryDirectory(prefix="roots-", dir="var") as directory:
-        roots = GarbageCollectorRoots(Path(directory).resolve())
+        collector = NixGarbageCollector(Path("/nix/var/nix"), Path(directory).resolve())
         options = NixOptions(building=os.environ)
-        nix = SubprocessNixBuilder(_QUERY, roots, options, CollectorLock(Path("/nix/var/nix")))
+        nix = Nix(_QUERY, collector, options)
         closure = asyncio.run(nix.closure(requested))
     groups = group_into_layers(closure, Popularity(), _STORE_LAYERS)
     layers = [[path.base_name for path in group.paths] for group in groups]

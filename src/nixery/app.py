@@ -31,12 +31,13 @@ from nixery.gc.collector import Collector
 from nixery.gc.scrubber import Scrubber
 from nixery.gc.watermark import Marks, WatermarkMonitor
 from nixery.locks import ProcessDirectory
-from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
+from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.machine import require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
-from nixery.nix.realisation import SubprocessNixBuilder, SubprocessPackageGraph
+from nixery.nix.realisation import BATCH_PROCESSES, Nix
+from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
@@ -58,12 +59,9 @@ from nixery.settings import Settings
 from nixery.source_location import SourceLocation
 from nixery.sources.channel import Archives, ChannelSource, channel_rule
 from nixery.sources.directory import DirectorySource, Fingerprint
-from nixery.sources.flake_lock import FlakeReference
-from nixery.sources.flakes import FlakeSource
-from nixery.sources.git import GitSource
-from nixery.sources.git_repository import GitRepository
+from nixery.sources.flake import FlakeReference, FlakeSource
+from nixery.sources.git import GitRepository, GitSource
 from nixery.sources.source import PackageSource
-from nixery.sources.trees import NixStore
 from nixery.startup import Resources
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.files import file_system_use
@@ -140,9 +138,10 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     small_blobs = SmallBlobs(blobs)
 
     # The package source. Tag look-ups have slots of their own, so that they do not wait for builds.
-    roots = GarbageCollectorRoots(resources.roots.path)
-    collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
-    source = _package_source(settings, resources, NixStore(roots, collector, settings.build_environment))
+    collector = NixGarbageCollector(
+        Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")), resources.roots.path
+    )
+    source = _package_source(settings, resources, NixStore(collector, settings.build_environment))
     share = Share(settings.max_builds_per_client, settings.queued_per_client)
     look_ups, histories = (
         Slots(settings.max_builds, settings.max_queued, busy=TooBusy.LOOKUPS, share=share) for _ in range(2)
@@ -152,9 +151,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
 
     # Nix.
     options = _nix_options(settings, sandbox=resources.sandbox)
-    nix = SubprocessNixBuilder(
-        settings.nix_timeout, roots, options, collector, expression, gate=resources.gate
-    )
+    nix = Nix(settings.nix_timeout, collector, options, expression, gate=resources.gate)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
     # Caches of evaluations and images, by everything that may change a result. An expression may refer to anything, so
@@ -192,7 +189,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     counting = ReferenceCounting(
         pins,
         source,
-        SubprocessPackageGraph(max(settings.nix_timeout, BATCH_TIMEOUT), roots, options, collector),
+        Nix(max(settings.nix_timeout, BATCH_TIMEOUT), collector, options, processes=BATCH_PROCESSES),
         BatchRecords(records, evaluation),
         settings.max_builds,
     )
@@ -283,8 +280,7 @@ def _package_source(settings: Settings, resources: Resources, store: NixStore) -
             place(settings.channel_url),
             settings.channel_url,
             temporary,
-            settings.fetch_environment,
-            settings.evaluation_bytes,
+            ProcessContext(settings.fetch_environment, settings.evaluation_bytes),
         )
         return ChannelSource(settings.channel, settings.channel_tags, archives, names, rule, store)
     if settings.flake is not None:

@@ -1,7 +1,4 @@
-"""Paths in a Nix store (Nix manual, "Store path"): ``/nix/store/<hash>-<name>``.
-
-The runtime closure: every store path an image needs, and who refers to whom.
-"""
+"""Store paths (Nix manual, "Store path"), and closures: all store paths of an image, with their references."""
 
 from __future__ import annotations
 
@@ -20,17 +17,17 @@ class StorePath:
     """A valid store path.
 
     Attributes:
-        base_name: ``<hash>-<name>``, the entry of the store directory. Also what paths are ordered by.
+        base_name: ``<hash>-<name>``, the name in the store directory; also the sort key.
     """
 
     base_name: str
 
     @classmethod
     def parse(cls, text: str) -> StorePath:
-        """Read an absolute store path.
+        """Parse an absolute store path.
 
         Raises:
-            ValueError: it is not directly below the store directory, or its name is none Nix makes.
+            ValueError: it is not directly below the store directory, or its name is invalid in Nix.
         """
         directory, _, base_name = text.rpartition("/")
         if directory != STORE_DIRECTORY or _BASE_NAME.fullmatch(base_name) is None:
@@ -52,7 +49,7 @@ class StorePath:
 
 
 def without_version(name: str) -> str:
-    """Cut the version off a name, by Nix's own rule: from the first dash on that no letter follows.
+    """Remove the version from a name, by Nix's own rule: from the first dash that is not followed by a letter.
 
     Source: ``builtins.parseDrvName`` in the Nix manual.
     """
@@ -62,13 +59,13 @@ def without_version(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PathInfo:
-    """What Nix's database knows of a valid store path.
+    """The entry of a valid store path in Nix's database.
 
     Attributes:
         path: the store path.
-        nar_hash: SHA-256 of its NAR serialisation, hexadecimal: the identity of its content.
-        nar_size: size of that serialisation in bytes; its own, without what it refers to.
-        references: the store paths it refers to, without itself; sorted.
+        nar_hash: SHA-256 of its NAR serialisation in hexadecimal digits, which identifies its content.
+        nar_size: size of that serialisation in bytes, without the paths that it refers to.
+        references: the store paths that it refers to, without itself; sorted.
     """
 
     path: StorePath
@@ -81,7 +78,7 @@ class Closure:
     """Path infos that are closed under references, in the order of their paths.
 
     Raises:
-        ValueError: a reference leads out of the given paths.
+        ValueError: a path refers to one that is missing.
     """
 
     __slots__ = ("_infos",)

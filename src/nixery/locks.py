@@ -1,16 +1,10 @@
-"""Locks that processes of one machine have in common.
+"""Locks, and directories with the life of a process, that the processes of one machine share.
 
-A lock is a file that is locked (``flock``). It goes with the process that holds it however that ends, ``kill -9`` included. Nobody
-waits in here: a thread that does could not be ended.
-
-Directories that live as long as a process does.
-
-A process keeps its temporary data (unfinished files, protection from garbage collection) in a directory of
-its own, on which it holds a lock. The kernel releases the lock when the process ends, even by ``kill -9``; so
-the next process can tell leftovers from directories in use, and removes them.
-
-Processes start and end concurrently. A directory that another process lists may be gone, or be replaced, when
-it is opened; a process removes only a directory that it has opened and locked, and that still has its name.
+Both are locked with ``flock``, so the kernel releases them when a process ends, even by ``kill -9``. Then the next
+process can tell leftovers from files in use, and removes them. Processes start and end concurrently: a name that
+another process has listed may be gone, or belong to another file, when it is opened. So a process removes only a
+file that it has opened and locked, and that still has its name. Nothing here blocks on a lock for long: a thread
+that waits cannot be cancelled.
 """
 
 from __future__ import annotations
@@ -23,14 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nixery.errors import StorageError, storage_error
-from nixery.files import FILE_MODE, hand_over, make_private_directory, remove_tree
+from nixery.files import FILE_MODE, LIST, hand_over, make_private_directory, remove_tree
+
+_PREFIX = "server-"
 
 
 class FileLocks:
-    """Locks by name, in a directory. There are no more files in it than locks are held.
+    """Locks by name: files in a directory, which exist only while their lock is held.
 
     Args:
-        directory: made if it does not exist. What dead processes left in it is removed.
+        directory: made if it does not exist. Files of ended processes are removed.
 
     Raises:
         StorageError: it cannot be made.
@@ -41,21 +37,21 @@ class FileLocks:
         try:
             make_private_directory(directory)
             for path in directory.iterdir():
-                # A file that cannot be locked is not ours: skip it, and let the server start.
+                # A file that cannot be locked is not a lock; skip it, and let the server start.
                 with suppress(StorageError), self.attempt(path.name):
-                    pass  # letting go of it removes it
+                    pass  # releasing it removes it
         except OSError as error:
             raise StorageError(f"cannot make the directory {directory}: {error.strerror}") from error
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[bool]:
-        """Hold a lock while the context lasts, if nobody else does; tell whether that is so.
+        """Hold a lock while the context lasts, unless another holder has it; yield whether it is held.
 
         Args:
             name: without slashes.
 
         Raises:
-            StorageError: there can be no lock.
+            StorageError: the lock cannot be made.
         """
         path = self._directory / name
         try:
@@ -68,7 +64,7 @@ class FileLocks:
         try:
             yield True
         finally:
-            # Before the lock is given up, so that a file of this name is never somebody else's.
+            # Before the lock is released: afterwards, the file may belong to the next holder.
             with suppress(OSError):
                 path.unlink()
             os.close(descriptor)
@@ -78,7 +74,7 @@ class FileLocks:
             descriptor = _open(path)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_same(descriptor, path):
+                if _has_name(descriptor, path):
                     return descriptor
             except BlockingIOError:
                 os.close(descriptor)
@@ -86,40 +82,20 @@ class FileLocks:
             except BaseException:
                 os.close(descriptor)
                 raise
-            # Whoever held it has removed the file since we opened it: the next one may have made another.
+            # The last holder removed the file after it was opened here; there may be another file by now.
             os.close(descriptor)
 
 
-def _open(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, FILE_MODE)
-    except FileNotFoundError:
-        # Somebody deleted the directory, and perhaps all of the storage: what is made again can be stored again.
-        make_private_directory(path.parent)
-        descriptor = os.open(path, flags, FILE_MODE)
-    hand_over(descriptor, path.parent)
-    return descriptor
-
-
-def _is_same(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-_PREFIX = "server-"
-
-
 class ProcessDirectory:
-    """A new directory for this process, below one that processes share.
+    """A new directory for this process, in a directory that processes share.
+
+    For temporary data: unfinished files, and roots of Nix's garbage collector.
 
     Attributes:
         path: absolute if the parent is.
 
     Args:
-        parent: made if it does not exist. What other, dead processes left in it is removed.
+        parent: made if it does not exist. Directories of ended processes are removed.
 
     Raises:
         StorageError: it cannot be made.
@@ -127,8 +103,7 @@ class ProcessDirectory:
 
     def __init__(self, parent: Path) -> None:
         try:
-            # Without the lock, another process could mistake a directory that is not locked yet for a
-            # leftover.
+            # Without this lock, another process could take a directory that is not locked yet for a leftover.
             with _locked(parent):
                 _sweep(parent)
                 self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
@@ -139,15 +114,14 @@ class ProcessDirectory:
             raise StorageError(f"cannot make a directory in {parent}: {error.strerror}") from error
 
     def restore(self) -> None:
-        """Make the directory again, and lock it, if somebody deleted it.
+        """Make and lock the directory again, if it was deleted.
 
         Raises:
             StorageError: it cannot be made.
         """
         try:
-            if self._is_there():
+            if _has_name(self._lock, self.path):
                 return
-            # As above: a starting process must not have its directory swept before it is locked.
             with _locked(self.path.parent):
                 make_private_directory(self.path)
                 lock = _open_lock(self.path)
@@ -157,16 +131,29 @@ class ProcessDirectory:
         except OSError as error:
             raise StorageError(f"cannot make {self.path}: {error.strerror}") from error
 
-    def _is_there(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._lock), self.path.lstat())
-        except FileNotFoundError:
-            return False
-
     def close(self) -> None:
-        """Remove the directory with everything in it."""
+        """Remove the directory with all of its contents."""
         remove_tree(self.path)
         os.close(self._lock)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, FILE_MODE)
+    except FileNotFoundError:
+        # The directory was deleted, perhaps with the whole storage.
+        make_private_directory(path.parent)
+        descriptor = os.open(path, flags, FILE_MODE)
+    hand_over(descriptor, path.parent)
+    return descriptor
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -185,17 +172,17 @@ def _sweep(parent: Path) -> None:
         try:
             lock = _open_lock(directory)
         except OSError:
-            continue  # just removed by its process, no directory, or another user's
+            continue  # just removed by its process, not a directory, or inaccessible
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), directory.lstat()):
+            if _has_name(lock, directory):
                 remove_tree(directory)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # in use, or just removed by its process
+        except BlockingIOError:
+            continue  # in use
         finally:
             os.close(lock)
 
 
 def _open_lock(directory: Path) -> int:
-    # The directory itself can be locked; no file is needed for it.
-    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    # flock works on the directory itself.
+    return os.open(directory, LIST)

@@ -1,7 +1,7 @@
 """Make untrusted text safe for a terminal, a log, a page or an answer.
 
 Package authors choose names, versions, descriptions and the keys of definitions; builders write any output;
-clients send paths. None of these may move a cursor, begin a line, or change the direction of writing where a
+clients send paths. None of these may move a cursor, begin a line, or change the direction of text where a
 program shows it. The server stores such text unchanged, and every exit passes it through ``escaped`` or a
 variant: commands and the log (``cli/logs.py``), the JSON of the registry and the API
 (``server/http.py``), the pages (``server/pages/templating.py``), and an image's annotations and labels
@@ -36,12 +36,12 @@ def escaped(text: str) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """As ``escaped``, but keep tabs and line breaks: for places where a forged line misleads no reader."""
+    """As ``escaped``, but keep tabs and line breaks: for places where a forged line cannot mislead a reader."""
     return text if text.isprintable() else _UNSAFE_IN_LINES.sub(_escape, text)
 
 
 def escaped_document(document: Any, escape: Callable[[str], str] = escaped_lines) -> Any:  # noqa: ANN401 -- JSON is anything
-    """Escape all texts of a JSON document, including names of members."""
+    """Escape all strings of a JSON document, including the names of members."""
     match document:
         case str():
             return escape(document)
@@ -55,7 +55,7 @@ def escaped_document(document: Any, escape: Callable[[str], str] = escaped_lines
 
 
 def plain_text(line: str) -> str:
-    """Return a line as a terminal would leave it: no colours, and the last state of a progress bar."""
+    """Return a line as a terminal would show it, without colours, and with the last state of a progress bar."""
     line = _SEQUENCE.sub("", line).rstrip("\r\n").rpartition("\r")[2]
     return _UNSAFE_BUT_TAB.sub("", line)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
-# A commit: SHA-1, as in every repository of note.
+# A commit: SHA-1, the digest of almost every repository.
 COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 # Clients see this instead of a URL that is not public.
@@ -92,7 +92,7 @@ class SourceLocation:
 
     @property
     def name(self) -> str:
-        """The source in messages for clients."""
+        """The source, in messages for clients."""
         return self.shown if self.is_told else UNNAMED
 
     @property
@@ -122,7 +122,7 @@ class SourceLocation:
 
     def redact(self, text: str) -> str:
         """Return a text without this source's secrets, and without those of any URL in it."""
-        # First the exact texts: the rules below may leave a part of them in a URL.
+        # The exact texts first, since the rules below may leave a part of them in a URL.
         for secret in self.secrets:
             text = text.replace(secret, _HIDDEN)
         return redacted(text).replace(f"://{_HIDDEN}@", "://")
@@ -143,7 +143,7 @@ def _query_values(url: str) -> tuple[str, ...]:
 
 
 def _variants(*secrets: str) -> Iterator[str]:
-    """The forms in which programs repeat a secret, the longest first."""
+    """Yield the forms in which programs repeat a secret, the longest first."""
     found: set[str] = set()
     for secret in secrets:
         plain = unquote(secret)

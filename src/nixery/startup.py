@@ -20,8 +20,7 @@ from nixery.errors import SettingsError, StorageError
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
 from nixery.locks import FileLocks, ProcessDirectory
-from nixery.nix.advisories import Release, release
-from nixery.nix.machine import native_platform, owns_store
+from nixery.nix.machine import Release, native_platform, owns_store, release
 from nixery.nix.options import NixOptions
 from nixery.nix.sandbox import (
     BuilderGate,

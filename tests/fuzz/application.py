@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
@@ -24,6 +25,7 @@ from nixery.layering.popularity import Popularity
 from nixery.locks import FileLocks
 from nixery.nix.build_log import ProgressCallback, ignore_progress
 from nixery.nix.packages import Details, Evaluated, PackageSet
+from nixery.nix.realisation import Nix
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
@@ -52,7 +54,7 @@ LAYER_DIGEST, MANIFEST_DIGEST = Digest.of(LAYER), Digest.of(STORED_MANIFEST)
 
 
 class RecordingBuilder:
-    """A ``NixBuilder`` whose package set is empty."""
+    """A ``Nix`` whose package set is empty."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[Sequence[str], Sequence[str]]] = []
@@ -188,8 +190,10 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         layers = LayerPublisher(blobs, records, packing)
         source = DirectorySource(directory / "set", {})
         (directory / "set").mkdir()
-        evaluator = Evaluator(source, nix, None)
-        builder = ImageBuilder(evaluator, nix, layers, blobs, uses, Popularity(), ImageBounds(94))
+        evaluator = Evaluator(source, cast("Nix", nix), None)
+        builder = ImageBuilder(
+            evaluator, cast("Nix", nix), layers, blobs, uses, Popularity(), ImageBounds(94)
+        )
         cache = BuildCache(records, blobs, uses, "")
         builds = BuildCoordinator(cache, builder, _Silence(), BuildBounds(Slots(1, 10)))
         images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses), 100)

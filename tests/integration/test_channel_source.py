@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import SourceUnreachable
+from nixery.nix.processes import ProcessContext
 from nixery.source_location import SourceLocation
 from nixery.sources.channel import Archives
 from tests.integration.conftest import StartServer
@@ -156,7 +157,7 @@ def test_an_archive_is_the_store_path_that_it_was_before(channels: Channels) -> 
         SourceLocation.parse(f"{channels.web.url}/{{rev}}.tar.gz"),
         f"{channels.web.url}/{{rev}}.tar.gz",
         channels.repository.directory.parent,
-        os.environ,
+        ProcessContext(os.environ),
     )
     assert asyncio.run(archives.fetch(commit)) == Path(completed.stdout.split()[-1])
 
@@ -186,7 +187,7 @@ def test_an_archive_without_end_does_not_take_all_memory(
     with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/{{rev}}.tar.gz"
-        archives = Archives(SourceLocation.parse(url), url, tmp_path, os.environ, 1 << 30)
+        archives = Archives(SourceLocation.parse(url), url, tmp_path, ProcessContext(os.environ, 1 << 30))
         with pytest.raises(SourceUnreachable):
             asyncio.run(archives.fetch("0" * 40))
         server.shutdown()

@@ -11,31 +11,29 @@ import pytest
 from nixery.closure import Closure, PathInfo
 from nixery.errors import PathsCollected
 from nixery.image.platform import AMD64
-from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
+from nixery.nix.evaluation import MOST_PROCESSES
+from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import Contents, NixFiles, Package
-from nixery.nix.realisation import SubprocessNixBuilder, SubprocessPackageGraph
+from nixery.nix.realisation import BATCH_PROCESSES, Nix
 
 
 @pytest.fixture
-def builder(
-    tmp_path: Path, settings: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
-) -> SubprocessNixBuilder:
+def builder(tmp_path: Path, settings: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Nix:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    roots = GarbageCollectorRoots(tmp_path)
     options = NixOptions(environment=os.environ, building=os.environ)
-    return SubprocessNixBuilder(30, roots, options, CollectorLock(Path("/nix/var/nix")))
+    return Nix(30, NixGarbageCollector(Path("/nix/var/nix"), tmp_path), options)
 
 
-async def evaluated(builder: SubprocessNixBuilder, name: str) -> Package:
+async def evaluated(builder: Nix, name: str) -> Package:
     package_set = NixFiles(Path(os.environ["NIXERY_PKGS_PATH"]), self_contained=False)  # set by the fixture
     (package,) = (await builder.evaluate([name], [], AMD64, package_set))[name]
     assert isinstance(package, Package)
     return package
 
 
-async def closure_of(builder: SubprocessNixBuilder, name: str) -> Closure:
+async def closure_of(builder: Nix, name: str) -> Closure:
     package = await evaluated(builder, name)
     async with builder.realise(Contents((package,)).installables):
         return await builder.closure(list(package.outputs.values()))
@@ -46,7 +44,7 @@ def info_of(closure: Closure, name: str) -> PathInfo:
     return info
 
 
-async def test_what_evaluation_tells(builder: SubprocessNixBuilder) -> None:
+async def test_what_evaluation_tells(builder: Nix) -> None:
     package = await evaluated(builder, "mainprogram")
     assert package.attribute == "mainprogram"
     assert package.derivation.name == "mainprogram-1.0.drv"
@@ -59,13 +57,13 @@ async def test_what_evaluation_tells(builder: SubprocessNixBuilder) -> None:
     assert (await evaluated(builder, "clashpriority")).priority == 1
 
 
-async def test_attribute_that_was_found(builder: SubprocessNixBuilder) -> None:
+async def test_attribute_that_was_found(builder: Nix) -> None:
     assert (await evaluated(builder, "haskellpackages.pandoc")).attribute == "haskellPackages.pandoc"
     assert (await evaluated(builder, "1password")).attribute == "_1password"
     assert (await evaluated(builder, "ambiguous")).attribute == "Ambiguous"
 
 
-async def test_outputs_to_install(builder: SubprocessNixBuilder) -> None:
+async def test_outputs_to_install(builder: Nix) -> None:
     package = await evaluated(builder, "outputs")
     assert {output: path.name for output, path in package.outputs.items()} == {
         "bin": "outputs-1.0-bin",
@@ -73,12 +71,12 @@ async def test_outputs_to_install(builder: SubprocessNixBuilder) -> None:
     }
 
 
-async def test_meta_data_that_throws(builder: SubprocessNixBuilder) -> None:
+async def test_meta_data_that_throws(builder: Nix) -> None:
     package = await evaluated(builder, "metathrows")
     assert (package.description, package.licences, package.main_program) == ("", (), None)
 
 
-async def test_closure_of_a_diamond(builder: SubprocessNixBuilder) -> None:
+async def test_closure_of_a_diamond(builder: Nix) -> None:
     closure = await closure_of(builder, "diamond")
     references = {info.path.name: [reference.name for reference in info.references] for info in closure}
     assert {name: sorted(names) for name, names in references.items()} == {
@@ -89,23 +87,23 @@ async def test_closure_of_a_diamond(builder: SubprocessNixBuilder) -> None:
     }
 
 
-async def test_sizes_are_a_paths_own(builder: SubprocessNixBuilder) -> None:
+async def test_sizes_are_a_paths_own(builder: Nix) -> None:
     assert 16_000_000 < info_of(await closure_of(builder, "big"), "big-1.0").nar_size < 16_001_000
     assert info_of(await closure_of(builder, "diamond"), "diamond-1.0").nar_size < 1000
 
 
-async def test_self_reference_is_no_reference(builder: SubprocessNixBuilder) -> None:
+async def test_self_reference_is_no_reference(builder: Nix) -> None:
     assert info_of(await closure_of(builder, "selfreference"), "selfreference-1.0").references == ()
 
 
-async def test_path_that_nix_does_not_know(builder: SubprocessNixBuilder) -> None:
+async def test_path_that_nix_does_not_know(builder: Nix) -> None:
     # Evaluated, not realised, and with a salt nobody else has.
     package = await evaluated(builder, "fails")
     with pytest.raises(PathsCollected):
         await builder.closure(list(package.outputs.values()))
 
 
-async def test_nothing_to_realise(builder: SubprocessNixBuilder) -> None:
+async def test_nothing_to_realise(builder: Nix) -> None:
     async with builder.realise([]):
         assert list(await builder.closure([])) == []
 
@@ -119,9 +117,9 @@ async def test_counting_looks_at_each_of_many_that_do_not_evaluate(tmp_path: Pat
     )
     options = NixOptions(environment=os.environ, building=os.environ)
     package_set = NixFiles(tmp_path, self_contained=False)
-    kinds = (SubprocessNixBuilder, SubprocessPackageGraph)
+    collector = NixGarbageCollector(Path("/nix/var/nix"), tmp_path)
     found = []
-    for kind in kinds:
-        nix = kind(30, GarbageCollectorRoots(tmp_path), options, CollectorLock(Path("/nix/var/nix")))
+    for processes in (MOST_PROCESSES, BATCH_PROCESSES):
+        nix = Nix(30, collector, options, processes=processes)
         found.append((await nix.evaluate([*names, "zz"], [], AMD64, package_set))["zz"])
     assert [isinstance(items[0], Package) for items in found] == [False, True]

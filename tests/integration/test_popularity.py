@@ -232,5 +232,5 @@ def test_the_data_is_of_use_to_a_server(
     data.unlink()
     without = start_server(**settings)
     assert without.client.digest("diamond") == digest
-    assert "its copy is used" in without.log
+    assert "using its copy" in without.log
     assert not any("packages.nix" in call for call in spy.calls)

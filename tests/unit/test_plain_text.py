@@ -31,15 +31,16 @@ from nixery.plain_text import escaped, escaped_document, escaped_lines, plain_te
         ("größer, 日本語", "größer, 日本語"),
     ],
 )
-def test_what_is_meant_for_a_terminal_is_left_out(written: str, read: str) -> None:
+def test_escape_sequences_are_removed_from_lines(written: str, read: str) -> None:
     assert plain_text(written) == read
 
 
-def test_lines_stay_lines() -> None:
+def test_escaped_lines_keep_line_breaks() -> None:
     assert plain("one\n\x1b[31mtwo\x1b[0m") == "one\ntwo"
 
 
-# What Unicode calls control, format, surrogate, and separators of lines and paragraphs: what moves a cursor, or is not seen.
+# Unicode categories: control, format, surrogate, and separators of lines and paragraphs. They move a cursor, or are
+# invisible.
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # Of those, what is no more than a hint within a word, or a visible sign.
 HARMLESS = {0x00AD, *range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x110BD, 0x110CD}
@@ -58,7 +59,7 @@ def test_all_unsafe_characters_are_escaped_and_no_others() -> None:
 
 
 @given(st.text())
-def test_what_is_escaped_is_one_line_that_can_be_written(text: str) -> None:
+def test_an_escaped_text_is_one_encodable_line(text: str) -> None:
     assert len(escaped(text).splitlines()) <= 1
     escaped(text).encode()
     assert escaped(escaped(text)) == escaped(text)

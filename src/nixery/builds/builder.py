@@ -32,7 +32,8 @@ from nixery.errors import (
 from nixery.image.name import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
-from nixery.nix.packages import Contents, NixBuilder, Package
+from nixery.nix.packages import Contents, Package
+from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import (
@@ -156,7 +157,7 @@ class ImageBuilder:
     def __init__(  # noqa: PLR0913, PLR0917 -- the whole data path comes together here
         self,
         evaluator: Evaluator,
-        nix: NixBuilder,
+        nix: Nix,
         layers: LayerPublisher,
         blobs: BlobStore,
         uses: Leases,

@@ -21,7 +21,8 @@ from nixery.closure import StorePath
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.name import ImageRequest
 from nixery.image.platform import Platform
-from nixery.nix.packages import Contents, Definition, Evaluated, NixBuilder, Package
+from nixery.nix.packages import Contents, Definition, Evaluated, Package
+from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
 from nixery.storage.record_kinds import KINDS
@@ -161,7 +162,7 @@ class Evaluator:
         cache: what is known already; ``None`` where results depend on more than the package set.
     """
 
-    def __init__(self, source: PackageSource, nix: NixBuilder, cache: EvaluationCache | None) -> None:
+    def __init__(self, source: PackageSource, nix: Nix, cache: EvaluationCache | None) -> None:
         self._source = source
         self._nix = nix
         self._cache = cache

@@ -37,7 +37,8 @@ from nixery.errors import (
 )
 from nixery.image.name import LONGEST_NAME
 from nixery.image.platform import Platform
-from nixery.nix.packages import Details, NixBuilder
+from nixery.nix.packages import Details
+from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
 from nixery.storage.store import RecordStore
@@ -63,7 +64,7 @@ class PackageListing:
     def __init__(
         self,
         source: PackageSource,
-        nix: NixBuilder,
+        nix: Nix,
         platform: Platform,
         failure_time_to_live: float = 0,
         clock: Callable[[], float] = time.monotonic,

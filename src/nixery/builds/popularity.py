@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -23,30 +23,12 @@ from nixery.builds.pins import Pins
 from nixery.closure import StorePath
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
-from nixery.nix.packages import Contents, Evaluated, NixBuilder, Package, PackageSet
+from nixery.nix.packages import Contents, Evaluated, Package
+from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
 from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import RecordStore
-
-
-class PackageGraph(NixBuilder, Protocol):
-    """What is asked about a whole set."""
-
-    async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
-        """Return all names of a set, packages or not."""
-        ...
-
-    async def to_build(self, installables: Sequence[str]) -> list[str]:
-        """Return the derivations that would have to be built for some outputs, absolute and sorted."""
-        ...
-
-    def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
-        """Yield each derivation that some derivations need, as ``<hash>-<name>``, and the names of its inputs.
-
-        What only fetches something, and sources, are left out.
-        """
-        ...
 
 
 class Watcher(Protocol):
@@ -194,7 +176,7 @@ class ReferenceCounting:
     """
 
     def __init__(
-        self, pins: Pins, source: PackageSource, nix: PackageGraph, records: BatchRecords, parallel: int
+        self, pins: Pins, source: PackageSource, nix: Nix, records: BatchRecords, parallel: int
     ) -> None:
         self._pins = pins
         self._source = source

@@ -15,7 +15,7 @@ import uvloop
 from nixery.app import assemble
 from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError
-from nixery.nix.guard import guarded, hide_from_builders
+from nixery.nix.processes import guarded, hide_from_builders
 from nixery.server.connections import ConnectionBounds
 from nixery.server.serve import ADMIN_CONNECTIONS, Listener
 from nixery.server.serve import serve as serve_application

@@ -17,8 +17,8 @@ from nixery.builds.events import BuildObserver
 from nixery.cli.completion import user_storage
 from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError, SettingsError
-from nixery.nix.guard import guarded, hide_from_builders
 from nixery.nix.packages import NixExpression
+from nixery.nix.processes import guarded, hide_from_builders
 from nixery.settings import Settings, StorageSettings
 from nixery.startup import Resources, prepare, storage
 from nixery.storage.store import Storage

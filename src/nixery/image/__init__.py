@@ -1,1 +1,1 @@
-"""What a name and a tag ask for. Past this package there are no raw names."""
+"""Images as clients and definitions describe them. Past this package there are no raw names."""

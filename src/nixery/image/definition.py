@@ -26,26 +26,25 @@ _USER = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]*(:[a-zA-Z0-9_][a-zA-Z0-9_.-]*)?"
 _SIGNAL = re.compile(r"SIG[A-Z0-9+-]+|\d{1,2}", re.ASCII)
 
 
-# Errors that are reported of one definition, and characters of a name or a wrong value in a report.
+# Errors that are reported for one definition, and characters of a name or a wrong value in a report.
 _NAMED, _SHOWN = 10, 100
 
-# Where packages.nix found something that JSON has no words for, it says what that is in a set with this name.
+# packages.nix replaces a value that JSON cannot express with a set of this name, which holds its type.
 _TYPE = "nixery:type"
-
-
-class InvalidDefinition(ValueError):
-    """A definition does not fit the schema; the message names the field."""
-
 
 # The longest path that the kernel accepts (PATH_MAX), and longer than any tool's user names.
 _LONGEST_PATH, _LONGEST_USER = 4095, 255
 
-# The image gets the directories of a definition and all their parents: a kilobyte of short names would become
-# megabytes.
+# The image contains the directories of a definition and all their parents: a kilobyte of short names would
+# become megabytes.
 _DEEPEST, _MOST_VOLUMES = 128, 256
 
-# The next one, -1 as a number of 32 bits, means "leave it as it is" to chown(2).
+# The next number, -1 in 32 bits, means "do not change" to chown(2).
 _LARGEST_ID = 2**32 - 2
+
+
+class InvalidDefinition(ValueError):
+    """A definition does not match the schema; the message names the field."""
 
 
 def _absolute(path: str) -> str:
@@ -94,7 +93,7 @@ def _number_as_text(value: object) -> object:
 
 
 def _names(value: object) -> object:
-    """A list of names, or as in the JSON of an image a set with nothing in it."""
+    """A list of names, or, as in the JSON of an image, a set of empty sets."""
     names = list(value) if isinstance(value, dict) and not any(value.values()) else value
     return [_number_as_text(name) for name in names] if isinstance(names, list) else names
 
@@ -164,10 +163,10 @@ class _Definition(_Strict):
 
 
 def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
-    """Read a definition without its contents, as JSON; return its config and its number of layers.
+    """Parse a definition without its contents, as JSON; return its config and its number of layers.
 
     Raises:
-        InvalidDefinition: naming every field that is wrong.
+        InvalidDefinition: names every wrong field, up to a limit.
     """
     try:
         definition = _Definition.model_validate_json(document)
@@ -176,7 +175,7 @@ def parse_definition(document: str) -> tuple[ExecutionParameters, int | None]:
         more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
         named = "; ".join(_problem(dict(problem)) for problem in problems[:_NAMED])
         raise InvalidDefinition(named + more) from None
-    # Labels and variables may have any name, so the validation accepts the name of the type marker.
+    # Labels and variables may have any name, so the schema accepts the type marker there.
     config = from_json(document).get("config", {})
     for field in ("Labels", "Env"):
         if _TYPE in config.get(field, ()):
@@ -203,7 +202,7 @@ def _parameters(config: _Config) -> ExecutionParameters:
 def _problem(problem: Mapping[str, Any]) -> str:
     way, found = problem["loc"], problem["input"]
     if not way:
-        # Not readable JSON: nested too deeply, for example.
+        # Invalid JSON, nested too deeply for example.
         return f"the definition cannot be read: {problem['msg'][:_SHOWN]}"
     if way[-1] == _TYPE:
         way, found = way[:-1], {_TYPE: found}

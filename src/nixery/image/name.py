@@ -1,12 +1,10 @@
-"""References to a manifest: a tag or a digest (distribution specification, "Pulling manifests").
+"""The names of images: repository names, references (tags and digests), and near names for misspelled packages.
 
-From a repository name to an image request.
+The path components of a repository name are the contents of the image. ``shell``, ``amd64`` and ``arm64`` are
+meta-packages at the beginning of a name; after the first real package they are names like any other. So
+``shell/git`` is git in an image with a shell, and ``git/shell`` is the packages *git* and *shell*.
 
-The path components of a name are the contents of the image. ``shell``, ``amd64`` and ``arm64`` are
-meta-packages as long as they stand in front; behind the first real package they are names like any other.
-So ``shell/git`` is git in an image with a shell, ``git/shell`` is the packages *git* and *shell*.
-
-Names somebody may have meant.
+Source: distribution specification, "Pulling manifests".
 """
 
 from __future__ import annotations
@@ -22,22 +20,41 @@ from nixery.errors import InvalidName, InvalidReference
 from nixery.image.platform import AMD64, ARM64, Platform
 from nixery.oci.digest import Digest
 
+# The specification bounds host name and repository name together to 255 characters.
+LONGEST_NAME = 255
+
+SHELL_PACKAGES = ("bashInteractive", "coreutils", "moreutils", "nano")
+
+# In every image, if the package set has them: TLS roots, and the names of protocols and services.
+ALWAYS_INCLUDED = ("cacert", "iana-etc")
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII)
 
-# cosign, referrers' fallback and attestation tools probe for tags of this shape on every image they see;
-# an image is never meant by it (referrers tag schema of the distribution specification, cosign's naming).
+# Tools for signatures, referrers and attestations look for tags of this form on every image; it never means an image
+# (referrers tag schema of the distribution specification, cosign's naming).
 _DERIVED_FROM_DIGEST = re.compile(r"sha256-[0-9a-f]{64}(\.(sig|att|sbom))?", re.ASCII)
+
+# Docker asks a mirror for `hello` as `library/hello`, which has two components.
+_OFFICIAL = 2
+
+_PLATFORMS = {"amd64": AMD64, "arm64": ARM64}
+
+# Near names of one missing package, and the similarity, 0 to 1, below which a name is noise rather than a hint.
+_MOST_NEAR_NAMES = 3
+_LEAST_SIMILARITY = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A valid tag. What it selects is up to the package source."""
+    """A valid tag; the package source decides what it selects."""
 
     name: str
 
     @property
     def is_derived_from_digest(self) -> bool:
-        """Whether it names artifacts attached to an image rather than an image: ``sha256-<hex>[.sig]``."""
+        """Whether it names an artifact of an image rather than an image: ``sha256-<hex>[.sig]``."""
         return _DERIVED_FROM_DIGEST.fullmatch(self.name) is not None
 
     def __str__(self) -> str:
@@ -45,11 +62,11 @@ class Tag:
 
 
 def parse_reference(text: str) -> Tag | Digest:
-    """Read what stands after ``/manifests/``.
+    """Parse the reference of a manifest.
 
     Raises:
-        InvalidDigest: it has a colon, as only digests have, but is none we know.
-        InvalidReference: it is neither.
+        InvalidDigest: it has a colon, like a digest, but is no supported digest.
+        InvalidReference: it is neither a tag nor a digest.
     """
     if ":" in text:
         return Digest.parse(text)
@@ -58,33 +75,15 @@ def parse_reference(text: str) -> Tag | Digest:
     return Tag(text)
 
 
-# Distribution specification, "Pulling manifests": the grammar of <name>.
-_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
-
-# The specification bounds host name and repository name together to 255 characters.
-LONGEST_NAME = 255
-
-# What Docker makes of a name without a slash before it asks a mirror: `hello` is `library/hello`, two components.
-_OFFICIAL = 2
-
-SHELL_PACKAGES = ("bashInteractive", "coreutils", "moreutils", "nano")
-
-# In every image, where the package set has them: TLS roots, and the names of protocols and services.
-ALWAYS_INCLUDED = ("cacert", "iana-etc")
-
-_PLATFORMS = {"amd64": AMD64, "arm64": ARM64}
-
-
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What a name asks for, in the one form that all names for the same image share.
+    """The image that a name asks for, in the form that all names of the same image share.
 
     Attributes:
-        packages: package names as the client or a meta-package gives them; sorted, each once.
-        optional_packages: likewise, but left out where the package set does not have them.
-        requested: the packages named by the client itself, without what meta-packages stand for.
-        platform: what to build for.
+        packages: package names from the client and from meta-packages; sorted and unique.
+        optional_packages: the same, but left out if the package set does not have them.
+        requested: the packages that the client named, without those of meta-packages.
+        platform: to build for.
         shell: whether the image is for interactive use.
     """
 
@@ -115,13 +114,13 @@ def parse_image_name(name: str, default_platform: Platform = AMD64) -> ImageRequ
     """Parse a repository name such as ``shell/git/htop`` or ``arm64/hello``.
 
     Raises:
-        InvalidName: outside the grammar, or it asks for two platforms at once.
+        InvalidName: it does not match the grammar, or asks for two platforms.
     """
     return requests_for(name, (default_platform,))[0]
 
 
 def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[ImageRequest, ...]:
-    """Parse a repository name into a request for each of its platforms: the default ones, or the one it begins with.
+    """Parse a repository name into a request for each platform: the one it begins with, or else the default ones.
 
     Raises:
         InvalidName: as ``parse_image_name``.
@@ -137,7 +136,7 @@ def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[Imag
     meta_packages, requested = components[:first_package], _canonical(components[first_package:])
     named = {_PLATFORMS[meta] for meta in meta_packages if meta in _PLATFORMS}
     if len(named) > 1:
-        raise InvalidName(name, "it asks for amd64 and arm64 at once; one of them, or neither")
+        raise InvalidName(name, "it asks for amd64 and arm64 at once; use one of them, or neither")
     shell = "shell" in meta_packages
     request = ImageRequest(
         packages=_canonical([*requested, *(SHELL_PACKAGES if shell else ())]),
@@ -160,7 +159,7 @@ def canonical_name(name: str) -> str:
     request = requests[0]
     platform = [request.platform.architecture.name] if len(requests) == 1 else []
     shell = ["shell"] if request.shell else []
-    # A package with the name of a meta-package must follow another package; `library` must not precede a
+    # A package with the name of a meta-package must follow another package; `library` must not come before a
     # single one.
     packages = sorted(request.requested, key=lambda package: (package in {"shell", *_PLATFORMS}, package))
     components = [*platform, *shell, *packages]
@@ -173,18 +172,12 @@ def _canonical(packages: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(packages)))
 
 
-_MOST = 3
-
-# Similarity, 0 to 1, under which a name is noise rather than a hint.
-_LEAST_SIMILARITY = 0.6
-
-
 class NearNames:
-    """The names of one set, for finding those that somebody may have meant.
+    """The names of one set, searched for those that a client may have meant.
 
     Args:
-        within: path of the set; empty for the package set itself.
-        attributes: what it has.
+        within: attribute path of the set; empty for the package set itself.
+        attributes: of the set.
     """
 
     def __init__(self, within: str, attributes: Sequence[str]) -> None:
@@ -192,22 +185,21 @@ class NearNames:
         self._names = sorted({name for attribute in attributes if (name := _as_component(prefix, attribute))})
 
     def of(self, wanted: str) -> tuple[str, ...]:
-        """Return the names most similar to one that is missing, as a client can ask for them, the best first."""
+        """Return the names most similar to a missing one, in the form that clients use, the best first."""
         found = process.extract(
             wanted,
             self._names,
-            # Not Damerau-Levenshtein, which takes fifty times as long for long names, and holds the
-            # interpreter's lock: with a package set of 30,000 names of 250 letters, each missing name stopped
-            # the server for up to nine seconds.
+            # Not Damerau-Levenshtein, which takes fifty times as long for long names while it holds the
+            # interpreter lock: with 30,000 names of 250 letters, up to nine seconds for each missing name.
             scorer=OSA.normalized_similarity,
             score_cutoff=_LEAST_SIMILARITY,
-            limit=_MOST,
+            limit=_MOST_NEAR_NAMES,
         )
         return tuple(name for name, _, _ in found)
 
 
 def _as_component(prefix: str, attribute: str) -> str | None:
-    # The top level is found whatever the case; inside nested sets only lower case can be asked for.
+    # At the top level, case does not matter; inside nested sets, clients can only ask for lower case.
     name = prefix + (attribute if prefix else attribute.lower().removeprefix("_"))
     try:
         validate_name(name)

@@ -1,4 +1,4 @@
-"""The platforms an image can be built for: one fact, told in Nix's words and in Go's."""
+"""The platforms that images can be built for, by their names in Nix and in Go."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Platform:
     """A platform of images.
 
     Attributes:
-        nix_system: what a package set is called with, e.g. ``x86_64-linux``.
-        architecture: what config and index say, e.g. ``amd64``.
+        nix_system: the name in Nix, e.g. ``x86_64-linux``.
+        architecture: the name in configs and indexes, e.g. ``amd64``.
     """
 
     nix_system: str
@@ -24,10 +24,10 @@ class Platform:
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Read ``linux/amd64`` or ``linux/arm64``.
+        """Parse ``linux/amd64`` or ``linux/arm64``.
 
         Raises:
-            ValueError: it is another one.
+            ValueError: it is not a supported platform.
         """
         found = next((platform for platform in SUPPORTED if text in (str(platform), f"{platform}/v8")), None)
         if found is None:

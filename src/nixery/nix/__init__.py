@@ -1,1 +1,1 @@
-"""Nix: what we ask of it, and how a subprocess answers."""
+"""Nix: evaluation, realisation and closures, fetching, and the lives of its processes. Only this package runs Nix and reads its answers."""

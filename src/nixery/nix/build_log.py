@@ -1,6 +1,4 @@
-"""What Nix tells while it realises, in portions that people can follow and that cost little.
-
-Reading Nix's ``internal-json`` log while it builds.
+"""Read Nix's ``internal-json`` log while it builds, and report progress at a pace that people can follow.
 
 Source: ``logging.cc`` and ``logging.hh`` of Nix; the numbers have been the same since 2.0. Each line is ``@nix``
 and a JSON object: *start* and *stop* of an activity, a *result* within one, or a *msg*.
@@ -18,126 +16,12 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from nixery.nix.error_message import is_about_a_full_disk
+from nixery.nix.error_message import reports_full_disk
 from nixery.plain_text import plain_text, shortened
 
-# Seconds between two portions. A builder may write a hundred thousand lines a second.
-_PAUSE = 0.1
-
-# Lines of a portion; what is written besides is counted.
+# Seconds between two reports, and builders' lines in one; a builder may write a hundred thousand lines a second.
+_INTERVAL = 0.1
 _LINES = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Fetching:
-    """Store paths are fetched from a binary cache.
-
-    Attributes:
-        done: bytes that have arrived (NAR size).
-        expected: bytes of everything that is known to be fetched.
-    """
-
-    done: int
-    expected: int
-
-
-@dataclass(frozen=True, slots=True)
-class Building:
-    """Builders run.
-
-    Attributes:
-        derivations: ``<hash>-<name>.drv`` of those that run now, in the order in which they began.
-        done: how many have ended.
-    """
-
-    derivations: tuple[str, ...]
-    done: int
-
-
-@dataclass(frozen=True, slots=True)
-class LogLines:
-    """Builders have written something.
-
-    Attributes:
-        lines: derivation and text; the derivation is empty where nobody knows.
-        dropped: how many lines were written besides these, too fast for anybody to read.
-    """
-
-    lines: tuple[tuple[str, str], ...]
-    dropped: int = 0
-
-
-NixProgress = Fetching | Building | LogLines
-ProgressCallback = Callable[[NixProgress], None]
-
-
-def ignore_progress(progress: NixProgress, /) -> None:
-    """Tell nobody."""
-
-
-class ProgressFeed:
-    """Collects what happens, and tells it a few times a second. Works on the event loop, and never has it wait.
-
-    Args:
-        tell: is told.
-    """
-
-    def __init__(self, tell: ProgressCallback) -> None:
-        self._tell = tell
-        self._lines: list[tuple[str, str]] = []
-        self._dropped = 0
-        self._running: dict[int, str] = {}
-        self._built = 0
-        self._fetched: dict[int, tuple[int, int]] = {}
-        self._changed: set[type[Fetching | Building]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def line(self, derivation: str, text: str) -> None:
-        """A builder has written a line."""
-        if len(self._lines) < _LINES:
-            self._lines.append((derivation, text))
-        else:
-            self._dropped += 1
-        self._soon()
-
-    def started(self, activity: int, derivation: str) -> None:
-        """A builder has begun."""
-        self._running[activity] = derivation
-        self._changed.add(Building)
-        self._soon()
-
-    def stopped(self, activity: int) -> None:
-        """An activity is over."""
-        if self._running.pop(activity, None) is not None:
-            self._built += 1
-            self._changed.add(Building)
-            self._soon()
-
-    def fetched(self, activity: int, done: int, expected: int) -> None:
-        """A path has arrived up to a number of bytes."""
-        self._fetched[activity] = (done, expected)
-        self._changed.add(Fetching)
-        self._soon()
-
-    def flush(self) -> None:
-        """Tell now what has not been told yet."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if Fetching in self._changed:
-            done, expected = (sum(column) for column in zip(*self._fetched.values(), strict=True))
-            self._tell(Fetching(done, expected))
-        if Building in self._changed:
-            self._tell(Building(tuple(self._running.values()), self._built))
-        if self._lines:
-            self._tell(LogLines(tuple(self._lines), self._dropped))
-        self._changed.clear()
-        self._lines, self._dropped = [], 0
-
-    def _soon(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self.flush)
-
 
 _PREFIX = b"@nix "
 _COPY_ACTIVITY = 100  # of a path, from a binary cache
@@ -150,6 +34,7 @@ _LEVEL_ERROR = 0
 
 _DERIVATION = re.compile(r"/nix/store/([0-9a-z]{32}-[^\s'!^]+?\.drv)")
 
+# Lines that a log tail has.
 LOG_TAIL = 20
 
 # A builder may write a megabyte without a line break. Limits of characters: shown of a line, and
@@ -161,16 +46,127 @@ _LONGEST_LINE, _LONGEST_RAW = 2000, 16_000
 _MOST_TAILS, _MOST_ERRORS = 500, 50
 
 
-class BuildLog:
-    """The state of a realisation, as far as its log tells.
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """Nix is fetching store paths from a binary cache.
 
     Attributes:
-        is_at_work: whether something was built or fetched, or has begun to be.
+        done: bytes received (NAR size).
+        expected: bytes to receive, as far as known.
+    """
+
+    done: int
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """Builders are running.
+
+    Attributes:
+        derivations: ``<hash>-<name>.drv`` of the running ones, in the order of their start.
+        done: number of those that have ended.
+    """
+
+    derivations: tuple[str, ...]
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogLines:
+    """Builders have written lines.
+
+    Attributes:
+        lines: derivation and text; the derivation is empty if unknown.
+        dropped: number of further lines, written too fast to be read.
+    """
+
+    lines: tuple[tuple[str, str], ...]
+    dropped: int = 0
+
+
+NixProgress = Fetching | Building | LogLines
+ProgressCallback = Callable[[NixProgress], None]
+
+
+def ignore_progress(progress: NixProgress, /) -> None:
+    """Discard it."""
+
+
+class ProgressFeed:
+    """Collects progress and reports it a few times a second. Runs on the event loop and never blocks it.
 
     Args:
-        on_progress: called whenever something starts, ends or moves on; not for a builder's own output.
+        report: receives the progress.
+    """
+
+    def __init__(self, report: ProgressCallback) -> None:
+        self._report = report
+        self._lines: list[tuple[str, str]] = []
+        self._dropped = 0
+        self._running: dict[int, str] = {}
+        self._built = 0
+        self._fetched: dict[int, tuple[int, int]] = {}
+        self._changed: set[type[Fetching | Building]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def line(self, derivation: str, text: str) -> None:
+        """Record a line of a builder."""
+        if len(self._lines) < _LINES:
+            self._lines.append((derivation, text))
+        else:
+            self._dropped += 1
+        self._schedule()
+
+    def started(self, activity: int, derivation: str) -> None:
+        """Record the start of a builder."""
+        self._running[activity] = derivation
+        self._changed.add(Building)
+        self._schedule()
+
+    def stopped(self, activity: int) -> None:
+        """Record the end of an activity."""
+        if self._running.pop(activity, None) is not None:
+            self._built += 1
+            self._changed.add(Building)
+            self._schedule()
+
+    def fetched(self, activity: int, done: int, expected: int) -> None:
+        """Record the bytes received of a path."""
+        self._fetched[activity] = (done, expected)
+        self._changed.add(Fetching)
+        self._schedule()
+
+    def flush(self) -> None:
+        """Report everything that is pending, now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if Fetching in self._changed:
+            done, expected = (sum(column) for column in zip(*self._fetched.values(), strict=True))
+            self._report(Fetching(done, expected))
+        if Building in self._changed:
+            self._report(Building(tuple(self._running.values()), self._built))
+        if self._lines:
+            self._report(LogLines(tuple(self._lines), self._dropped))
+        self._changed.clear()
+        self._lines, self._dropped = [], 0
+
+    def _schedule(self) -> None:
+        if self._timer is None and self._report is not ignore_progress:
+            self._timer = asyncio.get_running_loop().call_later(_INTERVAL, self.flush)
+
+
+class BuildLog:
+    """The state of a realisation, as its log shows it.
+
+    Attributes:
+        is_at_work: whether Nix has started to build or to fetch.
+
+    Args:
+        on_progress: called when an activity starts, ends or advances; not for a builder's own output.
         clock: in seconds.
-        feed: is told what people may want to see.
+        feed: receives the progress for people; ``None`` to report none.
     """
 
     def __init__(
@@ -179,7 +175,7 @@ class BuildLog:
         clock: Callable[[], float] = time.monotonic,
         feed: ProgressFeed | None = None,
     ) -> None:
-        self._feed = feed
+        self._feed = feed or ProgressFeed(ignore_progress)
         self._copies: set[int] = set()
         self._clock = clock
         self._started: dict[int, float] = {}
@@ -195,58 +191,30 @@ class BuildLog:
         self._lines_of_nix: deque[str] = deque(maxlen=LOG_TAIL)
 
     def read_line(self, line: bytes) -> None:
-        """Take one line of Nix's stderr; lines that are no log events are kept as plain text."""
+        """Read one line of Nix's stderr; keep lines that are no log events as plain text."""
         event = _parse(line)
-        if event is None:
-            text = plain(line.decode(errors="replace"))
-            self._other_lines.append(text)
-            if not line.startswith(_PREFIX):
-                self._lines_of_nix.append(text)
+        if event is not None:
+            self._read_event(event)
             return
-        if self._feed:
-            self._follow(self._feed, event)
+        text = plain(line.decode(errors="replace"))
+        self._other_lines.append(text)
+        if not line.startswith(_PREFIX):
+            self._lines_of_nix.append(text)
+
+    def _read_event(self, event: dict[str, Any]) -> None:
         self.is_at_work |= event.get("action") == "start" and event.get("type") in _WORK
         match event:
-            case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
+            case {"action": "result", "type": kind, "id": int(activity), "fields": [str(text)]} if (
                 kind in _LOG_LINE_RESULTS
             ):
-                derivation = self._derivation_of_activity.get(activity)
-                tail = self._tails.get(derivation, self._other_lines) if derivation else self._other_lines
-                tail.append(plain(text))
+                derivation = self._derivation_of_activity.get(activity, "")
+                self._tails.get(derivation, self._other_lines).append(shown := plain(text))
+                self._feed.line(derivation, shown)
                 return
-            case {"action": "start", "type": kind, "id": activity, "fields": [str(path), *_]} if (
-                kind == _BUILD_ACTIVITY
-            ):
-                derivation = path.rpartition("/")[2]
-                self._derivation_of_activity[activity] = derivation
-                self._tails.setdefault(derivation, deque(maxlen=LOG_TAIL))
-                self._built.add(derivation)
-                if len(self._tails) > _MOST_TAILS:
-                    del self._tails[next(iter(self._tails))]
-                self._started[activity] = self._clock()
-            case {"action": "stop", "id": activity} if activity in self._started:
-                self._seconds[self._derivation_of_activity[activity]] = self._clock() - self._started.pop(
-                    activity
-                )
-            case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
-                # A builder may write `@nix {...}` itself, and Nix passes it on. Errors of Nix itself have
-                # more fields.
-                messages = self._errors if "raw_msg" in event else self._other_messages
-                if len(messages) < _MOST_ERRORS:
-                    messages.append(plain(text))
-        self._on_progress()
-
-    def _follow(self, feed: ProgressFeed, event: dict[str, Any]) -> None:
-        """Tell what people may want to see."""
-        match event:
-            case {"action": "result", "type": kind, "id": activity, "fields": [str(text)]} if (
-                kind in _LOG_LINE_RESULTS
-            ):
-                feed.line(self._derivation_of_activity.get(activity, ""), plain(text))
             case {"action": "start", "type": kind, "id": int(activity), "fields": [str(path), *_]} if (
                 kind == _BUILD_ACTIVITY
             ):
-                feed.started(activity, path.rpartition("/")[2])
+                self._start(activity, path.rpartition("/")[2])
             case {"action": "start", "type": kind, "id": int(activity)} if kind == _COPY_ACTIVITY:
                 self._copies.add(activity)
             case {
@@ -255,13 +223,31 @@ class BuildLog:
                 "id": int(activity),
                 "fields": [int(done), int(expected), *_],
             } if kind == _PROGRESS_RESULT and activity in self._copies:
-                feed.fetched(activity, done, expected)
+                self._feed.fetched(activity, done, expected)
             case {"action": "stop", "id": int(activity)}:
-                feed.stopped(activity)
+                if activity in self._started:
+                    derivation = self._derivation_of_activity[activity]
+                    self._seconds[derivation] = self._clock() - self._started.pop(activity)
+                self._feed.stopped(activity)
+            case {"action": "msg", "level": level, "msg": str(text)} if level == _LEVEL_ERROR:
+                # Nix passes on `@nix {...}` that a builder has written. Its own errors have more fields.
+                messages = self._errors if "raw_msg" in event else self._other_messages
+                if len(messages) < _MOST_ERRORS:
+                    messages.append(plain(text))
+        self._on_progress()
+
+    def _start(self, activity: int, derivation: str) -> None:
+        self._derivation_of_activity[activity] = derivation
+        self._tails.setdefault(derivation, deque(maxlen=LOG_TAIL))
+        self._built.add(derivation)
+        if len(self._tails) > _MOST_TAILS:
+            del self._tails[next(iter(self._tails))]
+        self._started[activity] = self._clock()
+        self._feed.started(activity, derivation)
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """Errors of Nix itself, which no builder can forge. From a daemon, only the last error."""
+        """Errors of Nix itself, which no builder can forge; from a daemon, only the last one."""
         return tuple(self._errors)
 
     @property
@@ -278,36 +264,36 @@ class BuildLog:
     def failed_derivation(self) -> str | None:
         """``<hash>-<name>.drv`` of the derivation that failed first, if the log names one.
 
-        A derivation whose builder really ran goes before those that failed because it did.
+        One whose builder ran takes precedence over those that failed because of it.
         """
         named = [name for error in self._messages for name in _DERIVATION.findall(error)]
         return next((name for name in named if name in self._built), named[0] if named else None)
 
     @property
     def slowest_derivation(self) -> str | None:
-        """The derivation whose builder ran longest, or does: who is to blame for a time-out that names nobody (Nix 2.34)."""
+        """The derivation whose builder ran longest, for a timeout that names no derivation (Nix 2.34)."""
         now = self._clock()
         running = {self._derivation_of_activity[a]: now - start for a, start in self._started.items()}
         seconds = self._seconds | running
         return max(seconds, key=seconds.__getitem__, default=None)
 
     @property
-    def says_that_there_is_no_room(self) -> bool:
-        """Whether Nix itself, and not a builder that it quotes, found no room for what it had to write."""
-        # What it says before it knows in which format is in plain lines.
+    def reports_full_disk(self) -> bool:
+        """Whether Nix itself, not a builder that it quotes, ran out of disk space."""
+        # Before it has parsed its options, Nix writes plain lines.
         plain_errors = [line for line in self._lines_of_nix if line.startswith("error:")]
         lines = (line.strip() for error in (*self._errors, *plain_errors) for line in error.splitlines())
-        return any(is_about_a_full_disk(line) for line in lines if not line.startswith(">"))
+        return any(reports_full_disk(line) for line in lines if not line.startswith(">"))
 
     def log_tail(self, derivation: str | None) -> tuple[str, ...]:
-        """Return the last lines of a derivation's builder; where no builder is to blame, of Nix itself."""
+        """Return the last lines of a derivation's builder; without one, those of Nix itself."""
         said_by_nix = [line for error in self._messages for line in error.splitlines()]
         lines = self._tails.get(derivation or "") or said_by_nix or self._other_lines
         return tuple(lines)[-LOG_TAIL:]
 
     @property
     def summary(self) -> str:
-        """What went wrong, in Nix's words and one line."""
+        """The reason of the failure, in Nix's words and on one line."""
         about_failed = [
             error for error in self._messages if self.failed_derivation and self.failed_derivation in error
         ]
@@ -324,7 +310,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.startswith(_PREFIX):
         return None
     try:
-        # Unlike the standard library's parser, it bounds nesting, and raises an ordinary error.
+        # Unlike the standard library's parser, this one bounds nesting and raises an ordinary error.
         event = from_json(line[len(_PREFIX) :])
     except ValueError:
         return None
@@ -332,6 +318,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def plain(text: str) -> str:
-    """Return what a person reads of a line: nothing that is meant for a terminal, and an end."""
+    """Return a text without what only a terminal interprets, and of a bounded length."""
     text = "\n".join(map(plain_text, text[:_LONGEST_RAW].split("\n")))
     return shortened(text, _LONGEST_LINE)

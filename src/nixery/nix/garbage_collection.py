@@ -1,26 +1,17 @@
-"""Having Nix's garbage collector wait for a moment.
+"""Protect store paths from Nix's garbage collector, and make it wait.
 
-The collector locks a file before it looks for roots, and whoever registers a temporary root takes the same lock, shared
-(``LocalStore::collectGarbage`` and ``addTempRoot``, Nix's ``gc.cc``, since 2.0). Held, it bridges the time between two commands of ours,
-of which the first ends with its protection and the second has none yet. It needs the rights of the store's owner: a client of
-Nix's daemon does without.
+Nix keeps every path that an indirect root leads to: a symlink anywhere, which Nix registers. Ours are in a
+directory of the server process, so that the next process removes the roots of a killed one.
 
-Keeping Nix's garbage collector away from paths that are in use.
-
-Nix keeps every path that an indirect root leads to: a symlink anywhere, which Nix registers. Ours are in a directory of the
-server process, so that what a killed one leaves is swept away by the next.
-
-Nix's registration format: the one way to ask for path infos that every version from 2.0 on answers alike.
-
-``nix path-info --json`` is marked experimental and has changed its shape three times. ``nix-store --dump-db`` prints,
-for each path, lines with the path, its NAR hash, NAR size, deriver, the number of references, and each reference
-(``makeValidityRegistration`` in Nix's ``store-api.cc``).
+The collector locks a file before it searches for roots, and a process that registers a temporary root takes the
+same lock, shared (``LocalStore::collectGarbage`` and ``addTempRoot`` in Nix's ``gc.cc``, since 2.0). Holding
+that lock bridges the time between two commands, of which the first ends with its protection and the second has
+none yet. It needs the rights of the store's owner: a client of Nix's daemon runs without this lock.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
 import shutil
@@ -29,46 +20,47 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from nixery.closure import PathInfo, StorePath
-from nixery.errors import StorageError, StorageFull
+from nixery.errors import storage_error
 
-# Seconds for which a collection that goes on is waited for. What is written during one is safe from it.
-_PATIENCE = 10.0
-_LOOK_AGAIN = 0.02
+# Seconds to wait for a running collection, which spares what is written during it; and seconds between attempts.
+_LOCK_TIMEOUT = 10.0
+_POLL = 0.02
 
 
-class CollectorLock:
-    """The lock of one store.
+class NixGarbageCollector:
+    """Nix's garbage collector, as far as other processes can hold it off.
 
     Args:
         state: Nix's state directory.
+        roots: absolute; for the roots of this process, and made if missing.
     """
 
-    def __init__(self, state: Path) -> None:
-        self._file = state / "gc.lock"
+    def __init__(self, state: Path, roots: Path) -> None:
+        self._lock = state / "gc.lock"
+        self._roots = roots
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[Callable[[], None]]:
-        """Keep collections from beginning while the context lasts, if that is possible.
+    async def paused(self) -> AsyncIterator[Callable[[], None]]:
+        """Keep collections from starting while the context lasts, if possible.
 
         Yields:
-            What ends it early. The collector is not to wait for a build.
+            A function that lets the collector continue early, so that it does not wait for a build.
         """
         try:
-            descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            yield _nothing
+            yield lambda: None
             return
         try:
-            await _lock(descriptor)
+            await _lock_shared(descriptor)
             yield lambda: fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
             os.close(descriptor)
 
-    def is_at_work(self) -> bool:
-        """Whether a collector holds the lock, as far as can be seen."""
+    def is_running(self) -> bool:
+        """Whether a collector holds its lock; false if the lock is inaccessible."""
         try:
-            descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
         try:
@@ -80,66 +72,33 @@ class CollectorLock:
         finally:
             os.close(descriptor)
 
-
-async def _lock(descriptor: int) -> None:
-    end = asyncio.get_running_loop().time() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            if asyncio.get_running_loop().time() > end:
-                return
-            await asyncio.sleep(_LOOK_AGAIN)
-        else:
-            return
-
-
-def _nothing() -> None:
-    """There is nothing to end."""
-
-
-class GarbageCollectorRoots:
-    """A place for roots.
-
-    Args:
-        directory: absolute, exists, and belongs to this process.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
     @contextmanager
-    def hold(self) -> Iterator[Path]:
-        """Give a path to register roots at; they go when the context ends.
+    def root(self) -> Iterator[Path]:
+        """Return a path to register roots at; they are removed when the context ends.
 
         Raises:
-            StorageError: there is no place for them.
+            StorageError: the directory cannot be written to.
         """
         try:
-            # Somebody may have deleted it, with all of the storage.
-            self._directory.mkdir(parents=True, exist_ok=True)
-            place = Path(tempfile.mkdtemp(prefix="build-", dir=self._directory))
+            # It may have been deleted, with the whole storage.
+            self._roots.mkdir(parents=True, exist_ok=True)
+            place = Path(tempfile.mkdtemp(prefix="build-", dir=self._roots))
         except OSError as error:
-            kind = StorageFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StorageError
-            raise kind(f"cannot write to the storage: {error.strerror}") from error
+            raise storage_error("cannot write to the storage", error) from error
         try:
             yield place / "result"
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def parse_registrations(text: str) -> Iterator[PathInfo]:
-    """Read the output of ``nix-store --dump-db``.
-
-    Raises:
-        ValueError: it is not in that format.
-    """
-    lines = iter(text.splitlines())
-    for line in lines:
-        path = StorePath.parse(line)
+async def _lock_shared(descriptor: int) -> None:
+    end = asyncio.get_running_loop().time() + _LOCK_TIMEOUT
+    while True:
         try:
-            nar_hash, nar_size, _deriver, count = next(lines), int(next(lines)), next(lines), int(next(lines))
-            references = {StorePath.parse(next(lines)) for _ in range(count)}
-        except StopIteration:
-            raise ValueError(f"the registration of {path} is cut off") from None
-        yield PathInfo(path, nar_hash, nar_size, tuple(sorted(references - {path})))
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            if asyncio.get_running_loop().time() > end:
+                return
+            await asyncio.sleep(_POLL)
+        else:
+            return

@@ -1,4 +1,4 @@
-"""What Nix is told besides what it is to do."""
+"""The operator's options for Nix, and the options and environment that confine each kind of command."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nixery.nix.packages import Flake, NixFiles, PackageSet
-from nixery.nix.processes import ProcessContext
+from nixery.nix.processes import USUAL_ANSWER, ProcessContext
 from nixery.oci.documents import canonical_json
 
-# Where a contained evaluation may fetch from: whatever a hash or a commit can pin, and no files of this machine. Nix compares
-# up to a slash.
+# Where a contained evaluation may fetch from: anything that a hash or a commit can pin, and no files of this
+# machine. Nix compares up to a slash.
 _NETWORKS = (
     "http:// https:// git:// ssh:// git+http:// git+https:// git+ssh:// hg+http:// hg+https:// hg+ssh:// tarball+http:// "
     "tarball+https:// file+http:// file+https:// github: gitlab: sourcehut:"
 )
 
-# Bytes that a builder may write. Nix has a line in memory until it ends, however long it is, and keeps logs for ever. The bound of
-# nixpkgs' own build farm (Hydra's max_log_size).
+# Limit in bytes for a builder's log: Nix holds a line in memory until it ends, and keeps logs for ever. It is the
+# limit of nixpkgs' own build farm (Hydra's max_log_size).
 _LOG = ("--option", "max-build-log-size", str(64 * 1024 * 1024))
 
 _SEARCH_PATH = "NIX_PATH"
@@ -47,16 +47,16 @@ class NixOptions:
 
     @property
     def identity(self) -> str:
-        """Of what has a say in what an evaluation results in, besides the package set."""
+        """Identify the options that change the result of an evaluation."""
         search_path = self.environment.get(_SEARCH_PATH, "")
         return canonical_json([self.every_command, self.import_from_derivation, search_path]).decode()
 
-    def context(self, package_set: PackageSet, answer: int) -> ProcessContext:
-        """Return the surroundings of an evaluation: without our secrets, and with bounded memory.
+    def context(self, package_set: PackageSet, limit: int) -> ProcessContext:
+        """Return the context of an evaluation: without secrets, and with bounded memory.
 
         Args:
             package_set: to evaluate.
-            answer: limit of its output, in bytes.
+            limit: of its output, in bytes.
         """
         environment = self.environment
         match package_set:
@@ -67,25 +67,25 @@ class NixOptions:
                 pass
         match package_set:
             case NixFiles(self_contained=True):
-                # What is searched is what a restricted evaluation may read.
+                # A restricted evaluation may read its search path.
                 environment = {name: value for name, value in environment.items() if name != _SEARCH_PATH}
             case _:
                 pass
-        return ProcessContext(environment, self.memory, answer=answer)
+        return ProcessContext(environment, self.memory, answer=limit)
 
     def for_evaluation(self, package_set: PackageSet, expressions: str) -> Sequence[str]:
-        """Return options that keep an evaluation to what it needs.
+        """Return options that restrict an evaluation to what it needs.
 
         Args:
-            package_set: what is evaluated.
-            expressions: the directory with our own expressions.
+            package_set: to evaluate.
+            expressions: the directory with the expressions of this package.
         """
         options = ["--option", "allow-import-from-derivation", str(self.import_from_derivation).lower()]
         match package_set:
             case NixFiles(path, self_contained=True):
-                # Nothing outside is read, nor any variable of the environment (Nix manual, restrict-eval).
+                # It reads nothing outside, and no environment variable (Nix manual, restrict-eval).
                 options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
-                # What flakes bring along (`fetchTree`) is not restricted in older versions.
+                # Older versions do not restrict `fetchTree`, which comes with flakes.
                 options += ["--option", "experimental-features", ""]
                 options += ["-I", f"nixery-package-set={path}", "-I", f"nixery-expressions={expressions}"]
             case NixFiles():
@@ -95,22 +95,20 @@ class NixOptions:
                     # A pure evaluation can read any file by its hash, unless it is restricted as well.
                     options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
                 options += ["--option", "extra-experimental-features", "nix-command flakes"]
-                # Not by itself: only the new commands of Nix evaluate purely unless they are told otherwise.
+                # Only the new commands of Nix evaluate purely by default.
                 options += ["--option", "pure-eval", str(pure).lower()]
         if self.import_from_derivation:
-            # It builds as well, so the same holds for its builders.
+            # The evaluation builds as well, so the same limits apply to its builders.
             options += (*self._sandboxing, *_LOG)
         return [*options, *self.every_command]
 
-    def store(self, answer: int | None = None) -> ProcessContext:
-        """Return the surroundings of commands that build, or that query the store.
+    def store(self, limit: int = USUAL_ANSWER) -> ProcessContext:
+        """Return the context of commands that build, or that query the store.
 
         Args:
-            answer: limit of the output in bytes; ``None`` for a short one.
+            limit: of the output, in bytes.
         """
-        return (
-            ProcessContext(self.building) if answer is None else ProcessContext(self.building, answer=answer)
-        )
+        return ProcessContext(self.building, answer=limit)
 
     @property
     def for_building(self) -> Sequence[str]:

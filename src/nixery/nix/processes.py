@@ -1,35 +1,46 @@
-"""Run Nix: read both output streams concurrently and within limits, and leave no process behind.
+"""Run programs: read both output streams concurrently and within limits, and leave no process behind.
 
-A command of Nix whose output is an answer.
+Each program runs in a process group of its own, which has ended when the call returns. If this process is
+killed, ``nixery.nix.warden`` ends what it has started (``guarded``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import resource
+import secrets
 import signal
+import subprocess
+import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from nixery.errors import AnswerTooLarge, NixTimedOut, NixUnusable
+from nixery.nix import warden
 from nixery.nix.build_log import LOG_TAIL, plain
 from nixery.nix.error_message import without_hashes_of_files
 
-# Nix ends its builders when it is asked to stop; this many seconds it has for that.
+# Seconds: for Nix to end its builders after SIGTERM, and for the warden to exit.
 _GRACE = 4.0
+_WARDEN_TIMEOUT = 5
 
 _CHUNK = 65536
 
-# A longer line on stderr is cut: whoever writes a megabyte without a line break does not write for people.
+# Longer lines on stderr are cut. And bytes of a line that `run_command` keeps: more than a log shows, to allow
+# for escape sequences.
 _LONGEST_LINE = 1 << 20
+_LONGEST_KEPT_LINE = 16 * 1024
 
 _STDERR = 2
 
-# Limit in bytes of stdout, for commands with short answers.
+# Default limit in bytes for stdout.
 USUAL_ANSWER = 16 * 1024 * 1024
 
 # Bytes of stderr that are read in a second, on average. A builder that writes faster blocks: parsing its
@@ -42,18 +53,30 @@ _LINE_COST = 256
 # Otherwise it ends the largest one, and many builders of a moderate size leave that to be the server.
 _FIRST_TO_END = b"1000"
 
+# Limits for the arguments of one command: paths, and bytes, well under Linux's 2 MiB for arguments and
+# environment.
+_PATHS, ARGUMENTS = 5000, 1024 * 1024
+
+# The variable by which the warden finds the processes that a server has started.
+MARK = "NIXERY_STARTED_BY"
+
+# The operation's number in Linux's prctl(2).
+_PR_SET_DUMPABLE = 4
+
+_log = structlog.get_logger("nixery.nix")
+
 LineReader = Callable[[bytes], None]
 
 
 class Deadline:
-    """When a process has to be finished; moved by whoever sees it make progress."""
+    """The deadline of a process; progress extends it."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._timeout = asyncio.timeout(seconds)
 
     def extend(self) -> None:
-        """Give the process the full time again, from now on."""
+        """Restart the full time from now on."""
         if not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time() + self.seconds)
 
@@ -66,10 +89,10 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A process that ended by itself.
+    """The result of a process.
 
     Attributes:
-        exit_code: negative: the number of the signal that ended it.
+        exit_code: negative if a signal ended it.
         stdout: all of it.
     """
 
@@ -84,8 +107,8 @@ class ProcessContext:
     Attributes:
         environment: the complete one; see ``nixery.nix.environments``.
         memory: bytes of address space; ``None`` for no limit.
-        descriptors: open files that it and its children inherit, for example a lock that outlives us. No
-            others.
+        descriptors: the only open files that it and its children inherit, for example a lock that outlives
+            this process.
         answer: limit of stdout in bytes.
     """
 
@@ -103,7 +126,7 @@ async def run(
 ) -> Completed:
     """Run a program in a process group of its own.
 
-    However this ends (deadline, cancellation, an error here), the whole group has ended when it returns.
+    However this ends (deadline, cancellation, an error), the whole group has ended when it returns.
 
     Args:
         arguments: the program and its arguments; no shell is involved.
@@ -129,7 +152,7 @@ async def run(
         )
     except OSError as error:
         raise NixUnusable(
-            f"cannot run {arguments[0]} ({error.strerror}); is it installed and on PATH?"
+            f"cannot run {arguments[0]}: {error.strerror} (is it installed and on PATH?)"
         ) from error
     with suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "wb", buffering=0) as score:  # noqa: ASYNC230, PTH123 -- no disk
         score.write(_FIRST_TO_END)
@@ -138,15 +161,15 @@ async def run(
             limit = (context.memory, context.memory)
             resource.prlimit(process.pid, resource.RLIMIT_AS, limit)
     if process.stdout is None or process.stderr is None:
-        raise AssertionError("both streams were asked for")
+        raise AssertionError("both streams are pipes")
     answering = asyncio.ensure_future(_read_answer(process.stdout, arguments[0], context.answer))
     logging = asyncio.ensure_future(_read_lines(process.stderr, read_stderr_line))
     try:
         async with deadline:
             answer, _, exit_code = await asyncio.gather(answering, logging, process.wait())
     except BaseException:
-        # Also if the program itself is gone: others of its group may hold the streams open. And a second cancellation
-        # must not leave the group half ended.
+        # Even if the program itself has ended, others of its group may hold the streams open. A second cancellation
+        # must not interrupt this.
         await asyncio.shield(_end(process, (answering, logging)))
         raise
     return Completed(exit_code, answer)
@@ -160,16 +183,16 @@ def _close_on_exec(kept: Collection[int]) -> None:
     for entry in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- runs for each process
         descriptor = int(entry)
         if descriptor > _STDERR and descriptor not in kept:
-            with suppress(OSError):  # that of the directory is closed already
+            with suppress(OSError):  # the directory's own descriptor is closed already
                 os.set_inheritable(descriptor, False)
 
 
-async def _read_answer(stream: asyncio.StreamReader, program: str, most: int) -> bytes:
+async def _read_answer(stream: asyncio.StreamReader, program: str, limit: int) -> bytes:
     answer = bytearray()
     while chunk := await stream.read(_CHUNK):
         answer += chunk
-        if len(answer) > most:
-            raise AnswerTooLarge(f"the output of {program}", most)
+        if len(answer) > limit:
+            raise AnswerTooLarge(f"the output of {program}", limit)
     return bytes(answer)
 
 
@@ -195,8 +218,7 @@ async def _end(process: asyncio.subprocess.Process, readers: Collection[asyncio.
     for reader in readers:
         reader.cancel()
     await asyncio.wait(readers)
-    # asyncio considers a process as running while it has unread output, and a full pipe keeps a program from
-    # ending.
+    # asyncio considers a process as running while it has unread output, and a program blocks on a full pipe.
     streams = (process.stdout, process.stderr)
     draining = [asyncio.ensure_future(_drain(stream)) for stream in streams if stream is not None]
     try:
@@ -217,7 +239,7 @@ async def _end_group(process: asyncio.subprocess.Process) -> None:
     _signal_group(process, signal.SIGTERM)
     with suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), _GRACE)
-    # Whether or not Nix itself went in time: nothing of its group may stay.
+    # Even if Nix itself ended in time, others of its group may be left.
     _signal_group(process, signal.SIGKILL)
     await process.wait()
 
@@ -227,18 +249,10 @@ def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -
         os.killpg(process.pid, number)
 
 
-# Limits for the arguments of one command, and their bytes, well under Linux's 2 MiB for arguments and
-# environment.
-_PATHS, ARGUMENTS = 5000, 1024 * 1024
-
-# Bytes of a line that are kept: more than a log shows, to allow for escape sequences.
-_COMMAND_LONGEST_LINE = 16 * 1024
-
-
 async def run_command(
     seconds: float, *arguments: str, context: ProcessContext
 ) -> tuple[Completed, Sequence[str]]:
-    """Run a command to its end; return its result, and the last lines that it wrote on stderr.
+    """Run a command; return its result, and the last lines of its stderr.
 
     Args:
         seconds: the timeout.
@@ -250,11 +264,11 @@ async def run_command(
         AnswerTooLarge: its output exceeds the limit.
         NixUnusable: it cannot be started.
     """
-    # Decoded only at the end: most lines of a flood are never shown.
+    # Decoded only at the end, since most lines of a flood are never shown.
     lines: deque[bytes] = deque(maxlen=LOG_TAIL)
     try:
         completed = await run(
-            arguments, lambda line: lines.append(line[:_COMMAND_LONGEST_LINE]), Deadline(seconds), context
+            arguments, lambda line: lines.append(line[:_LONGEST_KEPT_LINE]), Deadline(seconds), context
         )
     except TimeoutError:
         raise NixTimedOut(None, seconds, _readable(lines)) from None
@@ -266,5 +280,61 @@ def _readable(lines: Iterable[bytes]) -> tuple[str, ...]:
 
 
 def in_batches(paths: Sequence[str]) -> list[Sequence[str]]:
-    """Cut paths into as many as one command can be given."""
+    """Split paths into lists that fit into one command."""
     return [paths[start : start + _PATHS] for start in range(0, len(paths), _PATHS)]
+
+
+def hide_from_builders() -> None:
+    """Close this process's environment and memory to other processes of the same user.
+
+    A builder without a sandbox may run as the server's own user, and could read the server's credentials in
+    ``/proc/<pid>/environ``. Children are not affected: the kernel resets the flag when they execute a program
+    (prctl(2)). Root can still read everything.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+@contextmanager
+def guarded(environment: MutableMapping[str, str]) -> Iterator[None]:
+    """Start a warden, which ends all processes with this environment if this process is killed.
+
+    Args:
+        environment: has a mark while the context lasts.
+    """
+    mark = secrets.token_hex(16)
+    environment[MARK] = mark
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", warden.__file__, f"{MARK}={mark}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # A signal to the process group of this process must not reach it.
+            start_new_session=True,
+            # Without the mark, or it would end itself; and in a directory that no one unmounts.
+            env={},
+            cwd="/",
+        )
+    except OSError as error:
+        # For example, this user may not start the interpreter again.
+        _log.warning(
+            "cannot start the warden: builds would outlive this process if it were killed",
+            reason=error.strerror,
+        )
+        process = None
+    try:
+        yield
+    finally:
+        del environment[MARK]
+        if process is not None:
+            _end_warden(process)
+
+
+def _end_warden(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(_WARDEN_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,6 +1,7 @@
-"""Nix as a subprocess: only commands and formats that 2.8 and current versions share.
+"""Nix: evaluate names, realise the results, and read their closure.
 
-Who refers to whom in a package set, by Nix as a subprocess.
+Runs ``nix-instantiate`` and ``nix-store`` as subprocesses, with commands and formats that Nix 2.8 and current
+versions share.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from nixery.closure import STORE_DIRECTORY, Closure, StorePath
+from nixery.closure import STORE_DIRECTORY, Closure, PathInfo, StorePath
 from nixery.errors import (
     AnswerTooLarge,
     BuildFailed,
@@ -24,11 +25,10 @@ from nixery.errors import (
 )
 from nixery.files import read_beginning
 from nixery.image.platform import Platform
-from nixery.nix.answers import Flaw
 from nixery.nix.build_log import BuildLog, ProgressCallback, ProgressFeed, ignore_progress
-from nixery.nix.error_message import collected_path, explanation, is_about_a_full_disk, without_paths
-from nixery.nix.evaluator import MOST_PROCESSES, Evaluation
-from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots, parse_registrations
+from nixery.nix.error_message import collected_path, explanation, reports_full_disk, without_paths
+from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw
+from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import Details, Evaluated, NixExpression, PackageSet
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
@@ -38,60 +38,79 @@ from nixery.nix.sandbox import BuilderGate
 _TIMED_OUT = 0x01
 _BUILD_FAILURE = 100
 
-# Nix stops a builder after NIX_TIMEOUT itself, and says which it was. We wait this much longer, in seconds.
+# Nix itself stops a builder after its timeout and names it. Our own deadline is this many seconds later.
 _GRACE = 10
 
-# Seconds for listing a package set, at most.
-_INDEX_SECONDS = 60.0
+# Limit in seconds for listing a package set.
+_INDEX_TIMEOUT = 60.0
 
-# Packages that are evaluated once more for what they throw; each is a process.
+# Processes of one evaluation in a batch, which holds thousands of names of which many may not evaluate.
+BATCH_PROCESSES = 100_000
+
+# Unavailable packages that are evaluated again for their error message, one process for each.
 _MOST_EXPLAINED = 5
 
-# Limit in bytes of Nix's description of one closure: some 30,000 typical store paths, or 80,000 of the
+# Limit in bytes for Nix's description of one closure: some 30,000 typical store paths, or 80,000 of the
 # shortest. Counting the dependencies of each takes half a gigabyte (``layering/grouping.py``); the largest
 # NixOS systems have 10,000.
-_CLOSURE = 16 * 1024 * 1024
+_LARGEST_CLOSURE = 16 * 1024 * 1024
 
-# The same for each other query of the store.
-_STORE_ANSWER = 64 * 1024 * 1024
+# The same for other queries of the store.
+_LARGEST_ANSWER = 64 * 1024 * 1024
+
+_DERIVATION = ".drv"
+
+# A derivation begins with its outputs: name, path, and, if the content is known beforehand, its hash.
+_FIXED_OUTPUT = re.compile(rb'Derive\(\[\("out","[^"]*","[^"]+"')
+_HEAD = 1024
 
 
-class SubprocessNixBuilder:
-    """The ``NixBuilder`` for package sets in files.
+class Nix:
+    """Nix on this machine.
 
     Args:
         timeout: seconds, for a builder and for an evaluation.
-        roots: protect realised paths from garbage collection.
+        collector: of the Nix store.
         options: of the operator.
-        collector: of the store's garbage.
         expression: added to every package set.
-        gate: that builds have to pass first; ``None`` for a caller that runs no untrusted builders.
+        gate: holds builds back until their confinement is known; ``None`` for a caller that runs no untrusted
+            builders.
+        processes: the most processes for one evaluation.
     """
-
-    # For one evaluation.
-    _processes = MOST_PROCESSES
 
     def __init__(
         self,
         timeout: float,
-        roots: GarbageCollectorRoots,
+        collector: NixGarbageCollector,
         options: NixOptions,
-        collector: CollectorLock,
         expression: NixExpression | None = None,
         *,
         gate: BuilderGate | None = None,
+        processes: int = MOST_PROCESSES,
     ) -> None:
         self._gate = gate
         self._collector = collector
         self._options = options
         self._expression = expression
+        self._processes = processes
         self._timeout = timeout
-        self._roots = roots
 
     async def evaluate(
         self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
     ) -> Mapping[str, Sequence[Evaluated]]:
-        """See ``NixBuilder.evaluate``."""
+        """Look names up in a package set, all in one evaluation.
+
+        Returns:
+            For each name: one package; all packages of a list; a definition and its contents; or why it is not
+            available. Empty for an optional name that the set does not have.
+
+        Raises:
+            EvaluationFailed: the set itself is broken.
+            AnswerTooLarge: the answer exceeds its limit.
+            PathsCollected: a store path that it refers to was collected meanwhile.
+            NixTimedOut: evaluation timed out.
+            NixUnusable: Nix cannot be run.
+        """
         await self._before_evaluation()
         evaluation = Evaluation(
             platform, package_set, self._timeout, self._options, self._expression, self._processes
@@ -112,45 +131,165 @@ class SubprocessNixBuilder:
     async def index(
         self, platform: Platform, package_set: PackageSet, *, details: bool
     ) -> Mapping[str, Details]:
-        """See ``NixBuilder.index``."""
+        """List the attributes at the top of a package set that may be packages.
+
+        Args:
+            platform: that the packages would be built for.
+            package_set: to list.
+            details: whether to evaluate each attribute, which may fail for the whole set, and take long.
+
+        Raises:
+            EvaluationFailed: the set is broken, or an attribute that was evaluated.
+            AnswerTooLarge: the list exceeds its limit.
+            NixTimedOut: evaluation timed out.
+            NixUnusable: Nix cannot be run.
+        """
         await self._before_evaluation()
-        seconds = min(self._timeout, _INDEX_SECONDS)
+        seconds = min(self._timeout, _INDEX_TIMEOUT)
         return await Evaluation(platform, package_set, seconds, self._options).index(details=details)
 
-    async def _before_evaluation(self) -> None:
-        if self._gate is not None and self._options.import_from_derivation:
-            await self._gate.enter()
+    async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
+        """Return all attribute names of a set, sorted; some may be no packages.
+
+        Raises:
+            BuildError: as ``index``.
+        """
+        return sorted(
+            await Evaluation(platform, package_set, self._timeout, self._options).index(details=False)
+        )
 
     def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
-        """See ``NixBuilder.undisturbed``."""
-        return self._collector.held()
+        """Keep Nix's garbage collector waiting, if possible, from an evaluation until its results are realised.
+
+        Yields:
+            A function that lets the collector continue early; pass it to ``realise``.
+        """
+        return self._collector.paused()
 
     @asynccontextmanager
     async def realise(
         self,
         installables: Sequence[str],
-        tell: ProgressCallback = ignore_progress,
-        on_begun: Callable[[], None] = lambda: None,
+        report: ProgressCallback = ignore_progress,
+        on_started: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[frozenset[StorePath]]:
-        """See ``NixBuilder.realise``."""
-        with self._roots.hold() as root:
+        """Build or substitute the given outputs, and no others.
+
+        Args:
+            installables: in Nix's syntax.
+            report: receives the progress, some ten times a second.
+            on_started: called when Nix itself protects its inputs; possibly several times, or never.
+
+        Yields:
+            The store paths that Nix provided, protected from Nix's garbage collector while the context lasts.
+            An evaluation may claim others, which do not belong to the package set.
+
+        Raises:
+            PathsCollected: a derivation no longer exists; a new evaluation writes it.
+            BuildFailed: with the failing derivation and the end of its log.
+            AnswerTooLarge: the list of installables exceeds its limit.
+            NixTimedOut: with the derivation, if one caused it.
+            NixStoreFull: no space left in the Nix store.
+            NixUnusable: Nix cannot be run, or builders are not confined.
+        """
+        with self._collector.root() as root:
             if installables and self._gate is not None:
                 await self._gate.enter()
-            yield await self._realise(installables, root, tell, on_begun) if installables else frozenset()
+            yield await self._realise(installables, root, report, on_started) if installables else frozenset()
+
+    async def closure(self, paths: Sequence[StorePath]) -> Closure:
+        """Return the runtime closure of valid store paths, from Nix's database.
+
+        Raises:
+            AnswerTooLarge: the closure exceeds its limit.
+            PathsCollected: a path was collected meanwhile.
+            NixUnusable: Nix cannot be run, or a path is not valid.
+        """
+        left = _LARGEST_CLOSURE
+
+        async def query(question: Sequence[str], about: Sequence[str]) -> list[str]:
+            nonlocal left
+            answers = []
+            for batch in in_batches(about):
+                answers.append(await self._query(*question, *batch, limit=left))
+                left -= len(answers[-1])
+            return answers
+
+        try:
+            listed = await query(("--query", "--requisites"), [str(path) for path in paths])
+            requisites = {path for text in listed for path in text.split()}
+            registrations = await query(("--dump-db",), sorted(requisites))
+        except AnswerTooLarge:
+            raise AnswerTooLarge(
+                "the list of all store paths that the image needs", _LARGEST_CLOSURE
+            ) from None
+        try:
+            return await asyncio.to_thread(_closure, registrations)
+        except ValueError as error:
+            raise NixUnusable(f"cannot parse the output of nix-store --dump-db: {error}") from error
+
+    async def to_build(self, installables: Sequence[str]) -> list[str]:
+        """Return the derivations that Nix would have to build for some outputs, absolute and sorted.
+
+        Raises:
+            NixTimedOut: it timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        found: list[str] = []
+        last: list[str] = []
+
+        def read_line(line: bytes) -> None:
+            # Below "these 2 derivations will be built:"; paths that can be fetched are outputs.
+            text = line.decode(errors="replace")
+            last[:] = [text]
+            if text.startswith(f"  {STORE_DIRECTORY}/") and text.endswith(_DERIVATION):
+                found.append(text.strip())
+
+        arguments = ("nix-store", "--realise", "--dry-run", *installables, *self._options.for_building)
+        try:
+            completed = await run(arguments, read_line, Deadline(self._timeout), self._options.store())
+        except TimeoutError:
+            raise NixTimedOut(None, self._timeout) from None
+        if completed.exit_code != 0:
+            raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(''.join(last))}")
+        return sorted(found)
+
+    async def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
+        """Yield every derivation that some derivations need, as ``<hash>-<name>``, and the names of its inputs.
+
+        Leaves out sources, and derivations that only fetch something.
+
+        Raises:
+            PathsCollected: a derivation was collected meanwhile.
+            NixTimedOut: a query timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        requisites: set[str] = set()
+        for batch in in_batches(sorted(derivations)):
+            requisites.update((await self._query("--query", "--requisites", *batch)).split())
+        fixed: dict[str, bool] = {}
+        for batch in in_batches(sorted(path for path in requisites if path.endswith(_DERIVATION))):
+            text = await self._query("--dump-db", *batch)
+            for found in await asyncio.to_thread(_inputs, text, fixed):
+                yield found
+
+    async def _before_evaluation(self) -> None:
+        if self._gate is not None and self._options.import_from_derivation:
+            await self._gate.enter()
 
     async def _realise(
-        self, wanted: Sequence[str], root: Path, tell: ProgressCallback, on_begun: Callable[[], None]
+        self, wanted: Sequence[str], root: Path, report: ProgressCallback, on_started: Callable[[], None]
     ) -> frozenset[StorePath]:
-        # Whatever Nix is busy with apart from builders (evaluating what to build, downloading) reports progress.
         if sum(map(len, wanted)) > ARGUMENTS:
             raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
         deadline = Deadline(self._timeout + _GRACE)
-        feed = ProgressFeed(tell)
+        feed = ProgressFeed(report)
 
         def on_progress() -> None:
+            # Nix limits the time of each builder; its other work (evaluation, downloads) reports progress.
             deadline.extend()
             if log.is_at_work:
-                on_begun()
+                on_started()
 
         log = BuildLog(on_progress, feed=feed)
         arguments = (
@@ -171,16 +310,16 @@ class SubprocessNixBuilder:
         if completed.exit_code > _BUILD_FAILURE and (completed.exit_code - _BUILD_FAILURE) & _TIMED_OUT:
             raise self._timed_out(log)
         if completed.exit_code != 0:
-            if log.says_that_there_is_no_room:
+            if log.reports_full_disk:
                 raise NixStoreFull
-            gone = await asyncio.to_thread(_missing, wanted)
+            gone = await asyncio.to_thread(_first_missing, wanted)
             if log.failed_derivation not in log.built:
                 gone = gone or collected_path(log.errors)
             if gone is not None:
                 raise PathsCollected(gone)
             tail = log.log_tail(log.failed_derivation)
             raise BuildFailed(
-                log.failed_derivation, tail, log.summary, disturbed=self._collector.is_at_work()
+                log.failed_derivation, tail, log.summary, disturbed=self._collector.is_running()
             )
 
         return await asyncio.to_thread(_provided, wanted, completed.stdout)
@@ -189,35 +328,12 @@ class SubprocessNixBuilder:
         derivation = log.failed_derivation or log.slowest_derivation
         return NixTimedOut(derivation, self._timeout, log.log_tail(derivation))
 
-    async def closure(self, paths: Sequence[StorePath]) -> Closure:
-        """See ``NixBuilder.closure``."""
-        left = _CLOSURE
-
-        async def ask(question: Sequence[str], asked: Sequence[str]) -> list[str]:
-            nonlocal left
-            answers = []
-            for batch in in_batches(asked):
-                answers.append(await self._query(*question, *batch, answer=left))
-                left -= len(answers[-1])
-            return answers
-
-        try:
-            listed = await ask(("--query", "--requisites"), [str(path) for path in paths])
-            requisites = {path for text in listed for path in text.split()}
-            registrations = await ask(("--dump-db",), sorted(requisites))
-        except AnswerTooLarge:
-            raise AnswerTooLarge("the list of all store paths that the image needs", _CLOSURE) from None
-        try:
-            return await asyncio.to_thread(_closure, registrations)
-        except ValueError as error:
-            raise NixUnusable(f"Nix's answer to nix-store --dump-db is not understood: {error}") from error
-
-    async def _query(self, *arguments: str, answer: int = _STORE_ANSWER) -> str:
+    async def _query(self, *arguments: str, limit: int = _LARGEST_ANSWER) -> str:
         completed, stderr = await run_command(
-            self._timeout, "nix-store", *arguments, context=self._options.store(answer)
+            self._timeout, "nix-store", *arguments, context=self._options.store(limit)
         )
         if completed.exit_code != 0:
-            if is_about_a_full_disk(explanation(stderr)):
+            if reports_full_disk(explanation(stderr)):
                 raise NixStoreFull
             gone = collected_path(stderr)
             if gone is not None:
@@ -226,18 +342,39 @@ class SubprocessNixBuilder:
         return completed.stdout.decode()
 
 
+def parse_registrations(text: str) -> Iterator[PathInfo]:
+    """Parse the output of ``nix-store --dump-db``, the one way to query paths that every Nix since 2.0 answers alike.
+
+    ``nix path-info --json`` is experimental and has changed its shape three times. The format has lines with
+    the path, its NAR hash, NAR size, deriver, the number of references, and each reference
+    (``makeValidityRegistration`` in Nix's ``store-api.cc``).
+
+    Raises:
+        ValueError: it is not in that format.
+    """
+    lines = iter(text.splitlines())
+    for line in lines:
+        path = StorePath.parse(line)
+        try:
+            nar_hash, nar_size, _deriver, count = next(lines), int(next(lines)), next(lines), int(next(lines))
+            references = {StorePath.parse(next(lines)) for _ in range(count)}
+        except StopIteration:
+            raise ValueError(f"the registration of {path} is cut off") from None
+        yield PathInfo(path, nar_hash, nar_size, tuple(sorted(references - {path})))
+
+
 def _closure(registrations: Sequence[str]) -> Closure:
     return Closure(info for text in registrations for info in parse_registrations(text))
 
 
 def _provided(installables: Sequence[str], roots: bytes) -> frozenset[StorePath]:
     """The outputs of the roots that Nix has printed, and those requested by their own path."""
-    asked = [path for path in installables if "!" not in path]
+    requested = [path for path in installables if "!" not in path]
     try:
         outputs = [_output(Path(os.fsdecode(root))) for root in roots.splitlines()]
     except OSError as error:
         raise storage_error("cannot keep Nix's garbage collector from an image's packages", error) from error
-    return frozenset(map(StorePath.parse, (*outputs, *asked)))
+    return frozenset(map(StorePath.parse, (*outputs, *requested)))
 
 
 def _output(root: Path) -> str:
@@ -245,60 +382,9 @@ def _output(root: Path) -> str:
     return str(root if root.parent == Path(STORE_DIRECTORY) else root.readlink())
 
 
-def _missing(installables: Sequence[str]) -> str | None:
-    """The first of some derivations that is not there."""
+def _first_missing(installables: Sequence[str]) -> str | None:
     derivations = (installable.partition("!")[0] for installable in installables)
     return next((path for path in derivations if not os.path.lexists(path)), None)
-
-
-_DERIVATION = ".drv"
-
-# A derivation begins with its outputs: name, path, and, where the content is known beforehand, its hash.
-_FIXED_OUTPUT = re.compile(rb'Derive\(\[\("out","[^"]*","[^"]+"')
-_HEAD = 1024
-
-
-class SubprocessPackageGraph(SubprocessNixBuilder):
-    """The ``PackageGraph``: what building takes, and what is asked about a whole set beyond it."""
-
-    # Queries thousands of names at once, many of which may not evaluate; only the operator starts it.
-    _processes = 100_000
-
-    async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
-        """See ``PackageGraph.names``."""
-        return await Evaluation(platform, package_set, self._timeout, self._options).names()
-
-    async def to_build(self, installables: Sequence[str]) -> list[str]:
-        """See ``PackageGraph.to_build``."""
-        found: list[str] = []
-        last: list[str] = []
-
-        def read_line(line: bytes) -> None:
-            # Below "these 2 derivations will be built:"; what can be fetched are paths of outputs.
-            text = line.decode(errors="replace")
-            last[:] = [text]
-            if text.startswith(f"  {STORE_DIRECTORY}/") and text.endswith(_DERIVATION):
-                found.append(text.strip())
-
-        arguments = ("nix-store", "--realise", "--dry-run", *installables, *self._options.for_building)
-        try:
-            completed = await run(arguments, read_line, Deadline(self._timeout), self._options.store())
-        except TimeoutError:
-            raise NixTimedOut(None, self._timeout) from None
-        if completed.exit_code != 0:
-            raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(''.join(last))}")
-        return sorted(found)
-
-    async def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
-        """See ``PackageGraph.inputs``."""
-        requisites: set[str] = set()
-        for batch in in_batches(sorted(derivations)):
-            requisites.update((await self._query("--query", "--requisites", *batch)).split())
-        fixed: dict[str, bool] = {}
-        for batch in in_batches(sorted(path for path in requisites if path.endswith(_DERIVATION))):
-            text = await self._query("--dump-db", *batch)
-            for found in await asyncio.to_thread(_inputs, text, fixed):
-                yield found
 
 
 def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
@@ -320,7 +406,7 @@ def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
 
 
 def _is_fixed_output(derivation: str) -> bool:
-    """Whether it fetches something: archives of sources are in hardly any closure."""
+    """Whether a derivation only fetches something; hardly any closure contains archives of sources."""
     # A source can have a derivation's name, and be a symlink to any file.
     try:
         return _FIXED_OUTPUT.match(read_beginning(derivation, _HEAD)) is not None

@@ -1,6 +1,4 @@
-"""Confinement of builders: description and acceptance. ``nixery.nix.sandbox`` measures it.
-
-Run a builder that reports how it is confined.
+"""How Nix confines builders: measured by a builder that reports what it can reach.
 
 Nix's configuration does not say what a builder could reach. A daemon has its own and ignores a client's
 options, ``sandbox-fallback`` may turn the sandbox off silently, ``sandbox = relaxed`` lets each package
@@ -31,10 +29,52 @@ import structlog
 from nixery.errors import NixUnusable, SettingsError
 from nixery.files import read_beginning
 
-_log = structlog.get_logger("nixery.nix")
-
 Sandbox = Literal["on", "optional", "off", "elsewhere", "unknown"]
 User = Literal["root", "server", "own", "unknown"]
+
+# Seconds: for a builder's report, which the start of the server waits for; and for Nix to end the builder after
+# that.
+_REPORT_TIMEOUT = 10.0
+_GRACE = 4.0
+
+# Bytes of a report; a real one has a tenth of that.
+_LONGEST_REPORT = 4096
+
+# Only shell built-ins: a sandbox may have nothing but /bin/sh. `-O` is not in POSIX; dash, bash and busybox
+# have it.
+_SCRIPT = """\
+uid= map= boot= owner=no reads=no
+while read -r key _ effective _; do if [ "$key" = Uid: ]; then uid=$effective; fi; done < /proc/self/status
+while read -r inside outside count; do map="$map $inside:$outside:$count"; done < /proc/self/uid_map
+read -r boot < /proc/sys/kernel/random/boot_id
+if [ -O "$0" ]; then owner=yes; fi
+if [ -r "$file" ]; then reads=yes; fi
+echo "pid=$$ uid=$uid owner=$owner reads=$reads boot=$boot map=$map" > "$out"
+"""
+
+# Each derivation is unique, or Nix would reuse an old result. `escaping` has the attribute by which a package
+# opts out of the sandbox (Nix manual, sandbox).
+_EXPRESSION = """\
+{ salt, file, script, escaping }: derivation ({
+  name = "nixery-probe";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  args = [ (builtins.toFile "nixery-probe.sh" script) ];
+  preferLocalBuild = true;
+  allowSubstitutes = false;
+  inherit salt file;
+} // (if escaping == "yes" then { __noChroot = true; } else { }))
+"""
+
+# For a configuration that puts no shell into the sandbox. Not all machines have all of these.
+_WITH_A_SHELL = ("--option", "extra-sandbox-paths", "/bin? /lib? /lib64? /usr?")
+
+_REPORT = re.compile(
+    r"pid=(?P<pid>\d+) uid=(?P<uid>\d+) owner=(?P<owner>yes|no) reads=(?P<reads>yes|no)"
+    r" boot=(?P<boot>\S+) map=(?P<map>(?: \d+:\d+:\d+)+)\n"
+)
+
+_log = structlog.get_logger("nixery.nix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +82,12 @@ class Confinement:
     """How builders are confined.
 
     Attributes:
-        sandbox: ``on`` for all of them; ``optional`` where a package may opt out; ``off``; ``elsewhere`` if they run on
-            another machine; ``unknown``.
-        user: that builders run as, seen from outside of a sandbox: ``root``, unless it is only root of a user
-            namespace; ``server``, this process's own; ``own``, neither of the two; ``unknown``. With an
+        sandbox: ``on`` for all builders; ``optional`` if a package may opt out; ``off``; ``elsewhere`` if they run
+            on another machine; ``unknown``.
+        user: the user that builders run as, seen from outside of a sandbox: ``root``, but not root of a user
+            namespace; ``server``, the user of this process; ``own``, another user; ``unknown``. With an
             optional sandbox, the user of a builder that opted out.
-        owns_store: whether this user owns the store paths that the builder is given, and so can change them.
+        owns_store: whether this user owns the store paths that are the builder's inputs, and so can change them.
         reads_storage: whether the builder could read a file of the server that no other user may read.
         reason: why the confinement is unknown.
     """
@@ -129,7 +169,7 @@ def require_confinement(confinement: Confinement, host: str) -> None:
 
     Args:
         confinement: of this server's builders.
-        host: as the operator wrote it.
+        host: the operator's setting.
 
     Raises:
         SettingsError: a builder could take over the server.
@@ -154,8 +194,8 @@ def is_loopback(address: str) -> bool:
 class BuilderGate:
     """Holds builds back until the probe has shown how builders are confined.
 
-    A result of the start holds for the life of the process. If the probe failed at the start, because Nix was unusable, each build
-    repeats it until one succeeds.
+    A result of the start holds for the life of the process. If the probe failed at the start, because Nix was
+    unusable, each build repeats it until one succeeds.
 
     Args:
         confinement: result of the probe at the start; ``None`` for a gate that is always open.
@@ -184,51 +224,8 @@ class BuilderGate:
 
 
 def log_confinement(confinement: Confinement) -> None:
-    """Log what a builder could reach, at warning level: it is never nothing, and quiet logs need it, too."""
+    """Log what a builder could reach; at warning level, since quiet logs need it, too."""
     _log.warning("builders", sandbox=confinement.sandbox, user=confinement.user, reach=confinement.sentence)
-
-
-# Seconds: for a builder's report, and for Nix to end the builder after that. The server does not listen
-# before.
-_PATIENCE = 10.0
-_GRACE = 4.0
-
-# Bytes of a report; a real one has a tenth of that.
-_LONGEST_REPORT = 4096
-
-# Only shell built-ins: a sandbox may have nothing but /bin/sh. `-O` is not in POSIX; dash, bash and busybox
-# have it.
-_SCRIPT = """\
-uid= map= boot= owner=no reads=no
-while read -r key _ effective _; do if [ "$key" = Uid: ]; then uid=$effective; fi; done < /proc/self/status
-while read -r inside outside count; do map="$map $inside:$outside:$count"; done < /proc/self/uid_map
-read -r boot < /proc/sys/kernel/random/boot_id
-if [ -O "$0" ]; then owner=yes; fi
-if [ -r "$file" ]; then reads=yes; fi
-echo "pid=$$ uid=$uid owner=$owner reads=$reads boot=$boot map=$map" > "$out"
-"""
-
-# Each derivation is unique, or Nix would reuse an old result. `escaping` has the attribute by which a package
-# opts out of the sandbox (Nix manual, sandbox).
-_EXPRESSION = """\
-{ salt, file, script, escaping }: derivation ({
-  name = "nixery-probe";
-  system = builtins.currentSystem;
-  builder = "/bin/sh";
-  args = [ (builtins.toFile "nixery-probe.sh" script) ];
-  preferLocalBuild = true;
-  allowSubstitutes = false;
-  inherit salt file;
-} // (if escaping == "yes" then { __noChroot = true; } else { }))
-"""
-
-# For a configuration that puts no shell into the sandbox. Not all machines have all of these.
-_WITH_A_SHELL = ("--option", "extra-sandbox-paths", "/bin? /lib? /lib64? /usr?")
-
-_REPORT = re.compile(
-    r"pid=(?P<pid>\d+) uid=(?P<uid>\d+) owner=(?P<owner>yes|no) reads=(?P<reads>yes|no)"
-    r" boot=(?P<boot>\S+) map=(?P<map>(?: \d+:\d+:\d+)+)\n"
-)
 
 
 class BuilderProbe:
@@ -246,7 +243,7 @@ class BuilderProbe:
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         self._options = options
         self._environment = environment
-        self._until = time.monotonic() + _PATIENCE
+        self._until = time.monotonic() + _REPORT_TIMEOUT
         # Mode 0600.
         self._file = tempfile.NamedTemporaryFile(dir=directory, prefix="nixery-probe-")  # noqa: SIM115 -- see __exit__
         self._running: list[_Build] = []
@@ -270,13 +267,13 @@ class BuilderProbe:
         """Wait for the report, with a timeout of some seconds."""
         try:
             try:
-                found = _understood(self._plain.output(self._until))
+                found = _parse(self._plain.output(self._until))
             except _NoReportError:
-                found = _understood(self._start(*_WITH_A_SHELL).output(self._until))
+                found = _parse(self._start(*_WITH_A_SHELL).output(self._until))
             if found.sandbox != "on":
                 return found
             try:
-                escaped = _understood(self._escaping.output(self._until))
+                escaped = _parse(self._escaping.output(self._until))
             except _EscapeRefusedError:
                 return found
         except (_NoReportError, OSError) as error:
@@ -331,7 +328,7 @@ class _Build:
         try:
             stdout, stderr = self._process.communicate(timeout=max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise _NoReportError(f"Nix built nothing within {_PATIENCE:.0f} seconds") from None
+            raise _NoReportError(f"Nix built nothing within {_REPORT_TIMEOUT:.0f} seconds") from None
         if self._process.returncode != 0:
             if "__noChroot" in stderr:
                 raise _EscapeRefusedError
@@ -355,10 +352,10 @@ class _Build:
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def _understood(report: str) -> Confinement:
+def _parse(report: str) -> Confinement:
     found = _REPORT.fullmatch(report)
     if found is None:
-        raise _NoReportError("the report of Nix's builder is not understood")
+        raise _NoReportError("cannot parse the report of Nix's builder")
     if found["boot"] != Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip():
         return Confinement("elsewhere", "own")
     ours = [int(number) for number in Path("/proc/self/uid_map").read_text(encoding="utf-8").split()]

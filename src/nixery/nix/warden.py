@@ -1,11 +1,12 @@
-"""Ends what a server has started if the server itself was killed. A program, which needs nothing but Python.
+"""Warden: a program that ends what a server has started if the server is killed. Uses the standard library only.
 
-A server that is killed (``kill -9``, no memory left) can end nothing any more, and its Nix runs in sessions of its own. So each server
-starts this program in one more session, with a pipe as its standard input. Nothing is ever written there; when the server is gone,
-however that came, the pipe ends. Then whatever has the server's mark in its environment is asked to end, with all that it has
-started, and ended a few seconds later if it has not.
+A killed server (``kill -9``, out of memory) cannot end its children, and its Nix runs in sessions of its own. So
+each server starts this program in a session of its own, with a pipe as its standard input that carries no data.
+When the server ends, for any reason, the pipe closes. Then the warden sends SIGTERM to every process with the
+server's mark in its environment, and a few seconds later SIGKILL to those that are left and to all of their
+descendants.
 
-A process that the server was about to start when it was killed holds the pipe open until it has its mark, so none is missed.
+A process that the server was about to start holds the pipe open until it has its mark, so none is missed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import sys
 import time
 from contextlib import suppress
 
-# Seconds that Nix has to end its builders.
+# Seconds: for Nix to end its builders, and between two scans of all processes.
 _GRACE = 4.0
-_LOOK_AGAIN = 0.05
+_POLL = 0.05
 
 
 def marked(mark: bytes) -> set[int]:
-    """Processes with a mark in their environment, but for this one."""
+    """Return the processes with a mark in their environment, except this one."""
     found = set()
     for entry in os.listdir("/proc"):  # noqa: PTH208 -- this has to be quick
         if not entry.isdigit() or int(entry) == os.getpid():
@@ -34,19 +35,19 @@ def marked(mark: bytes) -> set[int]:
 
 
 def processes() -> dict[int, tuple[int, bytes]]:
-    """All processes: parent, and when it was started, which tells it from another one of the same number."""
+    """Return the parent of each process, and its start time, which distinguishes it from later ones with its number."""
     found = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208
         if entry.isdigit():
             with suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:  # noqa: PTH123
-                # The program's name, in parentheses, may hold anything.
+                # The program's name, in parentheses, may contain anything.
                 fields = file.read().rpartition(b")")[2].split()
                 found[int(entry)] = (int(fields[1]), fields[19])
     return found
 
 
 def descendants(ancestors: set[int]) -> dict[int, bytes]:
-    """What some processes have started, and when: builders have an environment of their own."""
+    """Return the descendants of processes, and their start times; builders have an environment without the mark."""
     known = processes()
     found: set[int] = set()
     generation = ancestors
@@ -57,7 +58,7 @@ def descendants(ancestors: set[int]) -> dict[int, bytes]:
 
 
 def end(mark: bytes) -> None:
-    """End everything that has a mark, and what it has started."""
+    """End all processes with a mark, and their descendants."""
     asked: set[int] = set()
     started: dict[int, bytes] = {}
     until = time.monotonic() + _GRACE
@@ -66,8 +67,8 @@ def end(mark: bytes) -> None:
         for process in found - asked:
             _signal(process, signal.SIGTERM)
         asked |= found
-        time.sleep(_LOOK_AGAIN)
-    # Nix has ended its builders, or it is late. Of both, whatever is left goes.
+        time.sleep(_POLL)
+    # By now Nix should have ended its builders. Kill what is left of both.
     now = processes()
     left = {number for number, when in started.items() if number in now and now[number][1] == when}
     for process in found | left:
@@ -80,7 +81,7 @@ def _signal(process: int, number: signal.Signals) -> None:
 
 
 def main() -> None:
-    """Wait for the end of standard input, then end what has the mark that is the only argument."""
+    """Wait for the end of standard input, then end the processes with the mark in the only argument."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     while os.read(0, 4096):

@@ -1,1 +1,1 @@
-"""What a client verifies: digests, descriptors, configs and manifests, as exact bytes."""
+"""Everything that a client verifies: digests, descriptors, configs and manifests, as exact bytes."""

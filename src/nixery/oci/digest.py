@@ -13,7 +13,7 @@ _SHA256 = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Digest:
-    """A SHA-256 digest; the only algorithm that every client supports and that we produce.
+    """A SHA-256 digest, the only algorithm that every client supports.
 
     Attributes:
         hex: 64 lower-case hexadecimal digits.
@@ -23,10 +23,10 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """Read ``sha256:<hex>``.
+        """Parse ``sha256:<hex>``.
 
         Raises:
-            InvalidDigest: for anything else, other algorithms included.
+            InvalidDigest: it is anything else, for example another algorithm.
         """
         match = _SHA256.fullmatch(text)
         if match is None:
@@ -35,7 +35,7 @@ class Digest:
 
     @classmethod
     def of(cls, content: bytes) -> Digest:
-        """Digest bytes that are in memory."""
+        """Return the digest of bytes."""
         return cls(hashlib.sha256(content).hexdigest())
 
     def __str__(self) -> str:

@@ -1,17 +1,9 @@
-"""One way to write a JSON document, so that equal documents have equal digests.
+"""The documents of an image as exact bytes: config, manifest and index.
 
-Media types and descriptors (image specification, descriptor.md and media-types.md).
-
-Image configs and manifests (image specification, config.md and manifest.md).
-
-Indexes: one manifest for each platform (image specification, image-index.md; Docker calls it a manifest list).
-
-The same image in Docker's own media types, for clients that know no others (Docker Registry, manifest schema 2).
-
-Families are never mixed: containers/image refuses a manifest of one with layers of the other. And there is no media type of
-Docker's for zstd: what some tools have written in its place, containers/image refuses as well (its pull request 2906).
-
-What manifests and indexes point to.
+The OCI forms follow the image specification (config.md, manifest.md, image-index.md, descriptor.md, media-types.md).
+The same image is also available in Docker's media types (manifest schema 2), for clients that know no others. The two
+families are never mixed: containers/image refuses a manifest of one with layers of the other. Docker has no media type
+for zstd; containers/image refuses those that some tools use instead (its pull request 2906).
 """
 
 from __future__ import annotations
@@ -26,14 +18,24 @@ from typing import Any
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
 
+# The date of an image whose source has none: no clock may affect a digest. One second after the epoch, as for
+# every path in a Nix store, because some tools take the epoch for "unknown".
+_NO_DATE = 1
+
+# The end of the year 9999, since RFC 3339 has four digits for a year. A commit can have any number as its date.
+_LATEST = 253_402_300_799
+
 
 def canonical_json(document: Any) -> bytes:  # noqa: ANN401 -- whatever JSON can express
-    """Serialise with sorted keys, no white space and UTF-8 unescaped (after OLPC's canonical JSON)."""
+    """Serialise with sorted keys, without white space and with unescaped UTF-8 (after OLPC's canonical JSON).
+
+    Equal documents have equal bytes, and so equal digests.
+    """
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 class MediaType(StrEnum):
-    """The media types this registry produces. Families are never mixed within one manifest."""
+    """The media types that this registry produces."""
 
     OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
     OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -48,7 +50,7 @@ class MediaType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Points to content: what it is, its digest, and its size in bytes."""
+    """A reference to content: its media type, digest, and size in bytes."""
 
     media_type: MediaType
     digest: Digest
@@ -59,22 +61,14 @@ class Descriptor:
         return {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
 
 
-# No clock may reach a digest. One second after the epoch rather than the epoch itself:
-# some tools take a zero time for "unknown". It is also the mtime of every path in a Nix store.
-_UNKNOWN = 1
-
-# The end of the year 9999: RFC 3339 has four digits for a year. A commit can have any number in its date's place.
-_LATEST = 253_402_300_799
-
-
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A stored layer as the config and the manifest need it.
+    """A stored layer.
 
     Attributes:
         descriptor: of the compressed blob.
         diff_id: digest of the uncompressed tar.
-        packages: names of what is inside, sorted; told in the image's history.
+        packages: names of the packages in it, sorted; for the image's history.
     """
 
     descriptor: Descriptor
@@ -84,7 +78,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A CPU as Go names it: ``amd64`` has no variant, ``arm64`` has ``v8``."""
+    """A CPU by Go's name: ``amd64`` has no variant, ``arm64`` has ``v8``."""
 
     name: str
     variant: str | None = None
@@ -97,19 +91,19 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionParameters:
-    """How a container of the image starts: the part of a config that is called ``config``.
+    """How a container of the image starts: the ``config`` object of a config.
 
     Attributes:
         env: ``NAME=value`` entries in order.
-        cmd: default arguments; empty or ``None`` for an image that has to be told what to run.
-        entrypoint: what arguments are given to; empty for none.
-        user: name or id, of a group as well after a colon.
+        cmd: default arguments; empty or ``None`` for none.
+        entrypoint: the program that receives the arguments; empty for none.
+        user: name or id; after a colon, that of a group.
         working_directory: absolute.
         exposed_ports: such as ``80/tcp``.
         volumes: absolute paths.
         labels: free text by name.
         stop_signal: such as ``SIGINT``.
-        healthcheck: in Docker's words; other runtimes pass over it.
+        healthcheck: in Docker's format; other runtimes ignore it.
     """
 
     env: tuple[str, ...] = ()
@@ -124,7 +118,7 @@ class ExecutionParameters:
     healthcheck: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Properties without a value are left out, as Docker does."""
+        """Return the JSON object; like Docker, leave out properties without a value."""
         properties: dict[str, Any] = {
             "Env": list(self.env),
             "Cmd": list(self.cmd or ()),
@@ -142,14 +136,14 @@ class ExecutionParameters:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A JSON document of the image together with the descriptor that points to it."""
+    """A JSON document of the image, and its descriptor."""
 
     descriptor: Descriptor
     content: bytes
 
     @classmethod
     def of(cls, media_type: MediaType, properties: dict[str, Any]) -> Document:
-        """Serialise canonically and describe the result."""
+        """Serialise a document canonically."""
         content = canonical_json(properties)
         return cls(Descriptor(media_type, Digest.of(content), len(content)), content)
 
@@ -160,7 +154,7 @@ def image_config(
     layers: Sequence[Layer],
     created: int | None = None,
 ) -> Document:
-    """Make the config.
+    """Return the config.
 
     Args:
         architecture: of the CPU.
@@ -168,7 +162,7 @@ def image_config(
         layers: in order, base first; each has one history entry.
         created: seconds since the epoch; never the time of the build.
     """
-    seconds = created if created and 0 < created <= _LATEST else _UNKNOWN
+    seconds = created if created and 0 < created <= _LATEST else _NO_DATE
     when = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Document.of(
         MediaType.OCI_CONFIG,
@@ -189,7 +183,7 @@ def image_config(
 def image_manifest(
     config: Document, layers: Sequence[Layer], annotations: Mapping[str, str] | None = None
 ) -> Document:
-    """Make the manifest that ties config and layers together."""
+    """Return the manifest of a config and layers."""
     properties: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": MediaType.OCI_MANIFEST,
@@ -202,11 +196,11 @@ def image_manifest(
 
 
 def image_index(media_type: MediaType, manifests: Sequence[tuple[Architecture, Document]]) -> Document:
-    """Make an index. Clients take the first manifest that fits, so the order counts.
+    """Return an index. Clients take the first manifest that fits, so the order matters.
 
     Args:
-        media_type: OCI's or Docker's, as that of the manifests.
-        manifests: what is pointed to, for Linux on each CPU.
+        media_type: OCI's or Docker's, the same family as the manifests.
+        manifests: for Linux on each CPU.
     """
     return Document.of(
         media_type,
@@ -222,10 +216,10 @@ def image_index(media_type: MediaType, manifests: Sequence[tuple[Architecture, D
 
 
 def docker_manifest(config: Document, layers: Sequence[Layer]) -> Document | None:
-    """Make a schema 2 manifest. Config and layers are the bytes of the OCI image, under Docker's media types.
+    """Return a schema 2 manifest: config and layers have the bytes of the OCI image, under Docker's media types.
 
     Returns:
-        ``None`` if a layer is compressed in a way that Docker has no media type for.
+        ``None`` if Docker has no media type for the compression of a layer.
     """
     if any(layer.descriptor.media_type != MediaType.OCI_LAYER_GZIP for layer in layers):
         return None
@@ -243,7 +237,7 @@ def docker_manifest(config: Document, layers: Sequence[Layer]) -> Document | Non
 
 
 def referenced_blobs(document: bytes) -> tuple[tuple[Digest, int], ...]:
-    """Return digest and size of everything that a manifest or an index points to; nothing for any other bytes."""
+    """Return digest and size of everything that a manifest or an index refers to; empty for other bytes."""
     try:
         properties = json.loads(document)
         if not isinstance(properties, dict):
@@ -276,7 +270,7 @@ def is_image_manifest(document: bytes, media_type: str) -> bool:
 
 
 def is_index(document: bytes) -> bool:
-    """Whether a document points to manifests, which point to other things in turn."""
+    """Whether a document refers to manifests."""
     try:
         properties = json.loads(document)
     except (ValueError, RecursionError):

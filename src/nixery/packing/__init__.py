@@ -1,1 +1,1 @@
-"""From files to a compressed layer, in one pass. Synchronous code that writes to a sink it is given."""
+"""Pack files into compressed layers, in one pass. Synchronous code that writes to a sink."""

@@ -1,4 +1,4 @@
-"""A tar in the making: what is added comes out in pieces of one size."""
+"""Write a tar archive as chunks of one size."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Callable
 from nixery.errors import StorageError, shown
 from nixery.packing import tar
 
-# Bytes handed on at a time. Always exactly this many but for the last: a compressor's output may depend on how its
-# input is cut. Large enough for digest and compressor to work without the interpreter lock most of the time.
+# Bytes of every chunk but the last: a compressor's output may depend on how its input is cut. Large enough for
+# digest and compressor to run without the interpreter lock most of the time.
 CHUNK = 1 << 20
 
-# Up to this many bytes, a file is read by one call into an object of its own: less than the calls that would save it.
+# Files of up to this many bytes are read by one call into an object of their own, which is cheaper than the calls
+# that would avoid it.
 _SMALL = 1 << 15
 
 # Bytes of headers and small files that are gathered before they are copied into the buffer: they fit into a
-# processor's own cache, and one copy of many costs a fraction of many copies.
+# processor's cache, and one large copy costs a fraction of many small ones.
 _GATHERED = 1 << 16
 
 
 class Archive:
-    """A tar in two buffers: while one is filled, the consumer owns the other.
+    """A tar archive in two buffers: while one is filled, the consumer owns the other.
 
     Names are bytes, relative to the image's root, without a leading or trailing slash, a directory before its
     contents. Large files are read directly into the buffer, without an object of their own. Names that a
@@ -51,21 +52,21 @@ class Archive:
         self._append(tar.symlink(name, target))
 
     def file(self, name: bytes, mode: int, content: bytes) -> None:
-        """Append a file whose content is at hand."""
+        """Append a file with the given content."""
         size = len(content)
         self._append(tar.file(name, mode, size) + content + tar.padding(size))
 
     def file_from(self, descriptor: int, name: bytes, mode: int, size: int) -> None:
-        """Append a file out of an open one, which is read from its beginning.
+        """Append a copy of an open file, which is read from its beginning.
 
         Args:
             descriptor: of the open file; it stays open.
             name: in the archive.
             mode: in the archive.
-            size: in bytes; a file that has another one is an error.
+            size: in bytes.
 
         Raises:
-            StorageError: it cannot be read, is longer or shorter.
+            StorageError: it cannot be read, or has another size.
         """
         if size <= _SMALL:
             try:
@@ -82,7 +83,7 @@ class Archive:
         self._append(tar.padding(size))
 
     def end(self) -> memoryview:
-        """Complete the archive and return what has not been handed on: less than a chunk."""
+        """Complete the archive; return the rest that was not passed on, which is less than a chunk."""
         self._append(tar.END_OF_ARCHIVE)
         self._put()
         return self._view[: self._filled]
@@ -105,10 +106,10 @@ class Archive:
             left = left[len(part) :]
 
     def _read(self, descriptor: int, name: bytes, size: int) -> bool:
-        """Read a file to where it belongs; return whether it has the size it should have."""
+        """Read a file into the buffer; return whether it has the expected size."""
         done, ended = 0, False
         while done < size:
-            # One byte more than there should be, where it fits: to see that the file ends then takes no call of its own.
+            # One byte more than expected, if it fits, detects the end of the file without another call.
             place = self._view[self._filled : self._filled + size - done + 1]
             try:
                 count = os.preadv(descriptor, (place,), done)
@@ -119,19 +120,19 @@ class Archive:
             done += count
             ended = count < len(place)
             self._advance(count)
-        # A read at the end of a file that was read to there touches no disk.
+        # Reading at the end of a file touches no disk.
         return ended or not os.pread(descriptor, 1, size)
 
     def _advance(self, count: int) -> None:
         self._filled += count
         if self._filled == CHUNK:
             self._take(self._view)
-            # Most layers have less than a chunk, and need no other buffer.
+            # Most layers are smaller than a chunk, and need no second buffer.
             self._buffer, self._other = self._other or bytearray(CHUNK), self._buffer
             self._view = memoryview(self._buffer)
             self._filled = 0
 
 
 def unreadable(name: bytes, error: OSError) -> StorageError:
-    """Return the error about a name that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return StorageError(f"cannot read {shown(name)}: {error.strerror}")

@@ -17,8 +17,7 @@ from typing import NamedTuple, Self
 
 from nixery.closure import STORE_DIRECTORY, StorePath
 from nixery.errors import StorageError, UnsafeContents, shown
-from nixery.files import ASK, LIST, LONGEST_PATH, READ, Beneath
-from nixery.files import read_descriptor as read_regular
+from nixery.files import ASK, LIST, LONGEST_PATH, READ, Beneath, read_descriptor
 from nixery.packing.archive import unreadable
 
 _STORE = STORE_DIRECTORY.encode()
@@ -52,7 +51,7 @@ class Name(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A resolved name: a name below the store without any symlink, and the mode of its file."""
+    """A resolved name: below the store and without any symlink; and the mode of its file."""
 
     name: bytes
     mode: int
@@ -70,7 +69,7 @@ class ClosureFiles:
         by_hand: see ``Beneath``.
 
     Attributes:
-        closure: likewise, in their order.
+        closure: the same, in their order.
 
     Raises:
         StorageError: the store cannot be opened.
@@ -165,7 +164,7 @@ class ClosureFiles:
         try:
             descriptor = self._beneath.open(place.name, READ)
             try:
-                content = read_regular(descriptor, limit + 1)
+                content = read_descriptor(descriptor, limit + 1)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -177,14 +176,14 @@ class ClosureFiles:
     def _find(self, file: bytes) -> _Place | None:
         """Resolve a name; ``None`` if it leads out of the closure or does not exist."""
         try:
-            return self._at_once(file) or self._step_by_step(file)
+            return self._look_up_directly(file) or self._resolve_symlinks(file)
         except OSError as error:
             if error.errno in _NOT_THERE:
                 return None
             raise unreadable(file, error) from error
 
-    def _at_once(self, file: bytes) -> _Place | None:
-        """Look a name up in one step; ``None`` if it has, or might have, a symlink in it, which is rare."""
+    def _look_up_directly(self, file: bytes) -> _Place | None:
+        """Look a name up in one step; ``None`` if it contains, or might contain, a symlink, which is rare."""
         above, _, name = file.partition(_STORE + b"/")
         components = name.split(b"/")
         if above or components[0] not in self._base_names or not _RELATIVE.isdisjoint(components):
@@ -198,7 +197,7 @@ class ClosureFiles:
             return None
         return None if stat.S_ISLNK(mode) else _Place(name, mode)
 
-    def _step_by_step(self, file: bytes) -> _Place | None:
+    def _resolve_symlinks(self, file: bytes) -> _Place | None:
         if not file.startswith(b"/"):
             return None
         # Remaining components, the next one last; and the directories resolved so far, from the image's root.
@@ -207,7 +206,7 @@ class ClosureFiles:
         links, mode = 0, stat.S_IFDIR
         while todo:
             component = todo.pop()
-            # Each counts, also one that is not looked at: a link of a few thousand times "./" costs as much as a long name.
+            # Each component counts: a link of a few thousand times "./" costs as much as a long name.
             self._count_step(file)
             if not stat.S_ISDIR(mode):
                 return None  # something below a file
@@ -241,17 +240,17 @@ class ClosureFiles:
     def _count_step(self, file: bytes, steps: int = 1) -> None:
         self._looked_at += steps
         if self._looked_at > _MOST_LOOKED_AT:
-            reason = f"its links ask for more than {_MOST_LOOKED_AT:,} names to be looked at"
+            reason = f"its symlinks take more than {_MOST_LOOKED_AT:,} look-ups"
             raise UnsafeContents(file, reason)
 
     def _look(self, name: bytes) -> tuple[int, bytes]:
-        """Return the mode of what stands at a name below the store, and where it leads if that is a symlink."""
+        """Return the mode of the file with a name below the store, and its target if it is a symlink."""
         if len(name) > LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         self._count_step(_STORE + b"/" + name, len(name) // _WALKED)
         descriptor = self._beneath.open(name, ASK)
         try:
-            # Of the descriptor: by now the name may be of another file.
+            # Of the descriptor: by now the name may belong to another file.
             mode = os.fstat(descriptor).st_mode
             return mode, os.readlink(b"", dir_fd=descriptor) if stat.S_ISLNK(mode) else b""
         except OSError as error:

@@ -1,10 +1,10 @@
 """Compression of layers.
 
-The compressed bytes are what clients verify, so they must be the same on every machine. Measured with ISA-L
-2.31 (isal 1.9.1) on emulated processors from Nehalem to AVX2 ones: levels 1 and 2 give the same bytes on all of
-them, level 3 has a variant for AVX2 that gives others. Hence level 2 for gzip, which is also the fastest here. What the
-compressor of this machine does in fact is part of every layer's identity (``_fingerprint``), beside its name, version and
-level, so that a machine or a library that compresses differently makes layers of its own and never claims another's.
+Clients verify the compressed bytes, so they must be the same on every machine. Measured with ISA-L 2.31 (isal
+1.9.1) on emulated processors from Nehalem to AVX2 ones: levels 1 and 2 give the same bytes on all of them, level 3
+has a variant for AVX2 that gives others. Hence level 2 for gzip, which is also the fastest here. A sample of the
+compressor's output (``_fingerprint``) is part of every layer's identity, beside its name, version and level; so a
+machine or a library that compresses differently makes its own layers and never claims those of another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from isal import isal_zlib
 
 from nixery.oci.documents import MediaType
 
-# Speed and ratio of the others are in docs/reference/performance.md.
+# docs/reference/performance.md has speed and ratio of the other levels.
 _GZIP_LEVEL = 2
 _ZSTD_LEVEL = 3
 
@@ -32,11 +32,11 @@ class Compressor(Protocol):
     """Compresses one stream."""
 
     def compress(self, data: bytes | memoryview, /) -> bytes:
-        """Take more input; may return nothing yet."""
+        """Compress more input; may return nothing yet."""
         ...
 
     def flush(self) -> bytes:
-        """End the stream and return what is left of it."""
+        """End the stream; return its rest."""
         ...
 
 
@@ -45,9 +45,9 @@ class Compression:
     """A way to compress.
 
     Attributes:
-        media_type: of layers that are compressed so.
-        start: begins a stream; streams of several threads do not touch each other.
-        identity: of everything that decides about the bytes.
+        media_type: of layers.
+        start: begins a stream; threads may use streams concurrently.
+        identity: of everything that determines the bytes.
     """
 
     media_type: MediaType
@@ -80,7 +80,7 @@ def _zstd(level: int | None) -> Compression:
     level = _ZSTD_LEVEL if level is None else level
 
     def start() -> Compressor:
-        # One thread: several cut the stream by their number, and layers are packed side by side as it is.
+        # One thread: the number of threads would change the bytes, and layers are packed in parallel anyway.
         return zstandard.ZstdCompressor(level, write_checksum=False, threads=0).compressobj()
 
     version = ".".join(map(str, zstandard.ZSTD_VERSION))
@@ -90,7 +90,7 @@ def _zstd(level: int | None) -> Compression:
 
 
 def _fingerprint(start: Callable[[], Compressor]) -> str:
-    # Something with matches near and far, and stretches without any.
+    # A sample with near and far matches, and parts without any.
     noise = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(2000))
     sample = noise + noise[::3] + noise.hex().encode() + noise
     compressor = start()

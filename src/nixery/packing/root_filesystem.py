@@ -1,21 +1,15 @@
-"""What the root file system holds, before it is bytes.
+"""The last layer of an image: what a program or a person expects at ``/``, as symlinks into the store.
+
+The outputs of the requested packages are laid over each other. A directory that only one of them has becomes one
+symlink. Three kinds are real directories: one that several outputs have; everything at the top and below ``/etc``,
+because runtimes mount files there and people add to it; and ``/lib/locale``, where we add to it. The contents of a
+package's ``usr/bin`` are in ``/bin``, where ``/usr/bin`` leads. If two packages have a file of the same name, the
+one with the lower ``meta.priority`` wins, then the one whose name comes first. Files that every system has are
+added last; a package that brings one of them keeps its own.
 
 Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
-names that are not UTF-8. Times are no part of an entry; they are the same everywhere. So are owner and group, but for
-directories that an image's user is to write into. Tuples, for there can be many thousands of them: a frozen dataclass takes
-more than twice as long to make.
-
-A file system tree in memory.
-
-What every system has besides its packages. A package that brings one of these files itself keeps it.
-
-The last layer: what a program or a person expects at ``/``, as symlinks into the store.
-
-The outputs of the requested packages are laid over each other. A directory that only one of them has is one
-symlink; one that several have, and everything at the top and below ``/etc``, is a real directory, because runtimes
-mount files there and people add to it; so is ``/lib/locale``, where we add to it. What packages have in ``usr/bin`` is in
-``/bin``, where ``/usr/bin`` leads. Where two packages have a file of the same name, the one with the lower
-``meta.priority`` has it, then the one whose name comes first.
+names that are not UTF-8. All entries have the same times, and the same owner except directories that an image's
+user is to write into.
 """
 
 from __future__ import annotations
@@ -31,90 +25,13 @@ from nixery.files import LONGEST_PATH
 from nixery.packing.archive import Archive
 from nixery.packing.closure_files import ClosureFiles
 
-
-class Directory(NamedTuple):
-    """A directory; has to come before what it holds. Its owner is the ids of a user and a group."""
-
-    name: bytes
-    mode: int = 0o755
-    owner: tuple[int, int] = (0, 0)
-
-
-class Symlink(NamedTuple):
-    """A symbolic link; its target is written as it is."""
-
-    name: bytes
-    target: bytes
-
-
-class GeneratedFile(NamedTuple):
-    """A small file we write ourselves."""
-
-    name: bytes
-    content: bytes
-    mode: int = 0o644
-
-
-Entry = Directory | Symlink | GeneratedFile
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A symlink."""
-
-    target: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """A file we write ourselves."""
-
-    content: bytes
-
-
-@dataclass(slots=True)
-class Tree:
-    """A directory, by the names of what it holds; its owner is the ids of a user and a group."""
-
-    children: dict[bytes, Tree | Link | Content] = field(default_factory=dict)
-    mode: int = 0o755
-    owner: tuple[int, int] = (0, 0)
-
-    def get(self, name: bytes) -> Tree | Link | Content | None:
-        """Find what stands at a path; ``None`` if nothing does or a symlink stands in between."""
-        node: Tree | Link | Content | None = self
-        for component in name.split(b"/"):
-            if not isinstance(node, Tree):
-                return None
-            node = node.children.get(component)
-        return node
-
-    def add(self, name: bytes, node: Tree | Link | Content) -> None:
-        """Put something at a path, unless something stands there or in the way already."""
-        *above, last = name.split(b"/")
-        directory = self
-        for component in above:
-            child = directory.children.setdefault(component, Tree())
-            if not isinstance(child, Tree):
-                return
-            directory = child
-        directory.children.setdefault(last, node)
-
-    def remove(self, name: bytes) -> None:
-        """Remove what stands at a path; nothing happens if nothing does."""
-        above, _, last = name.rpartition(b"/")
-        directory = self.get(above) if above else self
-        if isinstance(directory, Tree):
-            directory.children.pop(last, None)
-
-
 CA_BUNDLE = b"etc/ssl/certs/ca-bundle.crt"
 ZONEINFO = b"share/zoneinfo"
 LOCALE_ARCHIVE = b"lib/locale/locale-archive"
 
 _CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
 
-# Some programs look up who they are and fail without an answer; some drop their rights to nobody.
+# Some programs look up their user and fail without an entry; some drop their rights to nobody.
 PASSWD, GROUP = b"etc/passwd", b"etc/group"
 ACCOUNTS = {
     PASSWD: b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -129,45 +46,10 @@ _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\npr
 # /usr/share/zoneinfo.
 _FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
 
+# Directories whose namesakes below /usr are symlinks to them.
+BELOW_USR = (b"bin", b"lib", b"share")
 
-def add_system_files(tree: Tree, files: ClosureFiles) -> None:
-    """Add to a tree of packages the system files that it lacks.
-
-    Raises:
-        StorageError: a package cannot be read.
-        UnsafeContents: see ``ClosureFiles``.
-    """
-    tree.add(b"bin", Tree())
-    for name, content in ACCOUNTS.items():
-        tree.add(name, Content(content))
-    tree.add(b"etc/nsswitch.conf", Content(_NSSWITCH))
-    tree.add(b"root", Tree(mode=0o700))
-    tree.add(b"tmp", Tree(mode=0o1777))
-    tree.add(b"var/tmp", Tree(mode=0o1777))
-    tree.add(b"usr/bin", Link(b"../bin"))
-    for name, other in ((CA_BUNDLE, _CA_CERTIFICATES), (_CA_CERTIFICATES, CA_BUNDLE)):
-        if isinstance(tree.get(name), Link):
-            # To the name rather than into the store: whoever puts another file there replaces both.
-            tree.add(other, Link(os.path.basename(name)))
-    candidates = sorted(files.closure, key=lambda path: (path.name, path.base_name))
-    for name in _FROM_CLOSURE:
-        present = tree.get(name)
-        if isinstance(present, Link) and not files.exists(present.target):
-            # A package's bin/sh -> /bin/sh would lead to itself.
-            tree.remove(name)
-            present = None
-        if present is None:
-            places = (str(path).encode() + b"/" + name for path in candidates)
-            target = next((file for file in places if files.exists(file)), None)
-            if target is not None:
-                tree.add(name, Link(target))
-    # Programs have places below /usr compiled in. Last, so that no link leads to nothing.
-    for name in (b"lib", b"share"):
-        if name in tree.children:
-            tree.add(b"usr/" + name, Link(b"../" + name))
-
-
-# Of a package's top level: what is no part of a file system, or belongs to the kernel and to the runtime.
+# At a package's top level: names that are no part of a file system, or belong to the kernel and to the runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"sys", b"tmp"})
 
 _LOCALES = b"lib/locale"
@@ -178,18 +60,16 @@ _DEEPEST = 128
 # Clashes that are reported: each is a line of the log.
 _MOST_CLASHES = 1000
 
-# Directories whose namesakes below /usr are symlinks to them.
-BELOW_USR = (b"bin", b"lib", b"share")
-
 
 @dataclass(frozen=True, slots=True)
 class InstalledOutput:
-    """An output that gets its place in the root file system.
+    """An output that is installed into the root file system.
 
     Attributes:
+        path: of the output.
         package: its name, for the warning about a clash.
         priority: the lower number wins.
-        implicit: in every image, whether or not anybody asked for it.
+        implicit: whether it is in every image rather than requested.
     """
 
     path: StorePath
@@ -199,13 +79,13 @@ class InstalledOutput:
 
     @property
     def rank(self) -> tuple[bool, int, str, StorePath]:
-        """What outputs are ordered by: the lowest wins a name clash. What nobody asked for gives way to everything."""
+        """The sort key of outputs: the lowest wins a name clash. An implicit output loses to every other one."""
         return (self.implicit, self.priority, self.package, self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class NameClash:
-    """A name that more than one package has.
+    """A file name that several packages have.
 
     Attributes:
         name: relative to the root.
@@ -223,8 +103,8 @@ class RootFilesystem:
     """A planned root file system.
 
     Attributes:
-        tree: every name in it.
-        clashes: the names that several packages provide differently, in order; bounded, since each is a log
+        tree: its directories, links and files.
+        clashes: names that several packages provide differently, in order; bounded, since each is a log
             line.
     """
 
@@ -232,7 +112,7 @@ class RootFilesystem:
     clashes: tuple[NameClash, ...]
 
     def entries(self) -> Iterator[Entry]:
-        """Return the layer's entries, sorted, directories before what they hold."""
+        """Yield the layer's entries, sorted, directories before their contents."""
         # Iterative: a definition's working directory can be deeper than the interpreter's stack.
         levels = [(b"", self.tree, iter(sorted(self.tree.children)))]
         while levels:
@@ -253,11 +133,11 @@ class RootFilesystem:
 
 
 def plan_root_filesystem(outputs: Iterable[InstalledOutput], files: ClosureFiles) -> RootFilesystem:
-    """Merge outputs and add the files that every system has.
+    """Merge outputs, and add the files that every system has.
 
     Args:
         outputs: of the requested packages, realised, in any order.
-        files: everything in the image; a shell and ``env`` are looked up here if no output has them.
+        files: of the image; a shell and ``env`` are looked up here if no output has them.
 
     Raises:
         StorageError: a package cannot be read.
@@ -272,8 +152,99 @@ def plan_root_filesystem(outputs: Iterable[InstalledOutput], files: ClosureFiles
     return RootFilesystem(tree, tuple(merge.clashes))
 
 
+def add_entries(archive: Archive, entries: Iterable[Entry]) -> None:
+    """Add the entries of a root file system to an archive."""
+    for entry in entries:
+        match entry:
+            case Directory(name, mode, owner):
+                archive.directory(name, mode, owner)
+            case Symlink(name, target):
+                archive.symlink(name, target)
+            case GeneratedFile(name, content, mode):
+                archive.file(name, mode, content)
+
+
+class Directory(NamedTuple):
+    """A directory; must come before its contents. Its owner is the ids of a user and a group.
+
+    Entries are tuples because there can be many thousands: a frozen dataclass takes twice as long to make.
+    """
+
+    name: bytes
+    mode: int = 0o755
+    owner: tuple[int, int] = (0, 0)
+
+
+class Symlink(NamedTuple):
+    """A symbolic link; its target is written as it is."""
+
+    name: bytes
+    target: bytes
+
+
+class GeneratedFile(NamedTuple):
+    """A small generated file."""
+
+    name: bytes
+    content: bytes
+    mode: int = 0o644
+
+
+Entry = Directory | Symlink | GeneratedFile
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symlink."""
+
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A generated file."""
+
+    content: bytes
+
+
+@dataclass(slots=True)
+class Tree:
+    """A directory with its children by name; its owner is the ids of a user and a group."""
+
+    children: dict[bytes, Tree | Link | Content] = field(default_factory=dict)
+    mode: int = 0o755
+    owner: tuple[int, int] = (0, 0)
+
+    def get(self, name: bytes) -> Tree | Link | Content | None:
+        """Return the node at a path; ``None`` if there is none, or a symlink on the way."""
+        node: Tree | Link | Content | None = self
+        for component in name.split(b"/"):
+            if not isinstance(node, Tree):
+                return None
+            node = node.children.get(component)
+        return node
+
+    def add(self, name: bytes, node: Tree | Link | Content) -> None:
+        """Add a node at a path, unless the path or a parent of it is taken."""
+        *above, last = name.split(b"/")
+        directory = self
+        for component in above:
+            child = directory.children.setdefault(component, Tree())
+            if not isinstance(child, Tree):
+                return
+            directory = child
+        directory.children.setdefault(last, node)
+
+    def remove(self, name: bytes) -> None:
+        """Remove the node at a path, if there is one."""
+        above, _, last = name.rpartition(b"/")
+        directory = self.get(above) if above else self
+        if isinstance(directory, Tree):
+            directory.children.pop(last, None)
+
+
 class _Source(NamedTuple):
-    """A name of a package that has its place in the root file system, and whether it is a directory itself, no symlink to one."""
+    """A file of a package, and whether it is a directory itself rather than a symlink to one."""
 
     path: bytes
     package: str
@@ -289,7 +260,7 @@ class _Merge:
         """Merge directories, those that win clashes first."""
         providers: dict[bytes, list[_Source]] = {}
         for directory, package, _ in sources:
-            # A listing tells what is a directory as well: no name of it has to be asked for.
+            # The listing also tells which names are directories, which saves a look-up for each.
             for child, is_directory in self._files.names(directory):
                 found = _Source(directory + b"/" + child, package, is_directory)
                 providers.setdefault(child, []).append(found)
@@ -317,11 +288,11 @@ class _Merge:
         if len(first.path) > LONGEST_PATH:
             raise UnsafeContents(first.path, f"its name has more than {LONGEST_PATH:,} bytes")
         # At the top and in etc, packages have symlinks to directories as well (sbin -> bin, etc/ssl -> a configuration).
-        # One that leads out of the image (etc -> /etc) must not bring in what this machine has there. Not further down:
-        # symlinks that lead up again would have no end.
+        # One that leads out of the image (etc -> /etc) must not bring in files of this machine. Not further down:
+        # symlinks that lead up again would never end.
         above, _, _ = name.rpartition(b"/")
-        anyhow = above in (b"", b"etc")
-        directories = [s for s in sources if s.is_directory or (anyhow and self._files.is_directory(s.path))]
+        follow = above in (b"", b"etc")
+        directories = [s for s in sources if s.is_directory or (follow and self._files.is_directory(s.path))]
         entered = {source.path for source in directories}
         for other in others if len(self.clashes) < _MOST_CLASHES else ():
             both = first.path in entered and other.path in entered
@@ -335,13 +306,38 @@ class _Merge:
         return self.directories(directories, name)
 
 
-def add_entries(archive: Archive, entries: Iterable[Entry]) -> None:
-    """Add what a root file system holds to an archive."""
-    for entry in entries:
-        match entry:
-            case Directory(name, mode, owner):
-                archive.directory(name, mode, owner)
-            case Symlink(name, target):
-                archive.symlink(name, target)
-            case GeneratedFile(name, content, mode):
-                archive.file(name, mode, content)
+def add_system_files(tree: Tree, files: ClosureFiles) -> None:
+    """Add to a tree of packages the system files that it lacks.
+
+    Raises:
+        StorageError: a package cannot be read.
+        UnsafeContents: see ``ClosureFiles``.
+    """
+    tree.add(b"bin", Tree())
+    for name, content in ACCOUNTS.items():
+        tree.add(name, Content(content))
+    tree.add(b"etc/nsswitch.conf", Content(_NSSWITCH))
+    tree.add(b"root", Tree(mode=0o700))
+    tree.add(b"tmp", Tree(mode=0o1777))
+    tree.add(b"var/tmp", Tree(mode=0o1777))
+    tree.add(b"usr/bin", Link(b"../bin"))
+    for name, other in ((CA_BUNDLE, _CA_CERTIFICATES), (_CA_CERTIFICATES, CA_BUNDLE)):
+        if isinstance(tree.get(name), Link):
+            # A link to the name rather than into the store: replacing that file then replaces both.
+            tree.add(other, Link(os.path.basename(name)))
+    candidates = sorted(files.closure, key=lambda path: (path.name, path.base_name))
+    for name in _FROM_CLOSURE:
+        present = tree.get(name)
+        if isinstance(present, Link) and not files.exists(present.target):
+            # A package's bin/sh -> /bin/sh would lead to itself.
+            tree.remove(name)
+            present = None
+        if present is None:
+            places = (str(path).encode() + b"/" + name for path in candidates)
+            target = next((file for file in places if files.exists(file)), None)
+            if target is not None:
+                tree.add(name, Link(target))
+    # Programs have paths below /usr compiled in. Last, so that no link is dangling.
+    for name in (b"lib", b"share"):
+        if name in tree.children:
+            tree.add(b"usr/" + name, Link(b"../" + name))

@@ -40,7 +40,7 @@ _MOST_NAMES = 1 << 20
 # that of a million names stopped the whole server for two seconds.
 _SORTED_AT_ONCE = 1 << 14
 
-# A name takes more than this in Nix's own archive format (Nix manual, "Nix Archive"), so that the sum of the names is bounded as well.
+# Least bytes of a name in Nix's archive format (Nix manual, "Nix Archive"); this bounds the number of names as well.
 _LEAST_NAR_SIZE = 100
 
 
@@ -51,24 +51,24 @@ _Children = list[tuple[bytes, int]]
 
 
 def add_store_paths(archive: Archive, paths: Iterable[PathInfo], store: bytes = _STORE) -> None:
-    """Add store paths, given in order, names within a directory sorted by bytes.
+    """Add store paths in the given order; names within a directory are sorted by bytes.
 
     Args:
         archive: where they are added, with the directories above them.
-        paths: the layer's store paths, and how many bytes Nix has registered for each.
-        store: where the paths are on this machine; in the image they are in ``/nix/store`` in any case.
+        paths: the layer's store paths, with the bytes that Nix has registered for each.
+        store: directory of the paths on this machine; in the image they are always in ``/nix/store``.
 
     Raises:
-        StorageError: a store path cannot be read, holds what no store path can, or more than Nix has registered.
-        UnsafeContents: an image may not have one of the names.
+        StorageError: a store path cannot be read, has a file of a type that Nix does not store, or more bytes than Nix
+            has registered.
+        UnsafeContents: a name is not allowed in an image.
     """
     above = b""
     for component in _STORE.strip(b"/").split(b"/"):
         above = above + b"/" + component if above else component
         archive.directory(above)
     try:
-        # The only name that is looked up from the root: the operator controls symlinks above the store. The
-        # directory
+        # The only name that is looked up from the root: the operator controls symlinks above the store.
         descriptor = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise unreadable(store, error) from error
@@ -80,7 +80,7 @@ def add_store_paths(archive: Archive, paths: Iterable[PathInfo], store: bytes = 
 
 
 class _StorePath:
-    """One store path on its way into an archive."""
+    """Adds one store path to an archive."""
 
     def __init__(self, archive: Archive, store: int, info: PathInfo) -> None:
         self._archive = archive
@@ -175,9 +175,9 @@ class _StorePath:
 
 
 class _Descent:
-    """The directory that is being read, and its path from the store, of which the last directories are open.
+    """The directory that is being read, and the path to it, of which the last directories are open.
 
-    A context manager; it closes all of them.
+    A context manager that closes them.
 
     Args:
         store: the open directory above.
@@ -190,7 +190,7 @@ class _Descent:
 
     @property
     def descriptor(self) -> int:
-        """The path of the directory that is being read."""
+        """The descriptor of the directory that is being read."""
         return self._open[-1]
 
     def enter(self, child: bytes) -> None:
@@ -237,7 +237,7 @@ def _children(directory: int, name: bytes) -> _Children:
     children: _Children = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            # Find out the type while the directory is open: not every file system gives it in a listing.
+            # Get the type while the directory is open: not every file system includes it in a listing.
             if entry.is_file(follow_symlinks=False):
                 kind = _IS_FILE
             elif entry.is_dir(follow_symlinks=False):

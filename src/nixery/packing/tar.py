@@ -1,8 +1,8 @@
-"""Tar headers, to the byte.
+"""Tar headers, byte for byte.
 
 Format: POSIX ustar, with a pax extended header where a name, a link target, a size or an id does not fit (POSIX.1-2017,
-pax, "ustar Interchange Format" and "pax Header Block"). Both are what the image specification's layer.md asks for.
-Our own rather than ``tarfile``, whose headers cost five times as much to make, and whose bytes may change with Python.
+pax, "ustar Interchange Format" and "pax Header Block"). The image specification (layer.md) requires both.
+Not ``tarfile``, whose headers take five times as long to make, and whose bytes may change with Python.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ _PERMISSIONS = b"%07o\0" * 3
 _MAGIC_TO_DEVICE = b"ustar\x0000" + bytes(32 + 32) + b"%07o\0" % 0 * 2
 _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
 
-# Fills up with zeros. Name, permissions and owner, size, time, checksum, kind, target, what is the same everywhere, prefix.
+# Pads with zeros. Name, permissions and owner, size, time, checksum, kind, target, constant fields, prefix.
 _BLOCK = Struct("100s 24s 12s 12s 8s 1s 100s 88s 167s").pack
 _LARGEST_SIZE = 8**11 - 1
 
-# What every header adds to its checksum: fields that are the same in all, and the checksum's own, which counts as eight spaces.
-_SUM_OF_THE_SAME = sum(_MTIME + _MAGIC_TO_DEVICE + b" " * 8)
+# The constant part of every checksum: fields that are the same in all headers, and the checksum's own, which counts
+# as eight spaces.
+_CONSTANT_SUM = sum(_MTIME + _MAGIC_TO_DEVICE + b" " * 8)
 _LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
 
@@ -46,7 +47,7 @@ def directory(name: bytes, mode: int, owner: tuple[int, int]) -> bytes:
     """Return the header blocks of a directory; its owner is the ids of a user and a group.
 
     Raises:
-        UnsafeContents: the name is a whiteout; the functions for other entries raise it, too.
+        UnsafeContents: the name is a whiteout; ``symlink`` and ``file`` raise it, too.
     """
     return _header(name + b"/", mode, 0, b"5", owner=owner)
 
@@ -98,14 +99,14 @@ def _header(
 
 @cache
 def _permissions(mode: int, user: int, group: int, kind: bytes) -> tuple[bytes, int]:
-    """Return the fields, and what all is added up to that is the same for entries which share them and their kind."""
+    """Return the fields, and the part of the checksum that they, the kind and the constant fields add up to."""
     fields = _PERMISSIONS % (mode, user, group)
-    return fields, _SUM_OF_THE_SAME + sum(fields) + sum(kind)
+    return fields, _CONSTANT_SUM + sum(fields) + sum(kind)
 
 
 def _split(name: bytes) -> tuple[bytes, bytes | None]:
     """Split a long name at a slash so that both parts fit; the second part is None if there is no such slash."""
-    # The slash must leave at most 100 bytes behind it, and something: a directory's own last slash is no place.
+    # At least one and at most 100 bytes must follow the slash, so a directory's own last slash does not count.
     slash = name.find(b"/", len(name) - _LONGEST_NAME - 1, len(name) - 1)
     if 0 < slash <= _LONGEST_PREFIX:
         return name[:slash], name[slash + 1 :]
@@ -115,8 +116,8 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
 def _ustar_block(
     name: bytes, prefix: bytes, permissions: tuple[bytes, int], size: int, kind: bytes, target: bytes
 ) -> bytes:
-    # All bytes added up. Those of a field are less than 65521, so the lower half of its Adler-32 is their sum, and one
-    # (RFC 1950, 9): a tenth of what `sum` takes. Most fields are empty in most headers.
+    # The sum of all bytes. The bytes of a field add up to less than 65521, so the lower half of its Adler-32 is their
+    # sum plus one (RFC 1950, 9), in a tenth of the time of `sum`. Most fields are empty in most headers.
     fields, checksum = permissions
     length, length_sum = _length(size)
     checksum += length_sum + (adler32(name) & 0xFFFF) - 1
@@ -133,7 +134,7 @@ def _length(size: int) -> tuple[bytes, int]:
     return field, sum(field)
 
 
-# No more than 2**17 of them: what 512 bytes can add up to.
+# At most 2**17 entries: the largest sum of 512 bytes.
 @cache
 def _checksum(total: int) -> bytes:
     return b"%06o\0 " % total
@@ -152,7 +153,7 @@ def _pax_header(records: dict[bytes, bytes]) -> bytes:
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:
-    # A record begins with its own length, which includes the digits of that length.
+    # A record begins with its own length, which includes the digits of the length.
     rest = b" %s=%s\n" % (key, value)
     length = len(rest) + 1
     while len(b"%d" % length) + len(rest) != length:

@@ -1,7 +1,7 @@
-"""What the user needs that a definition names: an entry in ``/etc/passwd``, and directories to write into.
+"""The user of an image definition: an entry in ``/etc/passwd``, and directories to write into.
 
-Runtimes refuse to start as a user whose name they do not find there. They make a missing working directory or mount point
-themselves, but for root; and what they mount for a volume, Docker and Podman give the owner of the directory in the image.
+Runtimes refuse to start as a user without an entry. They create a missing working directory or mount point, but for
+root; and Docker and Podman give a volume the owner of its directory in the image.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _LINE = re.compile(r"([^:#]+):[^:]*:(\d+):(\d*)", re.ASCII)
 _MOST_BYTES = 1 << 20
 _MOST_LINES = 1 << 16
 
-# The one above it, -1 as a number of 32 bits, means "leave it as it is" to chown(2).
+# The next number, -1 in 32 bits, means "do not change" to chown(2).
 _LARGEST_ID = (1 << 32) - 2
 
-# Belongs to the store, to the kernel or to the runtime.
+# Names that belong to the store, the kernel or the runtime.
 _LEFT_OUT = frozenset({"nix", "dev", "proc", "sys"})
 
 
@@ -45,13 +45,13 @@ class _Entry:
 def add_user_files(
     tree: Tree, files: ClosureFiles, user: str | None, working_directory: str | None, volumes: Iterable[str]
 ) -> None:
-    """Add a user's entry, and the directories that belong to the user, where the tree has none yet.
+    """Add the user's entry, and the directories that belong to the user, unless the tree has them.
 
     Args:
-        tree: the root file system, complete but for these.
-        files: of the image; the packages' ``/etc/passwd`` and ``/etc/group`` are read from here.
+        tree: the root file system, otherwise complete.
+        files: of the image, for the packages' ``/etc/passwd`` and ``/etc/group``.
         user: as in the config: ``name``, ``id``, ``name:group`` or ``id:id``; ``None`` for root.
-        working_directory: absolute; the home of a new user as well.
+        working_directory: absolute; also the home of a new user.
         volumes: absolute.
 
     Raises:
@@ -71,7 +71,7 @@ def _name(place: str) -> str:
 
 
 class _Accounts:
-    """The two files, each read once, in which it finds or adds a user and a group."""
+    """``/etc/passwd`` and ``/etc/group``, each read once; finds or adds a user and a group."""
 
     def __init__(self, tree: Tree, files: ClosureFiles) -> None:
         self._tree = tree
@@ -82,7 +82,7 @@ class _Accounts:
         }
 
     def owner(self, user: str, home: str) -> tuple[int, int]:
-        """Return the ids of a user and its group, as in the config; adds those that the files lack."""
+        """Return the ids of a user and its group, as in the config; add those that the files lack."""
         name, _, group = user.partition(":")
         entry = self._find(PASSWD, name)
         if name.isdecimal():
@@ -134,7 +134,7 @@ def _content(tree: Tree, files: ClosureFiles, name: bytes) -> bytes:
     if isinstance(node, Content):
         return node.content
     content = files.read(node.target, _MOST_BYTES) if isinstance(node, Link) else None
-    # A directory does not count, and neither does a link out of the image: the image then gets our file.
+    # For a directory, and for a link out of the image, the image gets the default file.
     return ACCOUNTS[name] if content is None else content
 
 
@@ -156,7 +156,7 @@ def _entries(content: bytes, name: bytes, origin: bytes) -> Iterator[_Entry]:
 
 
 def _id(digits: str, origin: bytes) -> int:
-    # The interpreter refuses to parse numbers of thousands of digits, with an error of its own.
+    # Python refuses to parse numbers of thousands of digits.
     if len(digits) > len(str(_LARGEST_ID)) or int(digits) > _LARGEST_ID:
         raise UnsafeContents(origin, f"the numbers of users and groups are no larger than {_LARGEST_ID}")
     return int(digits)

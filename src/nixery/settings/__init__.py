@@ -39,7 +39,7 @@ from nixery.nix.environments import (
 )
 from nixery.quantities import DiskMark, seconds, size
 from nixery.settings import values
-from nixery.sources.commits import REACHABLE, CommitRule
+from nixery.sources.source import REACHABLE, CommitRule
 
 _DAY = 24 * 3600
 _WEEK = 7 * _DAY

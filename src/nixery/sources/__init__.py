@@ -1,1 +1,1 @@
-"""Where packages come from, what a tag means there, and which state of it an image was built from."""
+"""Package sources: what a tag means, which state it is pinned to, and where the package set of that state is."""

@@ -1,8 +1,6 @@
-"""What git says of a directory that somebody works in.
+"""Package sets in a directory of this machine (``NIXERY_PKGS_PATH``): pinned by a digest of everything in it.
 
-A digest of everything in a directory.
-
-Package sets in a directory of this machine (``NIXERY_PKGS_PATH``).
+Git only gives the state a name for people: the last commit, and whether there are changes since.
 """
 
 from __future__ import annotations
@@ -21,14 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nixery.errors import NixeryError, NixTimedOut, NixUnusable, PackageSetChanged, SourceUnreachable
+from nixery.files import LIST, READ
 from nixery.nix.packages import NixFiles
 from nixery.nix.processes import ProcessContext, run_command
+from nixery.sources.git import commit_date
 from nixery.sources.git_commands import with_git_settings
-from nixery.sources.git_repository import commit_date
 from nixery.sources.source import Pin, Reference
 
+# Every tag means the current state.
+_REFERENCE = Reference("", moving=True)
+
 # Seconds. Looking through the working tree of nixpkgs takes less than one.
-_PATIENCE = 30
+_GIT_TIMEOUT = 30
 
 # The directory may belong to another user, whose packages we evaluate; but no program in its git
 # configuration may run here.
@@ -47,6 +49,94 @@ _SETTINGS = (
 
 # Filters change the content of files; a repository's own configuration defines them.
 _FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
+
+# Nanoseconds since its last change after which a file's time stamps show another change.
+_TOO_FRESH = 2_000_000_000
+
+# Git's own files change with every command, Python's caches with every run; neither is part of a package set.
+_LEFT_OUT = frozenset({b".git", b"__pycache__"})
+
+# File systems whose files are generated on reading, and may be endless.
+_NOT_ON_A_DISK = (b"/proc", b"/sys", b"/dev")
+
+# Limits for one package set; nixpkgs has 40,000 files and 500 MB. Links may lead to far more than intended.
+_MOST_ENTRIES = 2_000_000
+_MOST_TREES = 1_000
+_MOST_BYTES = 64 * 1024**3
+
+# Device, inode, size, time of the last change of content, and of any change, which programs cannot set.
+_Version = tuple[int, int, int, int, int]
+
+
+class DirectorySource:
+    """A ``PackageSource`` for a directory, or for a single Nix file.
+
+    Nix reads the directory in place, so that files may refer to their neighbours. There are no copies of old states:
+    an image is served as long as its pin lasts, but a new build uses the current state, and moves the pin.
+
+    Args:
+        path: absolute. Symlinks are followed at each use, so that moving one can replace the package set.
+        environment: of git.
+    """
+
+    def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
+        self.description = f"path:{path}"
+        self._environment = environment
+        self._last: Pin | None = None
+        self._path = path
+        self._fingerprint = Fingerprint()
+        self._one_at_a_time = asyncio.Lock()
+
+    def reference(self, tag: str) -> Reference:  # noqa: ARG002 -- see _REFERENCE
+        """See ``PackageSource.reference``."""
+        return _REFERENCE
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002 -- see below
+        """See ``PackageSource.may_mean``. A directory is always read in its current state."""
+        return True
+
+    async def resolve(self, reference: Reference) -> Pin:  # noqa: ARG002 -- there is only one
+        """See ``PackageSource.resolve``."""
+        return await self._pin()
+
+    async def look_ahead(self) -> None:
+        """Read the directory in advance; from then on, a pin only reads what has changed.
+
+        Ignores errors, which the first request reports.
+        """
+        with suppress(SourceUnreachable):
+            await self._pin()
+
+    async def confirm(self, pin: Pin) -> None:
+        """See ``PackageSource.confirm``."""
+        if (await self._pin()).identity != pin.identity:
+            raise PackageSetChanged
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
+        """See ``PackageSource.open``."""
+        await self.confirm(pin)
+        try:
+            yield NixFiles(self._path.resolve(), self_contained=False)
+        except NixeryError:
+            # A change in progress may be the cause.
+            await self.confirm(pin)
+            raise
+        await self.confirm(pin)
+
+    async def _pin(self) -> Pin:
+        async with self._one_at_a_time:
+            try:
+                fingerprint = await asyncio.to_thread(self._fingerprint.of, self._path)
+            except OSError as error:
+                # Clients must not learn the path of the set on this machine.
+                raise SourceUnreachable(f"the package set cannot be read: {error.strerror}") from error
+            if self._last is None or self._last.identity != fingerprint:
+                # The content identifies the state; git may have a better name for people.
+                state = await worktree_state(self._path.resolve(), self._environment)
+                revision, created = (state.revision, state.created) if state else (fingerprint, None)
+                self._last = Pin(self.description, fingerprint, revision, created=created)
+            return self._last
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +191,10 @@ async def worktree_state(path: Path, environment: Mapping[str, str]) -> Worktree
 async def _ask(directory: Path, environment: Mapping[str, str], *arguments: str) -> str | None:
     command: Sequence[str] = ("git", "-C", str(directory), *arguments)
     try:
-        completed, _ = await run_command(_PATIENCE, *command, context=ProcessContext(environment))
+        completed, _ = await run_command(_GIT_TIMEOUT, *command, context=ProcessContext(environment))
     except (NixUnusable, NixTimedOut):
         return None
     return completed.stdout.decode(errors="surrogateescape") if completed.exit_code == 0 else None
-
-
-# A file that was written so short a time ago, in nanoseconds, could be written again without its time stamps showing it.
-_TOO_FRESH = 2_000_000_000
-
-# Git's own files change with every command, Python's caches with every run; no package set is made of them.
-_LEFT_OUT = frozenset({b".git", b"__pycache__"})
-
-# File systems whose files are generated on reading, and may be endless.
-_NOT_ON_A_DISK = (b"/proc", b"/sys", b"/dev")
-
-# Limits for one package set; nixpkgs has 40,000 files and 500 MB. Links may lead to far more than intended.
-_MOST_ENTRIES = 2_000_000
-_MOST_TREES = 1_000
-_MOST_BYTES = 64 * 1024**3
-
-# Device, inode, size, time of the last change of content, and of anything at all. The last one cannot be set by anybody.
-_Version = tuple[int, int, int, int, int]
 
 
 class Fingerprint:
@@ -142,7 +214,7 @@ class Fingerprint:
         self._bytes = 0
 
     def of(self, root: Path) -> str:
-        """Return the fingerprint of a file or directory, in hexadecimal digits. Blocks, the first time for as long as reading takes.
+        """Return the fingerprint of a file or directory, in hexadecimal digits; blocks while it reads new files.
 
         Raises:
             OSError: a file cannot be read, or the tree exceeds the limits.
@@ -156,7 +228,7 @@ class Fingerprint:
         return total.hexdigest()
 
     def _entries(self, root: bytes, known: dict[_Version, bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
-        # Names are told relative to the tree they are in; trees that symlinks lead to are numbered as they are found.
+        # Names are relative to their tree; trees that symlinks lead to are numbered in the order of discovery.
         trees = [root]
         left = _MOST_ENTRIES
         for number, tree in enumerate(trees):  # grows on the way
@@ -197,7 +269,7 @@ class Fingerprint:
 
 
 def _listed(path: bytes) -> list[bytes]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, LIST)
     try:
         return [os.fsencode(name) for name in os.listdir(descriptor)]
     finally:
@@ -206,8 +278,7 @@ def _listed(path: bytes) -> list[bytes]:
 
 def _opened(path: bytes, status: os.stat_result) -> io.BufferedReader:
     """Open a file that was regular a moment ago, without blocking if it is a pipe by now."""
-    # With O_NONBLOCK a pipe opens at once. It has no effect on regular files.
-    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 -- the caller's
+    file = open(os.open(path, READ), "rb")  # noqa: SIM115 -- the caller's
     opened = os.fstat(file.fileno())
     if not stat.S_ISREG(opened.st_mode) or not os.path.samestat(opened, status):
         file.close()
@@ -216,84 +287,10 @@ def _opened(path: bytes, status: os.stat_result) -> io.BufferedReader:
 
 
 def _is_covered(target: bytes, trees: list[bytes]) -> bool:
-    # What is in the Nix store is told by its path, and a link to a directory above would cover half of the machine.
+    # A store path identifies its content, and a link to a directory above would cover half of the machine.
     elsewhere = any(_is_in(target, place) for place in (b"/nix/store", *_NOT_ON_A_DISK))
     return elsewhere or any(_is_in(target, t) or _is_in(t, target) for t in trees)
 
 
 def _is_in(path: bytes, tree: bytes) -> bool:
     return path == tree or path.startswith(tree.rstrip(b"/") + b"/")
-
-
-# The one source without versions: every tag means what is there now.
-_REFERENCE = Reference("", moving=True)
-
-
-class DirectorySource:
-    """The ``PackageSource`` for a directory, or for a single Nix file.
-
-    Nix reads the directory where it is, so that files may refer to their neighbours. No old state of it is kept: what was built
-    is served as long as its pin lasts, but what is built anew is built from what is there, and moves the pin.
-
-    Args:
-        path: absolute. Symlinks are followed each time, so that a new version can be put in place by moving one.
-    """
-
-    def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
-        self.description = f"path:{path}"
-        self._environment = environment
-        self._last: Pin | None = None
-        self._path = path
-        self._fingerprint = Fingerprint()
-        self._one_at_a_time = asyncio.Lock()
-
-    def reference(self, tag: str) -> Reference:  # noqa: ARG002 -- see _REFERENCE
-        """See ``PackageSource.reference``."""
-        return _REFERENCE
-
-    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002 -- see below
-        """See ``PackageSource.may_mean``. A directory is always read in its current state."""
-        return True
-
-    async def resolve(self, reference: Reference) -> Pin:  # noqa: ARG002 -- there is only one
-        """See ``PackageSource.resolve``."""
-        return await self._pin()
-
-    async def look_ahead(self) -> None:
-        """Read the directory before anybody asks: from then on, a pin costs a look at what has changed.
-
-        Whatever is wrong with it, those who ask are told.
-        """
-        with suppress(SourceUnreachable):
-            await self._pin()
-
-    async def confirm(self, pin: Pin) -> None:
-        """See ``PackageSource.confirm``."""
-        if (await self._pin()).identity != pin.identity:
-            raise PackageSetChanged
-
-    @asynccontextmanager
-    async def open(self, pin: Pin) -> AsyncIterator[NixFiles]:
-        """See ``PackageSource.open``."""
-        await self.confirm(pin)
-        try:
-            yield NixFiles(self._path.resolve(), self_contained=False)
-        except NixeryError:
-            # It may be due to a change that was half done.
-            await self.confirm(pin)
-            raise
-        await self.confirm(pin)
-
-    async def _pin(self) -> Pin:
-        async with self._one_at_a_time:
-            try:
-                fingerprint = await asyncio.to_thread(self._fingerprint.of, self._path)
-            except OSError as error:
-                # Where the set is on this machine is no business of a client's.
-                raise SourceUnreachable(f"the package set cannot be read: {error.strerror}") from error
-            if self._last is None or self._last.identity != fingerprint:
-                # The content is what counts; git has a better name for it, perhaps.
-                state = await worktree_state(self._path.resolve(), self._environment)
-                revision, created = (state.revision, state.created) if state else (fingerprint, None)
-                self._last = Pin(self.description, fingerprint, revision, created=created)
-            return self._last

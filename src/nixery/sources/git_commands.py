@@ -1,33 +1,41 @@
-"""Run git against one remote repository: with the operator's credentials, and without trusting the remote.
+"""Run git against a remote repository, and on bare copies of it in the storage.
 
-Errors of sources: the log gets the reason; clients get it only if the source is public.
+Git has the operator's credentials, never asks for any, and does not trust the remote. Servers on one storage share
+the copies; one git process at a time fetches into each.
 """
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
-import structlog
-
-from nixery.errors import NixTimedOut, NixUnusable, SourceUnreachable, StorageError
+from nixery.errors import NixTimedOut, NixUnusable, StorageError
 from nixery.nix.processes import USUAL_ANSWER, ProcessContext, run_command
 from nixery.source_location import SourceLocation
+from nixery.sources.source import Disclosure
 
 # Seconds. A shallow fetch of nixpkgs is 45 MB.
-FETCH = 600
-LOOK_UP = 60
+FETCH_TIMEOUT = 600
+LOOK_UP_TIMEOUT = 60
 
-# Bytes of a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4 GB.
+# Seconds between two attempts to get a lock that another server holds.
+_POLL = 0.1
+
+# Limit in bytes for a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4 GB.
 _LARGEST_FILE = 16 * 1024**3
 
-# Limit in bytes for the memory of git, without the packs that it maps. A commit can have a message of any length, or
-# thousands of placeholders for it (`export-subst`), and git holds all of it. Repacking all of nixpkgs takes 2 GB.
+# Limit in bytes for the memory of git, without the packs that it maps. A commit can have a message of any length,
+# or thousands of placeholders for it (`export-subst`), all in memory. Repacking all of nixpkgs takes 2 GB.
 _MOST_MEMORY = 4 * 1024**3
 
-# Git needs none of these here, and each can make it run a program. We collect garbage ourselves, in the
-# foreground.
+# Each of these features is unnecessary here and can make git run a program. `GitRepository` collects garbage, in
+# the foreground.
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",
@@ -43,7 +51,7 @@ _SETTINGS = {
 # Otherwise git maps whole packs of any size, and fails if it may not.
 _FEW_MAPPINGS = {"core.packedGitWindowSize": "32m", "core.packedGitLimit": "512m"}
 
-# A shell's argument; the secrets are in the environment alone, where other users cannot read them.
+# A shell's argument; the secrets are only in the environment, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
 
 # For some placeholders of `export-subst`, git archive runs gpg on the commit's signature and writes the name
@@ -71,7 +79,7 @@ class Git:
         self.address = location.address
         self.disclosure = Disclosure(location)
         self._location = location
-        # No user is present to type a password. English, since we search some messages for words.
+        # Fail instead of asking for a password. English, since some messages are searched for words.
         unattended = {
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "true",
@@ -85,7 +93,7 @@ class Git:
         if location.username is not None:
             # For this host alone, even if the server redirects to another one.
             where = "credential.{0.scheme}://{0.netloc}".format(urlsplit(location.address))
-            # If we have no password, the operator's helpers may know one for the user.
+            # Without a password, the operator's helpers may know one for the user.
             first = [(f"{where}.username", location.username)]
             settings += [*(first if location.password is None else [(f"{where}.helper", "")])]
             settings += [(f"{where}.helper", _HELPER)]
@@ -112,7 +120,7 @@ class Git:
     async def local(
         self,
         *arguments: str,
-        seconds: float = FETCH,
+        seconds: float = FETCH_TIMEOUT,
         descriptors: tuple[int, ...] = (),
         answer: int = USUAL_ANSWER,
     ) -> tuple[int, str]:
@@ -127,7 +135,7 @@ class Git:
                 arguments, seconds, {"GIT_ALLOW_PROTOCOL": "none", **_NO_KEYS}, descriptors, answer
             )
         except (NixUnusable, NixTimedOut) as error:
-            raise StorageError(f"git {command_of(arguments)} failed: {error}") from error
+            raise StorageError(f"git {_command_of(arguments)} failed: {error}") from error
 
     async def _run(
         self,
@@ -151,8 +159,126 @@ class Git:
         return completed.exit_code, self._location.redact((said[0] if said else "").removeprefix("fatal: "))
 
 
+class _Commands:
+    """Runs git on a bare repository.
+
+    Args:
+        git: of the original repository.
+        directory: of the copy.
+        descriptors: open files that git inherits.
+    """
+
+    def __init__(self, git: Git, directory: Path, descriptors: tuple[int, ...] = ()) -> None:
+        self.directory = directory
+        self._git = git
+        self._descriptors = descriptors
+
+    async def run(self, *arguments: str, answer: int = USUAL_ANSWER) -> tuple[int, str]:
+        """Run git on the copy; return its status, and its output or error message.
+
+        Raises:
+            AnswerTooLarge: its output has more bytes than ``answer``.
+        """
+        return await self._git.local(
+            "--git-dir", str(self.directory), *arguments, descriptors=self._descriptors, answer=answer
+        )
+
+    async def require(self, *arguments: str, answer: int = USUAL_ANSWER) -> str:
+        """Run git on the copy; return its output.
+
+        Raises:
+            AnswerTooLarge: it has more bytes than ``answer``.
+            StorageError: the copy is damaged, or the disk is full.
+        """
+        status, output = await self.run(*arguments, answer=answer)
+        if status != 0:
+            raise StorageError(f"git {_command_of(arguments)} failed: {output}")
+        return output
+
+
+class LockedRepository(_Commands):
+    """A bare repository whose lock is held. Only the git processes that it starts inherit the lock.
+
+    If this process is killed, the lock is released when the last of them has ended.
+    """
+
+    async def fetch(self, *arguments: str) -> tuple[int, str]:
+        """Fetch from the original repository; return git's status and error message."""
+        return await self._git.contact(
+            *("--git-dir", str(self.directory), "fetch", "--quiet", "--no-tags", "--no-write-fetch-head"),
+            *arguments,
+            seconds=FETCH_TIMEOUT,
+            descriptors=self._descriptors,
+        )
+
+    async def init(self) -> None:
+        """Initialise the repository.
+
+        Raises:
+            StorageError: git fails.
+        """
+        status, said = await self._git.local(
+            "init", "--quiet", "--bare", "--template=", str(self.directory), descriptors=self._descriptors
+        )
+        if status != 0:
+            raise StorageError(f"cannot create a git repository in the storage: {said}")
+
+
+class BareRepository(_Commands):
+    """A bare repository in the storage, shared by servers. One git process at a time fetches into it.
+
+    Args:
+        git: of the original repository.
+        directory: of the copy; made if missing.
+    """
+
+    def __init__(self, git: Git, directory: Path) -> None:
+        super().__init__(git, directory)
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def exclusively(self) -> AsyncIterator[LockedRepository]:
+        """Lock this copy against other coroutines and other servers; make it if missing.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        async with self._lock:
+            try:
+                await asyncio.to_thread(self.directory.mkdir, parents=True, exist_ok=True)
+                descriptor = os.open(
+                    self.directory / "nixery.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+                )
+            except OSError as error:
+                raise StorageError(
+                    f"cannot keep git repositories in the storage: {error.strerror}"
+                ) from error
+            try:
+                await _lock(descriptor)
+                locked = LockedRepository(self._git, self.directory, (descriptor,))
+                # A killed server may have left git's own locks, which would block git for ever.
+                await asyncio.to_thread(self._remove_leftovers)
+                if not await asyncio.to_thread(self.exists):
+                    await locked.init()
+                yield locked
+            finally:
+                os.close(descriptor)
+
+    def exists(self) -> bool:
+        """Whether anything was fetched into it."""
+        return (self.directory / "HEAD").exists() and (self.directory / "config").exists()
+
+    def _remove_leftovers(self) -> None:
+        locks = [*self.directory.glob("*.lock"), *(self.directory / "refs").rglob("*.lock")]
+        # Incomplete packs of interrupted fetches.
+        unfinished = (self.directory / "objects" / "pack").glob("tmp_*")
+        for path in (*locks, *unfinished, *self.directory.glob("objects/info/**/*.lock")):
+            if path.name != "nixery.lock":
+                path.unlink(missing_ok=True)
+
+
 def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
-    """Return an environment for a git that another program starts; git runs no hooks in it, and needs little address space."""
+    """Return an environment for a git that another program starts: without hooks, and for little address space."""
     return with_git_settings(environment, [*_SETTINGS.items(), *_FEW_MAPPINGS.items()])
 
 
@@ -173,40 +299,16 @@ def _is_local(address: str) -> bool:
     return address.startswith("file://") or ("://" not in address and not is_short_ssh)
 
 
-def command_of(arguments: Sequence[str]) -> str:
-    """Return the name of a git command, for messages."""
+def _command_of(arguments: Sequence[str]) -> str:
     return arguments[2] if arguments[0] == "--git-dir" else arguments[0]
 
 
-# Characters of a program's message; a server may have it repeat anything.
-_LONGEST = 500
-
-_log = structlog.get_logger("nixery.sources")
-
-
-class Disclosure:
-    """Messages about one source, without its secrets.
-
-    Args:
-        location: of the source.
-    """
-
-    def __init__(self, location: SourceLocation) -> None:
-        self._location = location
-
-    @property
-    def name(self) -> str:
-        """The source, in messages for clients."""
-        return self._location.name
-
-    def unreachable(self, reason: str) -> SourceUnreachable:
-        """Return the error of a source that cannot be read, and log why.
-
-        Args:
-            reason: in the words of git or Nix, which may repeat a URL.
-        """
-        said = " ".join(self._location.redact(reason).split())[:_LONGEST] or "no reason given"
-        _log.warning("package source unreachable", source=self._location.shown, reason=said)
-        if self._location.is_told:
-            return SourceUnreachable(f"cannot read {self.name}: {said}")
-        return SourceUnreachable(f"cannot read {self.name}; the server's log has the reason")
+async def _lock(descriptor: int) -> None:
+    # Polls, because a thread that blocks cannot be cancelled, and another server may fetch for minutes.
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await asyncio.sleep(_POLL)
+        else:
+            return

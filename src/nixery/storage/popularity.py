@@ -1,19 +1,19 @@
-"""Where popularity data comes from, and a copy for when it cannot be had there."""
+"""Popularity data: fetched from the operator's URL, with a copy for when that fails."""
 
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from datetime import timedelta
-from http.client import HTTPException
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Annotated
+from urllib.parse import unquote, urlsplit
 
+import httpx
 import structlog
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -25,24 +25,28 @@ from nixery.source_location import redacted
 from nixery.storage.files import write_file
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
+
+# Seconds for the whole download.
 _TIMEOUT = 30.0
+# Bytes of the data.
 _LARGEST = 64 * 1024 * 1024
+_MOST_REDIRECTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class PopularityCopies:
-    """The last data of each URL.
+    """Copies of the last data of each URL.
 
     Attributes:
         root: of the storage.
-        temporary: where files are written, on the same file system.
+        temporary: for unfinished files, on the same file system.
     """
 
     root: Path
     temporary: Path
 
     def keep(self, url: str, popularity: Popularity) -> None:
-        """Write what was fetched just now.
+        """Store a copy.
 
         Raises:
             StorageError: it cannot be written.
@@ -50,7 +54,7 @@ class PopularityCopies:
         write_file(self.temporary, self._place(url), canonical_json(dict(popularity.counts)))
 
     def find(self, url: str) -> tuple[Popularity, timedelta] | None:
-        """Return the copy, if there is a good one, and its age."""
+        """Return the copy and its age; ``None`` if there is no valid one."""
         place = self._place(url)
         try:
             age = max(0, int(time.time() - place.lstat().st_mtime))
@@ -64,15 +68,14 @@ class PopularityCopies:
 
 
 def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popularity:
-    """Fetch and check popularity data, or take the copy of the last time if it cannot be fetched; blocks.
+    """Fetch and check popularity data, or use the last copy if it cannot be fetched; blocks.
 
-    A server that has no data though it is configured with some does not start: it would group layers differently, and
-    every image would have another digest than its neighbours give it. Neither does it with data that is wrong: whoever
-    changed it is there to hear it.
+    A server without its configured data must not start: it would group layers differently, and give images other
+    digests than its neighbours. Invalid data stops it as well, while the operator who changed it is present.
 
     Args:
         url: an http, https or file URL, or a path.
-        copies: where one is kept.
+        copies: of fetched data; ``None`` to keep none.
 
     Raises:
         SettingsError: it cannot be fetched and there is no copy, or it is not an object of counts by package name.
@@ -81,15 +84,13 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
     shown = redacted(url)
     try:
         content = _fetch(url)
-    except (OSError, ValueError, HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is a response as well
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
         copy = copies.find(url) if copies else None
         if copy is None:
             raise SettingsError((f"NIX_POPULARITY_URL is wrong: {shown}: {redacted(str(error))}",)) from None
         popularity, age = copy
         structlog.get_logger("nixery.popularity").warning(
-            "NIX_POPULARITY_URL cannot be fetched, its copy is used",
+            "cannot fetch NIX_POPULARITY_URL; using its copy",
             url=shown,
             reason=redacted(str(error)),
             age_of_copy=str(age),
@@ -106,15 +107,10 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
 
 
 def _fetch(url: str) -> bytes:
-    if not url.startswith(("http://", "https://", "file://")):
-        # The operator may name a symlink, but neither a pipe, which may block, nor a device, which may never
-        # end.
-        found = read_regular(Path(url).resolve(strict=True), _LARGEST)
-        if found is None:
-            raise OSError(f"it is no regular file of at most {_LARGEST} bytes")
-        return found
-    # The timeout of a socket is for each read alone: a server that trickles, be it in its header fields, would hold us up for ever. The
-    # thread that it holds up instead keeps nothing from ending.
+    if not url.startswith(("http://", "https://")):
+        return _read(url)
+    # httpx times out each read by itself: a server that trickles, even in its header fields, would block for ever.
+    # A daemon thread does not keep the process from exiting.
     answers: SimpleQueue[bytes | Exception] = SimpleQueue()
     threading.Thread(target=_download, args=(url, answers), daemon=True).start()
     try:
@@ -126,13 +122,38 @@ def _fetch(url: str) -> bytes:
     return answer
 
 
+def _read(place: str) -> bytes:
+    if place.startswith("file://"):
+        parts = urlsplit(place)
+        if parts.netloc not in {"", "localhost"}:
+            raise OSError("a file URL must name a file of this machine: file:///...")
+        place = unquote(parts.path)
+    # A symlink is allowed, but no FIFO, which may block, and no device, which may never end.
+    content = read_regular(Path(place).resolve(strict=True), _LARGEST)
+    if content is None:
+        raise OSError(f"it is no regular file of at most {_LARGEST} bytes")
+    return content
+
+
 def _download(url: str, answers: SimpleQueue[bytes | Exception]) -> None:
+    content = bytearray()
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 -- the operator's own URL
-            content = response.read(_LARGEST)
-            length = int(response.headers.get("Content-Length") or len(content))
-    except Exception as error:  # noqa: BLE001 -- raised again by the one who waits
+        # The certificates that the machine trusts.
+        client = httpx.Client(
+            verify=ssl.create_default_context(),
+            timeout=_TIMEOUT,
+            follow_redirects=True,
+            max_redirects=_MOST_REDIRECTS,
+            headers={"Accept-Encoding": "identity"},
+        )
+        with client, client.stream("GET", url) as response:
+            if not response.is_success:
+                raise OSError(f"HTTP {response.status_code} {response.reason_phrase}")  # noqa: TRY301 -- passed on
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > _LARGEST:
+                    raise OSError(f"it has more than {_LARGEST} bytes")  # noqa: TRY301
+    except Exception as error:  # noqa: BLE001 -- raised again by the waiting thread
         answers.put(error)
     else:
-        is_whole = len(content) >= length
-        answers.put(content if is_whole else OSError(f"{len(content)} bytes came of {length}"))
+        answers.put(bytes(content))

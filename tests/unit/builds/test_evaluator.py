@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,6 +16,7 @@ from nixery.image.name import parse_image_name
 from nixery.image.platform import Platform
 from nixery.nix.build_log import ProgressCallback, ignore_progress
 from nixery.nix.packages import Contents, Definition, Details, Evaluated, NixFiles, Package, PackageSet
+from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore
@@ -38,7 +40,7 @@ class World:
 
     def evaluator(self, identity: str = "this program") -> Evaluator:
         """One of another process: it knows what is in records."""
-        return Evaluator(self, self, EvaluationCache(self.records, identity))
+        return Evaluator(self, cast("Nix", self), EvaluationCache(self.records, identity))
 
     async def built(self, name: str) -> Contents:
         """Evaluate as a build does whose image is stored at its end."""
@@ -203,7 +205,7 @@ async def test_an_optional_package_may_be_missing_although_somebody_asked_for_it
     platform = parse_image_name("git").platform
     cache = EvaluationCache(world.records, "this program")
     cache.add(PIN, platform, "iana-etc", missing)
-    evaluator = Evaluator(world, world, cache)
+    evaluator = Evaluator(world, cast("Nix", world), cache)
     with pytest.raises(PackagesUnavailable, match="iana-etc"):
         await evaluator.contents(parse_image_name("iana-etc"), PIN)
     contents = await evaluator.contents(parse_image_name("git"), PIN)

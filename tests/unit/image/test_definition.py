@@ -12,7 +12,7 @@ def parse(**config: Any) -> ExecutionParameters:  # noqa: ANN401 -- whatever Nix
     return execution
 
 
-def test_everything() -> None:
+def test_a_definition_with_every_field() -> None:
     execution = parse(
         Cmd=["serve"],
         Entrypoint=["/bin/init", "--"],
@@ -44,11 +44,11 @@ def test_everything() -> None:
     }
 
 
-def test_nothing() -> None:
+def test_an_empty_definition() -> None:
     assert parse_definition("{}") == (ExecutionParameters(), None)
 
 
-def test_what_is_set_to_nothing_differs_from_what_is_not_set() -> None:
+def test_an_empty_value_differs_from_a_missing_one() -> None:
     assert parse(Cmd=[]).cmd == ()
     assert parse().cmd is None
 
@@ -63,13 +63,13 @@ def test_sets_in_the_place_of_lists() -> None:
     ("duration", "nanoseconds"),
     [("2s", 2 * 10**9), ("1.5s", 1_500_000_000), ("100ms", 10**8), ("1h", 3600 * 10**9)],
 )
-def test_durations(duration: str, nanoseconds: int) -> None:
+def test_durations_are_nanoseconds(duration: str, nanoseconds: int) -> None:
     health = parse(Healthcheck={"Test": ["NONE"], "Interval": duration}).healthcheck
     assert health is not None
     assert health["Interval"] == nanoseconds
 
 
-def test_layers() -> None:
+def test_the_number_of_layers_is_limited() -> None:
     assert parse_definition('{"layers": 20}')[1] == 20
 
 
@@ -128,13 +128,13 @@ def test_layers() -> None:
         ({"entrypoint": []}, "entrypoint is no field of an image definition"),
     ],
 )
-def test_complaints_name_the_field(definition: object, complaint: str) -> None:
+def test_an_error_names_the_field(definition: object, complaint: str) -> None:
     with pytest.raises(InvalidDefinition) as raised:
         parse_definition(json.dumps(definition))
     assert complaint in str(raised.value)
 
 
-def test_all_complaints_at_once() -> None:
+def test_all_errors_of_a_definition_are_reported_at_once() -> None:
     with pytest.raises(InvalidDefinition) as raised:
         parse(Cmd="x", WorkingDir="y")
     assert "config.Cmd" in str(raised.value)

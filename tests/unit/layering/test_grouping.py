@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixery.closure import Closure, PathInfo, StorePath
-from nixery.layering.grouping import LayerGroup, group_into_layers
+from nixery.layering.grouping import LayerGroup, count_inputs, group_into_layers
 from nixery.layering.popularity import Popularity
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 
@@ -29,7 +29,7 @@ def test_within_the_budget_every_path_has_a_layer() -> None:
     assert sorted(members(group_into_layers(closed, NONE, 3))) == [(path(1),), (path(2),), (path(3),)]
 
 
-def test_with_a_budget_of_one_all_is_one_layer() -> None:
+def test_a_budget_of_one_gives_one_layer() -> None:
     closed = closure({1: [2, 3], 2: [], 3: []})
     assert members(group_into_layers(closed, NONE, 1)) == [(path(1), path(2), path(3))]
 
@@ -39,7 +39,7 @@ def test_the_largest_stand_alone_and_the_small_share() -> None:
     assert members(group_into_layers(closed, NONE, 3)) == [(path(1),), (path(3),), (path(2), path(4))]
 
 
-def test_a_popular_path_goes_before_one_that_is_not_much_larger() -> None:
+def test_a_popular_path_takes_precedence_over_a_slightly_larger_one() -> None:
     closed = closure({1: [], 2: [], 3: []}, {1: 10, 2: 6, 3: 4})
     assert (path(1),) in members(group_into_layers(closed, NONE, 2))
     assert (path(2),) in members(group_into_layers(closed, Popularity({"p2": 100}), 2))
@@ -54,7 +54,7 @@ def test_certificates_are_always_popular() -> None:
         assert (certificates,) in members(group_into_layers(closed, NONE, 2))
 
 
-def test_small_paths_that_change_seldom_share_no_layer_with_those_that_change_often() -> None:
+def test_small_paths_are_grouped_by_how_often_they_change() -> None:
     # Path 1 changes with each of the others; of eleven layers, the two smallest hold what is small.
     small = {1: list(range(2, 6)), 2: [], 3: [], 4: [], 5: []}
     sizes = {1: 4, 2: 1, 3: 1, 4: 1, 5: 1}
@@ -98,7 +98,7 @@ def test_every_path_is_in_one_layer_within_the_budget(
 
 @settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 12), popularities, st.randoms(use_true_random=False))
-def test_no_order_changes_anything(
+def test_the_order_of_the_closure_changes_nothing(
     drawn: Drawn, budget: int, popularity: Popularity, shuffler: random.Random
 ) -> None:
     _, closed = drawn
@@ -127,7 +127,7 @@ def test_unrelated_packages_leave_the_layers_alone_while_there_is_room(
 
 @settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 12), st.integers(1, 3), st.integers(1, 300_000_000))
-def test_beyond_it_each_of_them_takes_the_layer_of_one_path_at_most(
+def test_beyond_the_budget_a_new_path_displaces_at_most_one_path(
     drawn: Drawn, budget: int, count: int, size: int
 ) -> None:
     _, closed = drawn
@@ -153,3 +153,20 @@ def test_new_hashes_leave_the_grouping_alone(drawn: Drawn, budget: int) -> None:
     before = members(group_into_layers(closed, NONE, budget))
     after = members(group_into_layers(rebuilt, NONE, budget))
     assert [{renamed(p) for p in group} for group in before] == [set(group) for group in after]
+
+
+def reachable(start: StorePath, closed: Closure) -> set[StorePath]:
+    return {start}.union(*(reachable(reference, closed) for reference in closed[start].references))
+
+
+@settings(deadline=None)
+@given(requested_and_closure())
+def test_inputs_are_the_reachable_paths(drawn: tuple[list[StorePath], Closure]) -> None:
+    _, closed = drawn
+    assert count_inputs(closed) == {info.path: len(reachable(info.path, closed)) for info in closed}
+
+
+def test_long_chains_need_no_stack() -> None:
+    length = 5_000
+    chain = closure({n: [n + 1] if n < length else [] for n in range(1, length + 1)})
+    assert count_inputs(chain)[path(1)] == length

@@ -16,14 +16,14 @@ names = st.builds(
 all_counts = st.dictionaries(names, st.integers(0, 1000))
 
 
-def test_a_name_with_its_version_goes_before_one_without() -> None:
+def test_a_name_with_its_version_takes_precedence() -> None:
     glibc = path(1, "glibc-2.36")
     assert Popularity({"glibc": 7}).count(glibc) == 7
     assert Popularity({"glibc": 7, "glibc-2.36": 9}).count(glibc) == 9
     assert Popularity({"glibc": 7, "glibc-2.36": 0}).count(glibc) == 1
 
 
-def test_other_versions_stand_in_and_the_most_popular_counts() -> None:
+def test_an_unknown_version_has_the_largest_count_of_the_others() -> None:
     glibc = path(1, "glibc-2.36")
     assert Popularity({"glibc-2.35": 9}).count(glibc) == 9
     assert Popularity({"glibc-2.35": 9, "glibc-2.34": 200, "glibc-locales-2.36": 999}).count(glibc) == 200
@@ -31,7 +31,7 @@ def test_other_versions_stand_in_and_the_most_popular_counts() -> None:
     assert Popularity({"glibc-2.35": 9}).count(path(1, "glibc")) == 9
 
 
-def test_nothing_counts_less_than_one() -> None:
+def test_every_count_is_at_least_one() -> None:
     assert Popularity({"p": 0}).count(path(1, "p-1")) == 1
 
 
@@ -42,7 +42,9 @@ def naive(counts: dict[str, int], name: str) -> int:
 
 
 @given(all_counts, names)
-def test_exact_then_without_version_then_the_largest(counts: dict[str, int], name: str) -> None:
+def test_counts_are_looked_up_exactly_then_without_version_then_of_other_versions(
+    counts: dict[str, int], name: str
+) -> None:
     assert Popularity(counts).count(path(1, name)) == naive(counts, name)
 
 
@@ -58,9 +60,7 @@ def test_the_order_of_the_data_changes_nothing(
 
 
 @given(all_counts, all_counts)
-def test_the_identity_is_of_the_counts_and_of_nothing_else(
-    one: dict[str, int], other: dict[str, int]
-) -> None:
+def test_the_identity_depends_on_the_counts_only(one: dict[str, int], other: dict[str, int]) -> None:
     assert (Popularity(one).identity == Popularity(other).identity) == (one == other)
     again = json.loads(json.dumps(one, indent=3))
     assert Popularity(again).identity == Popularity(one).identity

@@ -1,9 +1,12 @@
+from __future__ import annotations
+
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
-from nixery.nix.build_log import LOG_TAIL, BuildLog
+from nixery.nix.build_log import LOG_TAIL, Building, BuildLog, Fetching, LogLines, NixProgress, ProgressFeed
 
 HASH = "j1d4xcbk0n37j05ij5yzn4vxjrix5ssc"
 DERIVATION = f"{HASH}-broken.drv"
@@ -30,11 +33,11 @@ def error(text: str) -> dict[str, Any]:
 
 
 def forged(text: str) -> dict[str, Any]:
-    """What becomes of a builder's line ``@nix { "action": "msg", ... }``: Nix passes on no other fields."""
+    """The event that Nix makes of a builder's line ``@nix { "action": "msg", ... }``; it passes on no other fields."""
     return {"action": "msg", "level": 0, "msg": f"\x1b[31;1merror:\x1b[0m {text}"}
 
 
-def test_tells_what_failed_and_its_last_lines() -> None:
+def test_a_failed_derivation_is_reported_with_its_last_lines() -> None:
     log = log_of(
         start(DERIVATION, 1),
         *(line(f"line {n}", 1) for n in range(LOG_TAIL + 5)),
@@ -45,7 +48,7 @@ def test_tells_what_failed_and_its_last_lines() -> None:
     assert log.summary == f"builder for '/nix/store/{DERIVATION}' failed with exit code 3"
 
 
-def test_the_newer_wording_is_understood() -> None:
+def test_the_wording_of_newer_versions_is_recognised() -> None:
     log = log_of(
         start(DERIVATION, 1),
         error(f"Cannot build '/nix/store/{DERIVATION}'.\n       Reason: builder failed with exit code 3."),
@@ -53,7 +56,7 @@ def test_the_newer_wording_is_understood() -> None:
     assert (log.failed_derivation, log.summary) == (DERIVATION, "builder failed with exit code 3.")
 
 
-def test_the_cause_goes_before_what_depends_on_it() -> None:
+def test_the_derivation_that_failed_first_takes_precedence() -> None:
     log = log_of(
         start(DERIVATION, 1),
         line("cause", 1),
@@ -63,7 +66,7 @@ def test_the_cause_goes_before_what_depends_on_it() -> None:
     assert (log.failed_derivation, log.log_tail(DERIVATION)) == (DERIVATION, ("cause",))
 
 
-def test_lines_of_builds_that_run_side_by_side_stay_apart() -> None:
+def test_log_lines_of_parallel_builds_are_kept_apart() -> None:
     log = log_of(
         start(DERIVATION, 1),
         start(OTHER, 2),
@@ -74,20 +77,20 @@ def test_lines_of_builds_that_run_side_by_side_stay_apart() -> None:
     assert log.log_tail(log.failed_derivation) == ("mine",)
 
 
-def test_without_a_derivation_nix_speaks_for_itself() -> None:
+def test_without_a_failed_derivation_the_tail_is_that_of_nix() -> None:
     log = log_of(b"something before", error("cannot connect to socket"))
     assert log.failed_derivation is None
     assert log.log_tail(log.failed_derivation) == ("error: cannot connect to socket",)
     assert log.summary == "cannot connect to socket"
 
 
-def test_rubbish_is_kept_as_text() -> None:
+def test_malformed_events_are_kept_as_text() -> None:
     log = log_of(b"@nix {not json", b"\xff\xfe", b"@nix []")
     assert log.failed_derivation is None
     assert len(log.log_tail(None)) == 3
 
 
-def test_a_builders_output_is_no_progress() -> None:
+def test_output_of_a_builder_does_not_count_as_progress() -> None:
     progress: list[None] = []
     log = BuildLog(on_progress=lambda: progress.append(None))
     log.read_line(b"@nix " + json.dumps(start(DERIVATION, 1)).encode())
@@ -97,7 +100,7 @@ def test_a_builders_output_is_no_progress() -> None:
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_a_time_out_that_names_nobody_is_the_slowest_ones(*, stopped: bool) -> None:
+def test_a_timeout_without_a_derivation_is_attributed_to_the_slowest_one(*, stopped: bool) -> None:
     clock = iter(range(0, 1000, 10))
     log = BuildLog(on_progress=lambda: None, clock=lambda: next(clock))
     stop = {"action": "stop", "id": 1}
@@ -112,13 +115,13 @@ def test_a_time_out_that_names_nobody_is_the_slowest_ones(*, stopped: bool) -> N
     assert (log.failed_derivation, log.slowest_derivation) == (None, DERIVATION)
 
 
-def test_lines_that_are_no_events_are_text() -> None:
+def test_lines_that_are_no_events_are_kept_as_text() -> None:
     # Among them JSON that Python gives up reading.
     for text in (b"@nix [1]", b"@nix {", b"@nix " + b"[" * 200_000):
         assert len(log_of(text).log_tail(None)) == 1
 
 
-def test_what_is_kept_of_a_large_build_is_bounded() -> None:
+def test_the_state_of_a_large_build_is_bounded() -> None:
     text = "x" * 100_000
     log = log_of(
         *(
@@ -139,7 +142,7 @@ def test_what_is_kept_of_a_large_build_is_bounded() -> None:
 NO_ROOM = "writing to file: No space left on device"
 
 
-def test_a_builder_that_speaks_in_the_name_of_nix() -> None:
+def test_a_builder_cannot_forge_an_error_of_nix() -> None:
     gone = f"path '/nix/store/{HASH}-gone' is not valid"
     log = log_of(
         start(DERIVATION, 1),
@@ -153,18 +156,18 @@ def test_a_builder_that_speaks_in_the_name_of_nix() -> None:
         line(f"error: {NO_ROOM}", 2),
         error(f"builder for '/nix/store/{DERIVATION}' failed with exit code 1"),
     )
-    assert not log.says_that_there_is_no_room
+    assert not log.reports_full_disk
     assert log.errors == (f"error: builder for '/nix/store/{DERIVATION}' failed with exit code 1",)
     assert log.failed_derivation == DERIVATION
     assert log.summary == f"builder for '/nix/store/{DERIVATION}' failed with exit code 1"
 
 
 @pytest.mark.parametrize("said", [error(NO_ROOM), f"error: {NO_ROOM}".encode()])
-def test_nix_says_itself_that_there_is_no_room(said: dict[str, Any] | bytes) -> None:
-    assert log_of(said).says_that_there_is_no_room
+def test_a_full_disk_is_recognised_from_an_error_of_nix_itself(said: dict[str, Any] | bytes) -> None:
+    assert log_of(said).reports_full_disk
 
 
-def test_a_daemon_tells_of_a_dependency_in_other_words() -> None:
+def test_a_failed_dependency_of_a_daemon_is_recognised() -> None:
     log = log_of(
         start(DERIVATION, 1),
         line("cause", 1),
@@ -172,3 +175,64 @@ def test_a_daemon_tells_of_a_dependency_in_other_words() -> None:
         error(f"1 dependencies of derivation '/nix/store/{OTHER}' failed to build"),
     )
     assert (log.failed_derivation, log.log_tail(log.failed_derivation)) == (DERIVATION, ("cause",))
+
+
+HELLO = "0" * 32 + "-hello.drv"
+
+
+def write(log: BuildLog, **event: object) -> None:
+    log.read_line(b"@nix " + json.dumps(event).encode())
+
+
+def read(reported: asyncio.Event | None = None) -> tuple[BuildLog, ProgressFeed, list[NixProgress]]:
+    told: list[NixProgress] = []
+
+    def report(progress: NixProgress) -> None:
+        told.append(progress)
+        if reported is not None and isinstance(progress, LogLines):
+            reported.set()
+
+    feed = ProgressFeed(report)
+    return BuildLog(lambda: None, feed=feed), feed, told
+
+
+async def test_progress_is_reported_at_intervals() -> None:
+    log, feed, told = read(reported := asyncio.Event())
+    write(log, action="start", id=1, type=105, fields=[f"/nix/store/{HELLO}", "", 1, 1])
+    for number in range(3):
+        write(log, action="result", id=1, type=101, fields=[f"\x1b[31mline {number}\x1b[0m"])
+    assert told == []
+    await asyncio.wait_for(reported.wait(), 60)
+    lines = tuple((HELLO, f"line {number}") for number in range(3))
+    assert told == [Building((HELLO,), 0), LogLines(lines)]
+    write(log, action="stop", id=1)
+    feed.flush()
+    assert told[2:] == [Building((), 1)]
+
+
+async def test_fetched_bytes_of_all_paths_are_added_up() -> None:
+    log, feed, told = read()
+    for activity in (1, 2):
+        write(log, action="start", id=activity, type=100, fields=["/nix/store/x", "cache", "local"])
+    write(log, action="result", id=1, type=105, fields=[10, 100, 0, 0])
+    write(log, action="result", id=2, type=105, fields=[5, 50, 0, 0])
+    write(log, action="result", id=1, type=105, fields=[20, 100, 0, 0])
+    write(log, action="result", id=7, type=105, fields=[1, 2, 0, 0])  # of something else
+    feed.flush()
+    assert told == [Fetching(25, 150)]
+
+
+async def test_lines_beyond_the_limit_are_dropped_and_counted() -> None:
+    log, feed, told = read()
+    for number in range(10_000):
+        write(log, action="result", id=1, type=101, fields=[str(number)])
+    feed.flush()
+    (portion,) = told
+    assert isinstance(portion, LogLines)
+    assert (len(portion.lines), portion.dropped) == (100, 9_900)
+
+
+async def test_without_progress_nothing_is_reported() -> None:
+    _, feed, told = read()
+    feed.flush()
+    assert told == []

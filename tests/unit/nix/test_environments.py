@@ -1,4 +1,4 @@
-"""What child processes are given: no secret, whoever asks for it."""
+"""The environments of child processes, which have no secrets but those that each needs."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ PLAIN = {
 }
 
 
-def test_builders_are_given_no_secret() -> None:
+def test_builders_get_no_secret() -> None:
     assert build_environment(PLAIN | SECRETS) == PLAIN
 
 
-def test_every_child_can_be_found_by_the_warden() -> None:
+def test_every_environment_has_the_mark_of_the_warden() -> None:
     for environment in (build_environment, fetch_environment, git_environment, credential_environment):
         assert environment(PLAIN)["NIXERY_STARTED_BY"] == "mark"
 
@@ -60,19 +60,19 @@ def test_every_child_can_be_found_by_the_warden() -> None:
         ("NIX_REMOTE", "s3://bucket?region=a&secret_access_key=b"),
     ],
 )
-def test_a_value_with_a_login_is_left_out(name: str, value: str) -> None:
+def test_a_variable_with_a_login_is_dropped(name: str, value: str) -> None:
     assert build_environment({name: value}) == {}
     assert build_environment({name: value}, [name]) == {name: value}
-    # What only fetches may need it.
+    # Commands that only fetch may need it.
     assert fetch_environment({name: value}) == {name: value}
 
 
 @pytest.mark.parametrize("value", ["ssh://nix@builder", "http://proxy/@", "unix:///socket"])
-def test_a_user_alone_is_no_login(value: str) -> None:
+def test_a_user_without_a_password_is_no_login(value: str) -> None:
     assert build_environment({"NIX_REMOTE": value}) == {"NIX_REMOTE": value}
 
 
-def test_options_that_are_secrets_are_left_out() -> None:
+def test_secret_options_are_removed_from_nix_config() -> None:
     configuration = """cores = 4
 access-tokens = github.com=a
   extra-access-tokens=gitlab.com=PAT:b
@@ -88,12 +88,12 @@ builders = ssh://nix@builder"""
     assert fetch_environment({"NIX_CONFIG": configuration}) == {"NIX_CONFIG": configuration}
 
 
-def test_git_is_given_logins_for_git_and_no_others() -> None:
+def test_git_gets_logins_for_git_only() -> None:
     given = git_environment(PLAIN | SECRETS | {"GIT_DIR": "/elsewhere", "GIT_TRACE_CURL": "1"})
     assert given.keys() - PLAIN.keys() == {"SSH_AUTH_SOCK", "GIT_SSH_COMMAND", "GIT_CONFIG_VALUE_0"}
 
 
-def test_credential_helpers_are_given_what_they_log_in_with() -> None:
+def test_credential_helpers_get_their_variables() -> None:
     given = credential_environment(
         PLAIN | SECRETS | {"DOCKER_CONFIG": "/docker", "NIXERY_PKGS_REPO": "https://a@b"}
     )
@@ -104,7 +104,7 @@ def test_credential_helpers_are_given_what_they_log_in_with() -> None:
 MINIMAL = {"PORT": "1", "STORAGE_PATH": "/", "NIXERY_STORAGE_BACKEND": "memory", "NIXERY_CHANNEL": "a"}
 
 
-def test_only_a_building_evaluation_is_given_what_builders_are() -> None:
+def test_only_an_evaluation_that_builds_gets_the_options_of_builders() -> None:
     given = MINIMAL | {"NIXERY_BUILD_ENVIRONMENT": "TOKEN, OTHER", "TOKEN": "a"}
     settings = Settings.from_environment(given)
     assert settings.build_environment == {"TOKEN": "a"}
@@ -115,7 +115,7 @@ def test_only_a_building_evaluation_is_given_what_builders_are() -> None:
     assert "TOKEN" not in repr(settings).replace("'TOKEN'", "")
 
 
-def test_names_that_are_none() -> None:
+def test_invalid_variable_names_are_refused() -> None:
     with pytest.raises(
         SettingsError, match="NIXERY_BUILD_ENVIRONMENT is wrong: 'A B' is not the name of a variable"
     ):
@@ -130,12 +130,12 @@ def test_names_that_are_none() -> None:
         "--option substituters https://user:a@cache.example.org",
     ],
 )
-def test_arguments_have_no_secrets(options: str) -> None:
+def test_arguments_with_secrets_are_refused(options: str) -> None:
     with pytest.raises(SettingsError, match="NIXERY_NIX_OPTIONS is wrong: it has a secret"):
         Settings.from_environment(MINIMAL | {"NIXERY_NIX_OPTIONS": options})
 
 
-def test_what_is_withheld_is_told() -> None:
+def test_withheld_variables_are_listed() -> None:
     settings = Settings.from_environment(
         MINIMAL
         | {
@@ -148,7 +148,7 @@ def test_what_is_withheld_is_told() -> None:
     assert settings.withheld_variables == ("NIX_CONFIG", "https_proxy")
 
 
-def test_long_values_are_soon_looked_at() -> None:
+def test_long_names_are_refused_early() -> None:
     # As long as a variable can be (MAX_ARG_STRLEN); a search that begins anew at each character would take minutes.
     value = "a" * 131_000
     assert build_environment({"NIX_CONFIG": value})["NIX_CONFIG"] == value

@@ -3,13 +3,13 @@ import pytest
 from nixery.nix.error_message import (
     collected_path,
     explanation,
-    is_about_a_full_disk,
-    is_trouble_of_the_machine,
+    reports_full_disk,
+    reports_machine_trouble,
     without_paths,
 )
 
 
-def test_old_nix() -> None:
+def test_the_explanation_of_an_old_nix() -> None:
     assert (
         explanation(
             ["warning: x", "error: bad is gone", "(use '--show-trace' to show detailed location information)"]
@@ -18,7 +18,7 @@ def test_old_nix() -> None:
     )
 
 
-def test_the_error_that_started_it_comes_last_in_a_trace() -> None:
+def test_the_explanation_is_the_last_error_of_a_trace() -> None:
     stderr = [
         "error:",
         "       … while evaluating the attribute 'drvPath'",
@@ -30,19 +30,19 @@ def test_the_error_that_started_it_comes_last_in_a_trace() -> None:
     assert explanation(stderr) == "cannot add a string to an integer"
 
 
-def test_colours_are_left_out_and_lines_joined() -> None:
+def test_an_explanation_has_no_colours_and_one_line() -> None:
     assert explanation(["\x1b[31;1merror:\x1b[0m it is", "       broken", "", "more"]) == "it is broken"
 
 
-def test_silence() -> None:
+def test_without_an_error_the_explanation_is_empty() -> None:
     assert explanation([]) == ""
 
 
-def test_trouble_of_the_machine_is_no_packages_fault() -> None:
-    assert is_trouble_of_the_machine(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
-    assert is_trouble_of_the_machine(["error: writing to file: No space left on device"])
-    assert not is_trouble_of_the_machine(["error: cannot add a string to an integer"])
-    assert not is_trouble_of_the_machine([])
+def test_machine_trouble_is_recognised() -> None:
+    assert reports_machine_trouble(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
+    assert reports_machine_trouble(["error: writing to file: No space left on device"])
+    assert not reports_machine_trouble(["error: cannot add a string to an integer"])
+    assert not reports_machine_trouble([])
 
 
 @pytest.mark.parametrize(
@@ -53,18 +53,18 @@ def test_trouble_of_the_machine_is_no_packages_fault() -> None:
         "error: cannot add a derivation: disk I/O error",
     ],
 )
-def test_a_database_without_room_is_nobodys_package(message: str) -> None:
-    assert is_trouble_of_the_machine([message])
+def test_a_full_database_is_no_error_of_a_package(message: str) -> None:
+    assert reports_machine_trouble([message])
 
 
-def test_an_error_of_the_disk_is_a_full_one_only_if_it_is_full() -> None:
-    assert is_about_a_full_disk("database or disk is full")
-    assert is_about_a_full_disk("note: build failure may have been caused by lack of free disk space")
-    assert not is_about_a_full_disk("disk I/O error")
-    assert not is_about_a_full_disk("error: syntax error, unexpected end of file")
+def test_a_disk_error_counts_as_full_only_on_a_full_disk() -> None:
+    assert reports_full_disk("database or disk is full")
+    assert reports_full_disk("note: build failure may have been caused by lack of free disk space")
+    assert not reports_full_disk("disk I/O error")
+    assert not reports_full_disk("error: syntax error, unexpected end of file")
 
 
-def test_paths_stay_here() -> None:
+def test_paths_of_this_machine_are_removed() -> None:
     message = "cannot open '/nix/var/nix/db/db.sqlite' for /nix/store/abc-x and a/b"
     assert without_paths(message) == "cannot open '…' for /nix/store/abc-x and a/b"
 
@@ -81,14 +81,14 @@ GONE = "/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-gone-1.0.drv"
         f"error: opening file '{GONE}': No such file or directory",
     ],
 )
-def test_a_path_that_was_collected(said: str) -> None:
+def test_a_collected_path_is_found_in_an_error(said: str) -> None:
     assert collected_path(["something else", *said.splitlines()]) == GONE
 
 
-def test_a_file_that_a_path_does_not_have_was_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_within_an_existing_path_was_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nixery.nix.error_message.os.path.lexists", lambda path: path == GONE)
     assert collected_path([f"error: opening file '{GONE}/missing.nix': No such file or directory"]) is None
 
 
-def test_neither_was_what_fails_in_another_way() -> None:
+def test_another_error_names_no_collected_path() -> None:
     assert collected_path([f"error: builder for '{GONE}' failed with exit code 1"]) is None

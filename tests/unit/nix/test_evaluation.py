@@ -1,4 +1,4 @@
-"""What is believed of an answer to an evaluation."""
+"""Parsing answers to an evaluation, of which any package set may be the author."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nixery.errors import NixUnusable, Reason
-from nixery.nix.answers import Flaw, Item, parse_answer
+from nixery.nix.evaluation import Flaw, Item, parse_answer
 from nixery.nix.packages import Package
 
 HASH = "a" * 32
@@ -49,7 +49,7 @@ def flaw(item: dict[str, Any]) -> tuple[Reason, str]:
 
 
 @pytest.mark.parametrize("name", ["", "out dev", "out!dev", "out\n", "\x1b[31m", "-/"])
-def test_the_name_of_an_output_is_a_part_of_an_argument(name: str) -> None:
+def test_an_output_name_that_is_not_valid_in_arguments_is_refused(name: str) -> None:
     reason, explanation = flaw(AVAILABLE | {"outputs": {name: f"/nix/store/{HASH}-hello-1.0"}})
     assert (reason, explanation) == (Reason.NOT_A_PACKAGE, f"{name!r} is not the name of an output")
 
@@ -78,13 +78,13 @@ def test_a_definition_refers_to_outputs_of_derivations(installable: str) -> None
     )
 
 
-def test_bytes_that_are_no_text_are_no_trouble_of_the_machine() -> None:
+def test_bytes_that_are_not_utf_8_are_no_machine_trouble() -> None:
     answer = json.dumps({"packages": [AVAILABLE | {"description": "X"}], "names": {}}).encode()
     (found,) = parse_answer(answer.replace(b'"X"', b'"caf\xe9"'))
     assert isinstance(found, Package)
     assert found.description == "caf\ufffd"
 
 
-def test_an_answer_that_is_nested_too_deeply_is_not_understood() -> None:
-    with pytest.raises(NixUnusable, match="not understood"):
+def test_an_answer_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(NixUnusable, match="to an evaluation: Invalid JSON"):
         parse_answer(b'{"packages":' + b"[" * 100_000)

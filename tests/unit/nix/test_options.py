@@ -11,7 +11,7 @@ OPTIONS = NixOptions(environment=VARIABLES, fetching={**VARIABLES, "SSH_AUTH_SOC
 SET = Path("/set")
 
 
-def test_whatever_an_evaluation_depends_on_is_another_identity() -> None:
+def test_options_with_an_effect_on_results_change_the_identity() -> None:
     others = [
         replace(OPTIONS, every_command=("--option", "nix-path", "nixpkgs=/two")),
         replace(OPTIONS, import_from_derivation=True),
@@ -21,7 +21,7 @@ def test_whatever_an_evaluation_depends_on_is_another_identity() -> None:
     assert len({options.identity for options in (OPTIONS, *others)}) == len(others) + 1
 
 
-def test_what_an_evaluation_does_not_depend_on() -> None:
+def test_options_without_effect_on_results_do_not_change_the_identity() -> None:
     others = [
         replace(OPTIONS, sandbox=True),
         replace(OPTIONS, memory=1),
@@ -30,7 +30,7 @@ def test_what_an_evaluation_does_not_depend_on() -> None:
     assert {options.identity for options in others} == {OPTIONS.identity}
 
 
-def test_what_is_searched_is_what_may_be_read() -> None:
+def test_a_self_contained_set_gets_no_search_path() -> None:
     found = {
         kind: OPTIONS.context(kind, 1).environment
         for kind in (NixFiles(SET, self_contained=True), NixFiles(SET, self_contained=False), Flake("x"))
@@ -42,7 +42,7 @@ def test_what_is_searched_is_what_may_be_read() -> None:
     ]
 
 
-def test_only_an_evaluation_that_reads_no_variables_and_builds_nothing_has_logins() -> None:
+def test_only_a_contained_evaluation_that_builds_nothing_gets_logins() -> None:
     kinds: dict[str, PackageSet] = {
         "restricted": NixFiles(SET, self_contained=True),
         "pure": Flake("x"),
@@ -64,7 +64,7 @@ def test_only_an_evaluation_that_reads_no_variables_and_builds_nothing_has_login
     }
 
 
-def test_an_evaluation_that_builds_does_so_in_the_sandbox() -> None:
+def test_an_evaluation_that_builds_uses_the_sandbox() -> None:
     sandboxed = replace(OPTIONS, sandbox=True, import_from_derivation=True)
     for kind in (NixFiles(SET, self_contained=True), NixFiles(SET, self_contained=False), Flake("x")):
         options = " ".join(sandboxed.for_evaluation(kind, "/expressions"))

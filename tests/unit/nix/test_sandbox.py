@@ -21,7 +21,7 @@ UNSAFE = Confinement("off", "root")
 UNKNOWN = Confinement("unknown", "unknown", reason="no room")
 
 
-def test_only_a_sandbox_without_way_out_and_without_root_is_safe() -> None:
+def test_only_a_sandbox_without_exceptions_and_without_root_is_safe() -> None:
     sandboxes: tuple[Sandbox, ...] = ("on", "optional", "off", "unknown")
     users: tuple[User, ...] = ("root", "server", "own", "unknown")
     safe = {
@@ -32,37 +32,37 @@ def test_only_a_sandbox_without_way_out_and_without_root_is_safe() -> None:
     assert Confinement("elsewhere", "own").is_safe
 
 
-def test_whoever_owns_the_store_is_not_confined_completely() -> None:
+def test_a_builder_that_owns_the_store_is_not_confined_completely() -> None:
     assert SAFE.is_complete
     assert not Confinement("on", "server", owns_store=True).is_complete
 
 
 @pytest.mark.parametrize("sandbox", ["on", "optional", "off", "elsewhere", "unknown"])
 @pytest.mark.parametrize("user", ["root", "server", "own", "unknown"])
-def test_there_is_a_sentence_for_each(sandbox: Sandbox, user: User) -> None:
+def test_every_confinement_has_a_sentence(sandbox: Sandbox, user: User) -> None:
     found = Confinement(sandbox, user, owns_store=True, reads_storage=True, reason="no room")
     assert len(found.sentence) > 20
     assert "\n" not in found.sentence
     assert not found.sentence.endswith(".")
 
 
-def test_the_sandbox_as_root_is_told_with_what_it_does_not_prevent() -> None:
+def test_the_sentence_about_a_sandbox_as_root_names_its_gaps() -> None:
     sentence = Confinement("on", "root", owns_store=True).sentence
     assert "it can change store paths" in sentence
     assert "every file of this machine that sandbox-paths names" in sentence
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
-def test_loopback(address: str) -> None:
+def test_loopback_addresses_are_recognised(address: str) -> None:
     assert is_loopback(address)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0"])  # noqa: S104
-def test_other_addresses(address: str) -> None:
+def test_other_addresses_are_not_loopback(address: str) -> None:
     assert not is_loopback(address)
 
 
-def test_what_is_refused() -> None:
+def test_a_server_with_unconfined_builders_is_refused() -> None:
     require_confinement(SAFE, "0.0.0.0")  # noqa: S104
     # It serves what is stored; the gate keeps builds back.
     require_confinement(UNKNOWN, "0.0.0.0")  # noqa: S104
@@ -75,14 +75,14 @@ def test_what_is_refused() -> None:
     assert "NIXERY_NIX_SANDBOX=off" in problem
 
 
-def test_a_sandbox_that_is_demanded() -> None:
+def test_a_required_sandbox_that_does_not_work_is_an_error() -> None:
     require_sandbox(Confinement("on", "root"))
     for found in (UNSAFE, UNKNOWN, Confinement("optional", "own")):
         with pytest.raises(SettingsError, match="NIXERY_NIX_SANDBOX is on, but"):
             require_sandbox(found)
 
 
-async def test_a_gate_is_open_for_confined_builders_and_where_nothing_is_demanded() -> None:
+async def test_the_gate_is_open_for_confined_builders_and_without_a_probe() -> None:
     def never() -> Confinement:
         raise AssertionError
 
@@ -90,7 +90,7 @@ async def test_a_gate_is_open_for_confined_builders_and_where_nothing_is_demande
         await BuilderGate(found, never).enter()
 
 
-async def test_a_gate_stays_closed_until_builders_are_known_to_be_confined() -> None:
+async def test_the_gate_stays_closed_until_builders_are_known_to_be_confined() -> None:
     answers = [UNKNOWN, UNSAFE, SAFE]
     gate = BuilderGate(UNKNOWN, lambda: answers.pop(0))
     for _ in range(2):

@@ -6,11 +6,11 @@ from nixery.oci.digest import Digest
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-def test_digests_content() -> None:
+def test_a_digest_of_content() -> None:
     assert str(Digest.of(b"")) == f"sha256:{EMPTY}"
 
 
-def test_parses_what_it_prints() -> None:
+def test_a_printed_digest_parses() -> None:
     assert Digest.parse(f"sha256:{EMPTY}") == Digest.of(b"")
 
 
@@ -27,6 +27,6 @@ def test_parses_what_it_prints() -> None:
         "sha256:" + "٣" * 64,
     ],
 )
-def test_refuses_everything_else(text: str) -> None:
+def test_malformed_digests_are_refused(text: str) -> None:
     with pytest.raises(InvalidDigest):
         Digest.parse(text)

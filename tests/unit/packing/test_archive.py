@@ -34,7 +34,7 @@ def open_file(path: Path, content: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-def test_content_comes_back_from_files_and_from_memory(tmp_path: Path) -> None:
+def test_contents_of_files_and_of_memory_are_archived(tmp_path: Path) -> None:
     contents = {f"f{size}": os.urandom(size) for size in SIZES}
     taken = Taken()
     for name, content in contents.items():
@@ -51,7 +51,7 @@ def test_content_comes_back_from_files_and_from_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [700, 50_000, 3_000_000])
-def test_all_pieces_but_the_last_have_one_size(tmp_path: Path, size: int) -> None:
+def test_all_chunks_but_the_last_have_one_size(tmp_path: Path, size: int) -> None:
     taken = Taken()
     with open_file(tmp_path / "f", bytes(size)) as descriptor:
         for number in range(5_000_000 // size):
@@ -64,7 +64,7 @@ def test_all_pieces_but_the_last_have_one_size(tmp_path: Path, size: int) -> Non
     assert last < CHUNK
 
 
-def test_what_is_taken_stays_as_it_is_until_the_next_is_full() -> None:
+def test_a_chunk_stays_valid_until_the_next_one_is_full() -> None:
     views: list[memoryview] = []
     copies: list[bytes] = []
 

@@ -109,7 +109,7 @@ def test_links_to_another_path_of_the_closure_are_followed(files: ClosureFiles, 
         "d/" * 2000 + "file",
     ],
 )
-def test_links_that_leave_the_closure_lead_nowhere(files: ClosureFiles, store: Path, target: str) -> None:
+def test_symlinks_out_of_the_closure_count_as_missing(files: ClosureFiles, store: Path, target: str) -> None:
     name = link(store, target)
     assert not files.exists(name)
     assert not files.is_directory(name)
@@ -118,9 +118,7 @@ def test_links_that_leave_the_closure_lead_nowhere(files: ClosureFiles, store: P
         files.names(name)
 
 
-def test_links_on_this_machine_are_not_followed_on_the_way(
-    files: ClosureFiles, store: Path, tmp_path: Path
-) -> None:
+def test_symlinks_of_this_machine_are_not_followed(files: ClosureFiles, store: Path, tmp_path: Path) -> None:
     """The machine that builds has a way into the closure that the image does not have."""
     (tmp_path / "way").symlink_to(store / PATH.base_name)
     name = link(store, str(tmp_path / "way" / "d" / "file"))
@@ -128,7 +126,7 @@ def test_links_on_this_machine_are_not_followed_on_the_way(
     assert not files.exists(name)
 
 
-def test_names_outside_of_the_store_are_none(files: ClosureFiles, tmp_path: Path) -> None:
+def test_names_outside_of_the_store_count_as_missing(files: ClosureFiles, tmp_path: Path) -> None:
     for name in (
         b"/etc/passwd",
         b"etc/passwd",
@@ -150,7 +148,7 @@ def test_a_store_path_can_be_a_link_itself(store: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [39, 40])
-def test_chains_of_links_have_an_end(files: ClosureFiles, store: Path, length: int) -> None:
+def test_chains_of_symlinks_are_limited(files: ClosureFiles, store: Path, length: int) -> None:
     (store / PATH.base_name / "0").symlink_to("d/file")
     for number in range(length):
         (store / PATH.base_name / str(number + 1)).symlink_to(str(number))
@@ -277,7 +275,7 @@ def test_look_ups_are_bounded(
 ) -> None:
     monkeypatch.setattr(closure_files, "_MOST_LOOKED_AT", 50)
     name = link(store, step * 100 + "d")
-    with pytest.raises(UnsafeContents, match="more than 50 names"):
+    with pytest.raises(UnsafeContents, match="more than 50 look-ups"):
         files.exists(name)
 
 
@@ -289,12 +287,12 @@ def test_a_long_name_counts_as_many_look_ups(
     deep = "/".join(["a"] * 500)
     (store / PATH.base_name / deep).mkdir(parents=True)
     assert files.exists(link(store, "d/file", "usual"))
-    with pytest.raises(UnsafeContents, match="its links ask for more than 2,000 names"):
+    with pytest.raises(UnsafeContents, match="take more than 2,000 look-ups"):
         files.is_directory(link(store, deep))
 
 
 @pytest.mark.parametrize("failure", [errno.EMFILE, errno.EIO, errno.EACCES])
-def test_a_failure_is_not_taken_for_nothing_there(
+def test_a_failed_look_up_does_not_count_as_missing(
     files: ClosureFiles, monkeypatch: pytest.MonkeyPatch, failure: int
 ) -> None:
     """An image without a file would be built, and kept."""
@@ -307,7 +305,7 @@ def test_a_failure_is_not_taken_for_nothing_there(
         files.exists(f"{PATH}/d".encode())
 
 
-def test_a_link_that_cannot_be_read_is_not_taken_for_nothing(
+def test_an_unreadable_symlink_does_not_count_as_missing(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> bytes:
@@ -324,7 +322,7 @@ def open_descriptors() -> int:
 
 
 @pytest.mark.parametrize("closure", [[], [PATH]])
-def test_no_descriptor_is_left(store: Path, closure: Sequence[StorePath]) -> None:
+def test_no_descriptor_is_left_open(store: Path, closure: Sequence[StorePath]) -> None:
     before = open_descriptors()
     with ClosureFiles(closure, bytes(store)) as files:
         files.exists(link(store, f"{OTHER}/d/file"))
@@ -332,6 +330,6 @@ def test_no_descriptor_is_left(store: Path, closure: Sequence[StorePath]) -> Non
     assert open_descriptors() == before
 
 
-def test_a_store_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_store_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot read .*none: No such file"):
         ClosureFiles([], bytes(tmp_path / "none"))

@@ -9,19 +9,19 @@ from nixery.packing.compression import compression
 WAYS: list[tuple[Literal["gzip", "zstd"], int]] = [("gzip", 1), ("gzip", 2), ("zstd", 1), ("zstd", 3)]
 
 
-def test_the_identity_has_name_version_level_and_what_comes_out() -> None:
+def test_the_identity_has_name_version_level_and_a_fingerprint() -> None:
     # Recorded once. Another last part means that digests made here differ from those made elsewhere.
     zstd = ".".join(map(str, zstandard.ZSTD_VERSION))
     assert compression("gzip").identity == f"gzip isa-l {isal.ISAL_VERSION} 2 08b34179a369bd87"
     assert compression("zstd").identity == f"zstd libzstd {zstd} 3 d556e68676084d64"
 
 
-def test_every_way_has_an_identity_of_its_own() -> None:
+def test_every_compression_has_its_own_identity() -> None:
     assert len({compression(name, level).identity for name, level in WAYS}) == len(WAYS)
 
 
 @pytest.mark.parametrize(("name", "level"), WAYS)
-def test_same_input_same_output_in_however_many_streams(name: Literal["gzip", "zstd"], level: int) -> None:
+def test_concurrent_streams_give_the_same_bytes(name: Literal["gzip", "zstd"], level: int) -> None:
     way = compression(name, level)
     first, second = way.start(), way.start()
     chunks = [bytes(range(256)) * 4096, b"nixery" * 100_000, b"end"]

@@ -92,7 +92,7 @@ def test_below_etc_every_directory_is_real(store: Path) -> None:
     assert isinstance(entries["etc/ssl/certs"], Directory)
 
 
-def test_a_clash_goes_by_priority_then_by_name_and_is_told(store: Path) -> None:
+def test_a_name_clash_is_decided_by_priority_then_name_and_reported(store: Path) -> None:
     a, b = package(store, "a", "bin/x"), package(store, "b", "bin/x")
     assert link(by_name(plan(store, a, b))["bin/x"]) == f"{a}/bin/x"
     root = plan(store, a, b, priorities={b: 4})
@@ -100,7 +100,7 @@ def test_a_clash_goes_by_priority_then_by_name_and_is_told(store: Path) -> None:
     assert root.clashes == (NameClash("bin/x", "b", "a"),)
 
 
-def test_what_nobody_asked_for_gives_way(store: Path) -> None:
+def test_implicit_packages_lose_every_name_clash(store: Path) -> None:
     own, cacert = package(store, "own", "etc/bundle"), package(store, "cacert", "etc/bundle")
     outputs = [InstalledOutput(cacert, "cacert", 1, implicit=True), InstalledOutput(own, "own", 5)]
     root = planned(store, outputs, [own, cacert])
@@ -125,7 +125,7 @@ def test_links_to_directories_at_the_top_are_entered(store: Path) -> None:
     assert link(entries["sbin/x"]) == f"{a}/sbin/x"
 
 
-def test_what_this_machine_has_stays_here(store: Path) -> None:
+def test_files_of_this_machine_are_not_included(store: Path) -> None:
     a = package(store, "a", "bin/x", links={"etc": "/etc", "opt": "/usr", "loop": "/proc/self/cwd"})
     whole = StorePath("b" * 32 + "-b")
     (store / whole.base_name).symlink_to("/usr")
@@ -135,7 +135,7 @@ def test_what_this_machine_has_stays_here(store: Path) -> None:
     assert not [name for name in entries if name.startswith(("opt/", "loop/", "share", "sbin"))]
 
 
-def test_loops_of_links_end(store: Path) -> None:
+def test_loops_of_symlinks_end(store: Path) -> None:
     loops = {"share/d/loop": ".", "share/d/up": ".."}
     root = plan(
         store, package(store, "a", "share/d/x", links=loops), package(store, "b", "share/d/y", links=loops)
@@ -148,7 +148,7 @@ def test_order_changes_nothing(store: Path) -> None:
     assert list(plan(store, *paths).entries()) == list(plan(store, *paths[::-1]).entries())
 
 
-def test_what_every_system_has(store: Path) -> None:
+def test_files_that_every_system_has_are_added(store: Path) -> None:
     entries = by_name(plan(store, package(store, "a", "nix-support/x", "tmp/x", "proc/x")))
     modes = {name: entry.mode for name, entry in entries.items() if isinstance(entry, Directory)}
     assert (modes["tmp"], modes["var/tmp"], modes["root"]) == (0o1777, 0o1777, 0o700)
@@ -201,7 +201,7 @@ def test_a_packages_own_file_wins(store: Path) -> None:
     assert isinstance(entries["etc/group"], GeneratedFile)
 
 
-def test_usr_bin_is_bin_whatever_packages_have_there(store: Path) -> None:
+def test_usr_bin_is_always_bin(store: Path) -> None:
     a, b = package(store, "a", "usr/bin/x", "usr/libexec/y"), package(store, "b", "bin/x", "usr/bin/z")
     root = plan(store, a, b)
     entries = by_name(root)
@@ -238,14 +238,14 @@ def test_a_shell_of_the_closure_is_bin_sh(store: Path) -> None:
     assert "bin/sh" not in by_name(planned(store, output, [a]))
 
 
-def test_a_link_to_this_machines_shell_is_none(store: Path) -> None:
+def test_a_symlink_to_the_shell_of_this_machine_is_ignored(store: Path) -> None:
     a, dash = package(store, "a", links={"bin/sh": "/bin/sh"}), package(store, "dash", "bin/sh")
     output = [InstalledOutput(a, "a", 5)]
     assert link(by_name(planned(store, output, [a, dash]))["bin/sh"]) == f"{dash}/bin/sh"
     assert "bin/sh" not in by_name(planned(store, output, [a]))
 
 
-def test_a_shell_outside_of_the_closure_is_none(store: Path) -> None:
+def test_a_shell_outside_of_the_closure_is_ignored(store: Path) -> None:
     a = package(store, "a", links={"share/x": "y", "bin/sh": "/bin/sh"})
     b = package(store, "b", "bin/x")
     outside = planned(store, [InstalledOutput(b, "b", 5)], [a, b])
@@ -266,12 +266,12 @@ def test_links_of_a_package_that_leave_the_closure_are_not_entered(store: Path, 
         assert link(entries["etc"]) == f"{a}/etc"
 
 
-def test_where_two_links_lead_on_this_machine_is_no_matter(store: Path) -> None:
+def test_symlinks_are_compared_within_the_closure_only(store: Path) -> None:
     a, b = (package(store, name, links={"bin/sh": "/bin/sh", "bin/x": "/bin/sh"}) for name in ("a", "b"))
     assert [clash.name for clash in plan(store, a, b).clashes] == ["bin/sh", "bin/x"]
 
 
-def test_directories_that_are_merged_have_a_depth(store: Path) -> None:
+def test_the_depth_of_merged_directories_is_limited(store: Path) -> None:
     fine, deep = "share/" + "d/" * 126 + "f", "share/" + "d/" * 127 + "f"
     plan(store, package(store, "a", fine), package(store, "b", fine))
     with pytest.raises(UnsafeContents, match="below more than 128 directories"):
@@ -280,7 +280,7 @@ def test_directories_that_are_merged_have_a_depth(store: Path) -> None:
         plan(store, package(store, "f", deep.replace("share", "etc")))
 
 
-def test_so_many_clashes_are_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reported_clashes_are_limited(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root_filesystem, "_MOST_CLASHES", 5)
     files = [f"bin/{number}" for number in range(10)]
     a, b = package(store, "a", *files), package(store, "b", *files)
@@ -289,7 +289,7 @@ def test_so_many_clashes_are_told(store: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {link(by_name(root)[file]) for file in files} == {f"{a}/{file}" for file in files}
 
 
-def test_a_definition_can_have_deeper_directories(store: Path) -> None:
+def test_a_definition_may_have_deeper_directories(store: Path) -> None:
     root = plan(store, package(store, "a", "bin/x"))
     root.tree.add(b"/".join([b"d"] * 2000), Tree())
     assert [entry.name for entry in root.entries()].count(b"/".join([b"d"] * 2000)) == 1

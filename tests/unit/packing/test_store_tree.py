@@ -58,7 +58,7 @@ def test_directories_come_first_and_names_are_sorted(content: Path) -> None:
     assert names == ["nix", "nix/store", "", "/B", "/a", "/a/z", "/a.d", "/b"]
 
 
-def test_modes_are_those_of_a_store_whatever_the_hosts_are(content: Path) -> None:
+def test_modes_are_those_of_a_store_regardless_of_the_hosts(content: Path) -> None:
     for name, mode in (("plain", 0o600), ("program", 0o4711), ("writable", 0o666)):
         (content / name).write_text("x")
         (content / name).chmod(mode)
@@ -113,13 +113,13 @@ def deep(content: Path) -> Iterator[str]:
         above[-1].mkdir()
     (above[-1] / "f").write_text("x")
     yield "/d" * 1200 + "/f"
-    # By us, for whoever removes the temporary directory does it recursively.
+    # Here, since pytest removes its temporary directory recursively.
     (above[-1] / "f").unlink()
     for directory in reversed(above[1:]):
         directory.rmdir()
 
 
-def test_a_tree_deeper_than_the_interpreter_would_go(content: Path, deep: str) -> None:
+def test_a_tree_deeper_than_the_recursion_limit_is_read(content: Path, deep: str) -> None:
     assert members(content)[-1].name == deep
 
 
@@ -142,7 +142,7 @@ def fail(*_: object) -> None:
 
 
 @pytest.mark.parametrize("call", ["readlink", "open", "open a directory"])
-def test_what_cannot_be_read_is_named_in_printable_letters(
+def test_an_unreadable_file_is_named_in_printable_letters(
     content: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     odd = content / os.fsdecode(b"odd-\xff\n\xe2\x80\xae")
@@ -172,7 +172,7 @@ def test_a_directory_that_cannot_be_listed_is_named(content: Path, monkeypatch: 
         archived(content)
 
 
-def test_errors_of_whoever_takes_the_archive_stay_what_they_are(content: Path) -> None:
+def test_errors_of_the_consumer_are_passed_on(content: Path) -> None:
     (content / "f").write_bytes(bytes(3 << 20))
     with pytest.raises(OSError, match="Input/output error"):
         add_store_paths(Archive(fail), [INFO], os.fsencode(content.parent))
@@ -214,7 +214,7 @@ def test_no_more_is_packed_than_nix_has_registered(content: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "files", "links", "directories"])
-def test_whatever_nix_registers_is_enough(content: Path, kind: str) -> None:
+def test_the_registered_size_suffices_for_every_tree(content: Path, kind: str) -> None:
     if kind == "file":
         content.rmdir()
         content.touch()
@@ -235,7 +235,7 @@ def test_a_sparse_file_of_a_terabyte_is_not_read(content: Path) -> None:
         pack(content, 1 << 30)
 
 
-def test_names_count_as_well(content: Path) -> None:
+def test_names_count_towards_the_registered_size(content: Path) -> None:
     for number in range(1000):
         (content / str(number)).touch()
     with pytest.raises(StorageError, match="was changed after it was built"):
@@ -293,7 +293,7 @@ def test_few_files_are_open_at_the_same_time(
     assert len(open_descriptors()) == len(before)
 
 
-def test_what_comes_after_a_deep_directory_is_its_own(content: Path) -> None:
+def test_entries_after_a_deep_directory_have_the_right_parent(content: Path) -> None:
     """The directories above were closed meanwhile."""
     above = content
     for level in range(100):
@@ -347,7 +347,7 @@ def test_a_directory_that_becomes_a_link_while_it_is_read(
     monkeypatch.setattr(os, "scandir", listed)
     whole = bytearray()
     archive = Archive(whole.extend)
-    # Who has entered a directory stays in it, wherever it is moved; nobody enters it again.
+    # The descent stays in an entered directory even if it is moved, and does not enter it again.
     expected = nullcontext() if when == "entered" else pytest.raises(StorageError, match="cannot read")
     with expected:
         add_store_paths(archive, [INFO], os.fsencode(content.parent))
@@ -389,7 +389,7 @@ def test_a_store_path_that_is_neither(tmp_path: Path, kind: str, monkeypatch: py
         archived(tmp_path / PATH.base_name)
 
 
-def test_a_store_that_nobody_may_list(content: Path) -> None:
+def test_a_store_that_cannot_be_listed_is_supported(content: Path) -> None:
     """Some operators keep names of store paths from users of the machine."""
     (content / "file").write_text("x")
     content.parent.chmod(0o311)

@@ -21,24 +21,24 @@ def as_bytes(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
-def test_a_directory() -> None:
+def test_the_header_of_a_directory() -> None:
     member = read_back(tar.directory(b"tmp", 0o1777, (0, 0)))
     assert (member.isdir(), member.name, member.mode) == (True, "tmp", 0o1777)
 
 
 @pytest.mark.parametrize("owner", [(0, 0), (1000, 100), (2097151, 2097152), (4294967294, 65534)])
-def test_an_owner(owner: tuple[int, int]) -> None:
+def test_an_owner_is_in_the_header(owner: tuple[int, int]) -> None:
     member = read_back(tar.directory(b"data", 0o755, owner))
     assert (member.uid, member.gid, member.mode) == (*owner, 0o755)
     assert (member.uname, member.gname) == ("", "")
 
 
-def test_a_symlink() -> None:
+def test_the_header_of_a_symlink() -> None:
     member = read_back(tar.symlink(b"bin/sh", b"/nix/store/x/bin/sh"))
     assert (member.issym(), member.name, member.linkname) == (True, "bin/sh", "/nix/store/x/bin/sh")
 
 
-def test_nothing_of_the_host_is_in_a_header() -> None:
+def test_headers_have_nothing_of_the_host() -> None:
     member = read_back(tar.file(b"etc/passwd", 0o644, 1), b"x")
     assert (member.uid, member.gid, member.uname, member.gname, member.mtime) == (0, 0, "", "", 1)
     assert (member.mode, member.size) == (0o644, 1)
@@ -77,7 +77,7 @@ names = targets.map(lambda n: n.replace(b".wh.", b".hw."))
 
 
 @given(names, targets)
-def test_any_name_comes_back(name: bytes, target: bytes) -> None:
+def test_any_name_survives_a_round_trip(name: bytes, target: bytes) -> None:
     member = read_back(tar.symlink(name, target))
     assert (as_bytes(member.name), as_bytes(member.linkname)) == (name, target)
 
@@ -91,7 +91,6 @@ def test_headers_are_whole_blocks(name: bytes) -> None:
     "name", [b".wh.nix", b"a/.wh..wh..opq", b"a/.wh.b/c", b"x.wh./.wh.", b"a" * 200 + b"/.wh.b"]
 )
 def test_whiteouts_are_no_names(name: bytes) -> None:
-    """For whoever unpacks a layer they are orders to delete."""
     with pytest.raises(UnsafeContents, match=r"names that begin with \.wh\. delete files"):
         tar.directory(name, 0o755, (0, 0))
     with pytest.raises(UnsafeContents):

@@ -92,7 +92,9 @@ def test_an_unknown_user_gets_an_entry(tree: Tree, files: ClosureFiles) -> None:
 
 
 @pytest.mark.parametrize("place", ["/a:b", "/a\nroot2:x:0:0::/:/bin/sh", "/", "//"])
-def test_an_odd_directory_is_no_home(tree: Tree, files: ClosureFiles, place: str) -> None:
+def test_a_directory_that_passwd_cannot_express_is_no_home(
+    tree: Tree, files: ClosureFiles, place: str
+) -> None:
     add_user_files(tree, files, "web", place, [])
     assert content(tree, b"etc/passwd") == PASSWD + b"web:x:1000:1000::/:/bin/sh\n"
 
@@ -132,7 +134,7 @@ def test_a_packages_own_passwd_is_read_and_added_to(package: Path, files: Closur
 
 @pytest.mark.parametrize("name", ["etc/passwd", "etc/group"])
 @pytest.mark.parametrize("target", ["/proc/self/environ", "/dev/zero", "/etc/passwd", "../../pipe", "none"])
-def test_a_link_out_of_the_image_is_no_file(
+def test_a_symlink_out_of_the_image_counts_as_missing(
     package: Path, files: ClosureFiles, tmp_path: Path, name: str, target: str
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -154,7 +156,7 @@ def test_a_link_out_of_the_image_is_no_file(
         (b"a:x:4294967295:1", "no larger than 4294967294"),
     ],
 )
-def test_an_unusable_file_is_refused(
+def test_a_flake_file_that_is_no_regular_file_is_refused(
     package: Path, files: ClosureFiles, name: str, file: bytes, reason: str
 ) -> None:
     last = name.rpartition("/")[2]
@@ -163,7 +165,7 @@ def test_an_unusable_file_is_refused(
         add_user_files(with_link(name), files, "web", None, [])
 
 
-def test_a_group_of_a_user_has_a_largest_number_too(package: Path, files: ClosureFiles) -> None:
+def test_the_number_of_a_users_group_is_limited(package: Path, files: ClosureFiles) -> None:
     (package / "passwd").write_text(f"a:x:4294967294:{'9' * 5000}::/:")
     with pytest.raises(UnsafeContents, match="no larger"):
         add_user_files(with_link("etc/passwd"), files, "a", None, [])
@@ -174,7 +176,7 @@ def test_a_group_of_a_user_has_a_largest_number_too(package: Path, files: Closur
     assert owner(tree, b"srv") == (1000, 4294967294)
 
 
-def test_lines_end_where_the_c_library_ends_them(package: Path, files: ClosureFiles) -> None:
+def test_lines_end_as_in_the_c_library(package: Path, files: ClosureFiles) -> None:
     (package / "passwd").write_text("a:x:1:1::/:\x0bweb:x:0:0::/:\u2028web:x:0:0::/:\n")
     tree = with_link("etc/passwd")
     add_user_files(tree, files, "web", "/srv", [])
@@ -182,12 +184,14 @@ def test_lines_end_where_the_c_library_ends_them(package: Path, files: ClosureFi
 
 
 @pytest.mark.parametrize("place", ["/", "//", "/nix/store/x/share", "/proc/self", "/a/../nix/x"])
-def test_some_places_are_not_ours(tree: Tree, files: ClosureFiles, place: str) -> None:
+def test_store_paths_and_generated_files_are_covered_by_name(
+    tree: Tree, files: ClosureFiles, place: str
+) -> None:
     add_user_files(tree, files, "7", place, [place])
     assert set(tree.children) == {b"etc"}
 
 
-def test_what_stands_there_stays(tree: Tree, files: ClosureFiles) -> None:
+def test_existing_nodes_are_kept(tree: Tree, files: ClosureFiles) -> None:
     tree.add(b"var/x", Tree())
     tree.add(b"share", Link(b"/nix/store/x/share"))
     add_user_files(tree, files, "7", "/share/web", ["/var", "/share"])

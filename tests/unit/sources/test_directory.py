@@ -1,11 +1,15 @@
+"""Directories: every change that Nix could see changes the pin, and nothing else does."""
+
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nixery.errors import EvaluationFailed, PackageSetChanged, SourceUnreachable
 from nixery.nix.packages import NixFiles
-from nixery.sources.directory import DirectorySource
+from nixery.sources.directory import DirectorySource, Fingerprint
 from nixery.sources.source import Pin
 from tests.support.repository import Repository
 
@@ -17,13 +21,13 @@ def package_set(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-async def test_every_tag_is_the_same_and_moves(package_set: Path) -> None:
+async def test_every_tag_means_the_current_state(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     assert source.reference("latest") == source.reference("v1")
     assert source.reference("latest").moving
 
 
-async def test_a_pin_is_the_content(package_set: Path) -> None:
+async def test_a_pin_identifies_the_content(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     pin = await source.resolve(source.reference("latest"))
     assert pin == await source.resolve(source.reference("latest"))
@@ -42,7 +46,7 @@ async def test_an_outdated_pin_is_refused(package_set: Path) -> None:
             pytest.fail("it was opened")
 
 
-async def test_a_change_while_it_is_used(package_set: Path) -> None:
+async def test_a_change_during_use_is_detected(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     pin = await source.resolve(source.reference("latest"))
     with pytest.raises(PackageSetChanged):
@@ -50,7 +54,7 @@ async def test_a_change_while_it_is_used(package_set: Path) -> None:
             (package_set / "default.nix").write_text("2")
 
 
-async def test_a_failure_because_of_a_change(package_set: Path) -> None:
+async def test_a_failure_during_a_change_is_reported_as_a_change(package_set: Path) -> None:
     # Half of the change was there already, so Nix found fault with it.
     source = DirectorySource(package_set, os.environ)
     pin = await source.resolve(source.reference("latest"))
@@ -66,7 +70,7 @@ async def test_a_failure_because_of_a_change(package_set: Path) -> None:
             raise EvaluationFailed(())
 
 
-async def test_a_link_that_is_moved(package_set: Path, tmp_path: Path) -> None:
+async def test_moving_a_symlink_changes_the_package_set(package_set: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "default.nix").write_text("2")
@@ -82,14 +86,14 @@ async def test_a_link_that_is_moved(package_set: Path, tmp_path: Path) -> None:
         assert path == NixFiles(other, self_contained=False)
 
 
-async def test_a_set_that_is_gone(tmp_path: Path) -> None:
+async def test_a_missing_directory_is_unreachable(tmp_path: Path) -> None:
     source = DirectorySource(tmp_path / "gone", os.environ)
     with pytest.raises(SourceUnreachable) as raised:
         await source.resolve(source.reference("latest"))
     assert str(tmp_path) not in str(raised.value)
 
 
-async def test_a_working_tree_has_better_names(tmp_path: Path) -> None:
+async def test_the_revision_of_a_working_tree_is_its_commit(tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repository")
     (repository.directory / "set").mkdir()
     package_set = repository.directory / "set" / "default.nix"
@@ -109,7 +113,7 @@ async def test_a_working_tree_has_better_names(tmp_path: Path) -> None:
     assert (await pin()).revision == dirty.revision
     assert (await pin()).identity != dirty.identity
     second = repository.commit("1.1")
-    # What git calls it is looked up anew when something has changed, so a commit alone is noticed by the next server.
+    # The revision is looked up again only when the content has changed, so the next server notices a commit alone.
     assert (
         await DirectorySource(package_set.parent, os.environ).resolve(source.reference("x"))
     ).revision == second
@@ -120,7 +124,7 @@ async def test_a_working_tree_has_better_names(tmp_path: Path) -> None:
     ).revision == second
 
 
-async def test_what_was_read_ahead_is_only_a_start(package_set: Path) -> None:
+async def test_changes_after_reading_ahead_are_seen(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     await source.look_ahead()
     before = await source.resolve(source.reference("latest"))
@@ -128,8 +132,190 @@ async def test_what_was_read_ahead_is_only_a_start(package_set: Path) -> None:
     assert await source.resolve(source.reference("latest")) != before
 
 
-async def test_reading_ahead_a_set_that_is_not_there_yet(tmp_path: Path) -> None:
+async def test_reading_ahead_ignores_a_missing_directory(tmp_path: Path) -> None:
     source = DirectorySource(tmp_path / "set", os.environ)
     await source.look_ahead()
     (tmp_path / "set").mkdir()
     assert (await source.resolve(source.reference("latest"))).identity
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "set"
+    (root / "pkgs").mkdir(parents=True)
+    (root / "default.nix").write_text("{ system }: { }")
+    (root / "pkgs" / "hello.nix").write_text("1")
+    (root / "pkgs" / "build.sh").write_text("exit")
+    (root / "link").symlink_to("pkgs/hello.nix")
+    (root / "empty").mkdir()
+    return root
+
+
+def rewrite_with_old_time_stamps(path: Path) -> None:
+    status = path.stat()
+    path.write_text("2")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def put_in_place(path: Path, symlink_to: str | None = None) -> None:
+    path.unlink()
+    if symlink_to:
+        path.symlink_to(symlink_to)
+    else:
+        path.write_text("1")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "content": lambda root: (root / "pkgs/hello.nix").write_text("2"),
+    "content of the same size with the same time stamp": lambda root: rewrite_with_old_time_stamps(
+        root / "pkgs/hello.nix"
+    ),
+    "new file": lambda root: (root / "pkgs/new.nix").touch(),
+    "hidden file": lambda root: (root / ".version").touch(),
+    "new directory": lambda root: (root / "pkgs/new").mkdir(),
+    "lost file": lambda root: (root / "pkgs/hello.nix").unlink(),
+    "lost directory": lambda root: (root / "empty").rmdir(),
+    "new name": lambda root: (root / "pkgs/hello.nix").rename(root / "pkgs/hallo.nix"),
+    "moved": lambda root: (root / "pkgs/hello.nix").rename(root / "hello.nix"),
+    "executable": lambda root: (root / "pkgs/build.sh").chmod(0o755),
+    "link leads elsewhere": lambda root: put_in_place(root / "link", symlink_to="default.nix"),
+    "file instead of link": lambda root: put_in_place(root / "link"),
+    "two names swapped": lambda root: (
+        (root / "pkgs/hello.nix").write_text("exit"),
+        (root / "pkgs/build.sh").write_text("1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_changes_the_fingerprint(tree: Path, change: Callable[[Path], object]) -> None:
+    fingerprint = Fingerprint()
+    before = fingerprint.of(tree)
+    change(tree)
+    assert fingerprint.of(tree) != before
+    assert fingerprint.of(tree) == Fingerprint().of(tree)
+
+
+def test_irrelevant_changes_do_not_change_the_fingerprint(tree: Path, tmp_path: Path) -> None:
+    before = Fingerprint().of(tree)
+    os.utime(tree / "default.nix")
+    (tree / "default.nix").chmod(0o600)
+    (tree / ".git").mkdir()
+    (tree / ".git" / "index").touch()
+    (tree / "pkgs" / "__pycache__").mkdir()
+    assert Fingerprint().of(tree) == before
+    copy = shutil.copytree(tree, tmp_path / "elsewhere" / "copy", symlinks=True)
+    assert Fingerprint().of(copy) == before
+
+
+def test_targets_of_symlinks_outside_of_the_tree_are_covered(tree: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "lib.nix").write_text("1")
+    (tree / "pkgs" / "lib").symlink_to(shared)
+    (tree / "single.nix").symlink_to(shared / "lib.nix")
+    (shared / "round").symlink_to(shared)
+    before = Fingerprint().of(tree)
+    (shared / "lib.nix").write_text("2")
+    assert Fingerprint().of(tree) != before
+
+
+def test_dangling_symlinks_and_symlinks_to_a_parent_are_not_followed(tree: Path) -> None:
+    for number, target in enumerate(["/nowhere", "loop", "..", "/", "/nix/store/x"]):
+        (tree / f"link{number}").symlink_to(target)
+    (tree / "loop").symlink_to("loop")
+    assert Fingerprint().of(tree)
+
+
+def test_the_tree_itself_may_be_a_symlink(tree: Path, tmp_path: Path) -> None:
+    current = tmp_path / "current"
+    current.symlink_to(tree)
+    assert Fingerprint().of(current) == Fingerprint().of(tree)
+
+
+def test_the_fingerprint_of_a_single_file(tree: Path) -> None:
+    before = Fingerprint().of(tree / "default.nix")
+    (tree / "default.nix").write_text("{ }")
+    assert Fingerprint().of(tree / "default.nix") != before
+
+
+def test_unchanged_files_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Time stamps of the last two seconds are not relied upon; these are made old by a clock that is ahead.
+    fingerprint = Fingerprint()
+    now = (tree / "default.nix").stat().st_ctime_ns
+    monkeypatch.setattr("nixery.sources.directory.time.time_ns", lambda: now + 10_000_000_000)
+    before = fingerprint.of(tree)
+    read: list[object] = []
+    monkeypatch.setattr("nixery.sources.directory.hashlib.file_digest", lambda *file: read.append(file))
+    assert fingerprint.of(tree) == before
+    assert read == []
+
+
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Fingerprint().of(tmp_path / "nothing")
+
+
+def test_pipes_and_devices_are_not_opened(tree: Path) -> None:
+    before = Fingerprint().of(tree)
+    os.mkfifo(tree / "pipe")
+    (tree / "to-a-pipe").symlink_to("pipe")
+    assert Fingerprint().of(tree) != before  # the link is a part of it
+
+
+def test_a_file_that_becomes_a_pipe(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = os.lstat
+
+    def lstat_then_replace(path: bytes) -> os.stat_result:
+        status = original(path)
+        place = Path(os.fsdecode(path))
+        if place.name == "default.nix" and not place.is_fifo():
+            place.unlink()
+            os.mkfifo(place)
+        return status
+
+    monkeypatch.setattr("nixery.sources.directory.os.lstat", lstat_then_replace)
+    with pytest.raises(OSError, match="replaced"):
+        Fingerprint().of(tree)
+
+
+def test_a_file_that_becomes_a_link(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = os.lstat
+
+    def lstat_then_replace(path: bytes) -> os.stat_result:
+        status = original(path)
+        place = Path(os.fsdecode(path))
+        if place.name == "default.nix" and not place.is_symlink():
+            place.unlink()
+            place.symlink_to(tmp_path / "elsewhere")
+        return status
+
+    (tmp_path / "elsewhere").write_text("secret")
+    monkeypatch.setattr("nixery.sources.directory.os.lstat", lstat_then_replace)
+    with pytest.raises(OSError, match="symbolic links"):
+        Fingerprint().of(tree)
+
+
+@pytest.mark.parametrize("target", ["/proc", "/proc/kcore", "/sys", "/dev", "/dev/zero"])
+def test_generated_file_systems_are_not_read(tree: Path, target: str) -> None:
+    (tree / "made-up").symlink_to(target)
+    assert Fingerprint().of(tree) == Fingerprint().of(tree)
+
+
+def test_the_size_of_a_tree_is_limited(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, value in {"_MOST_ENTRIES": 3, "_MOST_BYTES": 5}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(f"nixery.sources.directory.{limit}", value)
+            with pytest.raises(OSError, match="too"):
+                Fingerprint().of(tree)
+
+
+def test_symlinks_lead_to_a_limited_number_of_trees(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nixery.sources.directory._MOST_TREES", 10)
+    for number in range(20):
+        (tmp_path / f"other{number}").mkdir()
+        (tree / f"link{number}").symlink_to(tmp_path / f"other{number}")
+    with pytest.raises(OSError, match="too many"):
+        Fingerprint().of(tree)

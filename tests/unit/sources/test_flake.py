@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import TagUnknown
-from nixery.sources.commits import CommitRule
-from nixery.sources.flake_lock import FlakeReference, flake_reference
-from nixery.sources.source import Reference
+from nixery.sources.flake import FlakeReference, flake_reference
+from nixery.sources.source import CommitRule, Reference
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RULE = CommitRule.parse("reachable")
@@ -33,17 +32,17 @@ RULE = CommitRule.parse("reachable")
         ("https://example.org/set.tar.gz", None),
     ],
 )
-def test_where_versions_are(configured: str, repository: str | None) -> None:
+def test_the_repository_of_a_flake_reference(configured: str, repository: str | None) -> None:
     assert FlakeReference(configured).repository == repository
 
 
 @pytest.mark.parametrize("tag", ["v1", "main", "abcdef1", "0123456", COMMIT[:39], COMMIT.upper()])
-def test_a_tag_is_a_branch_or_a_tag(tag: str) -> None:
+def test_a_tag_without_40_digits_is_a_branch_or_a_tag(tag: str) -> None:
     # Seven digits would be a commit to a forge; to us they are the name of a branch.
     assert flake_reference(tag, FlakeReference("github:a/b"), RULE) == Reference(tag, moving=True)
 
 
-def test_a_commit() -> None:
+def test_a_commit_is_pinned_and_subject_to_the_rule() -> None:
     reference = flake_reference(COMMIT, FlakeReference("github:a/b"), RULE)
     assert reference == Reference(COMMIT, moving=False, rule=RULE.identity)
     with pytest.raises(TagUnknown, match="NIXERY_COMMITS=none"):
@@ -53,7 +52,7 @@ def test_a_commit() -> None:
 @pytest.mark.parametrize(
     ("configured", "moving"), [("github:a/b", True), (f"github:a/b/{COMMIT}", False), ("/nowhere", True)]
 )
-def test_latest_is_the_flake_as_it_is(configured: str, moving: bool) -> None:  # noqa: FBT001 -- a parameter
+def test_latest_is_the_configured_flake(configured: str, moving: bool) -> None:  # noqa: FBT001 -- a parameter
     assert flake_reference("latest", FlakeReference(configured), RULE) == Reference(configured, moving=moving)
 
 
@@ -74,17 +73,17 @@ def test_latest_is_the_flake_as_it_is(configured: str, moving: bool) -> None:  #
         ),
     ],
 )
-def test_what_it_is_at_a_commit(configured: str, name: str | None, expected: str) -> None:
+def test_the_reference_of_a_commit(configured: str, name: str | None, expected: str) -> None:
     assert FlakeReference(configured).at(COMMIT, name) == expected
 
 
-def test_a_directory_that_is_a_repository(tmp_path: Path) -> None:
+def test_a_directory_with_a_git_repository_has_versions(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     assert FlakeReference(str(tmp_path)).repository == f"file://{tmp_path}"
 
 
 @pytest.mark.parametrize("configured", ["path:/set", "/nowhere", "https://example.org/set.tar.gz", "nixpkgs"])
-def test_flakes_without_versions(configured: str) -> None:
+def test_a_flake_without_versions_has_only_latest(configured: str) -> None:
     with pytest.raises(TagUnknown, match="without versions"):
         flake_reference("v1", FlakeReference(configured), RULE)
 
@@ -130,6 +129,8 @@ def test_flakes_without_versions(configured: str) -> None:
         ("https://example.org/set.tar.gz", "path:/nix/store/../../etc?narHash=sha256-x", False),
     ],
 )
-def test_what_a_planted_pin_may_be(flake: str, identity: str, *, is_believed: bool) -> None:
+def test_a_pin_from_a_record_must_have_the_form_of_the_flake(
+    flake: str, identity: str, *, is_believed: bool
+) -> None:
     assert FlakeReference(flake).may_be_locked_as(identity, None) is is_believed
     assert not FlakeReference(flake).may_be_locked_as(identity, "9" * 40)

@@ -45,7 +45,9 @@ def lock(directory: Path, *nodes: tuple[dict[str, Any], dict[str, Any]], **input
         ),
     ],
 )
-def test_inputs_on_networks(tmp_path: Path, locked: dict[str, Any], original: dict[str, Any]) -> None:
+def test_inputs_on_networks_are_accepted(
+    tmp_path: Path, locked: dict[str, Any], original: dict[str, Any]
+) -> None:
     assert lock(tmp_path, (locked, original)) == {"n0"}
 
 
@@ -77,10 +79,10 @@ def test_inputs_on_networks(tmp_path: Path, locked: dict[str, Any], original: di
         {},
     ],
 )
-def test_inputs_of_this_machine(tmp_path: Path, tree: dict[str, Any]) -> None:
+def test_inputs_of_this_machine_are_refused(tmp_path: Path, tree: dict[str, Any]) -> None:
     with pytest.raises(FlakeRefused):
         lock(tmp_path, ({**HASH, **tree}, GITHUB))
-    # What nothing refers to may be referred to by a way that we do not see.
+    # A node without a visible reference may be referred to in another way.
     with pytest.raises(FlakeRefused):
         lock(tmp_path, ({**HASH, **GITHUB}, GITHUB), ({**HASH, **tree}, GITHUB), x="n0")
     if tree.get("type") != "indirect":
@@ -88,7 +90,7 @@ def test_inputs_of_this_machine(tmp_path: Path, tree: dict[str, Any]) -> None:
             lock(tmp_path, ({**HASH, **GITHUB}, tree))
 
 
-def test_an_input_without_a_hash(tmp_path: Path) -> None:
+def test_an_input_without_a_commit_or_a_hash_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FlakeRefused, match="neither a commit nor a hash"):
         lock(tmp_path, (GITHUB, GITHUB))
 
@@ -108,7 +110,7 @@ def test_an_input_without_a_hash(tmp_path: Path) -> None:
     ],
     ids=["deep", "empty", "no root", "version", "root", "root is a tree", "encoding", "large", "many"],
 )
-def test_locks_that_are_none(tmp_path: Path, content: bytes) -> None:
+def test_malformed_locks_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "flake.nix").touch()
     (tmp_path / "flake.lock").write_bytes(content)
     with pytest.raises(FlakeRefused):
@@ -116,7 +118,7 @@ def test_locks_that_are_none(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("directory", ["..", "link", "a/../.."])
-def test_a_flake_is_in_its_tree(tmp_path: Path, directory: str) -> None:
+def test_the_flakes_directory_must_be_in_its_tree(tmp_path: Path, directory: str) -> None:
     tree = tmp_path / "tree"
     (tree / "a").mkdir(parents=True)
     (tree / "link").symlink_to(tmp_path)
@@ -125,7 +127,7 @@ def test_a_flake_is_in_its_tree(tmp_path: Path, directory: str) -> None:
         locked_inputs(tree, directory)
 
 
-def test_a_tree_that_is_gone(tmp_path: Path) -> None:
+def test_a_missing_tree_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         locked_inputs(tmp_path / "gone", "")
 
@@ -149,7 +151,7 @@ def test_a_tree_that_is_gone(tmp_path: Path) -> None:
         {},
     ],
 )
-def test_what_a_flake_may_declare(declared: dict[str, Any]) -> None:
+def test_declared_inputs_are_checked(declared: dict[str, Any]) -> None:
     check_inputs({"x": declared}, ["self", "x"], frozenset({"x"}))
 
 
@@ -182,7 +184,7 @@ def test_what_a_flake_may_declare(declared: dict[str, Any]) -> None:
     ]
     + [{"type": "path", "path": "/etc"}, {"url": {"unusable": True}}, {"url": "github:a/b", "narHash": "x"}],
 )
-def test_what_it_may_not(declared: dict[str, Any]) -> None:
+def test_a_tag_that_is_not_allowed_is_refused(declared: dict[str, Any]) -> None:
     with pytest.raises(FlakeRefused):
         check_inputs({"x": declared}, [], frozenset({"x"}))
     with pytest.raises(FlakeRefused):

@@ -18,18 +18,24 @@ COUNTS = {"glibc": 12, "bash-5.2": 3}
 
 
 class Handler(BaseHTTPRequestHandler):
-    # Whether a header field that has begun may end.
-    patience = threading.Event()
+    # Set to end a header field that has begun.
+    may_end = threading.Event()
 
     def do_GET(self) -> None:
-        if self.path == "/endless":
+        path = self.path.partition("?")[0]
+        if path == "/endless":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Endless: ")
             with suppress(OSError):
-                while not self.patience.wait(0.05):
+                while not self.may_end.wait(0.05):
                     self.wfile.write(b"x")
             return
-        self.send_response(404 if self.path == "/nothing" else 200)
-        if self.path == "/cut":
+        if self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved-to-"))
+            self.end_headers()
+            return
+        self.send_response(404 if path == "/nothing" else 200)
+        if path == "/cut":
             self.send_header("Content-Length", "1000")
         self.end_headers()
         self.wfile.write(json.dumps(COUNTS).encode())
@@ -54,24 +60,37 @@ def server() -> Iterator[str]:
         yield url
 
 
-def test_over_http(server: str) -> None:
+def test_data_is_fetched_over_http(server: str) -> None:
     assert load_popularity(f"{server}/popularity.json").counts == COUNTS
 
 
-def test_from_a_file_url_and_from_a_path(tmp_path: Path) -> None:
+def test_data_is_read_from_a_file_url_and_from_a_path(tmp_path: Path) -> None:
     file = tmp_path / "popularity.json"
     file.write_text(json.dumps(COUNTS))
     assert load_popularity(str(file)).counts == load_popularity(file.as_uri()).counts == COUNTS
 
 
-def test_what_cannot_be_had_is_a_settings_error(server: str, tmp_path: Path) -> None:
+def test_unreachable_data_is_a_settings_error(server: str, tmp_path: Path) -> None:
     for url in (f"{server}/nothing", str(tmp_path / "nothing"), "http://127.0.0.1:1/"):
         with pytest.raises(SettingsError, match="NIX_POPULARITY_URL"):
             load_popularity(url)
 
 
+def test_a_redirect_leads_to_another_page_but_to_no_file(server: str, tmp_path: Path) -> None:
+    assert load_popularity(f"{server}/moved-to-/popularity.json").counts == COUNTS
+    (tmp_path / "secret.json").write_text(json.dumps(COUNTS))
+    with pytest.raises(SettingsError, match="NIX_POPULARITY_URL"):
+        load_popularity(f"{server}/moved-to-{(tmp_path / 'secret.json').as_uri()}")
+
+
+def test_an_answer_over_the_limit_is_an_error(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(popularity, "_LARGEST", 10)
+    with pytest.raises(SettingsError, match="it has more than 10 bytes"):
+        load_popularity(f"{server}/popularity.json")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"a": -1}', '{"a": "many"}', "{"])
-def test_so_is_anything_but_counts(content: str, tmp_path: Path) -> None:
+def test_data_that_is_not_counts_is_a_settings_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "p").write_text(content)
     with pytest.raises(SettingsError, match="not a JSON object of reference counts"):
         load_popularity(str(tmp_path / "p"))
@@ -82,7 +101,7 @@ def copies(tmp_path: Path) -> PopularityCopies:
     return PopularityCopies(tmp_path / "storage", tmp_path / "storage" / "temporary")
 
 
-def test_the_copy_is_taken_when_the_url_is_down(
+def test_the_copy_is_used_when_the_url_is_down(
     copies: PopularityCopies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving() as server:
@@ -101,7 +120,7 @@ def test_the_copy_is_taken_when_the_url_is_down(
     assert list((tmp_path / "storage" / "temporary").iterdir()) == []
 
 
-def test_a_changed_file_goes_before_the_copy(copies: PopularityCopies, tmp_path: Path) -> None:
+def test_a_changed_file_takes_precedence_over_the_copy(copies: PopularityCopies, tmp_path: Path) -> None:
     file = tmp_path / "popularity.json"
     file.write_text('{"glibc": 1}')
     first = load_popularity(str(file), copies)
@@ -116,28 +135,29 @@ def test_a_changed_file_goes_before_the_copy(copies: PopularityCopies, tmp_path:
     assert load_popularity(str(file), copies) == second
 
 
-def test_a_cut_off_answer_is_none(copies: PopularityCopies) -> None:
+def test_a_truncated_answer_is_an_error(copies: PopularityCopies) -> None:
     with serving() as server:
         whole = load_popularity(f"{server}/popularity.json", copies)
         assert whole.counts == COUNTS
-        with pytest.raises(SettingsError, match="bytes came of 1000"):
+        with pytest.raises(SettingsError, match="without sending complete message"):
             load_popularity(f"{server}/cut", copies)
 
 
-def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     large = tmp_path / "large"
     large.touch()
     os.truncate(large, 1 << 40)
     for place in (tmp_path / "pipe", large, Path("/dev/zero")):
-        with pytest.raises(SettingsError, match="no regular file"):
-            load_popularity(str(place))
+        for url in (str(place), place.as_uri()):
+            with pytest.raises(SettingsError, match="no regular file"):
+                load_popularity(url)
     (tmp_path / "file").write_text(json.dumps(COUNTS))
     (tmp_path / "link").symlink_to("file")
     assert load_popularity(str(tmp_path / "link")).counts == COUNTS
 
 
-def test_tokens_in_the_url_are_not_told(
+def test_secrets_in_the_url_are_not_logged(
     server: str, capsys: pytest.CaptureFixture[str], copies: PopularityCopies
 ) -> None:
     host = server.removeprefix("http://")
@@ -157,18 +177,18 @@ def test_tokens_in_the_url_are_not_told(
 
 
 @pytest.mark.security
-def test_a_server_that_trickles_header_fields_holds_nobody_up(
+def test_a_server_that_trickles_header_fields_times_out(
     server: str, copies: PopularityCopies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of its bytes comes within the timeout of a read."""
     monkeypatch.setattr(popularity, "_TIMEOUT", 0.5)
-    monkeypatch.setattr(Handler, "patience", patience := threading.Event())
+    monkeypatch.setattr(Handler, "may_end", may_end := threading.Event())
     # So that the test ends where the defect is.
-    giving_up = threading.Timer(20, patience.set)
+    giving_up = threading.Timer(20, may_end.set)
     giving_up.start()
     try:
         with pytest.raises(SettingsError, match="it takes longer than"):
             load_popularity(f"{server}/endless", copies)
     finally:
         giving_up.cancel()
-        patience.set()
+        may_end.set()

@@ -1,12 +1,12 @@
-# Lists a package set: { attribute = { version, description }; } of everything at its top.
+# Lists a package set: { attribute = { version, description }; } for everything at its top.
 #
-# Without details nothing is looked into, so that names alone can be had of any set. With them, an error that cannot be caught
-# ends the evaluation; the caller then asks without.
+# Without details nothing is evaluated, so that any set can be listed by name. With details, an error that cannot be
+# caught ends the evaluation; the caller then asks without.
 {
   packageSet ? null, # absolute path
   flake ? null, # or a locked reference
   system, # e.g. "x86_64-linux"
-  request, # JSON: { details : whether to look into everything }
+  request, # JSON: { details : whether to evaluate each attribute }
 }:
 let
   inherit (builtins) deepSeq fromJSON isAttrs isFunction isString mapAttrs stringLength tryEval;

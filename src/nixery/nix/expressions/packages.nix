@@ -1,9 +1,9 @@
 # Looks up the packages of an image request: one evaluation for all of them.
 #
-# Everything the client said comes in as data (`request` is JSON), never as a part of an expression.
-# A package set owes us nothing but the attributes asked for, so only builtins are used here.
+# Client input comes in as data (`request` is JSON), never as part of an expression. A package set provides only the
+# requested attributes, so this file uses only builtins.
 #
-# The result is made of strings, numbers and lists alone: no derivation is ever forced to be printed.
+# The result has only strings, numbers and lists: no derivation is ever forced to be printed.
 {
   packageSet ? null, # absolute path
   flake ? null, # or a locked reference
@@ -50,8 +50,8 @@ let
     else
       packages // { ${name} = if isFunction expression then expression { pkgs = packages; } else expression; };
 
-  # `tryEval` catches `throw` and failed assertions. Whatever else goes wrong in a set ends the whole
-  # evaluation; the caller then asks for the packages one by one.
+  # `tryEval` catches `throw` and failed assertions. Any other error ends the whole evaluation; the caller then
+  # isolates the packages that cause it.
   safe = fallback: value: let tried = tryEval (deepSeq value value); in if tried.success then tried.value else fallback;
   safely = isWanted: fallback: value: let v = safe null value; in if isWanted v then v else fallback;
   isDerivation = value: isAttrs value && safely isString "" (value.type or "") == "derivation";
@@ -133,7 +133,7 @@ let
     else
       [ ];
 
-  # Why something that is there does not evaluate, as far as its meta-data tells.
+  # Why an existing attribute does not evaluate, according to its meta-data.
   flaw =
     meta:
     if safely isBool false (meta.broken or false) then
@@ -196,7 +196,7 @@ let
       in
       if wrong != null then { status = "too large"; } // wrong else { status = "available"; } // found;
 
-  # Only what is read below: a whole `meta` may hold functions, derivations and things that throw.
+  # Only the fields that are read below: a whole `meta` may hold functions, derivations and values that throw.
   removeUnprintable =
     meta:
     let
@@ -208,10 +208,10 @@ let
     in
     if isAttrs meta then listToAttrs (map (key: { name = key; value = meta.${key}; }) kept) else { };
 
-  # What stands for an image rather than for a package: { contents = [ ... ]; config = { ... }; }
+  # An image definition rather than a package: { contents = [ ... ]; config = { ... }; }
   isDefinition = value: isAttrs value && !(isDerivation value) && value ? contents;
 
-  # One item for each derivation in lists within lists. A position is the way to it: [ 2 0 ] is the first one of the third list.
+  # One item for each derivation in nested lists. A position is its path: [ 2 0 ] is the first one of the third list.
   items =
     position: value:
     let
@@ -228,7 +228,7 @@ let
     else
       [ { status = "not a package"; inherit position; type = typeOf tried.value; } ];
 
-  # As data. What JSON has no words for is told by its type, so that whoever checks the definition can say where it is.
+  # As data. A value that JSON cannot express is replaced by its type, so that an error can name its place.
   plain =
     value:
     if isDerivation value || typeOf value == "path" then

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import io
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.packing.archive import Archive
 from nixery.packing.compression import Compression, compression
-from nixery.packing.packer import Contents, LayerPacker
+from nixery.packing.packer import BackgroundStage, Contents, LayerPacker
 from nixery.packing.store_tree import add_store_paths
 
 
@@ -80,7 +81,7 @@ def test_gzip_has_neither_time_nor_name() -> None:
     assert compressed[4:8] == bytes(4)
 
 
-def test_the_check_can_end_it() -> None:
+def test_the_check_can_end_the_packing() -> None:
     def check() -> None:
         raise KeyboardInterrupt
 
@@ -88,7 +89,7 @@ def test_the_check_can_end_it() -> None:
         LayerPacker(compression("gzip")).pack(nothing, io.BytesIO(), check)
 
 
-def test_the_identity_has_that_of_the_compression() -> None:
+def test_the_packers_identity_includes_that_of_the_compression() -> None:
     way = compression("gzip")
     assert LayerPacker(way).identity == LayerPacker(compression("gzip")).identity
     assert way.identity in LayerPacker(way).identity
@@ -99,6 +100,59 @@ class FullDisk(io.BytesIO):
         raise StorageError("no space left")
 
 
-def test_a_sink_that_fails_ends_it() -> None:
+def test_a_failing_sink_ends_the_packing() -> None:
     with pytest.raises(StorageError, match="no space"):
         LayerPacker(compression("gzip")).pack(file_of(os.urandom(5 << 20)), FullDisk(), lambda: None)
+
+
+TIMEOUT = 10
+
+
+def test_pieces_are_processed_in_order() -> None:
+    done: list[int] = []
+    with BackgroundStage[int](done.append) as behind:
+        for number in range(100):
+            behind.give(number)
+            # So the memory of all pieces but the last is free again.
+            assert done[:number] == list(range(number))
+        behind.wait()
+        assert done == list(range(100))
+
+
+def test_a_piece_is_processed_while_the_caller_makes_the_next() -> None:
+    made = threading.Event()
+    seen: list[bool] = []
+    with BackgroundStage[int](lambda _: seen.append(made.wait(TIMEOUT))) as behind:
+        behind.give(1)
+        made.set()
+    assert seen == [True]
+
+
+def test_a_failure_is_raised_with_the_next_piece() -> None:
+    def fail(piece: int) -> None:
+        raise ValueError(piece)
+
+    with BackgroundStage[int](fail) as behind:
+        behind.give(1)
+        with pytest.raises(ValueError, match="1"):
+            behind.give(2)
+        behind.wait()
+
+
+def test_a_failure_of_the_last_piece_is_raised_by_waiting() -> None:
+    def fail(piece: int) -> None:
+        raise ValueError(piece)
+
+    with BackgroundStage[int](fail) as behind:
+        behind.give(1)
+        with pytest.raises(ValueError, match="1"):
+            behind.wait()
+
+
+def test_a_background_stage_leaves_no_thread_running() -> None:
+    threads = threading.active_count()
+    done: list[int] = []
+    with BackgroundStage[int](done.append) as behind:
+        behind.give(1)
+    assert done == [1]
+    assert threading.active_count() == threads

@@ -18,7 +18,7 @@ from nixery.source_location import SourceLocation, redacted
         ("https://example.org/{rev}.tar.gz?private_token=secret", None, False),
     ],
 )
-def test_urls(url: str, address: str | None, published: bool) -> None:  # noqa: FBT001 -- a parameter
+def test_urls_are_parsed_without_their_secrets(url: str, address: str | None, published: bool) -> None:  # noqa: FBT001 -- a parameter
     location = SourceLocation.parse(url)
     assert location.address == (address or url)
     assert location.published == (location.address if published else None)
@@ -26,7 +26,7 @@ def test_urls(url: str, address: str | None, published: bool) -> None:  # noqa: 
     assert location.name == "the package source"
 
 
-def test_a_public_source_is_told_without_its_secrets() -> None:
+def test_a_public_source_is_named_without_its_secrets() -> None:
     location = SourceLocation.parse("https://user:secret@example.org/set?private_token=hidden", public=True)
     assert location.name == location.published == "https://example.org/set?…"
     assert SourceLocation.parse("file:///srv/set", public=True).published is None
@@ -40,7 +40,7 @@ def test_credentials_are_decoded_for_git() -> None:
     assert SourceLocation.parse("https://example.org/set").username is None
 
 
-def test_two_queries_are_two_sources() -> None:
+def test_sources_with_different_queries_have_different_identities() -> None:
     one, other = (
         SourceLocation.parse(f"https://example.org/{{rev}}?set={name}") for name in ("one", "other")
     )
@@ -63,7 +63,7 @@ USER = "https://user:s3cr%2Bt%2Fe@example.org/set"
         "could not resolve user:s3cr+t/e",
     ],
 )
-def test_programs_that_repeat_a_secret(said: str) -> None:
+def test_secrets_are_removed_in_every_form(said: str) -> None:
     told = SourceLocation.parse(USER).redact(said)
     assert not any(form in told for form in (SECRET, "s3cr%2Bt%2Fe", "s3cr%2bt%2fe", "dXNlcjpzM2NyK3QvZQ"))
 
@@ -80,5 +80,5 @@ def test_programs_that_repeat_a_secret(said: str) -> None:
         ("http://user:pa ss@h", "http://user:pa ss@h"),
     ],
 )
-def test_any_text(text: str, expected: str) -> None:
+def test_urls_in_any_text_are_redacted(text: str, expected: str) -> None:
     assert redacted(text) == expected

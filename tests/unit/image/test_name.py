@@ -1,13 +1,27 @@
 import itertools
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
-from nixery.errors import InvalidName
-from nixery.image.name import SHELL_PACKAGES, canonical_name, parse_image_name, requests_for, validate_name
+from nixery.errors import InvalidDigest, InvalidName, InvalidReference
+from nixery.image.name import (
+    SHELL_PACKAGES,
+    NearNames,
+    Tag,
+    canonical_name,
+    parse_image_name,
+    parse_reference,
+    requests_for,
+    validate_name,
+)
 from nixery.image.platform import AMD64, ARM64
+from nixery.oci.digest import Digest
 
 
 def test_components_are_packages() -> None:
@@ -24,25 +38,25 @@ def test_order_and_repetition_change_nothing() -> None:
     assert len(requests) == 1
 
 
-def test_names_are_not_joined() -> None:
+def test_names_and_contents_are_delimited() -> None:
     assert parse_image_name("a/bc") != parse_image_name("ab/c")
 
 
-def test_shell_in_front_is_a_meta_package() -> None:
+def test_shell_at_the_beginning_is_a_meta_package() -> None:
     request = parse_image_name("shell/git")
     assert request.shell
     assert request.requested == ("git",)
     assert set(request.packages) == {"git", *SHELL_PACKAGES}
 
 
-def test_shell_behind_a_package_is_a_package() -> None:
+def test_shell_after_a_package_is_a_package() -> None:
     request = parse_image_name("git/shell")
     assert not request.shell
     assert request.packages == ("git", "shell")
 
 
 @pytest.mark.parametrize("name", ["arm64/shell/hello", "shell/arm64/hello", "shell/arm64/arm64/shell/hello"])
-def test_meta_packages_stand_in_front_in_any_order(name: str) -> None:
+def test_meta_packages_come_first_in_any_order(name: str) -> None:
     request = parse_image_name(name)
     assert (request.platform, request.shell, request.requested) == (ARM64, True, ("hello",))
 
@@ -78,7 +92,7 @@ def test_invalid_names(name: str) -> None:
 
 
 @given(st.from_regex(re.compile(r"[a-z0-9._/-]{1,40}", re.ASCII), fullmatch=True))
-def test_whatever_parses_keeps_its_packages(name: str) -> None:
+def test_the_canonical_name_keeps_the_packages(name: str) -> None:
     try:
         request = parse_image_name(name)
     except InvalidName:
@@ -87,7 +101,7 @@ def test_whatever_parses_keeps_its_packages(name: str) -> None:
     assert list(request.packages) == sorted(set(request.packages))
 
 
-def test_what_docker_makes_of_a_name_without_a_slash() -> None:
+def test_the_library_prefix_of_docker_is_removed() -> None:
     assert parse_image_name("library/hello") == parse_image_name("hello")
     assert parse_image_name("library/shell") == parse_image_name("shell")
     assert parse_image_name("library/hello/git").requested == ("git", "hello", "library")
@@ -118,3 +132,72 @@ def test_one_name_stands_for_all_names_of_an_image(components: list[str]) -> Non
         except InvalidName:
             continue
         assert (canonical_name(other) == canonical) == same
+
+
+def test_a_reference_with_a_colon_is_a_digest() -> None:
+    assert parse_reference(str(Digest.of(b""))) == Digest.of(b"")
+
+
+@pytest.mark.parametrize("text", ["latest", "_", "v1.2-rc_3", "A" * 128])
+def test_valid_tags_are_parsed(text: str) -> None:
+    assert parse_reference(text) == Tag(text)
+
+
+@pytest.mark.parametrize("text", ["", ".hidden", "-x", "a" * 129, "ü", "a b", ".INVALID_MANIFEST_NAME"])
+def test_a_malformed_reference_is_refused(text: str) -> None:
+    with pytest.raises(InvalidReference):
+        parse_reference(text)
+
+
+def test_a_malformed_digest_is_no_tag() -> None:
+    with pytest.raises(InvalidDigest):
+        parse_reference("sha256:baddigeststring")
+
+
+@pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
+def test_tags_derived_from_a_digest_are_recognised(suffix: str) -> None:
+    assert Tag(f"sha256-{'0' * 64}{suffix}").is_derived_from_digest
+    assert not Tag(f"sha256-{'0' * 63}{suffix}").is_derived_from_digest
+
+
+def near_names(wanted: str, within: str, attributes: Sequence[str]) -> tuple[str, ...]:
+    return NearNames(within, attributes).of(wanted)
+
+
+def test_the_most_similar_come_first() -> None:
+    assert near_names("htpo", "", ["http", "htop", "zsh"])[0] == "htop"
+
+
+def test_without_similar_names_there_is_no_hint() -> None:
+    assert near_names("qqqqqqqq", "", ["htop", "zsh"]) == ()
+
+
+def test_near_names_have_the_form_that_clients_use() -> None:
+    assert near_names("1pasword", "", ["_1password"]) == ("1password",)
+    assert near_names("haskelpackages", "", ["haskellPackages"]) == ("haskellpackages",)
+    assert near_names("g+", "", ["g++"]) == ()
+
+
+def test_names_inside_a_set_carry_its_path_and_keep_their_case() -> None:
+    assert near_names("pythonpackages.reqests", "pythonPackages", ["requests", "Requests"]) == (
+        "pythonpackages.requests",
+    )
+
+
+def test_the_order_of_attributes_changes_nothing() -> None:
+    names = ["aab", "aac", "aad", "aae", "aaf"]
+    assert near_names("aaa", "", names) == near_names("aaa", "", names[::-1])
+
+
+def test_near_names_of_a_large_set_with_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The other one would keep the interpreter's lock for seconds, if an author has given a set tens of thousands of long names.
+    scorers = []
+    extract = process.extract
+
+    def observed(*arguments: Any, **options: Any) -> object:  # noqa: ANN401 -- whatever it is given
+        scorers.append(options["scorer"])
+        return extract(*arguments, **options)
+
+    monkeypatch.setattr(process, "extract", observed)
+    near_names("htpo", "", ["htop"])
+    assert scorers == [OSA.normalized_similarity]

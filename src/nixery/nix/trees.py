@@ -1,7 +1,4 @@
-"""Package sets in the Nix store, where nobody changes them.
-
-Trees of package sets in the Nix store, by the commit that they are of.
-"""
+"""Trees of package sets in the Nix store, where no one changes them: added, protected while in use, and cached."""
 
 from __future__ import annotations
 
@@ -14,42 +11,48 @@ from weakref import WeakValueDictionary
 
 from nixery.caching import LRUCache
 from nixery.errors import NixUnusable, PathsCollected
-from nixery.nix.error_message import collected_path, explanation, is_about_something_gone, without_paths
-from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
+from nixery.nix.error_message import collected_path, explanation, reports_missing_path, without_paths
+from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.processes import ProcessContext, run_command
 
 # Seconds to copy a package set; nixpkgs has 40,000 files.
-_COPY = 300
+_COPY_TIMEOUT = 300
+
+# Bytes of cached tree locations.
+_CAPACITY = 1024 * 1024
+
+# How often a tree is made again that was collected before it was protected.
+_ATTEMPTS = 3
+
+Make = Callable[[], Awaitable[Path]]
 
 
 class NixStore:
-    """Copies trees into the Nix store, and keeps them there while they are in use.
+    """Copies trees into the Nix store, and protects them while they are in use.
 
     Args:
-        roots: protect them from Nix's garbage collector.
-        collector: the lock of that collector.
+        collector: of the Nix store.
         environment: of Nix's commands.
     """
 
-    def __init__(
-        self, roots: GarbageCollectorRoots, collector: CollectorLock, environment: Mapping[str, str]
-    ) -> None:
-        self._surroundings = ProcessContext(environment)
-        self._roots = roots
+    def __init__(self, collector: NixGarbageCollector, environment: Mapping[str, str]) -> None:
+        self._context = ProcessContext(environment)
         self._collector = collector
 
     def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
-        """Have the garbage collector wait, where that is possible, from adding a path until it is kept."""
-        return self._collector.held()
+        """Keep the garbage collector waiting, if possible, from adding a path until it is protected."""
+        return self._collector.paused()
 
     async def add(self, tree: Path) -> Path:
-        """Copy a directory; return its store path, which is named by the content.
+        """Copy a directory; return its store path, which depends on the content alone.
 
         Raises:
-            NixUnusable: Nix cannot do that.
+            PathsCollected: a path that it needs was collected meanwhile.
+            NixTimedOut: it timed out.
+            NixUnusable: Nix failed.
         """
         completed, stderr = await run_command(
-            _COPY, "nix-store", "--add", str(tree), context=self._surroundings
+            _COPY_TIMEOUT, "nix-store", "--add", str(tree), context=self._context
         )
         if completed.exit_code != 0:
             gone = collected_path(stderr)
@@ -61,62 +64,49 @@ class NixStore:
         """Protect a store path while the context lasts.
 
         Raises:
-            PathsCollected: it is not there any more.
+            PathsCollected: it no longer exists.
             NixUnusable: Nix cannot be run.
         """
-        with self._roots.hold() as root:
-            # A collector that is looking for roots may have passed the place of ours, and look at those of running processes when this
-            # one, which does next to nothing, has ended. So it is not to be at work.
-            async with self._collector.held():
+        with self._collector.root() as root:
+            # Otherwise a collector that is searching for roots may already have passed the place of ours, and
+            # look at the processes only after this short one has ended.
+            async with self._collector.paused():
                 completed, stderr = await run_command(
-                    _COPY,
+                    _COPY_TIMEOUT,
                     *("nix-store", "--realise", str(path), "--add-root", str(root), "--indirect"),
-                    context=self._surroundings,
+                    context=self._context,
                 )
             if completed.exit_code != 0:
-                # Whether its files are there says nothing: the collector takes a path out of the database before it deletes them. And a
-                # tree cannot be built: that its build failed is all that Nix says if it went in the middle of the command.
-                if is_about_something_gone(stderr) or f"build of '{path}' failed" in explanation(stderr):
+                # Whether its files exist proves nothing: the collector takes a path out of the database before
+                # it deletes them. If that happens during the command, Nix reports a failed build of the tree.
+                if reports_missing_path(stderr) or f"build of '{path}' failed" in explanation(stderr):
                     raise PathsCollected(str(path))
                 raise _unusable("nix-store --realise", stderr)
-            # Nix looks for the path first and registers the root then, with whichever collector is at work. From here on nothing takes it.
+            # Nix looks for the path first and registers the root afterwards; a collector may run in between.
             if not await asyncio.to_thread(os.path.lexists, path):
                 raise PathsCollected(str(path))
             yield
 
 
-def _unusable(command: str, stderr: Sequence[str]) -> NixUnusable:
-    return NixUnusable(f"{command} failed: {without_paths(explanation(stderr))}")
-
-
-# Bytes for the places of trees; another commit is in the store, perhaps, but it is not known where.
-_CAPACITY = 1024 * 1024
-
-# How often a tree is made again that was collected before it could be protected. The time in between is that of starting a process.
-_ATTEMPTS = 3
-
-Make = Callable[[], Awaitable[Path]]
-
-
 class TreeCache:
-    """Makes each tree once, and again when Nix's garbage collector has taken it.
+    """Makes each tree once, and again after Nix's garbage collector has taken it.
 
     Args:
-        store: where they are.
+        store: where the trees are.
     """
 
     def __init__(self, store: NixStore) -> None:
         self._store = store
         self._trees: LRUCache[str, Path] = LRUCache(_CAPACITY)
-        # One for each commit: a tree that is there does not wait for another one, which may be fetched for minutes.
+        # One lock for each commit: an existing tree does not wait for another one that takes minutes to fetch.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, commit: str, make: Make) -> Path:
-        """Return where a tree is. Until it is kept, it may go at any time.
+        """Return the location of a tree, which may be collected at any time until it is protected.
 
         Args:
-            commit: names it.
-            make: puts it into the store.
+            commit: identifies it.
+            make: adds it to the store.
         """
         async with self._locks.setdefault(commit, asyncio.Lock()):
             tree = self._trees.get(commit)
@@ -127,10 +117,10 @@ class TreeCache:
 
     @asynccontextmanager
     async def keeping(self, commit: str, make: Make) -> AsyncIterator[Path]:
-        """Have a tree that is protected while the context lasts.
+        """Return a tree that is protected while the context lasts.
 
         Raises:
-            PathsCollected: it was collected each time, before it was protected.
+            PathsCollected: it was collected at every attempt, before it was protected.
             NixUnusable: Nix cannot be run.
         """
         async with AsyncExitStack() as stack:
@@ -142,7 +132,7 @@ class TreeCache:
                 return await self._attempt(stack, commit, make)
             except PathsCollected:
                 self._trees.discard(commit)
-        # Fetching may take minutes, for which nobody's collector is to wait unless there is no other way.
+        # A fetch may take minutes; the collector waits for it only at the last attempt.
         async with self._store.collector_paused():
             return await self._attempt(stack, commit, make)
 
@@ -150,3 +140,7 @@ class TreeCache:
         tree = await self.get(commit, make)
         await stack.enter_async_context(self._store.keeping(tree))
         return tree
+
+
+def _unusable(command: str, stderr: Sequence[str]) -> NixUnusable:
+    return NixUnusable(f"{command} failed: {without_paths(explanation(stderr))}")

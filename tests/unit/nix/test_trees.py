@@ -1,18 +1,18 @@
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
 from nixery.errors import NixUnusable, PathsCollected
-from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
-from nixery.sources.trees import NixStore
+from nixery.nix.garbage_collection import NixGarbageCollector
+from nixery.nix.trees import NixStore, TreeCache
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> NixStore:
-    roots, collector = GarbageCollectorRoots(tmp_path / "roots"), CollectorLock(tmp_path / "state")
-    # Tests change it, before a command runs.
-    return NixStore(roots, collector, os.environ)
+    # Tests change the environment before a command runs.
+    return NixStore(NixGarbageCollector(tmp_path / "state", tmp_path / "roots"), os.environ)
 
 
 def nix_store_says(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str, status: int = 1) -> None:
@@ -38,7 +38,7 @@ def tree() -> Path:
     ],
     ids=["before the command", "in the middle of it"],
 )
-async def test_a_tree_that_is_being_deleted_is_gone(
+async def test_a_tree_that_is_being_deleted_counts_as_collected(
     store: NixStore, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     # The database has no more of it.
@@ -48,7 +48,7 @@ async def test_a_tree_that_is_being_deleted_is_gone(
             pass
 
 
-async def test_a_tree_that_went_before_its_root_was_there_is_gone(
+async def test_a_tree_deleted_before_its_root_was_registered_counts_as_collected(
     store: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nix_store_says(monkeypatch, tmp_path, "", status=0)
@@ -57,10 +57,58 @@ async def test_a_tree_that_went_before_its_root_was_there_is_gone(
             pass
 
 
-async def test_a_nix_that_does_not_work_is_told(
+async def test_an_error_of_nix_is_reported(
     store: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nix_store_says(monkeypatch, tmp_path, "error: cannot connect to daemon: Connection refused")
     with pytest.raises(NixUnusable, match=r"nix-store --realise failed: .*Connection refused"):
         async with store.keeping(Path("/nix/store/x")):
             pass
+
+
+# Seconds for what should not block.
+_TIMEOUT = 20
+
+
+@pytest.fixture
+def trees(store: NixStore) -> TreeCache:
+    return TreeCache(store)
+
+
+class Making:
+    """Makes a tree when the test says so."""
+
+    def __init__(self, tree: Path) -> None:
+        self.begun, self.may_end = asyncio.Event(), asyncio.Event()
+        self.times = 0
+        self._tree = tree
+
+    async def __call__(self) -> Path:
+        self.times += 1
+        self.begun.set()
+        await self.may_end.wait()
+        return self._tree
+
+
+async def test_a_tree_does_not_wait_for_a_slow_other_one(trees: TreeCache, tmp_path: Path) -> None:
+    known, slow, other = Making(tmp_path), Making(tmp_path), Making(tmp_path)
+    known.may_end.set()
+    other.may_end.set()
+    await trees.get("known", known)
+    fetching = asyncio.ensure_future(trees.get("slow", slow))
+    await slow.begun.wait()
+    async with asyncio.timeout(_TIMEOUT):
+        await trees.get("known", known)
+        await trees.get("other", other)
+    assert known.times == 1
+    slow.may_end.set()
+    assert await fetching == tmp_path
+
+
+async def test_concurrent_requests_share_one_tree(trees: TreeCache, tmp_path: Path) -> None:
+    making = Making(tmp_path)
+    wanted = [asyncio.ensure_future(trees.get("one", making)) for _ in range(3)]
+    await making.begun.wait()
+    making.may_end.set()
+    assert await asyncio.gather(*wanted) == [tmp_path] * 3
+    assert making.times == 1

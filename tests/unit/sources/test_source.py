@@ -1,7 +1,7 @@
 import pytest
 
 from nixery.errors import TagUnknown
-from nixery.sources.commits import CommitRule
+from nixery.sources.source import CommitRule
 
 
 @pytest.mark.parametrize(
@@ -14,17 +14,17 @@ from nixery.sources.commits import CommitRule
         (" main , release-* ", ("main", "release-*")),
     ],
 )
-def test_rules(text: str, patterns: tuple[str, ...] | None) -> None:
+def test_commit_rules_are_parsed(text: str, patterns: tuple[str, ...] | None) -> None:
     assert CommitRule.parse(text).patterns == patterns
 
 
 @pytest.mark.parametrize("text", ["", ",", "main,any", "none,reachable", "a b", "x^{}", "a:b", "refs\nx"])
-def test_what_is_none(text: str) -> None:
+def test_malformed_commit_rules_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="reachable, any, none"):
         CommitRule.parse(text)
 
 
-def test_branches_that_count() -> None:
+def test_patterns_admit_branches() -> None:
     rule = CommitRule.parse("main,release-*")
     assert [name for name in ("main", "main2", "release-1", "xrelease-1") if rule.admits(name)] == [
         "main",
@@ -41,6 +41,6 @@ def test_the_refusal_names_the_setting() -> None:
         CommitRule.parse("none").require_commits("f" * 40)
 
 
-def test_each_rule_has_its_own_pins() -> None:
+def test_each_rule_has_its_own_identity() -> None:
     rules = [CommitRule.parse(text) for text in ("reachable", "any", "main", "main,next")]
     assert len({rule.identity for rule in [*rules, rules[0].within(["nixos-*"])]}) == 5

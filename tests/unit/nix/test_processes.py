@@ -1,9 +1,11 @@
+from __future__ import annotations
+
 import asyncio
 import gc
 import json
 import os
+import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,14 +23,14 @@ def ignore(_: bytes) -> None:
 
 
 async def test_reads_both_streams_at_once() -> None:
-    # Each is far beyond what a pipe holds: whoever reads one to its end before the other waits for ever.
+    # Both exceed the capacity of a pipe: reading one to its end before the other would block for ever.
     script = "import sys\nfor _ in range(200):\n sys.stderr.write('e' * 9999 + '\\n')\n sys.stdout.write('o' * 10000)"
     lines: list[bytes] = []
     completed = await run(["python3", "-c", script], lines.append, Deadline(30), OURS)
     assert (completed.exit_code, len(completed.stdout), len(lines)) == (0, 2_000_000, 200)
 
 
-async def test_one_very_long_line_is_bounded() -> None:
+async def test_a_very_long_line_is_cut() -> None:
     lines: list[bytes] = []
     await run(
         ["python3", "-c", "import sys; sys.stderr.write('x' * 5_000_000)"], lines.append, Deadline(30), OURS
@@ -60,7 +62,7 @@ async def test_the_kernel_ends_what_it_started_before_the_server() -> None:
     assert completed.exit_code == 0
 
 
-async def test_a_missing_program_is_said() -> None:
+async def test_a_missing_program_is_reported() -> None:
     with pytest.raises(NixUnusable, match="no-such-nix"):
         await run(["no-such-nix"], ignore, Deadline(5), OURS)
 
@@ -75,7 +77,7 @@ async def gone(pid: int) -> bool:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        # Somebody has to reap an orphan; in a container that may be nobody.
+        # In a container, no process may reap an orphan.
         if is_zombie(pid):
             return True
         await asyncio.sleep(0.05)
@@ -92,7 +94,7 @@ async def test_a_deadline_ends_the_whole_group() -> None:
     assert await gone(int(lines[0]))
 
 
-async def test_a_child_that_outlives_its_parent_is_ended_too() -> None:
+async def test_a_child_that_outlives_its_parent_is_ended() -> None:
     lines: list[bytes] = []
     with pytest.raises(TimeoutError):
         await run(["sh", "-c", "sleep 60 & echo $! >&2"], lines.append, Deadline(0.5), OURS)
@@ -115,20 +117,19 @@ async def test_cancelling_ends_the_whole_group() -> None:
     assert await gone(int(lines[0]))
 
 
-async def test_a_deadline_moves_while_there_is_progress() -> None:
-    deadline = Deadline(1.0)
-    begin = time.monotonic()
+async def test_progress_extends_a_deadline() -> None:
+    # The program takes half a second more than that.
+    deadline = Deadline(2.0)
     completed = await run(
-        ["sh", "-c", "for i in 1 2 3 4; do echo >&2; sleep 0.5; done"],
+        ["sh", "-c", "for i in 1 2 3 4 5; do echo >&2; sleep 0.5; done"],
         lambda _: deadline.extend(),
         deadline,
         OURS,
     )
     assert completed.exit_code == 0
-    assert time.monotonic() - begin > deadline.seconds
 
 
-async def test_an_answer_is_bounded_while_it_is_read() -> None:
+async def test_an_endless_answer_is_cut_off_and_its_process_ended() -> None:
     # It would never end, and is ended: its process, too.
     lines: list[bytes] = []
     with pytest.raises(AnswerTooLarge, match=r"the output of sh is too large: 1\.0 MiB is the limit"):
@@ -141,13 +142,13 @@ async def test_an_answer_is_bounded_while_it_is_read() -> None:
     assert await gone(int(lines[0]))
 
 
-async def test_an_answer_of_the_largest_size_is_read() -> None:
+async def test_an_answer_of_exactly_the_limit_is_read() -> None:
     context = ProcessContext(os.environ, answer=100_000)
     completed = await run(["head", "-c", "100000", "/dev/zero"], ignore, Deadline(30), context)
     assert len(completed.stdout) == 100_000
 
 
-async def test_a_flood_of_lines_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flood_of_lines_is_read_at_a_limited_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     really = asyncio.sleep
 
@@ -165,7 +166,7 @@ async def test_a_flood_of_lines_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not waited
 
 
-# What it has open, but for the directory that it reads meanwhile.
+# Prints the open descriptors, except that of the directory that it reads.
 SHOWS_WHAT_IT_HAS = """
 import json, os
 with os.scandir("/proc/self/fd") as entries:
@@ -178,7 +179,7 @@ print(json.dumps([there, dict(os.environ)]))
 
 
 @pytest.mark.parametrize("run_loop", [asyncio.run, uvloop.run])
-def test_a_child_has_what_it_is_given_and_nothing_else(
+def test_a_child_inherits_only_the_given_descriptors(
     run_loop: Callable[..., tuple[Completed, Sequence[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OURS", "secret")
@@ -199,7 +200,7 @@ def test_a_child_has_what_it_is_given_and_nothing_else(
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_output_that_is_not_read_leaves_no_pipe_open(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_unread_output_leaves_no_pipe_open(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def flooded() -> int:
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
         for _ in range(3):
@@ -218,3 +219,41 @@ def test_output_that_is_not_read_leaves_no_pipe_open(loop: Callable[[], asyncio.
         # The first child of a process may have the loop open something for good.
         runner.run(flooded())
         assert runner.run(flooded()) == 0
+
+
+pytestmark = pytest.mark.security
+
+_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups") if os.geteuid() == 0 else ()
+
+# Root becomes another user after all imports, since that user may have no access to this checkout. Changing the user
+# hides a process as well, so the flag is set again.
+_HIDE = """
+import ctypes, os, sys
+from nixery.nix.processes import hide_from_builders
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+if sys.argv[1] == "hide":
+    hide_from_builders()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_hiding_closes_the_environment_to_processes_of_the_same_user(*, hidden: bool) -> None:
+    as_server = subprocess.Popen(
+        [sys.executable, "-c", _HIDE, "hide" if hidden else "show"],
+        env={**os.environ, "SECRET": "of the server"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with as_server as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        as_builder = [*_NOBODY, "cat", f"/proc/{server.pid}/environ"]
+        read = subprocess.run(as_builder, capture_output=True, timeout=60, check=False)
+        server.communicate(timeout=60)
+    assert (b"SECRET=of the server" in read.stdout) is not hidden

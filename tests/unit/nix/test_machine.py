@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 
-from nixery.nix.advisories import ADVISORIES, parsed
+from nixery.nix.machine import ADVISORIES, Release
 
 
 def names(answer: str) -> str:
-    found = parsed(answer)
+    found = Release.parse(answer)
     assert found is not None
     return " ".join(advisory.name for advisory in found.advisories)
 
@@ -24,14 +24,14 @@ def names(answer: str) -> str:
         ("git version 2.39.5 (Apple Git-154)\n", "git", "2.39.5"),
     ],
 )
-def test_what_programs_call_themselves(answer: str, program: str, version: str) -> None:
-    found = parsed(answer)
+def test_the_version_output_of_each_program_is_parsed(answer: str, program: str, version: str) -> None:
+    found = Release.parse(answer)
     assert found is not None
     assert (found.program, found.version) == (program, version)
 
 
-def test_a_program_that_says_no_version() -> None:
-    assert parsed("command not found\n") is None
+def test_output_without_a_version_gives_no_release() -> None:
+    assert Release.parse("command not found\n") is None
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_a_program_that_says_no_version() -> None:
         ("2.21.0", False),
     ],
 )
-def test_a_line_of_releases_is_fixed_by_itself(version: str, *, concerned: bool) -> None:
+def test_each_release_line_has_its_own_fix(version: str, *, concerned: bool) -> None:
     assert ("CVE-2024-27297" in names(f"nix (Nix) {version}")) == concerned
 
 
-def test_a_flaw_has_a_beginning() -> None:
+def test_a_version_before_a_flaw_was_introduced_is_not_affected() -> None:
     assert "CVE-2024-45593" not in names("nix (Nix) 2.23.4")
     assert "CVE-2024-45593" in names("nix (Nix) 2.24.5")
     assert "CVE-2024-45593" not in names("nix (Nix) 2.24.6")
@@ -63,13 +63,13 @@ def test_a_flaw_has_a_beginning() -> None:
 @pytest.mark.parametrize(
     "answer", ["nix (Nix) 2.34.7", "nix (Nix) 2.35.0", "nix (Lix, like Nix) 2.95.2", "git version 2.50.1"]
 )
-def test_what_is_safe(answer: str) -> None:
-    found = parsed(answer)
+def test_a_fixed_release_has_no_warning(answer: str) -> None:
+    found = Release.parse(answer)
     assert found is not None
     assert not found.warning
 
 
-def test_the_git_of_debian_12_is_safe_and_what_came_before_is_not() -> None:
+def test_the_git_of_debian_12_is_safe_and_older_ones_are_not() -> None:
     assert not names("git version 2.39.5")
     assert "CVE-2024-32002" in names("git version 2.39.2")
     assert "CVE-2023-22490" in names("git version 2.39.1")
@@ -77,14 +77,14 @@ def test_the_git_of_debian_12_is_safe_and_what_came_before_is_not() -> None:
 
 
 def test_a_warning_names_program_version_and_advisory() -> None:
-    found = parsed("nix-store (Nix) 2.34.6")
+    found = Release.parse("nix-store (Nix) 2.34.6")
     assert found is not None
     assert found.warning.startswith(
         "Nix 2.34.6 has known flaws unless its distribution fixed them: CVE-2026-44028 ("
     )
 
 
-def test_the_tables_are_in_order() -> None:
+def test_the_fixed_releases_of_an_advisory_are_sorted() -> None:
     for advisories in ADVISORIES.values():
         for advisory in advisories:
             assert all(earlier[:2] < later[:2] for earlier, later in pairwise(advisory.fixed)), advisory.name
