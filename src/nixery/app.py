@@ -27,12 +27,12 @@ from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.evaluation_cache import EvaluationCache, Evaluator
-from nixery.builds.events import BuildObserver, LoggingObserver, Observers
+from nixery.builds.events import BuildObserver, LoggingObserver
 from nixery.builds.history import BuildHistory
-from nixery.builds.images import Images, Indexes, Prebuilder
+from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
-from nixery.builds.packages import PackageIndex, PackageListing
-from nixery.builds.pins import BoundedSource, Pins
+from nixery.builds.packages import PackageIndex
+from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.slots import Share, Slots
 from nixery.errors import StorageError, TagUnknown, TooBusy
@@ -164,7 +164,7 @@ def pages(
     index: PackageIndex,
     descriptions: ImageDescriptions,
     history: BuildHistory,
-    warming: Prebuilder,
+    warming: Images,
 ) -> dict[str, Handler]:
     """Make what answers people, and programs that are no clients of a registry, by how paths begin."""
     platforms, public = resources.platforms, settings.public_builds
@@ -277,8 +277,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     look_ups, histories = (
         Slots(settings.max_builds, settings.max_queued, busy=TooBusy.LOOKUPS, share=share) for _ in range(2)
     )
-    bounded = BoundedSource(source, look_ups, histories)
-    pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
+    bounds = LookUpBounds(look_ups, histories)
+    pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl, bounds=bounds)
     options = nix_options(settings, sandbox=resources.sandbox)
     nix = SubprocessNixBuilder(
         settings.nix_timeout, roots, options, collector, expression, gate=resources.gate
@@ -298,13 +298,13 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     builder = ImageBuilder(evaluator, nix, layers, blobs, uses, resources.popularity, image_bounds)
     history = BuildHistory(records)
-    observers = Observers(
+    observers: list[BuildObserver] = [
         observer or LoggingObserver(),
         history,
         metrics.builds,
         Stages([metrics.builds, traces] if traces else [metrics.builds]),
         *([traces] if traces else []),
-    )
+    ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
     build_bounds = BuildBounds(slots, settings.build_timeout)
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
@@ -327,15 +327,14 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         Discovery(catalogue, public=settings.public_builds),
         log_links=settings.public_builds,
     )
-    listing = PackageListing(source, nix, resources.platforms[0], settings.failure_ttl)
-    index = PackageIndex(pins, listing, records, evaluation)
+    index = PackageIndex(pins, source, nix, resources.platforms[0], records, evaluation, settings.failure_ttl)
     below = pages(
         settings,
         resources,
         index,
         ImageDescriptions(pins, cache, evaluator, blobs, history),
         history,
-        Prebuilder(pins, bounded, builds, settings.max_packages),
+        images,
     )
 
     async def source_is_usable() -> None:

@@ -1,5 +1,4 @@
 import pytest
-
 from nixery.telemetry.request_ids import RequestIds
 
 
