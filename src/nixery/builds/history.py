@@ -323,7 +323,7 @@ def _is_refused(report: BuildReport) -> bool:
     return report.state is State.FAILED and report.packages is None
 
 
-def _update(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: C901 -- a case each
+def _update(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: C901, PLR0912 -- a case each
     stage = stage_begun_by(event)
     if stage is not None:
         report.enter(stage, now)

@@ -1,4 +1,4 @@
-"""What of a build becomes log lines."""
+"""The log lines of builds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nixery.packing.root_filesystem import NameClash
 from nixery.sources.source import Pin
 
 
-def test_a_package_with_thousands_of_clashes_is_some_lines() -> None:
+def test_thousands_of_name_clashes_are_summarised_in_the_log() -> None:
     clashes = [NameClash(f"bin/{number}", "a", "b") for number in range(5000)]
     build = Build.of(parse_image_name("a/b"), Pin("path:", "1", "1"))
     with capture_logs() as lines:

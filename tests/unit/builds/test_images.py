@@ -1,8 +1,6 @@
-"""With a real store; the builds are made up."""
+"""Indexes of images for several platforms, in a real storage; the builds are made up."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -39,10 +37,9 @@ class FakeBuilds:
 
 
 class World:
-    def __init__(self, directory: Path) -> None:
-        (directory / "temporary").mkdir()
-        self.blobs = FilesystemBlobStore(directory, directory / "temporary")
-        self.uses = Leases(FilesystemRecordStore(directory, directory / "temporary"), 3600)
+    def __init__(self, blobs: FilesystemBlobStore, records: FilesystemRecordStore) -> None:
+        self.blobs = blobs
+        self.uses = Leases(records, 3600)
         self.builds = FakeBuilds()
         self.now = 0.0
 
@@ -51,11 +48,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(blobs: FilesystemBlobStore, records: FilesystemRecordStore) -> World:
+    return World(blobs, records)
 
 
-async def test_both_families_are_stored(world: World) -> None:
+async def test_an_index_is_stored_in_both_families_of_media_types(world: World) -> None:
     index = await world.indexes().index(REQUESTS, PIN)
     assert index.docker_index is not None
     for document in (index.index, index.docker_index):
@@ -64,7 +61,7 @@ async def test_both_families_are_stored(world: World) -> None:
         assert await world.blobs.read(blob) == document.content
 
 
-async def test_an_index_that_is_lost_is_stored_again(world: World) -> None:
+async def test_a_lost_index_is_stored_again(world: World) -> None:
     indexes = world.indexes()
     index = await indexes.index(REQUESTS, PIN)
     blob = await world.blobs.find(index.index.descriptor.digest)
@@ -75,7 +72,7 @@ async def test_an_index_that_is_lost_is_stored_again(world: World) -> None:
     assert await world.blobs.find(index.index.descriptor.digest) == blob
 
 
-async def test_an_incomplete_index_is_one_for_ten_minutes(world: World) -> None:
+async def test_an_incomplete_index_is_served_for_ten_minutes(world: World) -> None:
     indexes = world.indexes(ARM64)
     world.builds.errors = {ARM64: FAILED}
     incomplete = await indexes.index(REQUESTS, PIN)
@@ -86,7 +83,7 @@ async def test_an_incomplete_index_is_one_for_ten_minutes(world: World) -> None:
     assert await indexes.index(REQUESTS, PIN) != incomplete
 
 
-async def test_another_state_of_the_source_is_another_chance(world: World) -> None:
+async def test_an_incomplete_index_is_retried_for_another_pin(world: World) -> None:
     indexes = world.indexes(ARM64)
     world.builds.errors = {ARM64: FAILED}
     incomplete = await indexes.index(REQUESTS, PIN)
@@ -94,20 +91,20 @@ async def test_another_state_of_the_source_is_another_chance(world: World) -> No
     assert await indexes.index(REQUESTS, Pin("fake:", "two", "two")) != incomplete
 
 
-async def test_the_platform_is_named(world: World) -> None:
+async def test_the_error_names_the_platform_that_failed(world: World) -> None:
     world.builds.errors = {ARM64: FAILED}
     with pytest.raises(PlatformFailed) as raised:
         await world.indexes(AMD64).index(REQUESTS, PIN)
     assert (raised.value.platform, raised.value.error) == ("linux/arm64", FAILED)
 
 
-async def test_one_reason_is_told_without_platforms(world: World) -> None:
+async def test_a_reason_that_all_platforms_share_is_reported_once(world: World) -> None:
     world.builds.errors = {AMD64: FAILED, ARM64: FAILED}
     with pytest.raises(BuildFailed):
         await world.indexes(AMD64, ARM64).index(REQUESTS, PIN)
 
 
-async def test_optional_does_not_mean_that_stopping_is_an_answer(world: World) -> None:
+async def test_a_shutdown_is_an_error_even_for_an_optional_platform(world: World) -> None:
     world.builds.errors = {ARM64: ShuttingDown()}
     with pytest.raises(ShuttingDown):
         await world.indexes(ARM64).index(REQUESTS, PIN)
