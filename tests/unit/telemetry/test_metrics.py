@@ -38,8 +38,9 @@ from nixery.image.name import parse_image_name
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Layer, MediaType
 from nixery.sources.source import Pin
-from nixery.telemetry.metrics import BuildMetrics, NixProcesses, RequestCounts
+from nixery.telemetry.metrics import BuildMetrics, Metrics, NixProcesses, RequestCounts
 from nixery.telemetry.stages import Stages
+from scripts.reference.metrics import render
 
 REQUEST = parse_image_name("git")
 PIN = Pin("fake:", "one", "one")
@@ -222,3 +223,13 @@ def test_running_commands_of_nix_are_counted(tmp_path: Path) -> None:
     for child in children:
         child.communicate(b"\n", timeout=10)
     assert number() == before
+
+
+def test_the_reference_has_every_metric() -> None:
+    table = render()
+    exported = [
+        line.split()[2] for line in Metrics().text().decode().splitlines() if line.startswith("# TYPE ")
+    ]
+    assert [name for name in exported if f"| `{name}` |" not in table] == []
+    assert "| `nixery_cache_hits_total` | counter | `cache`: `pin`," in table
+    assert "`stage`: `queue`, `evaluate`, `realise`, `group`, `pack`, `store` |" in table
