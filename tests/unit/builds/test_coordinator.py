@@ -49,9 +49,9 @@ class World:
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.running = self.most_running = 0
-        self.told: list[tuple[Build, BuildEvent]] = []
-        # By the identity of the request in whose context it was told.
-        self.told_to: list[tuple[str | None, BuildEvent]] = []
+        self.seen: list[tuple[Build, BuildEvent]] = []
+        # With the id of the request in whose context it was observed.
+        self.seen_by: list[tuple[str | None, BuildEvent]] = []
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         assert (pin.source, observe is not None) == ("fake:", True)
@@ -69,12 +69,12 @@ class World:
 
     def observe(self, build: Build, event: BuildEvent) -> None:
         context = current_request()
-        self.told.append((build, event))
-        self.told_to.append((context.id if context else None, event))
+        self.seen.append((build, event))
+        self.seen_by.append((context.id if context else None, event))
 
     def of(self, name: str) -> list[BuildEvent]:
-        """Everything that was told of an image with one package."""
-        return [event for build, event in self.told if build.request.requested == (name,)]
+        """The events of an image with one package."""
+        return [event for build, event in self.seen if build.request.requested == (name,)]
 
     def coordinator(self, failure_time_to_live: float = 30) -> BuildCoordinator:
         bounds = BuildBounds(self.slots, self.seconds)
@@ -114,8 +114,8 @@ async def test_a_remembered_failure_holds_no_references_to_requests(world: World
     second = await ask()
     await settle()
     # The events hold the error as well.
-    world.told.clear()
-    world.told_to.clear()
+    world.seen.clear()
+    world.seen_by.clear()
     gc.collect()
     assert first() is second() is None
     assert world.builds == 1
@@ -158,8 +158,8 @@ async def test_a_pull_joins_the_unattended_build_of_the_same_image(world: World)
     world.may_end.set()
     await builds.image(REQUEST, PIN)
     assert world.builds == 1
-    assert {build.id for build, _ in world.told} == {one.id}
-    assert [type(event) for _, event in world.told] == [Requested, Started]
+    assert {build.id for build, _ in world.seen} == {one.id}
+    assert [type(event) for _, event in world.seen] == [Requested, Started]
     assert (await builds.begin(REQUEST, PIN)).id != one.id
     await builds.close()
 
@@ -183,7 +183,7 @@ async def test_closing_fails_running_builds(world: World) -> None:
     world.may_end.clear()
     one = await builds.begin(REQUEST, PIN)
     await builds.close()
-    (failed,) = [event for build, event in world.told if build == one and isinstance(event, Failed)]
+    (failed,) = [event for build, event in world.seen if build == one and isinstance(event, Failed)]
     assert isinstance(failed.error, ShuttingDown)
 
 
@@ -198,7 +198,7 @@ async def test_an_unexpected_error_is_an_internal_error_with_details_in_the_log_
     with capture_logs() as lines, pytest.raises(InternalError) as raised:
         await asyncio.create_task(pull())
     message = "internal error; the server's log has the details of request pull"
-    (failed,) = [event for _, event in world.told if isinstance(event, Failed)]
+    (failed,) = [event for _, event in world.seen if isinstance(event, Failed)]
     assert str(raised.value) == message
     assert failed.error is raised.value
     assert [(line["log_level"], line["exc_info"]) for line in lines] == [("error", True)]
@@ -216,7 +216,7 @@ async def test_an_unexpected_error_ends_an_unattended_build(world: World) -> Non
     world.may_end.set()
     await settle()
     gc.collect()
-    (failed,) = [event for one, event in world.told if one == build and isinstance(event, Failed)]
+    (failed,) = [event for one, event in world.seen if one == build and isinstance(event, Failed)]
     assert str(failed.error) == "internal error; the server's log has the details"
     assert unhandled == []
 
@@ -231,7 +231,7 @@ async def test_builds_beyond_slots_and_queue_are_rejected(world: World) -> None:
     for request in requests[5:]:
         with pytest.raises(TooBusy, match="NIXERY_MAX_BUILDS"):
             await request
-    # Who wants the same as somebody else needs no place.
+    # Joining a build takes no place in the queue.
     same = [asyncio.ensure_future(builds.image(parse_image_name(f"p{n}"), PIN)) for n in (0, 3, 4)]
     await settle()
     assert not any(request.done() for request in same)
@@ -279,7 +279,7 @@ async def test_a_build_times_out_and_time_in_the_queue_does_not_count(
     world.may_end.set()
     await requests[3]
     assert world.running == 0
-    assert [build.request.requested for build, event in world.told if isinstance(event, Failed)] == [("p0",)]
+    assert [build.request.requested for build, event in world.seen if isinstance(event, Failed)] == [("p0",)]
 
 
 async def test_closing_ends_queued_builds(world: World) -> None:
@@ -304,16 +304,16 @@ async def test_a_build_has_the_id_of_its_first_request_and_others_join_it(world:
         return context.waited
 
     assert all(await asyncio.gather(ask("one"), ask("two"), ask("three")))
-    assert sorted(world.told_to, key=lambda told: str(told[0])) == [
+    assert sorted(world.seen_by, key=lambda seen: str(seen[0])) == [
         ("one", Started()),
         ("three", Joined("one")),
         ("two", Joined("one")),
     ]
-    assert {build.request_id for build, _ in world.told} == {"one"}
-    assert len({build.id for build, _ in world.told}) == 1
-    world.told_to.clear()
+    assert {build.request_id for build, _ in world.seen} == {"one"}
+    assert len({build.id for build, _ in world.seen}) == 1
+    world.seen_by.clear()
     await asyncio.create_task(ask("four"))
-    assert world.told_to == [("four", Started())]
+    assert world.seen_by == [("four", Started())]
 
 
 async def test_a_build_without_a_request_has_no_request_id(world: World) -> None:
@@ -322,7 +322,7 @@ async def test_a_build_without_a_request_has_no_request_id(world: World) -> None
     no_request = Context()
     asked = [asyncio.create_task(builds.image(REQUEST, PIN), context=no_request) for _ in range(2)]
     await asyncio.gather(*asked)
-    assert world.told_to == [(None, Started())]
+    assert world.seen_by == [(None, Started())]
 
 
 async def test_an_unattended_build_is_queued(world: World) -> None:
@@ -370,11 +370,11 @@ async def test_a_pull_joins_a_build_that_another_request_began(world: World) -> 
     world.may_end.set()
     await pulling
     assert build.request_id == "post"
-    assert world.told_to == [("post", Requested()), ("post", Started()), ("pull", Joined("post"))]
+    assert world.seen_by == [("post", Requested()), ("post", Started()), ("pull", Joined("post"))]
 
 
 class SlowCache:
-    """Looks images up for as long as it is told to, and finds none."""
+    """A ``BuildCache`` that finds nothing, and answers when it may."""
 
     def __init__(self) -> None:
         self.running = self.most_running = 0
@@ -412,5 +412,5 @@ async def test_made_up_names_of_one_client_do_not_delay_look_ups_of_others(world
     cache.may_answer.set()
     await asyncio.gather(modest, *greedy)
     assert cache.most_running == 4
-    # Its turn comes with the next one that is free, not after all of the others.
+    # Its turn comes with the next free slot, not after all of the others.
     assert cache.looked_up.index("git") <= 8

@@ -186,12 +186,12 @@ async def test_a_private_server_hides_names_and_logs_of_builds(records: Filesyst
     history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
     tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
     hidden = PublishedBuilds(history, FollowerBounds(10, 10), public=False)
-    told = [hidden.get(one.id), *hidden.recent()]
+    seen = [hidden.get(one.id), *hidden.recent()]
     tell(history, one, Failed(BuildFailed("x-secret.drv", ("secret",), "secret")))
-    told += [hidden.get(one.id)]
+    seen += [hidden.get(one.id)]
     lines = [line async for _, lines in hidden.follow(one.id, 0) for line in lines]
     assert lines == []
-    for report in told:
+    for report in seen:
         assert report is not None
         assert "secret" not in report.model_dump_json()
     assert PublishedBuilds(history, FollowerBounds(10, 10), public=True).recent()[0].name == "secret"
@@ -275,7 +275,7 @@ async def test_a_build_displaced_from_the_queue_keeps_its_report(records: Filesy
 
 
 class Followers:
-    """Clients that follow one build until they are let go."""
+    """Clients that follow one build."""
 
     def __init__(self, history: BuildHistory, bounds: FollowerBounds, followed: Build) -> None:
         self.published = PublishedBuilds(history, bounds, public=True)

@@ -29,7 +29,7 @@ ROOT = RootFilesystem(Tree({b"etc": Tree({b"passwd": Content(b"root")})}), ())
 
 
 class Publisher:
-    """A publisher on a store, and the kinds of the events it told."""
+    """A publisher on a storage, and the types of its events."""
 
     def __init__(self, storage: Path) -> None:
         temporary = storage / "temporary"

@@ -172,7 +172,7 @@ async def test_a_pin_is_refreshed_before_it_expires_and_replaced_after(world: Wo
     await due(one)
     assert world.source.asked == 2
     world.source.state = "three"
-    # Until then, everybody has the old one; from then on the one that was looked up.
+    # All servers use the old pin until it expires, and then its successor.
     assert [await state(one), await state(other), await state(world.server())] == ["one"] * 3
     world.now += 0.3 * HOUR
     assert [await state(one), await state(other), await state(world.server())] == ["two"] * 3
@@ -356,7 +356,7 @@ async def test_an_unreachable_source_is_answered_with_the_last_pin(world: World)
     pinned = await pins.pin("latest")
     assert pinned.pin.identity == "latest is one"
     assert pinned.warning == "no route to host"
-    # Not everybody who comes by waits for a source that does not answer.
+    # Another request does not wait for a source that does not answer.
     await pins.pin("latest")
     assert world.source.asked == 2
     world.source.reachable, world.source.state = True, "two"

@@ -281,7 +281,7 @@ async def test_joined_work_uses_the_turn_of_the_client_that_is_next() -> None:
 
     tasks = [one.ask_for("greedy", shared(f"g{number}"), awaited=False) for number in range(6)]
     await settle()
-    # A greedy client has asked for all that anybody wants, and modest ones are not to wait behind all of it.
+    # A greedy client has requested all popular images; a modest one must not wait behind all of them.
     tasks.append(one.ask_for("modest", shared("g5")))
     await settle()
     assert one.positions["g5"] == [5, 1]
