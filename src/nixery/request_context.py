@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import secrets
@@ -9,7 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
+
+# A wait of a request for shared work; cancelling it does not cancel the work.
+Wait = asyncio.Future[Any]
 
 # Ids that proxies and clients send: UUIDs, ULIDs, Amazon's "Root=1-...". Only characters that are safe in logs and
 # header fields.
@@ -31,14 +35,6 @@ class Client:
 
 # For commands, timers and other work that no client requested.
 INTERNAL = Client("internal")
-
-
-class Wait(Protocol):
-    """A cancellable wait of a request; an ``asyncio.Future`` is one."""
-
-    def cancel(self) -> bool:
-        """Cancel the wait, but not the awaited work."""
-        ...
 
 
 class RequestContext:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
+from nixery.builds.events import Build
 from nixery.builds.image import Image
-from nixery.builds.images import Indexes
-from nixery.errors import BuildFailed, NixeryError, PlatformFailed, ShuttingDown
+from nixery.builds.images import Images, Indexes
+from nixery.builds.pins import Pinned
+from nixery.errors import (
+    BuildFailed,
+    InvalidName,
+    NixeryError,
+    PackageSetChanged,
+    PlatformFailed,
+    ShuttingDown,
+)
 from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64, Platform
 from nixery.oci.documents import ExecutionParameters, docker_manifest, image_config, image_manifest
@@ -108,3 +119,87 @@ async def test_a_shutdown_is_an_error_even_for_an_optional_platform(world: World
     world.builds.errors = {ARM64: ShuttingDown()}
     with pytest.raises(ShuttingDown):
         await world.indexes(ARM64).index(REQUESTS, PIN)
+
+
+class ChangingSource:
+    """Stands in for ``Pins``: each replaced pin is followed by another one."""
+
+    def __init__(self) -> None:
+        self.state = 1
+        self.is_outdated = False
+
+    def _pin(self) -> Pin:
+        return Pin("fake:", str(self.state), str(self.state))
+
+    async def pin(self, tag: str) -> Pinned:
+        assert tag == "latest"
+        return Pinned(self._pin())
+
+    def selects(self, tag: str) -> bool:
+        assert tag
+        return False
+
+    async def replace(self, tag: str, outdated: Pin) -> Pinned:
+        assert (tag, outdated) == ("latest", self._pin())
+        self.state += 1
+        return Pinned(self._pin())
+
+    async def confirmed(self, tag: str) -> Pin:
+        pinned = await self.pin(tag)
+        return (await self.replace(tag, pinned.pin)).pin if self.is_outdated else pinned.pin
+
+
+class BuildsOfPins(FakeBuilds):
+    """Fails for the pins of a package set that has changed."""
+
+    def __init__(self, changed: Collection[str] = ()) -> None:
+        super().__init__()
+        self.changed = changed
+        self.begun: list[Build] = []
+
+    async def image(self, request: ImageRequest, pin: Pin) -> Image:
+        if pin.identity in self.changed:
+            raise PackageSetChanged
+        return await super().image(request, pin)
+
+    async def begin(self, request: ImageRequest, pin: Pin) -> Build:
+        self.begun.append(Build.of(request, pin))
+        return self.begun[-1]
+
+
+def images(pins: ChangingSource, builds: BuildsOfPins, world: World) -> Images:
+    return Images(pins, builds, world.indexes(), 3)  # type: ignore[arg-type]
+
+
+async def test_a_build_is_retried_with_the_next_pin_when_the_package_set_changes(world: World) -> None:
+    found = await images(ChangingSource(), BuildsOfPins(["1", "2"]), world).get(REQUESTS[:1], "latest")
+    assert found.pinned.pin.identity == "3"
+    assert isinstance(found.image, Image)
+
+
+async def test_a_package_set_that_keeps_changing_is_an_error(world: World) -> None:
+    with pytest.raises(PackageSetChanged):
+        await images(ChangingSource(), BuildsOfPins(["1", "2", "3", "4"]), world).get(REQUESTS[:1], "latest")
+
+
+async def test_an_image_of_a_source_without_versions_is_listed_as_latest(world: World) -> None:
+    assert (await images(ChangingSource(), BuildsOfPins(), world).get(REQUESTS[:1], "latest")).tag == "latest"
+
+
+async def test_a_build_is_begun_for_each_platform_with_a_pin_that_is_still_available(world: World) -> None:
+    source, builds = ChangingSource(), BuildsOfPins()
+    source.is_outdated = True
+    begun = await images(source, builds, world).begin(REQUESTS, "latest")
+    assert begun == builds.begun
+    assert [(build.request.platform, build.pin.identity) for build in begun] == [(AMD64, "2"), (ARM64, "2")]
+
+
+async def test_a_name_with_too_many_packages_is_rejected_before_anything_is_built(world: World) -> None:
+    builds = BuildsOfPins()
+    many = requests_for("a/b/c/d", (AMD64,))
+    for ask in (images(ChangingSource(), builds, world).get, images(ChangingSource(), builds, world).begin):
+        with pytest.raises(
+            InvalidName, match=r"asks for 4 packages, and 3 is the limit \(NIXERY_MAX_PACKAGES\)"
+        ):
+            await ask(many, "latest")
+    assert (builds.asked, builds.begun) == (0, [])
