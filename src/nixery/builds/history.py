@@ -158,8 +158,7 @@ class BuildReport(BaseModel):
 
     def enter(self, stage: Stage, now: float) -> None:
         """Start a stage, which ends the one before; a build that is in it stays there."""
-        # Records and the API have another name for this stage than metrics and traces.
-        name = "queued" if stage is Stage.QUEUE else stage.value
+        name = stage_name(stage)
         if not self.stages or self.stages[-1].name != name:
             self.leave(now)
             self.stages.append(StageReport(name=name, started=now))
@@ -176,6 +175,11 @@ class BuildReport(BaseModel):
         while len(self.log) > _LINES or characters > _CHARACTERS:
             characters -= len(self.log.pop(0).text)
             self.dropped += 1
+
+
+def stage_name(stage: Stage) -> str:
+    """Return the name of a stage in reports, the API and the pages; metrics and traces call the first one ``queue``."""
+    return "queued" if stage is Stage.QUEUE else stage.value
 
 
 def image_name(request: ImageRequest) -> str:

@@ -22,10 +22,11 @@ from nixery.builds.events import (
     Realised,
     Requested,
     Reused,
+    Stage,
     Started,
     Stored,
 )
-from nixery.builds.history import BuildHistory, BuildReport, State
+from nixery.builds.history import BuildHistory, BuildReport, State, stage_name
 from nixery.builds.images import Images
 from nixery.errors import BuildFailed, PackagesUnavailable, Reason, TooBusy, UnavailablePackage
 from nixery.image.name import parse_image_name
@@ -82,6 +83,7 @@ async def test_a_report_follows_a_build_from_its_request_to_its_end(records: Fil
     now = 103.5
     tell(history, one, Realised(7, 800), Grouped(3), LayersComplete(), Stored(DIGEST, 3))
     assert (report.state, report.manifest, report.building) == (State.DONE, str(DIGEST), [])
+    assert [stage.name for stage in report.stages] == [stage_name(stage) for stage in Stage]
     took = {stage.name: (stage.started, stage.ended) for stage in report.stages}
     assert took["queued"] == (100.0, 102.0)
     assert took["realise"] == (102.0, 103.5)
