@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Coroutine, Hashable
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import cachetools
 
 from nixery.errors import NixeryError, ShuttingDown
-from nixery.request_context import Parties, current_parties, enter_parties, waiting_for
+from nixery.request_context import Parties, current_parties, enter_parties, track_wait
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -114,32 +115,33 @@ class SingleFlight(Generic[Key, Result]):
         self._parties: dict[Key, Parties] = {}
         self._closed = False
 
-    async def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Return the result of ``work``: start it, or wait for the run of an earlier caller.
+    def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Result]]) -> asyncio.Future[Result]:
+        """Start ``work``, or join the run of an earlier caller. Cancelling the future leaves the work running.
+
+        Returns:
+            This caller's future for the result; it raises ``ShuttingDown`` if ``close`` ends the work.
 
         Raises:
             ShuttingDown: ``close`` was called.
-            Exception: any that the work raises, for all callers.
         """
         if self._closed:
             raise ShuttingDown
+        loop = asyncio.get_running_loop()
         task = self._tasks.get(key)
         ours = current_parties()
         if task is None or task.done():  # one that has just ended may know what is no longer true
             parties = self._parties[key] = Parties(next(iter(ours.clients)), awaited=ours.awaited)
             context = copy_context()
             context.run(enter_parties, parties)
-            task = self._tasks[key] = asyncio.get_running_loop().create_task(work(), context=context)
-            task.add_done_callback(lambda done: self._forget(key, done))
+            task = self._tasks[key] = loop.create_task(work(), context=context)
+            task.add_done_callback(partial(self._forget, key))
         self._parties[key].join(ours)
-        wait = asyncio.shield(task)
-        try:
-            with waiting_for(wait):
-                return await wait
-        except asyncio.CancelledError:
-            if task.cancelled() and self._closed:
-                raise ShuttingDown from None
-            raise
+        wait: asyncio.Future[Result] = loop.create_future()
+        pass_on = partial(self._pass_on, wait)
+        task.add_done_callback(pass_on)
+        wait.add_done_callback(lambda _: task.remove_done_callback(pass_on))
+        track_wait(wait)
+        return wait
 
     async def close(self) -> None:
         """Cancel all tasks and wait until they have ended; start none from now on."""
@@ -154,6 +156,18 @@ class SingleFlight(Generic[Key, Result]):
             del self._tasks[key], self._parties[key]
         if not task.cancelled():
             task.exception()  # marks it as retrieved: all callers may have left
+
+    def _pass_on(self, wait: asyncio.Future[Result], task: asyncio.Task[Result]) -> None:
+        if wait.done():
+            return  # its caller has left
+        error = (ShuttingDown() if self._closed else None) if task.cancelled() else task.exception()
+        if error is not None:
+            wait.set_exception(error)
+            wait.exception()  # marks it as retrieved, as above
+        elif task.cancelled():
+            wait.cancel()
+        else:
+            wait.set_result(task.result())
 
 
 def size_of_error(error: NixeryError) -> int:

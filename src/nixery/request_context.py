@@ -6,8 +6,7 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -61,15 +60,11 @@ class RequestContext:
         for wait in tuple(self._waits or ()):
             wait.cancel()
 
-    @contextmanager
-    def waiting(self, wait: Wait) -> Iterator[None]:
-        """Let ``abandon`` cancel a wait during the context."""
-        self._waits = self._waits or []
-        self._waits.append(wait)
-        try:
-            yield
-        finally:
-            self._waits.remove(wait)
+    def track(self, wait: Wait) -> None:
+        """Let ``abandon`` cancel a wait until it is done."""
+        waits = self._waits = self._waits or []
+        waits.append(wait)
+        wait.add_done_callback(waits.remove)
 
     @property
     def client(self) -> Client:
@@ -145,16 +140,12 @@ def enter_request(request: RequestContext) -> None:
     _current.set(request)
 
 
-@contextmanager
-def waiting_for(wait: Wait) -> Iterator[None]:
-    """Let the current request abandon a wait for shared work during the context."""
+def track_wait(wait: Wait) -> None:
+    """Let the current request abandon a wait for shared work."""
     request = _current.get()
     # Shared work belongs to all of its parties, although its context has the request that began it.
-    if request is None or _parties.get() is not None:
-        yield
-    else:
-        with request.waiting(wait):
-            yield
+    if request is not None and _parties.get() is None:
+        request.track(wait)
 
 
 def current_parties() -> Parties:

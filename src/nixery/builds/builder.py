@@ -1,4 +1,4 @@
-"""The data path, top to bottom: ``ImageBuilder._attempt`` has each step of a build in order.
+"""The data path, top to bottom: ``ImageBuilder.build`` has each step of a build in order.
 
 ``Images.get`` pins the tag, and ``BuildCoordinator`` looks for a finished image before it starts a build. From
 there: evaluate, realise, closure, layers, pack, store, manifest.
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import TypeVar
 
 from nixery.builds.evaluation_cache import Evaluator
@@ -45,7 +46,7 @@ from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, im
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.packing.user_files import add_user_files
-from nixery.sources.source import Pin
+from nixery.sources.source import PackageSource, Pin
 from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Leases
@@ -116,73 +117,43 @@ class ImageBuilder:
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
-        collected = lost = 0
-        try:
-            while True:
-                # A new derivation is protected only while the process that wrote it runs. Nix's garbage collector
-                # may delete it in the hundredths of a second before the next process; then we pause the collector.
-                paused: AbstractAsyncContextManager[Callable[[], None]] = (
-                    self._nix.collector_paused() if collected else nullcontext(lambda: None)
-                )
-                try:
-                    async with paused as resume_collector:
-                        return await self._attempt(request, pin, observe, resume_collector)
-                except PathsCollected:
-                    collected += 1
-                    if collected == _ATTEMPTS_TO_REALISE:
-                        raise
-                except BuildFailed as failure:
-                    # A builder, too, can lose its output (seen with Nix 2.8); otherwise the next attempt fails alike.
-                    if collected or not failure.disturbed:
-                        raise
-                    collected += 1
-                except _BlobsLost:
-                    lost += 1
-                    if lost == _ATTEMPTS_TO_STORE:
-                        raise StorageError(
-                            "stored blobs keep disappearing; is another process deleting files of the storage?"
-                        ) from None
-        except (RequestError, BuildError):
-            # The cause may have been cached, or fixed since the source was read.
-            await self._evaluator.source.confirm(pin)
-            raise
+        attempts = _Attempts(self._nix, self._evaluator.source, pin)
+        while True:
+            async with attempts as resume_collector:
+                contents = await self._evaluator.contents(request, pin)
+                packages = contents.packages
+                observe(Evaluated(packages))
 
-    async def _attempt(
-        self, request: ImageRequest, pin: Pin, observe: Observe, resume_collector: Callable[[], None]
-    ) -> Image:
-        contents = await self._evaluator.contents(request, pin)
-        observe(Evaluated(contents.packages))
+                async with self._nix.realise(contents.installables, observe, resume_collector) as provided:
+                    resume_collector()
+                    _require_provided(contents, provided)
 
-        async with self._nix.realise(contents.installables, observe, resume_collector) as provided:
-            resume_collector()
-            _require_provided(contents, provided)
+                    closure = await self._nix.closure(contents.store_paths)
+                    size = sum(info.nar_size for info in closure)
+                    observe(Realised(len(closure), size))
+                    if self._bounds.closure is not None and size > self._bounds.closure:
+                        raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
 
-            closure = await self._nix.closure(contents.store_paths)
-            size = sum(info.nar_size for info in closure)
-            observe(Realised(len(closure), size))
-            if self._bounds.closure is not None and size > self._bounds.closure:
-                raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
+                    budget = (contents.definition and contents.definition.layers) or self._bounds.layers
+                    # The root file system takes one layer; even with a budget of 1, store paths have another one.
+                    budget = max(1, budget - 1)
+                    groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
+                    observe(Grouped(len(groups) + 1))
 
-            budget = (contents.definition and contents.definition.layers) or self._bounds.layers
-            # The root file system takes one layer; even with a budget of 1, store paths have another one.
-            budget = max(1, budget - 1)
-            groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
-            observe(Grouped(len(groups) + 1))
+                    # The root file system is planned while the first layers are packed. It comes last, since it is
+                    # the only layer that no other image shares.
+                    planning = asyncio.to_thread(_plan_root, request, contents, closure)
+                    layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
+                    if root.clashes:
+                        observe(NamesClashed(root.clashes))
+                    layers.append(await self._layers.publish_root(root, _installed(packages), observe))
+                    observe(LayersComplete())
 
-            # The root file system is planned while the first layers are packed. It comes last, since it is the only
-            # layer that no other image shares.
-            planning = asyncio.to_thread(_plan_root, request, contents, closure)
-            layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
-            if root.clashes:
-                observe(NamesClashed(root.clashes))
-            layers.append(await self._layers.publish_root(root, _installed(contents.packages), observe))
-            observe(LayersComplete())
-
-        execution = execution_parameters(request, contents, root.tree)
-        image = await self._store(request, pin, contents.packages, execution, layers)
-        await self._evaluator.keep(request, pin)
-        observe(Stored(image.manifest.descriptor.digest, len(layers)))
-        return image
+                execution = execution_parameters(request, contents, root.tree)
+                image = await self._store(request, pin, packages, execution, layers)
+                await self._evaluator.keep(request, pin)
+                observe(Stored(image.manifest.descriptor.digest, len(layers)))
+                return image
 
     async def _store(
         self,
@@ -209,6 +180,52 @@ class ImageBuilder:
         if not await are_there(self._blobs, image.parts):
             raise _BlobsLost
         return image
+
+
+class _Attempts:
+    """Decides whether a build is tried again: a context for each attempt, which suppresses an error to try again.
+
+    A new derivation is protected only while the process that wrote it runs. Nix's garbage collector may delete it
+    in the hundredths of a second before the next process; then the next attempt pauses the collector.
+    """
+
+    def __init__(self, nix: NixBuilder, source: PackageSource, pin: Pin) -> None:
+        self._nix = nix
+        self._source = source
+        self._pin = pin
+        self._collected = self._lost = 0
+        self._paused: AbstractAsyncContextManager[Callable[[], None]] = nullcontext(lambda: None)
+
+    async def __aenter__(self) -> Callable[[], None]:
+        """Begin an attempt; return what resumes the collector."""
+        if self._collected:
+            self._paused = self._nix.collector_paused()
+        return await self._paused.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """End an attempt; return whether to try again."""
+        await self._paused.__aexit__(kind, error, traceback)
+        match error:
+            case PathsCollected() if self._collected + 1 < _ATTEMPTS_TO_REALISE:
+                self._collected += 1
+                return True
+            # A builder, too, can lose its output (seen with Nix 2.8); otherwise the next attempt fails alike.
+            case BuildFailed(disturbed=True) if not self._collected:
+                self._collected += 1
+                return True
+            case _BlobsLost() if self._lost + 1 < _ATTEMPTS_TO_STORE:
+                self._lost += 1
+                return True
+            case _BlobsLost():
+                raise StorageError(
+                    "stored blobs keep disappearing; is another process deleting files of the storage?"
+                ) from None
+            case RequestError() | BuildError():
+                # The cause may have been cached, or fixed since the source was read.
+                await self._source.confirm(self._pin)
+        return False
 
 
 async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[First, Second]:

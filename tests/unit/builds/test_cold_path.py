@@ -38,8 +38,8 @@ from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.uses import Leases
 
 # From the request handler to the process call; of these, up to the seam to Nix.
-_MOST_FRAMES = 14
-_MOST_ABOVE_NIX = 8
+_MOST_FRAMES = 12
+_MOST_ABOVE_NIX = 6
 
 
 def running_frames(frame: FrameType | None) -> Iterator[str]:

@@ -297,7 +297,10 @@ async def test_joining_through_other_shared_work_counts() -> None:
     inner: SingleFlight[str, None] = SingleFlight()
 
     def shared(name: str) -> Callable[[], Awaitable[None]]:
-        return lambda: outer.run(name, lambda: inner.run(name, lambda: one.work(name)))
+        async def work() -> None:
+            await inner.run(name, lambda: one.work(name))
+
+        return lambda: outer.run(name, work)
 
     tasks = [one.ask_for("greedy", shared(f"g{number}")) for number in range(6)]
     await settle()
