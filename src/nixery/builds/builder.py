@@ -220,7 +220,7 @@ class _Attempts:
                 return True
             case _BlobsLost():
                 raise StorageError(
-                    "stored blobs keep disappearing; is another process deleting files of the storage?"
+                    "stored blobs keep disappearing; is another process deleting files in the storage?"
                 ) from None
             case RequestError() | BuildError():
                 # The cause may have been cached, or fixed since the source was read.
