@@ -31,8 +31,10 @@ IMAGES = "images"
 # Seconds after which a cached image's blobs are looked for again: that takes longer than answering a request.
 VERIFIED_FOR = 1.0
 
-# Bytes of manifests in memory; one has about 10 to 20 KB.
-_CAPACITY = 64 * 1024 * 1024
+# Bytes of manifests in memory; one has about 10 to 20 KB. And of those that were verified a moment ago, which share
+# these objects as long as the first cache has them.
+_CAPACITY = 56 * 1024 * 1024
+_VERIFIED_CAPACITY = 8 * 1024 * 1024
 
 _Key = tuple[Pin, ImageRequest]
 _Parts = tuple[tuple[Digest, int], ...]
@@ -85,7 +87,7 @@ class BuildCache:
         self._identity = identity
         self.counts = CacheCounts()
         self._recent: LRUCache[_Key, tuple[Image, _Parts]] = LRUCache(_CAPACITY)
-        self._verified: TTLCache[_Key, Image] = TTLCache(_CAPACITY, clock)
+        self._verified: TTLCache[_Key, Image] = TTLCache(_VERIFIED_CAPACITY, clock)
 
     async def find_recent(self, pin: Pin, request: ImageRequest) -> Image | None:
         """Look in memory only, which answers nearly all requests."""
