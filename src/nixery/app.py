@@ -18,12 +18,12 @@ from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.evaluation_cache import EvaluationCache, Evaluator
-from nixery.builds.events import BuildObserver, LoggingObserver, Observers
+from nixery.builds.events import BuildObserver, LoggingObserver
 from nixery.builds.history import BuildHistory
-from nixery.builds.images import Images, Indexes, Prebuilder
+from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
-from nixery.builds.packages import PackageIndex, PackageListing
-from nixery.builds.pins import BoundedSource, Pins
+from nixery.builds.packages import PackageIndex
+from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.slots import Share, Slots
 from nixery.errors import StorageError, TagUnknown, TooBusy
@@ -146,8 +146,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     look_ups, histories = (
         Slots(settings.max_builds, settings.max_queued, busy=TooBusy.LOOKUPS, share=share) for _ in range(2)
     )
-    bounded = BoundedSource(source, look_ups, histories)
-    pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
+    bounds = LookUpBounds(look_ups, histories)
+    pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl, bounds=bounds)
 
     # Nix.
     options = _nix_options(settings, sandbox=resources.sandbox)
@@ -170,13 +170,13 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     builder = ImageBuilder(evaluator, nix, layers, blobs, uses, resources.popularity, image_bounds)
     history = BuildHistory(records)
-    observers = Observers(
+    observers: list[BuildObserver] = [
         observer or LoggingObserver(),
         history,
         metrics.builds,
         Stages([metrics.builds, traces] if traces else [metrics.builds]),
         *([traces] if traces else []),
-    )
+    ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
     build_bounds = BuildBounds(slots, settings.build_timeout)
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
@@ -184,8 +184,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     images = Images(pins, builds, indexes, settings.max_packages)
 
     # The package index, and counts of references.
-    listing = PackageListing(source, nix, resources.platforms[0], settings.failure_ttl)
-    index = PackageIndex(pins, listing, records, evaluation)
+    index = PackageIndex(pins, source, nix, resources.platforms[0], records, evaluation, settings.failure_ttl)
     counting = ReferenceCounting(
         pins,
         source,
@@ -209,7 +208,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         index,
         ImageDescriptions(pins, cache, evaluator, blobs, history),
         history,
-        Prebuilder(pins, bounded, builds, settings.max_packages),
+        images,
     )
 
     async def source_is_usable() -> None:
@@ -314,7 +313,7 @@ def _pages(
     index: PackageIndex,
     descriptions: ImageDescriptions,
     history: BuildHistory,
-    prebuilder: Prebuilder,
+    images: Images,
 ) -> dict[str, Handler]:
     """Make the API and the pages, by the beginning of their paths."""
     platforms, public = resources.platforms, settings.public_builds
@@ -322,7 +321,7 @@ def _pages(
     published = PublishedBuilds(history, bounds, public=public)
     api = Api(
         Packages(index),
-        Builds(published, prebuilder, platforms),
+        Builds(published, images, platforms),
         ImageDocuments(descriptions, platforms, compare=public),
     )
     return {"/api/": api.answer, "/": Pages(index, published, descriptions, platforms).answer}

@@ -1,81 +1,98 @@
-"""Things kept in memory up to a number of bytes; what was not asked for the longest has to go first.
-
-How often a cache had what was asked for.
-
-Doing a piece of work once for everybody who asks for it at the same time.
-"""
+"""Caches with bounds, and single flight: one run of a piece of work for all concurrent callers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+import time
+from collections.abc import Callable, Coroutine, Hashable
+from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from operator import itemgetter
+from typing import Any, Generic, TypeVar
 
-from nixery.errors import ShuttingDown
-from nixery.request_context import Parties, current_parties, enter_parties, waiting_for
+import cachetools
+
+from nixery.errors import NixeryError, ShuttingDown
+from nixery.request_context import Parties, current_parties, enter_parties, track_wait
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+Result = TypeVar("Result")
 
-# What an entry costs beside its content: key, objects, hash table. A rough figure, in bytes.
+# Bytes of an entry besides its content: key, objects, hash table. A rough figure.
 _OVERHEAD = 512
-
-
-class LRUCache(Generic[Key, Value]):
-    """A mapping with a bound. For one thread, such as that of an event loop.
-
-    Args:
-        capacity: in bytes, of all entries together.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._used = 0
-        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
-
-    def get(self, key: Key) -> Value | None:
-        """Return the value of a key, if it is still there."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        self._entries.move_to_end(key)
-        return entry[0]
-
-    def put(self, key: Key, value: Value, size: int) -> None:
-        """Set a value of ``size`` bytes. One that is larger than everything together is not kept."""
-        self.discard(key)
-        size += _OVERHEAD
-        if size > self._capacity:
-            return
-        self._entries[key] = (value, size)
-        self._used += size
-        while self._used > self._capacity:
-            _, (_, freed) = self._entries.popitem(last=False)
-            self._used -= freed
-
-    def discard(self, key: Key) -> None:
-        """Forget a key, if it is there."""
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._used -= entry[1]
 
 
 @dataclass(slots=True)
 class CacheCounts:
-    """Counted where it happens, as plain numbers, since a cached answer takes little longer than a counter with a lock.
+    """Look-ups in a cache. Plain numbers, since a Prometheus counter takes a lock on the hot path.
 
     Attributes:
-        hits: it was there.
-        misses: it had to be made, or fetched from somewhere slower.
+        hits: look-ups that found an entry.
+        misses: look-ups whose result had to be made, or fetched from somewhere slower.
     """
 
     hits: int = 0
     misses: int = 0
 
 
-Result = TypeVar("Result")
+class LRUCache(Generic[Key, Value]):
+    """A mapping bounded in bytes, which evicts the least recently used entry. For one thread.
+
+    Args:
+        capacity: bytes of all entries together.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._entries: cachetools.LRUCache[Key, tuple[Value, int]] = cachetools.LRUCache(
+            capacity, getsizeof=itemgetter(1)
+        )
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value of a key; ``None`` if the cache has none."""
+        try:
+            return self._entries[key][0]
+        except KeyError:
+            return None
+
+    def put(self, key: Key, value: Value, size: int) -> None:
+        """Set a value of ``size`` bytes. A value larger than the cache is not kept."""
+        self.discard(key)
+        if size + _OVERHEAD <= self._entries.maxsize:
+            self._entries[key] = value, size + _OVERHEAD
+
+    def discard(self, key: Key) -> None:
+        """Remove a key, if it is present."""
+        self._entries.pop(key, None)
+
+
+class TTLCache(Generic[Key, Value]):
+    """An ``LRUCache`` whose entries also expire, each after a time of its own.
+
+    Not ``cachetools.TLRUCache``, which hashes a key three times and takes twice as long: each cached manifest costs
+    a look-up here.
+
+    Args:
+        capacity: bytes of all entries together; expired ones count until they are evicted.
+        clock: seconds; only differences matter.
+    """
+
+    def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._entries: LRUCache[Key, tuple[Value, float]] = LRUCache(capacity)
+        self._clock = clock
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value of a key; ``None`` if there is none, or if it has expired."""
+        entry = self._entries.get(key)
+        return entry[0] if entry is not None and self._clock() < entry[1] else None
+
+    def put(self, key: Key, value: Value, size: int, seconds: float) -> None:
+        """Set a value of ``size`` bytes that expires after some seconds. A value larger than the cache is not kept."""
+        self._entries.put(key, (value, self._clock() + seconds), size)
 
 
 class SingleFlight(Generic[Key, Result]):
@@ -90,32 +107,33 @@ class SingleFlight(Generic[Key, Result]):
         self._parties: dict[Key, Parties] = {}
         self._closed = False
 
-    async def run(self, key: Key, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Return the result of ``work``, started now or, for the same key, by somebody before.
+    def run(self, key: Key, work: Callable[[], Coroutine[Any, Any, Result]]) -> asyncio.Future[Result]:
+        """Start ``work``, or join the run of an earlier caller. Cancelling the future leaves the work running.
+
+        Returns:
+            This caller's future for the result; it raises ``ShuttingDown`` if ``close`` ends the work.
 
         Raises:
             ShuttingDown: ``close`` was called.
-            Exception: whatever the work raises, for everybody who waits for it.
         """
         if self._closed:
             raise ShuttingDown
+        loop = asyncio.get_running_loop()
         task = self._tasks.get(key)
         ours = current_parties()
-        if task is None or task.done():  # about to be forgotten: what it knows may not be true any more
-            parties = Parties(next(iter(ours.clients)), awaited=ours.awaited)
-            task = asyncio.ensure_future(_for_parties(parties, work))
-            self._tasks[key] = task
-            self._parties[key] = parties
-            task.add_done_callback(lambda done: self._forget(key, done))
+        if task is None or task.done():  # one that has just ended may know what is no longer true
+            parties = self._parties[key] = Parties(next(iter(ours.clients)), awaited=ours.awaited)
+            context = copy_context()
+            context.run(enter_parties, parties)
+            task = self._tasks[key] = loop.create_task(work(), context=context)
+            task.add_done_callback(partial(self._forget, key))
         self._parties[key].join(ours)
-        wait = asyncio.shield(task)
-        try:
-            with waiting_for(wait):
-                return await wait
-        except asyncio.CancelledError:
-            if task.cancelled() and self._closed:
-                raise ShuttingDown from None
-            raise
+        wait: asyncio.Future[Result] = loop.create_future()
+        pass_on = partial(self._pass_on, wait)
+        task.add_done_callback(pass_on)
+        wait.add_done_callback(lambda _: task.remove_done_callback(pass_on))
+        track_wait(wait)
+        return wait
 
     async def close(self) -> None:
         """Cancel all tasks and wait until they have ended; start none from now on."""
@@ -129,9 +147,22 @@ class SingleFlight(Generic[Key, Result]):
         if self._tasks.get(key) is task:
             del self._tasks[key], self._parties[key]
         if not task.cancelled():
-            task.exception()  # Mark it as seen: everybody who wanted to know may be gone.
+            task.exception()  # marks it as retrieved: all callers may have left
+
+    def _pass_on(self, wait: asyncio.Future[Result], task: asyncio.Task[Result]) -> None:
+        if wait.done():
+            return  # its caller has left
+        error = (ShuttingDown() if self._closed else None) if task.cancelled() else task.exception()
+        if error is not None:
+            wait.set_exception(error)
+            wait.exception()  # marks it as retrieved, as above
+        elif task.cancelled():
+            wait.cancel()
+        else:
+            wait.set_result(task.result())
 
 
-async def _for_parties(parties: Parties, work: Callable[[], Awaitable[Result]]) -> Result:
-    enter_parties(parties)
-    return await work()
+def size_of_error(error: NixeryError) -> int:
+    """Return the bytes that an error holds: its message, the end of a log, and the reasons of unavailable packages."""
+    packages = getattr(error, "packages", ())
+    return len(str(error)) + sum(map(len, (*getattr(error, "log_tail", ()), *map(str, packages))))

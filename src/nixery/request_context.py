@@ -1,19 +1,29 @@
-"""Context variables: the request, and the clients, that the running code works for."""
+"""The request, and the clients, that the running code works for: context variables, and ids of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+import itertools
+import re
+import secrets
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
+
+# A wait of a request for shared work; cancelling it does not cancel the work.
+Wait = asyncio.Future[Any]
+
+# Ids that proxies and clients send: UUIDs, ULIDs, Amazon's "Root=1-...". Only characters that are safe in logs and
+# header fields.
+_WELL_FORMED = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client, as shares, bounds and logs see it.
+    """A client, for shares, limits and logs.
 
-    Without authentication that is an address; an authenticated identity would replace it in this class alone.
+    Without authentication it is an address; only this class would change for an authenticated identity.
 
     Attributes:
         name: ``192.0.2.7``, or the network of an IPv6 address, ``2001:db8:1:2::/64``.
@@ -22,16 +32,8 @@ class Client:
     name: str
 
 
-# Commands, timers and other work that no client requested.
+# For commands, timers and other work that no client requested.
 INTERNAL = Client("internal")
-
-
-class Wait(Protocol):
-    """A cancellable wait of a request; an ``asyncio.Future`` is one."""
-
-    def cancel(self) -> bool:
-        """Cancel the wait, but not the awaited work."""
-        ...
 
 
 class RequestContext:
@@ -39,8 +41,8 @@ class RequestContext:
 
     Attributes:
         id: from a trusted proxy, or generated; safe to log and to send back.
-        waited: whether the answer was not in memory, so that the server read the store for it, or built it.
-        abandoned: whether its client has gone.
+        waited: whether the answer was not in memory, so that the server read the storage or built it.
+        abandoned: whether its client has disconnected.
     """
 
     __slots__ = ("_client", "_waits", "abandoned", "id", "waited")
@@ -53,20 +55,16 @@ class RequestContext:
         self._waits: list[Wait] | None = None
 
     def abandon(self) -> None:
-        """Cancel this request's waits for shared work, since its client has gone. Other work continues."""
+        """Cancel this request's waits for shared work, since its client has disconnected. The work continues."""
         self.abandoned = True
         for wait in tuple(self._waits or ()):
             wait.cancel()
 
-    @contextmanager
-    def waiting(self, wait: Wait) -> Iterator[None]:
-        """Wait for something, and let ``abandon`` cancel the wait."""
-        self._waits = self._waits or []
-        self._waits.append(wait)
-        try:
-            yield
-        finally:
-            self._waits.remove(wait)
+    def track(self, wait: Wait) -> None:
+        """Let ``abandon`` cancel a wait until it is done."""
+        waits = self._waits = self._waits or []
+        waits.append(wait)
+        wait.add_done_callback(waits.remove)
 
     @property
     def client(self) -> Client:
@@ -75,11 +73,11 @@ class RequestContext:
 
 
 class Parties:
-    """The clients that a piece of work is done for. Others may join while it runs.
+    """The clients of a piece of work. Others may join while it runs.
 
     Attributes:
-        clients: each of them once; the first one began the work.
-        awaited: whether a client waits for the result, rather than for the confirmation that the work began.
+        clients: without duplicates; the first one started the work.
+        awaited: whether a client waits for the result, rather than only for the work to start.
     """
 
     __slots__ = ("_listeners", "awaited", "clients")
@@ -109,13 +107,31 @@ class Parties:
             listener(self)
 
 
+class RequestIds:
+    """Accepts the id of a client's request, or makes one: a prefix of this process and a number, cheaper than a UUID."""
+
+    def __init__(self) -> None:
+        self._prefix = f"{secrets.token_hex(8)}-"
+        self._numbers = itertools.count(1)
+
+    def identify(self, given: str | None) -> str:
+        """Return the id of a request.
+
+        Args:
+            given: its ``X-Request-Id``; ignored unless it is well-formed.
+        """
+        if given is not None and _WELL_FORMED.fullmatch(given):
+            return given
+        return f"{self._prefix}{next(self._numbers)}"
+
+
 # asyncio copies both into tasks and threads that a request starts; so a build has the request that began it.
 _current: ContextVar[RequestContext | None] = ContextVar("nixery_request", default=None)
 _parties: ContextVar[Parties | None] = ContextVar("nixery_parties", default=None)
 
 
 def current_request() -> RequestContext | None:
-    """Return the request that led here, if one did: a command or a timer has none."""
+    """Return the request that the running code works for; ``None`` in a command or a timer."""
     return _current.get()
 
 
@@ -124,16 +140,12 @@ def enter_request(request: RequestContext) -> None:
     _current.set(request)
 
 
-@contextmanager
-def waiting_for(wait: Wait) -> Iterator[None]:
-    """Wait for work that is done for other requests as well: each of them may stop waiting."""
+def track_wait(wait: Wait) -> None:
+    """Let the current request abandon a wait for shared work."""
     request = _current.get()
     # Shared work belongs to all of its parties, although its context has the request that began it.
-    if request is None or _parties.get() is not None:
-        yield
-    else:
-        with request.waiting(wait):
-            yield
+    if request is not None and _parties.get() is None:
+        request.track(wait)
 
 
 def current_parties() -> Parties:

@@ -13,7 +13,6 @@ from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.evaluation_cache import Evaluator
-from nixery.builds.events import Build, BuildEvent
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.pins import Pins
@@ -90,13 +89,6 @@ class RecordingBuilder:
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
         raise AssertionError(paths)
-
-
-class _Silence:
-    """A ``BuildObserver``."""
-
-    def observe(self, build: Build, event: BuildEvent) -> None:
-        pass
 
 
 @dataclass
@@ -195,7 +187,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
             evaluator, cast("Nix", nix), layers, blobs, uses, Popularity(), ImageBounds(94)
         )
         cache = BuildCache(records, blobs, uses, "")
-        builds = BuildCoordinator(cache, builder, _Silence(), BuildBounds(Slots(1, 10)))
+        builds = BuildCoordinator(cache, builder, (), BuildBounds(Slots(1, 10)))
         images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses), 100)
         registry = Registry(
             Manifests(images, blobs, uses, catalogue, [AMD64]),

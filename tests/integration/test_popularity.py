@@ -93,7 +93,7 @@ def test_closures_and_derivations_of_a_list(popularity: Popularity) -> None:
     # Everything is there by now.
     ended = popularity.run(names=names)
     assert json.loads(ended.stdout) == {"bottom-1.0": 2}
-    assert "everything is there or can be substituted" in ended.stderr
+    assert "all packages are built or can be substituted" in ended.stderr
     (popularity.directory / "names").write_text(names)
     assert popularity.counts("--packages", "names") == {"bottom-1.0": 2}
 
@@ -111,9 +111,9 @@ def test_the_whole_set_from_derivations_where_something_cannot_be_had(
         """
     )
     ended = popularity.run()
-    assert "references are those of the derivations to their inputs" in ended.stderr
+    assert "counting references from derivations to their inputs" in ended.stderr
     assert "(fails-1.0, ...)" in ended.stderr
-    assert "left out: 2 attributes that are no packages\n" in ended.stderr
+    assert "left out: 2 attributes that are not packages\n" in ended.stderr
     assert "left out: broken (" in ended.stderr
     counts = json.loads(ended.stdout)
     assert counts["bottom-1.0"] >= 2

@@ -1,16 +1,15 @@
-"""Finished images, by what they were made from: a second request for one asks Nix nothing."""
+"""Finished images, by what they were made from: a repeated request starts no process."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
 
 from nixery.builds.image import Image
-from nixery.caching import CacheCounts, LRUCache
+from nixery.caching import CacheCounts, LRUCache, TTLCache
 from nixery.errors import InvalidDigest
 from nixery.image.name import ImageRequest
 from nixery.oci.digest import Digest
@@ -29,52 +28,49 @@ from nixery.storage.uses import Leases
 
 IMAGES = "images"
 
-# Bytes of manifests kept in memory; one is about 10 to 20 KB.
-_CAPACITY = 64 * 1024 * 1024
+# Seconds after which a cached image's blobs are looked for again: that takes longer than answering a request.
+VERIFIED_FOR = 1.0
 
-# Seconds for which an image that was found whole is believed to be so. Looking for every one of its blobs takes longer than
-# answering a request.
-BELIEVED = 1.0
+# Bytes of manifests in memory; one has about 10 to 20 KB. And of those that were verified a moment ago, which share
+# these objects as long as the first cache has them.
+_CAPACITY = 56 * 1024 * 1024
+_VERIFIED_CAPACITY = 8 * 1024 * 1024
+
+_Key = tuple[Pin, ImageRequest]
+_Parts = tuple[tuple[Digest, int], ...]
 
 
 class ImageRecord(BaseModel):
-    """What is remembered of a stored image, by what it was made from: the digests of its manifests."""
+    """The digests of a stored image's manifests."""
 
     manifest: str
     docker_manifest: str | None = None
 
     @property
     def documents(self) -> tuple[Digest, ...]:
-        """The manifests.
+        """The digests of the manifests.
 
         Raises:
-            InvalidDigest: it is none of ours.
+            InvalidDigest: the record is not ours.
         """
         return tuple(
             Digest.parse(digest) for digest in (self.docker_manifest, self.manifest) if digest is not None
         )
 
 
-@dataclass(slots=True)
-class _Recent:
-    image: Image
-    parts: tuple[tuple[Digest, int], ...]
-    checked: float
-
-
 class BuildCache:
-    """Images in memory, and behind that in the store, which all servers share.
+    """Finished images: in memory, and in records that all servers on a storage share.
 
     Args:
-        records: what was made from what.
-        blobs: the images themselves; one that has lost a part is none.
-        uses: where it is told what is found; what is used stays.
-        identity: of everything besides the package set and the request that has a say in what an image becomes: this program,
+        records: map the key of an image to its manifests.
+        blobs: of the images. An image with a lost blob is not found.
+        uses: leases of the images that are found.
+        identity: of everything besides the package set and the request that determines an image: this program,
             the packer, the popularity data, the number of layers.
         clock: seconds; only differences matter.
 
     Attributes:
-        counts: of what was asked for; what is looked for in memory and then in the store counts once.
+        counts: of look-ups; one in memory and then in the storage counts once.
     """
 
     def __init__(
@@ -89,30 +85,31 @@ class BuildCache:
         self._blobs = blobs
         self._uses = uses
         self._identity = identity
-        self._clock = clock
         self.counts = CacheCounts()
-        self._recent: LRUCache[tuple[Pin, ImageRequest], _Recent] = LRUCache(_CAPACITY)
+        self._recent: LRUCache[_Key, tuple[Image, _Parts]] = LRUCache(_CAPACITY)
+        self._verified: TTLCache[_Key, Image] = TTLCache(_VERIFIED_CAPACITY, clock)
 
     async def find_recent(self, pin: Pin, request: ImageRequest) -> Image | None:
-        """Look in memory only. Nearly always that is all a request costs."""
-        recent = self._recent.get((pin, request))
-        if recent is None:
-            return None
-        if self._clock() - recent.checked > BELIEVED:
-            if not self._uses.note(recent.image.digests) or not await are_still_there(
-                self._blobs, recent.parts
-            ):
-                self._recent.discard((pin, request))
+        """Look in memory only, which answers nearly all requests."""
+        key = (pin, request)
+        image = self._verified.get(key)
+        if image is None:
+            recent = self._recent.get(key)
+            if recent is None:
                 return None
-            recent.checked = self._clock()
+            image, parts = recent
+            if not self._uses.note(image.digests) or not await are_still_there(self._blobs, parts):
+                self._recent.discard(key)
+                return None
+            self._verified.put(key, image, _size(image), VERIFIED_FOR)
         self.counts.hits += 1
-        return recent.image
+        return image
 
     async def find(self, pin: Pin, request: ImageRequest) -> Image | None:
-        """Look in the store.
+        """Look in the storage.
 
         Raises:
-            StorageError: it cannot be asked.
+            StorageError: it cannot be read.
         """
         image = await self._stored(pin, request)
         if image is None:
@@ -135,7 +132,7 @@ class BuildCache:
                 else None
             )
         except (ValidationError, InvalidDigest):
-            return None  # torn: the build writes it anew
+            return None  # torn: the build overwrites it
         if manifest is None or (docker is None and named is not None):
             return None
         image = Image(manifest, docker)
@@ -143,17 +140,17 @@ class BuildCache:
             docker is not None
             and referenced_blobs(docker.content)[0] != referenced_blobs(manifest.content)[0]
         ):
-            return None  # two images
+            return None  # manifests of two images
         parts = image.parts
-        # First the claim, then the look: afterwards nobody deletes what was seen.
+        # The lease first: from then on, no collector deletes the blobs that we find.
         await self._uses.claim(image.digests, (digest for digest, _ in parts))
         if not await are_there(self._blobs, parts):
             return None
-        self._remember(pin, request, image, parts)
+        self._remember((pin, request), image, parts)
         return image
 
     async def add(self, pin: Pin, request: ImageRequest, image: Image) -> None:
-        """Remember an image that is stored as a whole.
+        """Record an image all of whose parts are stored.
 
         Raises:
             StorageError: the record cannot be written.
@@ -163,21 +160,20 @@ class BuildCache:
             docker_manifest=str(image.docker_manifest.descriptor.digest) if image.docker_manifest else None,
         )
         await self._records.put(IMAGES, self._key(pin, request), record.model_dump_json().encode())
-        self._remember(pin, request, image, image.parts)
+        self._remember((pin, request), image, image.parts)
 
-    def _remember(
-        self, pin: Pin, request: ImageRequest, image: Image, parts: tuple[tuple[Digest, int], ...]
-    ) -> None:
-        size = sum(len(document.content) for document in image.manifests)
-        self._recent.put((pin, request), _Recent(image, parts, self._clock()), size)
+    def _remember(self, key: _Key, image: Image, parts: _Parts) -> None:
+        self._recent.put(key, (image, parts), _size(image))
+        self._verified.put(key, image, _size(image), VERIFIED_FOR)
 
     def _key(self, pin: Pin, request: ImageRequest) -> str:
-        # A JSON array keeps its elements apart, whatever is in them.
+        # A JSON array, so that elements cannot run into each other.
         made_from = [
             self._identity,
             pin.source,
             pin.identity,
-            # The image tells them, and they may differ for the same content: changes in a working tree, before and after the commit.
+            # The image contains these, and they may differ for the same content: a change in a working tree, before
+            # and after its commit.
             pin.revision,
             pin.url,
             pin.created,
@@ -194,7 +190,11 @@ class BuildCache:
         if blob is None:
             return None
         content = await self._blobs.read(blob)
-        # Others may have written the record: check that the digest in it is of the expected kind.
+        # The record is not trusted: its digest may be that of any blob.
         if content is None or not is_image_manifest(content, media_type):
             return None
         return Document(Descriptor(media_type, digest, len(content)), content)
+
+
+def _size(image: Image) -> int:
+    return sum(len(document.content) for document in image.manifests)

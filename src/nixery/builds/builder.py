@@ -1,21 +1,30 @@
-"""How a container of an image starts.
+"""The data path, top to bottom: ``ImageBuilder.build`` has each step of a build in order.
 
-The data path, top to bottom.
+``Images.get`` pins the tag, and ``BuildCoordinator`` looks for a finished image before it starts a build. From
+there: evaluate, realise, closure, layers, pack, store, manifest.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import TypeVar
 
-from nixery.builds.descriptions import image_annotations, readable_labels
 from nixery.builds.evaluation_cache import Evaluator
-from nixery.builds.events import Evaluated, Grouped, LayersComplete, NamesClashed, Realised, Stored
-from nixery.builds.image import Image
-from nixery.builds.layers import LayerPublisher, Observe
+from nixery.builds.events import (
+    Evaluated,
+    Grouped,
+    LayersComplete,
+    NamesClashed,
+    Observe,
+    Realised,
+    Stored,
+)
+from nixery.builds.image import Image, execution_parameters, image_annotations, readable_labels
+from nixery.builds.layers import LayerPublisher
 from nixery.closure import Closure, StorePath
 from nixery.errors import (
     AnswerTooLarge,
@@ -36,111 +45,41 @@ from nixery.nix.packages import Contents, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.root_filesystem import (
-    CA_BUNDLE,
-    LOCALE_ARCHIVE,
-    ZONEINFO,
-    InstalledOutput,
-    Link,
-    RootFilesystem,
-    Tree,
-    plan_root_filesystem,
-)
+from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.packing.user_files import add_user_files
-from nixery.sources.source import Pin
+from nixery.sources.source import PackageSource, Pin
 from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Leases
 
-# Stable names instead of store paths, so that they can be replaced by a mounted file. In the config rather than in
-# a shell's start-up file, so that `exec` has them as well.
-_CERTIFICATES = f"/{CA_BUNDLE.decode()}"
-_ENV = (
-    "PATH=/bin:/usr/bin:/sbin:/usr/sbin",
-    f"SSL_CERT_FILE={_CERTIFICATES}",
-    f"NIX_SSL_CERT_FILE={_CERTIFICATES}",
-    f"GIT_SSL_CAINFO={_CERTIFICATES}",
-    "LANG=C.UTF-8",
-)
-
-# Only where the image has them: a C library that is told of a place looks nowhere else.
-_ENV_FOR_FILES = (("TZDIR", ZONEINFO), ("LOCALE_ARCHIVE", LOCALE_ARCHIVE))
-
-
-def execution_parameters(request: ImageRequest, contents: Contents, tree: Tree) -> ExecutionParameters:
-    """Derive how containers of an image start.
-
-    What a definition says comes first. Without one there is never an ``Entrypoint``, so that ``docker run IMAGE COMMAND``
-    works.
-
-    Args:
-        request: an image with a shell starts it.
-        contents: of the image; if the client asked for one package only, its main program is started.
-        tree: the image's root, which has to have the program.
-    """
-    env = (
-        *_ENV,
-        *(f"{variable}=/{name.decode()}" for variable, name in _ENV_FOR_FILES if tree.get(name) is not None),
-    )
-    if contents.definition is None:
-        return ExecutionParameters(env=env, cmd=_command(request, contents.packages, tree))
-    defined = contents.definition.execution
-    command = defined.cmd
-    if command is None and not defined.entrypoint:
-        command = _command(request, contents.packages, tree)
-    return replace(defined, env=_merged(env, defined.env), cmd=command)
-
-
-def _command(request: ImageRequest, packages: Sequence[Package], tree: Tree) -> tuple[str, ...]:
-    if request.shell:
-        return ("bash",)
-    if len(request.requested) == 1:
-        # A list of packages has no main program, unless it is a list of one.
-        found = [package for package in packages if package.requested_name == request.requested[0]]
-        package = found[0] if len(found) == 1 else None
-        candidates = (package.main_program, package.name, package.requested_name) if package else ()
-        for program in candidates:
-            if program and isinstance(tree.get(b"bin/" + program.encode()), Link):
-                return (program,)
-    return ()
-
-
-def _merged(ours: Sequence[str], defined: Sequence[str]) -> tuple[str, ...]:
-    """Our variables, but for those that a definition sets itself, and then the definition's."""
-    names = {entry.partition("=")[0] for entry in defined}
-    return (*(entry for entry in ours if entry.partition("=")[0] not in names), *defined)
-
-
 First = TypeVar("First")
 Second = TypeVar("Second")
 
-# How often a build begins anew because blobs that it was going to use were deleted under it. What it stored itself stays.
+# Attempts at a build whose blobs are deleted while it runs. Blobs that it stored itself remain for the next one.
 _ATTEMPTS_TO_STORE = 3
 
-
-# How often is evaluated what Nix's garbage collector takes before it is realised.
+# Attempts at a build whose derivations Nix's garbage collector deletes before they are realised.
 _ATTEMPTS_TO_REALISE = 6
 
-# So many paths are named if there are too many of them.
+# Paths that the error about a closure that is too large names.
 _NAMED = 5
 
-
-# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); a manifest of ours is always the
-# smaller one.
+# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); our manifests are always smaller than
+# the config.
 _LARGEST_CONFIG = 4 * 1024 * 1024
 
 
 class _BlobsLost(Exception):
-    """Blobs that the image consists of were deleted while it was built."""
+    """Blobs of the image were deleted while it was built."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageBounds:
-    """How large an image may be.
+    """Limits of an image.
 
     Attributes:
-        layers: the most layers of an image whose definition does not say; the one with the root file system counts.
-        closure: bytes of its store paths (NAR size); ``None`` for any number.
+        layers: of an image whose definition sets no number; includes the layer with the root file system.
+        closure: bytes of its store paths (NAR size); ``None`` for no limit.
     """
 
     layers: int
@@ -148,11 +87,7 @@ class ImageBounds:
 
 
 class ImageBuilder:
-    """Builds images, whatever is there already.
-
-    Args:
-        bounds: of every image.
-    """
+    """Builds images, and looks for no finished ones."""
 
     def __init__(  # noqa: PLR0913, PLR0917 -- the whole data path comes together here
         self,
@@ -173,7 +108,7 @@ class ImageBuilder:
         self._bounds = bounds
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
-        """Build and store an image.
+        """Build and store an image; try again if something that it needs is deleted meanwhile.
 
         Raises:
             PackagesUnavailable: with every unavailable package.
@@ -183,77 +118,45 @@ class ImageBuilder:
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
-        try:
-            for _ in range(_ATTEMPTS_TO_STORE):
-                with suppress(_BlobsLost):
-                    return await self._build_anyhow(request, pin, observe)
-            raise StorageError(
-                "what is stored goes again; files of the storage are deleted while images are built"
-            )
-        except (RequestError, BuildError):
-            # What is missing or broken may be remembered from a while ago, and may have been put right since.
-            await self._evaluator.confirm(pin)
-            raise
+        attempts = _Attempts(self._nix, self._evaluator.source, pin)
+        while True:
+            async with attempts as resume_collector:
+                contents = await self._evaluator.contents(request, pin)
+                packages = contents.packages
+                observe(Evaluated(packages))
 
-    async def _build_anyhow(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
-        # Nobody can protect a derivation before it is written, and the process that writes it protects it only until it ends. In
-        # the hundredths of a second until the next one does, Nix's garbage collector may take it.
-        try:
-            return await self._build(request, pin, observe, lambda: None)
-        except (PathsCollected, BuildFailed) as failure:
-            # A builder, too, can lose what it writes (seen with Nix 2.8). If the reason is its own, the next attempt tells it.
-            if isinstance(failure, BuildFailed) and not failure.disturbed:
-                raise
-        for _ in range(_ATTEMPTS_TO_REALISE - 2):
-            with suppress(PathsCollected):  # there is no having it wait
-                return await self._build_uncollected(request, pin, observe)
-        return await self._build_uncollected(request, pin, observe)
+                async with self._nix.realise(contents.installables, observe, resume_collector) as provided:
+                    resume_collector()
+                    _require_provided(contents, provided)
 
-    async def _build_uncollected(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
-        async with self._nix.collector_paused() as on_begun:
-            return await self._build(request, pin, observe, on_begun)
+                    closure = await self._nix.closure(contents.store_paths)
+                    size = sum(info.nar_size for info in closure)
+                    observe(Realised(len(closure), size))
+                    if self._bounds.closure is not None and size > self._bounds.closure:
+                        raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
 
-    async def _build(
-        self, request: ImageRequest, pin: Pin, observe: Observe, on_begun: Callable[[], None]
-    ) -> Image:
-        contents = await self._evaluator.contents(request, pin)
-        packages = contents.packages
-        observe(Evaluated(packages))
+                    budget = (contents.definition and contents.definition.layers) or self._bounds.layers
+                    # The root file system takes one layer; even with a budget of 1, store paths have another one.
+                    budget = max(1, budget - 1)
+                    groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
+                    observe(Grouped(len(groups) + 1))
 
-        requested = contents.store_paths
-        async with self._nix.realise(contents.installables, observe, on_begun) as provided:
-            on_begun()
-            _require(contents, provided)
-            closure = await self._nix.closure(requested)
-            size = sum(info.nar_size for info in closure)
-            observe(Realised(len(closure), size))
-            if self._bounds.closure is not None and size > self._bounds.closure:
-                raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
+                    # The root file system is planned while the first layers are packed. It comes last, since it is
+                    # the only layer that no other image shares.
+                    planning = asyncio.to_thread(_plan_root, request, contents, closure)
+                    layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
+                    if root.clashes:
+                        observe(NamesClashed(root.clashes))
+                    layers.append(await self._layers.publish_root(root, _installed(packages), observe))
+                    observe(LayersComplete())
 
-            budget = self._store_layers(contents)
-            groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
-            observe(Grouped(len(groups) + 1))
+                execution = execution_parameters(request, contents, root.tree)
+                image = await self._store(request, pin, packages, execution, layers)
+                await self._evaluator.keep(request, pin)
+                observe(Stored(image.manifest.descriptor.digest, len(layers)))
+                return image
 
-            # The root file system is planned while the first layers are packed. It comes last: it alone is this image's own, all before
-            # it can be shared.
-            planning = asyncio.to_thread(_plan_root, request, contents, closure)
-            layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
-            if root.clashes:
-                observe(NamesClashed(root.clashes))
-            layers.append(await self._layers.publish_root(root, _installed(packages), observe))
-            observe(LayersComplete())
-            execution = execution_parameters(request, contents, root.tree)
-        image = await self._store_image(request, pin, packages, execution, layers)
-        await self._evaluator.keep(request, pin)
-        observe(Stored(image.manifest.descriptor.digest, len(layers)))
-        return image
-
-    def _store_layers(self, contents: Contents) -> int:
-        layers = (contents.definition and contents.definition.layers) or self._bounds.layers
-        # Store paths and root have a layer each at least: with a budget of 1, too.
-        return max(1, layers - 1)
-
-    async def _store_image(
+    async def _store(
         self,
         request: ImageRequest,
         pin: Pin,
@@ -261,27 +164,73 @@ class ImageBuilder:
         execution: ExecutionParameters,
         layers: Sequence[Layer],
     ) -> Image:
-        said = image_annotations(request, packages, pin)
-        # A definition's own labels win.
-        labelled = replace(execution, labels={**said, **readable_labels(execution.labels)})
+        annotations = image_annotations(request, packages, pin)
+        # A definition's own labels take precedence.
+        labelled = replace(execution, labels={**annotations, **readable_labels(execution.labels)})
         config = image_config(request.platform.architecture, labelled, layers, pin.created)
         if len(config.content) > _LARGEST_CONFIG:
             raise AnswerTooLarge(
                 "the config of the image, whose history names each store path,", _LARGEST_CONFIG
             )
-        image = Image(image_manifest(config, layers, said), docker_manifest(config, layers))
-        # The manifests last: what is there under a manifest's digest is complete.
+        image = Image(image_manifest(config, layers, annotations), docker_manifest(config, layers))
+        # The manifests last: the image of a stored manifest is complete.
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
-        # A layer that was reused, or a document that was there, may have been garbage to a collector until now.
+        # Until now, a collector may have seen reused layers and documents as garbage.
         await self._uses.claim(image.digests, (digest for digest, _ in image.parts))
         if not await are_there(self._blobs, image.parts):
             raise _BlobsLost
         return image
 
 
+class _Attempts:
+    """Decides whether a build is tried again: a context for each attempt, which suppresses an error to try again.
+
+    A new derivation is protected only while the process that wrote it runs. Nix's garbage collector may delete it
+    in the hundredths of a second before the next process; then the next attempt pauses the collector.
+    """
+
+    def __init__(self, nix: Nix, source: PackageSource, pin: Pin) -> None:
+        self._nix = nix
+        self._source = source
+        self._pin = pin
+        self._collected = self._lost = 0
+        self._paused: AbstractAsyncContextManager[Callable[[], None]] = nullcontext(lambda: None)
+
+    async def __aenter__(self) -> Callable[[], None]:
+        """Begin an attempt; return what resumes the collector."""
+        if self._collected:
+            self._paused = self._nix.collector_paused()
+        return await self._paused.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """End an attempt; return whether to try again."""
+        await self._paused.__aexit__(kind, error, traceback)
+        match error:
+            case PathsCollected() if self._collected + 1 < _ATTEMPTS_TO_REALISE:
+                self._collected += 1
+                return True
+            # A builder, too, can lose its output (seen with Nix 2.8); otherwise the next attempt fails alike.
+            case BuildFailed(disturbed=True) if not self._collected:
+                self._collected += 1
+                return True
+            case _BlobsLost() if self._lost + 1 < _ATTEMPTS_TO_STORE:
+                self._lost += 1
+                return True
+            case _BlobsLost():
+                raise StorageError(
+                    "stored blobs keep disappearing; is another process deleting files in the storage?"
+                ) from None
+            case RequestError() | BuildError():
+                # The cause may have been cached, or fixed since the source was read.
+                await self._source.confirm(self._pin)
+        return False
+
+
 async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[First, Second]:
-    """Wait for two things, for the second one too if the first fails: the store paths are kept for as long as anybody reads them."""
+    """Wait for two results, for both even if one fails: store paths stay protected as long as one is read."""
     one, other = await asyncio.gather(first, second, return_exceptions=True)
     if isinstance(one, BaseException):
         raise one
@@ -290,21 +239,19 @@ async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[Fir
     return one, other
 
 
-def _require(contents: Contents, provided: Collection[StorePath]) -> None:
+def _require_provided(contents: Contents, provided: Collection[StorePath]) -> None:
     """Reject store paths that Nix has not just provided for this package set: others may be private."""
-    for package in contents.packages:
-        for path in package.outputs.values():
-            if path not in provided:
-                raise _not_an_output(package.requested_name, package.attribute, path)
-    definition = contents.definition
-    for path in definition.store_paths if definition else ():
-        if definition and path not in provided:
-            raise _not_an_output(definition.requested_name, definition.attribute, path)
-
-
-def _not_an_output(name: str, attribute: str, path: StorePath) -> PackagesUnavailable:
-    explanation = f"{attribute} names {path}, which none of its derivations builds"
-    return PackagesUnavailable((UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation),))
+    named = [
+        (package.requested_name, package.attribute, path)
+        for package in contents.packages
+        for path in package.outputs.values()
+    ]
+    if (definition := contents.definition) is not None:
+        named += [(definition.requested_name, definition.attribute, path) for path in definition.store_paths]
+    for name, attribute, path in named:
+        if path not in provided:
+            explanation = f"{attribute} names {path}, which none of its derivations builds"
+            raise PackagesUnavailable((UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation),))
 
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:

@@ -1,13 +1,11 @@
-"""Failures that would be the same a moment later.
-
-Images, found or built: each of them once, however many ask.
-"""
+"""Builds at the same time: identical ones are shared, all are bounded, and recent failures are remembered."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,11 +13,21 @@ import structlog
 
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBuilder
-from nixery.builds.events import Build, BuildObserver, Failed, Joined, Queued, Requested, Reused, Started
+from nixery.builds.events import (
+    Build,
+    BuildEvent,
+    BuildObserver,
+    Failed,
+    Joined,
+    Observe,
+    Queued,
+    Requested,
+    Reused,
+    Started,
+)
 from nixery.builds.image import Image
-from nixery.builds.layers import Observe
 from nixery.builds.slots import Slots
-from nixery.caching import LRUCache, SingleFlight
+from nixery.caching import SingleFlight, TTLCache, size_of_error
 from nixery.errors import (
     AnswerTooLarge,
     BuildDeadlineExceeded,
@@ -38,7 +46,7 @@ from nixery.image.name import ImageRequest
 from nixery.request_context import INTERNAL, Parties, current_request, enter_parties
 from nixery.sources.source import Pin
 
-# Clients ask again at once, containerd up to five times.
+# Failures that a retry would repeat. Clients retry at once, containerd up to five times.
 _LASTING = (
     AnswerTooLarge,
     BuildFailed,
@@ -50,55 +58,16 @@ _LASTING = (
     UnsafeContents,
 )
 
-# Bytes of failures that are remembered.
-_CAPACITY = 8 * 1024 * 1024
+# Bytes of remembered failures.
+_FAILURES = 8 * 1024 * 1024
 
+# Concurrent look-ups of images in the storage, and the queue for them, which exceeds the default number of
+# connections.
+_LOOK_UPS, _WAITING = 16, 2048
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A build that failed a moment ago, and why."""
-
-    build: Build
-    error: NixeryError
-    until: float
-
-
-class RecentFailures:
-    """Remembers failures for a while.
-
-    Args:
-        time_to_live: seconds for which a failure is the answer without another attempt.
-        clock: seconds; only differences matter.
-    """
-
-    def __init__(self, time_to_live: float, clock: Callable[[], float]) -> None:
-        self._time_to_live = time_to_live
-        self._clock = clock
-        self._kept: LRUCache[tuple[Pin, ImageRequest], Failure] = LRUCache(_CAPACITY)
-
-    def add(self, build: Build, error: NixeryError) -> None:
-        """Remember a failure, if another attempt would be in vain."""
-        if isinstance(error, _LASTING):
-            failure = Failure(build, error.without_frames(), self._clock() + self._time_to_live)
-            self._kept.put((build.pin, build.request), failure, size_of(error))
-
-    def find(self, request: ImageRequest, pin: Pin) -> Failure | None:
-        """Return the failure that is the answer still."""
-        failure = self._kept.get((pin, request))
-        return failure if failure is not None and failure.until > self._clock() else None
-
-
-def size_of(error: NixeryError) -> int:
-    """Bytes that an error holds: its message, the end of a log, and the reasons of unavailable packages."""
-    packages = getattr(error, "packages", ())
-    return len(str(error)) + sum(map(len, (*getattr(error, "log_tail", ()), *map(str, packages))))
-
+_Key = tuple[Pin, ImageRequest]
 
 _log = structlog.get_logger("nixery.build")
-
-# Images that are looked up in the storage at once; and the queue for that, which exceeds the default number
-# of connections.
-_LOOK_UPS, _WAITING = 16, 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +88,13 @@ class BuildBounds:
 
 
 class BuildCoordinator:
-    """Identical requests at the same time share one build; later ones share its result, if there is a cache.
+    """Shares one build among concurrent identical requests, and its result among later ones.
 
     Args:
-        cache: of results.
-        builder: for what is not there.
-        observer: is told.
-        bounds: of what is built.
+        cache: of finished images; ``None`` to build each time.
+        builder: for images that are not in the cache.
+        observers: receive the events of all builds, in this order.
+        bounds: of builds.
         failure_time_to_live: seconds for which a failure is the answer without another attempt.
         clock: seconds; only differences matter.
     """
@@ -134,20 +103,21 @@ class BuildCoordinator:
         self,
         cache: BuildCache | None,
         builder: ImageBuilder,
-        observer: BuildObserver,
+        observers: Sequence[BuildObserver],
         bounds: BuildBounds,
         failure_time_to_live: float = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._failures = RecentFailures(failure_time_to_live, clock)
         self._cache = cache
         self._builder = builder
-        self._observer = observer
+        self._observers = observers
         self._bounds = bounds
-        self._in_flight: SingleFlight[tuple[Pin, ImageRequest], Image] = SingleFlight()
-        self._builds: dict[tuple[Pin, ImageRequest], Build] = {}
+        self._failure_time_to_live = failure_time_to_live
+        self._failures: TTLCache[_Key, tuple[Build, NixeryError]] = TTLCache(_FAILURES, clock)
+        self._in_flight: SingleFlight[_Key, Image] = SingleFlight()
+        self._builds: dict[_Key, Build] = {}
         self._unattended: set[asyncio.Task[None]] = set()
-        # By the id of a build that nobody waits for: done as soon as it is clear that it is not sent away.
+        # By the id of a build that ``begin`` started: done once it has a slot or a place in the queue.
         self._admissions: dict[str, asyncio.Future[None]] = {}
 
     async def image(self, request: ImageRequest, pin: Pin) -> Image:
@@ -166,45 +136,56 @@ class BuildCoordinator:
             ShuttingDown: this was closed before the build ended.
             InternalError: a bug of this program; the log has the traceback.
         """
+        key = (pin, request)
         image = await self._cache.find_recent(pin, request) if self._cache else None
         if image is not None:
             return image
-        failure = self._failures.find(request, pin)
+        failure = self._failures.get(key)
         if failure is not None:
-            raise failure.error.without_frames()
-        self._note_who_waits(request, pin)
-        return await self._in_flight.run((pin, request), partial(self._find_or_build, request, pin))
+            raise failure[1].without_frames()
+        context = current_request()
+        if context is not None:
+            context.waited = True
+        build = self._builds.get(key)
+        if build is None:
+            self._builds[key] = Build.of(request, pin, context.id if context else None)
+        elif context is not None and build.request_id is not None:
+            self._tell(build, Joined(build.request_id))
+        return await self._in_flight.run(key, partial(self._find_or_build, request, pin))
 
     async def begin(self, request: ImageRequest, pin: Pin) -> Build:
-        """Have an image built that nobody waits for.
+        """Start to build an image, or join its running build, without waiting for the result.
 
         Returns:
-            The build, as soon as it has begun or has its place in the queue. It may have been begun by somebody else, or have failed
-            just now.
+            The build, once it has a slot or a place in the queue; or the one that failed recently.
 
         Raises:
-            TooBusy: too much is built and waits already.
-            ShuttingDown: this was closed before it had begun.
+            TooBusy: the queue is full.
+            ShuttingDown: this was closed before the build had begun.
         """
-        failure = self._failures.find(request, pin)
-        if failure is not None:
-            return failure.build
         key = (pin, request)
+        failure = self._failures.get(key)
+        if failure is not None:
+            return failure[0]
         build = self._builds.get(key)
         if build is None:
             context = current_request()
             build = self._builds[key] = Build.of(request, pin, context.id if context else None)
             self._admissions[build.id] = asyncio.get_running_loop().create_future()
-            self._observer.observe(build, Requested())
-            task = asyncio.ensure_future(self._unattended_build(build))
+            self._tell(build, Requested())
+            task = asyncio.ensure_future(self._build_unattended(build))
             self._unattended.add(task)
             task.add_done_callback(self._unattended.discard)
         admission = self._admissions.get(build.id)
         if admission is not None:
-            await asyncio.shield(admission)  # others may wait for it, too
+            await asyncio.shield(admission)  # other callers may wait for it
         return build
 
-    async def _unattended_build(self, build: Build) -> None:
+    async def close(self) -> None:
+        """End all builds."""
+        await self._in_flight.close()
+
+    async def _build_unattended(self, build: Build) -> None:
         request, pin = build.request, build.pin
         refused: NixeryError | None = None
         context = current_request()
@@ -214,7 +195,7 @@ class BuildCoordinator:
         except (TooBusy, ShuttingDown) as error:
             refused = error
         except NixeryError:
-            pass  # observers are told
+            pass  # observers have the event
         finally:
             self._admit(build, refused)
 
@@ -222,27 +203,13 @@ class BuildCoordinator:
         admission = self._admissions.pop(build.id, None)
         if admission is not None and refused is not None:
             admission.set_exception(refused)
-            admission.exception()  # Mark it as seen: who wanted to know may be gone.
+            admission.exception()  # marks it as retrieved: all callers may have left
         elif admission is not None:
             admission.set_result(None)
 
-    def _note_who_waits(self, request: ImageRequest, pin: Pin) -> None:
-        context = current_request()
-        if context is not None:
-            context.waited = True
-        build = self._builds.get((pin, request))
-        if build is None:
-            self._builds[pin, request] = Build.of(request, pin, context.id if context else None)
-        elif context is not None and build.request_id is not None:
-            self._observer.observe(build, Joined(build.request_id))
-
-    async def close(self) -> None:
-        """End all builds."""
-        await self._in_flight.close()
-
     async def _find_or_build(self, request: ImageRequest, pin: Pin) -> Image:
         build = self._builds[pin, request]
-        observe = partial(self._observer.observe, build)
+        observe = partial(self._tell, build)
         waited = False
 
         def queued(position: int) -> None:
@@ -257,19 +224,22 @@ class BuildCoordinator:
             if image is not None:
                 return image
             async with self._bounds.slots.slot(queued):
-                # Another server on the same store may have built it meanwhile.
+                # Another server on the same storage may have built it meanwhile.
                 image = await self._find(request, pin, observe) if waited else None
                 if image is not None:
                     return image
                 observe(Started())
                 self._admit(build)
-                image = await self._build(request, pin, observe)
+                async with _deadline(self._bounds.seconds):
+                    image = await self._builder.build(request, pin, observe)
             if self._cache:
                 await self._cache.add(pin, request, image)
         except NixeryError as error:
             error.build = build.id
             observe(Failed(error))
-            self._failures.add(build, error)
+            if isinstance(error, _LASTING):
+                kept = build, error.without_frames()
+                self._failures.put((pin, request), kept, size_of_error(error), self._failure_time_to_live)
             raise
         except asyncio.CancelledError:
             observe(Failed(ShuttingDown()))
@@ -290,12 +260,18 @@ class BuildCoordinator:
             observe(Reused(image.manifest.descriptor.digest))
         return image
 
-    async def _build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
-        bound = asyncio.timeout(self._bounds.seconds)
-        try:
-            async with bound:
-                return await self._builder.build(request, pin, observe)
-        except TimeoutError:
-            if bound.expired() and self._bounds.seconds is not None:
-                raise BuildDeadlineExceeded(self._bounds.seconds) from None
-            raise
+    def _tell(self, build: Build, event: BuildEvent) -> None:
+        for observer in self._observers:
+            observer.observe(build, event)
+
+
+@asynccontextmanager
+async def _deadline(seconds: float | None) -> AsyncIterator[None]:
+    timeout = asyncio.timeout(seconds)
+    try:
+        async with timeout:
+            yield
+    except TimeoutError:
+        if timeout.expired() and seconds is not None:
+            raise BuildDeadlineExceeded(seconds) from None
+        raise

@@ -1,11 +1,7 @@
-"""What an image says about itself (image specification, annotations.md): the same in the manifest and in the config's labels.
-
-What can be told of an image that is there; nothing is built for it.
-"""
+"""Descriptions of stored images for people: packages, layers, config, and images that share layers. Builds nothing."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -15,81 +11,28 @@ from pydantic import BaseModel, ValidationError
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.evaluation_cache import Evaluator
 from nixery.builds.history import BuildHistory, BuildReport
+from nixery.builds.image import PACKAGES
 from nixery.builds.pins import Pins
 from nixery.builds.slots import Slots
 from nixery.errors import InvalidDigest, TooBusy
-from nixery.image.name import ALWAYS_INCLUDED, SHELL_PACKAGES, ImageRequest
+from nixery.image.name import ImageRequest
 from nixery.nix.packages import Package
 from nixery.oci.digest import Digest
-from nixery.plain_text import escaped, escaped_lines, shortened
-from nixery.source_location import COMMIT
+from nixery.plain_text import shortened
 from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
 
-# Characters of an annotation; a longer one is left out. containerd and registries accept manifests and
-# configs up to 4 MiB, and both contain each annotation.
-_LONGEST = 256 * 1024
-
-_PREFIX = "org.opencontainers.image"
-
-# Our own: the specification has no word for what is inside.
-PACKAGES = "dev.nixery.packages"
-
-# SPDX specification, annex D: an "idstring".
-_NO_IDENTIFIER = re.compile(r"[^a-zA-Z0-9.-]+")
-
-
-def image_annotations(request: ImageRequest, packages: Sequence[Package], pin: Pin) -> Mapping[str, str]:
-    """Describe an image, by what it was made from and by nothing else; what is not known is left out."""
-    versions = {(package.name, package.version) for package in packages}
-    found = {
-        f"{_PREFIX}.title": "/".join([*(["shell"] if request.shell else []), *_asked_for(request)]) or "base",
-        f"{_PREFIX}.version": _version(request, packages),
-        f"{_PREFIX}.licenses": _licences(packages),
-        f"{_PREFIX}.source": pin.url,
-        f"{_PREFIX}.revision": pin.revision if pin.url or COMMIT.match(pin.revision) else None,
-        PACKAGES: ", ".join(f"{name} {version}".strip() for name, version in sorted(versions)),
-    }
-    return {name: escaped_lines(value) for name, value in found.items() if value and len(value) <= _LONGEST}
-
-
-def readable_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    """Return a definition's annotations with unsafe characters escaped, since clients show them."""
-    return {escaped(name): escaped_lines(value) for name, value in sorted(labels.items())}
-
-
-def _asked_for(request: ImageRequest) -> Sequence[str]:
-    """The packages that make the image what it is: all names of the same image have to say the same here."""
-    understood = {*ALWAYS_INCLUDED, *(SHELL_PACKAGES if request.shell else ())}
-    return [package for package in request.requested if package not in understood] or request.requested
-
-
-def _version(request: ImageRequest, packages: Sequence[Package]) -> str | None:
-    asked_for = _asked_for(request)
-    found = [package for package in packages if package.requested_name in asked_for[:1]]
-    return found[0].version if len(asked_for) == len(found) == 1 else None
-
-
-def _licences(packages: Sequence[Package]) -> str:
-    """An SPDX expression. All of them hold, since all of the packages are inside."""
-    identifiers = set()
-    for licence in {licence for package in packages for licence in package.licences}:
-        plain = _NO_IDENTIFIER.sub("-", licence).strip("-")
-        identifiers.add(licence if licence and plain == licence else f"LicenseRef-{plain or 'unknown'}")
-    return " AND ".join(sorted(identifiers))
-
-
-# Other images that an image is compared with: the last ones that were built.
+# Recently built images that an image is compared with.
 _COMPARED = 30
 
-# Images that are described at once, and that wait for it: describing one reads up to as many manifests.
+# Images that are described at once, and that wait; describing one reads up to as many manifests as above.
 _AT_ONCE, _QUEUE = 4, 64
 
-# Of a package: licences that are shown, characters of its name and of its version, and of its description.
+# Of a package: licences, characters of its name and of its version, and of its description.
 _LICENCES, _NAME, _DESCRIPTION = 16, 100, 500
 
-# Of an image: packages that are shown, and characters of their licences and descriptions. A list may stand
-# for thousands, and each view of the image makes the server write all of it.
+# Of an image: packages, and characters of their licences and descriptions. A list may stand for thousands, and
+# the server writes all of them for each view of the image.
 _PACKAGES, _TEXTS = 2000, 256 * 1024
 
 
@@ -118,7 +61,7 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class DescribedLayer:
-    """A layer: its digest, its compressed size in bytes, and what is in it."""
+    """A layer: its digest, its compressed size in bytes, and the names of its store paths."""
 
     digest: str
     size: int
@@ -127,7 +70,7 @@ class DescribedLayer:
 
 @dataclass(frozen=True, slots=True)
 class DescribedPackage:
-    """A package of an image; licences are empty where nobody knows."""
+    """A package of an image; licences and description may be unknown, and then are empty."""
 
     name: str
     version: str
@@ -137,7 +80,7 @@ class DescribedPackage:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What an image has in common with another one: layers, and their size in bytes."""
+    """Layers that an image shares with another one: their number, and their size in bytes."""
 
     build: BuildReport
     layers: int
@@ -150,7 +93,7 @@ class ImageDescription:
 
     Attributes:
         packages: in order; of more than 2,000, the first ones.
-        config: how its containers start, in the words of the image specification.
+        config: how its containers start, as in the image specification.
         shared: recently built images that share layers with it, the most similar first.
     """
 
@@ -172,11 +115,11 @@ class ImageDescriptions:
     """Describes images.
 
     Args:
-        pins: what tags stand for.
-        cache: where images are found; ``None`` for nowhere.
-        evaluator: knows their packages.
-        blobs: where they are.
-        history: of other images.
+        pins: of tags.
+        cache: of finished images; ``None`` to find none.
+        evaluator: has their packages.
+        blobs: of the images.
+        history: of recent builds.
     """
 
     def __init__(
@@ -197,7 +140,7 @@ class ImageDescriptions:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.DESCRIPTIONS)
 
     async def pin(self, tag: str) -> Pin:
-        """Return what a tag stands for.
+        """Return the pin of a tag.
 
         Raises:
             TagUnknown, SourceUnreachable, StorageError: as ``Pins.pin``.
@@ -210,11 +153,11 @@ class ImageDescriptions:
         Args:
             request: its packages.
             pin: the state of the source that they are from.
-            compare: whether to look for layers that it shares with others.
+            compare: whether to look for images that share layers with it.
 
         Raises:
             StorageError: the storage cannot be read.
-            TooBusy: too many requests for descriptions wait already.
+            TooBusy: the queue for descriptions is full.
         """
         if self._cache is None:
             return None
@@ -273,8 +216,8 @@ def _parsed(model: type[Parsed], content: bytes | None) -> Parsed | None:
         return None
 
 
-def _packages(known: Sequence[Package], told: str) -> tuple[DescribedPackage, ...]:
-    """What the evaluation said, or else the annotation, which knows no licences."""
+def _packages(known: Sequence[Package], annotation: str) -> tuple[DescribedPackage, ...]:
+    """The packages of the evaluation, or else of the annotation, which has no licences."""
     if known:
         packages = {
             DescribedPackage(
@@ -286,12 +229,12 @@ def _packages(known: Sequence[Package], told: str) -> tuple[DescribedPackage, ..
             for p in known
         }
         in_order = sorted(packages, key=lambda package: (package.name, package.version))
-        return tuple(_briefly(in_order[:_PACKAGES]))
-    pairs = [entry.partition(" ") for entry in told.split(", ") if entry]
+        return tuple(_within_limits(in_order[:_PACKAGES]))
+    pairs = [entry.partition(" ") for entry in annotation.split(", ") if entry]
     return tuple(DescribedPackage(name, version, (), "") for name, _, version in pairs[:_PACKAGES])
 
 
-def _briefly(packages: Iterable[DescribedPackage]) -> Iterator[DescribedPackage]:
+def _within_limits(packages: Iterable[DescribedPackage]) -> Iterator[DescribedPackage]:
     """Drop licences and descriptions beyond the limit of an image."""
     left = _TEXTS
     for package in packages:

@@ -1,9 +1,7 @@
-"""Results of evaluating names in a state of the package source, shared by all images that use a name.
+"""Evaluations: what the names of a request stand for in a state of the package source, asked once and cached.
 
 Clients can make names up faster than the server builds. So new results are in memory only, which evicts the
 oldest ones, and a result gets a record only after the server built an image from it.
-
-From a request to what is to be in its image.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pydantic import TypeAdapter
@@ -35,12 +33,85 @@ EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
 # Bytes of results in memory, encoded as in records.
 _CAPACITY = 16 * 1024 * 1024
 
+# Packages of an image, including those of lists and definitions. Their outputs have to fit into the arguments
+# of one command.
+_MOST_PACKAGES = 5000
+
+
+class Evaluator:
+    """Finds the contents of images: from the cache, or by one evaluation of all names that it does not have.
+
+    Args:
+        source: provides package sets.
+        nix: evaluates.
+        cache: of results; ``None`` if they depend on more than the package set.
+
+    Attributes:
+        source: as above.
+    """
+
+    def __init__(self, source: PackageSource, nix: Nix, cache: EvaluationCache | None) -> None:
+        self.source = source
+        self._nix = nix
+        self._cache = cache
+
+    async def contents(self, request: ImageRequest, pin: Pin) -> Contents:
+        """Evaluate everything that a request asks for.
+
+        Raises:
+            PackagesUnavailable: with every unavailable package.
+            InvalidName: it asks for two image definitions, or for too many packages.
+            PackageSetChanged: that state of the package set no longer exists.
+            BuildError: Nix cannot evaluate.
+        """
+        names = _names(request)
+        found = {name: await self._find(request, pin, name) for name in names}
+        unknown = [name for name in names if found[name] is None]
+        if unknown:
+            wanted = [name for name in unknown if name in request.packages]
+            optional = [name for name in unknown if name not in wanted]
+            async with self.source.open(pin) as package_set:
+                evaluated = await self._nix.evaluate(wanted, optional, request.platform, package_set)
+            if self._cache:
+                for name, items in evaluated.items():
+                    self._cache.add(pin, request.platform, name, items)
+            found.update((name, evaluated.get(name, ())) for name in unknown)
+        return _contents(request, [item for items in found.values() for item in items or ()])
+
+    async def keep(self, request: ImageRequest, pin: Pin) -> None:
+        """Store the results of a built image, so that they survive a restart.
+
+        Raises:
+            StorageError: a record cannot be written.
+        """
+        if self._cache:
+            await self._cache.keep(pin, request.platform, _names(request))
+
+    async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
+        """Return those packages of a request that are in the cache.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        found = [await self._find(request, pin, name) or () for name in _names(request)]
+        return [item for items in found for item in items if isinstance(item, Package)]
+
+    async def _find(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[Evaluated] | None:
+        cached = await self._cache.find(pin, request.platform, name) if self._cache else None
+        if cached is None:
+            return None
+        if name in request.packages:
+            # The cached result of a missing optional name is empty; a required name needs the reason.
+            return cached or None
+        # A client may have required the name and got the answer that it is missing; here it may be.
+        return [item for item in cached if not _is_missing(item)]
+
 
 class EvaluationCache:
     """Results of evaluations: in memory, and in records that all servers on a storage share.
 
     Args:
-        records: where they are stored.
+        records: of results.
         identity: of this program, whose expressions and parsers determine the results.
 
     Attributes:
@@ -51,35 +122,29 @@ class EvaluationCache:
         self._records = records
         self._identity = identity
         self.counts = CacheCounts()
-        # Keyed as the records are.
+        # With the keys of the records.
         self._recent: LRUCache[str, Sequence[Evaluated]] = LRUCache(_CAPACITY)
 
     async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
-        """Return what a name stands for, if that is known and still of use.
+        """Return the result for a name; ``None`` if there is none whose derivations still exist.
 
         Raises:
-            StorageError: the store cannot be asked.
+            StorageError: the storage cannot be read.
         """
-        found = await self._known(pin, platform, name)
-        if found is None:
-            self.counts.misses += 1
-        else:
-            self.counts.hits += 1
-        return found
-
-    async def _known(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
         key = self._key(pin, platform, name)
         found = self._recent.get(key)
         if found is None:
             content = await self._records.get(EVALUATIONS, key)
             found = None if content is None else await asyncio.to_thread(_read, content)
-        if found is None or not await asyncio.to_thread(_can_be_realised, found):
-            return None
-        return found
+        if found is not None and await asyncio.to_thread(_can_be_realised, found):
+            self.counts.hits += 1
+            return found
+        self.counts.misses += 1
+        return None
 
     def add(self, pin: Pin, platform: Platform, name: str, found: Sequence[Evaluated]) -> None:
         """Cache the result for a name in memory."""
-        if not any(_may_pass(item) for item in found):
+        if not any(_is_transient(item) for item in found):
             self._recent.put(self._key(pin, platform, name), found, len(EVALUATED.dump_json(found)))
 
     async def keep(self, pin: Pin, platform: Platform, names: Iterable[str]) -> None:
@@ -91,11 +156,13 @@ class EvaluationCache:
         for name in names:
             key = self._key(pin, platform, name)
             found = self._recent.get(key)
-            content = await asyncio.to_thread(EVALUATED.dump_json, found) if found is not None else b""
-            # A result larger than a record may be is evaluated again after a restart.
-            if not 0 < len(content) <= KINDS[EVALUATIONS].largest or any(map(_is_unavailable, found or ())):
+            if found is None or any(isinstance(item, UnavailablePackage) for item in found):
                 continue
-            if await self._records.get(EVALUATIONS, key) != content:
+            content = await asyncio.to_thread(EVALUATED.dump_json, found)
+            # A result larger than a record may be is evaluated again after a restart.
+            if len(content) <= KINDS[EVALUATIONS].largest and (
+                await self._records.get(EVALUATIONS, key) != content
+            ):
                 await self._records.put(EVALUATIONS, key, content)
 
     def _key(self, pin: Pin, platform: Platform, name: str) -> str:
@@ -103,13 +170,38 @@ class EvaluationCache:
         return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
-def _may_pass(item: Evaluated) -> bool:
-    # An evaluation may fetch things, and so fail for once.
+def _names(request: ImageRequest) -> Sequence[str]:
+    return (*request.packages, *request.optional_packages)
+
+
+def _contents(request: ImageRequest, items: Sequence[Evaluated]) -> Contents:
+    name = "/".join(request.requested)
+    unavailable = [item for item in items if isinstance(item, UnavailablePackage)]
+    if unavailable:
+        raise PackagesUnavailable(tuple(_explained(item, request) for item in unavailable))
+    definitions = [item for item in items if isinstance(item, Definition)]
+    if len(definitions) > 1:
+        attributes = " and ".join(definition.attribute for definition in definitions)
+        raise InvalidName(name, f"{attributes} are image definitions; an image can have one")
+    packages = tuple(item for item in items if isinstance(item, Package))
+    if len(packages) > _MOST_PACKAGES:
+        raise InvalidName(name, f"it stands for {len(packages)} packages, and {_MOST_PACKAGES} is the limit")
+    return Contents(packages, definitions[0] if definitions else None)
+
+
+def _explained(item: UnavailablePackage, request: ImageRequest) -> UnavailablePackage:
+    if _is_missing(item) and item.name not in request.requested:
+        return replace(item, explanation="part of every image with a shell")
+    return item
+
+
+def _is_missing(item: Evaluated) -> bool:
+    return isinstance(item, UnavailablePackage) and item.reason is Reason.MISSING
+
+
+def _is_transient(item: Evaluated) -> bool:
+    # An evaluation may fetch something, and so fail for once.
     return isinstance(item, UnavailablePackage) and item.reason is Reason.THROWS
-
-
-def _is_unavailable(item: Evaluated) -> bool:
-    return isinstance(item, UnavailablePackage)
 
 
 def _read(content: bytes) -> Sequence[Evaluated] | None:
@@ -120,7 +212,7 @@ def _read(content: bytes) -> Sequence[Evaluated] | None:
             for path in _store_paths(item):
                 StorePath.parse(path)
     except ValueError:
-        return None  # written anew
+        return None  # overwritten by the next build
     return found
 
 
@@ -140,120 +232,9 @@ def _derivations(definition: Definition) -> list[str]:
 
 
 def _can_be_realised(found: Sequence[Evaluated]) -> bool:
-    """Whether the derivations are there; Nix's garbage collector takes them when it takes their outputs."""
+    """Whether the derivations exist; Nix's garbage collector deletes them together with their outputs."""
     derivations = [str(item.derivation) for item in found if isinstance(item, Package)]
     for definition in found:
         if isinstance(definition, Definition):
             derivations += _derivations(definition)
     return all(map(os.path.lexists, derivations))
-
-
-# Packages of an image, including those of lists and definitions. Their outputs have to fit into the arguments
-# of one command.
-_MOST_PACKAGES = 5000
-
-
-class Evaluator:
-    """Asks Nix for what nobody has asked before.
-
-    Args:
-        source: where the package set is.
-        nix: evaluates.
-        cache: what is known already; ``None`` where results depend on more than the package set.
-    """
-
-    def __init__(self, source: PackageSource, nix: Nix, cache: EvaluationCache | None) -> None:
-        self._source = source
-        self._nix = nix
-        self._cache = cache
-
-    async def contents(self, request: ImageRequest, pin: Pin) -> Contents:
-        """Find everything a request asks for.
-
-        Raises:
-            PackagesUnavailable: with every package that cannot be had.
-            InvalidName: it asks for two image definitions.
-            PackageSetChanged: there is no such state of the package set any more.
-            BuildError: Nix cannot tell.
-        """
-        found = await self._evaluated(request, pin)
-        flaws = [item for name in found for item in found[name] if isinstance(item, UnavailablePackage)]
-        if flaws:
-            raise PackagesUnavailable(tuple(_explained(flaw, request) for flaw in flaws))
-        definitions = [item for name in found for item in found[name] if isinstance(item, Definition)]
-        if len(definitions) > 1:
-            names = " and ".join(definition.attribute for definition in definitions)
-            raise InvalidName(
-                "/".join(request.requested), f"{names} are image definitions; an image can have one"
-            )
-        packages = tuple(item for name in found for item in found[name] if isinstance(item, Package))
-        if len(packages) > _MOST_PACKAGES:
-            reason = f"it stands for {len(packages)} packages, and {_MOST_PACKAGES} is the limit"
-            raise InvalidName("/".join(request.requested), reason)
-        return Contents(packages, definitions[0] if definitions else None)
-
-    async def keep(self, request: ImageRequest, pin: Pin) -> None:
-        """Write the evaluation results of a built image to records, which survive a restart.
-
-        Raises:
-            StorageError: a record cannot be written.
-        """
-        if self._cache:
-            await self._cache.keep(pin, request.platform, (*request.packages, *request.optional_packages))
-
-    async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
-        """Return those packages of a request that are known without asking Nix.
-
-        Raises:
-            StorageError: the store cannot be asked.
-        """
-        found = [
-            await self._known(request, pin, name) or ()
-            for name in (*request.packages, *request.optional_packages)
-        ]
-        return [item for items in found for item in items if isinstance(item, Package)]
-
-    async def confirm(self, pin: Pin) -> None:
-        """Make sure that answers about a pin are still of use.
-
-        Raises:
-            PackageSetChanged: there is no such state of the package set any more.
-            SourceUnreachable: nobody knows.
-        """
-        await self._source.confirm(pin)
-
-    async def _evaluated(self, request: ImageRequest, pin: Pin) -> Mapping[str, Sequence[Evaluated]]:
-        """By name, in the order of the request, whether or not it was known before."""
-        names = (*request.packages, *request.optional_packages)
-        known = {name: await self._known(request, pin, name) for name in names}
-        unknown = [name for name in names if known[name] is None]
-        evaluated: Mapping[str, Sequence[Evaluated]] = {}
-        if unknown:
-            wanted = [name for name in unknown if name in request.packages]
-            optional = [name for name in unknown if name not in wanted]
-            async with self._source.open(pin) as package_set:
-                evaluated = await self._nix.evaluate(wanted, optional, request.platform, package_set)
-            if self._cache:
-                for name, items in evaluated.items():
-                    self._cache.add(pin, request.platform, name, items)
-        return {name: known[name] or evaluated.get(name, ()) for name in names}
-
-    async def _known(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[Evaluated] | None:
-        known = await self._cache.find(pin, request.platform, name) if self._cache else None
-        if known is None:
-            return None
-        if name in request.packages:
-            # An optional name that is missing was not looked into any further.
-            return known or None
-        # Somebody may have asked for it by name and been told that it is missing; here it may be.
-        return [item for item in known if not _is_missing(item)]
-
-
-def _is_missing(item: Evaluated) -> bool:
-    return isinstance(item, UnavailablePackage) and item.reason is Reason.MISSING
-
-
-def _explained(flaw: UnavailablePackage, request: ImageRequest) -> UnavailablePackage:
-    if flaw.reason is Reason.MISSING and flaw.name not in request.requested:
-        return replace(flaw, explanation="part of every image with a shell")
-    return flaw

@@ -1,16 +1,15 @@
-"""What a build tells while it goes on. Logs, pages, metrics and traces are observers of this one stream.
+"""The events of builds, and the stages that they divide a build into.
 
-Several observers of one stream of events.
-
-Build events as log lines.
+Logs, pages, metrics, traces and progress bars observe this one stream.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import structlog
@@ -24,6 +23,11 @@ from nixery.oci.documents import Layer
 from nixery.packing.root_filesystem import NameClash
 from nixery.sources.source import Pin
 
+# Name clashes of an image that are logged one by one.
+_CLASHES = 20
+
+_log = structlog.get_logger("nixery.build")
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -31,9 +35,9 @@ class Build:
 
     Attributes:
         id: 20 hexadecimal digits, in the order in which builds begin.
-        request: what is to be in the image.
-        pin: where that is from.
-        request_id: identity of the client's request that it was begun for, if it was for one.
+        request: the image.
+        pin: the state of the package source.
+        request_id: identity of the client's request that started it; ``None`` if no request did.
     """
 
     id: str
@@ -43,18 +47,18 @@ class Build:
 
     @classmethod
     def of(cls, request: ImageRequest, pin: Pin, request_id: str | None = None) -> Build:
-        """Begin another one."""
+        """Create a build with a new id."""
         return cls(f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}", request, pin, request_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """Somebody wants the image to be there, and does not wait for it."""
+    """A client requested the image without waiting for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Others are built first. Told again when fewer of them are left.
+    """The build waits for a slot. Sent again whenever its position changes.
 
     Attributes:
         position: in the queue; 1 is next.
@@ -65,7 +69,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The image was not built before, and is built now."""
+    """The storage has no such image, and the build has a slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class Realised:
 
     Attributes:
         paths: number of store paths in the closure.
-        size: of them all, in bytes (NAR size).
+        size: bytes of all of them (NAR size).
     """
 
     paths: int
@@ -90,10 +94,10 @@ class Realised:
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """It is known what is in which layer, and what is at ``/``.
+    """The store paths are grouped into layers.
 
     Attributes:
-        layers: how many there will be.
+        layers: their number, including the layer with the root file system.
     """
 
     layers: int
@@ -101,28 +105,28 @@ class Grouped:
 
 @dataclass(frozen=True, slots=True)
 class LayerPacked:
-    """A layer is in the store; it was not before."""
+    """A layer was packed and stored."""
 
     layer: Layer
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReused:
-    """A layer was in the store already."""
+    """A layer was already stored."""
 
     layer: Layer
 
 
 @dataclass(frozen=True, slots=True)
 class NamesClashed:
-    """Packages have files of the same name; some are not to be seen at ``/``."""
+    """Packages have files of the same name; only one of each is visible at ``/``."""
 
     clashes: Sequence[NameClash]
 
 
 @dataclass(frozen=True, slots=True)
 class LayersComplete:
-    """All layers are in the store."""
+    """All layers are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +139,17 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """The image was built before, by this server or another one on the same store."""
+    """This server, or another one on the same storage, built the image before."""
 
     manifest: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Another request for the same image came while it was looked for or built, and waits for it as well.
-
-    Told in the context of the one that came later.
+    """Another request joined the build. Sent in the context of the request that joined.
 
     Attributes:
-        first: the identity of the request that the build was begun for.
+        first: identity of the request that started the build.
     """
 
     first: str
@@ -155,7 +157,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There is no image."""
+    """The build ended without an image."""
 
     error: NixeryError
 
@@ -180,52 +182,60 @@ BuildEvent = (
     | Failed
 )
 
+# Receives the events of one build.
+Observe = Callable[[BuildEvent], None]
+
 
 class BuildObserver(Protocol):
-    """Watches builds. Must not raise and must not block: it is called on the event loop."""
+    """Receives the events of all builds. Must neither raise nor block: it is called on the event loop."""
 
     def observe(self, build: Build, event: BuildEvent) -> None:
-        """Take note of an event in a build."""
+        """Receive an event of a build."""
         ...
 
 
-class Observers:
-    """The ``BuildObserver`` that tells others, in their order."""
+class Stage(StrEnum):
+    """A stage of a build; the values are labels of metrics and names of spans."""
 
-    def __init__(self, *observers: BuildObserver) -> None:
-        self._observers = observers
-
-    def observe(self, build: Build, event: BuildEvent) -> None:
-        """See ``BuildObserver.observe``."""
-        for observer in self._observers:
-            observer.observe(build, event)
-
-
-_log = structlog.get_logger("nixery.build")
+    QUEUE = "queue"
+    EVALUATE = "evaluate"
+    REALISE = "realise"
+    GROUP = "group"
+    PACK = "pack"
+    STORE = "store"
 
 
-# Clashes of an image that are logged one by one.
-_CLASHES = 20
+_BEGINS: Mapping[type[BuildEvent], Stage] = {
+    Queued: Stage.QUEUE,
+    Started: Stage.EVALUATE,
+    Evaluated: Stage.REALISE,
+    Realised: Stage.GROUP,
+    Grouped: Stage.PACK,
+    LayersComplete: Stage.STORE,
+}
+
+
+def stage_begun_by(event: BuildEvent) -> Stage | None:
+    """Return the stage that begins with an event, and so ends the one before; ``None`` if the stage stays."""
+    return _BEGINS.get(type(event))
 
 
 class LoggingObserver:
-    """The ``BuildObserver`` that writes logs; a build that goes well is two lines at level info."""
+    """The ``BuildObserver`` that writes logs: for a successful build, two lines at level info."""
 
     def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901, PLR0912 -- a case each
         """See ``BuildObserver.observe``."""
         request = build.request
         log = _log.bind(image="/".join(request.requested) or "(base)", platform=str(request.platform))
         match event:
-            case Requested() | Started() | LayersComplete():
-                pass  # what comes next tells more
             case Queued(position):
                 log.debug("queued", position=position)
-            case Grouped(layers):
-                log.debug("grouped", layers=layers)
             case Evaluated(packages):
                 log.info("building", packages=len(packages))
             case Realised(paths, size):
                 log.debug("realised", paths=paths, bytes=size)
+            case Grouped(layers):
+                log.debug("grouped", layers=layers)
             case LayerPacked(layer):
                 log.debug("packed", digest=str(layer.descriptor.digest), bytes=layer.descriptor.size)
             case LayerReused(layer):
@@ -245,6 +255,6 @@ class LoggingObserver:
                 log.info("not built", reason=str(error))
             case Failed(error=PackageSetChanged()):
                 # The request restarts with the current state; if that fails, too, its answer says so.
-                log.info("package set changed", reason="a file was written since it was looked at")
+                log.info("package set changed", reason="a file has changed since the package set was read")
             case Failed(error):
                 log.error("build failed", reason=str(error))

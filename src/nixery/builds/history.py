@@ -1,7 +1,4 @@
-"""What is known of a build, for people and for programs that watch it.
-
-The builds that go on, and the last ones that have ended, also before a restart.
-"""
+"""The history of builds: a report of each build in progress, and of the last ones that ended, also before a restart."""
 
 from __future__ import annotations
 
@@ -23,14 +20,13 @@ from nixery.builds.events import (
     Grouped,
     LayerPacked,
     LayerReused,
-    LayersComplete,
-    NamesClashed,
     Queued,
     Realised,
-    Requested,
     Reused,
+    Stage,
     Started,
     Stored,
+    stage_begun_by,
 )
 from nixery.errors import StorageError, TooBusy
 from nixery.image.name import ImageRequest
@@ -38,26 +34,42 @@ from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import RecordStore
 
-# Of the log of a build, the last ones are kept: lines, and characters in them.
+BUILDS = "builds"
+
+# The end of a build's log that is kept: lines, and characters in them.
 _LINES = 500
 _CHARACTERS = 64 * 1024
+
+# Finished builds that are kept: those with an image, those that failed, and those that ended before their
+# packages were known: refused, or found in the storage. A client can cause any number of the last two kinds
+# within a minute. So they must not evict the others, and are kept in memory only.
+_KEPT = 200
+_KEPT_FAILED = 100
+_KEPT_REFUSED = 50
+_KEPT_FOUND = 50
+
+# Seconds between two changes that a follower receives, and after which it receives an unchanged report.
+_PAUSE = 0.2
+_SILENCE = 15.0
 
 # Seconds since the epoch, up to the year 9999. Others may have written the record of a report.
 Time = Annotated[float, Field(ge=0, le=253402300799, allow_inf_nan=False)]
 
+_log = structlog.get_logger("nixery.build")
+
 
 class State(StrEnum):
-    """How far a build is."""
+    """The state of a build."""
 
     WAITING = "waiting"
     RUNNING = "running"
     DONE = "done"
-    FOUND = "found"  # there was nothing to do
+    FOUND = "found"  # another server had built it meanwhile
     FAILED = "failed"
 
 
-class Stage(BaseModel):
-    """A part of a build; times are in seconds since the epoch."""
+class StageReport(BaseModel):
+    """A stage of a build; times are in seconds since the epoch."""
 
     name: str
     started: Time
@@ -68,7 +80,7 @@ class Line(BaseModel):
     """A line of the log of a builder.
 
     Attributes:
-        number: of the change of the report that brought it.
+        number: of the change of the report that added it.
     """
 
     number: int
@@ -77,27 +89,27 @@ class Line(BaseModel):
 
 
 class BuildReport(BaseModel):
-    """A build as it stands. Sizes are in bytes, times in seconds since the epoch.
+    """The progress of a build. Sizes are in bytes, times in seconds since the epoch.
 
     Attributes:
         number: of changes so far.
         name: of the image, without the platform.
         revision: the state of the package source.
-        request_id: of the client's request that it was begun for, as logs and traces have it.
+        request_id: of the client's request that started it, as in logs and traces.
         position: in the queue; 1 is next.
-        packages: how many are wanted; ``None`` as long as nobody knows, as for all that follow.
+        packages: how many were requested; ``None`` until they are evaluated, as all that follow.
         paths: store paths in the closure.
         size: of the closure.
-        fetched: of ``to_fetch`` that binary caches send.
+        fetched: of ``to_fetch``, from binary caches.
         building: the derivations whose builders run.
         built: how many builders have ended.
-        layers: how many there will be.
+        layers: how many the image will have.
         packed: layers that were packed, and their bytes.
-        reused: layers that were there, and their bytes.
+        reused: layers that were already stored, and their bytes.
         log: its last lines.
-        dropped: how many lines of it are not here.
+        dropped: how many earlier lines it has lost.
         manifest: digest of the finished image.
-        error: why there is none.
+        error: why the build failed.
     """
 
     id: str
@@ -110,7 +122,7 @@ class BuildReport(BaseModel):
     state: State = State.WAITING
     ended: Time | None = None
     position: int | None = None
-    stages: list[Stage] = []
+    stages: list[StageReport] = []
     packages: int | None = None
     paths: int | None = None
     size: int | None = None
@@ -130,7 +142,7 @@ class BuildReport(BaseModel):
 
     @classmethod
     def of(cls, build: Build, now: float) -> BuildReport:
-        """Begin the report of a build."""
+        """Start the report of a build."""
         return cls(
             id=build.id,
             name=image_name(build.request),
@@ -142,21 +154,23 @@ class BuildReport(BaseModel):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the build has ended."""
         return self.ended is not None
 
-    def enter(self, stage: str, now: float) -> None:
-        """One stage is over, and the next begins."""
-        self.leave(now)
-        self.stages.append(Stage(name=stage, started=now))
+    def enter(self, stage: Stage, now: float) -> None:
+        """Start a stage, which ends the one before; a build that is in it stays there."""
+        name = stage_name(stage)
+        if not self.stages or self.stages[-1].name != name:
+            self.leave(now)
+            self.stages.append(StageReport(name=name, started=now))
 
     def leave(self, now: float) -> None:
-        """The stage is over."""
+        """End the stage."""
         if self.stages and self.stages[-1].ended is None:
             self.stages[-1].ended = now
 
     def write(self, derivation: str, text: str) -> None:
-        """Add a line to the log; the oldest ones may have to go."""
+        """Add a line to the log, which drops the oldest lines beyond its limits."""
         self.log.append(Line(number=self.number, derivation=derivation, text=text))
         characters = sum(len(line.text) for line in self.log)
         while len(self.log) > _LINES or characters > _CHARACTERS:
@@ -164,34 +178,22 @@ class BuildReport(BaseModel):
             self.dropped += 1
 
 
+def stage_name(stage: Stage) -> str:
+    """Return the name of a stage in reports, the API and the pages; metrics and traces call the first one ``queue``."""
+    return "queued" if stage is Stage.QUEUE else stage.value
+
+
 def image_name(request: ImageRequest) -> str:
-    """Return the shortest name of an image, without its platform; of one with nothing in it, that of its platform."""
+    """Return the shortest name of an image, without its platform; of an empty image, the name of its platform."""
     name = "/".join([*(["shell"] if request.shell else []), *request.requested])
     return name or request.platform.architecture.name
 
 
-BUILDS = "builds"
-
-# Finished builds that are kept: those with an image, those that failed, and those that ended before their
-# packages were known: refused, or found in the storage. A client can cause any number of the last two kinds
-# within a minute. So they must not evict the others, and are kept in memory only.
-_KEPT = 200
-_KEPT_FAILED = 100
-_KEPT_REFUSED = 50
-_KEPT_FOUND = 50
-
-# Seconds between two changes that a follower is told of, and after which he hears that nothing has changed.
-_PAUSE = 0.2
-_SILENCE = 15.0
-
-_log = structlog.get_logger("nixery.build")
-
-
 class BuildHistory:
-    """The ``BuildObserver`` that can be asked.
+    """The ``BuildObserver`` that keeps a report of each build.
 
     Args:
-        records: where builds that have ended are kept; what is lost there is no harm.
+        records: of builds that have ended; losing one does no harm.
         clock: seconds since the epoch.
     """
 
@@ -212,42 +214,42 @@ class BuildHistory:
             and isinstance(event.error, TooBusy)
             and not (report and report.position)
         ):
-            # It never began, and its client got that answer. A rejected crowd must not evict finished builds.
+            # It never began, and its client has the answer. A rejected crowd must not evict finished builds.
             # But a build that was in the queue and was displaced stays: clients that know its id ask for it.
             self._reports.pop(build.id, None)
             return
         if report is None:
             if isinstance(event, Reused):
-                return  # nothing was built, and nobody was told to look here
+                return  # nothing was built, and no client has its id
             report = self._reports[build.id] = BuildReport.of(build, self._clock())
         report.number += 1
-        _note(report, event, self._clock())
+        _update(report, event, self._clock())
         if report.is_over and _is_brief(report):
-            self._forget_brief()
+            self._evict_brief()
         elif report.is_over:
-            self._start(self._keep(report))
+            self._start(self._store(report))
         if changed := self._changed.pop(build.id, None):
             changed.set()
 
     def get(self, build: str) -> BuildReport | None:
-        """Return what is known of a build."""
+        """Return the report of a build; ``None`` if the build is not known."""
         return self._reports.get(build)
 
     def recent(self) -> Sequence[BuildReport]:
-        """Return all that are known, the latest first."""
+        """Return all reports, the latest build first."""
         return [self._reports[key] for key in sorted(self._reports, reverse=True)]
 
     async def follow(
         self, build: str, after: int
     ) -> AsyncGenerator[tuple[BuildReport, Sequence[Line]], None]:
-        """Tell of a build's changes until it is over, a few times a second at most, and now and then that there is none.
+        """Yield a build's changes until it ends, a few times a second at most, and sometimes an unchanged report.
 
         Args:
-            build: its id; nothing is told of one that is not known.
-            after: the number of the last change that is known; 0 for none.
+            build: its id; an unknown build has no changes.
+            after: the number of the last change that the follower has; 0 for none.
 
         Yields:
-            The report, and those lines of its log that came after.
+            The report, and the lines of its log that were added since.
         """
         while (report := self._reports.get(build)) is not None:
             number = report.number
@@ -264,11 +266,11 @@ class BuildHistory:
                     continue
 
     def start(self) -> None:
-        """Read what was kept, in the background."""
+        """Read the stored reports, in the background."""
         self._start(self._load())
 
     async def close(self) -> None:
-        """Write what has not been written yet, and let followers go."""
+        """Finish writing reports, and end all followers."""
         self._closed = True
         for changed in self._changed.values():
             changed.set()
@@ -291,28 +293,28 @@ class BuildHistory:
                 try:
                     report = BuildReport.model_validate_json(await self._records.get(BUILDS, key) or b"")
                 except ValidationError:
-                    continue  # torn, or from another time
+                    continue  # torn, or of another version
                 if report.id == key and report.is_over:
                     self._reports.setdefault(key, report)
-            self._forget_brief()
+            self._evict_brief()
             async with self._lock:
-                await self._forget()
+                await self._evict()
         except StorageError as error:
-            _log.warning("earlier builds are not known", reason=str(error))
+            _log.warning("cannot read earlier builds", reason=str(error))
 
-    async def _keep(self, report: BuildReport) -> None:
+    async def _store(self, report: BuildReport) -> None:
         try:
-            # One after the other: a build may be forgotten before it is written.
+            # One at a time: a build may be evicted before it is written.
             async with self._lock:
                 if report.id in self._reports:
                     content = report.model_dump_json().encode()
                     if len(content) <= KINDS[BUILDS].largest:
                         await self._records.put(BUILDS, report.id, content)
-                await self._forget()
+                await self._evict()
         except StorageError as error:
-            _log.warning("a build will not be known after a restart", reason=str(error))
+            _log.warning("cannot store the report of a build", reason=str(error))
 
-    async def _forget(self) -> None:
+    async def _evict(self) -> None:
         ended = [report for report in self._reports.values() if report.is_over and not _is_brief(report)]
         failed = {report.id for report in ended if report.state is State.FAILED}
         others = {report.id for report in ended} - failed
@@ -321,8 +323,8 @@ class BuildHistory:
                 self._reports.pop(key, None)
                 await self._records.delete(BUILDS, key)
 
-    def _forget_brief(self) -> None:
-        # At once: a client that causes many of them must not have to wait for the storage to bound their number.
+    def _evict_brief(self) -> None:
+        # At once: a client that causes many of them must not wait for the storage to bound their number.
         brief = [report for report in self._reports.values() if _is_brief(report)]
         for state, most in ((State.FAILED, _KEPT_REFUSED), (State.FOUND, _KEPT_FOUND)):
             for key in sorted(report.id for report in brief if report.state is state)[:-most]:
@@ -334,20 +336,17 @@ def _is_brief(report: BuildReport) -> bool:
     return report.state is State.FOUND or (report.state is State.FAILED and report.packages is None)
 
 
-def _note(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: C901, PLR0912 -- a case each
+def _update(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: C901, PLR0912 -- a case each
+    stage = stage_begun_by(event)
+    if stage is not None:
+        report.enter(stage, now)
     match event:
-        case Requested() | NamesClashed():
-            pass
         case Queued(position):
-            if report.position is None:
-                report.enter("queued", now)
             report.position = position
         case Started():
             report.state, report.position = State.RUNNING, None
-            report.enter("evaluate", now)
         case Evaluated(packages):
             report.packages = len(packages)
-            report.enter("realise", now)
         case Fetching(done, expected):
             report.fetched, report.to_fetch = done, expected
         case Building(derivations, done):
@@ -358,18 +357,14 @@ def _note(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: 
                 report.write(derivation, text)
         case Realised(paths, size):
             report.paths, report.size, report.building = paths, size, []
-            report.enter("group", now)
         case Grouped(layers):
             report.layers = layers
-            report.enter("pack", now)
         case LayerPacked(layer):
             report.packed += 1
             report.packed_bytes += layer.descriptor.size
         case LayerReused(layer):
             report.reused += 1
             report.reused_bytes += layer.descriptor.size
-        case LayersComplete():
-            report.enter("store", now)
         case Stored(manifest) | Reused(manifest):
             report.manifest = str(manifest)
             _end(report, State.DONE if isinstance(event, Stored) else State.FOUND, now)

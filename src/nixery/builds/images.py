@@ -1,9 +1,4 @@
-"""Images for several platforms under one name.
-
-What the server asks for: what a name and a tag stand for.
-
-Having images built before somebody pulls them.
-"""
+"""Images by name and tag, for one platform or for several: what the server asks for."""
 
 from __future__ import annotations
 
@@ -12,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nixery.builds.build_cache import BELIEVED
+from nixery.builds.build_cache import VERIFIED_FOR
 from nixery.builds.coordinator import BuildCoordinator
 from nixery.builds.events import Build
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.pins import Pinned, Pins
-from nixery.caching import LRUCache
+from nixery.caching import TTLCache
 from nixery.errors import (
     BuildError,
     InvalidName,
@@ -30,133 +25,21 @@ from nixery.image.name import ImageRequest
 from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, image_index
-from nixery.sources.source import PackageSource, Pin
+from nixery.sources.source import Pin
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Leases
 
-# Bytes of indexes kept in memory.
-_CAPACITY = 8 * 1024 * 1024
-
-# Seconds for which an index goes without a platform that could not be built.
-_WITHOUT = 600.0
-
-_Built = tuple[tuple[Platform, Image], ...]
-
-
-@dataclass(slots=True)
-class _Kept:
-    index: ImageIndex
-    until: float
-
-
-class Indexes:
-    """Makes indexes out of images, which are built side by side.
-
-    Args:
-        builds: where the images come from.
-        blobs: where indexes are stored.
-        uses: where it is told which are asked for; what is used stays.
-        optional: platforms that an index may be without.
-        clock: seconds; only differences matter.
-    """
-
-    def __init__(
-        self,
-        builds: BuildCoordinator,
-        blobs: BlobStore,
-        uses: Leases,
-        optional: frozenset[Platform] = frozenset(),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._builds = builds
-        self._blobs = blobs
-        self._uses = uses
-        self._optional = optional
-        self._clock = clock
-        self._stored: LRUCache[tuple[Digest, ...], _Kept] = LRUCache(_CAPACITY)
-        self._incomplete: LRUCache[tuple[Pin, ImageRequest], _Kept] = LRUCache(_CAPACITY)
-
-    async def index(self, requests: Sequence[ImageRequest], pin: Pin) -> ImageIndex:
-        """Return the index of requests that differ in their platform, after all of it is stored.
-
-        Raises:
-            PlatformFailed: an image that has to be there cannot be had.
-            NixeryError: none of them can, for one reason; or as ``BuildCoordinator.image``.
-        """
-        incomplete = self._incomplete.get((pin, requests[0]))
-        if (
-            incomplete is not None
-            and incomplete.until > self._clock()
-            and self._uses.note(incomplete.index.digests)
-        ):
-            return incomplete.index
-        outcomes = await asyncio.gather(
-            *(self._builds.image(request, pin) for request in requests), return_exceptions=True
-        )
-        built: list[tuple[Platform, Image]] = []
-        failed: list[tuple[Platform, BuildError | PackagesUnavailable]] = []
-        for request, outcome in zip(requests, outcomes, strict=True):
-            match outcome:
-                case Image():
-                    built.append((request.platform, outcome))
-                case BuildError() | PackagesUnavailable() if not isinstance(outcome, PackageSetChanged):
-                    failed.append((request.platform, outcome))
-                case _:
-                    raise outcome  # no platform's fault
-        self._require(failed, any_built=bool(built))
-        index = await self._store(tuple(built))
-        if failed:
-            size = sum(len(document.content) for document in index.indexes)
-            self._incomplete.put((pin, requests[0]), _Kept(index, self._clock() + _WITHOUT), size)
-        return index
-
-    def _require(self, failed: Sequence[tuple[Platform, NixeryError]], *, any_built: bool) -> None:
-        if failed and not any_built and len({str(error) for _, error in failed}) == 1:
-            raise failed[0][1]
-        for platform, error in failed:
-            if platform not in self._optional or not any_built:
-                raise PlatformFailed(str(platform), error) from error
-
-    async def _store(self, built: _Built) -> ImageIndex:
-        key = tuple(image.manifest.descriptor.digest for _, image in built)
-        kept = self._stored.get(key)
-        used = kept is not None and self._uses.note(kept.index.digests)
-        if kept is not None and used and kept.until > self._clock():
-            return kept.index
-        index = kept.index if kept is not None else _make(built)
-        await self._put(index)
-        if not used:
-            # A claim leads to what is stored, and so comes after it. What was there may have been garbage until now.
-            await self._uses.claim(index.digests)
-            await self._put(index)
-        size = sum(len(document.content) for document in index.indexes)
-        self._stored.put(key, _Kept(index, self._clock() + BELIEVED), size)
-        return index
-
-    async def _put(self, index: ImageIndex) -> None:
-        for document in index.indexes:
-            await self._blobs.put(document.descriptor.digest, document.content)
-
-
-def _make(built: _Built) -> ImageIndex:
-    docker = [(platform.architecture, image.docker_manifest) for platform, image in built]
-    docker_manifests = [(architecture, manifest) for architecture, manifest in docker if manifest]
-    return ImageIndex(
-        index=image_index(
-            MediaType.OCI_INDEX, [(platform.architecture, image.manifest) for platform, image in built]
-        ),
-        docker_index=image_index(MediaType.DOCKER_INDEX, docker_manifests)
-        if len(docker_manifests) == len(built)
-        else None,
-        first=built[0][1],
-    )
-
-
-# How often a build begins anew because the package set was changed under it.
+# Attempts at an image whose package set changes while it is built.
 _ATTEMPTS = 3
 
 # The tag of all images of a source without versions.
 _LISTED = "latest"
+
+# Bytes of indexes in memory.
+_CAPACITY = 8 * 1024 * 1024
+
+# Seconds for which an index omits a platform whose build failed.
+_INCOMPLETE_FOR = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,23 +58,14 @@ class Found:
     tag: str
 
 
-def require_few_packages(request: ImageRequest, most: int) -> None:
-    """Check how many packages a name asks for.
-
-    Raises:
-        InvalidName: they are too many.
-    """
-    asked_for = request.requested
-    if len(asked_for) > most:
-        reason = f"it asks for {len(asked_for)} packages, and {most} is the limit (NIXERY_MAX_PACKAGES)"
-        raise InvalidName("/".join(asked_for), reason)
-
-
 class Images:
-    """Pins the tag, then finds or builds.
+    """Pins the tag of an image, then finds or builds it.
 
     Args:
-        most_packages: that a name may ask for.
+        pins: of tags.
+        builds: of images.
+        indexes: of images for several platforms.
+        most_packages: the most that a name may ask for.
     """
 
     def __init__(self, pins: Pins, builds: BuildCoordinator, indexes: Indexes, most_packages: int) -> None:
@@ -205,16 +79,16 @@ class Images:
 
         Raises:
             InvalidName: it asks for too many packages.
-            TagUnknown: the package source has nothing like it.
-            SourceUnreachable: it cannot be asked, and never was.
-            PackagesUnavailable: with every package that cannot be had.
-            PlatformFailed: an index lacks a platform that it has to have.
-            BuildError: there is no such image.
-            StorageError: it cannot be stored.
-            TooBusy: too much is built and waits already.
-            ShuttingDown: this was closed before it was there.
+            TagUnknown: the package source has no such tag.
+            SourceUnreachable: the source cannot be asked, and no earlier pin is known.
+            PackagesUnavailable: with every unavailable package.
+            PlatformFailed: a required platform of an index cannot be built.
+            BuildError: the image cannot be built.
+            StorageError: the image cannot be stored.
+            TooBusy: the queue is full.
+            ShuttingDown: this was closed before the build ended.
         """
-        require_few_packages(requests[0], self._most_packages)
+        self._require_few_packages(requests[0])
         pinned = await self._pins.pin(tag)
         listed = tag if self._pins.selects(tag) else _LISTED
         for _ in range(_ATTEMPTS):
@@ -226,44 +100,125 @@ class Images:
                 pinned = await self._pins.replace(tag, pinned.pin)
         raise PackageSetChanged
 
+    async def begin(self, requests: Sequence[ImageRequest], tag: str) -> list[Build]:
+        """Start a build for each request, or join its running build, without waiting for the images.
+
+        Raises:
+            InvalidName: it asks for too many packages.
+            TagUnknown: the package source has no such tag.
+            SourceUnreachable: the source cannot be asked.
+            StorageError: the pin cannot be stored.
+            TooBusy: the queue for tags or for builds is full. Builds that were started continue, and a retry joins them.
+        """
+        self._require_few_packages(requests[0])
+        pin = await self._pins.confirmed(tag)
+        return [await self._builds.begin(request, pin) for request in requests]
+
     async def close(self) -> None:
         """End all builds."""
         await asyncio.gather(self._builds.close(), self._pins.close())
 
+    def _require_few_packages(self, request: ImageRequest) -> None:
+        asked_for = request.requested
+        if len(asked_for) > self._most_packages:
+            limit = f"{self._most_packages} is the limit (NIXERY_MAX_PACKAGES)"
+            raise InvalidName("/".join(asked_for), f"it asks for {len(asked_for)} packages, and {limit}")
 
-class Prebuilder:
-    """Begins builds that nobody waits for.
+
+class Indexes:
+    """Builds the images of an index at the same time, and stores the index.
 
     Args:
-        pins: what tags stand for.
-        source: where packages are from.
-        builds: where builds are begun.
-        most_packages: that a name may ask for.
+        builds: of the images.
+        blobs: stores the indexes.
+        uses: leases of the indexes.
+        optional: platforms that an index may omit.
+        clock: seconds; only differences matter.
     """
 
     def __init__(
-        self, pins: Pins, source: PackageSource, builds: BuildCoordinator, most_packages: int
+        self,
+        builds: BuildCoordinator,
+        blobs: BlobStore,
+        uses: Leases,
+        optional: frozenset[Platform] = frozenset(),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most_packages = most_packages
-        self._pins = pins
-        self._source = source
         self._builds = builds
+        self._blobs = blobs
+        self._uses = uses
+        self._optional = optional
+        self._verified: TTLCache[tuple[Digest, ...], ImageIndex] = TTLCache(_CAPACITY, clock)
+        self._incomplete: TTLCache[tuple[Pin, ImageRequest], ImageIndex] = TTLCache(_CAPACITY, clock)
 
-    async def begin(self, requests: Sequence[ImageRequest], tag: str) -> list[Build]:
-        """Begin a build for each request, or join those that go on.
+    async def index(self, requests: Sequence[ImageRequest], pin: Pin) -> ImageIndex:
+        """Return the index of requests that differ in their platform, once all of it is stored.
 
         Raises:
-            InvalidName: it asks for too many packages.
-            TagUnknown: the package source has nothing like it.
-            SourceUnreachable: it cannot be asked.
-            StorageError: the pin cannot be kept.
-            TooBusy: too many tags are looked up already, or too much is built and waits. What was begun before goes on, and is joined by
-                who asks again.
+            PlatformFailed: a required platform cannot be built.
+            NixeryError: all platforms failed for the same reason; or as ``BuildCoordinator.image``.
         """
-        require_few_packages(requests[0], self._most_packages)
-        pin = (await self._pins.pin(tag)).pin
-        try:
-            await self._source.confirm(pin)
-        except PackageSetChanged:
-            pin = (await self._pins.replace(tag, pin)).pin
-        return [await self._builds.begin(request, pin) for request in requests]
+        incomplete = self._incomplete.get((pin, requests[0]))
+        if incomplete is not None and self._uses.note(incomplete.digests):
+            return incomplete
+        outcomes = await asyncio.gather(
+            *(self._builds.image(request, pin) for request in requests), return_exceptions=True
+        )
+        built: list[tuple[Platform, Image]] = []
+        failed: list[tuple[Platform, BuildError | PackagesUnavailable]] = []
+        for request, outcome in zip(requests, outcomes, strict=True):
+            match outcome:
+                case Image():
+                    built.append((request.platform, outcome))
+                case BuildError() | PackagesUnavailable() if not isinstance(outcome, PackageSetChanged):
+                    failed.append((request.platform, outcome))
+                case _:
+                    raise outcome  # not specific to a platform
+        self._require(failed, any_built=bool(built))
+        index = await self._store(built)
+        if failed:
+            self._incomplete.put((pin, requests[0]), index, _size(index), _INCOMPLETE_FOR)
+        return index
+
+    def _require(self, failed: Sequence[tuple[Platform, NixeryError]], *, any_built: bool) -> None:
+        if failed and not any_built and len({str(error) for _, error in failed}) == 1:
+            raise failed[0][1]
+        for platform, error in failed:
+            if platform not in self._optional or not any_built:
+                raise PlatformFailed(str(platform), error) from error
+
+    async def _store(self, built: Sequence[tuple[Platform, Image]]) -> ImageIndex:
+        key = tuple(image.manifest.descriptor.digest for _, image in built)
+        index = self._verified.get(key)
+        if index is not None and self._uses.note(index.digests):
+            return index
+        index = _index(built)
+        await self._put(index)
+        if not self._uses.note(index.digests):
+            # A lease is of stored documents, so it comes after the first write. A collector may have deleted
+            # documents that were already stored, so the second write comes after it.
+            await self._uses.claim(index.digests)
+            await self._put(index)
+        self._verified.put(key, index, _size(index), VERIFIED_FOR)
+        return index
+
+    async def _put(self, index: ImageIndex) -> None:
+        for document in index.indexes:
+            await self._blobs.put(document.descriptor.digest, document.content)
+
+
+def _index(built: Sequence[tuple[Platform, Image]]) -> ImageIndex:
+    manifests = [(platform.architecture, image.manifest) for platform, image in built]
+    docker = [(platform.architecture, image.docker_manifest) for platform, image in built]
+    docker_manifests = [(architecture, manifest) for architecture, manifest in docker if manifest]
+    return ImageIndex(
+        index=image_index(MediaType.OCI_INDEX, manifests),
+        docker_index=image_index(MediaType.DOCKER_INDEX, docker_manifests)
+        if len(docker_manifests) == len(built)
+        else None,
+        first=built[0][1],
+    )
+
+
+def _size(index: ImageIndex) -> int:
+    return sum(len(document.content) for document in index.indexes)

@@ -1,7 +1,4 @@
-"""What references are counted in.
-
-Layers into the store, each of them once.
-"""
+"""Layers in the storage: each of them is packed once on this machine."""
 
 from __future__ import annotations
 
@@ -9,16 +6,16 @@ import asyncio
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nixery.builds.events import BuildEvent, LayerPacked, LayerReused
+from nixery.builds.events import LayerPacked, LayerReused, Observe
 from nixery.caching import SingleFlight
 from nixery.closure import Closure
 from nixery.errors import InvalidDigest, ShuttingDown, StorageError
@@ -31,25 +28,14 @@ from nixery.packing.root_filesystem import Entry, RootFilesystem, add_entries
 from nixery.packing.store_tree import add_store_paths
 from nixery.storage.store import BlobStore, RecordStore
 
-
-class Basis(StrEnum):
-    """What references are counted of."""
-
-    AUTO = "auto"
-    CLOSURES = "closures"
-    DERIVATIONS = "derivations"
-
-
 LAYERS = "layers"
 
-# Seconds between two looks whether another process has packed what it is packing.
-_LOOK_AGAIN = 0.1
-
-Observe = Callable[[BuildEvent], None]
+# Seconds between checks whether another process has finished packing a layer.
+_POLL = 0.1
 
 
 class _Abandoned(Exception):
-    """Nobody waits for the layer any more."""
+    """No build waits for the layer any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +43,9 @@ class Packing:
     """How layers are packed.
 
     Attributes:
-        packer: what makes them.
-        workers: how many at the same time.
-        locks: one for each layer, for all processes on this machine.
+        packer: packs them.
+        workers: the most that are packed at the same time.
+        locks: one for each layer, shared by all processes on this machine.
     """
 
     packer: LayerPacker
@@ -68,7 +54,7 @@ class Packing:
 
 
 class LayerRecord(BaseModel):
-    """What is remembered of a packed layer, by its identity."""
+    """A packed layer, by its identity."""
 
     digest: str
     size: int
@@ -78,7 +64,7 @@ class LayerRecord(BaseModel):
 class LayerPublisher:
     """Finds or packs layers, each of them once on this machine.
 
-    A layer's identity is made of what is in it and of how it is packed, never of where or when: the NAR hashes of
+    A layer's identity depends on its contents and on how it is packed, never on where or when: the NAR hashes of
     its store paths, and the packer's own identity.
     """
 
@@ -88,7 +74,7 @@ class LayerPublisher:
         self._packer = packing.packer
         self._locks = packing.locks
         self._executor = ThreadPoolExecutor(packing.workers, thread_name_prefix="packing")
-        # Whoever has no thread to pack in needs no lock either, nor the open file that it is.
+        # Taken before the lock of a layer, which is an open file, so that no more locks than threads are held.
         self._workers = asyncio.Semaphore(packing.workers)
         self._wanted: Counter[str] = Counter()
         self._in_flight: SingleFlight[str, Layer] = SingleFlight()
@@ -120,18 +106,18 @@ class LayerPublisher:
         return entries, self._identity(map(repr, entries))
 
     def _identity(self, parts: Iterable[str]) -> str:
-        # No part can contain a line break, so it can separate them. They are never all in memory: here the
-        # names of a root file system would take four times their bytes.
+        # No part can contain a line break, so it can separate them. They are hashed one by one: together, the names
+        # of a root file system would take four times their bytes.
         digest = hashlib.sha256(self._packer.identity.encode())
         for part in parts:
             digest.update(b"\n" + part.encode())
         return digest.hexdigest()
 
     async def close(self) -> None:
-        """End the packing that goes on; it leaves nothing behind."""
+        """Abort packing; it leaves nothing behind."""
         self._stop.set()
         await self._in_flight.close()
-        # Each thread looks whether it is to stop before the next piece of a file.
+        # Each thread checks for the stop before it reads the next piece of a file.
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
 
     async def _publish_group(self, group: LayerGroup, closure: Closure, observe: Observe) -> Layer:
@@ -162,8 +148,8 @@ class LayerPublisher:
                     layer = await self._pack_alone(identity, contents, observe)
                 if layer is not None:
                     return layer
-                # Another process packs it. If that is killed, the lock is free, and there is no layer.
-                await asyncio.sleep(_LOOK_AGAIN)
+                # Another process packs it. If that process is killed, its lock is free, and there is no layer.
+                await asyncio.sleep(_POLL)
 
         self._wanted[identity] += 1
         try:
@@ -175,18 +161,18 @@ class LayerPublisher:
                 if identity in self._threads:
                     # Before the next piece, the thread checks whether a build still wants the layer.
                     await _through_cancellation(asyncio.wait({self._threads[identity]}))
-        # Two images can have a layer of the same content for packages of other names: the names stay each's own.
+        # The same content may belong to packages of different names; each image keeps its own names.
         return replace(layer, packages=tuple(packages))
 
-    async def _wait_for(self, identity: str, find_or_pack: Callable[[], Awaitable[Layer]]) -> Layer:
+    async def _wait_for(self, identity: str, find_or_pack: Callable[[], Coroutine[Any, Any, Layer]]) -> Layer:
         while True:
             try:
                 return await self._in_flight.run(identity, find_or_pack)
             except _Abandoned:
-                continue  # by those who wanted it before us
+                continue  # by earlier callers, but we still want it
 
     async def _pack_alone(self, identity: str, contents: Contents, observe: Observe) -> Layer | None:
-        """Pack a layer, or find it packed; ``None`` if another process is at it."""
+        """Pack a layer, or find it; ``None`` if another process is packing it."""
         with self._locks.attempt(identity) as is_ours:
             if not is_ours:
                 return None
@@ -206,13 +192,13 @@ class LayerPublisher:
             record = LayerRecord.model_validate_json(content)
             layer = self._layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id))
         except (ValidationError, InvalidDigest):
-            return None  # torn or from another time: packing again writes it anew
-        # Before the look, so that a collector of garbage sees that somebody is about to use it. A storage that is full or read-only
-        # deletes nothing in use, and an image all of whose layers are there may be built for somebody else.
+            return None  # torn, or of another version: packing overwrites it
+        # Renewed before the check, so that a collector sees that it is about to be used. A full or read-only storage
+        # deletes nothing, and can still serve the layer.
         with suppress(StorageError):
             await self._records.renew(LAYERS, identity, content)
         blob = await self._blobs.find(layer.descriptor.digest)
-        # A record says that the layer was stored once. The blob may be gone, or a fragment.
+        # The record only says that the layer was stored once: its blob may be lost, or truncated.
         return layer if blob is not None and blob.size == layer.descriptor.size else None
 
     async def _pack(self, identity: str, contents: Contents) -> Layer:

@@ -1,8 +1,6 @@
-"""What counting references needs of Nix, and of whoever watches.
+"""References across a package set: the popularity data for ``NIX_POPULARITY_URL``.
 
-What was found out about parts of a package set, so that who is interrupted need not begin anew.
-
-How often packages are referred to across a package set: the data for ``NIX_POPULARITY_URL``.
+Results are stored for each batch of names, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -14,11 +12,11 @@ import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from nixery.builds.layers import Basis
 from nixery.builds.pins import Pins
 from nixery.closure import StorePath
 from nixery.errors import Reason, UnavailablePackage
@@ -30,22 +28,47 @@ from nixery.sources.source import PackageSource, Pin
 from nixery.storage.record_kinds import KINDS
 from nixery.storage.store import RecordStore
 
-
-class Watcher(Protocol):
-    """Is told how it goes."""
-
-    def begin(self, what: str, total: int) -> None:
-        """Something begins that has so many packages."""
-
-    def advance(self, count: int) -> None:
-        """So many more of them are done."""
-
-    def note(self, line: str) -> None:
-        """Something is worth knowing."""
-
-
 BATCHES = "batches"
 BATCH_CLOSURES = "batch-closures"
+
+# Seconds for the evaluation of a batch, at least.
+BATCH_TIMEOUT = 600.0
+
+# Names that one process evaluates: what they have in common is evaluated once, and its memory is bounded.
+_NAMES = 2000
+
+# Bytes of these names, which are one argument of a command: Linux allows 128 KiB.
+_BYTES = 100_000
+
+# Derivations that are named as examples.
+_EXAMPLES = 3
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+# By base name of a store path: the names of its references.
+References = dict[str, list[str]]
+
+
+class Basis(StrEnum):
+    """The references that are counted."""
+
+    AUTO = "auto"
+    CLOSURES = "closures"
+    DERIVATIONS = "derivations"
+
+
+class Watcher(Protocol):
+    """Shows progress."""
+
+    def begin(self, what: str, total: int) -> None:
+        """Start a step with that many packages."""
+
+    def advance(self, count: int) -> None:
+        """Count more packages of the step as done."""
+
+    def note(self, line: str) -> None:
+        """Show a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +77,10 @@ class Batch:
 
     Attributes:
         derivations: absolute paths, sorted.
-        installables: the outputs to install, in Nix's words; sorted.
+        installables: the outputs to install, in Nix's syntax; sorted.
         outputs: their paths, sorted.
-        flaws: what cannot be evaluated, a line for each.
-        others: what is something else than a package, likewise.
+        flaws: names that cannot be evaluated, a line each.
+        others: names that are not packages, likewise.
     """
 
     derivations: tuple[str, ...]
@@ -67,19 +90,16 @@ class Batch:
     others: tuple[str, ...]
 
 
-# By base name of a store path: the names of what it refers to.
-References = dict[str, list[str]]
-
 BATCH: TypeAdapter[Batch] = TypeAdapter(Batch)
 REFERENCES: TypeAdapter[References] = TypeAdapter(References)
 
 
 class BatchRecords:
-    """Batches in the store.
+    """The stored results of batches.
 
     Args:
-        records: where they are kept.
-        identity: of this program and of Nix's options, which make the results what they are.
+        records: of results.
+        identity: of this program and of Nix's options, which determine the results.
     """
 
     def __init__(self, records: RecordStore, identity: str) -> None:
@@ -87,15 +107,15 @@ class BatchRecords:
         self._identity = identity
 
     def key(self, pin: Pin, platform: Platform, names: Sequence[str]) -> str:
-        """Tell what a batch is kept under."""
+        """Return the key of a batch."""
         document = [self._identity, pin.source, pin.identity, str(platform), *names]
         return hashlib.sha256(canonical_json(document)).hexdigest()
 
     async def batch(self, key: str) -> Batch | None:
-        """Return what names stand for, if that is known and Nix has not collected it.
+        """Return a batch; ``None`` if there is none whose derivations still exist.
 
         Raises:
-            StorageError: the store cannot be asked.
+            StorageError: the storage cannot be read.
         """
         content = await self._records.get(BATCHES, key)
         try:
@@ -103,8 +123,8 @@ class BatchRecords:
             for path in (*found.derivations, *found.outputs, *_derivations(found)) if found else ():
                 StorePath.parse(path)
         except ValueError:
-            return None  # torn, or not a list of paths: rewritten
-        if found is None or not await asyncio.to_thread(_is_there, found):
+            return None  # torn, or other than store paths: overwritten
+        if found is None or not await asyncio.to_thread(_exists, found):
             return None
         return found
 
@@ -117,10 +137,10 @@ class BatchRecords:
         await self._keep(BATCHES, key, BATCH.dump_json(batch))
 
     async def references(self, key: str) -> References | None:
-        """Return the references within the closure of a batch, if they are known.
+        """Return the references within the closure of a batch; ``None`` if there is no record of them.
 
         Raises:
-            StorageError: the store cannot be asked.
+            StorageError: the storage cannot be read.
         """
         content = await self._records.get(BATCH_CLOSURES, key)
         try:
@@ -129,7 +149,7 @@ class BatchRecords:
             return None
 
     async def keep_references(self, key: str, references: References) -> None:
-        """Record them, unless they are larger than a record may be.
+        """Record references, unless they are larger than a record may be.
 
         Raises:
             StorageError: they cannot be written.
@@ -145,34 +165,19 @@ def _derivations(batch: Batch) -> list[str]:
     return [installable.partition("!")[0] for installable in batch.installables]
 
 
-def _is_there(batch: Batch) -> bool:
+def _exists(batch: Batch) -> bool:
     return all(map(os.path.lexists, batch.derivations))
-
-
-# Names that one process evaluates: what they have in common is evaluated once, and its memory is bounded.
-_NAMES = 2000
-# They are one argument of a command, for which Linux has 128 KiB.
-_BYTES = 100_000
-
-# Seconds for the evaluation of a batch, at least.
-BATCH_TIMEOUT = 600.0
-
-# Derivations that are named as examples.
-_EXAMPLES = 3
-
-Part = TypeVar("Part")
-Result = TypeVar("Result")
 
 
 class ReferenceCounting:
     """Counts references.
 
     Args:
-        pins: for a state of the package source.
-        source: where the package set is.
-        nix: evaluates, and knows references.
-        records: of what is known already.
-        parallel: processes of Nix at the same time; no influence on the result.
+        pins: of tags.
+        source: provides the package set.
+        nix: evaluates, and lists references.
+        records: of earlier results.
+        parallel: concurrent processes of Nix; no influence on the result.
     """
 
     def __init__(
@@ -187,21 +192,21 @@ class ReferenceCounting:
     async def count(
         self, names: Sequence[str] | None, tag: str, platform: Platform, basis: Basis, watcher: Watcher
     ) -> dict[str, int] | None:
-        """Count by how many store paths each name is referred to.
+        """Count how many store paths refer to each name.
 
         Args:
             names: of packages; ``None`` for the whole set.
             tag: of the package source.
             platform: what the packages are for.
-            basis: what is counted.
-            watcher: is told how it goes, and what was left out.
+            basis: the references to count.
+            watcher: shows progress, and the names that are left out.
 
         Returns:
             Counts by name with version, sorted; ``None`` if no package evaluates.
 
         Raises:
-            BuildError: Nix cannot tell.
-            StorageError: what was found out cannot be kept.
+            BuildError: Nix cannot evaluate or build.
+            StorageError: a result cannot be stored.
         """
         pin = (await self._pins.pin(tag)).pin
         async with self._source.open(pin) as package_set:
@@ -220,7 +225,7 @@ class ReferenceCounting:
                 return key, batch
 
             found = await self._all(evaluate, parts)
-            _tell(found, watcher, every=names is not None)
+            _report_left_out(found, watcher, every=names is not None)
             found = [(key, batch) for key, batch in found if batch.derivations]
             if not found:
                 return None
@@ -241,11 +246,11 @@ class ReferenceCounting:
                     StorePath.parse(path).name.removesuffix(".drv") for path in missing[:_EXAMPLES]
                 )
                 watcher.note(
-                    f"not everything is there or can be substituted ({examples}, ...): "
-                    "references are those of the derivations to their inputs, not those of closures"
+                    f"some packages would have to be built ({examples}, ...): "
+                    "counting references from derivations to their inputs, not references within closures"
                 )
                 return Basis.DERIVATIONS
-        watcher.note("everything is there or can be substituted: references are those of closures")
+        watcher.note("all packages are built or can be substituted: counting references within closures")
         return Basis.CLOSURES
 
     async def _of_derivations(self, found: Sequence[tuple[str, Batch]], watcher: Watcher) -> Counter[str]:
@@ -268,7 +273,7 @@ class ReferenceCounting:
             if references is None:
                 references = await self._references(batch)
                 await self._records.keep_references(key, references)
-            # Batches share paths. Whichever comes first counts them; the sum is the same.
+            # Batches share paths, and only the first one counts them; the sum is the same.
             for path, names in references.items():
                 if path not in seen:
                     seen.add(path)
@@ -284,7 +289,7 @@ class ReferenceCounting:
         return {info.path.base_name: [path.name for path in info.references] for info in closure}
 
     async def _all(self, work: Callable[[Part], Awaitable[Result]], parts: Sequence[Part]) -> list[Result]:
-        """Do something for all parts, some of them at the same time; the first error ends it."""
+        """Do some work for all parts, several at a time; the first error cancels the rest."""
         free = asyncio.Semaphore(self._parallel)
 
         async def one(part: Part) -> Result:
@@ -301,12 +306,12 @@ class ReferenceCounting:
 
 
 def batches(names: Sequence[str]) -> list[Sequence[str]]:
-    """Cut names into parts for one evaluation each."""
+    """Split names into parts for one evaluation each."""
     parts: list[Sequence[str]] = []
     part: list[str] = []
     size = 0
     for name in names:
-        # As it stands in JSON, with a comma and a space.
+        # In JSON, with a comma and a space.
         length = len(json.dumps(name)) + 2
         if part and (len(part) == _NAMES or size + length > _BYTES):
             parts.append(part)
@@ -329,10 +334,10 @@ def _batch(items: Sequence[Evaluated]) -> Batch:
     )
 
 
-def _tell(found: Sequence[tuple[str, Batch]], watcher: Watcher, *, every: bool) -> None:
+def _report_left_out(found: Sequence[tuple[str, Batch]], watcher: Watcher, *, every: bool) -> None:
     for _, batch in found:
         for flaw in (*batch.flaws, *(batch.others if every else ())):
             watcher.note(f"left out: {flaw}")
     others = sum(len(batch.others) for _, batch in found)
     if others and not every:
-        watcher.note(f"left out: {others} attributes that are no packages")
+        watcher.note(f"left out: {others} attributes that are not packages")

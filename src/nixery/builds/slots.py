@@ -15,19 +15,19 @@ from itertools import count
 from nixery.errors import TooBusy
 from nixery.request_context import Client, Parties, current_parties
 
-# So many pieces of work say how long the next ones are likely to take.
-_REMEMBERED = 20
+# Recent durations that estimate the next ones.
+_SAMPLES = 20
 
-# Seconds that one takes as long as none has ended.
-_GUESS = 10.0
+# Seconds of a piece of work, until one has ended.
+_DEFAULT_DURATION = 10.0
 
-# Seconds after which it is worth asking again, whatever the estimate says: clients give up rather than wait for minutes.
+# Bounds of the retry time, in seconds: clients give up rather than wait for minutes.
 _SOONEST, _LATEST = 1, 60
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The most slots, and places in the queue, that one client may have; ``None`` for all of them."""
+    """The most slots, and places in the queue, of one client; ``None`` for all of them."""
 
     running: int | None = None
     waiting: int | None = None
@@ -38,14 +38,15 @@ class _Waiting:
     """Work that waits for a slot.
 
     Attributes:
-        turn: done when it gets a slot.
-        parties: the clients that it is done for.
-        position: the last one that ``tell`` was called with.
+        turn: done when the work gets a slot.
+        on_queued: called with each new position.
+        parties: the clients of the work.
+        position: the last one that was reported.
         holder: the client whose turn it used.
     """
 
     turn: asyncio.Future[None]
-    tell: Callable[[int], None] | None
+    on_queued: Callable[[int], None] | None
     parties: Parties
     position: int = 0
     holder: Client | None = None
@@ -53,7 +54,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Queue:
-    """The waiting work of one client, in order of arrival. Work for several clients is in each queue."""
+    """The waiting work of one client, in order of arrival. Work for several clients is in the queue of each."""
 
     turn: int
     waiting: dict[_Waiting, None] = field(default_factory=dict)
@@ -70,10 +71,10 @@ class Slots:
     For one event loop. A task that holds a slot must not request a second one.
 
     Args:
-        limit: how many tasks run at once.
-        queue: how many may wait.
+        limit: tasks that run at once.
+        queue: tasks that may wait.
         clock: seconds; only differences matter.
-        busy: the message for clients that a full queue rejects; see ``TooBusy``.
+        busy: the message for clients that the full queue rejects; see ``TooBusy``.
         share: the limits of each client.
     """
 
@@ -91,24 +92,23 @@ class Slots:
         self._busy = busy
         self._most_running = limit if share.running is None else share.running
         self._most_waiting = queue if share.waiting is None else share.waiting
-        # All waiting work, in order of arrival, and the same by client; a client without waiting work has no
-        # queue.
+        # All waiting work in order of arrival, and by client; a client without waiting work has no queue.
         self._waiting: dict[_Waiting, None] = {}
         self._queues: dict[Client, _Queue] = {}
         self._turns = count()
         self._running: Counter[Client] = Counter()
         self._begun: dict[object, float] = {}
-        self._durations: deque[float] = deque(maxlen=_REMEMBERED)
-        # Computing positions takes longer the longer the queue is.
-        self._positions_are_told = False
+        self._durations: deque[float] = deque(maxlen=_SAMPLES)
+        # Whether any caller wants positions: computing them takes time in proportion to the queue.
+        self._reports_positions = False
 
     @asynccontextmanager
     async def slot(self, on_queued: Callable[[int], None] | None = None) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it during the context. It counts for the clients of the running work.
+        """Wait for a slot, and hold it during the context. It counts for one of the clients of the running work.
 
         Args:
-            on_queued: called with the position in the queue, from 1, whenever it changes; never called
-                without a wait.
+            on_queued: called with the position in the queue, from 1, whenever it changes; not called if a slot
+                is free.
 
         Raises:
             TooBusy: the queue is full, or another client displaced this work.
@@ -124,11 +124,10 @@ class Slots:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """As ``slot``, for work that blocks the event loop for milliseconds, and never waits.
+        """Like ``slot``, for work that blocks the event loop for milliseconds and awaits nothing.
 
-        The work begins only after all requests that arrived before it are in the queue or rejected. Otherwise
-        those would wait for the event loop itself, where clients have no shares, and where requests whose
-        clients have gone stay.
+        The work begins after all earlier requests are in the queue or rejected. Otherwise they would wait for the
+        event loop itself, where clients have no shares and requests of disconnected clients remain.
 
         Raises:
             TooBusy: as ``slot``.
@@ -139,11 +138,11 @@ class Slots:
 
     @property
     def retry_after(self) -> int:
-        """Seconds until what waits now is likely to be done, between 1 and 60."""
+        """Estimated seconds until the waiting work is done, between 1 and 60."""
         now = self._clock()
         ended, ages = self._durations, [now - begin for begin in self._begun.values()]
-        usual = sum(ended) / len(ended) if ended else _GUESS
-        # What goes on for longer than usual has as much again before it, as far as anybody knows.
+        usual = sum(ended) / len(ended) if ended else _DEFAULT_DURATION
+        # Work that has run for longer than usual is estimated to take as long again.
         estimate = max(usual, sum(ages) / len(ages) if ages else 0) * (len(self._waiting) + 1) / self._limit
         return max(_SOONEST, min(_LATEST, math.ceil(estimate)))
 
@@ -154,29 +153,29 @@ class Slots:
             self._running[client] += 1
             return client
         self._make_room(parties)
-        self._positions_are_told |= on_queued is not None
+        self._reports_positions |= on_queued is not None
         waiting = _Waiting(asyncio.get_running_loop().create_future(), on_queued, parties)
         self._waiting[waiting] = None
         self._enter_queues(waiting)
         stop_listening = parties.on_join(lambda _: self._joined(waiting))
         try:
-            self._tell_positions()
+            self._report_positions()
             await waiting.turn
         except asyncio.CancelledError:
             if waiting.holder is not None:
-                self._release(waiting.holder)  # it got a slot, but was cancelled
+                self._release(waiting.holder)  # it had got a slot when it was cancelled
             else:
                 self._leave(waiting)
-                self._tell_positions()
+                self._report_positions()
             raise
         finally:
             stop_listening()
         if waiting.holder is None:
-            raise AssertionError("a turn has a holder")
+            raise AssertionError("a slot was given without a holder")
         return waiting.holder
 
     def _make_room(self, parties: Parties) -> None:
-        """Make room for one more in the queue.
+        """Make room for another entry in the queue.
 
         Raises:
             TooBusy: the queue is full.
@@ -196,7 +195,7 @@ class Slots:
         displaced.turn.exception()  # marks it as retrieved: its waiter may be cancelled first
 
     def _displaced_by(self, have: int) -> _Waiting | None:
-        """Choose work to displace for a client, which then has no more places than those that lose one."""
+        """Choose work to displace for a client with some places; it must not end up with more than those that lose one."""
         candidates = [
             (least, not waiting.parties.awaited, number, waiting)
             for number, waiting in enumerate(self._waiting)
@@ -207,8 +206,7 @@ class Slots:
 
     def _enter_queues(self, waiting: _Waiting) -> None:
         for client in waiting.parties.clients:
-            # Joining takes no place; but if a client's queue is full, work that it only joins is not added to
-            # it.
+            # Joining takes no place in the queue; but if a client's queue is full, work that it joins is not added.
             if self._count(client) < self._most_waiting:
                 queue = self._queues.get(client)
                 if queue is None:
@@ -234,12 +232,12 @@ class Slots:
         if not self._running[holder]:
             del self._running[holder]
         if holder in self._queues:
-            # Until now it was this client's turn, so clients that arrived meanwhile are next.
+            # It was this client's turn until now, so clients that arrived meanwhile come first.
             self._queues[holder].turn = next(self._turns)
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Give free slots to waiting work, so that new arrivals cannot overtake it."""
+        """Give free slots to waiting work at once, so that new arrivals cannot overtake it."""
         while self._running.total() < self._limit:
             found = next(self._in_order(), None)
             if found is None:
@@ -252,19 +250,19 @@ class Slots:
                 waiting.holder = client
                 self._running[client] += 1
                 waiting.turn.set_result(None)
-        self._tell_positions()
+        self._report_positions()
 
-    def _in_order(self, *, whatever_runs: bool = False) -> Iterator[tuple[_Waiting, Client]]:
-        """Yield waiting work, and the client whose turn it uses, in order, as if each task ran for long.
+    def _in_order(self, *, beyond_share: bool = False) -> Iterator[tuple[_Waiting, Client]]:
+        """Yield waiting work in order, with the client whose turn it uses, as if no task ended meanwhile.
 
         Args:
-            whatever_runs: whether to include clients that have all the slots that one may have.
+            beyond_share: whether to include clients that have all slots of their share.
         """
         seen: set[_Waiting] = set()
         turns = [
             (self._running[client], queue.turn, client.name, client, iter(queue.waiting))
             for client, queue in self._queues.items()
-            if whatever_runs or self._running[client] < self._most_running
+            if beyond_share or self._running[client] < self._most_running
         ]
         heapq.heapify(turns)
         while turns:
@@ -277,15 +275,15 @@ class Slots:
             yield waiting, client
             heapq.heapreplace(turns, (had + 1, turn, name, client, queue_))
 
-    def _tell_positions(self) -> None:
-        if not self._positions_are_told:
+    def _report_positions(self) -> None:
+        if not self._reports_positions:
             return
-        order: Iterable[tuple[_Waiting, Client]] = list(self._in_order(whatever_runs=True))
+        order: Iterable[tuple[_Waiting, Client]] = list(self._in_order(beyond_share=True))
         for position, (waiting, _) in enumerate(order, start=1):
             if waiting.position != position and not waiting.turn.done():
                 waiting.position = position
-                if waiting.tell is not None:
-                    waiting.tell(position)
+                if waiting.on_queued is not None:
+                    waiting.on_queued(position)
 
     def _clients(self, waiting: _Waiting) -> Iterator[Client]:
         return (

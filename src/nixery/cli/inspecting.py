@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nixery.app import Components
-from nixery.builds.descriptions import PACKAGES
-from nixery.builds.image import ImageIndex
+from nixery.builds.image import PACKAGES, ImageIndex
 from nixery.cli.output import BarReporter, LineReporter
 from nixery.cli.session import open_session, run
 from nixery.errors import BlobUnknown

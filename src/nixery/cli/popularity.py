@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nixery.builds.layers import Basis
+from nixery.builds.popularity import Basis
 from nixery.cli.completion import complete_platform
 from nixery.image.platform import Platform
 

@@ -12,11 +12,10 @@ from typing import Protocol
 
 import structlog
 
-from nixery.request_context import INTERNAL, Client, RequestContext, enter_request
+from nixery.request_context import INTERNAL, Client, RequestContext, RequestIds, enter_request
 from nixery.server.clients import FORWARDED_FOR, REQUEST_ID, Clients
 from nixery.server.http import Request, Response
 from nixery.telemetry.metrics import RequestCounts
-from nixery.telemetry.request_ids import RequestIds
 
 _RESOURCES = frozenset({"blobs", "referrers"})
 

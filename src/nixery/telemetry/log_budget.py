@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
+import cachetools
 import structlog
 
 from nixery.request_context import Client, current_request
 
-# Burst of lines, and lines a second after it: for one client, and for all together. A pull that builds an
-# image has about four.
+# Lines of a burst, and lines a second after it: for one client, and for all together. A pull that builds an
+# image logs about four.
 _BURST, _RATE = 200, 20.0
 _ALL_BURST, _ALL_RATE = 2000, 200.0
 
-# Clients that are remembered, the most recent ones.
+# Clients in memory, the most recent ones.
 _CLIENTS = 1024
 
-# Seconds between two summaries, and clients that a summary lists.
+# Seconds between summaries, and clients that one lists.
 _PERIOD = 10.0
 _NAMED = 10
 
@@ -67,12 +68,12 @@ class LogBudget:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: OrderedDict[tuple[Client, bool], _Bucket] = OrderedDict()
+        self._buckets: cachetools.LRUCache[tuple[Client, bool], _Bucket] = cachetools.LRUCache(2 * _CLIENTS)
         self._all = {
             trouble: _Bucket(_ALL_BURST, _ALL_RATE, _ALL_BURST, clock()) for trouble in (False, True)
         }
         self._suppressed: Counter[Client] = Counter()
-        self._told_later = False
+        self._is_scheduled = False
 
     def __call__(
         self,
@@ -80,7 +81,7 @@ class LogBudget:
         method: str,
         event: MutableMapping[str, Any],
     ) -> MutableMapping[str, Any]:
-        """Let a line pass.
+        """Pass a line on.
 
         Raises:
             DropEvent: the budget is spent.
@@ -93,19 +94,18 @@ class LogBudget:
                 return event
             known = request.client in self._suppressed or len(self._suppressed) < _CLIENTS
             self._suppressed[request.client if known else _OTHERS] += 1
-            later = not self._told_later
-            if later:
+            if not self._is_scheduled:
                 # Timers need the event loop, not a thread; a later line from the loop starts this one.
                 with suppress(RuntimeError):
                     asyncio.get_running_loop().call_later(_PERIOD, self.summarise, context=Context())
-                    self._told_later = True
+                    self._is_scheduled = True
         raise structlog.DropEvent
 
     def summarise(self) -> None:
-        """Log how many lines it suppressed, by client."""
+        """Log how many lines were dropped, by client."""
         with self._lock:
             suppressed, self._suppressed = self._suppressed, Counter()
-            self._told_later = False
+            self._is_scheduled = False
         rest = suppressed.total()
         del suppressed[_OTHERS]
         for client, lines in suppressed.most_common(_NAMED):
@@ -120,8 +120,4 @@ class LogBudget:
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = _Bucket(_BURST, _RATE, _BURST, now)
-            if len(self._buckets) > 2 * _CLIENTS:
-                self._buckets.popitem(last=False)
-        else:
-            self._buckets.move_to_end(key)
         return bucket.take(now) and self._all[trouble].take(now)

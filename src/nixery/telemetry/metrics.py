@@ -1,13 +1,4 @@
-"""The counts of caches, read when somebody asks for metrics.
-
-Nix's processes, counted in ``/proc``: what there is, rather than what somebody believes to have started.
-
-Requests, counted as plain numbers: the hot path has no time for more.
-
-Builds as metrics.
-
-All metrics, in Prometheus's text format.
-"""
+"""All metrics of the server, in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -33,7 +24,17 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from nixery import __version__
-from nixery.builds.events import Build, BuildEvent, Failed, Joined, LayerPacked, LayerReused, Reused, Stored
+from nixery.builds.events import (
+    Build,
+    BuildEvent,
+    Failed,
+    Joined,
+    LayerPacked,
+    LayerReused,
+    Reused,
+    Stage,
+    Stored,
+)
 from nixery.caching import CacheCounts
 from nixery.errors import (
     BuildDeadlineExceeded,
@@ -49,134 +50,22 @@ from nixery.errors import (
     StorageError,
     TooBusy,
 )
-from nixery.telemetry.stages import Stage, StagedBuild
+from nixery.telemetry.stages import BuildEnd, StagedBuild
 from nixery.telemetry.storage import StorageErrors
 
+# Durations of answers, in seconds: from memory, from the storage, and after a build.
+_ANSWERS = (0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0)
 
-class CacheCollector(Collector):
-    """Hits and misses of caches.
-
-    Args:
-        caches: by what they keep.
-    """
-
-    def __init__(self, caches: Mapping[str, CacheCounts]) -> None:
-        self._caches = caches
-
-    def collect(self) -> Iterator[Metric]:
-        """See ``Collector``."""
-        hits = CounterMetricFamily("nixery_cache_hits", "What was asked for and known.", labels=("cache",))
-        misses = CounterMetricFamily(
-            "nixery_cache_misses", "What was asked for and had to be made or fetched.", labels=("cache",)
-        )
-        for cache, counts in self._caches.items():
-            hits.add_metric((cache,), counts.hits)
-            misses.add_metric((cache,), counts.misses)
-        yield from (hits, misses)
-
-
-_PROC = Path("/proc")
-
-
-class NixProcesses(Collector):
-    """Commands of Nix that this process runs; what they start is not counted."""
-
-    def collect(self) -> Iterator[Metric]:
-        """See ``Collector``."""
-        yield GaugeMetricFamily("nixery_nix_processes", "Commands of Nix that run.", value=_count())
-
-
-def _count() -> int:
-    """Count children by name; one that has ended meanwhile is none."""
-    number = 0
-    for task in (_PROC / "self" / "task").iterdir():
-        with suppress(OSError):
-            for child in (task / "children").read_text().split():
-                with suppress(OSError):
-                    number += (_PROC / child / "comm").read_text().startswith("nix")
-    return number
-
-
-# Seconds: answers from memory, from the store, and those that waited for a build.
-_BOUNDS = (0.001, 0.0025, 0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0)
+# Durations of stages, in seconds: an evaluation takes one, packing a few, and Nix may build for minutes.
+_STAGES = (0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 3600.0)
 
 _METHODS = frozenset({"GET", "HEAD", "POST"})
 
-
-class _Counted:
-    """Requests of one method, class of route and status."""
-
-    __slots__ = ("buckets", "seconds", "served")
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.served = 0
-        self.buckets = [0] * (len(_BOUNDS) + 1)
-
-
-class RequestCounts(Collector):
-    """Requests by method, class of route and status; durations and bytes by class of route."""
-
-    def __init__(self) -> None:
-        self._counted: dict[tuple[str, str, int], _Counted] = {}
-
-    def add(self, method: str, route: str, status: int, seconds: float, served: int) -> None:
-        """Count an answered request.
-
-        Args:
-            method: as the client wrote it; those that are never answered are one.
-            route: its class; there have to be few.
-            status: of the answer.
-            seconds: until the answer was given to the web server, which still has to send it.
-            served: bytes of the body.
-        """
-        counted = self._counted.get((method, route, status))
-        if counted is None:
-            key = (method if method in _METHODS else "other", route, status)
-            counted = self._counted.setdefault(key, _Counted())
-        counted.seconds += seconds
-        counted.served += served
-        counted.buckets[bisect_left(_BOUNDS, seconds)] += 1
-
-    def collect(self) -> Iterator[Metric]:
-        """See ``Collector``."""
-        requests = CounterMetricFamily(
-            "nixery_http_requests", "Answered requests.", labels=("method", "route", "status")
-        )
-        by_route: dict[str, _Counted] = {}
-        for (method, route, status), counted in self._counted.items():
-            requests.add_metric((method, route, str(status)), sum(counted.buckets))
-            total = by_route.setdefault(route, _Counted())
-            total.seconds += counted.seconds
-            total.served += counted.served
-            total.buckets = [one + other for one, other in zip(total.buckets, counted.buckets, strict=True)]
-        durations = HistogramMetricFamily(
-            "nixery_http_request_duration_seconds",
-            "From a request's head to its answer, without the time that sending takes.",
-            labels=("route",),
-        )
-        served = CounterMetricFamily(
-            "nixery_served_bytes", "Bytes of bodies, as if all of them had been received.", labels=("route",)
-        )
-        for route, counts in by_route.items():
-            durations.add_metric((route,), list(_cumulative(counts.buckets)), counts.seconds)
-            served.add_metric((route,), counts.served)
-        yield from (requests, durations, served)
-
-
-def _cumulative(buckets: list[int]) -> Iterator[tuple[str, float]]:
-    total = 0
-    for bound, number in zip((*_BOUNDS, float("inf")), buckets, strict=True):
-        total += number
-        yield "+Inf" if bound == float("inf") else repr(bound), total
-
-
-# Seconds: an evaluation takes one, packing a few, Nix may build for minutes.
-_BUILD_METRICS_BOUNDS = (0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 3600.0)
+_PROC = Path("/proc")
 
 _BUILT, _FOUND, _CANCELLED = "built", "found", "cancelled"
 
-# The first that an error is an instance of.
+# By class of error; the first class that an error is an instance of.
 _OUTCOMES: Mapping[type[NixeryError], str] = {
     RequestError: "unavailable",
     NixTimedOut: "timed_out",
@@ -193,33 +82,146 @@ _OUTCOMES: Mapping[type[NixeryError], str] = {
 }
 
 
-class BuildMetrics:
-    """A ``BuildObserver`` and a ``StageListener`` that count.
+class Metrics:
+    """The metrics of a server, in a registry of their own.
 
     Attributes:
-        layers: layers that were stored already, and those that were packed.
+        requests: counts requests.
+        builds: observes builds.
+        storage_errors: counts errors of the storage.
+    """
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self) -> None:
+        # Otherwise each counter has another series, for the date of its creation.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self.requests = RequestCounts()
+        self._registry.register(self.requests)
+        self.builds = BuildMetrics(self._registry)
+        self.storage_errors = StorageErrors(self._registry)
+        self._registry.register(NixProcesses())
+        Info("nixery_build", "Version of the server.", registry=self._registry).info({"version": __version__})
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    def watch(self, caches: Mapping[str, CacheCounts]) -> None:
+        """Add caches, by the name of their contents, and the reuse of layers."""
+        self._registry.register(CacheCollector({**caches, "layer": self.builds.layers}))
+
+    def families(self) -> Iterator[Metric]:
+        """Yield all metrics with their current values."""
+        yield from self._registry.collect()
+
+    def text(self) -> bytes:
+        """Return all metrics in the format of ``content_type``. Takes a few milliseconds."""
+        return generate_latest(self._registry)
+
+
+class _Counted:
+    """Requests of one method, class of route and status."""
+
+    __slots__ = ("buckets", "seconds", "served")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.served = 0
+        self.buckets = [0] * (len(_ANSWERS) + 1)
+
+
+class RequestCounts(Collector):
+    """Requests by method, class of route and status; durations and bytes by class of route.
+
+    Plain numbers, since the hot path has no time for Prometheus's locks.
+    """
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple[str, str, int], _Counted] = {}
+
+    def add(self, method: str, route: str, status: int, seconds: float, served: int) -> None:
+        """Count an answered request.
+
+        Args:
+            method: as the client sent it; methods that no route accepts are counted together.
+            route: its class, one of few.
+            status: of the answer.
+            seconds: until the web server had the answer, which it still has to send.
+            served: bytes of the body.
+        """
+        counted = self._counted.get((method, route, status))
+        if counted is None:
+            key = (method if method in _METHODS else "other", route, status)
+            counted = self._counted.setdefault(key, _Counted())
+        counted.seconds += seconds
+        counted.served += served
+        counted.buckets[bisect_left(_ANSWERS, seconds)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``Collector``."""
+        requests = CounterMetricFamily(
+            "nixery_http_requests", "Answered requests.", labels=("method", "route", "status")
+        )
+        by_route: dict[str, _Counted] = {}
+        for (method, route, status), counted in self._counted.items():
+            requests.add_metric((method, route, str(status)), sum(counted.buckets))
+            total = by_route.setdefault(route, _Counted())
+            total.seconds += counted.seconds
+            total.served += counted.served
+            total.buckets = [one + other for one, other in zip(total.buckets, counted.buckets, strict=True)]
+        durations = HistogramMetricFamily(
+            "nixery_http_request_duration_seconds",
+            "Seconds from the head of a request to its answer, without sending it.",
+            labels=("route",),
+        )
+        served = CounterMetricFamily(
+            "nixery_served_bytes",
+            "Bytes of response bodies, whether or not clients received all of them.",
+            labels=("route",),
+        )
+        for route, counts in by_route.items():
+            durations.add_metric((route,), list(_cumulative(counts.buckets)), counts.seconds)
+            served.add_metric((route,), counts.served)
+        yield from (requests, durations, served)
+
+
+def _cumulative(buckets: list[int]) -> Iterator[tuple[str, float]]:
+    total = 0
+    for bound, number in zip((*_ANSWERS, float("inf")), buckets, strict=True):
+        total += number
+        yield "+Inf" if bound == float("inf") else repr(bound), total
+
+
+class BuildMetrics:
+    """The ``BuildObserver`` and ``StageListener`` that count builds.
+
+    Attributes:
+        layers: layers that were already stored (hits), and layers that were packed (misses).
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.layers = CacheCounts()
-        self._builds = Counter("nixery_builds", "Ended builds.", ("outcome",), registry=registry)
+        self._builds = Counter("nixery_builds", "Builds that ended.", ("outcome",), registry=registry)
         for outcome in (_BUILT, _FOUND, *_OUTCOMES.values()):
-            self._builds.labels(outcome)  # a rate of what was never there could not be told
+            self._builds.labels(outcome)  # a rate needs a series from the start
         self._joined = Counter(
-            "nixery_builds_joined", "Requests that waited for a build of another one.", registry=registry
+            "nixery_builds_joined", "Requests that joined the build of another request.", registry=registry
         )
-        self._running = Gauge("nixery_builds_running", "Builds that go on.", registry=registry)
-        self._queued = Gauge("nixery_builds_queued", "Builds that wait for others.", registry=registry)
+        self._running = Gauge("nixery_builds_running", "Builds in progress.", registry=registry)
+        self._queued = Gauge("nixery_builds_queued", "Builds that wait for a slot.", registry=registry)
         self._seconds = Histogram(
             "nixery_build_stage_duration_seconds",
-            "What parts of a build took.",
+            "Seconds that a stage of a build took.",
             ("stage",),
-            buckets=_BUILD_METRICS_BOUNDS,
+            buckets=_STAGES,
             registry=registry,
         )
         for stage in Stage:
             self._seconds.labels(stage.value)
-        self._packed = Counter("nixery_packed_bytes", "Bytes of layers, compressed.", registry=registry)
+        self._packed = Counter(
+            "nixery_packed_bytes", "Compressed bytes of layers that were packed.", registry=registry
+        )
 
     def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: ARG002 -- names are no labels
         """See ``BuildObserver.observe``."""
@@ -245,14 +247,14 @@ class BuildMetrics:
         if build.stage is Stage.QUEUE:
             self._queued.dec()
 
-    def build_ended(self, build: StagedBuild | None, end: Stored | Reused | Failed | None) -> None:
+    def build_ended(self, build: StagedBuild | None, end: BuildEnd) -> None:
         """See ``StageListener.build_ended``."""
         if build is not None and build.stage is not Stage.QUEUE:
             self._running.dec()
         self._builds.labels(_outcome(end)).inc()
 
 
-def _outcome(end: Stored | Reused | Failed | None) -> str:
+def _outcome(end: BuildEnd) -> str:
     match end:
         case None:
             return _CANCELLED
@@ -264,35 +266,42 @@ def _outcome(end: Stored | Reused | Failed | None) -> str:
             return next(outcome for kind, outcome in _OUTCOMES.items() if isinstance(error, kind))
 
 
-class Metrics:
-    """A registry of metrics of its own, and those who fill it.
+class CacheCollector(Collector):
+    """Hits and misses of caches.
 
-    Attributes:
-        requests: counts them.
-        builds: observes them.
-        storage_errors: counts them.
+    Args:
+        caches: by the name of their contents.
     """
 
-    content_type = CONTENT_TYPE_PLAIN_0_0_4
+    def __init__(self, caches: Mapping[str, CacheCounts]) -> None:
+        self._caches = caches
 
-    def __init__(self) -> None:
-        # Twice as many series otherwise, for a date that nobody asks for.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
-        self.requests = RequestCounts()
-        self._registry.register(self.requests)
-        self.builds = BuildMetrics(self._registry)
-        self.storage_errors = StorageErrors(self._registry)
-        self._registry.register(NixProcesses())
-        Info("nixery_build", "The program that runs.", registry=self._registry).info({"version": __version__})
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+    def collect(self) -> Iterator[Metric]:
+        """See ``Collector``."""
+        hits = CounterMetricFamily("nixery_cache_hits", "Look-ups that a cache answered.", labels=("cache",))
+        misses = CounterMetricFamily(
+            "nixery_cache_misses", "Look-ups whose result had to be made or fetched.", labels=("cache",)
+        )
+        for cache, counts in self._caches.items():
+            hits.add_metric((cache,), counts.hits)
+            misses.add_metric((cache,), counts.misses)
+        yield from (hits, misses)
 
-    def watch(self, caches: Mapping[str, CacheCounts]) -> None:
-        """Tell of caches, by what they keep, and of the layers that were stored already."""
-        self._registry.register(CacheCollector({**caches, "layer": self.builds.layers}))
 
-    def text(self) -> bytes:
-        """Write everything down, as ``content_type`` says. Takes a few milliseconds."""
-        return generate_latest(self._registry)
+class NixProcesses(Collector):
+    """Running commands of Nix that this process started, read from ``/proc``; without their own children."""
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``Collector``."""
+        yield GaugeMetricFamily("nixery_nix_processes", "Running commands of Nix.", value=_count())
+
+
+def _count() -> int:
+    """Count children by name; a child may end meanwhile."""
+    number = 0
+    for task in (_PROC / "self" / "task").iterdir():
+        with suppress(OSError):
+            for child in (task / "children").read_text().split():
+                with suppress(OSError):
+                    number += (_PROC / child / "comm").read_text().startswith("nix")
+    return number

@@ -1,59 +1,27 @@
-"""Builds and the stages they go through, made from the events of a build."""
+"""The stage that each build in progress is in, for metrics and traces."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
-from nixery.builds.events import (
-    Build,
-    BuildEvent,
-    Evaluated,
-    Failed,
-    Grouped,
-    LayersComplete,
-    Queued,
-    Realised,
-    Reused,
-    Started,
-    Stored,
-)
+from nixery.builds.events import Build, BuildEvent, Failed, Reused, Stage, Stored, stage_begun_by
 
-
-class Stage(StrEnum):
-    """What a build is doing."""
-
-    QUEUE = "queue"
-    EVALUATE = "evaluate"
-    REALISE = "realise"
-    GROUP = "group"
-    PACK = "pack"
-    STORE = "store"
-
-
-# By event: the stage that begins with it, which ends the one before.
-_BEGINS: Mapping[type[BuildEvent], Stage] = {
-    Queued: Stage.QUEUE,
-    Started: Stage.EVALUATE,
-    Evaluated: Stage.REALISE,
-    Realised: Stage.GROUP,
-    Grouped: Stage.PACK,
-    LayersComplete: Stage.STORE,
-}
+# How a build ended; ``None`` if it ended without an event, because of a bug.
+BuildEnd = Stored | Reused | Failed | None
 
 
 @dataclass(eq=False, slots=True)
 class StagedBuild:
-    """A build that goes on.
+    """A build in progress.
 
     Attributes:
-        build: which one.
-        stage: where it is.
-        since: when that began, in seconds of the observer's clock.
+        build: the build.
+        stage: its current stage.
+        since: when the stage began, in seconds of the observer's clock.
     """
 
     build: Build
@@ -62,31 +30,31 @@ class StagedBuild:
 
 
 class StageListener(Protocol):
-    """Is told of builds, of each in the context of the task that builds."""
+    """Receives the stages of builds, in the context of the task that builds."""
 
     def stage_began(self, build: StagedBuild) -> None:
-        """Take note of a stage; with the first one, of a build."""
+        """Receive the beginning of a stage; of the first one, also that of the build."""
         ...
 
     def stage_ended(self, build: StagedBuild, seconds: float) -> None:
-        """Take note of the end of the stage that a build is in still."""
+        """Receive the end of the current stage of a build."""
         ...
 
-    def build_ended(self, build: StagedBuild | None, end: Stored | Reused | Failed | None) -> None:
-        """Take note of the end of a build.
+    def build_ended(self, build: StagedBuild | None, end: BuildEnd) -> None:
+        """Receive the end of a build.
 
         Args:
             build: in its last stage; ``None`` if it failed before its first.
-            end: with which event; ``None`` without any: it has a defect.
+            end: its last event.
         """
         ...
 
 
 class Stages:
-    """The ``BuildObserver`` that knows which builds go on.
+    """The ``BuildObserver`` that times the stages of builds.
 
     Args:
-        listeners: are told.
+        listeners: receive the stages.
         clock: seconds; only differences matter.
     """
 
@@ -95,12 +63,12 @@ class Stages:
     ) -> None:
         self._listeners = listeners
         self._clock = clock
-        self._going_on: dict[str, StagedBuild] = {}
+        self._in_progress: dict[str, StagedBuild] = {}
 
     def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``BuildObserver.observe``."""
-        staged = self._going_on.get(build.id)
-        stage = _BEGINS.get(type(event))
+        staged = self._in_progress.get(build.id)
+        stage = stage_begun_by(event)
         match event:
             case Stored() | Reused() | Failed() if staged is not None:
                 self._end(staged, event)
@@ -116,21 +84,20 @@ class Stages:
                     listener.stage_began(staged)
 
     def _begin(self, staged: StagedBuild) -> None:
-        self._going_on[staged.build.id] = staged
-        # The first event comes from the build's own task.
+        self._in_progress[staged.build.id] = staged
+        # The first event comes from the build's own task. A bug may end the task without an event.
         task = asyncio.current_task()
         if task is not None:
-            task.add_done_callback(lambda _: self._lost(staged))
+            task.add_done_callback(lambda _: self._end_without_event(staged))
         for listener in self._listeners:
             listener.stage_began(staged)
 
-    def _lost(self, staged: StagedBuild) -> None:
-        # Ended by an error that is none of ours: then no event has told.
-        if self._going_on.get(staged.build.id) is staged:
+    def _end_without_event(self, staged: StagedBuild) -> None:
+        if self._in_progress.get(staged.build.id) is staged:
             self._end(staged, None)
 
-    def _end(self, staged: StagedBuild, end: Stored | Reused | Failed | None) -> None:
-        del self._going_on[staged.build.id]
+    def _end(self, staged: StagedBuild, end: BuildEnd) -> None:
+        del self._in_progress[staged.build.id]
         self._end_stage(staged)
         for listener in self._listeners:
             listener.build_ended(staged, end)

@@ -1,6 +1,6 @@
 """Traces: one for each request, with the stages of its build. Needs the extra ``otel``.
 
-What is sent, to whom, and how much of it, OpenTelemetry's own variables say.
+OpenTelemetry's own variables configure the exporter and the sampling.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from nixery import __version__
 from nixery.builds.events import Build, BuildEvent, Failed, Joined, Reused, Stored
 from nixery.plain_text import escaped
-from nixery.telemetry.stages import StagedBuild
+from nixery.telemetry.stages import BuildEnd, StagedBuild
 
-# Seconds for what has not been sent at the end. A container runtime grants ten for everything, of which nine may be gone.
-_LAST_SECONDS = 0.5
+# Seconds to send the last spans. A container runtime grants ten to stop, of which nine may have passed.
+_FLUSH_TIMEOUT = 0.5
 
 _SERVER_ERROR = 500
 
@@ -56,13 +56,13 @@ def _bounded_session() -> requests.Session:
 
 
 class RequestSpan:
-    """A request in a trace."""
+    """The span of a request."""
 
     def __init__(self, span: Span) -> None:
         self._span = span
 
     def end(self, status: int, served: int) -> None:
-        """End it with an answer."""
+        """End the span with the answer."""
         self._span.set_attribute("http.response.status_code", status)
         self._span.set_attribute("http.response.body.size", served)
         if status >= _SERVER_ERROR:
@@ -71,14 +71,14 @@ class RequestSpan:
 
 
 class Traces:
-    """Sends traces, in a thread of its own; a ``Tracer``, a ``BuildObserver`` and a ``StageListener``.
+    """Sends traces in a background thread; a ``Tracer``, a ``BuildObserver`` and a ``StageListener``.
 
     Args:
-        service: its name, where ``OTEL_SERVICE_NAME`` says nothing else.
+        service: name of the service, unless ``OTEL_SERVICE_NAME`` is set.
     """
 
     def __init__(self, service: str = "nixery") -> None:
-        # What the environment says comes with create(), and wins over what is given to it only by being merged later.
+        # create() reads the environment; its attributes take precedence if they are merged last.
         given = Resource({"service.name": service, "service.version": __version__})
         environment = Resource.create()
         named = not str(environment.attributes.get("service.name", "")).startswith("unknown_service")
@@ -92,7 +92,7 @@ class Traces:
     def begin(
         self, request_id: str, method: str, route: str, path: str, headers: Mapping[str, str]
     ) -> RequestSpan:
-        """Begin the trace of a request, or go on with the client's."""
+        """Begin the trace of a request, or continue the client's."""
         span = self._tracer.start_span(
             f"{method} {route}",
             context=self._propagator.extract(headers),
@@ -105,7 +105,7 @@ class Traces:
                 "nixery.request_id": request_id,
             },
         )
-        # For this task and the builds that it starts.
+        # Applies to this task and to the builds that it starts.
         active_context.attach(trace.set_span_in_context(span))
         return RequestSpan(span)
 
@@ -126,7 +126,7 @@ class Traces:
         """See ``StageListener.stage_ended``."""
         self._builds[build][1].end()
 
-    def build_ended(self, build: StagedBuild | None, end: Stored | Reused | Failed | None) -> None:
+    def build_ended(self, build: StagedBuild | None, end: BuildEnd) -> None:
         """See ``StageListener.build_ended``."""
         if build is None:
             return
@@ -151,8 +151,8 @@ class Traces:
         )
 
     def close(self) -> None:
-        """Send what is left, if that is quickly done."""
-        # The library would wait for half a minute for a receiver that does not answer.
+        """Send the remaining spans, within half a second."""
+        # The library would wait half a minute for a receiver that does not answer.
         thread = threading.Thread(target=self._provider.shutdown, daemon=True)
         thread.start()
-        thread.join(_LAST_SECONDS)
+        thread.join(_FLUSH_TIMEOUT)

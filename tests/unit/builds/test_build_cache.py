@@ -1,4 +1,4 @@
-"""With a real store; the images are made up."""
+"""Finished images, in a real storage; the images are made up."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ REQUEST = parse_image_name("git/htop")
 class Store:
     """A store with one image in it."""
 
-    def __init__(self, directory: Path) -> None:
-        (directory / "temporary").mkdir()
-        self.blobs = FilesystemBlobStore(directory, directory / "temporary")
-        self.records = FilesystemRecordStore(directory, directory / "temporary")
+    def __init__(self, blobs: FilesystemBlobStore, records: FilesystemRecordStore) -> None:
+        self.blobs = blobs
+        self.records = records
         self.uses = Leases(self.records, 3600)
         self.now = 0.0
 
@@ -69,11 +68,11 @@ class Store:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+def store(blobs: FilesystemBlobStore, records: FilesystemRecordStore) -> Store:
+    return Store(blobs, records)
 
 
-async def test_a_cache_of_another_server_or_time(store: Store) -> None:
+async def test_another_server_on_the_storage_finds_the_image(store: Store) -> None:
     cache, image = store.cache(), await store.image()
     assert await cache.find(PIN, REQUEST) is None
     await cache.add(PIN, REQUEST, image)
@@ -94,7 +93,7 @@ ANYTHING_ELSE: list[tuple[str, Pin, ImageRequest]] = [
     ("this program", PIN, parse_image_name("git")),
     ("this program", PIN, parse_image_name("arm64/git/htop")),
     ("this program", PIN, parse_image_name("shell/git/htop")),
-    # Whoever asks for what `shell` stands for by its own names does not get a shell started.
+    # An image with the packages of `shell`, requested by name, starts no shell.
     ("this program", PIN, replace(REQUEST, shell=True)),  # noqa: S604 -- no such shell
     ("this program", PIN, replace(REQUEST, packages=("gith", "top"))),
     ("this program", PIN, replace(REQUEST, packages=("git", "htop", "cacert"), optional_packages=())),
@@ -102,20 +101,20 @@ ANYTHING_ELSE: list[tuple[str, Pin, ImageRequest]] = [
 
 
 @pytest.mark.parametrize(("identity", "pin", "request_"), ANYTHING_ELSE)
-async def test_whatever_differs_is_another_image(
+async def test_anything_that_determines_an_image_is_part_of_its_key(
     store: Store, identity: str, pin: Pin, request_: ImageRequest
 ) -> None:
     await store.cache().add(PIN, REQUEST, await store.image())
     assert await store.cache(identity).find(pin, request_) is None
 
 
-async def test_names_do_not_run_into_one_another(store: Store) -> None:
-    # The original joined names without a separator, and served `ab/c` to who asked for `a/bc`.
+async def test_package_names_cannot_run_into_each_other_in_the_key(store: Store) -> None:
+    # The original Nixery joined names without a separator, and served `ab/c` for `a/bc`.
     await store.cache().add(PIN, parse_image_name("ab/c"), await store.image())
     assert await store.cache().find(PIN, parse_image_name("a/bc")) is None
 
 
-async def test_an_image_that_docker_has_no_types_for(store: Store) -> None:
+async def test_an_image_without_docker_media_types_is_found(store: Store) -> None:
     image = await store.image(MediaType.OCI_LAYER_ZSTD)
     assert image.docker_manifest is None
     await store.cache().add(PIN, REQUEST, image)
@@ -130,21 +129,21 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, Path.unlink])
 @pytest.mark.parametrize("kind", ["manifest", "docker manifest", "layer"])
-async def test_an_image_that_lost_a_part_is_none(
+async def test_an_image_with_a_lost_or_truncated_part_is_not_found(
     store: Store, kind: str, damage: Callable[[Path], None]
 ) -> None:
     cache, image = store.cache(), await store.image()
     await cache.add(PIN, REQUEST, image)
     damage((await store.paths(image))[kind])
     assert await store.cache().find(PIN, REQUEST) is None
-    # The one that has it in memory finds out soon.
+    # The server that has it in memory notices a second later.
     store.now += 2
     assert await cache.find_recent(PIN, REQUEST) is None
     await store.image()
     assert await cache.find(PIN, REQUEST) == image
 
 
-async def test_a_manifest_with_another_content(store: Store) -> None:
+async def test_a_manifest_with_changed_content_is_not_found(store: Store) -> None:
     image = await store.image()
     await store.cache().add(PIN, REQUEST, image)
     path = (await store.paths(image))["manifest"]
@@ -157,7 +156,7 @@ async def test_a_manifest_with_another_content(store: Store) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"manifest": "sha256:0", "docker_manifest": "sha256:0"}']
 )
-async def test_a_torn_record_is_none(store: Store, content: bytes, tmp_path: Path) -> None:
+async def test_a_torn_record_of_an_image_is_ignored(store: Store, content: bytes, tmp_path: Path) -> None:
     await store.cache().add(PIN, REQUEST, await store.image())
     (record,) = [path for path in (tmp_path / "records").rglob("*") if path.is_file()]
     record.chmod(0o600)

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from nixery.builds.pins import BoundedSource, Pinned, PinRecord, Pins, Term
+from nixery.builds.pins import LookUpBounds, Pinned, PinRecord, Pins, Term
 from nixery.builds.slots import Share, Slots
-from nixery.errors import SourceUnreachable, TagUnknown
+from nixery.errors import PackageSetChanged, SourceUnreachable, TagUnknown, TooBusy
 from nixery.nix.packages import PackageSet
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.sources.source import Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore
+from tests.support.event_loop import eventually, until_done
 
 HOUR = 3600.0
 
@@ -30,7 +31,7 @@ class MovingSource:
     def __init__(self, state: str = "one") -> None:
         self.description = "fake:"
         self.state = state
-        self.asked = 0
+        self.asked = self.asking = self.most_asking = 0
         self.reachable = True
         self.known = True
         self.answers = asyncio.Event()
@@ -47,8 +48,11 @@ class MovingSource:
 
     async def resolve(self, reference: Reference) -> Pin:
         self.asked += 1
+        self.asking += 1
+        self.most_asking = max(self.most_asking, self.asking)
         await asyncio.sleep(0)
         await self.answers.wait()
+        self.asking -= 1
         if not self.known:
             raise TagUnknown(reference.name, "is unknown")
         if not self.reachable:
@@ -60,7 +64,8 @@ class MovingSource:
         return Pin(self.description, identity, identity)
 
     async def confirm(self, pin: Pin) -> None:
-        raise NotImplementedError(pin)
+        if not pin.identity.endswith(f" is {self.state}"):
+            raise PackageSetChanged
 
     def open(self, pin: Pin) -> AbstractAsyncContextManager[PackageSet]:
         raise NotImplementedError(pin)
@@ -69,23 +74,27 @@ class MovingSource:
 class World:
     """A source, a store and a clock that several servers share."""
 
-    def __init__(self, storage: Path) -> None:
-        (storage / "temporary").mkdir()
+    def __init__(self, storage: Path, records: FilesystemRecordStore) -> None:
         self.source = MovingSource()
-        self.records = FilesystemRecordStore(storage, storage / "temporary")
+        self.records = records
         self.storage = storage
         self.now = 1_000_000.0
         self.servers: list[Pins] = []
 
-    def server(self, time_to_live: float = HOUR) -> Pins:
-        pins = Pins(self.source, self.records, time_to_live, lambda: self.now)
+    def server(
+        self,
+        time_to_live: float = HOUR,
+        failure_time_to_live: float = 0,
+        bounds: LookUpBounds | None = None,
+    ) -> Pins:
+        pins = Pins(self.source, self.records, time_to_live, lambda: self.now, failure_time_to_live, bounds)
         self.servers.append(pins)
         return pins
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
+async def world(storage: Path, records: FilesystemRecordStore) -> AsyncIterator[World]:
+    world = World(storage, records)
     yield world
     for server in world.servers:
         await server.close()
@@ -95,7 +104,7 @@ async def state(pins: Pins, tag: str = "latest") -> str:
     return (await pins.pin(tag)).pin.identity.removeprefix(f"{tag} is ")
 
 
-async def test_a_pin_holds_for_its_time(world: World) -> None:
+async def test_a_pin_expires_after_its_time_to_live(world: World) -> None:
     pins = world.server()
     assert await state(pins) == "one"
     world.source.state = "two"
@@ -106,7 +115,7 @@ async def test_a_pin_holds_for_its_time(world: World) -> None:
     assert world.source.asked == 2
 
 
-async def test_each_tag_has_its_own(world: World) -> None:
+async def test_each_tag_has_a_pin_of_its_own(world: World) -> None:
     pins = world.server()
     assert await state(pins, "a") == "one"
     world.source.state = "two"
@@ -114,7 +123,7 @@ async def test_each_tag_has_its_own(world: World) -> None:
     assert await state(pins, "a") == "one"
 
 
-async def test_all_servers_on_a_store_agree_and_a_restart_changes_nothing(world: World) -> None:
+async def test_servers_on_one_storage_share_pins(world: World) -> None:
     assert await state(world.server()) == "one"
     world.source.state = "two"
     world.now += HOUR / 2
@@ -122,20 +131,20 @@ async def test_all_servers_on_a_store_agree_and_a_restart_changes_nothing(world:
     assert world.source.asked == 1
 
 
-async def test_another_source_on_the_store_is_another_matter(world: World) -> None:
+async def test_another_source_on_the_storage_has_pins_of_its_own(world: World) -> None:
     await state(world.server())
     world.source.description = "fake:another"
     world.source.state = "two"
     assert await state(world.server()) == "two"
 
 
-async def test_who_asks_at_the_same_time_resolves_once(world: World) -> None:
+async def test_concurrent_requests_resolve_a_tag_once(world: World) -> None:
     pins = world.server()
     assert await asyncio.gather(*(state(pins) for _ in range(10))) == ["one"] * 10
     assert world.source.asked == 1
 
 
-async def test_zero_resolves_for_every_request(world: World) -> None:
+async def test_without_a_time_to_live_every_request_resolves(world: World) -> None:
     await state(world.server())
     pins = world.server(time_to_live=0)
     for expected in ("two", "three"):
@@ -143,7 +152,7 @@ async def test_zero_resolves_for_every_request(world: World) -> None:
         assert await state(pins) == expected
 
 
-async def test_a_shorter_time_counts_at_once(world: World) -> None:
+async def test_a_shorter_time_to_live_applies_to_stored_pins(world: World) -> None:
     await state(world.server())
     world.source.state = "two"
     assert await state(world.server(time_to_live=HOUR / 4)) == "two"
@@ -157,7 +166,7 @@ async def due(pins: Pins) -> None:
     await asyncio.gather(*pins._refreshes)
 
 
-async def test_the_successor_is_looked_up_before_and_taken_after(world: World) -> None:
+async def test_a_pin_is_refreshed_before_it_expires_and_replaced_after(world: World) -> None:
     one, other = world.server(), world.server()
     assert [await state(one), await state(one), await state(other)] == ["one"] * 3
     world.source.state = "two"
@@ -165,14 +174,14 @@ async def test_the_successor_is_looked_up_before_and_taken_after(world: World) -
     await due(one)
     assert world.source.asked == 2
     world.source.state = "three"
-    # Until then, everybody has the old one; from then on the one that was looked up.
+    # All servers use the old pin until it expires, and then its successor.
     assert [await state(one), await state(other), await state(world.server())] == ["one"] * 3
     world.now += 0.3 * HOUR
     assert [await state(one), await state(other), await state(world.server())] == ["two"] * 3
     assert world.source.asked == 2
 
 
-async def test_every_successor_is_looked_up_before(world: World) -> None:
+async def test_a_pin_in_use_is_always_refreshed_in_time(world: World) -> None:
     pins = world.server()
     await state(pins)
     for asked in (2, 3, 4):
@@ -186,7 +195,7 @@ async def test_every_successor_is_looked_up_before(world: World) -> None:
         world.now -= 0.1 * HOUR  # so that the next one is in time, too
 
 
-async def test_a_pin_that_comes_into_use_late_gets_a_successor_all_the_same(world: World) -> None:
+async def test_a_pin_that_is_first_used_late_is_refreshed_at_once(world: World) -> None:
     pins = world.server()
     await state(pins)
     world.now += 0.8 * HOUR
@@ -200,7 +209,7 @@ async def test_a_pin_that_comes_into_use_late_gets_a_successor_all_the_same(worl
     assert world.source.asked == 2
 
 
-async def test_servers_that_ask_at_the_same_time_agree(world: World) -> None:
+async def test_servers_that_resolve_at_the_same_time_agree(world: World) -> None:
     one, other = world.server(), world.server()
     world.source.slow = True
     first = asyncio.ensure_future(state(one))
@@ -211,7 +220,7 @@ async def test_servers_that_ask_at_the_same_time_agree(world: World) -> None:
     assert await first == "two"
 
 
-async def test_a_successor_that_comes_too_late_changes_nothing(world: World) -> None:
+async def test_a_refresh_that_ends_too_late_changes_nothing(world: World) -> None:
     pins = world.server()
     await state(pins)
     await state(pins)
@@ -226,7 +235,7 @@ async def test_a_successor_that_comes_too_late_changes_nothing(world: World) -> 
     assert await state(world.server()) == "two"
 
 
-async def test_a_clock_that_is_set_back_keeps_no_pin_for_ever(world: World) -> None:
+async def test_a_clock_that_is_set_back_prolongs_no_pin(world: World) -> None:
     pins = world.server()
     assert await state(pins) == "one"
     world.source.state = "two"
@@ -234,7 +243,7 @@ async def test_a_clock_that_is_set_back_keeps_no_pin_for_ever(world: World) -> N
     assert await state(pins) == "two"
 
 
-async def test_servers_do_not_all_look_the_successor_up(world: World) -> None:
+async def test_only_one_server_refreshes_a_pin(world: World) -> None:
     servers = [world.server() for _ in range(3)]
     for server in servers:
         await state(server)
@@ -244,7 +253,7 @@ async def test_servers_do_not_all_look_the_successor_up(world: World) -> None:
     assert world.source.asked == 2
 
 
-async def test_nobody_asks_for_what_nobody_uses(world: World) -> None:
+async def test_an_unused_pin_is_not_refreshed(world: World) -> None:
     pins = world.server()
     await state(pins)
     await due(pins)
@@ -270,13 +279,13 @@ async def test_a_probe_does_not_count_as_a_use(world: World) -> None:
     assert await state(again) == "another"
 
 
-async def test_a_probe_tells_that_a_source_was_never_reached(world: World) -> None:
+async def test_a_probe_fails_if_the_source_was_never_reached(world: World) -> None:
     world.source.reachable = False
     with pytest.raises(SourceUnreachable):
         await world.server().require_known("latest")
 
 
-async def test_a_successor_that_cannot_be_had_is_no_trouble_yet(world: World) -> None:
+async def test_a_failed_refresh_keeps_the_pin(world: World) -> None:
     pins = world.server()
     await state(pins)
     await state(pins)
@@ -285,7 +294,7 @@ async def test_a_successor_that_cannot_be_had_is_no_trouble_yet(world: World) ->
     assert await state(pins) == "one"
 
 
-async def test_a_storage_that_cannot_be_asked_for_the_successor_is_no_trouble_yet(world: World) -> None:
+async def test_a_refresh_without_the_storage_keeps_the_pin(world: World) -> None:
     pins = world.server()
     await state(pins)
     await state(pins)
@@ -299,14 +308,14 @@ async def test_a_storage_that_cannot_be_asked_for_the_successor_is_no_trouble_ye
     assert await state(pins) == "one"
 
 
-async def test_timer_is_set_for_most_of_the_time(world: World) -> None:
+async def test_the_refresh_timer_is_set_for_three_quarters_of_the_time_to_live(world: World) -> None:
     pins = world.server()
     await state(pins)
     (timer,) = pins._timers.values()
     assert timer.when() - asyncio.get_running_loop().time() == pytest.approx(0.75 * HOUR, abs=5)
 
 
-async def test_an_outdated_pin_is_replaced_for_everybody(world: World) -> None:
+async def test_a_replaced_pin_is_replaced_on_all_servers(world: World) -> None:
     pins, other = world.server(), world.server()
     outdated = (await pins.pin("latest")).pin
     world.source.state = "two"
@@ -318,7 +327,7 @@ async def test_an_outdated_pin_is_replaced_for_everybody(world: World) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"current": {"identity": 1}}', b"\xff"])
-async def test_a_torn_record_is_written_anew(world: World, content: bytes) -> None:
+async def test_a_torn_record_of_a_pin_is_overwritten(world: World, content: bytes) -> None:
     await state(world.server())
     (record,) = [path for path in (world.storage / "records").rglob("*") if path.is_file()]
     record.chmod(0o600)
@@ -329,7 +338,7 @@ async def test_a_torn_record_is_written_anew(world: World, content: bytes) -> No
     assert world.source.asked == 2
 
 
-async def test_what_cannot_change_is_resolved_once(world: World) -> None:
+async def test_a_fixed_tag_is_resolved_once(world: World) -> None:
     pins = world.server()
     assert await state(pins, "fixed") == "one"
     world.source.state = "two"
@@ -341,7 +350,7 @@ async def test_what_cannot_change_is_resolved_once(world: World) -> None:
     assert not pins._timers
 
 
-async def test_the_last_pin_is_better_than_none(world: World) -> None:
+async def test_an_unreachable_source_is_answered_with_the_last_pin(world: World) -> None:
     pins = world.server()
     await state(pins)
     world.now += 2 * HOUR
@@ -349,7 +358,7 @@ async def test_the_last_pin_is_better_than_none(world: World) -> None:
     pinned = await pins.pin("latest")
     assert pinned.pin.identity == "latest is one"
     assert pinned.warning == "no route to host"
-    # Not everybody who comes by waits for a source that does not answer.
+    # Another request does not wait for a source that does not answer.
     await pins.pin("latest")
     assert world.source.asked == 2
     world.source.reachable, world.source.state = True, "two"
@@ -358,38 +367,7 @@ async def test_the_last_pin_is_better_than_none(world: World) -> None:
     assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
 
 
-async def test_a_client_with_a_full_share_keeps_nobody_on_an_old_pin(world: World) -> None:
-    slots = Slots(1, 6, share=Share(waiting=3))
-    pins = Pins(BoundedSource(world.source, slots, slots), world.records, HOUR, lambda: world.now)
-    world.servers.append(pins)
-
-    def ask(client: str, tag: str) -> asyncio.Task[Pinned]:
-        async def pin() -> Pinned:
-            enter_request(RequestContext("id", Client(client)))
-            return await pins.pin(tag)
-
-        return copy_context().run(asyncio.ensure_future, pin())
-
-    await ask("192.0.2.1", "latest")
-    world.now += 2 * HOUR
-    world.source.state = "two"
-    world.source.answers.clear()
-    others = [ask("192.0.2.1", f"branch{number}") for number in range(4)]
-    for _ in range(10):
-        await asyncio.sleep(0)
-    old = await ask("192.0.2.1", "latest")
-    assert old.warning is not None
-    assert "NIXERY_MAX_QUEUED_PER_CLIENT" in old.warning
-    asked = ask("192.0.2.2", "latest")
-    for _ in range(10):
-        await asyncio.sleep(0)
-    world.source.answers.set()
-    pinned = await asked
-    assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
-    await asyncio.gather(*others)
-
-
-async def test_credentials_are_not_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_credentials_are_not_logged(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     pins = world.server()
     await state(pins, "git+https://user:secret@example.org/flake")
     world.now += 2 * HOUR
@@ -400,13 +378,13 @@ async def test_credentials_are_not_told(world: World, capsys: pytest.CaptureFixt
     assert "secret" not in "".join(logged)
 
 
-async def test_without_any_pin_there_is_no_answer(world: World) -> None:
+async def test_an_unreachable_source_without_a_pin_is_an_error(world: World) -> None:
     world.source.reachable = False
     with pytest.raises(SourceUnreachable):
         await world.server().pin("latest")
 
 
-async def test_zero_writes_down_what_is_new_alone(world: World) -> None:
+async def test_without_a_time_to_live_only_changes_are_stored(world: World) -> None:
     pins = world.server(time_to_live=0)
     await state(pins)
     (record,) = [path for path in (world.storage / "records").rglob("*") if path.is_file()]
@@ -419,7 +397,7 @@ async def test_zero_writes_down_what_is_new_alone(world: World) -> None:
     assert (await world.server(time_to_live=0).pin("latest")).pin.identity == "latest is two"
 
 
-async def test_a_source_that_takes_its_time_is_not_waited_for(
+async def test_a_slow_source_is_answered_with_the_last_pin(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nixery.builds.pins._SLOW", 0.01)
@@ -443,9 +421,8 @@ async def test_a_source_that_takes_its_time_is_not_waited_for(
     assert world.source.asked == 2
 
 
-async def test_an_unknown_tag_is_unknown_for_a_while(world: World) -> None:
-    pins = Pins(world.source, world.records, HOUR, lambda: world.now, failure_time_to_live=30)
-    world.servers.append(pins)
+async def test_an_unknown_tag_is_remembered_until_it_expires(world: World) -> None:
+    pins = world.server(failure_time_to_live=30)
     world.source.known = False
     for _ in range(5):
         with pytest.raises(TagUnknown):
@@ -475,6 +452,9 @@ class Commits(MovingSource):
 
     async def resolve(self, reference: Reference) -> Pin:
         self.asked += 1
+        self.asking += 1
+        await self.answers.wait()
+        self.asking -= 1
         if reference.rule == "reachable":
             raise TagUnknown(reference.name, "not an ancestor")
         commit = self.state * 40 if reference.moving else reference.name
@@ -487,7 +467,7 @@ def commits(world: World) -> Commits:
     return world.source
 
 
-async def test_a_commit_that_was_pinned_through_a_branch_is_known(world: World, commits: Commits) -> None:
+async def test_a_commit_pinned_through_a_branch_can_be_requested(world: World, commits: Commits) -> None:
     pins = world.server()
     for number in "123":
         commits.state = number
@@ -501,7 +481,7 @@ async def test_a_commit_that_was_pinned_through_a_branch_is_known(world: World, 
         await pins.pin("4" * 40)
 
 
-async def test_each_commit_is_one_record_and_clients_add_none(world: World, commits: Commits) -> None:
+async def test_each_commit_has_one_record_and_clients_add_none(world: World, commits: Commits) -> None:
     pins = world.server()
     for _ in range(5):
         await pins.pin("main")
@@ -515,7 +495,7 @@ async def test_each_commit_is_one_record_and_clients_add_none(world: World, comm
     assert len([path for path in (world.storage / "records").rglob("*") if path.is_file()]) == 3
 
 
-async def test_what_another_rule_accepted_is_looked_at_anew(world: World, commits: Commits) -> None:
+async def test_a_commit_accepted_by_another_rule_is_checked_again(world: World, commits: Commits) -> None:
     commits.rule = "any"
     assert (await world.server().pin("7" * 40)).pin.identity == "7" * 40
     commits.rule = "reachable"
@@ -529,9 +509,8 @@ async def test_what_another_rule_accepted_is_looked_at_anew(world: World, commit
         await world.server().pin("8" * 40)
 
 
-async def test_an_unknown_tag_keeps_nothing_of_the_requests_it_answered(world: World) -> None:
-    pins = Pins(world.source, world.records, HOUR, lambda: world.now, failure_time_to_live=HOUR)
-    world.servers.append(pins)
+async def test_a_remembered_unknown_tag_holds_no_references_to_requests(world: World) -> None:
+    pins = world.server(failure_time_to_live=HOUR)
     world.source.known = False
 
     async def ask() -> weakref.ref[asyncio.Event]:
@@ -545,3 +524,82 @@ async def test_an_unknown_tag_keeps_nothing_of_the_requests_it_answered(world: W
     gc.collect()
     assert first() is second() is None
     assert world.source.asked == 1
+
+
+async def test_look_ups_and_their_queue_are_bounded(world: World) -> None:
+    pins = world.server(bounds=LookUpBounds(tags=Slots(2, 1)))
+    world.source.answers.clear()
+    asked = {tag: asyncio.ensure_future(pins.pin(tag)) for tag in "abcde"}
+    # Threads read the records, so any two may be rejected; the others wait for the source.
+    refused = await until_done(asked.values(), 2)
+    for one in refused:
+        assert isinstance(one.exception(), TooBusy)
+    waiting = [tag for tag, one in asked.items() if one not in refused]
+    same = [asyncio.ensure_future(pins.pin(tag)) for tag in waiting]
+    world.source.answers.set()
+    await asyncio.gather(*(asked[tag] for tag in waiting), *same)
+    assert world.source.most_asking == 2
+
+
+async def test_an_old_pin_answers_when_the_queue_for_look_ups_is_full(world: World) -> None:
+    pins = world.server(bounds=LookUpBounds(tags=Slots(1, 0)))
+    await pins.pin("old")
+    world.now += 2 * HOUR
+    world.source.answers.clear()
+    other = asyncio.ensure_future(pins.pin("other"))
+    await eventually(lambda: world.source.asking == 1)
+    pinned = await pins.pin("old")
+    assert pinned.pin.identity == "old is one"
+    assert "busy" in (pinned.warning or "")
+    world.source.answers.set()
+    await other
+
+
+async def test_searches_for_commits_do_not_delay_tags(world: World, commits: Commits) -> None:
+    commits.rule = "any"
+    pins = world.server(bounds=LookUpBounds(tags=Slots(1, 0), commits=Slots(1, 0)))
+    commits.answers.clear()
+    search = asyncio.ensure_future(pins.pin("7" * 40))
+    await eventually(lambda: commits.asking == 1)
+    tag = asyncio.ensure_future(pins.pin("main"))
+    await eventually(lambda: commits.asking == 2)
+    commits.answers.set()
+    await asyncio.gather(search, tag)
+
+
+async def test_a_pin_whose_package_set_is_gone_is_replaced_when_it_is_confirmed(world: World) -> None:
+    pins = world.server()
+    assert (await pins.confirmed("latest")).identity == "latest is one"
+    world.source.state = "two"
+    assert (await pins.confirmed("latest")).identity == "latest is two"
+
+
+async def test_a_client_with_a_full_share_keeps_no_other_client_on_an_old_pin(world: World) -> None:
+    slots = Slots(1, 6, share=Share(waiting=3))
+    pins = Pins(world.source, world.records, HOUR, lambda: world.now, bounds=LookUpBounds(slots, slots))
+    world.servers.append(pins)
+
+    def ask(client: str, tag: str) -> asyncio.Task[Pinned]:
+        async def pin() -> Pinned:
+            enter_request(RequestContext("id", Client(client)))
+            return await pins.pin(tag)
+
+        return copy_context().run(asyncio.ensure_future, pin())
+
+    await ask("192.0.2.1", "latest")
+    world.now += 2 * HOUR
+    world.source.state = "two"
+    world.source.answers.clear()
+    others = [ask("192.0.2.1", f"branch{number}") for number in range(4)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    old = await ask("192.0.2.1", "latest")
+    assert old.warning is not None
+    assert "NIXERY_MAX_QUEUED_PER_CLIENT" in old.warning
+    asked = ask("192.0.2.2", "latest")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    world.source.answers.set()
+    pinned = await asked
+    assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
+    await asyncio.gather(*others)

@@ -85,8 +85,11 @@ async def test_work_inside_of_work_does_not_end_with_the_request_that_began_it()
     outer: SingleFlight[str, str] = SingleFlight()
     slow = Slow()
 
+    async def inner() -> str:
+        return await slow.flight.run("inner", slow._work)
+
     async def answer(request: Request) -> Response:
-        await outer.run("outer", lambda: slow.flight.run("inner", slow._work))
+        await outer.run("outer", inner)
         return await slow.answer(Request(request.method, "/"))
 
     one = Application(None, Observation(RequestCounts()), {"/slow": answer})

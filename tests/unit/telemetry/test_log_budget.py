@@ -1,8 +1,7 @@
-"""How much of the log one client may fill."""
+"""Limits on the log lines of clients."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from contextvars import Context
@@ -13,6 +12,7 @@ from structlog.testing import capture_logs
 
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.telemetry.log_budget import LogBudget
+from tests.support.event_loop import eventually
 
 
 class World:
@@ -49,7 +49,7 @@ def world() -> World:
     return World()
 
 
-def test_a_client_has_a_budget_and_what_is_beyond_it_is_counted(world: World) -> None:
+def test_lines_beyond_the_budget_of_a_client_are_dropped_and_counted(world: World) -> None:
     assert world.write("greedy", 10_000) == 200
     assert world.write("modest", 10) == 10
     assert world.summary() == {"greedy": 9_800}
@@ -58,17 +58,17 @@ def test_a_client_has_a_budget_and_what_is_beyond_it_is_counted(world: World) ->
     assert world.write("greedy", 10_000) == 20
 
 
-def test_what_no_client_caused_is_written(world: World) -> None:
+def test_lines_that_no_client_caused_always_pass(world: World) -> None:
     assert world.write(None, 10_000) == 10_000
 
 
-def test_trouble_cannot_be_hidden_behind_lines_that_mean_nothing(world: World) -> None:
+def test_warnings_have_a_budget_of_their_own(world: World) -> None:
     world.write("greedy", 10_000)
     assert world.write("greedy", 5, "exception") == 5
     assert world.write("greedy", 10_000, "warning") == 195
 
 
-def test_many_clients_together_have_a_budget_too_and_are_forgotten(world: World) -> None:
+def test_all_clients_together_have_a_budget_in_bounded_memory(world: World) -> None:
     assert sum(world.write(f"client-{number}", 200) for number in range(5_000)) == 2_000
     assert len(world.budget._buckets) <= 2048
     assert len(world.budget._suppressed) <= 1025
@@ -77,15 +77,15 @@ def test_many_clients_together_have_a_budget_too_and_are_forgotten(world: World)
     assert sum(summary.values()) == 5_000 * 200 - 2_000
 
 
-async def test_a_summary_comes_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_summary_is_logged_after_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nixery.telemetry.log_budget._PERIOD", 0.0)
     with capture_logs() as lines:
         assert world.write("greedy", 300) == 200
-        await asyncio.sleep(0.01)
+        await eventually(lambda: lines)
     assert [(line["client"], line["lines"]) for line in lines] == [("greedy", 100)]
 
 
-def test_lines_of_threads_count(world: World) -> None:
+def test_lines_of_threads_share_the_budget(world: World) -> None:
     written: list[int] = []
 
     def run(write: Callable[[], int]) -> None:

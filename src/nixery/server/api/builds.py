@@ -8,7 +8,7 @@ from contextlib import aclosing, nullcontext
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nixery.builds.images import Prebuilder
+from nixery.builds.images import Images
 from nixery.errors import InvalidReference
 from nixery.image.name import Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
@@ -39,7 +39,7 @@ class Builds:
         platforms: of a name that says none.
     """
 
-    def __init__(self, builds: PublishedBuilds, warming: Prebuilder, platforms: Sequence[Platform]) -> None:
+    def __init__(self, builds: PublishedBuilds, warming: Images, platforms: Sequence[Platform]) -> None:
         self._builds = builds
         self._warming = warming
         self._platforms = platforms

@@ -1,3 +1,5 @@
+"""The index of package names; Nix and the source are made up."""
+
 from __future__ import annotations
 
 import asyncio
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.builds.packages import PackageIndex, PackageListing, PackageNames
+from nixery.builds.packages import PackageIndex, PackageNames
 from nixery.builds.pins import Pins
 from nixery.errors import EvaluationFailed, StorageFull, TooBusy
 from nixery.image.platform import AMD64, Platform
@@ -20,6 +22,7 @@ from nixery.server.api.packages import Packages
 from nixery.server.http import Request
 from nixery.sources.source import Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore
+from tests.support.event_loop import until_done
 
 SET = [
     "git",
@@ -41,37 +44,37 @@ def found(text: str, limit: int = 10) -> list[str]:
     return [package.name for package in NAMES.search(text, limit)]
 
 
-def test_what_begins_with_the_text_comes_first() -> None:
+def test_names_that_begin_with_the_text_come_first() -> None:
     assert found("git") == ["git", "gitk", "gitminimal", "legit"]
     assert found("GIT", 2) == ["git", "gitk"]
 
 
-def test_what_has_the_text_in_it_is_found() -> None:
+def test_names_that_contain_the_text_are_found() -> None:
     assert found("pip") == ["python3-pip"]
 
 
-def test_what_is_similar_is_found_where_nothing_else_is() -> None:
+def test_similar_names_are_found_if_no_other_matches() -> None:
     assert found("gti") == ["git"]
     assert found("pyhton3")[0] == "python3"
     assert found("zz") == []
 
 
-def test_names_are_those_of_requests() -> None:
+def test_names_are_normalised_as_in_requests() -> None:
     assert found("1pass") == ["1password"]
     assert found("g+") == found("nested") == []
     assert len(NAMES) == 7
 
 
-def test_all_names_the_shortest_first() -> None:
+def test_an_empty_text_finds_the_shortest_names() -> None:
     assert found("", 3) == ["git", "gitk", "legit"]
     assert found("git", 0) == []
 
 
-def test_line_breaks_are_in_no_name() -> None:
+def test_a_line_break_matches_no_name() -> None:
     assert found("git\ngitk") == []
 
 
-def test_one_package() -> None:
+def test_a_package_is_found_by_its_name() -> None:
     package = NAMES.get("gitk")
     assert package is not None
     assert (package.version, package.description) == ("1.0", "about gitk")
@@ -127,19 +130,12 @@ class Source:
         return {"git": Details("2.0" if details else "")}
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> FilesystemRecordStore:
-    (tmp_path / "temporary").mkdir()
-    return FilesystemRecordStore(tmp_path, tmp_path / "temporary")
-
-
 def index(source: Source, records: FilesystemRecordStore) -> PackageIndex:
     pins = Pins(source, records, 3600)  # type: ignore[arg-type]
-    listing = PackageListing(source, source, AMD64, 30, lambda: source.now)  # type: ignore[arg-type]
-    return PackageIndex(pins, listing, records, "program")
+    return PackageIndex(pins, source, source, AMD64, records, "program", 30, lambda: source.now)  # type: ignore[arg-type]
 
 
-async def test_a_set_is_listed_once_whoever_asks_and_after_a_restart(records: FilesystemRecordStore) -> None:
+async def test_a_package_set_is_listed_once_and_survives_a_restart(records: FilesystemRecordStore) -> None:
     source = Source()
     one = index(source, records)
     await asyncio.gather(*(one.names("latest") for _ in range(5)))
@@ -150,14 +146,14 @@ async def test_a_set_is_listed_once_whoever_asks_and_after_a_restart(records: Fi
     assert source.asked == [True]
 
 
-async def test_names_alone_where_there_are_no_details(records: FilesystemRecordStore) -> None:
+async def test_names_are_listed_without_details_if_details_fail(records: FilesystemRecordStore) -> None:
     source = Source()
     source.details_fail = True
     assert (await index(source, records).names("latest")).get("git") is not None
     assert source.asked == [True, False]
 
 
-async def test_a_storage_that_is_full_keeps_nobody_from_typing(
+async def test_the_index_works_with_a_full_storage(
     records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = index(Source(), records)
@@ -170,33 +166,29 @@ async def test_a_storage_that_is_full_keeps_nobody_from_typing(
     assert (await one.names("latest")).get("git") is not None
 
 
-async def test_lists_of_a_few_states_are_kept(records: FilesystemRecordStore) -> None:
+async def test_only_the_last_lists_are_stored(records: FilesystemRecordStore) -> None:
     one = index(Source(), records)
     for number in range(8):
         await one.names(f"tag-{number}")
     assert len([record async for record in records.scan("packages")]) == 5
 
 
-async def settled(source: Source) -> None:
-    """All that can be listed for now is, and the others wait: records are read in threads."""
-    await asyncio.sleep(0.2)
-    assert source.running <= 1
-
-
-async def test_sets_are_listed_one_after_the_other_and_few_may_wait(records: FilesystemRecordStore) -> None:
+async def test_package_sets_are_listed_one_at_a_time_with_a_bounded_queue(
+    records: FilesystemRecordStore,
+) -> None:
     source = Source()
     one = index(source, records)
     await one.names("stored")
     source.may_end.clear()
     asked = {f"tag-{number}": asyncio.ensure_future(one.names(f"tag-{number}")) for number in range(8)}
-    await settled(source)
-    # Which ones, the threads decide.
+    await until_done(asked.values(), 3)
+    # Threads read the records, so any three may be rejected; the others wait for ``may_end``.
     refused = [tag for tag, names in asked.items() if names.done()]
-    assert len(refused) == 3
+    assert (len(refused), source.most_running) == (3, 1)
     for tag in refused:
         with pytest.raises(TooBusy, match="lists 1 package set at once, and 4 more are queued; retry"):
             await asked.pop(tag)
-    # What somebody has begun takes no place, and neither does what is stored.
+    # Joining a listing takes no place in the queue, and neither does a stored list.
     same = asyncio.ensure_future(one.names(next(iter(asked))))
     assert len(await index(source, records).names("stored")) == len(await one.names("stored")) == 1
     source.may_end.set()
@@ -205,7 +197,7 @@ async def test_sets_are_listed_one_after_the_other_and_few_may_wait(records: Fil
     await one.names(refused[0])
 
 
-async def test_a_failure_is_the_answer_for_a_while(records: FilesystemRecordStore) -> None:
+async def test_a_failed_listing_is_the_answer_until_it_expires(records: FilesystemRecordStore) -> None:
     source = Source()
     source.all_fails = True
     one = index(source, records)
@@ -219,12 +211,12 @@ async def test_a_failure_is_the_answer_for_a_while(records: FilesystemRecordStor
     assert len(await one.names("latest")) == 1
 
 
-async def test_a_set_that_was_refused_has_not_failed(records: FilesystemRecordStore) -> None:
+async def test_a_rejected_listing_is_not_remembered_as_a_failure(records: FilesystemRecordStore) -> None:
     source = Source()
     source.may_end.clear()
     one = index(source, records)
     asked = {f"tag-{number}": asyncio.ensure_future(one.names(f"tag-{number}")) for number in range(6)}
-    await settled(source)
+    await until_done(asked.values(), 1)
     (refused,) = [tag for tag, names in asked.items() if names.done()]
     with pytest.raises(TooBusy):
         await asked.pop(refused)
@@ -233,7 +225,7 @@ async def test_a_set_that_was_refused_has_not_failed(records: FilesystemRecordSt
     assert len(await one.names(refused)) == 1
 
 
-async def test_one_client_searches_little_at_once_and_shuts_no_other_out(
+async def test_one_client_has_few_searches_at_once_and_blocks_no_other(
     records: FilesystemRecordStore,
 ) -> None:
     one = index(Source(), records)
@@ -254,7 +246,7 @@ async def test_one_client_searches_little_at_once_and_shuts_no_other_out(
     assert all(isinstance(answer, TooBusy) for answer in answers if answer != 200)
 
 
-async def test_a_failure_keeps_nothing_of_the_requests_it_answered(records: FilesystemRecordStore) -> None:
+async def test_a_remembered_failure_holds_no_references_to_requests(records: FilesystemRecordStore) -> None:
     source = Source()
     source.all_fails = True
     one = index(source, records)

@@ -1,8 +1,11 @@
-"""With a real packer and a real store; only the layers are made up."""
+"""Layers, with a real packer and a real storage; only their contents are made up."""
+
+from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,12 +23,13 @@ from nixery.packing.packer import Contents, LayerPacker, Sink
 from nixery.packing.root_filesystem import Content, Entry, RootFilesystem, Tree
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
+from tests.support.event_loop import eventually, settle
 
 ROOT = RootFilesystem(Tree({b"etc": Tree({b"passwd": Content(b"root")})}), ())
 
 
 class Publisher:
-    """A publisher on a store, and the kinds of the events it told."""
+    """A publisher on a storage, and the types of its events."""
 
     def __init__(self, storage: Path) -> None:
         temporary = storage / "temporary"
@@ -59,12 +63,12 @@ async def test_a_layer_is_packed_once(publisher: Publisher) -> None:
     assert publisher.events == [LayerPacked, LayerReused]
 
 
-async def test_another_content_is_another_layer(publisher: Publisher) -> None:
+async def test_different_contents_are_different_layers(publisher: Publisher) -> None:
     other = RootFilesystem(Tree({b"etc": Tree({b"passwd": Content(b"toor")})}), ())
     assert (await publisher.publish()).diff_id != (await publisher.publish(other)).diff_id
 
 
-async def test_a_record_without_its_blob_is_not_believed(publisher: Publisher) -> None:
+async def test_a_layer_whose_blob_is_lost_is_packed_again(publisher: Publisher) -> None:
     layer = await publisher.publish()
     (await blob_of(publisher, layer)).unlink()
     assert await publisher.publish() == layer
@@ -72,7 +76,7 @@ async def test_a_record_without_its_blob_is_not_believed(publisher: Publisher) -
     assert publisher.events == [LayerPacked, LayerPacked]
 
 
-async def test_neither_is_one_with_a_fragment(publisher: Publisher) -> None:
+async def test_a_layer_whose_blob_is_truncated_is_packed_again(publisher: Publisher) -> None:
     layer = await publisher.publish()
     path = await blob_of(publisher, layer)
     path.chmod(0o644)
@@ -82,7 +86,9 @@ async def test_neither_is_one_with_a_fragment(publisher: Publisher) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"digest": "sha256:0", "size": 1, "diff_id": "x"}'])
-async def test_a_torn_record_is_written_anew(publisher: Publisher, tmp_path: Path, content: bytes) -> None:
+async def test_a_torn_record_of_a_layer_is_overwritten(
+    publisher: Publisher, tmp_path: Path, content: bytes
+) -> None:
     layer = await publisher.publish()
     (record,) = (path for path in (tmp_path / "records").rglob("*") if path.is_file())
     record.chmod(0o644)
@@ -92,7 +98,7 @@ async def test_a_torn_record_is_written_anew(publisher: Publisher, tmp_path: Pat
     assert publisher.events == [LayerPacked, LayerPacked, LayerReused]
 
 
-async def test_the_same_layer_at_the_same_time_is_packed_once_and_keeps_each_ones_names(
+async def test_concurrent_requests_for_a_layer_share_its_packing_and_keep_their_package_names(
     publisher: Publisher,
 ) -> None:
     one, two = await asyncio.gather(
@@ -103,7 +109,7 @@ async def test_the_same_layer_at_the_same_time_is_packed_once_and_keeps_each_one
     assert one.descriptor == two.descriptor
 
 
-async def test_a_store_path_that_cannot_be_read_fails_its_image(publisher: Publisher) -> None:
+async def test_an_unreadable_store_path_is_an_error(publisher: Publisher) -> None:
     gone = StorePath("0" * 32 + "-gone")
     with pytest.raises(StorageError, match="gone"):
         await publisher.layers.publish(
@@ -111,20 +117,14 @@ async def test_a_store_path_that_cannot_be_read_fails_its_image(publisher: Publi
         )
 
 
-async def test_nothing_is_packed_after_closing(publisher: Publisher) -> None:
+async def test_a_closed_publisher_packs_nothing(publisher: Publisher) -> None:
     await publisher.layers.close()
     with pytest.raises(ShuttingDown):
         await publisher.publish()
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 -- files and threads tell nobody
-            await asyncio.sleep(0.01)
-
-
 def stop_in_the_middle(publisher: Publisher) -> tuple[threading.Event, threading.Event]:
-    """Let the publisher pack no further than to its first look whether it is to stop."""
+    """Hold packing before its first check whether it is to stop."""
     begun, may_go_on = threading.Event(), threading.Event()
     pack = publisher.layers._packer.pack
 
@@ -138,16 +138,27 @@ def stop_in_the_middle(publisher: Publisher) -> tuple[threading.Event, threading
     return begun, may_go_on
 
 
-async def test_another_process_packs_it_and_this_one_waits_without_a_thread(
-    publisher: Publisher, tmp_path: Path
+async def test_a_layer_that_another_process_packs_is_waited_for(
+    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Publisher(tmp_path)
     begun, may_go_on = stop_in_the_middle(other)
     first = asyncio.ensure_future(other.publish())
     await eventually(begun.is_set)
+    found_locked = asyncio.Event()
+    attempt = publisher.locks.attempt
+
+    @contextmanager
+    def observed(identity: str) -> Iterator[bool]:
+        with attempt(identity) as is_ours:
+            if not is_ours:
+                found_locked.set()
+            yield is_ours
+
+    monkeypatch.setattr(publisher.locks, "attempt", observed)
     second = asyncio.ensure_future(publisher.publish())
-    await asyncio.sleep(0.3)
-    assert not second.done()
+    await asyncio.wait_for(found_locked.wait(), 10)
+    assert publisher.layers._threads == {}
     may_go_on.set()
     assert await first == await second
     assert (other.events, publisher.events) == ([LayerPacked], [LayerReused])
@@ -155,7 +166,7 @@ async def test_another_process_packs_it_and_this_one_waits_without_a_thread(
     await other.layers.close()
 
 
-async def test_a_lock_of_a_process_that_was_killed_holds_nobody_up(
+async def test_a_lock_file_left_by_a_killed_process_does_not_block(
     publisher: Publisher, tmp_path: Path
 ) -> None:
     await publisher.publish()
@@ -167,9 +178,7 @@ async def test_a_lock_of_a_process_that_was_killed_holds_nobody_up(
     assert list((tmp_path / "locks").iterdir()) == []
 
 
-async def test_what_nobody_waits_for_any_more_is_not_packed_to_its_end(
-    publisher: Publisher, tmp_path: Path
-) -> None:
+async def test_packing_stops_when_no_build_wants_the_layer(publisher: Publisher, tmp_path: Path) -> None:
     begun, may_go_on = stop_in_the_middle(publisher)
     first = asyncio.ensure_future(publisher.publish())
     await eventually(begun.is_set)
@@ -182,7 +191,9 @@ async def test_what_nobody_waits_for_any_more_is_not_packed_to_its_end(
     await publisher.publish()
 
 
-async def test_who_comes_in_time_has_what_another_one_gave_up(publisher: Publisher, tmp_path: Path) -> None:
+async def test_a_build_that_joins_in_time_keeps_an_abandoned_packing_going(
+    publisher: Publisher, tmp_path: Path
+) -> None:
     begun, may_go_on = stop_in_the_middle(publisher)
     first = asyncio.ensure_future(publisher.publish())
     await eventually(begun.is_set)
@@ -205,9 +216,8 @@ async def test_a_cancelled_publish_ends_after_its_thread(publisher: Publisher) -
     (thread,) = publisher.layers._threads.values()
     thread.add_done_callback(lambda _: ended.append("thread"))
     publishing.cancel()
-    # As often as the loop needs for a publish that waits for no thread; a second cancellation changes nothing.
-    for _ in range(20):
-        await asyncio.sleep(0)
+    # A publish that did not wait for its thread would end here; a second cancellation changes nothing.
+    await settle()
     publishing.cancel()
     may_go_on.set()
     with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""Events are made up; the records are real."""
+"""The history of builds: events are made up, records are real."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from contextlib import aclosing
 from contextvars import copy_context
 from dataclasses import replace
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -23,11 +22,12 @@ from nixery.builds.events import (
     Realised,
     Requested,
     Reused,
+    Stage,
     Started,
     Stored,
 )
-from nixery.builds.history import BuildHistory, BuildReport, State
-from nixery.builds.images import Prebuilder
+from nixery.builds.history import BuildHistory, BuildReport, State, stage_name
+from nixery.builds.images import Images
 from nixery.errors import BuildFailed, PackagesUnavailable, Reason, TooBusy, UnavailablePackage
 from nixery.image.name import parse_image_name
 from nixery.image.platform import AMD64
@@ -39,15 +39,10 @@ from nixery.server.http import Request, StreamResponse
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.sources.source import Pin
 from nixery.storage.filesystem_records import FilesystemRecordStore
+from tests.support.event_loop import eventually, settle
 
 PIN = Pin("fake:", "one", "revision")
 DIGEST = Digest("0" * 64)
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> FilesystemRecordStore:
-    (tmp_path / "temporary").mkdir()
-    return FilesystemRecordStore(tmp_path, tmp_path / "temporary")
 
 
 def build(name: str = "shell/git") -> Build:
@@ -62,7 +57,7 @@ def tell(history: BuildHistory, one: Build, *events: BuildEvent) -> BuildReport:
     return report
 
 
-async def test_a_build_from_its_beginning_to_its_end(records: FilesystemRecordStore) -> None:
+async def test_a_report_follows_a_build_from_its_request_to_its_end(records: FilesystemRecordStore) -> None:
     now = 100.0
     history, one = BuildHistory(records, lambda: now), build()
     assert tell(history, one, Requested()).state is State.WAITING
@@ -88,13 +83,14 @@ async def test_a_build_from_its_beginning_to_its_end(records: FilesystemRecordSt
     now = 103.5
     tell(history, one, Realised(7, 800), Grouped(3), LayersComplete(), Stored(DIGEST, 3))
     assert (report.state, report.manifest, report.building) == (State.DONE, str(DIGEST), [])
+    assert [stage.name for stage in report.stages] == [stage_name(stage) for stage in Stage]
     took = {stage.name: (stage.started, stage.ended) for stage in report.stages}
     assert took["queued"] == (100.0, 102.0)
     assert took["realise"] == (102.0, 103.5)
     await history.close()
 
 
-async def test_builds_are_known_after_a_restart(records: FilesystemRecordStore) -> None:
+async def test_finished_builds_survive_a_restart(records: FilesystemRecordStore) -> None:
     history, one, other = BuildHistory(records), build(), build("htop")
     tell(history, one, Started(), Evaluated(()), Failed(BuildFailed("x.drv", ("last line",), "failed")))
     tell(history, other, Started())
@@ -108,7 +104,7 @@ async def test_builds_are_known_after_a_restart(records: FilesystemRecordStore) 
     assert "last line" in report.error
 
 
-async def test_a_torn_record_is_none(records: FilesystemRecordStore) -> None:
+async def test_a_torn_record_of_a_build_is_ignored(records: FilesystemRecordStore) -> None:
     await records.put("builds", "00ff", b'{"id":')
     history = BuildHistory(records)
     history.start()
@@ -116,7 +112,7 @@ async def test_a_torn_record_is_none(records: FilesystemRecordStore) -> None:
     assert history.recent() == []
 
 
-async def test_the_last_builds_are_kept(
+async def test_only_the_last_builds_are_kept(
     records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nixery.builds.history._KEPT", 3)
@@ -140,7 +136,7 @@ async def test_a_log_is_bounded_in_lines_and_in_characters(records: FilesystemRe
     assert sum(len(line.text) for line in report.log) <= 64 * 1024
 
 
-async def test_what_was_found_is_no_build(records: FilesystemRecordStore) -> None:
+async def test_an_image_that_was_found_has_a_report_only_if_requested(records: FilesystemRecordStore) -> None:
     history, one = BuildHistory(records), build()
     history.observe(one, Reused(DIGEST))
     assert history.recent() == []
@@ -149,7 +145,7 @@ async def test_what_was_found_is_no_build(records: FilesystemRecordStore) -> Non
     await history.close()
 
 
-async def test_a_follower_gets_each_line_once_and_goes_on_where_he_was(
+async def test_a_follower_gets_each_line_once_and_can_resume(
     records: FilesystemRecordStore,
 ) -> None:
     history, one = BuildHistory(records), build()
@@ -163,9 +159,9 @@ async def test_a_follower_gets_each_line_once_and_goes_on_where_he_was(
             seen.extend(line.text for line in lines)
 
     follower = asyncio.create_task(follow())
-    await asyncio.sleep(0)
+    await eventually(lambda: seen == ["first"])
     tell(history, one, LogLines((("", "second"),)))
-    await asyncio.sleep(0.3)
+    await eventually(lambda: "second" in seen)
     tell(history, one, LogLines((("", "third"),)), Stored(DIGEST, 1))
     await asyncio.wait_for(follower, 5)
     assert seen == ["first", "second", "third"]
@@ -175,7 +171,7 @@ async def test_a_follower_gets_each_line_once_and_goes_on_where_he_was(
     await history.close()
 
 
-async def test_followers_are_let_go(records: FilesystemRecordStore) -> None:
+async def test_closing_ends_followers(records: FilesystemRecordStore) -> None:
     history, one = BuildHistory(records), build()
     tell(history, one, Started())
 
@@ -183,28 +179,28 @@ async def test_followers_are_let_go(records: FilesystemRecordStore) -> None:
         return len([report async for report, _ in history.follow(one.id, 0)])
 
     follower = asyncio.create_task(follow())
-    await asyncio.sleep(0.3)
+    await eventually(lambda: one.id in history._changed)
     await history.close()
     assert await asyncio.wait_for(follower, 5) == 2
 
 
-async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> None:
+async def test_a_private_server_hides_names_and_logs_of_builds(records: FilesystemRecordStore) -> None:
     history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
     tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
     hidden = PublishedBuilds(history, FollowerBounds(10, 10), public=False)
-    told = [hidden.get(one.id), *hidden.recent()]
+    seen = [hidden.get(one.id), *hidden.recent()]
     tell(history, one, Failed(BuildFailed("x-secret.drv", ("secret",), "secret")))
-    told += [hidden.get(one.id)]
+    seen += [hidden.get(one.id)]
     lines = [line async for _, lines in hidden.follow(one.id, 0) for line in lines]
     assert lines == []
-    for report in told:
+    for report in seen:
         assert report is not None
         assert "secret" not in report.model_dump_json()
     assert PublishedBuilds(history, FollowerBounds(10, 10), public=True).recent()[0].name == "secret"
     await history.close()
 
 
-async def test_a_crowd_that_is_sent_away_pushes_nothing_out(records: FilesystemRecordStore) -> None:
+async def test_rejected_builds_evict_no_others(records: FilesystemRecordStore) -> None:
     history = BuildHistory(records)
     first = build()
     tell(history, first, Started(), Stored(DIGEST, 1))
@@ -217,7 +213,7 @@ async def test_a_crowd_that_is_sent_away_pushes_nothing_out(records: FilesystemR
     assert [report.id for report in history.recent()] == [first.id]
 
 
-async def test_names_that_clients_make_up_push_nothing_out_and_are_not_written(
+async def test_builds_of_made_up_names_evict_no_others_and_are_not_stored(
     records: FilesystemRecordStore,
 ) -> None:
     history = BuildHistory(records)
@@ -234,21 +230,7 @@ async def test_names_that_clients_make_up_push_nothing_out_and_are_not_written(
     assert len(history.recent()) < 100
 
 
-async def test_images_that_are_stored_push_nothing_out_and_are_not_written(
-    records: FilesystemRecordStore,
-) -> None:
-    history, built = BuildHistory(records), build()
-    tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
-    for _ in range(300):
-        tell(history, build("stored"), Requested(), Reused(DIGEST))
-    # Before anything else runs: a slow storage must not hold the reports of all of them.
-    assert len(history.recent()) < 100
-    await history.close()
-    assert {record.key async for record in records.scan("builds")} == {built.id}
-    assert history.get(built.id) is not None
-
-
-async def test_failures_push_no_image_out(records: FilesystemRecordStore) -> None:
+async def test_failed_builds_evict_no_successful_ones(records: FilesystemRecordStore) -> None:
     history, built = BuildHistory(records), build()
     tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
     for _ in range(250):
@@ -269,7 +251,7 @@ async def test_failures_push_no_image_out(records: FilesystemRecordStore) -> Non
         {"stages": [{}]},
     ],
 )
-async def test_a_record_of_a_build_that_makes_no_sense(
+async def test_an_invalid_record_of_a_build_is_ignored(
     records: FilesystemRecordStore, changes: dict[str, object]
 ) -> None:
     history, one = BuildHistory(records), build()
@@ -283,7 +265,7 @@ async def test_a_record_of_a_build_that_makes_no_sense(
     assert again.recent() == []
 
 
-async def test_a_build_that_had_to_give_way_is_told_of(records: FilesystemRecordStore) -> None:
+async def test_a_build_displaced_from_the_queue_keeps_its_report(records: FilesystemRecordStore) -> None:
     history, displaced = BuildHistory(records), build()
     history.observe(displaced, Requested())
     history.observe(displaced, Queued(2))
@@ -295,7 +277,7 @@ async def test_a_build_that_had_to_give_way_is_told_of(records: FilesystemRecord
 
 
 class Followers:
-    """Clients that follow one build until they are let go."""
+    """Clients that follow one build."""
 
     def __init__(self, history: BuildHistory, bounds: FollowerBounds, followed: Build) -> None:
         self.published = PublishedBuilds(history, bounds, public=True)
@@ -309,18 +291,17 @@ class Followers:
         return asyncio.get_running_loop().create_task(follow(), context=copy_context())
 
 
-async def test_followers_of_one_client_shut_nobody_out(records: FilesystemRecordStore) -> None:
+async def test_followers_of_one_client_block_no_other(records: FilesystemRecordStore) -> None:
     history, one = BuildHistory(records), build()
     tell(history, one, Started())
     followers = Followers(history, FollowerBounds(4, 3), one)
     greedy = [followers.follow("greedy") for _ in range(5)]
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await settle()
     for task in greedy[3:]:
         with pytest.raises(TooBusy, match="NIXERY_MAX_FOLLOWERS_PER_CLIENT"):
             await task
     first, second = followers.follow("modest"), followers.follow("other")
-    # The oldest one of the client that has the most is let go, for the second.
+    # The second one displaces the oldest follower of the client that has the most.
     assert await asyncio.wait_for(greedy[0], 5) == 1
     third = followers.follow("third")
     assert await asyncio.wait_for(greedy[1], 5) == 1
@@ -336,12 +317,12 @@ async def test_followers_of_one_client_shut_nobody_out(records: FilesystemRecord
 
 
 @pytest.mark.parametrize("what", ["list", "events"])
-async def test_one_client_has_few_answers_made_of_reports_and_shuts_nobody_out(
+async def test_one_client_has_few_answers_at_once_and_blocks_no_other(
     records: FilesystemRecordStore, what: str
 ) -> None:
     history = BuildHistory(records)
     published = PublishedBuilds(history, FollowerBounds(1000, 1000), public=True)
-    builds = Builds(published, cast(Prebuilder, None), (AMD64,))
+    builds = Builds(published, cast(Images, None), (AMD64,))
     one = build()
     tell(history, one, Requested(), Started(), Failed(BuildFailed(None, (), "no")))
 
@@ -360,7 +341,7 @@ async def test_one_client_has_few_answers_made_of_reports_and_shuts_nobody_out(
 
     greedy = [asking("greedy") for _ in range(500)]
     await asyncio.wait(greedy, return_when=asyncio.FIRST_COMPLETED)
-    # Whatever has come is sent away, or waits, when the first answer is made.
+    # By the first answer, all requests are in the queue or rejected.
     assert 500 - 1 - 64 <= sum(task.done() for task in greedy) <= 500 - 64
     modest = asking("modest")
     assert await modest == 200
@@ -368,3 +349,17 @@ async def test_one_client_has_few_answers_made_of_reports_and_shuts_nobody_out(
     assert answers.count(200) == 1 + 64
     assert all(isinstance(answer, TooBusy) for answer in answers if answer != 200)
     await history.close()
+
+
+async def test_builds_of_stored_images_evict_nothing_and_are_not_stored(
+    records: FilesystemRecordStore,
+) -> None:
+    history, built = BuildHistory(records), build()
+    tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
+    for _ in range(300):
+        tell(history, build("stored"), Requested(), Reused(DIGEST))
+    # Before anything else runs: a slow storage must not hold the reports of all of them.
+    assert len(history.recent()) < 100
+    await history.close()
+    assert {record.key async for record in records.scan("builds")} == {built.id}
+    assert history.get(built.id) is not None

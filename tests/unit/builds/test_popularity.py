@@ -1,8 +1,15 @@
+"""Batches of a package set, and their records."""
+
+from __future__ import annotations
+
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nixery.builds.popularity import BATCHES, Batch, BatchRecords
+from nixery.builds.popularity import BATCHES, Batch, BatchRecords, batches
 from nixery.image.platform import AMD64, ARM64
 from nixery.sources.source import Pin
 from nixery.storage.filesystem_records import FilesystemRecordStore
@@ -15,12 +22,11 @@ def batch(*derivations: Path) -> Batch:
     return Batch(tuple(map(str, derivations)), (), (), ("x (broken)",), ())
 
 
-async def test_a_batch_is_kept_as_long_as_its_derivations_are_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_stored_batch_is_used_while_its_derivations_exist(
+    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive = True
     monkeypatch.setattr("nixery.builds.popularity.os.path.lexists", lambda _: alive)
-    records = FilesystemRecordStore(tmp_path, tmp_path)
     kept = BatchRecords(records, "this program")
     key = kept.key(PIN, AMD64, ["a", "b"])
     assert await kept.batch(key) is None
@@ -31,8 +37,7 @@ async def test_a_batch_is_kept_as_long_as_its_derivations_are_there(
     assert await kept.batch(key) is None
 
 
-async def test_torn_records_are_none(tmp_path: Path) -> None:
-    records = FilesystemRecordStore(tmp_path, tmp_path)
+async def test_a_torn_record_of_a_batch_is_ignored(records: FilesystemRecordStore) -> None:
     kept = BatchRecords(records, "this program")
     await records.put(BATCHES, KEY, b'{"derivations": [')
     assert await kept.batch(KEY) is None
@@ -40,9 +45,11 @@ async def test_torn_records_are_none(tmp_path: Path) -> None:
     assert await kept.references(KEY) == {"hash-a": ["b"]}
 
 
-def test_the_key_has_all_that_matters(tmp_path: Path) -> None:
-    kept = BatchRecords(FilesystemRecordStore(tmp_path, tmp_path), "this program")
-    other = BatchRecords(FilesystemRecordStore(tmp_path, tmp_path), "another")
+def test_the_key_of_a_batch_depends_on_program_pin_platform_and_names(
+    records: FilesystemRecordStore,
+) -> None:
+    kept = BatchRecords(records, "this program")
+    other = BatchRecords(records, "another")
     keys = {
         kept.key(PIN, AMD64, ["a"]),
         kept.key(Pin("fake:", "two", "two"), AMD64, ["a"]),
@@ -51,3 +58,15 @@ def test_the_key_has_all_that_matters(tmp_path: Path) -> None:
         other.key(PIN, AMD64, ["a"]),
     }
     assert len(keys) == 5
+
+
+@given(st.lists(st.text(max_size=255)))
+def test_a_batch_fits_into_an_argument(names: list[str]) -> None:
+    parts = batches(names * 40)
+    assert [name for part in parts for name in part] == names * 40
+    assert all(part and len(part) <= 2000 and len(json.dumps(list(part))) <= 110_000 for part in parts)
+
+
+def test_names_are_split_into_as_few_batches_as_possible() -> None:
+    assert [len(part) for part in batches([f"p{n}" for n in range(4100)])] == [2000, 2000, 100]
+    assert batches([]) == []

@@ -1,11 +1,11 @@
-"""With a real store; Nix and the source are made up."""
+"""Evaluations, in a real storage; Nix and the source are made up."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -16,10 +16,12 @@ from nixery.image.name import parse_image_name
 from nixery.image.platform import Platform
 from nixery.nix.build_log import ProgressCallback, ignore_progress
 from nixery.nix.packages import Contents, Definition, Details, Evaluated, NixFiles, Package, PackageSet
-from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore
+
+if TYPE_CHECKING:
+    from nixery.nix.realisation import Nix
 
 SET = NixFiles(Path("/set"), self_contained=True)
 PIN = Pin("fake:", "one", "one")
@@ -30,20 +32,19 @@ class World:
 
     description = "fake:"
 
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[set[str]] = []
         self.opened: list[Pin] = []
         self.alive = True
         monkeypatch.setattr("nixery.builds.evaluation_cache.os.path.lexists", lambda _: self.alive)
-        (directory / "temporary").mkdir()
-        self.records = FilesystemRecordStore(directory, directory / "temporary")
+        self.records = records
 
     def evaluator(self, identity: str = "this program") -> Evaluator:
-        """One of another process: it knows what is in records."""
+        """An evaluator of another process, which has only the records."""
         return Evaluator(self, cast("Nix", self), EvaluationCache(self.records, identity))
 
     async def built(self, name: str) -> Contents:
-        """Evaluate as a build does whose image is stored at its end."""
+        """Evaluate as a successful build does."""
         evaluator, request = self.evaluator(), parse_image_name(name)
         contents = await evaluator.contents(request, PIN)
         await evaluator.keep(request, PIN)
@@ -107,11 +108,11 @@ def _found(name: str, platform: Platform) -> Sequence[Evaluated]:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(tmp_path, monkeypatch)
+def world(records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(records, monkeypatch)
 
 
-async def test_only_what_is_new_is_evaluated(world: World) -> None:
+async def test_only_unknown_names_are_evaluated(world: World) -> None:
     one = await world.built("git/curl")
     two = await world.built("git/curl/htop")
     assert world.asked == [{"git", "curl", "cacert", "iana-etc"}, {"htop"}]
@@ -121,7 +122,7 @@ async def test_only_what_is_new_is_evaluated(world: World) -> None:
     assert len(world.asked) == len(world.opened) == 2
 
 
-async def test_everything_comes_back_as_it_was(world: World) -> None:
+async def test_a_stored_evaluation_equals_the_original(world: World) -> None:
     first = await world.built("image/git")
     assert await world.evaluator().contents(parse_image_name("image/git"), PIN) == first
     assert first.definition is not None
@@ -138,20 +139,22 @@ async def test_everything_comes_back_as_it_was(world: World) -> None:
         ("git", PIN, "another program"),
     ],
 )
-async def test_another_question(world: World, name: str, pin: Pin, identity: str) -> None:
+async def test_an_evaluation_depends_on_platform_pin_source_and_program(
+    world: World, name: str, pin: Pin, identity: str
+) -> None:
     await world.built("git")
     await world.evaluator(identity).contents(parse_image_name(name), pin)
     assert "git" in world.asked[1]
 
 
-async def test_derivations_that_were_collected_are_evaluated_again(world: World) -> None:
+async def test_collected_derivations_are_evaluated_again(world: World) -> None:
     await world.built("git")
     world.alive = False
     await world.evaluator().contents(parse_image_name("git"), PIN)
     assert "git" in world.asked[1]
 
 
-async def test_what_is_missing_is_remembered(world: World) -> None:
+async def test_a_missing_package_is_cached(world: World) -> None:
     evaluator = world.evaluator()
     for _ in range(3):
         with pytest.raises(PackagesUnavailable) as raised:
@@ -160,7 +163,7 @@ async def test_what_is_missing_is_remembered(world: World) -> None:
     assert len(world.asked) == 1
 
 
-async def test_what_may_pass_is_not(world: World) -> None:
+async def test_a_package_that_throws_is_not_cached(world: World) -> None:
     evaluator = world.evaluator()
     for _ in range(2):
         with pytest.raises(PackagesUnavailable):
@@ -168,13 +171,15 @@ async def test_what_may_pass_is_not(world: World) -> None:
     assert "throws" in world.asked[1]
 
 
-async def test_optional_ones_are_looked_for_in_earnest_when_they_are_asked_for(world: World) -> None:
+async def test_an_optional_package_that_is_requested_is_evaluated_again(world: World) -> None:
     assert len((await world.built("git")).packages) == 1
     found = await world.evaluator().contents(parse_image_name("cacert"), PIN)
     assert {package.name for package in found.packages} == {"cacert"}
 
 
-async def test_whose_fault_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_package_that_was_not_requested_is_explained(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nixery.image.name.SHELL_PACKAGES", ("missing-shell",))
     with pytest.raises(PackagesUnavailable) as raised:
         await world.evaluator().contents(parse_image_name("shell/missing"), PIN)
@@ -182,13 +187,15 @@ async def test_whose_fault_it_is(world: World, monkeypatch: pytest.MonkeyPatch) 
     assert explanations == {"missing": "", "missing-shell": "part of every image with a shell"}
 
 
-async def test_two_definitions(world: World) -> None:
+async def test_an_image_with_two_definitions_is_rejected(world: World) -> None:
     with pytest.raises(InvalidName, match="image-a and image-b are image definitions"):
         await world.evaluator().contents(parse_image_name("image-a/git/image-b"), PIN)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'[{"name": 1}]', b"null"])
-async def test_a_torn_record_is_written_anew(world: World, tmp_path: Path, content: bytes) -> None:
+async def test_a_torn_record_of_an_evaluation_is_overwritten(
+    world: World, tmp_path: Path, content: bytes
+) -> None:
     await world.built("git")
     for record in [path for path in (tmp_path / "records").rglob("*") if path.is_file()]:
         record.chmod(0o600)
@@ -198,9 +205,9 @@ async def test_a_torn_record_is_written_anew(world: World, tmp_path: Path, conte
     assert [("git" in names) for names in world.asked] == [True, True]
 
 
-async def test_an_optional_package_may_be_missing_although_somebody_asked_for_it(world: World) -> None:
+async def test_a_missing_optional_package_is_left_out_even_if_cached_as_missing(world: World) -> None:
     await world.built("git")
-    # The answer that a client gets who asks for one of the packages that are in every image, in a set without it.
+    # The cached answer for a client that requests a package of every image from a set without it.
     missing = (UnavailablePackage("iana-etc", Reason.MISSING),)
     platform = parse_image_name("git").platform
     cache = EvaluationCache(world.records, "this program")
@@ -212,7 +219,7 @@ async def test_an_optional_package_may_be_missing_although_somebody_asked_for_it
     assert [package.name for package in contents.packages] == ["git"]
 
 
-async def test_an_image_has_a_bounded_number_of_packages(world: World) -> None:
+async def test_an_image_with_too_many_packages_is_rejected(world: World) -> None:
     assert (
         len((await world.evaluator().contents(parse_image_name("many1/many2/many3"), PIN)).packages) == 4500
     )
@@ -220,13 +227,13 @@ async def test_an_image_has_a_bounded_number_of_packages(world: World) -> None:
         await world.evaluator().contents(parse_image_name("many1/many2/many3/many4"), PIN)
 
 
-async def test_nothing_is_written_before_an_image_was_built(world: World) -> None:
+async def test_an_evaluation_is_stored_only_after_its_image_is_built(world: World) -> None:
     evaluator = world.evaluator()
     for number in range(5):
         with pytest.raises(PackagesUnavailable):
             await evaluator.contents(parse_image_name(f"git/missing{number}"), PIN)
     assert [record async for record in world.records.scan("evaluations")] == []
-    # All the same it is known.
+    # It is cached in memory all the same.
     assert [("git" in names) for names in world.asked] == [True] + [False] * 4
     await world.built("git")
     assert len([record async for record in world.records.scan("evaluations")]) == 3
@@ -241,7 +248,7 @@ async def test_nothing_is_written_before_an_image_was_built(world: World) -> Non
         ("/nix/store/", "--option"),
     ],
 )
-async def test_a_record_names_nothing_but_store_paths(
+async def test_a_record_with_anything_but_store_paths_is_ignored(
     world: World, old: str, new: str, tmp_path: Path
 ) -> None:
     await world.built("image/git")

@@ -1,4 +1,4 @@
-"""Describing images; what is behind it is made up."""
+"""Descriptions of images. The images are made up."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SlowCache:
         await self.may_answer.wait()
 
 
-async def test_one_client_describes_few_at_once_and_shuts_no_other_out() -> None:
+async def test_one_client_has_few_descriptions_at_once_and_blocks_no_other() -> None:
     cache = SlowCache()
     descriptions = ImageDescriptions(
         cast(Pins, None),
