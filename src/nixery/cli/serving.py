@@ -60,8 +60,8 @@ async def _serve(settings: Settings, resources: Resources) -> None:
         if settings.admin_port is not None and resources.admin_address is not None:
             admin = (resources.admin_address, settings.admin_port)
             listeners.append(Listener(components.admin, *admin, ADMIN_CONNECTIONS))
-        clients = components.application.clients
-        await serve_application(listeners, clients, settings.send_timeout, components.close)
+        observation = components.application.observation
+        await serve_application(listeners, observation, settings.send_timeout, components.close)
         _end_soon()
 
 

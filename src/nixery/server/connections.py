@@ -22,27 +22,27 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 import structlog
 
 from nixery.request_context import Client
-from nixery.server.clients import Address, Clients, peer_key
+from nixery.server.clients import Address, peer_key
+from nixery.server.observation import Observation
 
 # Polls within a client's timeout.
-_LOOKS = 10
+_POLLS = 10
 
 # Seconds between two counts of the open descriptors, each of which takes a tenth of the time of polling their
 # connections; and between two polls of the connections, while one address may have too many but the total is
 # in bounds.
-_PAUSE = 0.25
-_LONGER = 1.0
+_COUNT_EVERY = 0.25
+_POLL_EVERY = 1.0
 
-# The part of all connections from which on every count leads to a poll.
-_NEARLY = 0.75
+# The share of the limit from which on every count leads to a poll.
+_BUSY = 0.75
 
 # Seconds between two log lines about connections beyond the limits.
-_QUIET = 10.0
+_LOG_EVERY = 10.0
 
 # linux/tcp.h, struct tcp_info: the offset of tcpi_bytes_acked, which has 64 bits. tcpi_notsent_bytes has 32
 # bits, and so have tcpi_unacked, the packets in flight, and the milliseconds since data was sent and since
@@ -132,18 +132,6 @@ class _Connection:
     idle_since: float | None
 
 
-class Requests(Protocol):
-    """The requests in progress."""
-
-    def peers(self) -> Collection[str]:
-        """Return the peers that sent them, as the web server writes addresses."""
-        ...
-
-    def abandon(self, peers: Collection[str]) -> None:
-        """Stop waiting on behalf of requests whose clients have gone."""
-        ...
-
-
 class Connections:
     """Bounds the connections of this process to its ports.
 
@@ -155,8 +143,7 @@ class Connections:
     Args:
         ports: the listening ports, with their limits.
         seconds: the timeout for a client that acknowledges no data.
-        clients: tells clients apart.
-        requests: in progress.
+        observation: the requests in progress, and which clients they are from.
         clock: seconds; only differences matter.
     """
 
@@ -164,42 +151,45 @@ class Connections:
         self,
         ports: Mapping[int, ConnectionBounds],
         seconds: float,
-        clients: Clients,
-        requests: Requests,
+        observation: Observation,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ports = ports
         self._seconds = seconds
-        self._clients = clients
-        self._requests = requests
+        self._observation = observation
+        self._clients = observation.clients
         self._connected: frozenset[_Key] = frozenset()
         self._clock = clock
         self._seen: Mapping[bytes, _Seen] = {}
         self._number = 0
-        self._told = -_QUIET
-        self._untold: Counter[tuple[Reason, Client]] = Counter()
+        self._logged = -_LOG_EVERY
+        self._unlogged: Counter[tuple[Reason, Client]] = Counter()
 
     async def run(self) -> None:
         """Poll until it is cancelled."""
-        period = self._seconds / _LOOKS
+        period = self._seconds / _POLLS
         # With fewer descriptors than this, no limit can be exceeded.
         few = min(min(bounds.per_client, bounds.total) for bounds in self._ports.values())
-        many = max(bounds.total for bounds in self._ports.values()) * _NEARLY
-        looked = self._clock()
+        many = max(bounds.total for bounds in self._ports.values()) * _BUSY
+        polled = self._clock()
         while True:
-            await asyncio.sleep(min(_PAUSE, period))
-            number, age = len(_descriptors()), self._clock() - looked
+            await asyncio.sleep(min(_COUNT_EVERY, period))
+            number, age = len(_descriptors()), self._clock() - polled
             # Before the poll, so that each of these requests has a connection in it. And on the event loop,
             # which changes them.
-            answering = {peer_key(peer): peer for peer in self._requests.peers()}
-            if age >= period or number > many or (age >= _LONGER and (number > few or len(answering) > few)):
-                looked = self._clock()
-                self._tell(await asyncio.to_thread(self.look, answering.keys()))
+            answering = {peer_key(peer): peer for peer in self._observation.peers()}
+            if (
+                age >= period
+                or number > many
+                or (age >= _POLL_EVERY and (number > few or len(answering) > few))
+            ):
+                polled = self._clock()
+                self._log_ended(await asyncio.to_thread(self.poll, answering.keys()))
                 if number:  # 0: unknown
                     gone = answering.keys() - self._connected
-                    self._requests.abandon({answering[key] for key in gone})
+                    self._observation.abandon({answering[key] for key in gone})
 
-    def look(self, answering: Collection[_Key] = ()) -> list[Ended]:
+    def poll(self, answering: Collection[_Key] = ()) -> list[Ended]:
         """Poll all connections once; return those that were ended.
 
         Args:
@@ -212,7 +202,7 @@ class Connections:
         for descriptor, connection, port in _sockets(self._ports):
             # A connection that closes during the poll needs no ending.
             with suppress(OSError):
-                found = self._look_at(descriptor, connection, answering, now)
+                found = self._inspect(descriptor, connection, answering, now)
                 if found is None:
                     continue
                 seen[found.cookie] = found.seen
@@ -230,7 +220,7 @@ class Connections:
                 ended += self._end_surplus(connections, bounds)
         return ended
 
-    def _look_at(
+    def _inspect(
         self, descriptor: int, connection: socket.socket, answering: Collection[_Key], now: float
     ) -> _Connection | None:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
@@ -267,7 +257,7 @@ class Connections:
         for theirs in of_client.values():
             # Sorted so that the first to end come last: idle ones, the longest idle one at the very end, and
             # before them the newest.
-            theirs.sort(key=_how_dispensable)
+            theirs.sort(key=_eviction_key)
         total, now = len(connections), time.monotonic()
         for theirs in of_client.values():
             while len(theirs) > bounds.per_client and not self._clients.trusts_host(theirs[0].seen.host):
@@ -278,7 +268,7 @@ class Connections:
             # are all busy. So choose the client with the most among those with a kept-alive connection first,
             # then among all.
             theirs = max(
-                of_client.values(), key=lambda some: (_has_settled(some, now), len(some), _age(some))
+                of_client.values(), key=lambda some: (_is_kept_alive(some, now), len(some), _age(some))
             )
             total -= 1
             yield from self._end_one(theirs.pop(), Reason.TOTAL)
@@ -294,27 +284,27 @@ class Connections:
     def _ended(self, found: _Connection, reason: Reason) -> Ended:
         return Ended(found.seen.peer, self._clients.client_of_host(found.seen.host), reason)
 
-    def _tell(self, ended: Sequence[Ended]) -> None:
+    def _log_ended(self, ended: Sequence[Ended]) -> None:
         for one in ended:
             if one.reason is Reason.STALLED:
                 _log.info("stalled", client=one.peer, seconds=self._seconds)
             else:
-                self._untold[one.reason, one.client] += 1
-        if self._untold and self._clock() - self._told >= _QUIET:
-            (reason, client), number = self._untold.most_common(1)[0]
-            all_ended = self._untold.total()
+                self._unlogged[one.reason, one.client] += 1
+        if self._unlogged and self._clock() - self._logged >= _LOG_EVERY:
+            (reason, client), number = self._unlogged.most_common(1)[0]
+            all_ended = self._unlogged.total()
             _log.warning(
                 "connections closed", reason=reason.value, client=client.name, of=number, all=all_ended
             )
-            self._untold.clear()
-            self._told = self._clock()
+            self._unlogged.clear()
+            self._logged = self._clock()
 
 
-def _how_dispensable(one: _Connection) -> tuple[bool, float]:
+def _eviction_key(one: _Connection) -> tuple[bool, float]:
     return (False, one.seen.since) if one.idle_since is None else (True, -one.idle_since)
 
 
-def _has_settled(connections: Sequence[_Connection], now: float) -> bool:
+def _is_kept_alive(connections: Sequence[_Connection], now: float) -> bool:
     since = connections[-1].idle_since if connections else None
     return since is not None and now - since >= _SETTLED
 

@@ -1,4 +1,4 @@
-"""``/v2/<name>/manifests/<reference>``."""
+"""``/v2/<name>/manifests/<reference>``: built by tag, looked up by digest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Leases
 
-# Bytes of manifests that are kept in memory.
+# The header field with the state of the package source that an image was made from.
+REVISION = "Nixery-Revision"
+
+# Bytes of manifests that are cached.
 _CAPACITY = 32 * 1024 * 1024
 
 _MANIFEST_TYPES = (
@@ -28,8 +31,14 @@ _MANIFEST_TYPES = (
     MediaType.DOCKER_MANIFEST,
     MediaType.DOCKER_INDEX,
 )
-# The state of the package source that an image was made from.
-REVISION = "Nixery-Revision"
+
+# Bytes up to which any blob is parsed to learn whether it is a manifest: a layer or a config may have 4 MiB, and the
+# event loop parses it. A larger blob has to end as canonical manifests do (``oci.documents``).
+_SMALL = 64 * 1024
+_ENDS = {
+    f'"mediaType":"{media_type.value}","schemaVersion":2}}'.encode(): media_type
+    for media_type in _MANIFEST_TYPES
+}
 
 # Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
 _LONGEST_ACCEPT = 8192
@@ -38,7 +47,7 @@ _ANYTHING = frozenset({"*/*", "application/*"})
 
 
 class Manifests:
-    """By tag they are built, by digest they are looked up."""
+    """Answers with manifests and indexes."""
 
     def __init__(
         self,
@@ -59,13 +68,13 @@ class Manifests:
         """Answer GET and HEAD: containerd and Docker begin with a HEAD of the tag and rely on its digest.
 
         Raises:
-            NixeryError: as the image builder does, or because there is no such manifest.
+            NixeryError: the image cannot be built, or there is no such manifest.
         """
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                kept = self._documents.get(digest) if self._uses.note([digest]) else None
-                document = kept or await self._stored(digest)
+                cached = self._documents.get(digest) if self._uses.note([digest]) else None
+                document = cached or await self._stored(digest)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
@@ -85,7 +94,7 @@ class Manifests:
     async def _stored(self, digest: Digest) -> Document:
         document = await self._read(digest)
         if document is not None:
-            # Whoever gets a manifest comes for what is in it. So it is claimed, and then everything has to be there.
+            # The client is going to pull the parts: claim them, and only then check that all are there.
             parts = referenced_blobs(document.content)
             await self._uses.claim([digest], (part for part, _ in parts))
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
@@ -95,9 +104,7 @@ class Manifests:
 
     async def _read(self, digest: Digest) -> Document | None:
         blob = await self._blobs.find(digest)
-        if blob is None:
-            return None
-        content = await self._blobs.read(blob)
+        content = await self._blobs.read(blob) if blob is not None else None
         media_type = _media_type(content) if content is not None else None
         if content is None or media_type is None:
             return None
@@ -107,15 +114,15 @@ class Manifests:
 def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     """Choose the family of media types, and between an index and the manifest of its first platform.
 
-    Whoever accepts nothing that we have gets OCI's manifest, never a 406. So does one who wants Docker's, if the layers are
-    compressed in a way that only OCI has a name for.
+    A client that accepts no type of ours gets OCI's manifest, never a 406. So does one that wants Docker's, if the
+    layers are compressed in a way that only OCI has a name for.
     """
     accepted = {part.partition(";")[0].strip().lower() for part in accept[:_LONGEST_ACCEPT].split(",")}
     knows_docker = not accepted.isdisjoint((MediaType.DOCKER_MANIFEST, MediaType.DOCKER_INDEX))
     wants_docker = knows_docker and not any(t.startswith("application/vnd.oci.") for t in accepted)
     if isinstance(found, ImageIndex):
         index = (found.docker_index if wants_docker else None) or found.index
-        # Docker's own media types come from clients that name all they know, and then "*/*" for errors.
+        # Clients that name Docker's types name all types they know; their "*/*" is for error bodies.
         anything = not knows_docker and not accepted.isdisjoint(_ANYTHING)
         if anything or index.descriptor.media_type in accepted:
             return index
@@ -124,12 +131,14 @@ def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
 
 
 def _quotable(text: str) -> str:
-    """Return what may stand between quotation marks in a header field."""
+    """Replace characters that a quoted string in a header field cannot contain."""
     return "".join(c if " " <= c <= "~" and c not in '"\\' else " " for c in text)
 
 
 def _media_type(content: bytes) -> MediaType | None:
-    # Configs and small layers are stored in the same place.
+    """Return the type of a manifest or an index; ``None`` for configs and layers, which are blobs, too."""
+    if len(content) > _SMALL:
+        return next((media_type for end, media_type in _ENDS.items() if content.endswith(end)), None)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
