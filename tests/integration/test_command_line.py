@@ -160,7 +160,7 @@ def test_what_is_wrong_is_told(nixery: CommandLine, arguments: list[str], messag
 def test_nothing_is_overwritten(nixery: CommandLine) -> None:
     (nixery.directory / "image").mkdir()
     ended = nixery("build", "hello", "-o", "image", status=1)
-    assert "image exists already" in ended.stderr
+    assert "image: it exists already" in ended.stderr
     # Nothing was built in vain.
     assert "nosuch" not in nixery("build", "nosuch", "-o", "image", status=1).stderr
     assert list((nixery.directory / "image").iterdir()) == []

@@ -6,9 +6,9 @@ import json
 import sys
 from typing import Annotated, NoReturn
 
+import click
 import typer
 
-from nixery.builds.layers import Basis
 from nixery.cli.completion import complete_platform
 from nixery.image.platform import Platform
 
@@ -24,12 +24,13 @@ def popularity(
         typer.Option(metavar="FILE", help="Count only these packages, one name per line; - for stdin."),
     ] = None,
     basis: Annotated[
-        Basis,
+        str,
         typer.Option(
             "--from",
+            click_type=click.Choice(["auto", "closures", "derivations"]),
             help="Count references in closures, which Nix has to realise first, or between derivations; auto: in closures unless Nix would have to build.",
         ),
-    ] = Basis.AUTO,
+    ] = "auto",
     tag: Annotated[str, typer.Option(help="Tag of the package source.")] = "latest",
     platform: Annotated[
         Platform | None,
@@ -45,6 +46,7 @@ def popularity(
 
     Runs up to NIXERY_MAX_BUILDS processes. Interrupt it at any time; the next run resumes.
     """
+    from nixery.builds.layers import Basis
     from nixery.cli.output import activity
     from nixery.cli.session import open_session, run
 
@@ -56,7 +58,7 @@ def popularity(
             # A step is a whole batch, worth a line.
             with activity("packages", pause=0) as watcher:
                 return await components.counting.count(
-                    names, tag, platform or resources.platforms[0], basis, watcher
+                    names, tag, platform or resources.platforms[0], Basis(basis), watcher
                 )
 
     counts = run(command, quiet=True)
