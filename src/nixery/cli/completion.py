@@ -11,6 +11,9 @@ from nixery.image.platform import SUPPORTED
 
 OUTPUT_KINDS = ("oci:", "oci-archive:", "docker-archive:", "registry:")
 
+# The values of ``nixery.builds.layers.Basis``.
+BASES = ("auto", "closures", "derivations")
+
 _NAME = re.compile(r"[a-z0-9._-]{1,255}", re.ASCII)
 
 _META_PACKAGES = ("amd64", "arm64", "shell")
@@ -30,6 +33,11 @@ def complete_platform(incomplete: str) -> list[str]:
 def complete_truth(incomplete: str) -> list[str]:
     """Offer true and false."""
     return [value for value in ("true", "false") if value.startswith(incomplete)]
+
+
+def complete_basis(incomplete: str) -> list[str]:
+    """Offer the values of ``--from``."""
+    return [value for value in BASES if value.startswith(incomplete)]
 
 
 def complete_output(incomplete: str) -> list[str]:

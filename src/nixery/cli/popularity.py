@@ -6,10 +6,9 @@ import json
 import sys
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
-from nixery.cli.completion import complete_platform
+from nixery.cli.completion import BASES, complete_basis, complete_platform
 from nixery.image.platform import Platform
 
 _NOTHING = 1
@@ -27,7 +26,8 @@ def popularity(
         str,
         typer.Option(
             "--from",
-            click_type=click.Choice(["auto", "closures", "derivations"]),
+            metavar="auto|closures|derivations",
+            autocompletion=complete_basis,
             help="Count references in closures, which Nix has to realise first, or between derivations; auto: in closures unless Nix would have to build.",
         ),
     ] = "auto",
@@ -46,6 +46,9 @@ def popularity(
 
     Runs up to NIXERY_MAX_BUILDS processes. Interrupt it at any time; the next run resumes.
     """
+    if basis not in BASES:
+        raise typer.BadParameter(f"--from is one of {', '.join(BASES)}")
+
     from nixery.builds.layers import Basis
     from nixery.cli.output import activity
     from nixery.cli.session import open_session, run

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nixery.builds.layers import Basis
 from nixery.builds.packages import LISTED
-from nixery.cli.completion import complete_name, complete_output, complete_platform
+from nixery.cli.completion import complete_basis, complete_name, complete_output, complete_platform
 from nixery.nix.packages import Details
 
 # Texts that look like members.
@@ -61,3 +62,5 @@ def test_without_a_list_there_are_no_completions(tmp_path: Path, monkeypatch: py
 def test_values_of_options_are_completed() -> None:
     assert complete_platform("linux/a") == ["linux/amd64", "linux/arm64"]
     assert complete_output("oci") == ["oci:", "oci-archive:"]
+    assert complete_basis("") == list(Basis)
+    assert complete_basis("c") == ["closures"]
