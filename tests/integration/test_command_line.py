@@ -222,9 +222,9 @@ def test_checking_tells_what_a_server_would_need_as_well(nixery: CommandLine) ->
         findings: list[dict[str, str]] = json.loads(nixery("check", "--json", **settings).stdout)  # type: ignore[arg-type]
         return findings[0]["found"]
 
-    assert found().endswith("a server needs PORT, NIXERY_STORAGE_BACKEND, STORAGE_PATH besides")
+    assert found().endswith("a server also needs PORT, NIXERY_STORAGE_BACKEND, STORAGE_PATH")
     server = {"PORT": "1", "NIXERY_STORAGE_BACKEND": "filesystem"}
-    assert found(**server).endswith("a server needs STORAGE_PATH besides")
+    assert found(**server).endswith("a server also needs STORAGE_PATH")
     assert found(**server, STORAGE_PATH=str(nixery.directory / "own")) == "nothing is missing or wrong"
 
 
@@ -291,7 +291,7 @@ HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
         (("build", "shell/hello"), "linux/amd64 shell/hello", "sha256:"),
         (("inspect", "shell/hello"), "linux/amd64 shell/hello", "layers"),
         (("check",), "evaluating the package source", "names can be completed"),
-        (("gc",), "finding what is in use", "deleted 0 blobs"),
+        (("gc",), "finding images in use", "deleted 0 blobs"),
         (("scrub",), "scrubbing", "0 broken"),
         (("storage", "copy", "{cache}", "{cache}2"), "copying", "blobs copied"),
     ],

@@ -165,5 +165,5 @@ def test_a_body_that_does_not_come_is_not_waited_for(connections: tuple[Server, 
         received += part
     # And closed, or this would have ended with a time-out.
     assert received.startswith(b"HTTP/1.1 408 ")
-    assert b"did not come within 10 seconds" in received
+    assert b"did not arrive within 10 seconds" in received
     assert server.client.get("/v2/").status == 200
