@@ -100,7 +100,7 @@ def _findings(shown: Activity) -> Iterator[Finding]:
         settings = user_settings()
     except SettingsError as error:
         for problem in error.problems:
-            yield Finding("settings", False, problem, "the README lists all variables")
+            yield Finding("settings", False, problem, "the reference of settings lists all variables")
         yield nix
         return
     missing = missing_for_a_server()

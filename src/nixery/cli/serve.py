@@ -25,7 +25,7 @@ _EXIT_TIMEOUT = 0.5
 
 
 def serve() -> None:
-    """Serve the registry. All settings come from the environment; the README lists them.
+    """Serve the registry. All settings are environment variables; the reference of settings lists them.
 
     Example: PORT=8080 NIXERY_CHANNEL=nixos-unstable NIXERY_STORAGE_BACKEND=filesystem STORAGE_PATH=/var/lib/nixery nixery serve
     """

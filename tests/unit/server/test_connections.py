@@ -203,8 +203,7 @@ class Crowd:
     def connect(self, host: str, number: int = 1) -> list[tuple[str, socket.socket]]:
         made = []
         for _ in range(number):
-            client = self._stack.enter_context(socket.socket())
-            client.bind((host, 0))
+            client = self._bound(host)
             client.connect(("127.0.0.1", self.port))
             accepted, (_, port) = self._listener.accept()
             self.accepted.append(self._stack.enter_context(accepted))
@@ -212,6 +211,14 @@ class Crowd:
             made.append((f"{host}:{port}", client))
             time.sleep(0.01)  # idle for longer than the next one
         return made
+
+    def _bound(self, host: str) -> socket.socket:
+        while True:
+            client = self._stack.enter_context(socket.socket())
+            client.bind((host, 0))
+            # The kernel may choose the port of the listener, and the poll would count both ends.
+            if client.getsockname()[1] != self.port:
+                return client
 
     def connections(self, total: int, per_client: int, *trusted: str) -> Connections:
         self.requests.clients = Clients([ip_network(network) for network in trusted])
