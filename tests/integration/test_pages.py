@@ -168,7 +168,7 @@ def test_the_message_about_a_failure_leads_to_its_log(client: RegistryClient, se
 
 def test_an_image_that_was_not_built_is_not_built_for_its_page(start_server: StartServer) -> None:
     client = start_server().client
-    assert b"not built yet" in client.get("/images/hello").body
+    assert b"Not built yet" in client.get("/images/hello").body
     assert client.get("/api/v1/images/hello").error["code"] == "MANIFEST_UNKNOWN"
     assert get(client, "/api/v1/builds") == {"builds": []}
 

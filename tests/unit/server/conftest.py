@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nixery.builds.descriptions import DescribedLayer, DescribedPackage, ImageDescription
+from nixery.builds.history import BuildHistory
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Found, Images
 from nixery.builds.pins import Pinned
@@ -61,6 +63,24 @@ class FakeImages(Images):
         return Found(self.image, Pinned(PIN, self.warning), tag)
 
 
+class FakeDescriptions:
+    """``ImageDescriptions`` of one image, for amd64 only."""
+
+    def __init__(self, *, public: bool = True) -> None:
+        self._public = public
+
+    async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
+        return PIN
+
+    async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
+        assert (pin, compare) == (PIN, self._public)
+        if "git" not in request.requested or request.platform != AMD64:
+            return None
+        package = DescribedPackage("git", "2.47", ("GPL-2.0-only",), "a tool")
+        layer = DescribedLayer("sha256:1", 7, ("git",))
+        return ImageDescription("linux/amd64", "sha256:0", (package,), (layer,), {"Cmd": ["sh"]}, {}, ())
+
+
 @dataclass
 class StoredImage:
     """A storage with an image in it."""
@@ -106,6 +126,13 @@ async def stored(tmp_path: Path) -> AsyncIterator[StoredImage]:
         blobs, records, uses, Catalogue(records), image, ImageIndex(index, None, image), b"a small layer"
     )
     await uses.close()
+
+
+@pytest.fixture
+async def history(stored: StoredImage) -> AsyncIterator[BuildHistory]:
+    history = BuildHistory(stored.records)
+    yield history
+    await history.close()
 
 
 async def store_image(blobs: BlobStore, layers: Sequence[bytes], title: str = "an image") -> Image:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from nixery.builds.descriptions import DescribedLayer, DescribedPackage, ImageDescription, ImageDescriptions
+from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.events import Build, Failed, Started
 from nixery.builds.history import BuildHistory
 from nixery.builds.images import Prebuilder
@@ -22,8 +22,7 @@ from nixery.server import api as module
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.http import BytesResponse, Request, Response, StreamResponse
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
-from nixery.sources.source import Pin
-from tests.unit.server.conftest import PIN, StoredImage
+from tests.unit.server.conftest import PIN, FakeDescriptions
 
 
 class FakeIndex:
@@ -51,27 +50,12 @@ class FakePrebuilder:
         return [Build.of(request, PIN) for request in requests]
 
 
-class FakeDescriptions:
-    """``ImageDescriptions`` of one image, for amd64 only."""
-
-    async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
-        return PIN
-
-    async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
-        assert (pin, compare) == (PIN, True)
-        if "git" not in request.requested or request.platform != AMD64:
-            return None
-        package = DescribedPackage("git", "2.47", ("GPL-2.0-only",), "a tool")
-        layer = DescribedLayer("sha256:1", 7, ("git",))
-        return ImageDescription("linux/amd64", "sha256:0", (package,), (layer,), {"Cmd": ["sh"]}, {}, ())
-
-
 class Server:
     """An API, and what is behind it."""
 
-    def __init__(self, stored: StoredImage) -> None:
+    def __init__(self, history: BuildHistory) -> None:
         self.index, self.prebuilder = FakeIndex(), FakePrebuilder()
-        self.history = BuildHistory(stored.records)
+        self.history = history
         published = PublishedBuilds(self.history, FollowerBounds(10, 10), public=True)
         platforms = (AMD64, ARM64)
         builds = Builds(published, cast("Prebuilder", self.prebuilder), platforms)
@@ -108,8 +92,8 @@ class Server:
 
 
 @pytest.fixture
-def server(stored: StoredImage) -> Server:
-    return Server(stored)
+def server(history: BuildHistory) -> Server:
+    return Server(history)
 
 
 async def test_packages_are_found_by_their_names(server: Server) -> None:
