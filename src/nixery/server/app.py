@@ -17,6 +17,7 @@ from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from nixery.errors import InternalError, NixeryError, StorageError
 from nixery.server.clients import FROM_PROXIES, REQUEST_ID, is_forwarded, refusal
+from nixery.server.connections import Backpressure
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import (
     AnswerProtocol,
@@ -102,7 +103,7 @@ class Application:
             if body is None:
                 _send(method, response, fields, protocol)
             else:
-                await send_body(request, response, body, fields, protocol)
+                await send_body(request, response, body, fields, protocol, Backpressure(scope.client))
         except asyncio.CancelledError:
             if not observed.abandoned:
                 raise
@@ -156,9 +157,14 @@ async def start_body(response: StreamResponse) -> tuple[Response, Body | None]:
 
 
 async def send_body(
-    request: Request, response: Response, body: Body, headers: Fields, protocol: AnswerProtocol
+    request: Request,
+    response: Response,
+    body: Body,
+    headers: Fields,
+    protocol: AnswerProtocol,
+    backpressure: Backpressure,
 ) -> None:
-    """Send a body until it ends, cannot be read any further, or the client disconnects."""
+    """Send a body, as fast as the client reads, until it ends, cannot be read any further, or the client disconnects."""
     if response.length is not None:
         headers.append(("content-length", str(response.length)))
     # Closed at once: the body of a client that has disconnected holds nothing open.
@@ -167,6 +173,8 @@ async def send_body(
         try:
             with suppress(ProtocolClosed):
                 async for piece in body:
+                    if not await backpressure.admit(len(piece)):
+                        break
                     await transport.send_bytes(piece)
         except StorageError as error:
             # The client sees that bytes are missing, and resumes.

@@ -7,15 +7,20 @@ the server accepts a new connection, and closes one that serves no request.
 The kernel's ``TCP_USER_TIMEOUT`` does not fit the first purpose: for a client that reads slowly, its clock
 runs while the client's window is smaller than the next piece to send. So this module polls the count of
 acknowledged bytes. Only Linux reports it (tcp(7), ``TCP_INFO``); elsewhere no connection is ended.
+
+The web server also accepts pieces of a body without limit, whether or not the client reads them;
+``Backpressure`` counts how many of them the kernel has taken.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import math
 import os
 import socket
 import struct
+import termios
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -63,6 +68,11 @@ _SO_COOKIE = 57
 # Seconds after which a connection without a request counts as kept alive; before, its request may be on its
 # way.
 _SETTLED = 2.0
+
+# Bytes of a body that the web server may hold in addition to those that it got before its socket was found: about a
+# piece of a blob. And seconds between two polls of a socket with a full buffer, at first and at most.
+_AHEAD = 256 * 1024
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 
 _Key = tuple[Address | None, str]
 
@@ -203,7 +213,7 @@ class Connections:
             # A connection that closes during the poll needs no ending.
             with suppress(OSError):
                 found = self._inspect(descriptor, connection, answering, now)
-                if found is None:
+                if found is None or found.cookie in seen:  # a copy that another thread has at the moment
                     continue
                 seen[found.cookie] = found.seen
                 waited = now - found.seen.waiting_since
@@ -298,6 +308,83 @@ class Connections:
             )
             self._unlogged.clear()
             self._logged = self._clock()
+
+
+class Backpressure:
+    """Waits while the web server holds too much of one body because its client does not read.
+
+    The web server's own call to send a piece returns at once, and the piece stays in memory until the kernel
+    takes it. Without a wait, a client that reads nothing would make the server hold the whole body. On systems
+    other than Linux, this never waits.
+
+    Args:
+        peer: the client's address and port, as the web server writes them.
+    """
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self._socket: tuple[int, bytes] | None = None
+        self._is_known = True
+        self._given = 0
+        self._allowed = 0
+        self._before = 0
+
+    async def admit(self, size: int) -> bool:
+        """Wait until the web server may get another piece, and count it.
+
+        Call it before each piece rather than after it: a client may close its connection after the last piece of a
+        complete body.
+
+        Returns:
+            Whether to send the piece; not if the connection is gone.
+        """
+        is_open = self._given <= _AHEAD or await self._has_room()
+        self._given += size
+        return is_open
+
+    async def _has_room(self) -> bool:
+        if self._socket is None and self._is_known:
+            self._socket = await asyncio.to_thread(_socket_of, peer_key(self._peer))
+            taken = None if self._socket is None else _taken(*self._socket)
+            self._is_known = taken is not None
+            self._before, self._allowed = taken or 0, self._given + _AHEAD
+        pause = _SHORTEST_PAUSE
+        while self._socket is not None and self._is_known:
+            taken = _taken(*self._socket)
+            if taken is None:
+                return False
+            # Until the socket was found, the kernel may have taken any part of the bytes given before.
+            if self._given - (taken - self._before) <= self._allowed:
+                break
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return True
+
+
+def _socket_of(peer: _Key) -> tuple[int, bytes] | None:
+    """Return the descriptor of the connection to a peer, and its cookie; ``None`` if there is none."""
+    for name in _descriptors():
+        with suppress(OSError, ValueError), _copy(descriptor := int(name)) as connection:
+            host, port = connection.getpeername()[:2]
+            if peer[1] == str(port) and peer_key(f"[{host}]:{port}") == peer:
+                return descriptor, connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+    return None
+
+
+def _taken(descriptor: int, cookie: bytes) -> int | None:
+    """Return how many bytes the kernel has taken for a connection; ``None`` if it is gone."""
+    try:
+        with _copy(descriptor) as connection:
+            if connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) != cookie:
+                return None
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
+            if len(info) < _INFO_SIZE or info[0] not in {_ESTABLISHED, _CLOSE_WAIT}:
+                return None
+            (queued,) = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))
+            (acknowledged,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
+            return int(acknowledged) + int(queued)
+    except OSError:
+        return None
 
 
 def _eviction_key(one: _Connection) -> tuple[bool, float]:

@@ -14,6 +14,7 @@ from nixery.errors import StorageFull
 from nixery.request_context import current_request
 from nixery.server import app as server
 from nixery.server.app import Application, send_body, start_body
+from nixery.server.connections import Backpressure
 from nixery.server.health import Health
 from nixery.server.http import BytesResponse, Fields, Request, Response, StreamResponse
 from nixery.server.observation import Observation
@@ -148,6 +149,9 @@ async def test_a_defect_is_answered_without_details_and_counted(
     assert "request failed" in capsys.readouterr().out
 
 
+# Of a client without a connection.
+UNKNOWN = Backpressure("192.0.2.1:1")
+
 GET = Request("GET", "/v2/git/blobs/x", {}, {}, b"")
 
 
@@ -213,7 +217,7 @@ async def test_all_pieces_are_sent_with_their_length() -> None:
     client, body = StreamClient(), ThreePieces()
     response, pieces = await start_body(body.response())
     assert pieces is not None
-    await send_body(GET, response, pieces, [], client)
+    await send_body(GET, response, pieces, [], client, UNKNOWN)
     assert (client.body, client.headers) == (b"012", {"content-length": "3"})
     assert not body.is_open
 
@@ -222,7 +226,7 @@ async def test_a_body_of_unknown_length_has_no_content_length() -> None:
     client = StreamClient()
     response, pieces = await start_body(ThreePieces().response(length=None))
     assert pieces is not None
-    await send_body(GET, response, pieces, [], client)
+    await send_body(GET, response, pieces, [], client, UNKNOWN)
     assert (client.body, client.headers) == (b"012", {})
 
 
@@ -252,7 +256,7 @@ async def test_an_error_in_the_middle_ends_the_body_early() -> None:
     client, body = StreamClient(), ThreePieces(fails_before=2)
     response, pieces = await start_body(body.response())
     assert pieces is not None
-    await send_body(GET, response, pieces, [], client)
+    await send_body(GET, response, pieces, [], client, UNKNOWN)
     assert (client.body, client.headers) == (b"01", {"content-length": "3"})
 
 
@@ -260,6 +264,6 @@ async def test_a_client_that_disconnects_holds_no_body_open() -> None:
     client, body = StreamClient(takes=1), ThreePieces()
     response, pieces = await start_body(body.response())
     assert pieces is not None
-    await send_body(GET, response, pieces, [], client)
+    await send_body(GET, response, pieces, [], client, UNKNOWN)
     assert client.body == b"0"
     assert not body.is_open

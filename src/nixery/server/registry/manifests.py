@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
+from nixery.builds.slots import Slots
 from nixery.caching import LRUCache
-from nixery.errors import ManifestUnknown
+from nixery.errors import ManifestUnknown, TooBusy
 from nixery.image.name import Tag, parse_reference, requests_for, validate_name
 from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
@@ -40,6 +41,11 @@ _ENDS = {
     for media_type in _MANIFEST_TYPES
 }
 
+# Concurrent reads of manifests from the storage, and waiting ones, which exceed the default number of connections.
+# Any client can request a layer or a config as a manifest, and the server has to read all of it to refuse: without a
+# limit, each connection would hold a document in memory.
+_READS, _WAITING = 16, 2048
+
 # Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
 _LONGEST_ACCEPT = 8192
 
@@ -63,6 +69,7 @@ class Manifests:
         self._uses = uses
         self._catalogue = catalogue
         self._documents: LRUCache[Digest, Document] = LRUCache(_CAPACITY)
+        self._reads = Slots(_READS, _WAITING, busy=TooBusy.IMAGES)
 
     async def get(self, request: Request, name: str, reference: str) -> Response:
         """Answer GET and HEAD: containerd and Docker begin with a HEAD of the tag and rely on its digest.
@@ -73,8 +80,7 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                cached = self._documents.get(digest) if self._uses.note([digest]) else None
-                document = cached or await self._stored(digest)
+                document = self._cached(digest) or await self._stored(digest)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
@@ -91,8 +97,16 @@ class Manifests:
                     headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
                 return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
 
+    def _cached(self, digest: Digest) -> Document | None:
+        return self._documents.get(digest) if self._uses.note([digest]) else None
+
     async def _stored(self, digest: Digest) -> Document:
-        document = await self._read(digest)
+        async with self._reads.slot():
+            # Another request may have read it meanwhile.
+            cached = self._cached(digest)
+            document = None if cached is not None else await self._read(digest)
+        if cached is not None:
+            return cached
         if document is not None:
             # The client is going to pull the parts: claim them, and only then check that all are there.
             parts = referenced_blobs(document.content)
