@@ -127,10 +127,10 @@ def _nix(environment: Mapping[str, str]) -> Finding:
         "install Nix 2.8 or newer (Debian: apt-get install nix-bin), and make sure that this user may build"
     )
     try:
-        said = _run(environment, "nix-instantiate", "--version")
-        version = re.search(r"(\d+)\.(\d+)\S*", said)
+        printed = _run(environment, "nix-instantiate", "--version")
+        version = re.search(r"(\d+)\.(\d+)\S*", printed)
         if version is None or (int(version[1]), int(version[2])) < _OLDEST_NIX:
-            return Finding("nix", False, f"{said} is older than 2.8, or not Nix", advice)
+            return Finding("nix", False, f"{printed} is older than 2.8, or not Nix", advice)
         if _run(environment, "nix-instantiate", "--eval", "--expr", "1 + 1") != "2":
             return Finding("nix", False, f"Nix {version[0]} does not evaluate", advice)
     except NixeryError as error:

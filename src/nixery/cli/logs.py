@@ -34,7 +34,7 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
     structlog.configure(
         processors=[LogBudget(), *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Dispensable(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _LossyStream(sys.stderr))),
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -46,7 +46,7 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
 
 
-class _Dispensable:
+class _LossyStream:
     """A stream that drops text which it cannot write: its reader is gone, or the disk is full.
 
     Otherwise every request that causes a log line would fail, although the server could answer it.

@@ -280,12 +280,12 @@ def _explain(error: httpx.TransportError) -> str:
 
 def _refusal(answer: httpx.Response) -> str:
     try:
-        said = "; ".join(
+        reasons = "; ".join(
             f"{e.get('code', '')} {e.get('message', '')}".strip() for e in answer.json()["errors"]
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        said = ""
+        reasons = ""
     meaning = _MEANING.get(answer.status_code, answer.reason_phrase)
     what = f"{answer.request.method} failed with {answer.status_code}"
-    said = shortened(said, _SHOWN)
-    return " ".join(f"{what}: {meaning}{f' ({said})' if said else ''}".split())
+    reasons = shortened(reasons, _SHOWN)
+    return " ".join(f"{what}: {meaning}{f' ({reasons})' if reasons else ''}".split())

@@ -245,9 +245,9 @@ class _Push:
             content=manifest.content,
             headers={"Content-Type": manifest.media_type},
         )
-        said = answer.headers.get("docker-content-digest")
-        if said not in {None, str(manifest.digest)}:
-            raise PushFailed(f"{self._target}: the registry stored {manifest.digest} as {said}")
+        stored = answer.headers.get("docker-content-digest")
+        if stored not in {None, str(manifest.digest)}:
+            raise PushFailed(f"{self._target}: the registry stored {manifest.digest} as {stored}")
 
 
 def _parts(manifest: _Manifest) -> list[Digest]:

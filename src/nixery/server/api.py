@@ -290,7 +290,7 @@ class Api:
 
 @dataclass(frozen=True, slots=True)
 class NamedImage:
-    """What is known of a name and a tag.
+    """The stored and the missing images of a name and a tag.
 
     Attributes:
         pin: the state of the package source that the tag stands for.

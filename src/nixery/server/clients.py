@@ -1,4 +1,4 @@
-"""What a request says about its client and about this server: addresses, our public URL, and requests to refuse."""
+"""Clients by address, our public URL, and the requests to refuse: all that header fields and addresses decide."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ class Clients:
         # Each proxy appends the address of its peer; a client's own text stands to the left of those.
         while forwarded and self.trusts_host(host):
             forwarded, _, last = forwarded.rpartition(",")
-            said = _forwarded_host(last.strip())
-            if _address(said) is None:
+            address = _forwarded_host(last.strip())
+            if _address(address) is None:
                 break
-            host = said
+            host = address
         return self.client_of_host(host)
 
     def _trusts(self, host: str) -> bool:
@@ -131,9 +131,9 @@ def host(request: Request) -> str:
     if request.public_url is not None:
         return request.public_url.partition("://")[2]
     for header in ("x-forwarded-host", "host"):
-        told = request.headers.get(header, "").partition(",")[0].strip()
-        if _PUBLIC_HOST.fullmatch(told):
-            return told
+        name = request.headers.get(header, "").partition(",")[0].strip()
+        if _PUBLIC_HOST.fullmatch(name):
+            return name
     return _UNKNOWN_HOST
 
 
@@ -204,8 +204,8 @@ def _comes_from_another_site(request: Request) -> bool:
         return request.path.startswith("/v2/") and headers.get("user-agent", "").startswith("Mozilla/")
     # Prefer the browser's own statement about the site to a comparison of names, unless we know our public
     # name: a page can have its own name resolve to our address, and then has the same origin.
-    told = site is not None and request.public_url is None
-    if origin is not None and not told and not _is_own(request, origin):
+    decides = site is not None and request.public_url is None
+    if origin is not None and not decides and not _is_own(request, origin):
         return True
     if site is None or site in _OWN_SITE:
         return False
@@ -226,11 +226,11 @@ def _is_host(host: str) -> bool:
     return _HOST_FIELD.fullmatch(host) is not None
 
 
-def _forwarded_host(said: str) -> str:
+def _forwarded_host(element: str) -> str:
     """Return the address in an element of ``X-Forwarded-For``, with or without a port."""
-    if said.startswith("[") or (said.count(":") == 1 and "." in said):
-        return host_of(said) if not said.endswith("]") else said.strip("[]")
-    return said
+    if element.startswith("[") or (element.count(":") == 1 and "." in element):
+        return host_of(element) if not element.endswith("]") else element.strip("[]")
+    return element
 
 
 def _address(host: str) -> Address | None:

@@ -423,7 +423,7 @@ def _copy(descriptor: int) -> socket.socket:
     # the copy's is not.
     copy = os.dup(descriptor)
     try:
-        # The kernel tells whether it is a socket at all; the addresses of its ends tell the family.
+        # The kernel refuses other descriptors; the addresses of the ends have the family.
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=copy)
     except OSError:
         os.close(copy)

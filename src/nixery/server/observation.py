@@ -1,4 +1,4 @@
-"""What is recorded of each request: counts always; a log line and a trace where they are wanted."""
+"""Records each request: counts always, a log line and a trace if they are enabled."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextvars import Context
+from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
@@ -14,9 +16,19 @@ from nixery.errors import StorageFull
 from nixery.request_context import current_request
 from nixery.server import app as server
 from nixery.server.app import Application, send_body, start_body
+from nixery.server.clients import Clients
 from nixery.server.connections import Backpressure
 from nixery.server.health import Health
-from nixery.server.http import BytesResponse, Fields, Request, Response, StreamResponse
+from nixery.server.http import (
+    ByteRange,
+    BytesResponse,
+    Fields,
+    FileResponse,
+    NotModified,
+    Request,
+    Response,
+    StreamResponse,
+)
 from nixery.server.observation import Observation
 from nixery.telemetry.metrics import Metrics, RequestCounts
 from tests.fuzz.application import _Headers, _Protocol, _Scope
@@ -267,3 +279,113 @@ async def test_a_client_that_disconnects_holds_no_body_open() -> None:
     await send_body(GET, response, pieces, [], client, UNKNOWN)
     assert client.body == b"0"
     assert not body.is_open
+
+
+class Recorder:
+    """A handler that records requests and returns one response."""
+
+    def __init__(self, response: Response) -> None:
+        self.requests: list[Request] = []
+        self._response = response
+
+    async def answer(self, request: Request) -> Response:
+        self.requests.append(request)
+        return self._response
+
+
+async def answered(
+    response: Response,
+    *,
+    method: str = "GET",
+    path: str = "/v2/",
+    query: str = "",
+    headers: Iterable[tuple[str, str]] = (),
+    trusted: str | None = None,
+) -> tuple[Recorder, _Protocol]:
+    """Ask an application whose only handler is the registry; return it, and what the web server got."""
+    recorder, protocol = Recorder(response), _Protocol()
+    clients = Clients([ip_network(trusted)] if trusted else [])
+    application = Application(recorder.answer, Observation(RequestCounts(), clients), {})
+    scope = _Scope(method, path, query, _Headers([("host", "registry.example"), *headers]))
+    await asyncio.create_task(application.__rsgi__(scope, protocol), context=Context())
+    return recorder, protocol
+
+
+async def test_repeated_fields_are_joined_and_the_query_is_decoded() -> None:
+    fields = [("accept", "a"), ("accept", "b")]
+    recorder, _ = await answered(BytesResponse(200, b""), query="n=1&last=a%2Fb&n=2&empty=", headers=fields)
+    (request,) = recorder.requests
+    assert request.headers["accept"] == "a, b"
+    assert request.query == {"n": "2", "last": "a/b", "empty": ""}
+
+
+@pytest.mark.parametrize("trusted", [None, "127.0.0.0/8"])
+async def test_only_a_trusted_proxy_describes_a_request(trusted: str | None) -> None:
+    fields = [("x-forwarded-host", "outside.example"), ("x-request-id", "mine")]
+    recorder, protocol = await answered(BytesResponse(200, b""), headers=fields, trusted=trusted)
+    (request,) = recorder.requests
+    assert request.forwarded
+    assert ("x-forwarded-host" in request.headers) is (trusted is not None)
+    assert len(protocol.responses) == 1
+
+
+async def test_head_has_the_length_of_get_and_no_body() -> None:
+    _, protocol = await answered(BytesResponse(200, b"12345"), method="HEAD")
+    (answer,) = protocol.responses
+    assert (answer.headers["content-length"], answer.body) == ("5", b"")
+
+
+async def test_an_unmodified_response_has_no_length() -> None:
+    _, protocol = await answered(NotModified({"ETag": '"a"'}))
+    (answer,) = protocol.responses
+    assert (answer.status, answer.headers["etag"]) == (304, '"a"')
+    assert "content-length" not in answer.headers
+
+
+async def test_the_web_server_sends_a_file_or_a_part_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "blob"
+    file.write_bytes(b"0123456789")
+    _, whole = await answered(FileResponse(200, file, 10, None))
+    _, part = await answered(FileResponse(206, file, 10, ByteRange(2, 4)))
+    assert [(one.body, one.headers["content-length"]) for one in (*whole.responses, *part.responses)] == [
+        (b"0123456789", "10"),
+        (b"234", "3"),
+    ]
+
+
+async def test_a_refused_request_reaches_no_handler() -> None:
+    recorder, protocol = await answered(BytesResponse(200, b""), headers=[("host", "other.example")])
+    assert recorder.requests == []
+    assert [answer.status for answer in protocol.responses] == [400]
+
+
+async def test_the_first_matching_prefix_selects_the_handler_and_other_paths_are_not_found() -> None:
+    api, pages = Recorder(BytesResponse(200, b"api")), Recorder(BytesResponse(200, b"page"))
+    below = {"/api/": api.answer, "/b": pages.answer}
+    one = Application(None, Observation(RequestCounts()), {}, below)
+    for path, status, body in (
+        ("/api/x", 200, b"api"),
+        ("/builds", 200, b"page"),
+        ("/", 404, b"UNSUPPORTED"),
+    ):
+        task, protocol = ask(one, "192.0.2.1:1", path)
+        await task
+        (answer,) = protocol.responses
+        assert (answer.status, body in answer.body) == (status, True)
+
+
+async def test_a_request_body_that_does_not_arrive_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_BODY_TIMEOUT", 0)
+    slow = Slow()
+
+    class Silent(_Protocol):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            await asyncio.Event().wait()
+            yield b""
+
+    protocol = Silent()
+    scope = _Scope("POST", "/api/v1/builds", "", _Headers([("host", "a")]))
+    await asyncio.create_task(application(slow).__rsgi__(scope, protocol), context=Context())
+    (answer,) = protocol.responses
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert slow.bodies == []

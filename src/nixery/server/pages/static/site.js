@@ -170,7 +170,7 @@ function compose(section) {
     } catch {
       return;
     }
-    if (question !== asked) return; // somebody has typed on
+    if (question !== asked) return; // the input has changed since
     options = answer.packages.filter((found) => !chosen.includes(found.name));
     list.replaceChildren(...options.map((found, index) => {
       const item = element("li");
