@@ -43,8 +43,8 @@ def copy(
 ) -> None:
     """Copy all blobs and records of a storage to another one, verifying every blob.
 
-    Blobs that the target has are skipped, so running the command again resumes an interrupted copy. Credentials come from the
-    environment, as for the server.
+    Blobs that the target has are skipped, so running the command again resumes an interrupted copy.
+    Credentials come from the environment, as for the server.
     """
     from rich.filesize import decimal
 
