@@ -133,5 +133,5 @@ def test_a_wrong_password_is_one_line(
 def test_an_unreachable_registry_is_one_line(nixery: CommandLine, registry: Peer) -> None:
     ended = nixery("build", "hello", "-o", "registry:127.0.0.1:1/hello", "-q", status=1)
     (line,) = ended.stderr.splitlines()
-    assert "127.0.0.1:1: it cannot be reached" in line
+    assert "127.0.0.1:1: cannot connect" in line
     assert registry.port != 1
