@@ -22,7 +22,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
-from nixery.app import Components, wire
+from nixery.app import Components, assemble
 from nixery.builds.events import (
     Build,
     BuildEvent,
@@ -132,7 +132,7 @@ async def _measure(settings: Settings, name: str) -> dict[str, float]:
     clock = _Clock()
     resources = prepare(settings, serving=False)
     started = time.perf_counter()
-    async with wire(settings, resources, observer=clock) as components:
+    async with assemble(settings, resources, observer=clock) as components:
         await components.ahead
         ahead = time.perf_counter() - started
         clock.last = began = time.perf_counter()
@@ -141,7 +141,7 @@ async def _measure(settings: Settings, name: str) -> dict[str, float]:
         parts = {**clock.parts, "in all": clock.last - began, _AHEAD: ahead}
         parts[_AGAIN] = await _get(components, resources, name)
     resources = prepare(settings, serving=False)
-    async with wire(settings, resources, observer=_Clock()) as components:
+    async with assemble(settings, resources, observer=_Clock()) as components:
         await components.ahead
         parts[_RESTARTED] = await _get(components, resources, name)
     return parts

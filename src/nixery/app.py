@@ -1,13 +1,4 @@
-"""Settings become what asks Nix, and what knows where packages come from.
-
-The pages, and the API below them.
-
-Traces, where they are asked for.
-
-What a server does in the background.
-
-The composition root: settings become adapters, adapters become the application. By hand, top to bottom.
-"""
+"""The composition root: settings become adapters, adapters become the application. By hand, top to bottom."""
 
 from __future__ import annotations
 
@@ -83,213 +74,97 @@ from nixery.telemetry.storage import CountedBlobStore, CountedRecordStore
 if TYPE_CHECKING:
     from nixery.telemetry.traces import Traces
 
-
-def package_source(settings: Settings, resources: Resources, store: NixStore) -> PackageSource:
-    """Make the one source that the settings name."""
-    copies, temporary, git = (
-        settings.storage_path / "sources",
-        resources.temporary.path,
-        settings.git_environment,
-    )
-
-    def place(url: str) -> SourceLocation:
-        # The user of a command can read the settings anyway; an image is the same, whichever command made it.
-        return SourceLocation.parse(url, public=settings.shows(url), local=resources.address is None)
-
-    if settings.package_set is not None:
-        return DirectorySource(settings.package_set, settings.build_environment)
-    if settings.repository is not None:
-        location = place(settings.repository)
-        repository = GitRepository(location, copies, git, settings.commits)
-        return GitSource(location, repository, settings.commits, temporary, store, git)
-    if settings.channel is not None:
-        rule = channel_rule(settings.commits, settings.channel, settings.channel_tags)
-        names = GitRepository(place(settings.channel_repository), copies, git, rule)
-        archives = Archives(
-            place(settings.channel_url),
-            settings.channel_url,
-            temporary,
-            settings.fetch_environment,
-            _evaluation_memory(settings),
-        )
-        return ChannelSource(settings.channel, settings.channel_tags, archives, names, rule, store)
-    if settings.flake is not None:
-        is_directory = settings.flake.startswith(("/", "."))
-        flake = FlakeReference(str(Path(settings.flake).absolute()) if is_directory else settings.flake)
-        versions = (
-            GitRepository(place(flake.repository), copies, git, settings.commits)
-            if flake.repository
-            else None
-        )
-        fetching = ProcessContext(settings.fetch_environment, _evaluation_memory(settings))
-        return FlakeSource(flake, place(flake.text), versions, settings.commits, store, fetching)
-    raise AssertionError("the settings have one source")
-
-
-async def look_ahead(source: PackageSource) -> None:
-    """Read before anybody asks what will be needed anyway."""
-    # The others would have to ask somebody else, about tags that perhaps nobody ever wants.
-    if isinstance(source, DirectorySource):
-        await source.look_ahead()
-
-
-def nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
-    """Return the options for running Nix.
-
-    Args:
-        settings: of the process.
-        sandbox: whether builds ask for Nix's sandbox; ``None`` to leave that to Nix's configuration.
-    """
-    return NixOptions(
-        every_command=settings.nix_arguments,
-        sandbox=sandbox,
-        import_from_derivation=settings.allow_ifd,
-        environment=settings.evaluation_environment,
-        fetching=settings.fetch_environment,
-        building=settings.build_environment,
-        memory=_evaluation_memory(settings),
-    )
-
-
-def _evaluation_memory(settings: Settings) -> int | None:
-    return settings.evaluation_memory * 1024 * 1024 or None
-
-
-def pages(
-    settings: Settings,
-    resources: Resources,
-    index: PackageIndex,
-    descriptions: ImageDescriptions,
-    history: BuildHistory,
-    warming: Prebuilder,
-) -> dict[str, Handler]:
-    """Make what answers people, and programs that are no clients of a registry, by how paths begin."""
-    platforms, public = resources.platforms, settings.public_builds
-    bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
-    published = PublishedBuilds(history, bounds, public=public)
-    api = Api(
-        Packages(index),
-        Builds(published, warming, platforms),
-        ImageDocuments(descriptions, platforms, compare=public),
-    )
-    return {"/api/": api.answer, "/": Pages(published, descriptions, platforms).answer}
-
-
-def make_traces(settings: Settings) -> Traces | None:
-    """Make what writes traces; ``None`` if nobody wants any, or if what is needed for them is not installed."""
-    if not settings.traces:
-        return None
-    try:
-        from nixery.telemetry.traces import Traces  # noqa: PLC0415 -- an extra, and slow to import
-    except ImportError as error:
-        # No reason not to serve: the variables are often set for whole machines.
-        structlog.get_logger("nixery.traces").warning(
-            "no traces: OpenTelemetry's variables are set, but it is not installed; "
-            "pip install 'nixery[otel]' installs it, OTEL_TRACES_EXPORTER=none ends this message",
-            missing=error.name,
-        )
-        return None
-    return Traces()
-
-
 # Seconds between two scans of all records. In a bucket, a listing costs a request for 1000 of them.
-_TIDIED = 300.0
-_TIDIED_IN_A_BUCKET = 3600.0
+_SCAN_INTERVAL = 300.0
+_SCAN_INTERVAL_IN_A_BUCKET = 3600.0
 
-
-def upkeep(
-    settings: Settings, resources: Resources, blobs: BlobStore, records: RecordStore
-) -> list[Coroutine[Any, Any, None]]:
-    """What a server does in the background; commands end before there is anything to do."""
-    collector = Collector(blobs, records, settings.storage_grace)
-    usage = partial(file_system_use, settings.storage_path)
-    tidied = _TIDIED if settings.storage_backend == "filesystem" else _TIDIED_IN_A_BUCKET
-    high = settings.storage_high
-    marks = Marks(high, settings.storage_low or high.times(0.9)) if high is not None else None
-    work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(tidied)]
-    if settings.scrub_rate:
-        work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
-    work.append(_keep(resources.temporary, resources.roots))
-    return work
-
-
-async def _keep(*directories: ProcessDirectory) -> None:
-    """Make directories again that somebody deletes, and keep them from being taken for left behind."""
-    while True:
-        await asyncio.sleep(1)
-        for directory in directories:
-            with suppress(StorageError):  # whoever needs it is told
-                await asyncio.to_thread(directory.restore)
+# Default low watermark, as a fraction of the high one.
+_LOW = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The parts of a server that commands use.
+    """The parts of the application that commands use.
 
     Attributes:
-        application: the server's routes.
-        close: ends all builds; call it before stopping the server.
-        index: of the names of packages.
-        counting: of references across the package set.
+        application: the public listener.
+        admin: the listener for health and metrics.
+        images: builds images, or finds them.
+        blobs: the content of images.
+        pins: what tags mean.
+        evaluator: what the package set says about a request.
+        index: names of packages.
+        counting: counts references across the package set.
         ahead: reads data in advance; no request depends on it, but it makes the first one faster.
-        admin: health and metrics, for a listener of their own.
+        close: ends all builds; call it before stopping the server.
     """
 
     application: Application
+    admin: Application
     images: Images
     blobs: BlobStore
     pins: Pins
     evaluator: Evaluator
     index: PackageIndex
-    close: Callable[[], Awaitable[None]]
     counting: ReferenceCounting
     ahead: asyncio.Task[None]
-    admin: Application
+    close: Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
-async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom to the top
+async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bottom to the top
     settings: Settings,
     resources: Resources,
     expression: NixExpression | None = None,
     observer: BuildObserver | None = None,
 ) -> AsyncIterator[Components]:
-    """Put everything together; take it apart when the context ends.
+    """Construct all parts of the application; close them when the context ends.
 
     Args:
         settings: of the process.
-        resources: acquired at start, for these settings.
-        expression: what the command line adds to the package set. The server never has one.
+        resources: acquired at the start, for these settings.
+        expression: added to the package set by the command line. The server never has one.
         observer: of builds; ``None`` for the log.
     """
     metrics = Metrics()
-    traces = make_traces(settings)
+    traces = _traces(settings)
+
+    # Storage.
     blobs = CountedBlobStore(resources.blobs, metrics.storage_errors)
     records = CountedRecordStore(resources.records, metrics.storage_errors)
+    uses = Leases(records, settings.storage_grace)
+    catalogue = Catalogue(records)
+    small_blobs = SmallBlobs(blobs)
+
+    # The package source. Tag look-ups have slots of their own, so that they do not wait for builds.
     roots = GarbageCollectorRoots(resources.roots.path)
     collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
-    source = package_source(settings, resources, NixStore(roots, collector, settings.build_environment))
-    # Looking tags up has slots of its own: nobody waits there for somebody else's build.
+    source = _package_source(settings, resources, NixStore(roots, collector, settings.build_environment))
     share = Share(settings.max_builds_per_client, settings.queued_per_client)
     look_ups, histories = (
         Slots(settings.max_builds, settings.max_queued, busy=TooBusy.LOOKUPS, share=share) for _ in range(2)
     )
     bounded = BoundedSource(source, look_ups, histories)
     pins = Pins(bounded, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl)
-    options = nix_options(settings, sandbox=resources.sandbox)
+
+    # Nix.
+    options = _nix_options(settings, sandbox=resources.sandbox)
     nix = SubprocessNixBuilder(
         settings.nix_timeout, roots, options, collector, expression, gate=resources.gate
     )
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
-    # What an expression refers to, nobody can tell; so it is evaluated each time.
+
+    # Caches of evaluations and images, by everything that may change a result. An expression may refer to anything, so
+    # its results are not cached.
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
     identity = canonical_json(
         [evaluation, packer.identity, settings.layer_budget, resources.popularity.identity]
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
-    uses = Leases(records, settings.storage_grace)
     cache = BuildCache(records, blobs, uses, identity) if expression is None else None
+
+    # Builds.
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, resources.locks))
     evaluator = Evaluator(source, nix, evaluations)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
@@ -307,6 +182,10 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
     indexes = Indexes(builds, blobs, uses, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
+
+    # The package index, and counts of references.
+    listing = PackageListing(source, nix, resources.platforms[0], settings.failure_ttl)
+    index = PackageIndex(pins, listing, records, evaluation)
     counting = ReferenceCounting(
         pins,
         source,
@@ -314,8 +193,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         BatchRecords(records, evaluation),
         settings.max_builds,
     )
-    catalogue = Catalogue(records)
-    small_blobs = SmallBlobs(blobs)
+
+    # The server.
     counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
     metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
     registry = Registry(
@@ -324,9 +203,7 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         Discovery(catalogue, public=settings.public_builds),
         log_links=settings.public_builds,
     )
-    listing = PackageListing(source, nix, resources.platforms[0], settings.failure_ttl)
-    index = PackageIndex(pins, listing, records, evaluation)
-    below = pages(
+    below = _pages(
         settings,
         resources,
         index,
@@ -336,10 +213,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     )
 
     async def source_is_usable() -> None:
-        try:
+        with suppress(TagUnknown):  # the source answered that it has no such tag
             await pins.require_known("latest")
-        except TagUnknown:
-            return  # it was asked, and has no such tag
 
     health = Health(
         {
@@ -349,27 +224,28 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         },
         metrics,
     )
+    clients = Clients(settings.trusted_proxies)
+    observation = Observation(metrics.requests, clients, traces, verbose=settings.log_level == "debug")
+    application = Application(
+        registry.answer,
+        observation,
+        health.public_routes(private=settings.admin_port is None and is_loopback(resources.address)),
+        below,
+        public_url=settings.public_url,
+    )
+    admin = Application(None, observation, health.admin_routes())
 
     async def close() -> None:
         await asyncio.gather(layers.close(), images.close(), index.close())
         await history.close()
 
-    ahead = asyncio.create_task(look_ahead(source))
-    background = upkeep(settings, resources, blobs, records) if resources.address is not None else []
+    ahead = asyncio.create_task(_read_ahead(source))
+    # Commands end before there is anything to do in the background.
+    background = _background(settings, resources, blobs, records) if resources.address is not None else []
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
-        clients = Clients(settings.trusted_proxies)
-        observation = Observation(metrics.requests, clients, traces, verbose=settings.log_level == "debug")
-        application = Application(
-            registry.answer,
-            observation,
-            health.public_routes(private=settings.admin_port is None and is_loopback(resources.address)),
-            below,
-            public_url=settings.public_url,
-        )
-        admin = Application(None, observation, health.admin_routes())
         history.start()
-        yield Components(application, images, blobs, pins, evaluator, index, close, counting, ahead, admin)
+        yield Components(application, admin, images, blobs, pins, evaluator, index, counting, ahead, close)
     finally:
         for task in tasks:
             task.cancel()
@@ -380,3 +256,122 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
             traces.close()
         resources.roots.close()
         resources.temporary.close()
+
+
+def _package_source(settings: Settings, resources: Resources, store: NixStore) -> PackageSource:
+    """Make the one source that the settings name."""
+    copies, temporary = settings.storage_path / "sources", resources.temporary.path
+    git = settings.git_environment
+
+    def place(url: str) -> SourceLocation:
+        # The user of a command can read the settings anyway; an image is the same, whichever command made it.
+        return SourceLocation.parse(url, public=settings.is_public(url), local=resources.address is None)
+
+    if settings.package_set is not None:
+        return DirectorySource(settings.package_set, settings.build_environment)
+    if settings.repository is not None:
+        location = place(settings.repository)
+        repository = GitRepository(location, copies, git, settings.commits)
+        return GitSource(location, repository, settings.commits, temporary, store, git)
+    if settings.channel is not None:
+        rule = channel_rule(settings.commits, settings.channel, settings.channel_tags)
+        names = GitRepository(place(settings.channel_repository), copies, git, rule)
+        archives = Archives(
+            place(settings.channel_url),
+            settings.channel_url,
+            temporary,
+            settings.fetch_environment,
+            settings.evaluation_bytes,
+        )
+        return ChannelSource(settings.channel, settings.channel_tags, archives, names, rule, store)
+    if settings.flake is not None:
+        is_directory = settings.flake.startswith(("/", "."))
+        flake = FlakeReference(str(Path(settings.flake).absolute()) if is_directory else settings.flake)
+        versions = (
+            GitRepository(place(flake.repository), copies, git, settings.commits)
+            if flake.repository
+            else None
+        )
+        fetching = ProcessContext(settings.fetch_environment, settings.evaluation_bytes)
+        return FlakeSource(flake, place(flake.text), versions, settings.commits, store, fetching)
+    raise AssertionError("the settings have one source")
+
+
+def _nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
+    return NixOptions(
+        every_command=settings.nix_arguments,
+        sandbox=sandbox,
+        import_from_derivation=settings.allow_ifd,
+        environment=settings.evaluation_environment,
+        fetching=settings.fetch_environment,
+        building=settings.build_environment,
+        memory=settings.evaluation_bytes,
+    )
+
+
+def _pages(
+    settings: Settings,
+    resources: Resources,
+    index: PackageIndex,
+    descriptions: ImageDescriptions,
+    history: BuildHistory,
+    prebuilder: Prebuilder,
+) -> dict[str, Handler]:
+    """Make the API and the pages, by the beginning of their paths."""
+    platforms, public = resources.platforms, settings.public_builds
+    bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
+    published = PublishedBuilds(history, bounds, public=public)
+    api = Api(
+        Packages(index),
+        Builds(published, prebuilder, platforms),
+        ImageDocuments(descriptions, platforms, compare=public),
+    )
+    return {"/api/": api.answer, "/": Pages(published, descriptions, platforms).answer}
+
+
+def _traces(settings: Settings) -> Traces | None:
+    """Make the exporter of traces; ``None`` if the settings ask for none, or OpenTelemetry is not installed."""
+    if not settings.traces:
+        return None
+    try:
+        from nixery.telemetry.traces import Traces  # noqa: PLC0415 -- an extra, and slow to import
+    except ImportError as error:
+        # No reason not to start: the variables are often set for whole machines.
+        structlog.get_logger("nixery.traces").warning(
+            "cannot export traces: OpenTelemetry is not installed; "
+            "install it with pip install 'nixery[otel]', or set OTEL_TRACES_EXPORTER=none",
+            missing=error.name,
+        )
+        return None
+    return Traces()
+
+
+async def _read_ahead(source: PackageSource) -> None:
+    # Other sources would ask another server, about tags that perhaps no client wants.
+    if isinstance(source, DirectorySource):
+        await source.look_ahead()
+
+
+def _background(
+    settings: Settings, resources: Resources, blobs: BlobStore, records: RecordStore
+) -> list[Coroutine[Any, Any, None]]:
+    """Make the background work of a server: garbage collection, scrubbing, and care of its directories."""
+    collector = Collector(blobs, records, settings.storage_grace)
+    usage = partial(file_system_use, settings.storage_path)
+    interval = _SCAN_INTERVAL if settings.storage_backend == "filesystem" else _SCAN_INTERVAL_IN_A_BUCKET
+    high = settings.storage_high
+    marks = Marks(high, settings.storage_low or high.times(_LOW)) if high is not None else None
+    work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(interval)]
+    if settings.scrub_rate:
+        work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
+    work.append(_restore(resources.temporary, resources.roots))
+    return work
+
+
+async def _restore(*directories: ProcessDirectory) -> None:
+    """Recreate directories of this process if another program deletes them."""
+    while True:
+        await asyncio.sleep(1)
+        for directory in directories:
+            with suppress(StorageError):  # the next user of the directory reports it
+                await asyncio.to_thread(directory.restore)

@@ -1,49 +1,46 @@
-"""The root of the tree, and what is no fault of a request or a build.
-
-What the client asked for cannot be.
-
-The request is fine, and there is no image all the same.
-
-All errors of nixery's domain; no HTTP in here.
+"""The tree of domain errors, by who can do something about them. No HTTP in here.
 
 ::
 
     NixeryError
-    ├── RequestError                  the client asked for something impossible
+    ├── RequestError                  the client: ask for something else
     │   ├── InvalidName
     │   ├── InvalidReference
     │   ├── InvalidDigest
-    │   ├── NameUnknown
+    │   ├── NameUnknown               nothing was built under this name yet
     │   ├── BlobUnknown
     │   ├── ManifestUnknown
     │   ├── TagUnknown                the package source has no such branch, commit, ...
+    │   ├── PackagesUnavailable       missing, broken, unfree, ...: names them all
     │   ├── ClosureTooLarge           names the largest store paths
-    │   ├── UnsafeContents            names the file of a package
-    │   └── PackagesUnavailable       missing, broken, unfree, ... : names them all
-    ├── BuildError                    the request is valid, making the image failed
-    │   ├── EvaluationFailed
-    │   ├── AnswerTooLarge            Nix, or git, wrote more than its limit
-    │   ├── BuildFailed               with the derivation and the end of its log
-    │   ├── NixTimedOut             a builder, or Nix
-    │   ├── BuildDeadlineExceeded          the whole build timed out
-    │   ├── NixStoreFull
-    │   ├── NixUnusable               Nix is missing, or gives unexpected answers
-    │   ├── PathsCollected            Nix's garbage collector deleted paths in use
-    │   ├── SourceUnreachable         the package source does not answer
-    │   └── PackageSetChanged
+    │   └── UnsafeContents            names the file of a package
+    ├── BuildError                    the request is valid; making the image failed
+    │   ├── PackageSetError           the maintainers of the package set
+    │   │   ├── EvaluationFailed
+    │   │   ├── BuildFailed           with the derivation and the end of its log
+    │   │   ├── AnswerTooLarge        Nix, or git, wrote more than its limit
+    │   │   ├── PackageSetChanged
+    │   │   └── SourceUnreachable     the package source does not answer
+    │   └── NixError                  whoever runs Nix on the machine
+    │       ├── NixTimedOut           a builder, or Nix, ran too long
+    │       ├── BuildDeadlineExceeded the whole build ran too long
+    │       ├── NixStoreFull
+    │       ├── NixUnusable           Nix is missing, or its answer is not understood
+    │       └── PathsCollected        Nix's garbage collector deleted paths in use
     ├── PlatformFailed                one of several platforms: holds one of the above
-    ├── StorageError
-    │   ├── BlobVerificationFailed    written bytes do not match their digest
+    ├── StorageError                  whoever runs the storage
+    │   ├── BlobVerificationFailed
     │   ├── StorageFull
     │   └── CollectionRunning
-    ├── InternalError                 any unexpected exception
-    ├── PushFailed                    another registry does not accept the image
-    ├── TooBusy                       says when to retry
-    ├── ShuttingDown
-    └── SettingsError                 every problem of the environment at once
+    ├── OperatorError                 whoever started this process
+    │   ├── SettingsError             every problem of the environment at once
+    │   ├── PushFailed                another registry does not accept the image
+    │   └── InternalError             a bug; the log has the traceback
+    └── Unavailable                   no one: retry later
+        ├── TooBusy                   says when to retry
+        └── ShuttingDown
 
-Errors carry data. Only ``server/errors.py`` maps them to a status and a code;
-a test walks this tree and requires a row there.
+Errors carry data. ``server/errors.py`` alone maps them to a status and a code; a test walks this tree.
 """
 
 from __future__ import annotations
@@ -53,162 +50,49 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-# The disk, or our share of it, is full; or a file may not become as large as that (setrlimit(2)).
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
+from nixery.plain_text import escaped, shortened
 
 # Characters. With 100 unavailable packages, a message that explains the first five has some 12,000.
 LONGEST_MESSAGE = 16_000
 
+# Characters of a file's name that a message shows: enough to find the file.
+_LONGEST_FILE_NAME = 300
+
+# The disk, or our share of it, is full; or a file may not become as large as that (setrlimit(2)).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class NixeryError(Exception):
-    """The root: everything nixery raises on purpose.
+    """The root: everything that nixery raises on purpose.
 
-    ``str(error)`` is one or a few sentences for the person who made the request: what is
-    wrong and what to do.
+    ``str(error)`` is one or a few sentences for people: what failed, and what to do.
 
     Attributes:
-        build: the id of the build that it ended, if it was one.
+        build: the id of the build that it ended; ``None`` outside of a build.
     """
 
     build: str | None = None
 
     def __init__(self, message: str = "") -> None:
-        # Lines, pages and records show a message, and the texts of a hundred packages may be part of it.
         super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}…")
 
     def without_frames(self) -> Self:
-        """Return an equal error that was raised nowhere, to be remembered, or raised when the remembered one is the answer again.
+        """Return an equal error without a traceback, to remember, or to raise in place of a remembered one.
 
-        A traceback holds the variables of every function that the error passed through, such as a request with all that its client sent.
-        It grows on each raise, so a remembered error itself is never raised.
+        A traceback holds the variables of every function that the error passed, such as a whole request, and grows
+        with each raise.
         """
         error = type(self).__new__(type(self), *self.args)
         vars(error).update(vars(self))
         return error
 
 
-# Letters of a name that a message shows: enough to find the file.
-_MOST_SHOWN = 300
-
-
-def shown(name: bytes) -> str:
-    """Return a file name for an error message: in printable letters, and of a bounded length."""
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in name.decode(errors="replace"))
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
-
-
-class StorageError(NixeryError):
-    """The store for blobs and records does not do what is asked of it."""
-
-
-class BlobVerificationFailed(StorageError):
-    """The bytes written do not have the digest or size they were meant to have; nothing was stored."""
-
-
-class StorageFull(StorageError):
-    """There is no room left for blobs and records. What is stored is served all the same."""
-
-
-def storage_error(what: str, error: OSError) -> StorageError:
-    """Say in our terms why the storage does not do something; paths of the machine stay out of it.
-
-    Args:
-        what: cannot be done.
-        error: the system's.
-    """
-    return (StorageFull if error.errno in _FULL else StorageError)(f"{what}: {error.strerror}")
-
-
-def readable_size(size: int) -> str:
-    """Write a number of bytes for people, in powers of 1024."""
-    amount = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if amount < 1024:  # noqa: PLR2004 -- what the units are made of
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
-class CollectionRunning(StorageError):
-    """Garbage is being collected already, by this or another process."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "garbage is being collected already, by another process; try again when that is done"
-        )
-
-
-class InternalError(NixeryError):
-    """This program is wrong: something was raised that is none of these. The traceback is in the log, and no business of a client's."""
-
-    def __init__(self, request: str | None) -> None:
-        of = f" of request {request}" if request else ""
-        super().__init__(f"internal error; the server's log has the details{of}")
-
-
-class PushFailed(NixeryError):
-    """Another registry does not take an image, or cannot be asked."""
-
-
-class ShuttingDown(NixeryError):
-    """The server is stopping; the same request to its successor will be served."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down; try again")
-
-
-class TooBusy(NixeryError):
-    """So much goes on and waits that no more is taken on; nothing was begun.
-
-    Args:
-        why: with places for ``limit``, what goes on, and ``waiting``.
-
-    Attributes:
-        retry_after: seconds after which it is worth asking again.
-    """
-
-    BUILDS = (
-        "it builds {limit} at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
-    )
-    LOOKUPS = "it looks up {limit} tags at once (NIXERY_MAX_BUILDS), and {waiting} more wait already (NIXERY_MAX_QUEUED)"
-    IMAGES = "it looks {limit} images up in its storage at once, and {waiting} more wait already"
-    LISTINGS = "it lists {limit} package set at once, and {waiting} more wait already"
-    DESCRIPTIONS = "it describes {limit} images at once, and {waiting} more wait already"
-    REPORTS = "it writes down {limit} list of builds at once, and {waiting} more wait already"
-    SEARCHES = "it does {limit} search for packages at once, and {waiting} more wait already"
-    SHARE = "{waiting} requests of this client wait already, which is its share of the queue (NIXERY_MAX_QUEUED_PER_CLIENT)"
-    DISPLACED = "the queue is full, and this request gave way to a client that has fewer in it"
-    FOLLOWERS = "{waiting} streams of build events are open already (NIXERY_MAX_FOLLOWERS); ask for the state of the build instead"
-    SHARE_OF_FOLLOWERS = (
-        "{waiting} streams of build events are open for this client already (NIXERY_MAX_FOLLOWERS_PER_CLIENT); "
-        "ask for the state of the build instead"
-    )
-
-    def __init__(self, limit: int, waiting: int, retry_after: int, why: str = BUILDS) -> None:
-        reason = why.format(limit=limit, waiting=waiting)
-        super().__init__(f"this server is busy: {reason}; try again in {retry_after} seconds")
-        self.retry_after = retry_after
-
-
-class SettingsError(NixeryError):
-    """One or more settings are missing or wrong.
-
-    Attributes:
-        problems: one line each.
-    """
-
-    def __init__(self, problems: tuple[str, ...]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
 class RequestError(NixeryError):
-    """The client's request cannot be served as it stands; repeating it changes nothing."""
+    """The request cannot be served as it stands; repeating it changes nothing."""
 
 
 class InvalidName(RequestError):
-    """A repository name outside the grammar of the distribution specification, or one that contradicts itself."""
+    """A repository name that the distribution specification does not allow, or that contradicts itself."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"invalid image name {name!r}: {reason}")
@@ -217,7 +101,7 @@ class InvalidName(RequestError):
 
 
 class InvalidReference(RequestError):
-    """Neither a valid tag nor a valid digest where a reference to a manifest must stand."""
+    """A reference to a manifest that is neither a valid tag nor a valid digest."""
 
     def __init__(self, reference: str) -> None:
         super().__init__(
@@ -228,7 +112,7 @@ class InvalidReference(RequestError):
 
 
 class InvalidDigest(RequestError):
-    """A digest outside the grammar, or of an algorithm that is not sha256."""
+    """A malformed digest, or one of an algorithm other than sha256."""
 
     def __init__(self, digest: str) -> None:
         super().__init__(f"invalid digest {digest!r}: expected sha256:<64 lower-case hex digits>")
@@ -236,10 +120,10 @@ class InvalidDigest(RequestError):
 
 
 class NameUnknown(RequestError):
-    """Nothing was built for this name yet, so there is nothing to list."""
+    """Nothing was built under this name yet, so there are no tags to list."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"nothing has been built for {name} yet; pull {name}:latest to have it built")
+        super().__init__(f"no image was built under the name {name} yet; pull {name}:latest to build it")
         self.name = name
 
 
@@ -247,7 +131,7 @@ class BlobUnknown(RequestError):
     """No blob with this digest is stored."""
 
     def __init__(self, digest: str) -> None:
-        super().__init__(f"blob {digest} is not stored here; pull the image by its tag to have it built")
+        super().__init__(f"blob {digest} is not stored; pull the image by its tag to build it")
         self.digest = digest
 
 
@@ -260,51 +144,15 @@ class ManifestUnknown(RequestError):
 
 
 class TagUnknown(RequestError):
-    """The package source has nothing that the tag could mean."""
+    """The package source has no branch, tag or commit that the tag could name."""
 
     def __init__(self, tag: str, reason: str) -> None:
         super().__init__(f"tag {tag}: {reason}")
         self.tag = tag
 
 
-class ClosureTooLarge(RequestError):
-    """An image would be larger than this server makes them.
-
-    Attributes:
-        size: of its closure, in bytes (NAR size).
-        limit: in bytes.
-        largest: its largest store paths without their directory, with their own sizes in bytes, the largest first.
-    """
-
-    def __init__(self, size: int, limit: int, largest: tuple[tuple[str, int], ...]) -> None:
-        paths = ", ".join(f"{path} ({readable_size(bytes_)})" for path, bytes_ in largest)
-        super().__init__(
-            f"the image would have {readable_size(size)} of store paths, and {readable_size(limit)} is the limit (NIXERY_MAX_CLOSURE); "
-            f"the largest are {paths}"
-        )
-        self.size = size
-        self.limit = limit
-        self.largest = largest
-
-
-class UnsafeContents(RequestError):
-    """A package holds a forbidden file, or so many that planning the image would exhaust the server.
-
-    Args:
-        file: its name in the image.
-        reason: why it is refused, and what to do about it.
-
-    Attributes:
-        file: to show to people; not necessarily the whole name.
-    """
-
-    def __init__(self, file: bytes, reason: str) -> None:
-        self.file = shown(file)
-        super().__init__(f"{self.file} cannot be in an image: {reason}")
-
-
 class Reason(StrEnum):
-    """Why a package cannot be had. The values are the words used towards the client."""
+    """Why a package is unavailable, in the words that clients see."""
 
     MISSING = "missing"
     BROKEN = "broken"
@@ -319,13 +167,13 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UnavailablePackage:
-    """One package that cannot be had.
+    """A package that an image cannot have.
 
     Attributes:
         name: as the client wrote it.
-        reason: the kind of trouble.
+        reason: the kind of problem.
         explanation: one line in the package set's own words; may be empty.
-        near_names: names the set does have, the most similar first; may be empty.
+        near_names: names that the set has, the most similar first; may be empty.
     """
 
     name: str
@@ -343,44 +191,83 @@ class UnavailablePackage:
 
 
 class PackagesUnavailable(RequestError):
-    """One or more of the requested packages cannot be had; all of them are named."""
+    """One or more of the requested packages are unavailable; the error names all of them."""
 
     def __init__(self, packages: tuple[UnavailablePackage, ...]) -> None:
         super().__init__("packages not available: " + ", ".join(map(str, packages)))
         self.packages = packages
 
 
+class ClosureTooLarge(RequestError):
+    """An image would exceed ``NIXERY_MAX_CLOSURE``.
+
+    Attributes:
+        size: of its closure, in bytes (NAR size).
+        limit: in bytes.
+        largest: its largest store paths without their directory, with their own sizes in bytes, the largest first.
+    """
+
+    def __init__(self, size: int, limit: int, largest: tuple[tuple[str, int], ...]) -> None:
+        paths = ", ".join(f"{path} ({_readable(bytes_)})" for path, bytes_ in largest)
+        super().__init__(
+            f"the image would have {_readable(size)} of store paths, and {_readable(limit)} is the limit "
+            f"(NIXERY_MAX_CLOSURE); the largest are {paths}"
+        )
+        self.size = size
+        self.limit = limit
+        self.largest = largest
+
+
+class UnsafeContents(RequestError):
+    """A package holds a forbidden file, or so many files that planning the image would exhaust the server.
+
+    Args:
+        file: its name in the image.
+        reason: why it is refused, and what to do about it.
+
+    Attributes:
+        file: for people; possibly shortened.
+    """
+
+    def __init__(self, file: bytes, reason: str) -> None:
+        self.file = shown(file)
+        super().__init__(f"{self.file} cannot be in an image: {reason}")
+
+
 class BuildError(NixeryError):
     """The request is valid, but the image could not be made."""
 
 
-class EvaluationFailed(BuildError):
-    """The package set as a whole does not evaluate: nobody's request can be served from it.
+class PackageSetError(BuildError):
+    """The package set, or where it comes from, is the cause."""
+
+
+class EvaluationFailed(PackageSetError):
+    """The package set as a whole does not evaluate, whatever a client asks for.
 
     Attributes:
         log_tail: the last lines that Nix wrote.
     """
 
     def __init__(self, log_tail: tuple[str, ...], reason: str = "") -> None:
-        super().__init__(f"the package set does not evaluate: {reason or 'Nix said nothing'}")
+        super().__init__(f"the package set does not evaluate: {reason or 'Nix gave no reason'}")
         self.log_tail = log_tail
 
 
-class BuildFailed(BuildError):
+class BuildFailed(PackageSetError):
     """A derivation's builder failed.
 
     Attributes:
-        derivation: the name of the derivation that failed (without its store directory), or ``None`` when Nix
-            failed without naming one.
-        log_tail: the last lines the builder wrote.
-        disturbed: whether Nix's garbage collector was at work when it failed, which may have been the reason.
+        derivation: file name of the derivation that failed; ``None`` when Nix failed without naming one.
+        log_tail: the last lines that the builder wrote.
+        disturbed: whether Nix's garbage collector was running at the time, which may have been the cause.
     """
 
     def __init__(
         self, derivation: str | None, log_tail: tuple[str, ...], summary: str, *, disturbed: bool = False
     ) -> None:
         what = f"building {derivation} failed" if derivation else "Nix could not build the packages"
-        # Most clients show the message and nothing else, so that the reason has to be in it.
+        # Most clients show the message and nothing else, so it has to contain the reason.
         last = next((line.strip() for line in reversed(log_tail) if line.strip()), "")
         reason = f"; its log ends with: {last}" if last and last not in summary else ""
         super().__init__(f"{what}: {summary.removesuffix('.') if reason else summary}{reason}")
@@ -389,7 +276,7 @@ class BuildFailed(BuildError):
         self.disturbed = disturbed
 
 
-class AnswerTooLarge(BuildError):
+class AnswerTooLarge(PackageSetError):
     """The output of a command exceeds its limit, in total or for one package.
 
     Attributes:
@@ -397,11 +284,26 @@ class AnswerTooLarge(BuildError):
     """
 
     def __init__(self, what: str, limit: int) -> None:
-        super().__init__(f"{what} is too large: {readable_size(limit)} is the limit")
+        super().__init__(f"{what} is too large: {_readable(limit)} is the limit")
         self.limit = limit
 
 
-class NixTimedOut(BuildError):
+class PackageSetChanged(PackageSetError):
+    """Files of the package set changed during each attempt to evaluate it."""
+
+    def __init__(self) -> None:
+        super().__init__("the package set is being changed; retry when its files are complete")
+
+
+class SourceUnreachable(PackageSetError):
+    """The package source does not answer at the moment; a retry may help."""
+
+
+class NixError(BuildError):
+    """Nix, or the machine that it runs on, is the cause."""
+
+
+class NixTimedOut(NixError):
     """A builder ran longer than ``NIX_TIMEOUT`` seconds, or Nix as a whole made no progress for that long."""
 
     def __init__(self, derivation: str | None, seconds: float, log_tail: tuple[str, ...] = ()) -> None:
@@ -412,56 +314,164 @@ class NixTimedOut(BuildError):
         self.log_tail = log_tail
 
 
-class BuildDeadlineExceeded(BuildError):
-    """An image was not finished within ``NIXERY_BUILD_TIMEOUT`` seconds; the time before its build began does not count."""
+class BuildDeadlineExceeded(NixError):
+    """An image took longer than ``NIXERY_BUILD_TIMEOUT`` seconds, without its time in the queue."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT); what has been built of it is kept, "
-            "so that another attempt gets further"
+            f"the image was not finished within {seconds:g} seconds (NIXERY_BUILD_TIMEOUT); retry to continue from the "
+            "packages that were built"
         )
         self.seconds = seconds
 
 
-class NixStoreFull(BuildError):
-    """There is no room left in the Nix store, or where Nix keeps its database and builds."""
+class NixStoreFull(NixError):
+    """The file system of the Nix store, of Nix's database or of its builds is full."""
 
     def __init__(self) -> None:
-        super().__init__("the Nix store is full: there is no space left where Nix builds and keeps packages")
+        super().__init__("the Nix store is full: make room where Nix builds and keeps packages")
 
 
-class NixUnusable(BuildError):
-    """Nix cannot be run, or answers in a way no known version does."""
+class NixUnusable(NixError):
+    """Nix cannot be run, or its answer is not understood."""
 
 
-class PathsCollected(BuildError):
-    """Nix's garbage collector took what was needed, between two of our steps and again and again."""
+class PathsCollected(NixError):
+    """Nix's garbage collector deleted a path that an image needs, during each attempt to build it."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"Nix's garbage collector took {path} before it was used; try again")
+        super().__init__(f"Nix's garbage collector deleted {path} before it was used; retry")
         self.path = path
 
 
-class SourceUnreachable(BuildError):
-    """The package source cannot be asked at the moment; asking again later may help."""
-
-
-class PackageSetChanged(BuildError):
-    """The package set was changed while it was used, again and again."""
-
-    def __init__(self) -> None:
-        super().__init__("the package set is being changed; try again when that is done")
-
-
 class PlatformFailed(NixeryError):
-    """One of several images under a name cannot be had.
+    """One of several images under a name could not be made.
 
     Attributes:
-        platform: which one, such as ``linux/arm64``.
-        error: what is the matter with it.
+        platform: such as ``linux/arm64``.
+        error: why.
     """
 
     def __init__(self, platform: str, error: NixeryError) -> None:
         super().__init__(f"{platform}: {error}")
         self.platform = platform
         self.error = error
+
+
+class StorageError(NixeryError):
+    """An operation on blobs, records or local files failed."""
+
+
+class BlobVerificationFailed(StorageError):
+    """Written bytes do not have their digest or size; nothing was stored."""
+
+
+class StorageFull(StorageError):
+    """The storage has no room for more blobs and records. It still serves those that it has."""
+
+
+class CollectionRunning(StorageError):
+    """Another garbage collection of this storage is running, in this process or in another one."""
+
+    def __init__(self) -> None:
+        super().__init__("garbage is being collected already, by another process; retry when it has finished")
+
+
+class OperatorError(NixeryError):
+    """The operator of this process can fix it, or report it."""
+
+
+class SettingsError(OperatorError):
+    """One or more settings are missing or wrong, or name something that cannot be used.
+
+    Attributes:
+        problems: one line each.
+    """
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class PushFailed(OperatorError):
+    """Another registry does not accept an image, or does not answer."""
+
+
+class InternalError(OperatorError):
+    """A bug: an exception that is none of these errors. The log has its traceback; clients get no details."""
+
+    def __init__(self, request: str | None) -> None:
+        of = f" of request {request}" if request else ""
+        super().__init__(f"internal error; the server's log has the details{of}")
+
+
+class Unavailable(NixeryError):
+    """The server does not accept the request now; nothing was begun, and a retry will succeed."""
+
+
+class TooBusy(Unavailable):
+    """A queue is full, or a client has used up its share of it.
+
+    Args:
+        limit: of work that runs at once.
+        waiting: queued already.
+        retry_after: seconds after which a retry makes sense.
+        why: one of the constants below, with placeholders for ``limit`` and ``waiting``.
+
+    Attributes:
+        retry_after: as above.
+    """
+
+    BUILDS = "it runs {limit} builds at once (NIXERY_MAX_BUILDS), and {waiting} more are queued (NIXERY_MAX_QUEUED)"
+    LOOKUPS = "it looks up {limit} tags at once (NIXERY_MAX_BUILDS), and {waiting} more are queued (NIXERY_MAX_QUEUED)"
+    IMAGES = "it looks up {limit} stored images at once, and {waiting} more are queued"
+    LISTINGS = "it lists {limit} package set at once, and {waiting} more are queued"
+    DESCRIPTIONS = "it describes {limit} images at once, and {waiting} more are queued"
+    REPORTS = "it renders {limit} list of builds at once, and {waiting} more are queued"
+    SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
+    SHARE = (
+        "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"
+    )
+    DISPLACED = "the queue is full, and this request gave way to a client with fewer requests in it"
+    FOLLOWERS = "{waiting} streams of build events are open (NIXERY_MAX_FOLLOWERS); poll the state of the build instead"
+    SHARE_OF_FOLLOWERS = (
+        "this client has {waiting} streams of build events open (NIXERY_MAX_FOLLOWERS_PER_CLIENT); poll the state of "
+        "the build instead"
+    )
+
+    def __init__(self, limit: int, waiting: int, retry_after: int, why: str = BUILDS) -> None:
+        reason = why.format(limit=limit, waiting=waiting)
+        super().__init__(f"the server is busy: {reason}; retry in {retry_after} seconds")
+        self.retry_after = retry_after
+
+
+class ShuttingDown(Unavailable):
+    """The server is stopping; its successor will serve the request."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; retry in a few seconds")
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """Return the error for an operation on the storage that the system refused, without paths of the machine.
+
+    Args:
+        what: the operation that failed, such as "cannot write to the storage".
+        error: the system's.
+    """
+    return (StorageFull if error.errno in _FULL else StorageError)(f"{what}: {error.strerror}")
+
+
+def shown(name: bytes) -> str:
+    """Return a file name for an error message: escaped, and of a bounded length."""
+    return shortened(escaped(name.decode(errors="replace")), _LONGEST_FILE_NAME)
+
+
+def _readable(size: int) -> str:
+    """Write a number of bytes in powers of 1024."""
+    amount = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if amount < 1024:  # noqa: PLR2004 -- the unit
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

@@ -1,4 +1,4 @@
-"""Sizes, times and marks as people write them: ``50GiB``, ``30d``, ``90%``."""
+"""Sizes, durations and watermarks as people write them: ``50GiB``, ``30d``, ``90%``."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgtp])(i?))?b?", re.ASCII 
 _PERCENT = re.compile(r"(\d{1,2}(?:\.\d{1,3})?)\s*%", re.ASCII)
 
 
-def seconds(value: object) -> object:
-    """Read a time: a number and ``s``, ``m``, ``h``, ``d`` or ``w``; without a unit, seconds.
+def seconds(text: str) -> int:
+    """Parse a duration: a number and ``s``, ``m``, ``h``, ``d`` or ``w``; without a unit, seconds.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a duration.
     """
-    if not isinstance(value, str):
-        return value
-    match = _DURATION.fullmatch(value.strip())
+    match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{value!r} is no time; write for example 90s, 2h or 30d")
+        raise ValueError(f"{text!r} is not a duration; write for example 90s, 2h or 30d")
     return int(match[1]) * _SECONDS[match[2] or "s"]
 
 
 def size(text: str) -> int:
-    """Read a size in bytes: ``GB`` is a power of 1000, ``GiB`` and ``G`` one of 1024.
+    """Parse a size in bytes: ``GB`` is a power of 1000, ``GiB`` and ``G`` are powers of 1024.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no size; write for example 500MB or 50GiB")
+        raise ValueError(f"{text!r} is not a size; write for example 500MB or 50GiB")
     number, prefix, binary = match.groups()
     if not prefix:
         return int(float(number))
@@ -46,11 +44,11 @@ def size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DiskMark:
-    """How much may be used: of a file system, or by what is stored.
+    """A watermark of disk usage: a share of a file system, or a size of all blobs.
 
     Attributes:
-        percent: of the file system that the storage is on, by whomever it is used; ``None`` if it is in bytes.
-        size: of all blobs, in bytes; ``None`` if it is in percent.
+        percent: of the file system that holds the storage, used by any program; ``None`` for a mark in bytes.
+        size: of all blobs, in bytes; ``None`` for a mark in percent.
     """
 
     percent: float | None
@@ -58,10 +56,10 @@ class DiskMark:
 
     @classmethod
     def parse(cls, text: str) -> DiskMark:
-        """Read a percentage or a size.
+        """Parse a percentage or a size.
 
         Raises:
-            ValueError: it is neither.
+            ValueError: the text is neither.
         """
         match = _PERCENT.fullmatch(text.strip())
         if match is not None:
@@ -79,13 +77,12 @@ class DiskMark:
         return self.percent if self.percent is not None else float(self.size or 0)
 
     def is_below(self, other: DiskMark) -> bool:
-        """Whether this is the lower one of two marks of one unit; ``False`` if their units differ."""
-        if self.percent is not None and other.percent is not None:
-            return self.percent < other.percent
-        return self.size is not None and other.size is not None and self.size < other.size
+        """Whether this mark is lower than another one of the same unit; ``False`` if their units differ."""
+        same_unit = (self.percent is None) == (other.percent is None)
+        return same_unit and self.value < other.value
 
     def times(self, factor: float) -> DiskMark:
-        """Return a part of this mark."""
+        """Return a fraction or a multiple of this mark."""
         if self.percent is not None:
             return DiskMark(self.percent * factor, None)
         return DiskMark(None, int((self.size or 0) * factor))

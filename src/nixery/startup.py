@@ -1,7 +1,4 @@
-"""The backend that the settings name, tried out.
-
-Everything that can go wrong before the first request, looked for at once.
-"""
+"""Start-up checks: all that can fail before the first request, reported at once."""
 
 from __future__ import annotations
 
@@ -213,14 +210,20 @@ _log = structlog.get_logger("nixery.nix")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The result of all preparations that can fail before the first request.
+    """Everything that a process acquires at the start.
 
     Attributes:
-        address: to bind; with the host's name resolved. ``None`` if no server is to start.
-        admin_address: to bind for health and metrics; ``None`` without a listener of their own.
-        platforms: for a name that does not begin with a platform.
+        address: to listen on, with the name of the host resolved; ``None`` if no server is to start.
+        platforms: of a name that does not begin with a platform.
+        popularity: reference counts for grouping layers.
+        temporary: directory for unfinished files; removed with the process.
+        roots: directory for roots of Nix's garbage collector; removed with the process.
+        locks: on layers, between the processes of this machine.
+        blobs: the storage of content.
+        records: the storage of facts about content.
         sandbox: whether builds ask for Nix's sandbox; ``None`` to leave that to Nix's configuration.
         gate: that builds have to pass first.
+        admin_address: to listen on for health and metrics; ``None`` without such a listener.
     """
 
     address: str | None
@@ -237,34 +240,37 @@ class Resources:
 
 
 def prepare(settings: Settings, *, serving: bool = True) -> Resources:
-    """Look for all that the settings name. Blocks, and so can be interrupted.
+    """Acquire everything that the settings name; blocks, so that a signal can interrupt it.
 
     Args:
-        settings: with what to look for.
-        serving: whether there is an address to listen on.
+        settings: of the process.
+        serving: whether a server is to listen.
 
     Raises:
-        SettingsError: with every problem there is.
+        SettingsError: with a line for every problem.
     """
-    with ExitStack() as undone:
-        resources = _prepare(settings, undone, serving=serving)
-        undone.pop_all()
+    with ExitStack() as cleanup:
+        resources = _prepare(settings, cleanup, serving=serving)
+        cleanup.pop_all()
     if serving:
-        _warn_of_known_flaws(settings)
+        _warn_of_unsafe_versions(settings)
     return resources
 
 
-def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Resources:
+def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resources:
     directory = settings.storage_path
     problems: list[str] = []
+
+    # Directories of the storage.
     usable = _try(problems, lambda: make_storage_directory(directory)) is not None
     temporary = _try(problems, lambda: ProcessDirectory(directory / "temporary")) if usable else None
     roots = _try(problems, lambda: ProcessDirectory(directory / "gc-roots")) if usable else None
     for made in filter(None, (temporary, roots)):
-        undone.callback(made.close)
+        cleanup.callback(made.close)
     locks = _try(problems, lambda: FileLocks(directory / "locks")) if usable else None
+
+    # The probe of the sandbox takes a tenth of a second; the other checks run meanwhile.
     with ExitStack() as probing:
-        # The probe takes a tenth of a second; the other preparations run meanwhile.
         probe = (
             _try(problems, lambda: probing.enter_context(builder_probe(settings, temporary.path)))
             if temporary and (serving or settings.nix_sandbox == "on")
@@ -280,30 +286,18 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Resourc
         admin_address = _try(problems, lambda: _admin_address(settings)) if serving else None
         platforms = settings.platforms or (native_platform(settings.build_environment),)
         confinement = probe.confinement() if probe else None
-    # Only this machine can request builds, or the operator has accepted what builders can reach.
+
+    # Confinement is waived if only this machine can request builds, or the operator accepts what builders can reach.
     waived = address is None or settings.nix_sandbox == "off" or is_loopback(address)
-    if confinement is not None:
-        if settings.nix_sandbox == "on":
-            _try(problems, lambda: require_sandbox(confinement))
-        if not waived:
-            _try(problems, lambda: require_confinement(confinement, settings.host))
-    if (
-        popularity is None
-        or temporary is None
-        or roots is None
-        or locks is None
-        or opened is None
-        or problems
-    ):
+    if confinement is not None and settings.nix_sandbox == "on":
+        _try(problems, lambda: require_sandbox(confinement))
+    if confinement is not None and not waived:
+        _try(problems, lambda: require_confinement(confinement, settings.host))
+
+    if not (temporary and roots and locks and opened and popularity is not None) or problems:
         raise SettingsError(tuple(problems))
     if serving and confinement is not None:
         log_confinement(confinement)
-    gate = BuilderGate(None if waived else confinement, lambda: _confinement(settings, temporary.path))
-    sandbox = _SANDBOX[settings.nix_sandbox]
-    if sandbox is None and confinement is not None and owns_store():
-        # If we ask for a sandbox, Nix has no fallback, even if the machine runs out of namespaces later.
-        # After a failed probe, the gate accepts only a sandbox.
-        sandbox = confinement.sandbox == "on" or (confinement.sandbox == "unknown" and not waived) or None
     return Resources(
         address=address,
         platforms=platforms,
@@ -313,10 +307,19 @@ def _prepare(settings: Settings, undone: ExitStack, *, serving: bool) -> Resourc
         locks=locks,
         blobs=opened.blobs,
         records=opened.records,
-        sandbox=sandbox,
-        gate=gate,
+        sandbox=_sandbox(settings, confinement, waived=waived),
+        gate=BuilderGate(None if waived else confinement, lambda: _confinement(settings, temporary.path)),
         admin_address=admin_address,
     )
+
+
+def _sandbox(settings: Settings, confinement: Confinement | None, *, waived: bool) -> bool | None:
+    asked = _SANDBOX[settings.nix_sandbox]
+    if asked is not None or confinement is None or not owns_store():
+        return asked
+    # If builds ask for a sandbox, Nix has no fallback, even if the machine runs out of namespaces later. After a failed
+    # probe, the gate accepts only a sandbox.
+    return confinement.sandbox == "on" or (confinement.sandbox == "unknown" and not waived) or None
 
 
 def _admin_address(settings: Settings) -> str | None:
@@ -325,12 +328,20 @@ def _admin_address(settings: Settings) -> str | None:
     return listening_address(settings.admin_host, settings.admin_port, "NIXERY_ADMIN_HOST, NIXERY_ADMIN_PORT")
 
 
+def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:
+    if settings.popularity_url is None:
+        return Popularity()
+    # Without a directory for a copy, the data is still checked.
+    copies = PopularityCopies(settings.storage_path, temporary.path) if temporary else None
+    return load_popularity(settings.popularity_url, copies)
+
+
 def builder_probe(settings: Settings, directory: Path) -> BuilderProbe:
-    """Start to determine what builders could reach.
+    """Start to determine what builders can reach.
 
     Args:
         settings: for running Nix.
-        directory: private to the server.
+        directory: private to the process.
 
     Raises:
         StorageError: the directory cannot be written to.
@@ -347,40 +358,31 @@ def _confinement(settings: Settings, directory: Path) -> Confinement:
         return probe.confinement()
 
 
-def _warn_of_known_flaws(settings: Settings) -> None:
-    for found in releases(settings):
-        if found.warning:
-            names = [advisory.name for advisory in found.advisories]
-            _log.warning(
-                "unsafe version",
-                program=found.program,
-                version=found.version,
-                advisories=names,
-                meaning=found.warning,
-            )
-
-
 def releases(settings: Settings) -> Sequence[Release]:
-    """Get the versions of programs that read untrusted input: Nix, and git if the package source uses it."""
+    """Return the versions of programs that read untrusted input: Nix, and git if the package source uses it."""
     programs = ("nix-store",) if settings.package_set is not None else ("nix-store", "git")
     found = (release(program, settings.build_environment) for program in programs)
     return [program for program in found if program is not None]
 
 
-def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:
-    if settings.popularity_url is None:
-        return Popularity()
-    # Without a place for a copy, it is still told what is wrong with the data.
-    copies = PopularityCopies(settings.storage_path, temporary.path) if temporary else None
-    return load_popularity(settings.popularity_url, copies)
+def _warn_of_unsafe_versions(settings: Settings) -> None:
+    for found in releases(settings):
+        if found.warning:
+            _log.warning(
+                "unsafe version",
+                program=found.program,
+                version=found.version,
+                advisories=[advisory.name for advisory in found.advisories],
+                meaning=found.warning,
+            )
 
 
 @contextmanager
 def storage(settings: StorageSettings, environment: Mapping[str, str]) -> Iterator[Storage]:
-    """Open a store alone.
+    """Open a storage without the rest of the application.
 
     Args:
-        settings: of the store.
+        settings: of the storage.
         environment: of the process, with the endpoints of buckets.
 
     Raises:
@@ -395,6 +397,7 @@ def storage(settings: StorageSettings, environment: Mapping[str, str]) -> Iterat
 
 
 def _try(problems: list[str], step: Callable[[], Result]) -> Result | None:
+    """Run a step; add what is wrong to the problems instead of raising it."""
     try:
         return step()
     except (SettingsError, StorageError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.app import wire
+from nixery.app import assemble
 from nixery.builds.events import (
     Build,
     BuildEvent,
@@ -51,7 +51,7 @@ async def test_each_part_of_a_build_tells_its_end(
     cold, warm = Observer(), Observer()
     for observer in (cold, warm):
         resources = prepare(chosen, serving=False)
-        async with wire(chosen, resources, observer=observer) as components:
+        async with assemble(chosen, resources, observer=observer) as components:
             await components.images.get(requests_for("diamond", resources.platforms), "latest")
     assert cold.kinds == [Started, Evaluated, Realised, Grouped, LayerPacked, LayersComplete, Stored]
     assert warm.kinds == [Reused]

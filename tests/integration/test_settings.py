@@ -30,7 +30,7 @@ def problems(settings: Mapping[str, str], directory: Path) -> list[str]:
     return ended.stderr.splitlines()
 
 
-def test_nothing_is_set(tmp_path: Path) -> None:
+def test_a_server_without_settings_names_all_that_are_required(tmp_path: Path) -> None:
     lines = problems({}, tmp_path)
     assert len(lines) == 4
     for variable in ("PORT", "NIXERY_PKGS_PATH", "NIXERY_STORAGE_BACKEND", "STORAGE_PATH"):
@@ -46,12 +46,12 @@ def test_nothing_is_set(tmp_path: Path) -> None:
         ("NIX_TIMEOUT", "0"),
     ],
 )
-def test_one_is_wrong(good: dict[str, str], tmp_path: Path, variable: str, value: str) -> None:
+def test_a_wrong_setting_is_one_line(good: dict[str, str], tmp_path: Path, variable: str, value: str) -> None:
     (line,) = problems({**good, variable: value}, tmp_path)
     assert variable in line
 
 
-def test_all_are_wrong(good: dict[str, str], tmp_path: Path) -> None:
+def test_wrong_settings_are_reported_at_once(good: dict[str, str], tmp_path: Path) -> None:
     wrong = {
         "PORT": "http",
         "NIXERY_PKGS_PATH": "/does/not/exist",
@@ -65,7 +65,9 @@ def test_all_are_wrong(good: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"[]", b'{"hello": "many"}', b"\xff"])
-def test_popularity_is_wrong(good: dict[str, str], tmp_path: Path, content: bytes | None) -> None:
+def test_popularity_data_that_cannot_be_read_prevents_the_start(
+    good: dict[str, str], tmp_path: Path, content: bytes | None
+) -> None:
     popularity = tmp_path / "popularity.json"
     if content is not None:
         popularity.write_bytes(content)
@@ -73,13 +75,13 @@ def test_popularity_is_wrong(good: dict[str, str], tmp_path: Path, content: byte
     assert "NIX_POPULARITY_URL" in line
 
 
-def test_storage_cannot_be_made(good: dict[str, str], tmp_path: Path) -> None:
+def test_a_storage_directory_that_cannot_be_made_is_named(good: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (line,) = problems({**good, "STORAGE_PATH": str(tmp_path / "file" / "storage")}, tmp_path)
     assert str(tmp_path / "file" / "storage") in line
 
 
-def test_port_is_taken(good: dict[str, str], tmp_path: Path) -> None:
+def test_a_port_in_use_prevents_the_start(good: dict[str, str], tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         listener.listen()
@@ -88,16 +90,18 @@ def test_port_is_taken(good: dict[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", f"{'a' * 70}.invalid", "192.0.2.1"])
-def test_address_that_is_not_ours(good: dict[str, str], tmp_path: Path, host: str) -> None:
+def test_an_address_of_another_machine_prevents_the_start(
+    good: dict[str, str], tmp_path: Path, host: str
+) -> None:
     (line,) = problems({**good, "NIXERY_HOST": host}, tmp_path)
     assert "NIXERY_HOST" in line
 
 
-def test_name_of_an_address(start_server: StartServer) -> None:
+def test_a_host_may_be_a_name(start_server: StartServer) -> None:
     assert start_server(NIXERY_HOST="localhost").client.get("/v2/").status == 200
 
 
-def test_all_that_is_found_at_the_start_is_told_at_once(good: dict[str, str], tmp_path: Path) -> None:
+def test_problems_of_all_start_up_checks_are_reported_at_once(good: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "storage").mkdir()
     (tmp_path / "storage" / "gc-roots").touch()
     wrong = {"NIX_POPULARITY_URL": "/nowhere", "NIXERY_HOST": "no.such.host.invalid"}
@@ -107,7 +111,7 @@ def test_all_that_is_found_at_the_start_is_told_at_once(good: dict[str, str], tm
         assert sum(word in line for line in lines) == 1
 
 
-def test_told_to_stop_while_it_starts(good: dict[str, str]) -> None:
+def test_sigterm_ends_a_server_that_is_starting(good: dict[str, str]) -> None:
     with socket.socket() as silent:
         silent.bind((HOST, 0))
         silent.listen()
@@ -121,7 +125,7 @@ def test_told_to_stop_while_it_starts(good: dict[str, str]) -> None:
             assert process.wait(10) == 0
 
 
-def test_bound_to_loopback_unless_told_otherwise(start_server: StartServer) -> None:
+def test_a_server_listens_on_loopback_by_default(start_server: StartServer) -> None:
     server = start_server()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.2", server.port), timeout=5)
@@ -129,7 +133,7 @@ def test_bound_to_loopback_unless_told_otherwise(start_server: StartServer) -> N
     socket.create_connection(("127.0.0.2", other.port), timeout=5).close()
 
 
-def test_nix_is_not_installed(start_server: StartServer, tmp_path: Path) -> None:
+def test_a_server_without_nix_answers_with_an_error(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(PATH=str(tmp_path))
     response = server.client.manifest("hello")
     assert response.status == 500
@@ -137,6 +141,6 @@ def test_nix_is_not_installed(start_server: StartServer, tmp_path: Path) -> None
     assert server.client.get("/v2/").status == 200
 
 
-def test_two_sources(good: dict[str, str], tmp_path: Path) -> None:
+def test_two_package_sources_are_rejected(good: dict[str, str], tmp_path: Path) -> None:
     lines = problems({**good, "NIXERY_CHANNEL": "nixos-24.05"}, tmp_path)
-    assert lines == ["nixery: NIXERY_CHANNEL and NIXERY_PKGS_PATH are set; packages come from one source"]
+    assert lines == ["nixery: NIXERY_CHANNEL and NIXERY_PKGS_PATH are set; set only one package source"]

@@ -2,7 +2,7 @@
 
     python -m tests.support.container_engine docker run --rm 127.0.0.1:8080/hello
 
-Run as a program by the scripts that ``install`` makes. Only what docs/images.md uses is there; an option that is not known is an error.
+Run as a program by the scripts that ``install`` makes. Only what docs/how-to/image-recipes.md uses is there; an option that is not known is an error.
 Unlike an engine, it runs all containers of an image in one root file system, and publishes no ports. Containers of another
 architecture run under QEMU's user mode emulation, each its first process alone.
 """

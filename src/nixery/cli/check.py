@@ -100,7 +100,7 @@ def _findings(shown: Activity) -> Iterator[Finding]:
         settings = user_settings()
     except SettingsError as error:
         for problem in error.problems:
-            yield Finding("settings", False, problem, "the reference of settings lists all variables")
+            yield Finding("settings", False, problem, "docs/reference/settings.md lists all variables")
         yield nix
         return
     missing = missing_for_a_server()
@@ -195,7 +195,12 @@ def _storage(settings: Settings) -> Finding:
             found = f"{settings.storage_backend}: writable, readable, listable and deletable"
             return Finding("storage", right=True, found=found)
     except StorageError as error:
-        return Finding("storage", False, str(error), "docs/storage.md has the variables and permissions")
+        return Finding(
+            "storage",
+            False,
+            str(error),
+            "docs/how-to/store-images-in-a-bucket.md has the variables and permissions",
+        )
 
 
 def _source() -> Finding:
@@ -217,7 +222,7 @@ def _source() -> Finding:
             except PackagesUnavailable as error:
                 found.append(f"it evaluates, but cannot make shell images: {error}")
             except NixeryError as error:
-                advice = "docs/sources.md describes package sources"
+                advice = "docs/reference/sources.md describes package sources"
                 return Finding("source", False, "; ".join([*found, str(error)]), advice)
             else:
                 found.append("it evaluates")

@@ -25,7 +25,7 @@ _EXIT_TIMEOUT = 0.5
 
 
 def serve() -> None:
-    """Serve the registry. All settings are environment variables; the reference of settings lists them.
+    """Serve the registry. All settings are environment variables; docs/reference/settings.md lists them.
 
     Example: PORT=8080 NIXERY_CHANNEL=nixos-unstable NIXERY_STORAGE_BACKEND=filesystem STORAGE_PATH=/var/lib/nixery nixery serve
     """
@@ -54,7 +54,7 @@ def serve() -> None:
 async def _serve(settings: Settings, resources: Resources) -> None:
     import structlog
 
-    from nixery.app import wire
+    from nixery.app import assemble
     from nixery.server import serve as server
     from nixery.server.connections import ConnectionBounds
 
@@ -65,7 +65,7 @@ async def _serve(settings: Settings, resources: Resources) -> None:
             "variables with a login are withheld from builders; name them in NIXERY_BUILD_ENVIRONMENT if builders may read them",
             variables=settings.withheld_variables,
         )
-    async with wire(settings, resources) as components:
+    async with assemble(settings, resources) as components:
         application, admin = components.application, components.admin
         bounds = ConnectionBounds(settings.max_connections, settings.max_connections_per_client)
         listeners = [server.Listener(application, resources.address, settings.port, bounds)]

@@ -12,14 +12,14 @@ from typing import TypeVar
 
 import typer
 
-from nixery.app import Components, wire
+from nixery.app import Components, assemble
 from nixery.builds.events import BuildObserver
 from nixery.cli.completion import user_storage
 from nixery.cli.logs import configure_logs, print_line
 from nixery.errors import NixeryError, SettingsError
 from nixery.nix.guard import guarded, hide_from_builders
 from nixery.nix.packages import NixExpression
-from nixery.settings import Settings, StorageSettings, storage_settings
+from nixery.settings import Settings, StorageSettings
 from nixery.startup import Resources, prepare, storage
 from nixery.storage.store import Storage
 
@@ -47,7 +47,7 @@ async def open_session(
     """
     settings = _with_fresh_directory(user_settings(without))
     resources = prepare(settings, serving=False)
-    async with wire(settings, resources, expression, observer) as components:
+    async with assemble(settings, resources, expression, observer) as components:
         yield components, resources
 
 
@@ -59,7 +59,7 @@ def open_storage_session() -> Iterator[tuple[StorageSettings, Storage]]:
         SettingsError: there is no storage, or it is unusable.
     """
     environment = {**_defaults(), **os.environ}
-    settings = storage_settings(environment)
+    settings = StorageSettings.from_environment(environment)
     if settings.storage_backend == "memory":
         raise SettingsError(
             ("NIXERY_STORAGE_BACKEND=memory is the memory of a server, which commands cannot reach",)

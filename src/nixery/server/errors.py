@@ -1,6 +1,6 @@
 """The one table from domain errors to statuses and codes of the distribution specification ("Error Codes").
 
-Codes bind 4xx answers; for failures of ours the specification has none, and ``UNKNOWN`` is what registries use.
+The specification defines codes for 4xx answers only; for 5xx answers, registries use ``UNKNOWN``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from nixery.errors import (
     BlobUnknown,
     BlobVerificationFailed,
     BuildDeadlineExceeded,
-    BuildError,
     BuildFailed,
     ClosureTooLarge,
-    CollectionRunning,
     EvaluationFailed,
     InternalError,
     InvalidDigest,
@@ -33,9 +31,6 @@ from nixery.errors import (
     PackagesUnavailable,
     PathsCollected,
     PlatformFailed,
-    PushFailed,
-    RequestError,
-    SettingsError,
     ShuttingDown,
     SourceUnreachable,
     StorageError,
@@ -47,12 +42,12 @@ from nixery.errors import (
 from nixery.plain_text import escaped, shortened
 from nixery.server.http import BytesResponse, json_content
 
-# Every class of errors.py stands here itself: a new one has to be thought about.
+# Every error that a request can end with has a row of its own. Others have the row of their nearest base.
 STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     NixeryError: (500, "UNKNOWN"),
-    RequestError: (400, "UNSUPPORTED"),
+    # The client.
     InvalidName: (400, "NAME_INVALID"),
-    # The specification wants 404 for a tag that cannot exist, as for one that does not.
+    # The specification requires 404 for a tag that cannot exist, as for one that does not.
     InvalidReference: (404, "MANIFEST_UNKNOWN"),
     InvalidDigest: (400, "DIGEST_INVALID"),
     NameUnknown: (404, "NAME_UNKNOWN"),
@@ -60,72 +55,93 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     TagUnknown: (404, "MANIFEST_UNKNOWN"),
     PackagesUnavailable: (404, "MANIFEST_UNKNOWN"),
-    # As with a build that fails: there is no such manifest, and the message has to be seen.
+    # As for a failed build: there is no such manifest, and clients have to show the message.
     ClosureTooLarge: (422, "MANIFEST_UNKNOWN"),
     UnsafeContents: (422, "MANIFEST_UNKNOWN"),
-    BuildError: (500, "UNKNOWN"),
+    # The package set.
     EvaluationFailed: (500, "UNKNOWN"),
-    # There is no such manifest, since it cannot be made. Not a 500: docker, podman, buildah and skopeo show no message of a
-    # 5xx, crane and containerd ask again at once. Not UNKNOWN: with that, podman and buildah ask three times more. Not 404:
-    # containerd shows nothing but the status, and a package that cannot be built is not one that is not there.
+    # There is no such manifest, since it cannot be built. Not a 5xx: docker, podman, buildah and skopeo show no message of
+    # a 5xx, and crane and containerd retry at once. Not UNKNOWN: podman and buildah would retry three times. Not 404:
+    # containerd would show only the status, and a package that cannot be built is not a missing one.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
-    # The package set causes it, as it causes a failed build.
+    # The package set is the cause, as for a failed build.
     AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
+    PackageSetChanged: (503, "UNKNOWN"),
+    SourceUnreachable: (503, "UNKNOWN"),
+    # Nix.
     NixTimedOut: (504, "UNKNOWN"),
     BuildDeadlineExceeded: (504, "UNKNOWN"),
     NixStoreFull: (507, "UNKNOWN"),
     NixUnusable: (500, "UNKNOWN"),
-    SourceUnreachable: (503, "UNKNOWN"),
-    PackageSetChanged: (503, "UNKNOWN"),
     PathsCollected: (503, "UNKNOWN"),
-    PlatformFailed: (500, "UNKNOWN"),  # never used: the error in it counts
+    # The storage.
     StorageError: (500, "UNKNOWN"),
-    # RFC 4918, 11.5. It is our fault and not the request's, though docker and podman show no message of a 5xx; none of the statuses
-    # with which containerd asks again at once, which needs the room once more.
-    StorageFull: (507, "UNKNOWN"),
-    CollectionRunning: (503, "UNKNOWN"),  # never used: no request collects
     BlobVerificationFailed: (500, "UNKNOWN"),
+    # RFC 4918, 11.5. The server is the cause and not the request, although docker and podman show no message of a 5xx.
+    # containerd does not retry a 507 at once; a retry would need the room again.
+    StorageFull: (507, "UNKNOWN"),
+    # The server.
     InternalError: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
-    PushFailed: (500, "UNKNOWN"),  # never used: a server pushes nothing
     ShuttingDown: (503, "UNKNOWN"),
-    SettingsError: (500, "UNKNOWN"),
 }
 
-# What a log says more about than the message does.
+# Headings of error pages, by status; the message below them says the rest.
+_HEADING = "Something went wrong"
+_HEADINGS = {
+    400: "Not a valid image name",
+    404: "No such image",
+    422: "This image cannot be built",
+    429: "The server is busy",
+    503: "Not available at the moment",
+    504: "The build took too long",
+    507: "The server is out of space",
+}
+
+# Errors for which the log of the build has more than the message.
 _WITH_LOG = (BuildFailed, NixTimedOut, EvaluationFailed)
 
 # Characters. Some messages quote a path, which may be longer than any other error.
 _LONGEST_MESSAGE = LONGEST_MESSAGE + 200
 
-# Seconds after which a client may find a successor of a server that stops, or a source that can be reached.
+# Seconds after which a server that stops may have a successor, and a source may be reachable again.
 _RETRY_AFTER = "5"
-_WORTH_A_RETRY = 503
+_TEMPORARY = 503
+
+
+def status_and_code(error: NixeryError) -> tuple[int, str]:
+    """Look up the row of an error, or of its nearest base that has one."""
+    kinds = type(_cause(error)).__mro__
+    return next(STATUS_AND_CODE[kind] for kind in kinds if kind in STATUS_AND_CODE)
+
+
+def heading(error: NixeryError) -> str:
+    """Return the heading of the page that shows an error."""
+    status, _ = status_and_code(error)
+    return _HEADINGS.get(status, _HEADING)
 
 
 def error_response(error: NixeryError, server: str | None = None) -> BytesResponse:
-    """Answer an error in the registry's own form, which clients show to the person at the terminal.
+    """Answer with an error in the form of the specification; clients show its message to the user.
 
     Args:
-        error: what is the matter.
-        server: our URL, where there is a page with the log of each build.
+        error: to answer with.
+        server: base URL of the pages that have the logs of builds; ``None`` for no link to them.
     """
-    cause = error.error if isinstance(error, PlatformFailed) else error
-    status, code = STATUS_AND_CODE[type(cause)]
-    log = (
-        f"; its log: {server}/builds/{cause.build}"
-        if server and cause.build and isinstance(cause, _WITH_LOG)
-        else ""
-    )
-    return errors_body(status, code, f"{error}{log}", _detail(cause), retry_headers(cause))
+    cause = _cause(error)
+    status, code = status_and_code(error)
+    has_log = server and cause.build and isinstance(cause, _WITH_LOG)
+    log = f"; its log: {server}/builds/{cause.build}" if has_log else ""
+    return errors_body(status, code, f"{error}{log}", _detail(cause), retry_headers(error))
 
 
 def retry_headers(error: NixeryError) -> dict[str, str]:
     """Return ``Retry-After`` in seconds for a temporary error; no header for a permanent one."""
-    if isinstance(error, TooBusy):
-        return {"Retry-After": str(error.retry_after)}
-    status, _ = STATUS_AND_CODE[type(error)]
-    return {"Retry-After": _RETRY_AFTER} if status == _WORTH_A_RETRY else {}
+    cause = _cause(error)
+    if isinstance(cause, TooBusy):
+        return {"Retry-After": str(cause.retry_after)}
+    status, _ = status_and_code(error)
+    return {"Retry-After": _RETRY_AFTER} if status == _TEMPORARY else {}
 
 
 def errors_body(
@@ -135,11 +151,15 @@ def errors_body(
     detail: dict[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> BytesResponse:
-    """Write the ``errors`` document."""
+    """Answer with the ``errors`` document of the specification."""
     entry = {"code": code, "message": shortened(message, _LONGEST_MESSAGE), "detail": detail}
-    # Clients print both unescaped, so a message has to stay one line.
+    # Clients print message and detail unescaped, so a message has to stay on one line.
     content = json_content({"errors": [entry]}, escaped)
     return BytesResponse(status, content, {"Content-Type": "application/json", **(headers or {})})
+
+
+def _cause(error: NixeryError) -> NixeryError:
+    return error.error if isinstance(error, PlatformFailed) else error
 
 
 def _detail(error: NixeryError) -> dict[str, Any] | None:

@@ -194,7 +194,7 @@ async def test_sets_are_listed_one_after_the_other_and_few_may_wait(records: Fil
     refused = [tag for tag, names in asked.items() if names.done()]
     assert len(refused) == 3
     for tag in refused:
-        with pytest.raises(TooBusy, match="lists 1 package set at once, and 4 more wait already; try again"):
+        with pytest.raises(TooBusy, match="lists 1 package set at once, and 4 more are queued; retry"):
             await asked.pop(tag)
     # What somebody has begun takes no place, and neither does what is stored.
     same = asyncio.ensure_future(one.names(next(iter(asked))))

@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_what_cannot_be_read_is_named_in_printable_letters(
         return real(name, *arguments, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, call, only_others)
-    shown = f"/{IN_IMAGE}/odd-\ufffd\ufffd\ufffd"
+    shown = re.escape(f"/{IN_IMAGE}/odd-\ufffd\\n\\u202e")
     with pytest.raises(StorageError, match=f"cannot read {shown}: Input/output error"):
         archived(content)
 

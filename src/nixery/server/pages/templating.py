@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from nixery.errors import NixeryError
 from nixery.plain_text import escaped_lines
-from nixery.server.errors import STATUS_AND_CODE, retry_headers
+from nixery.server.errors import heading, retry_headers, status_and_code
 from nixery.server.http import BytesResponse
 
 # Scripts and styles are our own files only; nothing loads from other hosts, and no other page may frame ours.
@@ -27,18 +27,6 @@ _HEADERS = {
 _HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
 
 _STORE_HASH = re.compile(r"^[0-9a-z]{32}-")
-
-# Headings of error pages by status; the message is below.
-_TITLE = "Something went wrong"
-_TITLES = {
-    400: "Not a valid image name",
-    404: "No such image",
-    422: "This image cannot be built",
-    429: "The server is busy",
-    503: "Not available at the moment",
-    504: "The build took too long",
-    507: "The server is out of space",
-}
 
 _THOUSAND = 1000
 _MINUTE = 60
@@ -65,10 +53,9 @@ class Templates:
         return BytesResponse(status, content.encode(errors="replace"), _HEADERS)
 
     def error(self, error: NixeryError) -> BytesResponse:
-        """Answer with an error page, with a heading for the kind of error."""
-        status, _ = STATUS_AND_CODE[type(error)]
-        title = _TITLES.get(status, _TITLE)
-        page = self.response("error.html", status, title=title, message=str(error))
+        """Answer with an error page, under a heading for the kind of error."""
+        status, _ = status_and_code(error)
+        page = self.response("error.html", status, title=heading(error), message=str(error))
         return replace(page, headers={**page.headers, **retry_headers(error)})
 
 

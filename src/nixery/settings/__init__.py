@@ -1,0 +1,583 @@
+"""The settings: frozen, checked, and described for the reference page.
+
+This is the only package that gives environment variables a meaning; the command line passes the environment in. Each subject
+has a class, with its variables as fields, and ``Settings`` has them all. Variables of the original Nixery keep its
+names; our own begin with ``NIXERY_``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SkipValidation,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from nixery.errors import SettingsError
+from nixery.image.platform import Platform
+from nixery.nix.environments import (
+    build_environment,
+    fetch_environment,
+    git_environment,
+    variable_names,
+    withheld_variables,
+    without_secrets,
+)
+from nixery.quantities import DiskMark, seconds, size
+from nixery.settings import values
+from nixery.sources.commits import REACHABLE, CommitRule
+
+_DAY = 24 * 3600
+_WEEK = 7 * _DAY
+_GIB = 1024**3
+
+_NIXPKGS = "https://github.com/NixOS/nixpkgs"
+_ARCHIVES = f"{_NIXPKGS}/archive/{{rev}}.tar.gz"
+_CHANNEL = r"^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$"
+
+# The variables of which exactly one is set.
+_SOURCES = ("NIXERY_CHANNEL", "NIXERY_PKGS_REPO", "NIXERY_PKGS_PATH", "NIXERY_FLAKE")
+
+# The variable that names the bucket, by backend.
+_BUCKETS = {"s3": "S3_BUCKET", "gcs": "GCS_BUCKET", "azure": "AZURE_CONTAINER_NAME"}
+
+# Backends that are not on a file system of this machine.
+_NOT_ON_DISK = frozenset({*_BUCKETS, "memory"})
+
+# Default high watermarks: a server must not fill its disk, nor a trial its memory. A bucket has none.
+_HIGH = {"filesystem": "90%", "memory": "1GiB"}
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    """Facts for the reference page that the type of a field does not tell.
+
+    Attributes:
+        unit: of a number; empty for a count.
+        default: the default in words, where it is not a constant.
+        may_be_empty: whether an empty text is a value, and no mistake.
+    """
+
+    unit: str = ""
+    default: str = ""
+    may_be_empty: bool = False
+
+
+def _text(parse: Callable[[str], object]) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
+_MAY_BE_EMPTY = Doc(may_be_empty=True)
+
+# Types of values, with their units.
+_Seconds = Annotated[int, Doc(unit="seconds")]
+_Duration = Annotated[int, _text(seconds), Doc(unit="seconds, or a number with s, m, h, d or w")]
+_Size = Annotated[int, _text(size), Doc(unit="bytes, or a number with a unit such as MB or GiB")]
+_Mebibytes = Annotated[int, Doc(unit="MiB")]
+_Workers = Annotated[int, Doc(default="number of CPUs")]
+_Watermark = Annotated[DiskMark | None, BeforeValidator(values.watermark)]
+_Names = Annotated[tuple[str, ...], BeforeValidator(values.comma_separated), _MAY_BE_EMPTY]
+_Platforms = Annotated[tuple[Platform, ...], BeforeValidator(values.platforms), _MAY_BE_EMPTY]
+# OpenTelemetry specifies that an empty variable is like an unset one.
+_Text = Annotated[str, _MAY_BE_EMPTY]
+_TraceProtocol = Annotated[_Text, AfterValidator(values.trace_protocol)]
+
+
+def _cpus() -> int:
+    return os.cpu_count() or 1
+
+
+def _lower_case(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence
+
+
+class _Variables(PydanticBaseSettingsSource):
+    """The variables of the mapping that a group of settings is made from."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the value, ``None`` if the variable is unset; its key; and that it is no JSON."""
+        environment = self.current_state.get("environment", {})
+        return environment.get(field.alias or ""), field.alias or field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the variables that are set, by name."""
+        fields = self.settings_cls.model_fields.items()
+        found = (self.get_field_value(field, name) for name, field in fields)
+        return {key: value for value, key, _ in found if value is not None}
+
+
+class _Group(BaseSettings):
+    """Settings of one subject.
+
+    Attributes:
+        environment: the mapping that the settings were read from. Not a setting, and not shown: it may hold secrets.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", validate_default=False, use_attribute_docstrings=True
+    )
+
+    # Not validated: an unrelated variable may hold bytes that are not UTF-8.
+    environment: Annotated[Mapping[str, str], SkipValidation] = Field({}, repr=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- only the command line reads the environment
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- likewise
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- likewise
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the given mapping, and not the environment of the process."""
+        return init_settings, _Variables(settings_cls)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Check an environment.
+
+        Raises:
+            SettingsError: with a line for every setting that is missing or wrong.
+        """
+        problems = cls._missing(environment)
+        try:
+            settings = cls.model_validate({"environment": dict(environment)})
+        except ValidationError as error:
+            problems += [cls._problem(str(e["loc"][0]), e["type"], e["msg"]) for e in error.errors()]
+        else:
+            if not problems:
+                return settings
+        raise SettingsError(tuple(problems))
+
+    @classmethod
+    def _missing(cls, environment: Mapping[str, str]) -> list[str]:  # noqa: ARG003 -- for groups with such variables
+        """Return a line for each variable that others require, or contradict."""
+        return []
+
+    @classmethod
+    def _problem(cls, variable: str, kind: str, message: str) -> str:
+        if kind == "missing":
+            field = next(field for field in cls.model_fields.values() if field.alias == variable)
+            meaning = " ".join((field.description or "").partition(".")[0].replace("`", "").split())
+            return f"{variable} is not set: {_lower_case(meaning)}"
+        return f"{variable} is wrong: {_lower_case(message.removeprefix('Value error, '))}"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: object, info: ValidationInfo) -> object:
+        docs = cls.model_fields[info.field_name or ""].metadata
+        may_be_empty = any(isinstance(doc, Doc) and doc.may_be_empty for doc in docs)
+        return value if may_be_empty else values.not_empty(value)
+
+
+class ServerSettings(_Group):
+    """Addresses to listen on, and limits."""
+
+    model_config = SettingsConfigDict(title="Server")
+
+    # Nixery builds what clients ask for; so only the operator opens it to a network.
+    host: str = Field("127.0.0.1", alias="NIXERY_HOST")
+    """Address to listen on; `0.0.0.0` for all addresses."""
+    port: int = Field(alias="PORT", ge=1, le=65535)
+    """TCP port to listen on, for example 8080."""
+    admin_host: str = Field("127.0.0.1", alias="NIXERY_ADMIN_HOST")
+    """Address of the listener for health and metrics."""
+    admin_port: int | None = Field(None, alias="NIXERY_ADMIN_PORT", ge=1, le=65535)
+    """TCP port of a separate listener for `/healthz`, `/readyz` and `/metrics`. Without it, the server
+    shows metrics and the details of `/readyz` only on a loopback address.
+    """
+    public_url: Annotated[
+        Annotated[str, AfterValidator(values.base_url)] | None, Doc(default="from each request")
+    ] = Field(None, alias="NIXERY_PUBLIC_URL")
+    """Scheme and host at which clients reach the server, such as `https://registry.example.org`; it
+    appears in links and pull commands.
+    """
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(values.networks)] = (
+        Field((), alias="NIXERY_TRUSTED_PROXIES")
+    )
+    """Addresses or networks of proxies, separated by commas. The server ignores `X-Forwarded-*`,
+    `X-Request-Id` and `traceparent` from any other address.
+    """
+    public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
+    """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
+    API show neither, errors link to no log, and `_catalog` and `tags/list` answer 403.
+    """
+    failure_ttl: _Seconds = Field(30, alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)
+    """Time for which the server remembers a failed build, or a failed listing of a package set, and
+    answers the failure without another attempt; clients retry at once.
+    """
+    max_builds: _Workers = Field(alias="NIXERY_MAX_BUILDS", ge=1, le=1024, default_factory=_cpus)
+    """Number of images that are built at once, and of tags that are looked up at once."""
+    max_builds_per_client: Annotated[int | None, Doc(default="`NIXERY_MAX_BUILDS`")] = Field(
+        None, alias="NIXERY_MAX_BUILDS_PER_CLIENT", ge=1, le=1024
+    )
+    """Number of images that are built at once for one client. A lower number keeps slots free for other
+    clients.
+    """
+    max_queued: int = Field(100, alias="NIXERY_MAX_QUEUED", ge=0, le=100_000)
+    """Number of builds that may wait; the server answers more of them with 429 and `Retry-After`."""
+    max_queued_per_client: Annotated[int | None, Doc(default="half of `NIXERY_MAX_QUEUED`")] = Field(
+        None, alias="NIXERY_MAX_QUEUED_PER_CLIENT", ge=0, le=100_000
+    )
+    """Number of builds of one client that may wait."""
+    # With fewer connections, a client could not fetch layers in parallel.
+    max_connections: int = Field(1024, alias="NIXERY_MAX_CONNECTIONS", ge=16, le=1 << 16)
+    """Number of connections to the public port. To admit more, the server closes those that have been
+    idle the longest.
+    """
+    max_connections_per_client: int = Field(256, alias="NIXERY_MAX_CONNECTIONS_PER_CLIENT", ge=1, le=1 << 16)
+    """Number of connections from one address, unless it is a trusted proxy's."""
+    max_followers: int = Field(200, alias="NIXERY_MAX_FOLLOWERS", ge=0, le=10_000)
+    """Number of streams of build events that are open at once."""
+    max_followers_per_client: int = Field(50, alias="NIXERY_MAX_FOLLOWERS_PER_CLIENT", ge=0, le=10_000)
+    """Number of streams of build events that one client may have open."""
+    max_packages: int = Field(100, alias="NIXERY_MAX_PACKAGES", ge=1, le=128)
+    """Number of packages that one name may ask for; the grammar of names ends at 128."""
+    max_closure: Annotated[_Size, Doc(default="`20GiB`")] = Field(20 * _GIB, alias="NIXERY_MAX_CLOSURE", ge=0)
+    """Size of all store paths of an image (NAR size); `0` for no limit."""
+    build_timeout: _Seconds = Field(3600, alias="NIXERY_BUILD_TIMEOUT", ge=1, le=_WEEK)
+    """Time limit of a whole image, without its time in the queue."""
+    send_timeout: _Seconds = Field(300, alias="NIXERY_SEND_TIMEOUT", ge=1, le=_DAY)
+    """Time after which the server disconnects a client that reads nothing of its response."""
+
+    @field_validator("admin_port")
+    @classmethod
+    def _another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
+        if port is not None and port == info.data.get("port"):
+            raise ValueError("it is the same as PORT; health and metrics need a port of their own")
+        return port
+
+    @property
+    def queued_per_client(self) -> int:
+        """The places in the queue for one client."""
+        # Rounded up, since a queue of one place has to admit a client.
+        half = (self.max_queued + 1) // 2
+        return half if self.max_queued_per_client is None else self.max_queued_per_client
+
+
+class SourceSettings(_Group):
+    """Package sources, and what names and tags stand for."""
+
+    model_config = SettingsConfigDict(title="Package source")
+
+    package_set: Annotated[
+        Annotated[Path, AfterValidator(values.package_set)] | None, Doc(default="*one source is required*")
+    ] = Field(None, alias="NIXERY_PKGS_PATH")
+    """Package source: a directory with a `default.nix`, or a Nix file."""
+    repository: Annotated[
+        Annotated[str, AfterValidator(values.git_url)] | None, Doc(default="*one source is required*")
+    ] = Field(None, alias="NIXERY_PKGS_REPO")
+    """Package source: URL of a git repository with a `default.nix`."""
+    channel: Annotated[str | None, Doc(default="*one source is required*")] = Field(
+        None, alias="NIXERY_CHANNEL", pattern=_CHANNEL
+    )
+    """Package source: nixpkgs, at a channel such as `nixos-24.05` or at a commit."""
+    flake: Annotated[
+        Annotated[str, AfterValidator(values.flake_reference)] | None, Doc(default="*one source is required*")
+    ] = Field(None, alias="NIXERY_FLAKE")
+    """Package source: reference of a flake with packages."""
+    channel_url: Annotated[str, AfterValidator(values.archive_url)] = Field(
+        _ARCHIVES, alias="NIXERY_CHANNEL_URL"
+    )
+    """URL of the archive of a commit of nixpkgs, with `{rev}` in place of the commit."""
+    channel_repository: Annotated[str, AfterValidator(values.git_url)] = Field(
+        _NIXPKGS, alias="NIXERY_CHANNEL_REPO"
+    )
+    """URL of the git repository whose branches are the channels."""
+    channel_tags: _Names = Field(
+        ("nixos-*", "nixpkgs-*", "release-*", "commits"), alias="NIXERY_CHANNEL_TAGS"
+    )
+    """Patterns, separated by commas, of the tags that select another channel; `commits` stands for
+    commits.
+    """
+    commits: Annotated[CommitRule, _text(CommitRule.parse), Doc(default="`reachable`")] = Field(
+        CommitRule.parse(REACHABLE), alias="NIXERY_COMMITS"
+    )
+    """Commits that a tag may name: ancestors of any branch or tag (`reachable`), ancestors of those
+    that match patterns (`main,release-*`), `any`, or `none`.
+    """
+    public_source: Annotated[bool | None, Doc(default="only in images, and only a URL without a secret")] = (
+        Field(None, alias="NIXERY_PUBLIC_SOURCE")
+    )
+    """Where clients see the URL of the source: in errors and images (`1`), or nowhere (`0`)."""
+    platforms: Annotated[_Platforms, Doc(default="the platform that Nix builds for")] = Field(
+        (), alias="NIXERY_PLATFORMS"
+    )
+    """Platforms of a name that begins with no platform, such as `linux/amd64,linux/arm64`. Several make
+    an index; clients that do not understand indexes get the first.
+    """
+    optional_platforms: _Platforms = Field((), alias="NIXERY_PLATFORMS_OPTIONAL")
+    """Platforms of `NIXERY_PLATFORMS` that an index omits if they cannot be built."""
+    pin_ttl: _Seconds = Field(3600, alias="NIXERY_PIN_TTL", ge=0, le=_DAY)
+    """Time for which a tag keeps its meaning; with `0`, every request asks the source."""
+
+    def is_public(self, url: str) -> bool | None:
+        """Whether clients may see a URL of the source; ``None``: in images alone, if it has no secret."""
+        return True if self.public_source is None and url in {_NIXPKGS, _ARCHIVES} else self.public_source
+
+    @classmethod
+    def _missing(cls, environment: Mapping[str, str]) -> list[str]:
+        problems = super()._missing(environment)
+        given = [variable for variable in _SOURCES if variable in environment]
+        if not given:
+            problems.append(f"set one of {', '.join(_SOURCES)}: where packages come from")
+        if len(given) > 1:
+            problems.append(f"{' and '.join(given)} are set; set only one package source")
+        return problems
+
+
+class StorageSettings(_Group):
+    """Location of blobs and records, and their retention.
+
+    The library for buckets reads the SDKs' own variables for credentials, regions and endpoints.
+    """
+
+    model_config = SettingsConfigDict(title="Storage")
+
+    storage_backend: Literal["filesystem", "s3", "gcs", "azure", "memory"] = Field(
+        alias="NIXERY_STORAGE_BACKEND"
+    )
+    """Place of blobs and records: `filesystem`, `s3`, `gcs`, `azure`, or `memory` for a trial."""
+    storage_path: Annotated[
+        Path,
+        AfterValidator(Path.absolute),
+        Doc(default="*required* for `filesystem`; for the others `~/.cache/nixery`"),
+    ] = Field(alias="STORAGE_PATH")
+    """Directory of the storage; the server creates it. With another backend than `filesystem`, it holds
+    caches and temporary files.
+    """
+    blob_delivery: Annotated[Literal["redirect", "proxy"] | None, Doc(default="`redirect`, if possible")] = (
+        Field(None, alias="NIXERY_BLOB_DELIVERY")
+    )
+    """Whether clients fetch layers from the bucket (`redirect`), or through the server (`proxy`)."""
+    s3_bucket: Annotated[str | None, Doc(default="*required* for `s3`")] = Field(None, alias="S3_BUCKET")
+    """Name of the bucket of the backend `s3`."""
+    s3_prefix: _Text = Field("", alias="S3_PREFIX")
+    """Prefix of all keys in the bucket, for every kind of bucket."""
+    s3_public_endpoint: Annotated[str | None, Doc(default="the server's endpoint")] = Field(
+        None, alias="S3_PUBLIC_ENDPOINT"
+    )
+    """URL at which clients reach S3, if it differs from the one that the server uses."""
+    gcs_bucket: Annotated[str | None, Doc(default="*required* for `gcs`")] = Field(None, alias="GCS_BUCKET")
+    """Name of the bucket of the backend `gcs`."""
+    azure_container: Annotated[str | None, Doc(default="*required* for `azure`")] = Field(
+        None, alias="AZURE_CONTAINER_NAME"
+    )
+    """Name of the container of the backend `azure`, which needs `AZURE_STORAGE_ACCOUNT_NAME` as well."""
+    cache_size: Annotated[_Size, Doc(default="`10GiB`")] = Field(10 * _GIB, alias="NIXERY_CACHE_SIZE", ge=0)
+    """Size of the cache in `STORAGE_PATH` of blobs that the server delivers out of a bucket (`proxy`);
+    `0` for no cache.
+    """
+    storage_grace: Annotated[_Duration, Doc(default="`2h`")] = Field(
+        7200, alias="NIXERY_STORAGE_GRACE", ge=1, le=_WEEK
+    )
+    """Time for which garbage collection keeps everything that was stored or used; it has to be longer
+    than a pull or a build takes.
+    """
+    storage_high: Annotated[_Watermark, Doc(default="`90%`; `memory`: `1GiB`; a bucket: `none`")] = Field(
+        None, alias="NIXERY_STORAGE_HIGH"
+    )
+    """High watermark, above which the server deletes images, least recently used first: `90%` of the
+    bytes or inodes of the file system, or `50GiB` of blobs (a bucket takes no percentage); `none` for
+    no limit.
+    """
+    storage_low: Annotated[_Watermark, Doc(default="nine tenths of `NIXERY_STORAGE_HIGH`")] = Field(
+        None, alias="NIXERY_STORAGE_LOW"
+    )
+    """Low watermark, at which the server stops deleting images; in the unit of `NIXERY_STORAGE_HIGH`."""
+    scrub_rate: Annotated[int, Doc("MiB a second", "`1`; with a bucket or `memory` `0`")] = Field(
+        1, alias="NIXERY_SCRUB_RATE", ge=0, le=1 << 16
+    )
+    """Rate at which the server reads stored blobs in the background to find broken ones; `0` for none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults_of_the_backend(cls, given: dict[str, Any]) -> dict[str, Any]:
+        backend = given.get("NIXERY_STORAGE_BACKEND")
+        defaults: dict[str, object] = {}
+        if backend in _NOT_ON_DISK:
+            # Nothing on this machine has to last. A bucket verifies checksums of its own, and reading all of it may
+            # cost money.
+            caches = given.get("environment", {}).get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            defaults = {"STORAGE_PATH": str(Path(caches) / "nixery"), "NIXERY_SCRUB_RATE": 0}
+        if backend in _HIGH:
+            defaults["NIXERY_STORAGE_HIGH"] = _HIGH[backend]
+        return {**defaults, **given}
+
+    @field_validator("storage_high")
+    @classmethod
+    def _in_a_unit_of_the_backend(cls, mark: DiskMark | None, info: ValidationInfo) -> DiskMark | None:
+        backend = info.data.get("storage_backend")
+        if mark is not None and mark.percent is not None and backend in _NOT_ON_DISK:
+            raise ValueError(
+                f"{backend} has no file system to take a percentage of; write a size, for example 500GiB"
+            )
+        return mark
+
+    @field_validator("storage_low")
+    @classmethod
+    def _below_high(cls, low: DiskMark | None, info: ValidationInfo) -> DiskMark | None:
+        if low is None or "storage_high" not in info.data:
+            return low
+        high = info.data["storage_high"]
+        if high is None or not low.is_below(high):
+            raise ValueError("it has to be below NIXERY_STORAGE_HIGH, and in the same unit: percent or bytes")
+        return low
+
+    @classmethod
+    def _missing(cls, environment: Mapping[str, str]) -> list[str]:
+        problems = super()._missing(environment)
+        backend = environment.get("NIXERY_STORAGE_BACKEND", "")
+        variable = _BUCKETS.get(backend)
+        if variable is not None and variable not in environment:
+            problems.append(f"{variable} is not set: name of the bucket (NIXERY_STORAGE_BACKEND={backend})")
+        if (
+            backend == "azure"
+            and not {"AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_USE_EMULATOR"} & environment.keys()
+        ):
+            problems.append("AZURE_STORAGE_ACCOUNT_NAME is not set: account of AZURE_CONTAINER_NAME")
+        return problems
+
+
+class NixSettings(_Group):
+    """How Nix is run."""
+
+    model_config = SettingsConfigDict(title="Nix")
+
+    # Nix does not accept arbitrarily large numbers.
+    nix_timeout: _Seconds = Field(60, alias="NIX_TIMEOUT", ge=1, le=_WEEK)
+    """Time limit of a builder, and of an evaluation."""
+    nix_arguments: Annotated[
+        tuple[str, ...], BeforeValidator(values.shell_words), AfterValidator(without_secrets), _MAY_BE_EMPTY
+    ] = Field((), alias="NIXERY_NIX_OPTIONS")
+    """Options that are added to evaluations and builds, such as `--option cores 4`."""
+    nix_sandbox: Literal["auto", "on", "off"] = Field("auto", alias="NIXERY_NIX_SANDBOX")
+    """Whether builders run in Nix's sandbox: `on`, `off`, or as Nix's configuration says (`auto`). If
+    builders could take over the server, it listens on other addresses than loopback only with `off`.
+    """
+    allow_ifd: bool = Field(False, alias="NIXERY_ALLOW_IFD")
+    """Whether an evaluation may build derivations and read them (import from derivation)."""
+    evaluation_memory: _Mebibytes = Field(4096, alias="NIXERY_EVALUATION_MEMORY", ge=0, le=1 << 22)
+    """Memory limit of an evaluation, and of fetching a channel or a flake; `0` for no limit."""
+    build_variables: Annotated[tuple[str, ...], BeforeValidator(variable_names), _MAY_BE_EMPTY] = Field(
+        (), alias="NIXERY_BUILD_ENVIRONMENT"
+    )
+    """Names of variables, separated by commas, that builders get in addition to those without secrets;
+    for example `SSH_AUTH_SOCK`.
+    """
+
+    @property
+    def build_environment(self) -> Mapping[str, str]:
+        """The environment of commands that build, or query Nix's store: only secrets that a setting names."""
+        return build_environment(self.environment, self.build_variables)
+
+    @property
+    def withheld_variables(self) -> tuple[str, ...]:
+        """Names of variables that builders usually get, but do not because they hold a secret."""
+        return withheld_variables(self.environment, self.build_variables)
+
+    @property
+    def evaluation_environment(self) -> Mapping[str, str]:
+        """The environment of evaluations that read variables or build: secrets only as builders get them."""
+        return build_environment(self.environment, self.build_variables if self.allow_ifd else ())
+
+    @property
+    def fetch_environment(self) -> Mapping[str, str]:
+        """The environment of Nix commands that fetch, and run no code of a package author: with logins."""
+        return fetch_environment(self.environment)
+
+    @property
+    def git_environment(self) -> Mapping[str, str]:
+        """The environment in which git contacts a package source: with logins."""
+        return git_environment(self.environment)
+
+    @property
+    def evaluation_bytes(self) -> int | None:
+        """Memory limit of an evaluation in bytes; ``None`` for no limit."""
+        return self.evaluation_memory * 1024 * 1024 or None
+
+
+class LayerSettings(_Group):
+    """Layers of images, and how they are packed."""
+
+    model_config = SettingsConfigDict(title="Layers")
+
+    # Docker's overlay2 stops at about 125 layers; the default leaves some for images that are based on ours.
+    layer_budget: int = Field(94, alias="NIXERY_LAYER_BUDGET", ge=1, le=120)
+    """Largest number of layers of an image, the last one with the root file system included; an image
+    definition may set another. With 1, all store paths share a layer, and the root file system has
+    another.
+    """
+    popularity_url: str | None = Field(None, alias="NIX_POPULARITY_URL")
+    """Reference counts, a JSON object by package name: an `http(s)://` or `file://` URL, or a path. The
+    server fetches it at the start; if that fails, it uses its copy of the last time.
+    """
+    compression: Literal["gzip", "zstd"] = Field("gzip", alias="NIXERY_COMPRESSION")
+    """Compression of layers: `gzip`, or `zstd`, which is smaller and needs newer clients."""
+    compression_level: Annotated[int | None, Doc(default="`2`, with `zstd` `3`")] = Field(
+        None, alias="NIXERY_COMPRESSION_LEVEL"
+    )
+    """Level of the compression, from fast to small: 0 to 3 for `gzip`, 1 to 19 for `zstd`."""
+    packing_workers: _Workers = Field(alias="NIXERY_PACKING_WORKERS", ge=1, le=256, default_factory=_cpus)
+    """Number of layers that are packed at the same time; it changes no byte of an image."""
+
+    @field_validator("compression_level")
+    @classmethod
+    def _level_of_the_compression(cls, level: int, info: ValidationInfo) -> int:
+        compression = info.data.get("compression")
+        return level if compression is None else values.compression_level(level, compression)
+
+
+class LogSettings(_Group):
+    """Logs and traces. For traces, OpenTelemetry's own variables have OpenTelemetry's meaning: empty is unset."""
+
+    model_config = SettingsConfigDict(title="Logs and traces")
+
+    log_format: Literal["auto", "json", "console"] = Field("auto", alias="NIXERY_LOG_FORMAT")
+    """Format of the log: `json`, `console` for people, or `auto`: `console` if stderr is a terminal,
+    `json` otherwise.
+    """
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", alias="NIXERY_LOG_LEVEL")
+    """Lowest level that is logged: `debug`, `info`, `warning` or `error`. With `debug`, every request
+    has a line.
+    """
+    otel_disabled: _Text = Field("", alias="OTEL_SDK_DISABLED")
+    """`true` turns traces off."""
+    otel_exporter: Annotated[_Text, AfterValidator(values.trace_exporter)] = Field(
+        "", alias="OTEL_TRACES_EXPORTER"
+    )
+    """Exporter of traces: `otlp` or `none`. If it is unset, an endpoint turns traces on."""
+    otel_endpoint: _Text = Field("", alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    """URL of the collector for all signals."""
+    otel_traces_endpoint: _Text = Field("", alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    """URL to which traces are sent, if it differs from that for all signals."""
+    otel_protocol: _TraceProtocol = Field("", alias="OTEL_EXPORTER_OTLP_PROTOCOL")
+    """Protocol for all signals: `http/protobuf` only."""
+    otel_traces_protocol: _TraceProtocol = Field("", alias="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+    """Protocol for traces: `http/protobuf` only."""
+
+    @property
+    def traces(self) -> bool:
+        """Whether OpenTelemetry's variables ask for traces."""
+        if self.otel_disabled.strip().lower() == "true" or self.otel_exporter == "none":
+            return False
+        return bool(self.otel_exporter or self.otel_endpoint or self.otel_traces_endpoint)
+
+
+# Pydantic orders fields from the last base to the first, and reports problems in that order.
+class Settings(LogSettings, LayerSettings, NixSettings, StorageSettings, SourceSettings, ServerSettings):
+    """All settings of a server or a command."""

@@ -1,0 +1,70 @@
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from nixery import errors
+from nixery.errors import (
+    BuildFailed,
+    NixeryError,
+    PackagesUnavailable,
+    Reason,
+    TooBusy,
+    UnavailablePackage,
+    UnsafeContents,
+)
+
+
+def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+def test_the_tree_of_the_docstring_is_the_tree_of_the_classes() -> None:
+    drawn = re.findall(r"^    ([│ ]*)[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE)
+    parents: list[str] = ["NixeryError"]
+    found = set()
+    for indent, name in drawn:
+        depth = len(indent) // 4 + 1
+        parents[depth:] = [name]
+        found.add((parents[depth - 1], name))
+    children = {child for child in tree(NixeryError) if child is not NixeryError}
+    assert found == {(child.__base__.__name__, child.__name__) for child in children if child.__base__}
+    assert len(drawn) == len(children)
+
+
+@pytest.mark.parametrize("log", [(), ("",), ("error: no space left on device",)])
+def test_a_failed_build_does_not_repeat_its_reason(log: tuple[str, ...]) -> None:
+    error = BuildFailed(None, log, "error: no space left on device")
+    assert str(error) == "Nix could not build the packages: error: no space left on device"
+
+
+def test_a_file_name_is_escaped_and_shortened() -> None:
+    error = UnsafeContents(b"/bin/\x1b[31m\n\xe2\x80\xae\xff" + b"d/" * 2000, "too deep")
+    assert error.file.startswith(r"/bin/\x1b[31m\n\u202e" "\ufffdd/d/")
+    assert (len(error.file), error.file[-1]) == (300, "…")
+    assert str(error) == f"{error.file} cannot be in an image: too deep"
+
+
+def test_the_length_of_a_message_is_bounded() -> None:
+    packages = tuple(UnavailablePackage("x" * 255, Reason.THROWS, "y" * 2000) for _ in range(100))
+    assert len(str(PackagesUnavailable(packages))) == 16_001
+
+
+def test_an_error_without_frames_is_equal_and_has_no_traceback() -> None:
+    with pytest.raises(TooBusy) as caught:
+        raise TooBusy(1, 4, 10, TooBusy.LISTINGS)
+    error = caught.value
+    error.build = "0123"
+    copy = error.without_frames()
+    assert (type(copy), str(copy), copy.retry_after, copy.build) == (TooBusy, str(error), 10, "0123")
+    assert copy.__traceback__ is None
+    assert error.__traceback__ is not None
+
+
+def test_a_busy_server_says_what_is_full_and_when_to_retry() -> None:
+    assert str(TooBusy(2, 7, 10)) == (
+        "the server is busy: it runs 2 builds at once (NIXERY_MAX_BUILDS), and 7 more are queued (NIXERY_MAX_QUEUED); "
+        "retry in 10 seconds"
+    )
