@@ -174,7 +174,7 @@ def json_content(document: Mapping[str, Any], escape: Callable[[str], str] = esc
     return json.dumps(escaped_document(document, escape), ensure_ascii=False).encode()
 
 
-# The web server's interface, as far as this package uses it: RSGI, of granian (docs/spec/RSGI.md).
+# The web server's interface, as far as this package uses it: RSGI, specified by granian.
 
 Fields = list[tuple[str, str]]
 
