@@ -2,15 +2,16 @@
 
 The data path, which is also the order of the packages::
 
-    server     a request for a manifest or a blob comes in
-    image      its name and tag become an ImageRequest
-    pipeline   image_builder.py takes it through everything below
-    nix        evaluate the packages, realise them, ask for their closure
-    closure    store paths and the graph of their references
-    layering   the closure is grouped into layers that other images share
-    packing    each layer becomes one compressed tar, in one pass
-    storage    blobs under their digests, records beside them
-    oci        config and manifest, the bytes a client verifies
+    server     receives the request for a manifest or a blob
+    image      parses its name and tag into an ImageRequest
+    builds     builder.py takes the request through the following steps
+    sources    says which state of the package set the tag means
+    nix        evaluates the packages, realises them, and lists their closure
+    closure    has store paths and the graph of their references
+    layering   groups the closure into layers that images share
+    packing    makes each layer a compressed tar, in one pass
+    storage    keeps blobs by digest, and records
+    oci        has config and manifest, the bytes that a client verifies
 """
 
 __version__ = "0.1.0"

@@ -41,20 +41,17 @@ from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
-from nixery.server.api.builds import Builds
-from nixery.server.api.images import ImageDocuments
-from nixery.server.api.packages import Packages
-from nixery.server.api.router import Api
+from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application, Handler
 from nixery.server.clients import Clients
-from nixery.server.health import Health, MetricsPage, Probes, is_loopback
+from nixery.server.health import Health, is_loopback
 from nixery.server.observation import Observation
-from nixery.server.pages.router import Pages
+from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
+from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
-from nixery.server.registry.router import Registry
 from nixery.settings import Settings
 from nixery.source_location import SourceLocation
 from nixery.sources.channel import Archives, ChannelSource, channel_rule
@@ -220,19 +217,19 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             "storage": blobs.probe,
             "nix": partial(asyncio.to_thread, require_usable_nix),
             "source": source_is_usable,
-        }
+        },
+        metrics,
     )
     clients = Clients(settings.trusted_proxies)
     observation = Observation(metrics.requests, clients, traces, verbose=settings.log_level == "debug")
-    probes = Probes(health, MetricsPage(metrics))
     application = Application(
         registry.answer,
         observation,
-        probes.public(private=settings.admin_port is None and is_loopback(resources.address)),
+        health.public_routes(private=settings.admin_port is None and is_loopback(resources.address)),
         below,
         public_url=settings.public_url,
     )
-    admin = Application(None, observation, probes.admin())
+    admin = Application(None, observation, health.admin_routes())
 
     async def close() -> None:
         await asyncio.gather(layers.close(), images.close(), index.close())
@@ -324,7 +321,7 @@ def _pages(
         Builds(published, images, platforms),
         ImageDocuments(descriptions, platforms, compare=public),
     )
-    return {"/api/": api.answer, "/": Pages(index, published, descriptions, platforms).answer}
+    return {"/api/": api.answer, "/": Pages(published, descriptions, platforms).answer}
 
 
 def _traces(settings: Settings) -> Traces | None:

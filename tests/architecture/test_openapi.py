@@ -14,23 +14,20 @@ import pytest
 import yaml
 
 import nixery
-from nixery.server.api.builds import Builds
-from nixery.server.api.images import ImageDocuments
-from nixery.server.api.packages import Packages
-from nixery.server.api.router import Api
+from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.errors import STATUS_AND_CODE
-from nixery.server.health import METRICS, PATHS, Health, MetricsPage, Probes
+from nixery.server.health import METRICS, PATHS, Health
+from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
-from nixery.server.registry.router import Registry
 from nixery.telemetry.metrics import Metrics
 
 SERVER = Path(nixery.__file__).parent / "server"
 
 # By path: what answers, where it is not the router itself.
 # Beside the registry, for whoever runs it.
-OTHERS = {"/healthz": Health.live, "/readyz": Health.ready, "/metrics": MetricsPage.get}
+OTHERS = {"/healthz": Health.live, "/readyz": Health.ready, "/metrics": Health.metrics}
 HANDLERS = {
     "/v2/_catalog": Discovery.catalog,
     "/v2/{name}/tags/list": Discovery.tags,
@@ -106,8 +103,12 @@ def test_every_handler_has_a_path() -> None:
 
 def test_others_are_what_is_wired() -> None:
     """What does not belong to the registry is in the tables that the applications get."""
-    probes = Probes(Health({}), MetricsPage(Metrics()))
-    for table in (probes.admin(), probes.public(private=True), probes.public(private=False)):
+    health = Health({}, Metrics())
+    for table in (
+        health.admin_routes(),
+        health.public_routes(private=True),
+        health.public_routes(private=False),
+    ):
         assert set(table) == set(OTHERS)
 
 

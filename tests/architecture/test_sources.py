@@ -16,11 +16,11 @@ def test_there_are_sources() -> None:
 def test_only_the_command_line_reads_the_environment() -> None:
     readers = {path.name for path in SOURCES if re.search(r"\bos\.(environ|getenv)\b", path.read_text())}
     assert readers == {
-        "building.py",
-        "checking.py",
+        "build.py",
+        "check.py",
         "completion.py",
-        "copying.py",
-        "serving.py",
+        "storage.py",
+        "serve.py",
         "session.py",
     }
 

@@ -32,17 +32,17 @@ from nixery.server.app import Application
 from nixery.server.health import PATHS, Health
 from nixery.server.http import Headers, Transport
 from nixery.server.observation import Observation
+from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
-from nixery.server.registry.router import Registry
 from nixery.sources.directory import DirectorySource
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemBlobStore
 from nixery.storage.filesystem_records import FilesystemRecordStore
 from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.uses import Leases
-from nixery.telemetry.metrics import RequestCounts
+from nixery.telemetry.metrics import Metrics, RequestCounts
 from tests.support.client import MANIFEST, Response
 
 # What is stored before the first request.
@@ -198,7 +198,8 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         runner.run(blobs.put(MANIFEST_DIGEST, STORED_MANIFEST))
         for tag in TAGS:
             runner.run(catalogue.record_tag(NAME, tag, MANIFEST_DIGEST))
-        others = dict.fromkeys(PATHS, Health({}).answer)
+        routes = Health({}, Metrics()).public_routes(private=True)
+        others = {path: routes[path] for path in PATHS}
         application = Application(registry.answer, Observation(RequestCounts()), others)
         yield ApplicationUnderTest(application, nix, runner)
         runner.run(images.close())

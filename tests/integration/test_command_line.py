@@ -31,7 +31,9 @@ def layout(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return index, json.loads((directory / "blobs" / "sha256" / digest).read_text())
 
 
-def test_a_name_is_what_the_server_answers(nixery: CommandLine, start_server: StartServer) -> None:
+def test_a_built_image_has_the_digest_that_the_server_answers(
+    nixery: CommandLine, start_server: StartServer
+) -> None:
     built = nixery("build", "shell/hello", "--output", "image", "--quiet")
     digest = built.stdout.strip()
     assert built.stderr == ""
@@ -53,7 +55,7 @@ def test_a_name_is_what_the_server_answers(nixery: CommandLine, start_server: St
     assert blobs == {d["digest"].removeprefix("sha256:"): d["size"] for d in described}
 
 
-def test_an_edited_package_set_is_built_as_it_is_now(nixery: CommandLine, tmp_path: Path) -> None:
+def test_an_edited_package_set_is_built_in_its_current_state(nixery: CommandLine, tmp_path: Path) -> None:
     package_set = tmp_path / "edited"
     package_set.mkdir()
     results = []
@@ -74,7 +76,7 @@ def test_an_edited_package_set_is_built_as_it_is_now(nixery: CommandLine, tmp_pa
 
 
 @pytest.mark.parametrize("platforms", ["linux/amd64", "linux/amd64,linux/arm64"])
-def test_what_docker_load_needs(nixery: CommandLine, platforms: str) -> None:
+def test_an_archive_has_the_files_that_docker_load_needs(nixery: CommandLine, platforms: str) -> None:
     nixery("build", "shell/hello", "-o", "image", "--tag", "1.0", NIXERY_PLATFORMS=platforms)
     nixery("build", "amd64/shell/hello", "-o", "amd64", "--tag", "1.0")
     directory = nixery.directory / "image"
@@ -88,7 +90,7 @@ def test_what_docker_load_needs(nixery: CommandLine, platforms: str) -> None:
     assert all((directory / path).exists() for path in paths)
 
 
-def test_an_archive_is_the_same_each_time(nixery: CommandLine) -> None:
+def test_an_archive_is_reproducible(nixery: CommandLine) -> None:
     nixery("build", "hello", "-o", "one.tar")
     nixery("build", "hello", "-o", "two.tar")
     one, two = (nixery.directory / name for name in ("one.tar", "two.tar"))
@@ -99,7 +101,7 @@ def test_an_archive_is_the_same_each_time(nixery: CommandLine) -> None:
     assert not [path for path in nixery.directory.iterdir() if path.name.startswith(".")]
 
 
-def test_an_index_with_all_of_its_images(nixery: CommandLine) -> None:
+def test_a_layout_of_an_index_has_all_images(nixery: CommandLine) -> None:
     nixery("build", "hello", "-o", "image", NIXERY_PLATFORMS="linux/amd64,linux/arm64")
     index, inner = layout(nixery.directory / "image")
     assert (
@@ -112,7 +114,7 @@ def test_an_index_with_all_of_its_images(nixery: CommandLine) -> None:
             assert (path.parent / part["digest"].removeprefix("sha256:")).exists()
 
 
-def test_an_expression(nixery: CommandLine) -> None:
+def test_an_expression_is_built(nixery: CommandLine) -> None:
     nixery("build", "--expr", "[ pkgs.hello [ pkgs.left ] ] # and that is all", "-o", "image")
     _, manifest = layout(nixery.directory / "image")
     assert manifest["annotations"]["org.opencontainers.image.title"] == "expression"
@@ -121,7 +123,7 @@ def test_an_expression(nixery: CommandLine) -> None:
     assert "left 1.0" in packages
 
 
-def test_a_file(nixery: CommandLine) -> None:
+def test_a_nix_file_is_built(nixery: CommandLine) -> None:
     path = nixery.directory / 'My ${web} "image".nix'
     path.write_text('{ pkgs }: { contents = [ pkgs.hello ]; config.Cmd = [ "hello" "${./data}" ]; }')
     (nixery.directory / "data").write_text("data")
@@ -151,16 +153,16 @@ def test_a_file(nixery: CommandLine) -> None:
         (["UPPER"], "invalid image name 'UPPER'"),
     ],
 )
-def test_what_is_wrong_is_told(nixery: CommandLine, arguments: list[str], message: str) -> None:
+def test_an_error_is_one_clear_line(nixery: CommandLine, arguments: list[str], message: str) -> None:
     ended = nixery("build", *arguments, status=1)
     assert message in ended.stderr
     assert ended.stdout == ""
 
 
-def test_nothing_is_overwritten(nixery: CommandLine) -> None:
+def test_existing_files_are_not_overwritten(nixery: CommandLine) -> None:
     (nixery.directory / "image").mkdir()
     ended = nixery("build", "hello", "-o", "image", status=1)
-    assert "image exists already" in ended.stderr
+    assert "image: it exists already" in ended.stderr
     # Nothing was built in vain.
     assert "nosuch" not in nixery("build", "nosuch", "-o", "image", status=1).stderr
     assert list((nixery.directory / "image").iterdir()) == []
@@ -169,17 +171,17 @@ def test_nothing_is_overwritten(nixery: CommandLine) -> None:
 @pytest.mark.parametrize(
     "arguments", [[], ["hello", "--expr", "pkgs.hello"], ["hello", "--platform", "linux/vax"]]
 )
-def test_wrong_usage(nixery: CommandLine, arguments: list[str]) -> None:
+def test_invalid_options_exit_with_2(nixery: CommandLine, arguments: list[str]) -> None:
     assert "Usage:" in nixery("build", *arguments, status=2).stderr
 
 
-def test_a_missing_directory_is_noticed_before_the_build(nixery: CommandLine) -> None:
+def test_a_missing_directory_is_an_error_before_the_build(nixery: CommandLine) -> None:
     ended = nixery("build", "nosuch", "-o", "oci:missing/image", status=1)
     assert "there is no directory" in ended.stderr
     assert "nosuch (" not in ended.stderr
 
 
-def test_several_outputs_and_platforms(nixery: CommandLine) -> None:
+def test_several_outputs_and_platforms_in_one_command(nixery: CommandLine) -> None:
     platforms = ("--platform", "linux/amd64", "--platform", "linux/arm64")
     outputs = ("-o", "oci:image", "-o", "oci-archive:image.oci", "-o", "docker-archive:image.docker")
     built = nixery("build", "hello:1.0", *platforms, *outputs, "--quiet")
@@ -193,7 +195,7 @@ def test_several_outputs_and_platforms(nixery: CommandLine) -> None:
         assert "manifest.json" in archive.getnames()
 
 
-def test_json_for_machines(nixery: CommandLine) -> None:
+def test_json_output_is_an_event_per_line(nixery: CommandLine) -> None:
     events = [json.loads(line) for line in nixery("build", "hello", "--json").stdout.splitlines()]
     digest = nixery("build", "hello", "-q").stdout.strip()
     assert events[-1] == {
@@ -210,33 +212,33 @@ def test_json_for_machines(nixery: CommandLine) -> None:
     assert "nosuch" in json.loads(failed[-1])["message"]
 
 
-def test_checking(nixery: CommandLine) -> None:
+def test_check_finds_nothing_wrong(nixery: CommandLine) -> None:
     findings = json.loads(nixery("check", "--json").stdout)
     assert [finding["what"] for finding in findings] == ["settings", "nix", "sandbox", "storage", "source"]
     assert all(finding["right"] for finding in findings)
     assert "it evaluates" in findings[-1]["found"]
 
 
-def test_checking_tells_what_a_server_would_need_as_well(nixery: CommandLine) -> None:
+def test_check_names_the_settings_that_a_server_also_needs(nixery: CommandLine) -> None:
     def found(**settings: str) -> str:
         findings: list[dict[str, str]] = json.loads(nixery("check", "--json", **settings).stdout)  # type: ignore[arg-type]
         return findings[0]["found"]
 
-    assert found().endswith("a server needs PORT, NIXERY_STORAGE_BACKEND, STORAGE_PATH besides")
+    assert found().endswith("a server also needs PORT, NIXERY_STORAGE_BACKEND, STORAGE_PATH")
     server = {"PORT": "1", "NIXERY_STORAGE_BACKEND": "filesystem"}
-    assert found(**server).endswith("a server needs STORAGE_PATH besides")
+    assert found(**server).endswith("a server also needs STORAGE_PATH")
     assert found(**server, STORAGE_PATH=str(nixery.directory / "own")) == "nothing is missing or wrong"
 
 
 @pytest.mark.parametrize("command", ["gc", "scrub"])
-def test_no_storage_is_made_to_be_looked_after(nixery: CommandLine, command: str) -> None:
+def test_maintenance_commands_do_not_create_a_storage(nixery: CommandLine, command: str) -> None:
     nowhere = nixery.directory / "nowhere"
     ended = nixery(command, status=1, STORAGE_PATH=str(nowhere))
     assert f"there is no storage at {nowhere}: set STORAGE_PATH" in ended.stderr
     assert not nowhere.exists()
 
 
-def test_checking_what_is_wrong(nixery: CommandLine) -> None:
+def test_check_finds_what_is_wrong(nixery: CommandLine) -> None:
     (nixery.directory / "file").write_text("")
     storage = nixery("check", status=1, STORAGE_PATH=str(nixery.directory / "file" / "below"))
     assert "WRONG storage" in storage.stdout
@@ -258,7 +260,7 @@ def test_checking_what_is_wrong(nixery: CommandLine) -> None:
         ("nixery build -o reg", "registry:"),
     ],
 )
-def test_completion(nixery: CommandLine, words: str, expected: str) -> None:
+def test_the_shell_completes_options_and_names(nixery: CommandLine, words: str, expected: str) -> None:
     completion = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     completed = subprocess.run(
         [Path(sys.executable).with_name("nixery")],
@@ -275,7 +277,7 @@ def test_completion(nixery: CommandLine, words: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "words", [(), ("build",), ("inspect",), ("check",), ("serve",), ("gc",), ("scrub",), ("storage",)]
 )
-def test_help_is_a_light_import(nixery: CommandLine, words: tuple[str, ...]) -> None:
+def test_help_imports_nothing_heavy(nixery: CommandLine, words: tuple[str, ...]) -> None:
     shown = nixery(*words, "--help", PYTHONPROFILEIMPORTTIME="1")
     assert "nixery" in shown.stdout
     for heavy in ("granian", "httpx", "structlog"):
@@ -291,12 +293,12 @@ HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
         (("build", "shell/hello"), "linux/amd64 shell/hello", "sha256:"),
         (("inspect", "shell/hello"), "linux/amd64 shell/hello", "layers"),
         (("check",), "evaluating the package source", "names can be completed"),
-        (("gc",), "finding what is in use", "deleted 0 blobs"),
+        (("gc",), "finding images in use", "deleted 0 blobs"),
         (("scrub",), "scrubbing", "0 broken"),
         (("storage", "copy", "{cache}", "{cache}2"), "copying", "blobs copied"),
     ],
 )
-def test_all_commands_have_one_look(
+def test_all_commands_show_the_same_kind_of_bars(
     nixery: CommandLine, arguments: tuple[str, ...], meanwhile: str, result: str
 ) -> None:
     cache = f"file://{nixery.directory}/cache/nixery"
@@ -311,7 +313,7 @@ def test_all_commands_have_one_look(
     assert "━━━━━" not in after or "layers" in after
 
 
-def test_a_build_that_fails_leaves_the_terminal_in_order(nixery: CommandLine) -> None:
+def test_a_failed_build_restores_the_terminal(nixery: CommandLine) -> None:
     shown = nixery.on_terminal("build", "failsinbytes", status=1)
     during, _, after = shown.rpartition(SHOWN)
     assert "✗" in during
@@ -320,7 +322,7 @@ def test_a_build_that_fails_leaves_the_terminal_in_order(nixery: CommandLine) ->
     assert "\x1b[2K" not in after
 
 
-def test_names_of_packages_are_completed_once_they_were_listed(nixery: CommandLine) -> None:
+def test_package_names_are_completed_after_check_has_listed_them(nixery: CommandLine) -> None:
     def offered() -> list[str]:
         completion = {"COMP_WORDS": "nixery build shell/hel", "COMP_CWORD": "2"}
         cache = {"XDG_CACHE_HOME": str(nixery.directory / "cache")}
@@ -339,7 +341,7 @@ def test_names_of_packages_are_completed_once_they_were_listed(nixery: CommandLi
     assert "shell/hello" in offered()
 
 
-def test_a_tag_is_given_once(nixery: CommandLine) -> None:
+def test_a_tag_cannot_be_given_twice(nixery: CommandLine) -> None:
     assert (
         nixery.inspect("hello:latest")
         == nixery.inspect("hello")
@@ -348,14 +350,14 @@ def test_a_tag_is_given_once(nixery: CommandLine) -> None:
     assert "tag" in nixery("inspect", "hello:latest", "--tag", "latest", status=2).stderr
 
 
-def test_no_package_set(tmp_path: Path) -> None:
+def test_a_missing_package_source_is_an_error(tmp_path: Path) -> None:
     ended = CommandLine({}, tmp_path)("build", "hello", status=1)
     assert ended.stderr == (
         "nixery: set one of NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH, NIXERY_FLAKE: where packages come from\n"
     )
 
 
-def test_inspecting(nixery: CommandLine) -> None:
+def test_inspect_describes_an_image(nixery: CommandLine) -> None:
     image = nixery.inspect("mainprogram")
     assert image["digest"] == nixery("build", "mainprogram", "-q").stdout.strip()
     assert image["packages"]["mainprogram"] == "1.0"
@@ -369,13 +371,13 @@ def test_inspecting(nixery: CommandLine) -> None:
     assert any(line.startswith("  Env: [") and line.endswith('"LANG=C.UTF-8"]') for line in text.splitlines())
 
 
-def test_inspecting_a_definition(nixery: CommandLine) -> None:
+def test_inspect_describes_a_definition(nixery: CommandLine) -> None:
     text = nixery("inspect", "images.web").stdout
     assert '  Labels: {"team": "platform"}\n' in text
     assert '  Healthcheck: {"Interval": 30000000000, "Test": ["CMD", "/bin/hello"]}\n' in text
 
 
-def test_differences(nixery: CommandLine) -> None:
+def test_inspect_prints_the_differences_of_two_images(nixery: CommandLine) -> None:
     difference = nixery.inspect("hello/left", "--diff", "hello/diamond")
     assert difference["added"] == {"diamond": "1.0"}
     assert difference["removed"] == {"left": "1.0"}
@@ -391,7 +393,7 @@ def test_differences(nixery: CommandLine) -> None:
     assert "to pull: 0 layers" in same
 
 
-def test_nothing_goes_on_when_it_is_ended(settings: Mapping[str, str], tmp_path: Path, salt: str) -> None:
+def test_no_process_outlives_an_ended_command(settings: Mapping[str, str], tmp_path: Path, salt: str) -> None:
     environment = clean_environment({**settings, "XDG_CACHE_HOME": str(tmp_path / "cache")})
     process = subprocess.Popen(
         [sys.executable, "-m", "nixery", "build", "--quiet", "sleeps"], env=environment, cwd=tmp_path

@@ -14,7 +14,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 @pytest.mark.parametrize(
     "accept", [DOCKER_MANIFEST, f"{DOCKER_LIST}, {DOCKER_MANIFEST}", f"{DOCKER_MANIFEST};q=0.5, */*"]
 )
-def test_who_accepts_dockers_alone_gets_dockers(client: RegistryClient, accept: str) -> None:
+def test_a_client_that_accepts_only_docker_types_gets_them(client: RegistryClient, accept: str) -> None:
     response = client.get(URL, {"Accept": accept})
     assert response.headers["content-type"] == response.json()["mediaType"] == DOCKER_MANIFEST
     assert b"vnd.oci" not in response.body
@@ -25,11 +25,11 @@ def test_who_accepts_dockers_alone_gets_dockers(client: RegistryClient, accept: 
 
 
 @pytest.mark.parametrize("accept", [MANIFEST, f"{DOCKER_MANIFEST}, {MANIFEST}", "*/*", "text/plain"])
-def test_everybody_else_gets_ocis(client: RegistryClient, accept: str) -> None:
+def test_other_clients_get_oci_types(client: RegistryClient, accept: str) -> None:
     assert client.get(URL, {"Accept": accept}).headers["content-type"] == MANIFEST
 
 
-def test_dockers_is_there_by_its_digest_whatever_is_accepted(client: RegistryClient) -> None:
+def test_a_docker_manifest_is_served_by_digest_whatever_is_accepted(client: RegistryClient) -> None:
     docker = client.get(URL, {"Accept": DOCKER_MANIFEST})
     again = client.get(f"/v2/hello/manifests/{docker.headers['docker-content-digest']}", {"Accept": MANIFEST})
     assert (again.status, again.body) == (200, docker.body)
@@ -38,7 +38,9 @@ def test_dockers_is_there_by_its_digest_whatever_is_accepted(client: RegistryCli
 
 @pytest.mark.parametrize("more", [{}, {"NIXERY_PLATFORMS": "linux/amd64,linux/arm64"}])
 @pytest.mark.parametrize("accept", [DOCKER_MANIFEST, f"{DOCKER_LIST}, {DOCKER_MANIFEST}", "*/*"])
-def test_with_zstd_everybody_gets_ocis(start_server: StartServer, more: dict[str, str], accept: str) -> None:
+def test_zstd_layers_have_oci_types_only(
+    start_server: StartServer, more: dict[str, str], accept: str
+) -> None:
     client = start_server(NIXERY_COMPRESSION="zstd", **more).client
     for _ in range(2):  # built, and found
         response = client.get(URL, {"Accept": accept})

@@ -27,7 +27,8 @@ _NOBODY = 65534
 # without the command line, which imports things as it needs them.
 _AS_NOBODY = f"""
 import encodings.idna, importlib.readers, os
-from nixery.cli.serving import serve
+import uvloop, nixery.app, nixery.cli.logs, nixery.nix.processes, nixery.server.serve
+from nixery.cli.serve import serve
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid({_NOBODY})

@@ -65,7 +65,7 @@ def wait_for_end(client: RegistryClient, url: str) -> dict[str, Any]:
     raise AssertionError("the build does not end")
 
 
-def test_a_build_that_nobody_waits_for(start_server: StartServer) -> None:
+def test_a_build_started_by_the_api_is_followed_to_its_end(start_server: StartServer) -> None:
     server = start_server()
     status, headers, answer = post(server, b'{"name": "greeting"}')
     (build,) = answer["builds"]
@@ -103,7 +103,7 @@ def test_builds_are_known_after_a_restart(start_server: StartServer) -> None:
     ]
 
 
-def test_what_shares_layers_is_told(start_server: StartServer) -> None:
+def test_images_that_share_layers_are_listed(start_server: StartServer) -> None:
     client = start_server().client
     for name in ("hello", "hello/greeting"):
         client.manifest(name)
@@ -126,14 +126,14 @@ def test_what_shares_layers_is_told(start_server: StartServer) -> None:
         (b'{"name": "' + b"a" * 20_000 + b'"}', "application/json", 413, "SIZE_INVALID"),
     ],
 )
-def test_what_cannot_be_built_is_not_begun(
+def test_an_invalid_request_starts_no_build(
     server: Server, body: bytes, content_type: str, status: int, code: str
 ) -> None:
     found, _, answer = post(server, body, content_type)
     assert (found, answer["errors"][0]["code"]) == (status, code)
 
 
-def test_names_are_completed(client: RegistryClient) -> None:
+def test_package_names_are_completed(client: RegistryClient) -> None:
     answer = get(client, "/api/v1/packages?q=hel&limit=3")
     assert answer["packages"][0]["name"] == "hello"
     assert answer["total"] > 20
@@ -141,7 +141,7 @@ def test_names_are_completed(client: RegistryClient) -> None:
     assert client.get("/api/v1/packages/nothing-like-it").error["code"] == "NAME_UNKNOWN"
 
 
-def test_what_is_not_public_is_hidden(start_server: StartServer) -> None:
+def test_builds_that_are_not_public_are_hidden(start_server: StartServer) -> None:
     server = start_server(NIXERY_PUBLIC_BUILDS="0")
     error = server.client.get("/v2/failsinbytes/manifests/latest").error
     assert "/builds/" not in error["message"]
@@ -158,7 +158,7 @@ def test_what_is_not_public_is_hidden(start_server: StartServer) -> None:
         assert not re.search(b"failsinbytes|log ends|exit code", body)
 
 
-def test_the_message_about_a_failure_leads_to_its_log(client: RegistryClient, server: Server) -> None:
+def test_the_message_about_a_failure_links_to_its_log(client: RegistryClient, server: Server) -> None:
     first = client.get("/v2/failsinbytes/manifests/latest").error["message"]
     assert f"its log: http://{HOST}:{server.port}/builds/" in first
     assert client.get("/v2/failsinbytes/manifests/latest").error["message"] == first
@@ -166,15 +166,15 @@ def test_the_message_about_a_failure_leads_to_its_log(client: RegistryClient, se
     assert client.get(path).status == 200
 
 
-def test_an_image_that_was_not_built_is_not_built_for_its_page(start_server: StartServer) -> None:
+def test_the_page_of_an_image_does_not_build_it(start_server: StartServer) -> None:
     client = start_server().client
-    assert b"not built yet" in client.get("/images/hello").body
+    assert b"Not built yet" in client.get("/images/hello").body
     assert client.get("/api/v1/images/hello").error["code"] == "MANIFEST_UNKNOWN"
     assert get(client, "/api/v1/builds") == {"builds": []}
 
 
 @pytest.mark.parametrize("name", ["<script>", "UPPER", "a..b", "a'onload='x"])
-def test_what_is_no_name_is_escaped(client: RegistryClient, name: str) -> None:
+def test_an_invalid_name_is_escaped_on_the_error_page(client: RegistryClient, name: str) -> None:
     response = client.get(f"/images/{quote(name)}")
     assert response.status == 400
     assert response.headers["content-type"].startswith("text/html")

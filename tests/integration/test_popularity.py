@@ -170,23 +170,23 @@ def test_what_cannot_be_evaluated_is_left_out(popularity: Popularity) -> None:
     assert json.loads(ended.stdout) == {"bottom-1.0": 1}
     ended = popularity.run(names="nosuch", status=1)
     assert ended.stdout == ""
-    assert ended.stderr.endswith("nixery: no package could be counted\n")
+    assert ended.stderr.endswith("nixery: cannot count any package\n")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (None, "No such file or directory"),
-        (b"\n \n", "there is no name in it"),
-        (b"hello\n\xff", "it is not text in UTF-8"),
-        (b"hello\ntwo words\n", "line 2 is not the name of a package: 'two words'"),
+        (b"\n \n", "it contains no name"),
+        (b"hello\n\xff", "not UTF-8 text"),
+        (b"hello\ntwo words\n", "line 2 is not a package name: 'two words'"),
     ],
 )
 def test_a_bad_file_is_told_in_a_line(popularity: Popularity, content: bytes | None, reason: str) -> None:
     if content is not None:
         (popularity.directory / "names").write_bytes(content)
     ended = popularity.run("--packages", "names", status=2)
-    assert (ended.stdout, ended.stderr) == ("", f"nixery: --packages names: {reason}\n")
+    assert (ended.stdout, ended.stderr) == ("", f"nixery: cannot read --packages names: {reason}\n")
 
 
 def test_a_bar_on_a_terminal(popularity: Popularity) -> None:

@@ -11,7 +11,7 @@ EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
 
 
 @pytest.mark.parametrize("path", ["/v2/", "/v2"])
-def test_api_version(client: RegistryClient, path: str) -> None:
+def test_the_api_version_is_answered(client: RegistryClient, path: str) -> None:
     assert client.get(path).status == 200
 
 
@@ -84,7 +84,7 @@ def test_unknown_manifest_digest(client: RegistryClient) -> None:
     assert response.error["code"] == "MANIFEST_UNKNOWN"
 
 
-def test_layers_and_configs_are_no_manifests(client: RegistryClient, pull: Pull) -> None:
+def test_layers_and_configs_are_not_manifests(client: RegistryClient, pull: Pull) -> None:
     image = pull("hello")
     for digest in (image.manifest_document["config"]["digest"], image.layer_digests[0]):
         assert client.manifest("hello", digest).status == 404
@@ -122,7 +122,7 @@ def test_query_of_containerd_mirrors_is_ignored(client: RegistryClient, pull: Pu
     assert client.get(f"/v2/hello/blobs/{image.layer_digests[0]}?ns=docker.io").status == 200
 
 
-def test_what_is_no_part_of_the_api(client: RegistryClient) -> None:
+def test_unknown_paths_are_not_found(client: RegistryClient) -> None:
     assert client.digest("hello")
     for path in (
         "/v2/hello",
@@ -175,7 +175,7 @@ INVALID_NAMES = [
 ]
 
 
-def test_what_never_reaches_nix(start_server: StartServer, spy: NixSpy) -> None:
+def test_invalid_requests_never_reach_nix(start_server: StartServer, spy: NixSpy) -> None:
     client = start_server(**spy.environment()).client
     spy.forget()
     for name in INVALID_NAMES:

@@ -1,4 +1,7 @@
-"""The command line: a module for each command's options, and one for what it does, which is imported when it runs."""
+"""The command line: one module per command.
+
+The commands import nixery's heavier modules when they run, so that ``--help`` and completion are fast.
+"""
 
 from __future__ import annotations
 
@@ -42,19 +45,19 @@ nixery build --help
 
 [bold]Environment[/bold]
 
-NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH or NIXERY_FLAKE: where packages come from; one of them is needed.
+NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH or NIXERY_FLAKE: the package source; set one of them.
 
-NIXERY_STORAGE_BACKEND=filesystem, STORAGE_PATH: where layers are kept; serve needs them, others have ~/.cache/nixery.
+NIXERY_STORAGE_BACKEND, STORAGE_PATH: the storage; serve needs them, other commands default to ~/.cache/nixery.
 
-PORT, NIXERY_HOST: where serve listens.
+PORT, NIXERY_HOST: the address that serve listens on.
 
-NIXERY_PLATFORMS: what is built, such as linux/amd64,linux/arm64.
+NIXERY_PLATFORMS: the platforms to build for, such as linux/amd64,linux/arm64.
 
-DOCKER_CONFIG, REGISTRY_AUTH_FILE: where logins of registries are. SSL_CERT_FILE: whom to trust.
+DOCKER_CONFIG, REGISTRY_AUTH_FILE: logins for registries. SSL_CERT_FILE: trusted certificates.
 
 [bold]Exit status[/bold]
 
-0: done. 1: not done, or something is wrong. 2: wrong options, or, of serve, wrong settings. 143: ended by SIGTERM.
+0: success. 1: failure, or check found something wrong. 2: invalid options or, for serve, settings. 143: ended by SIGTERM.
 """
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -74,8 +77,7 @@ def _main(
     ),
 ) -> None:
     """See ``app``'s own help."""
-    # Storage is private to its user, whatever umask the shell sets. Files that a command writes for the user
-    # follow the user's own umask.
+    # The storage is private to its user, whatever the shell's umask is. Outputs of `build` follow the user's umask.
     context.obj = os.umask(0o077)
 
 
@@ -92,13 +94,13 @@ app.add_typer(storage, name="storage", rich_help_panel=_STORAGE)
 def main() -> None:
     """Run the command line.
 
-    The process ends before the interpreter takes itself apart, though after everything that is registered for its end. The library that
-    talks to buckets has threads which nobody can stop, and now and then one of them wants the interpreter by then: that aborts the
-    process (SIGABRT) after all was done (https://github.com/PyO3/pyo3-async-runtimes/issues/40).
+    The process exits after all other exit handlers, but before the interpreter is finalised: obstore has threads that cannot be
+    stopped, and one that needs the interpreter while it is finalised aborts the process
+    (https://github.com/PyO3/pyo3-async-runtimes/issues/40).
     """
     status = [1]
-    # What is registered first runs last; what was before is logging's end.
-    atexit.register(_end, status)
+    # Exit handlers run in reverse order; only logging's was registered before this one.
+    atexit.register(_exit, status)
     try:
         app()
     except SystemExit as end:
@@ -107,7 +109,7 @@ def main() -> None:
     status[0] = 0
 
 
-def _end(status: list[int]) -> None:
+def _exit(status: list[int]) -> None:
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

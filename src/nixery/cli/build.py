@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nixery.cli.completion import complete_name, complete_output, complete_platform, complete_truth
+from nixery.errors import StorageError
 from nixery.image.platform import Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nixery.nix.packages import NixExpression
+    from nixery.oci.documents import Descriptor
+    from nixery.push.client import Target
+    from nixery.push.push import PushEvent
+    from nixery.storage.store import BlobStore
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutput:
+    """A new OCI layout.
+
+    Attributes:
+        place: does not exist yet, but its directory does.
+        archive: whether it is a tar archive, which ``docker load`` accepts, too.
+    """
+
+    place: Path
+    archive: bool
 
 
 def build(
@@ -18,14 +46,15 @@ def build(
         typer.Argument(
             metavar="NAME[:TAG]",
             autocompletion=complete_name,
-            help="What the image would be called in the registry, e.g. shell/git.",
+            help="The image's name in the registry, e.g. shell/git.",
         ),
     ] = "",
     expr: Annotated[
-        str, typer.Option(metavar="NIX", help="Build what an expression gives; `pkgs` is the package set.")
+        str,
+        typer.Option(metavar="NIX", help="Build a Nix expression; `pkgs` is the package set."),
     ] = "",
     file: Annotated[
-        Path | None, typer.Option(exists=True, help="Build what a Nix file gives; called with { pkgs }.")
+        Path | None, typer.Option(exists=True, help="Build a Nix file: a function of { pkgs }.")
     ] = None,
     output: Annotated[
         list[str] | None,
@@ -34,18 +63,18 @@ def build(
             "-o",
             metavar="KIND:PLACE",
             autocompletion=complete_output,
-            help="oci:DIR, oci-archive:FILE, docker-archive:FILE or registry:HOST[:PORT]/NAME[:TAG]; a path alone "
-            "is an archive if it ends in .tar, else a directory. May be given several times.",
+            help="oci:DIR, oci-archive:FILE, docker-archive:FILE or registry:HOST[:PORT]/NAME[:TAG]; a bare path "
+            "is an archive if it ends in .tar, else a directory. Repeatable.",
         ),
     ] = None,
-    tag: Annotated[str, typer.Option(help="Of the package source, and of the image in --output.")] = "",
+    tag: Annotated[str, typer.Option(help="Tag of the package source, and of the image in --output.")] = "",
     platform: Annotated[
         list[Platform] | None,
         typer.Option(
             parser=Platform.parse,
             metavar="OS/ARCH",
             autocompletion=complete_platform,
-            help="E.g. linux/arm64, instead of NIXERY_PLATFORMS; several make an index.",
+            help="Platform, e.g. linux/arm64; default: NIXERY_PLATFORMS. Repeat it to build an index.",
         ),
     ] = None,
     tls_verify: Annotated[
@@ -53,19 +82,19 @@ def build(
         typer.Option(
             metavar="true|false",
             autocompletion=complete_truth,
-            help="false: the registry may have any certificate, or plain HTTP.",
+            help="With false, accept any certificate of the registry, and plain HTTP.",
         ),
     ] = "true",
-    insecure: Annotated[bool, typer.Option("--insecure", help="As --tls-verify=false.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Same as --tls-verify=false.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON object per event, the result last.")
+        bool, typer.Option("--json", help="Print a JSON object per event, the result last.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the digest.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the digest.")] = False,
 ) -> None:
     """Build an image without a server, push it or write it to files, and print its digest.
 
-    It is what a server with the same settings would answer for NAME. An expression gives a derivation, a list of them, or an image
-    definition: --expr '[ pkgs.git pkgs.jq ]'. For example:
+    The image is the one that a server with the same settings would answer for NAME.
+    An expression evaluates to a derivation, a list of them, or an image definition: --expr '[ pkgs.git pkgs.jq ]'. Examples:
 
     nixery build shell/git --output registry:registry.example.com/tools/git:1
 
@@ -75,27 +104,140 @@ def build(
         raise typer.BadParameter("give one of NAME, --expr and --file")
     if tls_verify not in {"true", "false"}:
         raise typer.BadParameter("--tls-verify is true or false")
-    name, _, its_tag = name.partition(":")
-    if its_tag and tag:
+    name, _, name_tag = name.partition(":")
+    if name_tag and tag:
         raise typer.BadParameter("give the tag with NAME or with --tag")
-    tag = its_tag or tag or "latest"
+    tag = name_tag or tag or "latest"
 
-    from nixery.cli import building
-    from nixery.cli.output import reporter
-    from nixery.cli.outputs import parse_output
+    from nixery.builds.image import ImageIndex
+    from nixery.cli.output import BarReporter, reporter
+    from nixery.cli.session import open_session, run
+    from nixery.image.name import requests_for
 
     try:
         outputs = [parse_output(text, tag) for text in output or ()]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from None
-    building.build(
-        name,
-        building.parse_expression(expr, file),
-        tag,
-        outputs,
-        tuple(dict.fromkeys(platform or ())),
-        reporter(as_json=as_json, quiet=quiet),
-        quiet=quiet or as_json,
-        tls_verify=tls_verify == "true" and not insecure,
-        umask=context.find_root().obj,
-    )
+    expression = _expression(expr, file)
+    wanted = expression.attribute if expression else name
+    verify = tls_verify == "true" and not insecure
+    shown = reporter(as_json=as_json, quiet=quiet)
+
+    async def command() -> dict[str, Any]:
+        check_outputs(outputs)
+        async with open_session(expression, shown) as (components, resources):
+            platforms = tuple(dict.fromkeys(platform or ())) or resources.platforms
+            found = await components.images.get(requests_for(wanted, platforms), tag)
+            root = found.image.index if isinstance(found.image, ImageIndex) else found.image.manifest
+            deliver = _Delivery(components.blobs, root.descriptor, wanted, tag, context.find_root().obj)
+            for one in outputs:
+                await deliver.to(one, shown.pushing, tls_verify=verify)
+        places = [str(one.place if isinstance(one, FileOutput) else one) for one in outputs]
+        return {
+            "digest": str(root.descriptor.digest),
+            "name": wanted,
+            "tag": tag,
+            "revision": found.pinned.pin.revision,
+            "outputs": places,
+        }
+
+    # Log lines would run through the bars.
+    silent = quiet or as_json or isinstance(shown, BarReporter)
+    with closing(shown):
+        shown.finished(run(command, quiet=silent, failed=shown.failed))
+
+
+def parse_output(text: str, tag: str) -> FileOutput | Target:
+    """Parse ``oci:DIRECTORY``, ``oci-archive:FILE``, ``docker-archive:FILE``, ``registry:TARGET``, or a path.
+
+    Args:
+        text: value of the option.
+        tag: of the image.
+
+    Raises:
+        ValueError: it is invalid.
+    """
+    from nixery.push.client import Target
+
+    kind, colon, rest = text.partition(":")
+    if colon and not rest:
+        place = "HOST[:PORT]/NAME[:TAG]" if kind == "registry" else "DIR" if kind == "oci" else "FILE"
+        raise ValueError(f"{text!r} has no place: write {kind}:{place}")
+    match kind if colon else "":
+        case "registry":
+            return Target.parse(rest, tag)
+        case "oci":
+            return FileOutput(Path(rest).absolute(), archive=False)
+        case "oci-archive" | "docker-archive":
+            return FileOutput(Path(rest).absolute(), archive=True)
+        case _:
+            return FileOutput(Path(text).absolute(), archive=text.endswith(".tar"))
+
+
+def check_outputs(outputs: Sequence[FileOutput | Target]) -> None:
+    """Check that all files can be written, before minutes of building.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    places = [output.place for output in outputs if isinstance(output, FileOutput)]
+    if len(set(places)) < len(places):
+        raise StorageError("two outputs have the same path")
+    for place in places:
+        try:
+            exists = place.exists()
+        except OSError as error:
+            raise StorageError(f"cannot write {place}: {error.strerror}") from error
+        if exists:
+            raise StorageError(f"cannot write {place}: it exists already")
+        if not place.parent.is_dir():
+            raise StorageError(f"cannot write {place}: there is no directory {place.parent}")
+        if not os.access(place.parent, os.W_OK | os.X_OK):
+            raise StorageError(f"cannot write {place}: no permission to write to {place.parent}")
+
+
+@dataclass(slots=True)
+class _Delivery:
+    """Writes and pushes one image.
+
+    Attributes:
+        umask: of the user, for files.
+    """
+
+    blobs: BlobStore
+    root: Descriptor
+    name: str
+    tag: str
+    umask: int
+    _pushed: dict[str, str] = field(default_factory=dict)
+
+    async def to(
+        self, output: FileOutput | Target, observe: Callable[[PushEvent], None], *, tls_verify: bool
+    ) -> None:
+        from nixery.nix.environments import credential_environment
+        from nixery.push.push import PushOptions, push
+        from nixery.storage.layout import write_layout
+
+        if isinstance(output, FileOutput):
+            place, archive = output.place, output.archive
+            await write_layout(
+                self.blobs, self.root, self.name, self.tag, place, archive=archive, umask=self.umask
+            )
+            return
+        # A repository on the same host that has the blobs by now.
+        source = self._pushed.get(output.host, "")
+        options = PushOptions(tls_verify=tls_verify, mount_from=source if source != output.name else "")
+        logins = credential_environment(os.environ)
+        await push(self.blobs, self.root.digest, output, logins, observe, options)
+        self._pushed.setdefault(output.host, output.name)
+
+
+def _expression(text: str, file: Path | None) -> NixExpression | None:
+    from nixery.nix.packages import NixExpression
+
+    if file is not None:
+        # JSON strings are Nix strings, except for the characters that begin an interpolation in Nix.
+        path = json.dumps(str(file.absolute())).replace("${", r"\${")
+        stem = re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")
+        return NixExpression(stem or "image", f"import (/. + {path})")
+    return NixExpression("expression", f"{{ pkgs }}: ({text}\n)") if text else None

@@ -1,4 +1,4 @@
-"""What the shell may offer. Called for each key, so that nothing heavy is imported here, and nobody is asked who may be slow."""
+"""Shell completion. Runs at each key press, so this module imports nothing heavy and asks nothing that may be slow."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from nixery.image.platform import SUPPORTED
 
 OUTPUT_KINDS = ("oci:", "oci-archive:", "docker-archive:", "registry:")
 
+# The values of ``nixery.builds.popularity.Basis``.
+BASES = ("auto", "closures", "derivations")
+
 _NAME = re.compile(r"[a-z0-9._-]{1,255}", re.ASCII)
 
 _META_PACKAGES = ("amd64", "arm64", "shell")
 
-# Names that are offered: more than anybody reads, and few enough for any shell.
+# Limit on offered names: more than a person reads, and few enough for any shell.
 _MOST = 500
 
-# Limit in bytes for a list of packages.
+# Bytes of a list of packages that is read.
 _LARGEST = 64 * 1024 * 1024
 
 
@@ -28,20 +31,25 @@ def complete_platform(incomplete: str) -> list[str]:
 
 
 def complete_truth(incomplete: str) -> list[str]:
-    """Offer what is or is not."""
+    """Offer true and false."""
     return [value for value in ("true", "false") if value.startswith(incomplete)]
 
 
+def complete_basis(incomplete: str) -> list[str]:
+    """Offer the values of ``--from``."""
+    return [value for value in BASES if value.startswith(incomplete)]
+
+
 def complete_output(incomplete: str) -> list[str]:
-    """Offer kinds of outputs."""
+    """Offer the kinds of outputs."""
     return [kind for kind in OUTPUT_KINDS if kind.startswith(incomplete)]
 
 
 def complete_name(incomplete: str) -> list[str]:
-    """Offer names of packages for the last part of an image's name, the shortest first.
+    """Offer package names for the last part of an image name, the shortest first.
 
-    They are those of the package set that was listed last, by ``nixery check`` or a server, and kept in the storage; if none was, or
-    if that is a bucket, nothing is offered.
+    The names are those of the package set that ``nixery check`` or a server listed last, from a record in the storage directory;
+    without one, for example because the storage is a bucket, only meta-packages are offered.
     """
     before, slash, part = incomplete.rpartition("/")
     part = part.lower()
@@ -58,11 +66,11 @@ def _listed(beginning: str) -> set[str]:
         content = (read_regular(records[0], _LARGEST) if records else None) or b""
     except OSError:
         return set()
-    # A JSON object whose members are objects. Reading all of it would take half a second; a quotation mark within a string is
-    # escaped, so that this finds names of members and nothing else.
+    # A JSON object whose members are objects. Parsing all of it would take half a second. Quotation marks within strings are
+    # escaped, so this search finds only names of members.
     content = content.lower()
     found = set()
-    # An attribute cannot begin with a digit, a name can.
+    # A name may begin with a digit; its attribute then begins with an underscore.
     for begin in (f'"{beginning}', *([f'"_{beginning}'] if beginning[0].isdigit() else [])):
         at = content.find(begin.encode())
         while at >= 0:
@@ -77,7 +85,7 @@ def _listed(beginning: str) -> set[str]:
 
 
 def user_storage() -> Path:
-    """Return where commands keep what they make, unless they are told another place."""
+    """Return the default storage directory of commands, below the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nixery"
 
 
@@ -85,4 +93,4 @@ def _modified(record: Path) -> float:
     try:
         return record.stat().st_mtime
     except OSError:
-        return 0.0  # deleted meanwhile
+        return 0.0  # deleted since it was listed

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from nixery.gc.policy import GcResult
 
 
 def _seconds(text: str) -> object:
@@ -22,25 +27,56 @@ def _size(text: str) -> object:
 def gc(
     max_age: Annotated[
         int | None,
-        typer.Option(parser=_seconds, metavar="TIME", help="Delete images not used for so long, e.g. 30d."),
+        typer.Option(parser=_seconds, metavar="TIME", help="Delete images not used for that long, e.g. 30d."),
     ] = None,
     max_size: Annotated[
         int | None,
         typer.Option(
             parser=_size,
             metavar="SIZE",
-            help="Delete images, those not used the longest first, until it fits.",
+            help="Delete the least recently used images until the storage is that small, e.g. 100G.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Delete images that were not used for a while, and whatever no image needs.
+    """Delete images that were not used for a while, and blobs that no image uses.
 
-    Servers may go on meanwhile. Nothing that was stored or used within NIXERY_STORAGE_GRACE (two hours) goes.
+    Servers may keep running. Anything stored or used within NIXERY_STORAGE_GRACE (two hours) is kept.
     """
-    from nixery.cli import collecting
+    from rich.filesize import decimal
 
-    collecting.collect(max_age, max_size, dry_run=dry_run, as_json=as_json)
+    from nixery.cli.output import activity
+    from nixery.cli.session import open_storage_session, run
+    from nixery.gc.collector import Collector
+    from nixery.gc.policy import RetentionPolicy
+
+    async def command() -> GcResult:
+        with open_storage_session() as (settings, opened), activity("blobs", quiet=as_json) as shown:
+            shown.begin("finding images in use")
+
+            def observe(done: GcResult) -> None:
+                would = "would be " if dry_run else ""
+                shown.update(
+                    f"{done.deleted} {would}deleted ({decimal(done.deleted_bytes)}), {done.kept} kept"
+                )
+                shown.advance(1)
+
+            collector = Collector(opened.blobs, opened.records, settings.storage_grace)
+            policy = RetentionPolicy(max_age, max_size)
+            return await collector.collect(policy, dry_run=dry_run, observe=observe)
+
+    result = run(command, quiet=True)
+    if as_json:
+        typer.echo(json.dumps(asdict(result)))
+        return
+    verb = "would delete" if dry_run else "deleted"
+    records = "" if dry_run else f" and {result.records} records"
+    typer.echo(
+        f"{verb} {result.deleted} blobs ({decimal(result.deleted_bytes)}){records};"
+        f" kept {result.kept} blobs ({decimal(result.kept_bytes)})"
+    )
+    if result.over:
+        typer.echo(f"images in use exceed {decimal(max_size or 0)} by {decimal(result.over)}", err=True)

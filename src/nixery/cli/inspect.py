@@ -2,12 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nixery.cli.completion import complete_name, complete_platform
+from nixery.errors import BlobUnknown
 from nixery.image.platform import Platform
+from nixery.plain_text import escaped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from nixery.app import Components
+    from nixery.storage.store import BlobStore
+
+
+@dataclass(frozen=True, slots=True)
+class _Inspected:
+    """An image, from its manifest and its config."""
+
+    digest: str
+    annotations: dict[str, str]
+    config: dict[str, Any]
+    layers: list[dict[str, Any]]
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """Versions by name."""
+        from nixery.builds.image import PACKAGES
+
+        pairs = (entry.partition(" ") for entry in self.annotations.get(PACKAGES, "").split(", ") if entry)
+        return {name: version for name, _, version in pairs}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer["size"] for layer in self.layers)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "digest": self.digest,
+            "annotations": self.annotations,
+            "packages": self.packages,
+            "config": self.config,
+            "layers": self.layers,
+            "size": self.size,
+        }
 
 
 def inspect(
@@ -16,7 +62,7 @@ def inspect(
         typer.Argument(
             metavar="NAME[:TAG]",
             autocompletion=complete_name,
-            help="An image, e.g. shell/git; it is built if it was not before.",
+            help="An image, e.g. shell/git; built first if it is not stored.",
         ),
     ],
     diff: Annotated[
@@ -24,37 +70,154 @@ def inspect(
         typer.Option(
             metavar="OTHER[:TAG]",
             autocompletion=complete_name,
-            help="Tell what changes from NAME to another image.",
+            help="Print the changes from NAME to this image instead.",
         ),
     ] = "",
-    tag: Annotated[str, typer.Option(help="Of the package source; latest if it is not given.")] = "",
-    diff_tag: Annotated[str, typer.Option(help="Of the other image; as --tag if it is not given.")] = "",
+    tag: Annotated[str, typer.Option(help="Tag of the package source; default: latest.")] = "",
+    diff_tag: Annotated[str, typer.Option(help="Tag for the other image; default: that of --tag.")] = "",
     platform: Annotated[
         Platform | None,
         typer.Option(
             parser=Platform.parse,
             metavar="OS/ARCH",
             autocompletion=complete_platform,
-            help="Instead of the first of NIXERY_PLATFORMS.",
+            help="Platform; default: the first of NIXERY_PLATFORMS.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print what an image says about itself, its layers with their packages and sizes, and what it shares with another one.
+    """Print an image's metadata, its layers with their packages and sizes, or what changes from it to another image.
 
-    For example: nixery inspect shell/git --diff shell/jq
+    Example: nixery inspect shell/git --diff shell/jq
     """
-    name, tag = _parted(name, tag)
-    other, diff_tag = _parted(diff, diff_tag)
-
-    from nixery.cli import inspecting
-
+    name, tag = _split(name, tag)
+    other, diff_tag = _split(diff, diff_tag)
     tag = tag or "latest"
-    inspecting.inspect(name, other, tag, diff_tag or tag, platform, as_json=as_json)
+    wanted = [(name, tag), *([(other, diff_tag or tag)] if other else [])]
+
+    from rich.console import Console
+
+    from nixery.cli.output import BarReporter, LineReporter
+    from nixery.cli.session import open_session, run
+
+    # An image that is not stored is built, which may take minutes.
+    on_terminal = sys.stderr.isatty() and not as_json
+    shown = BarReporter(transient=True) if on_terminal else LineReporter()
+
+    async def command() -> list[_Inspected]:
+        async with open_session(None, shown) as (components, resources):
+            chosen = platform or resources.platforms[0]
+            return [await _inspect(components, one, its_tag, chosen) for one, its_tag in wanted]
+
+    with closing(shown):
+        images = run(command, quiet=as_json or on_terminal, failed=shown.failed)
+    if as_json:
+        document = images[0].as_json() if len(images) == 1 else _difference(*images)
+        typer.echo(json.dumps(document, indent=2))
+    elif len(images) == 1:
+        _print(images[0], Console())
+    else:
+        _print_difference(_difference(*images), Console())
 
 
-def _parted(name: str, tag: str) -> tuple[str, str]:
-    name, _, its_tag = name.partition(":")
-    if its_tag and tag:
+def _split(name: str, tag: str) -> tuple[str, str]:
+    name, _, name_tag = name.partition(":")
+    if name_tag and tag:
         raise typer.BadParameter("give a tag with the name or with an option")
-    return name, its_tag or tag
+    return name, name_tag or tag
+
+
+async def _inspect(components: Components, name: str, tag: str, platform: Platform) -> _Inspected:
+    from nixery.builds.image import ImageIndex
+    from nixery.image.name import requests_for
+
+    found = (await components.images.get(requests_for(name, (platform,)), tag)).image
+    image = found.first if isinstance(found, ImageIndex) else found
+    manifest = json.loads(image.manifest.content)
+    config = json.loads(await _read(components.blobs, manifest["config"]["digest"]))
+    layers = [
+        {"digest": layer["digest"], "size": layer["size"], "packages": history["comment"].split()}
+        for layer, history in zip(manifest["layers"], config["history"], strict=True)
+    ]
+    annotations = manifest.get("annotations", {})
+    return _Inspected(str(image.manifest.descriptor.digest), annotations, config["config"], layers)
+
+
+async def _read(blobs: BlobStore, digest: str) -> bytes:
+    from nixery.oci.digest import Digest
+
+    blob = await blobs.find(Digest.parse(digest))
+    content = await blobs.read(blob) if blob is not None else None
+    if content is None:
+        raise BlobUnknown(digest)
+    return content
+
+
+def _difference(one: _Inspected, other: _Inspected) -> dict[str, Any]:
+    before, after = one.packages, other.packages
+    present = {layer["digest"] for layer in one.layers}
+    pulled = [layer for layer in other.layers if layer["digest"] not in present]
+    shared = [layer for layer in other.layers if layer["digest"] in present]
+    return {
+        "from": one.digest,
+        "to": other.digest,
+        "added": {name: after[name] for name in sorted(after.keys() - before.keys())},
+        "removed": {name: before[name] for name in sorted(before.keys() - after.keys())},
+        "changed": {
+            name: {"from": before[name], "to": after[name]}
+            for name in sorted(before.keys() & after.keys())
+            if before[name] != after[name]
+        },
+        "shared": {"layers": len(shared), "size": sum(layer["size"] for layer in shared)},
+        "to pull": {"layers": len(pulled), "size": sum(layer["size"] for layer in pulled)},
+    }
+
+
+def _print(image: _Inspected, console: Console) -> None:
+    from rich.filesize import decimal
+    from rich.table import Table
+    from rich.text import Text
+
+    title = escaped(image.annotations.get("org.opencontainers.image.title", ""))
+    console.print(Text.assemble((title, "bold"), f"  {image.digest}"))
+    for key, value in image.annotations.items():
+        _print_line(f"  {key}: {value}", console)
+    # Annotations are labels, too: print only the other ones.
+    labels = dict(image.config.get("Labels", {}).items() - image.annotations.items())
+    for key, value in {**image.config, "Labels": dict(sorted(labels.items()))}.items():
+        if value:
+            _print_line(f"  {key}: {json.dumps(value)}", console)
+    table = Table("layer", "size", "packages")
+    for layer in image.layers:
+        table.add_row(layer["digest"][7:19], decimal(layer["size"]), _text(" ".join(layer["packages"])))
+    table.add_section()
+    table.add_row(f"{len(image.layers)} layers", decimal(image.size), "")
+    console.print(table)
+
+
+def _print_difference(difference: dict[str, Any], console: Console) -> None:
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table("package", "before", "after")
+    for name, version in difference["removed"].items():
+        table.add_row(_text(name), _text(version or "yes"), "-", style="red")
+    for name, change in difference["changed"].items():
+        table.add_row(_text(name), _text(change["from"]), _text(change["to"]), style="yellow")
+    for name, version in difference["added"].items():
+        table.add_row(_text(name), "-", _text(version or "yes"), style="green")
+    console.print(table if table.row_count else "the same packages")
+    for key in ("shared", "to pull"):
+        console.print(f"{key}: {difference[key]['layers']} layers, {decimal(difference[key]['size'])}")
+
+
+def _text(text: str) -> Text:
+    """Return untrusted text, without rich's markup."""
+    from rich.text import Text
+
+    return Text(escaped(text))
+
+
+def _print_line(line: str, console: Console) -> None:
+    """Print untrusted text on one line, however long, for filters."""
+    console.print(escaped(line), highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Logs on stderr, as all commands write them."""
+"""Log lines and messages on stderr."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LONGEST = 8000
 
 
 def configure_logs(level: int, form: Literal["auto", "json", "console"] = "console") -> None:
-    """Write log events of a level (``logging.INFO``, say) and above, those of libraries from warnings on.
+    """Write log events to stderr; those of libraries from warnings on.
 
     Args:
-        level: the least that is written.
-        form: JSON, lines for people, or what stderr is fit for.
+        level: the lowest that is written, e.g. ``logging.INFO``.
+        form: JSON, lines for people, or ``auto``: lines if stderr is a terminal.
     """
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
     shared: list[Processor] = [_add_request, structlog.stdlib.add_log_level]
@@ -34,7 +34,7 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
     structlog.configure(
         processors=[LogBudget(), *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Dispensable(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _LossyStream(sys.stderr))),
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -46,7 +46,7 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
 
 
-class _Dispensable:
+class _LossyStream:
     """A stream that drops text which it cannot write: its reader is gone, or the disk is full.
 
     Otherwise every request that causes a log line would fail, although the server could answer it.
@@ -68,7 +68,7 @@ def _json() -> list[Processor]:
     return [
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        # JSON's own escapes disappear when a program shows the text.
+        # A program that shows the text decodes the escapes of JSON.
         _escape,
         structlog.processors.JSONRenderer(),
     ]
@@ -90,7 +90,7 @@ def _add_request(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape and shorten texts; a console shows other values by their ``repr``, which escapes, too."""
+    """Escape and shorten texts; the console renderer shows other values by their ``repr``, which escapes, too."""
     return {
         name: escaped_document(value, escaped_lines if name == "exception" else _one_line)
         for name, value in event.items()
@@ -102,12 +102,12 @@ def _one_line(text: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print one of our lines on stderr, with quoted text escaped."""
+    """Print a message on stderr, escaped: it may quote untrusted text."""
     typer.echo(f"nixery: {escaped(text)}", err=True)
 
 
 def _write_traceback(sio: TextIO, exc_info: ExcInfo) -> None:
-    # Local variables stay out of it: they may be large, and nobody's business. A message may have been made of what a client
-    # sent, so none of its lines may look like one of the log's.
+    # Without local variables: they may be large, and contain secrets. A message may quote what a client sent, so the lines are
+    # indented to differ from those of the log.
     for part in traceback.format_exception(*exc_info):
         sio.writelines(f"\n    | {escaped(line)}" for line in part.rstrip("\n").split("\n"))

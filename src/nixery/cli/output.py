@@ -1,8 +1,6 @@
-"""How commands show what they are doing, all of them alike: bars on a terminal, lines elsewhere, nothing where a machine reads.
+"""How commands show progress: bars on a terminal, log lines elsewhere, JSON for programs.
 
-Progress as bars on a terminal.
-
-How commands show what they do: bars on a terminal, lines elsewhere, JSON for machines. All but the result goes to stderr.
+Only results go to stdout. An ``Activity`` shows one step after the other; a ``Reporter`` shows builds and pushes.
 """
 
 from __future__ import annotations
@@ -56,72 +54,43 @@ from nixery.nix.build_log import Building, Fetching, LogLines, NixProgress
 from nixery.plain_text import escaped
 from nixery.push.push import BlobPushed, BytesPushed, Pushed, PushEvent, PushStarted
 
-# The one unit that is not counted.
+# The unit of amounts that is not counted but written with prefixes.
 BYTES = "bytes"
 
-# Seconds between two lines about the same thing.
-_PAUSE = 10.0
+# Seconds between two lines about the same step.
+_LINE_EVERY = 10.0
+
+_log = structlog.get_logger("nixery.push")
 
 
 class Activity(Protocol):
-    """Shows one thing after the other."""
+    """Shows the steps of a command."""
 
     def begin(self, what: str, total: int | None = None) -> None:
-        """Something begins; ``total`` is in the activity's unit, ``None`` where nobody knows."""
+        """Begin a step; ``total`` is in the activity's unit, ``None`` if unknown."""
         ...
 
     def advance(self, count: int) -> None:
-        """So much more is done."""
+        """Add to the amount that is done."""
         ...
 
-    def tell(self, what: str) -> None:
-        """Say anew what is being done."""
+    def update(self, what: str) -> None:
+        """Replace the description of the step."""
         ...
 
     def note(self, line: str) -> None:
-        """Say something that is worth keeping."""
+        """Print a line that stays."""
         ...
 
 
-def bars(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
-    """Make the display that all commands have; tasks come with a ``stage``, in words.
-
-    Args:
-        console: a terminal.
-        columns: what is between a bar and the time: an amount, for example.
-        transient: whether it goes when the work is done.
-    """
-    return Progress(
-        _Mark(),
-        # Of a long name, as much as leaves room for the rest.
-        TextColumn(
-            "{task.description}",
-            markup=False,
-            table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(16, console.width * 2 // 5)),
-        ),
-        BarColumn(min(20, console.width // 6)),
-        *columns,
-        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
-        # What a builder writes may be long; it must not move the bars.
-        TextColumn(
-            "{task.fields[stage]}",
-            markup=False,
-            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-        ),
-        console=console,
-        transient=transient,
-        expand=True,
-    )
-
-
 @contextmanager
-def activity(unit: str = "", *, pause: float = _PAUSE, quiet: bool = False) -> Iterator[Activity]:
-    """Show what a command does until it is done.
+def activity(unit: str = "", *, pause: float = _LINE_EVERY, quiet: bool = False) -> Iterator[Activity]:
+    """Show the steps of a command within a context.
 
     Args:
-        unit: of amounts: ``BYTES``, or what is counted; empty where there is nothing to count.
-        pause: seconds from one line to the next one, where there is no terminal.
-        quiet: show notes and nothing else.
+        unit: of amounts: ``BYTES``, or a plural noun; empty if nothing is counted.
+        pause: seconds between two lines, without a terminal.
+        quiet: show only notes.
     """
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
@@ -131,89 +100,39 @@ def activity(unit: str = "", *, pause: float = _PAUSE, quiet: bool = False) -> I
         yield _OnTerminal(progress)
 
 
-class Amount(ProgressColumn):
-    """How much is done, and of how much where that is known."""
+class Reporter(Protocol):
+    """Shows builds and pushes; a ``BuildObserver``, too."""
 
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
+    def observe(self, build: Build, event: BuildEvent) -> None:
+        """Show an event of a build."""
+        ...
 
-    def render(self, task: Task) -> Text:
-        """See ``ProgressColumn``."""
-        nothing = not task.completed and task.total is None
-        return Text(
-            "" if nothing else amount(task.completed, task.total, self._unit), style="progress.download"
-        )
+    def pushing(self, event: PushEvent) -> None:
+        """Show an event of a push."""
+        ...
 
+    def failed(self, error: NixeryError) -> None:
+        """Show that the command failed, before it prints the message."""
+        ...
 
-def amount(done: float, total: float | None, unit: str) -> str:
-    """Write how much is done, for people."""
-    if unit == BYTES:
-        return decimal(int(done)) + ("" if total is None else f" of {decimal(int(total))}")
-    return f"{int(done)}{'' if total is None else f' of {int(total)}'} {unit}"
+    def finished(self, result: dict[str, Any]) -> None:
+        """Print the result, which has a ``digest`` and a ``revision``."""
+        ...
 
-
-class _Mark(SpinnerColumn):
-    """Turns while something goes on, and tells how it ended."""
-
-    def __init__(self) -> None:
-        super().__init__(finished_text="[green]✓[/]")
-
-    def render(self, task: Task) -> RenderableType:
-        return Text("✗", style="bold red") if task.fields.get("failed") else super().render(task)
+    def close(self) -> None:
+        """Restore the terminal, however the command ends."""
+        ...
 
 
-class _OnTerminal:
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-
-    def begin(self, what: str, total: int | None = None) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(escaped(what), total=total, stage="")
-
-    def advance(self, count: int) -> None:
-        if self._task is not None:
-            self._progress.advance(self._task, count)
-
-    def tell(self, what: str) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, description=escaped(what))
-
-    def note(self, line: str) -> None:
-        self._progress.console.print(
-            f"nixery: {escaped(line)}", markup=False, highlight=False, soft_wrap=True
-        )
-
-
-class _Lines:
-    def __init__(self, unit: str, pause: float | None) -> None:
-        self._unit = unit
-        self._pause = pause
-        self._what = ""
-        self._total: int | None = None
-        self._done = 0
-        self._last = time.monotonic()
-
-    def begin(self, what: str, total: int | None = None) -> None:
-        self._what, self._total, self._done = what, total, 0
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        if self._pause is not None and time.monotonic() - self._last >= self._pause:
-            self._last = time.monotonic()
-            self.note(f"{self._what}: {amount(self._done, self._total, self._unit)}")
-
-    def tell(self, what: str) -> None:
-        self._what = what
-
-    def note(self, line: str) -> None:
-        print_line(line)
+def reporter(*, as_json: bool, quiet: bool) -> Reporter:
+    """Choose a reporter by the command's options, and by whether stderr is a terminal."""
+    if as_json:
+        return JsonReporter()
+    return BarReporter() if sys.stderr.isatty() and not quiet else LineReporter()
 
 
 class BarReporter:
-    """Bars: one for each image that is built, and one for each target."""
+    """Bars: one for each build, and one for each push target."""
 
     def __init__(self, console: Console | None = None, *, transient: bool = False) -> None:
         console = console or Console(stderr=True)
@@ -221,7 +140,7 @@ class BarReporter:
         self._bytes = bars(console, Amount(BYTES), transient=transient)
         self._builds: dict[ImageRequest, TaskID] = {}
         self._pushes: dict[str, TaskID] = {}
-        # What Nix says, by image: its last fetching, its last building, and the last line of a builder's log.
+        # Nix's progress by image: the last fetching, the last building, and the last line of a builder's log.
         self._nix: dict[ImageRequest, tuple[str, str, str]] = {}
 
     def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901 -- a case each
@@ -230,7 +149,7 @@ class BarReporter:
         self._progress.start()
         task = self._builds.get(request)
         if task is None:
-            # The platform first: the end of a long name is cut off.
+            # The platform first, since the end of a long name is cut off.
             name = f"{request.platform} {image_name(request)}"
             task = self._builds[request] = self._progress.add_task(name, total=None, stage="")
         match event:
@@ -243,7 +162,7 @@ class BarReporter:
             case Queued(position):
                 self._progress.update(task, stage=f"waiting, place {position} in the queue")
             case Fetching() | Building() | LogLines():
-                self._progress.update(task, stage=self._told_by_nix(request, event))
+                self._progress.update(task, stage=self._nix_stage(request, event))
             case Realised(paths):
                 self._progress.update(task, stage=f"grouping {_number(paths, 'store path')}")
             case Grouped(layers):
@@ -259,7 +178,7 @@ class BarReporter:
             case Failed():
                 self._progress.update(task, stage="failed", failed=True)
                 self._progress.stop_task(task)
-        # All that is shown of builds is over before the first push: two displays never share the terminal.
+        # Builds end before the first push, so that two displays never share the terminal.
 
     def pushing(self, event: PushEvent) -> None:
         """See ``Reporter``."""
@@ -272,14 +191,14 @@ class BarReporter:
             case BytesPushed(target, size):
                 self._bytes.advance(self._pushes[target], size)
             case Pushed(target):
-                # What was there already, or was mounted, is not sent.
+                # Blobs that were present or mounted are not sent.
                 self._finish(self._pushes[target])
             case BlobPushed():
                 pass
 
     def failed(self, error: NixeryError) -> None:  # noqa: ARG002 -- the command prints it
         """See ``Reporter``."""
-        self.close()  # before the message: nothing moves on a terminal once that is there
+        self.close()  # before the message, which would otherwise be overwritten
 
     def finished(self, result: dict[str, Any]) -> None:
         """See ``Reporter``."""
@@ -296,7 +215,7 @@ class BarReporter:
         total = self._bytes.tasks[self._bytes.task_ids.index(push)].total
         self._bytes.update(push, completed=total, stage="pushed")
 
-    def _told_by_nix(self, request: ImageRequest, event: NixProgress) -> str:
+    def _nix_stage(self, request: ImageRequest, event: NixProgress) -> str:
         fetching, building, line = self._nix.get(request, ("", "", ""))
         match event:
             case Fetching(done, expected):
@@ -310,54 +229,8 @@ class BarReporter:
         return ", ".join(shown) + (f": {line}" if line and building else "")
 
 
-def _building(derivations: Sequence[str], ended: int) -> str:
-    if not derivations:
-        return f"{ended} built" if ended else ""
-    name = derivations[-1].partition("-")[2].removesuffix(".drv")
-    others = f" and {_number(len(derivations) - 1, 'other')}" if len(derivations) > 1 else ""
-    return f"building {name}{others}"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-_log = structlog.get_logger("nixery.push")
-
-
-class Reporter(Protocol):
-    """Shows a command's progress; a ``BuildObserver``, too."""
-
-    def observe(self, build: Build, event: BuildEvent) -> None:
-        """Take note of an event in a build."""
-        ...
-
-    def pushing(self, event: PushEvent) -> None:
-        """Take note of an event in a push."""
-        ...
-
-    def failed(self, error: NixeryError) -> None:
-        """Take note of the end; the message itself is told by the command."""
-        ...
-
-    def finished(self, result: dict[str, Any]) -> None:
-        """Print the result, which has a ``digest``."""
-        ...
-
-    def close(self) -> None:
-        """Leave a terminal as it was, however the command ends."""
-        ...
-
-
-def reporter(*, as_json: bool, quiet: bool) -> Reporter:
-    """Choose how progress is shown, by what was asked for and by where stderr goes."""
-    if as_json:
-        return JsonReporter()
-    return BarReporter() if sys.stderr.isatty() and not quiet else LineReporter()
-
-
 class LineReporter:
-    """Log lines; the level of the logs says how many."""
+    """Log lines; the log level decides how many."""
 
     def __init__(self) -> None:
         self._builds = LoggingObserver()
@@ -388,7 +261,7 @@ class LineReporter:
 
 
 class JsonReporter:
-    """One JSON object a line on stdout, each with ``event``; the last one is ``result`` or ``error``."""
+    """One JSON object per line on stdout, each with ``event``; the last one is ``result`` or ``error``."""
 
     def observe(self, build: Build, event: BuildEvent) -> None:
         """See ``Reporter``."""
@@ -406,7 +279,7 @@ class JsonReporter:
             case Pushed(target, digest):
                 self._print("pushed", {"target": target, "digest": digest})
             case BytesPushed():
-                pass  # too many for lines
+                pass  # too many events
 
     def failed(self, error: NixeryError) -> None:
         """See ``Reporter``."""
@@ -422,6 +295,130 @@ class JsonReporter:
     def _print(self, event: str, fields: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
         sys.stdout.flush()
+
+
+class Amount(ProgressColumn):
+    """A column with the amount that is done, and the total if it is known."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """See ``ProgressColumn``."""
+        nothing = not task.completed and task.total is None
+        return Text(
+            "" if nothing else amount(task.completed, task.total, self._unit), style="progress.download"
+        )
+
+
+def amount(done: float, total: float | None, unit: str) -> str:
+    """Format the amount that is done, and the total if it is known."""
+    if unit == BYTES:
+        return decimal(int(done)) + ("" if total is None else f" of {decimal(int(total))}")
+    return f"{int(done)}{'' if total is None else f' of {int(total)}'} {unit}"
+
+
+def bars(console: Console, *columns: ProgressColumn, transient: bool = False) -> Progress:
+    """Make the display of bars that all commands share; each task has a field ``stage`` with a text.
+
+    Args:
+        console: a terminal.
+        columns: between the bar and the time, for example an amount.
+        transient: whether to erase the bars at the end.
+    """
+    return Progress(
+        _Mark(),
+        # A long name must leave room for the other columns.
+        TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(16, console.width * 2 // 5)),
+        ),
+        BarColumn(min(20, console.width // 6)),
+        *columns,
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        # A builder's line may be long; it must not move the bars.
+        TextColumn(
+            "{task.fields[stage]}",
+            markup=False,
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        ),
+        console=console,
+        transient=transient,
+        expand=True,
+    )
+
+
+class _OnTerminal:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(escaped(what), total=total, stage="")
+
+    def advance(self, count: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, count)
+
+    def update(self, what: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, description=escaped(what))
+
+    def note(self, line: str) -> None:
+        self._progress.console.print(
+            f"nixery: {escaped(line)}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+class _Lines:
+    def __init__(self, unit: str, pause: float | None) -> None:
+        self._unit = unit
+        self._pause = pause
+        self._what = ""
+        self._total: int | None = None
+        self._done = 0
+        self._last = time.monotonic()
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        self._what, self._total, self._done = what, total, 0
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._pause is not None and time.monotonic() - self._last >= self._pause:
+            self._last = time.monotonic()
+            self.note(f"{self._what}: {amount(self._done, self._total, self._unit)}")
+
+    def update(self, what: str) -> None:
+        self._what = what
+
+    def note(self, line: str) -> None:
+        print_line(line)
+
+
+class _Mark(SpinnerColumn):
+    """A spinner that ends as a check mark or a cross."""
+
+    def __init__(self) -> None:
+        super().__init__(finished_text="[green]✓[/]")
+
+    def render(self, task: Task) -> RenderableType:
+        return Text("✗", style="bold red") if task.fields.get("failed") else super().render(task)
+
+
+def _building(derivations: Sequence[str], ended: int) -> str:
+    if not derivations:
+        return f"{ended} built" if ended else ""
+    name = derivations[-1].partition("-")[2].removesuffix(".drv")
+    others = f" and {_number(len(derivations) - 1, 'other')}" if len(derivations) > 1 else ""
+    return f"building {name}{others}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _event_name(event: BuildEvent) -> str:

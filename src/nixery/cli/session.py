@@ -1,4 +1,4 @@
-"""What the commands that make images without a server have in common."""
+"""The environment in which commands run: settings with defaults for a user, components without a server, and the event loop."""
 
 from __future__ import annotations
 
@@ -35,14 +35,17 @@ async def open_session(
     observer: BuildObserver | None = None,
     without: Collection[str] = (),
 ) -> AsyncIterator[tuple[Components, Resources]]:
-    """Wire everything for the process environment, with places of the user's own where nothing is set.
+    """Wire all components for the process environment, with defaults for a user.
 
     Args:
         expression: added to the package set.
         observer: of builds; ``None`` for the log.
-        without: variables that are of no use to the command, and may be wrong.
+        without: variables that the command ignores, even if their values are invalid.
+
+    Raises:
+        SettingsError: with every problem of the settings.
     """
-    settings = _of_what_is_there(user_settings(without))
+    settings = _with_fresh_directory(user_settings(without))
     resources = prepare(settings, serving=False)
     async with assemble(settings, resources, expression, observer) as components:
         yield components, resources
@@ -50,19 +53,19 @@ async def open_session(
 
 @contextmanager
 def open_storage_session() -> Iterator[tuple[StorageSettings, Storage]]:
-    """Open the store of the process environment for whoever looks after it: without a package source, and without Nix.
+    """Open the storage of the process environment, without a package source and without Nix.
 
     Raises:
-        SettingsError: there is none, or it cannot be used.
+        SettingsError: there is no storage, or it is unusable.
     """
     environment = {**_defaults(), **os.environ}
     settings = StorageSettings.from_environment(environment)
     if settings.storage_backend == "memory":
         raise SettingsError(
-            ("NIXERY_STORAGE_BACKEND=memory is in a server's memory, out of reach from here",)
+            ("NIXERY_STORAGE_BACKEND=memory is the memory of a server, which commands cannot reach",)
         )
     if settings.storage_backend == "filesystem" and not settings.storage_path.exists():
-        # Rather than make one and find nothing in it: the server's environment was hardly meant to be left out.
+        # Rather than create an empty one: the command probably runs without the server's environment.
         raise SettingsError(
             (f"there is no storage at {settings.storage_path}: set STORAGE_PATH as the server has it",)
         )
@@ -71,10 +74,10 @@ def open_storage_session() -> Iterator[tuple[StorageSettings, Storage]]:
 
 
 def user_settings(without: Collection[str] = ()) -> Settings:
-    """Read the environment; nothing but a source has to be set.
+    """Read the environment; only a package source has no default.
 
     Raises:
-        SettingsError: with every problem there is.
+        SettingsError: with every problem of the settings.
     """
     environment = {name: value for name, value in os.environ.items() if name not in without}
     return Settings.from_environment({**_defaults(), **environment})
@@ -86,12 +89,21 @@ def run(
     quiet: bool,
     failed: Callable[[NixeryError], None] = lambda _: None,
 ) -> Result:
-    """Run a command to its end; what goes wrong is told on stderr, and ends with status 1."""
+    """Run a command on an event loop.
+
+    Args:
+        command: the coroutine function to run.
+        quiet: log warnings and errors only.
+        failed: called with the error before its message is printed.
+
+    Raises:
+        typer.Exit: with status 1 after an error, whose message is on stderr, and with 143 after SIGTERM.
+    """
     configure_logs(logging.WARNING if quiet else logging.INFO)
     try:
         hide_from_builders()
         with guarded(os.environ):
-            return asyncio.run(_awaited(command))
+            return asyncio.run(_cancellable(command))
     except asyncio.CancelledError:
         raise typer.Exit(_TERMINATED) from None
     except NixeryError as error:
@@ -101,17 +113,17 @@ def run(
         raise typer.Exit(_FAILED) from None
 
 
-async def _awaited(command: Callable[[], Awaitable[Result]]) -> Result:
+async def _cancellable(command: Callable[[], Awaitable[Result]]) -> Result:
     task = asyncio.current_task()
     if task is None:
-        raise AssertionError("this is a coroutine of a task")
-    # As Ctrl-C does. Nix runs in a session of its own, and would go on without us.
+        raise AssertionError("a coroutine runs in a task")
+    # As Ctrl-C does. Nix runs in a session of its own, and would otherwise outlive this process.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await command()
 
 
-def _of_what_is_there(settings: Settings) -> Settings:
-    """Have each command read a directory anew: the user has probably edited it since the last one."""
+def _with_fresh_directory(settings: Settings) -> Settings:
+    """Disable the pin of a directory source, so that each command reads its current contents."""
     flake = settings.flake or ""
     is_directory = settings.package_set is not None or flake.startswith(("/", ".", "path:"))
     if not is_directory or "NIXERY_PIN_TTL" in os.environ:
@@ -120,7 +132,7 @@ def _of_what_is_there(settings: Settings) -> Settings:
 
 
 def missing_for_a_server() -> list[str]:
-    """Name what the environment does not have, which is no problem where there is a default, and would be one for a server."""
+    """Return the variables that have a default for commands, but none for a server, and are not set."""
     missing = [name for name in _defaults() if not os.environ.get(name)]
     if os.environ.get("NIXERY_STORAGE_BACKEND", "filesystem") != "filesystem":
         missing = [name for name in missing if name != "STORAGE_PATH"]

@@ -2,29 +2,112 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import unquote, urlsplit
 
 import typer
+
+from nixery.errors import StorageError
+
+if TYPE_CHECKING:
+    from nixery.storage.copying import Copied
+    from nixery.storage.store import Storage
+
+_BROKEN = 1
+
+_BACKENDS = {
+    "s3": ("s3", "S3_BUCKET"),
+    "gs": ("gcs", "GCS_BUCKET"),
+    "az": ("azure", "AZURE_CONTAINER_NAME"),
+}
 
 storage = typer.Typer(help="Work on whole storages.", no_args_is_help=True)
 
 
 @storage.callback()
 def _storage() -> None:
-    """Have a command below this one, though there is only one so far."""
+    """Make typer expect a subcommand, although there is only one so far."""
 
 
 @storage.command()
 def copy(
-    source: Annotated[str, typer.Argument(metavar="FROM", help="E.g. file:///var/lib/nixery.")],
-    target: Annotated[str, typer.Argument(metavar="TO", help="E.g. s3://bucket/prefix, gs://..., az://...")],
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    source: Annotated[str, typer.Argument(metavar="FROM", help="Source, e.g. file:///var/lib/nixery.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TO", help="Target, e.g. s3://bucket/prefix, gs://..., az://...")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Copy all blobs and records of a storage into another one.
+    """Copy all blobs and records of a storage to another one, verifying every blob.
 
-    What is there already is not copied again, so an interrupted copy is gone on with by the same command. Every blob is digested on
-    the way. Credentials come from the environment, as for the server.
+    Blobs that the target has are skipped, so running the command again resumes an interrupted copy.
+    Credentials come from the environment, as for the server.
     """
-    from nixery.cli import copying
+    from rich.filesize import decimal
 
-    copying.copy(source, target, as_json=as_json)
+    from nixery.cli.output import BYTES, activity
+    from nixery.cli.session import run
+    from nixery.storage.copying import copy_storage
+
+    async def command() -> Copied:
+        with (
+            tempfile.TemporaryDirectory(prefix="nixery-") as temporary,
+            activity(BYTES, quiet=as_json) as shown,
+        ):
+            opened = (
+                _open(source, Path(temporary), must_exist=True),
+                _open(target, Path(temporary), must_exist=False),
+            )
+            shown.begin("copying")
+            before = 0
+
+            def show(done: Copied) -> None:
+                nonlocal before
+                shown.update(f"{done.copied} of {done.blobs} blobs copied, {done.records} records")
+                shown.advance(done.size - before)
+                before = done.size
+
+            return await copy_storage(opened[0], opened[1], show)
+
+    done = run(command, quiet=True)
+    if as_json:
+        numbers = {"blobs": done.blobs, "copied": done.copied, "bytes": done.size, "records": done.records}
+        typer.echo(json.dumps({**numbers, "broken": list(map(str, done.broken))}))
+    else:
+        typer.echo(
+            f"{done.copied} of {done.blobs} blobs copied ({decimal(done.size)}), {done.records} records"
+        )
+    for digest in done.broken:
+        typer.echo(f"nixery: skipped a broken blob: {digest}", err=True)
+    if done.broken:
+        raise typer.Exit(_BROKEN)
+
+
+def _open(url: str, temporary: Path, *, must_exist: bool) -> Storage:
+    from nixery.settings import StorageSettings
+    from nixery.startup import open_storage
+    from nixery.storage.files import make_directory, make_storage_directory
+
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        root = Path(unquote(parts.path))
+        # Rather than create one and copy nothing out of it. A bucket has to exist in either case.
+        if must_exist and not root.exists():
+            raise StorageError(f"there is no storage at {root}")
+        # On the same file system as the blobs: finished files are moved there.
+        make_storage_directory(root)
+        make_directory(root / "temporary")
+        given = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(root)}
+        return open_storage(StorageSettings.model_validate(given), root / "temporary", os.environ)
+    if parts.scheme not in _BACKENDS or not parts.netloc:
+        raise StorageError(
+            f"unknown storage {url}: use file:///PATH, s3://BUCKET/PREFIX, gs://BUCKET or az://CONTAINER"
+        )
+    backend, variable = _BACKENDS[parts.scheme]
+    given = {"NIXERY_STORAGE_BACKEND": backend, variable: parts.netloc, "S3_PREFIX": parts.path}
+    # No client is redirected, and a blob that is read once needs no cache.
+    given |= {"STORAGE_PATH": str(temporary), "NIXERY_BLOB_DELIVERY": "proxy", "NIXERY_CACHE_SIZE": "0"}
+    return open_storage(StorageSettings.model_validate(given), temporary, os.environ)

@@ -1,1 +1,1 @@
-"""."""
+"""Pushes images to other registries, with the logins of Docker and Podman."""

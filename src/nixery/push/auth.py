@@ -1,9 +1,7 @@
-"""What a registry wants to see before it does anything: Basic, or a token from somebody else (distribution, "Token Authentication").
+"""Authorisation for a registry: Basic, or a token from a token server (distribution, "Token Authentication").
 
-Credentials from where ``docker login`` and ``podman login`` keep them.
-
-Docker's is ``$DOCKER_CONFIG/config.json`` or ``~/.docker/config.json``; podman's (containers-auth.json(5)) is
-``$REGISTRY_AUTH_FILE``, which comes first, or ``$XDG_RUNTIME_DIR/containers/auth.json``.
+Credentials are those of ``docker login`` and ``podman login``. Docker's file is ``$DOCKER_CONFIG/config.json`` or ``~/.docker/config.json``; Podman's (containers-auth.json(5)) is
+``$REGISTRY_AUTH_FILE``, which is then the only one, or ``$XDG_RUNTIME_DIR/containers/auth.json``.
 """
 
 from __future__ import annotations
@@ -24,19 +22,28 @@ import httpx
 from nixery.errors import PushFailed
 
 _CHALLENGE = re.compile(r"(?P<scheme>[a-zA-Z]+)\s+(?P<parameters>.*)", re.DOTALL)
-# Only the beginning of a word is matched: a registry may send a long one.
+# Anchored at the beginning of a word, since a registry may send a long one.
 _PARAMETER = re.compile(r'(?<!\w)(\w+)="([^"]*)"')
 
-# Header fields contain it (RFC 6750, 2.1, and other characters in use).
+# A token goes into a header field (RFC 6750, 2.1, and other characters in use).
 _TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _CLIENT = "nixery"
 
+# Seconds for a credential helper, which may ask the user to unlock a keyring.
+_HELPER_TIMEOUT = 60
+
+# The user name of a helper's answer whose secret is an identity token (docker-credential-helpers).
+_IDENTITY_TOKEN_USER = "<token>"  # noqa: S105 -- a marker, no secret
+
+_DOCKER_HUB = "https://index.docker.io/v1/"
+_DOCKER_HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io")
+
 
 class Authorisation:
-    """The ``Authorization`` header for one registry; a token is asked for when it is, and again when it has run out.
+    """The ``Authorization`` header for one registry. Requests a token when the registry does, and again when it has expired.
 
     Args:
-        credentials: ``None`` for nobody in particular.
+        credentials: ``None`` for anonymous access.
         scope: of tokens.
         insecure: whether credentials may go over plain HTTP to another machine.
     """
@@ -49,15 +56,15 @@ class Authorisation:
         self.header: str | None = None
 
     async def renew(self, client: httpx.AsyncClient, refused: str | None, answer: httpx.Response) -> bool:
-        """Answer a challenge; return whether there is another header now than the one that was refused.
+        """Answer a challenge; return whether the header now differs from the refused one.
 
         Raises:
-            PushFailed: no token can be had.
-            httpx.TransportError: nobody answers.
+            PushFailed: the token server refuses, or its answer is invalid.
+            httpx.TransportError: the token server cannot be reached.
         """
         async with self._lock:
             if self.header != refused:
-                return True  # another request was refused too, and was faster
+                return True  # a concurrent request has renewed it
             for challenge in answer.headers.get_list("www-authenticate"):
                 found = _CHALLENGE.match(challenge)
                 if found is None:
@@ -75,10 +82,12 @@ class Authorisation:
         try:
             realm = httpx.URL(parameters["realm"])
         except httpx.InvalidURL as error:
-            raise PushFailed(f"{registry.host} names no URL to get a token from: {error}") from error
+            raise PushFailed(f"{registry.host}: invalid URL of a token server: {error}") from error
         known = self._credentials
         if known and realm.scheme != "https" and registry.scheme == "https" and not self._insecure:
-            raise PushFailed(f"{registry.host} wants the credentials to be sent in the clear, to {realm}")
+            raise PushFailed(
+                f"{registry.host}: refused to send credentials unencrypted to the token server {realm}"
+            )
         query = {"service": parameters.get("service", ""), "scope": self._scope}
         if known and known.identity_token:
             form = query | {
@@ -99,25 +108,15 @@ class Authorisation:
             content = answer.json()
             token = str(content.get("token") or content["access_token"])
         except (ValueError, KeyError, AttributeError, RecursionError) as error:
-            raise PushFailed(f"{realm.host} answers with no token") from error
+            raise PushFailed(f"{realm.host}: the answer of the token server has no valid token") from error
         if _TOKEN.fullmatch(token) is None:
-            raise PushFailed(f"{realm.host} answers with no token")
+            raise PushFailed(f"{realm.host}: the answer of the token server has no valid token")
         return token
-
-
-# Seconds for a credential helper; it may have to unlock something.
-_PATIENCE = 60
-
-# What a helper answers with instead of a user name if the secret is an identity token (docker-credential-helpers).
-_CREDENTIALS_TOKEN = "<token>"  # noqa: S105 -- a marker, no secret
-
-_DOCKER_HUB = "https://index.docker.io/v1/"
-_DOCKER_HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io")
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What somebody logged in with: a user and a password, or an identity token."""
+    """A login: a user and a password, or an identity token."""
 
     user: str = ""
     password: str = field(default="", repr=False)
@@ -130,7 +129,7 @@ class Credentials:
 
 
 def find_credentials(host: str, environment: Mapping[str, str]) -> Credentials | None:
-    """Return what is known for a registry. Blocks while a helper runs.
+    """Return the credentials for a registry; ``None`` without a login. Blocks while a helper runs.
 
     Raises:
         PushFailed: a file cannot be read, or a helper cannot be run.
@@ -160,10 +159,10 @@ def _from_file(path: Path, host: str, environment: Mapping[str, str]) -> Credent
     except OSError as error:
         raise PushFailed(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise PushFailed(f"cannot read {path}: it is not JSON") from error
+        raise PushFailed(f"cannot read {path}: not JSON") from error
     if not isinstance(content, dict):
-        raise PushFailed(f"cannot read {path}: it is no JSON object")
-    # A helper for the host, then one for all hosts, then what is in the file: Docker's order.
+        raise PushFailed(f"cannot read {path}: not a JSON object")
+    # Docker's order: a helper for the host, a helper for all hosts, the file's own entries.
     keys = _keys(host)
     helpers = content.get("credHelpers") or {}
     helper = next((helpers[key] for key in keys if key in helpers), content.get("credsStore"))
@@ -190,7 +189,9 @@ def _from_entry(entry: Mapping[str, Any], path: Path) -> Credentials | None:
     try:
         user, colon, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
     except (binascii.Error, ValueError, TypeError) as error:
-        raise PushFailed(f"{path}: an entry's auth is no base64 of USER:PASSWORD") from error
+        raise PushFailed(
+            f"cannot read {path}: the auth of an entry is not base64 of USER:PASSWORD"
+        ) from error
     return Credentials(user, password.rstrip("\0")) if colon else None
 
 
@@ -202,17 +203,17 @@ def _from_helper(helper: str, server: str, environment: Mapping[str, str]) -> Cr
             input=server,
             capture_output=True,
             text=True,
-            timeout=_PATIENCE,
+            timeout=_HELPER_TIMEOUT,
             check=False,
             env=dict(environment),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise PushFailed(f"cannot run {command}, which the credentials are kept by: {error}") from error
+        raise PushFailed(f"cannot run the credential helper {command}: {error}") from error
     if completed.returncode != 0:
-        return None  # it has none; whoever needs some will hear of it from the registry
+        return None  # no login; if one is needed, the registry says so
     try:
         answer = json.loads(completed.stdout)
         user, secret = str(answer["Username"]), str(answer["Secret"])
     except (ValueError, KeyError, TypeError) as error:
-        raise PushFailed(f"{command} does not answer as a credential helper does") from error
-    return Credentials(identity_token=secret) if user == _CREDENTIALS_TOKEN else Credentials(user, secret)
+        raise PushFailed(f"the credential helper {command} printed an invalid answer") from error
+    return Credentials(identity_token=secret) if user == _IDENTITY_TOKEN_USER else Credentials(user, secret)

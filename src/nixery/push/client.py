@@ -1,7 +1,4 @@
-"""Where an image is pushed to.
-
-Requests to a registry: authorised, tried again where that helps, with errors of one line.
-"""
+"""A client for registries: authorised requests, retries, and error messages of one line."""
 
 from __future__ import annotations
 
@@ -28,13 +25,44 @@ _TARGET = re.compile(
 )
 _LOOPBACK = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.ASCII)
 
+# Seconds without a byte: a registry may need minutes to verify a large layer.
+_TIMEOUT = httpx.Timeout(300.0, connect=20.0)
+
+# Bytes of an answer that are read, and seconds for all of it.
+_LARGEST_ANSWER = 1024 * 1024
+_ANSWER_TIMEOUT = 300.0
+
+# Header fields that do not apply to the undecoded beginning of a body.
+_OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
+
+# Characters of a registry's error message that are shown.
+_SHOWN = 1000
+
+_ATTEMPTS = 5
+
+# Seconds between two attempts, at most.
+_LONGEST_DELAY = 60.0
+
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+
+_MEANING = {
+    401: "not logged in, or wrong password; log in with docker login or podman login",
+    403: "no permission to push",
+    404: "no such repository, or not a registry",
+    405: "the registry accepts no pushes",
+    413: "too large for the registry",
+    429: "too many requests",
+}
+
+Body = Callable[[], AsyncIterator[bytes]]
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """A tag of a repository in a registry.
 
     Attributes:
-        host: with its port, if there is one.
+        host: with its port, if any.
     """
 
     host: str
@@ -46,60 +74,31 @@ class Target:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine, where plain HTTP is as good as TLS."""
+        """Whether it is this machine, where plain HTTP is as safe as TLS."""
         return _LOOPBACK.fullmatch(self.host) is not None
 
     @classmethod
     def parse(cls, text: str, tag: str) -> Target:
-        """Read ``HOST[:PORT]/NAME[:TAG]``.
+        """Parse ``HOST[:PORT]/NAME[:TAG]``.
 
         Args:
-            text: as it was given.
-            tag: what it is called if the text has none.
+            text: a value of ``--output``.
+            tag: used if the text has none.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is invalid.
         """
         found = _TARGET.fullmatch(text)
         if found is None:
-            raise ValueError(f"{text!r} is no HOST[:PORT]/NAME[:TAG]")
+            raise ValueError(f"invalid target {text!r}: write HOST[:PORT]/NAME[:TAG]")
         return cls(found["host"], found["name"], found["tag"] or tag)
 
 
-Body = Callable[[], AsyncIterator[bytes]]
-
-# Seconds without a byte; a registry may take its time to verify a large layer.
-_TIMEOUT = httpx.Timeout(300.0, connect=20.0)
-
-# Limit in bytes for an answer, and timeout in seconds: no registry needs more.
-_LARGEST = 1024 * 1024
-_LONGEST = 300.0
-
-# Header fields that do not apply to undecoded bytes.
-_OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
-
-# Characters of a registry's error message that are shown.
-_SHOWN = 1000
-
-_ATTEMPTS = 5
-_PATIENCE = 60.0
-_WORTH_A_RETRY = frozenset({408, 429, 500, 502, 503, 504})
-
-_MEANING = {
-    401: "not logged in, or not with the right password; log in with docker login or podman login",
-    403: "it is not allowed to push there",
-    404: "there is no such repository, or no registry",
-    405: "it takes no pushes",
-    413: "it is too large for the registry",
-    429: "too many requests",
-}
-
-
 def open_client(*, verify: bool) -> httpx.AsyncClient:
-    """Make an HTTP client; OpenSSL reads ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` itself.
+    """Make an HTTP client that trusts the machine's certificates; OpenSSL reads ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
 
     Args:
-        verify: whether the registry's certificate has to be one that the machine trusts.
+        verify: whether the registry's certificate has to be trusted.
     """
     context = ssl.create_default_context()
     if not verify:
@@ -109,7 +108,7 @@ def open_client(*, verify: bool) -> httpx.AsyncClient:
 
 
 class _BoundedClient(httpx.AsyncClient):
-    """Reads the beginning of each answer, undecoded: it bounds time and size, and decompresses nothing."""
+    """Reads the beginning of each answer, undecoded: bounds its time and size, and decompresses nothing."""
 
     async def send(
         self,
@@ -121,14 +120,14 @@ class _BoundedClient(httpx.AsyncClient):
         answer = await super().send(request, stream=True, **options)
         content = bytearray()
         try:
-            async with asyncio.timeout(_LONGEST):
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
                 async for chunk in answer.aiter_raw():
-                    content += chunk[: _LARGEST - len(content)]
-                    if len(content) == _LARGEST:
+                    content += chunk[: _LARGEST_ANSWER - len(content)]
+                    if len(content) == _LARGEST_ANSWER:
                         break
         except TimeoutError as error:
             raise httpx.ReadTimeout(
-                f"no whole answer within {_LONGEST:g} seconds", request=request
+                f"no complete answer within {_ANSWER_TIMEOUT:g} seconds", request=request
             ) from error
         finally:
             await answer.aclose()
@@ -143,7 +142,7 @@ class _BoundedClient(httpx.AsyncClient):
 
 
 class RegistryClient:
-    """Asks one registry.
+    """Sends requests to one registry.
 
     Args:
         http: of ``open_client``.
@@ -176,7 +175,7 @@ class RegistryClient:
             return self._base.join(path)
         except httpx.InvalidURL as error:
             raise PushFailed(
-                f"{self._target.host}: it answers with a location that is no URL: {error}"
+                f"{self._target.host}: the Location of an answer is not a URL: {error}"
             ) from error
 
     async def request(
@@ -188,10 +187,10 @@ class RegistryClient:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """Ask until there is an answer that is expected.
+        """Send a request, and retry until its answer is expected.
 
         Raises:
-            PushFailed: there is none.
+            PushFailed: the registry refuses, or does not answer.
         """
 
         async def once() -> httpx.Response:
@@ -202,10 +201,10 @@ class RegistryClient:
     async def retried(
         self, once: Callable[[], Awaitable[httpx.Response]], expected: frozenset[int]
     ) -> httpx.Response:
-        """Make attempts, each of which may be more than one request, until the answer is expected.
+        """Repeat an attempt, which may be more than one request, until its answer is expected.
 
         Raises:
-            PushFailed: it never is.
+            PushFailed: the registry refuses, or does not answer.
         """
         for attempt in range(_ATTEMPTS):
             last = attempt == _ATTEMPTS - 1
@@ -213,16 +212,16 @@ class RegistryClient:
             try:
                 answer = await once()
             except httpx.TransportError as error:
-                if last or _is_hopeless(error):
+                if last or _is_permanent(error):
                     raise PushFailed(f"{self._target.host}: {_explain(error)}") from error
             else:
                 if answer.status_code in expected:
                     return answer
-                if last or answer.status_code not in _WORTH_A_RETRY:
+                if last or answer.status_code not in _RETRIED:
                     raise PushFailed(f"{self._target}: {_refusal(answer)}")
                 asked = answer.headers.get("retry-after", "")
                 wait = float(asked) if asked.isdecimal() else wait
-            await asyncio.sleep(min(wait, _PATIENCE))
+            await asyncio.sleep(min(wait, _LONGEST_DELAY))
         raise AssertionError("the last attempt returns or raises")
 
     async def once(
@@ -234,19 +233,19 @@ class RegistryClient:
         body: Body | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """Ask once; twice if the registry has to be told who is asking.
+        """Send a request once; twice if the registry asks for authorisation.
 
         Raises:
-            PushFailed: it cannot be told.
-            httpx.TransportError: nobody answers.
+            PushFailed: there is no authorisation.
+            httpx.TransportError: the registry cannot be reached.
         """
         for last in (False, True):
             header = self._authorisation.header
-            # A registry may have uploads sent elsewhere: no business of theirs who is logged in here.
+            # A registry may redirect uploads to another host, which must not get the credentials.
             ours = (url.scheme, url.netloc) == (self._base.scheme, self._base.netloc)
-            said = {"Authorization": header} if header and ours else {}
+            authorisation = {"Authorization": header} if header and ours else {}
             answer = await self._http.request(
-                method, url, content=body() if body else content, headers={**(headers or {}), **said}
+                method, url, content=body() if body else content, headers={**(headers or {}), **authorisation}
             )
             refused = answer.status_code == httpx.codes.UNAUTHORIZED and ours
             if last or not refused or not await self._authorisation.renew(self._http, header, answer):
@@ -254,12 +253,12 @@ class RegistryClient:
         raise AssertionError("the second answer is returned")
 
 
-def _is_hopeless(error: httpx.TransportError) -> bool:
+def _is_permanent(error: httpx.TransportError) -> bool:
     return isinstance(cause_of(error), ssl.SSLError) or isinstance(error, httpx.UnsupportedProtocol)
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return the first cause that is of TLS, or the last one: the client's own errors say little."""
+    """Return the first cause that is a TLS error, or the last cause: httpx's own messages say little."""
     while not isinstance(error, ssl.SSLError):
         deeper = error.__cause__ or error.__context__
         if deeper is None:
@@ -271,22 +270,22 @@ def cause_of(error: BaseException) -> BaseException:
 def _explain(error: httpx.TransportError) -> str:
     cause = cause_of(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {cause.verify_message} (SSL_CERT_FILE, --tls-verify=false)"
+        return f"its certificate is not trusted: {cause.verify_message} (set SSL_CERT_FILE, or use --tls-verify=false)"
     if isinstance(cause, ssl.SSLError):
-        return f"no TLS: {cause.reason or cause}; for plain HTTP: --tls-verify=false"
+        return f"TLS failed: {cause.reason or cause}; for plain HTTP, use --tls-verify=false"
     if isinstance(error, httpx.TimeoutException):
-        return "it does not answer in time"
-    return f"it cannot be reached: {str(cause) or str(error) or type(error).__name__}"
+        return "timed out"
+    return f"cannot connect: {str(cause) or str(error) or type(error).__name__}"
 
 
 def _refusal(answer: httpx.Response) -> str:
     try:
-        said = "; ".join(
+        reasons = "; ".join(
             f"{e.get('code', '')} {e.get('message', '')}".strip() for e in answer.json()["errors"]
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        said = ""
+        reasons = ""
     meaning = _MEANING.get(answer.status_code, answer.reason_phrase)
-    what = f"{answer.request.method} was answered with {answer.status_code}"
-    said = shortened(said, _SHOWN)
-    return " ".join(f"{what}: {meaning}{f' ({said})' if said else ''}".split())
+    what = f"{answer.request.method} failed with {answer.status_code}"
+    reasons = shortened(reasons, _SHOWN)
+    return " ".join(f"{what}: {meaning}{f' ({reasons})' if reasons else ''}".split())

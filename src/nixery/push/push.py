@@ -1,7 +1,4 @@
-"""What a push tells while it goes on.
-
-Blobs side by side, then manifests, then what is tagged: a tag never stands for something that is not all there.
-"""
+"""Pushing an image: blobs concurrently, then manifests, then the tag, so that a tag never refers to an incomplete image."""
 
 from __future__ import annotations
 
@@ -20,12 +17,18 @@ from nixery.push.auth import Authorisation, find_credentials
 from nixery.push.client import RegistryClient, Target, cause_of, open_client
 from nixery.storage.store import BlobStore, StoredBlob
 
+# Concurrent uploads.
+_UPLOADS = 4
+_PRESENT = frozenset({200, 404})
+_CREATED = frozenset({201})
+
 
 @dataclass(frozen=True, slots=True)
 class PushStarted:
-    """It is known what the target has to have.
+    """A push begins.
 
     Attributes:
+        blobs: number of blobs of the image.
         size: of all blobs, in bytes.
     """
 
@@ -36,7 +39,7 @@ class PushStarted:
 
 @dataclass(frozen=True, slots=True)
 class BytesPushed:
-    """Bytes were sent; negative if they have to be sent again."""
+    """Bytes were sent; a negative number takes back bytes of a failed attempt."""
 
     target: str
     size: int
@@ -47,7 +50,7 @@ class BlobPushed:
     """The target has a blob.
 
     Attributes:
-        how: ``uploaded``, ``mounted`` from another repository, or ``present`` before.
+        how: ``uploaded``, ``mounted`` from another repository, or ``present`` already.
     """
 
     target: str
@@ -67,20 +70,14 @@ class Pushed:
 PushEvent = PushStarted | BytesPushed | BlobPushed | Pushed
 
 
-# Uploads at the same time.
-_UPLOADS = 4
-_PRESENT = frozenset({200, 404})
-_CREATED = frozenset({201})
-
-
 @dataclass(frozen=True, slots=True)
 class PushOptions:
     """How to push.
 
     Attributes:
-        tls_verify: whether a certificate has to be trusted; if not, plain HTTP will do, as for a loopback address always.
-        mount_from: name of a repository on the same host that may have the blobs; or empty.
-        delay: seconds before a second attempt.
+        tls_verify: whether the certificate has to be trusted; if not, plain HTTP is allowed, too, as it always is for loopback.
+        mount_from: name of a repository on the same host to mount blobs from; or empty.
+        delay: seconds before the second attempt.
     """
 
     tls_verify: bool = True
@@ -106,16 +103,16 @@ async def push(
     """Push an image, or an index and all its images.
 
     Args:
-        blobs: where everything is.
+        blobs: the storage of the image.
         root: digest of the manifest or index.
-        target: where to; its tag is replaced.
-        environment: says where credentials are.
-        observe: is told what happens.
-        options: how.
+        target: its tag is replaced.
+        environment: locates the credentials.
+        observe: receives the events.
+        options: of the push.
 
     Raises:
-        PushFailed: the registry does not take it.
-        BlobUnknown: a part of the image is gone.
+        PushFailed: the registry refuses, or cannot be reached.
+        BlobUnknown: a part of the image is missing.
     """
     credentials = await asyncio.to_thread(find_credentials, target.host, environment)
     scope = f"repository:{target.name}:pull,push"
@@ -130,7 +127,7 @@ async def push(
 
 async def _base(http: httpx.AsyncClient, target: Target, *, tls_verify: bool) -> str:
     if target.is_loopback or not tls_verify:
-        # Whether there is TLS is asked without credentials; whatever else is wrong comes up again.
+        # Probe for TLS without credentials; other errors recur in the push itself.
         try:
             await http.get(f"https://{target.host}/v2/")
         except httpx.TransportError as error:
@@ -160,7 +157,7 @@ class _Push:
         manifests = await self._manifests(root)
         parts = {digest: await self._find(digest) for m in manifests for digest in _parts(m)}
         self._observe(PushStarted(str(self._target), len(parts), sum(blob.size for blob in parts.values())))
-        # The first failure ends the other uploads.
+        # The first failure cancels the other uploads.
         try:
             async with asyncio.TaskGroup() as group:
                 for blob in parts.values():
@@ -206,7 +203,7 @@ class _Push:
             self._observe(BlobPushed(str(self._target), str(blob.digest), blob.size, how))
 
     async def _upload(self, blob: StoredBlob) -> httpx.Response:
-        """Begin an upload and send everything at once: the one way that all registries know."""
+        """Upload a blob in one request (POST, then PUT), the way that all registries support."""
         query = f"?mount={blob.digest}&from={self._mount_from}" if self._mount_from else ""
         begun = await self._client.once(
             "POST",
@@ -217,7 +214,7 @@ class _Push:
             return begun
         location = begun.headers.get("location")
         if location is None:
-            raise PushFailed(f"{self._target.host}: it does not say where to send blobs to: no Location")
+            raise PushFailed(f"{self._target.host}: the answer to an upload has no Location")
         place = self._client.url(location).copy_merge_params({"digest": str(blob.digest)})
         sent = 0
 
@@ -248,9 +245,9 @@ class _Push:
             content=manifest.content,
             headers={"Content-Type": manifest.media_type},
         )
-        said = answer.headers.get("docker-content-digest")
-        if said not in {None, str(manifest.digest)}:
-            raise PushFailed(f"{self._target}: the registry made {said} of {manifest.digest}")
+        stored = answer.headers.get("docker-content-digest")
+        if stored not in {None, str(manifest.digest)}:
+            raise PushFailed(f"{self._target}: the registry stored {manifest.digest} as {stored}")
 
 
 def _parts(manifest: _Manifest) -> list[Digest]:

@@ -1,15 +1,13 @@
-"""Bodies that come while they are sent: from a bucket, or events of a build.
+"""The application as the web server calls it: routes a request to a handler, and sends the response.
 
-The application as the web server calls it: requests in, responses out.
-
-RSGI is granian's own interface (its docs/spec/RSGI.md). Unlike ASGI it has a call for a part of a file, and takes an answer as a
-whole, which costs half as much for a small one.
+RSGI is granian's own interface. Unlike ASGI it has a call for a part of a file, and takes an answer as a whole, which
+costs half as much for a small one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl
@@ -36,93 +34,40 @@ from nixery.server.http import (
 )
 from nixery.server.observation import Observation
 
-Pieces = AsyncGenerator[bytes, None]
-
-_log = structlog.get_logger("nixery.server")
-
-
-async def begun(request: Request, response: Response) -> tuple[Response, Pieces | None]:
-    """Read the first piece before the status is sent: what cannot be read at all is an error that can be told.
-
-    Returns:
-        what to answer, and its body if that is a stream.
-    """
-    if not isinstance(response, StreamResponse) or request.method == "HEAD":
-        return response, None
-    pieces = response.begin()
-    try:
-        first = await anext(pieces, b"")
-    except NixeryError as error:
-        return error_response(error), None
-    return response, _following(first, pieces)
-
-
-async def send_pieces(
-    request: Request,
-    response: Response,
-    pieces: Pieces,
-    headers: Fields,
-    protocol: AnswerProtocol,
-    backpressure: Backpressure,
-) -> None:
-    """Send a body, as fast as the client reads, until it is over, cannot be read any further, or the client goes."""
-    if response.length is not None:
-        headers.append(("content-length", str(response.length)))
-    # Closed at once: a client that has gone holds nothing open behind us.
-    async with aclosing(pieces):
-        transport = protocol.response_stream(response.status, headers)
-        try:
-            with suppress(ProtocolClosed):
-                async for piece in pieces:
-                    if not await backpressure.admit(len(piece)):
-                        break
-                    await transport.send_bytes(piece)
-        except StorageError as error:
-            # The client sees that bytes are missing, and comes back for them.
-            _log.warning("a transfer broke off", path=request.path, reason=str(error))
-
-
-async def _following(first: bytes, pieces: Pieces) -> Pieces:
-    async with aclosing(pieces):
-        yield first
-        async for piece in pieces:
-            yield piece
-
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-# Where bodies are read, and bytes of one. What comes to the registry has none that matters.
+# Where request bodies are read, and their limit in bytes. The registry needs none.
 _TAKES_BODIES = "/api/"
 _LARGEST_BODY = 16 * 1024
 
-# Pieces of a body: each costs as much as a whole small request, and may be a single byte.
+# Limit on the pieces of a body: each costs as much as a small request, and may be a single byte.
 _MOST_PIECES = 64
 
-# Seconds for a body to come. While one is waited for, its connection counts among those that the server takes.
-_PATIENCE = 10.0
+# Seconds for a request's body to arrive. Meanwhile, its connection counts among those that the server accepts.
+_BODY_TIMEOUT = 10.0
 
 # Characters of a path in a log line.
 _LOGGED = 512
 
-# The status that nginx logs for such requests.
-_CLIENT_HAS_GONE = 499
+# The status that nginx logs for a request whose client has disconnected.
+_CLIENT_CLOSED_REQUEST = 499
 
 # Forbids browsers to guess another type, for example to take a log for a page (Fetch standard).
 _NO_SNIFFING = ("x-content-type-options", "nosniff")
 
+Handler = Callable[[Request], Awaitable[Response]]
+Body = AsyncGenerator[bytes, None]
+
+_log = structlog.get_logger("nixery.server")
+
 
 class Application:
-    """Routes requests. A plain callable: a framework costs more than all our work for a cached answer.
+    """Routes requests. A plain callable: a framework costs more than everything else that a cached answer costs.
 
     Args:
         registry: answers below ``/v2/``; ``None`` for no registry.
         observation: records each request.
         others: handlers of other paths, by path.
         below: handlers of the rest, by prefix of the path; the first match wins.
-        public_url: scheme and host by which clients reach us; ``None`` to use each request's own.
-
-    Attributes:
-        clients: as the observation tells them apart.
+        public_url: scheme and host by which clients reach this server; ``None`` to use each request's own.
     """
 
     def __init__(
@@ -135,65 +80,56 @@ class Application:
         public_url: str | None = None,
     ) -> None:
         self._registry = registry
-        self._observation = observation
+        self.observation = observation
         self._others = others
         self._below = tuple((below or {}).items())
-        self.clients = observation.clients
         self._public_url = public_url
-
-    def peers(self) -> list[str]:
-        """Return the peers of requests in progress, as ``Scope.client`` has them."""
-        return self._observation.peers()
-
-    def abandon(self, peers: Collection[str]) -> None:
-        """Stop waiting for clients that have gone. The web server does not report them."""
-        self._observation.abandon(peers)
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         method, path, query = scope.method, scope.path, scope.query_string
-        headers = _headers(scope.headers)
+        headers = _joined(scope.headers)
         forwarded = False
         if not FROM_PROXIES.isdisjoint(headers):
             forwarded = is_forwarded(headers)
-            headers = self.clients.believed(headers, scope.client)
+            headers = self.observation.clients.believed(headers, scope.client)
         request = Request(method, path, headers, {}, b"", forwarded, self._public_url)
-        observed = self._observation.begin(request, scope)
+        observed = self.observation.begin(request, scope)
         try:
-            response, pieces = await self._answer(request, query, scope, protocol)
+            response, body = await self._answer(request, query, scope, protocol)
             # Before sending: afterwards, the web server's threads would wait for it.
-            self._observation.end(observed, request, response)
-            more = [(REQUEST_ID, observed.id), _NO_SNIFFING]
-            fields = [*response.headers.items(), *more]
-            if pieces is None:
+            self.observation.end(observed, request, response)
+            fields = [*response.headers.items(), (REQUEST_ID, observed.id), _NO_SNIFFING]
+            if body is None:
                 _send(method, response, fields, protocol)
             else:
-                await send_pieces(request, response, pieces, fields, protocol, Backpressure(scope.client))
+                await send_body(request, response, body, fields, protocol, Backpressure(scope.client))
         except asyncio.CancelledError:
             if not observed.abandoned:
                 raise
-            # The web server needs an answer, although the client has gone.
-            protocol.response_empty(_CLIENT_HAS_GONE, [(REQUEST_ID, observed.id)])
+            # The web server needs an answer, although the client has disconnected.
+            protocol.response_empty(_CLIENT_CLOSED_REQUEST, [(REQUEST_ID, observed.id)])
         finally:
-            self._observation.leave(observed)
+            self.observation.leave(observed)
 
     async def _answer(
         self, request: Request, query: str, scope: Scope, protocol: AnswerProtocol
-    ) -> tuple[Response, Pieces | None]:
-        """Return the answer, and its body if that is a stream; see ``begun``."""
+    ) -> tuple[Response, Body | None]:
+        """Return the answer, and its body if that is a stream; see ``start_body``."""
         try:
             answer: Response | None = refusal(request, query, scope)
             if answer is None:
                 if query:
-                    request = replace(request, query=_query(query))
+                    request = replace(request, query=dict(parse_qsl(query, keep_blank_values=True)))
                 if request.method == "POST" and request.path.startswith(_TAKES_BODIES):
                     request, answer = await _with_body(request, protocol)
             if answer is None:
                 handler = self._handler(request.path)
-                answer = _nothing() if handler is None else await handler(request)
-            return await begun(request, answer)
-        except Exception:  # noqa: BLE001 -- logged with its traceback, and answered
-            # Nothing a client does may lead here. If something does, the traceback is for us and not for him.
+                answer = _not_found() if handler is None else await handler(request)
+            if not isinstance(answer, StreamResponse) or request.method == "HEAD":
+                return answer, None
+            return await start_body(answer)
+        except Exception:  # noqa: BLE001 -- a defect: logged with its traceback, and answered without it
             _log.exception("request failed", method=request.method, path=request.path[:_LOGGED])
             return error_response(InternalError(None)), None
 
@@ -206,27 +142,69 @@ class Application:
         return next((handler for beginning, handler in self._below if path.startswith(beginning)), None)
 
 
-def _nothing() -> Response:
+async def start_body(response: StreamResponse) -> tuple[Response, Body | None]:
+    """Read the first piece of a body before the status is sent, so that an early error still becomes an error response.
+
+    Returns:
+        The response, and its body; an error response has none.
+    """
+    body = response.begin()
+    try:
+        first = await anext(body, b"")
+    except NixeryError as error:
+        return error_response(error), None
+    return response, _chained(first, body)
+
+
+async def send_body(
+    request: Request,
+    response: Response,
+    body: Body,
+    headers: Fields,
+    protocol: AnswerProtocol,
+    backpressure: Backpressure,
+) -> None:
+    """Send a body, as fast as the client reads, until it ends, cannot be read any further, or the client disconnects."""
+    if response.length is not None:
+        headers.append(("content-length", str(response.length)))
+    # Closed at once: the body of a client that has disconnected holds nothing open.
+    async with aclosing(body):
+        transport = protocol.response_stream(response.status, headers)
+        try:
+            with suppress(ProtocolClosed):
+                async for piece in body:
+                    if not await backpressure.admit(len(piece)):
+                        break
+                    await transport.send_bytes(piece)
+        except StorageError as error:
+            # The client sees that bytes are missing, and resumes.
+            _log.warning("response body truncated", path=request.path, reason=str(error))
+
+
+async def _chained(first: bytes, rest: Body) -> Body:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece
+
+
+def _not_found() -> Response:
     message = "this is a container registry: pull an image, for example HOST/shell/git"
     return errors_body(404, "UNSUPPORTED", message)
-
-
-def _late() -> Response:
-    message = f"the body of the request did not come within {_PATIENCE:.0f} seconds"
-    # What else may come on this connection is no request (RFC 9110, 15.5.9).
-    return errors_body(408, "UNSUPPORTED", message, headers={"Connection": "close"})
 
 
 async def _with_body(request: Request, protocol: AnswerProtocol) -> tuple[Request, Response | None]:
     """Wait for the body; return the request with it, or an error answer if it does not arrive."""
     try:
-        async with asyncio.timeout(_PATIENCE):
-            return replace(request, body=await _body(protocol)), None
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            return replace(request, body=await _read_body(protocol)), None
     except TimeoutError:
-        return request, _late()
+        message = f"the body of the request did not arrive within {_BODY_TIMEOUT:.0f} seconds"
+        # Whatever else arrives on this connection is no request (RFC 9110, 15.5.9).
+        return request, errors_body(408, "UNSUPPORTED", message, headers={"Connection": "close"})
 
 
-async def _body(protocol: AnswerProtocol) -> bytes | None:
+async def _read_body(protocol: AnswerProtocol) -> bytes | None:
     body = bytearray()
     pieces = 0
     async for chunk in protocol:
@@ -237,15 +215,11 @@ async def _body(protocol: AnswerProtocol) -> bytes | None:
     return bytes(body)
 
 
-def _headers(raw: Headers) -> Mapping[str, str]:
+def _joined(raw: Headers) -> Mapping[str, str]:
     headers: dict[str, str] = {}
     for name, value in raw.items():
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
-
-
-def _query(raw: str) -> Mapping[str, str]:
-    return dict(parse_qsl(raw, keep_blank_values=True)) if raw else {}
 
 
 def _send(method: str, response: Response, headers: Fields, protocol: AnswerProtocol) -> None:
@@ -259,7 +233,7 @@ def _send(method: str, response: Response, headers: Fields, protocol: AnswerProt
             protocol.response_empty(response.status, headers)
         case BytesResponse(status, content):
             protocol.response_bytes(status, headers, content)
-        # Files are read by the web server, outside of the interpreter. If one has gone meanwhile, it answers 404.
+        # The web server reads the file, and answers 404 if it was deleted meanwhile.
         case FileResponse(status, path, part=ByteRange(first, last)):
             protocol.response_file_range(status, headers, str(path), first, last + 1)
         case FileResponse(status, path):

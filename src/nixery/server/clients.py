@@ -1,9 +1,4 @@
-"""Where a client reaches this server, as far as it says so.
-
-Refuse requests before any handler reads them.
-
-Tell which client sent a request, and which of its header fields to trust.
-"""
+"""Clients by address, our public URL, and the requests to refuse: all that header fields and addresses decide."""
 
 from __future__ import annotations
 
@@ -18,170 +13,52 @@ from nixery.request_context import INTERNAL, Client
 from nixery.server.errors import errors_body
 from nixery.server.http import BytesResponse, Request, Scope
 
-# RFC 3986, host and port; user names and whatever else could be put into a link have no place here.
-_HOST = re.compile(
+FORWARDED_FOR = "x-forwarded-for"
+REQUEST_ID = "x-request-id"
+
+# Of the fields below, those that show that a proxy passed the request on.
+_PASSED_ON = frozenset({"forwarded", FORWARDED_FOR, "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
+
+# Fields by which a proxy describes a request, in lower case. Any client can send them, so they are trusted
+# only from a trusted proxy. The last ones give the trace of a request, and whether to sample it.
+FROM_PROXIES = _PASSED_ON | {REQUEST_ID, "traceparent", "tracestate", "baggage"}
+
+# The prefix of an IPv6 address that a site gets; one client may use all addresses in it.
+_SITE = 64
+
+# Cached clients of addresses; a proxy's clients come back.
+_CLIENTS = 4096
+
+# Characters of an address; the longest has a zone id.
+_LONGEST_ADDRESS = 64
+
+# A host and a port that a link may contain (RFC 3986), without a user name.
+_PUBLIC_HOST = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII | re.IGNORECASE
 )
+_UNKNOWN_HOST = "localhost"
 
-_UNKNOWN = "localhost"
+# A valid Host field (RFC 9110, 7.2, and RFC 3986, 3.2): a name or an address, and a port. Repeated fields were joined
+# with a comma, which no DNS name can contain.
+_HOST_FIELD = re.compile(
+    r"(?:[a-z0-9._~!$&'()*+;=%-]{0,255}|\[[0-9a-f:.]{2,45}\])(?::\d{0,5})?", re.ASCII | re.IGNORECASE
+)
+_LONGEST_HOST = 300
 
-
-def host(request: Request) -> str:
-    """Return our public host and port: from ``NIXERY_PUBLIC_URL``, else from a trusted proxy or the client.
-
-    A client can lie, but only to itself: caches must not store an answer that contains a host.
-    """
-    if request.public_url is not None:
-        return request.public_url.partition("://")[2]
-    for header in ("x-forwarded-host", "host"):
-        told = request.headers.get(header, "").partition(",")[0].strip()
-        if _HOST.fullmatch(told):
-            return told
-    return _UNKNOWN
-
-
-def is_encrypted(request: Request) -> bool:
-    """Whether the client used TLS, according to the proxy; this server has no TLS itself."""
-    if request.public_url is not None:
-        return request.public_url.startswith("https:")
-    return request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https"
-
-
-def base_url(request: Request) -> str:
-    """Return our URL, without a slash at its end."""
-    return f"{'https' if is_encrypted(request) else 'http'}://{host(request)}"
-
-
-def image_path(name: str, platform: str, defaults: Sequence[Platform], tag: str = "latest") -> str:
-    """Return name and tag of the image for one platform, fit for the path of a URL.
-
-    Args:
-        name: without its platform.
-        platform: such as ``linux/arm64``.
-        defaults: the platforms of a name that says none.
-        tag: left out if it is the usual one.
-    """
-    architecture = platform.rpartition("/")[2]
-    is_default = [str(default) for default in defaults] == [platform]
-    full = name if is_default or name == architecture else f"{architecture}/{name}"
-    return quote(full if tag == "latest" else f"{full}:{tag}", safe="/:")
-
+# Cached results for hosts: each request has one, and nearly all have the same.
+_HOSTS = 256
 
 # Characters of a path, decoded, and of a query. A name, its host and its tag are 383 at most.
 _LONGEST_PATH = 1024
 _LONGEST_QUERY = 4096
 
-# RFC 9110, 7.2, and RFC 3986, 3.2: a name or an address, and a port. Repeated fields were joined with a
-# comma, which no DNS name can contain.
-_ADMISSION_HOST = re.compile(
-    r"(?:[a-z0-9._~!$&'()*+;=%-]{0,255}|\[[0-9a-f:.]{2,45}\])(?::\d{0,5})?", re.ASCII | re.IGNORECASE
-)
-
-# Checked hosts that are cached: each request has one, and nearly all have the same.
-_HOSTS = 256
-_LONGEST_HOST = 300
-
 # Paths that registry clients request, where a request may cause a build or a look-up.
 _FOR_CLIENTS = ("/v2/", "/api/")
 
-# HTML, Fetch Metadata: values by which a browser says that no other site caused a request.
-_OWN = frozenset({"same-origin", "none"})
-
-
-def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
-    """Return the answer that refuses a request; ``None`` if it is admitted.
-
-    Args:
-        request: with trusted header fields only.
-        query: undecoded.
-        scope: unchanged.
-    """
-    host = request.headers.get("host")
-    # HTTP/1.0 has no Host field.
-    if (scope.http_version != "1") if host is None else (len(host) > _LONGEST_HOST or not _is_host(host)):
-        message = "the request needs one Host header field, with a host and perhaps a port (RFC 9112, 3.2)"
-        return errors_body(400, "UNSUPPORTED", message)
-    # The distribution specification defines the answer to a name or a reference that is too long.
-    if len(request.path) > _LONGEST_PATH and not request.path.startswith("/v2/"):
-        message = f"the path has more than {_LONGEST_PATH} characters, and the name of an image 255 at most"
-        return errors_body(414, "UNSUPPORTED", message)
-    if len(query) > _LONGEST_QUERY:
-        message = f"the query has more than {_LONGEST_QUERY} characters, which nothing here takes"
-        return errors_body(414, "UNSUPPORTED", message)
-    if _comes_from_another_site(request):
-        message = (
-            "a page of another site sent this request; it has to come from a client of a registry or from a page of this server "
-            f"({base_url(request)}/)"
-        )
-        return errors_body(403, "DENIED", message, headers={"Vary": "Origin, Sec-Fetch-Site"})
-    return None
-
-
-def _comes_from_another_site(request: Request) -> bool:
-    """Whether a browser says that it sent a request on behalf of another site's page."""
-    headers = request.headers
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if origin is site is None:
-        # To a server without TLS, browsers omit these fields from requests that need no permission, such as
-        # one for an image. None of our pages requests a path below /v2, and registry clients do not identify
-        # as browsers.
-        return request.path.startswith("/v2/") and headers.get("user-agent", "").startswith("Mozilla/")
-    # Prefer the browser's own statement about the site to a comparison of names, unless we know our public
-    # name: a page can have its own name resolve to our address, and then has the same origin.
-    told = site is not None and request.public_url is None
-    if origin is not None and not told and not _is_own(request, origin):
-        return True
-    if site is None or site in _OWN:
-        return False
-    # Other sites may link to our pages; but an image or a script element that loads one of our pages serves
-    # no reader.
-    return request.path.startswith(_FOR_CLIENTS) or headers.get("sec-fetch-dest") != "document"
-
-
-def _is_own(request: Request, origin: str) -> bool:
-    ours, theirs = base_url(request), origin.strip().lower()
-    # Without a proxy's statement, we do not know whether a client used TLS.
-    known = request.public_url is not None or "x-forwarded-proto" in request.headers
-    return theirs == ours.lower() if known else theirs.partition("://")[2] == ours.lower().partition("://")[2]
-
-
-@lru_cache(_HOSTS)
-def _is_host(host: str) -> bool:
-    return _ADMISSION_HOST.fullmatch(host) is not None
-
+# Values by which a browser says that no other site caused a request (HTML, Fetch Metadata).
+_OWN_SITE = frozenset({"same-origin", "none"})
 
 Address = IPv4Address | IPv6Address
-
-FORWARDED_FOR = "x-forwarded-for"
-REQUEST_ID = "x-request-id"
-
-# Fields by which a proxy describes a request, in lower case. Any client can send them, so they are trusted
-# only from a trusted proxy. The last ones give the trace of a request, and whether to sample it.
-FROM_PROXIES = frozenset(
-    {
-        "forwarded",
-        FORWARDED_FOR,
-        "x-forwarded-host",
-        "x-forwarded-proto",
-        "x-real-ip",
-        REQUEST_ID,
-        "traceparent",
-        "tracestate",
-        "baggage",
-    }
-)
-
-# The prefix of an IPv6 address that a site gets; one client may use all addresses in it.
-_SITE = 64
-
-# Of them, the fields that show that a proxy passed the request on.
-_PASSED_ON = frozenset({"forwarded", FORWARDED_FOR, "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
-
-# Addresses whose clients are cached; a proxy's clients come back.
-_KEPT = 4096
-
-# Characters of an address; the longest has a zone id.
-_LONGEST = 64
 
 
 class Clients:
@@ -193,8 +70,8 @@ class Clients:
 
     def __init__(self, trusted: Sequence[IPv4Network | IPv6Network] = ()) -> None:
         self._trusted = tuple(trusted)
-        self.client_of_host = lru_cache(_KEPT)(_client)
-        self.trusts_host = lru_cache(_KEPT)(self._trusts)
+        self.client_of_host = lru_cache(_CLIENTS)(_client)
+        self.trusts_host = lru_cache(_CLIENTS)(self._trusts)
 
     def believed(self, headers: Mapping[str, str], peer: str) -> Mapping[str, str]:
         """Return the trusted header fields.
@@ -219,10 +96,10 @@ class Clients:
         # Each proxy appends the address of its peer; a client's own text stands to the left of those.
         while forwarded and self.trusts_host(host):
             forwarded, _, last = forwarded.rpartition(",")
-            said = _host(last.strip())
-            if _address(said) is None:
+            address = _forwarded_host(last.strip())
+            if _address(address) is None:
                 break
-            host = said
+            host = address
         return self.client_of_host(host)
 
     def _trusts(self, host: str) -> bool:
@@ -246,15 +123,118 @@ def peer_key(peer: str) -> tuple[Address | None, str]:
     return _address(host.strip("[]").partition("%")[0]), port
 
 
-def _host(said: str) -> str:
+def host(request: Request) -> str:
+    """Return our public host and port: from ``NIXERY_PUBLIC_URL``, else from a trusted proxy or the client.
+
+    A client can lie, but only to itself: caches must not store an answer that contains a host.
+    """
+    if request.public_url is not None:
+        return request.public_url.partition("://")[2]
+    for header in ("x-forwarded-host", "host"):
+        name = request.headers.get(header, "").partition(",")[0].strip()
+        if _PUBLIC_HOST.fullmatch(name):
+            return name
+    return _UNKNOWN_HOST
+
+
+def is_encrypted(request: Request) -> bool:
+    """Whether the client used TLS, according to the proxy; this server has no TLS itself."""
+    if request.public_url is not None:
+        return request.public_url.startswith("https:")
+    return request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https"
+
+
+def base_url(request: Request) -> str:
+    """Return our URL, without a slash at its end."""
+    return f"{'https' if is_encrypted(request) else 'http'}://{host(request)}"
+
+
+def image_path(name: str, platform: str, defaults: Sequence[Platform], tag: str = "latest") -> str:
+    """Return name and tag of the image for one platform, escaped for the path of a URL.
+
+    Args:
+        name: without its platform.
+        platform: such as ``linux/arm64``.
+        defaults: the platforms of a name without a platform.
+        tag: left out if it is ``latest``.
+    """
+    architecture = platform.rpartition("/")[2]
+    is_default = [str(default) for default in defaults] == [platform]
+    full = name if is_default or name == architecture else f"{architecture}/{name}"
+    return quote(full if tag == "latest" else f"{full}:{tag}", safe="/:")
+
+
+def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
+    """Return the answer that refuses a request; ``None`` if it is admitted.
+
+    Args:
+        request: with trusted header fields only.
+        query: undecoded.
+        scope: unchanged.
+    """
+    host = request.headers.get("host")
+    # HTTP/1.0 has no Host field.
+    if (scope.http_version != "1") if host is None else (len(host) > _LONGEST_HOST or not _is_host(host)):
+        message = "the request needs one Host header field: a host, and optionally a port (RFC 9112, 3.2)"
+        return errors_body(400, "UNSUPPORTED", message)
+    # The distribution specification defines the answer to a name or a reference that is too long.
+    if len(request.path) > _LONGEST_PATH and not request.path.startswith("/v2/"):
+        message = f"the path has more than {_LONGEST_PATH} characters; an image name has 255 at most"
+        return errors_body(414, "UNSUPPORTED", message)
+    if len(query) > _LONGEST_QUERY:
+        message = f"the query has more than {_LONGEST_QUERY} characters"
+        return errors_body(414, "UNSUPPORTED", message)
+    if _comes_from_another_site(request):
+        message = (
+            "a page of another site sent this request: use a registry client, or a page of this server "
+            f"({base_url(request)}/)"
+        )
+        return errors_body(403, "DENIED", message, headers={"Vary": "Origin, Sec-Fetch-Site"})
+    return None
+
+
+def _comes_from_another_site(request: Request) -> bool:
+    """Whether a browser says that it sent a request on behalf of another site's page."""
+    headers = request.headers
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if origin is site is None:
+        # To a server without TLS, browsers omit these fields from requests that need no permission, such as
+        # one for an image. None of our pages requests a path below /v2, and registry clients do not identify
+        # as browsers.
+        return request.path.startswith("/v2/") and headers.get("user-agent", "").startswith("Mozilla/")
+    # Prefer the browser's own statement about the site to a comparison of names, unless we know our public
+    # name: a page can have its own name resolve to our address, and then has the same origin.
+    decides = site is not None and request.public_url is None
+    if origin is not None and not decides and not _is_own(request, origin):
+        return True
+    if site is None or site in _OWN_SITE:
+        return False
+    # Other sites may link to our pages; but an image or a script element that loads one of our pages serves
+    # no reader.
+    return request.path.startswith(_FOR_CLIENTS) or headers.get("sec-fetch-dest") != "document"
+
+
+def _is_own(request: Request, origin: str) -> bool:
+    ours, theirs = base_url(request), origin.strip().lower()
+    # Without a proxy's statement, we do not know whether a client used TLS.
+    known = request.public_url is not None or "x-forwarded-proto" in request.headers
+    return theirs == ours.lower() if known else theirs.partition("://")[2] == ours.lower().partition("://")[2]
+
+
+@lru_cache(_HOSTS)
+def _is_host(host: str) -> bool:
+    return _HOST_FIELD.fullmatch(host) is not None
+
+
+def _forwarded_host(element: str) -> str:
     """Return the address in an element of ``X-Forwarded-For``, with or without a port."""
-    if said.startswith("[") or (said.count(":") == 1 and "." in said):
-        return host_of(said) if not said.endswith("]") else said.strip("[]")
-    return said
+    if element.startswith("[") or (element.count(":") == 1 and "." in element):
+        return host_of(element) if not element.endswith("]") else element.strip("[]")
+    return element
 
 
 def _address(host: str) -> Address | None:
-    if len(host) > _LONGEST:
+    if len(host) > _LONGEST_ADDRESS:
         return None
     try:
         address = ip_address(host)

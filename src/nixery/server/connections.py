@@ -8,7 +8,7 @@ The kernel's ``TCP_USER_TIMEOUT`` does not fit the first purpose: for a client t
 runs while the client's window is smaller than the next piece to send. So this module polls the count of
 acknowledged bytes. Only Linux reports it (tcp(7), ``TCP_INFO``); elsewhere no connection is ended.
 
-The web server also accepts pieces of a body without a limit, whether or not its client reads them.
+The web server also accepts pieces of a body without limit, whether or not the client reads them;
 ``Backpressure`` counts how many of them the kernel has taken.
 """
 
@@ -27,27 +27,27 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 import structlog
 
 from nixery.request_context import Client
-from nixery.server.clients import Address, Clients, peer_key
+from nixery.server.clients import Address, peer_key
+from nixery.server.observation import Observation
 
 # Polls within a client's timeout.
-_LOOKS = 10
+_POLLS = 10
 
 # Seconds between two counts of the open descriptors, each of which takes a tenth of the time of polling their
 # connections; and between two polls of the connections, while one address may have too many but the total is
 # in bounds.
-_PAUSE = 0.25
-_LONGER = 1.0
+_COUNT_EVERY = 0.25
+_POLL_EVERY = 1.0
 
-# The part of all connections from which on every count leads to a poll.
-_NEARLY = 0.75
+# The share of the limit from which on every count leads to a poll.
+_BUSY = 0.75
 
 # Seconds between two log lines about connections beyond the limits.
-_QUIET = 10.0
+_LOG_EVERY = 10.0
 
 # linux/tcp.h, struct tcp_info: the offset of tcpi_bytes_acked, which has 64 bits. tcpi_notsent_bytes has 32
 # bits, and so have tcpi_unacked, the packets in flight, and the milliseconds since data was sent and since
@@ -69,10 +69,10 @@ _SO_COOKIE = 57
 # way.
 _SETTLED = 2.0
 
-# Bytes of a body that the web server may hold besides those that it got before its socket was looked up: about a
-# piece of a blob. And seconds between two looks at a socket that is to take more, at first and at most.
+# Bytes of a body that the web server may hold in addition to those that it got before its socket was found: about a
+# piece of a blob. And seconds between two polls of a socket with a full buffer, at first and at most.
 _AHEAD = 256 * 1024
-_LOOK_AGAIN, _LOOK_AGAIN_LATER = 0.01, 0.25
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 
 _Key = tuple[Address | None, str]
 
@@ -142,18 +142,6 @@ class _Connection:
     idle_since: float | None
 
 
-class Requests(Protocol):
-    """The requests in progress."""
-
-    def peers(self) -> Collection[str]:
-        """Return the peers that sent them, as the web server writes addresses."""
-        ...
-
-    def abandon(self, peers: Collection[str]) -> None:
-        """Stop waiting on behalf of requests whose clients have gone."""
-        ...
-
-
 class Connections:
     """Bounds the connections of this process to its ports.
 
@@ -165,8 +153,7 @@ class Connections:
     Args:
         ports: the listening ports, with their limits.
         seconds: the timeout for a client that acknowledges no data.
-        clients: tells clients apart.
-        requests: in progress.
+        observation: the requests in progress, and which clients they are from.
         clock: seconds; only differences matter.
     """
 
@@ -174,42 +161,45 @@ class Connections:
         self,
         ports: Mapping[int, ConnectionBounds],
         seconds: float,
-        clients: Clients,
-        requests: Requests,
+        observation: Observation,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ports = ports
         self._seconds = seconds
-        self._clients = clients
-        self._requests = requests
+        self._observation = observation
+        self._clients = observation.clients
         self._connected: frozenset[_Key] = frozenset()
         self._clock = clock
         self._seen: Mapping[bytes, _Seen] = {}
         self._number = 0
-        self._told = -_QUIET
-        self._untold: Counter[tuple[Reason, Client]] = Counter()
+        self._logged = -_LOG_EVERY
+        self._unlogged: Counter[tuple[Reason, Client]] = Counter()
 
     async def run(self) -> None:
         """Poll until it is cancelled."""
-        period = self._seconds / _LOOKS
+        period = self._seconds / _POLLS
         # With fewer descriptors than this, no limit can be exceeded.
         few = min(min(bounds.per_client, bounds.total) for bounds in self._ports.values())
-        many = max(bounds.total for bounds in self._ports.values()) * _NEARLY
-        looked = self._clock()
+        many = max(bounds.total for bounds in self._ports.values()) * _BUSY
+        polled = self._clock()
         while True:
-            await asyncio.sleep(min(_PAUSE, period))
-            number, age = len(_descriptors()), self._clock() - looked
+            await asyncio.sleep(min(_COUNT_EVERY, period))
+            number, age = len(_descriptors()), self._clock() - polled
             # Before the poll, so that each of these requests has a connection in it. And on the event loop,
             # which changes them.
-            answering = {peer_key(peer): peer for peer in self._requests.peers()}
-            if age >= period or number > many or (age >= _LONGER and (number > few or len(answering) > few)):
-                looked = self._clock()
-                self._tell(await asyncio.to_thread(self.look, answering.keys()))
+            answering = {peer_key(peer): peer for peer in self._observation.peers()}
+            if (
+                age >= period
+                or number > many
+                or (age >= _POLL_EVERY and (number > few or len(answering) > few))
+            ):
+                polled = self._clock()
+                self._log_ended(await asyncio.to_thread(self.poll, answering.keys()))
                 if number:  # 0: unknown
                     gone = answering.keys() - self._connected
-                    self._requests.abandon({answering[key] for key in gone})
+                    self._observation.abandon({answering[key] for key in gone})
 
-    def look(self, answering: Collection[_Key] = ()) -> list[Ended]:
+    def poll(self, answering: Collection[_Key] = ()) -> list[Ended]:
         """Poll all connections once; return those that were ended.
 
         Args:
@@ -222,7 +212,7 @@ class Connections:
         for descriptor, connection, port in _sockets(self._ports):
             # A connection that closes during the poll needs no ending.
             with suppress(OSError):
-                found = self._look_at(descriptor, connection, answering, now)
+                found = self._inspect(descriptor, connection, answering, now)
                 if found is None or found.cookie in seen:  # a copy that another thread has at the moment
                     continue
                 seen[found.cookie] = found.seen
@@ -240,7 +230,7 @@ class Connections:
                 ended += self._end_surplus(connections, bounds)
         return ended
 
-    def _look_at(
+    def _inspect(
         self, descriptor: int, connection: socket.socket, answering: Collection[_Key], now: float
     ) -> _Connection | None:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
@@ -277,7 +267,7 @@ class Connections:
         for theirs in of_client.values():
             # Sorted so that the first to end come last: idle ones, the longest idle one at the very end, and
             # before them the newest.
-            theirs.sort(key=_how_dispensable)
+            theirs.sort(key=_eviction_key)
         total, now = len(connections), time.monotonic()
         for theirs in of_client.values():
             while len(theirs) > bounds.per_client and not self._clients.trusts_host(theirs[0].seen.host):
@@ -288,7 +278,7 @@ class Connections:
             # are all busy. So choose the client with the most among those with a kept-alive connection first,
             # then among all.
             theirs = max(
-                of_client.values(), key=lambda some: (_has_settled(some, now), len(some), _age(some))
+                of_client.values(), key=lambda some: (_is_kept_alive(some, now), len(some), _age(some))
             )
             total -= 1
             yield from self._end_one(theirs.pop(), Reason.TOTAL)
@@ -304,28 +294,28 @@ class Connections:
     def _ended(self, found: _Connection, reason: Reason) -> Ended:
         return Ended(found.seen.peer, self._clients.client_of_host(found.seen.host), reason)
 
-    def _tell(self, ended: Sequence[Ended]) -> None:
+    def _log_ended(self, ended: Sequence[Ended]) -> None:
         for one in ended:
             if one.reason is Reason.STALLED:
                 _log.info("stalled", client=one.peer, seconds=self._seconds)
             else:
-                self._untold[one.reason, one.client] += 1
-        if self._untold and self._clock() - self._told >= _QUIET:
-            (reason, client), number = self._untold.most_common(1)[0]
-            all_ended = self._untold.total()
+                self._unlogged[one.reason, one.client] += 1
+        if self._unlogged and self._clock() - self._logged >= _LOG_EVERY:
+            (reason, client), number = self._unlogged.most_common(1)[0]
+            all_ended = self._unlogged.total()
             _log.warning(
                 "connections closed", reason=reason.value, client=client.name, of=number, all=all_ended
             )
-            self._untold.clear()
-            self._told = self._clock()
+            self._unlogged.clear()
+            self._logged = self._clock()
 
 
 class Backpressure:
     """Waits while the web server holds too much of one body because its client does not read.
 
     The web server's own call to send a piece returns at once, and the piece stays in memory until the kernel
-    takes it. Without a wait, a client that reads nothing has the server hold the whole body. Elsewhere than on
-    Linux, this never waits.
+    takes it. Without a wait, a client that reads nothing would make the server hold the whole body. On systems
+    other than Linux, this never waits.
 
     Args:
         peer: the client's address and port, as the web server writes them.
@@ -342,8 +332,8 @@ class Backpressure:
     async def admit(self, size: int) -> bool:
         """Wait until the web server may get another piece, and count it.
 
-        Call it before each piece rather than after it: a client that has the last one may close its connection,
-        and its body was complete.
+        Call it before each piece rather than after it: a client may close its connection after the last piece of a
+        complete body.
 
         Returns:
             Whether to send the piece; not if the connection is gone.
@@ -358,16 +348,16 @@ class Backpressure:
             taken = None if self._socket is None else _taken(*self._socket)
             self._is_known = taken is not None
             self._before, self._allowed = taken or 0, self._given + _AHEAD
-        pause = _LOOK_AGAIN
+        pause = _SHORTEST_PAUSE
         while self._socket is not None and self._is_known:
             taken = _taken(*self._socket)
             if taken is None:
                 return False
-            # Until the look-up, the kernel may have taken any part of what was given.
+            # Until the socket was found, the kernel may have taken any part of the bytes given before.
             if self._given - (taken - self._before) <= self._allowed:
                 break
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LOOK_AGAIN_LATER)
+            pause = min(2 * pause, _LONGEST_PAUSE)
         return True
 
 
@@ -397,11 +387,11 @@ def _taken(descriptor: int, cookie: bytes) -> int | None:
         return None
 
 
-def _how_dispensable(one: _Connection) -> tuple[bool, float]:
+def _eviction_key(one: _Connection) -> tuple[bool, float]:
     return (False, one.seen.since) if one.idle_since is None else (True, -one.idle_since)
 
 
-def _has_settled(connections: Sequence[_Connection], now: float) -> bool:
+def _is_kept_alive(connections: Sequence[_Connection], now: float) -> bool:
     since = connections[-1].idle_since if connections else None
     return since is not None and now - since >= _SETTLED
 
@@ -433,7 +423,7 @@ def _copy(descriptor: int) -> socket.socket:
     # the copy's is not.
     copy = os.dup(descriptor)
     try:
-        # The kernel tells whether it is a socket at all; the addresses of its ends tell the family.
+        # The kernel refuses other descriptors; the addresses of the ends have the family.
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=copy)
     except OSError:
         os.close(copy)

@@ -1,13 +1,4 @@
-"""What a handler is asked.
-
-Byte ranges (RFC 9110, section 14): what clients use to go on with a blob that broke off.
-
-Conditional requests (RFC 9110, section 13).
-
-What granian hands the application, as far as we use it (its docs/spec/RSGI.md).
-
-What a handler answers. Only ``rsgi.py`` knows how that gets onto the wire.
-"""
+"""HTTP as handlers see it: requests, responses, byte ranges and conditions; and the web server's interface below."""
 
 from __future__ import annotations
 
@@ -20,11 +11,19 @@ from typing import Any, Protocol
 
 from nixery.plain_text import escaped_document, escaped_lines
 
+# Content under its digest cannot change.
+IMMUTABLE = "public, max-age=31536000, immutable"
 
-# Not frozen: that would cost a microsecond and a half for each request, a tenth of all that a cached answer takes here.
+_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
+
+# Characters of ``If-None-Match`` that are parsed: a hundred digests.
+_LONGEST_CONDITION = 8192
+
+
+# Not frozen, as the responses below: that would cost a microsecond and a half, a tenth of a cached answer.
 @dataclass(eq=False, slots=True)
 class Request:
-    """A request, as handlers see it. Handlers do not change it.
+    """A request. Handlers do not change it.
 
     Attributes:
         method: in upper case.
@@ -32,8 +31,8 @@ class Request:
         headers: the trusted ones, by name in lower case; repeated ones are joined with commas.
         query: parameters by name; of a repeated one, the last.
         body: for routes that take one; ``None`` if it is too large.
-        forwarded: whether a header field says that a proxy passed it on, trusted or not.
-        public_url: scheme and host by which clients reach us, if known.
+        forwarded: whether a header field says that a proxy passed the request on, trusted or not.
+        public_url: scheme and host by which clients reach this server, if configured.
     """
 
     method: str
@@ -43,9 +42,6 @@ class Request:
     body: bytes | None = b""
     forwarded: bool = False
     public_url: str | None = None
-
-
-_RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +58,84 @@ class ByteRange:
 
 
 class UnsatisfiableRange(Exception):
-    """The range is valid, but nothing of the representation is in it."""
+    """The range is valid, but no byte of the representation is in it."""
+
+
+@dataclass(slots=True)
+class BytesResponse:
+    """A body from memory. ``Content-Length`` is added when it is sent."""
+
+    status: int
+    content: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return len(self.content)
+
+
+@dataclass(slots=True)
+class FileResponse:
+    """A file or a part of it, which the web server reads and sends without the interpreter.
+
+    Attributes:
+        size: of the file in bytes.
+        part: the range to send; ``None`` for all.
+    """
+
+    status: int
+    path: Path
+    size: int
+    part: ByteRange | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return self.size if self.part is None else self.part.length
+
+
+@dataclass(slots=True)
+class StreamResponse:
+    """A body that is produced while it is sent.
+
+    Attributes:
+        length: in bytes; ``None`` if unknown.
+        begin: begins to read it; not called for HEAD.
+    """
+
+    status: int
+    length: int | None
+    begin: Callable[[], AsyncGenerator[bytes, None]]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class NotModified:
+    """The client has the representation already (RFC 9110, 15.4.5): no body, no length."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 304
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body: none."""
+        return 0
+
+
+Response = BytesResponse | FileResponse | StreamResponse | NotModified
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """Read a ``Range`` header.
+    """Parse a ``Range`` header (RFC 9110, section 14).
 
     Returns:
-        The range, clamped to the representation; ``None`` to answer with all of it: there is no header, it has another unit
-        or several ranges (RFC 9110, 14.2 allows to ignore it), or its end lies before its beginning (14.1.1).
+        The range, clamped to the representation; ``None`` to answer with all of it: there is no header, it has another
+        unit or several ranges (14.2 allows to ignore it), or its end lies before its beginning (14.1.1).
 
     Raises:
-        UnsatisfiableRange: it begins behind the end, or asks for the last zero bytes.
+        UnsatisfiableRange: it begins after the end, or asks for the last zero bytes.
     """
     match = _RANGE.fullmatch(header.strip()) if header else None
     if match is None or match.groups() == ("", ""):
@@ -91,32 +153,43 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     return ByteRange(int(first), min(int(last), size - 1) if last else size - 1)
 
 
-# Characters of a header field that are parsed: a hundred digests.
-_LONGEST = 8192
-
-
 def matches(request: Request, etag: str) -> bool:
-    """Whether ``If-None-Match`` says that the client has this representation; weak comparison, as 13.1.2 asks."""
+    """Whether ``If-None-Match`` names this representation; weak comparison (RFC 9110, 13.1.2)."""
     header = request.headers.get("if-none-match")
     if header is None:
         return False
-    candidates = [candidate.strip().removeprefix("W/") for candidate in header[:_LONGEST].split(",")]
+    candidates = [
+        candidate.strip().removeprefix("W/") for candidate in header[:_LONGEST_CONDITION].split(",")
+    ]
     return "*" in candidates or etag in candidates
 
+
+def json_content(document: Mapping[str, Any], escape: Callable[[str], str] = escaped_lines) -> bytes:
+    """Serialise a public document, with untrusted text made safe for a terminal and a page.
+
+    Args:
+        document: may have texts of several lines; they keep their line breaks.
+        escape: applied to each text.
+    """
+    return json.dumps(escaped_document(document, escape), ensure_ascii=False).encode()
+
+
+# The web server's interface, as far as this package uses it: RSGI, specified by granian.
 
 Fields = list[tuple[str, str]]
 
 
 class Headers(Protocol):
-    """Header fields of a request, names in lower case."""
+    """Header fields of a request, names in lower case, repeated ones repeatedly."""
 
-    def items(self) -> Fields:
-        """All of them, a name as often as it came."""
-        ...
+    def items(self) -> Fields: ...  # noqa: D102
 
 
 class Scope(Protocol):
-    """The part of a request that we use; the path is percent-decoded, and HTTP/1.0 is version ``1``."""
+    """A request; the path is percent-decoded, and HTTP/1.0 is version ``1``.
+
+    Each reading of ``client`` formats the address anew, which costs as much as recording a request.
+    """
 
     http_version: str
     method: str
@@ -127,104 +200,19 @@ class Scope(Protocol):
 
 
 class Transport(Protocol):
-    """Takes a body in pieces; it is over when the request's coroutine is."""
+    """Takes a body in pieces; the body ends when the request's coroutine does."""
 
-    async def send_bytes(self, data: bytes, /) -> None:
-        """Send one piece."""
-        ...
+    async def send_bytes(self, data: bytes, /) -> None: ...  # noqa: D102
 
 
 class AnswerProtocol(Protocol):
-    """Takes an answer: exactly one call of these."""
+    """Yields the body of the request, and takes an answer: exactly one call. ``end`` is excluded."""
 
     def response_empty(self, status: int, headers: Fields, /) -> None: ...  # noqa: D102
     def response_bytes(self, status: int, headers: Fields, body: bytes, /) -> None: ...  # noqa: D102
     def response_file(self, status: int, headers: Fields, file: str, /) -> None: ...  # noqa: D102
-    def response_file_range(  # noqa: D102 -- the end is excluded
+    def response_file_range(  # noqa: D102
         self, status: int, headers: Fields, file: str, start: int, end: int, /
     ) -> None: ...
     def response_stream(self, status: int, headers: Fields, /) -> Transport: ...  # noqa: D102
-    def __aiter__(self) -> AsyncIterator[bytes]: ...  # the body of the request
-
-
-# Content under its digest cannot change.
-IMMUTABLE = "public, max-age=31536000, immutable"
-
-
-def json_content(document: Mapping[str, Any], escape: Callable[[str], str] = escaped_lines) -> bytes:
-    """Serialise a public document, with untrusted text made safe for a terminal and a page.
-
-    Args:
-        document: may have texts of several lines; they keep their line breaks.
-        escape: of texts.
-    """
-    return json.dumps(escaped_document(document, escape), ensure_ascii=False).encode()
-
-
-# Responses are never changed once made. They are not frozen: that would double the time to make one.
-
-
-@dataclass(slots=True)
-class BytesResponse:
-    """A body from memory. ``Content-Length`` is added on the way out."""
-
-    status: int
-    content: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """Bytes of the body."""
-        return len(self.content)
-
-
-@dataclass(slots=True)
-class FileResponse:
-    """A file, which the web server sends without a detour through Python, or a part of it.
-
-    Attributes:
-        size: of the file in bytes.
-        part: what to send of it; ``None`` for all.
-    """
-
-    status: int
-    path: Path
-    size: int
-    part: ByteRange | None
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """Bytes of the body."""
-        return self.size if self.part is None else self.part.length
-
-
-@dataclass(slots=True)
-class StreamResponse:
-    """A body that comes from somewhere else while it is sent.
-
-    Attributes:
-        length: in bytes; ``None`` if nobody knows.
-        begin: begins to read it; not called for HEAD.
-    """
-
-    status: int
-    length: int | None
-    begin: Callable[[], AsyncGenerator[bytes, None]]
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class NotModified:
-    """The client has it already (RFC 9110, section 15.4.5): no body, no length."""
-
-    headers: Mapping[str, str] = field(default_factory=dict)
-    status: int = 304
-
-    @property
-    def length(self) -> int:
-        """Bytes of the body: there is none."""
-        return 0
-
-
-Response = BytesResponse | FileResponse | StreamResponse | NotModified
+    def __aiter__(self) -> AsyncIterator[bytes]: ...

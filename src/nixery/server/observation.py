@@ -1,25 +1,23 @@
-"""Classes of routes, for metrics and traces: few of them, whatever clients ask for.
-
-What is noted of each request: numbers always, a line and a trace where somebody wants them.
-"""
+"""Records each request: counts always, a log line and a trace if they are enabled."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
 from nixery.request_context import INTERNAL, Client, RequestContext, RequestIds, enter_request
 from nixery.server.clients import FORWARDED_FOR, REQUEST_ID, Clients
-from nixery.server.http import Request, Response
+from nixery.server.http import Request, Response, Scope
 from nixery.telemetry.metrics import RequestCounts
 
-_RESOURCES = frozenset({"blobs", "referrers"})
+if TYPE_CHECKING:
+    from nixery.telemetry.traces import RequestSpan, Traces
 
-# By the first part of a path.
+# Route classes by the first part of a path, and by whole paths; few of them, whatever clients ask for.
 _FIRST = {
     "": "page",
     "api": "api",
@@ -31,13 +29,128 @@ _FIRST = {
     "static": "page",
 }
 _ENDS = {"/v2": "version", "/v2/_catalog": "catalog"}
+_RESOURCES = frozenset({"blobs", "referrers"})
 OTHER = "other"
+
+# Cached classes of short paths: a fleet asks for the same paths again and again.
+_ROUTES = 4096
+
+# Seconds from which on every answer has a log line.
+_SLOW = 1.0
+
+# Characters of a path or a header field in a log line; a client may send 65,534 bytes of path.
+_LONGEST = 512
+
+_CLIENT_ERROR = 400
+_SERVER_ERROR = 500
+
+_log = structlog.get_logger("nixery.request")
+
+
+class Observed(RequestContext):
+    """A request that is being answered. One object with few attributes, since every request makes one."""
+
+    __slots__ = ("_clients", "_headers", "scope", "span", "started")
+
+    def __init__(self, identity: str, scope: Scope, headers: Mapping[str, str], clients: Clients) -> None:
+        self.id = identity
+        self.waited = False
+        self.abandoned = False
+        self.started = perf_counter()
+        self.scope: Scope | None = scope
+        self.span: RequestSpan | None = None
+        self._client = None
+        self._waits = None
+        self._headers: Mapping[str, str] | None = headers
+        self._clients = clients
+
+    @property
+    def client(self) -> Client:
+        """The client of the request. Computed on demand, since answers from memory do not need it."""
+        if self._client is None:
+            if self.scope is None or self._headers is None:
+                return INTERNAL  # background work that no client waits for
+            self._client = self._clients.client(self.scope.client, self._headers)
+        return self._client
+
+    def release(self) -> None:
+        """Drop the web server's request and the header fields: timers and builds may keep this object for long."""
+        self.scope = self._headers = None
+
+
+class Observation:
+    """Records requests, and knows those in progress.
+
+    Args:
+        counts: of all requests.
+        clients: tells clients apart, and which of their header fields to trust.
+        traces: ``None`` if tracing is off.
+        verbose: whether to log every request. Otherwise answers from memory, and blobs, are not logged: a
+            pull of a stored image would be dozens of lines.
+    """
+
+    def __init__(
+        self,
+        counts: RequestCounts,
+        clients: Clients | None = None,
+        traces: Traces | None = None,
+        *,
+        verbose: bool = False,
+    ) -> None:
+        self._counts = counts
+        self.clients = clients or Clients()
+        self._traces = traces
+        self._verbose = verbose
+        self._ids = RequestIds()
+        self._route_class = lru_cache(_ROUTES)(route_class)
+        self._answering: set[Observed] = set()
+
+    def begin(self, request: Request, scope: Scope) -> Observed:
+        """Identify a request, and make it the context of all that is started on its behalf."""
+        identity = self._ids.identify(request.headers.get(REQUEST_ID))
+        observed = Observed(identity, scope, request.headers, self.clients)
+        enter_request(observed)
+        self._answering.add(observed)
+        if self._traces is not None:
+            observed.span = self._traces.begin(
+                observed.id, request.method, route_class(request.path), request.path, request.headers
+            )
+        return observed
+
+    def end(self, observed: Observed, request: Request, response: Response) -> None:
+        """Record an answer."""
+        seconds = perf_counter() - observed.started
+        status, path = response.status, request.path
+        served = 0 if request.method == "HEAD" else response.length or 0
+        route = (self._route_class if len(path) < _LONGEST else route_class)(path)
+        self._counts.add(request.method, route, status, seconds, served)
+        if observed.span is not None:
+            observed.span.end(status, served)
+        if observed.scope is not None and (
+            self._verbose or status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW
+        ):
+            _write_line(request, observed.scope.client, status, served, seconds, waited=observed.waited)
+
+    def leave(self, observed: Observed) -> None:
+        """Forget a request: the web server has accepted the whole answer."""
+        self._answering.discard(observed)
+        observed.release()
+
+    def peers(self) -> list[str]:
+        """Return the peers of requests in progress, as the web server writes addresses."""
+        return [observed.scope.client for observed in self._answering if observed.scope is not None]
+
+    def abandon(self, peers: Collection[str]) -> None:
+        """Stop waiting on behalf of clients that have disconnected; the web server does not report them."""
+        for observed in tuple(self._answering):
+            if observed.scope is not None and observed.scope.client in peers:
+                observed.abandon()
 
 
 def route_class(path: str) -> str:
-    """Return the class of a path, valid or not.
+    """Return the class of a path, valid or not, for metrics and traces.
 
-    As the router does, it looks at the end: names have slashes.
+    As the registry's router does, it looks at the end: names have slashes.
     """
     if path != "/v2" and not path.startswith("/v2/"):
         return _FIRST.get(path[1:].partition("/")[0], OTHER)
@@ -53,146 +166,8 @@ def route_class(path: str) -> str:
     return _ENDS.get(path.rstrip("/"), OTHER)
 
 
-# Seconds from which on an answer is worth a line, whatever it was.
-_SLOW = 1.0
-
-# A client may send 65,534 bytes of path, and more in a header field. A line of a log is for reading.
-_LONGEST = 512
-
-# Paths whose class is kept, but for long ones: a fleet asks for the same again and again.
-_ROUTES = 4096
-
-_CLIENT_ERROR = 400
-_SERVER_ERROR = 500
-
-_log = structlog.get_logger("nixery.request")
-
-
-class Span(Protocol):
-    """A request in a trace."""
-
-    def end(self, status: int, served: int) -> None:
-        """End it with an answer."""
-        ...
-
-
-class Tracer(Protocol):
-    """Begins traces."""
-
-    def begin(self, request_id: str, method: str, route: str, path: str, headers: Mapping[str, str]) -> Span:
-        """Begin the trace of a request, or go on with the client's."""
-        ...
-
-
-class Peer(Protocol):
-    """Who is connected. The web server writes the address down each time it is asked, which costs as much as all we note."""
-
-    client: str
-
-
-class Observed(RequestContext):
-    """A request that is being answered. One object with few attributes, since every request makes one."""
-
-    __slots__ = ("_clients", "_headers", "peer", "span", "started")
-
-    def __init__(self, identity: str, peer: Peer, headers: Mapping[str, str], clients: Clients) -> None:
-        self.id = identity
-        self.waited = False
-        self.abandoned = False
-        self.started = perf_counter()
-        self.peer: Peer | None = peer
-        self.span: Span | None = None
-        self._client = None
-        self._waits = None
-        self._headers: Mapping[str, str] | None = headers
-        self._clients = clients
-
-    @property
-    def client(self) -> Client:
-        """The client of the request. Computed on demand, since answers from memory do not need it."""
-        if self._client is None:
-            if self.peer is None or self._headers is None:
-                return INTERNAL  # background work that no client waits for
-            self._client = self._clients.client(self.peer.client, self._headers)
-        return self._client
-
-    def release(self) -> None:
-        """Drop the peer and its header fields: timers and builds may keep this object for long."""
-        self.peer = self._headers = None
-
-
-class Observation:
-    """Records requests.
-
-    Args:
-        counts: of all requests.
-        clients: tells clients apart, and which of their header fields to trust.
-        tracer: ``None`` if tracing is off.
-        verbose: whether to log every request. Otherwise answers from memory, and blobs, are not logged: a
-            pull of a stored image would be dozens of lines.
-    """
-
-    def __init__(
-        self,
-        counts: RequestCounts,
-        clients: Clients | None = None,
-        tracer: Tracer | None = None,
-        *,
-        verbose: bool = False,
-    ) -> None:
-        self._counts = counts
-        self.clients = clients or Clients()
-        self._tracer = tracer
-        self._verbose = verbose
-        self._ids = RequestIds()
-        self._route_class = lru_cache(_ROUTES)(route_class)
-        self._answering: set[Observed] = set()
-
-    def begin(self, request: Request, peer: Peer) -> Observed:
-        """Give a request its identity, which everything has that is started for it."""
-        observed = Observed(
-            self._ids.identify(request.headers.get(REQUEST_ID)), peer, request.headers, self.clients
-        )
-        enter_request(observed)
-        self._answering.add(observed)
-        if self._tracer is not None:
-            observed.span = self._tracer.begin(
-                observed.id, request.method, route_class(request.path), request.path, request.headers
-            )
-        return observed
-
-    def end(self, observed: Observed, request: Request, response: Response) -> None:
-        """Note an answer."""
-        seconds = perf_counter() - observed.started
-        status, path = response.status, request.path
-        served = 0 if request.method == "HEAD" else response.length or 0
-        route = (self._route_class if len(path) < _LONGEST else route_class)(path)
-        self._counts.add(request.method, route, status, seconds, served)
-        if observed.span is not None:
-            observed.span.end(status, served)
-        if observed.peer is not None and (
-            self._verbose or status >= _CLIENT_ERROR or observed.waited or seconds > _SLOW
-        ):
-            _write_line(request, observed.peer, status, served, seconds, waited=observed.waited)
-
-    def leave(self, observed: Observed) -> None:
-        """The web server has accepted the whole answer."""
-        self._answering.discard(observed)
-        observed.release()
-
-    def peers(self) -> list[str]:
-        """Return the peers of requests in progress, as the web server writes addresses."""
-        return [observed.peer.client for observed in self._answering if observed.peer is not None]
-
-    def abandon(self, peers: Collection[str]) -> None:
-        """Mark requests whose clients have gone: they stop waiting."""
-        for observed in tuple(self._answering):
-            if observed.peer is not None and observed.peer.client in peers:
-                observed.abandon()
-
-
 def _write_line(
-    request: Request, peer: Peer, status: int, served: int, seconds: float, *, waited: bool
+    request: Request, client: str, status: int, served: int, seconds: float, *, waited: bool
 ) -> None:
     fields = {
         "method": request.method,
@@ -200,7 +175,7 @@ def _write_line(
         "status": status,
         "bytes": served,
         "seconds": round(seconds, 6),
-        "client": peer.client,
+        "client": client,
         "user_agent": request.headers.get("user-agent", ""),
     }
     forwarded = request.headers.get(FORWARDED_FOR)

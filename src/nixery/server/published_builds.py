@@ -1,4 +1,4 @@
-"""Builds, as far as everybody may see them."""
+"""Reports of builds for clients: names and logs hidden where they are not public, and bounded streams of changes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from nixery.request_context import INTERNAL, Client, current_request
 # Retry time in seconds, after which another stream may have ended.
 _RETRY_AFTER = 5
 
-# Answers that are made of reports at once, and that wait for their turn: each blocks the event loop for
-# milliseconds.
+# Concurrent answers made of reports, and waiting ones: each blocks the event loop for milliseconds.
 _AT_ONCE, _QUEUE = 1, 64
 
 _HIDDEN = "hidden"
@@ -27,7 +26,7 @@ _Change = tuple[BuildReport, Sequence[Line]]
 
 @dataclass(frozen=True, slots=True)
 class FollowerBounds:
-    """Limits on open streams of events, each of which is a connection: in all, and for one client."""
+    """Limits on open streams of events, each of which is a connection: in total, and for one client."""
 
     total: int
     per_client: int
@@ -45,33 +44,33 @@ class PublishedBuilds:
     def __init__(self, history: BuildHistory, bounds: FollowerBounds, *, public: bool) -> None:
         self._history = history
         self._bounds = bounds
-        # By client, the oldest first; done when the stream has to make room.
+        # By client, the oldest first; done when the stream has to end to make room.
         self._followers: dict[Client, list[asyncio.Future[None]]] = {}
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.REPORTS)
         self.public = public
 
     def turn(self) -> AbstractAsyncContextManager[None]:
-        """Return the context in which reports are made into an answer; see ``Slots.turn``.
+        """Return the context in which to make an answer of reports; see ``Slots.turn``.
 
         Raises:
-            TooBusy: on entering the context: too many others wait for their turn.
+            TooBusy: on entering the context: too many requests are waiting.
         """
         return self._slots.turn()
 
     def get(self, build: str) -> BuildReport | None:
-        """Return what is known of a build."""
+        """Return the report of a build; ``None`` if it is unknown."""
         report = self._history.get(build)
         return report and self._shown(report)
 
     def recent(self) -> Sequence[BuildReport]:
-        """Return all that are known, the latest first."""
+        """Return all reports, the latest first."""
         return [self._shown(report) for report in self._history.recent()]
 
     async def follow(self, build: str, after: int) -> AsyncGenerator[_Change, None]:
-        """See ``BuildHistory.follow``. Ends early if it has to make room for a client that has fewer streams.
+        """See ``BuildHistory.follow``. Ends early to make room for a client that has fewer streams.
 
         Raises:
-            TooBusy: too many are open.
+            TooBusy: too many streams are open.
         """
         request = current_request()
         client = request.client if request is not None else INTERNAL
@@ -125,7 +124,7 @@ class PublishedBuilds:
 
 
 async def _unless(ended: asyncio.Future[None], change: Awaitable[_Change | None]) -> _Change | None:
-    """Wait for a change; return ``None`` if there will be no more, or if the future is done first."""
+    """Wait for a change; return ``None`` at the end of the changes, or if the future is done first."""
     waiting = asyncio.ensure_future(change)
     either: set[asyncio.Future[Any]] = {waiting, ended}
     try:

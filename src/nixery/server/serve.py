@@ -1,4 +1,4 @@
-"""Running the application, and ending it."""
+"""Runs the web server, and shuts it down."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from granian.server.embed import Server
 
 from nixery.errors import SettingsError
 from nixery.server.app import Application
-from nixery.server.clients import Clients
 from nixery.server.connections import ConnectionBounds, Connections
+from nixery.server.observation import Observation
 
-# Seconds from being told to stop until the end: for ending Nix, then for what is being sent. Container runtimes give ten
-# before they kill.
-_STOP = 9.0
+# Seconds from the signal to the end: for ending Nix, then for sending responses. Container runtimes kill after ten.
+_SHUTDOWN_TIMEOUT = 9.0
 
 # Seconds of them for ending builds: Nix has four, and what it started.
-_CLOSE = 6.0
+_CLOSE_TIMEOUT = 6.0
 
 # Connections that wait to be accepted; a fleet of nodes may come at once.
 _BACKLOG = 1024
@@ -38,15 +37,15 @@ _SURPLUS = 1024
 ADMIN_CONNECTIONS = ConnectionBounds(64, 64)
 
 # Descriptors besides those of connections and of the files that they send.
-_OTHERS = 512
+_OTHER_DESCRIPTORS = 512
 
-# The least total of connections, however few descriptors the system allows.
-_FEWEST = 16
+# The lowest limit on connections, however few descriptors the system allows.
+_FEWEST_CONNECTIONS = 16
 
-# Milliseconds until the header fields of a request, the first or another one, have to be there.
-_IDLE = 30_000
+# Milliseconds for the header fields of a request to arrive, on a new or a kept-alive connection.
+_HEADER_TIMEOUT = 30_000
 
-# Bytes that a connection may hold in memory: header fields that come, and what somebody does not read.
+# Bytes that a connection may hold in memory: header fields received, and data that its client does not read.
 _BUFFER = 128 * 1024
 
 _log = structlog.get_logger("nixery.server")
@@ -69,17 +68,19 @@ class Listener:
 
 
 async def serve(
-    listeners: Sequence[Listener], clients: Clients, send_timeout: float, close: Callable[[], Awaitable[None]]
+    listeners: Sequence[Listener],
+    observation: Observation,
+    send_timeout: float,
+    close: Callable[[], Awaitable[None]],
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish sending responses, end the builds and return.
+    """Serve until SIGTERM or SIGINT, then end the builds, finish sending responses and return.
 
-    The web server is embedded: its process is this one, so that there is one process id to stop, and builds can be
-    ended before connections are drained. Otherwise a pull that waits for a build would hold everything up.
+    The web server is embedded: it runs in this process, so that there is one process id to stop, and builds end
+    before connections are drained. Otherwise a pull that waits for a build would delay the shutdown.
 
     Args:
-        listeners: what to serve, with one observation for all. Each has a web server of its own, so that too
-            many connections to one do not block another.
-        clients: tells clients apart.
+        listeners: each has a web server of its own, so that too many connections to one do not block another.
+        observation: the requests of all listeners.
         send_timeout: seconds after which a client that reads nothing is disconnected.
         close: ends builds; requests that wait for one get an answer that says to retry.
     """
@@ -91,23 +92,22 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
 
     serving: asyncio.Future[Any] = asyncio.gather(*(server.serve() for server in servers))
-    # All applications record requests in one place.
-    connections = Connections(bounds, send_timeout, clients, listeners[0].application)
+    connections = Connections(bounds, send_timeout, observation)
     watching = asyncio.ensure_future(connections.run())
     for one in listeners:
         _log.info("listening", address=one.address, port=one.port)
     stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
-    end = loop.time() + _STOP
+    end = loop.time() + _SHUTDOWN_TIMEOUT
     closing = asyncio.ensure_future(close())
-    # A thread that waits for a disk is not waited for.
-    await asyncio.wait({closing}, timeout=_CLOSE)
+    # A thread that waits for a disk must not delay the shutdown.
+    await asyncio.wait({closing}, timeout=_CLOSE_TIMEOUT)
     for server in servers:
         server.stop()  # type: ignore[no-untyped-call]
     done, cut_off = await asyncio.wait({serving}, timeout=max(0.0, end - loop.time()))
     if cut_off:
-        _log.warning("responses were cut off", seconds=_STOP)
+        _log.warning("responses were cut off", seconds=_SHUTDOWN_TIMEOUT)
     stopping.cancel()
     watching.cancel()
     for finished in done:
@@ -128,7 +128,7 @@ def _server(listener: Listener, bounds: ConnectionBounds) -> Server:
         http=HTTPModes.http1,
         backlog=_BACKLOG,
         backpressure=bounds.total + _surplus(bounds),
-        http1_settings=HTTP1Settings(header_read_timeout=_IDLE, max_buffer_size=_BUFFER),
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT, max_buffer_size=_BUFFER),
         websockets=False,
         log_enabled=False,
     )
@@ -145,7 +145,7 @@ def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBoun
         The limits of each port: lower ones if the system refuses.
     """
     bounds = {listener.port: listener.bounds for listener in listeners}
-    fixed = _OTHERS + sum(_surplus(one) for one in bounds.values())
+    fixed = _OTHER_DESCRIPTORS + sum(_surplus(one) for one in bounds.values())
     needed = fixed + sum(2 * one.total for one in bounds.values())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -155,13 +155,13 @@ def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBoun
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
     if allowed >= needed:
         return bounds
-    part = (allowed - _OTHERS) / (needed - _OTHERS)
+    share = (allowed - _OTHER_DESCRIPTORS) / (needed - _OTHER_DESCRIPTORS)
     lower = {
-        port: replace(one, total=min(one.total, max(_FEWEST, int(one.total * part))))
+        port: replace(one, total=min(one.total, max(_FEWEST_CONNECTIONS, int(one.total * share))))
         for port, one in bounds.items()
     }
     _log.warning(
-        "fewer connections than wanted: the process may not have enough open files (ulimit -n, LimitNOFILE=)",
+        "lowered the limit on connections: the process may open too few files (raise ulimit -n or LimitNOFILE=)",
         allowed=allowed,
         needed=needed,
         connections=sum(one.total for one in lower.values()),
@@ -180,8 +180,8 @@ def listening_address(host: str, port: int, settings: str = "NIXERY_HOST, PORT")
     Raises:
         SettingsError: the server cannot listen on it.
     """
-    # The web server takes addresses alone, no names, and lets several processes share a port. Two registries that
-    # know nothing of each other must not.
+    # The web server takes addresses only, no names, and lets several processes share a port; independent registries
+    # must not.
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -34,7 +34,7 @@ from nixery.image.platform import AMD64
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
 from nixery.request_context import Client, RequestContext, enter_request
-from nixery.server.api.builds import Builds
+from nixery.server.api import Builds
 from nixery.server.http import Request, StreamResponse
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.sources.source import Pin

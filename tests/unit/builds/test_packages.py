@@ -18,7 +18,7 @@ from nixery.errors import EvaluationFailed, StorageFull, TooBusy
 from nixery.image.platform import AMD64, Platform
 from nixery.nix.packages import Details, NixFiles, PackageSet
 from nixery.request_context import Client, RequestContext, enter_request
-from nixery.server.api.packages import Packages
+from nixery.server.api import Packages
 from nixery.server.http import Request
 from nixery.sources.source import Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nixery.builds.packages import LISTED
-from nixery.cli.completion import complete_name, complete_output, complete_platform
+from nixery.builds.popularity import Basis
+from nixery.cli.completion import complete_basis, complete_name, complete_output, complete_platform
 from nixery.nix.packages import Details
 
 # Texts that look like members.
@@ -35,12 +36,12 @@ def test_the_shortest_name_comes_first(records: Path) -> None:
     assert complete_name("s") == ["shell"]
 
 
-def test_there_are_never_too_many(records: Path) -> None:
+def test_the_number_of_names_is_bounded(records: Path) -> None:
     keep(records / "abc", *(f"python3-{n:05}" for n in range(3000)))
     assert len(complete_name("py")) == 500
 
 
-def test_what_was_listed_last_counts(records: Path) -> None:
+def test_the_latest_list_is_used(records: Path) -> None:
     keep(records / "abc", "git")
     keep(records / "abd", "gist")
     os.utime(records / "abd", (1, 1))
@@ -48,16 +49,18 @@ def test_what_was_listed_last_counts(records: Path) -> None:
 
 
 @pytest.mark.parametrize("typed", ["", "shell/", "(", "/etc/pa", ".*", "a b", "x" * 100_000])
-def test_what_is_no_name_gets_no_names(records: Path, typed: str) -> None:
+def test_an_invalid_name_gets_no_completions(records: Path, typed: str) -> None:
     keep(records / "abc", "git")
     assert complete_name(typed) == []
 
 
-def test_nothing_was_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_list_there_are_no_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_PATH", str(tmp_path / "none"))
     assert complete_name("gi") == []
 
 
-def test_values_of_options() -> None:
+def test_values_of_options_are_completed() -> None:
     assert complete_platform("linux/a") == ["linux/amd64", "linux/arm64"]
     assert complete_output("oci") == ["oci:", "oci-archive:"]
+    assert complete_basis("") == list(Basis)
+    assert complete_basis("c") == ["closures"]

@@ -31,7 +31,7 @@ def as_it_was() -> Iterator[None]:
     root.setLevel(level)
 
 
-def test_json_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_events_have_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(logging.INFO, "json")
     structlog.get_logger().info("request", path=EVIL, nested=[EVIL])
     (line,) = capsys.readouterr().err.splitlines()
@@ -43,7 +43,7 @@ def test_json_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_traceback_has_no_line_that_could_be_one_of_the_log(
+def test_no_line_of_a_traceback_looks_like_a_log_line(
     form: Literal["json", "console"],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -61,24 +61,24 @@ def test_a_traceback_has_no_line_that_could_be_one_of_the_log(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text())
-def test_texts_stay_on_their_line(capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_texts_stay_on_one_line(capsys: pytest.CaptureFixture[str], text: str) -> None:
     configure_logs(logging.INFO, "console")
     structlog.get_logger().info("request", path=EVIL + text, nested=[text], event_like=text)
     (line,) = capsys.readouterr().err.splitlines()
     assert "request" in line
 
 
-def test_what_is_escaped() -> None:
+def test_control_characters_are_escaped() -> None:
     assert escaped("git \x1b\u202e ä 中") == r"git \x1b\u202e ä 中"
 
 
-def test_auto_is_json_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_is_json_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(logging.INFO, "auto")
     structlog.get_logger().info("listening")
     assert json.loads(capsys.readouterr().err)["event"] == "listening"
 
 
-def test_levels_and_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+def test_libraries_log_warnings_and_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(logging.WARNING, "json")
     structlog.get_logger().info("quiet")
     logging.getLogger("library").info("quiet")

@@ -1,4 +1,4 @@
-"""How a command's process ends."""
+"""How a command's process exits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# Whatever is in a module still when the interpreter takes itself apart is told.
+# The object prints a line if the interpreter is finalised.
 _COMMAND = r"""
 import atexit, logging, os, sys, threading, time
 
@@ -38,11 +38,11 @@ main()
     ("arguments", "status"),
     [(["--version"], 0), (["--no-such-option"], 2), (["storage", "copy", "a", "b"], 1)],
 )
-def test_it_ends_before_the_interpreter_is_taken_apart(arguments: list[str], status: int) -> None:
+def test_the_process_exits_before_the_interpreter_is_finalised(arguments: list[str], status: int) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == status
-    # But after all that would have been waited for, and nothing that was written gets lost.
+    # But after all threads and exit handlers, and nothing written is lost.
     assert ended.stdout.splitlines()[-3:] == ["thread", "registered", "logged"]
     assert bool(ended.stderr) is (status != 0)

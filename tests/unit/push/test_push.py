@@ -76,7 +76,7 @@ def login(user: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("entry", [login("me:sesame"), {"identitytoken": "refresh"}])
-async def test_everything_arrives_and_the_tag_comes_last(
+async def test_blobs_and_manifests_arrive_before_the_tag(
     blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path, entry: dict[str, str]
 ) -> None:
     root, events = await pushed(blobs, registry, tmp_path, entry)
@@ -91,7 +91,7 @@ async def test_everything_arrives_and_the_tag_comes_last(
     assert sum(event.size for event in events if isinstance(event, BytesPushed)) == size
 
 
-async def test_what_is_there_is_not_sent(
+async def test_blobs_that_the_target_has_are_not_sent(
     blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
     registry.blobs = {str(Digest.of(layer)): layer for layer in _LAYERS}
@@ -101,7 +101,7 @@ async def test_what_is_there_is_not_sent(
     assert registry.log.count("PUT /upload") == 1
 
 
-async def test_a_token_that_has_run_out_is_renewed(
+async def test_an_expired_token_is_renewed(
     blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
     # More than are asked at the same time, fewer than there are altogether.
@@ -111,7 +111,7 @@ async def test_a_token_that_has_run_out_is_renewed(
     assert len(registry.blobs) == 4
 
 
-async def test_failures_that_pass_are_tried_again(
+async def test_temporary_failures_are_retried(
     blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
     registry.failures = 3
@@ -122,14 +122,16 @@ async def test_failures_that_pass_are_tried_again(
     assert sum(event.size for event in events if isinstance(event, BytesPushed)) == sum(map(len, _LAYERS)) + 2
 
 
-async def test_a_wrong_password(blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path) -> None:
+async def test_a_wrong_password_is_an_error(
+    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
+) -> None:
     with pytest.raises(PushFailed, match=r"no token from 127\.0\.0\.1: 401"):
         await pushed(blobs, registry, tmp_path, login("me:wrong"))
     assert registry.manifests == {}
 
 
-@pytest.mark.parametrize(("status", "meaning"), [(403, "not allowed to push"), (404, "no such repository")])
-async def test_a_refusal_is_not_tried_again(
+@pytest.mark.parametrize(("status", "meaning"), [(403, "no permission to push"), (404, "no such repository")])
+async def test_a_refusal_is_not_retried(
     blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path, status: int, meaning: str
 ) -> None:
     registry.refused = status
@@ -140,7 +142,7 @@ async def test_a_refusal_is_not_tried_again(
     assert registry.manifests == {}
 
 
-async def test_a_certificate_that_nobody_trusts(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
+async def test_an_untrusted_certificate_is_an_error(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     with token_registry(context) as registry:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from nixery.server.app import send_pieces
+from nixery.server.app import send_body
 from nixery.server.clients import Address, Clients, peer_key
 from nixery.server.connections import Backpressure, ConnectionBounds, Connections, Ended, Reason, _taken
 from nixery.server.http import Request, StreamResponse
+from nixery.server.observation import Observation
+from nixery.telemetry.metrics import RequestCounts
 
 SECONDS = 60.0
 
@@ -64,10 +66,11 @@ def pair() -> Iterator[Pair]:
     pair.server.close()
 
 
-class NoRequests:
-    """Those that are being answered, and who has gone."""
+class Requests(Observation):
+    """Requests in progress, as the test sets them; records those that were abandoned."""
 
-    def __init__(self) -> None:
+    def __init__(self, clients: Clients | None = None) -> None:
+        super().__init__(RequestCounts(), clients)
         self.asking: list[str] = []
         self.gone: list[str] = []
 
@@ -92,20 +95,22 @@ def clock() -> Clock:
 
 @pytest.fixture
 def stalled(pair: Pair, clock: Clock) -> Connections:
-    return Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Clients(), NoRequests(), clock)
+    return Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Requests(), clock)
 
 
 def peers(ended: list[Ended]) -> list[str]:
     return [one.peer for one in ended]
 
 
-def test_who_takes_nothing_is_cut_off(pair: Pair, clock: Clock, stalled: Connections) -> None:
+def test_a_client_that_acknowledges_nothing_is_disconnected(
+    pair: Pair, clock: Clock, stalled: Connections
+) -> None:
     pair.send()
-    assert stalled.look() == []
+    assert stalled.poll() == []
     clock.now = SECONDS - 1
-    assert stalled.look() == []
+    assert stalled.poll() == []
     clock.now = SECONDS
-    assert peers(stalled.look()) == [pair.name]
+    assert peers(stalled.poll()) == [pair.name]
     with pytest.raises(BrokenPipeError):
         pair.server.send(b"more")
     pair.server.close()
@@ -114,47 +119,47 @@ def test_who_takes_nothing_is_cut_off(pair: Pair, clock: Clock, stalled: Connect
         pair.read(MUCH)
 
 
-def test_who_takes_some_begins_anew(pair: Pair, clock: Clock, stalled: Connections) -> None:
+def test_an_acknowledgement_restarts_the_timeout(pair: Pair, clock: Clock, stalled: Connections) -> None:
     pair.send()
     for _ in range(4):
-        assert stalled.look() == []
+        assert stalled.poll() == []
         clock.now += SECONDS - 1
         pair.read(2 * 1024 * 1024)
         pair.send()
-    assert stalled.look() == []
+    assert stalled.poll() == []
     clock.now += SECONDS
-    assert peers(stalled.look()) == [pair.name]
+    assert peers(stalled.poll()) == [pair.name]
 
 
-def test_to_whom_nothing_is_to_be_sent(pair: Pair, clock: Clock, stalled: Connections) -> None:
+def test_a_client_with_nothing_to_receive_is_not_stalled(
+    pair: Pair, clock: Clock, stalled: Connections
+) -> None:
     for _ in range(3):
-        assert stalled.look() == []
+        assert stalled.poll() == []
         clock.now += SECONDS
     pair.server.send(b"all of it is acknowledged")
     time.sleep(0.1)
     for _ in range(3):
-        assert stalled.look() == []
+        assert stalled.poll() == []
         clock.now += SECONDS
 
 
-def test_another_port_is_somebody_elses(pair: Pair, clock: Clock) -> None:
-    stalled = Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Clients(), NoRequests(), clock)
+def test_connections_of_other_ports_are_left_alone(pair: Pair, clock: Clock) -> None:
+    stalled = Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Requests(), clock)
     other = Pair()
     other.send()
     try:
-        assert stalled.look() == []
+        assert stalled.poll() == []
         clock.now = SECONDS
-        assert stalled.look() == []
+        assert stalled.poll() == []
     finally:
         other.client.close()
         other.server.close()
 
 
-def test_a_number_that_is_given_again_is_another_connection(
-    pair: Pair, clock: Clock, stalled: Connections
-) -> None:
+def test_a_reused_descriptor_is_another_connection(pair: Pair, clock: Clock, stalled: Connections) -> None:
     pair.send()
-    assert stalled.look() == []
+    assert stalled.poll() == []
     number = pair.server.fileno()
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -168,18 +173,18 @@ def test_a_number_that_is_given_again_is_another_connection(
                 os.dup2(accepted.fileno(), number)
             pair.send()
             clock.now = SECONDS
-            assert stalled.look() == []
+            assert stalled.poll() == []
             clock.now = 2 * SECONDS
             host, port = client.getsockname()
-            assert peers(stalled.look()) == [f"{host}:{port}"]
+            assert peers(stalled.poll()) == [f"{host}:{port}"]
 
 
-def test_no_descriptor_is_left(pair: Pair, stalled: Connections) -> None:
+def test_polling_leaks_no_descriptor(pair: Pair, stalled: Connections) -> None:
     pair.send()
     read, write = os.pipe()
     try:
         before = len(list(Path("/proc/self/fd").iterdir()))
-        stalled.look()
+        stalled.poll()
         assert len(list(Path("/proc/self/fd").iterdir())) == before
     finally:
         os.close(read)
@@ -191,7 +196,7 @@ class Crowd:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        self.requests = NoRequests()
+        self.requests = Requests()
         self.accepted: list[socket.socket] = []
         self._listener = stack.enter_context(socket.socket())
         self._listener.bind(("127.0.0.1", 0))
@@ -201,8 +206,7 @@ class Crowd:
     def connect(self, host: str, number: int = 1) -> list[tuple[str, socket.socket]]:
         made = []
         for _ in range(number):
-            client = self._stack.enter_context(socket.socket())
-            client.bind((host, 0))
+            client = self._bound(host)
             client.connect(("127.0.0.1", self.port))
             accepted, (_, port) = self._listener.accept()
             self.accepted.append(self._stack.enter_context(accepted))
@@ -211,9 +215,17 @@ class Crowd:
             time.sleep(0.01)  # idle for longer than the next one
         return made
 
+    def _bound(self, host: str) -> socket.socket:
+        while True:
+            client = self._stack.enter_context(socket.socket())
+            client.bind((host, 0))
+            # The kernel may choose the port of the listener, and the poll would count both ends.
+            if client.getsockname()[1] != self.port:
+                return client
+
     def connections(self, total: int, per_client: int, *trusted: str) -> Connections:
-        clients = Clients([ip_network(network) for network in trusted])
-        return Connections({self.port: ConnectionBounds(total, per_client)}, SECONDS, clients, self.requests)
+        self.requests.clients = Clients([ip_network(network) for network in trusted])
+        return Connections({self.port: ConnectionBounds(total, per_client)}, SECONDS, self.requests)
 
 
 @pytest.fixture
@@ -239,51 +251,49 @@ def closed(client: socket.socket) -> bool:
         return True
 
 
-def test_too_many_of_one_address_are_ended_the_longest_idle_first(crowd: Crowd) -> None:
+def test_beyond_the_limit_of_a_client_the_longest_idle_connections_are_ended_first(crowd: Crowd) -> None:
     greedy = crowd.connect("127.0.0.2", 10)
     modest = crowd.connect("127.0.0.3", 2)
-    ended = crowd.connections(100, 4).look()
+    ended = crowd.connections(100, 4).poll()
     assert peers(ended) == names(greedy)[:6]
     assert {(one.reason, one.client.name) for one in ended} == {(Reason.SHARE, "127.0.0.2")}
     assert [closed(client) for _, client in greedy] == [True] * 6 + [False] * 4
     assert not any(closed(client) for _, client in modest)
 
 
-def test_what_a_request_needs_goes_last(crowd: Crowd) -> None:
+def test_connections_with_a_request_are_ended_last(crowd: Crowd) -> None:
     greedy = crowd.connect("127.0.0.2", 6)
     connections = crowd.connections(100, 3)
     busy = names(greedy)[:2]
-    assert peers(connections.look(keys(busy))) == names(greedy)[2:5]
+    assert peers(connections.poll(keys(busy))) == names(greedy)[2:5]
     again = crowd.connect("127.0.0.2", 2)
     everything = names(greedy) + names(again)
     # Then those that came last.
-    assert peers(connections.look(keys(everything))) == [names(again)[1], names(again)[0]]
+    assert peers(connections.poll(keys(everything))) == [names(again)[1], names(again)[0]]
 
 
-def test_too_many_in_all_are_ended_where_there_are_the_most(crowd: Crowd) -> None:
+def test_beyond_the_total_the_client_with_the_most_connections_loses_one(crowd: Crowd) -> None:
     oldest = crowd.connect("127.0.0.9", 1)
     greedy = crowd.connect("127.0.0.2", 6)
     modest = crowd.connect("127.0.0.3", 2)
-    ended = crowd.connections(6, 6).look()
+    ended = crowd.connections(6, 6).poll()
     assert peers(ended) == names(greedy)[:3]
     assert {one.reason for one in ended} == {Reason.TOTAL}
     assert not any(closed(client) for _, client in [*oldest, *modest])
 
 
-def test_what_is_kept_for_later_gives_way_before_what_is_at_work(
-    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_idle_connections_are_ended_before_busy_ones(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
     greedy = crowd.connect("127.0.0.2", 4)
     idle = crowd.connect("127.0.0.3", 2)
     connections = crowd.connections(5, 5)
     # A request may come on it any moment, and somebody else has more.
-    assert peers(connections.look(keys(names(greedy)))) == [names(greedy)[3]]
+    assert peers(connections.poll(keys(names(greedy)))) == [names(greedy)[3]]
     crowd.connect("127.0.0.4", 1)
     monkeypatch.setattr("nixery.server.connections._SETTLED", 0.0)
-    assert peers(connections.look(keys(names(greedy)))) == [names(idle)[0]]
+    assert peers(connections.poll(keys(names(greedy)))) == [names(idle)[0]]
 
 
-async def test_requests_whose_clients_have_gone_are_told(crowd: Crowd) -> None:
+async def test_requests_of_disconnected_clients_are_abandoned(crowd: Crowd) -> None:
     ((name, client), (other, _)) = crowd.connect("127.0.0.2", 2)
     crowd.requests.asking = [name, other]
     # Looked at each time.
@@ -299,13 +309,13 @@ async def test_requests_whose_clients_have_gone_are_told(crowd: Crowd) -> None:
         running.cancel()
 
 
-def test_a_proxy_has_as_many_as_there_are(crowd: Crowd) -> None:
+def test_a_trusted_proxy_has_no_limit_of_its_own(crowd: Crowd) -> None:
     crowd.connect("127.0.0.2", 6)
-    assert crowd.connections(6, 2, "127.0.0.2/32").look() == []
-    assert len(crowd.connections(4, 2, "127.0.0.2/32").look()) == 2
+    assert crowd.connections(6, 2, "127.0.0.2/32").poll() == []
+    assert len(crowd.connections(4, 2, "127.0.0.2/32").poll()) == 2
 
 
-async def test_a_crowd_is_noticed_while_it_runs(crowd: Crowd) -> None:
+async def test_a_surplus_is_ended_while_the_monitor_runs(crowd: Crowd) -> None:
     connections = crowd.connections(100, 4)
     running = asyncio.ensure_future(connections.run())
     try:
@@ -331,9 +341,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return event
 
 
-async def test_the_web_server_gets_no_more_of_a_body_than_the_kernel_takes(
-    pair: Pair, looked: asyncio.Event
-) -> None:
+async def test_a_body_is_sent_no_faster_than_the_kernel_takes_it(pair: Pair, looked: asyncio.Event) -> None:
     backpressure = Backpressure(pair.name)
     size = 1 << 20
     assert await backpressure.admit(size)
@@ -361,7 +369,7 @@ async def test_a_body_ends_with_its_connection(pair: Pair, looked: asyncio.Event
     assert not await more
 
 
-async def test_a_connection_that_cannot_be_found_is_not_waited_for() -> None:
+async def test_a_body_of_an_unknown_connection_is_not_delayed() -> None:
     backpressure = Backpressure("192.0.2.1:1")
     assert all([await backpressure.admit(1 << 20) for _ in range(100)])
 
@@ -394,5 +402,5 @@ async def test_a_client_that_has_the_last_piece_may_close_its_connection(pair: P
 
     response = StreamResponse(200, None, pieces)
     request = Request("GET", "/")
-    await send_pieces(request, response, pieces(), [], Kernel(), Backpressure(pair.name))  # type: ignore[arg-type]
+    await send_body(request, response, pieces(), [], Kernel(), Backpressure(pair.name))  # type: ignore[arg-type]
     assert ended

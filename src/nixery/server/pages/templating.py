@@ -1,4 +1,4 @@
-"""Templates, and how numbers are written for people."""
+"""Templates, and the formats of numbers and times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nixery.plain_text import escaped_lines
 from nixery.server.errors import heading, retry_headers, status_and_code
 from nixery.server.http import BytesResponse
 
-# No script and no style but our own files, nothing from elsewhere, and no page of others around ours.
+# Scripts and styles are our own files only; nothing loads from other hosts, and no other page may frame ours.
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
@@ -33,7 +33,7 @@ _MINUTE = 60
 
 
 class Templates:
-    """The templates of this package; whatever they are given is escaped."""
+    """Renders the templates of this package; all values are escaped."""
 
     def __init__(self) -> None:
         self._environment = Environment(
@@ -65,7 +65,7 @@ def _safe(value: object) -> object:
 
 
 def size(count: float) -> str:
-    """Write a number of bytes, in powers of ten as registries do."""
+    """Format a number of bytes, in powers of ten as registries do."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < _THOUSAND:
             return f"{count:.0f} {unit}" if unit == "B" or count >= _THOUSAND / 10 else f"{count:.1f} {unit}"
@@ -74,7 +74,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write how long something took."""
+    """Format a duration; empty for ``None``."""
     if seconds is None:
         return ""
     if seconds < _MINUTE:
@@ -84,25 +84,25 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(time: float) -> str:
-    """Write a time for people, in UTC."""
+    """Format a time for people, in UTC."""
     return datetime.fromtimestamp(time, UTC).strftime("%d %b %Y, %H:%M UTC")
 
 
 def short(revision: str) -> str:
-    """Shorten a commit or a digest to what people tell it by."""
+    """Shorten a commit or a digest to twelve characters."""
     return revision[:12] if _HASH.fullmatch(revision) else revision
 
 
 def derivation(file: str) -> str:
-    """Leave of ``<hash>-<name>.drv`` what people know it by."""
+    """Return the name in ``<hash>-<name>.drv``."""
     return _STORE_HASH.sub("", file).removesuffix(".drv")
 
 
 def breakable(name: str) -> Markup:
-    """Let the name of an image be broken between packages, and nowhere else where there is room."""
+    """Allow line breaks between the packages of an image name."""
     return Markup("/<wbr>").join(name.split("/"))
 
 
 def iso(time: float) -> str:
-    """Write a time for programs."""
+    """Format a time for programs."""
     return datetime.fromtimestamp(time, UTC).isoformat(timespec="seconds")

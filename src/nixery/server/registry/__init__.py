@@ -1,1 +1,61 @@
-"""The distribution API under ``/v2/``."""
+"""The distribution API under ``/v2/``. Repository names have slashes, so the end of a path selects the handler."""
+
+from __future__ import annotations
+
+import re
+
+from nixery.errors import NixeryError
+from nixery.server.clients import base_url
+from nixery.server.errors import error_response, errors_body
+from nixery.server.http import BytesResponse, Request, Response
+from nixery.server.registry.blobs import Blobs
+from nixery.server.registry.discovery import Discovery
+from nixery.server.registry.manifests import Manifests
+
+_RESOURCE = re.compile(
+    r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags(?=/list/?\Z))/(?P<reference>[^/]+)/?",
+    re.DOTALL,
+)
+
+_API_VERSION = {"Content-Type": "application/json", "Docker-Distribution-Api-Version": "registry/2.0"}
+
+
+class Registry:
+    """Routes requests; read-only, since an image's name defines its contents.
+
+    Args:
+        log_links: whether the message about a failed build links to its log.
+    """
+
+    def __init__(
+        self, manifests: Manifests, blobs: Blobs, discovery: Discovery, *, log_links: bool = False
+    ) -> None:
+        self._manifests = manifests
+        self._blobs = blobs
+        self._discovery = discovery
+        self._log_links = log_links
+
+    async def answer(self, request: Request) -> Response:  # noqa: PLR0911 -- a route each
+        """Answer a request for a path below ``/v2``; never raises for anything a client can do."""
+        if request.method not in ("GET", "HEAD"):
+            message = "this registry is read-only, an image's name defines its contents: use GET or HEAD"
+            return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
+        match = _RESOURCE.fullmatch(request.path)
+        try:
+            match match.groups() if match else request.path.rstrip("/"):
+                case name, "manifests", reference:
+                    return await self._manifests.get(request, name, reference)
+                case name, "blobs", digest:
+                    return await self._blobs.get(request, name, digest)
+                case name, "referrers", digest:
+                    return await self._discovery.referrers(request, name, digest)
+                case name, _, _:
+                    return await self._discovery.tags(request, name)
+                case "/v2":
+                    return BytesResponse(200, b"{}", _API_VERSION)
+                case "/v2/_catalog":
+                    return await self._discovery.catalog(request)
+                case _:
+                    return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
+        except NixeryError as error:
+            return error_response(error, base_url(request) if self._log_links else None)

@@ -1,4 +1,4 @@
-"""``/v2/<name>/blobs/<digest>``."""
+"""``/v2/<name>/blobs/<digest>``: layers and configs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from nixery.storage.small_blobs import SmallBlobs
 from nixery.storage.store import BlobStore, StoredBlob, StoredFile
 from nixery.storage.uses import Leases
 
-# Bytes up to which a blob is answered from memory. A larger one is better sent from its file.
+# Bytes up to which a blob is answered from memory. The web server sends a larger one from its file.
 _SMALL = 64 * 1024
 
 
 class Blobs:
-    """Layers and configs.
+    """Answers with blobs.
+
+    Any name leads to any blob: images share layers, and clients mount them under whichever name they know. Rules about
+    who may read a blob belong here.
 
     Args:
-        uses: told what is asked for, so that the rest of its image stays.
-        redirect: whether clients are sent to where a blob is, if there is such a place. Small ones they get here.
+        uses: renews the leases of images whose blobs are requested.
+        redirect: whether to redirect clients to the bucket for large blobs.
     """
 
     def __init__(self, blobs: BlobStore, small: SmallBlobs, uses: Leases, *, redirect: bool = False) -> None:
@@ -51,7 +54,7 @@ class Blobs:
         validate_name(name)
         parsed = Digest.parse(digest)
         self._uses.note_part(parsed)
-        blob = await self._find(name, parsed)
+        blob = self._small.kept(parsed) or await self._find(parsed)
         size = len(blob) if isinstance(blob, bytes) else blob.size
         etag = f'"{digest}"'
         headers = {
@@ -63,14 +66,14 @@ class Blobs:
         }
         if matches(request, etag):
             return NotModified(headers)
-        # Ranges are defined for GET only (RFC 9110, 14.2). With If-Range, the client has the beginning of
-        # another blob (13.1.5).
-        is_wanted = request.method == "GET" and request.headers.get("if-range", etag) == etag
-        wanted = request.headers.get("range") if is_wanted else None
+        # Only GET has ranges (RFC 9110, 14.2). If If-Range names another blob, the client has the beginning of that
+        # one, and needs all of this one (13.1.5).
+        has_range = request.method == "GET" and request.headers.get("if-range", etag) == etag
+        wanted = request.headers.get("range") if has_range else None
         try:
             part = parse_range(wanted, size)
         except UnsatisfiableRange:
-            message = f"the range {wanted} begins behind the end of the blob"
+            message = f"the range {wanted} begins after the end of the blob"
             return errors_body(416, "SIZE_INVALID", message, headers={"Content-Range": f"bytes */{size}"})
         status = 200
         if part is not None:
@@ -80,18 +83,13 @@ class Blobs:
             return BytesResponse(status, blob[part.first : part.last + 1] if part else blob, headers)
         if isinstance(blob, StoredFile):
             return FileResponse(status, blob.path, size, part, headers)
-        # A URL is signed for GET alone, and the client asks there for the same range. It must not be kept longer than it is good for.
+        # The URL is signed for GET alone, expires, and takes the client's own range.
         if self._redirect and request.method == "GET" and (url := await self._blobs.url(blob)) is not None:
             return BytesResponse(307, b"", {"Location": url, "Cache-Control": "no-store"})
         begin, end = (part.first, part.last) if part else (0, size - 1)
         return StreamResponse(status, end - begin + 1, lambda: self._blobs.stream(blob, begin, end), headers)
 
-    async def _find(self, name: str, digest: Digest) -> bytes | StoredBlob:  # noqa: ARG002 -- see below
-        # Images share layers, and a client mounts or asks for them under whichever name it knows. So any name leads to any
-        # blob. Rules about who may read what belong here.
-        kept = self._small.kept(digest)
-        if kept is not None:
-            return kept
+    async def _find(self, digest: Digest) -> bytes | StoredBlob:
         blob = await self._blobs.find_cached(digest)
         if blob is None or blob.size == 0:
             raise BlobUnknown(str(digest))

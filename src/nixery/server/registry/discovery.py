@@ -16,7 +16,7 @@ from nixery.server.errors import errors_body
 from nixery.server.http import BytesResponse, Request
 from nixery.storage.catalogue import Catalogue
 
-# Entries of a page when the client does not say, and at most.
+# Entries of a page by default, and at most.
 _PAGE = 1000
 
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
@@ -38,15 +38,15 @@ class Discovery:
         self._next_scan: asyncio.Task[list[str]] | None = None
 
     async def catalog(self, request: Request) -> BytesResponse:
-        """List the names something was built for."""
+        """List the names of built images."""
         if not self._public:
             return _denied()
         page, headers = _page(request, await self._names(), "/v2/_catalog")
         return _json({"repositories": page}, "application/json", headers)
 
     async def _names(self) -> list[str]:
-        # A listing reads every record of a tag, so only one runs at a time. Requests that arrive meanwhile
-        # share the next one, since that has to include all records made before they arrived.
+        # A listing may read every record of a tag, so only one runs at a time. Requests that arrive meanwhile
+        # share the next one, which includes all records written before they arrived.
         if self._next_scan is None:
             self._next_scan = asyncio.ensure_future(self._scan_after(self._scan))
         return await asyncio.shield(self._next_scan)
@@ -62,7 +62,7 @@ class Discovery:
 
         Raises:
             InvalidName: the name is outside the grammar.
-            NameUnknown: nothing was built for it.
+            NameUnknown: no image of this name was built.
         """
         validate_name(name)
         if not self._public:
@@ -74,7 +74,7 @@ class Discovery:
         return _json({"name": name, "tags": page}, "application/json", headers)
 
     async def referrers(self, request: Request, name: str, digest: str) -> BytesResponse:
-        """List what is attached to a manifest; an empty index if nothing is, whether or not the manifest exists.
+        """List what is attached to a manifest. The index is empty if nothing is, whether or not the manifest exists.
 
         Raises:
             InvalidName: the name is outside the grammar.
@@ -93,16 +93,16 @@ class Discovery:
 
 
 def _denied() -> BytesResponse:
-    message = "this server does not list what was built (NIXERY_PUBLIC_BUILDS=0); pull an image by its name"
+    message = "this server does not list images (NIXERY_PUBLIC_BUILDS=0): pull an image by its name"
     return errors_body(403, "DENIED", message)
 
 
 def _page(request: Request, entries: Sequence[str], path: str) -> tuple[Sequence[str], dict[str, str]]:
-    """Cut the page that ``n`` and ``last`` ask for, with the link to the next one where there is one."""
+    """Return the page that ``n`` and ``last`` select, and the header that links to the next page, if any."""
     if "last" in request.query:
         entries = [entry for entry in entries if entry > request.query["last"]]
     wanted = request.query.get("n", "")
-    # Whoever asks for nonsense gets what everybody gets.
+    # An invalid number counts as none.
     size = min(int(wanted), _PAGE) if _NUMBER.fullmatch(wanted) else _PAGE
     page = entries[:size]
     if not page or len(page) == len(entries):

@@ -1,8 +1,7 @@
-"""``/v2/<name>/manifests/<reference>``."""
+"""``/v2/<name>/manifests/<reference>``: built by tag, looked up by digest."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 
@@ -21,7 +20,10 @@ from nixery.storage.presence import are_there
 from nixery.storage.store import BlobStore
 from nixery.storage.uses import Leases
 
-# Bytes of manifests that are kept in memory.
+# The header field with the state of the package source that an image was made from.
+REVISION = "Nixery-Revision"
+
+# Bytes of manifests that are cached.
 _CAPACITY = 32 * 1024 * 1024
 
 _MANIFEST_TYPES = (
@@ -31,16 +33,18 @@ _MANIFEST_TYPES = (
     MediaType.DOCKER_INDEX,
 )
 
-# Manifests that are read from the storage at once; and the queue for that, which exceeds the default number of
-# connections. Any client can ask for a layer or a config as a manifest, and the server has to read all of it to
-# refuse: without a limit, each connection would hold a document in memory.
+# Bytes up to which any blob is parsed to learn whether it is a manifest: a layer or a config may have 4 MiB, and the
+# event loop parses it. A larger blob has to end as canonical manifests do (``oci.documents``).
+_SMALL = 64 * 1024
+_ENDS = {
+    f'"mediaType":"{media_type.value}","schemaVersion":2}}'.encode(): media_type
+    for media_type in _MANIFEST_TYPES
+}
+
+# Concurrent reads of manifests from the storage, and waiting ones, which exceed the default number of connections.
+# Any client can request a layer or a config as a manifest, and the server has to read all of it to refuse: without a
+# limit, each connection would hold a document in memory.
 _READS, _WAITING = 16, 2048
-
-# Bytes from which on a document is parsed off the event loop.
-_LARGE = 64 * 1024
-
-# The state of the package source that an image was made from.
-REVISION = "Nixery-Revision"
 
 # Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
 _LONGEST_ACCEPT = 8192
@@ -49,7 +53,7 @@ _ANYTHING = frozenset({"*/*", "application/*"})
 
 
 class Manifests:
-    """By tag they are built, by digest they are looked up."""
+    """Answers with manifests and indexes."""
 
     def __init__(
         self,
@@ -71,12 +75,12 @@ class Manifests:
         """Answer GET and HEAD: containerd and Docker begin with a HEAD of the tag and rely on its digest.
 
         Raises:
-            NixeryError: as the image builder does, or because there is no such manifest.
+            NixeryError: the image cannot be built, or there is no such manifest.
         """
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                document = self._kept(digest) or await self._stored(digest)
+                document = self._cached(digest) or await self._stored(digest)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
@@ -93,18 +97,18 @@ class Manifests:
                     headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
                 return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
 
-    def _kept(self, digest: Digest) -> Document | None:
+    def _cached(self, digest: Digest) -> Document | None:
         return self._documents.get(digest) if self._uses.note([digest]) else None
 
     async def _stored(self, digest: Digest) -> Document:
         async with self._reads.slot():
             # Another request may have read it meanwhile.
-            kept = self._kept(digest)
-            document = None if kept is not None else await self._read(digest)
-        if kept is not None:
-            return kept
+            cached = self._cached(digest)
+            document = None if cached is not None else await self._read(digest)
+        if cached is not None:
+            return cached
         if document is not None:
-            # Whoever gets a manifest comes for what is in it. So it is claimed, and then everything has to be there.
+            # The client is going to pull the parts: claim them, and only then check that all are there.
             parts = referenced_blobs(document.content)
             await self._uses.claim([digest], (part for part, _ in parts))
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
@@ -114,16 +118,9 @@ class Manifests:
 
     async def _read(self, digest: Digest) -> Document | None:
         blob = await self._blobs.find(digest)
-        if blob is None:
-            return None
-        content = await self._blobs.read(blob)
-        if content is None:
-            return None
-        if len(content) < _LARGE:
-            media_type = _media_type(content)
-        else:
-            media_type = await asyncio.to_thread(_media_type, content)
-        if media_type is None:
+        content = await self._blobs.read(blob) if blob is not None else None
+        media_type = _media_type(content) if content is not None else None
+        if content is None or media_type is None:
             return None
         return Document(Descriptor(media_type, digest, len(content)), content)
 
@@ -131,15 +128,15 @@ class Manifests:
 def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     """Choose the family of media types, and between an index and the manifest of its first platform.
 
-    Whoever accepts nothing that we have gets OCI's manifest, never a 406. So does one who wants Docker's, if the layers are
-    compressed in a way that only OCI has a name for.
+    A client that accepts no type of ours gets OCI's manifest, never a 406. So does one that wants Docker's, if the
+    layers are compressed in a way that only OCI has a name for.
     """
     accepted = {part.partition(";")[0].strip().lower() for part in accept[:_LONGEST_ACCEPT].split(",")}
     knows_docker = not accepted.isdisjoint((MediaType.DOCKER_MANIFEST, MediaType.DOCKER_INDEX))
     wants_docker = knows_docker and not any(t.startswith("application/vnd.oci.") for t in accepted)
     if isinstance(found, ImageIndex):
         index = (found.docker_index if wants_docker else None) or found.index
-        # Docker's own media types come from clients that name all they know, and then "*/*" for errors.
+        # Clients that name Docker's types name all types they know; their "*/*" is for error bodies.
         anything = not knows_docker and not accepted.isdisjoint(_ANYTHING)
         if anything or index.descriptor.media_type in accepted:
             return index
@@ -148,12 +145,14 @@ def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
 
 
 def _quotable(text: str) -> str:
-    """Return what may stand between quotation marks in a header field."""
+    """Replace characters that a quoted string in a header field cannot contain."""
     return "".join(c if " " <= c <= "~" and c not in '"\\' else " " for c in text)
 
 
 def _media_type(content: bytes) -> MediaType | None:
-    # Configs and small layers are stored in the same place.
+    """Return the type of a manifest or an index; ``None`` for configs and layers, which are blobs, too."""
+    if len(content) > _SMALL:
+        return next((media_type for end, media_type in _ENDS.items() if content.endswith(end)), None)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):

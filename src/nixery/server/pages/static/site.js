@@ -43,7 +43,7 @@ function copyButtons() {
         // Only pages that came encrypted, or from this machine, have a clipboard; the old way works for the others.
         const selection = getSelection();
         selection.selectAllChildren(code);
-        if (!document.execCommand("copy")) return say("Copying is not possible here; the line is selected.");
+        if (!document.execCommand("copy")) return say("This browser does not allow copying; the line is selected.");
         selection.removeAllRanges();
       }
       button.textContent = "Copied";
@@ -91,7 +91,7 @@ function compose(section) {
   for (const [name, value] of Object.entries({
     role: "combobox", "aria-expanded": "false", "aria-controls": "suggestions", "aria-autocomplete": "list",
   })) input.setAttribute(name, value);
-  $("packages-help").textContent = "Type, choose with the arrow keys, and press Enter. Backspace takes the last one away.";
+  $("packages-help").textContent = "Type, choose with the arrow keys, and press Enter. Backspace removes the last one.";
 
   const typed = () => input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
   const name = () => [platform.value, shell.checked ? "shell" : "", ...chosen, ...typed()].filter(Boolean).join("/");
@@ -170,7 +170,7 @@ function compose(section) {
     } catch {
       return;
     }
-    if (question !== asked) return; // somebody has typed on
+    if (question !== asked) return; // the input has changed since
     options = answer.packages.filter((found) => !chosen.includes(found.name));
     list.replaceChildren(...options.map((found, index) => {
       const item = element("li");
@@ -182,7 +182,7 @@ function compose(section) {
       item.addEventListener("mousedown", (event) => { event.preventDefault(); add(found.name); });
       return item;
     }));
-    if (!options.length) list.append(element("li", "No package has a name like this.", "none"));
+    if (!options.length) list.append(element("li", "No package has a similar name.", "none"));
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     select(options.length ? 0 : -1);
@@ -270,7 +270,7 @@ function follow(page) {
     // A connection that is lost is made again by itself; where the server has refused one, that was the last.
     if (source.readyState !== EventSource.CLOSED || over) return;
     over = true;
-    $("building").textContent = "This page cannot follow the build any more. Load it again to see how far it is.";
+    $("building").textContent = "This page cannot follow the build any more. Reload it to see the progress.";
     say($("building").textContent);
   });
   const clock = setInterval(() => {

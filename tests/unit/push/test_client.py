@@ -1,4 +1,4 @@
-"""A registry, or its token service, that means harm: one line of error, soon, and little memory."""
+"""Targets, and a client that survives hostile registries."""
 
 from __future__ import annotations
 
@@ -17,6 +17,41 @@ from nixery.oci.digest import Digest
 from nixery.push.client import Target
 from nixery.push.push import PushOptions, push
 from nixery.storage.filesystem import FilesystemBlobStore
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("localhost:5000/git", Target("localhost:5000", "git", "latest")),
+        ("registry.test/a/b-c:1.0", Target("registry.test", "a/b-c", "1.0")),
+        ("[::1]:5000/git:x", Target("[::1]:5000", "git", "x")),
+    ],
+)
+def test_a_target_has_a_host_a_name_and_a_tag(text: str, expected: Target) -> None:
+    assert Target.parse(text, "latest") == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "git", "localhost:5000/", "h/Git", "h/git:", "h/git@sha256:0", "http://h/git"]
+)
+def test_an_invalid_target_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid target"):
+        Target.parse(text, "latest")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("127.0.0.2:80", True),
+        ("[::1]:1", True),
+        ("localhost.test", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_loopback_addresses_are_recognised(host: str, loopback: bool) -> None:  # noqa: FBT001 -- pytest's parameter
+    assert Target(host, "git", "latest").is_loopback is loopback
+
 
 pytestmark = pytest.mark.security
 
@@ -117,28 +152,32 @@ def _token(content: bytes) -> Callable[[Answering], None]:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (_challenge('Bearer realm="http://[::bad/"'), "names no URL to get a token from"),
-        (_challenge('Bearer realm="/relative"'), "cannot be reached"),
-        (_challenge('Bearer realm="file:///etc/passwd"'), "cannot be reached"),
+        (_challenge('Bearer realm="http://[::bad/"'), "invalid URL of a token server"),
+        (_challenge('Bearer realm="/relative"'), "cannot connect"),
+        (_challenge('Bearer realm="file:///etc/passwd"'), "cannot connect"),
         # It took a minute.
         (_challenge("Bearer " + "a" * 60_000), "not logged in"),
-        (_token(b"[" * 200_000), "answers with no token"),
-        (_token(b'{"token": "\\u00e9"}'), "answers with no token"),
-        (_token(b'{"token": "a\\r\\nX: y"}'), "answers with no token"),
+        (_token(b"[" * 200_000), "has no valid token"),
+        (_token(b'{"token": "\\u00e9"}'), "has no valid token"),
+        (_token(b'{"token": "a\\r\\nX: y"}'), "has no valid token"),
         (lambda self: self.reply(202), "no Location"),
-        (lambda self: self.reply(202, Location="http://[::bad/"), "no URL"),
-        (lambda self: self.reply(403, b"[" * 200_000), "not allowed"),
+        (lambda self: self.reply(202, Location="http://[::bad/"), "not a URL"),
+        (lambda self: self.reply(403, b"[" * 200_000), "no permission"),
     ],
 )
-async def test_answers(answer: Callable[[Answering], None], reason: str, tmp_path: Path) -> None:
+async def test_a_hostile_answer_is_one_clear_error(
+    answer: Callable[[Answering], None], reason: str, tmp_path: Path
+) -> None:
     assert reason in await failure(type("Handler", (Answering,), {"do_POST": answer}), tmp_path)
 
 
 @pytest.mark.parametrize("answer", [_flood, _bomb])
-async def test_answers_without_end(answer: Callable[[Answering], None], tmp_path: Path) -> None:
+async def test_an_endless_answer_takes_bounded_memory(
+    answer: Callable[[Answering], None], tmp_path: Path
+) -> None:
     tracemalloc.start()
     try:
-        assert "not allowed" in await failure(type("Handler", (Answering,), {"do_POST": answer}), tmp_path)
+        assert "no permission" in await failure(type("Handler", (Answering,), {"do_POST": answer}), tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 32 * _MIB
     finally:
         tracemalloc.stop()

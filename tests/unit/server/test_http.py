@@ -1,8 +1,12 @@
+"""Byte ranges and conditional requests."""
+
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.server.http import ByteRange, UnsatisfiableRange, parse_range
+from nixery.server.http import ByteRange, Request, UnsatisfiableRange, matches, parse_range
 
 
 @pytest.mark.parametrize(
@@ -17,12 +21,12 @@ from nixery.server.http import ByteRange, UnsatisfiableRange, parse_range
         ("Bytes=2047-2047", ByteRange(2047, 2047)),
     ],
 )
-def test_what_can_be_satisfied(header: str, expected: ByteRange) -> None:
+def test_a_satisfiable_range_is_clamped(header: str, expected: ByteRange) -> None:
     assert parse_range(header, 2048) == expected
 
 
 @pytest.mark.parametrize("header", ["bytes=2048-", "bytes=5000-10000", "bytes=-0"])
-def test_what_lies_behind_the_end(header: str) -> None:
+def test_a_range_after_the_end_is_unsatisfiable(header: str) -> None:
     with pytest.raises(UnsatisfiableRange):
         parse_range(header, 2048)
 
@@ -42,14 +46,26 @@ def test_what_lies_behind_the_end(header: str) -> None:
         "0-1",
     ],
 )
-def test_what_is_ignored(header: str | None) -> None:
+def test_an_invalid_range_is_ignored(header: str | None) -> None:
     assert parse_range(header, 2048) is None
 
 
 @given(st.text(alphabet="bytes=0123456789-, ", max_size=30), st.integers(0, 10**12))
-def test_a_range_is_always_inside(header: str, size: int) -> None:
+def test_a_range_is_always_inside_of_the_representation(header: str, size: int) -> None:
     try:
         found = parse_range(header, size)
     except UnsatisfiableRange:
         return
     assert found is None or 0 <= found.first <= found.last < size
+
+
+@pytest.mark.parametrize("header", ['"a"', 'W/"a"', '"b", "a"', "*"])
+def test_a_matching_etag_means_the_client_has_the_representation(header: str) -> None:
+    assert matches(Request("GET", "/", {"if-none-match": header}), '"a"')
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"if-none-match": '"b"'}, {"if-none-match": "a"}, {"if-none-match": ""}]
+)
+def test_another_etag_does_not_match(headers: dict[str, str]) -> None:
+    assert not matches(Request("GET", "/", headers), '"a"')

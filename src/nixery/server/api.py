@@ -1,0 +1,397 @@
+"""``/api/v1``: the JSON API of the pages, and of programs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nixery.builds.descriptions import ImageDescription, ImageDescriptions
+from nixery.builds.history import BuildReport, Line
+from nixery.builds.images import Images
+from nixery.builds.packages import ListedPackage, PackageIndex, PackageNames
+from nixery.builds.slots import Slots
+from nixery.errors import InvalidReference, ManifestUnknown, NixeryError, TooBusy
+from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
+from nixery.image.platform import Platform
+from nixery.server.clients import image_path
+from nixery.server.errors import error_response, errors_body
+from nixery.server.http import BytesResponse, Request, Response, StreamResponse, json_content
+from nixery.server.published_builds import PublishedBuilds
+from nixery.sources.source import Pin
+
+_ROUTE = re.compile(
+    r"/api/v1/(?:(?P<list>packages|builds)"
+    r"|packages/(?P<package>[^/]+)"
+    r"|builds/(?P<build>[0-9a-f]{1,64})(?P<events>/events)?"
+    r"|images/(?P<image>.+))",
+    re.DOTALL,
+)
+
+# Results of a search by default, and at most.
+_DEFAULT_LIMIT, _LARGEST_LIMIT = 20, 100
+
+# Seconds that a client waits for a package set to be listed. The listing continues, and answers the next request.
+_LISTING_TIMEOUT = 20.0
+
+# Concurrent searches, and waiting ones: each blocks the event loop for up to 15 ms.
+_AT_ONCE, _QUEUE = 1, 64
+
+# Characters of a query that are used; no name is longer.
+_LONGEST_QUERY = 255
+
+# Builds of a list.
+_LISTED = 50
+
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
+
+_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+
+
+class Packages:
+    """``packages``: searches the package set, while a name is being typed."""
+
+    def __init__(self, index: PackageIndex) -> None:
+        self._index = index
+        self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
+
+    async def search(self, request: Request) -> Response:
+        """Find packages by parts of their names.
+
+        Raises:
+            TooBusy: too many searches are waiting.
+            NixeryError: the package set is unavailable, or cannot be listed.
+        """
+        names = await self._names(request)
+        if names is None:
+            return _not_yet()
+        text = request.query.get("q", "")[:_LONGEST_QUERY]
+        wanted = request.query.get("limit", "")
+        limit = min(int(wanted), _LARGEST_LIMIT) if _NUMBER.fullmatch(wanted) else _DEFAULT_LIMIT
+        async with self._slots.turn():
+            found = names.search(text, limit) if limit else ()
+        return _json({"packages": [_package(package) for package in found], "total": len(names)})
+
+    async def get(self, request: Request, name: str) -> Response:
+        """Describe one package.
+
+        Raises:
+            NixeryError: the package set is unavailable, or cannot be listed.
+        """
+        names = await self._names(request)
+        if names is None:
+            return _not_yet()
+        package = names.get(name)
+        if package is None:
+            return errors_body(404, "NAME_UNKNOWN", f"the package set has no {name}")
+        return _json(_package(package))
+
+    async def _names(self, request: Request) -> PackageNames | None:
+        tag = request.query.get("tag", "latest")
+        match parse_reference(tag):
+            case Tag(name=name):
+                pass
+            case _:
+                raise InvalidReference(tag)
+        try:
+            return await asyncio.wait_for(self._index.names(name), _LISTING_TIMEOUT)
+        except TimeoutError:
+            return None
+
+
+class _Wanted(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    tag: str = "latest"
+
+
+class Builds:
+    """``builds``: reports of builds, and starting one.
+
+    Args:
+        builds: the reports.
+        images: starts builds.
+        platforms: of a name without a platform.
+    """
+
+    def __init__(self, builds: PublishedBuilds, images: Images, platforms: Sequence[Platform]) -> None:
+        self._builds = builds
+        self._images = images
+        self._platforms = platforms
+
+    async def recent(self, request: Request) -> Response:
+        """List the latest builds; with ``state``, those in that state.
+
+        Raises:
+            TooBusy: too many requests are waiting.
+        """
+        wanted = request.query.get("state")
+        async with self._builds.turn():
+            reports = [report for report in self._builds.recent() if wanted in (None, report.state.value)]
+            return _json({"builds": [_build(report, log=False) for report in reports[:_LISTED]]})
+
+    async def begin(self, request: Request) -> Response:
+        """Start a build, or join it if it is running, without waiting for it.
+
+        Raises:
+            NixeryError: the name or the tag is invalid, or too many builds are waiting.
+        """
+        # A form of another site can post, but not with this type (Fetch standard, "CORS-safelisted request-header").
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return errors_body(415, "UNSUPPORTED", "send application/json")
+        if request.body is None:
+            return errors_body(413, "SIZE_INVALID", "the body is too large")
+        try:
+            wanted = _Wanted.model_validate_json(request.body)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "the body"
+            return errors_body(400, "UNSUPPORTED", f"{where}: {problem['msg']}")
+        if not isinstance(parse_reference(wanted.tag), Tag):
+            raise InvalidReference(wanted.tag)
+        begun = await self._images.begin(requests_for(wanted.name, self._platforms), wanted.tag)
+        documents = [
+            {
+                "id": build.id,
+                "platform": str(build.request.platform),
+                "url": f"/api/v1/builds/{build.id}",
+                "page": f"/builds/{build.id}",
+            }
+            for build in begun
+        ]
+        return _json({"builds": documents}, 202, {"Location": documents[0]["url"]})
+
+    async def get(self, build: str) -> Response:
+        """Describe a build, with its log.
+
+        Raises:
+            TooBusy: too many requests are waiting.
+        """
+        async with self._builds.turn():
+            report = self._builds.get(build)
+            return _unknown(build) if report is None else _json(_build(report, log=True))
+
+    async def events(self, request: Request, build: str) -> Response:
+        """Stream the changes of a build as server-sent events, after the last one that the client has.
+
+        The stream raises ``TooBusy`` before its first event if too many streams are open or requests waiting.
+        """
+        if self._builds.get(build) is None:
+            return _unknown(build)
+        last = request.headers.get("last-event-id", "")
+        after = int(last) if _NUMBER.fullmatch(last) else 0
+        headers = {
+            "Content-Type": "text/event-stream",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",  # or nginx keeps events until it has many
+        }
+        return StreamResponse(200, None, lambda: self._events(build, after), headers)
+
+    async def _events(self, build: str, after: int) -> AsyncGenerator[bytes, None]:
+        # HTML standard, 9.2: a comment keeps the connection open; after an end, the client reconnects unless told not to.
+        last, is_first = -1, True
+        async with aclosing(self._builds.follow(build, after)) as changes:
+            async for report, lines in changes:
+                if report.number == last:
+                    yield b": nothing new\n\n"
+                    continue
+                last = report.number
+                kind = "end" if report.is_over else "change"
+                # The first change contains the whole log. The following ones are small, with a pause between them.
+                async with self._builds.turn() if is_first else nullcontext():
+                    data = json_content(_change(report, lines))
+                is_first = False
+                yield f"id: {last}\nevent: {kind}\ndata: ".encode() + data + b"\n\n"
+
+
+class ImageDocuments:
+    """``images``: describes stored images; builds none.
+
+    Args:
+        descriptions: of images.
+        platforms: of a name without a platform.
+        compare: whether the names of other images may be shown.
+    """
+
+    def __init__(
+        self, descriptions: ImageDescriptions, platforms: Sequence[Platform], *, compare: bool
+    ) -> None:
+        self._descriptions = descriptions
+        self._platforms = platforms
+        self._compare = compare
+
+    async def get(self, image: str) -> Response:
+        """Describe the image of a name and a tag, for each platform.
+
+        Raises:
+            ManifestUnknown: it was not built yet.
+            NixeryError: the name or the tag is invalid.
+        """
+        named = await describe(self._descriptions, image, self._platforms, compare=self._compare)
+        if not named.found:
+            raise ManifestUnknown(image, "was not built yet; pull it, or start a build")
+        answer = {
+            "name": named.name,
+            "tag": named.tag,
+            # The source may be a directory of this machine, whose path clients must not learn.
+            "pin": {"revision": named.pin.revision, "url": named.pin.url},
+            "platforms": [_image(description, self._platforms) for description in named.found],
+        }
+        # Off the event loop: an author may have given an image thousands of packages.
+        return await asyncio.to_thread(_json, answer)
+
+
+class Api:
+    """Routes requests below ``/api/v1``."""
+
+    def __init__(self, packages: Packages, builds: Builds, images: ImageDocuments) -> None:
+        self._packages = packages
+        self._builds = builds
+        self._images = images
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a request; never raises for anything a client can do."""
+        match = _ROUTE.fullmatch(request.path)
+        if match is None:
+            return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
+        begins = request.method == "POST" and match["list"] == "builds"
+        if request.method not in ("GET", "HEAD") and not begins:
+            allowed = "GET, HEAD, POST" if match["list"] == "builds" else "GET, HEAD"
+            message = f"method not allowed: use {allowed}"
+            return errors_body(405, "UNSUPPORTED", message, headers={"Allow": allowed})
+        try:
+            return await (self._builds.begin(request) if begins else self._read(request, match))
+        except NixeryError as error:
+            return error_response(error)
+
+    async def _read(self, request: Request, match: re.Match[str]) -> Response:
+        match match.groupdict():
+            case {"list": "packages"}:
+                return await self._packages.search(request)
+            case {"list": "builds"}:
+                return await self._builds.recent(request)
+            case {"package": str(name)}:
+                return await self._packages.get(request, name)
+            case {"build": str(build), "events": str()}:
+                return await self._builds.events(request, build)
+            case {"build": str(build)}:
+                return await self._builds.get(build)
+            case _:
+                return await self._images.get(match["image"])
+
+
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """The stored and the missing images of a name and a tag.
+
+    Attributes:
+        pin: the state of the package source that the tag stands for.
+        found: descriptions of the stored images.
+        missing: requests whose image was not built yet.
+    """
+
+    name: str
+    tag: str
+    pin: Pin
+    found: Sequence[ImageDescription]
+    missing: Sequence[ImageRequest]
+
+
+async def describe(
+    descriptions: ImageDescriptions, image: str, platforms: Sequence[Platform], *, compare: bool
+) -> NamedImage:
+    """Describe the images of ``NAME[:TAG]``, one for each platform.
+
+    Args:
+        descriptions: of images.
+        image: name and tag.
+        platforms: of a name without a platform.
+        compare: whether to name other images that share layers.
+
+    Raises:
+        ManifestUnknown: the reference is no tag of the package source.
+        NixeryError: the name or the tag is invalid, or the source is unavailable.
+    """
+    name, _, given = image.partition(":")
+    requests = requests_for(name, platforms)
+    match parse_reference(given or "latest"):
+        case Tag(name=tag, is_derived_from_digest=False):
+            pin = await descriptions.pin(tag)
+        case _:
+            raise ManifestUnknown(given, "is not a tag of the package source")
+    found = await asyncio.gather(
+        *(descriptions.describe(request, pin, compare=compare) for request in requests)
+    )
+    return NamedImage(
+        name,
+        tag,
+        pin,
+        [description for description in found if description is not None],
+        [request for request, description in zip(requests, found, strict=True) if description is None],
+    )
+
+
+def _json(
+    document: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> BytesResponse:
+    return BytesResponse(status, json_content(document), {**_HEADERS, **(headers or {})})
+
+
+def _not_yet() -> Response:
+    message = "the package set is being listed: try again in a few seconds"
+    return errors_body(503, "UNKNOWN", message, headers={"Retry-After": "5"})
+
+
+def _unknown(build: str) -> Response:
+    return errors_body(404, "BUILD_UNKNOWN", f"no such build: {build}; the server keeps only recent ones")
+
+
+def _package(package: ListedPackage) -> dict[str, str]:
+    return {"name": package.name, "version": package.version, "description": package.description}
+
+
+def _build(report: BuildReport, *, log: bool) -> dict[str, Any]:
+    document = report.model_dump(mode="json", exclude=None if log else {"log"})
+    return {**document, "url": f"/api/v1/builds/{report.id}", "page": f"/builds/{report.id}"}
+
+
+def _change(report: BuildReport, lines: Sequence[Line]) -> dict[str, Any]:
+    return {"build": _build(report, log=False), "lines": [line.model_dump() for line in lines]}
+
+
+def _image(image: ImageDescription, platforms: Sequence[Platform]) -> dict[str, Any]:
+    return {
+        "platform": image.platform,
+        "digest": image.digest,
+        "size": image.size,
+        "packages": [
+            {
+                "name": package.name,
+                "version": package.version,
+                "licences": list(package.licences),
+                "description": package.description,
+            }
+            for package in image.packages
+        ],
+        "layers": [
+            {"digest": layer.digest, "size": layer.size, "packages": list(layer.packages)}
+            for layer in image.layers
+        ],
+        "config": image.config,
+        "annotations": image.annotations,
+        "shared": [
+            {
+                "image": image_path(shared.build.name, shared.build.platform, platforms),
+                "digest": shared.build.manifest,
+                "layers": shared.layers,
+                "size": shared.size,
+            }
+            for shared in image.shared
+        ],
+    }

@@ -1,1 +1,0 @@
-"""What the pages show, for programs: JSON below ``/api/v1``."""

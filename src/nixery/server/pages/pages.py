@@ -1,0 +1,225 @@
+"""The pages: composing an image, a build's progress, and what an image contains."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from urllib.parse import quote
+
+from nixery.builds.descriptions import ImageDescriptions
+from nixery.builds.history import BuildReport, State
+from nixery.errors import InvalidName, NixeryError
+from nixery.image.name import validate_name
+from nixery.image.platform import SUPPORTED, Platform
+from nixery.server.api import describe
+from nixery.server.clients import host, image_path, is_encrypted
+from nixery.server.errors import errors_body
+from nixery.server.http import BytesResponse, Request, Response
+from nixery.server.pages.templating import Templates, duration
+from nixery.server.pages.treemap import MAP, treemap
+from nixery.server.published_builds import PublishedBuilds
+
+_ROUTE = re.compile(
+    r"/(?:|(?P<compose>images)|images/(?P<image>.+)|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z.]+))",
+    re.DOTALL,
+)
+
+_STATIC = {
+    "site.css": "text/css; charset=utf-8",
+    "site.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+# Builds of each list on the first page.
+_LISTED = 12
+
+_EXAMPLE = "shell/git"
+
+# Stages of a build in order, with their titles.
+_STAGES = {
+    "queued": "Wait",
+    "evaluate": "Evaluate",
+    "realise": "Fetch and build",
+    "group": "Group",
+    "pack": "Pack",
+    "store": "Store",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PullLine:
+    """A command that pulls an image: the program, and the line to copy."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownStage:
+    """A stage of a build; ``kind`` is a class of the style sheet."""
+
+    name: str
+    title: str
+    kind: str
+    took: str
+    hidden: bool
+
+
+class Pages:
+    """Answers requests for pages.
+
+    Args:
+        builds: reports of builds.
+        descriptions: of images.
+        platforms: of a name without a platform.
+    """
+
+    def __init__(
+        self, builds: PublishedBuilds, descriptions: ImageDescriptions, platforms: Sequence[Platform]
+    ) -> None:
+        self._builds = builds
+        self._descriptions = descriptions
+        self._platforms = platforms
+        self._templates = Templates()
+        directory = files("nixery.server.pages") / "static"
+        self._static = {name: (directory / name).read_bytes() for name in _STATIC}
+
+    async def answer(self, request: Request) -> Response:  # noqa: PLR0911 -- a page each
+        """Answer a request; never raises for anything a client can do."""
+        match = _ROUTE.fullmatch(request.path)
+        if match is None:
+            return self._not_found(request)
+        if request.method not in ("GET", "HEAD"):
+            message = "method not allowed: use GET or HEAD"
+            return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
+        try:
+            match match.groupdict():
+                case {"file": str(name)}:
+                    return self._file(name)
+                case {"build": str(build)}:
+                    async with self._builds.turn():
+                        return self._build(build)
+                case {"image": str(image)}:
+                    return await self._image(request, image)
+                case {"compose": str()}:
+                    return _composed(request)
+                case _:
+                    async with self._builds.turn():
+                        return self._home(request)
+        except NixeryError as error:
+            return self._templates.error(error)
+
+    def _home(self, request: Request) -> Response:
+        reports = self._builds.recent()
+        failed = [report for report in reports if report.state is State.FAILED][:_LISTED]
+        others = [report for report in reports if report.state is not State.FAILED][:_LISTED]
+        return self._templates.response(
+            "home.html",
+            host=host(request),
+            encrypted=is_encrypted(request),
+            platforms=[platform.architecture.name for platform in SUPPORTED],
+            default=", ".join(map(str, self._platforms)),
+            lines=_pull_lines(request, f"{_EXAMPLE}:latest"),
+            recent=others,
+            failed=failed,
+            public=self._builds.public,
+        )
+
+    def _build(self, build: str) -> Response:
+        report = self._builds.get(build)
+        if report is None:
+            return self._error(404, "No such build", "The server keeps only recent builds.")
+        return self._templates.response(
+            "build.html",
+            build=report,
+            now=time.time(),
+            stages=_shown_stages(report),
+            public=self._builds.public,
+            link="/images/" + image_path(report.name, report.platform, self._platforms),
+        )
+
+    async def _image(self, request: Request, image: str) -> Response:
+        named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
+        # Off the event loop: an author may have given an image thousands of packages.
+        return await asyncio.to_thread(
+            self._templates.response,
+            "image.html",
+            name=named.name,
+            tag=named.tag,
+            pin=named.pin,
+            lines=_pull_lines(request, f"{named.name}:{named.tag}"),
+            images=[(description, treemap(description)) for description in named.found],
+            missing=[str(one.platform) for one in named.missing],
+            shared=[
+                (shared, image_path(shared.build.name, shared.build.platform, self._platforms))
+                for shared in (named.found[0].shared if named.found else ())
+            ],
+            view=MAP,
+        )
+
+    def _file(self, name: str) -> Response:
+        if name not in self._static:
+            return self._error(404, "Not found", "There is no such file.")
+        headers = {"Content-Type": _STATIC[name], "Cache-Control": "no-cache"}
+        return BytesResponse(200, self._static[name], headers)
+
+    def _not_found(self, request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return self._error(
+                404, "Not found", "This is a container registry. Pull an image, or compose one."
+            )
+        message = "this is a container registry: pull an image, for example HOST/shell/git"
+        return errors_body(404, "UNSUPPORTED", message)
+
+    def _error(self, status: int, title: str, message: str) -> Response:
+        return self._templates.response("error.html", status, title=title, message=message)
+
+
+def _composed(request: Request) -> Response:
+    """Redirect the form, submitted without a script, to the page of the composed image.
+
+    Raises:
+        InvalidName: the form names no package, or an invalid one.
+    """
+    query = request.query
+    packages = re.split(r"[\s,/]+", query.get("packages", "").strip().lower())
+    parts = [query.get("platform", ""), "shell" if "shell" in query else "", *packages]
+    name = "/".join(part for part in parts if part)
+    if not name:
+        raise InvalidName(name, "it names no package")
+    validate_name(name)
+    tag = query.get("tag", "").strip() or "latest"
+    return BytesResponse(303, b"", {"Location": f"/images/{quote(name)}:{quote(tag, safe='')}"})
+
+
+def _pull_lines(request: Request, image: str) -> list[PullLine]:
+    reference = f"{host(request)}/{image}"
+    # Podman refuses an unencrypted registry unless told otherwise.
+    plain = "" if is_encrypted(request) else "--tls-verify=false "
+    return [
+        PullLine("Docker", f"docker run --rm -it {reference}"),
+        PullLine("Podman", f"podman run --rm -it {plain}{reference}"),
+        PullLine("Kubernetes", f"kubectl run -it --rm --restart=Never --image={reference} nixery"),
+    ]
+
+
+def _shown_stages(report: BuildReport) -> list[ShownStage]:
+    """Return all stages of a build, future ones too."""
+    entered = {stage.name: stage for stage in report.stages}
+    shown = []
+    for name, title in _STAGES.items():
+        stage = entered.get(name)
+        if stage is None:
+            # Most builds do not wait.
+            shown.append(ShownStage(name, title, "future", "", hidden=name == "queued"))
+        elif stage.ended is None:
+            shown.append(ShownStage(name, title, "current", "…", hidden=False))
+        else:
+            is_culprit = report.state is State.FAILED and stage is report.stages[-1]
+            kind = "failed" if is_culprit else "past"
+            shown.append(ShownStage(name, title, kind, duration(stage.ended - stage.started), hidden=False))
+    return shown

@@ -1,0 +1,45 @@
+"""The reference of routes agrees with the routers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from nixery.server import api
+from nixery.server.health import METRICS, PATHS
+from nixery.server.pages import pages
+from nixery.server.registry import _RESOURCE
+from scripts.reference.routes import render
+
+ROUTES = re.findall(r"^\| `(GET|POST) (\S+)` \| (\S.*) \| ([0-9, ]+) \|$", render(), re.MULTILINE)
+
+# Paths that the registry compares as a whole.
+WHOLE = {"/v2/", "/v2/_catalog"}
+
+
+def example(path: str) -> str:
+    return re.sub(r"\{(build|digest|[a-z]+)\}", lambda found: {"build": "0123"}.get(found[1], "a"), path)
+
+
+@pytest.mark.parametrize(("method", "path", "answer", "statuses"), ROUTES)
+def test_a_router_has_the_route(method: str, path: str, answer: str, statuses: str) -> None:
+    one = example(path)
+    if path in WHOLE | PATHS | {METRICS}:
+        assert method == "GET"
+    elif path.startswith("/v2/"):
+        assert _RESOURCE.fullmatch(one)
+    else:
+        router = api._ROUTE if path.startswith("/api/") else pages._ROUTE
+        assert router.fullmatch(one)
+    assert answer
+    assert ("202" in statuses) is (method == "POST")
+
+
+def test_every_kind_of_route_is_listed() -> None:
+    paths = {path for _, path, *_ in ROUTES}
+    assert paths >= WHOLE | PATHS | {METRICS, "/", "/images", "/api/v1/packages", "/api/v1/builds"}
+    for kind in ("manifests", "blobs", "referrers", "tags"):
+        assert any(f"/{kind}/" in path for path in paths)
+    groups = {*api._ROUTE.groupindex, *pages._ROUTE.groupindex} - {"list", "compose", "events"}
+    assert groups == set(re.findall(r"\{(package|build|image|file)\}", " ".join(paths)))

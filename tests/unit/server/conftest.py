@@ -1,0 +1,151 @@
+"""A storage in a directory, an image in it, and a builder that has built it: no Nix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nixery.builds.descriptions import DescribedLayer, DescribedPackage, ImageDescription
+from nixery.builds.history import BuildHistory
+from nixery.builds.image import Image, ImageIndex
+from nixery.builds.images import Found, Images
+from nixery.builds.pins import Pinned
+from nixery.errors import NixeryError
+from nixery.image.name import ImageRequest
+from nixery.image.platform import AMD64, ARM64
+from nixery.oci.digest import Digest
+from nixery.oci.documents import (
+    Descriptor,
+    Document,
+    ExecutionParameters,
+    Layer,
+    MediaType,
+    docker_manifest,
+    image_config,
+    image_index,
+    image_manifest,
+)
+from nixery.server.registry import Registry
+from nixery.server.registry.blobs import Blobs
+from nixery.server.registry.discovery import Discovery
+from nixery.server.registry.manifests import Manifests
+from nixery.sources.source import Pin
+from nixery.storage.catalogue import Catalogue
+from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.small_blobs import SmallBlobs
+from nixery.storage.store import BlobStore, RecordStore
+from nixery.storage.uses import Leases
+
+PIN = Pin("git:packages", "0" * 40, "0" * 40, "https://example.org/packages")
+
+# More than a blob that is answered from memory.
+LARGE = bytes(range(256)) * 300
+
+
+@dataclass
+class FakeImages(Images):
+    """Has built one image, or fails; records what it was asked for."""
+
+    image: Image | ImageIndex
+    warning: str | None = None
+    error: NixeryError | None = None
+    asked: list[tuple[tuple[ImageRequest, ...], str]] = field(default_factory=list)
+
+    async def get(self, requests: tuple[ImageRequest, ...], tag: str) -> Found:
+        self.asked.append((requests, tag))
+        if self.error is not None:
+            raise self.error
+        return Found(self.image, Pinned(PIN, self.warning), tag)
+
+
+class FakeDescriptions:
+    """``ImageDescriptions`` of one image, for amd64 only."""
+
+    def __init__(self, *, public: bool = True) -> None:
+        self._public = public
+
+    async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
+        return PIN
+
+    async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
+        assert (pin, compare) == (PIN, self._public)
+        if "git" not in request.requested or request.platform != AMD64:
+            return None
+        package = DescribedPackage("git", "2.47", ("GPL-2.0-only",), "a tool")
+        layer = DescribedLayer("sha256:1", 7, ("git",))
+        return ImageDescription("linux/amd64", "sha256:0", (package,), (layer,), {"Cmd": ["sh"]}, {}, ())
+
+
+@dataclass
+class StoredImage:
+    """A storage with an image in it."""
+
+    blobs: BlobStore
+    records: RecordStore
+    uses: Leases
+    catalogue: Catalogue
+    image: Image
+    index: ImageIndex
+    layer: bytes
+
+    def registry(
+        self, *, public: bool = True, built: Image | ImageIndex | None = None, log_links: bool = False
+    ) -> tuple[Registry, FakeImages]:
+        """Wire a registry, with nothing cached yet."""
+        images = FakeImages(built or self.image)
+        registry = Registry(
+            Manifests(images, self.blobs, self.uses, self.catalogue, [AMD64]),
+            Blobs(self.blobs, SmallBlobs(self.blobs), self.uses),
+            Discovery(self.catalogue, public=public),
+            log_links=log_links,
+        )
+        return registry, images
+
+    @property
+    def config(self) -> Digest:
+        """The digest of the config."""
+        return Digest.parse(json.loads(self.image.manifest.content)["config"]["digest"])
+
+
+@pytest.fixture
+async def stored(tmp_path: Path) -> AsyncIterator[StoredImage]:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    blobs, records = FilesystemBlobStore(tmp_path, temporary), FilesystemRecordStore(tmp_path, temporary)
+    image = await store_image(blobs, [b"a small layer", LARGE])
+    platforms = [(platform.architecture, image.manifest) for platform in (AMD64, ARM64)]
+    index = image_index(MediaType.OCI_INDEX, platforms)
+    await blobs.put(index.descriptor.digest, index.content)
+    uses = Leases(records, 3600)
+    yield StoredImage(
+        blobs, records, uses, Catalogue(records), image, ImageIndex(index, None, image), b"a small layer"
+    )
+    await uses.close()
+
+
+@pytest.fixture
+async def history(stored: StoredImage) -> AsyncIterator[BuildHistory]:
+    history = BuildHistory(stored.records)
+    yield history
+    await history.close()
+
+
+async def store_image(blobs: BlobStore, layers: Sequence[bytes], title: str = "an image") -> Image:
+    """Store an image with layers of any bytes."""
+    described = []
+    for content in layers:
+        digest = Digest.of(content)
+        await blobs.put(digest, content)
+        described.append(Layer(Descriptor(MediaType.OCI_LAYER_GZIP, digest, len(content)), digest, ("git",)))
+    config = image_config(AMD64.architecture, ExecutionParameters(), described)
+    manifest = image_manifest(config, described, {"org.opencontainers.image.title": title})
+    docker = docker_manifest(config, described)
+    documents: list[Document] = [config, manifest, *([docker] if docker else [])]
+    for document in documents:
+        await blobs.put(document.descriptor.digest, document.content)
+    return Image(manifest, docker)

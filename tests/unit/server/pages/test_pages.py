@@ -1,0 +1,158 @@
+"""The pages, with made-up descriptions and builds in a history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import pytest
+
+from nixery.builds.descriptions import ImageDescriptions
+from nixery.builds.events import Build, Failed, Started
+from nixery.builds.history import BuildHistory
+from nixery.errors import NixeryError
+from nixery.image.name import requests_for
+from nixery.image.platform import AMD64
+from nixery.server.http import BytesResponse, Request
+from nixery.server.pages.pages import Pages
+from nixery.server.published_builds import FollowerBounds, PublishedBuilds
+from tests.unit.server.conftest import PIN, FakeDescriptions
+
+
+class Site:
+    """The pages of a server with one failed build."""
+
+    def __init__(self, history: BuildHistory, *, public: bool) -> None:
+        (request,) = requests_for("shell/git", (AMD64,))
+        self.build = Build.of(request, PIN)
+        for event in (Started(), Failed(NixeryError("no <compiler>"))):
+            history.observe(self.build, event)
+        published = PublishedBuilds(history, FollowerBounds(1, 1), public=public)
+        self._pages = Pages(published, cast("ImageDescriptions", FakeDescriptions(public=public)), (AMD64,))
+
+    async def get(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[BytesResponse, str]:
+        answer = await self._pages.answer(
+            Request(method, path, {"host": "registry.example", **(headers or {})}, query or {})
+        )
+        assert isinstance(answer, BytesResponse)
+        return answer, answer.content.decode()
+
+
+@pytest.fixture
+async def site(history: BuildHistory) -> Site:
+    return Site(history, public=True)
+
+
+async def test_the_first_page_lists_builds_and_shows_how_to_pull(site: Site) -> None:
+    answer, page = await site.get("/")
+    assert (answer.status, answer.headers["Cache-Control"]) == (200, "no-store")
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "Recent failures" in page
+    assert f"/builds/{site.build.id}" in page
+    for word in (
+        "docker",
+        "podman",
+        "kubectl",
+        "registry.example/<wbr>shell/<wbr>git:latest",
+        "--tls-verify=false",
+    ):
+        assert word in page
+
+
+async def test_the_page_of_a_build_shows_its_error_escaped(site: Site) -> None:
+    answer, page = await site.get(f"/builds/{site.build.id}")
+    assert answer.status == 200
+    assert "no &lt;compiler&gt;" in page
+    assert 'data-stage="evaluate" class="failed"' in page
+    assert 'href="/images/shell/git"' in page
+
+
+async def test_builds_that_are_not_public_have_neither_names_nor_errors(history: BuildHistory) -> None:
+    site = Site(history, public=False)
+    for path in ("/", f"/builds/{site.build.id}"):
+        _, page = await site.get(path)
+        assert "hidden" in page
+        assert "compiler" not in page
+        assert page.count("shell/<wbr>git") == (3 if path == "/" else 0)  # the example of the first page
+
+
+async def test_the_page_of_a_stored_image_shows_packages_and_layers(site: Site) -> None:
+    answer, page = await site.get("/images/shell/git:v1")
+    assert answer.status == 200
+    for word in (
+        "GPL-2.0-only",
+        "registry.example/<wbr>shell/<wbr>git:v1",
+        'aria-label="Layer 1, 7 B: git"',
+        PIN.url,
+    ):
+        assert word is not None
+        assert word in page
+    assert "Not built yet" not in page
+
+
+async def test_the_page_of_an_image_that_was_not_built_offers_to_build_it(site: Site) -> None:
+    answer, page = await site.get("/images/htop")
+    assert answer.status == 200
+    assert "Not built yet" in page
+    assert 'data-name="htop" data-tag="latest"' in page
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "title"),
+    [
+        ("/builds/0123", 404, "No such build"),
+        ("/images/Not a name", 400, "Not a valid image name"),
+        (f"/images/git:sha256-{'0' * 64}", 404, "No such image"),
+        ("/static/none", 404, "Not found"),
+    ],
+)
+async def test_an_error_is_a_page_of_its_own(site: Site, path: str, status: int, title: str) -> None:
+    answer, page = await site.get(path)
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
+    assert f"<h1>{title}</h1>" in page
+
+
+@pytest.mark.parametrize(
+    ("query", "location"),
+    [
+        ({"packages": " Git, jq/htop", "shell": "1"}, "/images/shell/git/jq/htop:latest"),
+        ({"packages": "git", "platform": "arm64", "tag": "v1"}, "/images/arm64/git:v1"),
+    ],
+)
+async def test_the_form_leads_to_the_page_of_the_composed_image(
+    site: Site, query: dict[str, str], location: str
+) -> None:
+    answer, _ = await site.get("/images", query=query)
+    assert (answer.status, answer.headers["Location"]) == (303, location)
+
+
+@pytest.mark.parametrize("packages", ["", " , ", "<script>"])
+async def test_a_form_without_a_valid_name_is_an_error(site: Site, packages: str) -> None:
+    answer, page = await site.get("/images", query={"packages": packages})
+    assert answer.status == 400
+    assert "<script>" not in page
+
+
+async def test_static_files_have_a_type(site: Site) -> None:
+    answer, content = await site.get("/static/site.css")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/css; charset=utf-8")
+    assert "{" in content
+
+
+async def test_an_unknown_path_is_a_page_for_browsers_and_json_for_programs(site: Site) -> None:
+    answer, page = await site.get("/none", headers={"accept": "text/html,*/*"})
+    assert (answer.status, "<h1>Not found</h1>" in page) == (404, True)
+    answer, document = await site.get("/none")
+    assert (answer.status, "UNSUPPORTED" in document) == (404, True)
+
+
+async def test_pages_are_read_only(site: Site) -> None:
+    answer, _ = await site.get("/", method="POST")
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
