@@ -21,14 +21,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import obstore
+from nixery.storage.bucket_writer import CONCURRENCY, PART
 from rich.console import Console
 from rich.table import Table
 
 from nixery.settings import StorageSettings
 from nixery.startup import open_storage
+from nixery.storage.blobs import StoredBlob, StoredFile
 from nixery.storage.bucket import BucketBlobStore
-from nixery.storage.bucket_writer import CONCURRENCY, PART
-from nixery.storage.store import Storage, StoredBlob, StoredFile
+from nixery.storage.opening import Storage
 from tests.support.object_stores import AZURITE, MINIO, ObjectStore, azurite, gcs, minio, moto
 
 _SIZE = 64 * 1024 * 1024

@@ -38,7 +38,7 @@ from nixery.builds.slots import Share, Slots
 from nixery.errors import StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
 from nixery.gc.scrubber import Scrubber
-from nixery.gc.watermark import Marks, WatermarkMonitor
+from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.locks import ProcessDirectory
 from nixery.nix.garbage_collection import CollectorLock, GarbageCollectorRoots
 from nixery.nix.machine import require_usable_nix
@@ -74,14 +74,15 @@ from nixery.sources.git_repository import GitRepository
 from nixery.sources.source import PackageSource
 from nixery.sources.trees import NixStore
 from nixery.startup import Resources
+from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.files import file_system_use
-from nixery.storage.small_blobs import SmallBlobs
-from nixery.storage.store import BlobStore, RecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.filesystem import file_system_use
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
+from nixery.storage.versions import migrate_with_retries
 from nixery.telemetry.metrics import Metrics
 from nixery.telemetry.stages import Stages
-from nixery.telemetry.storage import CountedBlobStore, CountedRecordStore
+from nixery.telemetry.storage import CountedDriver
 
 if TYPE_CHECKING:
     from nixery.telemetry.traces import Traces
@@ -208,7 +209,7 @@ def upkeep(
     usage = partial(file_system_use, settings.storage_path)
     tidied = _TIDIED if settings.storage_backend == "filesystem" else _TIDIED_IN_A_BUCKET
     high = settings.storage_high
-    marks = Marks(high, settings.storage_low or high.times(0.9)) if high is not None else None
+    marks = Watermarks(high, settings.storage_low or high.times(0.9)) if high is not None else None
     work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(tidied)]
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
@@ -267,8 +268,8 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
     """
     metrics = Metrics()
     traces = make_traces(settings)
-    blobs = CountedBlobStore(resources.blobs, metrics.storage_errors)
-    records = CountedRecordStore(resources.records, metrics.storage_errors)
+    storage = resources.storage.observed(lambda driver: CountedDriver(driver, metrics.storage_errors))
+    blobs, records = storage.blobs, storage.records
     roots = GarbageCollectorRoots(resources.roots.path)
     collector = CollectorLock(Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")))
     source = package_source(settings, resources, NixStore(roots, collector, settings.build_environment))
@@ -357,7 +358,10 @@ async def wire(  # noqa: PLR0915 -- one statement for each part, from the bottom
         await history.close()
 
     ahead = asyncio.create_task(look_ahead(source))
-    background = upkeep(settings, resources, blobs, records) if resources.address is not None else []
+    background = []
+    if resources.address is not None:
+        background = upkeep(settings, resources, blobs, records)
+        background.append(migrate_with_retries(storage.driver, catalogue))
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
         clients = Clients(settings.trusted_proxies)

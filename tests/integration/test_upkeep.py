@@ -264,10 +264,11 @@ def write_garbage(storage: Path, number: int) -> None:
 STOPPING = """
 import os, signal, sys
 from nixery.cli import main
-from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
 
 left = int(sys.argv.pop(1))
-delete = FilesystemBlobStore.delete
+delete = BlobStore.delete
 
 async def counted(store, digest):
     global left
@@ -276,7 +277,7 @@ async def counted(store, digest):
     if left == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
 
-FilesystemBlobStore.delete = counted
+BlobStore.delete = counted
 main()
 """
 

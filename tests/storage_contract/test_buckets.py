@@ -15,7 +15,7 @@ import pytest
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage import bucket as bucket_module
-from nixery.storage.store import Storage
+from nixery.storage.opening import Storage
 from tests.storage_contract.conftest import OpenStorage, through
 from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.faulty_proxy import Fault, faulty_proxy

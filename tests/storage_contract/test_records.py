@@ -3,12 +3,12 @@ import time
 from pathlib import Path
 
 import pytest
+from nixery.storage.bucket_records import BucketRecordStore
 
 from nixery.errors import StorageError
-from nixery.gc.marking import enforce_bounds
-from nixery.storage.bucket_records import BucketRecordStore
-from nixery.storage.record_kinds import KINDS, RecordKind
-from nixery.storage.store import Storage
+from nixery.gc.records import enforce_bounds
+from nixery.storage.opening import Storage
+from nixery.storage.records import KINDS, RecordKind
 
 KEYS = [f"{number:064x}" for number in (1, 2, 1 << 250)]
 

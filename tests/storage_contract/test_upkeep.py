@@ -11,9 +11,8 @@ import pytest
 from nixery.builds.image import Image
 from nixery.builds.layers import LAYERS, LayerRecord
 from nixery.errors import CollectionRunning
-from nixery.gc.collector import CollectionLock, Collector
-from nixery.gc.marking import CHECKS
-from nixery.gc.policy import RetentionPolicy
+from nixery.gc.collector import CollectionLock, Collector, RetentionPolicy
+from nixery.gc.records import CHECKS
 from nixery.gc.scrubber import Finding, Scrubber
 from nixery.image.platform import ARM64
 from nixery.oci.digest import Digest
@@ -26,11 +25,12 @@ from nixery.oci.documents import (
     image_config,
     image_manifest,
 )
+from nixery.storage.blobs import are_there
 from nixery.storage.bucket import BucketBlobStore
-from nixery.storage.copying import COPIED
-from nixery.storage.presence import are_there
-from nixery.storage.store import RecordStore, Storage
-from nixery.storage.uses import COLLECTIONS, USES, Leases
+from nixery.storage.copy import COPIED
+from nixery.storage.leases import COLLECTIONS, USES, Leases
+from nixery.storage.opening import Storage
+from nixery.storage.records import RecordStore
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
@@ -56,7 +56,7 @@ async def store_image(storage: Storage, *contents: bytes) -> Image:
     image = Image(image_manifest(config, layers), docker_manifest(config, layers))
     for document in (config, *image.manifests):
         await storage.blobs.put(document.descriptor.digest, document.content)
-    await Leases(storage.records, GRACE).claim(image.digests)
+    await Leases(storage.records, GRACE).acquire(image.digests)
     return image
 
 
@@ -98,7 +98,7 @@ async def test_images_that_were_not_used_for_long_go_as_a_whole(
     new = await store_image(server, b"shared", b"of the new one")
     assert await are_there(server.blobs, old.parts)
     await asyncio.sleep(AGED)
-    await Leases(server.records, GRACE).claim(new.digests)
+    await Leases(server.records, GRACE).acquire(new.digests)
     await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy(max_size=0))
     assert {blob.digest for blob in await listed(storage)} == {digest for digest, _ in new.parts}
     # A server that has just sent the old one must not take it for complete: it would answer with an image whose layers are gone.

@@ -23,9 +23,9 @@ from nixery.oci.documents import (
     referenced_blobs,
 )
 from nixery.sources.source import Pin
-from nixery.storage.presence import are_still_there, are_there
-from nixery.storage.store import BlobStore, RecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore, are_still_there, are_there
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 
 IMAGES = "images"
 
@@ -99,7 +99,7 @@ class BuildCache:
         if recent is None:
             return None
         if self._clock() - recent.checked > BELIEVED:
-            if not self._uses.note(recent.image.digests) or not await are_still_there(
+            if not self._uses.renew(recent.image.digests) or not await are_still_there(
                 self._blobs, recent.parts
             ):
                 self._recent.discard((pin, request))
@@ -146,7 +146,7 @@ class BuildCache:
             return None  # two images
         parts = image.parts
         # First the claim, then the look: afterwards nobody deletes what was seen.
-        await self._uses.claim(image.digests, (digest for digest, _ in parts))
+        await self._uses.acquire(image.digests, (digest for digest, _ in parts))
         if not await are_there(self._blobs, parts):
             return None
         self._remember(pin, request, image, parts)

@@ -47,9 +47,8 @@ from nixery.packing.root_filesystem import (
 )
 from nixery.packing.user_files import add_user_files
 from nixery.sources.source import Pin
-from nixery.storage.presence import are_there
-from nixery.storage.store import BlobStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore, are_there
+from nixery.storage.leases import Leases
 
 # Stable names instead of store paths, so that they can be replaced by a mounted file. In the config rather than in
 # a shell's start-up file, so that `exec` has them as well.
@@ -273,7 +272,7 @@ class ImageBuilder:
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
         # A layer that was reused, or a document that was there, may have been garbage to a collector until now.
-        await self._uses.claim(image.digests, (digest for digest, _ in image.parts))
+        await self._uses.acquire(image.digests, (digest for digest, _ in image.parts))
         if not await are_there(self._blobs, image.parts):
             raise _BlobsLost
         return image

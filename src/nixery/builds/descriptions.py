@@ -24,7 +24,7 @@ from nixery.oci.digest import Digest
 from nixery.plain_text import escaped, escaped_lines, shortened
 from nixery.source_location import COMMIT
 from nixery.sources.source import Pin
-from nixery.storage.store import BlobStore
+from nixery.storage.blobs import BlobStore
 
 # Characters of an annotation; a longer one is left out. containerd and registries accept manifests and
 # configs up to 4 MiB, and both contain each annotation.

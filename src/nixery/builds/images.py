@@ -31,8 +31,8 @@ from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, image_index
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.store import BlobStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore
+from nixery.storage.leases import Leases
 
 # Bytes of indexes kept in memory.
 _CAPACITY = 8 * 1024 * 1024
@@ -87,7 +87,7 @@ class Indexes:
         if (
             incomplete is not None
             and incomplete.until > self._clock()
-            and self._uses.note(incomplete.index.digests)
+            and self._uses.renew(incomplete.index.digests)
         ):
             return incomplete.index
         outcomes = await asyncio.gather(
@@ -120,14 +120,14 @@ class Indexes:
     async def _store(self, built: _Built) -> ImageIndex:
         key = tuple(image.manifest.descriptor.digest for _, image in built)
         kept = self._stored.get(key)
-        used = kept is not None and self._uses.note(kept.index.digests)
+        used = kept is not None and self._uses.renew(kept.index.digests)
         if kept is not None and used and kept.until > self._clock():
             return kept.index
         index = kept.index if kept is not None else _make(built)
         await self._put(index)
         if not used:
             # A claim leads to what is stored, and so comes after it. What was there may have been garbage until now.
-            await self._uses.claim(index.digests)
+            await self._uses.acquire(index.digests)
             await self._put(index)
         size = sum(len(document.content) for document in index.indexes)
         self._stored.put(key, _Kept(index, self._clock() + BELIEVED), size)

@@ -40,7 +40,7 @@ from nixery.image.platform import Platform
 from nixery.nix.packages import Details, NixBuilder
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.store import RecordStore
+from nixery.storage.records import RecordStore
 
 # Each is an evaluation of a whole package set, which may take all the memory that one is given.
 _AT_ONCE, _QUEUE = 1, 4

@@ -26,8 +26,7 @@ from nixery.image.platform import Platform
 from nixery.nix.packages import Contents, Evaluated, NixBuilder, Package, PackageSet
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.record_kinds import KINDS
-from nixery.storage.store import RecordStore
+from nixery.storage.records import KINDS, RecordStore
 
 
 class PackageGraph(NixBuilder, Protocol):

@@ -21,8 +21,8 @@ from nixery.nix.packages import NixExpression
 from nixery.oci.documents import Descriptor
 from nixery.push.client import Target
 from nixery.push.push import PushOptions, push
+from nixery.storage.blobs import BlobStore
 from nixery.storage.layout import write_layout
-from nixery.storage.store import BlobStore
 
 
 def build(

@@ -10,8 +10,7 @@ from rich.filesize import decimal
 
 from nixery.cli.output import activity
 from nixery.cli.session import open_storage_session, run
-from nixery.gc.collector import Collector
-from nixery.gc.policy import GcResult, RetentionPolicy
+from nixery.gc.collector import Collector, GcResult, RetentionPolicy
 
 
 def collect(max_age: int | None, max_size: int | None, *, dry_run: bool, as_json: bool) -> None:

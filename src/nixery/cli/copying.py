@@ -15,10 +15,9 @@ from nixery.cli.output import BYTES, activity
 from nixery.cli.session import run
 from nixery.errors import StorageError
 from nixery.settings import StorageSettings
-from nixery.startup import open_storage
-from nixery.storage.copying import Copied, copy_storage
-from nixery.storage.files import make_directory, make_storage_directory
-from nixery.storage.store import Storage
+from nixery.storage.copy import Copied, copy_storage
+from nixery.storage.filesystem import make_directory, make_storage_directory
+from nixery.storage.opening import Storage, open_storage
 
 _BACKENDS = {
     "s3": ("s3", "S3_BUCKET"),

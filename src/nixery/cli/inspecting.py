@@ -24,7 +24,7 @@ from nixery.image.name import requests_for
 from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
 from nixery.plain_text import escaped
-from nixery.storage.store import BlobStore
+from nixery.storage.blobs import BlobStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Where popularity data comes from, and a copy for when it cannot be had there."""
+"""Fetching popularity data, and keeping a copy for when its URL cannot be reached."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ from nixery.files import read_regular
 from nixery.layering.popularity import Popularity
 from nixery.oci.documents import canonical_json
 from nixery.source_location import redacted
-from nixery.storage.files import write_file
+from nixery.storage.filesystem import write_file
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
+
+# Seconds for a download, and bytes of it.
 _TIMEOUT = 30.0
 _LARGEST = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class PopularityCopies:
-    """The last data of each URL.
+    """Copies of the data that each URL gave last.
 
     Attributes:
         root: of the storage.
-        temporary: where files are written, on the same file system.
+        temporary: for unfinished files, on the same file system.
     """
 
     root: Path
     temporary: Path
 
     def keep(self, url: str, popularity: Popularity) -> None:
-        """Write what was fetched just now.
+        """Keep a copy of fetched data.
 
         Raises:
             StorageError: it cannot be written.
@@ -50,7 +52,7 @@ class PopularityCopies:
         write_file(self.temporary, self._place(url), canonical_json(dict(popularity.counts)))
 
     def find(self, url: str) -> tuple[Popularity, timedelta] | None:
-        """Return the copy, if there is a good one, and its age."""
+        """Return the copy and its age; ``None`` if it is missing or torn."""
         place = self._place(url)
         try:
             age = max(0, int(time.time() - place.lstat().st_mtime))
@@ -64,15 +66,15 @@ class PopularityCopies:
 
 
 def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popularity:
-    """Fetch and check popularity data, or take the copy of the last time if it cannot be fetched; blocks.
+    """Fetch and check popularity data, or use the last copy if it cannot be fetched; blocks.
 
-    A server that has no data though it is configured with some does not start: it would group layers differently, and
-    every image would have another digest than its neighbours give it. Neither does it with data that is wrong: whoever
-    changed it is there to hear it.
+    Without the data that it is configured with, a server does not start: it would group layers differently, and its
+    images would have other digests than those of its neighbours. Nor does it start with invalid data: whoever changed
+    the data is there to correct it.
 
     Args:
         url: an http, https or file URL, or a path.
-        copies: where one is kept.
+        copies: of the storage; ``None`` to keep none.
 
     Raises:
         SettingsError: it cannot be fetched and there is no copy, or it is not an object of counts by package name.
@@ -89,7 +91,7 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
             raise SettingsError((f"NIX_POPULARITY_URL is wrong: {shown}: {redacted(str(error))}",)) from None
         popularity, age = copy
         structlog.get_logger("nixery.popularity").warning(
-            "NIX_POPULARITY_URL cannot be fetched, its copy is used",
+            "cannot fetch NIX_POPULARITY_URL, using its copy",
             url=shown,
             reason=redacted(str(error)),
             age_of_copy=str(age),
@@ -111,10 +113,10 @@ def _fetch(url: str) -> bytes:
         # end.
         found = read_regular(Path(url).resolve(strict=True), _LARGEST)
         if found is None:
-            raise OSError(f"it is no regular file of at most {_LARGEST} bytes")
+            raise OSError(f"not a regular file of at most {_LARGEST} bytes")
         return found
-    # The timeout of a socket is for each read alone: a server that trickles, be it in its header fields, would hold us up for ever. The
-    # thread that it holds up instead keeps nothing from ending.
+    # The timeout of a socket bounds each read alone, and a server may send a byte at a time, even of its header fields. A daemon
+    # thread does not keep the process from exiting.
     answers: SimpleQueue[bytes | Exception] = SimpleQueue()
     threading.Thread(target=_download, args=(url, answers), daemon=True).start()
     try:
@@ -131,8 +133,8 @@ def _download(url: str, answers: SimpleQueue[bytes | Exception]) -> None:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310 -- the operator's own URL
             content = response.read(_LARGEST)
             length = int(response.headers.get("Content-Length") or len(content))
-    except Exception as error:  # noqa: BLE001 -- raised again by the one who waits
+    except Exception as error:  # noqa: BLE001 -- raised again by the caller
         answers.put(error)
     else:
         is_whole = len(content) >= length
-        answers.put(content if is_whole else OSError(f"{len(content)} bytes came of {length}"))
+        answers.put(content if is_whole else OSError(f"received {len(content)} of {length} bytes"))

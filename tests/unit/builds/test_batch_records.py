@@ -5,7 +5,8 @@ import pytest
 from nixery.builds.popularity import BATCHES, Batch, BatchRecords
 from nixery.image.platform import AMD64, ARM64
 from nixery.sources.source import Pin
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 
 KEY = "00ff"
 PIN = Pin("fake:", "one", "one")
@@ -20,7 +21,7 @@ async def test_a_batch_is_kept_as_long_as_its_derivations_are_there(
 ) -> None:
     alive = True
     monkeypatch.setattr("nixery.builds.popularity.os.path.lexists", lambda _: alive)
-    records = FilesystemRecordStore(tmp_path, tmp_path)
+    records = RecordStore(FilesystemDriver(tmp_path, tmp_path))
     kept = BatchRecords(records, "this program")
     key = kept.key(PIN, AMD64, ["a", "b"])
     assert await kept.batch(key) is None
@@ -32,7 +33,7 @@ async def test_a_batch_is_kept_as_long_as_its_derivations_are_there(
 
 
 async def test_torn_records_are_none(tmp_path: Path) -> None:
-    records = FilesystemRecordStore(tmp_path, tmp_path)
+    records = RecordStore(FilesystemDriver(tmp_path, tmp_path))
     kept = BatchRecords(records, "this program")
     await records.put(BATCHES, KEY, b'{"derivations": [')
     assert await kept.batch(KEY) is None
@@ -41,8 +42,8 @@ async def test_torn_records_are_none(tmp_path: Path) -> None:
 
 
 def test_the_key_has_all_that_matters(tmp_path: Path) -> None:
-    kept = BatchRecords(FilesystemRecordStore(tmp_path, tmp_path), "this program")
-    other = BatchRecords(FilesystemRecordStore(tmp_path, tmp_path), "another")
+    kept = BatchRecords(RecordStore(FilesystemDriver(tmp_path, tmp_path)), "this program")
+    other = BatchRecords(RecordStore(FilesystemDriver(tmp_path, tmp_path)), "another")
     keys = {
         kept.key(PIN, AMD64, ["a"]),
         kept.key(Pin("fake:", "two", "two"), AMD64, ["a"]),

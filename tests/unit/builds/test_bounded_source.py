@@ -13,7 +13,8 @@ from nixery.builds.slots import Slots
 from nixery.errors import TooBusy
 from nixery.nix.packages import PackageSet
 from nixery.sources.source import Pin, Reference
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 
 
 class SlowSource:
@@ -50,7 +51,7 @@ class World:
         (storage / "temporary").mkdir()
         self.source = SlowSource()
         self.now = 1_000_000.0
-        records = FilesystemRecordStore(storage, storage / "temporary")
+        records = RecordStore(FilesystemDriver(storage, storage / "temporary"))
         self.pins = Pins(
             BoundedSource(self.source, Slots(2, 1), Slots(2, 1)), records, 3600, lambda: self.now
         )

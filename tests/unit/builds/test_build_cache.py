@@ -23,9 +23,10 @@ from nixery.oci.documents import (
     image_manifest,
 )
 from nixery.sources.source import Pin
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 
 PIN = Pin("path:/set", "abc", "abc")
 REQUEST = parse_image_name("git/htop")
@@ -36,8 +37,8 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         (directory / "temporary").mkdir()
-        self.blobs = FilesystemBlobStore(directory, directory / "temporary")
-        self.records = FilesystemRecordStore(directory, directory / "temporary")
+        self.blobs = BlobStore(FilesystemDriver(directory, directory / "temporary"))
+        self.records = RecordStore(FilesystemDriver(directory, directory / "temporary"))
         self.uses = Leases(self.records, 3600)
         self.now = 0.0
 

@@ -38,16 +38,17 @@ from nixery.server.api.builds import Builds
 from nixery.server.http import Request, StreamResponse
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.sources.source import Pin
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 
 PIN = Pin("fake:", "one", "revision")
 DIGEST = Digest("0" * 64)
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> FilesystemRecordStore:
+def records(tmp_path: Path) -> RecordStore:
     (tmp_path / "temporary").mkdir()
-    return FilesystemRecordStore(tmp_path, tmp_path / "temporary")
+    return RecordStore(FilesystemDriver(tmp_path, tmp_path / "temporary"))
 
 
 def build(name: str = "shell/git") -> Build:
@@ -62,7 +63,7 @@ def tell(history: BuildHistory, one: Build, *events: BuildEvent) -> BuildReport:
     return report
 
 
-async def test_a_build_from_its_beginning_to_its_end(records: FilesystemRecordStore) -> None:
+async def test_a_build_from_its_beginning_to_its_end(records: RecordStore) -> None:
     now = 100.0
     history, one = BuildHistory(records, lambda: now), build()
     assert tell(history, one, Requested()).state is State.WAITING
@@ -94,7 +95,7 @@ async def test_a_build_from_its_beginning_to_its_end(records: FilesystemRecordSt
     await history.close()
 
 
-async def test_builds_are_known_after_a_restart(records: FilesystemRecordStore) -> None:
+async def test_builds_are_known_after_a_restart(records: RecordStore) -> None:
     history, one, other = BuildHistory(records), build(), build("htop")
     tell(history, one, Started(), Evaluated(()), Failed(BuildFailed("x.drv", ("last line",), "failed")))
     tell(history, other, Started())
@@ -108,7 +109,7 @@ async def test_builds_are_known_after_a_restart(records: FilesystemRecordStore) 
     assert "last line" in report.error
 
 
-async def test_a_torn_record_is_none(records: FilesystemRecordStore) -> None:
+async def test_a_torn_record_is_none(records: RecordStore) -> None:
     await records.put("builds", "00ff", b'{"id":')
     history = BuildHistory(records)
     history.start()
@@ -116,9 +117,7 @@ async def test_a_torn_record_is_none(records: FilesystemRecordStore) -> None:
     assert history.recent() == []
 
 
-async def test_the_last_builds_are_kept(
-    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_last_builds_are_kept(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nixery.builds.history._KEPT", 3)
     history = BuildHistory(records)
     builds = [Build(f"{n:020x}", parse_image_name("git"), PIN) for n in range(6)]
@@ -132,7 +131,7 @@ async def test_the_last_builds_are_kept(
     assert len([record async for record in records.scan("builds")]) == 3
 
 
-async def test_a_log_is_bounded_in_lines_and_in_characters(records: FilesystemRecordStore) -> None:
+async def test_a_log_is_bounded_in_lines_and_in_characters(records: RecordStore) -> None:
     history, one = BuildHistory(records), build()
     report = tell(history, one, Started(), LogLines(tuple(("", str(n)) for n in range(700))))
     assert (len(report.log), report.log[0].text, report.dropped) == (500, "200", 200)
@@ -140,7 +139,7 @@ async def test_a_log_is_bounded_in_lines_and_in_characters(records: FilesystemRe
     assert sum(len(line.text) for line in report.log) <= 64 * 1024
 
 
-async def test_what_was_found_is_no_build(records: FilesystemRecordStore) -> None:
+async def test_what_was_found_is_no_build(records: RecordStore) -> None:
     history, one = BuildHistory(records), build()
     history.observe(one, Reused(DIGEST))
     assert history.recent() == []
@@ -150,7 +149,7 @@ async def test_what_was_found_is_no_build(records: FilesystemRecordStore) -> Non
 
 
 async def test_a_follower_gets_each_line_once_and_goes_on_where_he_was(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     history, one = BuildHistory(records), build()
     tell(history, one, Started(), LogLines((("", "first"),)))
@@ -175,7 +174,7 @@ async def test_a_follower_gets_each_line_once_and_goes_on_where_he_was(
     await history.close()
 
 
-async def test_followers_are_let_go(records: FilesystemRecordStore) -> None:
+async def test_followers_are_let_go(records: RecordStore) -> None:
     history, one = BuildHistory(records), build()
     tell(history, one, Started())
 
@@ -188,7 +187,7 @@ async def test_followers_are_let_go(records: FilesystemRecordStore) -> None:
     assert await asyncio.wait_for(follower, 5) == 2
 
 
-async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> None:
+async def test_what_is_not_public_is_hidden(records: RecordStore) -> None:
     history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
     tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
     hidden = PublishedBuilds(history, FollowerBounds(10, 10), public=False)
@@ -204,7 +203,7 @@ async def test_what_is_not_public_is_hidden(records: FilesystemRecordStore) -> N
     await history.close()
 
 
-async def test_a_crowd_that_is_sent_away_pushes_nothing_out(records: FilesystemRecordStore) -> None:
+async def test_a_crowd_that_is_sent_away_pushes_nothing_out(records: RecordStore) -> None:
     history = BuildHistory(records)
     first = build()
     tell(history, first, Started(), Stored(DIGEST, 1))
@@ -218,7 +217,7 @@ async def test_a_crowd_that_is_sent_away_pushes_nothing_out(records: FilesystemR
 
 
 async def test_names_that_clients_make_up_push_nothing_out_and_are_not_written(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     history = BuildHistory(records)
     built, failed = build(), build("broken")
@@ -234,7 +233,7 @@ async def test_names_that_clients_make_up_push_nothing_out_and_are_not_written(
     assert len(history.recent()) < 100
 
 
-async def test_failures_push_no_image_out(records: FilesystemRecordStore) -> None:
+async def test_failures_push_no_image_out(records: RecordStore) -> None:
     history, built = BuildHistory(records), build()
     tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
     for _ in range(250):
@@ -256,7 +255,7 @@ async def test_failures_push_no_image_out(records: FilesystemRecordStore) -> Non
     ],
 )
 async def test_a_record_of_a_build_that_makes_no_sense(
-    records: FilesystemRecordStore, changes: dict[str, object]
+    records: RecordStore, changes: dict[str, object]
 ) -> None:
     history, one = BuildHistory(records), build()
     report = tell(history, one, Started(), Evaluated(()), Stored(DIGEST, 1))
@@ -269,7 +268,7 @@ async def test_a_record_of_a_build_that_makes_no_sense(
     assert again.recent() == []
 
 
-async def test_a_build_that_had_to_give_way_is_told_of(records: FilesystemRecordStore) -> None:
+async def test_a_build_that_had_to_give_way_is_told_of(records: RecordStore) -> None:
     history, displaced = BuildHistory(records), build()
     history.observe(displaced, Requested())
     history.observe(displaced, Queued(2))
@@ -295,7 +294,7 @@ class Followers:
         return asyncio.get_running_loop().create_task(follow(), context=copy_context())
 
 
-async def test_followers_of_one_client_shut_nobody_out(records: FilesystemRecordStore) -> None:
+async def test_followers_of_one_client_shut_nobody_out(records: RecordStore) -> None:
     history, one = BuildHistory(records), build()
     tell(history, one, Started())
     followers = Followers(history, FollowerBounds(4, 3), one)
@@ -323,7 +322,7 @@ async def test_followers_of_one_client_shut_nobody_out(records: FilesystemRecord
 
 @pytest.mark.parametrize("what", ["list", "events"])
 async def test_one_client_has_few_answers_made_of_reports_and_shuts_nobody_out(
-    records: FilesystemRecordStore, what: str
+    records: RecordStore, what: str
 ) -> None:
     history = BuildHistory(records)
     published = PublishedBuilds(history, FollowerBounds(1000, 1000), public=True)

@@ -17,7 +17,8 @@ from nixery.nix.build_log import ProgressCallback, ignore_progress
 from nixery.nix.packages import Contents, Definition, Details, Evaluated, NixFiles, Package, PackageSet
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 
 SET = NixFiles(Path("/set"), self_contained=True)
 PIN = Pin("fake:", "one", "one")
@@ -34,7 +35,7 @@ class World:
         self.alive = True
         monkeypatch.setattr("nixery.builds.evaluation_cache.os.path.lexists", lambda _: self.alive)
         (directory / "temporary").mkdir()
-        self.records = FilesystemRecordStore(directory, directory / "temporary")
+        self.records = RecordStore(FilesystemDriver(directory, directory / "temporary"))
 
     def evaluator(self, identity: str = "this program") -> Evaluator:
         """One of another process: it knows what is in records."""

@@ -13,9 +13,10 @@ from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64, Platform
 from nixery.oci.documents import ExecutionParameters, docker_manifest, image_config, image_manifest
 from nixery.sources.source import Pin
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 
 PIN = Pin("fake:", "one", "one")
 REQUESTS = requests_for("hello", (AMD64, ARM64))
@@ -41,8 +42,8 @@ class FakeBuilds:
 class World:
     def __init__(self, directory: Path) -> None:
         (directory / "temporary").mkdir()
-        self.blobs = FilesystemBlobStore(directory, directory / "temporary")
-        self.uses = Leases(FilesystemRecordStore(directory, directory / "temporary"), 3600)
+        self.blobs = BlobStore(FilesystemDriver(directory, directory / "temporary"))
+        self.uses = Leases(RecordStore(FilesystemDriver(directory, directory / "temporary")), 3600)
         self.builds = FakeBuilds()
         self.now = 0.0
 

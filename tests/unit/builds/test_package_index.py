@@ -19,7 +19,8 @@ from nixery.request_context import Client, RequestContext, enter_request
 from nixery.server.api.packages import Packages
 from nixery.server.http import Request
 from nixery.sources.source import Pin, Reference
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 
 SET = [
     "git",
@@ -128,18 +129,18 @@ class Source:
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> FilesystemRecordStore:
+def records(tmp_path: Path) -> RecordStore:
     (tmp_path / "temporary").mkdir()
-    return FilesystemRecordStore(tmp_path, tmp_path / "temporary")
+    return RecordStore(FilesystemDriver(tmp_path, tmp_path / "temporary"))
 
 
-def index(source: Source, records: FilesystemRecordStore) -> PackageIndex:
+def index(source: Source, records: RecordStore) -> PackageIndex:
     pins = Pins(source, records, 3600)  # type: ignore[arg-type]
     listing = PackageListing(source, source, AMD64, 30, lambda: source.now)  # type: ignore[arg-type]
     return PackageIndex(pins, listing, records, "program")
 
 
-async def test_a_set_is_listed_once_whoever_asks_and_after_a_restart(records: FilesystemRecordStore) -> None:
+async def test_a_set_is_listed_once_whoever_asks_and_after_a_restart(records: RecordStore) -> None:
     source = Source()
     one = index(source, records)
     await asyncio.gather(*(one.names("latest") for _ in range(5)))
@@ -150,7 +151,7 @@ async def test_a_set_is_listed_once_whoever_asks_and_after_a_restart(records: Fi
     assert source.asked == [True]
 
 
-async def test_names_alone_where_there_are_no_details(records: FilesystemRecordStore) -> None:
+async def test_names_alone_where_there_are_no_details(records: RecordStore) -> None:
     source = Source()
     source.details_fail = True
     assert (await index(source, records).names("latest")).get("git") is not None
@@ -158,7 +159,7 @@ async def test_names_alone_where_there_are_no_details(records: FilesystemRecordS
 
 
 async def test_a_storage_that_is_full_keeps_nobody_from_typing(
-    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = index(Source(), records)
     await one._pins.pin("latest")
@@ -170,7 +171,7 @@ async def test_a_storage_that_is_full_keeps_nobody_from_typing(
     assert (await one.names("latest")).get("git") is not None
 
 
-async def test_lists_of_a_few_states_are_kept(records: FilesystemRecordStore) -> None:
+async def test_lists_of_a_few_states_are_kept(records: RecordStore) -> None:
     one = index(Source(), records)
     for number in range(8):
         await one.names(f"tag-{number}")
@@ -183,7 +184,7 @@ async def settled(source: Source) -> None:
     assert source.running <= 1
 
 
-async def test_sets_are_listed_one_after_the_other_and_few_may_wait(records: FilesystemRecordStore) -> None:
+async def test_sets_are_listed_one_after_the_other_and_few_may_wait(records: RecordStore) -> None:
     source = Source()
     one = index(source, records)
     await one.names("stored")
@@ -205,7 +206,7 @@ async def test_sets_are_listed_one_after_the_other_and_few_may_wait(records: Fil
     await one.names(refused[0])
 
 
-async def test_a_failure_is_the_answer_for_a_while(records: FilesystemRecordStore) -> None:
+async def test_a_failure_is_the_answer_for_a_while(records: RecordStore) -> None:
     source = Source()
     source.all_fails = True
     one = index(source, records)
@@ -219,7 +220,7 @@ async def test_a_failure_is_the_answer_for_a_while(records: FilesystemRecordStor
     assert len(await one.names("latest")) == 1
 
 
-async def test_a_set_that_was_refused_has_not_failed(records: FilesystemRecordStore) -> None:
+async def test_a_set_that_was_refused_has_not_failed(records: RecordStore) -> None:
     source = Source()
     source.may_end.clear()
     one = index(source, records)
@@ -234,7 +235,7 @@ async def test_a_set_that_was_refused_has_not_failed(records: FilesystemRecordSt
 
 
 async def test_one_client_searches_little_at_once_and_shuts_no_other_out(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     one = index(Source(), records)
     await one.names("latest")
@@ -254,7 +255,7 @@ async def test_one_client_searches_little_at_once_and_shuts_no_other_out(
     assert all(isinstance(answer, TooBusy) for answer in answers if answer != 200)
 
 
-async def test_a_failure_keeps_nothing_of_the_requests_it_answered(records: FilesystemRecordStore) -> None:
+async def test_a_failure_keeps_nothing_of_the_requests_it_answered(records: RecordStore) -> None:
     source = Source()
     source.all_fails = True
     one = index(source, records)

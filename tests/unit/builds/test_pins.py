@@ -16,7 +16,8 @@ from nixery.builds.pins import PinRecord, Pins, Term
 from nixery.errors import SourceUnreachable, TagUnknown
 from nixery.nix.packages import PackageSet
 from nixery.sources.source import Pin, Reference
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 
 HOUR = 3600.0
 
@@ -69,7 +70,7 @@ class World:
     def __init__(self, storage: Path) -> None:
         (storage / "temporary").mkdir()
         self.source = MovingSource()
-        self.records = FilesystemRecordStore(storage, storage / "temporary")
+        self.records = RecordStore(FilesystemDriver(storage, storage / "temporary"))
         self.storage = storage
         self.now = 1_000_000.0
         self.servers: list[Pins] = []

@@ -8,8 +8,7 @@ import pytest
 
 from nixery.builds.image import Image
 from nixery.builds.layers import LayerRecord
-from nixery.gc.collector import Collector
-from nixery.gc.policy import GcResult, RetentionPolicy
+from nixery.gc.collector import Collector, GcResult, RetentionPolicy
 from nixery.image.platform import ARM64
 from nixery.oci.digest import Digest
 from nixery.oci.documents import (
@@ -21,9 +20,10 @@ from nixery.oci.documents import (
     image_config,
     image_manifest,
 )
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.uses import USES, Leases
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.leases import USES, Leases
+from nixery.storage.records import RecordStore
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -35,8 +35,8 @@ class Store:
     def __init__(self, directory: Path) -> None:
         (directory / "temporary").mkdir()
         self.directory = directory
-        self.blobs = FilesystemBlobStore(directory, directory / "temporary")
-        self.records = FilesystemRecordStore(directory, directory / "temporary")
+        self.blobs = BlobStore(FilesystemDriver(directory, directory / "temporary"))
+        self.records = RecordStore(FilesystemDriver(directory, directory / "temporary"))
         self.uses = Leases(self.records, HOUR)
 
     async def layer(self, content: bytes) -> Layer:
@@ -53,7 +53,7 @@ class Store:
         image = Image(image_manifest(config, stored), docker_manifest(config, stored))
         for document in (config, *image.manifests):
             await self.blobs.put(document.descriptor.digest, document.content)
-        await self.uses.claim(image.digests)
+        await self.uses.acquire(image.digests)
         return image
 
     def age(self, seconds: float) -> None:
@@ -64,7 +64,7 @@ class Store:
                 os.utime(path, (status.st_atime, status.st_mtime - seconds))
 
     async def use(self, image: Image, ago: float = 0.0) -> None:
-        await self.uses.claim(image.digests)
+        await self.uses.acquire(image.digests)
         for digest in image.digests:
             os.utime(self.record(USES, digest.hex), (time.time() - ago,) * 2)
 

@@ -8,13 +8,12 @@ import pytest
 from nixery.builds.build_cache import ImageRecord
 from nixery.errors import CollectionRunning, StorageError
 from nixery.gc import collector
-from nixery.gc.collector import CollectionLock, Collector
+from nixery.gc.collector import CollectionLock, Collector, RetentionPolicy
 from nixery.gc.marking import Marking
-from nixery.gc.policy import RetentionPolicy
 from nixery.image.platform import AMD64
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, image_index
-from nixery.storage.uses import COLLECTIONS, LEASE, USES, Leases
+from nixery.storage.leases import COLLECTION_LEASE, COLLECTIONS, USES, Leases
 from tests.unit.gc.conftest import DAY, HOUR, Store, parts
 
 
@@ -113,7 +112,7 @@ async def test_an_index_holds_its_images(store: Store) -> None:
     index = image_index(MediaType.OCI_INDEX, [(AMD64.architecture, image.manifest)])
     await store.blobs.put(index.descriptor.digest, index.content)
     store.age(10 * DAY)
-    await store.uses.claim([index.descriptor.digest])
+    await store.uses.acquire([index.descriptor.digest])
     await store.collect(RetentionPolicy(max_age=DAY))
     assert image.docker_manifest is not None
     assert await store.digests() == {*parts(image), index.descriptor.digest} - {
@@ -192,7 +191,7 @@ async def test_one_at_a_time(store: Store) -> None:
 
 async def test_a_dead_collector_is_forgotten(store: Store) -> None:
     await store.records.put(COLLECTIONS, "ab" * 16, b"")
-    store.age(LEASE + 1)
+    store.age(COLLECTION_LEASE + 1)
     await store.collect()
     assert await store.keys(COLLECTIONS) == set()
 
@@ -202,16 +201,16 @@ async def test_a_killed_collector_delays_what_it_condemned_once(store: Store) ->
     await store.records.put(COLLECTIONS, "dead", "\n".join(digest.hex for digest in image.digests).encode())
     now = 0.0
     uses = Leases(store.records, HOUR, lambda: now)
-    waiting = asyncio.ensure_future(uses.claim(image.digests))
+    waiting = asyncio.ensure_future(uses.acquire(image.digests))
     await asyncio.sleep(0.2)
     assert not waiting.done()
-    now = LEASE + 1
+    now = COLLECTION_LEASE + 1
     await waiting
     # It is known by now that it is dead: time does not go on here.
-    await asyncio.wait_for(uses.claim(image.digests), 30)
+    await asyncio.wait_for(uses.acquire(image.digests), 30)
     # One that writes is not dead.
     await store.records.put(COLLECTIONS, "dead", image.digests[0].hex.encode())
-    waiting = asyncio.ensure_future(uses.claim(image.digests))
+    waiting = asyncio.ensure_future(uses.acquire(image.digests))
     await asyncio.sleep(0.2)
     assert not waiting.done()
     await store.records.delete(COLLECTIONS, "dead")
@@ -223,19 +222,19 @@ async def test_a_pull_that_takes_longer_than_the_grace_period(store: Store) -> N
     uses = Leases(store.records, HOUR, lambda: now)
     image, other = await store.image(b"first", b"last"), await store.image(b"other")
     for one in (image, other):
-        await uses.claim(one.digests, parts(one))
+        await uses.acquire(one.digests, parts(one))
     for _ in range(6):
         now += HOUR / 3
         store.age(HOUR / 3)
-        uses.note_part(Digest.of(b"first"))
-        uses.note_part(Digest.of(b"of nothing that is known"))
+        uses.renew_holding(Digest.of(b"first"))
+        uses.renew_holding(Digest.of(b"of nothing that is known"))
         await uses.close()
     await store.collect(RetentionPolicy(max_size=0))
     assert await store.digests() == parts(image)
     # Whoever comes back later than that may be without blobs, so that nothing is taken for claimed that was not looked at.
     now += HOUR
-    uses.note_part(Digest.of(b"first"))
-    assert not uses.note(image.digests)
+    uses.renew_holding(Digest.of(b"first"))
+    assert not uses.renew(image.digests)
 
 
 async def test_a_short_grace_period_is_not_exceeded(store: Store) -> None:
@@ -315,7 +314,7 @@ async def test_what_is_claimed_before_the_second_look_stays(
     gate = Gate(monkeypatch, point)
     collecting = asyncio.ensure_future(store.collect(RetentionPolicy(max_age=DAY)))
     await gate.reached.wait()
-    claiming = asyncio.ensure_future(Leases(store.records, HOUR).claim(image.digests, parts(image)))
+    claiming = asyncio.ensure_future(Leases(store.records, HOUR).acquire(image.digests, parts(image)))
     await asyncio.sleep(0.2)
     gate.open.set()
     await collecting
@@ -331,7 +330,7 @@ async def test_who_claims_after_the_second_look_waits_until_all_is_gone(
     gate = Gate(monkeypatch, "delete")
     collecting = asyncio.ensure_future(store.collect(RetentionPolicy(max_age=DAY)))
     await gate.reached.wait()
-    claiming = asyncio.ensure_future(Leases(store.records, HOUR).claim(image.digests, parts(image)))
+    claiming = asyncio.ensure_future(Leases(store.records, HOUR).acquire(image.digests, parts(image)))
     await asyncio.sleep(0.3)
     assert not claiming.done()
     gate.open.set()
@@ -347,6 +346,6 @@ async def test_who_claims_something_else_does_not_wait(store: Store, monkeypatch
     collecting = asyncio.ensure_future(store.collect())
     await gate.reached.wait()
     other = await store.image(b"other")
-    await Leases(store.records, HOUR).claim(other.digests, parts(other))
+    await Leases(store.records, HOUR).acquire(other.digests, parts(other))
     gate.open.set()
     await collecting

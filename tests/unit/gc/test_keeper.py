@@ -5,15 +5,15 @@ import asyncio
 import pytest
 
 from nixery.gc.collector import Collector
-from nixery.gc.watermark import Marks, WatermarkMonitor
+from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.quantities import DiskMark
-from nixery.storage.files import FileSystemUse
+from nixery.storage.filesystem import FileSystemUse
 from tests.unit.gc.conftest import DAY, HOUR, Store, parts
 
 
 def keeper(store: Store, used: int, high: str, low: str) -> WatermarkMonitor:
     collector = Collector(store.blobs, store.records, HOUR)
-    marks = Marks(DiskMark.parse(high), DiskMark.parse(low))
+    marks = Watermarks(DiskMark.parse(high), DiskMark.parse(low))
     usage = FileSystemUse(used, 100_000)
     return WatermarkMonitor(collector, store.blobs, store.records, lambda: usage, marks)
 

@@ -7,7 +7,7 @@ import pytest
 from nixery.gc import collector as lease
 from nixery.gc.collector import CollectionLock
 from nixery.oci.digest import Digest
-from nixery.storage.uses import COLLECTIONS
+from nixery.storage.leases import COLLECTIONS
 from tests.unit.gc.conftest import Store
 
 DIGEST = Digest.of(b"condemned")

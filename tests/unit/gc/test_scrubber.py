@@ -13,12 +13,12 @@ from nixery.builds.pins import Term
 from nixery.builds.popularity import BATCH, Batch
 from nixery.errors import StorageError
 from nixery.gc import scrubber
-from nixery.gc.marking import CHECKS
+from nixery.gc.records import CHECKS
 from nixery.gc.scrubber import Checked, Finding, Scrubber
 from nixery.oci.digest import Digest
+from nixery.storage.blobs import ListedBlob
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.store import ListedBlob
-from nixery.storage.uses import USES
+from nixery.storage.leases import USES
 from tests.unit.gc.conftest import Store, parts
 
 

@@ -12,13 +12,12 @@ import pytest
 
 from nixery.errors import CollectionRunning
 from nixery.gc.collector import CollectionLock, Collector
-from nixery.gc.marking import CHECKS, enforce_bounds
-from nixery.gc.watermark import Marks, WatermarkMonitor
+from nixery.gc.records import CHECKS, enforce_bounds
+from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.quantities import DiskMark
-from nixery.storage.files import FileSystemUse, file_system_use
-from nixery.storage.record_kinds import KINDS, RecordKind
-from nixery.storage.store import ListedRecord
-from nixery.storage.uses import COLLECTIONS, USES
+from nixery.storage.filesystem import FileSystemUse, file_system_use
+from nixery.storage.leases import COLLECTIONS, USES
+from nixery.storage.records import KINDS, ListedRecord, RecordKind
 from tests.unit.gc.conftest import DAY, HOUR, Store, parts
 
 # What the collector alone deletes.
@@ -29,7 +28,7 @@ OTHERS = sorted(KINDS.keys() - COLLECTORS)
 def keeper(
     store: Store, use: FileSystemUse | None = None, high: str = "90%", low: str = "80%"
 ) -> WatermarkMonitor:
-    marks = Marks(DiskMark.parse(high), DiskMark.parse(low))
+    marks = Watermarks(DiskMark.parse(high), DiskMark.parse(low))
     usage = use or FileSystemUse(0, 100)
     return WatermarkMonitor(
         Collector(store.blobs, store.records, HOUR), store.blobs, store.records, lambda: usage, marks

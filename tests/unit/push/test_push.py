@@ -18,7 +18,8 @@ from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, canonical_json
 from nixery.push.client import Target
 from nixery.push.push import BlobPushed, BytesPushed, Pushed, PushEvent, PushOptions, PushStarted, push
-from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
 from tests.support.token_registry import TokenRegistry, token_registry
 
 # The last one is larger than what is read at once.
@@ -32,12 +33,12 @@ def registry() -> Iterator[TokenRegistry]:
 
 
 @pytest.fixture
-async def blobs(tmp_path: Path) -> FilesystemBlobStore:
+async def blobs(tmp_path: Path) -> BlobStore:
     (tmp_path / "temporary").mkdir()
-    return FilesystemBlobStore(tmp_path / "storage", tmp_path / "temporary")
+    return BlobStore(FilesystemDriver(tmp_path / "storage", tmp_path / "temporary"))
 
 
-async def image(blobs: FilesystemBlobStore) -> Digest:
+async def image(blobs: BlobStore) -> Digest:
     """An index of one image."""
 
     async def store(content: bytes, media_type: str) -> dict[str, object]:
@@ -53,7 +54,7 @@ async def image(blobs: FilesystemBlobStore) -> Digest:
 
 
 async def pushed(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, directory: Path, entry: dict[str, str]
+    blobs: BlobStore, registry: TokenRegistry, directory: Path, entry: dict[str, str]
 ) -> tuple[Digest, list[PushEvent]]:
     (directory / "config.json").write_text(json.dumps({"auths": {registry.address: entry}}))
     root, events = await image(blobs), list[PushEvent]()
@@ -77,7 +78,7 @@ def login(user: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("entry", [login("me:sesame"), {"identitytoken": "refresh"}])
 async def test_everything_arrives_and_the_tag_comes_last(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path, entry: dict[str, str]
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path, entry: dict[str, str]
 ) -> None:
     root, events = await pushed(blobs, registry, tmp_path, entry)
     assert sorted(registry.blobs.values()) == sorted((b"{}", *_LAYERS))
@@ -91,9 +92,7 @@ async def test_everything_arrives_and_the_tag_comes_last(
     assert sum(event.size for event in events if isinstance(event, BytesPushed)) == size
 
 
-async def test_what_is_there_is_not_sent(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
-) -> None:
+async def test_what_is_there_is_not_sent(blobs: BlobStore, registry: TokenRegistry, tmp_path: Path) -> None:
     registry.blobs = {str(Digest.of(layer)): layer for layer in _LAYERS}
     _, events = await pushed(blobs, registry, tmp_path, login("me:sesame"))
     how = [event.how for event in events if isinstance(event, BlobPushed)]
@@ -102,7 +101,7 @@ async def test_what_is_there_is_not_sent(
 
 
 async def test_a_token_that_has_run_out_is_renewed(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
     # More than are asked at the same time, fewer than there are altogether.
     registry.uses = 8
@@ -112,7 +111,7 @@ async def test_a_token_that_has_run_out_is_renewed(
 
 
 async def test_failures_that_pass_are_tried_again(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
     registry.failures = 3
     _, events = await pushed(blobs, registry, tmp_path, login("me:sesame"))
@@ -122,7 +121,7 @@ async def test_failures_that_pass_are_tried_again(
     assert sum(event.size for event in events if isinstance(event, BytesPushed)) == sum(map(len, _LAYERS)) + 2
 
 
-async def test_a_wrong_password(blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path) -> None:
+async def test_a_wrong_password(blobs: BlobStore, registry: TokenRegistry, tmp_path: Path) -> None:
     with pytest.raises(PushFailed, match=r"no token from 127\.0\.0\.1: 401"):
         await pushed(blobs, registry, tmp_path, login("me:wrong"))
     assert registry.manifests == {}
@@ -130,7 +129,7 @@ async def test_a_wrong_password(blobs: FilesystemBlobStore, registry: TokenRegis
 
 @pytest.mark.parametrize(("status", "meaning"), [(403, "not allowed to push"), (404, "no such repository")])
 async def test_a_refusal_is_not_tried_again(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path, status: int, meaning: str
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path, status: int, meaning: str
 ) -> None:
     registry.refused = status
     with pytest.raises(PushFailed, match=rf"{status}: .*{meaning}.*DENIED not for you"):
@@ -140,7 +139,7 @@ async def test_a_refusal_is_not_tried_again(
     assert registry.manifests == {}
 
 
-async def test_a_certificate_that_nobody_trusts(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
+async def test_a_certificate_that_nobody_trusts(blobs: BlobStore, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     with token_registry(context) as registry:

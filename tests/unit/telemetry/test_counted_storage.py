@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry
 
 from nixery.errors import BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.store import StoredBlob
+from nixery.storage.blobs import BlobStore, StoredBlob
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 from nixery.telemetry.storage import CountedBlobStore, CountedRecordStore, StorageErrors
 
 CONTENT = b"content"
@@ -23,8 +23,10 @@ class World:
         self.registry = CollectorRegistry()
         errors = StorageErrors(self.registry)
         (directory / "temporary").mkdir()
-        self.blobs = CountedBlobStore(FilesystemBlobStore(directory, directory / "temporary"), errors)
-        self.records = CountedRecordStore(FilesystemRecordStore(directory, directory / "temporary"), errors)
+        self.blobs = CountedBlobStore(BlobStore(FilesystemDriver(directory, directory / "temporary")), errors)
+        self.records = CountedRecordStore(
+            RecordStore(FilesystemDriver(directory, directory / "temporary")), errors
+        )
 
     def errors(self) -> dict[str, float]:
         (family,) = [f for f in self.registry.collect() if f.name == "nixery_storage_errors"]

@@ -14,10 +14,9 @@ from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
 from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, matches
+from nixery.storage.blobs import BlobStore, are_there
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.presence import are_there
-from nixery.storage.store import BlobStore
-from nixery.storage.uses import Leases
+from nixery.storage.leases import Leases
 
 # Bytes of manifests that are kept in memory.
 _CAPACITY = 32 * 1024 * 1024
@@ -64,7 +63,7 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                kept = self._documents.get(digest) if self._uses.note([digest]) else None
+                kept = self._documents.get(digest) if self._uses.renew([digest]) else None
                 document = kept or await self._stored(digest)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
@@ -87,7 +86,7 @@ class Manifests:
         if document is not None:
             # Whoever gets a manifest comes for what is in it. So it is claimed, and then everything has to be there.
             parts = referenced_blobs(document.content)
-            await self._uses.claim([digest], (part for part, _ in parts))
+            await self._uses.acquire([digest], (part for part, _ in parts))
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
                 self._documents.put(digest, document, len(document.content))
                 return document
