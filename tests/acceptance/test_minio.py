@@ -18,8 +18,9 @@ import pytest
 
 from nixery.oci.digest import Digest
 from nixery.settings import StorageSettings
-from nixery.startup import open_storage
-from nixery.storage.bucket import BucketBlobStore
+from nixery.storage.blobs import BlobStore
+from nixery.storage.bucket import BucketDriver
+from nixery.storage.opening import open_storage
 from tests.acceptance.starting import last_words
 from tests.support.object_stores import BUCKET, PREFIX, ObjectStore, minio
 from tests.support.server import clean_environment
@@ -30,7 +31,7 @@ _DOCUMENTED = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
 _KILLED = """
 import os, pathlib, signal, sys, tempfile, time
 from nixery.settings import StorageSettings
-from nixery.startup import open_storage
+from nixery.storage.opening import open_storage
 with tempfile.TemporaryDirectory() as directory:
     settings = StorageSettings.model_validate({**os.environ, "STORAGE_PATH": directory})
     with open_storage(settings, pathlib.Path(directory), os.environ).blobs.create() as writer:
@@ -87,13 +88,14 @@ def without(action: str) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(settings: Mapping[str, str], directory: Path) -> Iterator[BucketBlobStore]:
+def opened(settings: Mapping[str, str], directory: Path) -> Iterator[BlobStore]:
     given = {"STORAGE_PATH": str(directory), "NIXERY_BLOB_DELIVERY": "redirect", **settings}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        blobs = open_storage(StorageSettings.model_validate(given), directory, settings).blobs
-        assert isinstance(blobs, BucketBlobStore)
+        storage = open_storage(StorageSettings.model_validate(given), directory, settings)
+        assert isinstance(storage.driver, BucketDriver)
+        blobs = storage.blobs
         yield blobs
 
 

@@ -26,7 +26,7 @@ from nixery.oci.documents import (
     image_manifest,
 )
 from nixery.storage.blobs import are_there
-from nixery.storage.bucket import BucketBlobStore
+from nixery.storage.bucket import BucketDriver
 from nixery.storage.copy import COPIED
 from nixery.storage.leases import COLLECTIONS, USES, Leases
 from nixery.storage.opening import Storage
@@ -115,8 +115,8 @@ async def test_what_is_left_of_a_blob_goes(
     image = await store_image(storage, b"a layer")
     assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == []
     name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
-    if isinstance(storage.blobs, BucketBlobStore):
-        storage.blobs._bucket.store.delete(storage.blobs._bucket.key(name))
+    if isinstance(storage.driver, BucketDriver):
+        storage.driver.bucket.store.delete(storage.driver.bucket.key(name))
     else:
         (tmp_path / name).unlink()
     assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == [digest]
@@ -149,8 +149,7 @@ async def test_a_broken_blob_is_found_and_put_out_of_the_way(
 async def test_a_quarantine_does_not_grow_for_ever(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("bucket", "filesystem"):
-        monkeypatch.setattr(f"nixery.storage.{module}.QUARANTINED", 2)
+    monkeypatch.setattr("nixery.storage.blobs.QUARANTINED", 2)
     digests = [(await store_layer(storage, b"%d" % number)).descriptor.digest for number in range(4)]
     for digest in digests:
         await storage.blobs.quarantine(digest)
@@ -166,8 +165,8 @@ async def test_a_quarantine_does_not_grow_for_ever(
 def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes) -> None:
     """Damage a blob as nothing of ours would."""
     name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
-    if isinstance(storage.blobs, BucketBlobStore):
-        bucket = storage.blobs._bucket
+    if isinstance(storage.driver, BucketDriver):
+        bucket = storage.driver.bucket
         bucket.store.put(bucket.key(name), content)
     else:
         (directory / name).unlink()
@@ -176,8 +175,8 @@ def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes)
 
 def quarantined(storage: Storage, directory: Path, digest: Digest) -> bytes:
     name = f"quarantine/{digest.hex}"
-    if isinstance(storage.blobs, BucketBlobStore):
-        bucket = storage.blobs._bucket
+    if isinstance(storage.driver, BucketDriver):
+        bucket = storage.driver.bucket
         return bytes(bucket.store.get(bucket.key(name)).bytes())
     return (directory / name).read_bytes()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -266,17 +267,17 @@ class Catalogue:
 
 
 def _key(name: str, tag: str) -> str:
-    return ordered_key(f"{name}\0{tag}".encode(errors="replace"))
+    return ordered_key(f"{name}\0{tag}".encode(errors="surrogatepass"))
 
 
 def _after_all_of(name: str) -> str:
     # No name has characters between the zero byte and this one.
-    return ordered_key(f"{name}\1".encode(errors="replace"))
+    return ordered_key(f"{name}\1".encode(errors="surrogatepass"))
 
 
 def _bounded(text: str) -> str:
-    # Names and tags are shorter, so a longer text has the same neighbours as its beginning.
-    return text[: LONGEST_NAME + 1]
+    # No name or tag is longer than this, or has one of these characters: the rest does not decide which of them follow.
+    return re.split("[\0\1]", text[: LONGEST_NAME + 1], maxsplit=1)[0]
 
 
 def _name_and_tag(key: str) -> tuple[str, str] | None:

@@ -23,7 +23,7 @@ from nixery.oci.documents import (
     image_manifest,
 )
 from nixery.sources.source import Pin
-from nixery.storage.blobs import BlobStore
+from nixery.storage.blobs import BlobStore, StoredFile
 from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.leases import Leases
 from nixery.storage.records import RecordStore
@@ -64,7 +64,7 @@ class Store:
             "layer": Digest.of(b"a layer"),
         }.items():
             blob = await self.blobs.find(digest)
-            assert blob is not None
+            assert isinstance(blob, StoredFile)
             found[kind] = blob.path
         return found
 

@@ -13,7 +13,7 @@ from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64, Platform
 from nixery.oci.documents import ExecutionParameters, docker_manifest, image_config, image_manifest
 from nixery.sources.source import Pin
-from nixery.storage.blobs import BlobStore
+from nixery.storage.blobs import BlobStore, StoredFile
 from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.leases import Leases
 from nixery.storage.records import RecordStore
@@ -69,7 +69,7 @@ async def test_an_index_that_is_lost_is_stored_again(world: World) -> None:
     indexes = world.indexes()
     index = await indexes.index(REQUESTS, PIN)
     blob = await world.blobs.find(index.index.descriptor.digest)
-    assert blob is not None
+    assert isinstance(blob, StoredFile)
     blob.path.unlink()
     world.now += 2
     await indexes.index(REQUESTS, PIN)

@@ -18,7 +18,7 @@ from nixery.oci.documents import Layer
 from nixery.packing.compression import compression
 from nixery.packing.packer import Contents, LayerPacker, Sink
 from nixery.packing.root_filesystem import Content, Entry, RootFilesystem, Tree
-from nixery.storage.blobs import BlobStore
+from nixery.storage.blobs import BlobStore, StoredFile
 from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import RecordStore
 
@@ -51,7 +51,7 @@ async def publisher(tmp_path: Path) -> AsyncIterator[Publisher]:
 
 async def blob_of(publisher: Publisher, layer: Layer) -> Path:
     blob = await publisher.blobs.find(layer.descriptor.digest)
-    assert blob is not None
+    assert isinstance(blob, StoredFile)
     return blob.path
 
 

@@ -35,8 +35,9 @@ class Store:
     def __init__(self, directory: Path) -> None:
         (directory / "temporary").mkdir()
         self.directory = directory
-        self.blobs = BlobStore(FilesystemDriver(directory, directory / "temporary"))
-        self.records = RecordStore(FilesystemDriver(directory, directory / "temporary"))
+        self.driver = FilesystemDriver(directory, directory / "temporary")
+        self.blobs = BlobStore(self.driver)
+        self.records = RecordStore(self.driver)
         self.uses = Leases(self.records, HOUR)
 
     async def layer(self, content: bytes) -> Layer:

@@ -13,6 +13,7 @@ from nixery.gc.marking import Marking
 from nixery.image.platform import AMD64
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, image_index
+from nixery.storage.blobs import size_name
 from nixery.storage.leases import COLLECTION_LEASE, COLLECTIONS, USES, Leases
 from tests.unit.gc.conftest import DAY, HOUR, Store, parts
 
@@ -40,7 +41,7 @@ async def test_what_no_manifest_holds_goes_after_the_grace_period(store: Store) 
 async def test_what_is_left_of_a_blob_goes_after_the_grace_period(store: Store) -> None:
     image = await store.image(b"one")
     lost, held = Digest.of(b"never stored as a whole"), image.manifest.descriptor.digest
-    beside = [store.blobs._path(digest).with_name(f"{digest.hex}.size") for digest in (lost, held)]
+    beside = [store.directory / size_name(digest) for digest in (lost, held)]
     beside[0].parent.mkdir(exist_ok=True)
     beside[0].write_bytes(b"23")
     await store.collect()
@@ -250,7 +251,7 @@ async def test_a_collector_whose_lease_ran_out_deletes_nothing(
     layer = await store.layer(b"garbage")
     store.age(10 * DAY)
     monkeypatch.setattr(CollectionLock, "holds", False)
-    with pytest.raises(StorageError, match="in time"):
+    with pytest.raises(StorageError, match="lost the collection lock"):
         await store.collect()
     assert await store.digests() == {layer.descriptor.digest}
 
@@ -263,7 +264,7 @@ async def test_interrupted_it_leaves_garbage_alone(
     used, unused = await store.image(b"one", b"shared"), await store.image(b"two", b"shared")
     store.age(10 * DAY)
     await store.use(used)
-    monkeypatch.setattr(collector, "_AT_ONCE", 1)
+    monkeypatch.setattr(collector, "_CONCURRENT", 1)
     left = deletions
     delete = store.blobs.delete
 

@@ -16,7 +16,7 @@ DIGEST = Digest.of(b"condemned")
 async def test_a_slow_renewal_takes_no_condemnation_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_RENEWED_EVERY", 0.01)
+    monkeypatch.setattr(lease, "_RENEW_EVERY", 0.01)
     renew, begun = store.records.renew, asyncio.Event()
 
     async def slowly(kind: str, key: str, content: bytes) -> None:

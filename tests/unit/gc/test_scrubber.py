@@ -17,7 +17,7 @@ from nixery.gc.records import CHECKS
 from nixery.gc.scrubber import Checked, Finding, Scrubber
 from nixery.oci.digest import Digest
 from nixery.storage.blobs import ListedBlob
-from nixery.storage.catalogue import Catalogue
+from nixery.storage.catalogue import Catalogue, TagRecord
 from nixery.storage.leases import USES
 from tests.unit.gc.conftest import Store, parts
 
@@ -99,6 +99,9 @@ async def valid_records(store: Store) -> None:
     }
     for kind, content in contents.items():
         await store.records.put(kind, "ab" * 32, content)
+    await store.records.put(
+        "tags", "ab" * 64, TagRecord(name="a", tag="b", digest=str(digest)).model_dump_json().encode()
+    )
 
 
 @pytest.mark.parametrize("kind", CHECKS)
@@ -167,7 +170,7 @@ async def test_where_the_machine_is_at_fault_no_blob_is(
 
 
 async def test_it_goes_on_after_what_nobody_expected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrubber, "_REST", 0.01)
+    monkeypatch.setattr(scrubber, "_COOLDOWN", 0.01)
     looked = 0
 
     async def scan() -> AsyncIterator[ListedBlob]:

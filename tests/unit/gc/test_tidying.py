@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.quantities import DiskMark
 from nixery.storage.filesystem import FileSystemUse, file_system_use
 from nixery.storage.leases import COLLECTIONS, USES
-from nixery.storage.records import KINDS, ListedRecord, RecordKind
+from nixery.storage.records import KINDS, ListedRecord, RecordKind, RecordStore
 from tests.unit.gc.conftest import DAY, HOUR, Store, parts
 
 # What the collector alone deletes.
@@ -154,16 +154,17 @@ async def test_a_collection_from_the_future_keeps_nobody_off(store: Store) -> No
     assert key not in await store.keys(COLLECTIONS)
 
 
-class ManyRecords:
-    """A ``RecordStore`` with any number of records, which are in no memory."""
+class ManyRecords(RecordStore):
+    """Any number of records, which take no memory."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, store: Store, number: int) -> None:
+        super().__init__(store.driver)
         self.number = number
         self.deleted = 0
 
-    async def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
+    async def scan(self, kind: str, prefix: str = "", after: str = "") -> AsyncGenerator[ListedRecord, None]:
         if kind == "tags":
-            assert prefix == ""
+            assert prefix == after == ""
             for number in range(self.deleted, self.number):
                 yield ListedRecord(f"{number:064x}", time.time() - self.number + number)
 
@@ -171,18 +172,9 @@ class ManyRecords:
         assert (kind, int(key, 16)) < ("tags", self.number)
         self.deleted += 1
 
-    async def get(self, kind: str, key: str) -> bytes | None:
-        raise NotImplementedError(kind, key)
 
-    async def put(self, kind: str, key: str, content: bytes) -> None:
-        raise NotImplementedError(kind, key, content)
-
-    async def renew(self, kind: str, key: str, content: bytes) -> None:
-        raise NotImplementedError(kind, key, content)
-
-
-async def test_many_records_are_tidied_up_in_bounded_memory() -> None:
-    records = ManyRecords(100_000)
+async def test_many_records_are_tidied_up_in_bounded_memory(store: Store) -> None:
+    records = ManyRecords(store, 100_000)
     tracemalloc.start()
     try:
         assert await enforce_bounds(records, time.time()) == 55_000
