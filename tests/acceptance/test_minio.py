@@ -134,10 +134,9 @@ async def test_the_smallest_policy_is_enough(server: ObjectStore, tmp_path: Path
         assert fetched(url) == content
         await blobs.quarantine(blob.digest)
         await blobs.delete(small)
-        assert names(server) == {f"quarantine/{blob.digest.hex}"}
-        reached = blobs._bucket
-        reached.store.delete(reached.key(f"quarantine/{blob.digest.hex}"))
-        assert names(server) == set()
+        assert names(server) == {f"quarantine/{blob.digest.hex}", "version"}
+        await blobs._driver.delete(f"quarantine/{blob.digest.hex}")
+        assert names(server) == {"version"}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +171,7 @@ def test_a_missing_bucket(server: ObjectStore, tmp_path: Path) -> None:
 async def test_an_upload_that_was_killed(server: ObjectStore, tmp_path: Path) -> None:
     """Its parts are there, but are no object until the upload is completed, which nobody will."""
     assert killed_in_an_upload(server) == -signal.SIGKILL
-    assert names(server) == set()
+    assert names(server) == {"version"}
     s3 = amazon("s3", server)
     (upload,) = s3.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
     place = {"Bucket": BUCKET, "Key": upload["Key"], "UploadId": upload["UploadId"]}
@@ -186,7 +185,7 @@ async def test_an_upload_that_was_killed(server: ObjectStore, tmp_path: Path) ->
             writer.write(bytes(30_000_000))
             assert writer.commit().digest == digest
         await blobs.delete(digest)
-    assert names(server) == set()
+    assert names(server) == {"version"}
     s3.abort_multipart_upload(**place)
 
 

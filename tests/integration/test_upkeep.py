@@ -265,7 +265,6 @@ STOPPING = """
 import os, signal, sys
 from nixery.cli import main
 from nixery.storage.blobs import BlobStore
-from nixery.storage.filesystem import FilesystemDriver
 
 left = int(sys.argv.pop(1))
 delete = BlobStore.delete
@@ -346,7 +345,7 @@ def test_scrubbing_says_it_to_machines(start_server: StartServer) -> None:
     assert clean["broken"] == []
     assert clean["read"] > len(image.layer_digests)
     flip(server.blob_path(image.layer_digests[0]))
-    (tag,) = (path for path in (server.storage / "records" / "tags").rglob("*") if path.is_file())
+    (tag,) = (path for path in (server.storage / "records" / "tags-in-order").rglob("*") if path.is_file())
     tag.unlink()
     tag.write_bytes(b"{")
     completed = nixery(server.storage, "scrub", "--json")
