@@ -76,7 +76,7 @@ from nixery.sources.trees import NixStore
 from nixery.startup import Resources
 from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.filesystem import file_system_use
+from nixery.storage.files import file_system_use
 from nixery.storage.leases import Leases
 from nixery.storage.records import RecordStore
 from nixery.storage.versions import migrate_with_retries

@@ -28,7 +28,7 @@ from nixery.nix.sandbox import (
 )
 from nixery.server.serve import listening_address
 from nixery.settings import Settings, StorageSettings
-from nixery.storage.filesystem import make_storage_directory
+from nixery.storage.files import make_storage_directory
 from nixery.storage.opening import Storage, open_storage
 from nixery.storage.popularity import PopularityCopies, load_popularity
 

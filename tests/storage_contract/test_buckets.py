@@ -228,7 +228,7 @@ async def test_a_bucket_of_a_later_version_is_refused(bucket: ObjectStore, open_
     assert await storage.driver.read("version", 100) == b"2\n"
     open_at(bucket)
     await storage.driver.write("version", b"3\n")
-    with pytest.raises(StorageError, match="in version 3.*upgrade this nixery"):
+    with pytest.raises(StorageError, match=r"in version 3.*upgrade this nixery"):
         open_at(bucket)
 
 

@@ -114,9 +114,11 @@ async def test_ordered_keys_are_listed_in_order_and_after_any_key(storage: Stora
     for text in reversed(texts):
         await storage.records.put("tags-in-order", ordered_key(text), b"{}")
     for after in (b"", b"a", b"a.", b"a/b\0s", texts[-2], texts[-1]):
-        found = [l.key async for l in storage.records.scan("tags-in-order", after=ordered_key(after))]
+        found = [
+            listed.key async for listed in storage.records.scan("tags-in-order", after=ordered_key(after))
+        ]
         assert found == [ordered_key(text) for text in texts if text > after]
         for key in found[-1:]:
             assert await storage.records.get("tags-in-order", key) == b"{}"
     await storage.records.delete("tags-in-order", ordered_key(texts[-1]))
-    assert len([l async for l in storage.records.scan("tags-in-order")]) == len(texts) - 1
+    assert len([listed async for listed in storage.records.scan("tags-in-order")]) == len(texts) - 1

@@ -28,7 +28,7 @@ from nixery.plain_text import escaped
 from nixery.settings import Settings
 from nixery.source_location import redacted
 from nixery.startup import builder_probe, releases, storage
-from nixery.storage.filesystem import make_directory, temporary_file, write_all
+from nixery.storage.files import make_directory, temporary_file, write_all
 
 _WRONG = 1
 

@@ -16,7 +16,7 @@ from nixery.cli.session import run
 from nixery.errors import StorageError
 from nixery.settings import StorageSettings
 from nixery.storage.copy import Copied, copy_storage
-from nixery.storage.filesystem import make_directory, make_storage_directory
+from nixery.storage.files import make_directory, make_storage_directory
 from nixery.storage.opening import Storage, open_storage
 
 _BACKENDS = {

@@ -238,7 +238,7 @@ class Collector:
 class _Collection:
     """One run, which deletes nothing without a lock."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- one caller, in this module
+    def __init__(
         self,
         blobs: BlobStore,
         records: RecordStore,

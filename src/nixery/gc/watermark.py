@@ -15,7 +15,7 @@ from nixery.gc.collector import Collector, GcResult, RetentionPolicy
 from nixery.gc.records import enforce_bounds
 from nixery.quantities import DiskMark
 from nixery.storage.blobs import BlobStore
-from nixery.storage.filesystem import FileSystemUse
+from nixery.storage.files import FileSystemUse
 from nixery.storage.leases import USES
 from nixery.storage.records import KINDS, RecordStore
 

@@ -26,7 +26,7 @@ import structlog
 from nixery.errors import InvalidDigest, StorageError
 from nixery.files import open_regular
 from nixery.oci.digest import Digest
-from nixery.storage.filesystem import make_directory, move_to_place, temporary_file, write_all
+from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all
 
 _log = structlog.get_logger("nixery.storage")
 

@@ -20,7 +20,8 @@ from nixery.storage.blobs import BlobStore
 from nixery.storage.bucket import LIFETIME, Bucket, BucketDriver, public, signing
 from nixery.storage.cache import BlobCache
 from nixery.storage.driver import Driver
-from nixery.storage.filesystem import FilesystemDriver, write_file
+from nixery.storage.files import write_file
+from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import RecordStore
 from nixery.storage.versions import CONTENT, LARGEST, NAME, require_version
 

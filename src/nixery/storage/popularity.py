@@ -22,7 +22,7 @@ from nixery.files import read_regular
 from nixery.layering.popularity import Popularity
 from nixery.oci.documents import canonical_json
 from nixery.source_location import redacted
-from nixery.storage.filesystem import write_file
+from nixery.storage.files import write_file
 
 _COUNTS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 

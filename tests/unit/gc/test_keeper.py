@@ -7,7 +7,7 @@ import pytest
 from nixery.gc.collector import Collector
 from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.quantities import DiskMark
-from nixery.storage.filesystem import FileSystemUse
+from nixery.storage.files import FileSystemUse
 from tests.unit.gc.conftest import DAY, HOUR, Store, parts
 
 

@@ -15,7 +15,7 @@ from nixery.gc.collector import CollectionLock, Collector
 from nixery.gc.records import CHECKS, enforce_bounds
 from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.quantities import DiskMark
-from nixery.storage.filesystem import FileSystemUse, file_system_use
+from nixery.storage.files import FileSystemUse, file_system_use
 from nixery.storage.leases import COLLECTIONS, USES
 from nixery.storage.records import KINDS, ListedRecord, RecordKind, RecordStore
 from tests.unit.gc.conftest import DAY, HOUR, Store, parts

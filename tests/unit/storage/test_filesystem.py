@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage.blobs import QUARANTINED, BlobStore
-from nixery.storage.filesystem import FilesystemDriver, make_storage_directory
+from nixery.storage.files import make_storage_directory
+from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import RecordStore
 
 KEY = "ab" * 32

@@ -66,7 +66,9 @@ async def test_a_scan_begins_after_any_key(records: RecordStore, number: int) ->
     for text in TEXTS:
         await records.put("tags-in-order", ordered_key(text), b"{}")
     for after, expected in ((TEXTS[number], TEXTS[number:][1:]), (TEXTS[number][:-1] + b"\1", None)):
-        found = [text_of(l.key) async for l in records.scan("tags-in-order", after=ordered_key(after))]
+        found = [
+            text_of(listed.key) async for listed in records.scan("tags-in-order", after=ordered_key(after))
+        ]
         assert found == ([text for text in TEXTS if text > after] if expected is None else expected)
 
 
