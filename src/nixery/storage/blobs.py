@@ -8,7 +8,7 @@
 
 **Why each blob has its size beside it.** A blob must not be served in part, and hashing it before each download would cost a read
 of all of it. A size that was stored apart from the bytes detects a file that a full disk, a crash or a restored backup cut short,
-for one more small read: 10 µs beside the 17 µs of a look-up in a directory, and a request that runs at the same time in a bucket.
+for one more small read: a look-up in a directory takes 18 µs instead of 6 µs, and one in a bucket sends two requests at once.
 Layer records have sizes, too, but a blob is asked for by its digest, which leads to no record; and manifests and configs have no
 records at all. A blob without its size, or with another one, counts as missing, and the next build stores it again. The scrubber
 finds wrong bytes of the right size.
