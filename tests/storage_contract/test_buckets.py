@@ -251,14 +251,15 @@ async def test_a_bucket_of_version_1_is_migrated_in_place(bucket: ObjectStore, o
 async def test_a_page_of_many_tags_costs_a_bucket_a_handful_of_requests(
     bucket: ObjectStore, open_at: OpenStorage
 ) -> None:
+    direct = Catalogue(open_at(bucket).records)
+    tags = [f"v{number:03}" for number in range(200)]
+    for start in range(0, len(tags), 20):
+        some = tags[start : start + 20]
+        await asyncio.gather(*(direct.record_tag("name", tag, Digest.of(b"manifest")) for tag in some))
+    await direct.record_tag("other", "latest", Digest.of(b"manifest"))
     with faulty_proxy(bucket.port) as proxy:
-        storage = open_at(through(bucket, proxy.port))
-        catalogue = Catalogue(storage.records)
-        for start in range(0, 1200, 50):
-            tags = [f"v{number:04}" for number in range(start, start + 50)]
-            await asyncio.gather(*(catalogue.record_tag("name", tag, Digest.of(b"manifest")) for tag in tags))
-        await catalogue.record_tag("other", "latest", Digest.of(b"manifest"))
+        catalogue = Catalogue(open_at(through(bucket, proxy.port)).records)
         before = len(proxy.requests)
         assert await catalogue.names("", 2) == ["name", "other"]
-        assert await catalogue.tags("name", "v0999", 2) == ["v1000", "v1001"]
+        assert await catalogue.tags("name", "v099", 2) == ["v100", "v101"]
         assert len(proxy.requests) - before <= 8

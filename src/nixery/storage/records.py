@@ -157,7 +157,9 @@ class RecordStore:
             async for entry in entries:
                 key = "".join(entry.name.split("/")[3:]).replace("+", "")
                 # Ignores files that are not where their key belongs.
-                if key.startswith(prefix) and _is_key(kind, key) and entry.name == record_name(kind, key):
+                is_ours = _is_key(kind, key) and entry.name == record_name(kind, key)
+                # A server that ignores where a listing begins must not make the caller start over for ever.
+                if is_ours and key.startswith(prefix) and key > after:
                     yield ListedRecord(key, entry.modified)
 
     async def delete(self, kind: str, key: str) -> None:
