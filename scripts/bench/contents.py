@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nixery.locks import ProcessDirectory
-from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
 from scripts.bench.load import BenchError
 from scripts.peers.copying import copy_image
 from scripts.peers.docker_registry import push_blob
@@ -80,7 +81,7 @@ def prepare(ours: Peer, storage: Path) -> Contents:
     contents = Contents(manifest, numbers.randbytes(SMALL), numbers.randbytes(BIG))
     temporary = ProcessDirectory(storage / "temporary")
     try:
-        store = FilesystemBlobStore(storage, temporary.path)
+        store = BlobStore(FilesystemDriver(storage, temporary.path))
         for content in (contents.small, contents.big):
             with store.create() as writer:
                 writer.write(content)

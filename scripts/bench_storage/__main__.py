@@ -25,10 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nixery.settings import StorageSettings
-from nixery.startup import open_storage
-from nixery.storage.bucket import BucketBlobStore
-from nixery.storage.bucket_writer import CONCURRENCY, PART
-from nixery.storage.store import Storage, StoredBlob, StoredFile
+from nixery.storage.blobs import StoredBlob, StoredFile
+from nixery.storage.bucket import CONCURRENCY, PART, BucketDriver
+from nixery.storage.opening import Storage, open_storage
 from tests.support.object_stores import AZURITE, MINIO, ObjectStore, azurite, gcs, minio, moto
 
 _SIZE = 64 * 1024 * 1024
@@ -55,8 +54,8 @@ async def _copy(source: Storage, target: Storage, blob: StoredBlob) -> StoredBlo
 
 async def _upload(disk: Storage, target: Storage, blob: StoredBlob) -> None:
     file = await disk.blobs.find(blob.digest)
-    if isinstance(file, StoredFile) and isinstance(target.blobs, BucketBlobStore):
-        store, name = target.blobs._bucket.store, f"uploads/{blob.digest.hex}"  # noqa: SLF001 -- past it on purpose
+    if isinstance(file, StoredFile) and isinstance(target.driver, BucketDriver):
+        store, name = target.driver.bucket.store, f"uploads/{blob.digest.hex}"
         await obstore.put_async(store, name, file.path, chunk_size=PART, max_concurrency=CONCURRENCY)
 
 

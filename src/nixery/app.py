@@ -29,7 +29,7 @@ from nixery.builds.slots import Share, Slots
 from nixery.errors import StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
 from nixery.gc.scrubber import Scrubber
-from nixery.gc.watermark import Marks, WatermarkMonitor
+from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.locks import ProcessDirectory
 from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.machine import require_usable_nix
@@ -60,14 +60,15 @@ from nixery.sources.flake import FlakeReference, FlakeSource
 from nixery.sources.git import GitRepository, GitSource
 from nixery.sources.source import PackageSource
 from nixery.startup import Resources
+from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.files import file_system_use
-from nixery.storage.small_blobs import SmallBlobs
-from nixery.storage.store import BlobStore, RecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
+from nixery.storage.versions import migrate_with_retries
 from nixery.telemetry.metrics import Metrics
 from nixery.telemetry.stages import Stages
-from nixery.telemetry.storage import CountedBlobStore, CountedRecordStore
+from nixery.telemetry.storage import CountedDriver
 
 if TYPE_CHECKING:
     from nixery.telemetry.traces import Traces
@@ -128,8 +129,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     traces = _traces(settings)
 
     # Storage.
-    blobs = CountedBlobStore(resources.blobs, metrics.storage_errors)
-    records = CountedRecordStore(resources.records, metrics.storage_errors)
+    storage = resources.storage.observed(lambda driver: CountedDriver(driver, metrics.storage_errors))
+    blobs, records = storage.blobs, storage.records
     uses = Leases(records, settings.storage_grace)
     catalogue = Catalogue(records)
     small_blobs = SmallBlobs(blobs)
@@ -237,7 +238,10 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
 
     ahead = asyncio.create_task(_read_ahead(source))
     # Commands end before there is anything to do in the background.
-    background = _background(settings, resources, blobs, records) if resources.address is not None else []
+    background = []
+    if resources.address is not None:
+        background = _background(settings, resources, blobs, records)
+        background.append(migrate_with_retries(storage.driver, catalogue))
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
         history.start()
@@ -355,7 +359,7 @@ def _background(
     usage = partial(file_system_use, settings.storage_path)
     interval = _SCAN_INTERVAL if settings.storage_backend == "filesystem" else _SCAN_INTERVAL_IN_A_BUCKET
     high = settings.storage_high
-    marks = Marks(high, settings.storage_low or high.times(_LOW)) if high is not None else None
+    marks = Watermarks(high, settings.storage_low or high.times(_LOW)) if high is not None else None
     work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(interval)]
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())

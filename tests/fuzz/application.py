@@ -37,11 +37,11 @@ from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.sources.directory import DirectorySource
+from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.small_blobs import SmallBlobs
-from nixery.storage.uses import Leases
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 from nixery.telemetry.metrics import Metrics, RequestCounts
 from tests.support.client import MANIFEST, Response
 
@@ -175,7 +175,10 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
     """Build one whose storage is in a directory."""
     temporary = directory / "temporary"
     temporary.mkdir()
-    blobs, records = FilesystemBlobStore(directory, temporary), FilesystemRecordStore(directory, temporary)
+    blobs, records = (
+        BlobStore(FilesystemDriver(directory, temporary)),
+        RecordStore(FilesystemDriver(directory, temporary)),
+    )
     catalogue, uses, nix = Catalogue(records), Leases(records, 3600), RecordingBuilder()
     with asyncio.Runner() as runner:
         packing = Packing(LayerPacker(compression("gzip")), 1, FileLocks(directory / "locks"))

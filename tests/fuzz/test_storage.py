@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.gc.marking import CHECKS
+from nixery.gc.records import CHECKS
 from nixery.oci.digest import Digest
 from tests.fuzz.application import LAYER_DIGEST, MANIFEST_DIGEST, NAME, application_under_test
 from tests.fuzz.effort import examples

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import StartServer
-from tests.support.server import Server
+from tests.support.nix import PACKAGE_SETS, wait_until
+from tests.support.server import Server, clean_environment, free_port
 
 _STORAGES = Path(__file__).parent / "storages"
 
@@ -80,3 +83,74 @@ def test_images_are_built_again_from_the_layers_that_are_there(storage: Path, se
         layers = {layer["digest"] for layer in answer.json()["layers"]}
         # Nothing is packed again: neither layers of store paths nor root file systems have changed.
         assert layers <= before
+
+
+def records_of(storage: Path, kind: str) -> list[Path]:
+    return [path for path in (storage / "records" / kind).rglob("*") if path.is_file()]
+
+
+def migrated(storage: Path) -> bool:
+    return (storage / "version").exists()
+
+
+def test_a_storage_is_migrated_in_place_while_two_servers_serve_it(
+    storage: Path, start_server: StartServer
+) -> None:
+    old = len(records_of(storage, "tags"))
+    before = _blobs(storage)
+    servers = [start_server(STORAGE_PATH=str(storage)) for _ in range(2)]
+    assert servers[0].client.get("/v2/hello/tags/list").json()["tags"] == ["latest", "v1"]
+    wait_until(lambda: migrated(storage), "the storage was migrated")
+    assert (storage / "version").read_text() == "2\n"
+    assert records_of(storage, "tags") == []
+    assert len(records_of(storage, "tags-in-order")) == old
+    for server in servers:
+        assert server.client.get("/v2/hello/tags/list").json()["tags"] == ["latest", "v1"]
+        names = server.client.get("/v2/_catalog").json()["repositories"]
+        assert len(names) == old - 1
+        first = server.client.get("/v2/_catalog?n=1").json()["repositories"]
+        assert first == names[:1]
+    assert _blobs(storage) == before
+
+
+def test_commands_work_on_a_storage_that_is_not_migrated_yet(storage: Path, tmp_path: Path) -> None:
+    for command in (["scrub", "--json"], ["storage", "copy", f"file://{storage}", f"file://{tmp_path}/copy"]):
+        ended = run_command(storage, *command)
+        assert ended.returncode == 0, ended
+    assert _blobs(tmp_path / "copy") == _blobs(storage)
+    assert not migrated(storage)
+
+
+def test_a_storage_of_a_later_version_is_refused_by_server_and_commands(
+    storage: Path, tmp_path: Path
+) -> None:
+    (storage / "version").write_text("3\n")
+    before = _blobs(storage)
+    for command in (
+        ["serve"],
+        ["gc"],
+        ["scrub"],
+        ["storage", "copy", f"file://{storage}", f"file://{tmp_path}/copy"],
+    ):
+        ended = run_command(storage, *command)
+        assert ended.returncode != 0, ended
+        assert "in version 3, and this one supports versions up to 2 (upgrade this nixery" in ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert _blobs(storage) == before
+
+
+def run_command(storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "NIXERY_STORAGE_BACKEND": "filesystem",
+        "STORAGE_PATH": str(storage),
+        "PORT": str(free_port()),
+    }
+    environment["NIXERY_PKGS_PATH"] = str(PACKAGE_SETS)
+    return subprocess.run(
+        [sys.executable, "-m", "nixery", *arguments],
+        env=clean_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -264,10 +264,10 @@ def write_garbage(storage: Path, number: int) -> None:
 STOPPING = """
 import os, signal, sys
 from nixery.cli import main
-from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.blobs import BlobStore
 
 left = int(sys.argv.pop(1))
-delete = FilesystemBlobStore.delete
+delete = BlobStore.delete
 
 async def counted(store, digest):
     global left
@@ -276,7 +276,7 @@ async def counted(store, digest):
     if left == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
 
-FilesystemBlobStore.delete = counted
+BlobStore.delete = counted
 main()
 """
 
@@ -345,7 +345,7 @@ def test_scrubbing_says_it_to_machines(start_server: StartServer) -> None:
     assert clean["broken"] == []
     assert clean["read"] > len(image.layer_digests)
     flip(server.blob_path(image.layer_digests[0]))
-    (tag,) = (path for path in (server.storage / "records" / "tags").rglob("*") if path.is_file())
+    (tag,) = (path for path in (server.storage / "records" / "tags-in-order").rglob("*") if path.is_file())
     tag.unlink()
     tag.write_bytes(b"{")
     completed = nixery(server.storage, "scrub", "--json")

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from nixery.settings import StorageSettings
-from nixery.startup import open_storage
-from nixery.storage.store import Storage
+from nixery.storage.opening import Storage, open_storage
 from tests.support.object_stores import STORES, ObjectStore
 
 _DEFAULT = ("s3", "gcs")

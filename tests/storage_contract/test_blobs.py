@@ -6,7 +6,8 @@ import pytest
 
 from nixery.errors import BlobUnknown, BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.store import LARGEST_DOCUMENT, ListedBlob, Storage, StoredBlob
+from nixery.storage.blobs import LARGEST_DOCUMENT, ListedBlob, StoredBlob
+from nixery.storage.opening import Storage
 from tests.storage_contract.conftest import OpenStorage
 from tests.support.object_stores import ObjectStore
 

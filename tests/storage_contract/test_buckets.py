@@ -8,6 +8,7 @@ import urllib.request
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from email.message import Message
+from hashlib import sha256
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -15,7 +16,10 @@ import pytest
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage import bucket as bucket_module
-from nixery.storage.store import Storage
+from nixery.storage.blobs import PRESENCE_TTL, BlobStore
+from nixery.storage.catalogue import TAGS, Catalogue, TagRecord
+from nixery.storage.opening import Storage
+from nixery.storage.versions import migrate
 from tests.storage_contract.conftest import OpenStorage, through
 from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.faulty_proxy import Fault, faulty_proxy
@@ -51,11 +55,11 @@ async def test_a_client_reads_by_itself(bucket: ObjectStore, open_at: OpenStorag
 async def test_uploads_leave_nothing_but_the_blob(bucket: ObjectStore, open_at: OpenStorage) -> None:
     storage = open_at(bucket)
     write(storage, content_of(20_000_000))
-    assert isinstance(storage.blobs, bucket_module.BucketBlobStore)
-    reached = storage.blobs._bucket
+    assert isinstance(storage.driver, bucket_module.BucketDriver)
+    reached = storage.driver.bucket
     paths = [found["path"] for found in reached.store.list(reached.prefix).collect()]
-    assert len(paths) == 2
-    assert all("/blobs/sha256/" in path for path in paths)
+    assert len([path for path in paths if "/blobs/sha256/" in path]) == 2
+    assert objects_of(storage) == {"blobs", "version"}
 
 
 @pytest.mark.parametrize("damaged", [b"", b"fragment"])
@@ -66,8 +70,8 @@ async def test_a_fragment_is_not_there_and_is_replaced(
     storage = open_at(bucket)
     content = content_of(size)
     blob = write(storage, content)
-    assert isinstance(storage.blobs, bucket_module.BucketBlobStore)
-    reached = storage.blobs._bucket
+    assert isinstance(storage.driver, bucket_module.BucketDriver)
+    reached = storage.driver.bucket
     name = f"{reached.prefix}blobs/sha256/{blob.digest.hex[:2]}/{blob.digest.hex}"
     reached.store.put(name, damaged)
     other = open_at(bucket)
@@ -110,13 +114,13 @@ async def test_answers_to_uploads_that_get_lost(
         proxy.fault = "none"
         assert await storage.blobs.find(blob.digest) == blob
         assert await read(storage, blob, 0, size - 1) == content
-        assert objects_of(storage) == {"blobs"}
+        assert objects_of(storage) == {"blobs", "version"}
 
 
 def objects_of(storage: Storage) -> set[str]:
     """The first parts of the names of all objects."""
-    assert isinstance(storage.blobs, bucket_module.BucketBlobStore)
-    reached = storage.blobs._bucket
+    assert isinstance(storage.driver, bucket_module.BucketDriver)
+    reached = storage.driver.bucket
     paths = [found["path"] for found in reached.store.list(reached.prefix).collect()]
     return {path.removeprefix(reached.prefix).partition("/")[0] for path in paths}
 
@@ -135,14 +139,14 @@ async def test_a_warm_read_asks_the_bucket_nothing(bucket: ObjectStore, open_at:
 
 async def test_what_is_known_is_forgotten_after_a_while(bucket: ObjectStore, open_at: OpenStorage) -> None:
     storage = open_at(bucket)
-    assert isinstance(storage.blobs, bucket_module.BucketBlobStore)
+    assert isinstance(storage.driver, bucket_module.BucketDriver)
     now = [0.0]
-    blobs = bucket_module.BucketBlobStore(storage.blobs._bucket, lambda: now[0])
+    blobs = BlobStore(storage.driver, clock=lambda: now[0])
     blob = write(storage, b"content")
     assert await blobs.find(blob.digest) == blob
     await storage.blobs.delete(blob.digest)
     assert await blobs.find_cached(blob.digest) == blob
-    now[0] += bucket_module.BELIEVED
+    now[0] += PRESENCE_TTL
     assert await blobs.find_cached(blob.digest) is None
 
 
@@ -164,7 +168,7 @@ async def test_an_upload_that_breaks_off_is_no_blob(
     content = content_of(30_000_000)
     with faulty_proxy(bucket.port) as proxy:
         storage = open_at(through(bucket, proxy.port))
-        monkeypatch.setattr("nixery.startup._RETRY", {})
+        monkeypatch.setattr("nixery.storage.opening._RETRY", {})
         proxy.fault, proxy.every = "error", 1
         with pytest.raises(StorageError):
             await asyncio.to_thread(write, storage, content)
@@ -217,3 +221,45 @@ async def test_urls_expire(
         assert {value[0] for name, value in lifetime.items() if name.endswith("-Expires")} == {"1"}
     # A server that looks at no signature shows no more than that.
     assert (fetch(url)[0] == 403) is bucket.verifies
+
+
+async def test_a_bucket_of_a_later_version_is_refused(bucket: ObjectStore, open_at: OpenStorage) -> None:
+    storage = open_at(bucket)
+    assert await storage.driver.read("version", 100) == b"2\n"
+    open_at(bucket)
+    await storage.driver.write("version", b"3\n")
+    with pytest.raises(StorageError, match=r"in version 3.*upgrade this nixery"):
+        open_at(bucket)
+
+
+async def test_a_bucket_of_version_1_is_migrated_in_place(bucket: ObjectStore, open_at: OpenStorage) -> None:
+    storage = open_at(bucket)
+    write(storage, b"content")
+    await storage.driver.delete("version")
+    digest = Digest.of(b"manifest")
+    key = sha256(b"name").hexdigest() + sha256(b"tag").hexdigest()
+    record = TagRecord(name="name", tag="tag", digest=str(digest))
+    await storage.records.put(TAGS, key, record.model_dump_json().encode())
+    opened = open_at(bucket)
+    assert await opened.driver.read("version", 100) is None
+    await migrate(opened.driver, Catalogue(opened.records))
+    assert await opened.driver.read("version", 100) == b"2\n"
+    assert await opened.records.get(TAGS, key) is None
+    assert await Catalogue(opened.records).tags("name", "", 10) == ["tag"]
+
+
+async def test_a_page_of_many_tags_costs_a_bucket_a_handful_of_requests(
+    bucket: ObjectStore, open_at: OpenStorage
+) -> None:
+    direct = Catalogue(open_at(bucket).records)
+    tags = [f"v{number:03}" for number in range(200)]
+    for start in range(0, len(tags), 20):
+        some = tags[start : start + 20]
+        await asyncio.gather(*(direct.record_tag("name", tag, Digest.of(b"manifest")) for tag in some))
+    await direct.record_tag("other", "latest", Digest.of(b"manifest"))
+    with faulty_proxy(bucket.port) as proxy:
+        catalogue = Catalogue(open_at(through(bucket, proxy.port)).records)
+        before = len(proxy.requests)
+        assert await catalogue.names("", 2) == ["name", "other"]
+        assert await catalogue.tags("name", "v099", 2) == ["v100", "v101"]
+        assert len(proxy.requests) - before <= 8

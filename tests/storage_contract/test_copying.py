@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nixery.storage.copying import copy_storage
-from nixery.storage.store import ListedBlob, Storage
+from nixery.storage.blobs import ListedBlob
+from nixery.storage.copy import copy_storage
+from nixery.storage.opening import Storage
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.object_stores import ObjectStore

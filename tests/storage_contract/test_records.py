@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from nixery.errors import StorageError
-from nixery.gc.marking import enforce_bounds
-from nixery.storage.bucket_records import BucketRecordStore
-from nixery.storage.record_kinds import KINDS, RecordKind
-from nixery.storage.store import Storage
+from nixery.gc.records import enforce_bounds
+from nixery.storage.bucket import BucketDriver
+from nixery.storage.opening import Storage
+from nixery.storage.records import KINDS, RecordKind, ordered_key
 
 KEYS = [f"{number:064x}" for number in (1, 2, 1 << 250)]
 
@@ -95,9 +95,30 @@ async def test_records_are_bounded_in_number(storage: Storage, monkeypatch: pyte
 
 def write_anyhow(storage: Storage, directory: Path, name: str, content: bytes) -> None:
     """Write as nothing of ours would."""
-    if isinstance(storage.records, BucketRecordStore):
-        bucket = storage.records._bucket
+    if isinstance(storage.driver, BucketDriver):
+        bucket = storage.driver.bucket
         bucket.store.put(bucket.key(name), content)
     else:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
+
+
+async def test_ordered_keys_are_listed_in_order_and_after_any_key(storage: Storage) -> None:
+    texts = sorted(
+        {
+            text[:length]
+            for text in (b"a/b\0t", b"a-b\0t", b"z" * 384)
+            for length in (*range(1, 7), 125, 126, 384)
+        }
+    )
+    for text in reversed(texts):
+        await storage.records.put("tags-in-order", ordered_key(text), b"{}")
+    for after in (b"", b"a", b"a.", b"a/b\0s", texts[-2], texts[-1]):
+        found = [
+            listed.key async for listed in storage.records.scan("tags-in-order", after=ordered_key(after))
+        ]
+        assert found == [ordered_key(text) for text in texts if text > after]
+        for key in found[-1:]:
+            assert await storage.records.get("tags-in-order", key) == b"{}"
+    await storage.records.delete("tags-in-order", ordered_key(texts[-1]))
+    assert len([listed async for listed in storage.records.scan("tags-in-order")]) == len(texts) - 1

@@ -11,9 +11,8 @@ import pytest
 from nixery.builds.image import Image
 from nixery.builds.layers import LAYERS, LayerRecord
 from nixery.errors import CollectionRunning
-from nixery.gc.collector import CollectionLock, Collector
-from nixery.gc.marking import CHECKS
-from nixery.gc.policy import RetentionPolicy
+from nixery.gc.collector import CollectionLock, Collector, RetentionPolicy
+from nixery.gc.records import CHECKS
 from nixery.gc.scrubber import Finding, Scrubber
 from nixery.image.platform import ARM64
 from nixery.oci.digest import Digest
@@ -26,11 +25,12 @@ from nixery.oci.documents import (
     image_config,
     image_manifest,
 )
-from nixery.storage.bucket import BucketBlobStore
-from nixery.storage.copying import COPIED
-from nixery.storage.presence import are_there
-from nixery.storage.store import RecordStore, Storage
-from nixery.storage.uses import COLLECTIONS, USES, Leases
+from nixery.storage.blobs import are_there
+from nixery.storage.bucket import BucketDriver
+from nixery.storage.copy import COPIED
+from nixery.storage.leases import COLLECTIONS, USES, Leases
+from nixery.storage.opening import Storage
+from nixery.storage.records import RecordStore
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
@@ -56,7 +56,7 @@ async def store_image(storage: Storage, *contents: bytes) -> Image:
     image = Image(image_manifest(config, layers), docker_manifest(config, layers))
     for document in (config, *image.manifests):
         await storage.blobs.put(document.descriptor.digest, document.content)
-    await Leases(storage.records, GRACE).claim(image.digests)
+    await Leases(storage.records, GRACE).acquire(image.digests)
     return image
 
 
@@ -98,7 +98,7 @@ async def test_images_that_were_not_used_for_long_go_as_a_whole(
     new = await store_image(server, b"shared", b"of the new one")
     assert await are_there(server.blobs, old.parts)
     await asyncio.sleep(AGED)
-    await Leases(server.records, GRACE).claim(new.digests)
+    await Leases(server.records, GRACE).acquire(new.digests)
     await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy(max_size=0))
     assert {blob.digest for blob in await listed(storage)} == {digest for digest, _ in new.parts}
     # A server that has just sent the old one must not take it for complete: it would answer with an image whose layers are gone.
@@ -115,8 +115,8 @@ async def test_what_is_left_of_a_blob_goes(
     image = await store_image(storage, b"a layer")
     assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == []
     name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
-    if isinstance(storage.blobs, BucketBlobStore):
-        storage.blobs._bucket.store.delete(storage.blobs._bucket.key(name))
+    if isinstance(storage.driver, BucketDriver):
+        storage.driver.bucket.store.delete(storage.driver.bucket.key(name))
     else:
         (tmp_path / name).unlink()
     assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == [digest]
@@ -149,8 +149,7 @@ async def test_a_broken_blob_is_found_and_put_out_of_the_way(
 async def test_a_quarantine_does_not_grow_for_ever(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("bucket", "filesystem"):
-        monkeypatch.setattr(f"nixery.storage.{module}.QUARANTINED", 2)
+    monkeypatch.setattr("nixery.storage.blobs.QUARANTINED", 2)
     digests = [(await store_layer(storage, b"%d" % number)).descriptor.digest for number in range(4)]
     for digest in digests:
         await storage.blobs.quarantine(digest)
@@ -166,8 +165,8 @@ async def test_a_quarantine_does_not_grow_for_ever(
 def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes) -> None:
     """Damage a blob as nothing of ours would."""
     name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
-    if isinstance(storage.blobs, BucketBlobStore):
-        bucket = storage.blobs._bucket
+    if isinstance(storage.driver, BucketDriver):
+        bucket = storage.driver.bucket
         bucket.store.put(bucket.key(name), content)
     else:
         (directory / name).unlink()
@@ -176,8 +175,8 @@ def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes)
 
 def quarantined(storage: Storage, directory: Path, digest: Digest) -> bytes:
     name = f"quarantine/{digest.hex}"
-    if isinstance(storage.blobs, BucketBlobStore):
-        bucket = storage.blobs._bucket
+    if isinstance(storage.driver, BucketDriver):
+        bucket = storage.driver.bucket
         return bytes(bucket.store.get(bucket.key(name)).bytes())
     return (directory / name).read_bytes()
 

@@ -143,7 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(response.status)
             return
         page = json.loads(answer)
-        listed = "".join(map(_contents, page.get("items", [])))
+        after = query.get("start-after", "")
+        listed = "".join(_contents(item) for item in page.get("items", []) if item["name"] > after)
         if token := page.get("nextPageToken"):
             listed += f"<NextContinuationToken>{escape(token)}</NextContinuationToken>"
         self._answer_xml("ListBucketResult", listed)

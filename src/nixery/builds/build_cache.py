@@ -22,9 +22,9 @@ from nixery.oci.documents import (
     referenced_blobs,
 )
 from nixery.sources.source import Pin
-from nixery.storage.presence import are_still_there, are_there
-from nixery.storage.store import BlobStore, RecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore, are_still_there, are_there
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 
 IMAGES = "images"
 
@@ -98,7 +98,7 @@ class BuildCache:
             if recent is None:
                 return None
             image, parts = recent
-            if not self._uses.note(image.digests) or not await are_still_there(self._blobs, parts):
+            if not self._uses.renew(image.digests) or not await are_still_there(self._blobs, parts):
                 self._recent.discard(key)
                 return None
             self._verified.put(key, image, _size(image), VERIFIED_FOR)
@@ -143,7 +143,7 @@ class BuildCache:
             return None  # manifests of two images
         parts = image.parts
         # The lease first: from then on, no collector deletes the blobs that we find.
-        await self._uses.claim(image.digests, (digest for digest, _ in parts))
+        await self._uses.acquire(image.digests, (digest for digest, _ in parts))
         if not await are_there(self._blobs, parts):
             return None
         self._remember((pin, request), image, parts)

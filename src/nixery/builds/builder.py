@@ -48,9 +48,8 @@ from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
 from nixery.packing.user_files import add_user_files
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.presence import are_there
-from nixery.storage.store import BlobStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore, are_there
+from nixery.storage.leases import Leases
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -177,7 +176,7 @@ class ImageBuilder:
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
         # Until now, a collector may have seen reused layers and documents as garbage.
-        await self._uses.claim(image.digests, (digest for digest, _ in image.parts))
+        await self._uses.acquire(image.digests, (digest for digest, _ in image.parts))
         if not await are_there(self._blobs, image.parts):
             raise _BlobsLost
         return image

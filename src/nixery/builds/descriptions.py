@@ -20,7 +20,7 @@ from nixery.nix.packages import Package
 from nixery.oci.digest import Digest
 from nixery.plain_text import shortened
 from nixery.sources.source import Pin
-from nixery.storage.store import BlobStore
+from nixery.storage.blobs import BlobStore
 
 # Recently built images that an image is compared with.
 _COMPARED = 30

@@ -31,8 +31,7 @@ from nixery.builds.events import (
 from nixery.errors import StorageError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
-from nixery.storage.record_kinds import KINDS
-from nixery.storage.store import RecordStore
+from nixery.storage.records import KINDS, RecordStore
 
 BUILDS = "builds"
 

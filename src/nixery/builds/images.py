@@ -26,8 +26,8 @@ from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, image_index
 from nixery.sources.source import Pin
-from nixery.storage.store import BlobStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore
+from nixery.storage.leases import Leases
 
 # Attempts at an image whose package set changes while it is built.
 _ATTEMPTS = 3
@@ -159,7 +159,7 @@ class Indexes:
             NixeryError: all platforms failed for the same reason; or as ``BuildCoordinator.image``.
         """
         incomplete = self._incomplete.get((pin, requests[0]))
-        if incomplete is not None and self._uses.note(incomplete.digests):
+        if incomplete is not None and self._uses.renew(incomplete.digests):
             return incomplete
         outcomes = await asyncio.gather(
             *(self._builds.image(request, pin) for request in requests), return_exceptions=True
@@ -190,14 +190,14 @@ class Indexes:
     async def _store(self, built: Sequence[tuple[Platform, Image]]) -> ImageIndex:
         key = tuple(image.manifest.descriptor.digest for _, image in built)
         index = self._verified.get(key)
-        if index is not None and self._uses.note(index.digests):
+        if index is not None and self._uses.renew(index.digests):
             return index
         index = _index(built)
         await self._put(index)
-        if not self._uses.note(index.digests):
+        if not self._uses.renew(index.digests):
             # A lease is of stored documents, so it comes after the first write. A collector may have deleted
             # documents that were already stored, so the second write comes after it.
-            await self._uses.claim(index.digests)
+            await self._uses.acquire(index.digests)
             await self._put(index)
         self._verified.put(key, index, _size(index), VERIFIED_FOR)
         return index

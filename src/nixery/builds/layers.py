@@ -26,7 +26,8 @@ from nixery.oci.documents import Descriptor, Layer
 from nixery.packing.packer import Contents, LayerPacker
 from nixery.packing.root_filesystem import Entry, RootFilesystem, add_entries
 from nixery.packing.store_tree import add_store_paths
-from nixery.storage.store import BlobStore, RecordStore
+from nixery.storage.blobs import BlobStore
+from nixery.storage.records import RecordStore
 
 LAYERS = "layers"
 

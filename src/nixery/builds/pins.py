@@ -28,7 +28,7 @@ from nixery.errors import (
 from nixery.oci.documents import canonical_json
 from nixery.source_location import COMMIT, redacted
 from nixery.sources.source import EARLIEST, LATEST, PackageSource, Pin, Reference
-from nixery.storage.store import RecordStore
+from nixery.storage.records import RecordStore
 
 PINS = "pins"
 

@@ -25,8 +25,7 @@ from nixery.nix.packages import Contents, Evaluated, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.record_kinds import KINDS
-from nixery.storage.store import RecordStore
+from nixery.storage.records import KINDS, RecordStore
 
 BATCHES = "batches"
 BATCH_CLOSURES = "batch-closures"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nixery.oci.documents import Descriptor
     from nixery.push.client import Target
     from nixery.push.push import PushEvent
-    from nixery.storage.store import BlobStore
+    from nixery.storage.blobs import BlobStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from nixery.gc.policy import GcResult
+    from nixery.gc.collector import GcResult
 
 
 def _seconds(text: str) -> object:
@@ -50,8 +50,7 @@ def gc(
 
     from nixery.cli.output import activity
     from nixery.cli.session import open_storage_session, run
-    from nixery.gc.collector import Collector
-    from nixery.gc.policy import RetentionPolicy
+    from nixery.gc.collector import Collector, RetentionPolicy
 
     async def command() -> GcResult:
         with open_storage_session() as (settings, opened), activity("blobs", quiet=as_json) as shown:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from nixery.app import Components
-    from nixery.storage.store import BlobStore
+    from nixery.storage.blobs import BlobStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from nixery.nix.packages import NixExpression
 from nixery.nix.processes import guarded, hide_from_builders
 from nixery.settings import Settings, StorageSettings
 from nixery.startup import Resources, prepare, storage
-from nixery.storage.store import Storage
+from nixery.storage.opening import Storage
 
 Result = TypeVar("Result")
 

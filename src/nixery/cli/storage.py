@@ -14,8 +14,8 @@ import typer
 from nixery.errors import StorageError
 
 if TYPE_CHECKING:
-    from nixery.storage.copying import Copied
-    from nixery.storage.store import Storage
+    from nixery.storage.copy import Copied
+    from nixery.storage.opening import Storage
 
 _BROKEN = 1
 
@@ -50,7 +50,7 @@ def copy(
 
     from nixery.cli.output import BYTES, activity
     from nixery.cli.session import run
-    from nixery.storage.copying import copy_storage
+    from nixery.storage.copy import copy_storage
 
     async def command() -> Copied:
         with (
@@ -88,8 +88,8 @@ def copy(
 
 def _open(url: str, temporary: Path, *, must_exist: bool) -> Storage:
     from nixery.settings import StorageSettings
-    from nixery.startup import open_storage
     from nixery.storage.files import make_directory, make_storage_directory
+    from nixery.storage.opening import open_storage
 
     parts = urlsplit(url)
     if parts.scheme == "file":

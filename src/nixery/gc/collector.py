@@ -1,22 +1,21 @@
-"""One collection at a time, and what it is about to delete: a record that others look at.
+"""Deleting the blobs that no image in use holds.
 
-Deleting what nobody uses any more.
+An image is in use while there are *leases* on its manifests (``nixery.storage.leases``). A collection keeps the most recently used
+images that fit into the limits, whole images at a time, with all blobs that their manifests hold. It deletes every other blob that
+is older than the grace period. A blob that was stored, leased or, as a layer, reused within the grace period is never deleted: a
+pull in progress may ask for it, or a build may be about to use it.
 
-An image is in use as long as its manifests are *claimed* (``nixery.storage.uses``); those used last stay, whole images at a time,
-and with them whatever their manifests hold. What no manifest holds goes, if it is older than the grace period. Nothing that was
-stored, claimed or, as a layer, reused within the grace period is ever deleted: neither what a pull in progress asks for nor what
-a build has made so far.
+**Why no blob in use is deleted.** Other tasks and processes build and pull meanwhile. The collector *condemns* each batch of blobs
+in a record before it looks once more for leases and reused layers, and then deletes only blobs that still no image holds. A process
+that leases an image writes the lease first, then reads that record, and after that looks for all blobs of the image. Either its
+lease is written before the collector's second look, and the collector keeps the image; or it is written after, and then the blobs
+were condemned before: the process waits until the batch is done, sees which blobs are missing, and builds them again, after which
+they are young. In no order of these steps does it answer with an image whose blobs are then deleted. Renewing the layers that a
+build in progress reuses only saves work; the build's own look at its end is what counts.
 
-**Why nothing is missed.** Others go on building and pulling, in this process and elsewhere. Each batch is *condemned* in a record before
-the collector looks once more for claims and reused layers, and only what nobody holds then is deleted. Whoever claims an image
-does it before he looks at that record and, after that, for all blobs of the image. Either his claim comes before the
-collector's second look, and nothing of the image is deleted; or it comes after, and then the blobs were condemned before: he waits
-for the batch to be over, sees what is missing, and builds it again, from which on it is young. No order of steps is left in which he
-answers with an image whose blobs go. Layers that a build in progress reuses are renewed for economy alone; the build's own look at its end
-is what counts.
-
-**Interrupted at any moment** it leaves garbage and no more: a record goes after what it points to, an image is believed only if all
-of it is there, and a manifest is answered by digest only if its blobs were there when it was claimed.
+**A collection that is interrupted** at any moment leaves garbage and no other damage: a record is deleted after the blob that it
+points to, an image counts as stored only if all its blobs are, and a manifest is served by digest only if its blobs were there when
+it was leased.
 """
 
 from __future__ import annotations
@@ -27,20 +26,92 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from typing import Self
 
 from nixery.errors import CollectionRunning, StorageError, StorageFull
-from nixery.gc.marking import Marking, delete_pointless_records, enforce_bounds
-from nixery.gc.policy import GcResult, RetentionPolicy, Room
+from nixery.gc.marking import Marking, Room
+from nixery.gc.records import delete_pointless_records, enforce_bounds
 from nixery.oci.digest import Digest
-from nixery.storage.store import BlobStore, ListedBlob, RecordStore
-from nixery.storage.uses import COLLECTIONS, LEASE
+from nixery.storage.blobs import BlobStore, ListedBlob
+from nixery.storage.leases import COLLECTION_LEASE, COLLECTIONS
+from nixery.storage.records import RecordStore
 
-_RENEWED_EVERY = LEASE / 6
+# Seconds between two renewals of the lock.
+_RENEW_EVERY = COLLECTION_LEASE / 6
+
+# Blobs that are condemned at once: processes may have to wait until all of them are deleted.
+_BATCH = 4096
+
+# Deletions at the same time: in a bucket, each takes a round trip.
+_CONCURRENT = 16
+
+# Seconds by which the clocks of the servers of one storage may differ, if the grace period is not shorter.
+_CLOCK_SKEW = 60.0
+
+# Files of a blob: its bytes, and its size.
+_FILES = 2
+
+_LOCK_LOST = "lost the collection lock: renewing it took longer than its lease (start the collection again)"
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """Limits of a collection. Without any, it keeps every image that was ever used and is not broken.
+
+    Attributes:
+        max_age: seconds since the last use; ``None`` for no limit.
+        max_size: bytes of all blobs; ``None`` for no limit.
+        free: bytes to delete, instead of ``max_size``.
+        free_files: files of blobs to delete, in addition to the other limits.
+        max_documents: manifests and indexes that were used; ``None`` for no limit.
+    """
+
+    max_age: float | None = None
+    max_size: int | None = None
+    free: int | None = None
+    free_files: int | None = None
+    max_documents: int | None = None
+
+
+@dataclass(slots=True)
+class GcResult:
+    """Results of a collection.
+
+    Attributes:
+        deleted: number of blobs.
+        deleted_bytes: their size.
+        kept: number of blobs.
+        kept_bytes: their size.
+        records: number of deleted records.
+        over: bytes over the limit that were used too recently to delete.
+        over_blobs: blobs, likewise.
+    """
+
+    deleted: int = 0
+    deleted_bytes: int = 0
+    kept: int = 0
+    kept_bytes: int = 0
+    records: int = 0
+    over: int = 0
+    over_blobs: int = 0
+
+    def keep(self, blob: ListedBlob) -> None:
+        """Count a blob that stays."""
+        self.kept += 1
+        self.kept_bytes += blob.size
+
+    def delete(self, blob: ListedBlob) -> None:
+        """Count a deleted blob."""
+        self.deleted += 1
+        self.deleted_bytes += blob.size
+
+
+Observe = Callable[[GcResult], None]
 
 
 class CollectionLock:
-    """The record of the kind ``collections`` of one collection; see ``nixery.storage.uses`` for who reads it.
+    """The record of the kind ``collections`` of one collection; see ``nixery.storage.leases`` for who reads it.
 
     It is renewed as long as the context lasts. One that has not been for ``LEASE`` seconds is of a dead process.
 
@@ -62,15 +133,15 @@ class CollectionLock:
         self._content = b""
         self._written = 0.0
         self._renewing: asyncio.Task[None] | None = None
-        # One write after the other: a slow renewal that ended after a condemnation would take that back.
+        # One write at a time: a slow renewal that ended after a condemnation would undo it.
         self._writing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        # Written first and looked around after, so that of two at the same time at least one sees the other; perhaps both, and both
-        # give way.
+        # Written before looking for others, so that of two collections that start together at least one sees the other; if both do,
+        # both give way.
         await self._write(b"")
         try:
-            await self._look_for_others()
+            await self._require_no_other()
         except BaseException:
             await self._delete()
             raise
@@ -85,14 +156,14 @@ class CollectionLock:
 
     @property
     def holds(self) -> bool:
-        """Whether everybody else believes in it still, with a good margin."""
-        return time.monotonic() - self._written < LEASE / 2
+        """Whether all other processes still respect the lock, with a margin of half its lease."""
+        return time.monotonic() - self._written < COLLECTION_LEASE / 2
 
     async def condemn(self, digests: Iterable[Digest]) -> None:
-        """Say what is going to be deleted; nothing takes it back.
+        """Record the blobs that are about to be deleted, in place of the previous ones.
 
-        Where there is no room to say it, no claim can be written either: then what was not used within the grace period goes unsaid,
-        rather than that a full disk stays full.
+        On a full storage, neither this nor a lease can be written: the collector then deletes blobs without condemning them, or
+        the storage would stay full.
 
         Raises:
             StorageError: it cannot be written.
@@ -102,25 +173,25 @@ class CollectionLock:
     async def _write(self, content: bytes) -> None:
         async with self._writing:
             self._content = content
-            # Others count from when it was written, which may be long before we are told.
+            # Others count from the time of writing, which may be long before the response.
             begun = time.monotonic()
             with suppress(StorageFull):
                 await self._records.put(COLLECTIONS, self._key, content)
             self._written = begun
 
-    async def _look_for_others(self) -> None:
+    async def _require_no_other(self) -> None:
         modified = {listed.key: listed.modified async for listed in self._records.scan(COLLECTIONS)}
-        # A storage without room has not taken it.
+        # A full storage did not store it.
         self.started = modified.pop(self._key, self.started)
         for key, renewed in modified.items():
-            # A time far in the future is not a collector's: it would block all others for ever.
-            if abs(self.started - renewed) < LEASE:
+            # A time far in the future is not a collector's, and would block all collections.
+            if abs(self.started - renewed) < COLLECTION_LEASE:
                 raise CollectionRunning
             await self._records.delete(COLLECTIONS, key)
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(_RENEWED_EVERY)
+            await asyncio.sleep(_RENEW_EVERY)
             async with self._writing:
                 begun = time.monotonic()
                 with suppress(StorageError):
@@ -132,30 +203,12 @@ class CollectionLock:
             await self._records.delete(COLLECTIONS, self._key)
 
 
-# Blobs that are condemned at once: others may have to wait until all of them are deleted.
-_BATCH = 4096
-
-# Deletions under way at the same time; an object store takes its time for each.
-_AT_ONCE = 16
-
-# Seconds by which the clocks of the servers of one storage may differ, as far as the grace period is not shorter.
-_SKEW = 60.0
-
-# Files of a blob: its bytes, and its size.
-_FILES = 2
-
-_LEASE_LOST = "the collection could not be kept known to others in time; start it again"
-
-
-Observe = Callable[[GcResult], None]
-
-
 class Collector:
     """Collects garbage.
 
     Args:
-        blobs: the store.
-        records: what is known of it.
+        blobs: of a storage.
+        records: of the same storage.
         grace: seconds for which nothing that was stored or used is deleted.
     """
 
@@ -167,42 +220,40 @@ class Collector:
     async def collect(
         self, limits: RetentionPolicy, *, dry_run: bool = False, observe: Observe = lambda _: None
     ) -> GcResult:
-        """Delete what the limits leave no room for, and everything that nothing holds.
+        """Delete images beyond the limits, and all blobs that no image holds.
 
         Args:
-            limits: what may stay.
-            dry_run: delete nothing, and say what would go.
-            observe: called for each blob that stays or goes, with what is also returned.
+            limits: of the images to keep.
+            dry_run: delete nothing, and count what a collection would delete.
+            observe: called for each blob, with the result so far.
 
         Raises:
-            CollectionRunning: there is another one.
-            StorageError: the storage does not do what is asked; what was not deleted is garbage still.
+            CollectionRunning: another collection is in progress.
+            StorageError: the storage fails; the next collection deletes the rest.
         """
-        async with nullcontext() if dry_run else CollectionLock(self._records) as lease:
-            collection = _Collection(self._blobs, self._records, limits, lease, self._grace)
-            collection.observe = observe
-            return await collection.run()
+        async with nullcontext() if dry_run else CollectionLock(self._records) as lock:
+            return await _Collection(self._blobs, self._records, limits, lock, self._grace, observe).run()
 
 
 class _Collection:
-    """One run, which deletes nothing without a lease."""
-
-    observe: Observe
+    """One run, which deletes nothing without a lock."""
 
     def __init__(
         self,
         blobs: BlobStore,
         records: RecordStore,
         limits: RetentionPolicy,
-        lease: CollectionLock | None,
+        lock: CollectionLock | None,
         grace: float,
+        observe: Observe,
     ) -> None:
+        self._observe = observe
         self._blobs = blobs
         self._records = records
         self._limits = limits
-        self._lease = lease
-        # By the storage's clock where it was asked: that is the one by which everything else is dated.
-        self._now = time.time() if lease is None else lease.started
+        self._lock = lock
+        # By the storage's clock, which dates its contents, if that is known.
+        self._now = time.time() if lock is None else lock.started
         self._cutoff = self._now - grace
         self._marking = Marking(blobs, records)
         self._result = GcResult()
@@ -221,8 +272,8 @@ class _Collection:
                 await self._delete(batch)
                 batch = []
         await self._delete(batch)
-        if self._lease is not None:
-            await self._delete_leftovers(self._lease)
+        if self._lock is not None:
+            await self._delete_leftovers(self._lock)
             self._result.records = await delete_pointless_records(
                 self._records, self._blobs, self._cutoff, oldest
             )
@@ -236,7 +287,7 @@ class _Collection:
         return self._result
 
     async def _room(self) -> Room:
-        """Return the remaining room."""
+        """Return the room for images that may be deleted."""
         limits = self._limits
         size, blobs = limits.max_size, None
         if limits.free is not None or limits.free_files is not None:
@@ -253,39 +304,39 @@ class _Collection:
     async def _delete(self, batch: Sequence[ListedBlob]) -> None:
         if not batch:
             return
-        if self._lease is None:
+        if self._lock is None:
             for blob in batch:
                 self._deleted(blob)
             return
-        await self._condemn(self._lease, batch)
-        for start in range(0, len(batch), _AT_ONCE):
-            if not self._lease.holds:
-                raise StorageError(_LEASE_LOST)
-            await asyncio.gather(*map(self._delete_blob, batch[start : start + _AT_ONCE]))
-        await self._lease.condemn(())
+        await self._condemn(self._lock, batch)
+        for start in range(0, len(batch), _CONCURRENT):
+            if not self._lock.holds:
+                raise StorageError(_LOCK_LOST)
+            await asyncio.gather(*map(self._delete_blob, batch[start : start + _CONCURRENT]))
+        await self._lock.condemn(())
 
-    async def _delete_leftovers(self, lease: CollectionLock) -> None:
-        # Of somebody who was killed while he stored a blob, or deleted it. They take no room worth counting, but have to be condemned
-        # as blobs are, for somebody may store such a blob now.
+    async def _delete_leftovers(self, lock: CollectionLock) -> None:
+        # Of processes that were killed while they stored or deleted a blob. They take little room, but have to be condemned as blobs
+        # are: another process may be storing such a blob now.
         leftovers: list[ListedBlob] = []
         async for leftover in self._blobs.scan_leftovers():
             if leftover.modified < self._cutoff:
                 leftovers.append(leftover)
             if len(leftovers) == _BATCH:
-                break  # the next collection goes on
+                break  # the next collection deletes the rest
         if not leftovers:
             return
-        await self._condemn(lease, leftovers)
+        await self._condemn(lock, leftovers)
         for leftover in leftovers:
-            if not lease.holds:
-                raise StorageError(_LEASE_LOST)
+            if not lock.holds:
+                raise StorageError(_LOCK_LOST)
             if leftover.digest not in self._marking.marks:
                 await self._blobs.delete(leftover.digest)
-        await lease.condemn(())
+        await lock.condemn(())
 
-    async def _condemn(self, lease: CollectionLock, batch: Sequence[ListedBlob]) -> None:
-        await lease.condemn(blob.digest for blob in batch)
-        await self._marking.look_again(max(self._cutoff, self._now - _SKEW))
+    async def _condemn(self, lock: CollectionLock, batch: Sequence[ListedBlob]) -> None:
+        await lock.condemn(blob.digest for blob in batch)
+        await self._marking.look_again(max(self._cutoff, self._now - _CLOCK_SKEW))
 
     async def _delete_blob(self, blob: ListedBlob) -> None:
         if blob.digest in self._marking.marks:
@@ -296,8 +347,8 @@ class _Collection:
 
     def _keep(self, blob: ListedBlob) -> None:
         self._result.keep(blob)
-        self.observe(self._result)
+        self._observe(self._result)
 
     def _deleted(self, blob: ListedBlob) -> None:
         self._result.delete(blob)
-        self.observe(self._result)
+        self._observe(self._result)

@@ -1,4 +1,4 @@
-"""Reading all that is stored, to find what is broken before somebody is sent it."""
+"""Reading everything that is stored, to find broken blobs and records before a client gets them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 import structlog
 
-from nixery.errors import BlobUnknown, InvalidDigest, StorageError
-from nixery.gc.marking import CHECKS
+from nixery.errors import BlobUnknown, StorageError
+from nixery.gc.records import CHECKS, is_digest
 from nixery.oci.digest import Digest
-from nixery.storage.store import BlobStore, RecordStore
-from nixery.storage.uses import USES
+from nixery.storage.blobs import BlobStore
+from nixery.storage.leases import USES
+from nixery.storage.records import RecordStore
 
 # Seconds between two passes in the background, and before the first.
-_REST = 3600.0
+_COOLDOWN = 3600.0
 
-# Seconds of a pause that are worth one.
+# Seconds; the rate is kept on average, by pauses that are at least as long.
 _SHORTEST_PAUSE = 0.05
 
 _log = structlog.get_logger("nixery.upkeep")
@@ -28,11 +29,11 @@ _log = structlog.get_logger("nixery.upkeep")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is broken, and was put out of the way.
+    """A blob or record that was broken, and was moved or deleted.
 
     Attributes:
         what: the digest of a blob, or kind and key of a record.
-        reason: what is the matter with it.
+        reason: what is wrong with it.
     """
 
     what: str
@@ -45,7 +46,7 @@ class Checked:
 
     Attributes:
         size: bytes that were read.
-        finding: ``None`` if it is in order.
+        finding: ``None`` if it is whole.
     """
 
     size: int
@@ -53,15 +54,15 @@ class Checked:
 
 
 class Scrubber:
-    """Compares every blob with its digest and its size, and sees whether every record can be read.
+    """Compares every blob with its digest and its size, and every record with the schema of its kind.
 
-    A broken blob is put into quarantine: its image is built again at the next pull of its tag, as the record of an image that has lost
-    a blob counts for nothing. A torn record is deleted; whatever needs it writes it anew.
+    It moves a broken blob to the quarantine; its image is built again at the next pull of its tag, since an image that lost a blob
+    does not count as stored. It deletes a torn record; the code that needs it writes it again.
 
     Args:
-        blobs: the store.
-        records: what is known of it.
-        rate: bytes a second to be read; ``None`` for as many as there come.
+        blobs: of a storage.
+        records: of the same storage.
+        rate: bytes to read in a second; ``None`` for no limit.
     """
 
     def __init__(self, blobs: BlobStore, records: RecordStore, rate: float | None = None) -> None:
@@ -71,10 +72,10 @@ class Scrubber:
         self._due = 0.0
 
     async def scrub(self) -> AsyncIterator[Checked]:
-        """Look at everything, and tell of each thing after it was looked at.
+        """Check all blobs and records, and yield the result for each.
 
         Raises:
-            StorageError: the storage does not do what is asked.
+            StorageError: the storage fails.
         """
         async for listed in self._blobs.scan():
             yield await self._blob(listed.digest)
@@ -83,24 +84,28 @@ class Scrubber:
                 yield await self._record(kind, record.key, check)
 
     async def run(self) -> None:
-        """Scrub again and again, with rests, until it is cancelled."""
+        """Scrub periodically, until it is cancelled."""
         while True:
-            await asyncio.sleep(_REST)
+            await asyncio.sleep(_COOLDOWN)
             try:
                 async for checked in self.scrub():
                     if checked.finding is not None:
-                        _log.error("broken", what=checked.finding.what, reason=checked.finding.reason)
+                        _log.error(
+                            "found something broken in the storage",
+                            what=checked.finding.what,
+                            reason=checked.finding.reason,
+                        )
             except StorageError as error:
-                _log.warning("the storage cannot be scrubbed", reason=str(error))
+                _log.warning("cannot scrub the storage", reason=str(error))
             except Exception:  # noqa: BLE001 -- logged with its traceback
-                # It goes on: nobody would notice that it does not.
+                # Keep running: no caller would notice that the task has ended.
                 _log.exception("scrubbing failed")
 
     async def _blob(self, digest: Digest) -> Checked:
         size, reason = await self._read(digest)
         if reason is None:
             return Checked(size)
-        # It may have been put in order meanwhile: a blob that is seen to be broken is stored again.
+        # Read it again: a build that finds a blob broken replaces it.
         _, reason = await self._read(digest)
         if reason is None:
             return Checked(size)
@@ -122,9 +127,9 @@ class Scrubber:
                 raise
             return size, f"cannot be read: {error}"
         if actual.hexdigest() != digest.hex:
-            return size, f"the {size} bytes of it have the digest sha256:{actual.hexdigest()}"
+            return size, f"its {size} bytes have the digest sha256:{actual.hexdigest()}"
         if await self._blobs.find(digest) is None:
-            return size, "the size that it was stored with is not known any more, or another one"
+            return size, "the size that it was stored with is missing, or differs"
         return size, None
 
     async def _record(self, kind: str, key: str, check: Callable[[bytes], bool]) -> Checked:
@@ -134,12 +139,12 @@ class Scrubber:
         await self._wait(len(content))
         if check(content):
             return Checked(len(content))
-        if kind == USES and _is_digest(key):
-            # Its key names the blob. Deleting the record could remove a claim that a server has just made.
+        if kind == USES and is_digest(key):
+            # Its key names the blob. Deleting the record could delete a lease that a server has just acquired.
             await self._records.put(kind, key, key.encode())
         else:
             await self._records.delete(kind, key)
-        return Checked(len(content), Finding(f"{kind}/{key}", "torn, or written by another version"))
+        return Checked(len(content), Finding(f"{kind}/{key}", "torn, or written with another schema"))
 
     async def _wait(self, size: int) -> None:
         if self._rate is None:
@@ -150,16 +155,8 @@ class Scrubber:
             await asyncio.sleep(self._due - now)
 
 
-def _is_digest(key: str) -> bool:
-    try:
-        Digest.parse(f"sha256:{key}")
-    except InvalidDigest:
-        return False
-    return True
-
-
 def _is_about_the_content(error: StorageError) -> bool:
-    """Whether a blob is at fault, or the disk below it, and not the machine, its permissions or the network."""
+    """Whether the blob or the disk is at fault, rather than permissions or the network."""
     return error.__cause__ is None or (
         isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO
     )

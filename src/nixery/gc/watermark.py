@@ -1,4 +1,4 @@
-"""Keep a store within its limits in the background: collect garbage, and tidy records up."""
+"""Keep a storage within its limits in the background: collect garbage above a watermark, and delete excess records."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ from typing import Any
 import structlog
 
 from nixery.errors import CollectionRunning, StorageError
-from nixery.gc.collector import Collector
-from nixery.gc.marking import enforce_bounds
-from nixery.gc.policy import GcResult, RetentionPolicy
+from nixery.gc.collector import Collector, GcResult, RetentionPolicy
+from nixery.gc.records import enforce_bounds
 from nixery.quantities import DiskMark
+from nixery.storage.blobs import BlobStore
 from nixery.storage.files import FileSystemUse
-from nixery.storage.record_kinds import KINDS
-from nixery.storage.store import BlobStore, RecordStore
-from nixery.storage.uses import USES
+from nixery.storage.leases import USES
+from nixery.storage.records import KINDS, RecordStore
 
-# Seconds between two looks at a file system, and between two sums of all blobs, which cost more.
-_LOOK = 10.0
-_SUM = 300.0
+# Seconds between two checks by the use of the file system, and between two by a listing of all blobs, which costs more.
+_CHECK_EVERY = 10.0
+_LIST_EVERY = 300.0
 
 # Seconds until another collection, after one that could not delete enough: recently used images stay in use
 # for a while.
-_REST = 300.0
+_COOLDOWN = 300.0
 
-# The part of the manifests that a collection keeps when there are too many.
-_STAYS = 0.9
+# The fraction of the bound on manifests that a collection keeps, if there are more than that.
+_KEPT = 0.9
 
 _log = structlog.get_logger("nixery.upkeep")
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class Watermarks:
     """Watermarks of storage use; both in the same unit.
 
     Attributes:
-        high: above it, the keeper deletes images.
-        low: the use at which it stops.
+        high: above it, the monitor starts a collection.
+        low: the use that the collection aims at.
     """
 
     high: DiskMark
@@ -51,9 +50,9 @@ class WatermarkMonitor:
     """Checks the limits periodically, and deletes what exceeds them.
 
     Args:
-        collector: of the store.
-        blobs: the store.
-        records: of the same store.
+        collector: of a storage.
+        blobs: of the same storage.
+        records: of the same storage.
         usage: reads the use of the file system.
         marks: the watermarks; ``None`` for no limit on bytes.
         clock: seconds; only differences matter.
@@ -65,7 +64,7 @@ class WatermarkMonitor:
         blobs: BlobStore,
         records: RecordStore,
         usage: Callable[[], FileSystemUse],
-        marks: Marks | None,
+        marks: Watermarks | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._collector = collector
@@ -74,7 +73,7 @@ class WatermarkMonitor:
         self._usage = usage
         self._marks = marks
         self._clock = clock
-        self._rests_until = 0.0
+        self._cooldown_until = 0.0
 
     async def run(self, tidied: float, seconds: float | None = None) -> None:
         """Run until it is cancelled.
@@ -84,42 +83,48 @@ class WatermarkMonitor:
             seconds: between two checks; ``None`` for an interval that suits the marks.
         """
         by_bytes = self._marks is None or self._marks.high.percent is None
-        pause = seconds or (_SUM if by_bytes else _LOOK)
+        pause = seconds or (_LIST_EVERY if by_bytes else _CHECK_EVERY)
         tidy_at = self._clock()
         while True:
             if self._clock() >= tidy_at:
-                await self._try(self.tidy, "records cannot be tidied up", "tidying records up failed")
+                await self._try(self.tidy, "cannot tidy records up", "tidying records up failed")
                 tidy_at = self._clock() + tidied
-            await self._try(self.look, "garbage cannot be collected", "collecting garbage failed")
+            await self._try(self.look, "cannot collect garbage", "collecting garbage failed")
             await asyncio.sleep(pause)
 
-    async def _try(self, work: Callable[[], Coroutine[Any, Any, None]], impossible: str, wrong: str) -> None:
+    async def _try(
+        self, work: Callable[[], Coroutine[Any, Any, None]], expected: str, unexpected: str
+    ) -> None:
         try:
             await work()
         except CollectionRunning:
-            pass  # another server of this store was quicker
+            pass  # by another server of this storage
         except StorageError as error:
-            _log.warning(impossible, reason=str(error))
+            _log.warning(expected, reason=str(error))
         except Exception:  # noqa: BLE001 -- logged with its traceback
             # Keep running: no caller would notice that the task has ended.
-            _log.exception(wrong)
+            _log.exception(unexpected)
 
     async def look(self) -> None:
         """Collect garbage if the high mark is passed.
 
         Raises:
-            CollectionRunning: there is another collection.
-            StorageError: the storage does not do what is asked.
+            CollectionRunning: another collection is in progress.
+            StorageError: the storage fails.
         """
-        if self._marks is None or self._clock() < self._rests_until:
+        if self._marks is None or self._clock() < self._cooldown_until:
             return
         excess = await self._excess(self._marks)
         if excess is None:
             return
         result = await self._collect(excess)
         if result.over or result.over_blobs:
-            _log.warning("what is above the low mark is in use", bytes=result.over, blobs=result.over_blobs)
-            self._rests_until = self._clock() + _REST
+            _log.warning(
+                "the storage stays above its low watermark: the rest is in use",
+                bytes=result.over,
+                blobs=result.over_blobs,
+            )
+            self._cooldown_until = self._clock() + _COOLDOWN
 
     async def tidy(self) -> None:
         """Delete records that are too old or too many, and images if the records of their use are too many.
@@ -138,7 +143,7 @@ class WatermarkMonitor:
             count += 1
             is_any_old = is_any_old or listed.modified < oldest
         if count > bounds.most or is_any_old:
-            most = int(bounds.most * _STAYS) if count > bounds.most else None
+            most = int(bounds.most * _KEPT) if count > bounds.most else None
             await self._collect(RetentionPolicy(max_age=bounds.age, max_documents=most))
 
     async def _collect(self, limits: RetentionPolicy) -> GcResult:
@@ -154,7 +159,7 @@ class WatermarkMonitor:
         )
         return result
 
-    async def _excess(self, marks: Marks) -> RetentionPolicy | None:
+    async def _excess(self, marks: Watermarks) -> RetentionPolicy | None:
         """Return how much to delete; ``None`` below the high mark."""
         if marks.high.percent is None:
             used = 0
@@ -167,7 +172,7 @@ class WatermarkMonitor:
         return None if free is free_files is None else RetentionPolicy(free=free, free_files=free_files)
 
 
-def _beyond(marks: Marks, used: int, total: int) -> int | None:
+def _beyond(marks: Watermarks, used: int, total: int) -> int | None:
     """Return the use above the low mark, if it exceeds the high one."""
     if used * 100 <= marks.high.value * total or not total:
         return None

@@ -15,7 +15,7 @@ from nixery.errors import BlobUnknown, PushFailed
 from nixery.oci.digest import Digest
 from nixery.push.auth import Authorisation, find_credentials
 from nixery.push.client import RegistryClient, Target, cause_of, open_client
-from nixery.storage.store import BlobStore, StoredBlob
+from nixery.storage.blobs import BlobStore, StoredBlob
 
 # Concurrent uploads.
 _UPLOADS = 4

@@ -1,229 +1,389 @@
-"""Blobs in a bucket, under the names that they have on disk (``nixery.storage.filesystem``).
+"""A storage in a bucket of S3, Google Cloud Storage or Azure, or in memory (obstore).
 
-::
-
-    blobs/sha256/<first 2 hex digits>/<64 hex digits>       written once
-    blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  how many bytes it has to have, in decimal digits
-    quarantine/<64 hex digits>                              blobs that were found broken
-    uploads/<random>                                        what is being written, or was left behind
-
-An object appears as a whole or not at all, and under its digest only after everything was digested here. So neither a broken
-upload nor a second writer can be seen.
+Objects have the names that the files of a storage directory have (``nixery.storage.filesystem``), below a prefix, and
+``uploads/<random>`` for uploads in parts. An upload in parts gets its final name by a copy within the bucket, after all parts
+arrived, so that neither a broken upload nor a second writer can be seen.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
-from nixery.caching import LRUCache
-from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
-from nixery.oci.digest import Digest
-from nixery.storage.bucket_access import Bucket, read_object
-from nixery.storage.bucket_listing import list_objects
-from nixery.storage.bucket_writer import BucketBlobWriter, blob_name, copy_object, put_small, size_name
-from nixery.storage.store import LARGEST_DOCUMENT, QUARANTINED, ListedBlob, StoredBlob
+from nixery.errors import BlobVerificationFailed, StorageError
+from nixery.storage.driver import Entry
 
-# Seconds for which ``recall`` believes that a blob is there, and bytes for what is known of such blobs. Each layer of a warm
-# pull would cost two requests otherwise, and each check of an image two for all of its layers.
-BELIEVED = 300.0
-_FACTS = 16 * 1024 * 1024
+if TYPE_CHECKING:  # obstore's types are not there at run time
+    from obstore import Attributes, ObjectMeta, WritableFile
 
-# How long a client may take from the redirect to its request; what has begun goes on. Retries begin at our URL again.
+Store = S3Store | GCSStore | AzureStore | MemoryStore
+
+# Bytes of a part. S3 takes 10,000 parts of at least 5 MiB each, so the largest layer has 80 GB. A smaller object is uploaded
+# in one request.
+PART = 8 * 1024 * 1024
+
+# Parts of one object that are uploaded at the same time.
+CONCURRENCY = 3
+
+# How long a client may take from the redirect to its request; a download that has begun continues. Retries begin at our URL.
 LIFETIME = timedelta(minutes=10)
 
-# Piece sizes in bytes: for clients, of which a slow one has two or three in memory, and for the scrubber. And the limit for an
-# object with a blob's size.
-_PIECE = 256 * 1024
-_CHUNK = 1024 * 1024
-_SIZE = 20
+# Bytes that a store copies in one request; S3's limit is 5 GiB. A larger object is downloaded and uploaded again.
+_LARGEST_COPY = 5 * 1024**3
+
+# Bytes of a piece of a stream: of a client that reads slowly, two or three are in memory.
+_CHUNK = 256 * 1024
+
+# Objects that are listed in a request.
+_PAGE = 1000
+
+# Seconds for which a listing that breaks off is resumed, counted from the last object, and between two attempts.
+_RETRY_FOR, _PAUSE = 10.0, 0.1
+
+# The bucket sends every object to clients under this type, as the server does.
+_ATTRIBUTES: Attributes = {"Content-Type": "application/octet-stream"}
+
+_HTTP_STATUS = re.compile(r"non-2xx status code: (\d+ [\w -]+)")
+_LONGEST_REASON = 160
+
+# Parts of the messages of S3 and Azure.
+_WRONG_CREDENTIALS = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AuthenticationFailed",
+    "failed to authenticate",
+)
+_DENIED = ("(code: AccessDenied)", "(code: 403)")
 
 
-class BucketBlobStore:
-    """The ``BlobStore`` in a bucket."""
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket, the prefix in it, and how to reach both.
 
-    def __init__(self, bucket: Bucket, clock: Callable[[], float] = time.monotonic) -> None:
-        self._bucket = bucket
-        self._clock = clock
-        self._facts: LRUCache[Digest, tuple[int, float]] = LRUCache(_FACTS)
+    Attributes:
+        name: for messages, such as ``s3://bucket``.
+        store: how the server reaches it.
+        prefix: of all keys; empty, or ends in a slash.
+        signed: makes a URL of a key that a client can read for a time; ``None`` if clients cannot reach it.
+    """
 
-    async def find(self, digest: Digest) -> StoredBlob | None:
-        """See ``BlobStore.find``."""
-        size = await self._find(digest)
-        if size is None:
-            self._facts.discard(digest)
-            return None
-        self._facts.put(digest, (size, self._clock()), 0)
-        return StoredBlob(digest, size)
+    name: str
+    store: Store
+    prefix: str = ""
+    signed: Callable[[str, timedelta], str] | None = None
 
-    async def find_cached(self, digest: Digest) -> StoredBlob | None:
-        """See ``BlobStore.recall``."""
-        known = self._facts.get(digest)
-        if known is not None and self._clock() - known[1] < BELIEVED:
-            return StoredBlob(digest, known[0])
-        return await self.find(digest)
-
-    async def _find(self, digest: Digest) -> int | None:
-        store, key = self._bucket.store, self._bucket.key
-        try:
-            with self._bucket.doing("look up a blob in"):
-                # Both to their end: one that is left alone would come back to an event loop that may be closed by then.
-                found, expected = await asyncio.gather(
-                    obstore.head_async(store, key(blob_name(digest))),
-                    self._read(size_name(digest), _SIZE),
-                    return_exceptions=True,
-                )
-                if isinstance(found, BaseException):
-                    raise found
-                if isinstance(expected, BaseException):
-                    raise expected
-        except FileNotFoundError:
-            return None
-        size = found["size"]
-        return size if expected == b"%d" % size else None
-
-    async def _read(self, name: str, largest: int) -> bytes | None:
-        return await read_object(self._bucket, self._bucket.key(name), largest)
-
-    async def read(self, blob: StoredBlob) -> bytes | None:
-        """See ``BlobStore.read``."""
-        content = None
-        with suppress(FileNotFoundError), self._bucket.doing("read a blob from"):
-            content = await self._read(blob_name(blob.digest), LARGEST_DOCUMENT)
-        if content is not None and await asyncio.to_thread(Digest.of, content) == blob.digest:
-            return content
-        self._facts.discard(blob.digest)
-        return None
-
-    async def url(self, blob: StoredBlob) -> str | None:
-        """See ``BlobStore.url``."""
-        signed = self._bucket.signed
-        if signed is None:
-            return None
-        with self._bucket.doing("make a URL for"):
-            # The credentials may have to be fetched first.
-            return await asyncio.to_thread(signed, self._bucket.key(blob_name(blob.digest)), LIFETIME)
-
-    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
-        """See ``BlobStore.stream``."""
-        left = last - first + 1
-        try:
-            with self._bucket.doing("read a blob from"):
-                answer = await obstore.get_async(
-                    self._bucket.store,
-                    self._bucket.key(blob_name(blob.digest)),
-                    options={"range": (first, last + 1)},
-                )
-                async for chunk in answer.stream(_PIECE):
-                    piece = bytes(chunk)[:left]
-                    left -= len(piece)
-                    yield piece
-        except FileNotFoundError as error:
-            self._facts.discard(blob.digest)
-            raise StorageError(f"blob {blob.digest} is gone") from error
-        if left:
-            raise StorageError(f"{left} bytes are missing of blob {blob.digest}")
-
-    async def put(self, digest: Digest, content: bytes) -> None:
-        """See ``BlobStore.put``."""
-        if Digest.of(content) != digest:
-            raise BlobVerificationFailed(f"content that was to be stored as {digest} is {Digest.of(content)}")
-        blob = await self.find(digest)
-        # It is small, so it costs little to look at more than its size.
-        if blob is not None:
-            with suppress(StorageError):
-                if await self.read(blob) == content:
-                    return
-        await asyncio.to_thread(put_small, self._bucket, digest, content)
+    def key(self, name: str) -> str:
+        """Return the key of an object."""
+        return f"{self.prefix}{name}"
 
     @contextmanager
-    def create(self) -> Iterator[BucketBlobWriter]:
-        """See ``BlobStore.create``."""
-        writer = BucketBlobWriter(self._bucket)
+    def doing(self, what: str) -> Iterator[None]:
+        """Translate obstore's errors; a missing object stays a ``FileNotFoundError``.
+
+        Raises:
+            StorageError: ``cannot <what> <bucket>``, with the reason in one line.
+        """
         try:
-            yield writer
+            yield
+        except (BaseError, ValueError, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise StorageError(f"cannot {what} {self.name}: {_reason(error)}") from error
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Translate errors of writing a new object, where a missing one is the bucket, or an upload that was aborted.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            with self.doing("write to"):
+                yield
+        except FileNotFoundError as error:
+            raise StorageError(f"cannot write to {self.name}: there is no such bucket or upload") from error
+
+
+class BucketDriver:
+    """The ``Driver`` of a bucket."""
+
+    is_remote = True
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.name = bucket.name
+        self.bucket = bucket
+
+    async def stat(self, name: str) -> Entry | None:
+        """See ``Driver.stat``."""
+        try:
+            with self.bucket.doing("look up an object in"):
+                return self._entry(await obstore.head_async(self.bucket.store, self.bucket.key(name)))
+        except FileNotFoundError:
+            return None
+
+    def _entry(self, found: ObjectMeta) -> Entry:
+        name = found["path"].removeprefix(self.bucket.prefix)
+        return Entry(name, found["size"], found["last_modified"].timestamp())
+
+    async def read(self, name: str, largest: int) -> bytes | None:
+        """See ``Driver.read``. The contents of a larger object are not transferred."""
+        try:
+            with self.bucket.doing("read an object from"):
+                found = await obstore.get_async(self.bucket.store, self.bucket.key(name))
+                return bytes(await found.bytes_async()) if found.meta["size"] <= largest else None
+        except FileNotFoundError:
+            return None
+
+    async def stream(self, name: str, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
+        """See ``Driver.stream``."""
+        left = None if last is None else last - first + 1
+        with self.bucket.doing("read an object from"):
+            found = await obstore.get_async(
+                self.bucket.store,
+                self.bucket.key(name),
+                options={} if last is None else {"range": (first, last + 1)},
+            )
+            async for transferred in found.stream(_CHUNK):
+                # The transport may have had more at hand, and a server that ignores the range sends more.
+                chunk = bytes(transferred)[:left]
+                left = None if left is None else left - len(chunk)
+                for start in range(0, len(chunk), _CHUNK):
+                    yield chunk[start : start + _CHUNK]
+        if left:
+            raise StorageError(f"cannot read {name} from {self.name}: {left} bytes are missing at its end")
+
+    async def write(self, name: str, content: bytes, *, renew: bool = False) -> None:  # noqa: ARG002 -- see below
+        """See ``Driver.write``. An object's time is that of its last writing, so a renewal writes it again."""
+        with self.bucket.writing():
+            await obstore.put_async(
+                self.bucket.store, self.bucket.key(name), content, attributes=_ATTRIBUTES, use_multipart=False
+            )
+
+    @contextmanager
+    def create(self) -> Iterator[BucketUpload]:
+        """See ``Driver.create``."""
+        upload = BucketUpload(self.bucket)
+        try:
+            yield upload
         finally:
-            writer.discard()
+            upload.discard()
+
+    async def move(self, name: str, target: str) -> None:
+        """See ``Driver.move``."""
+        found = await self.stat(name)
+        if found is None:
+            return
+        with suppress(FileNotFoundError), self.bucket.doing("write to"):
+            await asyncio.to_thread(_copy, self.bucket, name, target, found.size)
+        await self.delete(name)
+
+    async def delete(self, name: str) -> None:
+        """See ``Driver.delete``."""
+        with suppress(FileNotFoundError), self.bucket.doing("delete an object from"):
+            await obstore.delete_async(self.bucket.store, self.bucket.key(name))
+
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+        """See ``Driver.list``.
+
+        obstore retries a request that fails, but not a response that breaks off: the listing resumes after the last object.
+        S3 and Google start at ``after`` themselves; obstore skips what Azure lists before it.
+        """
+        last = self.bucket.key(after) if after else None
+        until = time.monotonic() + _RETRY_FOR
+        while True:
+            try:
+                with self.bucket.doing("list"):
+                    async for page in obstore.list(
+                        self.bucket.store, self.bucket.key(directory), offset=last, chunk_size=_PAGE
+                    ):
+                        for found in page:
+                            yield self._entry(found)
+                            last = found["path"]
+                            until = time.monotonic() + _RETRY_FOR
+            except StorageError:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(_PAUSE)
+            else:
+                return
+
+    async def url(self, name: str) -> str | None:
+        """See ``Driver.url``."""
+        signed = self.bucket.signed
+        if signed is None:
+            return None
+        with self.bucket.doing("make a URL for"):
+            # The credentials may have to be fetched first.
+            return await asyncio.to_thread(signed, self.bucket.key(name), LIFETIME)
 
     async def probe(self) -> None:
-        """See ``BlobStore.probe``."""
-        key = self._bucket.key(f"uploads/{secrets.token_hex(16)}")
+        """See ``Driver.probe``."""
+        key = self.bucket.key(f"uploads/{secrets.token_hex(16)}")
         try:
-            with self._bucket.doing("write to"):
-                await obstore.put_async(self._bucket.store, key, b"nixery", use_multipart=False)
-                await obstore.delete_async(self._bucket.store, key)
+            with self.bucket.doing("write to"):
+                await obstore.put_async(self.bucket.store, key, b"nixery", use_multipart=False)
+                await obstore.delete_async(self.bucket.store, key)
         except FileNotFoundError as error:
-            raise StorageError(f"there is no bucket {self._bucket.name}") from error
+            raise StorageError(f"there is no bucket {self.name}") from error
 
-    async def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
-        """See ``BlobStore.chunks``."""
+
+class BucketUpload:
+    """The ``Upload`` of a bucket: uploads parts under a temporary name while the next parts are made."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._name = f"uploads/{secrets.token_hex(16)}"
+        self._pending = bytearray()
+        self._upload: WritableFile | None = None
+        self._size = 0
+
+    def write(self, data: bytes, /) -> None:
+        """See ``Upload.write``."""
+        self._size += len(data)
+        self._pending += data
+        if len(self._pending) >= PART:
+            self._send()
+
+    def _send(self) -> None:
+        with self._bucket.writing():
+            if self._upload is None:
+                self._upload = obstore.open_writer(
+                    self._bucket.store,
+                    self._bucket.key(self._name),
+                    attributes=_ATTRIBUTES,
+                    buffer_size=PART,
+                    max_concurrency=CONCURRENCY,
+                )
+            self._upload.write(bytes(self._pending))
+        self._pending = bytearray()
+
+    def commit(self, name: str, beside: Mapping[str, bytes]) -> Entry:
+        """See ``Upload.commit``."""
+        if self._size_of(name) != self._size or not all(map(self._holds, beside.items())):
+            if self._upload is not None:
+                self._complete(self._upload)
+            for other, content in beside.items():
+                self._put(other, content)
+            # Over a broken object, or the same bytes that another writer put there since.
+            if self._upload is None:
+                self._put(name, bytes(self._pending))
+            else:
+                with self._bucket.writing():
+                    _copy(self._bucket, self._name, name, self._size)
+            self._require_all(name)
+        return Entry(name, self._size, time.time())
+
+    def _complete(self, upload: WritableFile) -> None:
+        if self._pending:
+            self._send()
         try:
-            with self._bucket.doing("read a blob from"):
-                answer = await obstore.get_async(self._bucket.store, self._bucket.key(blob_name(digest)))
-                async for chunk in answer.stream(_CHUNK):
-                    # The transport may have had more at hand.
-                    for start in range(0, len(chunk), _CHUNK):
-                        yield bytes(chunk)[start : start + _CHUNK]
+            with self._bucket.writing():
+                upload.close()
+        except StorageError:
+            # Perhaps only the response got lost: a retry is told that there is no such upload.
+            if self._size_of(self._name) != self._size:
+                raise
+        # S3 has compared each part with its SHA-256, which the signature covers. The size shows that all of them arrived.
+        self._require_all(self._name)
+
+    def discard(self) -> None:
+        """Delete the temporary object, whether or not it was committed. The bucket's lifecycle rule deletes leftovers."""
+        if self._upload is None:
+            return
+        with suppress(Exception):
+            # An upload cannot be aborted with obstore, and its parts would be invisible; a complete one can be deleted.
+            if not self._upload.closed():
+                self._upload.close()
+        with suppress(StorageError, FileNotFoundError), self._bucket.doing("write to"):
+            obstore.delete(self._bucket.store, self._bucket.key(self._name))
+        self._upload = None
+
+    def _put(self, name: str, content: bytes) -> None:
+        with self._bucket.writing():
+            obstore.put(
+                self._bucket.store,
+                self._bucket.key(name),
+                content,
+                attributes=_ATTRIBUTES,
+                use_multipart=False,
+            )
+
+    def _size_of(self, name: str) -> int | None:
+        try:
+            with self._bucket.doing("look up an object in"):
+                return obstore.head(self._bucket.store, self._bucket.key(name))["size"]
         except FileNotFoundError:
-            raise BlobUnknown(str(digest)) from None
+            return None
 
-    async def quarantine(self, digest: Digest) -> None:
-        """See ``BlobStore.quarantine``."""
-        with suppress(FileNotFoundError):
-            with self._bucket.doing("look up a blob in"):
-                found = await obstore.head_async(self._bucket.store, self._bucket.key(blob_name(digest)))
-            place = f"quarantine/{digest.hex}"
-            await asyncio.to_thread(copy_object, self._bucket, blob_name(digest), place, found["size"])
-        await self.delete(digest)
-        await self._shorten_quarantine(digest)
+    def _holds(self, item: tuple[str, bytes]) -> bool:
+        name, content = item
+        try:
+            with self._bucket.doing("read an object from"):
+                found = obstore.get(self._bucket.store, self._bucket.key(name))
+                return found.meta["size"] == len(content) and bytes(found.bytes()) == content
+        except FileNotFoundError:
+            return False
 
-    async def _shorten_quarantine(self, last: Digest) -> None:
-        # Times have whole seconds, so name the last one.
-        kept = [
-            (found["path"].endswith(last.hex), found["last_modified"].timestamp(), found["path"])
-            async for found in list_objects(self._bucket, "list the quarantine of", "quarantine")
-        ]
-        for _, _, key in sorted(kept)[:-QUARANTINED]:
-            with suppress(FileNotFoundError), self._bucket.doing("delete a blob from"):
-                await obstore.delete_async(self._bucket.store, key)
+    def _require_all(self, name: str) -> None:
+        found = self._size_of(name)
+        if found != self._size:
+            raise BlobVerificationFailed(
+                f"{self._size} bytes of {name} were written, {found or 0} are stored"
+            )
 
-    async def scan(self) -> AsyncIterator[ListedBlob]:
-        """See ``BlobStore.scan``."""
-        async for name, size, modified in self._objects():
-            with suppress(InvalidDigest):
-                yield ListedBlob(Digest.parse(f"sha256:{name}"), size, modified)
 
-    async def scan_leftovers(self) -> AsyncIterator[ListedBlob]:
-        """See ``BlobStore.scan_leftovers``: sizes without blobs."""
-        previous = ""
-        async for name, _, modified in self._objects():
-            blob = name.removesuffix(".size")
-            # Most listings have a blob's size right after it; where one has not, the blob is asked for.
-            if blob not in {name, previous}:
-                with suppress(InvalidDigest):
-                    digest = Digest.parse(f"sha256:{blob}")
-                    try:
-                        with self._bucket.doing("look up a blob in"):
-                            await obstore.head_async(self._bucket.store, self._bucket.key(blob_name(digest)))
-                    except FileNotFoundError:
-                        yield ListedBlob(digest, 0, modified)
-            previous = name
+def _copy(bucket: Bucket, source: str, target: str, size: int) -> None:
+    if size < _LARGEST_COPY:
+        obstore.copy(bucket.store, bucket.key(source), bucket.key(target))
+        return
+    obstore.put(
+        bucket.store,
+        bucket.key(target),
+        obstore.get(bucket.store, bucket.key(source)).stream(PART),
+        attributes=_ATTRIBUTES,
+        use_multipart=True,
+        chunk_size=PART,
+        max_concurrency=CONCURRENCY,
+    )
 
-    async def _objects(self) -> AsyncIterator[tuple[str, int, float]]:
-        """Yield names, sizes and times."""
-        async for found in list_objects(self._bucket, "list the blobs of", "blobs/sha256"):
-            yield found["path"].rpartition("/")[2], found["size"], found["last_modified"].timestamp()
 
-    async def delete(self, digest: Digest) -> None:
-        """See ``BlobStore.delete``."""
-        self._facts.discard(digest)
-        # The size last: without a blob it means nothing.
-        for name in (blob_name(digest), size_name(digest)):
-            with suppress(FileNotFoundError), self._bucket.doing("delete a blob from"):
-                await obstore.delete_async(self._bucket.store, self._bucket.key(name))
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, UnauthenticatedError):
+        return "the credentials are not accepted"
+    status = _HTTP_STATUS.search(text)
+    # obstore has no error of its own for a listing that is denied, and S3 reports deletions in a list of results.
+    if (
+        isinstance(error, PermissionDeniedError)
+        or (status is not None and status[1].startswith("403"))
+        or any(code in text for code in _DENIED)
+    ):
+        wrong = any(code in text for code in _WRONG_CREDENTIALS)
+        return "the credentials are wrong" if wrong else "there is no permission to"
+    if status is not None:
+        return f"it answers {status[1].strip()}"
+    if "error sending request" in text:
+        return "it cannot be reached"
+    return text.partition("\n")[0][:_LONGEST_REASON]
+
+
+def signing(store: S3Store | GCSStore | AzureStore) -> Callable[[str, timedelta], str]:
+    """Sign URLs with the credentials of a store, which need not be the one that is written to but has to know its bucket."""
+    return lambda key, lifetime: obstore.sign(store, "GET", key, lifetime)
+
+
+def public(base: str) -> Callable[[str, timedelta], str]:
+    """Make plain URLs, for a bucket that everyone may read."""
+    return lambda key, _: f"{base}/{quote(key)}"

@@ -1,37 +1,47 @@
-"""What can be discovered: the tags that were built, and what is attached to images. All of it lives in records."""
+"""Discovery: the tags that were built, and the manifests that are attached to others.
+
+Each tag has a record of the kind ``tags-in-order``, whose key is the name of its image, a zero byte and the tag, encoded so that keys
+have the order of these texts. So a page of names or tags is a short part of a listing, and costs no read of a record, however many
+there are. An image is listed under one of its names, since clients can ask for it under any number of others.
+
+In storages of version 1, tags have records of the kind ``tags``, under hashes. ``Catalogue.migrate`` moves them; until it is done,
+listings have both.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from nixery.caching import LRUCache
 from nixery.errors import InvalidDigest, InvalidName, InvalidReference, StorageError
-from nixery.image.name import Tag, canonical_name, parse_reference
+from nixery.image.name import LONGEST_NAME, Tag, canonical_name, parse_reference
 from nixery.oci.digest import Digest
-from nixery.storage.record_kinds import KINDS
-from nixery.storage.store import RecordStore
+from nixery.storage.records import KINDS, RecordStore, decode, ordered_key, text_of
 
+TAGS_IN_ORDER = "tags-in-order"
 TAGS = "tags"
 REFERRERS = "referrers"
 
-# Seconds after which the record of a tag that is pulled is written again: those that nobody pulls are deleted some day.
-_RENEWED = 3600.0
+# Seconds after which the record of a tag that is pulled is renewed: records that no pull renews are deleted at last.
+_RENEW_AFTER = 3600.0
 
-# Bytes for the tags that this process knows to be recorded: each pull would read its record again otherwise.
-_REMEMBERED = 8 * 1024 * 1024
+# Bytes for the tags that this process knows to be recorded; each pull would read its record again otherwise.
+_RECORDED_CAPACITY = 8 * 1024 * 1024
 
-# Cache size in bytes for parsed records: otherwise each listing would read them all again.
-_READ = 32 * 1024 * 1024
+# Tags of one name that a listing of names reads before it asks for those after that name: what a bucket sends in a response.
+_SKIPPED = 1000
 
-# Concurrent reads of records: in a bucket, each takes a request.
-_AT_ONCE = 16
+# Records that are read or moved at the same time: in a bucket, each takes a round trip.
+_CONCURRENT = 16
 
 # Descriptors in a list of referrers, at most.
 _REFERRERS = 1000
@@ -62,20 +72,23 @@ class ReferrerRecord(BaseModel):
 class Catalogue:
     """Tags by name, and referrers by the manifest that they refer to.
 
-    Each tag and each referrer has a record of its own, so that servers on one storage never overwrite each
-    other's. An image is listed under one of its names, since clients can ask for it under any number of
-    others.
+    Each tag and each referrer has a record of its own, so that servers on one storage never overwrite each other's.
+
+    Args:
+        records: of the storage.
+        clock: seconds; only differences matter.
     """
 
     def __init__(self, records: RecordStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._records = records
         self._clock = clock
-        self._recorded: LRUCache[tuple[str, str], tuple[Digest, float]] = LRUCache(_REMEMBERED)
-        # Keyed by a digest of these.
-        self._read: LRUCache[str, tuple[str, str]] = LRUCache(_READ)
+        self._recorded: LRUCache[tuple[str, str], tuple[Digest, float]] = LRUCache(_RECORDED_CAPACITY)
+        self._is_migrated = False
+        # Reads all records of the kind TAGS, once.
+        self._reading: asyncio.Task[Mapping[str, TagRecord | None]] | None = None
 
     async def record_tag(self, name: str, tag: str, manifest: Digest) -> None:
-        """Remember that a tag was built. If that cannot be written, it is missing in listings until a later pull, and no pull fails for it."""
+        """Record that a tag was built. If that fails, no pull does; a later one records it."""
         # Most pulls are of a tag that is already recorded, under the client's spelling.
         if self._is_recorded(name, tag, manifest):
             return
@@ -85,77 +98,202 @@ class Catalogue:
         # Before the write, so that concurrent requests do not write the same record.
         for spelling in spellings:
             self._recorded.put((spelling, tag), (manifest, self._clock()), len(spelling) + len(tag))
-        if is_new and not await self._record(canonical, tag, manifest):
+        if is_new and not await self._record(TagRecord(name=canonical, tag=tag, digest=str(manifest))):
             for spelling in spellings:
                 self._recorded.discard((spelling, tag))  # the next pull tries again
 
     def _is_recorded(self, name: str, tag: str, manifest: Digest) -> bool:
         recorded, when = self._recorded.get((name, tag)) or (None, 0.0)
-        return recorded == manifest and self._clock() - when < _RENEWED
+        return recorded == manifest and self._clock() - when < _RENEW_AFTER
 
-    async def _record(self, name: str, tag: str, manifest: Digest) -> bool:
-        key = _hash(name) + _hash(tag)
-        content = TagRecord(name=name, tag=tag, digest=str(manifest)).model_dump_json().encode()
+    async def _record(self, record: TagRecord) -> bool:
+        key, content = _key(record.name, record.tag), record.model_dump_json().encode()
         try:
-            if await self._records.get(TAGS, key) == content:
-                await self._records.renew(TAGS, key, content)
+            if await self._records.get(TAGS_IN_ORDER, key) == content:
+                await self._records.renew(TAGS_IN_ORDER, key, content)
             else:
-                await self._records.put(TAGS, key, content)
+                await self._records.put(TAGS_IN_ORDER, key, content)
         except StorageError as error:
-            _log.warning("a tag cannot be written down", name=name, tag=tag, reason=str(error))
+            _log.warning("cannot record a tag", name=record.name, tag=record.tag, reason=str(error))
             return False
         return True
 
-    async def tags(self, name: str) -> list[str]:
-        """Return the tags built for a name, in ASCII order; empty if there are none."""
-        # Earlier versions recorded each image under the name that the client had for it.
-        found = [await self._tags(_hash(spelling)) for spelling in {canonical_name(name), name}]
-        return sorted({tag for tags in found for _, tag in tags})
+    async def tags(self, name: str, after: str, limit: int) -> list[str]:
+        """Return some tags that were built for a name, in ASCII order.
 
-    async def names(self) -> list[str]:
-        """Return a name of each image that was built, in ASCII order."""
-        return sorted({name for name, _ in await self._tags("")})
+        Args:
+            name: of an image, under any of its names.
+            after: any text; only larger tags are returned.
+            limit: of the number of tags.
+
+        Raises:
+            StorageError: the storage cannot be listed.
+        """
+        canonical = canonical_name(name)
+        # First, since a migration may move them meanwhile.
+        old = {
+            record.tag for record in await self._old_tags() if record.name == canonical and record.tag > after
+        }
+        found: list[str] = []
+        async with aclosing(
+            self._records.scan(TAGS_IN_ORDER, after=_key(canonical, _bounded(after)))
+        ) as listing:
+            async for listed in listing:
+                named = _name_and_tag(listed.key)
+                if named is None:
+                    continue
+                if named[0] != canonical or len(found) == limit:
+                    break
+                found.append(named[1])
+        return sorted({*found, *old})[:limit] if old else found
+
+    async def names(self, after: str, limit: int) -> list[str]:
+        """Return some names of images that were built, in ASCII order, one for each image.
+
+        Args:
+            after: any text; only larger names are returned.
+            limit: of the number of names.
+
+        Raises:
+            StorageError: the storage cannot be listed.
+        """
+        old = {record.name for record in await self._old_tags() if record.name > after}
+        found = await self._names(after, limit)
+        return sorted({*found, *old})[:limit] if old else found
+
+    async def _names(self, after: str, limit: int) -> list[str]:
+        found: list[str] = []
+        begin: str | None = _after_all_of(_bounded(after)) if after else ""
+        while begin is not None and len(found) < limit:
+            begin = await self._collect_names(found, begin, limit)
+        return found
+
+    async def _collect_names(self, found: list[str], begin: str, limit: int) -> str | None:
+        """Append names from one listing; return where the next one begins, ``None`` after the last name."""
+        skipped = 0
+        async with aclosing(self._records.scan(TAGS_IN_ORDER, after=begin)) as listing:
+            async for listed in listing:
+                named = _name_and_tag(listed.key)
+                if named is not None and named[0] not in found[-1:]:
+                    found.append(named[0])
+                    skipped = 0
+                    if len(found) == limit:
+                        return None
+                else:
+                    skipped += 1
+                    if skipped == _SKIPPED:
+                        return max(listed.key, _after_all_of(found[-1])) if found else listed.key
+        return None
 
     async def referrers(self, subject: Digest) -> list[dict[str, Any]]:
         """Return the descriptors of the manifests attached to another one, in the order of their digests; the first 1000."""
+        keys: list[str] = []
+        async with aclosing(self._records.scan(REFERRERS, subject.hex)) as listing:
+            async for listed in listing:
+                keys.append(listed.key)
+                if len(keys) == _REFERRERS:
+                    break
         found = []
-        for key in (await self._keys(REFERRERS, subject.hex))[:_REFERRERS]:
-            try:
-                record = ReferrerRecord.model_validate_json(await self._records.get(REFERRERS, key) or b"")
-                if Digest.parse(record.digest).hex == key.removeprefix(subject.hex):
-                    found.append(record.model_dump(by_alias=True, exclude_unset=True))
-            except (ValidationError, InvalidDigest):
-                continue  # torn
+        for key in keys:
+            record = decode(_read_referrer, await self._records.get(REFERRERS, key))
+            if record is not None and record.digest == f"sha256:{key.removeprefix(subject.hex)}":
+                found.append(record.model_dump(by_alias=True, exclude_unset=True))
         return found
 
-    async def _keys(self, kind: str, prefix: str) -> list[str]:
-        keys = []
-        async for listed in self._records.scan(kind, prefix):
-            keys.append(listed.key)
-            if len(keys) == KINDS[kind].most:
-                break  # more records than the tidy-up leaves
-        return sorted(keys)
+    async def migrate(self) -> int:
+        """Move the tags of a storage of version 1 to where they are listed; return how many there were.
 
-    async def _tags(self, prefix: str) -> list[tuple[str, str]]:
-        found = {key: self._read.get(key) for key in await self._keys(TAGS, prefix)}
-        unread = [key for key, named in found.items() if named is None]
-        for start in range(0, len(unread), _AT_ONCE):
-            some = unread[start : start + _AT_ONCE]
-            found.update(zip(some, await asyncio.gather(*map(self._tag, some)), strict=True))
-        return [named for named in found.values() if named is not None]
+        It can be interrupted at any time, and several servers can do it at once: a record is deleted after its
+        successor was written.
 
-    async def _tag(self, key: str) -> tuple[str, str] | None:
-        """Return the name and the tag of a record; ``None`` if it is torn (the next pull rewrites it)."""
+        Raises:
+            StorageError: the storage fails.
+        """
+        old = list((await self._read_old()).items())
+        for start in range(0, len(old), _CONCURRENT):
+            await asyncio.gather(
+                *(self._move(key, record) for key, record in old[start : start + _CONCURRENT])
+            )
+        self._is_migrated, self._reading = True, None
+        return len(old)
+
+    async def _move(self, old_key: str, record: TagRecord | None) -> None:
+        if record is not None:
+            key = _key(record.name, record.tag)
+            if await self._records.get(TAGS_IN_ORDER, key) is None:
+                await self._records.put(TAGS_IN_ORDER, key, record.model_dump_json().encode())
+        await self._records.delete(TAGS, old_key)
+
+    async def _old_tags(self) -> list[TagRecord]:
+        if self._is_migrated:
+            return []
+        found = await self._read_old()
+        if not found:
+            self._is_migrated = True
+        return [record for record in found.values() if record is not None]
+
+    async def _read_old(self) -> Mapping[str, TagRecord | None]:
+        # Any number of requests share one reading.
+        if self._reading is None or (
+            self._reading.done() and (self._reading.cancelled() or self._reading.exception())
+        ):
+            self._reading = asyncio.ensure_future(self._read_all_old())
+        return await asyncio.shield(self._reading)
+
+    async def _read_all_old(self) -> Mapping[str, TagRecord | None]:
+        keys: list[str] = []
+        async with aclosing(self._records.scan(TAGS)) as listing:
+            async for listed in listing:
+                keys.append(listed.key)
+                if len(keys) == KINDS[TAGS].most:
+                    break  # more than the collector leaves
+        found: dict[str, TagRecord | None] = {}
+        for start in range(0, len(keys), _CONCURRENT):
+            some = keys[start : start + _CONCURRENT]
+            found.update(zip(some, await asyncio.gather(*map(self._read_old_tag, some)), strict=True))
+        return found
+
+    async def _read_old_tag(self, key: str) -> TagRecord | None:
+        record = decode(TagRecord.model_validate_json, await self._records.get(TAGS, key))
+        if record is None or key != _hash(record.name) + _hash(record.tag):
+            return None
         try:
-            record = TagRecord.model_validate_json(await self._records.get(TAGS, key) or b"")
-            named = canonical_name(record.name), record.tag
+            canonical = canonical_name(record.name)
             is_tag = isinstance(parse_reference(record.tag), Tag)
-        except (ValidationError, InvalidName, InvalidDigest, InvalidReference):
+        except (InvalidName, InvalidDigest, InvalidReference):
             return None
-        if not is_tag or key != _hash(record.name) + _hash(record.tag):
-            return None
-        self._read.put(key, named, len(record.name) + len(record.tag))
-        return named
+        # Even earlier versions recorded each image under the name that the client had for it.
+        return record.model_copy(update={"name": canonical}) if is_tag else None
+
+
+def _key(name: str, tag: str) -> str:
+    return ordered_key(f"{name}\0{tag}".encode(errors="surrogatepass"))
+
+
+def _after_all_of(name: str) -> str:
+    # No name has characters between the zero byte and this one.
+    return ordered_key(f"{name}\1".encode(errors="surrogatepass"))
+
+
+def _bounded(text: str) -> str:
+    # No name or tag is longer than this, or has one of these characters: the rest does not decide which of them follow.
+    return re.split("[\0\1]", text[: LONGEST_NAME + 1], maxsplit=1)[0]
+
+
+def _name_and_tag(key: str) -> tuple[str, str] | None:
+    """Decode a key; ``None`` for one that this code would not write."""
+    try:
+        name, separator, tag = text_of(key).decode("ascii").partition("\0")
+        is_ours = separator and canonical_name(name) == name and isinstance(parse_reference(tag), Tag)
+    except (ValueError, InvalidName, InvalidDigest, InvalidReference):
+        return None
+    return (name, tag) if is_ours else None
+
+
+def _read_referrer(content: bytes) -> ReferrerRecord:
+    record = ReferrerRecord.model_validate_json(content)
+    Digest.parse(record.digest)
+    return record
 
 
 def _hash(text: str) -> str:

@@ -1,34 +1,24 @@
-"""Writing files so that a name stands for a whole file or for none."""
+"""The directory of a storage, and writing files so that a name stands for a whole file or for none."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import structlog
 
 from nixery.errors import StorageError, storage_error
-from nixery.files import DIRECTORY_MODE, hand_over, make_private_directory, open_regular, require_directory
+from nixery.files import DIRECTORY_MODE, hand_over, make_private_directory
 
-_CANNOT_WRITE = "cannot write to the storage"
-
-_CHUNK = 1 << 20
-
-# Files of a listing that are looked at in one go, outside of the event loop.
-_BATCH = 1000
-
-
-# Files are never written after they got their name.
+# Files are never written again after they were renamed to their place.
 _STORED_MODE = 0o400
 
-# Checked at start: the storage's own subdirectories, and their levels of directories.
+# The storage's own subdirectories, checked at start, with the levels of directories below each.
 _DIRECTORIES = {
     "blobs": 2,
     "records": 2,
@@ -40,6 +30,8 @@ _DIRECTORIES = {
     "popularity": 0,
     "sources": 0,
 }
+
+_CANNOT_WRITE = "cannot write to the storage"
 
 _log = structlog.get_logger("nixery.storage")
 
@@ -114,7 +106,7 @@ def _refuse_symlinks(directory: Path, levels: int) -> None:
 
 @contextmanager
 def temporary_file(directory: Path) -> Iterator[tuple[int, Path]]:
-    """Open a new file for writing; it is gone afterwards, unless it was moved to its place.
+    """Open a new file for writing, and delete it afterwards, unless it was renamed.
 
     Raises:
         StorageError: it cannot be made.
@@ -123,7 +115,7 @@ def temporary_file(directory: Path) -> Iterator[tuple[int, Path]]:
         try:
             descriptor, name = tempfile.mkstemp(dir=directory)
         except FileNotFoundError:
-            # Somebody deleted it, and perhaps all of the storage: what is made again can be stored again.
+            # Another program deleted the directory, or the whole storage.
             make_private_directory(directory)
             descriptor, name = tempfile.mkstemp(dir=directory)
         hand_over(descriptor, directory)
@@ -138,7 +130,7 @@ def temporary_file(directory: Path) -> Iterator[tuple[int, Path]]:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all bytes, however many calls that takes.
+    """Write all bytes, in as many calls as that takes.
 
     Raises:
         StorageError: the file system does not take them, for example because it is full.
@@ -163,7 +155,7 @@ def write_file(temporary: Path, place: Path, content: bytes) -> None:
 
 
 def move_to_place(descriptor: int, path: Path, place: Path) -> None:
-    """Give a written file its name, once its content is safe from a crash of the machine.
+    """Sync a written file and rename it to its place, so that a crash of the machine leaves all of it or nothing.
 
     Raises:
         StorageError: it cannot be synced or renamed.
@@ -216,97 +208,3 @@ def file_system_use(directory: Path) -> FileSystemUse:
         files,
         files + status.f_favail if status.f_files else 0,
     )
-
-
-def delete_file(path: Path) -> None:
-    """Delete a file that may be gone.
-
-    Raises:
-        StorageError: it cannot be deleted.
-    """
-    try:
-        require_directory(path.parent)
-        path.unlink(missing_ok=True)
-    except FileNotFoundError:
-        return  # with its directory
-    except OSError as error:
-        raise StorageError(f"cannot delete {path}: {error.strerror}") from error
-
-
-def move_file(path: Path, place: Path) -> None:
-    """Move a file, which may be gone, to a directory that is made if it does not exist.
-
-    Raises:
-        StorageError: it cannot be moved.
-    """
-    try:
-        make_private_directory(place.parent)
-        with suppress(FileNotFoundError):
-            path.rename(place)
-    except OSError as error:
-        raise StorageError(f"cannot move {path}: {error.strerror}") from error
-
-
-async def chunks(path: Path) -> AsyncIterator[bytes]:
-    """Yield a file's contents, and let the kernel drop them from its cache.
-
-    Raises:
-        FileNotFoundError: it is missing, or no regular file.
-        StorageError: it cannot be read.
-    """
-    try:
-        descriptor, _ = open_regular(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        while chunk := await asyncio.to_thread(os.read, descriptor, _CHUNK):
-            yield chunk
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-
-
-async def scan(directory: Path, fan: str = "") -> AsyncIterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """Yield the regular files in the subdirectories of a directory, or in one of them, in any order.
-
-    The directory may be missing. Files that appear or disappear meanwhile may be left out. Symlinks are not
-    followed.
-
-    Raises:
-        StorageError: a directory cannot be read.
-    """
-    entries = _walk(directory, fan)
-    while batch := await asyncio.to_thread(lambda: list(_look(islice(entries, _BATCH)))):
-        for entry, status in batch:
-            if status is not None and stat.S_ISREG(status.st_mode):
-                yield entry, status
-
-
-def _look(
-    entries: Iterable[os.DirEntry[str]],
-) -> Iterator[tuple[os.DirEntry[str], os.stat_result | None]]:
-    for entry in entries:
-        try:
-            yield entry, entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            yield entry, None  # deleted meanwhile
-        except OSError as error:
-            raise StorageError(f"cannot look up {entry.path}: {error.strerror}") from error
-
-
-def _walk(directory: Path, only: str) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as fans:
-            for fan in fans:
-                if only not in {"", fan.name} or not fan.is_dir(follow_symlinks=False):
-                    continue
-                with suppress(FileNotFoundError, NotADirectoryError), os.scandir(fan.path) as entries:
-                    yield from entries
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StorageError(f"cannot list {directory}: {error.strerror}") from error

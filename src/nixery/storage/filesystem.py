@@ -1,57 +1,55 @@
-"""Blobs and records in a directory of a local file system.
+"""A storage in a directory of a local file system.
 
 ::
 
-    blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and manifests alike
-    blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  how many bytes it has to have, in decimal digits
+    version                                                 the version of this layout (nixery.storage.opening)
+    blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and manifests (nixery.storage.blobs)
     quarantine/<64 hex digits>                              broken blobs
-    records/<kind>/<first 2 characters>/<key>               small JSON documents
+    records/<kind>/<first 2 characters>/<key>               small documents (nixery.storage.records)
     temporary/server-<random>/<random>                      unfinished files, by server process
 
-Directories and files are private to one user. Every file is written to ``temporary/``, synced, and renamed to
-its place, so that a name is always a whole file or missing; readers and any number of writers, in other
-processes too, need no lock. A blob with another size than it was stored with (a full or broken disk, a
-restored backup) counts as missing: the next build that makes it stores it again.
+Directories and files are private to one user. Every file is written to ``temporary/``, synced, and renamed to its place, so that
+a name always stands for a whole file or for none.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
-from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
-from nixery.files import open_regular, read_regular
-from nixery.oci.digest import Digest
-from nixery.storage.files import (
-    chunks,
-    delete_file,
-    make_directory,
-    move_file,
-    move_to_place,
-    scan,
-    temporary_file,
-    write_all,
-    write_file,
+from nixery.errors import BlobVerificationFailed, StorageError, storage_error
+from nixery.files import (
+    make_private_directory,
+    open_regular,
+    read_regular,
+    require_directory,
 )
-from nixery.storage.store import LARGEST_DOCUMENT, QUARANTINED, ListedBlob, StoredBlob, StoredFile
+from nixery.storage.driver import Entry
+from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all, write_file
 
 # Bytes that are read at a time.
-_CHUNK = 1024 * 1024
+_CHUNK = 1 << 20
 
-# Bytes that are written to see whether there is room: more than a manifest has.
+# Bytes that are read on the event loop, which costs less than a thread.
+_SMALL = 64 * 1024
+
+# Bytes that a probe writes: more than a manifest has.
 _PROBE = 64 * 1024
 
-# Limit in bytes for a file with a blob's size.
-_SIZE = 20
+# Files that a listing looks up at a time, off the event loop: few at first, as a short page needs no more.
+_FIRST_BATCH, _BATCH = 64, 1024
+
+# Levels of directories in a listing. A record with a long key has 7.
+_DEPTH = 10
 
 
-class FilesystemBlobStore:
-    """The ``BlobStore`` in a directory.
+class FilesystemDriver:
+    """The ``Driver`` of a directory.
 
     Args:
         root: made if it does not exist.
@@ -61,191 +59,211 @@ class FilesystemBlobStore:
         StorageError: the directory cannot be made.
     """
 
+    is_remote = False
+
     def __init__(self, root: Path, temporary: Path) -> None:
-        self._blobs = root / "blobs" / "sha256"
-        self._quarantine = root / "quarantine"
+        self.name = str(root)
+        self._root = root
         self._temporary = temporary
-        make_directory(self._blobs)
+        self._restore()
 
-    def _path(self, digest: Digest) -> Path:
-        return self._blobs / digest.hex[:2] / digest.hex
+    def _restore(self) -> None:
+        for directory in ("blobs/sha256", "records"):
+            make_directory(self._root / directory)
 
-    async def find(self, digest: Digest) -> StoredFile | None:
-        """See ``BlobStore.find``. A ``stat`` and a few bytes, which are not worth leaving the event loop for."""
-        return _find(digest, self._path(digest))
+    def _path(self, name: str) -> str:
+        return f"{self.name}/{name}"
 
-    async def find_cached(self, digest: Digest) -> StoredFile | None:
-        """See ``BlobStore.recall``. Asking is cheap here."""
-        return _find(digest, self._path(digest))
+    async def stat(self, name: str) -> Entry | None:
+        """See ``Driver.stat``. Takes some microseconds, which are not worth leaving the event loop for."""
+        return _stat(name, self._path(name))
 
-    async def read(self, blob: StoredBlob) -> bytes | None:
-        """See ``BlobStore.read``."""
+    async def read(self, name: str, largest: int) -> bytes | None:
+        """See ``Driver.read``. A file that is not regular counts as missing."""
         try:
-            return await asyncio.to_thread(_verified, self._path(blob.digest), blob.digest)
+            if largest <= _SMALL:
+                return read_regular(self._path(name), largest)
+            return await asyncio.to_thread(read_regular, self._path(name), largest)
         except OSError as error:
-            raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
+            raise storage_error(f"cannot read {name}", error) from error
 
-    async def url(self, blob: StoredBlob) -> str | None:  # noqa: ARG002 -- nobody else has this disk
-        """See ``BlobStore.url``."""
-        return None
-
-    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
-        """See ``BlobStore.stream``."""
+    async def stream(self, name: str, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
+        """See ``Driver.stream``."""
         try:
-            descriptor, _ = open_regular(self._path(blob.digest))
-            with os.fdopen(descriptor, "rb") as file:
+            descriptor, _ = open_regular(self._path(name))
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
                 file.seek(first)
-                while first <= last:
-                    chunk = await asyncio.to_thread(file.read, min(_CHUNK, last - first + 1))
+                while last is None or first <= last:
+                    wanted = _CHUNK if last is None else min(_CHUNK, last - first + 1)
+                    chunk = await asyncio.to_thread(file.read, wanted)
                     if not chunk:
-                        raise StorageError(f"blob {blob.digest} is too short")
+                        break
                     first += len(chunk)
                     yield chunk
+                if last is None:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
+            raise storage_error(f"cannot read {name}", error) from error
+        if last is not None and first <= last:
+            raise StorageError(f"cannot read {name}: {last - first + 1} bytes are missing at its end")
 
-    async def put(self, digest: Digest, content: bytes) -> None:
-        """See ``BlobStore.put``."""
-        if Digest.of(content) != digest:
-            raise BlobVerificationFailed(f"content that was to be stored as {digest} is {Digest.of(content)}")
-        place = self._path(digest)
-        # It is small and in memory, so it costs little to look at more than the size of what is there.
-        if await asyncio.to_thread(_holds, place, content):
+    async def write(self, name: str, content: bytes, *, renew: bool = False) -> None:
+        """See ``Driver.write``."""
+        if renew and self._touch(name):
             return
-        # Whichever of the two has its name first, a blob is there once both have; so they are synced at the same time.
-        await asyncio.gather(
-            asyncio.to_thread(_write_size, self._temporary, place, len(content)),
-            asyncio.to_thread(write_file, self._temporary, place, content),
-        )
+        await asyncio.to_thread(write_file, self._temporary, self._root / name, content)
+
+    def _touch(self, name: str) -> bool:
+        path = self._path(name)
+        try:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                return False
+            os.utime(path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise storage_error(f"cannot renew {name}", error) from error
+        return True
 
     @contextmanager
-    def create(self) -> Iterator[FilesystemBlobWriter]:
-        """See ``BlobStore.create``."""
+    def create(self) -> Iterator[_FileUpload]:
+        """See ``Driver.create``."""
         with temporary_file(self._temporary) as (descriptor, path):
-            yield FilesystemBlobWriter(descriptor, path, self._path, self._temporary)
+            yield _FileUpload(descriptor, path, self._root, self._temporary)
 
-    async def scan(self) -> AsyncIterator[ListedBlob]:
-        """See ``BlobStore.scan``."""
-        async for entry, status in scan(self._blobs):
-            with suppress(InvalidDigest):
-                digest = Digest.parse(f"sha256:{entry.name}")
-                if entry.path.endswith(f"/{digest.hex[:2]}/{digest.hex}"):
-                    yield ListedBlob(digest, status.st_size, status.st_mtime)
+    async def move(self, name: str, target: str) -> None:
+        """See ``Driver.move``."""
+        await asyncio.to_thread(_move, self._root / name, self._root / target)
 
-    async def scan_leftovers(self) -> AsyncIterator[ListedBlob]:
-        """See ``BlobStore.scan_leftovers``: sizes without blobs."""
-        async for entry, status in scan(self._blobs):
-            with suppress(InvalidDigest):
-                digest = Digest.parse(f"sha256:{entry.name.removesuffix('.size')}")
-                if entry.name.endswith(".size") and not _is_taken(self._path(digest)):
-                    yield ListedBlob(digest, 0, status.st_mtime)
+    async def delete(self, name: str) -> None:
+        """See ``Driver.delete``."""
+        await asyncio.to_thread(_delete, self._root / name)
+
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+        """See ``Driver.list``. Memory grows with the largest directory.
+
+        Files that appear or disappear meanwhile may be left out. Symlinks are not followed.
+        """
+        found = _look_up(_walk(self._path(directory), directory, after, _DEPTH))
+        batch = _FIRST_BATCH
+        while entries := await asyncio.to_thread(lambda: list(islice(found, batch))):  # noqa: B023 -- awaited
+            for entry in entries:
+                yield entry
+            batch = _BATCH
+
+    async def url(self, name: str) -> str | None:  # noqa: ARG002 -- clients cannot reach this disk
+        """See ``Driver.url``."""
+        return None
 
     async def probe(self) -> None:
-        """See ``BlobStore.probe``."""
+        """See ``Driver.probe``."""
         await asyncio.to_thread(self._probe)
 
     def _probe(self) -> None:
-        make_directory(self._blobs)
+        self._restore()
         with temporary_file(self._temporary) as (descriptor, _):
             write_all(descriptor, b"\0" * _PROBE)
 
-    async def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
-        """See ``BlobStore.chunks``."""
-        try:
-            async for chunk in chunks(self._path(digest)):
-                yield chunk
-        except FileNotFoundError:
-            raise BlobUnknown(str(digest)) from None
 
-    async def quarantine(self, digest: Digest) -> None:
-        """See ``BlobStore.quarantine``."""
-        place = self._path(digest)
-        await asyncio.to_thread(move_file, place, self._quarantine / place.name)
-        await asyncio.to_thread(delete_file, _size_file(place))
-        await asyncio.to_thread(self._shorten_quarantine, self._quarantine / place.name)
+class _FileUpload:
+    """The ``Upload`` of a temporary file."""
 
-    def _shorten_quarantine(self, last: Path) -> None:
-        # The blob's own time is when it was stored.
-        with suppress(OSError):
-            os.utime(last, follow_symlinks=False)
-            kept = sorted((entry.lstat().st_mtime, entry) for entry in self._quarantine.iterdir())
-            for _, entry in kept[:-QUARANTINED]:
-                entry.unlink()
-
-    async def delete(self, digest: Digest) -> None:
-        """See ``BlobStore.delete``."""
-        place = self._path(digest)
-        # The size last: without a blob it means nothing.
-        for path in (place, _size_file(place)):
-            await asyncio.to_thread(delete_file, path)
-
-
-class FilesystemBlobWriter:
-    """The ``BlobWriter`` of a temporary file. Digests what it writes, so that nobody has to be believed."""
-
-    def __init__(self, descriptor: int, path: Path, place: Callable[[Digest], Path], temporary: Path) -> None:
-        self._temporary = temporary
+    def __init__(self, descriptor: int, path: Path, root: Path, temporary: Path) -> None:
         self._descriptor = descriptor
         self._path = path
-        self._place = place
-        self._hash = hashlib.sha256()
+        self._root = root
+        self._temporary = temporary
         self._size = 0
 
     def write(self, data: bytes, /) -> None:
-        """See ``BlobWriter.write``."""
+        """See ``Upload.write``."""
         write_all(self._descriptor, data)
-        self._hash.update(data)
         self._size += len(data)
 
-    def commit(self) -> StoredFile:
-        """See ``BlobWriter.commit``."""
-        place = self._place(digest := Digest(self._hash.hexdigest()))
-        found = _find(digest, place)
-        if found is not None and found.size == self._size:
+    def commit(self, name: str, beside: Mapping[str, bytes]) -> Entry:
+        """See ``Upload.commit``."""
+        place = self._root / name
+        found = _stat(name, str(place))
+        if found is not None and found.size == self._size and all(map(self._holds, beside.items())):
             return found
-        size = os.fstat(self._descriptor).st_size
-        if size != self._size:
-            raise BlobVerificationFailed(f"{self._size} bytes were written of {digest}, {size} are stored")
-        _write_size(self._temporary, place, size)
+        status = os.fstat(self._descriptor)
+        if status.st_size != self._size:
+            raise BlobVerificationFailed(
+                f"{self._size} bytes of {name} were written, {status.st_size} are stored"
+            )
+        for other, content in beside.items():
+            write_file(self._temporary, self._root / other, content)
         move_to_place(self._descriptor, self._path, place)
-        return StoredFile(digest, size, place)
+        return Entry(name, self._size, status.st_mtime, place)
+
+    def _holds(self, item: tuple[str, bytes]) -> bool:
+        name, content = item
+        try:
+            return read_regular(self._root / name, len(content)) == content
+        except OSError as error:
+            raise storage_error(f"cannot read {name}", error) from error
 
 
-def _find(digest: Digest, path: Path) -> StoredFile | None:
+def _stat(name: str, path: str) -> Entry | None:
     try:
         status = os.lstat(path)
-        expected = read_regular(f"{path}.size", _SIZE)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"cannot look up blob {digest}: {error.strerror}") from error
-    size = status.st_size
-    return (
-        StoredFile(digest, size, path) if stat.S_ISREG(status.st_mode) and expected == b"%d" % size else None
-    )
+        raise storage_error(f"cannot look up {name}", error) from error
+    return Entry(name, status.st_size, status.st_mtime, Path(path)) if stat.S_ISREG(status.st_mode) else None
 
 
-def _verified(path: Path, digest: Digest) -> bytes | None:
-    content = read_regular(path, LARGEST_DOCUMENT)
-    return content if content is not None and Digest.of(content) == digest else None
-
-
-def _is_taken(path: Path) -> bool:
-    return os.path.lexists(path)
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    size = b"%d" % len(content)
+def _move(path: Path, place: Path) -> None:
     try:
-        return read_regular(path, len(content)) == content and read_regular(_size_file(path), _SIZE) == size
-    except OSError:
-        return False
+        make_private_directory(place.parent)
+        with suppress(FileNotFoundError):
+            path.rename(place)
+            os.utime(place, follow_symlinks=False)
+    except OSError as error:
+        raise storage_error(f"cannot move {path.name}", error) from error
 
 
-def _size_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.size")
+def _delete(path: Path) -> None:
+    try:
+        require_directory(path.parent)
+        path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return  # with its directory
+    except OSError as error:
+        raise storage_error(f"cannot delete {path.name}", error) from error
 
 
-def _write_size(temporary: Path, place: Path, size: int) -> None:
-    # A blob without it would not be found.
-    write_file(temporary, _size_file(place), b"%d" % size)
+def _walk(path: str, name: str, after: str, depth: int) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the entries below a directory that are no directories, with their names, in order."""
+    try:
+        with os.scandir(path) as entries:
+            # A directory's entries are ordered as the names of the files in it are.
+            found = sorted(
+                (f"{name}/{entry.name}{'/' if entry.is_dir(follow_symlinks=False) else ''}", entry)
+                for entry in entries
+            )
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error(f"cannot list {name}", error) from error
+    for below, entry in found:
+        if not below.endswith("/"):
+            if below > after:
+                yield below, entry
+        elif depth and (below > after or after.startswith(below)):
+            yield from _walk(entry.path, below[:-1], after, depth - 1)
+
+
+def _look_up(entries: Iterator[tuple[str, os.DirEntry[str]]]) -> Iterator[Entry]:
+    for name, entry in entries:
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # deleted meanwhile
+        except OSError as error:
+            raise storage_error(f"cannot look up {name}", error) from error
+        if stat.S_ISREG(status.st_mode):
+            yield Entry(name, status.st_size, status.st_mtime)

@@ -1,4 +1,4 @@
-"""Images in files (image specification, image-layout.md): a directory, or an archive of one."""
+"""OCI image layouts (image specification, image-layout.md): images in a directory, or in an archive of one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 from nixery.errors import BlobUnknown, StorageError
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, MediaType, canonical_json
-from nixery.storage.store import BlobStore, StoredBlob, StoredFile
+from nixery.storage.blobs import BlobStore, StoredBlob, StoredFile
 
 _REFERENCE = "org.opencontainers.image.ref.name"
 
-# What containerd, Docker and Podman call an image that they load. Without it, Podman takes the tag for a name.
+# The name that containerd, Docker and Podman give to an image that they load. Without it, Podman takes the tag for a name.
 _NAME = "io.containerd.image.name"
 
 
-async def write_layout(  # noqa: PLR0913 -- what is written, and how
+async def write_layout(  # noqa: PLR0913 -- an image, its names, and the format
     blobs: BlobStore, root: Descriptor, name: str, tag: str, place: Path, *, archive: bool, umask: int
 ) -> None:
     """Write an image, or an index and all its images, to a new place.
@@ -58,7 +58,7 @@ def _set_modes(finished: Path, umask: int) -> None:
 
 def _move(finished: Path, place: Path) -> None:
     if place.exists():
-        raise StorageError(f"{place} exists already")
+        raise StorageError(f"cannot write {place}: it exists already")
     finished.rename(place)
 
 
@@ -78,7 +78,7 @@ async def _write(blobs: BlobStore, root: Descriptor, name: str, tag: str, layout
 
 
 async def _write_for_docker(blobs: BlobStore, root: Descriptor, reference: str, layout: Path) -> None:
-    """Describe the image, or the first one of an index, as ``docker save`` does; older ones of ``docker load`` know nothing else."""
+    """Describe the image, or the first one of an index, as ``docker save`` does: older versions of ``docker load`` need it."""
     document = await _read(blobs, root.digest)
     if "manifests" in document:
         document = await _read(blobs, Digest.parse(document["manifests"][0]["digest"]))
@@ -105,7 +105,7 @@ async def _document(blobs: BlobStore, blob: StoredBlob) -> dict[str, Any]:
 async def _copy_all(
     blobs: BlobStore, digests: Iterable[Digest], directory: Path, *, documents: bool = True
 ) -> list[dict[str, Any]]:
-    """Copy blobs; return what is in them if they are documents."""
+    """Copy blobs; return their contents if they are documents."""
     found = []
     for digest in digests:
         blob = await blobs.find(digest)
@@ -135,7 +135,7 @@ def _digests(descriptors: Iterable[Mapping[str, Any]]) -> list[Digest]:
 
 
 def _archive(layout: Path) -> Path:
-    """Archive a layout; the same layout is the same archive."""
+    """Archive a layout; the same layout gives the same bytes."""
     archive = layout.with_suffix(".tar")
     with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
         for path in sorted(layout.rglob("*")):

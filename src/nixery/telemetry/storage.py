@@ -1,32 +1,31 @@
-"""A storage whose errors are counted, whoever deals with them."""
+"""Count the errors of a storage, whichever component handles them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 from prometheus_client import CollectorRegistry, Counter
 
 from nixery.errors import StorageError
-from nixery.oci.digest import Digest
-from nixery.storage.store import BlobStore, BlobWriter, ListedBlob, ListedRecord, RecordStore, StoredBlob
+from nixery.storage.driver import Driver, Entry, Upload
 
 _OPERATIONS = ("find", "read", "write", "list", "delete")
 
 
 class StorageErrors:
-    """How often the storage did not do what was asked of it, by kind of operation."""
+    """A counter of failed accesses to the storage, by operation."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._errors = Counter(
-            "nixery_storage_errors", "What the storage did not do.", ("operation",), registry=registry
+            "nixery_storage_errors", "Failed accesses to the storage.", ("operation",), registry=registry
         )
         for operation in _OPERATIONS:
             self._errors.labels(operation)
 
     @contextmanager
     def counted(self, operation: str) -> Iterator[None]:
-        """Count an error that ends the context."""
+        """Count a storage error that ends the context."""
         try:
             yield
         except StorageError:
@@ -38,120 +37,77 @@ class StorageErrors:
         self._errors.labels(operation).inc()
 
 
-class CountedBlobStore:
-    """The ``BlobStore`` of another one, whose errors are counted."""
+class CountedDriver:
+    """A ``Driver`` that counts the errors of another one."""
 
-    def __init__(self, blobs: BlobStore, errors: StorageErrors) -> None:
-        self._blobs = blobs
+    def __init__(self, driver: Driver, errors: StorageErrors) -> None:
+        self.name = driver.name
+        self.is_remote = driver.is_remote
+        self._driver = driver
         self._errors = errors
 
-    async def find(self, digest: Digest) -> StoredBlob | None:
-        """See ``BlobStore.find``."""
-        try:  # for each large blob that is asked for, so without a context
-            return await self._blobs.find(digest)
+    async def stat(self, name: str) -> Entry | None:
+        """See ``Driver.stat``."""
+        try:  # for each download of a large blob, so without a context manager
+            return await self._driver.stat(name)
         except StorageError:
             self._errors.add("find")
             raise
 
-    async def find_cached(self, digest: Digest) -> StoredBlob | None:
-        """See ``BlobStore.recall``."""
+    async def read(self, name: str, largest: int) -> bytes | None:
+        """See ``Driver.read``."""
         try:  # as above
-            return await self._blobs.find_cached(digest)
+            return await self._driver.read(name, largest)
         except StorageError:
-            self._errors.add("find")
+            self._errors.add("read")
             raise
 
-    async def read(self, blob: StoredBlob) -> bytes | None:
-        """See ``BlobStore.read``."""
-        with self._errors.counted("read"):
-            return await self._blobs.read(blob)
+    async def stream(self, name: str, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
+        """See ``Driver.stream``. An object that is missing though its size is known counts as an error."""
+        try:
+            with self._errors.counted("read"):
+                async with aclosing(self._driver.stream(name, first, last)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+        except FileNotFoundError:
+            if last is not None:
+                self._errors.add("read")
+            raise
 
-    async def url(self, blob: StoredBlob) -> str | None:
-        """See ``BlobStore.url``."""
-        with self._errors.counted("read"):
-            return await self._blobs.url(blob)
-
-    async def stream(self, blob: StoredBlob, first: int, last: int) -> AsyncGenerator[bytes, None]:
-        """See ``BlobStore.stream``."""
-        with self._errors.counted("read"):
-            async with aclosing(self._blobs.stream(blob, first, last)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-
-    async def put(self, digest: Digest, content: bytes) -> None:
-        """See ``BlobStore.put``."""
+    async def write(self, name: str, content: bytes, *, renew: bool = False) -> None:
+        """See ``Driver.write``."""
         with self._errors.counted("write"):
-            await self._blobs.put(digest, content)
+            await self._driver.write(name, content, renew=renew)
 
     @contextmanager
-    def create(self) -> Iterator[BlobWriter]:
-        """See ``BlobStore.create``."""
-        with self._errors.counted("write"), self._blobs.create() as writer:
-            yield writer
+    def create(self) -> Iterator[Upload]:
+        """See ``Driver.create``."""
+        with self._errors.counted("write"), self._driver.create() as upload:
+            yield upload
 
-    async def scan(self) -> AsyncIterator[ListedBlob]:
-        """See ``BlobStore.scan``."""
-        with self._errors.counted("list"):
-            async for blob in self._blobs.scan():
-                yield blob
-
-    async def scan_leftovers(self) -> AsyncIterator[ListedBlob]:
-        """See ``BlobStore.scan_leftovers``."""
-        with self._errors.counted("list"):
-            async for blob in self._blobs.scan_leftovers():
-                yield blob
-
-    async def delete(self, digest: Digest) -> None:
-        """See ``BlobStore.delete``."""
+    async def move(self, name: str, target: str) -> None:
+        """See ``Driver.move``."""
         with self._errors.counted("delete"):
-            await self._blobs.delete(digest)
+            await self._driver.move(name, target)
 
-    async def quarantine(self, digest: Digest) -> None:
-        """See ``BlobStore.quarantine``."""
+    async def delete(self, name: str) -> None:
+        """See ``Driver.delete``."""
         with self._errors.counted("delete"):
-            await self._blobs.quarantine(digest)
+            await self._driver.delete(name)
 
-    async def chunks(self, digest: Digest) -> AsyncIterator[bytes]:
-        """See ``BlobStore.chunks``."""
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+        """See ``Driver.list``."""
+        with self._errors.counted("list"):
+            async with aclosing(self._driver.list(directory, after)) as entries:
+                async for entry in entries:
+                    yield entry
+
+    async def url(self, name: str) -> str | None:
+        """See ``Driver.url``."""
         with self._errors.counted("read"):
-            async for chunk in self._blobs.chunks(digest):
-                yield chunk
+            return await self._driver.url(name)
 
     async def probe(self) -> None:
-        """See ``BlobStore.probe``."""
+        """See ``Driver.probe``."""
         with self._errors.counted("write"):
-            await self._blobs.probe()
-
-
-class CountedRecordStore:
-    """The ``RecordStore`` of another one, whose errors are counted."""
-
-    def __init__(self, records: RecordStore, errors: StorageErrors) -> None:
-        self._records = records
-        self._errors = errors
-
-    async def get(self, kind: str, key: str) -> bytes | None:
-        """See ``RecordStore.get``."""
-        with self._errors.counted("read"):
-            return await self._records.get(kind, key)
-
-    async def put(self, kind: str, key: str, content: bytes) -> None:
-        """See ``RecordStore.put``."""
-        with self._errors.counted("write"):
-            await self._records.put(kind, key, content)
-
-    async def renew(self, kind: str, key: str, content: bytes) -> None:
-        """See ``RecordStore.renew``."""
-        with self._errors.counted("write"):
-            await self._records.renew(kind, key, content)
-
-    async def scan(self, kind: str, prefix: str = "") -> AsyncIterator[ListedRecord]:
-        """See ``RecordStore.scan``."""
-        with self._errors.counted("list"):
-            async for record in self._records.scan(kind, prefix):
-                yield record
-
-    async def delete(self, kind: str, key: str) -> None:
-        """See ``RecordStore.delete``."""
-        with self._errors.counted("delete"):
-            await self._records.delete(kind, key)
+            await self._driver.probe()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 
 
 @pytest.fixture
@@ -18,10 +19,10 @@ def storage(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def records(storage: Path) -> FilesystemRecordStore:
-    return FilesystemRecordStore(storage, storage / "temporary")
+def records(storage: Path) -> RecordStore:
+    return RecordStore(FilesystemDriver(storage, storage / "temporary"))
 
 
 @pytest.fixture
-def blobs(storage: Path) -> FilesystemBlobStore:
-    return FilesystemBlobStore(storage, storage / "temporary")
+def blobs(storage: Path) -> BlobStore:
+    return BlobStore(FilesystemDriver(storage, storage / "temporary"))

@@ -23,9 +23,9 @@ from nixery.oci.documents import (
     image_manifest,
 )
 from nixery.sources.source import Pin
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore, StoredFile
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 
 PIN = Pin("path:/set", "abc", "abc")
 REQUEST = parse_image_name("git/htop")
@@ -34,7 +34,7 @@ REQUEST = parse_image_name("git/htop")
 class Store:
     """A store with one image in it."""
 
-    def __init__(self, blobs: FilesystemBlobStore, records: FilesystemRecordStore) -> None:
+    def __init__(self, blobs: BlobStore, records: RecordStore) -> None:
         self.blobs = blobs
         self.records = records
         self.uses = Leases(self.records, 3600)
@@ -62,13 +62,13 @@ class Store:
             "layer": Digest.of(b"a layer"),
         }.items():
             blob = await self.blobs.find(digest)
-            assert blob is not None
+            assert isinstance(blob, StoredFile)
             found[kind] = blob.path
         return found
 
 
 @pytest.fixture
-def store(blobs: FilesystemBlobStore, records: FilesystemRecordStore) -> Store:
+def store(blobs: BlobStore, records: RecordStore) -> Store:
     return Store(blobs, records)
 
 

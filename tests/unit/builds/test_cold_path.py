@@ -32,10 +32,10 @@ from nixery.packing.packer import LayerPacker
 from nixery.server.http import Request
 from nixery.server.registry.manifests import Manifests
 from nixery.sources.directory import DirectorySource
+from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 
 # From the request handler to the process call; of these, up to the seam to Nix.
 _MOST_FRAMES = 12
@@ -65,8 +65,8 @@ def name_of(frame: FrameType) -> Iterator[str]:
 
 async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
     tmp_path: Path,
-    records: FilesystemRecordStore,
-    blobs: FilesystemBlobStore,
+    records: RecordStore,
+    blobs: BlobStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("set", "roots"):

@@ -15,7 +15,7 @@ from nixery.errors import TooBusy
 from nixery.image.name import ImageRequest, parse_image_name
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.sources.source import Pin
-from nixery.storage.store import BlobStore
+from nixery.storage.blobs import BlobStore
 
 PIN = Pin("source", "identity", "revision")
 

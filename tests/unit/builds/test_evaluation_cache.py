@@ -18,7 +18,7 @@ from nixery.nix.build_log import ProgressCallback, ignore_progress
 from nixery.nix.packages import Contents, Definition, Details, Evaluated, NixFiles, Package, PackageSet
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.records import RecordStore
 
 if TYPE_CHECKING:
     from nixery.nix.realisation import Nix
@@ -32,7 +32,7 @@ class World:
 
     description = "fake:"
 
-    def __init__(self, records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[set[str]] = []
         self.opened: list[Pin] = []
         self.alive = True
@@ -108,7 +108,7 @@ def _found(name: str, platform: Platform) -> Sequence[Evaluated]:
 
 
 @pytest.fixture
-def world(records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(records, monkeypatch)
 
 

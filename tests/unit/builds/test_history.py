@@ -38,7 +38,7 @@ from nixery.server.api import Builds
 from nixery.server.http import Request, StreamResponse
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.sources.source import Pin
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.records import RecordStore
 from tests.support.event_loop import eventually, settle
 
 PIN = Pin("fake:", "one", "revision")
@@ -57,7 +57,7 @@ def tell(history: BuildHistory, one: Build, *events: BuildEvent) -> BuildReport:
     return report
 
 
-async def test_a_report_follows_a_build_from_its_request_to_its_end(records: FilesystemRecordStore) -> None:
+async def test_a_report_follows_a_build_from_its_request_to_its_end(records: RecordStore) -> None:
     now = 100.0
     history, one = BuildHistory(records, lambda: now), build()
     assert tell(history, one, Requested()).state is State.WAITING
@@ -90,7 +90,7 @@ async def test_a_report_follows_a_build_from_its_request_to_its_end(records: Fil
     await history.close()
 
 
-async def test_finished_builds_survive_a_restart(records: FilesystemRecordStore) -> None:
+async def test_finished_builds_survive_a_restart(records: RecordStore) -> None:
     history, one, other = BuildHistory(records), build(), build("htop")
     tell(history, one, Started(), Evaluated(()), Failed(BuildFailed("x.drv", ("last line",), "failed")))
     tell(history, other, Started())
@@ -104,7 +104,7 @@ async def test_finished_builds_survive_a_restart(records: FilesystemRecordStore)
     assert "last line" in report.error
 
 
-async def test_a_torn_record_of_a_build_is_ignored(records: FilesystemRecordStore) -> None:
+async def test_a_torn_record_of_a_build_is_ignored(records: RecordStore) -> None:
     await records.put("builds", "00ff", b'{"id":')
     history = BuildHistory(records)
     history.start()
@@ -112,9 +112,7 @@ async def test_a_torn_record_of_a_build_is_ignored(records: FilesystemRecordStor
     assert history.recent() == []
 
 
-async def test_only_the_last_builds_are_kept(
-    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_the_last_builds_are_kept(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nixery.builds.history._KEPT", 3)
     history = BuildHistory(records)
     builds = [Build(f"{n:020x}", parse_image_name("git"), PIN) for n in range(6)]
@@ -128,7 +126,7 @@ async def test_only_the_last_builds_are_kept(
     assert len([record async for record in records.scan("builds")]) == 3
 
 
-async def test_a_log_is_bounded_in_lines_and_in_characters(records: FilesystemRecordStore) -> None:
+async def test_a_log_is_bounded_in_lines_and_in_characters(records: RecordStore) -> None:
     history, one = BuildHistory(records), build()
     report = tell(history, one, Started(), LogLines(tuple(("", str(n)) for n in range(700))))
     assert (len(report.log), report.log[0].text, report.dropped) == (500, "200", 200)
@@ -136,7 +134,7 @@ async def test_a_log_is_bounded_in_lines_and_in_characters(records: FilesystemRe
     assert sum(len(line.text) for line in report.log) <= 64 * 1024
 
 
-async def test_an_image_that_was_found_has_a_report_only_if_requested(records: FilesystemRecordStore) -> None:
+async def test_an_image_that_was_found_has_a_report_only_if_requested(records: RecordStore) -> None:
     history, one = BuildHistory(records), build()
     history.observe(one, Reused(DIGEST))
     assert history.recent() == []
@@ -146,7 +144,7 @@ async def test_an_image_that_was_found_has_a_report_only_if_requested(records: F
 
 
 async def test_a_follower_gets_each_line_once_and_can_resume(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     history, one = BuildHistory(records), build()
     tell(history, one, Started(), LogLines((("", "first"),)))
@@ -171,7 +169,7 @@ async def test_a_follower_gets_each_line_once_and_can_resume(
     await history.close()
 
 
-async def test_closing_ends_followers(records: FilesystemRecordStore) -> None:
+async def test_closing_ends_followers(records: RecordStore) -> None:
     history, one = BuildHistory(records), build()
     tell(history, one, Started())
 
@@ -184,7 +182,7 @@ async def test_closing_ends_followers(records: FilesystemRecordStore) -> None:
     assert await asyncio.wait_for(follower, 5) == 2
 
 
-async def test_a_private_server_hides_names_and_logs_of_builds(records: FilesystemRecordStore) -> None:
+async def test_a_private_server_hides_names_and_logs_of_builds(records: RecordStore) -> None:
     history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
     tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
     hidden = PublishedBuilds(history, FollowerBounds(10, 10), public=False)
@@ -200,7 +198,7 @@ async def test_a_private_server_hides_names_and_logs_of_builds(records: Filesyst
     await history.close()
 
 
-async def test_rejected_builds_evict_no_others(records: FilesystemRecordStore) -> None:
+async def test_rejected_builds_evict_no_others(records: RecordStore) -> None:
     history = BuildHistory(records)
     first = build()
     tell(history, first, Started(), Stored(DIGEST, 1))
@@ -214,7 +212,7 @@ async def test_rejected_builds_evict_no_others(records: FilesystemRecordStore) -
 
 
 async def test_builds_of_made_up_names_evict_no_others_and_are_not_stored(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     history = BuildHistory(records)
     built, failed = build(), build("broken")
@@ -230,7 +228,7 @@ async def test_builds_of_made_up_names_evict_no_others_and_are_not_stored(
     assert len(history.recent()) < 100
 
 
-async def test_failed_builds_evict_no_successful_ones(records: FilesystemRecordStore) -> None:
+async def test_failed_builds_evict_no_successful_ones(records: RecordStore) -> None:
     history, built = BuildHistory(records), build()
     tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
     for _ in range(250):
@@ -252,7 +250,7 @@ async def test_failed_builds_evict_no_successful_ones(records: FilesystemRecordS
     ],
 )
 async def test_an_invalid_record_of_a_build_is_ignored(
-    records: FilesystemRecordStore, changes: dict[str, object]
+    records: RecordStore, changes: dict[str, object]
 ) -> None:
     history, one = BuildHistory(records), build()
     report = tell(history, one, Started(), Evaluated(()), Stored(DIGEST, 1))
@@ -265,7 +263,7 @@ async def test_an_invalid_record_of_a_build_is_ignored(
     assert again.recent() == []
 
 
-async def test_a_build_displaced_from_the_queue_keeps_its_report(records: FilesystemRecordStore) -> None:
+async def test_a_build_displaced_from_the_queue_keeps_its_report(records: RecordStore) -> None:
     history, displaced = BuildHistory(records), build()
     history.observe(displaced, Requested())
     history.observe(displaced, Queued(2))
@@ -291,7 +289,7 @@ class Followers:
         return asyncio.get_running_loop().create_task(follow(), context=copy_context())
 
 
-async def test_followers_of_one_client_block_no_other(records: FilesystemRecordStore) -> None:
+async def test_followers_of_one_client_block_no_other(records: RecordStore) -> None:
     history, one = BuildHistory(records), build()
     tell(history, one, Started())
     followers = Followers(history, FollowerBounds(4, 3), one)
@@ -318,7 +316,7 @@ async def test_followers_of_one_client_block_no_other(records: FilesystemRecordS
 
 @pytest.mark.parametrize("what", ["list", "events"])
 async def test_one_client_has_few_answers_at_once_and_blocks_no_other(
-    records: FilesystemRecordStore, what: str
+    records: RecordStore, what: str
 ) -> None:
     history = BuildHistory(records)
     published = PublishedBuilds(history, FollowerBounds(1000, 1000), public=True)
@@ -352,7 +350,7 @@ async def test_one_client_has_few_answers_at_once_and_blocks_no_other(
 
 
 async def test_builds_of_stored_images_evict_nothing_and_are_not_stored(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     history, built = BuildHistory(records), build()
     tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))

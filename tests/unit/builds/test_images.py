@@ -22,9 +22,9 @@ from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64, Platform
 from nixery.oci.documents import ExecutionParameters, docker_manifest, image_config, image_manifest
 from nixery.sources.source import Pin
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore, StoredFile
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 
 PIN = Pin("fake:", "one", "one")
 REQUESTS = requests_for("hello", (AMD64, ARM64))
@@ -48,7 +48,7 @@ class FakeBuilds:
 
 
 class World:
-    def __init__(self, blobs: FilesystemBlobStore, records: FilesystemRecordStore) -> None:
+    def __init__(self, blobs: BlobStore, records: RecordStore) -> None:
         self.blobs = blobs
         self.uses = Leases(records, 3600)
         self.builds = FakeBuilds()
@@ -59,7 +59,7 @@ class World:
 
 
 @pytest.fixture
-def world(blobs: FilesystemBlobStore, records: FilesystemRecordStore) -> World:
+def world(blobs: BlobStore, records: RecordStore) -> World:
     return World(blobs, records)
 
 
@@ -76,7 +76,7 @@ async def test_a_lost_index_is_stored_again(world: World) -> None:
     indexes = world.indexes()
     index = await indexes.index(REQUESTS, PIN)
     blob = await world.blobs.find(index.index.descriptor.digest)
-    assert blob is not None
+    assert isinstance(blob, StoredFile)
     blob.path.unlink()
     world.now += 2
     await indexes.index(REQUESTS, PIN)

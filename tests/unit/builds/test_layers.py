@@ -21,8 +21,9 @@ from nixery.oci.documents import Layer
 from nixery.packing.compression import compression
 from nixery.packing.packer import Contents, LayerPacker, Sink
 from nixery.packing.root_filesystem import Content, Entry, RootFilesystem, Tree
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.blobs import BlobStore, StoredFile
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
 from tests.support.event_loop import eventually, settle
 
 ROOT = RootFilesystem(Tree({b"etc": Tree({b"passwd": Content(b"root")})}), ())
@@ -34,8 +35,8 @@ class Publisher:
     def __init__(self, storage: Path) -> None:
         temporary = storage / "temporary"
         temporary.mkdir(exist_ok=True)
-        self.blobs = FilesystemBlobStore(storage, temporary)
-        records = FilesystemRecordStore(storage, temporary)
+        self.blobs = BlobStore(FilesystemDriver(storage, temporary))
+        records = RecordStore(FilesystemDriver(storage, temporary))
         self.locks = FileLocks(storage / "locks")
         packing = Packing(LayerPacker(compression("gzip")), 2, self.locks)
         self.layers = LayerPublisher(self.blobs, records, packing)
@@ -54,7 +55,7 @@ async def publisher(tmp_path: Path) -> AsyncIterator[Publisher]:
 
 async def blob_of(publisher: Publisher, layer: Layer) -> Path:
     blob = await publisher.blobs.find(layer.descriptor.digest)
-    assert blob is not None
+    assert isinstance(blob, StoredFile)
     return blob.path
 
 

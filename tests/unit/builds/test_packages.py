@@ -21,7 +21,7 @@ from nixery.request_context import Client, RequestContext, enter_request
 from nixery.server.api import Packages
 from nixery.server.http import Request
 from nixery.sources.source import Pin, Reference
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.records import RecordStore
 from tests.support.event_loop import until_done
 
 SET = [
@@ -130,12 +130,12 @@ class Source:
         return {"git": Details("2.0" if details else "")}
 
 
-def index(source: Source, records: FilesystemRecordStore) -> PackageIndex:
+def index(source: Source, records: RecordStore) -> PackageIndex:
     pins = Pins(source, records, 3600)  # type: ignore[arg-type]
     return PackageIndex(pins, source, source, AMD64, records, "program", 30, lambda: source.now)  # type: ignore[arg-type]
 
 
-async def test_a_package_set_is_listed_once_and_survives_a_restart(records: FilesystemRecordStore) -> None:
+async def test_a_package_set_is_listed_once_and_survives_a_restart(records: RecordStore) -> None:
     source = Source()
     one = index(source, records)
     await asyncio.gather(*(one.names("latest") for _ in range(5)))
@@ -146,7 +146,7 @@ async def test_a_package_set_is_listed_once_and_survives_a_restart(records: File
     assert source.asked == [True]
 
 
-async def test_names_are_listed_without_details_if_details_fail(records: FilesystemRecordStore) -> None:
+async def test_names_are_listed_without_details_if_details_fail(records: RecordStore) -> None:
     source = Source()
     source.details_fail = True
     assert (await index(source, records).names("latest")).get("git") is not None
@@ -154,7 +154,7 @@ async def test_names_are_listed_without_details_if_details_fail(records: Filesys
 
 
 async def test_the_index_works_with_a_full_storage(
-    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = index(Source(), records)
     await one._pins.pin("latest")
@@ -166,7 +166,7 @@ async def test_the_index_works_with_a_full_storage(
     assert (await one.names("latest")).get("git") is not None
 
 
-async def test_only_the_last_lists_are_stored(records: FilesystemRecordStore) -> None:
+async def test_only_the_last_lists_are_stored(records: RecordStore) -> None:
     one = index(Source(), records)
     for number in range(8):
         await one.names(f"tag-{number}")
@@ -174,7 +174,7 @@ async def test_only_the_last_lists_are_stored(records: FilesystemRecordStore) ->
 
 
 async def test_package_sets_are_listed_one_at_a_time_with_a_bounded_queue(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     source = Source()
     one = index(source, records)
@@ -197,7 +197,7 @@ async def test_package_sets_are_listed_one_at_a_time_with_a_bounded_queue(
     await one.names(refused[0])
 
 
-async def test_a_failed_listing_is_the_answer_until_it_expires(records: FilesystemRecordStore) -> None:
+async def test_a_failed_listing_is_the_answer_until_it_expires(records: RecordStore) -> None:
     source = Source()
     source.all_fails = True
     one = index(source, records)
@@ -211,7 +211,7 @@ async def test_a_failed_listing_is_the_answer_until_it_expires(records: Filesyst
     assert len(await one.names("latest")) == 1
 
 
-async def test_a_rejected_listing_is_not_remembered_as_a_failure(records: FilesystemRecordStore) -> None:
+async def test_a_rejected_listing_is_not_remembered_as_a_failure(records: RecordStore) -> None:
     source = Source()
     source.may_end.clear()
     one = index(source, records)
@@ -226,7 +226,7 @@ async def test_a_rejected_listing_is_not_remembered_as_a_failure(records: Filesy
 
 
 async def test_one_client_has_few_searches_at_once_and_blocks_no_other(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     one = index(Source(), records)
     await one.names("latest")
@@ -246,7 +246,7 @@ async def test_one_client_has_few_searches_at_once_and_blocks_no_other(
     assert all(isinstance(answer, TooBusy) for answer in answers if answer != 200)
 
 
-async def test_a_remembered_failure_holds_no_references_to_requests(records: FilesystemRecordStore) -> None:
+async def test_a_remembered_failure_holds_no_references_to_requests(records: RecordStore) -> None:
     source = Source()
     source.all_fails = True
     one = index(source, records)

@@ -19,7 +19,7 @@ from nixery.errors import PackageSetChanged, SourceUnreachable, TagUnknown, TooB
 from nixery.nix.packages import PackageSet
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.sources.source import Pin, Reference
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.records import RecordStore
 from tests.support.event_loop import eventually, until_done
 
 HOUR = 3600.0
@@ -74,7 +74,7 @@ class MovingSource:
 class World:
     """A source, a store and a clock that several servers share."""
 
-    def __init__(self, storage: Path, records: FilesystemRecordStore) -> None:
+    def __init__(self, storage: Path, records: RecordStore) -> None:
         self.source = MovingSource()
         self.records = records
         self.storage = storage
@@ -93,7 +93,7 @@ class World:
 
 
 @pytest.fixture
-async def world(storage: Path, records: FilesystemRecordStore) -> AsyncIterator[World]:
+async def world(storage: Path, records: RecordStore) -> AsyncIterator[World]:
     world = World(storage, records)
     yield world
     for server in world.servers:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nixery.builds.popularity import BATCHES, Batch, BatchRecords, batches
 from nixery.image.platform import AMD64, ARM64
 from nixery.sources.source import Pin
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.records import RecordStore
 
 KEY = "00ff"
 PIN = Pin("fake:", "one", "one")
@@ -23,7 +23,7 @@ def batch(*derivations: Path) -> Batch:
 
 
 async def test_a_stored_batch_is_used_while_its_derivations_exist(
-    records: FilesystemRecordStore, monkeypatch: pytest.MonkeyPatch
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive = True
     monkeypatch.setattr("nixery.builds.popularity.os.path.lexists", lambda _: alive)
@@ -37,7 +37,7 @@ async def test_a_stored_batch_is_used_while_its_derivations_exist(
     assert await kept.batch(key) is None
 
 
-async def test_a_torn_record_of_a_batch_is_ignored(records: FilesystemRecordStore) -> None:
+async def test_a_torn_record_of_a_batch_is_ignored(records: RecordStore) -> None:
     kept = BatchRecords(records, "this program")
     await records.put(BATCHES, KEY, b'{"derivations": [')
     assert await kept.batch(KEY) is None
@@ -46,7 +46,7 @@ async def test_a_torn_record_of_a_batch_is_ignored(records: FilesystemRecordStor
 
 
 def test_the_key_of_a_batch_depends_on_program_pin_platform_and_names(
-    records: FilesystemRecordStore,
+    records: RecordStore,
 ) -> None:
     kept = BatchRecords(records, "this program")
     other = BatchRecords(records, "another")

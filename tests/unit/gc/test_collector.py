@@ -8,17 +8,17 @@ import pytest
 from nixery.builds.build_cache import ImageRecord
 from nixery.errors import CollectionRunning, StorageError
 from nixery.gc import collector
-from nixery.gc.collector import CollectionLock, Collector
+from nixery.gc.collector import CollectionLock, Collector, RetentionPolicy
 from nixery.gc.marking import Marking
-from nixery.gc.policy import RetentionPolicy
 from nixery.image.platform import AMD64
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, image_index
-from nixery.storage.uses import COLLECTIONS, LEASE, USES, Leases
-from tests.unit.gc.conftest import DAY, HOUR, Store, parts
+from nixery.storage.blobs import size_name
+from nixery.storage.leases import COLLECTION_LEASE, COLLECTIONS, USES, Leases
+from tests.unit.gc.conftest import DAY, HOUR, CollectionReads, Store, parts
 
 
-async def test_what_is_in_use_stays(store: Store) -> None:
+async def test_an_image_in_use_is_kept(store: Store) -> None:
     image = await store.image(b"one", b"two")
     store.age(10 * DAY)
     result = await store.collect()
@@ -26,7 +26,7 @@ async def test_what_is_in_use_stays(store: Store) -> None:
     assert (result.deleted, result.kept) == (0, 5)
 
 
-async def test_what_no_manifest_holds_goes_after_the_grace_period(store: Store) -> None:
+async def test_a_blob_that_no_manifest_holds_is_deleted_after_the_grace_period(store: Store) -> None:
     image = await store.image(b"one")
     await store.layer(b"garbage")
     await store.collect()
@@ -38,10 +38,10 @@ async def test_what_no_manifest_holds_goes_after_the_grace_period(store: Store) 
     assert await store.keys("layers") == {Digest.of(b"one").hex}
 
 
-async def test_what_is_left_of_a_blob_goes_after_the_grace_period(store: Store) -> None:
+async def test_a_size_without_a_blob_is_deleted_after_the_grace_period(store: Store) -> None:
     image = await store.image(b"one")
     lost, held = Digest.of(b"never stored as a whole"), image.manifest.descriptor.digest
-    beside = [store.blobs._path(digest).with_name(f"{digest.hex}.size") for digest in (lost, held)]
+    beside = [store.directory / size_name(digest) for digest in (lost, held)]
     beside[0].parent.mkdir(exist_ok=True)
     beside[0].write_bytes(b"23")
     await store.collect()
@@ -55,7 +55,7 @@ async def test_what_is_left_of_a_blob_goes_after_the_grace_period(store: Store) 
     assert await store.digests() == parts(image)
 
 
-async def test_shared_layers_go_with_their_last_image(store: Store) -> None:
+async def test_a_shared_layer_is_deleted_with_its_last_image(store: Store) -> None:
     old, new = await store.image(b"shared", b"old"), await store.image(b"shared", b"new")
     store.age(10 * DAY)
     await store.use(new, ago=2 * DAY)
@@ -70,7 +70,7 @@ async def test_shared_layers_go_with_their_last_image(store: Store) -> None:
         assert await store.keys(kind) == set()
 
 
-async def test_the_least_recently_used_images_go_until_the_rest_fits(store: Store) -> None:
+async def test_the_least_recently_used_images_are_deleted_until_the_rest_fits(store: Store) -> None:
     images = [await store.image(b"%d" % number * 10_000) for number in range(4)]
     store.age(10 * DAY)
     for days, number in enumerate([2, 0, 3, 1]):
@@ -81,7 +81,7 @@ async def test_the_least_recently_used_images_go_until_the_rest_fits(store: Stor
     assert result.over == 0
 
 
-async def test_a_number_of_bytes_is_freed(store: Store) -> None:
+async def test_a_collection_frees_a_number_of_bytes(store: Store) -> None:
     images = [await store.image(b"%d" % number * 10_000) for number in range(3)]
     store.age(10 * DAY)
     for days, image in enumerate(images):
@@ -91,7 +91,7 @@ async def test_a_number_of_bytes_is_freed(store: Store) -> None:
     assert result.deleted_bytes >= 1
 
 
-async def test_what_was_used_just_now_stays_whatever_the_limits_are(store: Store) -> None:
+async def test_an_image_used_within_the_grace_period_is_kept_under_any_limits(store: Store) -> None:
     image = await store.image(b"one")
     store.age(10 * DAY)
     await store.use(image, ago=HOUR / 2)
@@ -100,7 +100,7 @@ async def test_what_was_used_just_now_stays_whatever_the_limits_are(store: Store
     assert result.over == result.kept_bytes > 0
 
 
-async def test_a_manifest_that_is_used_by_digest_holds_its_image(store: Store) -> None:
+async def test_a_manifest_used_by_digest_holds_its_image(store: Store) -> None:
     image = await store.image(b"one")
     store.age(10 * DAY)
     await store.records.renew(USES, image.manifest.descriptor.digest.hex, b"{}")
@@ -113,7 +113,7 @@ async def test_an_index_holds_its_images(store: Store) -> None:
     index = image_index(MediaType.OCI_INDEX, [(AMD64.architecture, image.manifest)])
     await store.blobs.put(index.descriptor.digest, index.content)
     store.age(10 * DAY)
-    await store.uses.claim([index.descriptor.digest])
+    await store.uses.acquire([index.descriptor.digest])
     await store.collect(RetentionPolicy(max_age=DAY))
     assert image.docker_manifest is not None
     assert await store.digests() == {*parts(image), index.descriptor.digest} - {
@@ -121,7 +121,7 @@ async def test_an_index_holds_its_images(store: Store) -> None:
     }
 
 
-async def test_what_is_attached_to_an_image_stays_with_it(store: Store) -> None:
+async def test_an_attached_manifest_is_kept_as_long_as_its_subject(store: Store) -> None:
     image, attached = await store.image(b"one"), await store.image(b"signature")
     digest = attached.manifest.descriptor.digest
     key = image.manifest.descriptor.digest.hex + digest.hex
@@ -136,7 +136,7 @@ async def test_what_is_attached_to_an_image_stays_with_it(store: Store) -> None:
     assert (await store.digests(), await store.keys("referrers")) == (set(), set())
 
 
-async def test_images_of_an_earlier_version_have_their_records_alone(store: Store) -> None:
+async def test_an_image_without_a_lease_is_kept_by_its_record(store: Store) -> None:
     image = await store.image(b"one")
     for key in await store.keys(USES):
         await store.records.delete(USES, key)
@@ -150,7 +150,7 @@ async def test_images_of_an_earlier_version_have_their_records_alone(store: Stor
     assert (await store.digests(), await store.keys("images")) == (set(), set())
 
 
-async def test_a_layer_that_a_build_reused_stays(store: Store) -> None:
+async def test_a_layer_that_a_build_reused_is_kept(store: Store) -> None:
     layer = await store.layer(b"layer")
     store.age(10 * DAY)
     key = layer.descriptor.digest.hex
@@ -159,7 +159,7 @@ async def test_a_layer_that_a_build_reused_stays(store: Store) -> None:
     assert await store.digests() == {layer.descriptor.digest}
 
 
-async def test_records_that_nobody_asked_for_go(store: Store) -> None:
+async def test_tags_pins_and_evaluations_are_deleted_by_age(store: Store) -> None:
     for kind in ("tags", "pins", "evaluations"):
         await store.records.put(kind, "ab" * 32, b"{}")
     store.age(10 * DAY)
@@ -182,7 +182,7 @@ async def test_a_dry_run_deletes_nothing(store: Store) -> None:
     assert await store.keys(USES) == {digest.hex for digest in image.digests}
 
 
-async def test_one_at_a_time(store: Store) -> None:
+async def test_a_second_collection_is_refused(store: Store) -> None:
     async with CollectionLock(store.records):
         with pytest.raises(CollectionRunning):
             await store.collect()
@@ -190,81 +190,84 @@ async def test_one_at_a_time(store: Store) -> None:
     assert await store.keys(COLLECTIONS) == set()
 
 
-async def test_a_dead_collector_is_forgotten(store: Store) -> None:
+async def test_the_lock_of_a_dead_collector_is_deleted(store: Store) -> None:
     await store.records.put(COLLECTIONS, "ab" * 16, b"")
-    store.age(LEASE + 1)
+    store.age(COLLECTION_LEASE + 1)
     await store.collect()
     assert await store.keys(COLLECTIONS) == set()
 
 
-async def test_a_killed_collector_delays_what_it_condemned_once(store: Store) -> None:
+async def test_a_killed_collector_delays_a_condemned_image_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = CollectionReads(store.records, monkeypatch)
     image = await store.image(b"one")
     await store.records.put(COLLECTIONS, "dead", "\n".join(digest.hex for digest in image.digests).encode())
     now = 0.0
     uses = Leases(store.records, HOUR, lambda: now)
-    waiting = asyncio.ensure_future(uses.claim(image.digests))
-    await asyncio.sleep(0.2)
+    waiting = asyncio.ensure_future(uses.acquire(image.digests))
+    await reads.wait()
     assert not waiting.done()
-    now = LEASE + 1
+    now = COLLECTION_LEASE + 1
     await waiting
-    # It is known by now that it is dead: time does not go on here.
-    await asyncio.wait_for(uses.claim(image.digests), 30)
-    # One that writes is not dead.
+    # The leases remember that it is dead: this clock stands still.
+    await asyncio.wait_for(uses.acquire(image.digests), 30)
+    # A collector that writes is not dead.
     await store.records.put(COLLECTIONS, "dead", image.digests[0].hex.encode())
-    waiting = asyncio.ensure_future(uses.claim(image.digests))
-    await asyncio.sleep(0.2)
+    waiting = asyncio.ensure_future(uses.acquire(image.digests))
+    await reads.wait()
     assert not waiting.done()
     await store.records.delete(COLLECTIONS, "dead")
     await waiting
 
 
-async def test_a_pull_that_takes_longer_than_the_grace_period(store: Store) -> None:
+async def test_a_pull_that_takes_longer_than_the_grace_period_keeps_its_image(store: Store) -> None:
     now = 0.0
     uses = Leases(store.records, HOUR, lambda: now)
     image, other = await store.image(b"first", b"last"), await store.image(b"other")
     for one in (image, other):
-        await uses.claim(one.digests, parts(one))
+        await uses.acquire(one.digests, parts(one))
     for _ in range(6):
         now += HOUR / 3
         store.age(HOUR / 3)
-        uses.note_part(Digest.of(b"first"))
-        uses.note_part(Digest.of(b"of nothing that is known"))
+        uses.renew_holding(Digest.of(b"first"))
+        uses.renew_holding(Digest.of(b"of nothing that is known"))
         await uses.close()
     await store.collect(RetentionPolicy(max_size=0))
     assert await store.digests() == parts(image)
-    # Whoever comes back later than that may be without blobs, so that nothing is taken for claimed that was not looked at.
+    # A client that comes back later may miss blobs, so the lease counts as expired.
     now += HOUR
-    uses.note_part(Digest.of(b"first"))
-    assert not uses.note(image.digests)
+    uses.renew_holding(Digest.of(b"first"))
+    assert not uses.renew(image.digests)
 
 
-async def test_a_short_grace_period_is_not_exceeded(store: Store) -> None:
+async def test_a_short_grace_period_ends_in_time(store: Store) -> None:
     await store.image(b"one")
     store.age(10)
     result = await Collector(store.blobs, store.records, 5.0).collect(RetentionPolicy(max_size=0))
     assert (result.kept, await store.digests()) == (0, set())
 
 
-async def test_a_collector_whose_lease_ran_out_deletes_nothing(
+async def test_a_collector_that_lost_its_lock_deletes_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = await store.layer(b"garbage")
     store.age(10 * DAY)
     monkeypatch.setattr(CollectionLock, "holds", False)
-    with pytest.raises(StorageError, match="in time"):
+    with pytest.raises(StorageError, match="lost the collection lock"):
         await store.collect()
     assert await store.digests() == {layer.descriptor.digest}
 
 
 @pytest.mark.parametrize("deletions", range(6))
-async def test_interrupted_it_leaves_garbage_alone(
+async def test_an_interrupted_collection_leaves_garbage_and_no_damage(
     store: Store, monkeypatch: pytest.MonkeyPatch, deletions: int
 ) -> None:
-    """After any number of deletions: what is in use is whole, and the next collection deletes the rest."""
+    """After any number of deletions, images in use are whole, and the next collection deletes the rest."""
     used, unused = await store.image(b"one", b"shared"), await store.image(b"two", b"shared")
     store.age(10 * DAY)
     await store.use(used)
-    monkeypatch.setattr(collector, "_AT_ONCE", 1)
+    monkeypatch.setattr(collector, "_CONCURRENT", 1)
     left = deletions
     delete = store.blobs.delete
 
@@ -287,7 +290,7 @@ async def test_interrupted_it_leaves_garbage_alone(
 
 
 class Gate:
-    """Stops a collector before it deletes its first blob, or before it looks again for claims."""
+    """Stops a collector before it deletes its first blob, or before it looks again for leases."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
         self.reached, self.open = asyncio.Event(), asyncio.Event()
@@ -307,7 +310,7 @@ class Gate:
 
 
 @pytest.mark.parametrize("point", ["condemn", "look again"])
-async def test_what_is_claimed_before_the_second_look_stays(
+async def test_an_image_leased_before_the_second_look_is_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     image = await store.image(b"one", b"two")
@@ -315,15 +318,16 @@ async def test_what_is_claimed_before_the_second_look_stays(
     gate = Gate(monkeypatch, point)
     collecting = asyncio.ensure_future(store.collect(RetentionPolicy(max_age=DAY)))
     await gate.reached.wait()
-    claiming = asyncio.ensure_future(Leases(store.records, HOUR).claim(image.digests, parts(image)))
-    await asyncio.sleep(0.2)
+    reads = CollectionReads(store.records, monkeypatch)
+    acquiring = asyncio.ensure_future(Leases(store.records, HOUR).acquire(image.digests, parts(image)))
+    await reads.wait(times=1)  # the lease was written before
     gate.open.set()
     await collecting
-    await claiming
+    await acquiring
     assert await store.digests() == parts(image)
 
 
-async def test_who_claims_after_the_second_look_waits_until_all_is_gone(
+async def test_a_lease_after_the_second_look_waits_until_the_image_is_deleted(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = await store.image(b"one", b"two")
@@ -331,22 +335,47 @@ async def test_who_claims_after_the_second_look_waits_until_all_is_gone(
     gate = Gate(monkeypatch, "delete")
     collecting = asyncio.ensure_future(store.collect(RetentionPolicy(max_age=DAY)))
     await gate.reached.wait()
-    claiming = asyncio.ensure_future(Leases(store.records, HOUR).claim(image.digests, parts(image)))
-    await asyncio.sleep(0.3)
-    assert not claiming.done()
+    reads = CollectionReads(store.records, monkeypatch)
+    acquiring = asyncio.ensure_future(Leases(store.records, HOUR).acquire(image.digests, parts(image)))
+    await reads.wait()
+    assert not acquiring.done()
     gate.open.set()
-    await claiming
+    await acquiring
     assert not parts(image) & await store.digests()
     await collecting
 
 
-async def test_who_claims_something_else_does_not_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lease_on_another_image_does_not_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.layer(b"garbage")
     store.age(10 * DAY)
     gate = Gate(monkeypatch, "delete")
     collecting = asyncio.ensure_future(store.collect())
     await gate.reached.wait()
     other = await store.image(b"other")
-    await Leases(store.records, HOUR).claim(other.digests, parts(other))
+    await Leases(store.records, HOUR).acquire(other.digests, parts(other))
     gate.open.set()
     await collecting
+
+
+async def test_a_slow_renewal_does_not_undo_a_condemnation(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "_RENEW_EVERY", 0.01)
+    digest = Digest.of(b"condemned")
+    renew, begun, ended = store.records.renew, asyncio.Event(), asyncio.Event()
+
+    async def slowly(kind: str, key: str, content: bytes) -> None:
+        """As a bucket may answer: the last write was asked for first."""
+        begun.set()
+        await asyncio.sleep(0.1)
+        await renew(kind, key, content)
+        await store.records.put(kind, key, content)
+        ended.set()
+
+    monkeypatch.setattr(store.records, "renew", slowly)
+    async with CollectionLock(store.records) as held:
+        await begun.wait()
+        await held.condemn([digest])
+        await ended.wait()
+        (record,) = [listed.key async for listed in store.records.scan(COLLECTIONS)]
+        assert await store.records.get(COLLECTIONS, record) == digest.hex.encode()

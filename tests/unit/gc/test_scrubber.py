@@ -13,12 +13,12 @@ from nixery.builds.pins import Term
 from nixery.builds.popularity import BATCH, Batch
 from nixery.errors import StorageError
 from nixery.gc import scrubber
-from nixery.gc.marking import CHECKS
+from nixery.gc.records import CHECKS
 from nixery.gc.scrubber import Checked, Finding, Scrubber
 from nixery.oci.digest import Digest
-from nixery.storage.catalogue import Catalogue
-from nixery.storage.store import ListedBlob
-from nixery.storage.uses import USES
+from nixery.storage.blobs import ListedBlob
+from nixery.storage.catalogue import Catalogue, TagRecord
+from nixery.storage.leases import USES
 from tests.unit.gc.conftest import Store, parts
 
 
@@ -53,7 +53,7 @@ def path_of(store: Store, digest: Digest) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_a_damaged_blob_is_found_and_put_out_of_the_way(store: Store, damage: str) -> None:
+async def test_a_damaged_blob_is_found_and_quarantined(store: Store, damage: str) -> None:
     image = await store.image(b"a layer", b"another")
     assert await scrub(store) == []
     digest = Digest.of(b"a layer")
@@ -68,7 +68,9 @@ async def test_a_damaged_blob_is_found_and_put_out_of_the_way(store: Store, dama
     assert await store.blobs.find(digest) is not None
 
 
-async def test_what_is_deleted_meanwhile_is_not_broken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_blob_that_is_deleted_meanwhile_is_not_reported(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await store.layer(b"a layer")
     find = store.blobs.find
 
@@ -99,6 +101,9 @@ async def valid_records(store: Store) -> None:
     }
     for kind, content in contents.items():
         await store.records.put(kind, "ab" * 32, content)
+    await store.records.put(
+        "tags", "ab" * 64, TagRecord(name="a", tag="b", digest=str(digest)).model_dump_json().encode()
+    )
 
 
 @pytest.mark.parametrize("kind", CHECKS)
@@ -112,7 +117,7 @@ async def test_torn_records_are_deleted(store: Store, kind: str, content: bytes)
         rewrite(store.record(kind, key), content)
     findings = await scrub(store)
     assert {finding.what for finding in findings} == {f"{kind}/{key}" for key in keys}
-    # A use is claimed by its key: taking it back would have an image in use collected.
+    # The key of a lease names its image: deleting the lease would have an image in use collected.
     assert await store.keys(kind) == (keys if kind == USES else set())
     assert await scrub(store) == []
 
@@ -129,7 +134,7 @@ async def test_the_rate_is_kept_on_average(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr(asyncio, "sleep", no_sleep)
     checked: list[Checked] = [one async for one in Scrubber(store.blobs, store.records, 100_000).scrub()]
     assert sum(one.size for one in checked) > 500_000
-    # Nobody slept, so the last pause was to make up for all of them.
+    # No pause took time, so the last one makes up for all of them.
     assert max(pauses) == pytest.approx(5, rel=0.1)
 
 
@@ -145,7 +150,7 @@ class Unreadable:
         raise StorageError(f"cannot read blob {digest}") from OSError(self.code, os.strerror(self.code))
 
 
-async def test_a_blob_that_the_disk_cannot_read_is_broken(
+async def test_a_blob_that_the_disk_cannot_read_is_quarantined(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.layer(b"a layer")
@@ -155,7 +160,7 @@ async def test_a_blob_that_the_disk_cannot_read_is_broken(
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.ENOMEM, errno.ESTALE])
-async def test_where_the_machine_is_at_fault_no_blob_is(
+async def test_an_error_of_the_machine_is_not_blamed_on_a_blob(
     store: Store, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     await store.layer(b"a layer")
@@ -166,8 +171,10 @@ async def test_where_the_machine_is_at_fault_no_blob_is(
     assert await store.blobs.find(Digest.of(b"a layer")) is not None
 
 
-async def test_it_goes_on_after_what_nobody_expected(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrubber, "_REST", 0.01)
+async def test_the_scrubber_continues_after_an_unexpected_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrubber, "_COOLDOWN", 0.01)
     looked = 0
 
     async def scan() -> AsyncIterator[ListedBlob]:

@@ -16,7 +16,8 @@ from nixery.errors import PushFailed
 from nixery.oci.digest import Digest
 from nixery.push.client import Target
 from nixery.push.push import PushOptions, push
-from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def serving(handler: type[Answering]) -> Iterator[str]:
 
 
 async def failure(handler: type[Answering], directory: Path) -> str:
-    blobs = FilesystemBlobStore(directory, directory)
+    blobs = BlobStore(FilesystemDriver(directory, directory))
     config = b"{}"
     manifest = _MANIFEST % str(Digest.of(config)).encode()
     for content in (config, manifest):

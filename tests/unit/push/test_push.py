@@ -18,7 +18,8 @@ from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, canonical_json
 from nixery.push.client import Target
 from nixery.push.push import BlobPushed, BytesPushed, Pushed, PushEvent, PushOptions, PushStarted, push
-from nixery.storage.filesystem import FilesystemBlobStore
+from nixery.storage.blobs import BlobStore
+from nixery.storage.filesystem import FilesystemDriver
 from tests.support.token_registry import TokenRegistry, token_registry
 
 # The last one is larger than what is read at once.
@@ -32,12 +33,12 @@ def registry() -> Iterator[TokenRegistry]:
 
 
 @pytest.fixture
-async def blobs(tmp_path: Path) -> FilesystemBlobStore:
+async def blobs(tmp_path: Path) -> BlobStore:
     (tmp_path / "temporary").mkdir()
-    return FilesystemBlobStore(tmp_path / "storage", tmp_path / "temporary")
+    return BlobStore(FilesystemDriver(tmp_path / "storage", tmp_path / "temporary"))
 
 
-async def image(blobs: FilesystemBlobStore) -> Digest:
+async def image(blobs: BlobStore) -> Digest:
     """An index of one image."""
 
     async def store(content: bytes, media_type: str) -> dict[str, object]:
@@ -53,7 +54,7 @@ async def image(blobs: FilesystemBlobStore) -> Digest:
 
 
 async def pushed(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, directory: Path, entry: dict[str, str]
+    blobs: BlobStore, registry: TokenRegistry, directory: Path, entry: dict[str, str]
 ) -> tuple[Digest, list[PushEvent]]:
     (directory / "config.json").write_text(json.dumps({"auths": {registry.address: entry}}))
     root, events = await image(blobs), list[PushEvent]()
@@ -77,7 +78,7 @@ def login(user: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("entry", [login("me:sesame"), {"identitytoken": "refresh"}])
 async def test_blobs_and_manifests_arrive_before_the_tag(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path, entry: dict[str, str]
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path, entry: dict[str, str]
 ) -> None:
     root, events = await pushed(blobs, registry, tmp_path, entry)
     assert sorted(registry.blobs.values()) == sorted((b"{}", *_LAYERS))
@@ -92,7 +93,7 @@ async def test_blobs_and_manifests_arrive_before_the_tag(
 
 
 async def test_blobs_that_the_target_has_are_not_sent(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
     registry.blobs = {str(Digest.of(layer)): layer for layer in _LAYERS}
     _, events = await pushed(blobs, registry, tmp_path, login("me:sesame"))
@@ -101,9 +102,7 @@ async def test_blobs_that_the_target_has_are_not_sent(
     assert registry.log.count("PUT /upload") == 1
 
 
-async def test_an_expired_token_is_renewed(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
-) -> None:
+async def test_an_expired_token_is_renewed(blobs: BlobStore, registry: TokenRegistry, tmp_path: Path) -> None:
     # More than are asked at the same time, fewer than there are altogether.
     registry.uses = 8
     await pushed(blobs, registry, tmp_path, login("me:sesame"))
@@ -112,7 +111,7 @@ async def test_an_expired_token_is_renewed(
 
 
 async def test_temporary_failures_are_retried(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
     registry.failures = 3
     _, events = await pushed(blobs, registry, tmp_path, login("me:sesame"))
@@ -123,7 +122,7 @@ async def test_temporary_failures_are_retried(
 
 
 async def test_a_wrong_password_is_an_error(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path
 ) -> None:
     with pytest.raises(PushFailed, match=r"no token from 127\.0\.0\.1: 401"):
         await pushed(blobs, registry, tmp_path, login("me:wrong"))
@@ -132,7 +131,7 @@ async def test_a_wrong_password_is_an_error(
 
 @pytest.mark.parametrize(("status", "meaning"), [(403, "no permission to push"), (404, "no such repository")])
 async def test_a_refusal_is_not_retried(
-    blobs: FilesystemBlobStore, registry: TokenRegistry, tmp_path: Path, status: int, meaning: str
+    blobs: BlobStore, registry: TokenRegistry, tmp_path: Path, status: int, meaning: str
 ) -> None:
     registry.refused = status
     with pytest.raises(PushFailed, match=rf"{status}: .*{meaning}.*DENIED not for you"):
@@ -142,7 +141,7 @@ async def test_a_refusal_is_not_retried(
     assert registry.manifests == {}
 
 
-async def test_an_untrusted_certificate_is_an_error(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
+async def test_an_untrusted_certificate_is_an_error(blobs: BlobStore, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     with token_registry(context) as registry:

@@ -34,12 +34,11 @@ from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
 from nixery.sources.source import Pin
+from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
-from nixery.storage.small_blobs import SmallBlobs
-from nixery.storage.store import BlobStore, RecordStore
-from nixery.storage.uses import Leases
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.leases import Leases
+from nixery.storage.records import RecordStore
 
 PIN = Pin("git:packages", "0" * 40, "0" * 40, "https://example.org/packages")
 
@@ -116,7 +115,10 @@ class StoredImage:
 async def stored(tmp_path: Path) -> AsyncIterator[StoredImage]:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    blobs, records = FilesystemBlobStore(tmp_path, temporary), FilesystemRecordStore(tmp_path, temporary)
+    blobs, records = (
+        BlobStore(FilesystemDriver(tmp_path, temporary)),
+        RecordStore(FilesystemDriver(tmp_path, temporary)),
+    )
     image = await store_image(blobs, [b"a small layer", LARGE])
     platforms = [(platform.architecture, image.manifest) for platform in (AMD64, ARM64)]
     index = image_index(MediaType.OCI_INDEX, platforms)

@@ -12,17 +12,24 @@ from structlog.testing import capture_logs
 
 from nixery.oci.digest import Digest
 from nixery.storage import cache
-from nixery.storage.bucket import BucketBlobStore
-from nixery.storage.bucket_access import Bucket
-from nixery.storage.cache import CachedBlobStore
-from nixery.storage.store import StoredBlob, StoredFile
+from nixery.storage.blobs import BlobStore, StoredBlob, StoredFile
+from nixery.storage.bucket import Bucket, BucketDriver
+from nixery.storage.cache import BlobCache
 
 CONTENTS = [bytes([number]) * 1000 for number in range(4)]
 
 
+class Cached(BlobStore):
+    """A store above a bucket, with the parts that tests look at."""
+
+    def __init__(self, bucket: BucketDriver, cache: BlobCache) -> None:
+        super().__init__(bucket, cache)
+        self.cache = cache
+
+
 @pytest.fixture
-def bucket() -> BucketBlobStore:
-    return BucketBlobStore(Bucket("memory", MemoryStore()))
+def bucket() -> BucketDriver:
+    return BucketDriver(Bucket("memory", MemoryStore()))
 
 
 @pytest.fixture
@@ -31,22 +38,24 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cached(bucket: BucketBlobStore, directory: Path, capacity: int = 2500) -> CachedBlobStore:
-    return CachedBlobStore(bucket, directory, directory / "temporary", capacity)
+def cached(bucket: BucketDriver, directory: Path, capacity: int = 2500) -> Cached:
+    return Cached(bucket, BlobCache(directory, directory / "temporary", capacity))
 
 
-async def find(store: CachedBlobStore, content: bytes) -> StoredBlob:
+async def find(store: Cached, content: bytes) -> StoredBlob:
     found = await store.find(Digest.of(content))
     assert found is not None
     return found
 
 
-async def read(store: CachedBlobStore, content: bytes, last: int = 999) -> bytes:
+async def read(store: Cached, content: bytes, last: int = 999) -> bytes:
     stream: AsyncIterator[bytes] = store.stream(await find(store, content), 0, last)
     return b"".join([chunk async for chunk in stream])
 
 
-async def test_what_was_read_as_a_whole_is_a_file(bucket: BucketBlobStore, directory: Path) -> None:
+async def test_a_blob_that_was_read_as_a_whole_is_served_from_a_file(
+    bucket: BucketDriver, directory: Path
+) -> None:
     store = cached(bucket, directory)
     content = CONTENTS[0]
     await store.put(Digest.of(content), content)
@@ -59,7 +68,7 @@ async def test_what_was_read_as_a_whole_is_a_file(bucket: BucketBlobStore, direc
     assert list((directory / "temporary").iterdir()) == []
 
 
-async def test_it_is_bounded(bucket: BucketBlobStore, directory: Path) -> None:
+async def test_the_least_recently_used_copies_are_evicted(bucket: BucketDriver, directory: Path) -> None:
     store = cached(bucket, directory)
     for content in CONTENTS:
         await store.put(Digest.of(content), content)
@@ -71,17 +80,17 @@ async def test_it_is_bounded(bucket: BucketBlobStore, directory: Path) -> None:
     assert sum(path.stat().st_size for path in (directory / "cache").iterdir()) == 2000
 
 
-async def test_what_is_broken_is_not_kept(bucket: BucketBlobStore, directory: Path) -> None:
+async def test_a_broken_blob_is_not_copied(bucket: BucketDriver, directory: Path) -> None:
     store = cached(bucket, directory)
     content = CONTENTS[0]
     digest = Digest.of(content)
     await store.put(digest, content)
-    bucket._bucket.store.put(f"blobs/sha256/{digest.hex[:2]}/{digest.hex}", CONTENTS[1])
+    bucket.bucket.store.put(f"blobs/sha256/{digest.hex[:2]}/{digest.hex}", CONTENTS[1])
     assert await read(store, content) == CONTENTS[1]
     assert list((directory / "cache").iterdir()) == []
 
 
-async def test_a_copy_that_is_cut_or_gone_is_not_used(bucket: BucketBlobStore, directory: Path) -> None:
+async def test_a_truncated_or_missing_copy_is_not_used(bucket: BucketDriver, directory: Path) -> None:
     store = cached(bucket, directory)
     content = CONTENTS[0]
     await store.put(Digest.of(content), content)
@@ -95,7 +104,7 @@ async def test_a_copy_that_is_cut_or_gone_is_not_used(bucket: BucketBlobStore, d
         assert not isinstance(await find(store, content), StoredFile)
 
 
-async def test_a_deleted_blob_is_deleted_here_too(bucket: BucketBlobStore, directory: Path) -> None:
+async def test_deleting_a_blob_deletes_its_copy(bucket: BucketDriver, directory: Path) -> None:
     store = cached(bucket, directory)
     content = CONTENTS[0]
     await store.put(Digest.of(content), content)
@@ -130,8 +139,8 @@ def no_place(directory: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [no_temporary_file, no_room, no_place])
-async def test_a_disk_that_takes_no_copy_breaks_no_transfer(
-    bucket: BucketBlobStore, directory: Path, fault: Callable[[Path], AbstractContextManager[None]]
+async def test_a_disk_that_takes_no_copy_does_not_break_the_transfer(
+    bucket: BucketDriver, directory: Path, fault: Callable[[Path], AbstractContextManager[None]]
 ) -> None:
     store = cached(bucket, directory, 1 << 30)
     content = os.urandom(4 << 20)  # comes in several pieces
@@ -140,7 +149,7 @@ async def test_a_disk_that_takes_no_copy_breaks_no_transfer(
         assert await read(store, content, len(content) - 1) == content
     assert [line["log_level"] for line in lines] == ["warning"]
     assert not isinstance(await find(store, content), StoredFile)
-    # It is not given up for good.
+    # The next transfer tries again.
     for name in ("temporary", "cache"):
         if (directory / name).is_file():
             (directory / name).unlink()
@@ -150,17 +159,17 @@ async def test_a_disk_that_takes_no_copy_breaks_no_transfer(
     assert list((directory / "temporary").iterdir()) == []
 
 
-async def begin(store: CachedBlobStore, content: bytes) -> tuple[bytes, AsyncGenerator[bytes, None]]:
+async def begin(store: Cached, content: bytes) -> tuple[bytes, AsyncGenerator[bytes, None]]:
     stream = store.stream(await find(store, content), 0, len(content) - 1)
     return await anext(stream), stream
 
 
 def written(directory: Path) -> list[int]:
-    """Sizes of what is in the making, and of what is there."""
+    """Sizes of unfinished copies and of copies."""
     return [path.stat().st_size for name in ("temporary", "cache") for path in (directory / name).iterdir()]
 
 
-async def test_what_many_ask_for_at_once_is_written_once(bucket: BucketBlobStore, directory: Path) -> None:
+async def test_concurrent_readers_of_a_blob_write_one_copy(bucket: BucketDriver, directory: Path) -> None:
     store = cached(bucket, directory)
     content = CONTENTS[0]
     await store.put(Digest.of(content), content)
@@ -172,7 +181,7 @@ async def test_what_many_ask_for_at_once_is_written_once(bucket: BucketBlobStore
     assert written(directory) == [1000]
 
 
-async def test_what_is_in_the_making_is_bounded_too(bucket: BucketBlobStore, directory: Path) -> None:
+async def test_unfinished_copies_count_towards_the_capacity(bucket: BucketDriver, directory: Path) -> None:
     store = cached(bucket, directory)
     for content in CONTENTS:
         await store.put(Digest.of(content), content)
@@ -187,7 +196,7 @@ async def test_what_is_in_the_making_is_bounded_too(bucket: BucketBlobStore, dir
     assert kept == [False, True, True, False]
 
 
-async def test_a_transfer_that_breaks_off_makes_room(bucket: BucketBlobStore, directory: Path) -> None:
+async def test_an_interrupted_transfer_frees_its_room(bucket: BucketDriver, directory: Path) -> None:
     store = cached(bucket, directory)
     for content in CONTENTS:
         await store.put(Digest.of(content), content)
@@ -199,21 +208,21 @@ async def test_a_transfer_that_breaks_off_makes_room(bucket: BucketBlobStore, di
     assert isinstance(await find(store, CONTENTS[0]), StoredFile)
 
 
-async def checked(store: CachedBlobStore, content: bytes) -> None:
-    """Ask for a blob as a client does, and wait for what that leads to."""
+async def checked(store: Cached, content: bytes) -> None:
+    """Ask for a blob as a client does, and wait for the check of its copy."""
     await store.find_cached(Digest.of(content))
-    await asyncio.gather(*store._checks.values())
+    await asyncio.gather(*store.cache._checks.values())
 
 
-async def test_a_server_that_starts_serves_a_copy_once_it_was_compared_with_its_digest(
-    bucket: BucketBlobStore, directory: Path
+async def test_a_copy_of_an_earlier_process_is_served_after_it_was_verified(
+    bucket: BucketDriver, directory: Path
 ) -> None:
     content = CONTENTS[0]
-    await bucket.put(Digest.of(content), content)
+    await BlobStore(bucket).put(Digest.of(content), content)
     await read(cached(bucket, directory), content)
     store = cached(bucket, directory)
     assert not isinstance(await find(store, content), StoredFile)
-    # Nobody waits for it: the bucket's bytes are there. They are not copied again.
+    # Requests do not wait for the check: they get the bucket's bytes, which are not copied again.
     assert not isinstance(await store.find_cached(Digest.of(content)), StoredFile)
     place = directory / "cache" / Digest.of(content).hex
     copy = place.stat().st_ino
@@ -222,16 +231,16 @@ async def test_a_server_that_starts_serves_a_copy_once_it_was_compared_with_its_
     found = await find(store, content)
     assert isinstance(found, StoredFile)
     assert found.path.stat().st_ino == copy
-    # Once is enough.
+    # It is not checked again.
     await store.find_cached(Digest.of(content))
-    assert store._checks == {}
+    assert store.cache._checks == {}
 
 
 async def test_a_copy_with_a_flipped_bit_is_not_served_after_a_restart(
-    bucket: BucketBlobStore, directory: Path
+    bucket: BucketDriver, directory: Path
 ) -> None:
     content = CONTENTS[0]
-    await bucket.put(Digest.of(content), content)
+    await BlobStore(bucket).put(Digest.of(content), content)
     await read(cached(bucket, directory), content)
     place = directory / "cache" / Digest.of(content).hex
     place.chmod(0o644)
@@ -239,15 +248,15 @@ async def test_a_copy_with_a_flipped_bit_is_not_served_after_a_restart(
     store = cached(bucket, directory)
     with capture_logs() as lines:
         await checked(store, content)
-    assert [line["event"] for line in lines] == ["a copy was broken"]
+    assert [line["event"] for line in lines] == ["a cached blob was broken and is deleted"]
     assert written(directory) == []
     assert not isinstance(await store.find_cached(Digest.of(content)), StoredFile)
     assert await read(store, content) == content
     assert isinstance(await store.find_cached(Digest.of(content)), StoredFile)
 
 
-async def test_a_copy_that_is_deleted_and_made_again_while_it_is_checked_stays(
-    bucket: BucketBlobStore, directory: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_copy_that_was_replaced_during_its_check_stays(
+    bucket: BucketDriver, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, made_again = threading.Event(), threading.Event()
 
@@ -257,7 +266,7 @@ async def test_a_copy_that_is_deleted_and_made_again_while_it_is_checked_stays(
         return False
 
     content = CONTENTS[0]
-    await bucket.put(Digest.of(content), content)
+    await BlobStore(bucket).put(Digest.of(content), content)
     await read(cached(bucket, directory), content)
     store = cached(bucket, directory)
     monkeypatch.setattr(cache, "_has_digest", slow)

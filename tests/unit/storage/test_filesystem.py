@@ -1,145 +1,222 @@
+"""The directory of a storage, and files that other programs may have put into it."""
+
+from __future__ import annotations
+
 import os
 import shutil
-import time
+import stat
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from nixery.errors import BlobVerificationFailed, StorageError
+from nixery.errors import StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.filesystem import FilesystemBlobStore
-from nixery.storage.filesystem_records import FilesystemRecordStore
+from nixery.storage.blobs import QUARANTINED, BlobStore
+from nixery.storage.files import make_storage_directory
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import RecordStore
+
+KEY = "ab" * 32
+DIGEST = Digest.of(b"content")
+
+
+class Opened:
+    """A storage in a directory, with another directory beside it that it must not touch."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root, self.elsewhere = directory / "storage", directory / "elsewhere"
+        make_storage_directory(self.root)
+        self.elsewhere.mkdir()
+        (self.root / "temporary").mkdir()
+        driver = FilesystemDriver(self.root, self.root / "temporary")
+        self.blobs = BlobStore(driver)
+        self.records = RecordStore(driver)
+
+    @property
+    def blob(self) -> Path:
+        return self.root / "blobs" / "sha256" / DIGEST.hex[:2] / DIGEST.hex
+
+    @property
+    def record(self) -> Path:
+        return self.root / "records" / "tags" / KEY[:2] / KEY
 
 
 @pytest.fixture
-def temporary(tmp_path: Path) -> Path:
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    return directory
+async def opened(tmp_path: Path) -> Opened:
+    opened = Opened(tmp_path)
+    await opened.blobs.put(DIGEST, b"content")
+    await opened.records.put("tags", KEY, b"content")
+    return opened
 
 
-@pytest.fixture
-def blobs(tmp_path: Path, temporary: Path) -> FilesystemBlobStore:
-    return FilesystemBlobStore(tmp_path, temporary)
+def modes(root: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in (root, *root.rglob("*"))}
 
 
-def temporary_files(root: Path) -> list[Path]:
-    return list((root / "temporary").iterdir())
-
-
-def write(blobs: FilesystemBlobStore, content: bytes) -> Digest:
-    with blobs.create() as writer:
-        writer.write(content)
-        return writer.commit().digest
-
-
-async def test_a_blob_is_found_under_its_digest(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
-    digest = write(blobs, b"content")
-    assert digest == Digest.of(b"content")
-    found = await blobs.find(digest)
-    assert found is not None
-    assert found.size == 7
-    assert await blobs.read(found) == b"content"
-    assert found.path == tmp_path / "blobs" / "sha256" / digest.hex[:2] / digest.hex
-    assert not temporary_files(tmp_path)
-
-
-async def test_nothing_is_found_under_an_unknown_digest(blobs: FilesystemBlobStore) -> None:
-    assert await blobs.find(Digest.of(b"never written")) is None
-
-
-async def test_what_is_not_committed_leaves_nothing(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
-    def write_half() -> None:
-        with blobs.create() as writer:
-            writer.write(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert await blobs.find(Digest.of(b"half")) is None
-    assert not temporary_files(tmp_path)
-
-
-async def test_a_blob_is_never_rewritten(blobs: FilesystemBlobStore) -> None:
-    found = await blobs.find(write(blobs, b"content"))
-    assert found is not None
-    before = found.path.stat()
-    write(blobs, b"content")
-    after = found.path.stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-
-
-async def test_a_fragment_is_replaced(blobs: FilesystemBlobStore) -> None:
-    found = await blobs.find(write(blobs, b"content"))
-    assert found is not None
-    found.path.chmod(0o644)
-    found.path.write_bytes(b"con")
-    write(blobs, b"content")
-    assert found.path.read_bytes() == b"content"
-
-
-async def test_a_reader_keeps_what_it_opened(blobs: FilesystemBlobStore) -> None:
-    found = await blobs.find(write(blobs, b"content"))
-    assert found is not None
-    found.path.chmod(0o644)
-    found.path.write_bytes(b"con")
-    with found.path.open("rb") as reader:
-        write(blobs, b"content")
-        assert reader.read() == b"con"
-
-
-async def test_bytes_that_were_lost_on_the_way_are_noticed(
-    blobs: FilesystemBlobStore, tmp_path: Path
-) -> None:
-    with blobs.create() as writer:
-        writer.write(b"content")
-        (temporary,) = temporary_files(tmp_path)
-        temporary.write_bytes(b"con")
-        with pytest.raises(BlobVerificationFailed):
+async def test_files_and_directories_are_private_under_any_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        opened = Opened(tmp_path)
+        (opened.root / "temporary").chmod(0o700)
+        await opened.blobs.put(DIGEST, b"content")
+        with opened.blobs.create() as writer:
+            writer.write(b"another")
             writer.commit()
-    assert await blobs.find(Digest.of(b"content")) is None
+        await opened.records.put("tags", KEY, b"content")
+    finally:
+        os.umask(before)
+    assert modes(opened.root) == {0}
 
 
-async def test_a_blob_of_another_size_is_not_there(blobs: FilesystemBlobStore) -> None:
-    digest = write(blobs, b"content")
-    found = await blobs.find(digest)
+async def test_an_open_storage_directory_is_closed_to_other_users(opened: Opened) -> None:
+    for directory in (opened.root, *(path for path in opened.root.iterdir() if path.is_dir())):
+        directory.chmod(0o755)
+    make_storage_directory(opened.root)
+    for directory in (opened.root, *opened.root.iterdir()):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_a_storage_of_another_user_is_logged_and_left_unchanged(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    opened.root.chmod(0o755)
+    with capture_logs() as lines:
+        make_storage_directory(opened.root)
+    assert {line["directory"] for line in lines} >= {str(opened.root)}
+    assert stat.S_IMODE(opened.root.stat().st_mode) == 0o755
+
+
+def test_the_root_may_be_a_symlink(tmp_path: Path) -> None:
+    (tmp_path / "storage").symlink_to("disk")
+    for _ in range(2):
+        make_storage_directory(tmp_path / "storage")
+    assert (tmp_path / "disk").is_dir()
+
+
+def test_a_loop_of_symlinks_as_the_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "storage").symlink_to("storage")
+    with pytest.raises(StorageError, match="lead to each other"):
+        make_storage_directory(tmp_path / "storage")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["blobs", "blobs/sha256", f"blobs/sha256/{DIGEST.hex[:2]}", "records", "records/tags", "records/tags/ab"],
+)
+def test_a_symlink_in_place_of_a_directory_is_refused(opened: Opened, name: str) -> None:
+    (opened.root / name).rename(opened.elsewhere / "moved")
+    (opened.root / name).symlink_to(opened.elsewhere / "moved")
+    with pytest.raises(StorageError, match=name):
+        make_storage_directory(opened.root)
+
+
+async def test_writes_and_deletions_follow_no_symlinks(opened: Opened) -> None:
+    for directory in (opened.blob.parent, opened.record.parent):
+        directory.rename(opened.elsewhere / directory.name)
+        directory.symlink_to(opened.elsewhere / directory.name)
+    before = sorted(opened.elsewhere.rglob("*"))
+    with pytest.raises(StorageError):
+        await opened.records.put("tags", "ab" + "00", b"content")
+    with pytest.raises(StorageError):
+        await opened.records.delete("tags", KEY)
+    with pytest.raises(StorageError):
+        await opened.blobs.delete(DIGEST)
+    assert sorted(opened.elsewhere.rglob("*")) == before
+    assert [record async for record in opened.records.scan("tags")] == []
+    assert [blob async for blob in opened.blobs.scan()] == []
+
+
+@pytest.mark.parametrize("what", ["symlink", "fifo", "directory"])
+async def test_a_record_that_is_not_a_regular_file_counts_as_missing(opened: Opened, what: str) -> None:
+    opened.record.unlink()
+    plant(opened, opened.record, what)
+    assert await opened.records.get("tags", KEY) is None
+    assert [record async for record in opened.records.scan("tags")] == []
+
+
+@pytest.mark.parametrize("what", ["symlink", "fifo"])
+async def test_renewing_a_record_replaces_a_symlink_or_fifo(opened: Opened, what: str) -> None:
+    """The collector has to see every lease."""
+    opened.record.unlink()
+    plant(opened, opened.record, what)
+    await opened.records.renew("tags", KEY, b"content")
+    assert await opened.records.get("tags", KEY) == b"content"
+    assert [record.key async for record in opened.records.scan("tags")] == [KEY]
+
+
+@pytest.mark.parametrize("what", ["symlink", "fifo", "directory"])
+@pytest.mark.parametrize("suffix", ["", ".size"])
+async def test_a_blob_or_size_that_is_not_a_regular_file_counts_as_missing(
+    opened: Opened, what: str, suffix: str
+) -> None:
+    found = await opened.blobs.find(DIGEST)
     assert found is not None
-    found.path.chmod(0o644)
-    found.path.write_bytes(b"con")
-    assert await blobs.find(digest) is None
-    found.path.write_bytes(b"content")
-    assert await blobs.find(digest) is not None
-    found.path.with_name(f"{digest.hex}.size").unlink()
-    assert await blobs.find(digest) is None
+    place = opened.blob.with_name(opened.blob.name + suffix)
+    place.unlink()
+    plant(opened, place, what)
+    assert await opened.blobs.find(DIGEST) is None
+    if not suffix:
+        assert await opened.blobs.read(found) is None
+        with pytest.raises(StorageError):
+            _ = [chunk async for chunk in opened.blobs.stream(found, 0, 6)]
+    if what != "directory":
+        await opened.blobs.put(DIGEST, b"content")
+        assert await opened.blobs.find(DIGEST) == found
 
 
-async def test_a_small_blob_heals_whatever_happened_to_it(blobs: FilesystemBlobStore) -> None:
-    digest = Digest.of(b"content")
-    await blobs.put(digest, b"content")
-    found = await blobs.find(digest)
-    assert found is not None
-    found.path.chmod(0o644)
-    found.path.write_bytes(b"CONTENT")
-    await blobs.put(digest, b"content")
-    assert found.path.read_bytes() == b"content"
+def plant(opened: Opened, place: Path, what: str) -> None:
+    match what:
+        case "symlink":
+            (opened.elsewhere / "file").write_bytes(b"content")
+            place.symlink_to(opened.elsewhere / "file")
+        case "fifo":
+            os.mkfifo(place)
+        case "directory":
+            place.mkdir()
 
 
-async def test_put_checks_the_digest(blobs: FilesystemBlobStore) -> None:
-    with pytest.raises(BlobVerificationFailed):
-        await blobs.put(Digest.of(b"a"), b"b")
-    await blobs.put(Digest.of(b"a"), b"a")
-    assert await blobs.find(Digest.of(b"a")) is not None
+@pytest.mark.parametrize("size", [b"", b"8", b"-7", b"7" * 1000, b"07", b"7\n", b"seven"])
+async def test_a_blob_with_a_wrong_size_counts_as_missing_until_it_is_stored_again(
+    opened: Opened, size: bytes
+) -> None:
+    beside = opened.blob.with_name(f"{opened.blob.name}.size")
+    beside.unlink()
+    beside.write_bytes(size)
+    assert await opened.blobs.find(DIGEST) is None
+    await opened.blobs.put(DIGEST, b"content")
+    assert await opened.blobs.find(DIGEST) is not None
 
 
-async def test_a_directory_that_vanished_is_made_again(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
+async def test_listings_ignore_foreign_files(opened: Opened) -> None:
+    (opened.root / "records" / "tags" / "file").touch()
+    (opened.root / "records" / "tags" / "ab" / ("cd" * 32)).touch()
+    (opened.root / "records" / "tags" / "ab" / "AB").touch()
+    (opened.root / "blobs" / "sha256" / "file").touch()
+    assert [record.key async for record in opened.records.scan("tags")] == [KEY]
+    assert [blob.digest async for blob in opened.blobs.scan()] == [DIGEST]
+
+
+async def test_the_quarantine_keeps_the_newest_blobs(opened: Opened) -> None:
+    contents = [b"%d" % number for number in range(QUARANTINED + 5)]
+    for content in contents:
+        await opened.blobs.put(Digest.of(content), content)
+        await opened.blobs.quarantine(Digest.of(content))
+    kept = {path.name for path in (opened.root / "quarantine").iterdir()}
+    assert len(kept) == QUARANTINED
+    assert Digest.of(contents[-1]).hex in kept
+
+
+async def test_directories_that_were_deleted_are_made_again(blobs: BlobStore, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "temporary")
     shutil.rmtree(tmp_path / "blobs")
     await blobs.put(Digest.of(b"content"), b"content")
     assert await blobs.find(Digest.of(b"content")) is not None
 
 
-async def test_a_directory_that_cannot_be_made_is_a_storage_error(
-    blobs: FilesystemBlobStore, tmp_path: Path
+async def test_a_missing_temporary_directory_that_cannot_be_made_is_a_storage_error(
+    blobs: BlobStore, tmp_path: Path
 ) -> None:
     (tmp_path / "temporary").rmdir()
     (tmp_path / "temporary").touch()
@@ -147,60 +224,18 @@ async def test_a_directory_that_cannot_be_made_is_a_storage_error(
         await blobs.put(Digest.of(b"a"), b"a")
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_file_in_place_of_a_directory_names_it(tmp_path: Path) -> None:
     (tmp_path / "blobs").write_text("")
     with pytest.raises(StorageError, match="blobs"):
-        FilesystemBlobStore(tmp_path, tmp_path)
+        (FilesystemDriver(tmp_path, tmp_path))
 
 
-async def test_records_are_replaced_as_a_whole(tmp_path: Path, temporary: Path) -> None:
-    records = FilesystemRecordStore(tmp_path, temporary)
-    assert await records.get("layers", "00ff") is None
-    await records.put("layers", "00ff", b"one")
-    await records.put("layers", "00ff", b"two")
-    assert await records.get("layers", "00ff") == b"two"
-    assert await records.get("tags", "00ff") is None
-    assert not temporary_files(tmp_path)
-
-
-async def test_a_listing_has_every_blob_broken_ones_too(blobs: FilesystemBlobStore) -> None:
-    before = time.time() - 5
-    digests = {write(blobs, content) for content in (b"1", b"22", b"333")}
-    broken = await blobs.find(Digest.of(b"333"))
-    assert broken is not None
-    broken.path.chmod(0o644)
-    broken.path.write_bytes(b"3")
-    listed = [blob async for blob in blobs.scan()]
-    assert {blob.digest for blob in listed} == digests
-    assert sorted(blob.size for blob in listed) == [1, 1, 2]
-    assert all(before < blob.modified < time.time() + 5 for blob in listed)
-
-
-async def test_a_deleted_blob_is_gone(blobs: FilesystemBlobStore, tmp_path: Path) -> None:
-    digest = write(blobs, b"content")
-    await blobs.delete(digest)
-    await blobs.delete(digest)
-    assert await blobs.find(digest) is None
-    assert not [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
-
-
-async def test_records_are_listed_by_kind_renewed_and_deleted(tmp_path: Path, temporary: Path) -> None:
-    records = FilesystemRecordStore(tmp_path, temporary)
-    await records.put("tags", "aa", b"1")
-    await records.put("tags", "bb", b"2")
-    await records.put("pins", "cc", b"3")
-    os.utime(tmp_path / "records" / "tags" / "aa" / "aa", (1, 1))
-    assert {record.key: record.modified > 1 async for record in records.scan("tags")} == {
-        "aa": False,
-        "bb": True,
-    }
-    await records.renew("tags", "aa", b"1")
-    await records.renew("tags", "dd", b"4")
-    assert await records.get("tags", "dd") == b"4"
-    await records.delete("tags", "bb")
-    await records.delete("tags", "bb")
-    assert {record.key: record.modified > 1 async for record in records.scan("tags")} == {
-        "aa": True,
-        "dd": True,
-    }
-    assert [record async for record in records.scan("builds")] == []
+@pytest.mark.parametrize("what", ["kind", "fan"])
+async def test_a_file_in_place_of_a_directory_is_an_error_and_no_missing_record(
+    records: RecordStore, tmp_path: Path, what: str
+) -> None:
+    in_the_way = tmp_path / "records" / "pins" / ("ab" if what == "fan" else "")
+    in_the_way.parent.mkdir(exist_ok=True)
+    in_the_way.touch()
+    with pytest.raises(StorageError, match="cannot read records/pins"):
+        await records.get("pins", KEY)

@@ -18,9 +18,8 @@ from nixery.server.http import (
     matches,
     parse_range,
 )
-from nixery.storage.small_blobs import SmallBlobs
-from nixery.storage.store import BlobStore, StoredBlob, StoredFile
-from nixery.storage.uses import Leases
+from nixery.storage.blobs import BlobStore, SmallBlobs, StoredBlob, StoredFile
+from nixery.storage.leases import Leases
 
 # Bytes up to which a blob is answered from memory. The web server sends a larger one from its file.
 _SMALL = 64 * 1024
@@ -53,7 +52,7 @@ class Blobs:
         """
         validate_name(name)
         parsed = Digest.parse(digest)
-        self._uses.note_part(parsed)
+        self._uses.renew_holding(parsed)
         blob = self._small.kept(parsed) or await self._find(parsed)
         size = len(blob) if isinstance(blob, bytes) else blob.size
         etag = f'"{digest}"'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Sequence
@@ -34,28 +33,15 @@ class Discovery:
     def __init__(self, catalogue: Catalogue, *, public: bool = True) -> None:
         self._catalogue = catalogue
         self._public = public
-        self._scan: asyncio.Task[list[str]] | None = None
-        self._next_scan: asyncio.Task[list[str]] | None = None
 
     async def catalog(self, request: Request) -> BytesResponse:
         """List the names of built images."""
         if not self._public:
             return _denied()
-        page, headers = _page(request, await self._names(), "/v2/_catalog")
+        size = _page_size(request)
+        names = await self._catalogue.names(request.query.get("last", ""), size + 1)
+        page, headers = _page(names, size, "/v2/_catalog")
         return _json({"repositories": page}, "application/json", headers)
-
-    async def _names(self) -> list[str]:
-        # A listing may read every record of a tag, so only one runs at a time. Requests that arrive meanwhile
-        # share the next one, which includes all records written before they arrived.
-        if self._next_scan is None:
-            self._next_scan = asyncio.ensure_future(self._scan_after(self._scan))
-        return await asyncio.shield(self._next_scan)
-
-    async def _scan_after(self, other: asyncio.Task[list[str]] | None) -> list[str]:
-        if other is not None:
-            await asyncio.wait({other})
-        self._scan, self._next_scan = self._next_scan, None
-        return await self._catalogue.names()
 
     async def tags(self, request: Request, name: str) -> BytesResponse:
         """List the tags built for a name.
@@ -67,10 +53,11 @@ class Discovery:
         validate_name(name)
         if not self._public:
             return _denied()  # the same answer whether or not tags exist
-        tags = await self._catalogue.tags(name)
-        if not tags:
+        size, last = _page_size(request), request.query.get("last", "")
+        tags = await self._catalogue.tags(name, last, size + 1)
+        if not tags and not (last and await self._catalogue.tags(name, "", 1)):
             raise NameUnknown(name)
-        page, headers = _page(request, tags, f"/v2/{quote(name)}/tags/list")
+        page, headers = _page(tags, size, f"/v2/{quote(name)}/tags/list")
         return _json({"name": name, "tags": page}, "application/json", headers)
 
     async def referrers(self, request: Request, name: str, digest: str) -> BytesResponse:
@@ -97,13 +84,14 @@ def _denied() -> BytesResponse:
     return errors_body(403, "DENIED", message)
 
 
-def _page(request: Request, entries: Sequence[str], path: str) -> tuple[Sequence[str], dict[str, str]]:
-    """Return the page that ``n`` and ``last`` select, and the header that links to the next page, if any."""
-    if "last" in request.query:
-        entries = [entry for entry in entries if entry > request.query["last"]]
+def _page_size(request: Request) -> int:
+    """Return the number of entries that a client asks for, within bounds; the default if it is not a number."""
     wanted = request.query.get("n", "")
-    # An invalid number counts as none.
-    size = min(int(wanted), _PAGE) if _NUMBER.fullmatch(wanted) else _PAGE
+    return min(int(wanted), _PAGE) if _NUMBER.fullmatch(wanted) else _PAGE
+
+
+def _page(entries: Sequence[str], size: int, path: str) -> tuple[Sequence[str], dict[str, str]]:
+    """Return a page, and the header that links to the next page, if any."""
     page = entries[:size]
     if not page or len(page) == len(entries):
         return page, {}

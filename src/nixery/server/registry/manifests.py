@@ -15,10 +15,9 @@ from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
 from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, matches
+from nixery.storage.blobs import BlobStore, are_there
 from nixery.storage.catalogue import Catalogue
-from nixery.storage.presence import are_there
-from nixery.storage.store import BlobStore
-from nixery.storage.uses import Leases
+from nixery.storage.leases import Leases
 
 # The header field with the state of the package source that an image was made from.
 REVISION = "Nixery-Revision"
@@ -98,7 +97,7 @@ class Manifests:
                 return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
 
     def _cached(self, digest: Digest) -> Document | None:
-        return self._documents.get(digest) if self._uses.note([digest]) else None
+        return self._documents.get(digest) if self._uses.renew([digest]) else None
 
     async def _stored(self, digest: Digest) -> Document:
         async with self._reads.slot():
@@ -110,7 +109,7 @@ class Manifests:
         if document is not None:
             # The client is going to pull the parts: claim them, and only then check that all are there.
             parts = referenced_blobs(document.content)
-            await self._uses.claim([digest], (part for part, _ in parts))
+            await self._uses.acquire([digest], (part for part, _ in parts))
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
                 self._documents.put(digest, document, len(document.content))
                 return document

@@ -18,8 +18,7 @@ from nixery.server.http import (
     StreamResponse,
 )
 from nixery.server.registry.blobs import Blobs
-from nixery.storage.small_blobs import SmallBlobs
-from nixery.storage.store import StoredBlob
+from nixery.storage.blobs import SmallBlobs, StoredBlob
 from tests.unit.server.conftest import LARGE, StoredImage
 
 SMALL = b"a small layer"

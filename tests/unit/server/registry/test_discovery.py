@@ -1,60 +1,103 @@
-"""Listings: the catalog, tags and referrers."""
+"""Pages of names and tags, above a catalogue in memory."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+from typing import cast
 
 import pytest
 
+from nixery.errors import InvalidName, NameUnknown
 from nixery.oci.documents import MediaType
 from nixery.server.http import BytesResponse, Request
 from nixery.server.registry.discovery import Discovery
+from nixery.storage.catalogue import Catalogue
 from tests.unit.server.conftest import StoredImage
+
+NAMES = ["a", "a/b", "c"]
+TAGS = ["1", "2", "latest"]
 
 
 class Recorded:
-    """A ``Catalogue`` that takes its time."""
+    """A ``Catalogue`` that counts how many entries it is asked for."""
 
     def __init__(self) -> None:
-        self.all = ["first"]
-        self.scans = self.running = self.most = 0
-        self.may_end = asyncio.Event()
+        self.limits: list[int] = []
 
-    async def names(self) -> list[str]:
-        self.scans += 1
-        self.running += 1
-        self.most = max(self.most, self.running)
-        found = list(self.all)
-        await self.may_end.wait()
-        self.running -= 1
-        return found
+    async def names(self, after: str, limit: int) -> list[str]:
+        self.limits.append(limit)
+        return [name for name in NAMES if name > after][:limit]
+
+    async def tags(self, name: str, after: str, limit: int) -> list[str]:
+        self.limits.append(limit)
+        return [tag for tag in TAGS if tag > after][:limit] if name == "a" else []
 
 
-async def test_concurrent_requests_share_one_listing_at_a_time() -> None:
-    recorded = Recorded()
-    discovery = Discovery(recorded)  # type: ignore[arg-type]
+@pytest.fixture
+def recorded() -> Recorded:
+    return Recorded()
 
-    def ask() -> asyncio.Task[bytes]:
-        async def catalog() -> bytes:
-            return (await discovery.catalog(Request("GET", "/v2/_catalog"))).content
 
-        return asyncio.ensure_future(catalog())
+@pytest.fixture
+def discovery(recorded: Recorded) -> Discovery:
+    return Discovery(cast("Catalogue", recorded))
 
-    first = ask()
-    for _ in range(5):
-        await asyncio.sleep(0)
-    recorded.all.append("second")
-    others = [ask() for _ in range(100)]
-    for _ in range(5):
-        await asyncio.sleep(0)
-    others[0].cancel()
-    recorded.may_end.set()
-    assert b"second" not in await first
-    assert all([b"second" in await other for other in others[1:]])
-    assert (recorded.scans, recorded.most) == (2, 1)
-    recorded.all.append("third")
-    assert b"third" in await ask()
+
+def request(**query: str) -> Request:
+    return Request("GET", "/v2/", query=query)
+
+
+@pytest.mark.parametrize(
+    ("query", "page", "link"),
+    [
+        ({}, NAMES, None),
+        ({"n": "2"}, ["a", "a/b"], "n=2&last=a%2Fb"),
+        ({"n": "2", "last": "a/b"}, ["c"], None),
+        ({"n": "3"}, NAMES, None),
+        ({"n": "0"}, [], None),
+        ({"n": "-1"}, NAMES, None),
+        ({"last": "z"}, [], None),
+    ],
+)
+async def test_a_page_of_names_links_to_the_next_one(
+    discovery: Discovery, query: dict[str, str], page: list[str], link: str | None
+) -> None:
+    answer = await discovery.catalog(request(**query))
+    assert json.loads(answer.content) == {"repositories": page}
+    expected = None if link is None else f'</v2/_catalog?{link}>; rel="next"'
+    assert answer.headers.get("Link") == expected
+
+
+async def test_a_page_asks_for_one_entry_more_than_it_has(discovery: Discovery, recorded: Recorded) -> None:
+    await discovery.catalog(request(n="1"))
+    await discovery.tags(request(n="1"), "a")
+    await discovery.catalog(request(n="999999999"))
+    assert recorded.limits == [2, 2, 1001]
+
+
+async def test_a_page_after_the_last_tag_is_empty(discovery: Discovery) -> None:
+    answer = await discovery.tags(request(last="z"), "a")
+    assert json.loads(answer.content) == {"name": "a", "tags": []}
+
+
+@pytest.mark.parametrize("query", [{}, {"last": "z"}])
+async def test_tags_of_an_image_that_was_never_built_are_an_error(
+    discovery: Discovery, query: dict[str, str]
+) -> None:
+    with pytest.raises(NameUnknown):
+        await discovery.tags(request(**query), "b")
+
+
+async def test_an_invalid_name_is_refused(discovery: Discovery) -> None:
+    with pytest.raises(InvalidName):
+        await discovery.tags(request(), "A")
+
+
+async def test_a_private_server_lists_nothing_and_asks_nothing(recorded: Recorded) -> None:
+    private = Discovery(cast("Catalogue", recorded), public=False)
+    assert (await private.catalog(request())).status == 403
+    assert (await private.tags(request(), "a")).status == 403
+    assert recorded.limits == []
 
 
 async def listed(stored: StoredImage, path: str, *, public: bool = True, **query: str) -> BytesResponse:

@@ -17,7 +17,7 @@ from nixery.request_context import Client, RequestContext, enter_request
 from nixery.server.http import BytesResponse, NotModified, Request
 from nixery.server.registry import Registry
 from nixery.server.registry.manifests import Manifests
-from nixery.storage.store import StoredBlob
+from nixery.storage.blobs import StoredBlob
 from tests.unit.server.conftest import PIN, StoredImage, store_image
 
 
@@ -46,7 +46,7 @@ async def test_a_tag_is_built_and_recorded(stored: StoredImage) -> None:
     }
     ((requests, tag),) = images.asked
     assert (tag, [request.platform for request in requests]) == ("v1", [AMD64])
-    assert await stored.catalogue.tags("shell/git") == ["v1"]
+    assert await stored.catalogue.tags("shell/git", "", 10) == ["v1"]
 
 
 async def test_a_client_that_has_the_manifest_gets_no_body(stored: StoredImage) -> None:
@@ -106,7 +106,7 @@ async def test_a_digest_is_read_from_the_storage_and_claimed(stored: StoredImage
     assert (answer.status, answer.content) == (200, stored.image.manifest.content)
     assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     assert images.asked == []
-    assert stored.uses.note([digest])
+    assert stored.uses.renew([digest])
     index = await get(registry, stored.index.index.descriptor.digest)
     assert index.headers["Content-Type"] == MediaType.OCI_INDEX.value
 

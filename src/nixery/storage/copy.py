@@ -1,4 +1,4 @@
-"""A storage's content into another one."""
+"""Copying a storage into another one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from nixery.errors import BlobUnknown
 from nixery.oci.digest import Digest
-from nixery.storage.record_kinds import KINDS
-from nixery.storage.store import Storage
-from nixery.storage.uses import COLLECTIONS
+from nixery.storage.leases import COLLECTIONS
+from nixery.storage.opening import Storage
+from nixery.storage.records import KINDS
 
 # A collection in progress in the source does not concern the target.
 COPIED = tuple(kind for kind in KINDS if kind != COLLECTIONS)
@@ -19,14 +19,14 @@ COPIED = tuple(kind for kind in KINDS if kind != COLLECTIONS)
 
 @dataclass
 class Copied:
-    """What was done so far.
+    """Progress of a copy.
 
     Attributes:
-        blobs: looked at.
-        copied: blobs of them that were not there yet.
+        blobs: number of blobs in the source.
+        copied: number of blobs that the target lacked.
         size: bytes that were copied.
-        records: written, or there already.
-        broken: blobs that are not what they are called, and so were left out.
+        records: number of records, written now or before.
+        broken: blobs whose bytes do not match their digests, which are left out.
     """
 
     blobs: int = 0
@@ -40,13 +40,12 @@ async def copy_storage(source: Storage, target: Storage, observe: Callable[[Copi
     """Copy all blobs that the target lacks, and check the digest of each, then copy all records.
 
     An interrupted copy resumes. Records come last, so that every record in the target has its blobs. Records
-    of the source beyond the bounds of their kind (``nixery.storage.record_kinds``) are left out.
+    of the source beyond the bounds of their kind are left out.
 
     Args:
         source: only read.
         target: keeps its own contents.
         observe: called after each piece of work, with the same progress that this returns.
-        observe: called after each piece of work, with what is also returned.
 
     Raises:
         StorageError: one of the storages fails.
@@ -73,7 +72,7 @@ async def _copy_blob(
 ) -> None:
     blob = await source.blobs.find(digest)
     if blob is None or blob.size == 0:
-        if await _is_there(source, digest):
+        if await _exists(source, digest):
             done.broken.append(digest)
         else:
             done.blobs -= 1  # deleted meanwhile
@@ -88,8 +87,7 @@ async def _copy_blob(
             await asyncio.to_thread(actual.update, chunk)
             done.size += len(chunk)
             observe(done)
-        # Before the blob has a name in the target: the target may have a good blob under the actual digest of
-        # these bytes.
+        # Before the commit: the target may have a good blob under the actual digest of these bytes.
         if actual.hexdigest() != digest.hex:
             done.broken.append(digest)
             return
@@ -97,7 +95,7 @@ async def _copy_blob(
     done.copied += 1
 
 
-async def _is_there(storage: Storage, digest: Digest) -> bool:
+async def _exists(storage: Storage, digest: Digest) -> bool:
     try:
         await anext(aiter(storage.blobs.chunks(digest)), b"")
     except BlobUnknown:

@@ -1,0 +1,223 @@
+"""Records: small documents by kind and key, replaced as a whole, that the server can make again.
+
+::
+
+    records/<kind>/<first 2 characters of the key>/<key>
+
+A key of more than 200 characters is cut into directories, since a file name has at most 255 bytes: ``<200 characters>+/<rest>``.
+That keeps the order of keys.
+
+``KINDS`` lists all kinds. Clients may cause any number of records, so each kind has bounds: the size of a record, the number of
+records, and the age of one that is neither written nor renewed. The store refuses larger records and treats them as missing;
+``nixery.gc.marking`` deletes records that are too old or too many.
+
+Others may have written to the storage, and later versions may change a schema. So readers validate a record (``decode``), and treat
+a torn or foreign one as missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nixery.errors import InvalidDigest, StorageError
+from nixery.storage.driver import Driver
+
+_KIB = 1024
+_MIB = 1024 * 1024
+_DAY = 24 * 3600.0
+
+# Hexadecimal digits, mostly of a SHA-256.
+_KEY = re.compile(r"[0-9a-f]{2,128}", re.ASCII)
+
+# base32hex of a name and a tag, which have 384 characters at most.
+_ORDERED_KEY = re.compile(r"[0-9a-v]{2,640}", re.ASCII)
+
+# Characters of a key in one file name.
+_PART = 200
+
+# Characters of a key that name its directory.
+_FAN = 2
+
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordKind:
+    """The bounds of a kind of records.
+
+    Attributes:
+        largest: bytes of a record.
+        most: number of records; beyond it, the oldest ones are deleted.
+        age: seconds since a record was last written or renewed, after which it is deleted.
+        leads_to_blobs: whether it is useless without its blobs. When the file system runs out of inodes, the
+            collector first deletes records for which this is false.
+        is_ordered: whether its keys are texts in their order (``ordered_key``), rather than hexadecimal digits.
+    """
+
+    largest: int
+    most: int
+    age: float
+    leads_to_blobs: bool = False
+    is_ordered: bool = False
+
+
+# The server renews a tag or a pin in use within a day. The record of the kind ``uses`` has an image's last
+# use and lives as long as the image: only the collector may delete it.
+KINDS: Mapping[str, RecordKind] = {
+    "layers": RecordKind(4 * _KIB, 500_000, 365 * _DAY, leads_to_blobs=True),
+    "images": RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    "evaluations": RecordKind(4 * _MIB, 50_000, 30 * _DAY),
+    "builds": RecordKind(1 * _MIB, 1000, 30 * _DAY),
+    "packages": RecordKind(64 * _MIB, 10, 90 * _DAY),
+    "batches": RecordKind(16 * _MIB, 1000, 90 * _DAY),
+    "batch-closures": RecordKind(64 * _MIB, 1000, 90 * _DAY),
+    "pins": RecordKind(16 * _KIB, 50_000, 90 * _DAY),
+    "tags-in-order": RecordKind(4 * _KIB, 50_000, 90 * _DAY, is_ordered=True),
+    # Of storages of version 1 (nixery.storage.catalogue).
+    "tags": RecordKind(4 * _KIB, 50_000, 90 * _DAY),
+    "referrers": RecordKind(64 * _KIB, 50_000, 365 * _DAY, leads_to_blobs=True),
+    "uses": RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    # A running collector renews its record every few seconds; the next collector deletes those of dead ones.
+    "collections": RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRecord:
+    """A record in a listing.
+
+    Attributes:
+        key: within its kind.
+        modified: when it was written or renewed, in seconds since the epoch by the storage's clock.
+    """
+
+    key: str
+    modified: float
+
+
+class RecordStore:
+    """The records of a storage."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def get(self, kind: str, key: str) -> bytes | None:
+        """Return a record; ``None`` if it is missing, or larger than its kind allows.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        return await self._driver.read(record_name(kind, key), KINDS[kind].largest)
+
+    async def put(self, kind: str, key: str, content: bytes) -> None:
+        """Write a record.
+
+        Raises:
+            StorageError: it cannot be written, or is larger than its kind allows.
+        """
+        await self._write(kind, key, content, renew=False)
+
+    async def renew(self, kind: str, key: str, content: bytes) -> None:
+        """Make an existing record count as written now; write it if it is missing.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        await self._write(kind, key, content, renew=True)
+
+    async def _write(self, kind: str, key: str, content: bytes, *, renew: bool) -> None:
+        name, largest = record_name(kind, key), KINDS[kind].largest
+        if len(content) > largest:
+            raise StorageError(
+                f"cannot write a record of the kind {kind}: it has {len(content)} bytes, the limit is {largest}"
+            )
+        await self._driver.write(name, content, renew=renew)
+
+    async def scan(self, kind: str, prefix: str = "", after: str = "") -> AsyncGenerator[ListedRecord, None]:
+        """List the records of a kind in the order of their keys, in memory that does not grow with their number.
+
+        A listing that the caller ends early costs no more than what it read.
+
+        Args:
+            kind: of the records.
+            prefix: the keys begin with it.
+            after: any text; only larger keys are listed.
+
+        Raises:
+            StorageError: the storage cannot be listed.
+        """
+        directory = f"records/{kind}/{prefix[:_FAN]}" if len(prefix) >= _FAN else f"records/{kind}"
+        begin = f"records/{kind}/{after[:_FAN]}/{_in_parts(after)}" if after else ""
+        async with aclosing(self._driver.list(directory, begin)) as entries:
+            async for entry in entries:
+                key = "".join(entry.name.split("/")[3:]).replace("+", "")
+                # Ignores files that are not where their key belongs.
+                is_ours = _is_key(kind, key) and entry.name == record_name(kind, key)
+                # A server that ignores where a listing begins must not make the caller start over for ever.
+                if is_ours and key.startswith(prefix) and key > after:
+                    yield ListedRecord(key, entry.modified)
+
+    async def delete(self, kind: str, key: str) -> None:
+        """Delete a record; do nothing if it is missing.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
+        await self._driver.delete(record_name(kind, key))
+
+
+def record_name(kind: str, key: str) -> str:
+    """Return the name of a record in the storage.
+
+    Raises:
+        StorageError: the kind is unknown, or the key is invalid.
+    """
+    if not _is_key(kind, key):
+        raise StorageError(f"{kind}/{key[:80]!r} is no name of a record; see nixery.storage.records")
+    return f"records/{kind}/{key[:_FAN]}/{_in_parts(key)}"
+
+
+def _is_key(kind: str, key: str) -> bool:
+    known = KINDS.get(kind)
+    return known is not None and (_ORDERED_KEY if known.is_ordered else _KEY).fullmatch(key) is not None
+
+
+def _in_parts(key: str) -> str:
+    return "+/".join(key[start : start + _PART] for start in range(0, len(key), _PART))
+
+
+def ordered_key(text: bytes) -> str:
+    """Encode a text as a key; keys have the order of their texts (base32hex, RFC 4648, without padding)."""
+    return base64.b32hexencode(text).decode().rstrip("=").lower()
+
+
+def text_of(key: str) -> bytes:
+    """Decode the key of a text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = base64.b32hexdecode(key.upper() + "=" * (-len(key) % 8))
+    if ordered_key(text) != key:
+        raise ValueError(f"{key[:80]!r} is no key of a text")
+    return text
+
+
+def decode(read: Callable[[bytes], Content], content: bytes | None) -> Content | None:
+    """Read a record; ``None`` if it is missing, torn, or was written with another schema.
+
+    Args:
+        read: the schema: parses and validates a record, for example ``model_validate_json`` of a pydantic model.
+        content: of the record.
+    """
+    if content is None:
+        return None
+    try:
+        return read(content)
+    except (ValueError, KeyError, TypeError, InvalidDigest):
+        return None
