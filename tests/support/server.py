@@ -86,6 +86,11 @@ class Server:
         self.terminate()
         return self.wait()
 
+    def kill(self) -> None:
+        """Kill it without any chance to clean up, and wait for its end."""
+        self.process.kill()
+        self.process.wait(_STOP)
+
     def blob_path(self, digest: str) -> Path:
         encoded = digest.removeprefix("sha256:")
         return self.storage / "blobs" / "sha256" / encoded[:2] / encoded
