@@ -18,7 +18,7 @@ from tests.acceptance.clients.crane import Crane, running_crane
 from tests.acceptance.clients.docker import Docker, running_docker
 from tests.acceptance.clients.podman import Podman, running_podman
 from tests.acceptance.clients.skopeo import Skopeo, running_skopeo
-from tests.support.mounts import short_lived_directory
+from tests.support.file_systems import short_lived_directory
 from tests.support.nix import nix_environment
 from tests.support.object_stores import STORES, ObjectStore
 from tests.support.server import HOST, Server, running_server

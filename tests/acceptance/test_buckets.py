@@ -11,7 +11,7 @@ import pytest
 from tests.acceptance.conftest import RUNNING, server_with_debian
 from tests.acceptance.test_clients import MANY_LAYERS
 from tests.support.client import Response
-from tests.support.mounts import short_lived_directory
+from tests.support.file_systems import short_lived_directory
 from tests.support.object_stores import ObjectStore
 from tests.support.server import HOST, Server
 

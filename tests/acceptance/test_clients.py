@@ -6,7 +6,7 @@ import pytest
 
 from tests.acceptance.clients.client import Client
 from tests.acceptance.conftest import Notes
-from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.support.faulty_proxy import CuttingProxy, cutting_proxy
 from tests.support.server import HOST, Server
 
 # A repository's name has 255 characters at most.

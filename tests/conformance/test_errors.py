@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from tests.conformance.specification import Sentence
+from tests.conformance.specification import ERROR_CODES, Sentence
 from tests.conformance.subject import UNKNOWN, Subject
-from tests.support.error_codes import CODES
 
 specification = pytest.mark.specification
 
@@ -38,7 +37,7 @@ def test_errors_have_their_form(subject: Subject, path: str) -> None:
         for error in document["errors"]:
             assert set(error) <= {"code", "message", "detail"}
             assert isinstance(error.get("message", ""), str)
-            assert error["code"] in CODES
+            assert error["code"] in ERROR_CODES
 
 
 @specification(Sentence.DELETE)

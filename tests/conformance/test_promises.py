@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conformance.specification import ERROR_CODES
 from tests.conformance.subject import UNKNOWN, UNKNOWN_NAME, Subject
 from tests.support.client import Response
-from tests.support.error_codes import CODES
 
 pytestmark = pytest.mark.promise
 
@@ -68,7 +68,7 @@ def test_errors_are_json_and_say_what_is_the_matter(
     response = subject.ask("GET", f"/v2/{path}")
     assert (response.status, response.error["code"]) == (status, code)
     assert response.error["message"]
-    assert code in CODES
+    assert code in ERROR_CODES
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixery.image.name import ALWAYS_INCLUDED, SHELL_PACKAGES
+from tests.conformance.specification import ERROR_CODES
 from tests.fuzz import strategies
 from tests.fuzz.application import LAYER, LAYER_DIGEST, MANIFEST_DIGEST, NAME, TAGS, ApplicationUnderTest
 from tests.fuzz.effort import examples
 from tests.fuzz.grammar import is_digest, is_name, is_route, is_tag, packages_of
 from tests.support.client import Response
-from tests.support.error_codes import CODES
 
 _STORED = strategies.paths(st.just(NAME), st.sampled_from([str(LAYER_DIGEST), str(MANIFEST_DIGEST)]))
 _PATHS = strategies.paths() | _STORED
@@ -23,7 +23,7 @@ def check(response: Response) -> None:
     """Check what holds for every answer to a GET."""
     assert response.status < 500, response
     if response.status >= 400:
-        assert {error["code"] for error in response.errors} <= CODES
+        assert {error["code"] for error in response.errors} <= ERROR_CODES
     if response.status != 304:
         assert response.headers["content-length"] == str(len(response.body))
 

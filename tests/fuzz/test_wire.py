@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conformance.specification import ERROR_CODES
 from tests.fuzz import strategies
 from tests.fuzz.conftest import Target
 from tests.fuzz.effort import examples
 from tests.fuzz.grammar import is_name
 from tests.support.client import Response
-from tests.support.error_codes import CODES
 from tests.support.raw_http import parse_responses
 
 pytestmark = pytest.mark.xdist_group("fuzz")
@@ -54,7 +54,7 @@ def check(response: Response) -> None:
     if response.status >= 400 and not is_the_web_servers(response):
         assert response.headers["content-type"] == "application/json"
         if response.body:
-            assert {error["code"] for error in response.errors} <= CODES
+            assert {error["code"] for error in response.errors} <= ERROR_CODES
 
 
 def is_the_web_servers(response: Response) -> bool:
