@@ -12,8 +12,7 @@ from pathlib import Path
 from nixery.locks import ProcessDirectory
 from nixery.storage.filesystem import FilesystemBlobStore
 from scripts.bench.load import BenchError
-from scripts.peers.copying import copy_image
-from scripts.peers.docker_registry import push_blob
+from scripts.peers.docker_registry import copy_image, push_blob
 from scripts.peers.process import HOST, Peer
 
 NAME = "shell/hello"

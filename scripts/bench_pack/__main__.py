@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.bench.goals import Goal
-from scripts.bench.machine import processor
+from scripts.bench.output import processor
 from scripts.bench_pack.closures import BenchError, Subject, realise
 from scripts.bench_pack.worker import Job, Outcome
 
@@ -156,7 +156,7 @@ def _compare(subject: Subject) -> Figures:
         threads = _run(Job("threads", subject.layers, _WORKERS))
         processes = _run(Job("processes", subject.layers, _WORKERS))
         if not memory.digest == threads.digest == processes.digest:
-            raise BenchError(f"{subject.name}: not everybody made the same bytes")
+            raise BenchError(f"{subject.name}: the ways of packing differ in their bytes")
         figures.add("bound", memory)
         figures.add("threads", threads)
         figures.add("processes", processes)
