@@ -1,4 +1,4 @@
-"""Errors, warnings, and deletions that are not allowed. Nothing here changes what another registry has."""
+"""Errors, warnings, and refused deletions. No test changes the contents of another registry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WARNING = re.compile(r'299 - "(?:[^"\\]|\\.)*"(?:\s*,\s*299 - "(?:[^"\\]|\\.)*"
     ],
 )
 def test_errors_have_their_form(subject: Subject, path: str) -> None:
-    """A body need not be JSON; one that is has a list of errors, with codes of the specification."""
+    """A body need not be JSON; a JSON body has a list of errors with codes of the specification."""
     response = subject.ask("GET", f"/v2/{subject.name}/{path}", {"Accept": "*/*"})
     assert 400 <= response.status < 500, response
     if response.headers.get("content-type", "").partition(";")[0] == "application/json":
