@@ -12,7 +12,7 @@ from nixery.closure import Closure, StorePath
 from nixery.layering.popularity import Popularity
 from scripts.bench_layers.simulation import Groups, Rule
 
-# Bytes from which on a path has a layer of its own.
+# Larger paths, in bytes, have a layer of their own.
 _BIG = 100 * 1000 * 1000
 
 # Stands for the image: no store path has an empty name.
@@ -20,13 +20,13 @@ _ROOT = StorePath("")
 
 
 def single_layer(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
-    """All in one."""
+    """Make a single layer."""
     paths = tuple(info.path for info in closure)
     return lambda _budget: [paths]
 
 
 def one_path_each(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
-    """A layer for each path in the order of names; what the budget has no room for goes into the last."""
+    """Make a layer for each path in the order of names; the last layer has the rest."""
     return partial(_first_ones_alone, sorted((info.path for info in closure), key=_name_first))
 
 
@@ -52,7 +52,7 @@ def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[
 def nixery(popularity: Popularity) -> Rule:
     """Do as Nixery: subtrees under the root of the dominator tree, merged from the lowest rating up.
 
-    Its sizes are those of closures, added up: what is shared counts as often as it is reached.
+    It adds up the sizes of closures, so a shared path counts once for each.
     """
     return _by_dominators(popularity, _closure_sizes)
 
@@ -85,7 +85,7 @@ def _merge_lowest(groups: Sequence[tuple[int, tuple[StorePath, ...]]], budget: i
 
 
 def dependents_first(closure: Closure) -> list[StorePath]:
-    """Every path before what it refers to."""
+    """Order paths before their references."""
     order: dict[StorePath, None] = {}
     for info in closure:
         stack = [info.path]

@@ -20,7 +20,7 @@ _LARGEST = 100_000_000
 
 Groups = list[tuple[StorePath, ...]]
 
-# Looks at the closure of an image that refers to the given paths, and then groups it within a number of layers.
+# Takes the closure of an image and the requested paths; returns a function that groups the closure into a number of layers.
 Rule = Callable[[Closure, Sequence[StorePath]], Callable[[int], Groups]]
 
 
@@ -38,7 +38,7 @@ class Score:
 
 
 class _Layers:
-    """Numbers for layers, and their sizes: a layer is what paths it holds."""
+    """Numbers and sizes of layers, which are identified by their paths."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[StorePath, ...], int] = {}
@@ -53,7 +53,7 @@ class _Layers:
 
 
 class _Registry:
-    """What is stored, and what has been pulled, with one budget."""
+    """The stored and the pulled layers for one budget."""
 
     def __init__(self, budget: int, nodes: int) -> None:
         self.budget = budget
@@ -74,12 +74,12 @@ class _Registry:
 def simulate(
     rule: Rule, budgets: Sequence[int], fleet: Fleet, states: Sequence[Sequence[PathInfo]]
 ) -> dict[int, Score]:
-    """Play the fleet's life through.
+    """Simulate the pulls of a fleet.
 
     Args:
-        rule: what groups paths.
-        budgets: the most layers of an image, with the one that is the image's own, which is not simulated.
-        fleet: who runs what.
+        rule: groups paths into layers.
+        budgets: maximum numbers of layers, including the image's own, which is not simulated.
+        fleet: nodes and images.
         states: the store path of each derivation, at the beginning and after each round of updates.
     """
     registries = [_Registry(budget, len(fleet.nodes)) for budget in budgets]
@@ -89,7 +89,7 @@ def simulate(
             for number in images:
                 image = fleet.images[number]
                 requested = [infos[derivation].path for derivation in image.requested]
-                # A path's hash covers what it depends on: where no requested path changed, nothing did.
+                # A path's hash covers its dependencies: if no requested path changed, no path of the image did.
                 if known.get(number) != requested:
                     known[number] = requested
                     closure = Closure(infos[derivation] for derivation in image.closure)
