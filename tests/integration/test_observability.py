@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import StartServer
-from tests.support.client import InBackground
+from tests.support.client import InBackground, RegistryClient
 from tests.support.nix import NixSpy, wait_until
 from tests.support.server import Server
 
@@ -101,8 +101,7 @@ def test_storage_errors_are_counted(start_server: StartServer) -> None:
     assert value(server, "nixery_builds_total", outcome="storage_error") == 1
 
 
-def test_metrics_refuse_post(start_server: StartServer) -> None:
-    client = start_server().client
+def test_metrics_refuse_post(client: RegistryClient) -> None:
     assert client.request("POST", "/metrics").status == 405
     head = client.head("/metrics")
     assert (head.status, head.body) == (200, b"")
