@@ -10,6 +10,8 @@
 #   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
 #   make test-new-nix      unit and integration tests with the Nix of Debian testing, in a chroot
 #   make fuzz              the fuzz tests with other inputs each time, and many more; FUZZ_EFFORT=100 make fuzz for still more
+#   make docs              the documentation's site, strictly from Markdown, in var/site; writes the generated pages of the reference
+#   make screenshots       docs/screenshots, from a server with Debian's packages; as root, it installs Chromium
 #   make check             linters, types, formatting, import contracts
 #   make setup             what the others share; does nothing where nothing is missing
 #   make conformance-peer  the conformance suite against Debian's docker-registry
@@ -34,7 +36,7 @@ BIN := .venv/bin
 # Set-up writes down which Nix configuration is to be used.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test test-plain-user audit acceptance browser acceptance-new test-nix test-new-nix fuzz check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
+.PHONY: help setup demo serve test test-plain-user audit acceptance browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -90,6 +92,15 @@ test-nix:
 
 test-new-nix:
 	@scripts/in_debian_testing.sh test-nix nix
+
+docs: setup
+	@$(BIN)/python -m scripts.reference
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'documentation: var/site/index.html'
+
+screenshots: setup
+	@scripts/install_chromium.sh
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.screenshots
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Put the tables of a run into docs/clients.md: ``python -m scripts.acceptance.document REPORT.json...``.
+"""Put the tables of a run into docs/reference/clients.md: ``python -m scripts.acceptance.document REPORT.json...``.
 
 Each goes between the markers of its system, which are made at the end of the page if there are none.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.acceptance.report import Report, markdown
 
-PAGE = Path("docs/clients.md")
+PAGE = Path("docs/reference/clients.md")
 
 
 def main(reports: list[Path]) -> int:

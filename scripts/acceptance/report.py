@@ -109,11 +109,15 @@ def markdown(report: Report) -> Iterator[str]:
     for name, reason in report.not_tried.items():
         yield f"\nNot tried: {name} ({reason})."
     for test in _MESSAGES:
-        yield f"\nWhat a person reads, {TESTS[test]}:\n"
+        yield f"\nMessage, {TESTS[test]}:\n"
         for name in names:
             result = report.clients[name].results.get(test)
             if result is not None and result.message:
-                yield f"- {name}:\n\n" + "\n".join(f"      {line}" for line in result.message.splitlines())
+                yield (
+                    f"- {name}:\n\n"
+                    + "\n".join(f"        {line}" for line in result.message.splitlines())
+                    + "\n"
+                )
 
 
 def _versions(versions: Mapping[str, str]) -> str:

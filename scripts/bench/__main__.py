@@ -77,7 +77,7 @@ def _hot_path(console: Console, directory: Path) -> Iterator[Results]:
         hand_over(contents, ours, registry)
         with (
             nginx(directory / "nginx", contents.files) as static,
-            # On loopback, sendfile leaves the work to whoever receives; see docs/performance.md.
+            # On loopback, sendfile leaves the work to whoever receives; see docs/reference/performance.md.
             nginx(directory / "nginx-copying", contents.files, sendfile=False) as copying,
         ):
             peers = [ours, static, copying, registry]

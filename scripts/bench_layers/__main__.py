@@ -1,6 +1,6 @@
 """Compare rules for layers on all of Debian: ``python -m scripts.bench_layers``, run by ``make bench-layers``.
 
-A fleet of nodes pulls images, packages are updated, and the nodes pull again; docs/layering.md tells the details. One
+A fleet of nodes pulls images, packages are updated, and the nodes pull again; docs/reference/layering-comparison.md has the details. One
 process, a few minutes. ``--tried`` compares what was tried as well; ``--plot FILE`` draws the bytes that are pulled.
 """
 

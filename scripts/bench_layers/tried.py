@@ -1,4 +1,4 @@
-"""Rules that were tried on the way to ours; docs/layering.md has their scores."""
+"""Rules that were tried on the way to ours; docs/reference/layering-comparison.md has their scores."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from scripts.peers.process import Peer, PeerError
 
 _PACKAGE_SET = "tests/packageset"
 _PACKAGES = ("greeting", "left", "right", "a", "ab", "bc")
-_DOCUMENT = Path("docs/operations.md")
+_DOCUMENT = Path("docs/reference/metrics.md")
 
 # Seconds: until every rate has its two scrapes.
 _RETRY_FOR = 20.0

@@ -1,4 +1,4 @@
-"""What docs/operations asks Prometheus."""
+"""What docs/how-to/monitoring asks Prometheus."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import yaml
 
 from scripts.peers.process import HOST, Peer, free_port, running
 
-OPERATIONS = Path("docs/operations")
+OPERATIONS = Path("docs/how-to/monitoring")
 
 # Seconds.
 _TIMEOUT = 60
@@ -25,7 +25,7 @@ _QUERY = 10
 
 
 class CheckError(Exception):
-    """Something in docs/operations is not as it should be."""
+    """Something in docs/how-to/monitoring is not as it should be."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
-    """Run one with the configuration of docs/operations, but for the target and the interval.
+    """Run one with the configuration of docs/how-to/monitoring, but for the target and the interval.
 
     Raises:
         PeerError: it does not start.

@@ -24,7 +24,7 @@ from tests.acceptance.starting import last_words
 from tests.support.object_stores import BUCKET, PREFIX, ObjectStore, minio
 from tests.support.server import clean_environment
 
-_DOCUMENTED = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
+_DOCUMENTED = (Path(__file__).parents[2] / "docs" / "how-to" / "store-images-in-a-bucket.md").read_text()
 
 # Uploads a layer in three parts and is killed when the first have arrived.
 _KILLED = """
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 
 def documented(heading: str) -> Any:  # noqa: ANN401 -- JSON is anything
-    """The JSON that docs/storage.md has below a line, with the bucket and the prefix of these tests."""
+    """The JSON that docs/how-to/store-images-in-a-bucket.md has below a line, with the bucket and the prefix of these tests."""
     (block,) = re.findall(rf"^{re.escape(heading)}.*\n\n((?:    .*\n)+)", _DOCUMENTED, re.MULTILINE)
     return json.loads(block.replace("my-layers", BUCKET))
 

@@ -11,7 +11,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-_DASHBOARD = Path(__file__).parents[2] / "docs" / "operations" / "dashboard.json"
+_DASHBOARD = Path(__file__).parents[2] / "docs" / "how-to" / "monitoring" / "dashboard.json"
 
 
 def _unknown(document: dict[str, Any]) -> list[str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[2]
-_PAGES = sorted([_ROOT / "README.md", _ROOT / "SECURITY.md", *(_ROOT / "docs").rglob("*.md")])
+_PAGES = sorted(
+    [_ROOT / "README.md", _ROOT / "SECURITY.md", _ROOT / "CHANGELOG.md", *(_ROOT / "docs").rglob("*.md")]
+)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""docs/openapi.yaml names every route and every error there is, and none that there is not."""
+"""docs/reference/openapi.yaml names every route and every error there is, and none that there is not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ PAGES = {"/", "/images", "/images/{image}", "/builds/{build}", "/static/{file}"}
 
 @pytest.fixture(scope="module")
 def description() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load((SERVER.parents[2] / "docs" / "openapi.yaml").read_text())
+    document: dict[str, Any] = yaml.safe_load(
+        (SERVER.parents[2] / "docs" / "reference" / "openapi.yaml").read_text()
+    )
     return document
 
 

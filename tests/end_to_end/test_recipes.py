@@ -1,4 +1,4 @@
-"""docs/images.md, as it stands: its files in a package set, its commands in bash, and what they print beside what it says they print.
+"""docs/how-to/image-recipes.md, as it stands: its files in a package set, its commands in bash, and what they print beside what it says they print.
 
 ``nixery``, ``skopeo`` and everything else is the program itself, but for docker, podman and buildah: a machine with the tests' programs has none of
 them. In their places are programs that do the same by skopeo, umoci and runc (``tests/support/container_engine.py``).

@@ -21,7 +21,7 @@ from tests.support.server import HOST
 
 pytestmark = pytest.mark.xdist_group("fuzz")
 
-_DESCRIPTION = Path(__file__).parents[2] / "docs" / "openapi.yaml"
+_DESCRIPTION = Path(__file__).parents[2] / "docs" / "reference" / "openapi.yaml"
 _CHECKS = [
     not_a_server_error,
     status_code_conformance,

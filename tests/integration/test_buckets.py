@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.store import S3Store
 
 from tests.integration.conftest import StartServer
 from tests.support.command_line import CommandLine
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.nix import NixSpy, wait_until
-from tests.support.object_stores import ObjectStore, gcs, moto
+from tests.support.object_stores import BUCKET, PREFIX, ObjectStore, gcs, moto
 from tests.support.pulled_image import PulledImage
 from tests.support.server import HOST, Server, run_server
 from tests.validator.image_validator import validate
@@ -54,6 +59,37 @@ def pulled_by_skopeo(server: Server, directory: Path) -> PulledImage:
     ]
     subprocess.run(command, check=True, timeout=120)
     return validate(PulledImage.from_oci_layout(layout))
+
+
+@pytest.mark.security
+def test_clients_that_read_nothing_have_no_blob_kept_in_memory(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    content = bytes(64 << 20)
+    digest = hashlib.sha256(content).hexdigest()
+    with moto(tmp_path) as bucket, ExitStack() as stack:
+        store = S3Store(
+            BUCKET,
+            endpoint=bucket.settings["AWS_ENDPOINT_URL"],
+            region=bucket.settings["AWS_REGION"],
+            access_key_id="any",
+            secret_access_key="any",  # noqa: S106 -- moto takes any
+            client_options={"allow_http": True},
+        )
+        place = f"{PREFIX}/blobs/sha256/{digest[:2]}/{digest}"
+        obstore.put(store, place, content)
+        obstore.put(store, f"{place}.size", b"%d" % len(content))
+        server = start_server(**bucket.settings, NIXERY_BLOB_DELIVERY="proxy")
+        path = f"/v2/{NAME}/blobs/sha256:{digest}"
+        for _ in range(12):
+            connection = stack.enter_context(socket.create_connection((HOST, server.port)))
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nRange: bytes=1-\r\n\r\n".encode())
+            assert connection.recv(1)
+        # The last one to begin has the whole blob, and so could all others.
+        assert server.client.get(path).body == content
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        assert int(peak) < 400 << 10
 
 
 @pytest.mark.parametrize("delivery", ["redirect", "proxy"])

@@ -329,6 +329,16 @@ def test_what_a_builder_writes_is_bounded(start_server: StartServer, tmp_path: P
     assert "killed after writing more than 67108864 bytes of log output" in refused.error["message"]
 
 
+def test_without_memory_builders_end_before_the_server(
+    start_server: StartServer, tmp_path: Path, salt: str
+) -> None:
+    script = json.dumps("read score < /proc/self/oom_score_adj; echo score $score >&2; exit 1")
+    place = package_set(tmp_path / "set", f"{{ hungry = {_FORGER % script}; }}", salt)
+    server = start_server(NIXERY_PKGS_PATH=place)
+    assert "score 1000" in server.client.manifest("hungry").error["message"]
+    assert int(Path(f"/proc/{server.process.pid}/oom_score_adj").read_text()) < 1000
+
+
 def test_an_image_with_thousands_of_packages_is_described_in_brief(
     start_server: StartServer, tmp_path: Path, salt: str
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.conftest import StartServer
 from tests.support.client import InBackground, RegistryClient
 from tests.support.nix import NixSpy, wait_until
-from tests.support.server import Server
+from tests.support.server import Server, running_server
 
 
 def metrics(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -190,3 +192,12 @@ def test_log_levels_and_formats(start_server: StartServer) -> None:
 def test_a_wrong_setting_is_refused(start_server: StartServer, variable: str, wrong: str) -> None:
     with pytest.raises(AssertionError, match=rf"(?s)ended with 2.*{variable} is wrong"):
         start_server(**{variable: wrong})
+
+
+def test_a_log_that_cannot_be_written_fails_no_request(tmp_path: Path, settings: Mapping[str, str]) -> None:
+    """The disk of the log is full; a pipe whose reader is gone is another error of the same call."""
+    full = ("/bin/sh", "-c", 'exec "$@" > /dev/full 2>&1', "sh")
+    with running_server(tmp_path, settings, launcher=full) as server:
+        assert server.client.pull("hello").layers
+        assert server.client.get("/v2/nosuchpackage/manifests/latest").status == 404
+        assert server.stop() == 0

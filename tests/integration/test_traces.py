@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -97,6 +98,26 @@ def test_a_silent_receiver_delays_neither_requests_nor_shutdown(start_server: St
         with attempt:
             assert server.stop() == 0
         assert "Traceback" not in server.log
+
+
+def test_a_receiver_whose_answer_never_ends_fills_no_memory(start_server: StartServer) -> None:
+    most = 64 * 1024 * 1024
+    with socket.create_server(("127.0.0.1", 0)) as receiver:
+        endpoint = f"http://127.0.0.1:{receiver.getsockname()[1]}"
+        server = start_server(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_BSP_SCHEDULE_DELAY="10")
+        receiver.settimeout(30)
+        connection, _ = receiver.accept()
+        with connection:
+            connection.settimeout(30)
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            sent = 0
+            with suppress(ConnectionError):
+                while sent < most:
+                    sent += connection.send(b"x" * 65536)
+    # Sockets buffer some of it; the server hangs up long before the end.
+    assert sent < most
+    assert server.stop() == 0
 
 
 @pytest.mark.parametrize("off", [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}])

@@ -1,4 +1,4 @@
-"""Reads docs/images.md: the files and commands that it shows, recipe by recipe.
+"""Reads docs/how-to/image-recipes.md: the files and commands that it shows, recipe by recipe.
 
 The form of the page:
 
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "images.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "image-recipes.md"
 
 _FENCE = re.compile(
     r"(?:^`(?P<name>[^`\n]+)`:\n\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL

@@ -172,12 +172,13 @@ def image_name(request: ImageRequest) -> str:
 
 BUILDS = "builds"
 
-# Finished builds that are kept: those with an image, those that failed, and those that failed before their
-# packages were known. A client can cause any number of the last kind within a minute, and must not evict the
-# others with them.
+# Finished builds that are kept: those with an image, those that failed, and those that ended before their
+# packages were known: refused, or found in the storage. A client can cause any number of the last two kinds
+# within a minute. So they must not evict the others, and are kept in memory only.
 _KEPT = 200
 _KEPT_FAILED = 100
 _KEPT_REFUSED = 50
+_KEPT_FOUND = 50
 
 # Seconds between two changes that a follower is told of, and after which he hears that nothing has changed.
 _PAUSE = 0.2
@@ -221,7 +222,9 @@ class BuildHistory:
             report = self._reports[build.id] = BuildReport.of(build, self._clock())
         report.number += 1
         _note(report, event, self._clock())
-        if report.is_over:
+        if report.is_over and _is_brief(report):
+            self._forget_brief()
+        elif report.is_over:
             self._start(self._keep(report))
         if changed := self._changed.pop(build.id, None):
             changed.set()
@@ -291,6 +294,7 @@ class BuildHistory:
                     continue  # torn, or from another time
                 if report.id == key and report.is_over:
                     self._reports.setdefault(key, report)
+            self._forget_brief()
             async with self._lock:
                 await self._forget()
         except StorageError as error:
@@ -300,7 +304,7 @@ class BuildHistory:
         try:
             # One after the other: a build may be forgotten before it is written.
             async with self._lock:
-                if report.id in self._reports and not _is_refused(report):
+                if report.id in self._reports:
                     content = report.model_dump_json().encode()
                     if len(content) <= KINDS[BUILDS].largest:
                         await self._records.put(BUILDS, report.id, content)
@@ -309,20 +313,25 @@ class BuildHistory:
             _log.warning("a build will not be known after a restart", reason=str(error))
 
     async def _forget(self) -> None:
-        ended = [report for report in self._reports.values() if report.is_over]
-        refused = {report.id for report in ended if _is_refused(report)}
-        failed = {report.id for report in ended if report.state is State.FAILED} - refused
-        others = {report.id for report in ended} - refused - failed
-        for ids, most in ((refused, _KEPT_REFUSED), (failed, _KEPT_FAILED), (others, _KEPT)):
+        ended = [report for report in self._reports.values() if report.is_over and not _is_brief(report)]
+        failed = {report.id for report in ended if report.state is State.FAILED}
+        others = {report.id for report in ended} - failed
+        for ids, most in ((failed, _KEPT_FAILED), (others, _KEPT)):
             for key in sorted(ids)[:-most]:
                 self._reports.pop(key, None)
-                if key not in refused:
-                    await self._records.delete(BUILDS, key)
+                await self._records.delete(BUILDS, key)
+
+    def _forget_brief(self) -> None:
+        # At once: a client that causes many of them must not have to wait for the storage to bound their number.
+        brief = [report for report in self._reports.values() if _is_brief(report)]
+        for state, most in ((State.FAILED, _KEPT_REFUSED), (State.FOUND, _KEPT_FOUND)):
+            for key in sorted(report.id for report in brief if report.state is state)[:-most]:
+                del self._reports[key]
 
 
-def _is_refused(report: BuildReport) -> bool:
-    """Whether a build failed before its packages were known, for example for a made-up name."""
-    return report.state is State.FAILED and report.packages is None
+def _is_brief(report: BuildReport) -> bool:
+    """Whether a build ended before its packages were known: refused, or found in the storage."""
+    return report.state is State.FOUND or (report.state is State.FAILED and report.packages is None)
 
 
 def _note(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa: C901, PLR0912 -- a case each

@@ -343,6 +343,7 @@ class Pins:
         # A request that an old pin can answer waits only briefly; the attempt continues, and later requests
         # get its result. With a time to live of 0, a request needs the current state.
         attempt = self._attempts.run(reference, partial(self._resolve, reference, record))
+        too_busy = False
         try:
             return await asyncio.wait_for(attempt, _SLOW if terms and self._time_to_live else None)
         except TimeoutError:
@@ -355,9 +356,13 @@ class Pins:
             if not terms:
                 raise
             reason = str(error)
+            # One client's full share says nothing about the source: the next request tries again, so that no
+            # client can keep the others on an old pin.
+            too_busy = isinstance(error, TooBusy)
         _log.warning("serving an old pin", reference=redacted(reference.name), reason=reason)
         pinned = Pinned(terms[-1].pin(self._source.description), reason)
-        self._held.put(reference, Held(pinned, self._clock() + _PATIENCE), _SIZE)
+        if not too_busy:
+            self._held.put(reference, Held(pinned, self._clock() + _PATIENCE), _SIZE)
         return pinned
 
     def _holds(self, reference: Reference, until: float) -> bool:

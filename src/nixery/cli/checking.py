@@ -96,7 +96,7 @@ def _findings(shown: Activity) -> Iterator[Finding]:
         yield Finding("settings", right=True, found=f"nothing is missing or wrong{of_a_server}")
     except SettingsError as error:
         for problem in error.problems:
-            yield Finding("settings", False, problem, "the README lists all variables")
+            yield Finding("settings", False, problem, "docs/reference/settings.md lists all variables")
     if settings is None:
         yield nix
         return
@@ -193,7 +193,12 @@ def _bucket(settings: Settings) -> Finding:
             found = f"{settings.storage_backend}: can be written, read, listed and deleted from"
             return Finding("storage", right=True, found=found)
     except StorageError as error:
-        return Finding("storage", False, str(error), "docs/storage.md has the variables and permissions")
+        return Finding(
+            "storage",
+            False,
+            str(error),
+            "docs/how-to/store-images-in-a-bucket.md has the variables and permissions",
+        )
 
 
 def _source() -> Finding:
@@ -211,7 +216,7 @@ def _source() -> Finding:
             except PackagesUnavailable as error:
                 found.append(f"it evaluates, but cannot make shell images: {error}")
             except NixeryError as error:
-                advice = "docs/sources.md says what a source has to be"
+                advice = "docs/reference/sources.md says what a source has to be"
                 return Finding("source", False, "; ".join([*found, str(error)]), advice)
             else:
                 found.append("it evaluates")

@@ -6,7 +6,8 @@ import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import Any, Literal, TextIO
+from contextlib import suppress
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 import typer
@@ -33,7 +34,7 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
     structlog.configure(
         processors=[LogBudget(), *shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Dispensable(sys.stderr))),
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -43,6 +44,24 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+class _Dispensable:
+    """A stream that drops text which it cannot write: its reader is gone, or the disk is full.
+
+    Otherwise every request that causes a log line would fail, although the server could answer it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def _json() -> list[Processor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def serve() -> None:
-    """Serve the registry. All settings come from the environment; the README lists them.
+    """Serve the registry. All settings come from the environment; docs/reference/settings.md lists them.
 
     For example: PORT=8080 NIXERY_CHANNEL=nixos-unstable NIXERY_STORAGE_BACKEND=filesystem STORAGE_PATH=/var/lib/nixery nixery serve
     """

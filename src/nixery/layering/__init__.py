@@ -29,7 +29,7 @@ rest, which are small, are then cut anew.
 **Why not by dominators**, as Nixery does, and as this package did at first: paths that are reached only through one
 other path travel with it, *in this image*. In the next one they are reached in another way, both layers are different, and all
 of their bytes are pulled again. And even where they do travel together, the lower one outlives updates of the
-upper one. Giving each path that matters its own layer needs no guess. docs/layering.md has the comparison, on
+upper one. Giving each path that matters its own layer needs no guess. docs/reference/layering-comparison.md has the comparison, on
 all of Debian, with this and other rules: ``make bench-layers``.
 
 The budget leaves the image's own layer out, the one with the links into the store.

@@ -33,8 +33,14 @@ _STDERR = 2
 USUAL_ANSWER = 16 * 1024 * 1024
 
 # Bytes of stderr that are read in a second, on average. A builder that writes faster blocks: parsing its
-# lines occupies the event loop, which has other requests to serve.
+# lines occupies the event loop, which has other requests to serve. However short a line is, to parse it takes
+# as long as this many bytes of a long one.
 _STDERR_RATE = 4 * 1024 * 1024
+_LINE_COST = 256
+
+# The kernel's highest: without any memory left, it ends Nix and its builders before any other process (proc(5)).
+# Otherwise it ends the largest one, and many builders of a moderate size leave that to be the server.
+_FIRST_TO_END = b"1000"
 
 LineReader = Callable[[bytes], None]
 
@@ -125,6 +131,8 @@ async def run(
         raise NixUnusable(
             f"cannot run {arguments[0]} ({error.strerror}); is it installed and on PATH?"
         ) from error
+    with suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "wb", buffering=0) as score:  # noqa: ASYNC230, PTH123 -- no disk
+        score.write(_FIRST_TO_END)
     if context.memory is not None:
         with suppress(ProcessLookupError):
             limit = (context.memory, context.memory)
@@ -175,7 +183,8 @@ async def _read_lines(stream: asyncio.StreamReader, read_line: LineReader) -> No
             read_line(line)
         rest = rest[:_LONGEST_LINE]
         before, at = at, loop.time()
-        allowed = min(_STDERR_RATE, allowed + (at - before) * _STDERR_RATE) - len(chunk)
+        cost = len(chunk) + len(lines) * _LINE_COST
+        allowed = min(_STDERR_RATE, allowed + (at - before) * _STDERR_RATE) - cost
         if allowed < 0:
             await asyncio.sleep(-allowed / _STDERR_RATE)
     if rest:

@@ -20,7 +20,7 @@ from isal import isal_zlib
 
 from nixery.oci.documents import MediaType
 
-# Speed and ratio of the others are in docs/performance.md.
+# Speed and ratio of the others are in docs/reference/performance.md.
 _GZIP_LEVEL = 2
 _ZSTD_LEVEL = 3
 

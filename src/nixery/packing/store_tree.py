@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from heapq import merge
 from types import TracebackType
 from typing import Self
 
@@ -34,6 +35,10 @@ _MOST_OPEN = 32
 # Names of the directories in progress, which are all in memory. The largest directory of Debian's packages
 # has 20,000.
 _MOST_NAMES = 1 << 20
+
+# Names that are sorted in one step, which takes some hundredths of a second. A sort holds the interpreter's lock, so
+# that of a million names stopped the whole server for two seconds.
+_SORTED_AT_ONCE = 1 << 14
 
 # A name takes more than this in Nix's own archive format (Nix manual, "Nix Archive"), so that the sum of the names is bounded as well.
 _LEAST_NAR_SIZE = 100
@@ -242,8 +247,16 @@ def _children(directory: int, name: bytes) -> _Children:
             children.append((os.fsencode(entry.name), kind))
             if len(children) > _MOST_NAMES:
                 raise _too_many(name)
-    children.sort()
-    return children
+    return _in_order(children)
+
+
+def _in_order(children: _Children) -> _Children:
+    """Sort names by bytes, with pauses in which other threads can run."""
+    if len(children) <= _SORTED_AT_ONCE:
+        children.sort()
+        return children
+    starts = range(0, len(children), _SORTED_AT_ONCE)
+    return list(merge(*(sorted(children[start : start + _SORTED_AT_ONCE]) for start in starts)))
 
 
 def _target(directory: int, child: bytes, name: bytes) -> bytes:

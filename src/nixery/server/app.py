@@ -19,6 +19,7 @@ from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from nixery.errors import InternalError, NixeryError, StorageError
 from nixery.server.clients import FROM_PROXIES, REQUEST_ID, is_forwarded, refusal
+from nixery.server.connections import Backpressure
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import (
     AnswerProtocol,
@@ -62,8 +63,9 @@ async def send_pieces(
     pieces: Pieces,
     headers: Fields,
     protocol: AnswerProtocol,
+    backpressure: Backpressure,
 ) -> None:
-    """Send a body until it is over, cannot be read any further, or the client goes."""
+    """Send a body, as fast as the client reads, until it is over, cannot be read any further, or the client goes."""
     if response.length is not None:
         headers.append(("content-length", str(response.length)))
     # Closed at once: a client that has gone holds nothing open behind us.
@@ -72,6 +74,8 @@ async def send_pieces(
         try:
             with suppress(ProtocolClosed):
                 async for piece in pieces:
+                    if not await backpressure.admit(len(piece)):
+                        break
                     await transport.send_bytes(piece)
         except StorageError as error:
             # The client sees that bytes are missing, and comes back for them.
@@ -164,7 +168,7 @@ class Application:
             if pieces is None:
                 _send(method, response, fields, protocol)
             else:
-                await send_pieces(request, response, pieces, fields, protocol)
+                await send_pieces(request, response, pieces, fields, protocol, Backpressure(scope.client))
         except asyncio.CancelledError:
             if not observed.abandoned:
                 raise

@@ -7,15 +7,20 @@ the server accepts a new connection, and closes one that serves no request.
 The kernel's ``TCP_USER_TIMEOUT`` does not fit the first purpose: for a client that reads slowly, its clock
 runs while the client's window is smaller than the next piece to send. So this module polls the count of
 acknowledged bytes. Only Linux reports it (tcp(7), ``TCP_INFO``); elsewhere no connection is ended.
+
+The web server also accepts pieces of a body without a limit, whether or not its client reads them.
+``Backpressure`` counts how many of them the kernel has taken.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import math
 import os
 import socket
 import struct
+import termios
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -63,6 +68,11 @@ _SO_COOKIE = 57
 # Seconds after which a connection without a request counts as kept alive; before, its request may be on its
 # way.
 _SETTLED = 2.0
+
+# Bytes of a body that the web server may hold besides those that it got before its socket was looked up: about a
+# piece of a blob. And seconds between two looks at a socket that is to take more, at first and at most.
+_AHEAD = 256 * 1024
+_LOOK_AGAIN, _LOOK_AGAIN_LATER = 0.01, 0.25
 
 _Key = tuple[Address | None, str]
 
@@ -213,7 +223,7 @@ class Connections:
             # A connection that closes during the poll needs no ending.
             with suppress(OSError):
                 found = self._look_at(descriptor, connection, answering, now)
-                if found is None:
+                if found is None or found.cookie in seen:  # a copy that another thread has at the moment
                     continue
                 seen[found.cookie] = found.seen
                 waited = now - found.seen.waiting_since
@@ -308,6 +318,83 @@ class Connections:
             )
             self._untold.clear()
             self._told = self._clock()
+
+
+class Backpressure:
+    """Waits while the web server holds too much of one body because its client does not read.
+
+    The web server's own call to send a piece returns at once, and the piece stays in memory until the kernel
+    takes it. Without a wait, a client that reads nothing has the server hold the whole body. Elsewhere than on
+    Linux, this never waits.
+
+    Args:
+        peer: the client's address and port, as the web server writes them.
+    """
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self._socket: tuple[int, bytes] | None = None
+        self._is_known = True
+        self._given = 0
+        self._allowed = 0
+        self._before = 0
+
+    async def admit(self, size: int) -> bool:
+        """Wait until the web server may get another piece, and count it.
+
+        Call it before each piece rather than after it: a client that has the last one may close its connection,
+        and its body was complete.
+
+        Returns:
+            Whether to send the piece; not if the connection is gone.
+        """
+        is_open = self._given <= _AHEAD or await self._has_room()
+        self._given += size
+        return is_open
+
+    async def _has_room(self) -> bool:
+        if self._socket is None and self._is_known:
+            self._socket = await asyncio.to_thread(_socket_of, peer_key(self._peer))
+            taken = None if self._socket is None else _taken(*self._socket)
+            self._is_known = taken is not None
+            self._before, self._allowed = taken or 0, self._given + _AHEAD
+        pause = _LOOK_AGAIN
+        while self._socket is not None and self._is_known:
+            taken = _taken(*self._socket)
+            if taken is None:
+                return False
+            # Until the look-up, the kernel may have taken any part of what was given.
+            if self._given - (taken - self._before) <= self._allowed:
+                break
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LOOK_AGAIN_LATER)
+        return True
+
+
+def _socket_of(peer: _Key) -> tuple[int, bytes] | None:
+    """Return the descriptor of the connection to a peer, and its cookie; ``None`` if there is none."""
+    for name in _descriptors():
+        with suppress(OSError, ValueError), _copy(descriptor := int(name)) as connection:
+            host, port = connection.getpeername()[:2]
+            if peer[1] == str(port) and peer_key(f"[{host}]:{port}") == peer:
+                return descriptor, connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
+    return None
+
+
+def _taken(descriptor: int, cookie: bytes) -> int | None:
+    """Return how many bytes the kernel has taken for a connection; ``None`` if it is gone."""
+    try:
+        with _copy(descriptor) as connection:
+            if connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) != cookie:
+                return None
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
+            if len(info) < _INFO_SIZE or info[0] not in {_ESTABLISHED, _CLOSE_WAIT}:
+                return None
+            (queued,) = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))
+            (acknowledged,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
+            return int(acknowledged) + int(queued)
+    except OSError:
+        return None
 
 
 def _how_dispensable(one: _Connection) -> tuple[bool, float]:

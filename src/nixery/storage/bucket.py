@@ -38,7 +38,9 @@ _FACTS = 16 * 1024 * 1024
 # How long a client may take from the redirect to its request; what has begun goes on. Retries begin at our URL again.
 LIFETIME = timedelta(minutes=10)
 
-# Piece size in bytes, and the limit for an object with a blob's size.
+# Piece sizes in bytes: for clients, of which a slow one has two or three in memory, and for the scrubber. And the limit for an
+# object with a blob's size.
+_PIECE = 256 * 1024
 _CHUNK = 1024 * 1024
 _SIZE = 20
 
@@ -94,7 +96,7 @@ class BucketBlobStore:
         content = None
         with suppress(FileNotFoundError), self._bucket.doing("read a blob from"):
             content = await self._read(blob_name(blob.digest), LARGEST_DOCUMENT)
-        if content is not None and Digest.of(content) == blob.digest:
+        if content is not None and await asyncio.to_thread(Digest.of, content) == blob.digest:
             return content
         self._facts.discard(blob.digest)
         return None
@@ -118,7 +120,7 @@ class BucketBlobStore:
                     self._bucket.key(blob_name(blob.digest)),
                     options={"range": (first, last + 1)},
                 )
-                async for chunk in answer.stream(_CHUNK):
+                async for chunk in answer.stream(_PIECE):
                     piece = bytes(chunk)[:left]
                     left -= len(piece)
                     yield piece

@@ -81,10 +81,9 @@ class FilesystemBlobStore:
     async def read(self, blob: StoredBlob) -> bytes | None:
         """See ``BlobStore.read``."""
         try:
-            content = await asyncio.to_thread(read_regular, self._path(blob.digest), LARGEST_DOCUMENT)
+            return await asyncio.to_thread(_verified, self._path(blob.digest), blob.digest)
         except OSError as error:
             raise StorageError(f"cannot read blob {blob.digest}: {error.strerror}") from error
-        return content if content is not None and Digest.of(content) == blob.digest else None
 
     async def url(self, blob: StoredBlob) -> str | None:  # noqa: ARG002 -- nobody else has this disk
         """See ``BlobStore.url``."""
@@ -224,6 +223,11 @@ def _find(digest: Digest, path: Path) -> StoredFile | None:
     return (
         StoredFile(digest, size, path) if stat.S_ISREG(status.st_mode) and expected == b"%d" % size else None
     )
+
+
+def _verified(path: Path, digest: Digest) -> bytes | None:
+    content = read_regular(path, LARGEST_DOCUMENT)
+    return content if content is not None and Digest.of(content) == digest else None
 
 
 def _is_taken(path: Path) -> bool:

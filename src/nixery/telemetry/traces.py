@@ -5,9 +5,12 @@ What is sent, to whom, and how much of it, OpenTelemetry's own variables say.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Mapping
+from typing import Any
 
+import requests
 from opentelemetry import context as active_context
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -26,6 +29,30 @@ from nixery.telemetry.stages import StagedBuild
 _LAST_SECONDS = 0.5
 
 _SERVER_ERROR = 500
+
+# Bytes of a receiver's answer that are read; a real one has a few, or an error message.
+_LARGEST_ANSWER = 64 * 1024
+
+
+class _BoundedAdapter(requests.adapters.HTTPAdapter):
+    """Reads the beginning of each answer, undecoded: a receiver could fill the server's memory otherwise."""
+
+    def send(self, *arguments: Any, **options: Any) -> requests.Response:  # noqa: ANN401 -- those of requests
+        answer = super().send(*arguments, **options)
+        try:
+            content = answer.raw.read(_LARGEST_ANSWER, decode_content=False)
+        finally:
+            # The connection is used again only if the answer was read to its end.
+            answer.raw.close()
+        answer.raw = io.BytesIO(content)
+        return answer
+
+
+def _bounded_session() -> requests.Session:
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _BoundedAdapter())
+    return session
 
 
 class RequestSpan:
@@ -57,7 +84,7 @@ class Traces:
         named = not str(environment.attributes.get("service.name", "")).startswith("unknown_service")
         resource = given.merge(environment) if named else environment.merge(given)
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=_bounded_session())))
         self._tracer = self._provider.get_tracer("nixery", __version__)
         self._propagator = TraceContextTextMapPropagator()
         self._builds: dict[StagedBuild, tuple[Span, Span]] = {}

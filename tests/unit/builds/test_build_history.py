@@ -234,6 +234,20 @@ async def test_names_that_clients_make_up_push_nothing_out_and_are_not_written(
     assert len(history.recent()) < 100
 
 
+async def test_images_that_are_stored_push_nothing_out_and_are_not_written(
+    records: FilesystemRecordStore,
+) -> None:
+    history, built = BuildHistory(records), build()
+    tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))
+    for _ in range(300):
+        tell(history, build("stored"), Requested(), Reused(DIGEST))
+    # Before anything else runs: a slow storage must not hold the reports of all of them.
+    assert len(history.recent()) < 100
+    await history.close()
+    assert {record.key async for record in records.scan("builds")} == {built.id}
+    assert history.get(built.id) is not None
+
+
 async def test_failures_push_no_image_out(records: FilesystemRecordStore) -> None:
     history, built = BuildHistory(records), build()
     tell(history, built, Started(), Evaluated(()), Stored(DIGEST, 1))

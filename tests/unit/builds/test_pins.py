@@ -7,14 +7,17 @@ import gc
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from nixery.builds.pins import PinRecord, Pins, Term
+from nixery.builds.pins import BoundedSource, Pinned, PinRecord, Pins, Term
+from nixery.builds.slots import Share, Slots
 from nixery.errors import SourceUnreachable, TagUnknown
 from nixery.nix.packages import PackageSet
+from nixery.request_context import Client, RequestContext, enter_request
 from nixery.sources.source import Pin, Reference
 from nixery.storage.filesystem_records import FilesystemRecordStore
 
@@ -353,6 +356,37 @@ async def test_the_last_pin_is_better_than_none(world: World) -> None:
     world.now += 31
     pinned = await pins.pin("latest")
     assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
+
+
+async def test_a_client_with_a_full_share_keeps_nobody_on_an_old_pin(world: World) -> None:
+    slots = Slots(1, 6, share=Share(waiting=3))
+    pins = Pins(BoundedSource(world.source, slots, slots), world.records, HOUR, lambda: world.now)
+    world.servers.append(pins)
+
+    def ask(client: str, tag: str) -> asyncio.Task[Pinned]:
+        async def pin() -> Pinned:
+            enter_request(RequestContext("id", Client(client)))
+            return await pins.pin(tag)
+
+        return copy_context().run(asyncio.ensure_future, pin())
+
+    await ask("192.0.2.1", "latest")
+    world.now += 2 * HOUR
+    world.source.state = "two"
+    world.source.answers.clear()
+    others = [ask("192.0.2.1", f"branch{number}") for number in range(4)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    old = await ask("192.0.2.1", "latest")
+    assert old.warning is not None
+    assert "NIXERY_MAX_QUEUED_PER_CLIENT" in old.warning
+    asked = ask("192.0.2.2", "latest")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    world.source.answers.set()
+    pinned = await asked
+    assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
+    await asyncio.gather(*others)
 
 
 async def test_credentials_are_not_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -90,3 +92,15 @@ async def test_the_request_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     enter_request(RequestContext("mine"))
     structlog.get_logger().info("built")
     assert json.loads(capsys.readouterr().err)["request_id"] == "mine"
+
+
+def test_a_reader_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        configure_logs(logging.INFO, "json")
+        structlog.get_logger().info("request")
+        logging.getLogger("library").warning("loud")
+        # Closing the file writes what it holds back.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)

@@ -96,7 +96,7 @@ def test_in_bounded_memory(storage: Path, tmp_path: Path, capsys: pytest.Capture
     collected, peak = nixery(storage, "gc", "--json", "--max-age", "30d")
     seconds = time.monotonic() - start
     with capsys.disabled():
-        print(  # noqa: T201 -- figures for docs/reliability.md
+        print(  # noqa: T201 -- figures for docs/reference/performance.md
             f"\n{BLOBS} blobs, at rest {at_rest} MiB: scrub {scrub_seconds:.0f} s, {scrub_peak} MiB;"
             f" gc of half of them {seconds:.0f} s, {peak} MiB"
         )

@@ -36,6 +36,30 @@ async def test_one_very_long_line_is_bounded() -> None:
     assert sum(map(len, lines)) <= 2 * 1024 * 1024
 
 
+async def test_short_lines_cost_as_much_as_the_time_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    # Not to be waited for: what is left to wait for adds up.
+    monkeypatch.setattr("nixery.nix.processes.asyncio.sleep", sleep)
+    number = 1_000_000
+    script = f"import sys; sys.stderr.write('\\n' * {number})"
+    lines: list[bytes] = []
+    await run(["python3", "-c", script], lines.append, Deadline(30), OURS)
+    assert len(lines) == number
+    # A million lines are worth a minute, of which this test spent a few seconds.
+    assert max(pauses) > 30
+
+
+async def test_the_kernel_ends_what_it_started_before_the_server() -> None:
+    # Seen by children of the program, as builders are children of Nix.
+    script = "until grep -qx 1000 /proc/self/oom_score_adj; do :; done"
+    completed = await run(["sh", "-c", script], ignore, Deadline(10), OURS)
+    assert completed.exit_code == 0
+
+
 async def test_a_missing_program_is_said() -> None:
     with pytest.raises(NixUnusable, match="no-such-nix"):
         await run(["no-such-nix"], ignore, Deadline(5), OURS)
@@ -137,7 +161,7 @@ async def test_a_flood_of_lines_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     # It had to wait for all but the first second's share.
     assert sum(waited) >= 1
     waited.clear()
-    await run(["sh", "-c", "yes | head -c 1000000 >&2"], ignore, Deadline(30), OURS)
+    await run(["sh", "-c", f"yes {'x' * 99} | head -c 1000000 >&2"], ignore, Deadline(30), OURS)
     assert not waited
 
 

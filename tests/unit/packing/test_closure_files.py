@@ -281,6 +281,18 @@ def test_look_ups_are_bounded(
         files.exists(name)
 
 
+def test_a_long_name_counts_as_many_look_ups(
+    files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each step of such a link walks all directories of the steps before.
+    monkeypatch.setattr(closure_files, "_MOST_LOOKED_AT", 2000)
+    deep = "/".join(["a"] * 500)
+    (store / PATH.base_name / deep).mkdir(parents=True)
+    assert files.exists(link(store, "d/file", "usual"))
+    with pytest.raises(UnsafeContents, match="its links ask for more than 2,000 names"):
+        files.is_directory(link(store, deep))
+
+
 @pytest.mark.parametrize("failure", [errno.EMFILE, errno.EIO, errno.EACCES])
 def test_a_failure_is_not_taken_for_nothing_there(
     files: ClosureFiles, monkeypatch: pytest.MonkeyPatch, failure: int

@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -394,3 +396,38 @@ def test_a_store_that_nobody_may_list(content: Path) -> None:
         assert [member.name for member in members(content)][-1] == "/file"
     finally:
         content.parent.chmod(0o755)
+
+
+def test_a_directory_with_many_names_is_in_the_order_of_bytes(
+    content: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number * 7919 % 1000:03}" for number in range(50)]
+    for name in names:
+        (content / name).write_text(name)
+    whole = archived(content)
+    monkeypatch.setattr(store_tree, "_SORTED_AT_ONCE", 7)
+    assert archived(content) == whole
+    assert [member.name for member in members(content)][3:] == [f"/{name}" for name in sorted(names)]
+
+
+def test_other_threads_run_while_a_million_names_are_sorted() -> None:
+    turns, is_over = 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not is_over.is_set():
+            turns += 1
+            time.sleep(0)  # gives the interpreter's lock back
+
+    children = [(b"%07d" % (number * 7919 % (1 << 20)), 0) for number in range(1 << 20)]
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    try:
+        before = turns
+        in_order = store_tree._in_order(children)
+        taken = turns - before
+    finally:
+        is_over.set()
+        thread.join()
+    assert in_order == sorted(children)
+    assert taken > 10

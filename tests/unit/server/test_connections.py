@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import ExitStack, suppress
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
+from nixery.server.app import send_pieces
 from nixery.server.clients import Address, Clients, peer_key
-from nixery.server.connections import ConnectionBounds, Connections, Ended, Reason
+from nixery.server.connections import Backpressure, ConnectionBounds, Connections, Ended, Reason, _taken
+from nixery.server.http import Request, StreamResponse
 
 SECONDS = 60.0
 
@@ -312,3 +315,84 @@ async def test_a_crowd_is_noticed_while_it_runs(crowd: Crowd) -> None:
                 await asyncio.sleep(0.05)
     finally:
         running.cancel()
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set after a few looks at the socket of a body that is being sent."""
+    event, looks = asyncio.Event(), itertools.count(1)
+
+    def look(descriptor: int, cookie: bytes) -> int | None:
+        if next(looks) > 3:
+            event.set()
+        return _taken(descriptor, cookie)
+
+    monkeypatch.setattr("nixery.server.connections._taken", look)
+    return event
+
+
+async def test_the_web_server_gets_no_more_of_a_body_than_the_kernel_takes(
+    pair: Pair, looked: asyncio.Event
+) -> None:
+    backpressure = Backpressure(pair.name)
+    size = 1 << 20
+    assert await backpressure.admit(size)
+    assert await backpressure.admit(size)
+    more = asyncio.ensure_future(backpressure.admit(size))
+    await looked.wait()
+    assert not more.done()
+    sent = 0
+    while sent < size:
+        with suppress(BlockingIOError):
+            sent += pair.server.send(bytes(size - sent))
+        with suppress(TimeoutError):
+            pair.client.recv(size)
+    assert await more
+
+
+async def test_a_body_ends_with_its_connection(pair: Pair, looked: asyncio.Event) -> None:
+    backpressure = Backpressure(pair.name)
+    assert await backpressure.admit(1 << 20)
+    assert await backpressure.admit(1 << 20)
+    more = asyncio.ensure_future(backpressure.admit(1 << 20))
+    await looked.wait()
+    assert not more.done()
+    pair.server.close()
+    assert not await more
+
+
+async def test_a_connection_that_cannot_be_found_is_not_waited_for() -> None:
+    backpressure = Backpressure("192.0.2.1:1")
+    assert all([await backpressure.admit(1 << 20) for _ in range(100)])
+
+
+async def test_a_client_that_has_the_last_piece_may_close_its_connection(pair: Pair) -> None:
+    class Kernel:
+        """A ``Transport`` of a web server that holds nothing; its client closes after the last piece."""
+
+        async def send_bytes(self, data: bytes, /) -> None:
+            sent = 0
+            while sent < len(data):
+                with suppress(BlockingIOError):
+                    sent += pair.server.send(data[sent:])
+                pair.client.recv(len(data))
+            if data.endswith(b"."):
+                pair.client.close()
+                pair.server.close()
+
+        def response_stream(self, *_: object) -> Kernel:
+            return self
+
+    ended = False
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        nonlocal ended
+        for _ in range(4):
+            yield bytes(1 << 19)
+        yield b"."
+        ended = True
+
+    response = StreamResponse(200, None, pieces)
+    request = Request("GET", "/")
+    await send_pieces(request, response, pieces(), [], Kernel(), Backpressure(pair.name))  # type: ignore[arg-type]
+    assert ended

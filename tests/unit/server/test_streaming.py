@@ -8,9 +8,13 @@ from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]
 
 from nixery.errors import StorageFull
 from nixery.server.app import begun, send_pieces
+from nixery.server.connections import Backpressure
 from nixery.server.http import BytesResponse, Fields, Request, StreamResponse
 
 GET = Request("GET", "/v2/git/blobs/x", {}, {}, b"")
+# Of a client without a connection.
+UNKNOWN = Backpressure("192.0.2.1:1")
+
 HEAD = Request("HEAD", "/v2/git/blobs/x", {}, {}, b"")
 
 
@@ -83,7 +87,7 @@ async def test_all_pieces_are_sent_with_their_length() -> None:
     client, body = Client(), Body()
     response, pieces = await begun(GET, body.response())
     assert pieces is not None
-    await send_pieces(GET, response, pieces, [], client)
+    await send_pieces(GET, response, pieces, [], client, UNKNOWN)
     assert (client.body, client.headers) == (b"012", {"content-length": "3"})
     assert not body.is_open
 
@@ -92,7 +96,7 @@ async def test_a_body_whose_length_nobody_knows_has_none() -> None:
     client = Client()
     response, pieces = await begun(GET, Body().response(length=None))
     assert pieces is not None
-    await send_pieces(GET, response, pieces, [], client)
+    await send_pieces(GET, response, pieces, [], client, UNKNOWN)
     assert (client.body, client.headers) == (b"012", {})
 
 
@@ -116,7 +120,7 @@ async def test_an_error_in_the_middle_ends_the_body_early() -> None:
     client, body = Client(), Body(fails_before=2)
     response, pieces = await begun(GET, body.response())
     assert pieces is not None
-    await send_pieces(GET, response, pieces, [], client)
+    await send_pieces(GET, response, pieces, [], client, UNKNOWN)
     assert (client.body, client.headers) == (b"01", {"content-length": "3"})
 
 
@@ -124,7 +128,7 @@ async def test_a_client_that_goes_holds_nothing_open() -> None:
     client, body = Client(patience=1), Body()
     response, pieces = await begun(GET, body.response())
     assert pieces is not None
-    await send_pieces(GET, response, pieces, [], client)
+    await send_pieces(GET, response, pieces, [], client, UNKNOWN)
     assert client.body == b"0"
     assert not body.is_open
 

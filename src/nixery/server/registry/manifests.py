@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
+from nixery.builds.slots import Slots
 from nixery.caching import LRUCache
-from nixery.errors import ManifestUnknown
+from nixery.errors import ManifestUnknown, TooBusy
 from nixery.image.name import Tag, parse_reference, requests_for, validate_name
 from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
@@ -28,6 +30,15 @@ _MANIFEST_TYPES = (
     MediaType.DOCKER_MANIFEST,
     MediaType.DOCKER_INDEX,
 )
+
+# Manifests that are read from the storage at once; and the queue for that, which exceeds the default number of
+# connections. Any client can ask for a layer or a config as a manifest, and the server has to read all of it to
+# refuse: without a limit, each connection would hold a document in memory.
+_READS, _WAITING = 16, 2048
+
+# Bytes from which on a document is parsed off the event loop.
+_LARGE = 64 * 1024
+
 # The state of the package source that an image was made from.
 REVISION = "Nixery-Revision"
 
@@ -54,6 +65,7 @@ class Manifests:
         self._uses = uses
         self._catalogue = catalogue
         self._documents: LRUCache[Digest, Document] = LRUCache(_CAPACITY)
+        self._reads = Slots(_READS, _WAITING, busy=TooBusy.IMAGES)
 
     async def get(self, request: Request, name: str, reference: str) -> Response:
         """Answer GET and HEAD: containerd and Docker begin with a HEAD of the tag and rely on its digest.
@@ -64,8 +76,7 @@ class Manifests:
         match parse_reference(reference):
             case Digest() as digest:
                 validate_name(name)
-                kept = self._documents.get(digest) if self._uses.note([digest]) else None
-                document = kept or await self._stored(digest)
+                document = self._kept(digest) or await self._stored(digest)
                 return _answer(request, document, {"Cache-Control": IMMUTABLE})
             case Tag(is_derived_from_digest=True) as tag:
                 validate_name(name)
@@ -82,8 +93,16 @@ class Manifests:
                     headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
                 return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
 
+    def _kept(self, digest: Digest) -> Document | None:
+        return self._documents.get(digest) if self._uses.note([digest]) else None
+
     async def _stored(self, digest: Digest) -> Document:
-        document = await self._read(digest)
+        async with self._reads.slot():
+            # Another request may have read it meanwhile.
+            kept = self._kept(digest)
+            document = None if kept is not None else await self._read(digest)
+        if kept is not None:
+            return kept
         if document is not None:
             # Whoever gets a manifest comes for what is in it. So it is claimed, and then everything has to be there.
             parts = referenced_blobs(document.content)
@@ -98,8 +117,13 @@ class Manifests:
         if blob is None:
             return None
         content = await self._blobs.read(blob)
-        media_type = _media_type(content) if content is not None else None
-        if content is None or media_type is None:
+        if content is None:
+            return None
+        if len(content) < _LARGE:
+            media_type = _media_type(content)
+        else:
+            media_type = await asyncio.to_thread(_media_type, content)
+        if media_type is None:
             return None
         return Document(Descriptor(media_type, digest, len(content)), content)
 

@@ -1,0 +1,1 @@
+"""Renders the reference pages that are generated from the code."""
