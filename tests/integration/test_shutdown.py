@@ -92,14 +92,14 @@ def test_running_evaluation_is_ended(start_server: StartServer) -> None:
 
 
 def test_nix_that_does_not_end_when_it_is_asked_to(start_server: StartServer, tmp_path: Path) -> None:
-    server = start_server(**install_fake_nix(tmp_path / "fake", "exit 1"))
-    # Only now, since a server asks Nix for its settings before it listens.
-    install_fake_nix(tmp_path / "fake", "trap '' TERM INT HUP; sleep 39 & wait; sleep 39")
+    stubborn = install_fake_nix(tmp_path / "stubborn", "trap '' TERM INT HUP; sleep 39 & wait; sleep 39")
+    server = start_server(**stubborn)
     InBackground(server.client, "/v2/hello/manifests/latest").start()
     wait_until(lambda: "sleep 39" in children_of(server.process.pid).values(), "Nix runs")
     processes = children_of(server.process.pid)
     assert seconds_to_stop(server) < _LIMIT
-    wait_until(lambda: not any(map(is_running, processes)), f"all of {processes} have ended")
+    # What was asked for Nix's settings at the start is as stubborn: the warden ends it, after some seconds.
+    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", 7)
 
 
 def test_package_set_that_takes_long_to_read(start_server: StartServer, tmp_path: Path) -> None:
