@@ -31,7 +31,7 @@ BUCKET = "layers"
 PREFIX = "some/prefix"
 
 # Seconds.
-_START = 30
+_START = 120
 
 _ROOT = Path(__file__).parents[2]
 AZURITE = _ROOT / "var" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
