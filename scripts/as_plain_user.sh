@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Run a command as a user without rights, with a Nix store of its own: scripts/as_plain_user.sh COMMAND...
+# Run a command as an unprivileged user with its own Nix store: scripts/as_plain_user.sh COMMAND...
 #
-# Root becomes nobody, and a new directory of that user stands where /nix is. Directories that only root may enter are covered: of them the
-# command sees this checkout and the Python of .venv, if they are inside, and nothing else. A plain user runs the command as it is, with
-# the Nix that this user has.
+# Root becomes the user "nobody", with a new directory mounted at /nix. Directories that only root may enter are hidden, except this
+# checkout and the Python of .venv inside them. For any other user, this runs the command as it is, with the Nix of that user.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ "${1:-}" != --in-namespace ]; then
     directory=$(mktemp -d /tmp/nixery-plain-user.XXXXXX)
     trap 'rm -rf "$directory"' EXIT
-    # No exec: the trap has to run. Mounts end with the namespace.
+    # No exec, so that the trap runs. The mounts end with the name space.
     unshare --mount "scripts/$(basename "$0")" --in-namespace "$directory" "$@"
     exit
 fi
@@ -20,7 +19,7 @@ fi
 directory=$2
 shift 2
 
-# The topmost directory above a path that others may not enter, if there is one.
+# Print the topmost directory above a path that other users may not enter, if any.
 closed_above() {
     local above found=''
     above=$(dirname "$1")
@@ -41,7 +40,7 @@ as_nobody() {
 }
 
 chmod 755 "$directory"
-# Without nix/var/nix, Nix would take a directory in the user's home for its store, and mount it where it builds.
+# Without nix/var/nix, Nix would use a store in the user's home directory.
 mkdir -p "$directory"/{nix/store,nix/var/nix,etc,home,held/{0,1}}
 paths=("$PWD" "$(.venv/bin/python -c 'import sys; print(sys.base_prefix)')")
 for number in 0 1; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Look for published flaws of the pinned Python packages. A package that the advisories' service does not know is a failure: pip-audit by itself
-# skips it, and finds nothing wrong with what it has skipped.
+# Look up published vulnerabilities of the pinned Python packages. A package that the service does not know is a failure: pip-audit alone
+# would skip it silently.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tools=$(scripts/python_tools.sh)

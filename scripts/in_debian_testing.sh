@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
-# A target of the Makefile with the clients, the Nix and the Python of Debian testing, in a chroot below var/: what is current
-# today, beside a machine whose own release is older. in_debian_testing.sh TARGET RESULTS: whatever the target leaves in
-# var/RESULTS is copied to var/RESULTS-new.
+# Run a target of the Makefile with the clients, the Nix and the Python of Debian testing, in a chroot below var/:
+# in_debian_testing.sh TARGET RESULTS. The files of the target in var/RESULTS are copied to var/RESULTS-new.
 #
-# Everything in the chroot runs in mount and process namespaces of its own, so that nothing is left mounted and nothing
-# left running, however this ends.
+# The chroot has its own mount and process name spaces, so that no mount and no process is left behind, however this ends.
 #
-# The chroot is kept for the next time (KEEP=no: removed at the end); `rm -rf var/debian-testing` starts from nothing.
+# The chroot is kept for the next run (KEEP=no deletes it); `rm -rf var/debian-testing` starts over.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=$1
@@ -14,7 +12,7 @@ made=$2
 root=$PWD/var/debian-testing
 results=$PWD/var/$made-new
 log=$results/log
-# Where the tree lies in the chroot.
+# The path of this checkout in the chroot.
 inside=/root/nixery
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
@@ -32,12 +30,12 @@ quietly() {
     }
 }
 
-# The archive that this machine's apt has its Debian from.
+# The archive that this machine's apt uses.
 archive() {
     apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | sed -n 1p
 }
 
-# What apt has been told about proxies holds for the chroot, too.
+# The chroot uses the same proxies.
 take_over_proxies() {
     local scheme proxy
     for scheme in http https; do
@@ -47,17 +45,17 @@ take_over_proxies() {
 }
 
 in_chroot() {
-    # Ends with all its processes, and all its mounts go with the last of them.
+    # All processes end with the first, and the mounts with the last.
     unshare --mount --pid --fork --kill-child --propagation private bash -euc '
         root=$1
         shift
-        # pivot_root, which runc needs, works on mount points alone.
+        # runc needs pivot_root, which requires a mount point.
         mount --bind "$root" "$root"
         mount -t proc proc "$root/proc"
         for directory in /sys /dev; do mount --rbind "$directory" "$root$directory"; done
         mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
         mount --bind /etc/hosts "$root/etc/hosts"
-        # Certificates that this machine trusts, those of its own network among them.
+        # The certificates that this machine trusts.
         [ ! -e "$root/etc/ssl/certs/ca-certificates.crt" ] || [ ! -e /etc/ssl/certs/ca-certificates.crt ] ||
             mount --bind /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
         cd "$root"
@@ -65,7 +63,7 @@ in_chroot() {
     ' in_chroot "$root" "$@"
 }
 
-# apt in the chroot starts no service; this machine would be the one to run it.
+# apt in the chroot must not start services, which would run on this machine.
 forbid_services() {
     printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
     chmod 755 "$root/usr/sbin/policy-rc.d"
@@ -85,15 +83,15 @@ ensure_root() {
     say "debootstrap of Debian testing into ${root#"$PWD/"}"
     rm -rf --one-file-system "$root"
     mkdir -p "$root"
-    # In namespaces of its own, too: it mounts, and leaves that to whoever interrupts it.
+    # Also in name spaces of its own: if interrupted, debootstrap leaves mounts behind.
     quietly debootstrap.log unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
         debootstrap --variant=minbase --include=ca-certificates,make,python3,python3-venv \
         testing "$root" "$from" || fail "debootstrap failed: ${log#"$PWD/"}/debootstrap.log"
     touch "$root/complete"
 }
 
-# Testing's release file is good for a week. A mirror that stands still, a snapshot for instance, is good enough to test
-# with, and its signatures are checked as ever; but whoever reads the results should know.
+# The release file of testing expires after a week. An outdated mirror, such as a snapshot, is good enough for tests, with its
+# signatures still verified, but the output says so.
 update_lists() {
     local lenient=$root/etc/apt/apt.conf.d/02expired
     rm -f "$lenient"
@@ -102,12 +100,12 @@ update_lists() {
         tail -n 50 "$log/apt-update.log" >&2
         fail 'apt-get update failed in the chroot'
     }
-    say "the archive stands still: $(grep -o 'invalid since .*[0-9]s' "$log/apt-update.log" | head -n 1)"
+    say "the archive is outdated: $(grep -o 'invalid since .*[0-9]s' "$log/apt-update.log" | head -n 1)"
     echo 'Acquire::Check-Valid-Until "false";' >"$lenient"
     quietly apt-update.log in_chroot apt-get update || fail 'apt-get update failed in the chroot'
 }
 
-# The files of this tree as they are, but for what set-up made in the other one.
+# Copy the files of this checkout, except those that set-up made in the chroot.
 copy_tree() {
     mkdir -p "$root$inside"
     find "$root$inside" \( -path "$root$inside/var" -o -path "$root$inside/.venv" -o -path "$root$inside/packagesets/debian/lock" \) \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Install what we compare ourselves with: scripts/install_peers.sh PROGRAM=PACKAGE...
+# Install the programs that we compare ourselves with: scripts/install_peers.sh PROGRAM=PACKAGE...
 #
-# Servers among the packages are neither started nor left to be started with the machine.
+# Servers among them are neither started nor enabled.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:/usr/sbin:/sbin
@@ -23,7 +23,7 @@ command -v apt-get >/dev/null 2>&1 ||
     fail "missing: ${missing[*]} (Debian's names); this is no Debian, so please install them"
 [ "$(id -u)" = 0 ] || fail "missing: ${missing[*]}; as root: apt-get install --no-install-recommends ${missing[*]}"
 
-# Debian starts a server when it is installed, unless this file says no. One that is there already says what it says.
+# Debian starts a server on installation unless this file forbids it. An existing file is kept.
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
     printf '#!/bin/sh\nexit 101\n' >"$policy"
@@ -35,11 +35,11 @@ mkdir -p var/log
 export DEBIAN_FRONTEND=noninteractive
 install=(apt-get install --yes --no-install-recommends "${missing[@]}")
 "${install[@]}" >var/log/peers.log 2>&1 </dev/null || {
-    # apt has no package lists yet, or they are so old that their files have gone from the mirror.
+    # apt has no package lists, or outdated ones.
     say 'updating the package lists of apt'
     apt-get update >var/log/peers.log 2>&1 </dev/null && "${install[@]}" >>var/log/peers.log 2>&1 </dev/null || {
         cat var/log/peers.log >&2
-        fail "apt-get could not install: ${missing[*]}"
+        fail "apt-get cannot install: ${missing[*]}"
     }
 }
 

@@ -1,4 +1,4 @@
-"""Fail if a test run left tests out: `no_skips.py REPORT`, a JUnit report as pytest writes it."""
+"""Fail if a test run skipped tests: `no_skips.py REPORT`, a JUnit report of pytest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the tools of requirements/tools.txt into an environment of their own, and tell where its programs are.
+# Install the tools of requirements/tools.txt into their own environment; print its directory of programs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 tools=$PWD/var/python-tools

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The server in the foreground, after telling what to try. `make serve` sets up and runs this.
+# Print commands to try, then run the server in the foreground: make serve.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ nixery on http://$registry -- try, in another terminal:
   podman   podman run --rm -it --tls-verify=false $registry/shell/hello
   skopeo   skopeo copy --src-tls-verify=false docker://$registry/shell/hello:latest oci:hello:latest
 
-Docker takes plain HTTP from loopback addresses by itself; the others are told to. Ctrl-C stops the server.
+Docker accepts plain HTTP from loopback addresses by default; the others need the option. Ctrl-C stops the server.
 
 END
 exec .venv/bin/nixery serve

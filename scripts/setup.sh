@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Set up whatever the demo, the server and the tests need: scripts/setup.sh [SYSTEM...]
+# Set up everything that the demo, the server and the tests need: scripts/setup.sh [SYSTEM...]
 #
-#   1. programs: installed from Debian if we are root, asked for if not
+#   1. programs: installed from Debian as root; other users get the command
 #   2. Nix:      the user's own configuration, or a private one in var/nix for root without a daemon, with build users
 #                (made if there are none) and the sandbox where the machine allows it
 #   3. .venv:    the pinned Python requirements and this project, editable
 #   4. the package set's lock, for each SYSTEM (default: x86_64-linux and this machine's)
 #
-# For a SYSTEM that is named and is not this machine's, QEMU is a program that is needed: tests run what they build.
+# For a SYSTEM other than this machine's, QEMU is needed to run its programs in tests.
 #
-# Every step looks first whether there is anything to do.
+# Each step that is done already is skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
-# As many as Nix's own installer makes: each builder that runs takes one.
+# As many as Nix's own installer makes: each running builder needs one.
 build_users=32
 python=${PYTHON:-python3}
-# runc is in sbin, which is not on everybody's PATH.
+# runc is in sbin, which is not on every user's PATH.
 PATH=$PATH:/usr/sbin:/sbin
 
 say() { printf 'setup: %3d s  %s\n' "$SECONDS" "$*"; }
@@ -44,7 +44,7 @@ missing_packages() {
     has skopeo || echo skopeo
     has umoci || echo umoci
     has runc || echo runc
-    # The package set's builders run the system's Python, whichever one comes first on PATH.
+    # The package set's builders run the system's Python, whatever comes first on PATH.
     [ -x /usr/bin/python3 ] || echo python3
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     local system
@@ -53,7 +53,7 @@ missing_packages() {
     done
 }
 
-# Static, since it runs where nothing else of this machine is. Before Debian 13, qemu-MACHINE is not.
+# Static, to run inside containers. Before Debian 13, qemu-MACHINE is not.
 has_emulator() {
     has "qemu-$1-static" || { has "qemu-$1" && ! ldd "$(command -v "qemu-$1")" 2>/dev/null | grep -q '=>'; }
 }
@@ -69,12 +69,12 @@ emulator_package() {
 install_packages() {
     say "installing from Debian: $*"
     export DEBIAN_FRONTEND=noninteractive
-    # None of these packages brings a service; recommended ones would.
+    # None of these packages has a service, but packages that they recommend have.
     local install=(apt-get install --yes --no-install-recommends "$@")
     if apt-cache show "$@" >/dev/null 2>&1 && "${install[@]}" >var/log/apt.log 2>&1 </dev/null; then
         return
     fi
-    # apt has no package lists yet, or they are so old that their files have gone from the mirror.
+    # apt has no package lists, or outdated ones.
     say 'updating the package lists of apt'
     quietly apt-update.log apt-get update || fail 'apt-get update failed'
     quietly apt.log "${install[@]}" || fail "apt-get could not install: $*"
@@ -96,14 +96,14 @@ ensure_programs() {
     [ ${#missing[@]} = 0 ] || fail "still missing after the installation: ${missing[*]}"
 }
 
-# Whether somebody has set Nix up: then its configuration is theirs. Build users alone do not tell, for we may have made them.
+# Tell whether Nix is set up already, whose configuration is then kept. Build users prove nothing: we may have made them.
 nix_is_set_up() {
     [ -S /nix/var/nix/daemon-socket/socket ] || grep -qs '^ *build-users-group *= *[^ ]' /etc/nix/nix.conf
 }
 
 has_build_users() { [ -n "$(getent group nixbld | cut -d: -f4)" ]; }
 
-# As Nix's manual has it (multi-user installation). Without them, builders would be root, in the sandbox as well.
+# As in Nix's manual (multi-user installation). Without them, builders are root, even in the sandbox.
 ensure_build_users() {
     ! has_build_users || return 0
     say "making the group nixbld and its users nixbld1 to nixbld$build_users: Nix builds as them, not as root"
@@ -121,7 +121,7 @@ ensure_build_users() {
 
 nix_configuration() {
     cat <<END
-# A private configuration, by scripts/setup.sh: from source, without a binary cache.
+# Written by scripts/setup.sh: builds from source, without a binary cache.
 build-users-group = $1
 substituters =
 experimental-features = nix-command flakes
@@ -133,7 +133,7 @@ sandbox-paths = /bin /lib /lib64? /usr /etc/apt? /etc/ssl?
 END
 }
 
-# builds GROUP SANDBOX: whether Nix builds something with that configuration.
+# builds GROUP SANDBOX: tell whether Nix can build with that configuration.
 builds() {
     mkdir -p var/nix/trial
     nix_configuration "$1" "$2" >var/nix/trial/nix.conf
@@ -147,8 +147,8 @@ builds() {
         }' >var/log/nix-trial.log 2>&1 </dev/null
 }
 
-# The safest configuration that works here. A sandbox without build users comes third: its builders are root, to whom all that sandbox-paths
-# names is open.
+# Write the safest configuration that works. A sandbox without build users comes third: its builders are root, with access to all of
+# sandbox-paths.
 private_configuration() {
     local users=yes choice group sandbox
     ensure_build_users || {
@@ -164,7 +164,7 @@ private_configuration() {
         fi
         say "Nix cannot build here with sandbox = $sandbox and build-users-group = $group: $(tail -n 1 var/log/nix-trial.log)"
     done
-    fail 'Nix builds nothing here'
+    fail 'Nix cannot build with any configuration'
 }
 
 ensure_nix() {
@@ -176,10 +176,10 @@ ensure_nix() {
     fi
     write_if_changed var/nix/environment <<<"$environment"
     quietly nix.log nix-instantiate --eval -E 1 ||
-        fail "Nix does not work for $(id -un); it takes root, a Nix daemon (Debian: nix-setup-systemd) or a store of one's own"
+        fail "Nix does not work for $(id -un); it needs root, a Nix daemon (Debian: nix-setup-systemd) or a store of the user"
 }
 
-# Keeps the time stamp, so that readers see a change only where there is one.
+# Keep the time stamp of an unchanged file.
 write_if_changed() {
     cat >"$1.new"
     if cmp -s "$1.new" "$1"; then rm "$1.new"; else mv "$1.new" "$1"; fi
@@ -193,10 +193,10 @@ ensure_venv() {
     local pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input)
     if [[ $(cat .venv/set-up 2>/dev/null) != "$requirements"* ]]; then
         say 'making .venv'
-        quietly venv.log "$python" -m venv --clear .venv || fail "$python could not make .venv"
-        # Compiling everything would take longer than it saves; Python does it for what is imported.
+        quietly venv.log "$python" -m venv --clear .venv || fail "$python cannot make .venv"
+        # Python compiles modules when it imports them; compiling all would take longer than it saves.
         quietly pip.log "${pip[@]}" install --require-hashes --requirement requirements/dev.txt ||
-            fail 'pip could not install requirements/dev.txt'
+            fail 'pip cannot install requirements/dev.txt'
     fi
     say 'installing nixery into .venv'
     quietly pip.log "${pip[@]}" install --no-deps --no-build-isolation --editable . ||
@@ -218,13 +218,13 @@ ensure_lock() {
 
 systems=("$@")
 mkdir -p var/log var/nix
-# Two of these at the same time would make the same things.
+# One set-up at a time.
 exec 9>var/setup.lock
 flock 9
 
 ensure_programs
 ensure_nix
-# The two that take long have nothing to do with each other.
+# The two slow steps are independent.
 ensure_lock "$@" &
 ensure_venv
 wait "$!"

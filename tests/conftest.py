@@ -1,4 +1,4 @@
-"""What pytest has to know before it collects anything."""
+"""Options of the test suites, and checks of what is collected."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,25 +13,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--registry", metavar="HOST:PORT", help="test this registry instead of a server of our own"
     )
-    group.addoption("--image", default="hello:latest", metavar="NAME:TAG", help="an image that it has")
+    group.addoption("--image", default="hello:latest", metavar="NAME:TAG", help="an image of that registry")
     storage = parser.getgroup("storage")
     storage.addoption(
         "--buckets",
         metavar="NAMES",
         default="",
-        help="test these of s3, gcs, azure and minio, and nothing on this machine",
+        help="test only these storages, of s3, gcs, azure and minio",
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse tests of one name: xdist would run one of them, and say nothing about the others."""
+    """Refuse duplicate names: xdist would silently run only one of the tests."""
     twice = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
     if twice:
-        raise pytest.UsageError(f"several tests are called {', '.join(twice)}")
+        raise pytest.UsageError(f"several tests have the name {', '.join(twice)}")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what needs programs that not every machine has, unless it is asked for by name."""
+    """Ignore suites that need programs to be installed, unless the command line names them."""
     if collection_path not in _ON_DEMAND:
         return None
     asked_for = any(Path(argument).absolute().is_relative_to(collection_path) for argument in config.args)

@@ -1,1 +1,1 @@
-"""What surrounds the acceptance tests: installing clients, telling results."""
+"""Installation of the clients for acceptance tests, and the report of their results."""

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Install the registry clients that `make acceptance` tries, from Debian, and say which there are.
+# Install the registry clients for `make acceptance` from Debian, and list them.
 #
-#   docker, ctr, podman, buildah, skopeo (with umoci and runc)   always: without one of them this fails
-#   crane                                                        where Go is: it is in no Debian package
+#   docker, ctr, podman, buildah, skopeo (with umoci and runc)   required
+#   crane                                                        where Go is installed: Debian has no package
 #
 # Writes var/acceptance/clients: a line for each client, "NAME" or "NAME: why it is not tried".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-# The versions that belong together are Debian's; /usr/local may have another docker. Programs in sbin are on nobody's PATH.
+# Debian's versions fit each other; /usr/local may have another docker. Programs in sbin are on no ordinary user's PATH.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
 crane=github.com/google/go-containerregistry/cmd/crane@v0.20.3
-# Seconds to compile it.
+# Seconds to compile crane.
 crane_limit=300
 policy=/usr/sbin/policy-rc.d
 log=var/acceptance/log
@@ -26,7 +26,7 @@ apt_knows() { apt-cache show "$1" >/dev/null 2>&1; }
 
 missing_packages() {
     has dockerd || echo docker.io
-    # Debian 12 has the command line in docker.io, later releases in a package of its own.
+    # Debian 12 has the command line in docker.io, later releases in a package for it.
     has docker || { apt_knows docker-cli && echo docker-cli || echo docker.io; }
     has containerd && has ctr || echo containerd
     has podman || echo podman
@@ -36,7 +36,7 @@ missing_packages() {
     has runc || echo runc
 }
 
-# Several of them bring services. Debian's way to say that none is to be started (101: "action forbidden").
+# Several have services. This keeps Debian from starting them (101: "action forbidden").
 forbid_services() {
     [ ! -e "$policy" ] || return 0
     trap 'rm -f "$policy"' EXIT
@@ -70,7 +70,7 @@ ensure_clients() {
     [ ${#missing[@]} = 0 ] || fail "still missing after the installation: ${missing[*]}"
 }
 
-# Prints the line about crane.
+# Print the line of crane.
 ensure_crane() {
     local bin=$PWD/var/acceptance/bin
     if [ "$(cat "$bin/crane.version" 2>/dev/null)" = "$crane" ] && [ -x "$bin/crane" ]; then

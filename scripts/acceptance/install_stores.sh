@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Get the servers of buckets that `make acceptance` tries besides those of `make test`, and say which there are.
+# Install further bucket servers for `make acceptance`, besides those of `make test`, and list them.
 #
-#   minio   S3; compiled from its Go module, where Go is: some 5 minutes on two cores, once
-#   azure   Azure Blob Storage, by Azurite; from npm, where Node.js is: a minute, once
+#   minio   S3; compiled from its Go module, where Go is installed: some 5 minutes on two cores, once
+#   azure   Azure Blob Storage, by Azurite; from npm, where Node.js is installed: a minute, once
 #
-# Both look at signatures, which the servers of `make test` do not. Neither is in a Debian package.
-# BUCKET_SERVERS names those to try, all of them by default; continuous integration has no time for them.
+# Both verify signatures, which the servers of `make test` do not. Debian has no package of either.
+# BUCKET_SERVERS names those to try, all of them by default; continuous integration leaves them out to save time.
 # Writes var/acceptance/stores: a line for each, "NAME" or "NAME: why it is not tried".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-# Releases are tagged in a way that Go takes for no version; this is the last state of their main branch.
+# Go does not accept the tags of releases as versions; this is the last commit of the main branch.
 minio=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 azurite=azurite@3.37.0
 # Seconds.
@@ -21,7 +21,7 @@ log=var/acceptance/log
 say() { printf 'stores: %3d s  %s\n' "$SECONDS" "$*" >&2; }
 last_line() { tail -n 1 "$1" | cut -c 1-200; }
 
-# Whether DIRECTORY has VERSION of PROGRAM already.
+# Tell whether DIRECTORY has VERSION of PROGRAM.
 is_there() { [ "$(cat "$1/version" 2>/dev/null)" = "$2" ] && [ -x "$1/$3" ]; }
 
 ensure_minio() {

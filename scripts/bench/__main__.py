@@ -1,7 +1,7 @@
 """Measure the hot path: ``python -m scripts.bench``, run by ``make bench``.
 
-Our server, nginx and docker-registry serve the same bytes on loopback, and wrk asks them in turn. Takes about five
-minutes, once Nix has the packages. Missed goals are told; only what cannot be measured is an error.
+Our server, nginx and docker-registry serve the same bytes on the loopback interface, and wrk requests them in turn. Takes about
+five minutes, once Nix has the packages. A missed goal is reported; only a failed measurement is an error.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from scripts.bench.contents import compare, hand_over, prepare
 from scripts.bench.goals import goals
 from scripts.bench.hot_path import Results, cases, run
 from scripts.bench.load import BenchError
-from scripts.bench.machine import description
-from scripts.bench.output import document, show
+from scripts.bench.output import description, document, show
 from scripts.bench.packing import Packing, measure_packing
 from scripts.peers.docker_registry import docker_registry
 from scripts.peers.nginx import nginx
@@ -35,11 +34,11 @@ _WIDTH = 130
 
 
 def main() -> int:
-    """Measure, print, and write everything down; returns the exit status."""
-    # A request to end must not leave servers behind.
+    """Measure, print and save the results; returns the exit status."""
+    # SIGTERM must not leave servers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False, soft_wrap=True)
-    # The tables are for files as well, and those have no width.
+    # Output that is not a terminal has no width of its own.
     console.width = max(console.width, _WIDTH)
     started = time.monotonic()
     machine = description()
@@ -49,7 +48,7 @@ def main() -> int:
         results: Results = {}
         packing: Packing | None = None
         status = 0
-        # An error or an interruption ends the measurements; those that are complete are reported all the same.
+        # Complete measurements are reported even if an error or an interruption ends the others.
         try:
             for rounds_so_far in _hot_path(console, directory):
                 results = rounds_so_far

@@ -1,4 +1,4 @@
-"""What all servers hold: an image that ours has built, and two blobs of a chosen size beside it."""
+"""The contents of all servers: an image built by ours, and two blobs of chosen sizes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from nixery.locks import ProcessDirectory
 from nixery.storage.blobs import BlobStore
 from nixery.storage.filesystem import FilesystemDriver
 from scripts.bench.load import BenchError
-from scripts.peers.copying import copy_image
-from scripts.peers.docker_registry import push_blob
+from scripts.peers.docker_registry import copy_image, push_blob
 from scripts.peers.process import HOST, Peer
 
 NAME = "shell/hello"
@@ -23,13 +22,13 @@ ACCEPT = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
 SMALL = 2 * 1024
 BIG = 50 * 1024 * 1024
 
-# Seconds; Nix may have to fetch and make the packages.
+# Seconds; Nix may have to fetch and build the packages.
 _BUILD = 160.0
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that is asked for.
+    """The contents to request.
 
     Attributes:
         manifest: bytes of the image's manifest.
@@ -61,7 +60,7 @@ class Contents:
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """The same as files by their paths."""
+        """All contents by path."""
         return {
             self.by_tag: self.manifest,
             self.by_digest: self.manifest,
@@ -71,10 +70,10 @@ class Contents:
 
 
 def prepare(ours: Peer, storage: Path) -> Contents:
-    """Have our server build the image, and put the blobs into its storage.
+    """Let our server build the image, and write the blobs into its storage.
 
     Raises:
-        BenchError: the image cannot be had.
+        BenchError: the image cannot be built.
     """
     manifest = _get(ours, f"/v2/{NAME}/manifests/latest", ACCEPT)
     numbers = random.Random(0)  # noqa: S311 -- bytes that do not compress, the same each time
@@ -92,10 +91,10 @@ def prepare(ours: Peer, storage: Path) -> Contents:
 
 
 def hand_over(contents: Contents, ours: Peer, registry: Peer) -> None:
-    """Put everything into docker-registry.
+    """Push all contents to docker-registry.
 
     Raises:
-        PeerError: it does not take it.
+        PeerError: it refuses them.
     """
     copy_image(ours, registry, NAME, "latest")
     for content in (contents.small, contents.big):
@@ -103,15 +102,15 @@ def hand_over(contents: Contents, ours: Peer, registry: Peer) -> None:
 
 
 def compare(contents: Contents, peers: list[Peer]) -> None:
-    """See that all servers answer with the same bytes.
+    """Check that all servers answer with the same bytes.
 
     Raises:
-        BenchError: one does not.
+        BenchError: one of them does not.
     """
     for peer in peers:
         for path, content in contents.files.items():
             if _get(peer, path, ACCEPT) != content:
-                raise BenchError(f"{peer.name} has something else at {path}")
+                raise BenchError(f"{peer.name} has other content at {path}")
 
 
 def _get(peer: Peer, path: str, headers: Mapping[str, str]) -> bytes:

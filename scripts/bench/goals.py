@@ -1,4 +1,4 @@
-"""What we want to reach. A goal that is missed is told, and is no failure: machines differ."""
+"""Performance goals. A missed goal is reported but is no failure: machines differ."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _BIG_OF_NGINX = 0.9
 _SMALL_OF_REGISTRY = 2.0
 _LATENCY = 0.05
 
-# /v2/ is no file of nginx's that anybody would compare; the manifest by digest is the same bytes as by tag.
+# /v2/ is not a file at nginx by nature, and the manifest by digest has the bytes of that by tag.
 _NGINX_SMALL = ("blob of 2 KB", "manifest by tag")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A goal, and what was reached."""
+    """A goal and the value reached."""
 
     name: str
     wanted: str
@@ -30,7 +30,7 @@ class Goal:
 
 
 def goals(results: Results, packing: Packing | None) -> Iterator[Goal]:
-    """List the goals of everything that was measured."""
+    """Yield the goals of all measurements."""
     for case, figures in results.items():
         for peer, ratio in ratios(figures, OURS):
             wanted = _wanted(case.name, case.kind, peer)

@@ -1,4 +1,4 @@
-"""Rates of what is asked for again and again, of all servers."""
+"""The rates at which all servers answer frequent requests."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 from scripts.bench.contents import ACCEPT, Contents
-from scripts.bench.load import Load, Measurement, measure
-from scripts.bench.processor import processor_seconds, wait_until_idle
+from scripts.bench.load import Load, Measurement, measure, processor_seconds, wait_until_idle
 from scripts.peers.nginx import COPYING
 from scripts.peers.process import Peer
 
 ROUNDS = 3
-# Of each load.
+# Of each load, in each round.
 SECONDS = 2
 
 
 class Kind(Enum):
-    """What a case is about: how many answers, or how many bytes."""
+    """The unit of a case: responses or bytes."""
 
     SMALL = "requests/s"
     BIG = "MB/s"
@@ -27,7 +26,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Something to measure, by a name for people."""
+    """A load to measure, with the name that results show."""
 
     name: str
     kind: Kind
@@ -36,12 +35,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Figures:
-    """Medians over the rounds, of one case and one server.
+    """The results of one case and one server.
 
     Attributes:
         rates: of each round, in the unit of the case.
-        median_latency: seconds, and so is the next.
-        processor: seconds of processor time for a request, or for a MB where the case is about bytes.
+        median_latency: seconds.
+        late: the 99th percentile of the latencies, in seconds.
+        processor: seconds of processor time for a request, or for a MB if the case is about bytes.
     """
 
     rates: tuple[float, ...]
@@ -59,7 +59,7 @@ Results = Mapping[Case, Mapping[str, Figures]]
 
 
 def cases(contents: Contents) -> list[Case]:
-    """List what is measured."""
+    """Return all cases."""
     part = {"Range": "bytes=20971520-22020095"}
     return [
         Case("/v2/", Kind.SMALL, Load("/v2/")),
@@ -75,13 +75,13 @@ def cases(contents: Contents) -> list[Case]:
 
 
 def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str], None]) -> Iterator[Results]:
-    """Measure everything in rounds, the servers in turn, so that a machine that slows down does so for all.
+    """Measure all cases in rounds, the servers in turn, so that a machine that slows down does so for all of them.
 
     Yields:
         The results of the rounds so far, after each of them.
 
     Raises:
-        BenchError: a server does not answer as it should.
+        BenchError: a server answers with errors.
     """
     runs: dict[tuple[Case, str], list[tuple[Measurement, float]]] = {}
     for number in range(1, ROUNDS + 1):
@@ -96,7 +96,7 @@ def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str],
 
 
 def _asked(case: Case, peers: Sequence[Peer]) -> list[Peer]:
-    """How nginx sends a file makes a difference to large ones alone, and time is short."""
+    """Leave out the second nginx for small files: how it sends them makes no difference."""
     return [peer for peer in peers if case.kind is Kind.BIG or peer.name != COPYING]
 
 
@@ -116,7 +116,7 @@ def _figures(kind: Kind, runs: list[tuple[Measurement, float]]) -> Figures:
 
 
 def ratios(figures: Mapping[str, Figures], ours: str) -> Iterator[tuple[str, float]]:
-    """Give our rate as a multiple of each other's: the median over the rounds, each by itself."""
+    """Yield our rate as a multiple of each other server's: the median of the rounds' ratios."""
     for name, theirs in figures.items():
         if name != ours and all(theirs.rates):
             rounds = zip(figures[ours].rates, theirs.rates, strict=True)

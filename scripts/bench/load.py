@@ -1,10 +1,12 @@
-"""Load, made by wrk."""
+"""Load on a server by wrk, and the processor time that the server spends on it."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,20 +18,28 @@ PROGRAM = "wrk"
 
 _REPORT = Path(__file__).with_name("report.lua")
 
-# Seconds that one answer may take: a tag may have to be evaluated.
+# Seconds for one response: a tag may have to be evaluated.
 _ANSWER = 20
 
 
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+# A server is idle if it uses less than this share of a core over this many seconds; how long to wait for that.
+_IDLE_SHARE = 0.05
+_IDLE_SECONDS = 0.1
+_IDLE_TIMEOUT = 10.0
+
+
 class BenchError(Exception):
-    """What was measured is not what was meant to be."""
+    """A measurement failed."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked for, and by how many at the same time.
+    """Requests for one path on several connections.
 
     Attributes:
-        pause: milliseconds between an answer and the next request of a connection.
+        pause: milliseconds between a response and the next request of its connection.
     """
 
     path: str
@@ -40,11 +50,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came of a load, or of several.
+    """The result of one load or of several.
 
     Attributes:
-        received: bytes, with headers.
-        latencies: how many requests took so many microseconds.
+        received: bytes, headers included.
+        latencies: number of requests by microseconds.
     """
 
     requests: int
@@ -63,7 +73,7 @@ class Measurement:
         return self.received / self.seconds
 
     def percentile(self, percent: float) -> float | None:
-        """Return the latency in seconds that so many per cent of the requests stay within; none without requests."""
+        """Return a percentile of the latencies in seconds; ``None`` without requests."""
         left = self.latencies.total() * percent / 100
         for microseconds in sorted(self.latencies):
             left -= self.latencies[microseconds]
@@ -72,7 +82,7 @@ class Measurement:
         return None
 
     def __add__(self, other: Measurement) -> Measurement:
-        """Put two runs together."""
+        """Add up two measurements."""
         return Measurement(
             self.requests + other.requests,
             self.received + other.received,
@@ -82,10 +92,10 @@ class Measurement:
 
 
 def measure(peer: Peer, load: Load, seconds: int) -> Measurement:
-    """Put a load on a server for some time. wrk has one thread: there are few cores, and the servers need theirs.
+    """Put a load on a server for some seconds. wrk gets one thread, to leave the other cores to the server.
 
     Raises:
-        BenchError: it answers with errors, or closes connections.
+        BenchError: the server answers with errors or closes connections.
     """
     pause = f"function delay() return {load.pause} end\n" if load.pause else ""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -103,10 +113,46 @@ def measure(peer: Peer, load: Load, seconds: int) -> Measurement:
         raise BenchError(f"wrk failed with {done.returncode}: {done.stdout}{done.stderr}")
     document = json.loads(done.stdout.splitlines()[-1])
     if document["socket_errors"] or document["status_errors"]:
-        raise BenchError(f"{peer.name} does not answer {load.path} as it should: {done.stdout}")
+        raise BenchError(f"{peer.name} answers {load.path} with errors: {done.stdout}")
     return Measurement(
         document["requests"],
         document["bytes"],
         document["microseconds"] / 1e6,
         Counter(dict(document["latency"])),
     )
+
+
+def processor_seconds(process_id: int) -> float:
+    """Return the processor time that a process and its living children have used, in the kernel too."""
+    total = 0
+    for stat in _family(process_id):
+        # The program's name, in parentheses, may contain any character. After it, fields 11 and 12 are user and system time;
+        # 13 and 14 are those of children that have ended.
+        total += sum(int(ticks) for ticks in stat.rpartition(")")[2].split()[11:15])
+    return total / _TICKS
+
+
+def wait_until_idle(process_id: int) -> None:
+    """Wait until a server has finished the work of the last load, for a limited time."""
+    end = time.monotonic() + _IDLE_TIMEOUT
+    while time.monotonic() < end:
+        before = processor_seconds(process_id)
+        time.sleep(_IDLE_SECONDS)
+        if processor_seconds(process_id) - before < _IDLE_SHARE * _IDLE_SECONDS:
+            return
+
+
+def _family(process_id: int) -> list[str]:
+    stats = [_stat(process_id)]
+    try:
+        children = (Path("/proc") / str(process_id) / "task" / str(process_id) / "children").read_text()
+    except OSError:
+        children = ""
+    return [stat for stat in [*stats, *(_stat(int(child)) for child in children.split())] if stat]
+
+
+def _stat(process_id: int) -> str:
+    try:
+        return (Path("/proc") / str(process_id) / "stat").read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,8 +1,12 @@
-"""The results, for people and for machines."""
+"""The results as tables and as JSON, and the machine that they are of."""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,10 +16,11 @@ from scripts.bench.goals import OURS, Goal
 from scripts.bench.hot_path import Figures, Results, ratios
 from scripts.bench.load import Measurement
 from scripts.bench.packing import Packing
+from scripts.peers import docker_registry, nginx
 
 
 def show(console: Console, results: Results, packing: Packing | None, reached: Sequence[Goal]) -> None:
-    """Print everything that was measured as tables."""
+    """Print all results as tables."""
     table = Table(title="the hot path: medians of the rounds")
     table.add_column("")
     table.add_column("unit")
@@ -65,7 +70,7 @@ def _show_packing(console: Console, packing: Packing) -> None:
 
 
 def document(results: Results, packing: Packing | None, reached: Sequence[Goal]) -> dict[str, Any]:
-    """Everything as JSON's types; times in seconds, rates in the unit that stands beside them."""
+    """Return all results for JSON: times in seconds, rates in the unit of their case."""
     return {
         "cases": [
             {
@@ -82,6 +87,29 @@ def document(results: Results, packing: Packing | None, reached: Sequence[Goal])
             for goal in reached
         ],
     }
+
+
+def description() -> dict[str, str]:
+    """Describe the machine and the versions of the servers."""
+    return {
+        "processor": processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        # Of the last minute, our own set-up included.
+        "load": f"{os.getloadavg()[0]:.1f}",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "nixery": version("nixery"),
+        "granian": version("granian"),
+        "nginx": nginx.version(),
+        "docker-registry": docker_registry.version(),
+    }
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _figures(figures: Figures) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How long a trivial answer takes while layers are being packed."""
+"""The latency of a trivial response while layers are packed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scripts.bench.load import BenchError, Load, Measurement, measure
 from scripts.peers.nixery import nixery
 from scripts.peers.process import HOST, Peer
 
-# Large files and 60,000 small ones: two workers pack for some seconds, on a fast machine too.
+# Large files and 60,000 small ones, which take two workers some seconds even on a fast machine.
 IMAGE = "shell/git/python3/gcc/default-jdk-headless/papirus-icon-theme"
 WORKERS = 2
 
-# Seconds of load that have to fall within packing, and how many empty storages may be filled for that.
+# Seconds of load that must coincide with packing, and the number of empty storages to fill for that at most.
 _ENOUGH = 4.0
 _MOST_ROUNDS = 8
 
-# Four clients, each of which asks every ten milliseconds: the question is how late an answer is, not how many there can be.
+# Four clients with a request every ten milliseconds: this measures latency, not throughput.
 _LOAD = Load("/v2/", connections=4, pause=10)
 _SLICE = 1
 
@@ -35,8 +35,8 @@ class Packing:
     """Latencies of ``/v2/``.
 
     Attributes:
-        idle: while the server has nothing else to do.
-        busy: while it packs.
+        idle: of an idle server.
+        busy: of one that packs layers.
     """
 
     idle: Measurement
@@ -45,7 +45,7 @@ class Packing:
 
 @dataclass
 class _Pull:
-    """A request for a manifest that goes on in the background."""
+    """A request for the manifest in a thread of its own."""
 
     peer: Peer
     status: int | None = None
@@ -65,14 +65,14 @@ class _Pull:
 
 
 def measure_packing(directory: Path, package_set: str) -> Packing:
-    """Fill one empty storage after the other until enough load fell within packing.
+    """Fill empty storages until enough load has coincided with packing.
 
     Raises:
         BenchError: the image cannot be built, or packing ended too early each time.
         PeerError: the server does not start.
     """
     idle, busy = _nothing(), _nothing()
-    # Nix fetches missing packages before anything is packed, so that time is not measured.
+    # Nix fetches missing packages before layers are packed, which is not measured.
     for number in range(_MOST_ROUNDS):
         settings = {"NIXERY_PACKING_WORKERS": str(WORKERS), "NIX_TIMEOUT": str(int(_BUILD))}
         with nixery(directory / f"packing-{number}", package_set, settings) as peer:
@@ -94,17 +94,17 @@ def _while_packing(peer: Peer, storage: Path) -> Measurement:
     total = _nothing()
     while _being_packed(storage):
         part = measure(peer, _LOAD, _SLICE)
-        # Only what was measured while layers were packed from beginning to end.
+        # Count only load that coincided with packing from its beginning to its end.
         if _being_packed(storage):
             total += part
     thread.join(_BUILD)
     if pull.status != http.client.OK:
-        raise BenchError(f"{IMAGE} could not be pulled: {pull.status}")
+        raise BenchError(f"cannot pull {IMAGE}: {pull.status}")
     return total
 
 
 def _being_packed(storage: Path) -> bool:
-    """Whether as many layers are being written as there are workers."""
+    """Tell whether all workers are writing a layer."""
     return len(list(storage.glob("temporary/*/*"))) >= WORKERS
 
 

@@ -38,7 +38,7 @@ from nixery.image.name import requests_for
 from nixery.settings import Settings
 from nixery.startup import Resources, prepare
 from scripts.bench.goals import Goal
-from scripts.bench.machine import processor
+from scripts.bench.output import processor
 
 _IMAGES = ("hello", "shell", "shell/git/python3/gcc")
 _ROUNDS = 5

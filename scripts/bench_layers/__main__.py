@@ -23,8 +23,7 @@ from scripts.bench_layers.debian import Derivation, load, realise, reference_cou
 from scripts.bench_layers.fleet import make_fleet, updates
 from scripts.bench_layers.plot import bars
 from scripts.bench_layers.rivals import docker_tools, dominator_tree, nixery, one_path_each, single_layer
-from scripts.bench_layers.simulation import Rule, Score, simulate
-from scripts.bench_layers.speed import seconds_for_a_large_closure
+from scripts.bench_layers.simulation import Rule, Score, seconds_for_a_large_closure, simulate
 from scripts.bench_layers.tried import tried
 
 _PACKAGE_SET = Path("packagesets/debian")

@@ -1,4 +1,4 @@
-"""The dependency graph of all of Debian, with sizes: what images are made of in the simulation."""
+"""The dependency graph of all of Debian, with sizes: the packages of the simulated images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import TypedDict
 
 from nixery.closure import PathInfo, StorePath
 
-# Seconds that apt may take to print its index.
+# Seconds for apt to print its index.
 _TIMEOUT = 120
 _KIBIBYTE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """What becomes one store path.
+    """A derivation of one store path.
 
     Attributes:
         name: with the version, as in the store path.
-        size: bytes that apt says its packages take when installed.
-        dependencies: indexes of derivations; all are smaller than its own.
+        size: the installed size of its packages in bytes, by apt.
+        dependencies: indexes of derivations, all smaller than its own.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Derivation:
 
 
 class _Group(TypedDict):
-    """What the lock says of a derivation, as far as it is wanted here."""
+    """The fields of a derivation in the lock that the simulation needs."""
 
     name: str
     members: list[dict[str, str]]
@@ -41,7 +41,7 @@ class _Group(TypedDict):
 
 
 def load(package_set: Path, system: str) -> list[Derivation]:
-    """Read the lock of Debian's package set; dependencies come before what depends on them.
+    """Read the lock of Debian's package set; dependencies come before their dependents.
 
     Raises:
         OSError: there is no lock, or no apt.
@@ -54,7 +54,7 @@ def load(package_set: Path, system: str) -> list[Derivation]:
     return [
         Derivation(
             groups[name]["name"],
-            # An archive is never quite empty.
+            # No archive is completely empty.
             max(_KIBIBYTE, sum(sizes.get(member["file"], 0) for member in groups[name]["members"])),
             tuple(sorted(index[dependency] for dependency in groups[name]["dependencies"])),
         )
@@ -94,7 +94,7 @@ def _dependencies_first(graph: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def reference_counts(derivations: Sequence[Derivation]) -> list[int]:
-    """How many derivations depend on each directly: the popularity data of the set."""
+    """Count the direct dependents of each derivation: the popularity data of the set."""
     counts = [0] * len(derivations)
     for derivation in derivations:
         for dependency in derivation.dependencies:
@@ -103,7 +103,7 @@ def reference_counts(derivations: Sequence[Derivation]) -> list[int]:
 
 
 def realise(derivations: Sequence[Derivation], versions: Sequence[int]) -> list[PathInfo]:
-    """Make store paths as Nix does: the hash is one of the derivation and of all that it depends on."""
+    """Make store paths as Nix does: the hash covers the derivation and all of its dependencies."""
     infos: list[PathInfo] = []
     for derivation, version in zip(derivations, versions, strict=True):
         references = tuple(sorted(infos[dependency].path for dependency in derivation.dependencies))

@@ -1,4 +1,4 @@
-"""Images, and the nodes that run them."""
+"""A fleet of nodes, the images that they run, and updates of packages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from scripts.bench_layers.debian import Derivation, reference_counts
 
-# How many packages an image names.
+# The smallest and the largest number of packages in an image name.
 _PACKAGES = (1, 8)
-# Larger images say nothing about layers: their one big package outweighs everything, and no one serves them.
+# In bytes. Larger images are dominated by one big package, whatever the layers.
 _LARGEST = 4_000_000_000
 
 
@@ -19,8 +19,8 @@ class FleetImage:
     """An image of the fleet, as indexes of derivations.
 
     Attributes:
-        requested: what it names.
-        closure: everything it holds, sorted.
+        requested: the packages in its name.
+        closure: all of its derivations, sorted.
     """
 
     requested: tuple[int, ...]
@@ -29,10 +29,10 @@ class FleetImage:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Who runs what.
+    """The images and the nodes.
 
     Attributes:
-        images: all there are.
+        images: all images.
         nodes: for each node, the indexes of the images that it runs.
     """
 
@@ -41,7 +41,7 @@ class Fleet:
 
 
 def make_fleet(derivations: Sequence[Derivation], images: int, nodes: int, each: int, seed: int) -> Fleet:
-    """Draw a fleet: what is depended on much is asked for much, but every package has its chance.
+    """Draw a fleet: packages with many dependents are requested often, but each package has its chance.
 
     Args:
         derivations: dependencies first.

@@ -1,4 +1,4 @@
-"""Bars in SVG."""
+"""Bar charts in SVG."""
 
 from __future__ import annotations
 

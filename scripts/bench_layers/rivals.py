@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+
+import networkx
 
 from nixery.closure import Closure, StorePath
 from nixery.layering.popularity import Popularity
-from scripts.bench_layers.dominators import dominated_groups
 from scripts.bench_layers.simulation import Groups, Rule
 
-# Bytes from which on a path has a layer of its own.
+# Larger paths, in bytes, have a layer of their own.
 _BIG = 100 * 1000 * 1000
+
+# Stands for the image: no store path has an empty name.
+_ROOT = StorePath("")
 
 
 def single_layer(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
-    """All in one."""
+    """Make a single layer."""
     paths = tuple(info.path for info in closure)
     return lambda _budget: [paths]
 
 
 def one_path_each(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
-    """A layer for each path in the order of names; what the budget has no room for goes into the last."""
+    """Make a layer for each path in the order of names; the last layer has the rest."""
     return partial(_first_ones_alone, sorted((info.path for info in closure), key=_name_first))
 
 
@@ -48,7 +52,7 @@ def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[
 def nixery(popularity: Popularity) -> Rule:
     """Do as Nixery: subtrees under the root of the dominator tree, merged from the lowest rating up.
 
-    Its sizes are those of closures, added up: what is shared counts as often as it is reached.
+    It adds up the sizes of closures, so a shared path counts once for each.
     """
     return _by_dominators(popularity, _closure_sizes)
 
@@ -81,7 +85,7 @@ def _merge_lowest(groups: Sequence[tuple[int, tuple[StorePath, ...]]], budget: i
 
 
 def dependents_first(closure: Closure) -> list[StorePath]:
-    """Every path before what it refers to."""
+    """Order paths before their references."""
     order: dict[StorePath, None] = {}
     for info in closure:
         stack = [info.path]
@@ -108,3 +112,35 @@ def _first_ones_alone(paths: Sequence[StorePath], budget: int) -> Groups:
 
 def _name_first(path: StorePath) -> tuple[str, str]:
     return path.name, path.base_name
+
+
+def dominated_groups(closure: Closure, under_root: Iterable[StorePath]) -> dict[StorePath, list[StorePath]]:
+    """Group the paths of a closure by the path directly under the root that dominates them.
+
+    Args:
+        closure: the reference graph. Every path must be reachable from ``under_root``.
+        under_root: paths the root itself refers to.
+
+    Returns:
+        The members of each group, in the order of their paths, by the path that dominates the group.
+    """
+    graph: networkx.DiGraph[StorePath] = networkx.DiGraph()
+    graph.add_node(_ROOT)
+    for path in under_root:
+        graph.add_edge(_ROOT, path)
+    for info in closure:
+        for reference in info.references:
+            graph.add_edge(info.path, reference)
+    immediate_dominator = networkx.immediate_dominators(graph, _ROOT)
+
+    groups: dict[StorePath, list[StorePath]] = {}
+    top_of: dict[StorePath, StorePath] = {}
+    for info in closure:
+        # Walk up to a path whose top is known, then record it for the whole way: linear, without recursion.
+        way = [info.path]
+        while way[-1] not in top_of and immediate_dominator[way[-1]] != _ROOT:
+            way.append(immediate_dominator[way[-1]])
+        top = top_of.get(way[-1], way[-1])
+        top_of.update(dict.fromkeys(way, top))
+        groups.setdefault(top, []).append(info.path)
+    return groups

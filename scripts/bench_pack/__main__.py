@@ -1,7 +1,7 @@
 """Measure packing: ``python -m scripts.bench_pack [PACKAGE...]``, run by ``make bench-pack`` for all of ours.
 
 Each closure is packed in threads and in processes, the same bytes are compressed and digested from memory (the bound),
-tar, gzip and sha256sum do what a script would do, and tar alone reads the files. All of them take turns. Missed goals are told, and are no failure.
+tar, gzip and sha256sum do what a script would do, and tar alone reads the files. All of them take turns. A missed goal is reported but is no failure.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.bench.goals import Goal
-from scripts.bench.machine import processor
+from scripts.bench.output import processor
 from scripts.bench_pack.closures import BenchError, Subject, realise
 from scripts.bench_pack.worker import Job, Outcome
 
-# Few large files; 60,000 small files, and as many symlinks. Of names in one line the first that the set has: releases of
-# Debian have other versions.
+# Few large files; 60,000 small files and as many symlinks. Of several names, the first in the package set counts: releases
+# of Debian differ in versions.
 LARGE = ("libllvm14", "libllvm19")
 SMALL = ("papirus-icon-theme",)
 _CLOSURES = (
@@ -49,7 +49,7 @@ _LEVELS: tuple[tuple[Literal["gzip", "zstd"], tuple[int, ...]], ...] = (
 )
 _LEVELS_OF = "gcc"
 
-# Bytes that have to go through for the figure of memory, and the most that packing is to have then.
+# Bytes to pack for the measurement of memory, and the goal for it, in bytes.
 _MUCH = 2_000_000_000
 _MEMORY_GOAL = 150_000_000
 
@@ -58,13 +58,13 @@ _TIMEOUT = 600.0
 _PIPE = """set -o pipefail
 tar -C / -cf - --files-from - | tee >(sha256sum >/dev/null) | gzip -6 | sha256sum >/dev/null"""
 
-# What reading costs without anything else: to /dev/null itself, tar would not even open the files.
+# The cost of reading alone: for /dev/null itself, tar would not even open the files.
 _READING = "set -o pipefail; tar -C / -cf - --files-from - | cat >/dev/null"
 
 
 @dataclass
 class Figures:
-    """Of one closure: medians of the rounds, rates in MB/s of uncompressed bytes."""
+    """The results of one closure; rates are medians in MB/s of uncompressed bytes."""
 
     size: int = 0
     files: int = 0
@@ -73,31 +73,31 @@ class Figures:
     resident: dict[str, int] = field(default_factory=dict)
 
     def add(self, what: str, outcome: Outcome) -> None:
-        """Take note of a measurement."""
+        """Record a measurement."""
         self.seconds.setdefault(what, []).append(outcome.seconds)
         self.processor.setdefault(what, []).append(outcome.processor)
         self.resident[what] = max(self.resident.get(what, 0), outcome.resident)
         self.size = self.size or outcome.uncompressed
 
     def rate(self, what: str) -> float:
-        """MB/s."""
+        """Return the median rate in MB/s."""
         return self.size / 1e6 / statistics.median(self.seconds[what])
 
     def cores(self, what: str) -> float:
-        """How many were in use."""
+        """Return the median number of busy cores."""
         return statistics.median(p / s for p, s in zip(self.processor[what], self.seconds[what], strict=True))
 
     def ratio(self, what: str, to: str) -> float:
-        """How many times as fast: the median of the rounds, in which all take turns."""
+        """Return the median ratio of speeds in the same round."""
         return statistics.median(b / a for a, b in zip(self.seconds[what], self.seconds[to], strict=True))
 
     def work(self, what: str, to: str) -> float:
-        """The same of processor time, which others on the machine change less."""
+        """Return the median ratio of processor times, which depends less on other processes."""
         return statistics.median(b / a for a, b in zip(self.processor[what], self.processor[to], strict=True))
 
 
 def main() -> int:
-    """Measure, print, and write everything down; returns the exit status."""
+    """Measure, print and save the results; returns the exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, _WIDTH)
@@ -150,13 +150,13 @@ def _run(job: Job) -> Outcome:
 
 def _compare(subject: Subject) -> Figures:
     figures = Figures(files=subject.files)
-    _run(Job("threads", subject.layers, _WORKERS))  # from now on the files are in the page cache
+    _run(Job("threads", subject.layers, _WORKERS))  # puts the files into the page cache
     for _ in range(_ROUNDS):
         memory = _run(Job("memory", subject.layers, _WORKERS))
         threads = _run(Job("threads", subject.layers, _WORKERS))
         processes = _run(Job("processes", subject.layers, _WORKERS))
         if not memory.digest == threads.digest == processes.digest:
-            raise BenchError(f"{subject.name}: not everybody made the same bytes")
+            raise BenchError(f"{subject.name}: the ways of packing differ in their bytes")
         figures.add("bound", memory)
         figures.add("threads", threads)
         figures.add("processes", processes)
@@ -176,7 +176,7 @@ def _script(script: str, subject: Subject) -> Outcome:
 
 
 def _much(subjects: list[Subject]) -> int:
-    """Resident memory when two gigabytes go through: every closure, again and again."""
+    """Return the resident memory for packing two gigabytes: all closures repeatedly."""
     layers: list[list[str]] = []
     sizes = {s.name: _run(Job("memory", s.layers, _WORKERS)).uncompressed for s in subjects}
     while len(layers) < sum(len(s.layers) for s in subjects) * (_MUCH / sum(sizes.values())):
@@ -185,7 +185,7 @@ def _much(subjects: list[Subject]) -> int:
 
 
 def _levels(subject: Subject) -> Iterator[tuple[str, int, float, float]]:
-    """Name, level, MB/s of one core, and the share that is left of the size."""
+    """Yield name, level, MB/s of one core, and compressed size as a share."""
     for name, levels in _LEVELS:
         for level in levels:
             outcome = _run(Job("memory", subject.layers, 1, name, level))

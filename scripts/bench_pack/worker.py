@@ -1,7 +1,7 @@
 """One measurement in a process of its own: ``python -m scripts.bench_pack.worker``, by ``scripts.bench_pack``.
 
-A job comes as JSON on standard input, the result goes as JSON to standard output. In a process of its own, resident memory is
-that of the one thing that was measured.
+Reads a job as JSON from standard input and writes the result as JSON to standard output. The process runs nothing else, so its
+resident memory is that of the measurement.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from nixery.packing.store_tree import add_store_paths
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure.
+    """A measurement to make.
 
     Attributes:
         what: packing in threads or in processes, or the same bytes from memory.
         layers: base names of the store paths in each.
-        workers: at the same time.
+        workers: number of threads or processes.
         name: of the compression.
-        level: of it; ``None`` for the default.
+        level: of the compression; ``None`` for the default.
     """
 
     what: Literal["threads", "processes", "memory"]
@@ -45,11 +45,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out; times in seconds, sizes in bytes.
+    """A result; times in seconds, sizes in bytes.
 
     Attributes:
-        resident: the most memory at any time.
-        uncompressed: known when everything is in memory, else 0.
+        resident: peak memory.
+        uncompressed: known if everything is in memory, else 0.
         digest: of the digests of all layers, compressed and not.
     """
 
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class _Counted:
-    """Takes bytes as the blob store's writer does, but for the disk."""
+    """Digests and counts bytes as the blob store's writer does, without a disk."""
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
@@ -124,7 +124,7 @@ def _measure(job: Job) -> Outcome:
     way, n = compression(job.name, job.level), len(job.layers)
     pool = (ProcessPoolExecutor if job.what == "processes" else ThreadPoolExecutor)(job.workers)
     with pool:
-        list(pool.map(len, [b""] * job.workers))  # what has to be started is started before the clock
+        list(pool.map(len, [b""] * job.workers))  # start the workers before the clock
         contents = [_chunks(layer) for layer in job.layers] if job.what == "memory" else []
         uncompressed = sum(len(chunk) for chunks in contents for chunk in chunks)
         before, began = _processor(), time.perf_counter()
@@ -147,14 +147,14 @@ def _measure(job: Job) -> Outcome:
 
 
 def _processor() -> float:
-    """Seconds of this process and of its children that have ended."""
+    """Return the processor seconds of this process and its ended children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _resident(job: Job) -> int:
-    """The most there was; of processes, as much for each as the largest had."""
-    # Not from getrusage: that figure is inherited from whoever started this process.
+    """Return the peak memory; each process counts as the largest."""
+    # Not from getrusage, whose value is inherited from the parent process.
     status = Path("/proc/self/status").read_text()
     own = int(status.partition("VmHWM:")[2].split()[0])
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

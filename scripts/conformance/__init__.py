@@ -1,1 +1,1 @@
-"""The conformance suite against somebody else's registry, behind ``make conformance-peer``."""
+"""The conformance suite against another registry: ``make conformance-peer``."""

@@ -1,7 +1,7 @@
 """Run the conformance suite against Debian's docker-registry: ``python -m scripts.conformance``.
 
-Our server builds a small image, skopeo copies it there under several tags, and the suite tests it. A registry of
-another hand is what shows that the suite can fail, and that it fails for the right reasons.
+Our server builds a small image, skopeo copies it to docker-registry under several tags, and the suite tests it there. Another
+registry shows that the suite can fail, and fails for the right reasons.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from rich.console import Console
 from rich.markup import escape
 
-from scripts.conformance.report import Report
-from scripts.peers.copying import copy_image
-from scripts.peers.docker_registry import docker_registry, version
+from scripts.peers.docker_registry import copy_image, docker_registry, version
 from scripts.peers.nixery import nixery
 from scripts.peers.process import Peer, PeerError
 
@@ -29,8 +30,52 @@ _TAGS = ("latest", "b", "C", "a", "1.0")
 _TIMEOUT = 300.0
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A failed test.
+
+    Attributes:
+        test: name with parameters.
+        sentences: of the specification that it tests.
+        answer: the failed assertion.
+    """
+
+    test: str
+    sentences: tuple[str, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results of a run.
+
+    Attributes:
+        count: number of all tests.
+    """
+
+    count: int
+    failures: tuple[Failure, ...]
+
+    @classmethod
+    def read(cls, file: Path) -> Report:
+        """Read a JUnit report as pytest writes it."""
+        root = ElementTree.parse(file).getroot()  # noqa: S314 -- pytest wrote it a moment ago
+        cases = list(root.iter("testcase"))
+        return cls(len(cases), tuple(_failures(cases)))
+
+
+def _failures(cases: list[ElementTree.Element]) -> Iterator[Failure]:
+    for case in cases:
+        for failure in (*case.findall("failure"), *case.findall("error")):
+            sentences = [
+                entry.get("value", "") for entry in case.iter("property") if entry.get("name") == "sentence"
+            ]
+            answer = failure.get("message", "").strip().splitlines()
+            yield Failure(case.get("name", ""), tuple(sentences), answer[0] if answer else "")
+
+
 def main() -> int:
-    """Run it; 0 if the suite ran and found something, as it does with every version that Debian has."""
+    """Run the suite; returns 0 if some of its tests failed, as they do with each version in Debian."""
     console = Console(highlight=False, soft_wrap=True)
     Path("var").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="conformance-", dir="var") as name:
@@ -53,7 +98,7 @@ def _test(peer: Peer, file: Path) -> Report:
         *("--registry", peer.address, "--image", f"{_IMAGE}:latest", f"--junitxml={file}"),
     )
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
-    # Anything but "some tests failed" and "all passed" is a mistake of ours.
+    # Other statuses than "passed" and "some tests failed" are mistakes of ours.
     if done.returncode not in (0, 1):
         raise PeerError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return Report.read(file)

@@ -1,4 +1,4 @@
-"""One round: a cold build, a kill, and what the next server makes of it."""
+"""One round: a cold build, a kill, and the checks of the next server."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.support.private_nix import PrivateNix
 from tests.support.server import Server, running_server
 from tests.validator.image_validator import validate
 
-# Of everything a bit: several derivations, one that takes its time, many layers, and one of some megabytes.
+# Several derivations, one of them slow, many layers, and one of some megabytes.
 NAME = "shell/crash/many/diamond/outputs"
 
-# Seconds that everything a killed server has started may take to end.
-_LIMIT = 10
+# Seconds for the processes of a killed server to end.
+_END_TIMEOUT = 10
 
-# Seconds that Nix may take for an undisturbed build, and what the server says when it is done.
-_BUILD = 60
+# Seconds for Nix to build everything, and the log event that follows.
+_BUILD_TIMEOUT = 60
 _REALISED = '"event": "realised"'
 
-# In front of the set of the tests: a package that takes a while to build, and one that takes a while to pack.
+# The package set of the tests with a package that takes a while to build and to pack.
 _PACKAGE_SET = """\
 arguments:
 let set = import {tests} arguments; in
@@ -47,14 +47,14 @@ set // {{
 
 
 @dataclass(frozen=True)
-class Undisturbed:
-    """What a build is like that nobody disturbs.
+class UninterruptedBuild:
+    """A build without a crash.
 
     Attributes:
         digest: of the manifest.
-        seconds: from the request to the answer.
-        after_nix: those of them that come after Nix: for packing and storing.
-        layers: how many it has.
+        seconds: from the request to the response.
+        after_nix: those of them after Nix, for packing and storing.
+        layers: number of layers.
     """
 
     digest: str
@@ -64,7 +64,7 @@ class Undisturbed:
 
 
 class Crash:
-    """Rounds in a directory, each with a Nix store and a storage of its own, which are empty when it begins."""
+    """Runs rounds in a directory, each with an empty Nix store and an empty storage."""
 
     def __init__(self, directory: Path, mark: str) -> None:
         self._directory = directory
@@ -73,11 +73,11 @@ class Crash:
         self._set.mkdir(parents=True)
         (self._set / "default.nix").write_text(_PACKAGE_SET.format(tests=PACKAGE_SETS, mark=mark))
 
-    def collector_paused(self) -> Undisturbed:
+    def uninterrupted(self) -> UninterruptedBuild:
         """Build without a crash."""
         with (
-            self._stores("undisturbed") as (nix, settings),
-            self._server("undisturbed", nix, settings) as server,
+            self._stores("uninterrupted") as (nix, settings),
+            self._server("uninterrupted", nix, settings) as server,
         ):
             begin = time.monotonic()
             request = InBackground(server.client, f"/v2/{NAME}/manifests/latest").start()
@@ -87,23 +87,23 @@ class Crash:
             end = time.monotonic()
             image = validate(server.client.pull(NAME))
             layers = _layers(server.storage)
-        return Undisturbed(image.digest, end - begin, end - nix_ended, layers)
+        return UninterruptedBuild(image.digest, end - begin, end - nix_ended, layers)
 
-    def disturbed(self, moment: float, expected: Undisturbed, *, after_nix: bool = False) -> str:
-        """Kill a server some seconds after it was asked, start another one, and look at everything.
+    def interrupted(self, moment: float, expected: UninterruptedBuild, *, after_nix: bool = False) -> str:
+        """Kill a server some seconds after a request, start another one, and check everything.
 
         Args:
-            moment: when it is killed.
-            expected: what it has to give.
-            after_nix: whether the seconds count from when everything is realised.
+            moment: seconds until the kill.
+            expected: the build to compare with.
+            after_nix: count the seconds from the end of Nix.
 
         Returns:
-            How far the build had come, in words.
+            How far the build had come, for the output.
 
         Raises:
-            AssertionError: something is not as it has to be.
+            AssertionError: a check failed.
         """
-        with self._stores("disturbed") as (nix, settings):
+        with self._stores("interrupted") as (nix, settings):
             with self._server("first", nix, settings) as server:
                 request = InBackground(server.client, f"/v2/{NAME}/manifests/latest").start()
                 if after_nix:
@@ -113,11 +113,11 @@ class Crash:
                 server.wait()
                 request.outcome()
                 reached = _reached(server, expected.layers)
-            wait_until(lambda: not processes_with_environment(self._mark), "no builder is left", _LIMIT)
+            wait_until(lambda: not processes_with_environment(self._mark), "no builder is left", _END_TIMEOUT)
             wait_until(
                 lambda: not processes_with_environment(f"STORAGE_PATH={server.storage}"),
-                "nothing that the server started is left",
-                _LIMIT,
+                "no process of the server is left",
+                _END_TIMEOUT,
             )
             with self._server("second", nix, settings) as server:
                 _require_clean(server.storage)
@@ -125,7 +125,7 @@ class Crash:
                 _require(digest == expected.digest, f"{digest} is not {expected.digest}")
                 validate(server.client.pull(NAME))
                 require_true_blobs(server.storage, server.client)
-                _require(server.stop() == 0, "it does not stop as it should")
+                _require(server.stop() == 0, "the server does not stop with status 0")
         return reached
 
     @contextmanager
@@ -140,7 +140,7 @@ class Crash:
                     **nix.environment(),
                     "NIXERY_PKGS_PATH": str(self._set),
                     "STORAGE_PATH": str(storage),
-                    # It says then when everything is realised.
+                    # Logs the end of Nix.
                     "NIXERY_LOG_LEVEL": "debug",
                 },
             )
@@ -151,7 +151,7 @@ class Crash:
     def _server(self, name: str, nix: PrivateNix, settings: Mapping[str, str]) -> Iterator[Server]:
         directory = self._directory / "logs" / name
         shutil.rmtree(directory, ignore_errors=True)
-        # Its log is written there when it ends, and of interest only if something goes wrong.
+        # running_server prints its log in the end, which is of interest only after a failure.
         log = StringIO()
         try:
             with redirect_stdout(log), running_server(directory, settings, launcher=nix.launcher) as server:
@@ -162,7 +162,7 @@ class Crash:
 
 
 def _wait_for_nix(server: Server) -> None:
-    wait_until(lambda: _REALISED in server.log, "everything is realised", _BUILD, every=0.002)
+    wait_until(lambda: _REALISED in server.log, "everything is realised", _BUILD_TIMEOUT, every=0.002)
 
 
 def _layers(storage: Path) -> int:
@@ -195,7 +195,7 @@ def _require_clean(storage: Path) -> None:
 
 
 def require_true_blobs(storage: Path, client: RegistryClient) -> None:
-    """All blobs there are, those of the build that was not finished too."""
+    """Check every blob in a storage, those of interrupted builds included."""
     for path in (storage / "blobs" / "sha256").glob("*/*"):
         if path.suffix == ".size":
             continue
@@ -203,7 +203,7 @@ def require_true_blobs(storage: Path, client: RegistryClient) -> None:
         try:
             response = client.blob("any", digest)
         except http.client.HTTPException as error:
-            raise AssertionError(f"{digest} is not served as a whole") from error
-        if response.status == 404:  # noqa: PLR2004 -- one without its size: it is not there
+            raise AssertionError(f"{digest} is served incompletely") from error
+        if response.status == 404:  # noqa: PLR2004 -- a blob without its size counts as missing
             continue
-        _require(hashlib.sha256(response.body).hexdigest() == path.name, f"{digest} is another")
+        _require(hashlib.sha256(response.body).hexdigest() == path.name, f"{digest} has other content")

@@ -1,4 +1,4 @@
-"""Running commands in an unpacked image: with runc, or in a chroot where runc cannot."""
+"""Runs commands in an unpacked image: with runc, or in a chroot where runc does not work."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 
 from scripts.demo.narrator import DemoError, Narrator
 
-_SECONDS = 30.0
+# Seconds.
+_TIMEOUT = 30.0
 
 
 class Container:
     """An OCI bundle as ``umoci unpack`` makes it.
 
     Args:
-        narrator: is told the commands.
+        narrator: prints the commands.
         bundle: the bundle's directory.
-        state: an empty directory for runc, so that nobody else's containers are touched.
+        state: an empty directory for runc's state, apart from other containers of the machine.
     """
 
     def __init__(self, narrator: Narrator, bundle: Path, state: Path) -> None:
@@ -40,7 +41,7 @@ class Container:
         return output
 
     def _try_runc(self) -> bool:
-        # What the image holds is not in question here, so a program that is in every image with a shell has to do.
+        # `true` is in every image with a shell.
         try:
             self._runc(("true",), tell=False)
         except DemoError as error:
@@ -53,7 +54,7 @@ class Container:
         file = self._bundle / "config.json"
         config: dict[str, Any] = json.loads(file.read_bytes())
         config["process"].update(args=list(command), terminal=False)
-        # Raising limits takes a capability that a machine which is itself a container may not have.
+        # Raising limits takes a capability that is missing inside a container.
         config["process"].pop("rlimits", None)
         file.write_text(json.dumps(config))
         name = f"nixery-demo-{uuid.uuid4().hex}"
@@ -62,20 +63,20 @@ class Container:
             self._narrator.note(f"$ runc run … {' '.join(command)}")
         try:
             return self._narrator.run(
-                *runc, "run", "--bundle", str(self._bundle), name, timeout=_SECONDS, tell=False
+                *runc, "run", "--bundle", str(self._bundle), name, timeout=_TIMEOUT, tell=False
             )
         finally:
-            # `run` removes a container that has ended; this is for one that was cut off.
+            # `run` deletes a container that has ended; one that was interrupted is left.
             if (self._state / name).exists():
-                self._narrator.run(*runc, "delete", "--force", name, timeout=_SECONDS, tell=False)
+                self._narrator.run(*runc, "delete", "--force", name, timeout=_TIMEOUT, tell=False)
 
     def _chroot(self, command: Sequence[str]) -> str:
         process = json.loads((self._bundle / "config.json").read_bytes())["process"]
-        # With the image's environment, so that the command is looked up in its PATH.
+        # With the image's environment, whose PATH finds the command.
         return self._narrator.run(
             shutil.which("chroot") or "chroot",
             str(self._bundle / "rootfs"),
             *command,
-            timeout=_SECONDS,
+            timeout=_TIMEOUT,
             environment=dict(variable.split("=", 1) for variable in process["env"]),
         )

@@ -1,4 +1,4 @@
-"""Telling what goes on: every step with its time, and the command that makes it."""
+"""Prints the steps of the demonstration with their times, and runs their commands."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Narrator:
             self.console.print(f"{mark} {time.monotonic() - started:5.1f} s  {escape(title)}")
 
     def note(self, text: str) -> None:
-        """Print something that belongs to the step above or below."""
+        """Print a detail of the step above or below."""
         for line in text.splitlines():
             self.console.print(f"           {escape(line)}", style="dim")
 
@@ -62,14 +62,14 @@ class Narrator:
         Args:
             command: the program and its arguments.
             timeout: seconds it may take.
-            environment: all of its environment; ours by default.
+            environment: its complete environment; ours by default.
             tell: whether to print the command.
 
         Returns:
-            What it wrote to standard output.
+            Its standard output.
 
         Raises:
-            DemoError: it failed, took too long, or cannot be run; with all of its output.
+            DemoError: it failed, timed out, or cannot be run; with its output.
         """
         if tell:
             self.note(f"$ {shlex.join(_short(command))}")
@@ -94,23 +94,23 @@ class Narrator:
             raise DemoError(f"{command[0]} failed with status {done.returncode}", done.stdout + done.stderr)
         return done.stdout
 
-    def fail(self, error: DemoError) -> None:
-        """Tell what went wrong, with the output of the command that did."""
-        if error.output.strip():
+    def fail(self, error: Exception) -> None:
+        """Print an error, with the output of the failed command."""
+        if isinstance(error, DemoError) and error.output.strip():
             self.note(error.output.rstrip())
         self.console.print(f"[red]The demo failed:[/red] {escape(str(error))}")
 
     def finish(self) -> None:
-        """Tell how long everything took."""
+        """Print the total time."""
         self.console.print(f"[green]Done[/green] in {time.monotonic() - self._started:.1f} s.")
 
 
 def _short(command: Sequence[str]) -> list[str]:
-    """Paths below the current directory, as a reader would type them."""
+    """Make paths relative to the current directory."""
     here = f"{Path.cwd()}/"
     return [argument.replace(here, "") for argument in command]
 
 
 def _text(output: str | bytes | None) -> str:
-    # What a command wrote before its time was up comes as bytes, whatever was asked for.
+    # The output of a command that timed out is bytes even where text was requested.
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""

@@ -25,7 +25,7 @@ _PACKAGES = ("greeting", "left", "right", "a", "ab", "bc")
 _DOCUMENT = Path("docs/reference/metrics.md")
 
 # Seconds: until every rate has its two scrapes.
-_PATIENCE = 20.0
+_RETRY_FOR = 20.0
 _TIMEOUT = 60
 
 
@@ -81,7 +81,7 @@ def _check(server: Peer, observer: Prometheus) -> None:
 def _wait_for_series(
     server: Peer, observer: Prometheus, wanted: list[tuple[str, str]], names: Iterator[str]
 ) -> None:
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _RETRY_FOR
     while missing := [(title, e) for title, e in wanted if not _has_series(observer, e)]:
         if time.monotonic() > end:
             raise CheckError("no series:\n" + "\n".join(f"{title}: {e}" for title, e in missing))

@@ -20,7 +20,7 @@ from scripts.peers.process import HOST, Peer, free_port, running
 OPERATIONS = Path("docs/how-to/monitoring")
 
 # Seconds.
-_PATIENCE = 60
+_TIMEOUT = 60
 _QUERY = 10
 
 
@@ -95,7 +95,7 @@ def promtool(*arguments: str, directory: Path | None = None, given: bytes = b"")
         input=given,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=_PATIENCE,
+        timeout=_TIMEOUT,
         check=False,
     )
     if ended.returncode:

@@ -1,1 +1,1 @@
-"""Our server and others, run beside each other on loopback, each ended by its process id."""
+"""Our server and others on the loopback interface, each a process that is ended by its id."""

@@ -1,4 +1,4 @@
-"""Debian's ``docker-registry``, the reference implementation of the API that the specification grew out of."""
+"""Debian's ``docker-registry``, from whose API the specification developed, and what is pushed to it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from scripts.peers.process import HOST, Peer, PeerError, free_port, running
 
 PROGRAM = "docker-registry"
 
-# Seconds for one request.
+# Seconds for one request, and for copying an image that may have to be built first.
 _TIMEOUT = 60.0
+_COPY_TIMEOUT = 160.0
 
 
 def version() -> str:
@@ -26,11 +27,11 @@ def version() -> str:
 
 @contextmanager
 def docker_registry(directory: Path, htpasswd: Path | None = None) -> Iterator[Peer]:
-    """Serve from an empty storage in a directory, which is made. Its settings are those of Debian, but without a login.
+    """Serve from an empty storage, with Debian's settings.
 
     Args:
-        directory: of its own.
-        htpasswd: who may log in, with bcrypt hashes; ``None`` for everybody, without.
+        directory: for the storage and the configuration; created if it does not exist.
+        htpasswd: users with bcrypt hashes; ``None`` for access without a login.
 
     Raises:
         PeerError: it does not start.
@@ -58,11 +59,35 @@ def docker_registry(directory: Path, htpasswd: Path | None = None) -> Iterator[P
         yield peer
 
 
-def push_blob(registry: Peer, name: str, digest: str, content: bytes) -> None:
-    """Upload a blob: POST for a session, PUT with everything.
+def copy_image(source: Peer, target: Peer, name: str, *tags: str) -> None:
+    """Copy ``name:latest`` unchanged from a registry to another one, once for each tag.
 
     Raises:
-        PeerError: the registry does not take it.
+        PeerError: skopeo fails.
+    """
+    for tag in tags:
+        command = (
+            *("skopeo", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"),
+            f"docker://{source.address}/{name}:latest",
+            f"docker://{target.address}/{name}:{tag}",
+        )
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_COPY_TIMEOUT,
+        )
+        if done.returncode != 0:
+            raise PeerError(f"skopeo cannot copy {name}:latest to {target.name} as {tag}: {done.stderr}")
+
+
+def push_blob(registry: Peer, name: str, digest: str, content: bytes) -> None:
+    """Upload a blob in one piece: POST for a session, then PUT.
+
+    Raises:
+        PeerError: the registry refuses it.
     """
     location = _request(registry, "POST", f"/v2/{name}/blobs/uploads/", b"", 202)
     separator = "&" if urlsplit(location).query else "?"

@@ -1,4 +1,4 @@
-"""nginx with static files: as fast as files can be served over HTTP with everyday means."""
+"""nginx with static files: the upper bound of how fast files are served over HTTP."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from scripts.peers.process import HOST, Peer, free_port, running
 
 PROGRAM = "nginx"
-# What it is called when it reads and writes files.
+# Its name when it reads and writes files itself.
 COPYING = "nginx, no sendfile"
 
-# Without sendfile: read in pieces of this size.
+# Without sendfile: the number and the size of its buffers.
 _BUFFERS = "2 512k"
 
-# Connections are kept open as long as the others keep them, and nothing is logged, as nothing is by the others.
+# As the other servers do, it keeps connections open and logs nothing.
 _CONFIGURATION = """\
 user {user};
 worker_processes auto;
@@ -55,12 +55,12 @@ def version() -> str:
 
 @contextmanager
 def nginx(directory: Path, files: Mapping[str, bytes], *, sendfile: bool = True) -> Iterator[Peer]:
-    """Serve some contents by their paths; ``/v2/`` is a file as well.
+    """Serve contents by their paths, and a file at ``/v2/``.
 
     Args:
-        directory: for them; made.
+        directory: created for the files.
         files: contents by path.
-        sendfile: have the kernel send a file, or read it and write it.
+        sendfile: let the kernel send files.
 
     Raises:
         PeerError: it does not start.

@@ -13,7 +13,7 @@ _NIXERY = ".venv/bin/nixery"
 
 @contextmanager
 def nixery(directory: Path, package_set: str, settings: Mapping[str, str] | None = None) -> Iterator[Peer]:
-    """Serve a package set, with the storage in a directory, which is made.
+    """Serve a package set, with the storage in a directory, which is created if it does not exist.
 
     Raises:
         PeerError: it does not start.

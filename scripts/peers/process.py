@@ -1,4 +1,4 @@
-"""A server in a process of its own: started, waited for, and ended by its process id."""
+"""A server in a process: started, waited for until it answers, and ended by its id."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HOST = "127.0.0.1"
 
 # Seconds.
 _START = 30.0
-_STOP = 12.0
+_STOP = 12.0  # our server promises 10
 _LOG_LINES = 30
 
 
 class PeerError(Exception):
-    """A server does not do what it was started for; the message has the end of its log."""
+    """A server fails; the message has the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,35 @@ class Peer:
     """A running server.
 
     Attributes:
-        name: for people.
-        port: on loopback.
-        process_id: of the process that was started; it may have children.
+        name: as results show it.
+        port: on the loopback interface.
+        process: may have children.
+        log: file with its output.
     """
 
     name: str
     port: int
-    process_id: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def process_id(self) -> int:
+        """The id of its process."""
+        return self.process.pid
+
+    def stop(self) -> None:
+        """Stop it with SIGTERM.
+
+        Raises:
+            PeerError: it does not end in time, or with another status than 0.
+        """
+        self.process.terminate()
+        try:
+            status = self.process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            raise PeerError(f"{self.name} still runs {_STOP:g} s after SIGTERM:\n{tail(self.log)}") from None
+        if status != 0:
+            raise PeerError(f"{self.name} ended with status {status} after SIGTERM:\n{tail(self.log)}")
 
     @property
     def address(self) -> str:
@@ -45,7 +66,7 @@ class Peer:
 
 
 def free_port() -> int:
-    """Find a TCP port that nobody listens on."""
+    """Return a TCP port that is free now."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         port: int = listener.getsockname()[1]
@@ -61,15 +82,15 @@ def running(
     environment: Mapping[str, str] | None = None,
     path: str = "/v2/",
 ) -> Iterator[Peer]:
-    """Run a server while the context lasts.
+    """Run a server until the context ends.
 
     Args:
-        name: for people.
+        name: as results show it.
         command: stays in the foreground, listens on the port, and ends on SIGTERM.
-        port: it listens on.
-        log: file for what it prints.
+        port: the port.
+        log: file for its output.
         environment: added to ours.
-        path: is answered with 200 as soon as it is ready.
+        path: the server answers it with 200 once it is ready.
 
     Raises:
         PeerError: it does not start.
@@ -84,7 +105,7 @@ def running(
         )
     try:
         _wait_until_it_answers(name, process, port, path, log)
-        yield Peer(name, port, process.pid)
+        yield Peer(name, port, process, log)
     finally:
         _end(process)
 
@@ -95,9 +116,9 @@ def _wait_until_it_answers(
     end = time.monotonic() + _START
     while not _answers(port, path):
         if process.poll() is not None:
-            raise PeerError(f"{name} ended with status {process.returncode}:\n{_tail(log)}")
+            raise PeerError(f"{name} ended with status {process.returncode}:\n{tail(log)}")
         if time.monotonic() > end:
-            raise PeerError(f"{name} did not answer within {_START:g} s:\n{_tail(log)}")
+            raise PeerError(f"{name} did not answer within {_START:g} s:\n{tail(log)}")
         time.sleep(0.05)
 
 
@@ -122,5 +143,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """Return the last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])

@@ -1,24 +1,25 @@
-"""A mixed load of a few hundred clients, and whether anything has grown.
+"""A mixed load of a few hundred clients, and whether the server has grown.
 
     SOAK_SECONDS=600 python -m scripts.soak
 
-Everything is on loopback, with a Nix store and a storage of its own. Ends with 1 if an answer was wrong or something has grown.
+The server has its own Nix store and storage. The exit status is 1 if a response was wrong or anything has grown.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from scripts.soak.clients import Clients
+from scripts.soak.clients import WARM, Clients
 from scripts.soak.footprint import Footprint, at_rest
 from scripts.soak.probe import probing
-from scripts.soak.server_log import slowest
 from tests.support.nix import PACKAGE_SETS
 from tests.support.private_nix import PrivateNix
 from tests.support.server import HOST, Server, running_server
@@ -26,7 +27,7 @@ from tests.support.server import HOST, Server, running_server
 _CLIENTS = 200
 _SEED = 7
 
-# The part of the time that is for warming up: pools and caches fill, and what is measured afterwards is compared with that.
+# Share of the time for filling pools and caches; later measurements are compared with the state after it.
 _WARMING = 0.25
 
 _PACKAGE_SET = """\
@@ -64,19 +65,19 @@ async def _load(clients: Clients, server: Server, seconds: float) -> tuple[Footp
 
 
 def soak(seconds: float, directory: Path) -> list[str]:
-    """Put the load on a server; return what has grown.
+    """Put the load on a server; return descriptions of what has grown.
 
     Raises:
-        ExceptionGroup: of wrong answers.
+        ExceptionGroup: of wrong responses.
     """
     nix = PrivateNix.create(directory / "private")
     package_set = directory / "set"
     package_set.mkdir()
     (package_set / "default.nix").write_text(_PACKAGE_SET.format(tests=PACKAGE_SETS))
     settings = {**nix.environment(), "NIXERY_PKGS_PATH": str(package_set)}
-    # Who waits at the end is waited for.
+    # No more builds than can finish at the end.
     settings["NIXERY_MAX_QUEUED"] = "40"
-    # All clients have one address here.
+    # To the server, all clients have the same address.
     settings["NIXERY_MAX_QUEUED_PER_CLIENT"] = "40"
     settings["NIXERY_MAX_CONNECTIONS_PER_CLIENT"] = "1024"
     try:
@@ -88,24 +89,48 @@ def soak(seconds: float, directory: Path) -> list[str]:
             before, after, built = asyncio.run(_load(clients, server, seconds))
             found = after.grown(before, built)
             found += [f"no {kind} pulls" for kind, number in clients.numbers().items() if not number]
-            print(
-                f"{clients.built} images built, {clients.busy} times told to come back\n\n{clients.table()}\n"
-            )
-            print(f"by the server's own clock: {slowest(server.log)}\n")
+            print(f"{clients.built} images built, {clients.busy} times answered 429\n\n{clients.table()}\n")
+            print(f"by the server's own clock: {_slowest(server.log)}\n")
             if server.stop() != 0:
-                found.append("it did not stop as it should")
+                found.append("the server did not stop with status 0")
             if "Traceback" in server.log:
-                found.append("there is a traceback in its log")
+                found.append("its log has a traceback")
             if not found:
-                with redirect_stdout(StringIO()):  # its log, which is of no interest then
+                with redirect_stdout(StringIO()):  # the log is of interest only after a failure
                     stack.close()
     finally:
         nix.remove()
     return found
 
 
+def _slowest(log: str) -> str:
+    """Describe the longest responses by the server's own clock: clients also wait for a processor."""
+    found: dict[str, list[float]] = {"manifests of warm pulls": [], "other manifests": [], "blobs": []}
+    for path, seconds in _responses(log):
+        if "/blobs/" in path:
+            kind = "blobs"
+        elif any(path == f"/v2/{name}/manifests/latest" for name in WARM):
+            kind = "manifests of warm pulls"
+        else:
+            kind = "other manifests"
+        found[kind].append(seconds)
+    return "; ".join(
+        f"{len(seconds)} {kind}, the longest {max(seconds) * 1000:,.0f} ms"
+        for kind, seconds in found.items()
+        if seconds
+    )
+
+
+def _responses(log: str) -> Iterator[tuple[str, float]]:
+    for line in log.splitlines():
+        if '"event": "request"' in line:
+            entry = json.loads(line)
+            if entry["method"] == "GET":
+                yield entry["path"], entry["seconds"]
+
+
 def main() -> None:
-    """See the module."""
+    """Run the load for ``SOAK_SECONDS`` (600 by default)."""
     seconds = float(os.environ.get("SOAK_SECONDS", "600"))
     with tempfile.TemporaryDirectory(prefix="nixery-soak-") as directory:
         grown = soak(seconds, Path(directory))

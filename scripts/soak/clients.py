@@ -1,4 +1,4 @@
-"""Clients that pull what there is, what there is not, and what they do not wait for."""
+"""Clients that pull cached, new, missing and failing images, and that give up midway."""
 
 from __future__ import annotations
 
@@ -8,33 +8,42 @@ import json
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from itertools import count
-
-from scripts.soak.connection import Answer, Connection
 
 WARM = ("hello", "shell/hello", "many", "diamond/outputs", "big")
 
-# How often each kind of pull is made, of a hundred.
+# Share of each kind of pull, in per cent.
 _MIX = {"warm": 70, "cold": 8, "missing": 6, "failing": 4, "broken off": 12}
 
-# Seconds between two pulls of a client, at most.
+# The longest pause between two pulls of a client, in seconds.
 _PAUSE = 1.0
 
 _OK, _NOT_FOUND, _UNPROCESSABLE, _BUSY = 200, 404, 422, 429
 
 
+# Seconds for one response, which may wait in the queue and for a build.
+_TIMEOUT = 120
+
+# Bytes to read ahead. With a small buffer, a large blob takes hundreds of turns of an event loop with hundreds of clients, and the
+# loop would be measured instead of the server.
+_READ_AHEAD = 4 * 1024 * 1024
+
+_ACCEPT = "application/vnd.oci.image.manifest.v1+json"
+
+
 class WrongAnswer(Exception):
-    """The server has answered something else than it has to."""
+    """The server gave a wrong response."""
 
 
 class Clients:
-    """Clients of one server, and what they have seen.
+    """The clients of one server, and their results.
 
     Attributes:
-        seconds: what an answer took, by kind of pull.
-        busy: how often the server had too much to do.
-        built: how many images it had to build.
+        seconds: latencies by kind of pull.
+        busy: how often the server answered 429.
+        built: how many images were built.
     """
 
     def __init__(self, host: str, port: int, seed: int) -> None:
@@ -49,7 +58,7 @@ class Clients:
         self.built = 0
 
     async def warm_up(self) -> None:
-        """Have built what is pulled again and again."""
+        """Pull the images that the warm pulls repeat."""
         for name in WARM:
             await self._pull(name)
 
@@ -57,7 +66,7 @@ class Clients:
         """Pull for some time.
 
         Raises:
-            WrongAnswer: by the first client that had one.
+            ExceptionGroup: with the first WrongAnswer.
         """
         self._stop.clear()
         async with asyncio.TaskGroup() as group:
@@ -95,7 +104,7 @@ class Clients:
             self.built += name.startswith("cold")
             manifest = json.loads(answer.body)
             parts = [manifest["config"], *manifest["layers"]]
-            # All of what is new; some of what every client has asked for already.
+            # All blobs of a new image, some of a cached one.
             for part in parts if name.startswith("cold") else self._draw.sample(parts, 2):
                 blob = await connection.get(f"/v2/{name}/blobs/{part['digest']}")
                 if blob.status != _OK:
@@ -151,6 +160,54 @@ class Clients:
     def numbers(self) -> Counter[str]:
         """How many pulls of each kind."""
         return Counter({kind: len(values) for kind, values in self.seconds.items()})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connection:
+    """A persistent HTTP connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, host: str, port: int) -> Connection:
+        """Connect."""
+        return cls(*await asyncio.open_connection(host, port, limit=_READ_AHEAD))
+
+    async def get(self, path: str) -> Answer:
+        """Request a path and read the whole response."""
+        async with asyncio.timeout(_TIMEOUT):
+            await self.send(path)
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            status, *lines = head.decode("latin-1").split("\r\n")
+            headers = {
+                name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+            }
+            body = await self._reader.readexactly(int(headers["content-length"]))
+        return Answer(int(status.split()[1]), headers, body)
+
+    async def send(self, path: str) -> None:
+        """Send a request without reading the response."""
+        request = f"GET {path} HTTP/1.1\r\nHost: registry\r\nAccept: {_ACCEPT}\r\n\r\n"
+        self._writer.write(request.encode())
+        await self._writer.drain()
+
+    async def read_some(self, size: int) -> None:
+        """Read the beginning of a response."""
+        await self._reader.read(size)
+
+    def abort(self) -> None:
+        """Close the connection abruptly."""
+        self._writer.transport.abort()
 
 
 def _require_digest(name: str, digest: str, body: bytes) -> None:

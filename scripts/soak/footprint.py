@@ -1,4 +1,4 @@
-"""What a server takes of the machine."""
+"""The resources that a server uses."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from pathlib import Path
 
 from tests.support.nix import children_of
 
-# Seconds until what goes away by itself has gone: threads that send files end after some idle time, connections are closed.
+# Seconds until idle threads have ended and connections are closed.
 _SETTLE = 45
 
-# What may come and go in a server at rest: descriptors and threads of pools that fill up as they are used.
+# Tolerances of a server at rest: pools of descriptors and threads fill up with use.
 _DESCRIPTORS = 16
 _THREADS = 16
 
-# Bytes: what the allocator keeps although nobody uses it, and what an image in the (bounded) caches takes: manifests and their parts,
-# tag, failures, names of the path that it was asked for with.
+# Tolerances in bytes: memory that the allocator keeps, and the entries of an image in the bounded caches.
 _ALLOCATOR = 32 * 1024 * 1024
 _PER_IMAGE = 32 * 1024
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of a server and its storage."""
+    """The resources of a server: bytes of memory, and numbers of everything else."""
 
     memory: int
     descriptors: int
@@ -34,7 +33,7 @@ class Footprint:
 
     @classmethod
     def of(cls, process_id: int, storage: Path) -> Footprint:
-        """Look at a server now."""
+        """Measure a server now."""
         directory = Path("/proc") / str(process_id)
         status = dict(
             line.split(":", 1) for line in (directory / "status").read_text().splitlines() if ":" in line
@@ -47,18 +46,18 @@ class Footprint:
         ]
         return cls(
             memory=int(status["VmRSS"].split()[0]) * 1024,
-            descriptors=len(os.listdir(directory / "fd")),  # noqa: PTH208 -- it is quick
+            descriptors=len(os.listdir(directory / "fd")),  # noqa: PTH208 -- faster
             threads=int(status["Threads"]),
             processes=len(children_of(process_id)),
             temporary=len(unfinished),
         )
 
     def grown(self, before: Footprint, images: int) -> list[str]:
-        """Say what has grown by more than is explained.
+        """Describe what has grown beyond the tolerances.
 
         Args:
-            before: after warming up.
-            images: that were built since.
+            before: the state after warming up.
+            images: number of images built since.
         """
         memory = _ALLOCATOR + images * _PER_IMAGE
         bounds = {
@@ -71,7 +70,7 @@ class Footprint:
         return [f"{what}: {now} > {most}" for what, (most, now) in bounds.items() if now > most]
 
     def __str__(self) -> str:
-        """In words."""
+        """Describe it in a line."""
         return (
             f"{self.memory / 1024**2:.1f} MiB, {self.descriptors} descriptors, {self.threads} threads, "
             f"{self.processes} processes, {self.temporary} temporary files"
@@ -79,7 +78,7 @@ class Footprint:
 
 
 def at_rest(process_id: int, storage: Path, before: Footprint | None = None, images: int = 0) -> Footprint:
-    """Look at a server that has nothing to do, when it has let go of what it needs no more."""
+    """Measure an idle server once it has released its resources."""
     end = time.monotonic() + _SETTLE
     while True:
         time.sleep(1)

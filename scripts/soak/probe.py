@@ -1,7 +1,6 @@
-"""One client in a process of its own, which asks for the same manifest again and again.
+"""One client in its own process, which requests the same manifest repeatedly.
 
-The hundreds of other clients share a process and wait for it and for each other; what this one waits for is the server alone, and
-a processor.
+The other clients share a process and wait for each other; this one waits for the server and a processor alone.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ _OK = 200
 
 @contextmanager
 def probing(port: int) -> Iterator[None]:
-    """Ask as long as the context lasts, and print what it took then."""
+    """Send requests until the context ends, then print their latencies."""
     with subprocess.Popen(
         [sys.executable, "-m", "scripts.soak.probe", str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
             yield
         finally:
-            said, _ = process.communicate(timeout=_END)  # closes its input, at whose end it ends
+            said, _ = process.communicate(timeout=_END)  # closes its input, which ends it
             print(said.decode().strip(), flush=True)
 
 
 def main() -> None:
-    """Print how long requests took until standard input ends."""
+    """Send requests until standard input ends; print their latencies."""
     client = RegistryClient(HOST, int(sys.argv[1]))
     seconds: list[float] = []
     while not select.select([sys.stdin], [], [], _PAUSE)[0]:

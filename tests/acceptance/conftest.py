@@ -1,4 +1,4 @@
-"""A server with all of Debian, and every client that is there, each with storage of its own."""
+"""A server of all of Debian, and every installed client with its own storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.acceptance.clients.crane import Crane, running_crane
 from tests.acceptance.clients.docker import Docker, running_docker
 from tests.acceptance.clients.podman import Podman, running_podman
 from tests.acceptance.clients.skopeo import Skopeo, running_skopeo
-from tests.support.mounts import short_lived_directory
+from tests.support.file_systems import short_lived_directory
 from tests.support.nix import nix_environment
 from tests.support.object_stores import STORES, ObjectStore
 from tests.support.server import HOST, Server, running_server
@@ -27,10 +27,10 @@ PACKAGE_SET = Path(__file__).parent / "packageset"
 
 _CLIENTS = "test_clients.py::"
 
-# Which server of buckets a module cannot do without.
+# The bucket server that a module needs.
 _NEEDED = {"test_minio.py": "minio", "test_azurite.py": "azure"}
 
-# What the set-up found, and where the report goes.
+# The results of set-up, and the directory of the report.
 DIRECTORY = Path(__file__).parents[2] / "var" / "acceptance"
 
 RUNNING: dict[str, Callable[[Path, int], AbstractContextManager[Client]]] = {
@@ -49,31 +49,31 @@ WITHOUT_MIRRORS = {kind.name for kind in KINDS if kind.mirrored is None}
 
 
 def _listed() -> dict[str, str]:
-    """The clients and, where set-up could not get one, why not."""
+    """The clients, each with the reason if set-up could not install it."""
     try:
         lines = (DIRECTORY / "clients").read_text().splitlines()
     except FileNotFoundError:
-        raise pytest.UsageError("nobody has installed the clients yet: make acceptance") from None
+        raise pytest.UsageError("the clients are not installed: run make acceptance") from None
     return {name: reason.strip() for name, _, reason in (line.partition(":") for line in lines)}
 
 
 def _stores() -> set[str]:
-    """The servers of buckets that set-up could get."""
+    """The bucket servers that set-up could install."""
     try:
         lines = (DIRECTORY / "stores").read_text().splitlines()
     except FileNotFoundError:
-        raise pytest.UsageError("nobody has installed the servers of buckets yet: make acceptance") from None
+        raise pytest.UsageError("the bucket servers are not installed: run make acceptance") from None
     return {line for line in lines if ":" not in line}
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leave out what needs a server that set-up could not get, and said so."""
+    """Deselect tests of a bucket server that set-up reported as missing."""
     needed = _NEEDED.get(collection_path.name)
     return True if needed is not None and needed not in _stores() else None
 
 
 def _buckets() -> list[str]:
-    """A server of buckets of each kind; S3's is the one of ``make test`` where the other one could not be compiled."""
+    """A bucket server of each kind; for S3 that of ``make test`` if MinIO could not be compiled."""
     there = _stores()
     return ["minio" if "minio" in there else "s3", "gcs", *sorted(there & {"azure"})]
 
@@ -105,7 +105,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def two_platforms(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A registry whose names are indexes; the platform that is first is not the one the clients run on."""
+    """A registry with indexes, whose first platform is not that of this machine."""
     directory = tmp_path_factory.mktemp("two-platforms")
     with server_with_debian(directory, server.storage, NIXERY_PLATFORMS="linux/arm64,linux/amd64") as running:
         yield f"{HOST}:{running.port}"
@@ -137,9 +137,9 @@ def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Client]:
 
 @dataclass(frozen=True)
 class Notes:
-    """What a test has to tell beyond having passed; goes into the report."""
+    """Notes of a test for the report."""
 
-    # pytest hands them on with the test's result; its own fixture for that does not go together with JUnit reports.
+    # pytest passes them on with the result; its own fixture for that conflicts with JUnit reports.
     properties: list[tuple[str, object]]
 
     def note(self, text: str) -> None:
@@ -166,12 +166,12 @@ class Reporter:
 
     def __init__(self) -> None:
         self.report = Report(release(), not_tried={name: why for name, why in _listed().items() if why})
-        # That of an earlier run must not be taken for this one's.
+        # Remove the report of an earlier run.
         for file in DIRECTORY.glob("report.*"):
             file.unlink()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # The report is about clients; what else is tried here has no row in it.
+        # The report has rows for clients alone.
         if _CLIENTS not in report.nodeid or (report.when != "call" and not report.failed):
             return
         test, _, parameter = report.nodeid.rpartition("::")[2].partition("[")
@@ -189,6 +189,6 @@ class Reporter:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Like Ctrl-C, a request to end must not leave daemons and mounts behind.
+    # Like Ctrl-C, SIGTERM must not leave daemons and mounts behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.pluginmanager.register(Reporter(), "acceptance-report")

@@ -1,4 +1,4 @@
-"""What a server says that does not start."""
+"""The last log line of a server that does not start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.server import free_port, run_server
 
 
 def last_words(settings: Mapping[str, str], directory: Path) -> str:
-    """The one line that a server ends with, and status 2."""
+    """Return the only line of a server that ends with status 2."""
     always = {"PORT": str(free_port()), "NIXERY_PKGS_PATH": str(PACKAGE_SET), "STORAGE_PATH": str(directory)}
     ended = run_server({**always, **nix_environment(directory), **settings}, directory)
     assert ended.returncode == 2, ended

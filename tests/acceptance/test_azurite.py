@@ -1,4 +1,4 @@
-"""What only a server of Azure's that looks at signatures and permissions can show, with Azurite."""
+"""Azure with signatures and permissions, which Azurite verifies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.acceptance.starting import last_words
 from tests.support.command_line import CommandLine
 from tests.support.object_stores import BUCKET, ObjectStore, azurite, shared_access_signature
 
-# Of a shared access signature: read, create, write, delete, list.
+# Permissions of a shared access signature: read, create, write, delete, list.
 ALL = "rcwdl"
 
 
@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
         yield running
 
 
-def somebody_who_may(permissions: str, server: ObjectStore) -> dict[str, str]:
+def settings_with(permissions: str, server: ObjectStore) -> dict[str, str]:
     settings = {**server.settings, "AZURE_STORAGE_SAS_TOKEN": shared_access_signature(permissions)}
     del settings["AZURE_STORAGE_ACCOUNT_KEY"]
     return settings
@@ -33,38 +33,40 @@ def somebody_who_may(permissions: str, server: ObjectStore) -> dict[str, str]:
     ("permission", "cannot"),
     [("w", "cannot write to"), ("r", "cannot read from"), ("l", "cannot list"), ("d", "cannot delete from")],
 )
-def test_a_missing_permission(server: ObjectStore, tmp_path: Path, permission: str, cannot: str) -> None:
-    # Who may create may write what is not there.
+def test_a_missing_permission_is_reported(
+    server: ObjectStore, tmp_path: Path, permission: str, cannot: str
+) -> None:
+    # The permission to create includes writing new blobs.
     permissions = "".join(one for one in ALL if one not in {permission, "c" if permission == "w" else ""})
-    line = last_words(somebody_who_may(permissions, server), tmp_path)
+    line = last_words(settings_with(permissions, server), tmp_path)
     assert line == f"nixery: {cannot} az://{BUCKET}: there is no permission to"
 
 
-def test_credentials_that_cannot_sign(server: ObjectStore, tmp_path: Path) -> None:
-    line = last_words(somebody_who_may(ALL, server), tmp_path)
+def test_credentials_that_cannot_sign_are_reported(server: ObjectStore, tmp_path: Path) -> None:
+    line = last_words(settings_with(ALL, server), tmp_path)
     assert line.startswith(f"nixery: cannot make a URL for az://{BUCKET}: ")
     assert line.endswith("; with NIXERY_BLOB_DELIVERY=proxy none is needed")
 
 
-def test_a_store_is_copied_by_who_cannot_sign(server: ObjectStore, tmp_path: Path) -> None:
+def test_a_storage_is_copied_with_credentials_that_cannot_sign(server: ObjectStore, tmp_path: Path) -> None:
     blob = b"content"
     digest = Digest.of(blob)
     place = tmp_path / "from" / "blobs" / "sha256" / digest.hex[:2]
     place.mkdir(parents=True)
     (place / digest.hex).write_bytes(blob)
     (place / f"{digest.hex}.size").write_text(f"{len(blob)}")
-    nixery = CommandLine(somebody_who_may(ALL, server), tmp_path)
+    nixery = CommandLine(settings_with(ALL, server), tmp_path)
     nixery("storage", "copy", f"file://{tmp_path}/from", f"az://{BUCKET}/copied")
     nixery("storage", "copy", f"az://{BUCKET}/copied", f"file://{tmp_path}/to")
     assert (tmp_path / "to" / "blobs" / "sha256" / digest.hex[:2] / digest.hex).read_bytes() == blob
 
 
-def test_wrong_credentials(server: ObjectStore, tmp_path: Path) -> None:
+def test_wrong_credentials_are_reported(server: ObjectStore, tmp_path: Path) -> None:
     wrong = base64.b64encode(bytes(64)).decode()
     line = last_words({**server.settings, "AZURE_STORAGE_ACCOUNT_KEY": wrong}, tmp_path)
     assert line == f"nixery: cannot write to az://{BUCKET}: the credentials are wrong"
 
 
-def test_a_missing_container(server: ObjectStore, tmp_path: Path) -> None:
+def test_a_missing_container_is_reported(server: ObjectStore, tmp_path: Path) -> None:
     line = last_words({**server.settings, "AZURE_CONTAINER_NAME": "no-such"}, tmp_path)
     assert line == "nixery: there is no bucket az://no-such"

@@ -1,4 +1,4 @@
-"""A server whose layers are in a bucket, and clients that pull fifty of them: from the bucket, and through the server."""
+"""Clients pull fifty layers from a server with a bucket: by redirects to the bucket, and through the server."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from tests.acceptance.conftest import RUNNING, server_with_debian
 from tests.acceptance.test_clients import MANY_LAYERS
 from tests.support.client import Response
-from tests.support.mounts import short_lived_directory
+from tests.support.file_systems import short_lived_directory
 from tests.support.object_stores import ObjectStore
 from tests.support.server import HOST, Server
 
-# Layers of the image: as many as it may have, for it has more store paths.
+# Layers of the image: the maximum, since it has more store paths.
 BUDGET = 50
 
-# Bytes up to which a blob is always sent by the server itself.
+# The server itself sends blobs of up to this many bytes.
 SMALL = 64 * 1024
 
 Delivery = Literal["redirect", "proxy"]
@@ -35,7 +35,7 @@ def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def in_bucket(
     request: pytest.FixtureRequest, bucket: ObjectStore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Server, ObjectStore, Delivery]]:
-    """The first one builds into the bucket, the second one serves what is there."""
+    """The first server builds into the bucket, the second one serves from it."""
     directory = tmp_path_factory.mktemp("in-bucket")
     settings = {**bucket.settings, "NIXERY_BLOB_DELIVERY": request.param, "NIXERY_LAYER_BUDGET": f"{BUDGET}"}
     with server_with_debian(directory, directory / "storage", **settings) as running:
@@ -48,7 +48,7 @@ def in_bucket(
 def test_fifty_layers(name: str, in_bucket: tuple[Server, ObjectStore, Delivery], on_disk: Server) -> None:
     server, bucket, delivery = in_bucket
     reference = f"{HOST}:{server.port}/{MANY_LAYERS}:latest"
-    # With nothing of an earlier pull: a layer that a client has is not asked for.
+    # Without layers of an earlier pull, which a client would not request.
     with (
         short_lived_directory(f"nixery-{name}-") as directory,
         RUNNING[name](directory, server.port) as client,

@@ -1,4 +1,4 @@
-"""Every client pulls and runs: by tag, by digest, many layers, after a broken line, through a mirror, and told what is wrong."""
+"""Every client pulls and runs images, resumes after a broken connection, uses a mirror, and shows errors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 
 from tests.acceptance.clients.client import Client
 from tests.acceptance.conftest import Notes
-from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.support.faulty_proxy import CuttingProxy, cutting_proxy
 from tests.support.server import HOST, Server
 
-# A repository's name has 255 characters at most.
+# A repository name has at most 255 characters.
 MANY_LAYERS = (
     "bash/bc/bzip2/coreutils/curl/diffutils/figlet/findutils/gawk/gnugrep/gnused/gnutar/gzip/hello/htop/jq/less/lsof/"
     "patch/procps/psmisc/rsync/strace/time/tree/unzip/wget/xz-utils/zip/zstd"
@@ -45,7 +45,7 @@ def test_many_layers(client: Client, server: Server, registry: str, notes: Notes
     layers = client.layers(reference)
     assert layers == len(server.client.manifest(MANY_LAYERS).json()["layers"])
     assert layers >= 50
-    # Two programs out of different layers, and a third to start them.
+    # Two programs of different layers, and a third one to start them.
     assert client.run(reference, "bash", "-c", "echo '{\"a\": [1, 2]}' | gzip | zcat | jq -c .a") == "[1,2]"
     notes.note(f"{layers} layers")
 
@@ -54,20 +54,20 @@ def test_many_layers(client: Client, server: Server, registry: str, notes: Notes
 def test_index(client: Client, two_platforms: str) -> None:
     reference = f"{two_platforms}/hello:latest"
     client.pull(reference).expect_success()
-    # It could not be run if the first image had been taken.
+    # The image of the first platform could not run.
     assert client.run(reference, "hello") == "Hello, world!"
 
 
 def test_zstd(client: Client, zstd: str, notes: Notes) -> None:
-    # No other test's: whoever has an image of the same config downloads nothing, however its layers are compressed, and
-    # podman goes on naming it by the digest it came with first.
+    # An image of this test alone: a client that has an image with the same config downloads nothing, however its layers are
+    # compressed, and podman keeps the digest of its first pull.
     reference = f"{zstd}/coreutils/hello:latest"
     outcome = client.pull(reference)
     if client.knows_zstd:
         outcome.expect_success()
         assert client.run(reference, "hello") == "Hello, world!"
     else:
-        # Before it has taken anything apart, or it would leave half an image.
+        # Before it unpacks anything, or it would leave half an image.
         assert outcome.status != 0
         notes.message(outcome.output)
         notes.note("refused")
@@ -92,7 +92,7 @@ def _how_it_went_on(proxy: CuttingProxy, size: int, pulls: int) -> str:
     assert first.sent == size // 2, "the transfer was not broken off"
     assert more, "the rest has never been asked for"
     assert all(asked.status == (200 if asked.range is None else 206) for asked in more)
-    how = "goes on with a range" if any(asked.range for asked in more) else "begins the blob again"
+    how = "resumes with a range" if any(asked.range for asked in more) else "restarts the blob"
     return how if pulls == 1 else f"fails; the second pull {how}"
 
 

@@ -1,4 +1,4 @@
-"""What only a server of S3 that looks at signatures and permissions can show, with MinIO."""
+"""S3 with signatures and permissions, which MinIO verifies and the servers of ``make test`` do not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.server import clean_environment
 
 _DOCUMENTED = (Path(__file__).parents[2] / "docs" / "how-to" / "store-images-in-a-bucket.md").read_text()
 
-# A layer in three parts, the first of which have arrived when the process is killed.
+# Uploads a layer in three parts and is killed when the first have arrived.
 _KILLED = """
 import os, pathlib, signal, sys, tempfile, time
 from nixery.settings import StorageSettings
@@ -64,8 +64,8 @@ def amazon(name: str, server: ObjectStore) -> Any:  # noqa: ANN401 -- the vendor
     )
 
 
-def somebody_with(policy: dict[str, Any], server: ObjectStore) -> dict[str, str]:
-    """The settings of somebody who may do what a policy says."""
+def settings_with(policy: dict[str, Any], server: ObjectStore) -> dict[str, str]:
+    """The settings of a user with a policy."""
     role = {"RoleArn": "arn:aws:iam::1:role/any", "RoleSessionName": "any", "Policy": json.dumps(policy)}
     given = amazon("sts", server).assume_role(**role)["Credentials"]
     return {
@@ -119,7 +119,7 @@ def killed_in_an_upload(server: ObjectStore) -> int:
 
 
 async def test_the_smallest_policy_is_enough(server: ObjectStore, tmp_path: Path) -> None:
-    settings = somebody_with(documented("The smallest policy:"), server)
+    settings = settings_with(documented("The smallest policy:"), server)
     content = bytes(range(256)) * 80_000
     with opened(settings, tmp_path) as blobs:
         with blobs.create() as writer:
@@ -148,8 +148,10 @@ async def test_the_smallest_policy_is_enough(server: ObjectStore, tmp_path: Path
         ("s3:DeleteObject", "cannot delete from"),
     ],
 )
-def test_a_missing_permission(server: ObjectStore, tmp_path: Path, action: str, cannot: str) -> None:
-    line = last_words(somebody_with(without(action), server), tmp_path)
+def test_a_missing_permission_is_reported(
+    server: ObjectStore, tmp_path: Path, action: str, cannot: str
+) -> None:
+    line = last_words(settings_with(without(action), server), tmp_path)
     assert line == f"nixery: {cannot} s3://{BUCKET}: there is no permission to"
     left = names(server)
     for name in left:
@@ -158,18 +160,18 @@ def test_a_missing_permission(server: ObjectStore, tmp_path: Path, action: str, 
 
 
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials(server: ObjectStore, tmp_path: Path, variable: str) -> None:
+def test_wrong_credentials_are_reported(server: ObjectStore, tmp_path: Path, variable: str) -> None:
     line = last_words({**server.settings, variable: "somebody-else"}, tmp_path)
     assert line == f"nixery: cannot write to s3://{BUCKET}: the credentials are wrong"
 
 
-def test_a_missing_bucket(server: ObjectStore, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_reported(server: ObjectStore, tmp_path: Path) -> None:
     line = last_words({**server.settings, "S3_BUCKET": "no-such"}, tmp_path)
     assert line == "nixery: there is no bucket s3://no-such"
 
 
-async def test_an_upload_that_was_killed(server: ObjectStore, tmp_path: Path) -> None:
-    """Its parts are there, but are no object until the upload is completed, which nobody will."""
+async def test_a_killed_upload_leaves_no_object(server: ObjectStore, tmp_path: Path) -> None:
+    """Its parts are stored, but become an object only when the upload is completed."""
     assert killed_in_an_upload(server) == -signal.SIGKILL
     assert names(server) == {"version"}
     s3 = amazon("s3", server)
@@ -189,8 +191,8 @@ async def test_an_upload_that_was_killed(server: ObjectStore, tmp_path: Path) ->
     s3.abort_multipart_upload(**place)
 
 
-def test_the_lifecycle_rule_for_what_was_left_behind(server: ObjectStore) -> None:
-    """The other one, for parts, is not MinIO's: it drops them after a day without being told."""
+def test_the_lifecycle_rule_expires_unfinished_files(server: ObjectStore) -> None:
+    """The other rule, for parts, has no counterpart in MinIO, which drops them after a day."""
     rules = documented("Lifecycle rules")["Rules"]
     (unfinished,) = [rule for rule in rules if "Expiration" in rule]
     s3 = amazon("s3", server)

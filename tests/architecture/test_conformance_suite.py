@@ -1,3 +1,5 @@
+"""Every sentence of the specification has a test in tests/conformance, and every test there names its sentences."""
+
 from __future__ import annotations
 
 import ast
@@ -12,7 +14,7 @@ MODULES = sorted(SUITE.glob("test_*.py"))
 
 
 def _named_by_tests(module: Path) -> dict[str, list[str]]:
-    """The sentences that the tests of a module name in their decorators, by test."""
+    """Map each test of a module to the sentences that its decorators name."""
     tests = {}
     for node in ast.parse(module.read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):

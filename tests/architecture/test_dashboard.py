@@ -1,4 +1,4 @@
-"""The dashboard is one by the schema that Grafana publishes: what that does not know would be ignored in silence."""
+"""The dashboard follows Grafana's published schema: Grafana would silently ignore unknown fields."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from tests.support.server import HOST, Server, running_server
 _PACKAGES = Path(__file__).parent / "packageset"
 _SCREENSHOTS = Path(__file__).parents[2] / "var" / "screenshots"
 
-# Milliseconds that a page may take for anything.
-_PATIENCE = 30_000
+# Milliseconds.
+_TIMEOUT = 30_000
 
 OpenPage = Callable[..., Page]
 Shoot = Callable[[Page, str], None]
@@ -49,7 +49,7 @@ def address(server: Server) -> str:
 def browser() -> Iterator[Browser]:
     executable = shutil.which("chromium")
     assert executable, "there is no chromium; scripts/install_chromium.sh installs it"
-    expect.set_options(timeout=_PATIENCE)
+    expect.set_options(timeout=_TIMEOUT)
     with sync_playwright() as playwright:
         # Chromium's sandbox does not work for root.
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
@@ -59,7 +59,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
-    """Open a page of the server; whatever it says against itself on the console fails the test."""
+    """Open a page of the server; any complaint on its console fails the test."""
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
@@ -72,7 +72,7 @@ def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
             permissions=["clipboard-read", "clipboard-write"],
         )
         contexts.append(context)
-        context.set_default_timeout(_PATIENCE)
+        context.set_default_timeout(_TIMEOUT)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
@@ -89,7 +89,7 @@ def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
 
 @pytest.fixture(scope="session")
 def shoot() -> Shoot:
-    """Keep what a page looks like."""
+    """Take a screenshot of a page."""
     _SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
     def shoot(page: Page, name: str) -> None:
@@ -100,7 +100,7 @@ def shoot() -> Shoot:
 
 @pytest.fixture(scope="session")
 def built(server: Server) -> str:
-    """The name of an image that is there."""
+    """The name of an image that is already built."""
     for name in ("alpha/beta/gamma", "alpha/alphabet/beta/delta/gamma"):
         server.client.manifest(name)
     return "alpha/alphabet/beta/delta/gamma"

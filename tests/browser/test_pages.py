@@ -1,4 +1,4 @@
-"""What a person does with the pages."""
+"""The pages as a person uses them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.nix import wait_until
 from tests.support.server import Server
 
 
-def test_compose_and_copy(open_page: OpenPage, server: Server, built: str, shoot: Shoot) -> None:
+def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, built: str, shoot: Shoot) -> None:
     page = open_page("/")
     box = page.get_by_role("combobox", name="Packages")
     box.press_sequentially("alp")
@@ -47,7 +47,7 @@ def test_compose_and_copy(open_page: OpenPage, server: Server, built: str, shoot
     assert built
 
 
-def test_what_was_composed_is_shown(open_page: OpenPage) -> None:
+def test_a_composed_name_is_kept(open_page: OpenPage) -> None:
     page = open_page("/")
     box = page.get_by_role("combobox", name="Packages")
     box.press_sequentially("beta ")
@@ -79,7 +79,7 @@ def test_a_build_that_cannot_be_followed_keeps_what_is_known(open_page: OpenPage
     page = open_page("/")
     page.get_by_label("with a shell").uncheck()
     page.get_by_role("combobox", name="Packages").press_sequentially("gradual ")
-    # To a browser the same as 503, of which it would complain in its console.
+    # The same to a browser as a 503, of which it would complain on its console.
     page.route("**/events", lambda route: route.fulfill(status=204))
     page.get_by_role("button", name="Build it now").click()
     page.wait_for_url("**/builds/*")
@@ -120,7 +120,7 @@ def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
     page.get_by_label("with a shell").uncheck()
     box = page.get_by_role("combobox", name="Packages")
     box.press_sequentially("hos")
-    # What was found for the first letters may be there a moment longer.
+    # Results for the first letters may stay for a moment.
     options = page.get_by_role("listbox", name="Packages").get_by_role("option")
     expect(options).to_have_count(1)
     expect(options).to_contain_text("<img src=x onerror=alert(1)>")
@@ -133,7 +133,7 @@ def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
     assert page.evaluate("document.body.dataset.owned") is None
 
 
-def test_the_map_of_an_image(open_page: OpenPage, built: str, shoot: Shoot) -> None:
+def test_an_image_has_a_map(open_page: OpenPage, built: str, shoot: Shoot) -> None:
     page = open_page(f"/images/{built}")
     cells = page.get_by_role("list", name="Layers by size").get_by_role("listitem")
     layers = page.get_by_role("region", name="Layers", exact=True).locator("tbody tr")
@@ -154,7 +154,7 @@ def test_the_map_of_an_image(open_page: OpenPage, built: str, shoot: Shoot) -> N
     shoot(open_page(f"/images/{built}", dark=True), "image-dark")
 
 
-def test_without_a_script(open_page: OpenPage, built: str) -> None:
+def test_the_pages_work_without_scripts(open_page: OpenPage, built: str) -> None:
     page = open_page("/", script=False)
     expect(page.get_by_role("button", name="Build it now")).to_be_hidden()
     page.get_by_role("textbox", name="Packages").fill(built.replace("/", " "))
@@ -169,7 +169,7 @@ def test_without_a_script(open_page: OpenPage, built: str) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_narrow_screen(open_page: OpenPage, built: str, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
+def test_the_pages_fit_a_narrow_screen(open_page: OpenPage, built: str, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
     page = open_page("/", width=360, dark=dark)
     for path in ("/", f"/images/{built}"):
         page.goto(path)

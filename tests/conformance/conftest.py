@@ -1,4 +1,4 @@
-"""The registry that is tested: a server of our own, or any other with an image in it (``--registry``, ``--image``)."""
+"""The registry under test: a server of our own, or another one with an image (``--registry``, ``--image``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.server import running_server
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what we alone promise where another registry is tested; tell the report which sentences a test is of."""
+    """Deselect our own promises for other registries; add the sentences of each test to the report."""
     if config.getoption("--registry") is not None:
         promises = [item for item in items if item.get_closest_marker("promise")]
         items[:] = [item for item in items if item not in promises]
@@ -35,7 +35,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield Subject(RegistryClient(host, int(port)), name, tag)
         return
     directory = tmp_path_factory.mktemp("conformance")
-    # A source with versions: where all tags mean the same, one alone is listed.
+    # A source with versions: without versions, one tag alone is listed.
     repository = Repository(directory / "repository")
     repository.commit("1.0")
     for version in TAGS:

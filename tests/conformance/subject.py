@@ -1,4 +1,4 @@
-"""The image that is asked for, and the questions."""
+"""The image under test, and the requests for it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 from tests.support.client import MANIFEST, RegistryClient, Response
 
-# What a client of today accepts; a registry may answer with any of them.
+# The media types that current clients accept.
 ACCEPT = (
     f"{MANIFEST}, application/vnd.oci.image.index.v1+json, "
     "application/vnd.docker.distribution.manifest.v2+json, "
     "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
-# Digests and names of nothing.
+# Digests and names of which nothing exists.
 UNKNOWN = "sha256:" + "0" * 64
 UNKNOWN_NAME = "never/asked/for"
 
-# What a registry that makes what it is asked for has, beside the tag that is asked for.
+# A further tag of a registry that creates tags on request.
 TAGS = ("b", "C", "a", "1.0", "B")
 
 
@@ -39,7 +39,7 @@ class Subject:
         return f"/v2/{self.name}/{kind}/{reference}"
 
     def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
-        """A request; an answer that is shorter than its ``Content-Length`` says is a failure that says so."""
+        """Send a request; a response shorter than its ``Content-Length`` is a failure of its own."""
         try:
             return self.client.request(method, path, headers)
         except http.client.IncompleteRead as error:
@@ -58,7 +58,7 @@ class Subject:
 
     @cached_property
     def digest(self) -> str:
-        """Of the manifest's bytes: a registry need not tell it."""
+        """The digest of the manifest's bytes, which a registry need not send."""
         return f"sha256:{hashlib.sha256(self._pulled.body).hexdigest()}"
 
     @cached_property
@@ -69,7 +69,7 @@ class Subject:
 
     @cached_property
     def layer(self) -> dict[str, Any]:
-        """The largest layer's descriptor."""
+        """The descriptor of the largest layer."""
         layer: dict[str, Any] = max(self.document["layers"], key=lambda descriptor: descriptor["size"])
         return layer
 

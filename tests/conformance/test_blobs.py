@@ -1,4 +1,4 @@
-"""Pulling blobs, in whole or in part, and checking whether they exist."""
+"""Pulling blobs, whole or in ranges, and checking their existence."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_head_of_an_unknown_blob(subject: Subject) -> None:
     ],
 )
 def test_a_range_of_a_blob(subject: Subject, value: str, first: int, last: int | None) -> None:
-    """206 with the part asked for, its place, and its length."""
+    """206 with the requested range, its position and its length."""
     response = subject.part(value)
     expected = subject.blob[first : None if last is None else last + 1]
     start = len(subject.blob) + first if first < 0 else first
@@ -91,7 +91,7 @@ def test_a_range_of_a_blob(subject: Subject, value: str, first: int, last: int |
 
 @specification(Sentence.BLOB_RANGE)
 def test_the_parts_of_a_blob_make_it_up(subject: Subject) -> None:
-    """A download that broke off can be gone on with."""
+    """An interrupted download can be resumed."""
     middle = len(subject.blob) // 2
     parts = [subject.part(f"bytes=0-{middle - 1}").body, subject.part(f"bytes={middle}-").body]
     assert b"".join(parts) == subject.blob
@@ -108,7 +108,7 @@ def test_a_range_behind_the_end(subject: Subject) -> None:
 @specification(Sentence.RANGE_INVALID, Sentence.LENGTH)
 @pytest.mark.parametrize("value", ["bytes=9-0", "bytes=x-y"])
 def test_a_range_that_is_invalid(subject: Subject, value: str) -> None:
-    """Ignored or refused, but answered as a whole."""
+    """Ignored or refused, with a complete response."""
     assert subject.part(value).status in (200, 400, 416)
 
 
@@ -121,7 +121,7 @@ def test_a_range_in_a_unit_that_nobody_knows(subject: Subject) -> None:
 @specification(Sentence.NOT_MODIFIED)
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
 def test_what_the_client_has_is_not_sent_again(subject: Subject, kind: str) -> None:
-    """Whatever there is matches an asterisk. Of registries that send no ETag, none is asked for."""
+    """An asterisk matches any representation. Registries without ETag are not asked for one."""
     reference = subject.digest if kind == "manifests" else subject.layer["digest"]
     accept = {"Accept": "application/vnd.oci.image.manifest.v1+json, */*"}
     url = subject.url(kind, reference)

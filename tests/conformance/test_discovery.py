@@ -19,9 +19,9 @@ specification = pytest.mark.specification
 
 @pytest.fixture(scope="module")
 def tags(subject: Subject) -> list[str]:
-    """All tags, several of them: with one alone, hardly anything here could fail."""
+    """Several tags: with one alone, hardly any test here could fail."""
     for tag in (subject.tag, *TAGS):
-        # A registry that makes what it is asked for has the tag from now on. Another one has it, or it has not.
+        # A registry that creates tags on request has the tag from now on; others may have it.
         subject.manifest(tag)
     found = _listed(subject.ask("GET", subject.url("tags", "list")))
     assert len(found) >= 3, f"the tests need three tags of {subject.name} at least, and there are {found}"
@@ -43,7 +43,7 @@ def test_tags_are_listed(subject: Subject, tags: list[str]) -> None:
 
 @specification(Sentence.TAGS_ORDER)
 def test_tags_are_in_order(tags: list[str]) -> None:
-    """With or without regard to case: editions of the specification differ in that."""
+    """Case-sensitive or not: editions of the specification differ."""
     assert tags in (sorted(tags), sorted(tags, key=str.lower))
 
 
@@ -77,7 +77,7 @@ def test_last_together_with_a_number(subject: Subject, tags: list[str]) -> None:
 
 @specification(Sentence.TAGS_LINK, Sentence.TAGS_LAST)
 def test_pages_lead_to_all_tags(subject: Subject, tags: list[str]) -> None:
-    """By the link, or where there is none, by the last tag: all of them, each once, in order."""
+    """Following the link, or the last tag where there is none, yields all tags once and in order."""
     found: list[str] = []
     url = subject.url("tags", "list?n=1")
     for _ in tags:

@@ -1,4 +1,4 @@
-"""Errors, warnings, and deletions that are not allowed. Nothing here changes what another registry has."""
+"""Errors, warnings, and refused deletions. No test changes the contents of another registry."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from tests.conformance.specification import Sentence
+from tests.conformance.specification import ERROR_CODES, Sentence
 from tests.conformance.subject import UNKNOWN, Subject
-from tests.support.error_codes import CODES
 
 specification = pytest.mark.specification
 
@@ -29,7 +28,7 @@ _WARNING = re.compile(r'299 - "(?:[^"\\]|\\.)*"(?:\s*,\s*299 - "(?:[^"\\]|\\.)*"
     ],
 )
 def test_errors_have_their_form(subject: Subject, path: str) -> None:
-    """A body need not be JSON; one that is has a list of errors, with codes of the specification."""
+    """A body need not be JSON; a JSON body has a list of errors with codes of the specification."""
     response = subject.ask("GET", f"/v2/{subject.name}/{path}", {"Accept": "*/*"})
     assert 400 <= response.status < 500, response
     if response.headers.get("content-type", "").partition(";")[0] == "application/json":
@@ -38,7 +37,7 @@ def test_errors_have_their_form(subject: Subject, path: str) -> None:
         for error in document["errors"]:
             assert set(error) <= {"code", "message", "detail"}
             assert isinstance(error.get("message", ""), str)
-            assert error["code"] in CODES
+            assert error["code"] in ERROR_CODES
 
 
 @specification(Sentence.DELETE)

@@ -1,4 +1,4 @@
-"""Determining support, pulling manifests, and checking whether they exist."""
+"""Determining support, pulling manifests, and checking their existence."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_client_that_accepts_anything(subject: Subject) -> None:
 
 @specification(Sentence.MANIFEST_FOUND)
 def test_a_client_that_does_not_say_what_it_accepts(subject: Subject) -> None:
-    """RFC 9110, 12.5.1: that is any media type."""
+    """RFC 9110, 12.5.1: any media type is acceptable then."""
     assert subject.ask("GET", subject.url("manifests", subject.tag)).status == 200
 
 
@@ -51,7 +51,7 @@ def test_the_digest_of_a_manifest_is_told(subject: Subject, by: str) -> None:
 
 @specification(Sentence.MANIFEST_TYPE)
 def test_the_content_type_is_the_manifests_own(subject: Subject) -> None:
-    """Who pushed an image with a media type in it has pushed it under that type."""
+    """An image with a media type in it was pushed under that type."""
     content_type = subject.manifest(subject.tag).headers["content-type"].partition(";")[0]
     assert content_type == subject.document.get("mediaType", content_type)
 
@@ -71,13 +71,13 @@ def test_an_unknown_manifest(subject: Subject, reference: str) -> None:
 @specification(Sentence.MANIFEST_MISSING)
 @pytest.mark.parametrize("name", [UNKNOWN_NAME, "a__b", "a---b", "a.b/c_d", "a" * 200])
 def test_a_manifest_in_an_unknown_repository(subject: Subject, name: str) -> None:
-    """All of these are names by the grammar, and so no malformed requests."""
+    """All of these are valid names, so the requests are not malformed."""
     assert subject.ask("GET", f"/v2/{name}/manifests/{UNKNOWN}").status == 404
 
 
 @specification(Sentence.MANIFEST_MISSING)
 def test_a_malformed_digest(subject: Subject) -> None:
-    """There is no such manifest, and a client that sees the request as malformed is told so."""
+    """There is no such manifest; the registry may also call the request malformed."""
     assert subject.manifest("sha256:baddigeststring").status in (400, 404)
 
 

@@ -1,31 +1,31 @@
-"""What we promise beyond the specification. Other registries are not measured by it."""
+"""Our promises beyond the specification, from which other registries are exempt."""
 
 from __future__ import annotations
 
 import pytest
 
+from tests.conformance.specification import ERROR_CODES
 from tests.conformance.subject import UNKNOWN, UNKNOWN_NAME, Subject
 from tests.support.client import Response
-from tests.support.error_codes import CODES
 
 pytestmark = pytest.mark.promise
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/json", ""])
 def test_accept_is_a_hint(subject: Subject, accept: str) -> None:
-    """A client that accepts nothing we have gets a manifest all the same (RFC 9110, 12.5.1 leaves the choice)."""
+    """A client that accepts none of our types still gets a manifest (RFC 9110, 12.5.1 allows it)."""
     response = subject.manifest(subject.tag, accept=accept)
     assert response.status == 200
     assert response.headers["content-type"] == response.json()["mediaType"]
 
 
 def test_the_namespace_of_a_mirror_is_ignored(subject: Subject) -> None:
-    """containerd tells a mirror with ?ns= whose image is meant; a registry that is none answers as ever."""
+    """containerd names the original registry with ?ns=; a registry that is no mirror ignores it."""
     assert subject.manifest(f"{subject.tag}?ns=docker.io").status == 200
 
 
 def test_head_has_the_headers_of_get(subject: Subject) -> None:
-    """RFC 9110, 9.3.2 allows to leave some out; clients rely on them."""
+    """RFC 9110, 9.3.2 allows to omit some, but clients rely on them."""
     for url in (subject.url("manifests", subject.tag), subject.blob_url):
         get, head = subject.ask("GET", url), subject.ask("HEAD", url)
         assert _comparable(head) == _comparable(get)
@@ -68,7 +68,7 @@ def test_errors_are_json_and_say_what_is_the_matter(
     response = subject.ask("GET", f"/v2/{path}")
     assert (response.status, response.error["code"]) == (status, code)
     assert response.error["message"]
-    assert code in CODES
+    assert code in ERROR_CODES
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_read_only_registry_says_so(subject: Subject, method: str, path: str) 
 
 
 def _comparable(response: Response) -> dict[str, str]:
-    # The identity of a request is its own.
+    # Each request has its own id.
     return {name: value for name, value in response.headers.items() if name not in {"date", "x-request-id"}}
 
 

@@ -1,4 +1,4 @@
-"""One server and a few pulled images for all tests that run containers; unpacking an image takes longer than running it."""
+"""A server and a few unpacked images that all tests share: unpacking takes longer than running."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.container import Container, pull
 from tests.support.nix import nix_environment
 from tests.support.server import Server, running_server
 
-# Debian's packages and a few of our own.
+# Debian's packages and some of the tests.
 PACKAGE_SET = Path(__file__).parent / "packages"
 
 
@@ -36,6 +36,6 @@ def tools(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container
 
 @pytest.fixture(scope="session")
 def special(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
-    """Packages that clash, and packages that bring what others have from us."""
+    """Packages that clash with each other or with the default files."""
     name = "bash/coreutils/dash/say/ownfiles/german/loud/quiet"
     return pull(server.port, name, "latest", tmp_path_factory.mktemp("special"))

@@ -16,12 +16,12 @@ _AARCH64 = 183
 pytestmark = pytest.mark.xdist_group("debian")
 
 
-def test_hello(hello: Container) -> None:
+def test_hello_runs(hello: Container) -> None:
     assert hello.image.cmd == ["hello"]
     assert hello.run("hello") == "Hello, world!\n"
 
 
-def test_the_same_by_digest(server: Server, tmp_path: Path) -> None:
+def test_an_image_pulled_by_digest_is_the_same(server: Server, tmp_path: Path) -> None:
     digest = server.client.digest("hello")
     container = pull(server.port, "hello", digest, tmp_path)
     assert container.image.digest == digest
@@ -43,15 +43,15 @@ def test_git_works_with_a_repository(tools: Container) -> None:
     assert tools.run("bash", "-c", script).splitlines()[-1] == "x"
 
 
-def test_jq_and_curl(tools: Container) -> None:
+def test_jq_and_curl_run(tools: Container) -> None:
     assert tools.run("jq", "--version").startswith("jq-1")
     assert "https" in tools.run("curl", "--version")
     assert tools.run("bash", "-c", "echo '{\"a\": [1, 2]}' | jq -c .a") == "[1,2]\n"
 
 
 def test_protocol_and_service_names_resolve(tools: Container) -> None:
-    # perl is there because moreutils and git need it; its answer comes from the C library, which reads /etc;
-    # that it says nothing else shows that the locale which LANG names is found.
+    # moreutils and git bring perl, which asks the C library, which reads /etc. No warning shows that the locale of
+    # LANG is found.
     script = "perl=$(echo /nix/store/*-perl-*/bin/perl); $perl -e 'print scalar(getprotobyname(q(tcp)))'"
     assert tools.run("bash", "-c", script) == "6"
 
@@ -62,7 +62,7 @@ def test_every_image_has_certificates(tools: Container) -> None:
     assert first == second > 1000
 
 
-def test_python_has_its_modules(server: Server, tmp_path: Path) -> None:
+def test_python_finds_its_modules(server: Server, tmp_path: Path) -> None:
     container = pull(server.port, "python3", "latest", tmp_path)
     code = (
         "import ssl, hashlib, sqlite3; print(hashlib.sha256(b'').hexdigest()[:8], bool(ssl.OPENSSL_VERSION))"
@@ -70,8 +70,8 @@ def test_python_has_its_modules(server: Server, tmp_path: Path) -> None:
     assert container.run("python3", "-c", code) == "e3b0c442 True\n"
 
 
-def test_arm64_is_another_architecture(server: Server, tmp_path: Path) -> None:
-    # skopeo would look for an image of this machine's architecture, but a manifest is no list to choose from.
+def test_arm64_images_have_programs_of_arm64(server: Server, tmp_path: Path) -> None:
+    # skopeo prefers this machine's architecture, but a manifest offers no choice.
     container = pull(server.port, "arm64/hello", "latest", tmp_path)
     config = container.image.config_document
     assert (config["architecture"], config["variant"]) == ("arm64", "v8")
@@ -81,7 +81,7 @@ def test_arm64_is_another_architecture(server: Server, tmp_path: Path) -> None:
     assert struct.unpack_from("<H", header, 18) == (_AARCH64,)
 
 
-def test_a_typo_is_answered_with_what_was_meant(server: Server) -> None:
+def test_a_typo_gets_a_suggestion(server: Server) -> None:
     error = server.client.manifest("shell/htpo").error
     assert error["code"] == "MANIFEST_UNKNOWN"
     assert "htop" in error["message"]

@@ -1,4 +1,4 @@
-"""Debian's packages for two platforms: an index, what clients take of it, and programs of the other platform that run.
+"""Debian's packages for two platforms: the index, the images that clients choose, and programs of the other platform.
 
 No builder of the Debian set runs a program of the target, so this machine makes both. What it cannot run, QEMU's user mode emulation
 does: its static binary is the first program of the container, since an emulator cannot be taken for granted in the kernel (binfmt_misc).
@@ -30,7 +30,7 @@ PLATFORMS: Mapping[str, Mapping[str, str]] = {
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 HERE, OTHER = ("arm64", "amd64") if platform.machine() == "aarch64" else ("amd64", "arm64")
 
-# Seconds; a cold image is downloaded and built first.
+# Seconds; a new image is downloaded and built first.
 _PULL = 300
 
 pytestmark = pytest.mark.xdist_group("debian")
@@ -72,7 +72,7 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Docker:
 
 
 def copy(server: Server, name: str, layout: Path, *options: str) -> dict[str, Any]:
-    """Copy by skopeo to a layout; return the descriptor of what is there."""
+    """Copy to a layout with skopeo; return the descriptor in it."""
     source = f"docker://127.0.0.1:{server.port}/{name}"
     call(["skopeo", *options, "copy", "--src-tls-verify=false", source, f"oci:{layout}:image"], _PULL)
     (descriptor,) = json.loads((layout / "index.json").read_bytes())["manifests"]
@@ -88,7 +88,7 @@ def read(layout: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def platform_of(layout: Path, descriptor: Mapping[str, Any]) -> dict[str, str]:
-    """The platform that the config of an image says."""
+    """Return the platform in the config of an image."""
     config = read(layout, read(layout, descriptor)["config"])
     return {key: config[key] for key in ("architecture", "os", "variant") if key in config}
 
@@ -98,21 +98,21 @@ def in_index(server: Server) -> dict[str, dict[str, Any]]:
     return {entry["platform"]["architecture"]: entry for entry in index["manifests"]}
 
 
-def test_a_client_takes_its_own_platform(server: Server, tmp_path: Path) -> None:
+def test_a_client_pulls_its_own_platform(server: Server, tmp_path: Path) -> None:
     descriptor = copy(server, "hello", tmp_path, "--override-os=linux")
     assert platform_of(tmp_path, descriptor) == PLATFORMS[HERE]
     assert descriptor["digest"] == in_index(server)[HERE]["digest"]
 
 
 @pytest.mark.parametrize("architecture", ["amd64", "arm64"])
-def test_a_client_takes_the_platform_it_is_told(server: Server, tmp_path: Path, architecture: str) -> None:
+def test_a_client_pulls_the_platform_of_its_option(server: Server, tmp_path: Path, architecture: str) -> None:
     options = ("--override-os=linux", f"--override-arch={architecture}")
     descriptor = copy(server, "hello", tmp_path, *options)
     assert platform_of(tmp_path, descriptor) == PLATFORMS[architecture]
     assert descriptor["digest"] == in_index(server)[architecture]["digest"]
 
 
-def test_a_client_takes_all(server: Server, tmp_path: Path) -> None:
+def test_a_client_pulls_all_platforms(server: Server, tmp_path: Path) -> None:
     source = f"docker://127.0.0.1:{server.port}/hello"
     call(["skopeo", "copy", "--all", "--src-tls-verify=false", source, f"oci:{tmp_path}:image"], _PULL)
     (root,) = json.loads((tmp_path / "index.json").read_bytes())["manifests"]
@@ -125,12 +125,12 @@ def test_a_client_takes_all(server: Server, tmp_path: Path) -> None:
             assert (tmp_path / "blobs" / layer["digest"].replace(":", "/")).stat().st_size == layer["size"]
 
 
-def test_hello_runs_on_both(server: Server, docker: Docker) -> None:
+def test_hello_runs_on_both_platforms(server: Server, docker: Docker) -> None:
     for architecture in ("amd64", "arm64"):
         assert docker(f"127.0.0.1:{server.port}/{architecture}/hello") == "Hello, world!\n"
 
 
-def test_python_runs_on_the_other(server: Server, docker: Docker) -> None:
+def test_python_runs_on_the_other_platform(server: Server, docker: Docker) -> None:
     code = "import hashlib, platform, ssl; print(platform.machine(), hashlib.sha256(b'').hexdigest()[:8])"
     image = f"127.0.0.1:{server.port}/{OTHER}/python3"
     assert docker(image, "python3", "-c", code) == f"{MACHINES[OTHER]} e3b0c442\n"

@@ -1,4 +1,4 @@
-"""Variables and commands that containers start with."""
+"""The variables and commands of containers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.server import Server
 pytestmark = pytest.mark.xdist_group("debian")
 
 
-def test_variables_are_there_without_a_shell(tools: Container) -> None:
+def test_variables_are_set_without_a_shell(tools: Container) -> None:
     with tools.started("sleep", "60") as execute:
         listed = dict(line.split("=", 1) for line in execute("env").splitlines())
         assert listed.items() >= tools.image.env.items()
@@ -36,7 +36,7 @@ def test_the_locale_is_utf_8(tools: Container) -> None:
     assert tools.run("python3", "-c", code, env={"PYTHONCOERCECLOCALE": "0"}) == "C.UTF-8 UTF-8\n"
 
 
-def test_time_zones(tools: Container, hello: Container) -> None:
+def test_time_zones_are_found(tools: Container, hello: Container) -> None:
     assert tools.image.env["TZDIR"] == "/share/zoneinfo"
     berlin = {"TZ": "Europe/Berlin"}
     assert tools.run("date", "-d", "2026-07-01", "+%z %Z", env=berlin) == "+0200 CEST\n"
@@ -50,18 +50,18 @@ def test_time_zones(tools: Container, hello: Container) -> None:
     assert "TZDIR" not in hello.image.env
 
 
-# Debian's C library does not know LOCALE_ARCHIVE, but looks into /usr/lib/locale for both kinds.
+# Debian's C library ignores LOCALE_ARCHIVE and looks into /usr/lib/locale for both kinds.
 _WEEKDAY = ("date", "-d", "2026-06-01", "+%A")
 
 
-def test_locales_in_directories(special: Container) -> None:
+def test_locales_are_found_in_directories(special: Container) -> None:
     assert "LOCALE_ARCHIVE" not in special.image.env
     assert special.run(*_WEEKDAY, env={"LC_ALL": "de_DE.UTF-8"}) == "Montag\n"
-    # C.UTF-8 is still there beside it.
+    # C.UTF-8 still works.
     assert special.run("bash", "-c", "letter=ä; echo ${#letter}") == "1\n"
 
 
-def test_locales_in_an_archive(server: Server, tmp_path: Path) -> None:
+def test_locales_are_found_in_an_archive(server: Server, tmp_path: Path) -> None:
     container = pull(server.port, "coreutils/germanarchive", "latest", tmp_path)
     archive = container.image.env["LOCALE_ARCHIVE"]
     assert archive == "/lib/locale/locale-archive"
@@ -82,7 +82,7 @@ def test_commands_can_replace_what_an_image_starts(
 
 
 def test_created_is_not_the_time_of_the_build(hello: Container) -> None:
-    # It is that of the last commit to the package set, or nothing in particular where that is in no working tree.
+    # It is the time of the last commit to the package set, or a constant outside a work tree.
     log = subprocess.run(
         ["git", "-c", "safe.directory=*", "log", "-1", "--format=%ct", "--", "."],
         cwd=PACKAGE_SET,

@@ -1,4 +1,4 @@
-"""The root file system, looked at from within."""
+"""The root file system, seen from inside a container."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_directories_have_modes_and_owners(tools: Container) -> None:
     assert listed == [f"{name} {mode} 0:0 directory" for name, mode in modes.items()]
 
 
-def test_all_times_are_one(tools: Container) -> None:
-    # Of directories that no runtime and no other test adds to.
+def test_all_files_have_the_same_time(tools: Container) -> None:
+    # In directories to which neither runtimes nor other tests add files.
     names = ["/bin", "/bin/ls", "/usr", "/var", "/nix/store", "/etc/passwd", "/etc/ssl/certs"]
     assert set(tools.run("stat", "-c", "%Y", *names).split()) == {"1"}
 
 
-def test_everything_in_the_store_is_as_nix_has_it(tools: Container) -> None:
+def test_store_paths_are_as_in_the_nix_store(tools: Container) -> None:
     code = """if True:
         import os, stat
         for directory, _, names in os.walk("/nix/store"):
@@ -67,19 +67,19 @@ def test_names_in_etc_hosts_resolve_because_of_nsswitch(tools: Container, tmp_pa
     without_files.write_text("hosts: dns\n")
     code = ("python3", "-c", "import socket; print(socket.gethostbyname('database'))")
     assert tools.run(*code, files={"/etc/hosts": hosts}) == "192.0.2.7\n"
-    # So it is the image's file that makes it resolve.
+    # So the image's file makes it resolve.
     status, _ = tools.status(*code, files={"/etc/hosts": hosts, "/etc/nsswitch.conf": without_files})
     assert status != 0
 
 
-def test_files_that_a_package_brings_win(special: Container) -> None:
+def test_files_of_a_package_replace_the_defaults(special: Container) -> None:
     assert special.run("id", "-u", "somebody") == "4711\n"
     assert special.status("id", "-u", "nobody")[0] != 0
-    # Groups are still ours.
+    # Groups are still the default.
     assert special.run("id", "-gn", user=65534) == "nobody\n"
 
 
-def test_a_directory_that_a_package_brings_wins_and_hides_nothing(special: Container) -> None:
+def test_a_directory_of_a_package_is_merged_with_the_default(special: Container) -> None:
     names = ("/etc/ssl/openssl.cnf", "/etc/ssl/certs/ca-bundle.crt")
     assert special.run("cat", *names) == "own\nown\n"
     assert special.run("bash", "-c", "wc -l < /etc/ssl/certs/ca-certificates.crt").strip().isdigit()
@@ -96,7 +96,7 @@ def test_scripts_find_their_interpreters(tools: Container, special: Container) -
         assert container.run("/usr/bin/env", "bash", "-c", "echo x") == "x\n"
 
 
-def test_an_image_without_env_has_none(hello: Container) -> None:
+def test_an_image_without_coreutils_has_no_env(hello: Container) -> None:
     assert hello.run("/usr/bin/hello") == "Hello, world!\n"
     names = {path.name for path in (hello.root / "bin").iterdir()}
     assert "env" not in names
@@ -116,8 +116,8 @@ def arm64(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container
     return pull(server.port, "arm64/bash/coreutils", "latest", tmp_path_factory.mktemp("arm64"))
 
 
-def test_clashes_go_by_priority_then_by_name_and_are_told(special: Container, server: Server) -> None:
-    # quiet has the lower meta.priority, loud the name that comes first; bash and dash differ in the name alone.
+def test_clashes_are_decided_by_priority_then_name_and_logged(special: Container, server: Server) -> None:
+    # quiet has the lower meta.priority, loud the first name; bash and dash differ in their names alone.
     assert special.run("volume") == "quiet\n"
     assert special.run("/bin/sh", "-c", "echo ${BASH_VERSION:+bash}") == "bash\n"
     lines = [json.loads(line) for line in server.log.splitlines() if "names clash" in line]
@@ -127,7 +127,7 @@ def test_clashes_go_by_priority_then_by_name_and_are_told(special: Container, se
         assert (name, winner, loser) in told
 
 
-def test_a_user_that_nobody_knows_can_run_everything(tools: Container) -> None:
+def test_an_unknown_user_can_run_everything(tools: Container) -> None:
     script = (
         "set -e; id -u; echo x > /tmp/of-$$; cat /tmp/of-$$; rm /tmp/of-$$; git --version; test -r /bin/sh"
     )
@@ -135,7 +135,7 @@ def test_a_user_that_nobody_knows_can_run_everything(tools: Container) -> None:
     assert printed[:2] == ["12345", "x"]
 
 
-def test_a_user_that_nobody_knows_can_read_everything_but_roots_own(tools: Container) -> None:
+def test_an_unknown_user_can_read_everything_but_the_home_of_root(tools: Container) -> None:
     code = """if True:
         import os
         hidden = []

@@ -1,4 +1,4 @@
-"""Programs that look for their files in places that were compiled in, or that are particular about where they run."""
+"""Programs with compiled-in paths or with requirements on their environment."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def programs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Contai
     return pull(server.port, name, "latest", tmp_path_factory.mktemp("programs"))
 
 
-def test_file_knows_its_magic(programs: Container) -> None:
+def test_file_finds_its_magic(programs: Container) -> None:
     assert "ELF 64-bit" in programs.run("file", "--brief", "--dereference", "/bin/bash")
 
 
-def test_tmux_has_a_locale_that_it_likes(programs: Container) -> None:
+def test_tmux_finds_a_utf_8_locale(programs: Container) -> None:
     script = "tmux -f /dev/null new-session -d 'sleep 20' && tmux list-sessions && tmux kill-server"
     assert "1 windows" in programs.run("bash", "-c", script)
 
 
-def test_ruby_has_its_library(programs: Container) -> None:
+def test_ruby_finds_its_library(programs: Container) -> None:
     code = "require 'json'; require 'digest'; puts [Digest::SHA256.hexdigest('')[0, 8]].to_json"
     assert programs.run("ruby", "-e", code) == '["e3b0c442"]\n'
 
 
-def test_iconv_has_its_character_sets(programs: Container) -> None:
-    # The C library has UTF-8 and Latin 1 within; EUC-JP is a module. A4 A2 is the hiragana a there.
+def test_iconv_finds_its_character_sets(programs: Container) -> None:
+    # UTF-8 and Latin 1 are built into the C library, EUC-JP is a module, in which A4 A2 is the hiragana a.
     script = r"printf '\xa4\xa2' | iconv --from-code=EUC-JP --to-code=UTF-8"
     assert programs.run("bash", "-c", script) == "あ"
 
@@ -41,7 +41,7 @@ def test_programs_of_the_go_toolchain_and_what_it_builds_run(programs: Container
     assert programs.run("built") == "built\n"
 
 
-def test_a_script_has_the_modules_of_its_packages(
+def test_a_script_finds_the_modules_of_its_packages(
     server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     container = pull(server.port, "httpie", "latest", tmp_path_factory.mktemp("httpie"))

@@ -23,10 +23,10 @@ from tests.support.server import clean_environment, running_server
 ROOT = Path(__file__).parents[2]
 FILES, RECIPES = read_page(PAGE.read_text())
 
-# Where the page has nixery and the registry.
+# The addresses of nixery and the registry on the page.
 _INSTALLED, _REGISTRY = "/opt/nixery", "127.0.0.1:8080"
 
-# Seconds for a recipe; what it needs may have to be fetched first.
+# Seconds for a recipe, whose packages may have to be fetched first.
 _LIMIT = 400
 
 pytestmark = pytest.mark.xdist_group("debian")
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.xdist_group("debian")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a reader of the page would be.
+    """The machine of a reader of the page.
 
     Attributes:
         directory: with the page's files.
@@ -104,8 +104,8 @@ def test_recipe(machine: Machine, recipe: Section) -> None:
 
 
 def assert_prints(step: Step, output: str) -> None:
-    """Compare what was printed with what the page says, ``...`` in it standing for anything."""
-    # What goes on is bars on a reader's terminal, which are gone by then; here it is lines with a time.
+    """Compare output with that on the page, in which ``...`` stands for anything."""
+    # Progress is a bar on a reader's terminal, which vanishes; here it is lines with a time.
     output = re.sub(r"^\d{4}-\d\d-\d\d .*\n", "", output, flags=re.MULTILINE)
     checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     if not checker.check_output(step.output, output, options):
@@ -113,19 +113,19 @@ def assert_prints(step: Step, output: str) -> None:
 
 
 def test_every_recipe_can_fail() -> None:
-    """Each has commands, and says what one of them prints; no other block is left untried."""
+    """Each has commands and the output of at least one; no block is untested."""
     assert len(RECIPES) >= 10
     for recipe in RECIPES:
         assert any(step.output.strip(". \n") for step in recipe.steps), f"{recipe.title}: nothing to compare"
         assert not recipe.other, f"{recipe.title}: a block without a file's name: {recipe.other}"
 
 
-def test_what_is_printed_is_compared() -> None:
+def test_output_is_compared() -> None:
     with pytest.raises(AssertionError, match="expected"):
         assert_prints(Step("echo", "one ... three\n"), "one two\n")
 
 
-def test_a_page_is_read_as_its_readers_do() -> None:
+def test_a_page_is_parsed() -> None:
     page = """\
 ## Before
 
@@ -181,6 +181,6 @@ forgotten: file
     assert (two.title, two.steps) == ("Two", [])
 
 
-def test_a_command_that_fails_is_told(machine: Machine) -> None:
+def test_a_failing_command_is_reported(machine: Machine) -> None:
     steps = [Step("false", ""), Step("echo $?", "1\n"), Step("printf unfinished", "")]
     assert machine.run(steps) == [(1, ""), (0, "1\n"), (0, "unfinished")]

@@ -1,11 +1,10 @@
-"""Clients in an image verify whom they talk to, against the bundle that the image's variables name."""
+"""Clients in an image verify certificates against the bundle that the image's variables name."""
 
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import trustme
 
 from tests.support.container import Container
 from tests.support.server import HOST
+from tests.support.web_server import serving
 
 BUNDLE = "/etc/ssl/certs/ca-bundle.crt"
 OTHER_NAME = "/etc/ssl/certs/ca-certificates.crt"
@@ -20,7 +20,7 @@ ELSEWHERE = "/srv/bundle.pem"
 VARIABLES = ("SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# A git repository without objects, as a server that knows nothing of git has it: enough to list its branches.
+# A git repository without objects, as a plain web server has it: enough to list its branches.
 _FILES = {
     "/repository/info/refs": f"{COMMIT}\trefs/heads/main\n",
     "/repository/HEAD": "ref: refs/heads/main\n",
@@ -40,7 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class' name for it
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +50,11 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(scope="module")
 def url(authority: trustme.CA) -> Iterator[str]:
-    """The repository's address at a server with a certificate of the authority."""
+    """The URL of a repository on a server with a certificate of the authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(HOST).configure_cert(context)
-    with ThreadingHTTPServer((HOST, 0), _Handler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"https://{HOST}:{server.server_port}/repository"
-        finally:
-            server.shutdown()
-            thread.join(10)
+    with serving(_Handler, tls=context) as port:
+        yield f"https://{HOST}:{port}/repository"
 
 
 @pytest.fixture(params=["curl", "git", "python"])
@@ -94,22 +87,20 @@ def test_an_unknown_authority_is_refused(tools: Container, command: tuple[str, .
     _assert_refused(tools.status(*command, network_of_the_host=True))
 
 
-def test_an_authority_that_is_put_in_the_bundles_place_is_accepted(
+def test_an_authority_mounted_over_the_bundle_is_trusted(
     tools: Container, command: tuple[str, ...], bundle: Path
 ) -> None:
     assert COMMIT in tools.run(*command, network_of_the_host=True, files={BUNDLE: bundle})
 
 
-def test_the_variables_say_where_the_bundle_is(
-    tools: Container, command: tuple[str, ...], bundle: Path
-) -> None:
+def test_the_variables_name_the_bundle(tools: Container, command: tuple[str, ...], bundle: Path) -> None:
     env = dict.fromkeys(VARIABLES, ELSEWHERE)
     assert COMMIT in tools.run(*command, network_of_the_host=True, env=env, files={ELSEWHERE: bundle})
 
 
-# Debian's git goes with GnuTLS, and believes whatever is in /etc/ssl/certs besides.
+# Debian's git uses GnuTLS, which also trusts all of /etc/ssl/certs.
 @pytest.mark.parametrize("command", ["curl", "python"], indirect=True)
-def test_places_that_are_compiled_in_do_not_count(
+def test_compiled_in_bundles_are_ignored(
     tools: Container, command: tuple[str, ...], bundle: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.pem"

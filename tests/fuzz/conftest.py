@@ -1,4 +1,4 @@
-"""What is fuzzed: the application in this process, and a whole server behind a socket."""
+"""The targets: the application in this process, and a whole server behind a socket."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Target:
         return exchange((HOST, self.server.port), sent)
 
     def check_health(self) -> None:
-        """It still answers, and nothing it wrote tells of a mistake in it."""
+        """Check that it still responds and has logged no internal error."""
         assert self.server.client.get("/v2/").status == 200
         for sign in ("Traceback", "request failed", "panicked", '"level": "error"'):
             assert sign not in self.server.log, self.server.log

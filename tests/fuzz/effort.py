@@ -1,6 +1,6 @@
-"""How hard the fuzz tests try.
+"""How many examples the fuzz tests try.
 
-``make test`` tries the same inputs for the same code, so that a failure is somebody's change. ``make fuzz`` sets ``FUZZ_EFFORT``: so many
+``make test`` tries the same inputs for the same code, so that a failure is due to a change. ``make fuzz`` sets ``FUZZ_EFFORT``: so many
 times the examples, other ones each time; Hypothesis keeps those that failed in ``.hypothesis`` and prints how to repeat them.
 """
 
@@ -14,11 +14,11 @@ _EFFORT = int(os.environ.get("FUZZ_EFFORT", "0"))
 
 
 def examples(count: int) -> settings:
-    """Settings for a test with so many examples in ``make test``."""
+    """Return settings for a test with this many examples in ``make test``."""
     return settings(
         max_examples=count * max(1, _EFFORT),
         derandomize=_EFFORT == 0,
-        # How long an example takes is the machine's business; each exchange has its own time-out.
+        # No deadline for an example: each exchange has its own timeout.
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -1,4 +1,4 @@
-"""The specification's grammar of names, once more and without regular expressions: what they are checked against."""
+"""The specification's grammar of names without regular expressions, as the reference to compare them with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HEX = frozenset("0123456789abcdef")
 
 
 def is_name(text: str) -> bool:
-    """Whether it is the name of a repository, and no longer than a host and a name may be together."""
+    """Tell whether it is the name of a repository within the limit for host and name together."""
     return len(text) <= 255 and all(map(_is_component, text.split("/")))
 
 
@@ -25,18 +25,18 @@ def _is_component(text: str) -> bool:
 
 
 def is_tag(text: str) -> bool:
-    """Whether it is a tag."""
+    """Tell whether it is a tag."""
     return 0 < len(text) <= 128 and text[0] in _TAG and set(text) <= _TAG | set(".-")
 
 
 def is_digest(text: str) -> bool:
-    """Whether it is a digest that we know."""
+    """Tell whether it is a digest of a supported algorithm."""
     algorithm, _, encoded = text.partition(":")
     return algorithm == "sha256" and len(encoded) == 64 and set(encoded) <= _HEX
 
 
 def is_route(path: str) -> bool:
-    """Whether something can be at a path; at most one slash too many, or any number behind ``/v2`` and ``_catalog``."""
+    """Tell whether a path may exist. One superfluous slash is tolerated, and any number after ``/v2`` and ``_catalog``."""
     if path.rstrip("/") in ("/v2", "/v2/_catalog"):
         return True
     match path.removesuffix("/").split("/"):

@@ -1,4 +1,4 @@
-"""What a client may send: valid things, things that are nearly valid, and noise."""
+"""Strategies for requests: valid ones, nearly valid ones, and noise."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.fuzz.grammar import LETTERS
 
 HEX = "0123456789abcdef"
 
-# Each of them has fooled somebody's check: ends of lines and strings, path and query, percent signs; digits and letters
-# to Python's \w and \d that are none in ASCII (Arabic-Indic 3, superscript 2, one half, full-width a, double-struck 0);
+# Each of them has fooled a check somewhere: ends of lines and strings, path and query, percent signs; digits and letters
+# to Python's \w and \d that are not in ASCII (Arabic-Indic 3, superscript 2, one half, full-width a, double-struck 0);
 # letters that are ASCII once their case is folded (long s, Kelvin, dotted I).
 _TRICKS = (
     *("\n", "\r", "\r\n", "\0", "\x7f", "\u2028", "\x85", "\ufeff", "\ufffd", " ", "\t", "+"),
@@ -42,7 +42,7 @@ valid_names = st.lists(components | meta_packages, min_size=1, max_size=5).map("
 
 @st.composite
 def nearly(draw: st.DrawFn, valid: st.SearchStrategy[str]) -> str:
-    """Something valid with one to three tricks in it, most of them at an end."""
+    """A valid text with one to three tricks in it, mostly at an end."""
     text = draw(valid)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from([0, len(text)]) | st.integers(0, len(text)))
@@ -77,7 +77,7 @@ references = valid_tags | nearly(valid_tags) | digests | broken_digests | noise
 def paths(
     names: st.SearchStrategy[str] = names, references: st.SearchStrategy[str] = references
 ) -> st.SearchStrategy[str]:
-    """Percent-decoded paths of requests, of the API for the most part."""
+    """Percent-decoded paths, mostly of the API."""
     resources = st.tuples(names, st.sampled_from(["manifests", "blobs", "referrers"]), references)
     ends = st.sampled_from(["", "", "", "/", "\n", "//"])
     known = st.one_of(
@@ -90,7 +90,7 @@ def paths(
 
 @st.composite
 def request_targets(draw: st.DrawFn, decoded: st.SearchStrategy[str]) -> bytes:
-    """Paths as they come over the wire: encoded rightly, too much, too little, or wrongly, with or without a query."""
+    """Paths on the wire: encoded correctly, too much, too little or wrongly, with or without a query."""
     path = draw(decoded)
     safe = draw(st.sampled_from(["/", "/:", "", "/:@!$&'()*+,;=", "/?#%"]))
     target = quote(path, safe=safe).encode() if draw(st.integers(0, 5)) else path.encode()

@@ -1,4 +1,4 @@
-"""Whatever the web server hands on, the application answers as a registry, and Nix hears of valid names alone."""
+"""The application answers every request as a registry, and only valid names reach Nix."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixery.image.name import ALWAYS_INCLUDED, SHELL_PACKAGES
+from tests.conformance.specification import ERROR_CODES
 from tests.fuzz import strategies
 from tests.fuzz.application import LAYER, LAYER_DIGEST, MANIFEST_DIGEST, NAME, TAGS, ApplicationUnderTest
 from tests.fuzz.effort import examples
 from tests.fuzz.grammar import is_digest, is_name, is_route, is_tag, packages_of
 from tests.support.client import Response
-from tests.support.error_codes import CODES
 
 _STORED = strategies.paths(st.just(NAME), st.sampled_from([str(LAYER_DIGEST), str(MANIFEST_DIGEST)]))
 _PATHS = strategies.paths() | _STORED
@@ -20,17 +20,17 @@ Headers = list[tuple[str, str]]
 
 
 def check(response: Response) -> None:
-    """Check what holds for every answer to a GET."""
+    """Check what holds for every response to a GET."""
     assert response.status < 500, response
     if response.status >= 400:
-        assert {error["code"] for error in response.errors} <= CODES
+        assert {error["code"] for error in response.errors} <= ERROR_CODES
     if response.status != 304:
         assert response.headers["content-length"] == str(len(response.body))
 
 
 @examples(500)
 @given(_PATHS, strategies.query_strings, strategies.headers)
-def test_every_answer_is_a_registrys(
+def test_every_response_is_that_of_a_registry(
     application: ApplicationUnderTest, path: str, query: bytes, headers: Headers
 ) -> None:
     get = application.request("GET", path, query, headers)
@@ -46,7 +46,7 @@ def test_every_answer_is_a_registrys(
 
 @examples(250)
 @given(strategies.names, strategies.references.map(lambda reference: reference.replace("/", "")))
-def test_what_reaches_nix(application: ApplicationUnderTest, name: str, reference: str) -> None:
+def test_only_valid_names_reach_nix(application: ApplicationUnderTest, name: str, reference: str) -> None:
     response = application.request("GET", f"/v2/{name}/manifests/{reference}")
     check(response)
     platforms = {"arm64", "amd64"} & (set(name.split("/")) - packages_of(name))
@@ -59,7 +59,9 @@ def test_what_reaches_nix(application: ApplicationUnderTest, name: str, referenc
 
 @examples(200)
 @given(strategies.names, strategies.references.map(lambda reference: reference.replace("/", "")))
-def test_blobs_and_referrers_ask_nobody(application: ApplicationUnderTest, name: str, reference: str) -> None:
+def test_blobs_and_referrers_never_reach_nix(
+    application: ApplicationUnderTest, name: str, reference: str
+) -> None:
     valid = is_name(name) and is_digest(reference)
     for kind, status in (("blobs", 404), ("referrers", 200)):
         response = application.request("GET", f"/v2/{name}/{kind}/{reference}")
@@ -71,7 +73,7 @@ def test_blobs_and_referrers_ask_nobody(application: ApplicationUnderTest, name:
 
 @examples(200)
 @given(strategies.headers)
-def test_a_blob_is_sent_whole_or_as_the_part_it_says(
+def test_a_blob_is_sent_whole_or_as_the_announced_range(
     application: ApplicationUnderTest, headers: Headers
 ) -> None:
     response = application.request("GET", f"/v2/{NAME}/blobs/{LAYER_DIGEST}", headers=headers)

@@ -1,4 +1,4 @@
-"""The regular expressions and a reading of the specification without any agree about everything."""
+"""The regular expressions agree with a reading of the specification without any."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def accepts(check: Callable[[str], object], text: str) -> bool:
 @example("a" * 255)
 @example("a" * 256)
 @example("a\n")
-def test_names(name: str) -> None:
+def test_names_are_judged_alike(name: str) -> None:
     assert accepts(validate_name, name) == is_name(name)
 
 
 @examples(250)
 @given(strategies.valid_names)
-def test_valid_names_lose_nothing(name: str) -> None:
+def test_a_valid_name_keeps_all_of_its_packages(name: str) -> None:
     components = set(name.split("/"))
     if is_name(name) and not {"arm64", "amd64"} <= components:
         assert set(parse_image_name(name).requested) == packages_of(name)
@@ -42,7 +42,7 @@ def test_valid_names_lose_nothing(name: str) -> None:
 
 @examples(250)
 @given(strategies.references)
-def test_references(reference: str) -> None:
+def test_references_are_judged_alike(reference: str) -> None:
     assert accepts(parse_reference, reference) == (is_tag(reference) or is_digest(reference))
     if is_tag(reference):
         assert parse_reference(reference) == Tag(reference)
@@ -50,5 +50,5 @@ def test_references(reference: str) -> None:
 
 @examples(250)
 @given(strategies.digests | strategies.broken_digests | st.text(max_size=80))
-def test_digests(digest: str) -> None:
+def test_digests_are_judged_alike(digest: str) -> None:
     assert accepts(Digest.parse, digest) == is_digest(digest)

@@ -1,4 +1,4 @@
-"""Requests made up from docs/reference/openapi.yaml, valid ones and others, are answered as it says."""
+"""Requests generated from the OpenAPI description, valid and invalid, get the responses that it describes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ schema = schemathesis.openapi.from_path(_DESCRIPTION)
 @examples(10)
 def test_the_server_is_as_described(target: Target, case: schemathesis.Case[Any]) -> None:
     validate(target, case)
-    # Nobody makes up a digest that is stored.
+    # Generated digests are never stored ones.
     stored = {"reference": target.digest, "digest": target.blob}
     if known := {name: value for name, value in stored.items() if name in case.path_parameters}:
         case.path_parameters.update(known)
@@ -97,7 +97,7 @@ def test_every_answer_of_a_server_in_good_health(
 
 
 def validate(target: Target, case: schemathesis.Case[Any]) -> int:
-    """Have a case answered, and the answer checked; return its status."""
+    """Send a case and check the response; return its status."""
     response = case.call_and_validate(
         base_url=f"http://{HOST}:{target.server.port}", checks=_CHECKS, timeout=20
     )

@@ -1,4 +1,4 @@
-"""What several messages on one connection, bodies nobody asked for and other protocols do to the server."""
+"""Pipelined requests, unexpected bodies and other protocols on one connection."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_pipelined_requests_are_answered_in_their_order(target: Target) -> None:
         b"Content-Length: 0\r\n\r\n",
     ],
 )
-def test_a_body_is_no_request(target: Target, method: str, body: bytes) -> None:
+def test_a_body_is_not_taken_for_a_request(target: Target, method: str, body: bytes) -> None:
     sent = VERSION.replace(b"GET", method.encode()) + body + VERSION + CLOSE
     assert statuses(ask(target, sent, [method, "GET"])) == [200, 200]
 
@@ -76,15 +76,15 @@ def test_a_body_is_no_request(target: Target, method: str, body: bytes) -> None:
         b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
     ],
 )
-def test_where_a_request_ends_is_never_guessed(target: Target, ambiguous: bytes) -> None:
-    """What follows might be taken for a request by us and for a body by a proxy in front, or the other way round."""
+def test_an_ambiguous_length_is_refused(target: Target, ambiguous: bytes) -> None:
+    """A proxy in front could take the rest for a body where we take it for a request, or the reverse."""
     received = target.exchange(VERSION + ambiguous + b"GET /v2/smuggled HTTP/1.1\r\n" + HOST_LINE + CLOSE)
     target.check_health()
     assert b"smuggled" not in received
     assert received.count(b"HTTP/1.1 ") == 1
 
 
-def test_an_unfinished_body_keeps_nobody_waiting(target: Target) -> None:
+def test_an_unfinished_body_delays_no_response(target: Target) -> None:
     for headers in (
         b"Content-Length: 5\r\n",
         b"Transfer-Encoding: chunked\r\n",
@@ -95,8 +95,8 @@ def test_an_unfinished_body_keeps_nobody_waiting(target: Target) -> None:
         assert statuses(ask(target, put + CLOSE, ["PUT"])) == [405]
 
 
-def test_a_push_that_was_not_asked_about_first(target: Target) -> None:
-    # The server answers before it has read everything, and closes; a client still sending may lose the answer.
+def test_a_push_without_expect_is_refused(target: Target) -> None:
+    # The server responds and closes before it has read everything; a client that still sends may lose the response.
     sent = (
         b"PUT /v2/hello/manifests/x HTTP/1.1\r\n"
         + HOST_LINE
@@ -114,7 +114,7 @@ def test_a_push_that_was_not_asked_about_first(target: Target) -> None:
         b"Upgrade: TLS/1.0, HTTP/9\r\n",
     ],
 )
-def test_other_protocols_are_not_spoken(target: Target, headers: bytes) -> None:
+def test_protocol_upgrades_are_ignored(target: Target, headers: bytes) -> None:
     assert statuses(
         ask(target, VERSION + headers + b"Connection: Upgrade, HTTP2-Settings, close\r\n\r\n")
     ) == [200]
@@ -151,7 +151,7 @@ def test_other_protocols_are_not_spoken(target: Target, headers: bytes) -> None:
         (b"GET /v2/ HTTP/3.7", 400),
     ],
 )
-def test_request_lines(target: Target, line: bytes, status: int) -> None:
+def test_malformed_request_lines(target: Target, line: bytes, status: int) -> None:
     (response,) = ask(target, line + b"\r\n" + HOST_LINE + CLOSE)
     assert response.status == status
 
@@ -167,7 +167,7 @@ def test_request_lines(target: Target, line: bytes, status: int) -> None:
         (b" folded\r\n", 400),
     ],
 )
-def test_header_fields(target: Target, headers: bytes, status: int) -> None:
+def test_malformed_header_fields(target: Target, headers: bytes, status: int) -> None:
     (response,) = ask(target, VERSION + headers + CLOSE)
     assert response.status == status
 
@@ -186,14 +186,14 @@ def test_repeated_header_fields(target: Target) -> None:
     ]
 
 
-def test_http2_is_not_spoken(target: Target) -> None:
-    # In clear text no client of a registry does. Who begins with its preface (RFC 9113, 3.4) is refused at once.
+def test_http2_without_tls_is_refused(target: Target) -> None:
+    # No registry client uses it in clear text. Its preface (RFC 9113, 3.4) is refused at once.
     received = target.exchange(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0")
     assert not received or received.startswith(b"HTTP/1.1 400 ")
     target.check_health()
 
 
-def test_a_client_that_goes_away(target: Target) -> None:
+def test_a_client_that_disconnects(target: Target) -> None:
     blob = f"GET /v2/hello/blobs/{target.blob} HTTP/1.1\r\n".encode() + HOST_LINE
     for sent in (
         b"",
@@ -208,7 +208,7 @@ def test_a_client_that_goes_away(target: Target) -> None:
     target.check_health()
 
 
-def test_many_connections_that_say_nothing_stop_nobody(target: Target) -> None:
+def test_many_silent_connections_delay_no_request(target: Target) -> None:
     address = (HOST, target.server.port)
     silent = [socket.create_connection(address, timeout=20) for _ in range(50)]
     try:

@@ -1,4 +1,4 @@
-"""Whatever somebody else writes into the storage, no answer is a 500, and none is another content than its digest says."""
+"""Arbitrary bytes in the storage lead to no 500, and to no content that differs from its digest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FIELDS = (
     "manifest",
 )
 
-# What a record may look like that was written on purpose.
+# Records as an attacker might write them.
 _DOCUMENTS = st.recursive(
     st.none() | st.booleans() | _NUMBERS | _TEXTS,
     lambda inner: (
@@ -54,7 +54,7 @@ def test_a_record_is_understood_or_torn(kind: str, content: bytes) -> None:
 
 @examples(60)
 @given(_CONTENTS, _CONTENTS)
-def test_answers(record: bytes, blob: bytes) -> None:
+def test_responses_of_a_planted_storage(record: bytes, blob: bytes) -> None:
     with tempfile.TemporaryDirectory() as directory, application_under_test(Path(directory)) as application:
         urls = (
             "/v2/_catalog",
@@ -63,7 +63,7 @@ def test_answers(record: bytes, blob: bytes) -> None:
             f"/v2/{NAME}/manifests/{MANIFEST_DIGEST}",
             f"/v2/{NAME}/blobs/{LAYER_DIGEST}",
         )
-        # With pins and uses.
+        # Pins and leases included.
         application.request("GET", f"/v2/{NAME}/manifests/latest")
         referrer = Path(directory, "records", "referrers", MANIFEST_DIGEST.hex[:2], MANIFEST_DIGEST.hex * 2)
         referrer.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Bytes on a socket, to a whole server: it answers each of them in time, as a registry or as HTTP has it, and goes on."""
+"""Arbitrary bytes on a socket to a whole server: each gets a valid response in time, and the server keeps serving."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conformance.specification import ERROR_CODES
 from tests.fuzz import strategies
 from tests.fuzz.conftest import Target
 from tests.fuzz.effort import examples
 from tests.fuzz.grammar import is_name
 from tests.support.client import Response
-from tests.support.error_codes import CODES
 from tests.support.raw_http import parse_responses
 
 pytestmark = pytest.mark.xdist_group("fuzz")
 
-# Names that are valid are few here, for each costs an evaluation by Nix.
+# Few valid names: each costs an evaluation by Nix.
 _NAMES = st.one_of(
     st.sampled_from(["hello", "hello/greeting", "no-such-package", "arm64/amd64/hello"]),
     strategies.nearly(strategies.valid_names),
@@ -40,7 +40,7 @@ Headers = list[tuple[str, str]]
 def message(
     method: str, target: bytes, headers: Sequence[tuple[str, str]], version: bytes = b"HTTP/1.1"
 ) -> bytes:
-    """Write a request after which the server has to close the connection; it has a host if the headers have none."""
+    """Return a request after which the server must close the connection, with a Host unless the headers have one."""
     if not any(name.lower() == "host" for name, _ in headers):
         headers = [*headers, ("Host", "a")]
     lines = [b"%s %s %s" % (method.encode(), target, version)]
@@ -49,12 +49,12 @@ def message(
 
 
 def check(response: Response) -> None:
-    """Check an answer, which may be the web server's: to what is no HTTP it answers itself, without a body."""
+    """Check a response. Requests that are not HTTP are answered by the web server itself, without a body."""
     assert response.status < 500, response
     if response.status >= 400 and not is_the_web_servers(response):
         assert response.headers["content-type"] == "application/json"
         if response.body:
-            assert {error["code"] for error in response.errors} <= CODES
+            assert {error["code"] for error in response.errors} <= ERROR_CODES
 
 
 def is_the_web_servers(response: Response) -> bool:
@@ -62,7 +62,7 @@ def is_the_web_servers(response: Response) -> bool:
 
 
 def only(received: bytes, method: str) -> Response:
-    # What follows a body that was announced is another request, if it looks like one.
+    # Bytes after an announced body are another request if they look like one.
     (response,) = parse_responses(received, [method])
     check(response)
     return response
@@ -116,8 +116,8 @@ def test_ranges_and_conditions_of_a_blob(target: Target, headers: Headers) -> No
     assert response.status in (200, 206, 304, 400, 416)
 
 
-def test_nothing_but_valid_names_reached_nix(target: Target) -> None:
-    """Comes last: all that the tests above had a server ask Nix for."""
+def test_only_valid_names_reached_nix(target: Target) -> None:
+    """Runs last: the calls of Nix of all tests above."""
     asked = target.spy.calls_of("nix-instantiate", "request")
     assert asked
     for call in asked:

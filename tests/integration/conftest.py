@@ -21,20 +21,20 @@ StartServer = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def salt() -> str:
-    """Of this run's builds; in the environment of its builders and nowhere else."""
+    """A text that only the builders of this run have in their environment."""
     return f"nixery-test-{secrets.token_hex(8)}"
 
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory, salt: str) -> Mapping[str, str]:
-    """What every server of this run has in common."""
+    """The settings that all servers of this run share."""
     directory = tmp_path_factory.mktemp("nix")
     return nix_environment(directory) | {"NIXERY_PKGS_PATH": str(salted_package_set(directory, salt))}
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, str]) -> Iterator[Server]:
-    """The server for all tests that do not need one of their own."""
+    """The server shared by all tests that do not need their own."""
     with running_server(tmp_path_factory.mktemp("server"), settings) as server:
         yield server
         assert server.stop() == 0
@@ -48,7 +48,7 @@ def client(server: Server) -> RegistryClient:
 
 @pytest.fixture(scope="session")
 def pull(client: RegistryClient) -> Pull:
-    """Pull from the common server; whatever is pulled is validated, and pulled once."""
+    """Pull from the shared server, once for each name, and validate the image."""
     images: dict[str, PulledImage] = {}
 
     def pull_once(name: str) -> PulledImage:
@@ -61,11 +61,11 @@ def pull(client: RegistryClient) -> Pull:
 
 @pytest.fixture
 def start_server(tmp_path: Path, settings: Mapping[str, str]) -> Iterator[StartServer]:
-    """Start servers of a test's own, all on one storage unless they are told another."""
+    """Start servers of the test's own, all on one storage by default."""
     with ExitStack() as stack:
 
         def start(**other_settings: str | None) -> Server:
-            """With ``None``, a setting that all servers have in common is left out."""
+            """Start one; ``None`` removes a shared setting."""
             chosen = {**settings, "STORAGE_PATH": str(tmp_path / "storage"), **other_settings}
             given = {name: value for name, value in chosen.items() if value is not None}
             return stack.enter_context(running_server(tmp_path, given))
@@ -75,5 +75,5 @@ def start_server(tmp_path: Path, settings: Mapping[str, str]) -> Iterator[StartS
 
 @pytest.fixture
 def spy(tmp_path: Path) -> NixSpy:
-    """Counts the calls of Nix by servers that get its environment."""
+    """Records the calls of Nix by servers with its environment."""
     return NixSpy.install(tmp_path / "spy")

@@ -1,9 +1,8 @@
-"""What Nix is not asked twice."""
+"""Repeated requests are answered without Nix, and a changed package set is noticed when its pin expires."""
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import StartServer
-from tests.support.nix import PACKAGE_SETS, NixSpy
+from tests.support.nix import PACKAGE_SETS, NixSpy, wait_until
 from tests.support.pulled_image import PulledImage
 from tests.validator.image_validator import validate
 
 
 @pytest.fixture
 def package_set(tmp_path: Path) -> Path:
-    """A set of this test's own, which it may change."""
+    """A package set that the test may change."""
     copy = tmp_path / "set"
     shutil.copytree(PACKAGE_SETS / "minimal", copy)
     return copy
@@ -45,7 +44,7 @@ def test_repeated_pulls_ask_nix_nothing(start_server: StartServer, spy: NixSpy) 
         answers = list(threads.map(lambda name: (name, server.client.digest(name)), names * 250))
     assert set(answers) == set(digests.items())
     assert spy.calls == []
-    # Nor does a server beside it, or one that is started anew.
+    # Nor do a second server and a restarted one.
     beside = start_server(**spy.environment())
     assert server.stop() == 0
     anew = start_server(**spy.environment())
@@ -55,14 +54,16 @@ def test_repeated_pulls_ask_nix_nothing(start_server: StartServer, spy: NixSpy) 
     assert spy.calls == []
 
 
-def test_inside_of_the_pin_nothing_changes(start_server: StartServer, package_set: Path) -> None:
+def test_an_edit_is_not_seen_before_the_pin_expires(start_server: StartServer, package_set: Path) -> None:
     settings = {"NIXERY_PKGS_PATH": str(package_set)}
     before = start_server(**settings).client.digest("hello")
     edit(package_set)
     assert start_server(**settings).client.digest("hello") == before
 
 
-def test_what_is_built_anew_is_built_from_what_is_there(start_server: StartServer, package_set: Path) -> None:
+def test_an_image_that_is_not_cached_is_built_from_the_current_files(
+    start_server: StartServer, package_set: Path
+) -> None:
     client = start_server(NIXERY_PKGS_PATH=str(package_set)).client
     before = client.pull("hello")
     edit(package_set)
@@ -72,14 +73,14 @@ def test_what_is_built_anew_is_built_from_what_is_there(start_server: StartServe
     assert (version(before), version(after)) == ("1.0", "1.1")
 
 
-def test_what_was_wrong_is_not_remembered_longer_than_it_is(
+def test_a_mended_package_builds_once_its_failure_expires(
     start_server: StartServer, package_set: Path
 ) -> None:
     edit(package_set, "echo hello >", "exit 1;")
     client = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_FAILURE_TTL="0").client
     assert client.manifest("hello").status == 422
     assert client.manifest("new").status == 404
-    # The pin is still the one from before; there is no image that it would be bound to give.
+    # The pin has not expired, but it promises no image: none was built.
     edit(package_set, "exit 1;", "echo hello >")
     edit(package_set, "hello =", "new = hello; hello =")
     edit(package_set, "{\n", "rec {\n")
@@ -87,18 +88,15 @@ def test_what_was_wrong_is_not_remembered_longer_than_it_is(
     assert client.manifest("hello").status == 200
 
 
-def test_after_the_pin_there_is_a_new_digest(start_server: StartServer, package_set: Path) -> None:
+def test_an_expired_pin_gives_a_new_digest(start_server: StartServer, package_set: Path) -> None:
     client = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_PIN_TTL="2").client
     before = client.pull("hello")
     edit(package_set)
-    end = time.monotonic() + 20
-    while (after := client.pull("hello")) == before:
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    assert version(after) == "1.1"
+    wait_until(lambda: client.digest("hello") != before.digest, "the pin expires")
+    assert version(client.pull("hello")) == "1.1"
 
 
-def test_without_a_pin_every_change_counts_at_once(
+def test_without_a_pin_every_edit_is_seen_at_once(
     start_server: StartServer, package_set: Path, spy: NixSpy
 ) -> None:
     settings = {"NIXERY_PKGS_PATH": str(package_set), "NIXERY_PIN_TTL": "0"}
@@ -108,20 +106,20 @@ def test_without_a_pin_every_change_counts_at_once(
     two = client.pull("hello")
     spy.forget()
     edit(package_set, "1.1", "1.0")
-    # What was there before was built before.
+    # The first state is cached.
     assert client.pull("hello") == one
     assert (version(one), version(two)) == ("1.0", "1.1")
     assert spy.calls == []
 
 
-def test_other_popularity_data_is_another_image(start_server: StartServer, tmp_path: Path) -> None:
+def test_other_popularity_data_gives_another_image(start_server: StartServer, tmp_path: Path) -> None:
     popularity = tmp_path / "popularity.json"
     popularity.write_text('{"bottom": 1000}')
     plain = start_server().client.digest("diamond")
     assert start_server(NIX_POPULARITY_URL=str(popularity)).client.digest("diamond") != plain
 
 
-def test_package_set_that_is_gone(
+def test_a_missing_package_set_is_temporarily_unavailable(
     start_server: StartServer, package_set: Path, tmp_path: Path, settings: Mapping[str, str]
 ) -> None:
     server = start_server(**{**settings, "NIXERY_PKGS_PATH": str(package_set), "NIXERY_PIN_TTL": "0"})

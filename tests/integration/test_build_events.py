@@ -1,4 +1,4 @@
-"""What a build tells, in this process."""
+"""The events of a build, in their order."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Observer:
 
     @property
     def kinds(self) -> list[type[BuildEvent]]:
-        """Each once, if there are several in a row."""
+        """The kinds of the events, runs of one kind reduced to one."""
         return [kind for kind, _ in groupby(map(type, self.events))]
 
 
-async def test_each_part_of_a_build_tells_its_end(
+async def test_a_cold_build_emits_every_event_and_a_warm_one_only_its_reuse(
     settings: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in settings.items():

@@ -1,9 +1,8 @@
-"""Builders that fail, sleep, and write more than anybody reads."""
+"""Builders that fail, hang, or write excessive logs."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tests.support.client import RegistryClient
 from tests.support.nix import install_fake_nix, processes_with_environment, started_by, wait_until
 from tests.support.server import Server, running_server
 
-# What a person at a terminal can be shown, and what every client reads of an error.
+# Bytes that every client reads of an error.
 _LARGEST_ERROR = 64 * 1024
 
 
@@ -24,7 +23,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, s
         yield server
 
 
-def test_failed_build(client: RegistryClient) -> None:
+def test_a_failed_build_is_reported_with_its_log(client: RegistryClient) -> None:
     response = client.manifest("fails/hello")
     assert response.status == 422
     detail = response.error["detail"]
@@ -35,19 +34,19 @@ def test_failed_build(client: RegistryClient) -> None:
     assert "3" in response.error["message"]
 
 
-def test_failed_dependency_is_the_one_to_blame(client: RegistryClient) -> None:
+def test_a_failed_dependency_is_reported_as_the_cause(client: RegistryClient) -> None:
     detail = client.manifest("failsdeep").error["detail"]
     assert detail["derivation"].endswith("-culprit-1.0.drv")
     assert detail["log"] == ["the culprit speaks"]
 
 
-def test_failed_build_fails_again_and_harms_nobody(client: RegistryClient) -> None:
+def test_a_failed_build_does_not_affect_other_images(client: RegistryClient) -> None:
     for _ in range(2):
         assert client.manifest("fails").status == 422
     assert client.manifest("hello").status == 200
 
 
-def test_megabyte_on_both_streams_before_a_failure(client: RegistryClient) -> None:
+def test_a_failure_after_a_megabyte_on_both_streams(client: RegistryClient) -> None:
     response = client.manifest("failsloudly")
     assert response.status == 422
     log = response.error["detail"]["log"]
@@ -57,7 +56,7 @@ def test_megabyte_on_both_streams_before_a_failure(client: RegistryClient) -> No
     assert len(response.body) < _LARGEST_ERROR
 
 
-def test_megabyte_in_one_line(client: RegistryClient) -> None:
+def test_a_failure_after_a_megabyte_in_one_line(client: RegistryClient) -> None:
     response = client.manifest("failsinoneline")
     assert response.status == 422
     assert response.error["detail"]["derivation"].endswith("-failsinoneline-1.0.drv")
@@ -65,11 +64,11 @@ def test_megabyte_in_one_line(client: RegistryClient) -> None:
     assert len(response.body) < _LARGEST_ERROR
 
 
-def test_log_that_is_not_utf8(pull: Pull) -> None:
+def test_a_log_that_is_not_utf8(pull: Pull) -> None:
     assert pull("bytelog").filesystem.read("share/bytelog") == b"fine\n"
 
 
-def test_log_that_is_not_utf8_of_a_failure(client: RegistryClient) -> None:
+def test_the_log_of_a_failure_that_is_not_utf8(client: RegistryClient) -> None:
     response = client.manifest("failsinbytes")
     assert response.status == 422
     detail = response.error["detail"]
@@ -78,44 +77,40 @@ def test_log_that_is_not_utf8_of_a_failure(client: RegistryClient) -> None:
     assert "\x1b" not in "".join(detail["log"])
 
 
-def test_megabyte_on_both_streams_before_a_success(pull: Pull) -> None:
+def test_a_success_after_a_megabyte_on_both_streams(pull: Pull) -> None:
     assert pull("loud").filesystem.read("share/loud") == b"fine\n"
 
 
-def test_megabyte_on_stderr_while_evaluating(pull: Pull) -> None:
+def test_an_evaluation_with_a_megabyte_on_stderr(pull: Pull) -> None:
     assert pull("noisyevaluation").filesystem.names_in("bin") == ["noisyevaluation"]
 
 
 @pytest.mark.parametrize("package", ["sleeps", "ignoresterm"])
-def test_build_that_takes_too_long(impatient: Server, salt: str, package: str) -> None:
-    begin = time.monotonic()
+def test_a_build_beyond_nix_timeout_is_ended(impatient: Server, salt: str, package: str) -> None:
     response = impatient.client.manifest(package)
     assert response.status == 504
-    assert 1.5 < time.monotonic() - begin < 15
     detail = response.error["detail"]
     assert detail["derivation"].endswith(f"-{package}-1.0.drv")
     if package == "sleeps":
         assert detail["log"] == ["falling asleep"]
     assert "NIX_TIMEOUT" in response.error["message"]
-    wait_until(
-        lambda: not processes_with_environment(salt, f"{package}-1.0"), f"no builder of {package} is left", 3
-    )
-    wait_until(lambda: not started_by(impatient.process.pid), "no process of the server is left", 3)
+    wait_until(lambda: not processes_with_environment(salt, f"{package}-1.0"), f"{package} is ended")
+    wait_until(lambda: not started_by(impatient.process.pid), "no process of the server is left")
     assert salt not in os.environ.values()
 
 
-def test_evaluation_that_takes_too_long(impatient: Server) -> None:
+def test_an_evaluation_beyond_nix_timeout_is_ended(impatient: Server) -> None:
     response = impatient.client.manifest("endless")
     assert response.status == 504
     assert "NIX_TIMEOUT" in response.error["message"]
-    wait_until(lambda: not started_by(impatient.process.pid), "no process of the server is left", 3)
+    wait_until(lambda: not started_by(impatient.process.pid), "no process of the server is left")
 
 
-def test_server_lives_on_after_a_timeout(impatient: Server) -> None:
+def test_the_server_serves_after_a_timeout(impatient: Server) -> None:
     assert impatient.client.manifest("hello").status == 200
 
 
-def test_set_and_storage_with_odd_names(tmp_path: Path, settings: Mapping[str, str]) -> None:
+def test_a_package_set_and_a_storage_with_odd_names(tmp_path: Path, settings: Mapping[str, str]) -> None:
     package_set = tmp_path / "a \"set\" of 'packages' ${throw} $(exit 1) \\ é"
     package_set.mkdir()
     (package_set / "default.nix").write_text(f"import {settings['NIXERY_PKGS_PATH']}\n")
@@ -126,7 +121,7 @@ def test_set_and_storage_with_odd_names(tmp_path: Path, settings: Mapping[str, s
         assert server.client.pull("hello").filesystem.names_in("bin") == ["hello"]
 
 
-def test_nix_that_answers_something_else(tmp_path: Path, settings: Mapping[str, str]) -> None:
+def test_unexpected_answers_of_nix_are_server_errors(tmp_path: Path, settings: Mapping[str, str]) -> None:
     environment = install_fake_nix(tmp_path / "fake", "exit 0")
     with running_server(tmp_path / "server", {**settings, **environment}) as server:
         for script in ("exit 0", "echo '<html>'", "echo '{}'", "kill -9 $$", "echo oops >&2; exit 1"):
@@ -138,7 +133,7 @@ def test_nix_that_answers_something_else(tmp_path: Path, settings: Mapping[str, 
         assert server.client.get("/v2/").status == 200
 
 
-def test_set_that_owes_nothing(tmp_path: Path, settings: Mapping[str, str]) -> None:
+def test_a_minimal_package_set_brings_no_other_packages(tmp_path: Path, settings: Mapping[str, str]) -> None:
     package_set = Path(__file__).parent.parent / "packageset" / "minimal"
     with running_server(tmp_path, {**settings, "NIXERY_PKGS_PATH": str(package_set)}) as server:
         image = server.client.pull("hello")

@@ -18,11 +18,11 @@ from nixery.nix.processes import ProcessContext
 from nixery.source_location import SourceLocation
 from nixery.sources.channel import Archives
 from tests.integration.conftest import StartServer
-from tests.support.file_server import FileServer, file_server
 from tests.support.nix import NixSpy
 from tests.support.pulled_image import PulledImage
 from tests.support.repository import Repository
 from tests.support.server import Server
+from tests.support.web_server import FileServer, file_server
 
 # Bytes that a server without manners sends at most.
 _MOST = 2 << 30

@@ -1,4 +1,4 @@
-"""Attributes that are lists of packages, or define an image."""
+"""Attributes that are lists of packages or image definitions."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from tests.support.pulled_image import PulledImage
 
 
 def names(image: PulledImage) -> set[str]:
-    """Names of the store paths in an image, but for those that are in every one."""
+    """Names of the store paths of an image, without those of every image."""
     found = {path.split("-", 1)[1] for path in image.filesystem.store_paths}
     return found - {"iana-etc-1.0", "nss-cacert-1.0"}
 
 
-def test_a_list_is_all_of_its_packages(pull: Pull) -> None:
+def test_a_list_stands_for_all_of_its_packages(pull: Pull) -> None:
     image = pull("tools")
     assert names(image) == {"hello-1.0", "left-1.0", "right-1.0", "bottom-1.0"}
     assert image.filesystem.read("bin/hello").startswith(b"#!/bin/sh")
     assert "Cmd" not in image.config_document["config"]
 
 
-def test_a_list_and_its_packages_are_the_same_layers(pull: Pull) -> None:
+def test_a_list_has_the_layers_of_its_packages(pull: Pull) -> None:
     assert pull("tools").layer_digests == pull("hello/left/right").layer_digests
 
 
-def test_an_empty_list(pull: Pull) -> None:
+def test_a_list_may_be_empty(pull: Pull) -> None:
     assert names(pull("nopackages")) == set()
 
 
-def test_a_definition(pull: Pull) -> None:
+def test_a_definition_sets_the_config(pull: Pull) -> None:
     image = pull("images.web")
     config = image.config_document["config"]
     bottom = image.filesystem.store_path("bottom-1.0")
@@ -51,24 +51,24 @@ def test_a_definition(pull: Pull) -> None:
         "Healthcheck": {"Test": ["CMD", "/bin/hello"], "Interval": 30_000_000_000},
     }
     assert config["Labels"]["team"] == "platform"
-    # What only the config mentions is in the image as well, though not at its root.
+    # Store paths that only the config mentions are in the image, but not at its root.
     assert names(image) == {"hello-1.0", "greeting-1.0", "bottom-1.0", "empty"}
     assert image.filesystem.read(f"{directory}/default.nix")
     assert len(image.layers) == 3
 
 
-def test_a_path_within_a_sentence(pull: Pull) -> None:
-    # The full stop could be a part of the name. And what a set keeps from Nix is no part of the image.
+def test_a_store_path_within_a_sentence_is_in_the_image(pull: Pull) -> None:
+    # The full stop could be part of the name. Paths without their context in Nix are not part of the image.
     assert names(pull("images.sentence")) == {"hello-1.0", "bottom-1.0"}
 
 
-def test_the_directories_of_a_definition_are_its_users(pull: Pull) -> None:
+def test_the_directories_of_a_definition_belong_to_its_user(pull: Pull) -> None:
     filesystem = pull("images.web").filesystem
     for name in ("srv", "data"):
         member = filesystem.find(name)
         assert (member.isdir(), member.mode, member.uid, member.gid) == (True, 0o755, 65534, 65534)
     assert b"nobody:x:65534:" in filesystem.read("etc/passwd")
-    # Without a definition there is nobody to make them for.
+    # Without a definition they are not made.
     assert {"srv", "data"}.isdisjoint(pull("hello").filesystem.names_in(""))
 
 
@@ -91,7 +91,7 @@ def test_definitions_and_packages_mix(pull: Pull) -> None:
     assert image.config_document["config"]["Cmd"] == ["bash"]
 
 
-def test_two_definitions_are_one_too_many(client: RegistryClient) -> None:
+def test_a_name_with_two_definitions_is_refused(client: RegistryClient) -> None:
     response = client.manifest("images.web/hello/images.other")
     assert response.status == 400
     assert response.error["code"] == "NAME_INVALID"
@@ -143,7 +143,9 @@ def flaws(client: RegistryClient, name: str) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_what_is_wrong_is_told(client: RegistryClient, name: str, reason: str, explanation: str) -> None:
+def test_a_flaw_of_a_package_is_explained(
+    client: RegistryClient, name: str, reason: str, explanation: str
+) -> None:
     (package,) = flaws(client, name)
     assert (package["name"], package["reason"]) == (name, reason)
     assert explanation in package["explanation"]
@@ -154,11 +156,11 @@ def test_an_image_describes_itself(pull: Pull) -> None:
     annotations = image.manifest_document["annotations"]
     assert annotations["org.opencontainers.image.title"] == "mainprogram"
     assert annotations["org.opencontainers.image.version"] == "1.0"
-    # Whether `bsd3` is an SPDX identifier only SPDX knows; it has the form of one.
+    # `bsd3` is not an SPDX identifier, but has the form of one.
     assert annotations["org.opencontainers.image.licenses"] == "MIT AND bsd3"
     assert "mainprogram 1.0" in annotations["dev.nixery.packages"]
     assert image.config_document["config"]["Labels"] == annotations
-    # A definition's own labels are besides these, and win.
+    # A definition's own labels are added, and win.
     labels = pull("images.web").config_document["config"]["Labels"]
     assert labels["team"] == "platform"
     assert labels["org.opencontainers.image.title"] == "images.web"

@@ -1,3 +1,5 @@
+"""The same image has the same bytes, whatever is cached and however many workers pack it."""
+
 from __future__ import annotations
 
 import shutil
@@ -44,8 +46,7 @@ def test_zstd_has_the_same_bytes_with_any_number_of_workers(
     assert digests[0] == digests[1]
 
 
-def test_compressions_on_one_storage(start_server: StartServer) -> None:
-    """Each has its own layers and images; the archives in them are the same."""
+def test_each_compression_has_its_own_images_with_the_same_archives(start_server: StartServer) -> None:
     ways: list[dict[str, str]] = [{}, {"NIXERY_COMPRESSION": "zstd"}, {"NIXERY_COMPRESSION_LEVEL": "1"}]
     clients = [start_server(**way).client for way in ways]
     for _ in range(2):
@@ -55,21 +56,22 @@ def test_compressions_on_one_storage(start_server: StartServer) -> None:
         assert len({image.digest for image in images}) == len(ways)
 
 
-def test_restart_on_warm_storage(start_server: StartServer, spy: NixSpy) -> None:
+def test_a_restarted_server_serves_the_same_images_without_nix(
+    start_server: StartServer, spy: NixSpy
+) -> None:
     first = start_server()
     images = {name: validate(first.client.pull(name)) for name in NAMES}
     assert first.stop() == 0
     second = start_server(**spy.environment())
     spy.forget()
     for name, image in images.items():
-        # By digest nothing has to be built or asked.
         assert second.client.manifest(name, image.digest).body == image.manifest
     for name, image in images.items():
         assert second.client.pull(name) == image
     assert spy.calls == []
 
 
-def test_built_again_from_warm_layers(start_server: StartServer) -> None:
+def test_an_image_rebuilt_from_cached_layers_is_the_same(start_server: StartServer) -> None:
     first = start_server()
     images = {name: first.client.pull(name) for name in NAMES}
     assert first.stop() == 0
@@ -80,8 +82,8 @@ def test_built_again_from_warm_layers(start_server: StartServer) -> None:
     assert "building" in second.log
 
 
-def test_half_warm_storage(start_server: StartServer, tmp_path: Path) -> None:
-    # Some layers are known, others are not: the order must not tell.
+def test_an_image_of_cached_and_new_layers_is_the_same(start_server: StartServer, tmp_path: Path) -> None:
+    # Some layers are cached: the order of layers must not depend on it.
     cold = start_server(STORAGE_PATH=str(tmp_path / "cold")).client.pull("shell/diamond/hello/big")
     warm = start_server()
     for name in ("big", "nano/hello", "left"):
@@ -89,7 +91,7 @@ def test_half_warm_storage(start_server: StartServer, tmp_path: Path) -> None:
     assert warm.client.pull("shell/diamond/hello/big") == cold
 
 
-def test_two_package_sets_on_one_storage(start_server: StartServer) -> None:
+def test_two_package_sets_share_a_storage(start_server: StartServer) -> None:
     clients = [start_server().client, start_server(NIXERY_PKGS_PATH=str(PACKAGE_SETS / "minimal")).client]
     for _ in range(2):
         images = [validate(client.pull("hello")) for client in clients]
@@ -98,5 +100,5 @@ def test_two_package_sets_on_one_storage(start_server: StartServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["hello", "shell/diamond"])
-def test_same_request_again(client: RegistryClient, name: str) -> None:
+def test_repeated_requests_have_one_digest(client: RegistryClient, name: str) -> None:
     assert len({client.digest(name) for _ in range(3)}) == 1

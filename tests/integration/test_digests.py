@@ -1,6 +1,6 @@
 """Image digests change only on purpose, with a line in the changelog.
 
-``digests/packageset`` is a frozen copy: the state of the package set is part of each image's labels. Record new digests with::
+``digests/packageset`` is a frozen copy, since the labels of each image have the state of its package set. Record new digests with::
 
     RECORD_DIGESTS=1 .venv/bin/pytest tests/integration/test_digests.py
 """
@@ -46,7 +46,7 @@ _NAMES = (
 
 @pytest.mark.parametrize("budget", ["1", "20", "94"])
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
-def test_digests_are_those_that_were_recorded(tmp_path: Path, compression: str, budget: str) -> None:
+def test_digests_are_as_recorded(tmp_path: Path, compression: str, budget: str) -> None:
     # Outside any git work tree: a commit's date would become part of the image.
     package_set = shutil.copytree(_HERE / "packageset", tmp_path / "set")
     settings = nix_environment(tmp_path) | {

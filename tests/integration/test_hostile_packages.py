@@ -1,4 +1,4 @@
-"""Package authors reach nothing of the machine that builds, and nothing of images but their own files."""
+"""Package authors reach no file of the build machine, and only their own files in an image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.validator.image_validator import validate
 
 pytestmark = pytest.mark.security
 
-# In the environment of the server, in a file, in a name of a file.
+# In the environment of the server, in a file and in a file name.
 SECRET = f"nixery-secret-{secrets.token_hex(16)}"
 
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What packages have links to."""
+    """The targets of links in packages."""
     outside = tmp_path_factory.mktemp("outside")
     (outside / "secret").write_text(f"{SECRET}:x:0:0::/:\nweb:x:4242:4242::/:\n")
     os.mkfifo(outside / "pipe")
@@ -58,7 +58,7 @@ def pulled(server: Server, name: str) -> PulledImage:
 
 
 def everything_stored(server: Server) -> bytes:
-    """Every file of the storage, layers unpacked."""
+    """The contents of all stored files, and the archives of all layers."""
     return b"".join([path.read_bytes() for path in files_stored(server)] + layers_stored(server))
 
 
@@ -68,7 +68,7 @@ def layers_stored(server: Server) -> list[bytes]:
 
 
 def files_stored(server: Server) -> list[Path]:
-    # Unfinished ones come and go.
+    # Unfinished files may vanish at any time.
     finished = (server.storage / name for name in ("blobs", "records"))
     return [path for directory in finished for path in directory.rglob("*") if path.is_file()]
 
@@ -78,7 +78,7 @@ def files_stored(server: Server) -> list[Path]:
     "kind", ["environment", "zero", "pipe", "secret", "upwards", "otherpath", "directory", "loop", "nofile"]
 )
 def test_accounts_are_read_from_the_image_alone(server: Server, kind: str, file: str) -> None:
-    pulled(server, "unrelated")  # the path is there, and in another image
+    pulled(server, "unrelated")  # the store path exists, in another image
     filesystem = pulled(server, f"{kind}.{file}").filesystem
     passwd, group = filesystem.read("etc/passwd").splitlines(), filesystem.read("etc/group").splitlines()
     assert [line.split(b":")[0] for line in passwd] == [b"root", b"nobody", b"web"]
@@ -97,7 +97,7 @@ def names_at_root(image: PulledImage) -> set[str]:
 def test_directories_are_listed_in_the_image_alone(server: Server, name: str) -> None:
     pulled(server, "unrelated")
     image = pulled(server, name)
-    # Links that lead nowhere in the image, and what every image has.
+    # Links without a target in the image, and the links of every image.
     links = {"bin", "etc", "etc/ssl", "etc/x", "lib", "opt", "share", "usr", "usr/lib", "usr/share"}
     assert names_at_root(image) - names_at_root(pulled(server, "unrelated")) <= links
     assert not [layer for layer in image.layers if SECRET.encode() in layer.archive]
@@ -138,7 +138,7 @@ def test_too_much_is_refused_by_name(server: Server, name: str, file: str, reaso
     assert (refused.status, refused.error["code"]) == (422, "MANIFEST_UNKNOWN")
     assert file in refused.error["message"]
     assert reason in refused.error["message"]
-    # And is not tried again at once.
+    # The failure is cached.
     assert server.client.manifest(name).body == refused.body
 
 

@@ -1,3 +1,5 @@
+"""The files of store paths arrive in the image as they are in the store."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,7 +11,7 @@ COMPONENT = "twenty-characters-aa" * 10
 
 
 def below(filesystem: ImageFilesystem, package: str) -> dict[str, str]:
-    """Names within a store path, and what they are."""
+    """Map the names in a store path to their kinds."""
     prefix = f"{filesystem.store_path(package)}/"
     kinds = {"0": "file", "1": "hard link", "2": "symlink", "5": "directory"}
     return {
@@ -19,7 +21,7 @@ def below(filesystem: ImageFilesystem, package: str) -> dict[str, str]:
     }
 
 
-def test_empty_directories(pull: Pull) -> None:
+def test_empty_directories_are_in_the_image(pull: Pull) -> None:
     filesystem = pull("emptydirectory").filesystem
     assert below(filesystem, "emptydirectory-1.0") == {
         "empty": "directory",
@@ -37,7 +39,7 @@ def test_hard_links_are_files_of_their_own(pull: Pull) -> None:
         assert filesystem.read(f"share/{name}") == b"one file, three names\n"
 
 
-def test_symlinks(pull: Pull) -> None:
+def test_symlinks_keep_their_targets(pull: Pull) -> None:
     filesystem = pull("symlinks").filesystem
     targets = {
         name: filesystem.find(f"share/symlinks/{name}").linkname
@@ -54,7 +56,7 @@ def test_symlinks(pull: Pull) -> None:
     assert filesystem.read("share/symlinks/upwards/relative") == b"target\n"
 
 
-def test_executable_bits(pull: Pull) -> None:
+def test_files_keep_their_executable_bit(pull: Pull) -> None:
     filesystem = pull("executables").filesystem
     store_path = filesystem.store_path("executables-1.0")
     modes = {
@@ -69,7 +71,7 @@ def test_executable_bits(pull: Pull) -> None:
     }
 
 
-def test_long_names(pull: Pull) -> None:
+def test_names_of_any_length_are_kept(pull: Pull) -> None:
     filesystem = pull("longnames").filesystem
     above = f"share/longnames/{COMPONENT}"
     assert filesystem.read(f"{above}/{COMPONENT}-not-a-directory") == b"shallow\n"
@@ -88,12 +90,12 @@ def test_long_names(pull: Pull) -> None:
         (b"link\xff", b"all-ones\n"),
     ],
 )
-def test_names_that_are_bytes(pull: Pull, name: bytes, content: bytes) -> None:
+def test_names_that_are_not_text_are_kept(pull: Pull, name: bytes, content: bytes) -> None:
     text = name.decode(errors="surrogateescape")
     assert pull("bytenames").filesystem.read(f"share/bytenames/{text}") == content
 
 
-def test_long_name_that_is_bytes(pull: Pull) -> None:
+def test_a_long_name_that_is_not_text_is_kept(pull: Pull) -> None:
     filesystem = pull("bytenames").filesystem
     name = f"\udcff{'0' * 150}"
     assert filesystem.read(f"share/bytenames/{name}") == b"long\n"
@@ -101,46 +103,46 @@ def test_long_name_that_is_bytes(pull: Pull) -> None:
     assert filesystem.find(f"share/bytenames/{name}").pax_headers["hdrcharset"] == "BINARY"
 
 
-def test_empty_file(pull: Pull) -> None:
+def test_an_empty_file_is_kept(pull: Pull) -> None:
     assert pull("emptyfile").filesystem.read("share/empty") == b""
 
 
-def test_store_path_that_is_a_file(pull: Pull) -> None:
+def test_a_store_path_may_be_a_file(pull: Pull) -> None:
     filesystem = pull("singlefile").filesystem
     assert filesystem.read(filesystem.store_path("singlefile-1.0")) == b"content\n"
 
 
-def test_big_file(pull: Pull) -> None:
+def test_a_large_file_is_complete(pull: Pull) -> None:
     filesystem = pull("big").filesystem
     assert len(filesystem.read(f"{filesystem.store_path('big-1.0')}/random")) == 16_000_000
 
 
-def test_outputs_to_install(pull: Pull) -> None:
+def test_the_outputs_to_install_are_in_the_image(pull: Pull) -> None:
     filesystem = pull("outputs").filesystem
     assert filesystem.read("bin/program").startswith(b"program\n")
     assert filesystem.read("share/man/manual") == b"manual\n"
     assert "lib/library" not in filesystem
     assert "include" not in filesystem
     names = {path.split("-", 1)[1] for path in filesystem.store_paths}
-    # The program refers to the library, so that output is there, but not at the root. Nothing refers to the header.
+    # The program refers to the library: that output is in the image, but not at its root. Nothing refers to the header.
     assert {"outputs-1.0", "outputs-1.0-bin", "outputs-1.0-man"} <= names
     assert "outputs-1.0-dev" not in names
 
 
-def test_first_output_without_a_word_about_outputs(pull: Pull) -> None:
+def test_the_first_output_is_installed_by_default(pull: Pull) -> None:
     filesystem = pull("firstoutput").filesystem
     assert filesystem.read("share/firstoutput") == b"out\n"
     assert "share/documentation" not in filesystem
 
 
-def test_self_reference(pull: Pull) -> None:
+def test_a_store_path_may_refer_to_itself(pull: Pull) -> None:
     filesystem = pull("selfreference").filesystem
     store_path = filesystem.store_path("selfreference-1.0")
     assert filesystem.read("share/self") == f"/{store_path}\n".encode()
     assert filesystem.members[f"{store_path}/share/myself"].linkname == f"/{store_path}"
 
 
-def test_diamond(pull: Pull) -> None:
+def test_a_shared_dependency_is_in_the_image_once(pull: Pull) -> None:
     filesystem = pull("diamond").filesystem
     names = {path.split("-", 1)[1] for path in filesystem.store_paths}
     assert {"diamond-1.0", "left-1.0", "right-1.0", "bottom-1.0"} <= names

@@ -1,8 +1,7 @@
-"""Of a server that is killed, nothing goes on; what it has left is swept by the next one."""
+"""A killed server leaves no process behind, and the next one removes its files."""
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,12 @@ from tests.support.nix import (
     processes_with_environment,
     wait_until,
 )
-from tests.support.server import Server
+from tests.support.packing_gate import PackingGate
 from tests.validator.image_validator import validate
-
-# Seconds: what Nix is given to end its builders, and some more.
-_LIMIT = 8
-
-
-def kill(server: Server) -> None:
-    server.process.send_signal(signal.SIGKILL)
-    server.wait()
 
 
 @pytest.mark.parametrize("package", ["sleeps", "ignoresterm"])
-def test_builders(start_server: StartServer, salt: str, package: str) -> None:
+def test_builders_end_with_the_server(start_server: StartServer, salt: str, package: str) -> None:
     server = start_server(NIX_TIMEOUT="60")
     InBackground(server.client, f"/v2/{package}/manifests/latest").start()
     wait_until(
@@ -37,12 +28,12 @@ def test_builders(start_server: StartServer, salt: str, package: str) -> None:
         "the builder sleeps",
     )
     processes = children_of(server.process.pid)
-    kill(server)
-    wait_until(lambda: not processes_with_environment(salt), "no builder is left", _LIMIT)
-    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", _LIMIT)
+    server.kill()
+    wait_until(lambda: not processes_with_environment(salt), "no builder is left")
+    wait_until(lambda: not any(map(is_running, processes)), f"all of {processes} have ended")
 
 
-def test_evaluations(start_server: StartServer) -> None:
+def test_evaluations_end_with_the_server(start_server: StartServer) -> None:
     server = start_server(NIX_TIMEOUT="60")
     InBackground(server.client, "/v2/endless/manifests/latest").start()
 
@@ -52,44 +43,47 @@ def test_evaluations(start_server: StartServer) -> None:
 
     wait_until(lambda: bool(nix()), "Nix runs")
     processes = children_of(server.process.pid)
-    kill(server)
-    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", _LIMIT)
+    server.kill()
+    wait_until(lambda: not any(map(is_running, processes)), f"all of {processes} have ended")
 
 
-def test_what_does_not_end_when_it_is_asked_to(start_server: StartServer, tmp_path: Path) -> None:
-    stubborn = install_fake_nix(tmp_path / "stubborn", "trap '' TERM INT HUP; sleep 39 & wait; sleep 39")
-    server = start_server(**stubborn)
+def test_processes_that_ignore_signals_are_killed(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server(**install_fake_nix(tmp_path / "fake", "exit 1"))
+    # Only now, since a server asks Nix for its settings before it listens.
+    install_fake_nix(tmp_path / "fake", "trap '' TERM INT HUP; sleep 39 & wait; sleep 39")
     InBackground(server.client, "/v2/hello/manifests/latest").start()
     wait_until(lambda: "sleep 39" in children_of(server.process.pid).values(), "Nix runs")
     processes = children_of(server.process.pid)
-    kill(server)
-    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", _LIMIT)
+    server.kill()
+    wait_until(lambda: not any(map(is_running, processes)), f"all of {processes} have ended")
 
 
-def test_others_are_left_alone(start_server: StartServer) -> None:
+def test_processes_of_another_server_survive(start_server: StartServer) -> None:
     server, other = start_server(), start_server()
     request = InBackground(other.client, "/v2/slow/manifests/latest").start()
     wait_until(lambda: len(children_of(other.process.pid)) > 1, "the other one builds")
-    kill(server)
+    server.kill()
     assert request.result().status == 200
 
 
-def test_one_that_ends_by_itself_leaves_no_warden(start_server: StartServer) -> None:
+def test_a_stopped_server_leaves_no_warden(start_server: StartServer) -> None:
     server = start_server()
-    # Beside it, the server may be asking git about the package set.
+    # The server may also be running git for the package set.
     found = children_of(server.process.pid).items()
     (warden,) = [number for number, command in found if "warden.py" in command]
     assert server.stop() == 0
     assert not is_running(warden)
 
 
-def test_locks_and_unfinished_files_are_swept(start_server: StartServer) -> None:
-    server = start_server()
+def test_locks_and_unfinished_files_are_removed(start_server: StartServer, tmp_path: Path) -> None:
+    gate = PackingGate.install(tmp_path / "gate")
+    server = start_server(**gate.environment())
     (server.storage / "locks" / "left-behind").touch()
     InBackground(server.client, "/v2/big/manifests/latest").start()
+    gate.wait()
+    server.kill()
     temporary = server.storage / "temporary"
-    wait_until(lambda: any(path.is_file() for path in temporary.rglob("*")), "a layer is packed")
-    kill(server)
+    assert any(path.is_file() for path in temporary.rglob("*"))
     again = start_server()
     left = [*(server.storage / "locks").iterdir(), *(path for path in temporary.rglob("*") if path.is_file())]
     assert left == []

@@ -1,3 +1,5 @@
+"""How an image is divided into layers, by the rule that the package ``nixery.layering`` explains."""
+
 from __future__ import annotations
 
 import json
@@ -52,7 +54,7 @@ def test_history_names_the_packages_of_each_layer(pull: Pull) -> None:
 def test_popular_paths_come_first(start_server: StartServer, tmp_path: Path) -> None:
     popularity = tmp_path / "popularity.json"
     popularity.write_text(json.dumps({"bottom": 1_000_000}))
-    # On one storage: what is remembered of images without the data must not be taken for images with it.
+    # On one storage: an image cached without the data must not be served to a server that has it.
     without = validate(start_server().client.pull("big/diamond"))
     assert store_layers(without)[0] == {"big"}
     for url in (str(popularity), popularity.as_uri()):
@@ -60,7 +62,7 @@ def test_popular_paths_come_first(start_server: StartServer, tmp_path: Path) -> 
         assert store_layers(image)[0] == {"bottom"}
 
 
-def test_budget(start_server: StartServer, tmp_path: Path) -> None:
+def test_the_layer_budget_is_used_up_and_kept(start_server: StartServer, tmp_path: Path) -> None:
     popularity = tmp_path / "popularity.json"
     popularity.write_text(json.dumps({f"part{number}": 100 + number for number in range(100)}))
     image = validate(start_server(NIX_POPULARITY_URL=str(popularity)).client.pull("many"))
@@ -68,14 +70,14 @@ def test_budget(start_server: StartServer, tmp_path: Path) -> None:
     assert len(image.filesystem.store_paths) == 103
 
 
-def test_the_budget_is_a_setting_and_of_the_image_s_identity(start_server: StartServer) -> None:
-    # On one storage: what was built within one budget is no answer to who has another.
+def test_each_layer_budget_is_another_image(start_server: StartServer) -> None:
+    # On one storage: an image cached for one budget must not be served to a server with another.
     found = {
         budget: validate(start_server(NIXERY_LAYER_BUDGET=budget).client.pull("left/right"))
         for budget in ("94", "3", "2", "1")
     }
     assert len(found["94"].layers) > 3
     assert len(found["3"].layers) == 3
-    # All store paths, and the root.
+    # One layer for all store paths and one for the root.
     assert len(found["2"].layers) == len(found["1"].layers) == 2
     assert {"left", "right", "bottom"} <= store_layers(found["1"])[0]

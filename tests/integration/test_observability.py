@@ -1,10 +1,9 @@
-"""What a server with real Nix tells of itself: metrics, logs, request ids."""
+"""Metrics, logs and request ids of a server with real Nix."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import StartServer
-from tests.support.client import InBackground
-from tests.support.nix import NixSpy
+from tests.support.client import InBackground, RegistryClient
+from tests.support.nix import NixSpy, wait_until
 from tests.support.server import Server, running_server
 
 
@@ -40,7 +39,7 @@ def lines(server: Server, event: str) -> list[dict[str, Any]]:
     return [line for line in found if line["event"] == event]
 
 
-def test_metrics_of_a_pull_and_another_one(start_server: StartServer) -> None:
+def test_metrics_of_a_pull_and_of_its_repetition(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull("hello")
     served = sum(len(layer.blob) for layer in image.layers)
@@ -63,7 +62,7 @@ def test_metrics_of_a_pull_and_another_one(start_server: StartServer) -> None:
     assert value(server, "nixery_http_requests_total", **labels) == 2
 
 
-def test_names_are_no_labels(start_server: StartServer) -> None:
+def test_no_label_has_a_name_of_a_client(start_server: StartServer) -> None:
     server = start_server()
     digest = server.client.digest("hello")
     assert server.client.manifest("nosuchpackage").status == 404
@@ -73,7 +72,7 @@ def test_names_are_no_labels(start_server: StartServer) -> None:
     assert not re.search(r"hello|nosuch|PROPFIND|sha256|127\.0\.0\.1", text)
 
 
-def test_failures(start_server: StartServer) -> None:
+def test_failures_are_counted_by_outcome(start_server: StartServer) -> None:
     server = start_server()
     assert server.client.manifest("fails").status == 422
     assert server.client.manifest("nosuchpackage").status == 404
@@ -82,21 +81,20 @@ def test_failures(start_server: StartServer) -> None:
     assert value(server, "nixery_builds_running") == 0
 
 
-def test_a_running_build(start_server: StartServer) -> None:
-    server = start_server(NIX_TIMEOUT="5")
-    waiting = InBackground(server.client, "/v2/sleeps/manifests/latest").start()
-    seen: set[tuple[float | None, float | None]] = set()
-    while waiting.is_running:
-        seen.add((value(server, "nixery_builds_running"), value(server, "nixery_nix_processes")))
-    assert waiting.result().status == 504
-    assert (1, 1) in seen
+def test_a_running_build_is_counted_until_it_ends(start_server: StartServer, spy: NixSpy) -> None:
+    server = start_server(NIX_TIMEOUT="5", **spy.environment())
+    with spy.holding("--realise"):
+        waiting = InBackground(server.client, "/v2/sleeps/manifests/latest").start()
+        wait_until(lambda: bool(spy.calls_of("nix-store", "--realise")), "the build begins")
+        assert (value(server, "nixery_builds_running"), value(server, "nixery_nix_processes")) == (1, 1)
+        assert waiting.result().status == 504
     assert value(server, "nixery_builds_total", outcome="timed_out") == 1
     assert value(server, "nixery_nix_processes") == 0
 
 
-def test_errors_of_the_storage(start_server: StartServer) -> None:
+def test_storage_errors_are_counted(start_server: StartServer) -> None:
     server = start_server()
-    # A file where a directory has to be made: also root cannot write there.
+    # A file in place of a directory: not even root can write there.
     (server.storage / "records" / "images").parent.mkdir(exist_ok=True)
     (server.storage / "records" / "images").write_text("")
     assert server.client.manifest("hello").status == 500
@@ -105,8 +103,7 @@ def test_errors_of_the_storage(start_server: StartServer) -> None:
     assert value(server, "nixery_builds_total", outcome="storage_error") == 1
 
 
-def test_metrics_are_for_reading(start_server: StartServer) -> None:
-    client = start_server().client
+def test_metrics_refuse_post(client: RegistryClient) -> None:
     assert client.request("POST", "/metrics").status == 405
     head = client.head("/metrics")
     assert (head.status, head.body) == (200, b"")
@@ -120,10 +117,12 @@ def test_a_request_id_runs_through_a_build(start_server: StartServer) -> None:
         told = lines(server, event)
         others = [line for line in told if line["request_id"] != "pull-1"]
         assert len(told) > len(others), event
-        assert all(line["path"] == "/v2/" for line in others), "asked for until the server was ready"
+        assert all(line["path"] == "/v2/" for line in others), (
+            "requests of the test until the server was ready"
+        )
 
 
-def test_every_answer_has_an_id(start_server: StartServer) -> None:
+def test_every_response_has_a_request_id(start_server: StartServer) -> None:
     client = start_server(NIXERY_TRUSTED_PROXIES="127.0.0.1").client
     given = {"X-Request-Id": "not well-formed"}
     paths = ("/v2/", "/v2/hello/blobs/x", "/nothing", "/metrics", "/v2/hello/manifests/latest")
@@ -132,19 +131,18 @@ def test_every_answer_has_an_id(start_server: StartServer) -> None:
     assert "not well-formed" not in found
 
 
-def test_who_joins_a_build_is_told(start_server: StartServer, spy: NixSpy) -> None:
+def test_joining_a_build_is_logged_with_both_requests(start_server: StartServer, spy: NixSpy) -> None:
     server = start_server(NIXERY_TRUSTED_PROXIES="127.0.0.1", **spy.environment())
     path = "/v2/slow/manifests/latest"
 
     def ask(identity: str) -> InBackground:
         return InBackground(server.client, path, headers={"X-Request-Id": identity}).start()
 
-    first = ask("first")
-    end = time.monotonic() + 30
-    while not spy.calls_of("nix-store", "--realise"):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    second = ask("second")
+    with spy.holding("--realise"):
+        first = ask("first")
+        wait_until(lambda: bool(spy.calls_of("nix-store", "--realise")), "the build begins")
+        second = ask("second")
+        wait_until(lambda: value(server, "nixery_builds_joined_total") == 1, "the second one joins it")
     assert {first.result().status, second.result().status} == {200}
     (joined,) = lines(server, "joined")
     assert (joined["request_id"], joined["build_request_id"]) == ("second", "first")
@@ -153,7 +151,7 @@ def test_who_joins_a_build_is_told(start_server: StartServer, spy: NixSpy) -> No
     assert value(server, "nixery_builds_total", outcome="built") == 1
 
 
-def test_a_pull_is_few_lines(start_server: StartServer) -> None:
+def test_a_pull_logs_few_lines(start_server: StartServer) -> None:
     server = start_server()
     before = len(server.log.splitlines())
     server.client.pull("hello")
@@ -171,13 +169,13 @@ def test_a_pull_is_few_lines(start_server: StartServer) -> None:
     )
 
 
-def test_levels_and_forms(start_server: StartServer) -> None:
+def test_log_levels_and_formats(start_server: StartServer) -> None:
     verbose = start_server(NIXERY_LOG_LEVEL="debug", NIXERY_LOG_FORMAT="json")
     verbose.client.get("/v2/")
     assert [line["path"] for line in lines(verbose, "request")][-1] == "/v2/"
     quiet = start_server(NIXERY_LOG_LEVEL="warning")
     quiet.client.manifest("nosuchpackage")
-    # Of the start alone, and about this machine.
+    # Warnings of start-up about this machine.
     assert {json.loads(line)["event"] for line in quiet.log.splitlines()} <= {"builders", "unsafe version"}
     console = start_server(NIXERY_LOG_FORMAT="console")
     console.client.get("/v2/%1b%5b31m%0aforged/manifests/latest", {"User-Agent": "a\tb"})
@@ -191,7 +189,7 @@ def test_levels_and_forms(start_server: StartServer) -> None:
     ("variable", "wrong"),
     [("NIXERY_LOG_LEVEL", "loud"), ("NIXERY_LOG_FORMAT", ""), ("OTEL_TRACES_EXPORTER", "jaeger")],
 )
-def test_what_cannot_be_meant(start_server: StartServer, variable: str, wrong: str) -> None:
+def test_a_wrong_setting_is_refused(start_server: StartServer, variable: str, wrong: str) -> None:
     with pytest.raises(AssertionError, match=rf"(?s)ended with 2.*{variable} is wrong"):
         start_server(**{variable: wrong})
 

@@ -43,14 +43,16 @@ def manifest(client: RegistryClient, name: str, accept: str | None = None) -> Re
         ("*/*", INDEX),
         (f"{DOCKER_MANIFEST}, {DOCKER_INDEX}", DOCKER_INDEX),
         (f"{DOCKER_MANIFEST}, {DOCKER_INDEX}, */*", DOCKER_INDEX),
-        # Whoever does not know indexes gets the first platform.
+        # A client that does not accept indexes gets the first platform.
         (MANIFEST, MANIFEST),
         (DOCKER_MANIFEST, DOCKER_MANIFEST),
         (None, MANIFEST),
         ("text/html", MANIFEST),
     ],
 )
-def test_negotiation(client: RegistryClient, accept: str | None, media_type: str) -> None:
+def test_the_accept_header_chooses_index_or_manifest(
+    client: RegistryClient, accept: str | None, media_type: str
+) -> None:
     response = manifest(client, "hello", accept)
     assert response.status == 200
     assert response.headers["content-type"] == media_type
@@ -73,14 +75,14 @@ def test_the_index_leads_to_the_image_of_each_platform(
         response = client.get(f"/v2/shell/hello/manifests/{entry['digest']}")
         assert entry["mediaType"] == inside == response.headers["content-type"]
         assert entry["size"] == len(response.body)
-        # A name with a platform is that platform's image, and no index.
+        # A name with a platform is the image of that platform.
         assert response.body == manifest(client, name, inside).body
         config = client.get(f"/v2/shell/hello/blobs/{response.json()['config']['digest']}").json()
         platform = {key: config[key] for key in ("architecture", "os", "variant") if key in config}
         assert platform == entry["platform"]
 
 
-def test_one_platform_is_no_index(client: RegistryClient) -> None:
+def test_a_name_with_a_platform_has_no_index(client: RegistryClient) -> None:
     assert manifest(client, "arm64/hello", CONTAINERD).headers["content-type"] == MANIFEST
 
 
@@ -92,13 +94,13 @@ def layers(client: RegistryClient, name: str) -> set[str]:
     return {layer["digest"] for layer in manifest(client, name, MANIFEST).json()["layers"]}
 
 
-def test_layers_that_are_the_same_are_one_blob(client: RegistryClient) -> None:
+def test_platforms_share_equal_layers(client: RegistryClient) -> None:
     amd64, arm64 = layers(client, "amd64/data/hello"), layers(client, "arm64/data/hello")
     assert amd64 & arm64
     assert amd64 != arm64
 
 
-def test_head_is_get(client: RegistryClient) -> None:
+def test_head_has_the_headers_of_get(client: RegistryClient) -> None:
     for accept in (CONTAINERD, MANIFEST):
         head = client.request("HEAD", "/v2/hello/manifests/latest", {"Accept": accept})
         get = manifest(client, "hello", accept)
@@ -126,7 +128,7 @@ def test_a_platform_that_fails_fails_the_tag(client: RegistryClient) -> None:
     assert "no arms" in failed.error["detail"]["log"]
 
 
-def test_what_is_wrong_everywhere_is_told_once(client: RegistryClient) -> None:
+def test_an_error_of_all_platforms_is_reported_once(client: RegistryClient) -> None:
     message = manifest(client, "nosuch", INDEX).error["message"]
     assert message == "packages not available: nosuch (missing)"
 
@@ -155,19 +157,19 @@ def test_an_optional_platform_may_be_missing(start_server: StartServer, spy: Nix
     assert platforms(manifest(client, name, INDEX)) == [AMD64]
     assert platforms(manifest(client, "hello", INDEX)) == [AMD64, ARM64]
     spy.forget()
-    # It is not tried again for everybody who comes by.
+    # The missing platform is cached: it is not tried again for each request.
     assert platforms(manifest(client, name, INDEX)) == [AMD64]
     assert spy.calls == []
-    # Whoever asks for that platform is told what is wrong with it.
+    # A request for that platform alone gets its error.
     assert manifest(client, f"arm64/{name}", INDEX).status in (404, 422)
 
 
-def test_not_all_platforms_can_be_missing(start_server: StartServer) -> None:
+def test_a_name_without_any_platform_is_an_error(start_server: StartServer) -> None:
     client = start_server(**BOTH, NIXERY_PLATFORMS_OPTIONAL="linux/arm64, linux/amd64").client
     assert manifest(client, "nosuch", INDEX).status == 404
 
 
-def test_the_first_platform_is_for_those_who_know_no_index(start_server: StartServer) -> None:
+def test_clients_without_indexes_get_the_first_platform(start_server: StartServer) -> None:
     client = start_server(NIXERY_PLATFORMS="linux/arm64,linux/amd64").client
     assert platforms(manifest(client, "hello", INDEX)) == [ARM64, AMD64]
     assert manifest(client, "hello", MANIFEST).body == manifest(client, "arm64/hello", MANIFEST).body
@@ -178,7 +180,7 @@ def test_a_single_platform_is_the_plain_image(start_server: StartServer) -> None
     assert manifest(client, "hello", CONTAINERD).body == manifest(client, "arm64/hello", CONTAINERD).body
 
 
-def test_without_a_word_it_is_the_one_that_nix_builds_for(
+def test_the_default_platform_is_the_one_that_nix_builds_for(
     start_server: StartServer, settings: Mapping[str, str]
 ) -> None:
     configuration = {"NIX_CONFIG": "system = aarch64-linux"}

@@ -1,4 +1,4 @@
-"""``nixery popularity``, and servers that are given what it prints."""
+"""``nixery popularity``, and servers that use its output."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def popularity(settings: Mapping[str, str], tmp_path: Path) -> Popularity:
 
 @pytest.fixture
 def many(settings: Mapping[str, str], tmp_path: Path) -> Popularity:
-    """Of a set with 4,100 names, which are three batches; every batch takes a while."""
+    """The command for a set of 4,100 names, which are three slow batches."""
     directory = tmp_path / "many"
     directory.mkdir()
     (directory / "default.nix").write_text(
@@ -86,11 +86,11 @@ def many(settings: Mapping[str, str], tmp_path: Path) -> Popularity:
     return Popularity({**settings, "NIXERY_PKGS_PATH": str(directory)}, tmp_path)
 
 
-def test_closures_and_derivations_of_a_list(popularity: Popularity) -> None:
+def test_a_list_of_packages_is_counted_from_closures_or_derivations(popularity: Popularity) -> None:
     names = "left\nright\n\nhello\nleft\n"
     assert popularity.counts("--from", "closures", names=names) == {"bottom-1.0": 2}
     assert popularity.counts("--from", "derivations", names=names) == {"bottom-1.0": 2}
-    # Everything is there by now.
+    # All packages are realised now.
     ended = popularity.run(names=names)
     assert json.loads(ended.stdout) == {"bottom-1.0": 2}
     assert "all packages are built or can be substituted" in ended.stderr
@@ -98,7 +98,7 @@ def test_closures_and_derivations_of_a_list(popularity: Popularity) -> None:
     assert popularity.counts("--packages", "names") == {"bottom-1.0": 2}
 
 
-def test_the_whole_set_from_derivations_where_something_cannot_be_had(
+def test_the_whole_set_is_counted_without_the_packages_that_fail(
     popularity: Popularity, settings: Mapping[str, str]
 ) -> None:
     directory = popularity.directory / "set"
@@ -118,14 +118,14 @@ def test_the_whole_set_from_derivations_where_something_cannot_be_had(
     counts = json.loads(ended.stdout)
     assert counts["bottom-1.0"] >= 2
     assert "fails-1.0" not in counts
-    # However many processes are at work, and whatever is known already.
+    # The result depends neither on the number of processes nor on the cache.
     for processes in ("1", "3"):
         cache = str(popularity.directory / processes)
         again = popularity.run(given={"NIXERY_MAX_BUILDS": processes, "XDG_CACHE_HOME": cache})
         assert again.stdout == ended.stdout
 
 
-def test_who_is_interrupted_goes_on_where_he_was(many: Popularity, spy: NixSpy) -> None:
+def test_an_interrupted_run_resumes(many: Popularity, spy: NixSpy) -> None:
     environment = {**spy.environment(), "NIXERY_MAX_BUILDS": "1"}
     first = subprocess.Popen(
         many.command("--from", "derivations"),
@@ -148,7 +148,7 @@ def test_who_is_interrupted_goes_on_where_he_was(many: Popularity, spy: NixSpy) 
         spy.forget()
         outputs[time] = many.run("--from", "derivations", given=environment).stdout
         evaluations[time] = sum("packages.nix" in call or "index.nix" in call for call in spy.calls)
-    # The names of the set, and the two batches that were left; then the names alone.
+    # First the names of the set and the two remaining batches, then the names alone.
     assert evaluations == [3, 1]
     fresh = many.run("--from", "derivations", given={"XDG_CACHE_HOME": str(many.directory / "fresh")})
     assert outputs == [fresh.stdout, fresh.stdout]
@@ -163,7 +163,7 @@ def test_realised_batches_are_not_realised_again(many: Popularity, spy: NixSpy) 
     assert not any("--realise" in call for call in spy.calls)
 
 
-def test_what_cannot_be_evaluated_is_left_out(popularity: Popularity) -> None:
+def test_packages_that_do_not_evaluate_are_left_out(popularity: Popularity) -> None:
     ended = popularity.run(names="left\nnosuch\nbroken\n")
     assert "left out: nosuch (missing" in ended.stderr
     assert "left out: broken (" in ended.stderr
@@ -182,14 +182,16 @@ def test_what_cannot_be_evaluated_is_left_out(popularity: Popularity) -> None:
         (b"hello\ntwo words\n", "line 2 is not a package name: 'two words'"),
     ],
 )
-def test_a_bad_file_is_told_in_a_line(popularity: Popularity, content: bytes | None, reason: str) -> None:
+def test_a_bad_file_is_an_error_of_one_line(
+    popularity: Popularity, content: bytes | None, reason: str
+) -> None:
     if content is not None:
         (popularity.directory / "names").write_bytes(content)
     ended = popularity.run("--packages", "names", status=2)
     assert (ended.stdout, ended.stderr) == ("", f"nixery: cannot read --packages names: {reason}\n")
 
 
-def test_a_bar_on_a_terminal(popularity: Popularity) -> None:
+def test_progress_on_a_terminal_is_a_bar(popularity: Popularity) -> None:
     ours, theirs = pty.openpty()
     try:
         (popularity.directory / "names").write_text("left\nnosuch")
@@ -212,9 +214,7 @@ def test_a_bar_on_a_terminal(popularity: Popularity) -> None:
     assert "1 of 2 packages" not in written
 
 
-def test_the_data_is_of_use_to_a_server(
-    popularity: Popularity, start_server: StartServer, spy: NixSpy
-) -> None:
+def test_a_server_uses_the_output(popularity: Popularity, start_server: StartServer, spy: NixSpy) -> None:
     data = popularity.directory / "popularity.json"
     # The setting may be there before the data.
     data.write_text(popularity.run(names="left\nright", given={"NIX_POPULARITY_URL": str(data)}).stdout)

@@ -1,3 +1,5 @@
+"""The last layer: the image's root with links into the store, and its accounts and certificates."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,7 +8,7 @@ from tests.integration.conftest import Pull
 from tests.support.server import Server
 
 
-def test_directories_and_modes(pull: Pull) -> None:
+def test_standard_directories_have_their_modes(pull: Pull) -> None:
     filesystem = pull("hello").filesystem
     modes = {name: filesystem.members[name].mode for name in ("bin", "etc", "root", "tmp", "var/tmp", "usr")}
     assert modes == {
@@ -31,7 +33,7 @@ def test_programs_are_links_into_the_store(pull: Pull) -> None:
     assert filesystem.find("bin/hello").linkname == f"/{filesystem.store_path('hello-1.0')}/bin/hello"
 
 
-def test_users_groups_and_name_services(pull: Pull) -> None:
+def test_an_image_has_users_groups_and_name_services(pull: Pull) -> None:
     filesystem = pull("hello").filesystem
     users = dict(line.split(":", 1) for line in filesystem.read("etc/passwd").decode().splitlines())
     assert users["root"].startswith("x:0:0:")
@@ -40,7 +42,7 @@ def test_users_groups_and_name_services(pull: Pull) -> None:
     assert b"hosts: files dns" in filesystem.read("etc/nsswitch.conf").replace(b":     ", b": ")
 
 
-def test_package_with_its_own_passwd_wins(pull: Pull) -> None:
+def test_a_passwd_file_of_a_package_replaces_the_default(pull: Pull) -> None:
     filesystem = pull("users").filesystem
     assert filesystem.read("etc/passwd") == b"somebody:x:1:1::/:/bin/sh\n"
     assert b"nobody" in filesystem.read("etc/group")
@@ -55,7 +57,7 @@ def test_certificates_have_both_names(pull: Pull) -> None:
         assert "/nix/store" not in image.env[variable]
 
 
-def test_path(pull: Pull) -> None:
+def test_path_begins_with_bin(pull: Pull) -> None:
     assert pull("hello").env["PATH"].split(":")[0] == "/bin"
 
 
@@ -68,7 +70,7 @@ def test_sh_and_env_are_of_the_images_architecture(pull: Pull, name: str, archit
     assert filesystem.read("usr/bin/env") == b"coreutils for %s\n" % architecture
 
 
-def test_no_sh_and_env_where_there_is_none(pull: Pull) -> None:
+def test_sh_and_env_are_missing_without_a_shell(pull: Pull) -> None:
     assert pull("hello").filesystem.names_in("bin") == ["hello"]
 
 
@@ -83,24 +85,24 @@ def test_no_link_of_the_root_dangles(pull: Pull, name: str) -> None:
         assert link in image.filesystem, link
 
 
-def test_clash_is_decided_by_name(pull: Pull) -> None:
+def test_clashing_files_are_taken_from_the_first_package_by_name(pull: Pull) -> None:
     filesystem = pull("clashb/clasha").filesystem
     assert filesystem.read("bin/clash") == b"a\n"
     assert filesystem.names_in("bin") == ["clash", "only-a", "only-b"]
 
 
-def test_clash_is_told(server: Server, pull: Pull) -> None:
+def test_a_clash_is_logged(server: Server, pull: Pull) -> None:
     pull("clashb/clasha")
     (warning,) = [line for line in server.log.splitlines() if "bin/clash" in line and "only" not in line][:1]
     assert "clasha" in warning
     assert "clashb" in warning
 
 
-def test_clash_is_decided_by_priority_first(pull: Pull) -> None:
+def test_clashing_files_are_taken_by_priority_before_name(pull: Pull) -> None:
     assert pull("clasha/clashb/clashpriority").filesystem.read("bin/clash") == b"priority\n"
 
 
-def test_file_against_directory(pull: Pull) -> None:
+def test_a_file_wins_over_a_directory_by_name(pull: Pull) -> None:
     filesystem = pull("clashfile/emptydirectory").filesystem
     assert filesystem.read("share") == b"file\n"
 
@@ -115,11 +117,11 @@ def test_file_against_directory(pull: Pull) -> None:
         ("emptydirectory", []),
     ],
 )
-def test_cmd(pull: Pull, name: str, cmd: list[str]) -> None:
+def test_cmd_is_the_main_program(pull: Pull, name: str, cmd: list[str]) -> None:
     config = pull(name).config_document["config"]
     assert config.get("Cmd", []) == cmd
     assert "Entrypoint" not in config
 
 
-def test_created_is_no_clock(pull: Pull) -> None:
+def test_the_creation_time_is_constant(pull: Pull) -> None:
     assert pull("hello").config_document["created"] == "1970-01-01T00:00:01Z"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -69,7 +68,7 @@ def test_the_service_has_the_name_that_the_environment_gives(
     assert names["service.name"] == "registry"
 
 
-def test_a_build_that_fails(start_server: StartServer, receiver: TraceReceiver) -> None:
+def test_the_span_of_a_failed_build_has_the_error(start_server: StartServer, receiver: TraceReceiver) -> None:
     server = start_server(**variables(receiver))
     assert server.client.manifest("fails").status == 422
     build = receiver.wait_for("build")
@@ -79,7 +78,7 @@ def test_a_build_that_fails(start_server: StartServer, receiver: TraceReceiver) 
     assert stages == {"evaluate", "realise"}
 
 
-def test_what_is_left_is_sent_at_the_end(start_server: StartServer, receiver: TraceReceiver) -> None:
+def test_pending_spans_are_sent_on_shutdown(start_server: StartServer, receiver: TraceReceiver) -> None:
     server = start_server(**variables(receiver) | {"OTEL_BSP_SCHEDULE_DELAY": "600000"})
     server.client.get("/v2/hello/tags/list")
     assert not receiver.spans
@@ -87,16 +86,17 @@ def test_what_is_left_is_sent_at_the_end(start_server: StartServer, receiver: Tr
     receiver.wait_for("GET tags")
 
 
-def test_a_receiver_that_is_silent_holds_nothing_up(start_server: StartServer) -> None:
+def test_a_silent_receiver_delays_neither_requests_nor_shutdown(start_server: StartServer) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         server = start_server(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_BSP_SCHEDULE_DELAY="10")
         assert server.client.manifest("hello").status == 200
-        time.sleep(0.2)  # the first attempt has begun
-        server.terminate()
-        assert server.wait(10) == 0
+        silent.settimeout(30)
+        attempt, _ = silent.accept()
+        with attempt:
+            assert server.stop() == 0
         assert "Traceback" not in server.log
 
 
@@ -121,14 +121,18 @@ def test_a_receiver_whose_answer_never_ends_fills_no_memory(start_server: StartS
 
 
 @pytest.mark.parametrize("off", [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}])
-def test_off(start_server: StartServer, receiver: TraceReceiver, off: dict[str, str]) -> None:
+def test_tracing_is_off_where_the_environment_says_so(
+    start_server: StartServer, receiver: TraceReceiver, off: dict[str, str]
+) -> None:
     server = start_server(**variables(receiver), **off)
     server.client.get("/v2/")
     assert server.stop() == 0
     assert not receiver.spans
 
 
-def test_without_the_extra(start_server: StartServer, receiver: TraceReceiver, tmp_path: Path) -> None:
+def test_a_missing_extra_is_a_warning(
+    start_server: StartServer, receiver: TraceReceiver, tmp_path: Path
+) -> None:
     hidden = tmp_path / "hidden"
     (hidden / "opentelemetry").mkdir(parents=True)
     (hidden / "opentelemetry" / "__init__.py").write_text("raise ModuleNotFoundError(name='opentelemetry')")

@@ -1,3 +1,5 @@
+"""Packages that cannot be built are named, each with its reason."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -34,7 +36,7 @@ def test_every_missing_package_is_named(client: RegistryClient) -> None:
         ("2password", "1password"),
     ],
 )
-def test_did_you_mean(client: RegistryClient, wanted: str, meant: str) -> None:
+def test_similar_names_are_suggested(client: RegistryClient, wanted: str, meant: str) -> None:
     package = unavailable(client, wanted)[wanted]
     assert package["reason"] == "missing"
     if meant:
@@ -42,7 +44,7 @@ def test_did_you_mean(client: RegistryClient, wanted: str, meant: str) -> None:
         assert f"did you mean {package['did_you_mean'][0]}" in client.manifest(wanted).error["message"]
 
 
-def test_nothing_like_it(client: RegistryClient) -> None:
+def test_nothing_is_suggested_for_a_name_like_no_other(client: RegistryClient) -> None:
     message = client.manifest("qqqqqqqqqqqq").error["message"]
     assert "did you mean" not in message
 
@@ -66,14 +68,14 @@ def test_nothing_like_it(client: RegistryClient) -> None:
         ("haskellpackages", "not a package", "set"),
     ],
 )
-def test_reasons(client: RegistryClient, name: str, reason: str, explanation: str) -> None:
+def test_the_reason_is_given(client: RegistryClient, name: str, reason: str, explanation: str) -> None:
     package = unavailable(client, name)[name]
     assert package["reason"] == reason
     assert explanation in package["explanation"]
     assert str(PACKAGE_SETS) not in package["explanation"]
 
 
-def test_all_reasons_at_once(client: RegistryClient) -> None:
+def test_all_packages_are_reported_at_once(client: RegistryClient) -> None:
     packages = unavailable(client, "broken/unfree/throwing/typeerror/aborting/string/nosuch/hello")
     assert {name: package["reason"] for name, package in packages.items()} == {
         "broken": "broken",
@@ -86,11 +88,11 @@ def test_all_reasons_at_once(client: RegistryClient) -> None:
     }
 
 
-def test_meta_data_that_throws_is_no_obstacle(client: RegistryClient) -> None:
+def test_a_package_whose_meta_data_throws_is_built(client: RegistryClient) -> None:
     assert client.manifest("metathrows").status == 200
 
 
-def test_set_that_does_not_parse(start_server: StartServer) -> None:
+def test_a_syntax_error_in_the_package_set_is_a_server_error(start_server: StartServer) -> None:
     package_set = str(PACKAGE_SETS / "broken")
     client = start_server(NIXERY_PKGS_PATH=package_set).client
     for _ in range(2):
@@ -100,7 +102,7 @@ def test_set_that_does_not_parse(start_server: StartServer) -> None:
         assert package_set not in response.body.decode()
 
 
-def test_empty_set(start_server: StartServer) -> None:
+def test_an_empty_package_set_has_no_package(start_server: StartServer) -> None:
     client = start_server(NIXERY_PKGS_PATH=str(PACKAGE_SETS / "empty")).client
     assert set(unavailable(client, "hello")) == {"hello"}
     assert set(unavailable(client, "shell")) == {"bashInteractive", "coreutils", "moreutils", "nano"}

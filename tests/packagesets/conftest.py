@@ -1,4 +1,4 @@
-"""The package set is no part of the `nixery` package: its generator and builder are imported from their own directory."""
+"""Imports the generator and the builder of the package set from their directory, outside the package `nixery`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A small registry client: what tests ask, and nothing about what the answer should be."""
+"""A small registry client, which leaves judging the responses to the tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 @dataclass(frozen=True)
 class Response:
-    """An answer, read to its end. Header names are in lower case."""
+    """A complete response. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -29,7 +29,7 @@ class Response:
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        """The errors of a registry's error document, whose form is checked on the way."""
+        """The errors of an error document, whose form is checked."""
         assert self.headers["content-type"].partition(";")[0] == "application/json", self.headers
         document = self.json()
         assert set(document) == {"errors"}, document
@@ -49,10 +49,11 @@ class Response:
 
 @dataclass(frozen=True)
 class RegistryClient:
-    """Asks one registry, with a connection for each request.
+    """A client that opens a connection for each request.
 
     Attributes:
-        source: the address that it asks from; all of ``127.0.0.0/8`` are this machine, and different clients to a server.
+        timeout: seconds.
+        source: the address to connect from. To a server, each address of ``127.0.0.0/8`` is another client.
     """
 
     host: str
@@ -89,13 +90,13 @@ class RegistryClient:
         return self.get(f"/v2/{name}/blobs/{quote(digest)}")
 
     def digest(self, name: str, reference: str = "latest") -> str:
-        """The digest of the manifest that a name stands for."""
+        """Return the digest of an image's manifest."""
         response = self.manifest(name, reference)
         assert response.status == 200, response
         return response.headers["docker-content-digest"]
 
     def pull(self, name: str, reference: str = "latest") -> PulledImage:
-        """Pull everything, as docker does; nothing is checked but that it is there."""
+        """Pull the manifest, the config and all layers without verifying them."""
         response = self.manifest(name, reference)
         assert response.status == 200, response
         manifest = response.json()
@@ -118,7 +119,7 @@ class RegistryClient:
 
 @dataclass
 class InBackground:
-    """A request that goes on while the test does something else."""
+    """A GET request in a thread of its own."""
 
     client: RegistryClient
     path: str
@@ -142,12 +143,14 @@ class InBackground:
         return self._thread is not None and self._thread.is_alive()
 
     def result(self, timeout: float = 60) -> Response:
+        """Wait for the response; a failure of the connection is raised."""
         answer = self.outcome(timeout)
         if not isinstance(answer, Response):
             raise answer
         return answer
 
     def outcome(self, timeout: float = 60) -> Response | OSError | http.client.HTTPException:
+        """Wait for the response or the failure of the connection, and return it."""
         assert self._thread is not None
         self._thread.join(timeout)
         assert not self._thread.is_alive(), f"{self.path} was not answered within {timeout} seconds"

@@ -1,4 +1,4 @@
-"""``nixery`` as somebody at a terminal runs it."""
+"""The ``nixery`` command, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from tests.support.server import clean_environment
 
 
 class CommandLine:
-    """``nixery`` with the settings of a test."""
+    """The command with the settings of a test."""
 
     def __init__(self, settings: Mapping[str, str], directory: Path) -> None:
         self.directory = directory
-        # Nothing but the package set has to be set.
         self._environment = clean_environment({**settings, "XDG_CACHE_HOME": str(directory / "cache")})
 
     def __call__(self, *arguments: str, status: int = 0, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +39,7 @@ class CommandLine:
         return completed
 
     def on_terminal(self, *arguments: str, status: int = 0, **settings: str) -> str:
-        """Return all that a terminal is sent."""
+        """Run on a pseudo-terminal; return all output."""
         ours, theirs = pty.openpty()
         terminal = {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
         process = subprocess.Popen(
@@ -55,7 +54,7 @@ class CommandLine:
         os.close(theirs)
         written = bytearray()
         try:
-            # The end of the other side is an error here (pty(7)).
+            # Reading after the other side closed is an error (pty(7)).
             with suppress(OSError):
                 while select.select([ours], [], [], 60)[0] and (part := os.read(ours, 1 << 16)):
                     written += part

@@ -1,4 +1,4 @@
-"""Real clients: skopeo pulls, umoci unpacks, runc runs."""
+"""Containers by real clients: skopeo pulls an image, umoci unpacks it, runc runs it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from typing import TypedDict, Unpack
 from tests.support.pulled_image import PulledImage
 from tests.validator.image_validator import validate
 
-# Seconds; a cold image of the Debian set is downloaded and built first.
+# Seconds; a new image of the Debian set is downloaded and built first.
 _PULL = 300
 _RUN = 60
 
-# runc is in sbin, which is not on everybody's PATH.
+# runc is in sbin, which is not on every user's PATH.
 _ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 
 
 class Options(TypedDict, total=False):
-    """How to run a command, where that differs from what the image says.
+    """How a run differs from the image's config.
 
     Attributes:
-        user: number of the user and of the group.
-        env: further variables.
-        files: places in the container to the files of this machine that are mounted there.
-        network_of_the_host: so that servers of the test can be reached.
+        user: id of the user and of the group.
+        env: additional variables.
+        files: files of this machine to mount, by their paths in the container.
+        network_of_the_host: use it, to reach servers of the test.
     """
 
     user: int
@@ -45,8 +45,8 @@ class Container:
     """An unpacked image.
 
     Attributes:
-        image: as it was pulled; validated.
-        bundle: umoci's bundle: ``umoci.json``, what it made of the config, and ``rootfs``.
+        image: as pulled, validated.
+        bundle: umoci's bundle, with its ``rootfs`` and the config as ``umoci.json``.
     """
 
     image: PulledImage
@@ -57,7 +57,7 @@ class Container:
         return self.bundle / "rootfs"
 
     def find(self, name: str, left: int = 40) -> Path:
-        """What a name in the container leads to, found from without: absolute symlinks are the container's."""
+        """Resolve a path in the container from outside: absolute symlinks start at its root."""
         assert left, f"too many symlinks at {name}"
         path = self.root
         components = Path(name).parts[1:]
@@ -79,9 +79,9 @@ class Container:
 
     @contextmanager
     def started(self, *command: str) -> Iterator[Callable[..., str]]:
-        """Start a command that goes on, and yield what runs others beside it in the same container (`docker exec`)."""
+        """Start a command, and yield a function that runs others in the same container (`docker exec`)."""
         name = self._prepare(command, {})
-        # Not into a pipe: it would have no end before the command has.
+        # Not into a pipe, which would stay open until the command ends.
         with (self.bundle.parent / "started.log").open("wb") as output:
             subprocess.run(
                 [*self._call, "run", "--detach", "--bundle", str(self.bundle), name],
@@ -105,11 +105,11 @@ class Container:
         return [*self._call, "run", "--bundle", str(self.bundle), self._prepare(command, options)]
 
     def _prepare(self, command: Sequence[str], options: Options) -> str:
-        """Write what runc is to do; return a name for the container."""
+        """Write the configuration for runc; return a name for the container."""
         specification = json.loads((self.bundle / "umoci.json").read_text())
         process = specification["process"]
         process |= {"args": list(command), "terminal": False}
-        # A machine without CAP_SYS_RESOURCE must not set what umoci asks for.
+        # A machine without CAP_SYS_RESOURCE cannot set the limits that umoci asks for.
         process.pop("rlimits", None)
         if "user" in options:
             process["user"] = {"uid": options["user"], "gid": options["user"]}
@@ -144,7 +144,7 @@ def pull(port: int, name: str, reference: str, directory: Path) -> Container:
 
 
 def _unpackable(image: PulledImage, layout: Path) -> str:
-    """umoci does not know zstd; skopeo, which does, decompresses for it."""
+    """umoci does not support zstd: skopeo decompresses for it."""
     if not any(layer.is_zstd for layer in image.layers):
         return f"{layout}:image"
     plain = f"dir:{layout.with_name('plain')}"
@@ -154,7 +154,7 @@ def _unpackable(image: PulledImage, layout: Path) -> str:
 
 
 def call(command: Sequence[str], seconds: float) -> str:
-    """Run a program; its output is in the failure, if it fails."""
+    """Run a program that must succeed; return its output."""
     finished = _finish(command, seconds)
     assert finished.returncode == 0, (
         f"{' '.join(command)} failed with {finished.returncode}:\n{finished.stdout}"

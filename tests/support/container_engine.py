@@ -1,15 +1,16 @@
-"""What docker, podman and buildah do with an image, done by skopeo, umoci and runc: no daemon, no network of containers.
+"""The commands of docker, podman and buildah, carried out by skopeo, umoci and runc without a daemon.
 
     python -m tests.support.container_engine docker run --rm 127.0.0.1:8080/hello
 
-Run as a program by the scripts that ``install`` makes. Only what docs/how-to/image-recipes.md uses is there; an option that is not known is an error.
-Unlike an engine, it runs all containers of an image in one root file system, and publishes no ports. Containers of another
-architecture run under QEMU's user mode emulation, each its first process alone.
+The scripts that ``install`` makes run it as a program. It knows only the commands and options that the recipes of the documentation use.
+Unlike an engine, it runs all containers of an image in one root file system and publishes no ports. The first process of a container of
+another architecture runs under QEMU's user mode emulation.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -20,17 +21,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.container_images import Images, build, emulator, load, say
-
 _STATE = "NIXERY_TEST_ENGINE"
 _EMULATOR = "/.emulator"
 
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+_REFERENCE = "org.opencontainers.image.ref.name"
+
 # Seconds.
+_PULL = 300
 _STOP = 10
 
 
 def install(directory: Path) -> dict[str, str]:
-    """Make the programs and a place for what they keep; return the environment in which they are found."""
+    """Write the programs and a directory for their state; return the environment that uses them."""
     programs = directory / "bin"
     programs.mkdir(parents=True)
     for name in ("docker", "podman", "buildah"):
@@ -45,7 +49,7 @@ def install(directory: Path) -> dict[str, str]:
 
 
 def end_all(environment: dict[str, str]) -> None:
-    """End the containers that are left."""
+    """Delete all containers."""
     state = Path(environment[_STATE])
     for container in (state / "containers").glob("*"):
         _runc(state, "delete", "--force", container.name)
@@ -69,7 +73,7 @@ def run(images: Images, state: Path, arguments: argparse.Namespace) -> int:
     process.pop("rlimits", None)
     process |= {"terminal": False, "args": command, "cwd": arguments.workdir or process["cwd"]}
     process["env"] = [*process["env"], *arguments.env]
-    # Umoci mounts memory at every volume. Imagess mount a directory with content and owner of the one in the image.
+    # umoci mounts memory at every volume; engines mount a copy of the image's directory.
     volumes = set(execution.get("Volumes", {}))
     mounts = [mount for mount in specification["mounts"] if mount["destination"] not in volumes]
     for volume in arguments.volume:
@@ -86,7 +90,7 @@ def run(images: Images, state: Path, arguments: argparse.Namespace) -> int:
 
 
 def _program(root: Path, environment: Sequence[str], name: str) -> str:
-    """Look a program up as the kernel would not: an emulator is told the place."""
+    """Find a program on ``PATH``: an emulator needs its full path."""
     if "/" in name:
         return name
     path = next(entry.partition("=")[2] for entry in environment if entry.startswith("PATH="))
@@ -127,11 +131,11 @@ def _start(
 
 
 def end(state: Path, name: str, *, force: bool) -> int:
-    """Stop a container with its signal, or at once."""
+    """Stop a container with its signal, or kill it."""
     directory = state / "containers" / name
     if not force:
         _runc(state, "kill", name, (directory / "signal").read_text())
-        if not _ends(int((directory / "pid").read_text())):
+        if not _wait_for_end(int((directory / "pid").read_text())):
             raise SystemExit(f"{name} does not stop on {(directory / 'signal').read_text()}")
     _runc(state, "delete", "--force", name)
     shutil.rmtree(directory)
@@ -139,7 +143,7 @@ def end(state: Path, name: str, *, force: bool) -> int:
     return 0
 
 
-def _ends(process_id: int) -> bool:
+def _wait_for_end(process_id: int) -> bool:
     limit = time.monotonic() + _STOP
     while time.monotonic() < limit:
         status = Path(f"/proc/{process_id}/stat")
@@ -188,6 +192,121 @@ def _parser() -> argparse.ArgumentParser:
     commits.add_argument("container")
     commits.add_argument("image")
     return parser
+
+
+def emulator(architecture: str) -> Path | None:
+    """Find the static emulator for an architecture; ``None`` for this machine's own."""
+    machine = _MACHINES[architecture]
+    if machine == os.uname().machine:
+        return None
+    found = shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
+    assert found is not None, f"qemu for {machine} is not installed"
+    return Path(found)
+
+
+def say(line: str) -> None:
+    """Print a line of output, which tests read."""
+    sys.stdout.write(f"{line}\n")
+
+
+class Images:
+    """Images in one OCI layout."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._layout = state / "layout"
+        state.mkdir(parents=True, exist_ok=True)
+
+    def image(self, name: str) -> str:
+        """Find an image that was loaded, or pull it; return its tag in the layout."""
+        local = _tag(name if ":" in name else f"{name}:latest")
+        if local in self._digests():
+            return local
+        source = name if name.startswith("oci-archive:") else f"docker://{name}"
+        tag = _tag(source)
+        self.copy(source, tag)
+        return tag
+
+    def copy(self, source: str, tag: str) -> None:
+        """Copy an image into the layout, replacing one with the same tag."""
+        shutil.rmtree(self._state / "bundles" / tag, ignore_errors=True)
+        _call(
+            *("skopeo", "copy", "--quiet", "--src-tls-verify=false", "--override-os=linux"),
+            *(source, f"oci:{self._layout}:{tag}"),
+        )
+
+    def umoci(self, command: str, tag: str, *arguments: str) -> None:
+        """Change an image in the layout."""
+        _call("umoci", command, "--image", f"{self._layout}:{tag}", *arguments)
+
+    def config(self, tag: str) -> dict[str, Any]:
+        """The config of an image."""
+        manifest = json.loads(self._blob(self._digests()[tag]))
+        config: dict[str, Any] = json.loads(self._blob(manifest["config"]["digest"]))
+        return config
+
+    def _digests(self) -> dict[str, str]:
+        index = self._layout / "index.json"
+        entries = json.loads(index.read_text())["manifests"] if index.exists() else []
+        # An image whose tag was given to another one has none.
+        names = ((entry.get("annotations", {}).get(_REFERENCE), entry["digest"]) for entry in entries)
+        return {name: digest for name, digest in names if name}
+
+    def _blob(self, digest: str) -> bytes:
+        return (self._layout / "blobs" / digest.replace(":", "/")).read_bytes()
+
+    def bundle(self, tag: str) -> Path:
+        """Unpack an image, once."""
+        bundle = self._state / "bundles" / tag
+        if not bundle.exists():
+            bundle.parent.mkdir(exist_ok=True)
+            _call("umoci", "unpack", "--image", f"{self._layout}:{tag}", str(bundle))
+            (bundle / "config.json").rename(bundle / "umoci.json")
+        return bundle
+
+
+def load(images: Images, archive: str, *, by_docker: bool) -> int:
+    """Load an archive and print its name. Docker reads only its own format, Podman prefers OCI's."""
+    file = "manifest.json" if by_docker else "index.json"
+    document = json.loads(_call("tar", "-xOf", archive, file))
+    if by_docker:
+        name = document[0]["RepoTags"][0]
+    else:
+        name = document["manifests"][0]["annotations"]["io.containerd.image.name"]
+    images.copy(f"{'docker' if by_docker else 'oci'}-archive:{archive}", _tag(name))
+    say(f"Loaded image: {name}")
+    return 0
+
+
+def build(images: Images, arguments: argparse.Namespace) -> int:
+    """Run one command of buildah."""
+    match arguments.do:
+        case "from":
+            tag = images.image(arguments.image)
+            images.umoci("tag", tag, f"{tag}-working-container")
+            say(f"{tag}-working-container")
+        case "copy":
+            source = Path(arguments.source)
+            source.chmod(int(arguments.chmod, 8))
+            images.umoci("insert", arguments.container, str(source), arguments.destination)
+        case "config":
+            images.umoci("config", arguments.container, "--config.cmd", arguments.cmd)
+        case "commit":
+            images.umoci("tag", arguments.container, _tag(f"{arguments.image}:latest"))
+    return 0
+
+
+def _tag(name: str) -> str:
+    return hashlib.sha256(name.removeprefix("localhost/").encode()).hexdigest()[:16]
+
+
+def _call(*command: str) -> str:
+    finished = subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PULL
+    )
+    if finished.returncode:
+        raise SystemExit(f"{' '.join(command)}: {finished.stderr}{finished.stdout}")
+    return finished.stdout
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""A proxy in front of a bucket that goes wrong every so often, in one of several ways."""
+"""Proxies that fail on purpose: in front of a bucket, or of a registry while a client pulls."""
 
 from __future__ import annotations
 
@@ -9,26 +9,40 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar, Literal
 
 from tests.support.server import HOST
+from tests.support.web_server import serving
 
-_TIMEOUT = 60
-_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade"}
+# Seconds; the registry behind the proxy may be building.
+_TIMEOUT = 300
+
+_CHUNK = 1 << 16
+
+# They concern one connection and are not forwarded (RFC 9110, 7.6.1).
+_HOP_BY_HOP = {
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "proxy-connection",
+}
 
 Fault = Literal["none", "error", "cut"]
 
 
 @dataclass
 class FaultyProxy:
-    """A running proxy.
+    """A proxy that fails with every n-th request.
 
     Attributes:
-        fault: what goes wrong: an answer with 503 before the server is asked, or an answer that ends after half of its body.
-        every: with which request.
-        faults: how often it did.
-        requests: methods and paths that came, in their order.
+        fault: ``error`` answers 503 without asking the server; ``cut`` ends the connection after half of the body.
+        every: n.
+        faults: how often it has failed.
+        requests: methods and paths, in order.
     """
 
     upstream: int
@@ -41,6 +55,7 @@ class FaultyProxy:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next_fault(self, method: str, path: str) -> Fault:
+        """Record a request and choose how to fail it."""
         with self._lock:
             self.requests.append((method, path.partition("?")[0]))
             if self.fault == "none" or next(self._count) % self.every:
@@ -51,27 +66,78 @@ class FaultyProxy:
 
 @contextmanager
 def faulty_proxy(upstream: int, port: int = 0) -> Iterator[FaultyProxy]:
-    """Run a proxy, on a free port unless it is told one, in front of the server on another one."""
+    """Run a proxy in front of the server on a port.
+
+    Args:
+        upstream: port of the server.
+        port: 0 for a free one.
+    """
     proxy = FaultyProxy(upstream)
 
-    class Handler(_Handler):
+    class Handler(_FaultyHandler):
         state = proxy
 
-    server = ThreadingHTTPServer((HOST, port), Handler)
-    server.daemon_threads = True
-    proxy.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler, port) as proxy.port:
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(_TIMEOUT)
+
+
+@dataclass(frozen=True)
+class BlobRequest:
+    """A request for the blob whose first transfer is cut.
+
+    Attributes:
+        range: the request's ``Range``.
+        sent: bytes of the body that were sent.
+    """
+
+    range: str | None
+    status: int
+    sent: int
+
+
+@dataclass
+class CuttingProxy:
+    """A proxy that cuts the first transfer of one blob after half of it.
+
+    Attributes:
+        blob: digest of the blob.
+        asked: the requests for the blob, in order.
+    """
+
+    blob: str
+    upstream: int
+    port: int = 0
+    asked: list[BlobRequest] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _was_cut: bool = False
+
+    def cuts(self, method: str, path: str, status: int) -> bool:
+        """Tell whether to cut a response: the first one with the whole blob."""
+        with self.lock:
+            if self._was_cut or method != "GET" or status != http.HTTPStatus.OK or not self.is_blob(path):
+                return False
+            self._was_cut = True
+            return True
+
+    def is_blob(self, path: str) -> bool:
+        """Tell whether a path is that of the blob."""
+        return path.endswith(f"/blobs/{self.blob}")
+
+
+@contextmanager
+def cutting_proxy(upstream: int, blob: str) -> Iterator[CuttingProxy]:
+    """Run a proxy on a free port in front of the registry on another one."""
+    proxy = CuttingProxy(blob, upstream)
+
+    class Handler(_CuttingHandler):
+        state = proxy
+
+    with serving(Handler) as proxy.port:
+        yield proxy
 
 
 def read_body(handler: BaseHTTPRequestHandler) -> bytes:
-    """Read what came with a request, in one piece or in chunks."""
+    """Read the body of a request, whether it has a length or comes in chunks."""
     if handler.headers.get("transfer-encoding") != "chunked":
         return handler.rfile.read(int(handler.headers.get("content-length", "0")))
     chunks = []
@@ -83,45 +149,92 @@ def read_body(handler: BaseHTTPRequestHandler) -> bytes:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Forwards a request; subclasses send the response."""
+
     protocol_version = "HTTP/1.1"
-    state: ClassVar[FaultyProxy]
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class named it
-        """Say nothing; what matters is remembered."""
+        """Log nothing."""
 
-    def _hand_on(self) -> None:
-        body = read_body(self)
-        fault = self.state.next_fault(self.command, self.path)
-        if fault == "error":
-            self.send_response_only(503)
-            self.send_header("content-length", "0")
-            self.end_headers()
-            return
-        upstream = http.client.HTTPConnection(HOST, self.state.upstream, timeout=_TIMEOUT)
+    def _forward(self, upstream_port: int, body: bytes) -> None:
+        upstream = http.client.HTTPConnection(HOST, upstream_port, timeout=_TIMEOUT)
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            # Header by header: some clients send several lines of Accept.
             for name, value in self.headers.items():
                 if name.lower() not in _HOP_BY_HOP:
                     upstream.putheader(name, value)
             upstream.endheaders(body)
-            self._answer(upstream.getresponse(), cut=fault == "cut")
+            self._respond(upstream.getresponse())
         finally:
             upstream.close()
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _hand_on  # noqa: N815 -- the base class named them
+    def _respond(self, response: http.client.HTTPResponse) -> None:
+        raise NotImplementedError
 
-    def _answer(self, response: http.client.HTTPResponse, *, cut: bool) -> None:
-        content = response.read()
+    def _send_head(self, response: http.client.HTTPResponse, length: int | None = None) -> None:
         self.send_response_only(response.status)
-        names = {name.lower() for name, _ in response.getheaders()}
         for name, value in response.getheaders():
             if name.lower() not in _HOP_BY_HOP:
                 self.send_header(name, value)
-        if "content-length" not in names:
-            self.send_header("content-length", str(len(content)))
+        if length is not None and response.getheader("content-length") is None:
+            self.send_header("content-length", str(length))
         self.end_headers()
+
+    def _cut(self) -> None:
+        # The connection just ends: the other side has to notice by itself that bytes are missing.
+        self.close_connection = True
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+
+class _FaultyHandler(_Handler):
+    state: ClassVar[FaultyProxy]
+    _fault: Fault = "none"
+
+    def _handle(self) -> None:
+        body = read_body(self)
+        self._fault = self.state.next_fault(self.command, self.path)
+        if self._fault == "error":
+            self.send_response_only(503)
+            self.send_header("content-length", "0")
+            self.end_headers()
+        else:
+            self._forward(self.state.upstream, body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 -- the base class named them
+
+    def _respond(self, response: http.client.HTTPResponse) -> None:
+        content = response.read()
+        self._send_head(response, len(content))
+        cut = self._fault == "cut"
         self.wfile.write(content[: len(content) // 2] if cut else content)
         if cut:
-            self.close_connection = True
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self._cut()
+
+
+class _CuttingHandler(_Handler):
+    state: ClassVar[CuttingProxy]
+
+    def _handle(self) -> None:
+        self._forward(self.state.upstream, b"")
+
+    do_GET = do_HEAD = _handle  # noqa: N815 -- the base class named them
+
+    def _respond(self, response: http.client.HTTPResponse) -> None:
+        self._send_head(response)
+        length = int(response.getheader("content-length", "0"))
+        cut = self.state.cuts(self.command, self.path, response.status)
+        sent = self._copy(response, length // 2 if cut else length)
+        if self.state.is_blob(self.path) and self.command == "GET":
+            with self.state.lock:
+                self.state.asked.append(BlobRequest(self.headers.get("range"), response.status, sent))
+        if cut:
+            self._cut()
+
+    def _copy(self, response: http.client.HTTPResponse, length: int) -> int:
+        sent = 0
+        while sent < length and (chunk := response.read(min(_CHUNK, length - sent))):
+            self.wfile.write(chunk)
+            sent += len(chunk)
+        return sent

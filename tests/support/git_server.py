@@ -1,16 +1,18 @@
-"""A web server with git repositories, which asks for a password if it is told to, and looks at who asks."""
+"""A web server of git repositories, with optional password, that records its clients."""
 
 from __future__ import annotations
 
 import base64
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from tests.support.server import HOST
+from tests.support.web_server import serving
 
 _BACKEND = subprocess.run(
     ["git", "--exec-path"], check=True, capture_output=True, text=True, timeout=10
@@ -22,26 +24,31 @@ class GitServer:
 
     Attributes:
         url: of the directory with repositories.
-        requests: methods and paths, in their order.
-        credentials: ``user:password`` that it asks for; ``None`` for none.
-        headers: ``Authorization`` of the requests.
-        seen: command lines of all processes of this machine, as they were during the requests.
+        requests: methods and paths, in order.
+        credentials: the ``user:password`` it requires; ``None`` for none.
+        redirect: the URL that all requests are redirected below.
+        headers: the requests' ``Authorization``.
+        seen: the command lines of all processes of this machine during the requests.
     """
 
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self) -> None:
+        self.port = 0
         self.requests: list[str] = []
         self.credentials: str | None = None
         self.redirect: str | None = None
         self.seen: set[str] = set()
         self.headers: list[str] = []
 
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
     def with_credentials(self, path: str) -> str:
-        return f"http://{self.credentials}@127.0.0.1:{self.port}/{path}"
+        """Return the URL of a repository with the credentials in it."""
+        return f"http://{self.credentials}@{HOST}:{self.port}/{path}"
 
     def look(self) -> None:
-        """Whoever asks waits for the answer, and so is running now."""
+        """Record the command lines of all processes; the client is one of them, since it waits for the response."""
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 self.seen.add(
@@ -50,7 +57,8 @@ class GitServer:
             except OSError:
                 continue
 
-    def is_welcome(self, header: str) -> bool:
+    def is_allowed(self, header: str) -> bool:
+        """Record an ``Authorization`` header and tell whether it has the credentials."""
         self.headers.append(header)
         if self.credentials is None:
             return True
@@ -76,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.served.redirect is not None:
             self._send(302, b"", {"Location": self.served.redirect + self.path})
-        elif not self.served.is_welcome(self.headers.get("Authorization", "")):
+        elif not self.served.is_allowed(self.headers.get("Authorization", "")):
             self._send(401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
         elif (file := self.directory / urlsplit(self.path).path.lstrip("/")).is_file() and ".git" not in str(
             file.relative_to(self.directory)
@@ -131,15 +139,8 @@ def git_server(directory: Path) -> Iterator[GitServer]:
     """Serve the repositories and the files of a directory on a free port of the loopback interface."""
 
     class Handler(_Handler):
-        pass
+        served = GitServer()
 
     Handler.directory = directory
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        served = Handler.served = GitServer(server.server_address[1])
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield served
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as Handler.served.port:
+        yield Handler.served

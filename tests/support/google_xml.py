@@ -1,7 +1,7 @@
-"""Google's XML API, which our client of buckets speaks, in front of fake-gcs-server, which writes, copies and lists by the JSON API.
+"""Google's XML API, which our bucket client uses, in front of fake-gcs-server, which writes, copies and lists by the JSON API.
 
-Of the XML API that server reads objects, with ranges, and deletes them. It refuses uploads (PUT is a 400, ``invalid uploadType``, as
-are copies and uploads in parts), and lists without pages. Parts are kept here until their upload is completed.
+Of the XML API, fake-gcs-server implements reading (with ranges) and deleting. It refuses uploads, copies and multipart uploads
+(400, ``invalid uploadType``), and its lists have no pages. This proxy keeps parts until their upload is completed.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ import http.client
 import itertools
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 from xml.sax.saxutils import escape, unescape
 
 from tests.support.faulty_proxy import read_body
 from tests.support.server import HOST
+from tests.support.web_server import serving
 
 _TIMEOUT = 60
 _BOUNDARY = "nixery-part"
 
-# Objects of one answer to a listing, as Google has it.
+# Objects in a page of a list, as at Google.
 _PAGE = "1000"
 
-# Bytes that each part but the last has to have.
+# The smallest size in bytes of all parts but the last.
 _SMALLEST_PART = 5 * 1024 * 1024
 
 
 @dataclass
 class _Uploads:
-    """Those that are not completed: parts by number, by the upload's id."""
+    """Uploads in progress: parts by number, by upload id."""
 
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -49,16 +49,8 @@ def google_xml_api(upstream: int) -> Iterator[int]:
         upstream_port = upstream
         uploads = _Uploads()
 
-    server = ThreadingHTTPServer((HOST, 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(_TIMEOUT)
+    with serving(Handler) as port:
+        yield port
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -67,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
     uploads: ClassVar[_Uploads]
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class named it
-        """Say nothing."""
+        """Log nothing."""
 
     def _serve(self) -> None:
         url = urlsplit(self.path)

@@ -1,11 +1,12 @@
-"""The Nix that tests run: its configuration, a spy in front of it, and the processes it leaves."""
+"""The Nix that tests run: its configuration, a spy in front of it, and its processes."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,9 @@ _DAEMON_SOCKET = Path("/nix/var/nix/daemon-socket/socket")
 
 
 def nix_environment(directory: Path) -> dict[str, str]:
-    """What Nix needs in its environment on this machine.
+    """Return the environment variables that Nix needs on this machine.
 
-    A machine without any Nix configuration, where we are root, gets one: without build users, a sandbox or
-    substituters.
+    Root on a machine without any Nix configuration gets one: no build users, no sandbox, no substituters.
     """
     if "NIX_CONF_DIR" in os.environ or os.geteuid() != 0 or _DAEMON_SOCKET.exists():
         return {}
@@ -38,10 +38,9 @@ def nix_environment(directory: Path) -> dict[str, str]:
 
 
 def salted_package_set(directory: Path, salt: str) -> Path:
-    """Make a package set like ``tests/packageset`` whose salted packages nobody else has built or is building."""
-    package_set = (
-        directory / "salted-set"
-    )  # without the salt: builders alone shall have it in their environment
+    """Write a package set like ``tests/packageset`` whose salted derivations are unique to this run."""
+    # The salt must not be in the path: only builders shall have it in their environment.
+    package_set = directory / "salted-set"
     package_set.mkdir()
     (package_set / "default.nix").write_text(
         f'arguments: import {PACKAGE_SETS} (arguments // {{ salt = "{salt}"; }})\n'
@@ -50,9 +49,9 @@ def salted_package_set(directory: Path, salt: str) -> Path:
 
 
 def processes_with_environment(*texts: str) -> dict[int, str]:
-    """Command lines of all running processes with all of some texts in their environment, by process id.
+    """Return the command lines, by process id, of processes whose environment holds all the texts.
 
-    Builders have their derivation's attributes there, the salt among them.
+    A builder's environment holds the attributes of its derivation, the salt among them.
     """
     found = {}
     for directory in Path("/proc").iterdir():
@@ -62,18 +61,18 @@ def processes_with_environment(*texts: str) -> dict[int, str]:
             environment = (directory / "environ").read_bytes()
             if all(text.encode() in environment for text in texts):
                 found[int(directory.name)] = _command_line(directory)
-        except OSError:  # it ended, or is somebody else's
+        except OSError:  # it ended, or belongs to another user
             continue
     return found
 
 
 def children_of(process_id: int, *, direct: bool = False) -> dict[int, str]:
-    """Command lines of all descendants of a process, or of those alone that it started itself, by process id."""
+    """Return the command lines of a process's descendants, or of its children alone, by process id."""
     parents = {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
             try:
-                # The name of the program, in parentheses, may hold anything.
+                # The program's name, in parentheses, may contain any character.
                 after_name = (directory / "stat").read_text(errors="replace").rpartition(")")[2].split()
             except OSError:
                 continue
@@ -89,7 +88,7 @@ def children_of(process_id: int, *, direct: bool = False) -> dict[int, str]:
 
 
 def started_by(process_id: int) -> dict[int, str]:
-    """Likewise, without the warden that each server has."""
+    """Return the descendants of a server without its warden."""
     return {
         number: command for number, command in children_of(process_id).items() if "warden.py" not in command
     }
@@ -103,7 +102,7 @@ def _command_line(directory: Path) -> str:
 
 
 def is_running(process_id: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Tell whether a process runs; a zombie does not."""
     try:
         state = (
             (Path("/proc") / str(process_id) / "stat")
@@ -116,20 +115,26 @@ def is_running(process_id: int) -> bool:
     return state != "Z"
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 15, every: float = 0.02) -> None:
-    """Wait for something to become true, and look every so many seconds.
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60, every: float = 0.02) -> None:
+    """Poll a condition until it holds.
+
+    Args:
+        condition: what to wait for.
+        what: names the condition in the failure.
+        seconds: give up after this time. It only bounds a hang; no test measures speed with it.
+        every: seconds between polls.
 
     Raises:
-        AssertionError: it did not in time.
+        AssertionError: the condition did not hold in time.
     """
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds} seconds in vain for: {what}"
+        assert time.monotonic() < end, f"timed out after {seconds} seconds waiting until {what}"
         time.sleep(every)
 
 
 def install_fake_nix(directory: Path, script: str) -> Mapping[str, str]:
-    """Put a shell script in the place of all of Nix's programs; return the environment that has it so."""
+    """Write a shell script under the names of Nix's programs; return the environment that puts it on ``PATH``."""
     directory.mkdir(exist_ok=True)
     for name in _PROGRAMS:
         (directory / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -139,17 +144,20 @@ def install_fake_nix(directory: Path, script: str) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class NixSpy:
-    """Programs of Nix's names, first on a ``PATH``, that write down what they are asked before they hand on."""
+    """Wrappers of Nix's programs, first on ``PATH``, that record each call before they run the program.
+
+    A call can be held (`holding`), so that a test acts while a build is certain to be in progress.
+    """
 
     directory: Path
 
     @classmethod
     def install(cls, directory: Path, watched: Sequence[Path] = ()) -> NixSpy:
-        """Make the programs.
+        """Write the wrappers.
 
         Args:
-            directory: a new one for them.
-            watched: directories whose symlinks are written down with each call, and where they lead.
+            directory: created for the wrappers.
+            watched: directories whose symlinks and their targets are recorded with each call.
         """
         directory.mkdir()
         spy = cls(directory)
@@ -165,7 +173,14 @@ class NixSpy:
                 else ":"
             )
             script.write_text(
-                f'#!/bin/sh\nprintf \'call: %s\\n\' "{name} $*" >> "{spy._log}"\n{look}\nexec {program} "$@"\n'
+                f"""#!/bin/sh
+printf 'call: %s\\n' "{name} $*" >> "{spy._log}"
+{look}
+while held=$(cat "{spy._held}" 2>/dev/null); do
+    case "{name} $*" in $held) sleep 0.02 ;; *) break ;; esac
+done
+exec {program} "$@"
+"""
             )
             script.chmod(0o755)
         return spy
@@ -174,8 +189,22 @@ class NixSpy:
     def _log(self) -> Path:
         return self.directory / "log"
 
+    @property
+    def _held(self) -> Path:
+        return self.directory / "held"
+
     def environment(self) -> Mapping[str, str]:
+        """Return the environment of a server whose calls are recorded."""
         return {"PATH": f"{self.directory}:{os.environ['PATH']}"}
+
+    @contextmanager
+    def holding(self, *words: str) -> Iterator[None]:
+        """Hold each call whose command line contains the words, in their order, until the context ends."""
+        self._held.write_text("*".join(("", *words, "")))
+        try:
+            yield
+        finally:
+            self._held.unlink()
 
     def forget(self) -> None:
         """Forget the calls so far."""
@@ -183,16 +212,16 @@ class NixSpy:
 
     @property
     def calls(self) -> list[str]:
-        """Command lines, in their order."""
+        """Command lines in the order of the calls."""
         lines = self._log.read_text(errors="replace").splitlines()
         return [line.removeprefix("call: ") for line in lines if line.startswith("call: ")]
 
     def calls_of(self, *words: str) -> list[str]:
-        """Command lines with all of some words."""
+        """Return the command lines that contain all the words."""
         return [call for call in self.calls if all(word in call.split() for word in words)]
 
     def seen_at(self, *words: str) -> list[dict[str, str]]:
-        """The watched symlinks at each call with all of some words, by path."""
+        """Return the watched symlinks, by path, at each call that contains all the words."""
         calls: list[tuple[str, dict[str, str]]] = []
         for line in self._log.read_text(errors="replace").splitlines():
             path, _, target = line.partition("\t")

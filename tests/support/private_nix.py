@@ -1,7 +1,7 @@
-"""A Nix store of a test's own, in which garbage may be collected.
+"""A private Nix store, whose garbage a test may collect.
 
-What runs in it has a directory of the test mounted at ``/nix``, and nobody else has: store paths are what they are everywhere, and
-everybody's store is out of reach.
+Its processes have a directory of the test mounted at ``/nix`` in a mount name space of their own: store paths are as usual, and the
+store of the machine is out of reach.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tests.support.nix import CONFIGURATION
 
-_SECONDS = 60
+# Seconds.
+_TIMEOUT = 60
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class PrivateNix:
 
     @classmethod
     def create(cls, directory: Path) -> PrivateNix:
-        """Make the directory."""
+        """Create the directory."""
         (directory / "nix" / "store").mkdir(parents=True)
         (directory / "etc").mkdir()
         (directory / "etc" / "nix.conf").write_text(CONFIGURATION)
@@ -36,7 +37,7 @@ class PrivateNix:
 
     @property
     def launcher(self) -> Sequence[str]:
-        """What becomes a command that has this store; its process id stays the same."""
+        """The prefix of a command that uses this store; it keeps its process id."""
         as_root = () if os.geteuid() == 0 else ("--user", "--map-root-user")
         mount = 'mount --bind "$1" /nix && shift && exec "$@"'
         return ("unshare", *as_root, "--mount", "sh", "-c", mount, "sh", str(self.directory / "nix"))
@@ -50,7 +51,7 @@ class PrivateNix:
             env={**os.environ, **self.environment()},
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
+            timeout=_TIMEOUT,
             check=False,
         )
 
@@ -60,10 +61,10 @@ class PrivateNix:
 
     @contextmanager
     def collecting_all_the_time(self) -> Iterator[list[int]]:
-        """Collect garbage again and again while the context lasts.
+        """Collect garbage repeatedly until the context ends.
 
         Yields:
-            How much was collected each time, in lines that Nix said.
+            The number of deleted store paths of each run.
         """
         collected: list[int] = []
         stop = threading.Event()
@@ -80,9 +81,9 @@ class PrivateNix:
             yield collected
         finally:
             stop.set()
-            thread.join(_SECONDS)
+            thread.join(_TIMEOUT)
 
     def remove(self) -> None:
         """Delete the store, which is read-only."""
-        subprocess.run(["chmod", "-R", "u+w", str(self.directory)], check=False, timeout=_SECONDS)
+        subprocess.run(["chmod", "-R", "u+w", str(self.directory)], check=False, timeout=_TIMEOUT)
         shutil.rmtree(self.directory, ignore_errors=True)

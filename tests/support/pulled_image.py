@@ -1,4 +1,4 @@
-"""An image as a client has it: bytes and what the registry said about them."""
+"""A pulled image: its bytes, and the registry's headers about them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 
 @dataclass(frozen=True)
 class LayerBlob:
-    """A compressed layer. Names in it are text, with surrogates for bytes that are not UTF-8."""
+    """A compressed layer. File names are text, with surrogates for bytes that are not UTF-8."""
 
     blob: bytes
 
@@ -35,12 +35,12 @@ class LayerBlob:
         return self.blob.startswith(ZSTD_MAGIC)
 
     def members(self) -> Iterator[tarfile.TarInfo]:
-        """The entries in their order, as they are written: no name is cleaned up but for a directory's slash."""
+        """Yield the entries in order; names are as written, but for the slash of directories."""
         with self._open() as tar:
             yield from tar
 
     def contents(self) -> dict[str, bytes]:
-        """What is in the regular files, by name."""
+        """Return the contents of regular files by name."""
         contents = {}
         with self._open() as tar:
             for member in tar:
@@ -59,8 +59,8 @@ class PulledImage:
 
     Attributes:
         manifest: exact bytes.
-        media_type: what the registry said the manifest is.
-        digest: what the registry said its digest is.
+        media_type: the registry's for the manifest.
+        digest: the registry's for the manifest.
         config: exact bytes.
         layers: base first.
     """
@@ -73,7 +73,7 @@ class PulledImage:
 
     @classmethod
     def from_oci_layout(cls, directory: Path) -> PulledImage:
-        """Read the only image of an OCI image layout, as skopeo and umoci have them on disk."""
+        """Read the only image of an OCI image layout, as skopeo and umoci write it."""
         index = json.loads((directory / "index.json").read_bytes())
         (descriptor,) = index["manifests"]
         manifest = _layout_blob(directory, descriptor["digest"])
@@ -129,7 +129,7 @@ def _layout_blob(directory: Path, digest: str) -> bytes:
 
 
 class ImageFilesystem:
-    """What a container of the image would see, read from its layers; names without a leading slash."""
+    """The file system that a container sees, read from the layers; names have no leading slash."""
 
     def __init__(self, layers: tuple[LayerBlob, ...]) -> None:
         self.members: dict[str, tarfile.TarInfo] = {}
@@ -142,23 +142,23 @@ class ImageFilesystem:
         return self._resolve(name) in self.members
 
     def find(self, name: str) -> tarfile.TarInfo:
-        """The entry at a path. Symlinks on the way there are followed, one at the end is not."""
+        """Return the entry at a path. Symlinks are followed in its directories, but not at its end."""
         above, _, last = name.rpartition("/")
         directory = self._resolve(above) if above else ""
         return self.members[f"{directory}/{last}" if directory else last]
 
     def read(self, name: str) -> bytes:
-        """The content of a file, symlinks followed; hard links are not needed by any image of ours."""
+        """Return the content of a file, following symlinks; our images have no hard links."""
         return self._contents[self._resolve(name)]
 
     def names_in(self, name: str) -> list[str]:
-        """The names in a directory, symlinks followed; the empty name is the root."""
+        """Return the names in a directory, following symlinks; the empty name is the root."""
         above = f"{self._resolve(name)}/" if name else ""
         below = {member.removeprefix(above) for member in self.members if member.startswith(above)}
         return sorted({member.partition("/")[0] for member in below})
 
     def store_path(self, package: str) -> str:
-        """The only store path of a name: ``hello-1.0`` -> ``nix/store/...-hello-1.0``."""
+        """Return the only store path with a name: ``hello-1.0`` -> ``nix/store/...-hello-1.0``."""
         (path,) = [name for name in self.store_paths if name.split("-", 1)[1] == package]
         return path
 

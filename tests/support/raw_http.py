@@ -1,4 +1,4 @@
-"""HTTP as bytes on a socket, for what no client library would send."""
+"""HTTP as bytes on a socket, for requests that no client library sends."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 from tests.support.client import Response
 
-# Seconds. Nothing here waits for Nix for longer than a moment.
-_PATIENCE = 20
+# Seconds.
+_TIMEOUT = 20
 
 
-def exchange(address: tuple[str, int], sent: bytes, patience: float = _PATIENCE) -> bytes:
-    """Send bytes, return all that comes back until the server closes the connection.
+def exchange(address: tuple[str, int], sent: bytes, timeout: float = _TIMEOUT) -> bytes:
+    """Send bytes and return all bytes received until the server closes the connection.
 
-    A server may close while it is still being sent to; what it said before counts.
+    The server may close it before all bytes are sent.
 
     Raises:
-        TimeoutError: it does not close in time.
+        TimeoutError: the server does not close it in time.
     """
     received = b""
-    with socket.create_connection(address, timeout=patience) as connection:
+    with socket.create_connection(address, timeout=timeout) as connection:
         try:
             connection.sendall(sent)
             while chunk := connection.recv(1 << 16):
@@ -31,9 +31,9 @@ def exchange(address: tuple[str, int], sent: bytes, patience: float = _PATIENCE)
 
 
 def parse_responses(received: bytes, methods: Sequence[str]) -> list[Response]:
-    """Take apart what a server sent, one response for each method at most.
+    """Split received bytes into responses, at most one for each method.
 
-    Stricter than a client: anything in it that is no part of a response with a length is an error.
+    Stricter than clients: bytes beyond the responses, repeated headers and transfer encodings are errors.
     """
     responses = []
     for method in methods:
@@ -41,7 +41,7 @@ def parse_responses(received: bytes, methods: Sequence[str]) -> list[Response]:
             break
         response, received = _first_response(received, method)
         responses.append(response)
-    assert not received, f"{received[:200]!r} belongs to no response"
+    assert not received, f"{received[:200]!r} is not part of a response"
     return responses
 
 
@@ -55,7 +55,7 @@ def _first_response(received: bytes, method: str) -> tuple[Response, bytes]:
     for line in lines:
         name, colon, value = line.decode("latin-1").partition(":")
         assert colon, line
-        assert name.lower() not in headers, f"{name} comes twice"
+        assert name.lower() not in headers, f"{name} is repeated"
         headers[name.lower()] = value.strip()
     assert "transfer-encoding" not in headers, headers
     if int(status) == 304 or method == "HEAD":

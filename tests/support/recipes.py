@@ -1,11 +1,11 @@
 """Reads docs/how-to/image-recipes.md: the files and commands that it shows, recipe by recipe.
 
-The page's form, which a reader of Markdown sees as nothing special:
+The form of the page:
 
 - a recipe is a section of the third level below ``## Recipes``;
 - a file is a fenced block below a line with nothing but the file's name, as code, and a colon;
-- commands are in fenced blocks of the language ``console``: behind ``$``, over as many lines as bash takes to find their end. Lines below are
-  what the command prints; ``...`` stands for anything. Without such lines, what it prints is of no account.
+- commands are in fenced blocks of the language ``console``, after ``$``, with as many lines as bash needs to complete them. The lines below
+  are the output, in which ``...`` stands for anything. Without such lines, any output is accepted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEADING = re.compile(r"^(#{2,3}) (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and what it prints; empty if the page does not say."""
+    """A command and its output on the page, which may be empty."""
 
     command: str
     output: str
@@ -39,7 +39,7 @@ class Section:
     Attributes:
         files: contents by name.
         steps: in order.
-        other: languages of the blocks that are neither.
+        other: languages of all other blocks.
     """
 
     title: str

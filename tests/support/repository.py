@@ -1,4 +1,4 @@
-"""Git repositories with package sets, made for a test."""
+"""A git repository with a package set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-# What an image with this version holds is one file with the version in it.
+# The only file of an image has the version in it.
 _PACKAGE_SET = """\
 {{ system }}:
 let
@@ -23,7 +23,7 @@ in
   other = package "other-{version}";
   environment = package "environment-${{builtins.getEnv "SECRET"}}x";
   outside = import {outside};
-  # Known only after something was built.
+  # Import from derivation: known only after a build.
   built = package (import (derivation {{
     name = "name-{version}";
     system = builtins.currentSystem;
@@ -33,12 +33,12 @@ in
 }}
 """
 
-# A date, so that commits are the same in each run.
+# A fixed date gives the same commits in each run.
 _DATE = 1_700_000_000
 
 
 class Repository:
-    """A repository whose commits are versions of a package set."""
+    """A repository, each of whose commits is a version of the package set."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -77,7 +77,7 @@ class Repository:
         (self.directory / "default.nix").write_text(text)
 
     def commit(self, version: str) -> str:
-        """Commit a version; return the commit."""
+        """Commit a version; return the id of the commit."""
         self.write(version)
         self.git("add", "--all")
         self.git("commit", "--quiet", "--allow-empty", "--message", f"version {version}")

@@ -1,4 +1,4 @@
-"""The server under test: a process of its own on a free port, ended by its process id."""
+"""The server under test: a process on a free port, ended by its process id."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from tests.support.client import RegistryClient
 
 HOST = "127.0.0.1"
 
-# Seconds. Starting is mostly importing; stopping has 10 by contract.
-_START = 30
+# Seconds. The first only bounds a hang; a server promises to stop within 10.
+_START = 120
 _STOP = 15
 
-# Nothing of the developer's own settings reaches a server under test. The last one would have every server compile
-# all that it imports anew.
+# Settings of the developer that must not reach a server under test; the last one only slows down its imports.
 _SETTINGS = (
     "NIXERY_",
     "NIX_TIMEOUT",
@@ -40,12 +39,13 @@ _SETTINGS = (
 
 
 def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the tests without any setting of a server, and with those given."""
+    """Return the environment of the tests with only the given settings of a server."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
     return inherited | dict(settings)
 
 
 def free_port() -> int:
+    """Return a port that is free now."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         port: int = listener.getsockname()[1]
@@ -58,7 +58,7 @@ class Server:
 
     Attributes:
         storage: its ``STORAGE_PATH``.
-        output: the file with everything it wrote.
+        output: file with its standard output and error.
     """
 
     process: subprocess.Popen[bytes]
@@ -78,13 +78,18 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float = _STOP) -> int:
-        """Wait for its end; return the exit code."""
+        """Wait until it ends; return the exit code."""
         return self.process.wait(seconds)
 
     def stop(self) -> int:
         """Stop it as a service manager would; return the exit code."""
         self.terminate()
         return self.wait()
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL and wait until it has ended."""
+        self.process.kill()
+        self.process.wait(_STOP)
 
     def blob_path(self, digest: str) -> Path:
         encoded = digest.removeprefix("sha256:")
@@ -98,13 +103,13 @@ def running_server(
     arguments: Sequence[str] = ("-m", "nixery", "serve"),
     launcher: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """Run a server with its storage (unless ``STORAGE_PATH`` is given) and its output in a directory.
+    """Run a server until the context ends, with its output and (unless ``STORAGE_PATH`` is given) its storage in a directory.
 
     Args:
-        directory: made if it does not exist.
-        settings: besides those that every server needs.
+        directory: created if it does not exist.
+        settings: in addition to those that every server needs.
         arguments: of Python.
-        launcher: becomes Python; see ``PrivateNix``.
+        launcher: a command that executes Python; see ``PrivateNix``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = int(settings.get("PORT", free_port()))
@@ -140,7 +145,7 @@ def running_server(
 def run_server(
     settings: Mapping[str, str], directory: Path, seconds: float = 30
 ) -> subprocess.CompletedProcess[str]:
-    """Run a server that is expected to end by itself."""
+    """Run a server that should end by itself, such as one with wrong settings."""
     return subprocess.run(
         [sys.executable, "-m", "nixery", "serve"],
         env=clean_environment(settings),
@@ -169,7 +174,7 @@ def _wait_until_ready(server: Server) -> None:
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:
-    """End a process, whether or not it wants to."""
+    """End a process with SIGTERM, or with SIGKILL if that has no effect."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:

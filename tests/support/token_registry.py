@@ -1,4 +1,4 @@
-"""A registry in memory that wants tokens from a token server, forgets them, and fails now and then. Real HTTP."""
+"""A registry in memory that requires expiring tokens from its token server, and fails on demand."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 from nixery.oci.digest import Digest
+from tests.support.server import HOST
+from tests.support.web_server import serving
 
 
 @dataclass
 class TokenRegistry:
-    """What it holds, and how it behaves.
+    """The contents and the behaviour of the registry.
 
     Attributes:
-        uses: how many requests a token is good for.
-        failures: how many uploads are answered with 503 before one is taken.
-        refused: status of all uploads, if they are refused.
+        uses: how many requests a token is valid for.
+        failures: how many uploads get a 503 before one is accepted.
+        refused: the status of all uploads; 0 to accept them.
         log: method and path of every request, in order.
     """
 
@@ -42,7 +44,7 @@ class TokenRegistry:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{HOST}:{self.port}"
 
     def token(self, scope: str) -> str:
         with self.lock:
@@ -60,24 +62,18 @@ class TokenRegistry:
 
 @contextmanager
 def token_registry(tls: ssl.SSLContext | None = None) -> Iterator[TokenRegistry]:
-    """Serve while the context lasts."""
+    """Serve on a free port of the loopback interface.
+
+    Args:
+        tls: serve HTTPS.
+    """
     registry = TokenRegistry()
 
     class Handler(_Handler):
         state = registry
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    registry.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with serving(Handler, tls=tls) as registry.port:
         yield registry
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -139,4 +135,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- http.server's name
-        """Say nothing: what was asked is in ``log``."""
+        """Log nothing: requests are in ``log``."""

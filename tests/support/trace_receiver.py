@@ -1,22 +1,24 @@
-"""Takes traces as a collector does: OTLP over HTTP, decoded."""
+"""A collector of traces: OTLP over HTTP."""
 
 from __future__ import annotations
 
 import gzip
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
+from tests.support.nix import wait_until
+from tests.support.server import HOST
+from tests.support.web_server import serving
+
 
 @dataclass
 class TraceReceiver:
-    """What has been received."""
+    """The traces received so far."""
 
     endpoint: str = ""
     received: list[ResourceSpans] = field(default_factory=list)
@@ -25,18 +27,14 @@ class TraceReceiver:
     def spans(self) -> list[Span]:
         return [span for resource in self.received for scope in resource.scope_spans for span in scope.spans]
 
-    def wait_for(self, name: str, seconds: float = 30) -> Span:
-        """Wait for a span, which children have been sent before."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for span in self.spans:
-                if span.name == name:
-                    return span
-            time.sleep(0.05)
-        raise AssertionError(f"no {name} within {seconds} seconds among {[span.name for span in self.spans]}")
+    def wait_for(self, name: str) -> Span:
+        """Wait for a span and return it; its children have been sent before it."""
+        wait_until(lambda: any(span.name == name for span in self.spans), f"the span {name!r} is received")
+        return next(span for span in self.spans if span.name == name)
 
 
 def attributes(span: Span) -> dict[str, str | int]:
+    """Return the attributes of a span by name."""
     return {
         item.key: item.value.int_value if item.value.HasField("int_value") else item.value.string_value
         for item in span.attributes
@@ -45,7 +43,7 @@ def attributes(span: Span) -> dict[str, str | int]:
 
 @contextmanager
 def trace_receiver() -> Iterator[TraceReceiver]:
-    """Receive on a free port of loopback."""
+    """Receive traces on a free port of the loopback interface."""
     receiver = TraceReceiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,12 +61,6 @@ def trace_receiver() -> Iterator[TraceReceiver]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield receiver
-        finally:
-            server.shutdown()
-            thread.join(10)
+    with serving(Handler) as port:
+        receiver.endpoint = f"http://{HOST}:{port}"
+        yield receiver

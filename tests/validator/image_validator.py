@@ -1,4 +1,4 @@
-"""Recomputes everything about an image that can be recomputed.
+"""Checks an image by recomputing everything about it that can be recomputed.
 
 Sources: the OCI image specification 1.1 (descriptor.md, manifest.md, config.md, layer.md) and what this project
 promises on top of it: canonical bytes, owner 0:0, one fixed time, no host's names.
@@ -23,10 +23,10 @@ from tests.support.pulled_image import LayerBlob, PulledImage
 
 _SCHEMAS = Path(__file__).parent.parent / "schemas"
 
-# Layers of an image, that of the root file system included.
+# The maximum number of layers, including that of the root file system.
 _BUDGET = 94
 
-# Every path in a Nix store has this time.
+# The time of every path in a Nix store.
 _MTIME = 1
 
 _OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -47,7 +47,7 @@ _ALLOWED_TYPES = {
 
 
 def validate(image: PulledImage) -> PulledImage:
-    """Return the image if there is nothing wrong with it.
+    """Return an image without flaws.
 
     Raises:
         AssertionError: with everything that is.
@@ -58,7 +58,7 @@ def validate(image: PulledImage) -> PulledImage:
 
 
 def problems(image: PulledImage) -> list[str]:
-    """Return everything that is wrong with an image, in sentences."""
+    """Return descriptions of all flaws of an image."""
     return list(_problems(image))
 
 
@@ -71,7 +71,7 @@ def _problems(image: PulledImage) -> Iterator[str]:
     malformed = [*_against_schema("manifest", manifest), *_against_schema("config", config)]
     yield from malformed
     if malformed:
-        return  # what follows takes the form for granted
+        return  # later checks rely on the form
     yield from _bytes(image, manifest, config)
     yield from _media_types(image, manifest)
     yield from _descriptor("config", manifest["config"], image.config)
@@ -86,7 +86,7 @@ def _problems(image: PulledImage) -> Iterator[str]:
 
 
 def _writable(execution: dict[str, Any]) -> frozenset[str]:
-    """The directories that may belong to the image's user."""
+    """Return the directories that may belong to the image's user."""
     places = [*execution.get("Volumes", {}), execution.get("WorkingDir", "")]
     return frozenset(map(_normal, places)) if "User" in execution else frozenset()
 
@@ -206,7 +206,7 @@ def _members(members: list[tarfile.TarInfo], writable: frozenset[str]) -> Iterat
 
 
 def _normal(name: str) -> str:
-    """``./a``, ``a/`` and ``a`` are one path."""
+    """Normalise a path: ``./a``, ``a/`` and ``a`` are the same."""
     return "/".join(component for component in name.split("/") if component not in ("", "."))
 
 
@@ -241,7 +241,7 @@ def _roles(image: PulledImage) -> Iterator[str]:
         try:
             members = list(layer.members())
         except _NO_TAR:
-            continue  # said already
+            continue  # reported already
         is_root = number == len(image.layers) - 1
         for member in members:
             below_store = member.name.startswith("nix/store/")

@@ -1,4 +1,4 @@
-"""Each check of the validator can fail: a valid image, spoilt in one way at a time."""
+"""Each check of the validator can fail: a valid image with one flaw at a time."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def root_members() -> list[tarfile.TarInfo]:
 
 @dataclass
 class Recipe:
-    """What an image is made of; consistent in itself unless something is replaced afterwards."""
+    """The parts of an image, which are consistent unless a test replaces one."""
 
     layers: list[list[tarfile.TarInfo]] = field(default_factory=lambda: [store_members(), root_members()])
     compress: Callable[[bytes], bytes] = lambda data: gzip.compress(data, mtime=0)
@@ -128,7 +128,7 @@ class Recipe:
         )
 
 
-def test_valid_image_has_no_problems() -> None:
+def test_a_valid_image_has_no_flaws() -> None:
     validate(Recipe().image())
 
 
@@ -459,7 +459,7 @@ def test_each_flaw_is_found(make: Callable[[], PulledImage], expected: str) -> N
     assert any(expected in problem for problem in found), found
 
 
-def test_validate_tells_every_problem() -> None:
+def test_every_flaw_is_reported() -> None:
     image = with_last_member(uid=1000, mtime=5)
     with pytest.raises(AssertionError, match=r"(?s)belongs to 1000:0.*has time 5"):
         validate(image)

@@ -1,4 +1,4 @@
-"""buildah."""
+"""buildah as a client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.acceptance.clients.registries import MIRRORED, plain_http, write_regi
 
 @dataclass(frozen=True)
 class Buildah:
-    """Somebody who builds on top of our images."""
+    """buildah, which builds on top of our images."""
 
     shell: Shell
     buildah: tuple[str, ...]
@@ -58,7 +58,7 @@ class Buildah:
 
 @contextmanager
 def running_buildah(directory: Path, mirror: int) -> Iterator[Buildah]:
-    """There is no daemon to run; its storage is below a directory."""
+    """Use a storage below a directory; there is no daemon."""
     registries = write_registries(directory, mirror)
     buildah = (
         *("env", f"CONTAINERS_REGISTRIES_CONF={registries}", "buildah"),

@@ -1,4 +1,4 @@
-"""What the tests ask of every client of a registry."""
+"""The interface of all clients, and a runner for their programs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import ClassVar, Protocol
 from tests.support.nix import wait_until
 from tests.support.server import end_process
 
-# Seconds. A pull may have to wait for packages to be fetched.
+# Seconds. A pull may wait for packages to be fetched.
 PULL = 300
 COMMAND = 90
 _START = 60
 
-# Debian's programs, which fit each other, whatever else there is in /usr/local.
+# Debian's programs, whose versions fit each other, rather than those in /usr/local.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A command that ended, and what the person at the terminal read: both streams, in their order."""
+    """A finished command, with both output streams in their order."""
 
     status: int
     output: str
@@ -61,26 +61,26 @@ class Client(Protocol):
     def pull(self, reference: str) -> Outcome: ...
 
     def digest(self, reference: str) -> str:
-        """The digest of the manifest, as the client has noted it."""
+        """The digest of the manifest that the client recorded."""
 
     def layers(self, reference: str) -> int:
-        """The number of layers of the image, as the client has it."""
+        """The number of the image's layers at the client."""
 
     def run(self, reference: str, *command: str) -> str:
-        """What a command prints that is run in the image."""
+        """Run a command in the image; return its output."""
 
 
-# podman and buildah set higher limits by themselves, which a machine without CAP_SYS_RESOURCE must not do.
+# podman and buildah raise limits by default, which a machine without CAP_SYS_RESOURCE does not allow.
 MODEST_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
 
-# What clients that show the errors of a registry have to show.
+# The part of an error that clients must show if they show errors at all.
 MISSING = "packages not available: htpo (missing; did you mean"
 FAILURE = "configure: error: the philosopher's stone is needed to build failing"
 
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs programs with an environment that has nothing of the user's: no configuration, no credentials, no proxy."""
+    """Runs programs in an environment without the user's configuration, credentials and proxies."""
 
     directory: Path
 
@@ -116,7 +116,7 @@ class Shell:
         return Outcome(done.returncode, done.stdout)
 
     def ask(self, *command: str) -> str:
-        """Run a program that has to succeed; return what it wrote to standard output."""
+        """Run a program that must succeed; return its standard output."""
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -133,7 +133,7 @@ class Shell:
 
     @contextmanager
     def daemon(self, command: Sequence[str], answers: Sequence[str]) -> Iterator[None]:
-        """Run a daemon until the context ends; the command ``answers`` succeeds as soon as it is there."""
+        """Run a daemon until the context ends; the command ``answers`` succeeds once it is ready."""
         log = self.directory / "daemon.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
@@ -143,7 +143,7 @@ class Shell:
                 stderr=subprocess.STDOUT,
                 env=self.environment,
                 cwd=self.directory,
-                # Ctrl-C is for the tests, which then end the daemon in order.
+                # Ctrl-C goes to the tests alone, which then end the daemon in order.
                 start_new_session=True,
             )
         try:
@@ -163,7 +163,7 @@ def host_of(reference: str) -> str:
 
 
 def installed_version(package: str) -> str:
-    """The version of a Debian package, as one would ask for it."""
+    """Return the version of a Debian package."""
     command = ["dpkg-query", "--show", "--showformat=${Version}", package]
     return subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=COMMAND, env={**os.environ, "PATH": PATH}

@@ -1,4 +1,4 @@
-"""containerd and ctr."""
+"""ctr with containerd as a client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONFIGURATION = """\
 version = 2
 root = "{directory}/root"
 state = "{directory}/state"
-# For Kubernetes, which is not here; since version 2 it is three plugins.
+# The plugins for Kubernetes, which are not needed; there are three since version 2.
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
 [grpc]
 address = "{directory}/containerd.sock"
@@ -34,11 +34,11 @@ capabilities = ["pull", "resolve"]
 
 
 class Containerd:
-    """ctr, speaking to a containerd of our own."""
+    """ctr with a containerd of the tests."""
 
     name: ClassVar[str] = "ctr"
     mirrored: ClassVar[str | None] = "registry.invalid"
-    # It asks with HEAD, whose answers have no body, and gives up at an error: a status is all that it has to show.
+    # It sends HEAD, whose responses have no body, and stops at an error: it can show only the status.
     missing: ClassVar[str] = "not found"
     failure: ClassVar[str] = "422 Unprocessable"
     knows_zstd: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""crane, of go-containerregistry: the library in ko, kaniko and many more."""
+"""crane as a client, of go-containerregistry, the library in ko, kaniko and many others."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import ClassVar
 from tests.acceptance.clients.client import FAILURE, MISSING, PULL, Outcome, Shell
 from tests.support.pulled_image import PulledImage
 
-# Where scripts/acceptance/install_clients.sh puts it.
+# Installed by scripts/acceptance/install_clients.sh.
 PROGRAM = Path(__file__).parents[3] / "var" / "acceptance" / "bin" / "crane"
 
 
 @dataclass(frozen=True)
 class Crane:
-    """Pulls into OCI layouts; takes plain HTTP from loopback addresses by itself."""
+    """Pulls into OCI layouts; accepts plain HTTP from loopback addresses by default."""
 
     shell: Shell
     name: ClassVar[str] = "crane"
-    # It knows no mirrors.
+    # It has no mirrors.
     mirrored: ClassVar[str | None] = None
     missing: ClassVar[str] = MISSING
     failure: ClassVar[str] = FAILURE
@@ -43,16 +43,16 @@ class Crane:
         return len(PulledImage.from_oci_layout(self._layout(reference)).layers)
 
     def run(self, reference: str, *command: str) -> str:
-        """Export the file system, which is what crane can do, and run the command in a chroot."""
+        """Export the file system and run the command in a chroot: crane runs nothing itself."""
         archive = self._layout(reference).with_suffix(".tar")
         root = archive.with_suffix(".root")
-        # It takes every layer for gzip when it validates, though not when it exports.
+        # Validation assumes gzip for every layer, export does not.
         zstd = "tar+zstd" in self.shell.ask(str(PROGRAM), "manifest", reference)
         self.shell.ask(str(PROGRAM), "validate", *(("--fast",) if zstd else ()), "--remote", reference)
         self.shell.ask(str(PROGRAM), "export", reference, str(archive))
         root.mkdir()
         self.shell.ask("tar", "--extract", "--file", str(archive), "--directory", str(root))
-        # The image's config sets PATH; crane leaves that to whoever runs it.
+        # crane does not set the PATH of the image's config.
         return self.shell.ask("chroot", str(root), f"/bin/{command[0]}", *command[1:])
 
     def _layout(self, reference: str) -> Path:
@@ -61,5 +61,5 @@ class Crane:
 
 @contextmanager
 def running_crane(directory: Path, mirror: int) -> Iterator[Crane]:  # noqa: ARG001 -- it has none
-    """There is nothing to run; what it pulls is below a directory."""
+    """Pull into a directory; there is no daemon."""
     yield Crane(Shell(directory))

@@ -1,4 +1,4 @@
-"""dockerd and docker."""
+"""docker with dockerd as a client."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FIRST_WITH_ZSTD = 23
 
 
 class Docker:
-    """The command line, speaking to a daemon of our own."""
+    """The command line with a daemon of the tests."""
 
     name: ClassVar[str] = "docker"
-    # The only registry that dockerd has mirrors for.
+    # dockerd supports mirrors of this registry alone.
     mirrored: ClassVar[str | None] = "docker.io"
     missing: ClassVar[str] = MISSING
     failure: ClassVar[str] = FAILURE
@@ -40,7 +40,7 @@ class Docker:
         return self._shell.call((*self._docker, "pull", reference), PULL)
 
     def digest(self, reference: str) -> str:
-        # Docker notes it by repository, and leaves out its own registry's name.
+        # Docker records it by repository, without the name of its own registry.
         repository = reference.partition("@")[0].removeprefix("docker.io/").removesuffix(":latest")
         noted: list[str] = self._inspect(reference)["RepoDigests"]
         (digest,) = {name.partition("@")[2] for name in noted if name.startswith(f"{repository}@")}
@@ -76,7 +76,7 @@ def running_docker(directory: Path, mirror: int) -> Iterator[Docker]:
         *("--pidfile", str(directory / "docker.pid")),
         *("--host", f"unix://{socket}"),
         "--storage-driver=overlay2",
-        # The machine's network is none of our business.
+        # Leave the machine's network alone.
         *("--iptables=false", "--ip6tables=false", "--bridge=none"),
         f"--registry-mirror=http://{HOST}:{mirror}",
     )

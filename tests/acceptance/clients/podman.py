@@ -1,4 +1,4 @@
-"""podman with runc."""
+"""podman with runc as a client."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Podman:
 
 @contextmanager
 def running_podman(directory: Path, mirror: int) -> Iterator[Podman]:
-    """There is no daemon to run; its storage is below a directory."""
+    """Use a storage below a directory; there is no daemon."""
     registries = write_registries(directory, mirror)
     podman = (
         *("env", f"CONTAINERS_REGISTRIES_CONF={registries}", "PODMAN_IGNORE_CGROUPSV1_WARNING=1", "podman"),

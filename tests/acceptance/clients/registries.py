@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.acceptance.clients.client import host_of
 from tests.support.server import HOST
 
-# A name that nobody can have (RFC 2606): what is pulled from it has come from the mirror.
+# A reserved name (RFC 2606): an image pulled from it came from the mirror.
 MIRRORED = "registry.invalid"
 
 _REGISTRIES = """\
@@ -27,5 +27,5 @@ def write_registries(directory: Path, mirror: int) -> Path:
 
 
 def plain_http(reference: str, flag: str) -> tuple[str, ...]:
-    """Say that a registry takes plain HTTP, unless the file does; the flag would be in the way of what stands there."""
+    """Return the flag for plain HTTP, unless the file allows it: the flag would override the file."""
     return () if host_of(reference) == MIRRORED else (f"{flag}=false",)

@@ -1,4 +1,4 @@
-"""skopeo, with umoci to unpack and runc to run what it has pulled."""
+"""skopeo as a client, with umoci to unpack images and runc to run them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Skopeo:
             self.shell.ask("umoci", "unpack", "--image", self._unpackable(layout), str(bundle))
         specification: dict[str, Any] = json.loads((bundle / "config.json").read_text())
         specification["process"] |= {"args": list(command), "terminal": False}
-        # A machine without CAP_SYS_RESOURCE must not set what umoci asks for.
+        # A machine without CAP_SYS_RESOURCE cannot set the limits that umoci asks for.
         specification["process"].pop("rlimits", None)
         (bundle / "config.json").write_text(json.dumps(specification))
         state = self.shell.directory / "runc"
@@ -76,5 +76,5 @@ class Skopeo:
 
 @contextmanager
 def running_skopeo(directory: Path, mirror: int) -> Iterator[Skopeo]:
-    """There is nothing to run; what it copies is below a directory."""
+    """Copy into a directory; there is no daemon."""
     yield Skopeo(Shell(directory), write_registries(directory, mirror))

@@ -3,7 +3,14 @@ from hypothesis import strategies as st
 
 from nixery.closure import Closure, StorePath
 from nixery.layering.popularity import Popularity
-from scripts.bench_layers.rivals import docker_tools, dominator_tree, nixery, one_path_each, single_layer
+from scripts.bench_layers.rivals import (
+    docker_tools,
+    dominated_groups,
+    dominator_tree,
+    nixery,
+    one_path_each,
+    single_layer,
+)
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 
 
@@ -38,3 +45,48 @@ def test_all_keep_the_budget_and_every_path(drawn: tuple[list[StorePath], Closur
         groups = rule(closed, requested)(budget)
         assert sorted(p for group in groups for p in group) == [info.path for info in closed]
         assert len(groups) <= budget
+
+
+def grouped_paths(found: dict[StorePath, list[StorePath]]) -> set[tuple[StorePath, ...]]:
+    return {tuple(members) for members in found.values()}
+
+
+def test_dependencies_of_one_path_are_grouped_with_it() -> None:
+    found = dominated_groups(closure({1: [2], 2: [3], 3: []}), [path(1)])
+    assert grouped_paths(found) == {(path(1), path(2), path(3))}
+
+
+def test_the_bottom_of_a_diamond_is_grouped_with_its_top() -> None:
+    found = dominated_groups(closure({1: [2, 3], 2: [4], 3: [4], 4: []}), [path(1)])
+    assert grouped_paths(found) == {(path(1), path(2), path(3), path(4))}
+
+
+def test_shared_dependencies_are_a_group() -> None:
+    found = dominated_groups(closure({1: [3], 2: [3], 3: [4], 4: []}), [path(1), path(2)])
+    assert grouped_paths(found) == {(path(1),), (path(2),), (path(3), path(4))}
+
+
+def reachable_without(start: list[StorePath], closed: Closure, avoided: StorePath) -> set[StorePath]:
+    seen: set[StorePath] = set()
+    todo = [p for p in start if p != avoided]
+    while todo:
+        current = todo.pop()
+        if current not in seen:
+            seen.add(current)
+            todo += [r for r in closed[current].references if r != avoided]
+    return seen
+
+
+@settings(deadline=None)
+@given(requested_and_closure())
+def test_groups_follow_the_definition_of_dominators(drawn: tuple[list[StorePath], Closure]) -> None:
+    requested, closed = drawn
+    found = dominated_groups(closed, requested)
+    for top, members in found.items():
+        cut_off = {info.path for info in closed} - reachable_without(requested, closed, top)
+        # A path belongs to the topmost path that dominates it: the top is dominated by nothing else.
+        assert set(members) == cut_off
+        assert all(
+            other == top or top in reachable_without(requested, closed, other)
+            for other in (i.path for i in closed)
+        )

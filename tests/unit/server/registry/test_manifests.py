@@ -211,7 +211,7 @@ class Layers:
 
 
 class Unused:
-    def note(self, _: object) -> bool:
+    def renew(self, _: object) -> bool:
         return False
 
 
