@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from nixery.closure import Closure, PathInfo, StorePath
-from nixery.layering.grouping import count_inputs
+from nixery.layering.grouping import SHARE_FOR_GROUPS, count_inputs
 from nixery.layering.popularity import Popularity
 from scripts.bench_layers.simulation import Groups, Rule
-
-_SHARE_OF_RESTS = 5
 
 
 def by_weight(
@@ -30,7 +28,7 @@ def by_weight(
     def within(budget: int, order: Sequence[PathInfo], inputs: Mapping[StorePath, int]) -> Groups:
         if len(order) <= budget:
             return [(info.path,) for info in order]
-        parts = max(1, budget // _SHARE_OF_RESTS) if rest else 1
+        parts = max(1, int(budget * SHARE_FOR_GROUPS)) if rest else 1
         others = list(order[budget - parts :])
         if rest:
             others.sort(key=lambda i: (rest(i, inputs[i.path]), i.path.name))

@@ -17,7 +17,8 @@ from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.descriptions import ImageDescriptions
-from nixery.builds.evaluation_cache import EvaluationCache, Evaluator
+from nixery.builds.evaluation_cache import EvaluationCache
+from nixery.builds.evaluator import Evaluator
 from nixery.builds.events import BuildObserver, LoggingObserver
 from nixery.builds.history import BuildHistory
 from nixery.builds.images import Images, Indexes
@@ -37,6 +38,7 @@ from nixery.nix.options import NixOptions
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
 from nixery.nix.realisation import BATCH_PROCESSES, Nix
+from nixery.nix.sandbox import is_loopback
 from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
@@ -44,7 +46,7 @@ from nixery.packing.packer import LayerPacker
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application, Handler
 from nixery.server.clients import Clients
-from nixery.server.health import Health, is_loopback
+from nixery.server.health import Health
 from nixery.server.observation import Observation
 from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
@@ -131,7 +133,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     # Storage.
     storage = resources.storage.observed(lambda driver: CountedDriver(driver, metrics.storage_errors))
     blobs, records = storage.blobs, storage.records
-    uses = Leases(records, settings.storage_grace)
+    leases = Leases(records, settings.storage_grace)
     catalogue = Catalogue(records)
     small_blobs = SmallBlobs(blobs)
 
@@ -160,13 +162,13 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         [evaluation, packer.identity, settings.layer_budget, resources.popularity.identity]
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if expression is None else None
-    cache = BuildCache(records, blobs, uses, identity) if expression is None else None
+    cache = BuildCache(records, blobs, leases, identity) if expression is None else None
 
     # Builds.
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, resources.locks))
     evaluator = Evaluator(source, nix, evaluations)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
-    builder = ImageBuilder(evaluator, nix, layers, blobs, uses, resources.popularity, image_bounds)
+    builder = ImageBuilder(evaluator, nix, layers, blobs, leases, resources.popularity, image_bounds)
     history = BuildHistory(records)
     observers: list[BuildObserver] = [
         observer or LoggingObserver(),
@@ -178,7 +180,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
     build_bounds = BuildBounds(slots, settings.build_timeout)
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
-    indexes = Indexes(builds, blobs, uses, frozenset(settings.optional_platforms))
+    indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
 
     # The package index, and counts of references.
@@ -195,8 +197,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
     metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
     registry = Registry(
-        Manifests(images, blobs, uses, catalogue, resources.platforms),
-        Blobs(blobs, small_blobs, uses, redirect=settings.blob_delivery != "proxy"),
+        Manifests(images, blobs, leases, catalogue, resources.platforms),
+        Blobs(blobs, small_blobs, leases, redirect=settings.blob_delivery != "proxy"),
         Discovery(catalogue, public=settings.public_builds),
         log_links=settings.public_builds,
     )
@@ -226,7 +228,10 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     application = Application(
         registry.answer,
         observation,
-        health.public_routes(private=settings.admin_port is None and is_loopback(resources.address)),
+        health.public_routes(
+            private=settings.admin_port is None
+            and (resources.address is None or is_loopback(resources.address))
+        ),
         below,
         public_url=settings.public_url,
     )
@@ -251,7 +256,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await close()
-        await uses.close()
+        await leases.close()
         if traces is not None:
             traces.close()
         resources.roots.close()

@@ -49,8 +49,7 @@ class Resources:
         temporary: directory for unfinished files; removed with the process.
         roots: directory for roots of Nix's garbage collector; removed with the process.
         locks: on layers, between the processes of this machine.
-        blobs: the storage of content.
-        records: the storage of facts about content.
+        storage: opened, with its blobs and records.
         sandbox: whether builds ask for Nix's sandbox; ``None`` to leave that to Nix's configuration.
         gate: that builds have to pass first.
         admin_address: to listen on for health and metrics; ``None`` without such a listener.

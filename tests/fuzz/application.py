@@ -12,7 +12,7 @@ from typing import cast
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
-from nixery.builds.evaluation_cache import Evaluator
+from nixery.builds.evaluator import Evaluator
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.pins import Pins
@@ -179,7 +179,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         BlobStore(FilesystemDriver(directory, temporary)),
         RecordStore(FilesystemDriver(directory, temporary)),
     )
-    catalogue, uses, nix = Catalogue(records), Leases(records, 3600), RecordingBuilder()
+    catalogue, leases, nix = Catalogue(records), Leases(records, 3600), RecordingBuilder()
     with asyncio.Runner() as runner:
         packing = Packing(LayerPacker(compression("gzip")), 1, FileLocks(directory / "locks"))
         layers = LayerPublisher(blobs, records, packing)
@@ -187,14 +187,14 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         (directory / "set").mkdir()
         evaluator = Evaluator(source, cast("Nix", nix), None)
         builder = ImageBuilder(
-            evaluator, cast("Nix", nix), layers, blobs, uses, Popularity(), ImageBounds(94)
+            evaluator, cast("Nix", nix), layers, blobs, leases, Popularity(), ImageBounds(94)
         )
-        cache = BuildCache(records, blobs, uses, "")
+        cache = BuildCache(records, blobs, leases, "")
         builds = BuildCoordinator(cache, builder, (), BuildBounds(Slots(1, 10)))
-        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses), 100)
+        images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, leases), 100)
         registry = Registry(
-            Manifests(images, blobs, uses, catalogue, [AMD64]),
-            Blobs(blobs, SmallBlobs(blobs), uses),
+            Manifests(images, blobs, leases, catalogue, [AMD64]),
+            Blobs(blobs, SmallBlobs(blobs), leases),
             Discovery(catalogue),
         )
         runner.run(blobs.put(LAYER_DIGEST, LAYER))
@@ -207,4 +207,4 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         yield ApplicationUnderTest(application, nix, runner)
         runner.run(images.close())
         runner.run(layers.close())
-        runner.run(uses.close())
+        runner.run(leases.close())

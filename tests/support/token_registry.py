@@ -23,7 +23,7 @@ class TokenRegistry:
     """The contents and the behaviour of the registry.
 
     Attributes:
-        uses: how many requests a token is valid for.
+        leases: how many requests a token is valid for.
         failures: how many uploads get a 503 before one is accepted.
         refused: the status of all uploads; 0 to accept them.
         log: method and path of every request, in order.
@@ -32,7 +32,7 @@ class TokenRegistry:
     port: int = 0
     user: str = "me:sesame"
     identity_token: str = "refresh"  # noqa: S105 -- of a test
-    uses: int = 1000
+    leases: int = 1000
     failures: int = 0
     refused: int = 0
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class TokenRegistry:
         with self.lock:
             self.scopes.append(scope)
             name = f"token-{len(self.scopes)}"
-            self.tokens[name] = self.uses
+            self.tokens[name] = self.leases
             return name
 
     def allows(self, header: str) -> bool:

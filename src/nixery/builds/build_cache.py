@@ -64,7 +64,7 @@ class BuildCache:
     Args:
         records: map the key of an image to its manifests.
         blobs: of the images. An image with a lost blob is not found.
-        uses: leases of the images that are found.
+        leases: leases of the images that are found.
         identity: of everything besides the package set and the request that determines an image: this program,
             the packer, the popularity data, the number of layers.
         clock: seconds; only differences matter.
@@ -77,13 +77,13 @@ class BuildCache:
         self,
         records: RecordStore,
         blobs: BlobStore,
-        uses: Leases,
+        leases: Leases,
         identity: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._records = records
         self._blobs = blobs
-        self._uses = uses
+        self._leases = leases
         self._identity = identity
         self.counts = CacheCounts()
         self._recent: LRUCache[_Key, tuple[Image, _Parts]] = LRUCache(_CAPACITY)
@@ -98,7 +98,7 @@ class BuildCache:
             if recent is None:
                 return None
             image, parts = recent
-            if not self._uses.renew(image.digests) or not await are_still_there(self._blobs, parts):
+            if not self._leases.renew(image.digests) or not await are_still_there(self._blobs, parts):
                 self._recent.discard(key)
                 return None
             self._verified.put(key, image, _size(image), VERIFIED_FOR)
@@ -143,7 +143,7 @@ class BuildCache:
             return None  # manifests of two images
         parts = image.parts
         # The lease first: from then on, no collector deletes the blobs that we find.
-        await self._uses.acquire(image.digests, (digest for digest, _ in parts))
+        await self._leases.acquire(image.digests, (digest for digest, _ in parts))
         if not await are_there(self._blobs, parts):
             return None
         self._remember((pin, request), image, parts)

@@ -10,10 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TypeVar
 
-from nixery.builds.evaluation_cache import Evaluator
+from nixery.builds.evaluator import Evaluator
 from nixery.builds.events import (
     Evaluated,
     Grouped,
@@ -68,7 +67,7 @@ _NAMED = 5
 _LARGEST_CONFIG = 4 * 1024 * 1024
 
 
-class _BlobsLost(Exception):
+class _BlobsLostError(Exception):
     """Blobs of the image were deleted while it was built."""
 
 
@@ -94,7 +93,7 @@ class ImageBuilder:
         nix: Nix,
         layers: LayerPublisher,
         blobs: BlobStore,
-        uses: Leases,
+        leases: Leases,
         popularity: Popularity,
         bounds: ImageBounds,
     ) -> None:
@@ -102,7 +101,7 @@ class ImageBuilder:
         self._nix = nix
         self._layers = layers
         self._blobs = blobs
-        self._uses = uses
+        self._leases = leases
         self._popularity = popularity
         self._bounds = bounds
 
@@ -117,43 +116,48 @@ class ImageBuilder:
             BuildError: Nix cannot build it.
             StorageError: it cannot be stored.
         """
-        attempts = _Attempts(self._nix, self._evaluator.source, pin)
+        retries = _Retries(self._nix, self._evaluator.source, pin)
         while True:
-            async with attempts as resume_collector:
-                contents = await self._evaluator.contents(request, pin)
-                packages = contents.packages
-                observe(Evaluated(packages))
+            try:
+                async with retries.collector_paused() as resume_collector:
+                    contents = await self._evaluator.contents(request, pin)
+                    packages = contents.packages
+                    observe(Evaluated(packages))
 
-                async with self._nix.realise(contents.installables, observe, resume_collector) as provided:
-                    resume_collector()
-                    _require_provided(contents, provided)
+                    async with self._nix.realise(
+                        contents.installables, observe, resume_collector
+                    ) as provided:
+                        resume_collector()
+                        _require_provided(contents, provided)
 
-                    closure = await self._nix.closure(contents.store_paths)
-                    size = sum(info.nar_size for info in closure)
-                    observe(Realised(len(closure), size))
-                    if self._bounds.closure is not None and size > self._bounds.closure:
-                        raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
+                        closure = await self._nix.closure(contents.store_paths)
+                        size = sum(info.nar_size for info in closure)
+                        observe(Realised(len(closure), size))
+                        if self._bounds.closure is not None and size > self._bounds.closure:
+                            raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
 
-                    budget = (contents.definition and contents.definition.layers) or self._bounds.layers
-                    # The root file system takes one layer; even with a budget of 1, store paths have another one.
-                    budget = max(1, budget - 1)
-                    groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
-                    observe(Grouped(len(groups) + 1))
+                        budget = (contents.definition and contents.definition.layers) or self._bounds.layers
+                        # The root file system takes one layer; even with a budget of 1, store paths have another one.
+                        budget = max(1, budget - 1)
+                        groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
+                        observe(Grouped(len(groups) + 1))
 
-                    # The root file system is planned while the first layers are packed. It comes last, since it is
-                    # the only layer that no other image shares.
-                    planning = asyncio.to_thread(_plan_root, request, contents, closure)
-                    layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
-                    if root.clashes:
-                        observe(NamesClashed(root.clashes))
-                    layers.append(await self._layers.publish_root(root, _installed(packages), observe))
-                    observe(LayersComplete())
+                        # The root file system is planned while the first layers are packed. It comes last, since it is
+                        # the only layer that no other image shares.
+                        planning = asyncio.to_thread(_plan_root, request, contents, closure)
+                        layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
+                        if root.clashes:
+                            observe(NamesClashed(root.clashes))
+                        layers.append(await self._layers.publish_root(root, _installed(packages), observe))
+                        observe(LayersComplete())
 
-                execution = execution_parameters(request, contents, root.tree)
-                image = await self._store(request, pin, packages, execution, layers)
-                await self._evaluator.keep(request, pin)
-                observe(Stored(image.manifest.descriptor.digest, len(layers)))
-                return image
+                    execution = execution_parameters(request, contents, root.tree)
+                    image = await self._store(request, pin, packages, execution, layers)
+                    await self._evaluator.keep(request, pin)
+                    observe(Stored(image.manifest.descriptor.digest, len(layers)))
+                    return image
+            except (_BlobsLostError, RequestError, BuildError) as error:
+                await retries.handle(error)
 
     async def _store(
         self,
@@ -176,14 +180,14 @@ class ImageBuilder:
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
         # Until now, a collector may have seen reused layers and documents as garbage.
-        await self._uses.acquire(image.digests, (digest for digest, _ in image.parts))
+        await self._leases.acquire(image.digests, (digest for digest, _ in image.parts))
         if not await are_there(self._blobs, image.parts):
-            raise _BlobsLost
+            raise _BlobsLostError
         return image
 
 
-class _Attempts:
-    """Decides whether a build is tried again: a context for each attempt, which suppresses an error to try again.
+class _Retries:
+    """Decides whether a build is tried again after an error.
 
     A new derivation is protected only while the process that wrote it runs. Nix's garbage collector may delete it
     in the hundredths of a second before the next process; then the next attempt pauses the collector.
@@ -194,38 +198,31 @@ class _Attempts:
         self._source = source
         self._pin = pin
         self._collected = self._lost = 0
-        self._paused: AbstractAsyncContextManager[Callable[[], None]] = nullcontext(lambda: None)
 
-    async def __aenter__(self) -> Callable[[], None]:
-        """Begin an attempt; return what resumes the collector."""
-        if self._collected:
-            self._paused = self._nix.collector_paused()
-        return await self._paused.__aenter__()
+    def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        """Pause Nix's garbage collector if it has disturbed an attempt; the context yields what resumes it."""
+        return self._nix.collector_paused() if self._collected else nullcontext(lambda: None)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        """End an attempt; return whether to try again."""
-        await self._paused.__aexit__(kind, error, traceback)
+    async def handle(self, error: _BlobsLostError | RequestError | BuildError) -> None:
+        """Return if the build is to be tried again; raise the error, or one that explains it, otherwise."""
         match error:
             case PathsCollected() if self._collected + 1 < _ATTEMPTS_TO_REALISE:
                 self._collected += 1
-                return True
+                return
             # A builder, too, can lose its output (seen with Nix 2.8); otherwise the next attempt fails alike.
             case BuildFailed(disturbed=True) if not self._collected:
                 self._collected += 1
-                return True
-            case _BlobsLost() if self._lost + 1 < _ATTEMPTS_TO_STORE:
+                return
+            case _BlobsLostError() if self._lost + 1 < _ATTEMPTS_TO_STORE:
                 self._lost += 1
-                return True
-            case _BlobsLost():
+                return
+            case _BlobsLostError():
                 raise StorageError(
                     "stored blobs keep disappearing; is another process deleting files in the storage?"
                 ) from None
-            case RequestError() | BuildError():
-                # The cause may have been cached, or fixed since the source was read.
-                await self._source.confirm(self._pin)
-        return False
+        # The cause may have been cached, or fixed since the source was read.
+        await self._source.confirm(self._pin)
+        raise error
 
 
 async def _both(first: Awaitable[First], second: Awaitable[Second]) -> tuple[First, Second]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from nixery.builds.build_cache import BuildCache
-from nixery.builds.evaluation_cache import Evaluator
+from nixery.builds.evaluator import Evaluator
 from nixery.builds.history import BuildHistory, BuildReport
 from nixery.builds.image import PACKAGES
 from nixery.builds.pins import Pins

@@ -1,4 +1,4 @@
-"""Evaluations: what the names of a request stand for in a state of the package source, asked once and cached.
+"""The cache of evaluations: what a name stands for in a state of the package source.
 
 Clients can make names up faster than the server builds. So new results are in memory only, which evicts the
 oldest ones, and a result gets a record only after the server built an image from it.
@@ -10,19 +10,16 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from pydantic import TypeAdapter
 
 from nixery.caching import CacheCounts, LRUCache
 from nixery.closure import StorePath
-from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
-from nixery.image.name import ImageRequest
+from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
-from nixery.nix.packages import Contents, Definition, Evaluated, Package
-from nixery.nix.realisation import Nix
+from nixery.nix.packages import Definition, Evaluated, Package
 from nixery.oci.documents import canonical_json
-from nixery.sources.source import PackageSource, Pin
+from nixery.sources.source import Pin
 from nixery.storage.records import KINDS, RecordStore
 
 EVALUATIONS = "evaluations"
@@ -31,79 +28,6 @@ EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
 
 # Bytes of results in memory, encoded as in records.
 _CAPACITY = 16 * 1024 * 1024
-
-# Packages of an image, including those of lists and definitions. Their outputs have to fit into the arguments
-# of one command.
-_MOST_PACKAGES = 5000
-
-
-class Evaluator:
-    """Finds the contents of images: from the cache, or by one evaluation of all names that it does not have.
-
-    Args:
-        source: provides package sets.
-        nix: evaluates.
-        cache: of results; ``None`` if they depend on more than the package set.
-
-    Attributes:
-        source: as above.
-    """
-
-    def __init__(self, source: PackageSource, nix: Nix, cache: EvaluationCache | None) -> None:
-        self.source = source
-        self._nix = nix
-        self._cache = cache
-
-    async def contents(self, request: ImageRequest, pin: Pin) -> Contents:
-        """Evaluate everything that a request asks for.
-
-        Raises:
-            PackagesUnavailable: with every unavailable package.
-            InvalidName: it asks for two image definitions, or for too many packages.
-            PackageSetChanged: that state of the package set no longer exists.
-            BuildError: Nix cannot evaluate.
-        """
-        names = _names(request)
-        found = {name: await self._find(request, pin, name) for name in names}
-        unknown = [name for name in names if found[name] is None]
-        if unknown:
-            wanted = [name for name in unknown if name in request.packages]
-            optional = [name for name in unknown if name not in wanted]
-            async with self.source.open(pin) as package_set:
-                evaluated = await self._nix.evaluate(wanted, optional, request.platform, package_set)
-            if self._cache:
-                for name, items in evaluated.items():
-                    self._cache.add(pin, request.platform, name, items)
-            found.update((name, evaluated.get(name, ())) for name in unknown)
-        return _contents(request, [item for items in found.values() for item in items or ()])
-
-    async def keep(self, request: ImageRequest, pin: Pin) -> None:
-        """Store the results of a built image, so that they survive a restart.
-
-        Raises:
-            StorageError: a record cannot be written.
-        """
-        if self._cache:
-            await self._cache.keep(pin, request.platform, _names(request))
-
-    async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
-        """Return those packages of a request that are in the cache.
-
-        Raises:
-            StorageError: the storage cannot be read.
-        """
-        found = [await self._find(request, pin, name) or () for name in _names(request)]
-        return [item for items in found for item in items if isinstance(item, Package)]
-
-    async def _find(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[Evaluated] | None:
-        cached = await self._cache.find(pin, request.platform, name) if self._cache else None
-        if cached is None:
-            return None
-        if name in request.packages:
-            # The cached result of a missing optional name is empty; a required name needs the reason.
-            return cached or None
-        # A client may have required the name and got the answer that it is missing; here it may be.
-        return [item for item in cached if not _is_missing(item)]
 
 
 class EvaluationCache:
@@ -152,50 +76,22 @@ class EvaluationCache:
         Raises:
             StorageError: a record cannot be written.
         """
-        for name in names:
-            key = self._key(pin, platform, name)
-            found = self._recent.get(key)
-            if found is None or any(isinstance(item, UnavailablePackage) for item in found):
-                continue
-            content = await asyncio.to_thread(EVALUATED.dump_json, found)
-            # A result larger than a record may be is evaluated again after a restart.
-            if len(content) <= KINDS[EVALUATIONS].largest and (
-                await self._records.get(EVALUATIONS, key) != content
-            ):
-                await self._records.put(EVALUATIONS, key, content)
+        await asyncio.gather(*(self._keep(self._key(pin, platform, name)) for name in names))
+
+    async def _keep(self, key: str) -> None:
+        found = self._recent.get(key)
+        if found is None or any(isinstance(item, UnavailablePackage) for item in found):
+            return
+        content = await asyncio.to_thread(EVALUATED.dump_json, found)
+        # A result larger than a record may be is evaluated again after a restart.
+        if len(content) <= KINDS[EVALUATIONS].largest and (
+            await self._records.get(EVALUATIONS, key) != content
+        ):
+            await self._records.put(EVALUATIONS, key, content)
 
     def _key(self, pin: Pin, platform: Platform, name: str) -> str:
         parts = [self._identity, pin.source, pin.identity, platform.nix_system, name]
         return hashlib.sha256(canonical_json(parts)).hexdigest()
-
-
-def _names(request: ImageRequest) -> Sequence[str]:
-    return (*request.packages, *request.optional_packages)
-
-
-def _contents(request: ImageRequest, items: Sequence[Evaluated]) -> Contents:
-    name = "/".join(request.requested)
-    unavailable = [item for item in items if isinstance(item, UnavailablePackage)]
-    if unavailable:
-        raise PackagesUnavailable(tuple(_explained(item, request) for item in unavailable))
-    definitions = [item for item in items if isinstance(item, Definition)]
-    if len(definitions) > 1:
-        attributes = " and ".join(definition.attribute for definition in definitions)
-        raise InvalidName(name, f"{attributes} are image definitions; an image can have one")
-    packages = tuple(item for item in items if isinstance(item, Package))
-    if len(packages) > _MOST_PACKAGES:
-        raise InvalidName(name, f"it stands for {len(packages)} packages, and {_MOST_PACKAGES} is the limit")
-    return Contents(packages, definitions[0] if definitions else None)
-
-
-def _explained(item: UnavailablePackage, request: ImageRequest) -> UnavailablePackage:
-    if _is_missing(item) and item.name not in request.requested:
-        return replace(item, explanation="part of every image with a shell")
-    return item
-
-
-def _is_missing(item: Evaluated) -> bool:
-    return isinstance(item, UnavailablePackage) and item.reason is Reason.MISSING
 
 
 def _is_transient(item: Evaluated) -> bool:

@@ -131,7 +131,7 @@ class Indexes:
     Args:
         builds: of the images.
         blobs: stores the indexes.
-        uses: leases of the indexes.
+        leases: leases of the indexes.
         optional: platforms that an index may omit.
         clock: seconds; only differences matter.
     """
@@ -140,13 +140,13 @@ class Indexes:
         self,
         builds: BuildCoordinator,
         blobs: BlobStore,
-        uses: Leases,
+        leases: Leases,
         optional: frozenset[Platform] = frozenset(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._builds = builds
         self._blobs = blobs
-        self._uses = uses
+        self._leases = leases
         self._optional = optional
         self._verified: TTLCache[tuple[Digest, ...], ImageIndex] = TTLCache(_CAPACITY, clock)
         self._incomplete: TTLCache[tuple[Pin, ImageRequest], ImageIndex] = TTLCache(_CAPACITY, clock)
@@ -159,7 +159,7 @@ class Indexes:
             NixeryError: all platforms failed for the same reason; or as ``BuildCoordinator.image``.
         """
         incomplete = self._incomplete.get((pin, requests[0]))
-        if incomplete is not None and self._uses.renew(incomplete.digests):
+        if incomplete is not None and self._leases.renew(incomplete.digests):
             return incomplete
         outcomes = await asyncio.gather(
             *(self._builds.image(request, pin) for request in requests), return_exceptions=True
@@ -190,14 +190,14 @@ class Indexes:
     async def _store(self, built: Sequence[tuple[Platform, Image]]) -> ImageIndex:
         key = tuple(image.manifest.descriptor.digest for _, image in built)
         index = self._verified.get(key)
-        if index is not None and self._uses.renew(index.digests):
+        if index is not None and self._leases.renew(index.digests):
             return index
         index = _index(built)
         await self._put(index)
-        if not self._uses.renew(index.digests):
+        if not self._leases.renew(index.digests):
             # A lease is of stored documents, so it comes after the first write. A collector may have deleted
             # documents that were already stored, so the second write comes after it.
-            await self._uses.acquire(index.digests)
+            await self._leases.acquire(index.digests)
             await self._put(index)
         self._verified.put(key, index, _size(index), VERIFIED_FOR)
         return index

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from nixery.closure import Closure, PathInfo, StorePath
 from nixery.layering.popularity import Popularity
 
-# One layer in this many is for paths without a layer of their own.
-_SHARE_OF_RESTS = 5
+# The share of the budget for layers of several paths; the rest is for paths with a layer of their own.
+SHARE_FOR_GROUPS = Fraction(1, 5)
 
 # The factor by which the size of a popular path counts.
 _POPULAR_WEIGHT = 2
@@ -51,8 +52,8 @@ def group_into_layers(closure: Closure, popularity: Popularity, budget: int) -> 
 def count_inputs(closure: Closure) -> dict[StorePath, int]:
     """Count the paths that each path depends on, including itself: it changes when any of them changes.
 
-    The number is the same in every image. Sets of paths are integers with a bit for each path, so the time is
-    proportional to references times paths, but 64 paths at a time.
+    The number is the same in every image. A set of paths is an integer with a bit for each path, so the time is
+    O(references x paths / 64).
 
     Returns:
         The counts, in an order in which every path follows those that it refers to.
@@ -79,14 +80,14 @@ def count_inputs(closure: Closure) -> dict[StorePath, int]:
 def _partition(closure: Closure, popularity: Popularity, budget: int) -> Iterable[list[PathInfo]]:
     if len(closure) <= budget:
         return [[info] for info in closure]
-    rests = max(1, budget // _SHARE_OF_RESTS)
+    grouped = max(1, int(budget * SHARE_FOR_GROUPS))
 
     def rank(info: PathInfo) -> tuple[int, str, str]:
         return (-_weight(info, popularity), *_name_first(info.path))
 
     heaviest_first = sorted(closure, key=rank)
-    alone = [[info] for info in heaviest_first[: budget - rests]]
-    return alone + _by_inputs(heaviest_first[budget - rests :], count_inputs(closure), rests)
+    alone = [[info] for info in heaviest_first[: budget - grouped]]
+    return alone + _by_inputs(heaviest_first[budget - grouped :], count_inputs(closure), grouped)
 
 
 def _weight(info: PathInfo, popularity: Popularity) -> int:

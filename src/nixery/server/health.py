@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
-from ipaddress import ip_address
 
 import structlog
 
@@ -111,11 +110,6 @@ class Health:
         """Answer with the metrics in Prometheus's format."""
         headers = {"Content-Type": self._metrics.content_type, "Cache-Control": "no-store"}
         return BytesResponse(200, self._metrics.text(), headers)
-
-
-def is_loopback(address: str | None) -> bool:
-    """Whether only this machine reaches a listener; ``None`` means no listener."""
-    return address is None or ip_address(address.partition("%")[0]).is_loopback
 
 
 def _read_only(handler: Callable[[Request], Awaitable[Response]]) -> Handler:

@@ -37,11 +37,11 @@ class Store:
     def __init__(self, blobs: BlobStore, records: RecordStore) -> None:
         self.blobs = blobs
         self.records = records
-        self.uses = Leases(self.records, 3600)
+        self.leases = Leases(self.records, 3600)
         self.now = 0.0
 
     def cache(self, identity: str = "this program") -> BuildCache:
-        return BuildCache(self.records, self.blobs, self.uses, identity, lambda: self.now)
+        return BuildCache(self.records, self.blobs, self.leases, identity, lambda: self.now)
 
     async def image(self, layer_type: MediaType = MediaType.OCI_LAYER_GZIP) -> Image:
         content = b"a layer"

@@ -7,13 +7,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from nixery.builds.builder import _Attempts, _BlobsLost
+from nixery.builds.builder import _BlobsLostError, _Retries
 from nixery.errors import (
+    BuildError,
     BuildFailed,
     InvalidName,
     NixUnusable,
     PackageSetChanged,
     PathsCollected,
+    RequestError,
     StorageError,
     StorageFull,
 )
@@ -51,17 +53,20 @@ class World:
 
     async def build(self, errors: Sequence[Exception]) -> int:
         """Build, with an error in each of the first attempts; return the number of attempts."""
-        attempts = _Attempts(self, self, PIN)  # type: ignore[arg-type]
+        retries = _Retries(self, self, PIN)  # type: ignore[arg-type]
         left = list(errors)
         number = 0
         while True:
-            async with attempts as resume_collector:
-                number += 1
-                if left:
-                    raise left.pop(0)
-                resume_collector()
-                assert not self.is_paused
-                return number
+            try:
+                async with retries.collector_paused() as resume_collector:
+                    number += 1
+                    if left:
+                        raise left.pop(0)
+                    resume_collector()
+                    assert not self.is_paused
+                    return number
+            except (_BlobsLostError, RequestError, BuildError) as error:
+                await retries.handle(error)
 
 
 @pytest.fixture
@@ -95,9 +100,9 @@ async def test_a_disturbed_builder_is_retried_once(world: World) -> None:
 
 
 async def test_a_build_whose_blobs_are_deleted_is_retried_twice(world: World) -> None:
-    assert await world.build([_BlobsLost(), _BlobsLost()]) == 3
+    assert await world.build([_BlobsLostError(), _BlobsLostError()]) == 3
     with pytest.raises(StorageError, match="stored blobs keep disappearing"):
-        await world.build([_BlobsLost()] * 3)
+        await world.build([_BlobsLostError()] * 3)
     assert world.confirmed == []
 
 

@@ -15,7 +15,8 @@ import pytest
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
-from nixery.builds.evaluation_cache import EvaluationCache, Evaluator
+from nixery.builds.evaluation_cache import EvaluationCache
+from nixery.builds.evaluator import Evaluator
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.pins import Pins
@@ -71,7 +72,7 @@ async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
 ) -> None:
     for name in ("set", "roots"):
         (tmp_path / name).mkdir()
-    uses = Leases(records, 3600)
+    leases = Leases(records, 3600)
     source = DirectorySource(tmp_path / "set", {})
     options = NixOptions((), None)
     nix = Nix(5, NixGarbageCollector(tmp_path / "state", tmp_path / "roots"), options)
@@ -79,10 +80,10 @@ async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
         blobs, records, Packing(LayerPacker(compression("gzip")), 1, FileLocks(tmp_path / "locks"))
     )
     evaluator = Evaluator(source, nix, EvaluationCache(records, ""))
-    builder = ImageBuilder(evaluator, nix, layers, blobs, uses, Popularity(), ImageBounds(94))
-    builds = BuildCoordinator(BuildCache(records, blobs, uses, ""), builder, (), BuildBounds(Slots(1, 1)))
-    images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, uses), 100)
-    manifests = Manifests(images, blobs, uses, Catalogue(records), [AMD64])
+    builder = ImageBuilder(evaluator, nix, layers, blobs, leases, Popularity(), ImageBounds(94))
+    builds = BuildCoordinator(BuildCache(records, blobs, leases, ""), builder, (), BuildBounds(Slots(1, 1)))
+    images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, leases), 100)
+    manifests = Manifests(images, blobs, leases, Catalogue(records), [AMD64])
 
     found: list[str] = []
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.descriptions import ImageDescription, ImageDescriptions
-from nixery.builds.evaluation_cache import Evaluator
+from nixery.builds.evaluator import Evaluator
 from nixery.builds.history import BuildHistory
 from nixery.builds.pins import Pins
 from nixery.errors import TooBusy

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from nixery.builds.evaluation_cache import EvaluationCache, Evaluator
+from nixery.builds.evaluation_cache import EvaluationCache
+from nixery.builds.evaluator import Evaluator
 from nixery.closure import Closure, StorePath
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.name import parse_image_name

@@ -50,12 +50,12 @@ class FakeBuilds:
 class World:
     def __init__(self, blobs: BlobStore, records: RecordStore) -> None:
         self.blobs = blobs
-        self.uses = Leases(records, 3600)
+        self.leases = Leases(records, 3600)
         self.builds = FakeBuilds()
         self.now = 0.0
 
     def indexes(self, *optional: Platform) -> Indexes:
-        return Indexes(self.builds, self.blobs, self.uses, frozenset(optional), lambda: self.now)  # type: ignore[arg-type]
+        return Indexes(self.builds, self.blobs, self.leases, frozenset(optional), lambda: self.now)  # type: ignore[arg-type]
 
 
 @pytest.fixture

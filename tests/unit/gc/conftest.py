@@ -39,7 +39,7 @@ class Store:
         self.driver = FilesystemDriver(directory, directory / "temporary")
         self.blobs = BlobStore(self.driver)
         self.records = RecordStore(self.driver)
-        self.uses = Leases(self.records, HOUR)
+        self.leases = Leases(self.records, HOUR)
 
     async def layer(self, content: bytes) -> Layer:
         digest = Digest.of(content)
@@ -55,7 +55,7 @@ class Store:
         image = Image(image_manifest(config, stored), docker_manifest(config, stored))
         for document in (config, *image.manifests):
             await self.blobs.put(document.descriptor.digest, document.content)
-        await self.uses.acquire(image.digests)
+        await self.leases.acquire(image.digests)
         return image
 
     def age(self, seconds: float) -> None:
@@ -66,7 +66,7 @@ class Store:
                 os.utime(path, (status.st_atime, status.st_mtime - seconds))
 
     async def use(self, image: Image, ago: float = 0.0) -> None:
-        await self.uses.acquire(image.digests)
+        await self.leases.acquire(image.digests)
         for digest in image.digests:
             os.utime(self.record(USES, digest.hex), (time.time() - ago,) * 2)
 

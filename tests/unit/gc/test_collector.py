@@ -113,7 +113,7 @@ async def test_an_index_holds_its_images(store: Store) -> None:
     index = image_index(MediaType.OCI_INDEX, [(AMD64.architecture, image.manifest)])
     await store.blobs.put(index.descriptor.digest, index.content)
     store.age(10 * DAY)
-    await store.uses.acquire([index.descriptor.digest])
+    await store.leases.acquire([index.descriptor.digest])
     await store.collect(RetentionPolicy(max_age=DAY))
     assert image.docker_manifest is not None
     assert await store.digests() == {*parts(image), index.descriptor.digest} - {
@@ -204,17 +204,17 @@ async def test_a_killed_collector_delays_a_condemned_image_once(
     image = await store.image(b"one")
     await store.records.put(COLLECTIONS, "dead", "\n".join(digest.hex for digest in image.digests).encode())
     now = 0.0
-    uses = Leases(store.records, HOUR, lambda: now)
-    waiting = asyncio.ensure_future(uses.acquire(image.digests))
+    leases = Leases(store.records, HOUR, lambda: now)
+    waiting = asyncio.ensure_future(leases.acquire(image.digests))
     await reads.wait()
     assert not waiting.done()
     now = COLLECTION_LEASE + 1
     await waiting
     # The leases remember that it is dead: this clock stands still.
-    await asyncio.wait_for(uses.acquire(image.digests), 30)
+    await asyncio.wait_for(leases.acquire(image.digests), 30)
     # A collector that writes is not dead.
     await store.records.put(COLLECTIONS, "dead", image.digests[0].hex.encode())
-    waiting = asyncio.ensure_future(uses.acquire(image.digests))
+    waiting = asyncio.ensure_future(leases.acquire(image.digests))
     await reads.wait()
     assert not waiting.done()
     await store.records.delete(COLLECTIONS, "dead")
@@ -223,22 +223,22 @@ async def test_a_killed_collector_delays_a_condemned_image_once(
 
 async def test_a_pull_that_takes_longer_than_the_grace_period_keeps_its_image(store: Store) -> None:
     now = 0.0
-    uses = Leases(store.records, HOUR, lambda: now)
+    leases = Leases(store.records, HOUR, lambda: now)
     image, other = await store.image(b"first", b"last"), await store.image(b"other")
     for one in (image, other):
-        await uses.acquire(one.digests, parts(one))
+        await leases.acquire(one.digests, parts(one))
     for _ in range(6):
         now += HOUR / 3
         store.age(HOUR / 3)
-        uses.renew_holding(Digest.of(b"first"))
-        uses.renew_holding(Digest.of(b"of nothing that is known"))
-        await uses.close()
+        leases.renew_holding(Digest.of(b"first"))
+        leases.renew_holding(Digest.of(b"of nothing that is known"))
+        await leases.close()
     await store.collect(RetentionPolicy(max_size=0))
     assert await store.digests() == parts(image)
     # A client that comes back later may miss blobs, so the lease counts as expired.
     now += HOUR
-    uses.renew_holding(Digest.of(b"first"))
-    assert not uses.renew(image.digests)
+    leases.renew_holding(Digest.of(b"first"))
+    assert not leases.renew(image.digests)
 
 
 async def test_a_short_grace_period_ends_in_time(store: Store) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixery.closure import Closure, PathInfo, StorePath
-from nixery.layering.grouping import LayerGroup, count_inputs, group_into_layers
+from nixery.layering.grouping import SHARE_FOR_GROUPS, LayerGroup, count_inputs, group_into_layers
 from nixery.layering.popularity import Popularity
 from tests.unit.layering.graphs import closure, path, requested_and_closure
 
@@ -131,7 +131,7 @@ def test_beyond_the_budget_a_new_path_displaces_at_most_one_path(
     drawn: Drawn, budget: int, count: int, size: int
 ) -> None:
     _, closed = drawn
-    rests = max(1, budget // 5)
+    rests = max(1, int(budget * SHARE_FOR_GROUPS))
     alone = set(members(group_into_layers(closed, NONE, budget)))
     together = set(members(group_into_layers(Closure([*closed, *unrelated(count, size)]), NONE, budget)))
     # The layers of what has none of its own, which are the small ones, come on top.

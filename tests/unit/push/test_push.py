@@ -104,7 +104,7 @@ async def test_blobs_that_the_target_has_are_not_sent(
 
 async def test_an_expired_token_is_renewed(blobs: BlobStore, registry: TokenRegistry, tmp_path: Path) -> None:
     # More than are asked at the same time, fewer than there are altogether.
-    registry.uses = 8
+    registry.leases = 8
     await pushed(blobs, registry, tmp_path, login("me:sesame"))
     assert len(registry.scopes) >= 2
     assert len(registry.blobs) == 4

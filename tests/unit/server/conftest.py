@@ -86,7 +86,7 @@ class StoredImage:
 
     blobs: BlobStore
     records: RecordStore
-    uses: Leases
+    leases: Leases
     catalogue: Catalogue
     image: Image
     index: ImageIndex
@@ -98,8 +98,8 @@ class StoredImage:
         """Wire a registry, with nothing cached yet."""
         images = FakeImages(built or self.image)
         registry = Registry(
-            Manifests(images, self.blobs, self.uses, self.catalogue, [AMD64]),
-            Blobs(self.blobs, SmallBlobs(self.blobs), self.uses),
+            Manifests(images, self.blobs, self.leases, self.catalogue, [AMD64]),
+            Blobs(self.blobs, SmallBlobs(self.blobs), self.leases),
             Discovery(self.catalogue, public=public),
             log_links=log_links,
         )
@@ -123,11 +123,11 @@ async def stored(tmp_path: Path) -> AsyncIterator[StoredImage]:
     platforms = [(platform.architecture, image.manifest) for platform in (AMD64, ARM64)]
     index = image_index(MediaType.OCI_INDEX, platforms)
     await blobs.put(index.descriptor.digest, index.content)
-    uses = Leases(records, 3600)
+    leases = Leases(records, 3600)
     yield StoredImage(
-        blobs, records, uses, Catalogue(records), image, ImageIndex(index, None, image), b"a small layer"
+        blobs, records, leases, Catalogue(records), image, ImageIndex(index, None, image), b"a small layer"
     )
-    await uses.close()
+    await leases.close()
 
 
 @pytest.fixture

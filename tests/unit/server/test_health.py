@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from nixery.errors import StorageError
 from nixery.server import health as module
-from nixery.server.health import METRICS, Health, is_loopback
+from nixery.server.health import METRICS, Health
 from nixery.server.http import BytesResponse, Request
 from nixery.telemetry.metrics import Metrics
 
@@ -124,14 +124,3 @@ async def test_only_get_and_head_are_allowed(health: Health, path: str) -> None:
     answer = await ask(health, path, "POST")
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
     assert (await ask(health, path, "HEAD")).status == 200
-
-
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [(None, True), ("127.0.0.1", True), ("::1", True), ("fe80::1%eth0", False), ("192.0.2.1", False)],
-)
-def test_a_loopback_listener_is_private(
-    address: str | None,
-    loopback: bool,  # noqa: FBT001 -- pytest's parameter
-) -> None:
-    assert is_loopback(address) is loopback

@@ -32,14 +32,16 @@ class Blobs:
     who may read a blob belong here.
 
     Args:
-        uses: renews the leases of images whose blobs are requested.
+        leases: renews the leases of images whose blobs are requested.
         redirect: whether to redirect clients to the bucket for large blobs.
     """
 
-    def __init__(self, blobs: BlobStore, small: SmallBlobs, uses: Leases, *, redirect: bool = False) -> None:
+    def __init__(
+        self, blobs: BlobStore, small: SmallBlobs, leases: Leases, *, redirect: bool = False
+    ) -> None:
         self._blobs = blobs
         self._small = small
-        self._uses = uses
+        self._leases = leases
         self._redirect = redirect
 
     async def get(self, request: Request, name: str, digest: str) -> Response:
@@ -52,7 +54,7 @@ class Blobs:
         """
         validate_name(name)
         parsed = Digest.parse(digest)
-        self._uses.renew_holding(parsed)
+        self._leases.renew_holding(parsed)
         blob = self._small.kept(parsed) or await self._find(parsed)
         size = len(blob) if isinstance(blob, bytes) else blob.size
         etag = f'"{digest}"'

@@ -58,14 +58,14 @@ class Manifests:
         self,
         images: Images,
         blobs: BlobStore,
-        uses: Leases,
+        leases: Leases,
         catalogue: Catalogue,
         platforms: Sequence[Platform],
     ) -> None:
         self._images = images
         self._platforms = platforms
         self._blobs = blobs
-        self._uses = uses
+        self._leases = leases
         self._catalogue = catalogue
         self._documents: LRUCache[Digest, Document] = LRUCache(_CAPACITY)
         self._reads = Slots(_READS, _WAITING, busy=TooBusy.IMAGES)
@@ -97,7 +97,7 @@ class Manifests:
                 return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
 
     def _cached(self, digest: Digest) -> Document | None:
-        return self._documents.get(digest) if self._uses.renew([digest]) else None
+        return self._documents.get(digest) if self._leases.renew([digest]) else None
 
     async def _stored(self, digest: Digest) -> Document:
         async with self._reads.slot():
@@ -109,7 +109,7 @@ class Manifests:
         if document is not None:
             # The client is going to pull the parts: claim them, and only then check that all are there.
             parts = referenced_blobs(document.content)
-            await self._uses.acquire([digest], (part for part, _ in parts))
+            await self._leases.acquire([digest], (part for part, _ in parts))
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
                 self._documents.put(digest, document, len(document.content))
                 return document

@@ -125,7 +125,7 @@ class Bucket:
 
 def from_bucket(stored: StoredImage, *, redirect: bool) -> Blobs:
     bucket = Bucket()
-    return Blobs(bucket, SmallBlobs(bucket), stored.uses, redirect=redirect)  # type: ignore[arg-type]
+    return Blobs(bucket, SmallBlobs(bucket), stored.leases, redirect=redirect)  # type: ignore[arg-type]
 
 
 async def test_only_a_get_of_a_large_blob_is_redirected(stored: StoredImage) -> None:

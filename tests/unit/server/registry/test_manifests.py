@@ -106,7 +106,7 @@ async def test_a_digest_is_read_from_the_storage_and_claimed(stored: StoredImage
     assert (answer.status, answer.content) == (200, stored.image.manifest.content)
     assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     assert images.asked == []
-    assert stored.uses.renew([digest])
+    assert stored.leases.renew([digest])
     index = await get(registry, stored.index.index.descriptor.digest)
     assert index.headers["Content-Type"] == MediaType.OCI_INDEX.value
 
