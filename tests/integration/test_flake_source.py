@@ -285,6 +285,19 @@ def test_reading_the_inputs_reads_nothing_else(
     assert "restricted" in response.error["message"] or "forbidden" in response.error["message"]
 
 
+def test_inputs_without_number_are_refused(start_server: StartServer, repository: FlakeRepository) -> None:
+    # Checking half a million of them took three seconds of the event loop.
+    many = 'x.inputs = builtins.listToAttrs (builtins.genList (n: { name = toString n; value.url = "github:a/b"; }) 40000);'
+    (repository.directory / "flake.nix").write_text(
+        f'{{ inputs = {{ x.url = "github:a/b"; }} // {{ {many} }}; {USES_X} }}'
+    )
+    (repository.directory / "flake.lock").write_text(locked(GITHUB))
+    repository.commit("1.0")
+    response = server(start_server, f"git+file://{repository.directory}").client.manifest("hello")
+    assert response.status == 500, response
+    assert "the flake is refused: its inputs have more than 1 MiB" in response.error["message"]
+
+
 def test_a_push_that_is_refused_leaves_the_last_state(
     start_server: StartServer, repository: FlakeRepository, private: Path
 ) -> None:
