@@ -40,8 +40,8 @@ _NO_TREE = re.compile(
     re.IGNORECASE,
 )
 
-# `nix flake prefetch`, in all versions that have flakes.
-_DOWNLOADED = re.compile(r"Downloaded '(?P<url>[^']+)' to '(?P<path>[^']+)' \(hash '(?P<hash>[^']+)'\)")
+# The last line of `nix flake prefetch`, in all versions that have flakes.
+_DOWNLOADED = re.compile(r"Downloaded '(?P<url>.+)' to '(?P<path>[^']+)' \(hash '(?P<hash>[^']+)'\)\.?")
 
 
 class FetchFailed(Exception):
@@ -133,7 +133,9 @@ async def lock_flake(reference: str, context: ProcessContext, *, use_registry: b
         features = ("--extra-experimental-features", "nix-command flakes")
         command = ("nix", *features, *options, "flake", "prefetch", "--refresh", reference)
         _, stderr = await _fetch("tree", _NO_TREE, context, *command)
-    found = _DOWNLOADED.search(" ".join(line.strip() for line in stderr))
+    # The last match: git's warnings come before it, and quote names of files, which may look like this line.
+    matches = (_DOWNLOADED.fullmatch(line.strip()) for line in reversed(stderr))
+    found = next(filter(None, matches), None)
     if found is None:
         raise NixUnusable("cannot parse the output of nix flake prefetch")
     return LockedFlake(found["url"], Path(found["path"]), found["hash"])
