@@ -260,6 +260,25 @@ def test_inputs_of_this_machine_are_refused_before_they_are_copied(
     assert not is_copied(private)
 
 
+@pytest.mark.parametrize("before", ["", "\n"])
+def test_a_file_name_does_not_speak_for_nix(
+    start_server: StartServer, repository: FlakeRepository, private: Path, before: str
+) -> None:
+    # git warns of an attribute that it does not know, and quotes the name of the file, which may have line breaks.
+    hash_ = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+    copy = f"/nix/store/{'a' * 32}-source"
+    forged = f"{before}Downloaded 'path:{private}?x=1' to '{copy}' (hash '{hash_}').{before}"
+    directory = repository.directory / forged
+    directory.mkdir(parents=True)
+    (directory / ".gitattributes").write_text("* !unknown*\n")
+    repository.commit("1.0")
+    client = server(start_server, f"git+file://{repository.directory}").client
+    response = client.manifest("hello")
+    assert not is_copied(private)
+    assert response.status == 200, response
+    assert version(client.pull("hello")) == "1.0"
+
+
 @pytest.mark.parametrize("name", ["flake.nix", "flake.lock"])
 def test_a_flake_that_is_a_symlink(
     start_server: StartServer, repository: FlakeRepository, private: Path, name: str
@@ -283,6 +302,19 @@ def test_reading_the_inputs_reads_nothing_else(
     assert response.status == 500
     assert (private / "key").read_text() not in response.body.decode()
     assert "restricted" in response.error["message"] or "forbidden" in response.error["message"]
+
+
+def test_inputs_without_number_are_refused(start_server: StartServer, repository: FlakeRepository) -> None:
+    # Checking half a million of them took three seconds of the event loop.
+    many = 'x.inputs = builtins.listToAttrs (builtins.genList (n: { name = toString n; value.url = "github:a/b"; }) 40000);'
+    (repository.directory / "flake.nix").write_text(
+        f'{{ inputs = {{ x.url = "github:a/b"; }} // {{ {many} }}; {USES_X} }}'
+    )
+    (repository.directory / "flake.lock").write_text(locked(GITHUB))
+    repository.commit("1.0")
+    response = server(start_server, f"git+file://{repository.directory}").client.manifest("hello")
+    assert response.status == 500, response
+    assert "the flake is refused: its inputs have more than 1 MiB" in response.error["message"]
 
 
 def test_a_push_that_is_refused_leaves_the_last_state(

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nixery.errors import EvaluationFailed, NixTimedOut, NixUnusable
+from nixery.errors import AnswerTooLarge, EvaluationFailed, NixTimedOut, NixUnusable
 from nixery.nix.error_message import explanation, without_paths
 from nixery.nix.processes import ProcessContext, run_command
 
@@ -23,6 +23,9 @@ _READ_TIMEOUT = 60
 
 # Bytes of address space for reading the inputs of a flake.
 _MEMORY = 2 * 1024**3
+
+# Limit in bytes for the inputs that a flake declares. The largest flakes in use have some hundred, and 100 kB.
+_LARGEST_INPUTS = 1024 * 1024
 
 _EXPRESSIONS = files("nixery.nix") / "expressions"
 
@@ -37,8 +40,8 @@ _NO_TREE = re.compile(
     re.IGNORECASE,
 )
 
-# `nix flake prefetch`, in all versions that have flakes.
-_DOWNLOADED = re.compile(r"Downloaded '(?P<url>[^']+)' to '(?P<path>[^']+)' \(hash '(?P<hash>[^']+)'\)")
+# The last line of `nix flake prefetch`, in all versions that have flakes.
+_DOWNLOADED = re.compile(r"Downloaded '(?P<url>.+)' to '(?P<path>[^']+)' \(hash '(?P<hash>[^']+)'\)\.?")
 
 
 class FetchFailed(Exception):
@@ -130,7 +133,9 @@ async def lock_flake(reference: str, context: ProcessContext, *, use_registry: b
         features = ("--extra-experimental-features", "nix-command flakes")
         command = ("nix", *features, *options, "flake", "prefetch", "--refresh", reference)
         _, stderr = await _fetch("tree", _NO_TREE, context, *command)
-    found = _DOWNLOADED.search(" ".join(line.strip() for line in stderr))
+    # The last match: git's warnings come before it, and quote names of files, which may look like this line.
+    matches = (_DOWNLOADED.fullmatch(line.strip()) for line in reversed(stderr))
+    found = next(filter(None, matches), None)
     if found is None:
         raise NixUnusable("cannot parse the output of nix flake prefetch")
     return LockedFlake(found["url"], Path(found["path"]), found["hash"])
@@ -171,7 +176,7 @@ async def read_flake_inputs(tree: Path, directory: str, environment: Mapping[str
         environment: of Nix.
 
     Raises:
-        EvaluationFailed: ``flake.nix`` does not evaluate, or its inputs have an unknown form.
+        EvaluationFailed: ``flake.nix`` does not evaluate, or its inputs are too many or have an unknown form.
         NixUnusable: Nix cannot be run.
     """
     environment = {name: value for name, value in environment.items() if name != "NIX_PATH"}
@@ -185,8 +190,12 @@ async def read_flake_inputs(tree: Path, directory: str, environment: Mapping[str
     )
     try:
         completed, stderr = await run_command(
-            _READ_TIMEOUT, *command, context=ProcessContext(environment, _MEMORY)
+            _READ_TIMEOUT, *command, context=ProcessContext(environment, _MEMORY, answer=_LARGEST_INPUTS)
         )
+    except AnswerTooLarge as error:
+        # Nix demands literal inputs, but only after this: an expression can make millions of them.
+        size = f"{error.limit // 1024**2} MiB"
+        raise EvaluationFailed((), f"the flake is refused: its inputs have more than {size}") from None
     except NixTimedOut as error:
         raise EvaluationFailed(
             (), f"reading the flake's inputs took longer than {_READ_TIMEOUT} seconds"

@@ -229,7 +229,8 @@ class FlakeTrees:
         try:
             locked = await asyncio.to_thread(locked_inputs, tree, directory)
             found = await read_flake_inputs(tree, directory, self._fetching.environment)
-            check_inputs(found.inputs, found.arguments, locked)
+            # Off the event loop: the author of the flake chose how many inputs it has.
+            await asyncio.to_thread(check_inputs, found.inputs, found.arguments, locked)
         except FileNotFoundError:
             raise PathsCollected(str(tree)) from None
         except FlakeRefused as error:
