@@ -428,6 +428,7 @@ class TooBusy(Unavailable):
     LISTINGS = "it lists {limit} package set at once, and {waiting} more are queued"
     DESCRIPTIONS = "it describes {limit} images at once, and {waiting} more are queued"
     REPORTS = "it renders {limit} list of builds at once, and {waiting} more are queued"
+    CATALOGUE = "it lists names or tags for {limit} requests at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"

@@ -170,19 +170,20 @@ class Catalogue:
 
     async def _collect_names(self, found: list[str], begin: str, limit: int) -> str | None:
         """Append names from one listing; return where the next one begins, ``None`` after the last name."""
-        skipped = 0
+        skipped, past = 0, _after_all_of(found[-1]) if found else ""
         async with aclosing(self._records.scan(TAGS_IN_ORDER, after=begin)) as listing:
             async for listed in listing:
-                named = _name_and_tag(listed.key)
-                if named is not None and named[0] not in found[-1:]:
+                # Other tags of the last name. Decoding their keys would block the event loop for ten times as long.
+                named = _name_and_tag(listed.key) if listed.key > past else None
+                if named is not None:
                     found.append(named[0])
-                    skipped = 0
+                    skipped, past = 0, _after_all_of(named[0])
                     if len(found) == limit:
                         return None
                 else:
                     skipped += 1
                     if skipped == _SKIPPED:
-                        return max(listed.key, _after_all_of(found[-1])) if found else listed.key
+                        return max(listed.key, past)
         return None
 
     async def referrers(self, subject: Digest) -> list[dict[str, Any]]:

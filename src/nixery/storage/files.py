@@ -163,15 +163,22 @@ def move_to_place(descriptor: int, path: Path, place: Path) -> None:
     try:
         os.fchmod(descriptor, _STORED_MODE)
         os.fdatasync(descriptor)
-        make_private_directory(place.parent)
         try:
-            path.rename(place)
+            _rename(path, place)
+        except FileNotFoundError:
+            # The deletion of its last file removed the directory at the same moment.
+            _rename(path, place)
         except IsADirectoryError:
             # Not one of our files: move it to the unfinished files, which are removed later.
             place.rename(path.with_name(f"{path.name}.aside"))
             path.rename(place)
     except OSError as error:
         raise storage_error(_CANNOT_WRITE, error) from error
+
+
+def _rename(path: Path, place: Path) -> None:
+    make_private_directory(place.parent)
+    path.rename(place)
 
 
 @dataclass(frozen=True, slots=True)

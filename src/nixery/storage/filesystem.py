@@ -47,6 +47,9 @@ _FIRST_BATCH, _BATCH = 64, 1024
 # Levels of directories in a listing. A record with a long key has 7.
 _DEPTH = 10
 
+# Levels of directories that stay when they are empty: there are few of them. Clients choose the names of deeper ones.
+_KEPT = 3
+
 
 class FilesystemDriver:
     """The ``Driver`` of a directory.
@@ -139,7 +142,7 @@ class FilesystemDriver:
 
     async def delete(self, name: str) -> None:
         """See ``Driver.delete``."""
-        await asyncio.to_thread(_delete, self._root / name)
+        await asyncio.to_thread(_delete, self._root / name, name.count("/") - _KEPT)
 
     async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
         """See ``Driver.list``. Memory grows with the largest directory.
@@ -226,7 +229,7 @@ def _move(path: Path, place: Path) -> None:
         raise storage_error(f"cannot move {path.name}", error) from error
 
 
-def _delete(path: Path) -> None:
+def _delete(path: Path, levels: int) -> None:
     try:
         require_directory(path.parent)
         path.unlink(missing_ok=True)
@@ -234,6 +237,9 @@ def _delete(path: Path) -> None:
         return  # with its directory
     except OSError as error:
         raise storage_error(f"cannot delete {path.name}", error) from error
+    with suppress(OSError):  # one is not empty
+        for directory in path.parents[: max(0, levels)]:
+            directory.rmdir()
 
 
 def _walk(path: str, name: str, after: str, depth: int) -> Iterator[tuple[str, os.DirEntry[str]]]:

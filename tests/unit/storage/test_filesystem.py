@@ -11,11 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from nixery.errors import StorageError
+from nixery.files import make_private_directory
 from nixery.oci.digest import Digest
 from nixery.storage.blobs import QUARANTINED, BlobStore
 from nixery.storage.files import make_storage_directory
 from nixery.storage.filesystem import FilesystemDriver
-from nixery.storage.records import RecordStore
+from nixery.storage.records import RecordStore, ordered_key
 
 KEY = "ab" * 32
 DIGEST = Digest.of(b"content")
@@ -213,6 +214,36 @@ async def test_directories_that_were_deleted_are_made_again(blobs: BlobStore, tm
     shutil.rmtree(tmp_path / "blobs")
     await blobs.put(Digest.of(b"content"), b"content")
     assert await blobs.find(Digest.of(b"content")) is not None
+
+
+LONG, SIBLING = ordered_key(b"z" * 384), ordered_key(b"z" * 383 + b"y")
+
+
+async def test_records_with_long_keys_leave_no_directories(opened: Opened) -> None:
+    fan = opened.root / "records" / "tags-in-order" / LONG[:2]
+    for key in (LONG, SIBLING):
+        await opened.records.put("tags-in-order", key, b"content")
+    await opened.records.delete("tags-in-order", LONG)
+    assert await opened.records.get("tags-in-order", SIBLING) == b"content"
+    await opened.records.delete("tags-in-order", SIBLING)
+    await opened.records.delete("tags-in-order", SIBLING)
+    assert list(fan.iterdir()) == []
+
+
+async def test_a_record_is_written_although_its_directory_is_removed_meanwhile(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def make_and_lose(directory: Path) -> None:
+        make_private_directory(directory)
+        if not made:
+            directory.rmdir()
+        made.append(directory)
+
+    monkeypatch.setattr("nixery.storage.files.make_private_directory", make_and_lose)
+    await opened.records.put("tags-in-order", LONG, b"content")
+    assert await opened.records.get("tags-in-order", LONG) == b"content"
 
 
 async def test_a_missing_temporary_directory_that_cannot_be_made_is_a_storage_error(

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote, urlencode
 
-from nixery.errors import NameUnknown
+from nixery.builds.slots import Slots
+from nixery.errors import NameUnknown, TooBusy
 from nixery.image.name import validate_name
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType
@@ -17,6 +18,10 @@ from nixery.storage.catalogue import Catalogue
 
 # Entries of a page by default, and at most.
 _PAGE = 1000
+
+# Concurrent listings, and waiting ones. A page of many names may read tens of thousands of keys, and a listing continues
+# after its client has disconnected.
+_AT_ONCE, _QUEUE = 2, 64
 
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
@@ -33,13 +38,19 @@ class Discovery:
     def __init__(self, catalogue: Catalogue, *, public: bool = True) -> None:
         self._catalogue = catalogue
         self._public = public
+        self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.CATALOGUE)
 
     async def catalog(self, request: Request) -> BytesResponse:
-        """List the names of built images."""
+        """List the names of built images.
+
+        Raises:
+            TooBusy: too many listings are waiting.
+        """
         if not self._public:
             return _denied()
         size = _page_size(request)
-        names = await self._catalogue.names(request.query.get("last", ""), size + 1)
+        async with self._slots.slot():
+            names = await self._catalogue.names(request.query.get("last", ""), size + 1)
         page, headers = _page(names, size, "/v2/_catalog")
         return _json({"repositories": page}, "application/json", headers)
 
@@ -49,14 +60,16 @@ class Discovery:
         Raises:
             InvalidName: the name is outside the grammar.
             NameUnknown: no image of this name was built.
+            TooBusy: too many listings are waiting.
         """
         validate_name(name)
         if not self._public:
             return _denied()  # the same answer whether or not tags exist
         size, last = _page_size(request), request.query.get("last", "")
-        tags = await self._catalogue.tags(name, last, size + 1)
-        if not tags and not (last and await self._catalogue.tags(name, "", 1)):
-            raise NameUnknown(name)
+        async with self._slots.slot():
+            tags = await self._catalogue.tags(name, last, size + 1)
+            if not tags and not (last and await self._catalogue.tags(name, "", 1)):
+                raise NameUnknown(name)
         page, headers = _page(tags, size, f"/v2/{quote(name)}/tags/list")
         return _json({"name": name, "tags": page}, "application/json", headers)
 

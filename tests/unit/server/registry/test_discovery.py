@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextvars import copy_context
 from typing import cast
 
 import pytest
 
-from nixery.errors import InvalidName, NameUnknown
+from nixery.errors import InvalidName, NameUnknown, TooBusy
 from nixery.oci.documents import MediaType
+from nixery.request_context import Client, RequestContext, enter_request
 from nixery.server.http import BytesResponse, Request
 from nixery.server.registry.discovery import Discovery
 from nixery.storage.catalogue import Catalogue
@@ -98,6 +101,51 @@ async def test_a_private_server_lists_nothing_and_asks_nothing(recorded: Recorde
     assert (await private.catalog(request())).status == 403
     assert (await private.tags(request(), "a")).status == 403
     assert recorded.limits == []
+
+
+class Endless:
+    """A ``Catalogue`` whose listings end when the test lets them."""
+
+    def __init__(self) -> None:
+        self.running: list[str] = []
+        self.may_end = asyncio.Semaphore(0)
+
+    async def names(self, after: str, limit: int) -> list[str]:
+        return await self.tags(after, "", limit)
+
+    async def tags(self, name: str, after: str, limit: int) -> list[str]:  # noqa: ARG002 -- of the real one
+        self.running.append(name)
+        await self.may_end.acquire()
+        return NAMES
+
+
+async def test_one_client_has_few_listings_at_once_and_blocks_no_other() -> None:
+    catalogue = Endless()
+    discovery = Discovery(cast("Catalogue", catalogue))
+
+    def ask(address: str, name: str) -> asyncio.Task[BytesResponse]:
+        async def get() -> BytesResponse:
+            enter_request(RequestContext("id", Client(address)))
+            return await (discovery.tags(request(), name) if name else discovery.catalog(request()))
+
+        return copy_context().run(asyncio.ensure_future, get())
+
+    theirs = [ask("192.0.2.1", "mine" if number % 2 else "") for number in range(200)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(catalogue.running) < 10
+    asked = ask("192.0.2.2", "other")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    catalogue.may_end.release()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert catalogue.running[-1] == "other", "the other client is next"
+    for _ in range(201):
+        catalogue.may_end.release()
+    outcomes = await asyncio.gather(*theirs, return_exceptions=True)
+    assert any(isinstance(outcome, TooBusy) for outcome in outcomes)
+    assert (await asked).status == 200
 
 
 async def listed(stored: StoredImage, path: str, *, public: bool = True, **query: str) -> BytesResponse:
