@@ -130,7 +130,8 @@ async def lock_flake(reference: str, context: ProcessContext, *, use_registry: b
         features = ("--extra-experimental-features", "nix-command flakes")
         command = ("nix", *features, *options, "flake", "prefetch", "--refresh", reference)
         _, stderr = await _fetch("tree", _NO_TREE, context, *command)
-    found = _DOWNLOADED.search(" ".join(line.strip() for line in stderr))
+    # The last one is Nix's: a git server can have git print such lines before, and would choose another flake.
+    *_, found = None, *_DOWNLOADED.finditer(" ".join(line.strip() for line in stderr))
     if found is None:
         raise NixUnusable("cannot parse the output of nix flake prefetch")
     return LockedFlake(found["url"], Path(found["path"]), found["hash"])
