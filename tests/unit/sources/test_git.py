@@ -472,4 +472,4 @@ async def test_a_server_names_no_commit_that_is_an_option_or_a_path(
     with pytest.raises(SourceUnreachable):
         await source.resolve(source.reference("latest"))
     assert victim.stat().st_mtime == 1
-    assert not list(tmp_path.glob("written*"))
+    assert not any(name.startswith("written") for name in os.listdir(tmp_path))  # noqa: PTH208 -- a few names
