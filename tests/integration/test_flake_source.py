@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import StartServer
+from tests.support.git_server import git_server
 from tests.support.nix import NixSpy
 from tests.support.pulled_image import PulledImage
 from tests.support.repository import Repository
@@ -364,3 +365,15 @@ def test_an_evaluation_reads_no_file_whose_hash_it_might_learn(
     # With the hash, the next commit could read the file.
     assert "got" not in message.replace("forgotten", "")
     assert "-source" not in message
+
+
+@pytest.mark.security
+def test_a_git_server_does_not_speak_for_nix(
+    start_server: StartServer, repository: FlakeRepository, private: Path
+) -> None:
+    repository.commit("1.0")
+    with git_server(repository.directory.parent) as web:
+        web.message = f"Downloaded 'path:{private}?lastModified=1' to '{private}' (hash 'sha256-AAAA')"
+        running = server(start_server, f"git+{web.url}/{repository.directory.name}/.git?ref=main")
+        assert version(running.client.pull("hello")) == "1.0"
+    assert not is_copied(private)

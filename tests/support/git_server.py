@@ -18,6 +18,9 @@ _BACKEND = subprocess.run(
     ["git", "--exec-path"], check=True, capture_output=True, text=True, timeout=10
 ).stdout.strip()
 
+# For a shell: git's command follows. The server sends to the client what it prints to stderr.
+_PACK_OBJECTS = 'f() { [ -z "$NIXERY_TEST_MESSAGE" ] || echo "$NIXERY_TEST_MESSAGE" >&2; exec "$@"; }; f'
+
 
 class GitServer:
     """A running server.
@@ -29,6 +32,8 @@ class GitServer:
         redirect: the URL that all requests are redirected below.
         headers: the requests' ``Authorization``.
         seen: the command lines of all processes of this machine during the requests.
+        message: a line that the client's git prints to stderr during a fetch.
+        listed: the name of a reference that is listed instead of all references; unlike git's, of any form.
     """
 
     def __init__(self) -> None:
@@ -38,6 +43,8 @@ class GitServer:
         self.redirect: str | None = None
         self.seen: set[str] = set()
         self.headers: list[str] = []
+        self.message = ""
+        self.listed: bytes | None = None
 
     @property
     def url(self) -> str:
@@ -86,6 +93,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, b"", {"Location": self.served.redirect + self.path})
         elif not self.served.is_allowed(self.headers.get("Authorization", "")):
             self._send(401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
+        elif self.served.listed is not None and b"command=ls-refs" in body:
+            # Protocol version 2: one line, and the end of the list.
+            line = b"f" * 40 + b" " + self.served.listed
+            content = b"%04x" % (len(line) + len("0000")) + line + b"0000"
+            self._send(200, content, {"Content-Type": "application/x-git-upload-pack-result"})
         elif (file := self.directory / urlsplit(self.path).path.lstrip("/")).is_file() and ".git" not in str(
             file.relative_to(self.directory)
         ):
@@ -98,9 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
         environment = {
             "PATH": os.environ["PATH"],
             "GIT_CONFIG_GLOBAL": "/dev/null",
-            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_COUNT": "2",
             "GIT_CONFIG_KEY_0": "safe.directory",
             "GIT_CONFIG_VALUE_0": "*",
+            "GIT_CONFIG_KEY_1": "uploadpack.packObjectsHook",
+            "GIT_CONFIG_VALUE_1": _PACK_OBJECTS,
+            "NIXERY_TEST_MESSAGE": self.served.message,
             "GIT_PROJECT_ROOT": str(self.directory),
             "GIT_HTTP_EXPORT_ALL": "1",
             "REQUEST_METHOD": self.command,

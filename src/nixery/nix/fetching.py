@@ -133,7 +133,8 @@ async def lock_flake(reference: str, context: ProcessContext, *, use_registry: b
         features = ("--extra-experimental-features", "nix-command flakes")
         command = ("nix", *features, *options, "flake", "prefetch", "--refresh", reference)
         _, stderr = await _fetch("tree", _NO_TREE, context, *command)
-    # The last match: git's warnings come before it, and quote names of files, which may look like this line.
+    # The last match is Nix's own: before it, git prints warnings that quote names of files, and messages of
+    # its server. Both can look like this line, and would choose another flake.
     matches = (_DOWNLOADED.fullmatch(line.strip()) for line in reversed(stderr))
     found = next(filter(None, matches), None)
     if found is None:

@@ -183,7 +183,7 @@ class GitRepository:
         )
         if status != 0:
             raise self._git.disclosure.unreachable(output)
-        commits = {name: commit for commit, _, name in (line.partition("\t") for line in output.splitlines())}
+        commits = self._git.listed(output)
         found = next((name for name in names if name in commits), None)
         if found is None:
             raise TagUnknown(reference, f"{self._git.disclosure.name} has no branch or tag of that name")
@@ -375,8 +375,7 @@ class CommitHistory:
         )
         if status != 0:
             raise self._git.disclosure.unreachable(output)
-        lines = (line.partition("\t") for line in output.splitlines())
-        listed = {name.removeprefix("refs/"): commit for commit, _, name in lines}
+        listed = {name.removeprefix("refs/"): commit for name, commit in self._git.listed(output).items()}
         # git lists an annotated tag twice; the last line has its commit.
         peeled = {name.removesuffix("^{}"): commit for name, commit in listed.items()}
         tips = frozenset((name, commit) for name, commit in peeled.items() if self._counts(name))

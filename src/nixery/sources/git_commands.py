@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from nixery.errors import NixTimedOut, NixUnusable, StorageError
 from nixery.nix.processes import USUAL_ANSWER, ProcessContext, run_command
-from nixery.source_location import SourceLocation
+from nixery.source_location import COMMIT, SourceLocation
 from nixery.sources.source import Disclosure
 
 # Seconds. A shallow fetch of nixpkgs is 45 MB.
@@ -116,6 +116,20 @@ class Git:
             raise self.disclosure.unreachable(str(error)) from error
         except NixTimedOut as error:
             raise self.disclosure.unreachable(f"no answer within {seconds:g} seconds") from error
+
+    def listed(self, output: str) -> Mapping[str, str]:
+        """Parse the output of ``git ls-remote``: the commits, by the names of their references.
+
+        git does not check the names that a server sends. One with a line break makes a line of the server's choice, whose
+        commit would become an option of git, a path, or a part of a URL.
+
+        Raises:
+            SourceUnreachable: a line has no commit.
+        """
+        lines = [line.partition("\t") for line in output.splitlines()]
+        if not all(COMMIT.fullmatch(commit) for commit, _, _ in lines):
+            raise self.disclosure.unreachable("its list of branches and tags has a line without a commit")
+        return {name: commit for commit, _, name in lines}
 
     async def local(
         self,

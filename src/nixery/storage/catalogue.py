@@ -40,6 +40,9 @@ _RECORDED_CAPACITY = 8 * 1024 * 1024
 # Tags of one name that a listing of names reads before it asks for those after that name: what a bucket sends in a response.
 _SKIPPED = 1000
 
+# Keys that one page reads. The collector leaves no more, but another writer may have planted any number.
+_MOST_READ = KINDS[TAGS_IN_ORDER].most
+
 # Records that are read or moved at the same time: in a bucket, each takes a round trip.
 _CONCURRENT = 16
 
@@ -138,13 +141,14 @@ class Catalogue:
         async with aclosing(
             self._records.scan(TAGS_IN_ORDER, after=_key(canonical, _bounded(after)))
         ) as listing:
+            read = 0
             async for listed in listing:
                 named = _name_and_tag(listed.key)
-                if named is None:
-                    continue
-                if named[0] != canonical or len(found) == limit:
+                read += 1
+                if read > _MOST_READ or (named and named[0] != canonical) or len(found) == limit:
                     break
-                found.append(named[1])
+                if named:
+                    found.append(named[1])
         return sorted({*found, *old})[:limit] if old else found
 
     async def names(self, after: str, limit: int) -> list[str]:
@@ -164,27 +168,37 @@ class Catalogue:
     async def _names(self, after: str, limit: int) -> list[str]:
         found: list[str] = []
         begin: str | None = _after_all_of(_bounded(after)) if after else ""
-        while begin is not None and len(found) < limit:
-            begin = await self._collect_names(found, begin, limit)
+        read = 0
+        while begin is not None and len(found) < limit and read < _MOST_READ:
+            begin, more = await self._collect_names(found, begin, limit)
+            read += more
         return found
 
-    async def _collect_names(self, found: list[str], begin: str, limit: int) -> str | None:
-        """Append names from one listing; return where the next one begins, ``None`` after the last name."""
+    async def _collect_names(self, found: list[str], begin: str, limit: int) -> tuple[str | None, int]:
+        """Append names from one listing.
+
+        Returns:
+            Where the next listing begins, ``None`` after the last name; and the number of keys read.
+        """
         skipped, past = 0, _after_all_of(found[-1]) if found else ""
+        read = 0
         async with aclosing(self._records.scan(TAGS_IN_ORDER, after=begin)) as listing:
             async for listed in listing:
+                read += 1
                 # Other tags of the last name. Decoding their keys would block the event loop for ten times as long.
                 named = _name_and_tag(listed.key) if listed.key > past else None
                 if named is not None:
                     found.append(named[0])
                     skipped, past = 0, _after_all_of(named[0])
                     if len(found) == limit:
-                        return None
+                        break
                 else:
                     skipped += 1
                     if skipped == _SKIPPED:
-                        return max(listed.key, past)
-        return None
+                        return max(listed.key, past), read
+                if read == _MOST_READ:
+                    break
+        return None, read
 
     async def referrers(self, subject: Digest) -> list[dict[str, Any]]:
         """Return the descriptors of the manifests attached to another one, in the order of their digests; the first 1000."""

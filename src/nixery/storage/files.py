@@ -31,6 +31,10 @@ _DIRECTORIES = {
     "sources": 0,
 }
 
+# The kind of records whose keys may be longer than a file name, the end of the name of a directory for a part of such a key, and
+# the most of them in one path (nixery.storage.records).
+_LONG_KEYS, _PART, _MOST_PARTS = "records/tags-in-order", "+", 3
+
 _CANNOT_WRITE = "cannot write to the storage"
 
 _log = structlog.get_logger("nixery.storage")
@@ -68,6 +72,8 @@ def make_storage_directory(root: Path) -> Path:
             _refuse_symlinks(root / name, levels)
             if (root / name).is_dir():
                 _close(root / name)
+        for directory in (root / _LONG_KEYS).glob("*"):
+            _refuse_symlinks(directory, _MOST_PARTS, _PART)
     except (OSError, RuntimeError) as error:  # Python's error for a loop of symlinks
         reason = error.strerror if isinstance(error, OSError) else "its symlinks lead to each other"
         raise StorageError(f"cannot look up the storage directory {root}: {reason}") from error
@@ -90,7 +96,7 @@ def _close(directory: Path) -> None:
         )
 
 
-def _refuse_symlinks(directory: Path, levels: int) -> None:
+def _refuse_symlinks(directory: Path, levels: int, ending: str = "") -> None:
     if directory.is_symlink():
         raise StorageError(
             f"{directory} is a symlink, and those within a storage are not followed; "
@@ -100,8 +106,9 @@ def _refuse_symlinks(directory: Path, levels: int) -> None:
     if levels and directory.is_dir():
         with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.is_symlink() or entry.is_dir(follow_symlinks=False):
-                    _refuse_symlinks(Path(entry.path), levels - 1)
+                is_ours = entry.name.endswith(ending)
+                if is_ours and (entry.is_symlink() or entry.is_dir(follow_symlinks=False)):
+                    _refuse_symlinks(Path(entry.path), levels - 1, ending)
 
 
 @contextmanager

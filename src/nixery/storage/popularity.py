@@ -6,6 +6,7 @@ import hashlib
 import ssl
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -136,24 +137,36 @@ def _read(place: str) -> bytes:
 
 
 def _download(url: str, answers: SimpleQueue[bytes | Exception]) -> None:
-    content = bytearray()
     try:
         # The certificates that the machine trusts.
-        client = httpx.Client(
-            verify=ssl.create_default_context(),
-            timeout=_TIMEOUT,
-            follow_redirects=True,
-            max_redirects=_MOST_REDIRECTS,
-            headers={"Accept-Encoding": "identity"},
-        )
-        with client, client.stream("GET", url) as response:
-            if not response.is_success:
-                raise OSError(f"HTTP {response.status_code} {response.reason_phrase}")  # noqa: TRY301 -- passed on
-            for piece in response.iter_bytes():
-                content += piece
-                if len(content) > _LARGEST:
-                    raise OSError(f"it has more than {_LARGEST} bytes")  # noqa: TRY301
+        with httpx.Client(
+            verify=ssl.create_default_context(), timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"}
+        ) as client:
+            content = _get(client, url)
     except Exception as error:  # noqa: BLE001 -- raised again by the waiting thread
         answers.put(error)
     else:
-        answers.put(bytes(content))
+        answers.put(content)
+
+
+def _get(client: httpx.Client, url: str) -> bytes:
+    request = client.build_request("GET", url)
+    for _ in range(_MOST_REDIRECTS + 1):
+        # If httpx followed redirects, it would read their bodies, of any size.
+        with closing(client.send(request, stream=True)) as response:
+            if response.next_request is None:
+                return _content(response)
+            request = response.next_request
+    raise OSError(f"it has more than {_MOST_REDIRECTS} redirects")
+
+
+def _content(response: httpx.Response) -> bytes:
+    if not response.is_success:
+        raise OSError(f"HTTP {response.status_code} {response.reason_phrase}")
+    content = bytearray()
+    # Undecoded: a few kilobytes that a server compressed twice would fill the memory.
+    for piece in response.iter_raw():
+        content += piece
+        if len(content) > _LARGEST:
+            raise OSError(f"it has more than {_LARGEST} bytes")
+    return bytes(content)

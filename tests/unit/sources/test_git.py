@@ -451,3 +451,25 @@ async def test_servers_share_a_history(served: Repository, tmp_path: Path, web: 
     web.requests.clear()
     assert await World(tmp_path, f"{web.url}/set/.git").accepts(first)
     assert web.requests == []
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("commit", ["--output=written", "/victim", "refs/heads/other", "f" * 39])
+async def test_a_server_names_no_commit_that_is_an_option_or_a_path(
+    served: Repository, tmp_path: Path, web: GitServer, commit: str
+) -> None:
+    # git prints a name with line breaks as several lines.
+    served.commit("1.0")
+    (victim := tmp_path / "victim").write_text("")
+    os.utime(victim, (1, 1))
+    chosen = commit.replace("written", str(tmp_path / "written")).replace("/victim", str(victim))
+    location = SourceLocation.parse(f"{web.url}/set/.git")
+    rule = CommitRule.parse("reachable")
+    repository = GitRepository(location, tmp_path / "copies", os.environ, rule)
+    source = GitSource(location, repository, rule, tmp_path, cast("NixStore", _Store()), os.environ)
+    await source.resolve(source.reference("latest"))  # makes the copy
+    web.listed = f"x\n{chosen}\tHEAD\ny/HEAD\n".encode()
+    with pytest.raises(SourceUnreachable):
+        await source.resolve(source.reference("latest"))
+    assert victim.stat().st_mtime == 1
+    assert not any(name.startswith("written") for name in os.listdir(tmp_path))  # noqa: PTH208 -- a few names

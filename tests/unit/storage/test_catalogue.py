@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixery.oci.digest import Digest
+from nixery.storage import catalogue as catalogue_module
 from nixery.storage.catalogue import Catalogue, TagRecord
 from nixery.storage.driver import Entry
 from nixery.storage.filesystem import FilesystemDriver
@@ -178,6 +179,20 @@ async def test_keys_that_this_code_would_not_write_are_not_listed(
         await records.put("tags-in-order", ordered_key(text), b"{}")
     await catalogue.record_tag("z", "latest", MANIFEST)
     assert await catalogue.names("", 100) == ["z"]
+    assert await catalogue.tags("a", "", 100) == []
+
+
+@pytest.mark.security
+async def test_a_page_reads_a_bounded_number_of_planted_keys(
+    catalogue: Catalogue, records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue_module, "_MOST_READ", 20)
+    for number in range(30):
+        # Of no image, and between the tags of one.
+        await records.put("tags-in-order", ordered_key(b"a\0-%02d" % number), b"{}")
+    for name in ("a", "b"):
+        await catalogue.record_tag(name, "latest", MANIFEST)
+    assert await catalogue.names("", 100) == []
     assert await catalogue.tags("a", "", 100) == []
 
 

@@ -113,6 +113,18 @@ def test_a_symlink_in_place_of_a_directory_is_refused(opened: Opened, name: str)
         make_storage_directory(opened.root)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+async def test_a_symlink_in_place_of_a_part_of_a_long_key_is_refused(opened: Opened, parts: int) -> None:
+    # Records are written to the last part: a link in place of an earlier one would lead elsewhere.
+    await opened.records.put("tags-in-order", "a" * 640, b"content")
+    make_storage_directory(opened.root)
+    place = opened.root / "records" / "tags-in-order" / "aa" / "/".join(["a" * 200 + "+"] * parts)
+    place.rename(opened.elsewhere / "moved")
+    place.symlink_to(opened.elsewhere / "moved")
+    with pytest.raises(StorageError, match="is a symlink"):
+        make_storage_directory(opened.root)
+
+
 async def test_writes_and_deletions_follow_no_symlinks(opened: Opened) -> None:
     for directory in (opened.blob.parent, opened.record.parent):
         directory.rename(opened.elsewhere / directory.name)

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import threading
@@ -32,9 +33,16 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/moved"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/moved-to-"))
+            # A body that no client should read: the connection closes before its end.
+            self.send_header("Content-Length", "1000")
             self.end_headers()
             return
         self.send_response(404 if path == "/nothing" else 200)
+        if path == "/compressed":
+            self.send_header("Content-Encoding", "gzip, gzip")
+            self.end_headers()
+            self.wfile.write(gzip.compress(gzip.compress(json.dumps(COUNTS).encode())))
+            return
         if path == "/cut":
             self.send_header("Content-Length", "1000")
         self.end_headers()
@@ -87,6 +95,18 @@ def test_an_answer_over_the_limit_is_an_error(server: str, monkeypatch: pytest.M
     monkeypatch.setattr(popularity, "_LARGEST", 10)
     with pytest.raises(SettingsError, match="it has more than 10 bytes"):
         load_popularity(f"{server}/popularity.json")
+
+
+@pytest.mark.security
+def test_an_answer_is_not_decompressed(server: str) -> None:
+    # A few bytes on the wire may become any number.
+    with pytest.raises(SettingsError, match="not a JSON object"):
+        load_popularity(f"{server}/compressed")
+
+
+@pytest.mark.security
+def test_the_body_of_a_redirect_is_not_read(server: str) -> None:
+    assert load_popularity(f"{server}/moved-to-/data").counts == COUNTS
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": -1}', '{"a": "many"}', "{"])
