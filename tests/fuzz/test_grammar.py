@@ -1,4 +1,4 @@
-"""The regular expressions agree with a reading of the specification without any."""
+"""The regular expressions agree with an implementation of the specification that uses none."""
 
 from __future__ import annotations
 

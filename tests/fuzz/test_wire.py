@@ -117,13 +117,13 @@ def test_ranges_and_conditions_of_a_blob(target: Target, headers: Headers) -> No
 
 
 def test_only_valid_names_reached_nix(target: Target) -> None:
-    """Runs last: the calls of Nix of all tests above."""
+    """Runs last: checks the calls of Nix of all tests above."""
     asked = target.spy.calls_of("nix-instantiate", "request")
     assert asked
     for call in asked:
         _, _, argument = call.partition("--argstr request ")
         request, _ = json.JSONDecoder().raw_decode(argument)
         if "details" in request:
-            continue  # a list of the whole set, for which no client is asked for a name
+            continue  # a list of the whole set has no name from a client
         for name in (*request["packages"], *request["optional"]):
             assert is_name(name) or name == "bashInteractive", call

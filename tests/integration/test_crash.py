@@ -1,4 +1,4 @@
-"""A server killed at random moments of cold builds leaves nothing wrong behind; the seed is in the output."""
+"""A server killed at random moments of cold builds leaves no damage; the output has the seed."""
 
 from __future__ import annotations
 

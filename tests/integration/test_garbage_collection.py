@@ -66,7 +66,7 @@ def test_nothing_is_left_after_a_failure(server: Server) -> None:
 
 def test_the_next_server_removes_the_roots_of_a_killed_one(start_server: StartServer) -> None:
     server = start_server()
-    # As a server leaves them that is killed during a build.
+    # As left behind by a server that was killed during a build.
     (own,) = (server.storage / "gc-roots").iterdir()
     (own / "build-left-over").mkdir()
     (own / "build-left-over" / "result").symlink_to("/nix/store/00000000000000000000000000000000-x")

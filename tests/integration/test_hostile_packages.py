@@ -1,4 +1,4 @@
-"""Package authors reach no file of the build machine, and only their own files in an image."""
+"""Package authors cannot read files of the build machine, and control only their own files in an image."""
 
 from __future__ import annotations
 
@@ -133,7 +133,9 @@ def test_whiteouts_are_refused_by_name(server: Server, name: str, file: str) -> 
         ("multiplied", "-multiplied/", "more than 262,144 names"),
     ],
 )
-def test_too_much_is_refused_by_name(server: Server, name: str, file: str, reason: str) -> None:
+def test_oversized_account_files_are_refused_by_name(
+    server: Server, name: str, file: str, reason: str
+) -> None:
     refused = server.client.manifest(name)
     assert (refused.status, refused.error["code"]) == (422, "MANIFEST_UNKNOWN")
     assert file in refused.error["message"]

@@ -1,4 +1,4 @@
-"""The files of store paths arrive in the image as they are in the store."""
+"""The files of store paths are the same in the image as in the store."""
 
 from __future__ import annotations
 

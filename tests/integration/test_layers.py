@@ -62,7 +62,7 @@ def test_popular_paths_come_first(start_server: StartServer, tmp_path: Path) -> 
         assert store_layers(image)[0] == {"bottom"}
 
 
-def test_the_layer_budget_is_used_up_and_kept(start_server: StartServer, tmp_path: Path) -> None:
+def test_the_layer_budget_is_exhausted_and_respected(start_server: StartServer, tmp_path: Path) -> None:
     popularity = tmp_path / "popularity.json"
     popularity.write_text(json.dumps({f"part{number}": 100 + number for number in range(100)}))
     image = validate(start_server(NIX_POPULARITY_URL=str(popularity)).client.pull("many"))

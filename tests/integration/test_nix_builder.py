@@ -1,4 +1,4 @@
-"""What the adapter for Nix tells the pipeline, as far as no image shows it."""
+"""Results of the adapter for Nix that no image shows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def info_of(closure: Closure, name: str) -> PathInfo:
     return info
 
 
-async def test_what_evaluation_tells(builder: Nix) -> None:
+async def test_an_evaluation_describes_packages(builder: Nix) -> None:
     package = await evaluated(builder, "mainprogram")
     assert package.attribute == "mainprogram"
     assert package.derivation.name == "mainprogram-1.0.drv"
@@ -97,7 +97,7 @@ async def test_self_reference_is_no_reference(builder: Nix) -> None:
 
 
 async def test_path_that_nix_does_not_know(builder: Nix) -> None:
-    # Evaluated, not realised, and with a salt nobody else has.
+    # Evaluated, not realised, and with a unique salt.
     package = await evaluated(builder, "fails")
     with pytest.raises(PathsCollected):
         await builder.closure(list(package.outputs.values()))
@@ -109,7 +109,7 @@ async def test_nothing_to_realise(builder: Nix) -> None:
 
 
 async def test_counting_looks_at_each_of_many_that_do_not_evaluate(tmp_path: Path) -> None:
-    # A client's request takes a bounded number of processes; a command that asks for thousands of names has to find all.
+    # A client's request starts a bounded number of processes; a command with thousands of names has to find all.
     names = [f"p{number}" for number in range(16)]
     broken = " ".join(f'{name} = 1 + "{name}";' for name in names)
     (tmp_path / "default.nix").write_text(

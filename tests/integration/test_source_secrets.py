@@ -1,4 +1,4 @@
-"""What is secret in the URL of a source stays so: in arguments, answers, headers, pages and logs."""
+"""Secrets in the URL of a source do not leak into arguments, responses, headers, pages and logs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def url_of(web: GitServer, path: str, user_info: str = f"{USER}:pass-w0rd%2Bx") 
     return f"http://{user_info}@127.0.0.1:{web.port}/{path}"
 
 
-def test_git_has_its_password_and_nobody_sees_it(
+def test_the_password_reaches_git_and_nothing_else(
     web: GitServer, repository: Repository, start_server: StartServer
 ) -> None:
     first = repository.commit("1.0")
@@ -63,7 +63,7 @@ def test_a_token_alone(web: GitServer, repository: Repository, start_server: Sta
     assert not [command for command in web.seen if TOKEN in command]
 
 
-def test_another_host_is_told_no_password(
+def test_another_host_gets_no_password(
     web: GitServer, repository: Repository, start_server: StartServer, tmp_path: Path
 ) -> None:
     repository.commit("1.0")
@@ -77,7 +77,7 @@ def test_another_host_is_told_no_password(
     assert set(other.headers) == {""}
 
 
-def test_archives_have_their_password_and_nobody_sees_it(
+def test_the_password_reaches_the_archive_server_and_nothing_else(
     web: GitServer, repository: Repository, start_server: StartServer, tmp_path: Path
 ) -> None:
     commit = repository.commit("1.0")
@@ -95,7 +95,7 @@ def test_archives_have_their_password_and_nobody_sees_it(
     assert not [
         command for command in web.seen if any(secret in command for secret in (*SECRETS, USER + ":"))
     ]
-    # An image tells where its packages come from, if there is nothing secret in that.
+    # An image names the source of its packages if the URL has no secrets.
     labels = json.loads(server.client.manifest("hello").body).get("annotations", {})
     assert "org.opencontainers.image.source" not in labels
     assert not any(secret in server.log for secret in SECRETS)
@@ -109,7 +109,7 @@ def refuse(web: GitServer) -> None:
 
 
 def redirect_away(web: GitServer) -> None:
-    # A server that repeats what it was asked for, to a place where nobody is.
+    # A server that redirects each request, with its path, to an address without a server.
     web.redirect = f"http://{USER}:{PASSWORD}@127.0.0.1:1"
 
 
@@ -120,7 +120,7 @@ def nothing_there(web: GitServer) -> None:
 @pytest.mark.parametrize("kind", ["git", "channel", "archive"])
 @pytest.mark.parametrize("break_it", [refuse, redirect_away, nothing_there])
 @pytest.mark.parametrize("public", [None, "1"])
-def test_failures_tell_no_secrets(
+def test_errors_contain_no_secrets(
     web: GitServer,
     repository: Repository,
     start_server: StartServer,
@@ -149,7 +149,7 @@ def test_failures_tell_no_secrets(
 
 
 def said_by(server: Server, commit: str) -> list[str]:
-    """Answers, headers included, and at last the log."""
+    """Return all responses with their headers, and the log."""
     answers = [
         *(server.client.manifest("hello", tag) for tag in ("latest", "main", "nosuch", commit, "f" * 40)),
         *(
@@ -160,7 +160,7 @@ def said_by(server: Server, commit: str) -> list[str]:
     return [*(f"{answer.headers} {answer.body.decode()}" for answer in answers), server.log]
 
 
-def test_a_pin_that_is_old_tells_no_secrets(
+def test_an_outdated_pin_reveals_no_secrets(
     web: GitServer, repository: Repository, start_server: StartServer
 ) -> None:
     repository.commit("1.0")
@@ -191,7 +191,9 @@ def test_a_pin_that_is_old_tells_no_secrets(
         {"NIXERY_FLAKE": f"--token={TOKEN}"},
     ],
 )
-def test_what_cannot_be_hidden_is_refused_at_the_start(settings: Mapping[str, str], tmp_path: Path) -> None:
+def test_urls_whose_secrets_cannot_be_hidden_are_refused_at_the_start(
+    settings: Mapping[str, str], tmp_path: Path
+) -> None:
     completed = run_server(
         {
             "PORT": str(free_port()),

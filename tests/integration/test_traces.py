@@ -115,7 +115,7 @@ def test_a_receiver_whose_answer_never_ends_fills_no_memory(start_server: StartS
             with suppress(ConnectionError):
                 while sent < most:
                     sent += connection.send(b"x" * 65536)
-    # Sockets buffer some of it; the server hangs up long before the end.
+    # Sockets buffer some of it; the server closes the connection long before the end.
     assert sent < most
     assert server.stop() == 0
 

@@ -1,4 +1,4 @@
-"""Waiting for an event loop, without a guess how long something takes."""
+"""Waiting for an event loop without fixed delays."""
 
 from __future__ import annotations
 

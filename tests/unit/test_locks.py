@@ -116,7 +116,7 @@ def test_no_space_for_a_lock_is_a_full_storage(number: int, kind: type[StorageEr
     assert type(storage_error("it cannot be", OSError(number, "why"))) is kind
 
 
-def test_a_name_that_is_no_lock_file_is_neither_followed_nor_in_the_way(tmp_path: Path) -> None:
+def test_a_foreign_file_among_the_locks_is_not_followed_and_blocks_no_lock(tmp_path: Path) -> None:
     locks = tmp_path / "locks"
     (locks / "directory").mkdir(parents=True)
     (locks / "symlink").symlink_to(tmp_path / "elsewhere")
@@ -205,7 +205,7 @@ def test_processes_that_start_together_do_not_remove_each_others_directories(tmp
         directory.close()
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "gc-roots").write_text("")
     with pytest.raises(StorageError, match="gc-roots"):
         ProcessDirectory(tmp_path / "gc-roots")

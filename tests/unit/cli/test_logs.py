@@ -87,7 +87,7 @@ def test_libraries_log_warnings_and_errors_only(capsys: pytest.CaptureFixture[st
     assert json.loads(line)["event"] == escaped(f"loud {EVIL}")
 
 
-async def test_the_request_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_log_events_have_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(logging.INFO, "json")
     enter_request(RequestContext("mine"))
     structlog.get_logger().info("built")

@@ -310,7 +310,7 @@ class Gate:
 
 
 @pytest.mark.parametrize("point", ["condemn", "look again"])
-async def test_an_image_leased_before_the_second_look_is_kept(
+async def test_an_image_leased_before_the_second_scan_is_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     image = await store.image(b"one", b"two")
@@ -327,7 +327,7 @@ async def test_an_image_leased_before_the_second_look_is_kept(
     assert await store.digests() == parts(image)
 
 
-async def test_a_lease_after_the_second_look_waits_until_the_image_is_deleted(
+async def test_a_lease_after_the_second_scan_waits_until_the_image_is_deleted(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = await store.image(b"one", b"two")

@@ -88,7 +88,9 @@ def nixery(storage: Path, *arguments: str) -> tuple[dict[str, Any], int]:
     return json.loads(answer), int(peak) // 1024
 
 
-def test_in_bounded_memory(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_blobs_are_collected_and_scrubbed_in_bounded_memory(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, at_rest = nixery(tmp_path, "gc", "--json")
     start = time.monotonic()
     scrubbed, scrub_peak = nixery(storage, "scrub", "--json")

@@ -78,7 +78,7 @@ class ManyRecords(RecordStore):
         self.deleted += 1
 
 
-async def test_many_records_are_tidied_up_in_bounded_memory(store: Store) -> None:
+async def test_many_records_are_deleted_in_bounded_memory(store: Store) -> None:
     records = ManyRecords(store, 100_000)
     tracemalloc.start()
     try:

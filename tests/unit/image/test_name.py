@@ -73,7 +73,7 @@ def test_two_platforms_contradict() -> None:
         parse_image_name("arm64/amd64/hello")
 
 
-def test_a_package_asked_for_is_not_optional() -> None:
+def test_a_requested_package_is_not_optional() -> None:
     assert parse_image_name("cacert").optional_packages == ("iana-etc",)
 
 

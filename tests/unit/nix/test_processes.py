@@ -22,7 +22,7 @@ def ignore(_: bytes) -> None:
     pass
 
 
-async def test_reads_both_streams_at_once() -> None:
+async def test_both_streams_are_read_concurrently() -> None:
     # Both exceed the capacity of a pipe: reading one to its end before the other would block for ever.
     script = "import sys\nfor _ in range(200):\n sys.stderr.write('e' * 9999 + '\\n')\n sys.stdout.write('o' * 10000)"
     lines: list[bytes] = []
@@ -38,7 +38,7 @@ async def test_a_very_long_line_is_cut() -> None:
     assert sum(map(len, lines)) <= 2 * 1024 * 1024
 
 
-async def test_short_lines_cost_as_much_as_the_time_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_short_lines_count_against_the_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -55,7 +55,7 @@ async def test_short_lines_cost_as_much_as_the_time_they_take(monkeypatch: pytes
     assert max(pauses) > 30
 
 
-async def test_the_kernel_ends_what_it_started_before_the_server() -> None:
+async def test_the_kernel_kills_children_before_the_server() -> None:
     # Seen by children of the program, as builders are children of Nix.
     script = "until grep -qx 1000 /proc/self/oom_score_adj; do :; done"
     completed = await run(["sh", "-c", script], ignore, Deadline(10), OURS)

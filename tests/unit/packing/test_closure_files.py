@@ -163,7 +163,7 @@ def test_names_that_are_not_utf_8(files: ClosureFiles, store: Path) -> None:
     assert read(files, f"{PATH}/d/".encode() + b"\xff") == b"odd"
 
 
-def test_what_is_no_regular_file_is_not_opened(
+def test_only_regular_files_are_opened(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = store / PATH.base_name
@@ -205,7 +205,7 @@ def swapped(
     monkeypatch.setattr(files._beneath, "open", opened)
 
 
-def test_a_name_that_becomes_a_link_between_look_and_open(
+def test_a_name_that_becomes_a_link_between_stat_and_open(
     files: ClosureFiles, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = store / PATH.base_name / "d"
@@ -220,7 +220,7 @@ def test_a_name_that_becomes_a_link_between_look_and_open(
         read(files, f"{PATH}/d/file".encode())
 
 
-def test_a_file_that_becomes_a_pipe_between_look_and_open(
+def test_a_file_that_becomes_a_pipe_between_stat_and_open(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = store / PATH.base_name / "d" / "file"
@@ -234,7 +234,7 @@ def test_a_file_that_becomes_a_pipe_between_look_and_open(
         read(files, f"{PATH}/d/file".encode())
 
 
-def test_a_directory_that_becomes_a_link_between_look_and_list(
+def test_a_directory_that_becomes_a_link_between_stat_and_listing(
     files: ClosureFiles, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = store / PATH.base_name / "d"

@@ -163,7 +163,7 @@ def test_files_that_every_system_has_are_added(store: Path) -> None:
     assert b"hosts: files dns" in nsswitch.content
 
 
-def test_places_below_usr_lead_to_the_root_where_there_is_something(store: Path) -> None:
+def test_directories_below_usr_link_to_existing_directories_at_the_root(store: Path) -> None:
     entries = by_name(plan(store, package(store, "a", "share/x")))
     assert link(entries["usr/share"]) == "../share"
     assert "usr/lib" not in entries

@@ -51,13 +51,13 @@ def test_a_peer_without_an_address_is_internal() -> None:
         ("10.0.0.2, 10.0.0.3", "10.0.0.2"),
     ],
 )
-def test_behind_proxies_it_is_the_last_address_that_is_none_of_theirs(forwarded: str, name: str) -> None:
+def test_behind_proxies_the_client_is_the_last_untrusted_address(forwarded: str, name: str) -> None:
     headers = {"x-forwarded-for": forwarded}
     clients = Clients(PROXIES)
     assert clients.client("10.0.0.1:1234", clients.believed(headers, "10.0.0.1:1234")) == Client(name)
 
 
-def test_nobody_else_is_believed() -> None:
+def test_forwarding_headers_of_other_peers_are_ignored() -> None:
     headers = {
         "host": "a",
         "x-forwarded-for": "127.0.0.1",

@@ -230,7 +230,7 @@ async def test_a_git_without_the_lock_does_not_inherit_it(
     assert [len(descriptors) for descriptors in given] == [1]
 
 
-async def test_git_archive_writes_nothing_of_the_operators_keys(
+async def test_git_archive_reveals_no_keys_of_the_operator(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With `export-subst`, git has gpg look at the signature of a commit, and writes into its files what gpg says of our keys.

@@ -208,7 +208,7 @@ async def test_the_quarantine_keeps_the_newest_blobs(opened: Opened) -> None:
     assert Digest.of(contents[-1]).hex in kept
 
 
-async def test_directories_that_were_deleted_are_made_again(blobs: BlobStore, tmp_path: Path) -> None:
+async def test_deleted_directories_are_recreated(blobs: BlobStore, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "temporary")
     shutil.rmtree(tmp_path / "blobs")
     await blobs.put(Digest.of(b"content"), b"content")
