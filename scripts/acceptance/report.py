@@ -156,6 +156,6 @@ def message_of(output: str) -> str:
     for pattern, replacement in _NOISE:
         output = pattern.sub(replacement, output)
     lines = [line.strip() for line in re.split(r"[\r\n]+", output)]
-    told = [line for line in lines if line and not _PROGRESS.match(line)]
+    kept = [line for line in lines if line and not _PROGRESS.match(line)]
     # Retries say the same again.
-    return "\n".join(dict.fromkeys(told))
+    return "\n".join(dict.fromkeys(kept))

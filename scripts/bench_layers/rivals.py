@@ -27,7 +27,7 @@ def single_layer(closure: Closure, _requested: Sequence[StorePath]) -> Callable[
 
 def one_path_each(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
     """Make a layer for each path in the order of names; the last layer has the rest."""
-    return partial(_first_ones_alone, sorted((info.path for info in closure), key=_name_first))
+    return partial(_one_layer_for_each_of_the_first, sorted((info.path for info in closure), key=_name_first))
 
 
 def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[int], Groups]:
@@ -46,7 +46,9 @@ def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[
             ways[reference] += ways[path]
             above[reference] |= above[path]
     rank = {path: sum(ways[other] for other in others) for path, others in above.items()}
-    return partial(_first_ones_alone, sorted(rank, key=lambda path: (-rank[path], _name_first(path))))
+    return partial(
+        _one_layer_for_each_of_the_first, sorted(rank, key=lambda path: (-rank[path], _name_first(path)))
+    )
 
 
 def nixery(popularity: Popularity) -> Rule:
@@ -105,7 +107,7 @@ def _closure_sizes(closure: Closure) -> dict[StorePath, int]:
     return {path: sum(closure[other].nar_size for other in others) for path, others in below.items()}
 
 
-def _first_ones_alone(paths: Sequence[StorePath], budget: int) -> Groups:
+def _one_layer_for_each_of_the_first(paths: Sequence[StorePath], budget: int) -> Groups:
     alone: Groups = [(path,) for path in paths[: budget - 1]]
     return [*alone, tuple(paths[budget - 1 :])] if len(paths) >= budget else alone
 

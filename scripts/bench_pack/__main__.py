@@ -50,7 +50,7 @@ _LEVELS: tuple[tuple[Literal["gzip", "zstd"], tuple[int, ...]], ...] = (
 _LEVELS_OF = "gcc"
 
 # Bytes to pack for the measurement of memory, and the goal for it, in bytes.
-_MUCH = 2_000_000_000
+_MEMORY_BYTES = 2_000_000_000
 _MEMORY_GOAL = 150_000_000
 
 _TIMEOUT = 600.0
@@ -179,7 +179,7 @@ def _much(subjects: list[Subject]) -> int:
     """Return the resident memory for packing two gigabytes: all closures repeatedly."""
     layers: list[list[str]] = []
     sizes = {s.name: _run(Job("memory", s.layers, _WORKERS)).uncompressed for s in subjects}
-    while len(layers) < sum(len(s.layers) for s in subjects) * (_MUCH / sum(sizes.values())):
+    while len(layers) < sum(len(s.layers) for s in subjects) * (_MEMORY_BYTES / sum(sizes.values())):
         layers += [layer for subject in subjects for layer in subject.layers]
     return _run(Job("threads", layers, _WORKERS)).resident
 

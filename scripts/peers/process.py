@@ -104,15 +104,13 @@ def running(
             env=os.environ | dict(environment or {}),
         )
     try:
-        _wait_until_it_answers(name, process, port, path, log)
+        _wait_until_ready(name, process, port, path, log)
         yield Peer(name, port, process, log)
     finally:
         _end(process)
 
 
-def _wait_until_it_answers(
-    name: str, process: subprocess.Popen[bytes], port: int, path: str, log: Path
-) -> None:
+def _wait_until_ready(name: str, process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
     end = time.monotonic() + _START
     while not _answers(port, path):
         if process.poll() is not None:

@@ -135,12 +135,12 @@ class Beneath:
 
     Args:
         directory: absolute; the only name in which symlinks are followed.
-        by_hand: do without ``openat2``.
+        emulated: do without ``openat2``.
     """
 
-    def __init__(self, directory: bytes, *, by_hand: bool = False) -> None:
+    def __init__(self, directory: bytes, *, emulated: bool = False) -> None:
         self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._by_hand = by_hand or not _has_openat2(self._directory)
+        self._emulated = emulated or not _has_openat2(self._directory)
 
     def open(self, name: bytes, flags: int) -> int:
         """Open a name and return its descriptor.
@@ -156,11 +156,11 @@ class Beneath:
         components = name.split(b"/")
         if not {b"", b".", b".."}.isdisjoint(components) or b"\0" in name:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        if self._by_hand:
-            return self._open_by_hand(components, flags)
+        if self._emulated:
+            return self._open_without_openat2(components, flags)
         return _openat2(self._directory, name, flags)
 
-    def _open_by_hand(self, components: list[bytes], flags: int) -> int:
+    def _open_without_openat2(self, components: list[bytes], flags: int) -> int:
         *above, last = components
         directory = self._directory
         try:

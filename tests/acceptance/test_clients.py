@@ -84,10 +84,10 @@ def test_broken_off_blob(client: Client, server: Server, notes: Notes) -> None:
             pulls = 2
             client.pull(reference).expect_success()
     assert client.digest(reference) == server.client.digest("ballast")
-    notes.note(_how_it_went_on(proxy, layer["size"], pulls))
+    notes.note(_outcome(proxy, layer["size"], pulls))
 
 
-def _how_it_went_on(proxy: CuttingProxy, size: int, pulls: int) -> str:
+def _outcome(proxy: CuttingProxy, size: int, pulls: int) -> str:
     first, *more = proxy.asked
     assert first.sent == size // 2, "the transfer was not interrupted"
     assert more, "the client never requested the rest"

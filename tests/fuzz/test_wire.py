@@ -51,13 +51,13 @@ def message(
 def check(response: Response) -> None:
     """Check a response. Requests that are not HTTP are answered by the web server itself, without a body."""
     assert response.status < 500, response
-    if response.status >= 400 and not is_the_web_servers(response):
+    if response.status >= 400 and not is_from_web_server(response):
         assert response.headers["content-type"] == "application/json"
         if response.body:
             assert {error["code"] for error in response.errors} <= ERROR_CODES
 
 
-def is_the_web_servers(response: Response) -> bool:
+def is_from_web_server(response: Response) -> bool:
     return "server" not in response.headers and response.status in (400, 414, 431) and response.body == b""
 
 

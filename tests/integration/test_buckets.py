@@ -155,11 +155,11 @@ def test_a_restarted_server_does_not_serve_a_corrupted_copy(
         copy.write_bytes(bytes([layer[0] ^ 1]) + layer[1:])
         server = start_server(**settings)
 
-        def is_whole_again() -> bool:
+        def is_repaired() -> bool:
             assert server.client.get(path).body == layer
             return copy.exists() and copy.read_bytes() == layer
 
-        wait_until(is_whole_again, "another copy", seconds=60)
+        wait_until(is_repaired, "another copy", seconds=60)
         assert server.client.get(path).body == layer
         assert server.stop() == 0
         assert "a cached blob was broken and is deleted" in server.log

@@ -194,9 +194,9 @@ _FORGED = {
 
 def test_only_trusted_proxies_set_the_client_address(start_server: StartServer) -> None:
     server = start_server(NIXERY_TRUSTED_PROXIES="127.0.0.9")
-    anybody = server.client.get("/v2/fails/manifests/latest", _FORGED)
-    assert anybody.headers["x-request-id"] != "forged"
-    assert "evil.example" not in anybody.error["message"]
+    response = server.client.get("/v2/fails/manifests/latest", _FORGED)
+    assert response.headers["x-request-id"] != "forged"
+    assert "evil.example" not in response.error["message"]
     assert b"evil.example" not in server.client.get("/", _FORGED).body
     assert "203.0.113.9" not in server.log
     proxy = seen_from(server, "127.0.0.9")
@@ -305,8 +305,8 @@ def test_log_lines_of_one_client_are_limited(start_server: StartServer) -> None:
     assert seen_from(server, "127.0.0.3").get("/v2/hello/blobs/mine").status == 400
     assert "/v2/hello/blobs/mine" in server.log
     wait_until(lambda: "log lines suppressed" in server.log, "the suppressed lines are counted", 30)
-    (told, *_) = [json.loads(line) for line in server.log.splitlines() if "log lines suppressed" in line]
-    assert (told["client"], told["lines"] >= 3000 - len(lines) - 100) == ("127.0.0.2", True)
+    (summary, *_) = [json.loads(line) for line in server.log.splitlines() if "log lines suppressed" in line]
+    assert (summary["client"], summary["lines"] >= 3000 - len(lines) - 100) == ("127.0.0.2", True)
 
 
 def test_followers_of_one_client_do_not_block_others(start_server: StartServer) -> None:

@@ -61,7 +61,7 @@ def package_set(directory: Path, text: str, salt: str) -> str:
     return str(directory)
 
 
-def everything_told(server: Server, name: str) -> str:
+def all_responses(server: Server, name: str) -> str:
     """Return everything that a client can read about a name and its builds."""
     answers = [server.client.manifest(name), server.client.get("/"), server.client.get("/api/v1/builds")]
     for build in json.loads(answers[-1].body)["builds"]:
@@ -74,7 +74,7 @@ def test_a_builder_gets_no_secret(start_server: StartServer, tmp_path: Path, sal
     names = " ".join(f'"{name}"' for name in (*SECRETS, "HOME", "NIXERY_STARTED_BY"))
     place = package_set(tmp_path / "set", f"{{ thief = {_THIEF % names}; }}", salt)
     server = start_server(NIXERY_PKGS_PATH=place, **SECRETS)
-    told = everything_told(server, "thief")
+    told = all_responses(server, "thief")
     assert "thief.drv failed" in told
     # The builder did print its environment, with the allowed variables.
     assert "begin" in told
@@ -90,7 +90,7 @@ def test_a_builder_gets_the_variables_that_the_operator_names(
     server = start_server(
         NIXERY_PKGS_PATH=place, MALLORY="on purpose", GITHUB_TOKEN=SECRET, NIXERY_BUILD_ENVIRONMENT="MALLORY"
     )
-    told = everything_told(server, "thief")
+    told = all_responses(server, "thief")
     assert "on purpose" in told
     assert SECRET not in told
 
@@ -100,7 +100,7 @@ def test_an_evaluation_gets_no_secret(start_server: StartServer, tmp_path: Path,
     read = " + ".join(f'(builtins.getEnv "{name}")' for name in (*SECRETS, "PATH"))
     place = package_set(tmp_path / "set", f'{{ reader = throw "read ${{{read}}} end"; }}', salt)
     server = start_server(NIXERY_PKGS_PATH=place, NIXERY_ALLOW_IFD=ifd, **SECRETS)
-    told = everything_told(server, "reader")
+    told = all_responses(server, "reader")
     assert "read " in told
     assert "/bin" in told
     assert SECRET not in told

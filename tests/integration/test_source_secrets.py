@@ -113,12 +113,12 @@ def redirect_away(web: GitServer) -> None:
     web.redirect = f"http://{USER}:{PASSWORD}@127.0.0.1:1"
 
 
-def nothing_there(web: GitServer) -> None:
+def redirect_to_closed_port(web: GitServer) -> None:
     web.credentials = None
 
 
 @pytest.mark.parametrize("kind", ["git", "channel", "archive"])
-@pytest.mark.parametrize("break_it", [refuse, redirect_away, nothing_there])
+@pytest.mark.parametrize("break_it", [refuse, redirect_away, redirect_to_closed_port])
 @pytest.mark.parametrize("public", [None, "1"])
 def test_errors_contain_no_secrets(
     web: GitServer,
@@ -130,7 +130,7 @@ def test_errors_contain_no_secrets(
 ) -> None:
     commit = repository.commit("1.0")
     break_it(web)
-    path = "nosuch/.git" if break_it is nothing_there else "set/.git"
+    path = "nosuch/.git" if break_it is redirect_to_closed_port else "set/.git"
     source: Mapping[str, Mapping[str, str]] = {
         "git": {"NIXERY_PKGS_REPO": url_of(web, path)},
         "channel": {"NIXERY_CHANNEL": "main", "NIXERY_CHANNEL_REPO": url_of(web, path)},
@@ -140,7 +140,7 @@ def test_errors_contain_no_secrets(
         },
     }
     server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PUBLIC_SOURCE=public, **source[kind])
-    texts = said_by(server, commit)
+    texts = all_output(server, commit)
     assert not [text for text in texts if any(secret in text for secret in SECRETS)]
     if public != "1":
         assert not [
@@ -148,7 +148,7 @@ def test_errors_contain_no_secrets(
         ]
 
 
-def said_by(server: Server, commit: str) -> list[str]:
+def all_output(server: Server, commit: str) -> list[str]:
     """Return all responses with their headers, and the log."""
     answers = [
         *(server.client.manifest("hello", tag) for tag in ("latest", "main", "nosuch", commit, "f" * 40)),

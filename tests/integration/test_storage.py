@@ -17,7 +17,7 @@ from tests.validator.image_validator import validate
 NAME = "shell/hello/diamond"
 
 # Seconds after which a server checks again whether the blobs of an image exist.
-BELIEVED = 1.1
+LOOKUP_TTL = 1.1
 
 
 def files(directory: Path) -> list[Path]:
@@ -74,7 +74,7 @@ def test_damaged_blobs_are_rebuilt(start_server: StartServer) -> None:
     for damage in (cut, empty, lengthen, Path.unlink):
         for path in files(server.storage / "blobs"):
             damage(path)
-        time.sleep(BELIEVED)
+        time.sleep(LOOKUP_TTL)
         assert validate(server.client.pull(NAME)) == image, damage
 
 

@@ -33,7 +33,7 @@ NAMES = ("hello/greeting", "greeting/left", "left/right", "hello/right", "a/ab",
 ALWAYS = NAMES[0]
 
 DAY = 24 * 3600
-BELIEVED = 1.1
+LOOKUP_TTL = 1.1
 
 # Seconds: much longer than a pull takes, even on a loaded machine.
 GRACE = 6
@@ -77,7 +77,7 @@ def test_a_deleted_image_is_rebuilt_with_the_same_digest(start_server: StartServ
     result = gc(server.storage, "--max-age", "30d")
     assert result["deleted"] > 0
     # The server had cached the image. A pull by digest reports that it is missing; a pull by tag rebuilds it.
-    time.sleep(BELIEVED)
+    time.sleep(LOOKUP_TTL)
     assert server.client.pull("hello") == image
     assert validate(server.client.pull("greeting", other.digest)) == other
     assert gc(server.storage, "--max-age", "30d")["deleted"] == 0
@@ -147,7 +147,7 @@ class Pulling:
         self._expected = expected
         self._stop = threading.Event()
         self._random = random.Random(1)  # noqa: S311 -- the order of pulls
-        self._threads = [threading.Thread(target=target) for target in (self._steadily, self._in_turns)]
+        self._threads = [threading.Thread(target=target) for target in (self._pull_steadily, self._in_turns)]
         self.wrong: list[str] = []
         self.pulls = 0
         # Times of the last pull of the image that is always in use, and of the start of its uninterrupted use.
@@ -163,7 +163,7 @@ class Pulling:
         for thread in self._threads:
             thread.join(60)
 
-    def _steadily(self) -> None:
+    def _pull_steadily(self) -> None:
         while not self._stop.wait(GRACE / 20):
             start = time.monotonic()
             if start - self.pulled > GRACE / 2:
@@ -332,7 +332,7 @@ def test_a_flipped_bit_is_found_and_heals(start_server: StartServer, part: str) 
     assert completed.returncode == 1
     assert completed.stderr.count(digest) == 1
     assert (server.storage / "quarantine" / digest.removeprefix("sha256:")).exists()
-    time.sleep(BELIEVED)
+    time.sleep(LOOKUP_TTL)
     # The size is right, so only scrubbing can detect the damage.
     assert validate(server.client.pull("big")) == image
     assert nixery(server.storage, "scrub").returncode == 0

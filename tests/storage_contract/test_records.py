@@ -59,7 +59,7 @@ async def test_no_record_is_larger_than_its_kind_allows(storage: Storage, tmp_pa
     with pytest.raises(StorageError, match="the limit"):
         await storage.records.put("tags", KEYS[1], b"x" * (largest + 1))
     # Other programs may have written one.
-    write_anyhow(storage, tmp_path, f"records/tags/{KEYS[1][:2]}/{KEYS[1]}", b"x" * (largest + 1))
+    write_foreign_file(storage, tmp_path, f"records/tags/{KEYS[1][:2]}/{KEYS[1]}", b"x" * (largest + 1))
     assert await storage.records.get("tags", KEYS[1]) is None
 
 
@@ -79,7 +79,7 @@ async def test_a_key_cannot_leave_its_directory(storage: Storage, key: str) -> N
 async def test_misplaced_records_are_not_listed(storage: Storage, tmp_path: Path) -> None:
     await storage.records.put("tags", KEYS[0], b"content")
     for name in ("records/tags/ff/" + KEYS[1], "records/tags/00/readme", "records/tags/00/AB"):
-        write_anyhow(storage, tmp_path, name, b"content")
+        write_foreign_file(storage, tmp_path, name, b"content")
     assert [record.key async for record in storage.records.scan("tags")] == [KEYS[0]]
 
 
@@ -93,7 +93,7 @@ async def test_records_are_bounded_in_number(storage: Storage, monkeypatch: pyte
     assert await enforce_bounds(storage.records, time.time() + 3700) == 9
 
 
-def write_anyhow(storage: Storage, directory: Path, name: str, content: bytes) -> None:
+def write_foreign_file(storage: Storage, directory: Path, name: str, content: bytes) -> None:
     """Write a file that no driver would write."""
     if isinstance(storage.driver, BucketDriver):
         bucket = storage.driver.bucket

@@ -125,8 +125,8 @@ def top(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["openat2", "by hand"])
 def below(request: pytest.FixtureRequest, top: Path) -> Iterator[Beneath]:
-    with Beneath(bytes(top), by_hand=request.param == "by hand") as below:
-        assert below._by_hand == (request.param == "by hand"), "tests need a kernel that has openat2"
+    with Beneath(bytes(top), emulated=request.param == "by hand") as below:
+        assert below._emulated == (request.param == "by hand"), "tests need a kernel that has openat2"
         yield below
 
 

@@ -29,7 +29,7 @@ from nixery.storage.records import RecordStore
 IMAGES = "images"
 
 # Seconds after which a cached image's blobs are looked for again: that takes longer than answering a request.
-VERIFIED_FOR = 1.0
+VERIFIED_TTL = 1.0
 
 # Bytes of manifests in memory; one has about 10 to 20 KB. And of those that were verified a moment ago, which share
 # these objects as long as the first cache has them.
@@ -101,7 +101,7 @@ class BuildCache:
             if not self._uses.renew(image.digests) or not await are_still_there(self._blobs, parts):
                 self._recent.discard(key)
                 return None
-            self._verified.put(key, image, _size(image), VERIFIED_FOR)
+            self._verified.put(key, image, _size(image), VERIFIED_TTL)
         self.counts.hits += 1
         return image
 
@@ -164,7 +164,7 @@ class BuildCache:
 
     def _remember(self, key: _Key, image: Image, parts: _Parts) -> None:
         self._recent.put(key, (image, parts), _size(image))
-        self._verified.put(key, image, _size(image), VERIFIED_FOR)
+        self._verified.put(key, image, _size(image), VERIFIED_TTL)
 
     def _key(self, pin: Pin, request: ImageRequest) -> str:
         # A JSON array, so that elements cannot run into each other.

@@ -130,7 +130,8 @@ def image_annotations(request: ImageRequest, packages: Sequence[Package], pin: P
     """
     versions = {(package.name, package.version) for package in packages}
     found = {
-        f"{_PREFIX}.title": "/".join([*(["shell"] if request.shell else []), *_asked_for(request)]) or "base",
+        f"{_PREFIX}.title": "/".join([*(["shell"] if request.shell else []), *_requested_names(request)])
+        or "base",
         f"{_PREFIX}.version": _version(request, packages),
         f"{_PREFIX}.licenses": _licences(packages),
         f"{_PREFIX}.source": pin.url,
@@ -165,16 +166,16 @@ def _merged(ours: Sequence[str], defined: Sequence[str]) -> tuple[str, ...]:
     return (*(entry for entry in ours if entry.partition("=")[0] not in names), *defined)
 
 
-def _asked_for(request: ImageRequest) -> Sequence[str]:
+def _requested_names(request: ImageRequest) -> Sequence[str]:
     """The packages that distinguish the image: all names of the same image must give the same annotations."""
     understood = {*ALWAYS_INCLUDED, *(SHELL_PACKAGES if request.shell else ())}
     return [package for package in request.requested if package not in understood] or request.requested
 
 
 def _version(request: ImageRequest, packages: Sequence[Package]) -> str | None:
-    asked_for = _asked_for(request)
-    found = [package for package in packages if package.requested_name in asked_for[:1]]
-    return found[0].version if len(asked_for) == len(found) == 1 else None
+    requested = _requested_names(request)
+    found = [package for package in packages if package.requested_name in requested[:1]]
+    return found[0].version if len(requested) == len(found) == 1 else None
 
 
 def _licences(packages: Sequence[Package]) -> str:

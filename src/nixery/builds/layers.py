@@ -161,7 +161,7 @@ class LayerPublisher:
                 del self._wanted[identity]
                 if identity in self._threads:
                     # Before the next piece, the thread checks whether a build still wants the layer.
-                    await _through_cancellation(asyncio.wait({self._threads[identity]}))
+                    await _finish_despite_cancellation(asyncio.wait({self._threads[identity]}))
         # The same content may belong to packages of different names; each image keeps its own names.
         return replace(layer, packages=tuple(packages))
 
@@ -236,7 +236,7 @@ class LayerPublisher:
         return Layer(Descriptor(self._packer.media_type, digest, size), diff_id, packages=())
 
 
-async def _through_cancellation(work: Awaitable[object]) -> None:
+async def _finish_despite_cancellation(work: Awaitable[object]) -> None:
     """Wait for some work even if the caller is cancelled; raise the cancellation once the work is done."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

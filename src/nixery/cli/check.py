@@ -33,7 +33,7 @@ _TIMEOUT = 60
 _OLDEST_NIX = (2, 8)
 
 # Bytes of free space below which the check fails: many an image takes more.
-_LITTLE_SPACE = 1 << 30
+_LOW_SPACE = 1 << 30
 
 _SAFER = "docs/explanation/deployments.md describes safer deployments"
 
@@ -186,7 +186,7 @@ def _storage(settings: Settings) -> Finding:
         free = shutil.disk_usage(place).free
     except (OSError, StorageError) as error:
         return Finding("storage", False, str(error), "set STORAGE_PATH to a writable directory")
-    if free < _LITTLE_SPACE:
+    if free < _LOW_SPACE:
         return Finding("storage", False, f"{place}: {decimal(free)} are free", "free space for layers")
     if settings.storage_backend == "filesystem":
         return Finding("storage", right=True, found=f"{place} is writable; {decimal(free)} are free")

@@ -74,10 +74,10 @@ async def _serve(settings: Settings, resources: Resources) -> None:
                 server.Listener(admin, resources.admin_address, settings.admin_port, server.ADMIN_CONNECTIONS)
             )
         await server.serve(listeners, application.observation, settings.send_timeout, components.close)
-        _exit_soon()
+        _force_exit_after_timeout()
 
 
-def _exit_soon() -> None:
+def _force_exit_after_timeout() -> None:
     # The next process sweeps what this one leaves in its directories.
     timer = threading.Timer(_EXIT_TIMEOUT, os._exit, (0,))
     timer.daemon = True

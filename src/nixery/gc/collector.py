@@ -278,7 +278,7 @@ class _Collection:
                 self._records, self._blobs, self._cutoff, oldest
             )
             self._result.records += await enforce_bounds(
-                self._records, self._now, short_of_files=bool(self._limits.free_files)
+                self._records, self._now, low_on_inodes=bool(self._limits.free_files)
             )
         if room.size is not None:
             self._result.over = max(0, self._result.kept_bytes - room.size)

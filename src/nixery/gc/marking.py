@@ -12,7 +12,7 @@ from nixery.oci.digest import Digest
 from nixery.oci.documents import is_index, referenced_blobs
 from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import REFERRERS
-from nixery.storage.leases import USES, leased_together
+from nixery.storage.leases import USES, leased_documents
 from nixery.storage.records import RecordStore, decode
 
 # The time of the last use, the digest or key, and whether it is the key of an image's record.
@@ -165,7 +165,7 @@ class Marking:
             itself = Digest(key)
             if itself in self.marks:
                 return ()
-            return {itself, *leased_together(await self._records.get(USES, key))}
+            return {itself, *leased_documents(await self._records.get(USES, key))}
         # A torn record is written again by the next build.
         return decode(read_image, await self._records.get(IMAGES, key)) or ()
 

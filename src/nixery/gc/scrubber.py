@@ -123,7 +123,7 @@ class Scrubber:
         except BlobUnknown:
             return 0, None  # deleted meanwhile
         except StorageError as error:
-            if not _is_about_the_content(error):
+            if not _is_content_error(error):
                 raise
             return size, f"cannot be read: {error}"
         if actual.hexdigest() != digest.hex:
@@ -155,7 +155,7 @@ class Scrubber:
             await asyncio.sleep(self._due - now)
 
 
-def _is_about_the_content(error: StorageError) -> bool:
+def _is_content_error(error: StorageError) -> bool:
     """Whether the blob or the disk is at fault, rather than permissions or the network."""
     return error.__cause__ is None or (
         isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO

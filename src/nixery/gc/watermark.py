@@ -114,10 +114,10 @@ class WatermarkMonitor:
         """
         if self._marks is None or self._clock() < self._cooldown_until:
             return
-        excess = await self._excess(self._marks)
-        if excess is None:
+        surplus = await self._surplus(self._marks)
+        if surplus is None:
             return
-        result = await self._collect(excess)
+        result = await self._collect(surplus)
         if result.over or result.over_blobs:
             _log.warning(
                 "the storage stays above its low watermark: the rest is in use",
@@ -159,7 +159,7 @@ class WatermarkMonitor:
         )
         return result
 
-    async def _excess(self, marks: Watermarks) -> RetentionPolicy | None:
+    async def _surplus(self, marks: Watermarks) -> RetentionPolicy | None:
         """Return how much to delete; ``None`` below the high mark."""
         if marks.high.percent is None:
             used = 0

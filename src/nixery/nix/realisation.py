@@ -288,7 +288,7 @@ class Nix:
         def on_progress() -> None:
             # Nix limits the time of each builder; its other work (evaluation, downloads) reports progress.
             deadline.extend()
-            if log.is_at_work:
+            if log.has_started:
                 on_started()
 
         log = BuildLog(on_progress, feed=feed)

@@ -44,7 +44,7 @@ _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\npr
 # Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. C.utf8 is the locale that
 # LANG names; a C library that was not built by Nix looks for locales in /usr/lib/locale, and for time zones in
 # /usr/share/zoneinfo.
-_FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
+_CLOSURE_FILES = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
 
 # Directories whose namesakes below /usr are symlinks to them.
 BELOW_USR = (b"bin", b"lib", b"share")
@@ -265,7 +265,7 @@ class _Merge:
                 found = _Source(directory + b"/" + child, package, is_directory)
                 providers.setdefault(child, []).append(found)
         if not name:
-            self._move_up(sources, providers)
+            self._merge_below_usr(sources, providers)
         left_out = {b"": _LEFT_OUT, b"usr": BELOW_USR}.get(name, ())
         tree = Tree()
         for base_name in sorted(providers):
@@ -274,7 +274,7 @@ class _Merge:
                 tree.children[base_name] = self._child(providers[base_name], full_name)
         return tree
 
-    def _move_up(self, sources: Sequence[_Source], providers: dict[bytes, list[_Source]]) -> None:
+    def _merge_below_usr(self, sources: Sequence[_Source], providers: dict[bytes, list[_Source]]) -> None:
         for child in BELOW_USR:
             for directory, package, _ in sources:
                 below = os.path.join(directory, b"usr", child)
@@ -326,7 +326,7 @@ def add_system_files(tree: Tree, files: ClosureFiles) -> None:
             # A link to the name rather than into the store: replacing that file then replaces both.
             tree.add(other, Link(os.path.basename(name)))
     candidates = sorted(files.closure, key=lambda path: (path.name, path.base_name))
-    for name in _FROM_CLOSURE:
+    for name in _CLOSURE_FILES:
         present = tree.get(name)
         if isinstance(present, Link) and not files.exists(present.target):
             # A package's bin/sh -> /bin/sh would lead to itself.

@@ -101,7 +101,7 @@ class _StorePath:
         elif stat.S_ISREG(mode):
             self._add_file(self._store, self._base_name, name)
         else:
-            raise _neither(name)
+            raise _unsupported_type(name)
 
     def _add_directory(self, name: bytes) -> None:
         archive = self._archive
@@ -131,7 +131,7 @@ class _StorePath:
                         levels.append((name + b"/", len(children), iter(children)))
                         break
                     else:
-                        raise _neither(above + child)
+                        raise _unsupported_type(above + child)
                 else:
                     levels.pop()
                     held -= number
@@ -159,7 +159,7 @@ class _StorePath:
             status = os.fstat(descriptor)
             mode, size = status.st_mode, status.st_size
             if not stat.S_ISREG(mode):
-                raise _neither(name)
+                raise _unsupported_type(name)
             self._take(size, name)
             self._archive.file_from(descriptor, name, _EXECUTABLE if mode & stat.S_IXUSR else _PLAIN, size)
         finally:
@@ -266,7 +266,7 @@ def _target(directory: int, child: bytes, name: bytes) -> bytes:
         raise unreadable(b"/" + name, error) from error
 
 
-def _neither(name: bytes) -> StorageError:
+def _unsupported_type(name: bytes) -> StorageError:
     return StorageError(f"{shown(b'/' + name)} is neither file, directory nor symlink")
 
 

@@ -69,7 +69,7 @@ class Packages:
         """
         names = await self._names(request)
         if names is None:
-            return _not_yet()
+            return _listing_in_progress()
         text = request.query.get("q", "")[:_LONGEST_QUERY]
         wanted = request.query.get("limit", "")
         limit = min(int(wanted), _LARGEST_LIMIT) if _NUMBER.fullmatch(wanted) else _DEFAULT_LIMIT
@@ -85,7 +85,7 @@ class Packages:
         """
         names = await self._names(request)
         if names is None:
-            return _not_yet()
+            return _listing_in_progress()
         package = names.get(name)
         if package is None:
             return errors_body(404, "NAME_UNKNOWN", f"the package set has no {name}")
@@ -343,7 +343,7 @@ def _json(
     return BytesResponse(status, json_content(document), {**_HEADERS, **(headers or {})})
 
 
-def _not_yet() -> Response:
+def _listing_in_progress() -> Response:
     message = "the package set is being listed: try again in a few seconds"
     return errors_body(503, "UNKNOWN", message, headers={"Retry-After": "5"})
 

@@ -17,11 +17,13 @@ FORWARDED_FOR = "x-forwarded-for"
 REQUEST_ID = "x-request-id"
 
 # Of the fields below, those that show that a proxy passed the request on.
-_PASSED_ON = frozenset({"forwarded", FORWARDED_FOR, "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
+_FORWARDING_FIELDS = frozenset(
+    {"forwarded", FORWARDED_FOR, "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
+)
 
 # Fields by which a proxy describes a request, in lower case. Any client can send them, so they are trusted
 # only from a trusted proxy. The last ones give the trace of a request, and whether to sample it.
-FROM_PROXIES = _PASSED_ON | {REQUEST_ID, "traceparent", "tracestate", "baggage"}
+FROM_PROXIES = _FORWARDING_FIELDS | {REQUEST_ID, "traceparent", "tracestate", "baggage"}
 
 # The prefix of an IPv6 address that a site gets; one client may use all addresses in it.
 _SITE = 64
@@ -53,7 +55,7 @@ _LONGEST_PATH = 1024
 _LONGEST_QUERY = 4096
 
 # Paths that registry clients request, where a request may cause a build or a look-up.
-_FOR_CLIENTS = ("/v2/", "/api/")
+_CLIENT_PREFIXES = ("/v2/", "/api/")
 
 # Values by which a browser says that no other site caused a request (HTML, Fetch Metadata).
 _OWN_SITE = frozenset({"same-origin", "none"})
@@ -73,7 +75,7 @@ class Clients:
         self.client_of_host = lru_cache(_CLIENTS)(_client)
         self.trusts_host = lru_cache(_CLIENTS)(self._trusts)
 
-    def believed(self, headers: Mapping[str, str], peer: str) -> Mapping[str, str]:
+    def trusted_headers(self, headers: Mapping[str, str], peer: str) -> Mapping[str, str]:
         """Return the trusted header fields.
 
         Args:
@@ -109,7 +111,7 @@ class Clients:
 
 def is_forwarded(headers: Mapping[str, str]) -> bool:
     """Whether header fields, trusted or not, say that a proxy passed the request on."""
-    return not _PASSED_ON.isdisjoint(headers)
+    return not _FORWARDING_FIELDS.isdisjoint(headers)
 
 
 def host_of(peer: str) -> str:
@@ -184,7 +186,7 @@ def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
     if len(query) > _LONGEST_QUERY:
         message = f"the query has more than {_LONGEST_QUERY} characters"
         return errors_body(414, "UNSUPPORTED", message)
-    if _comes_from_another_site(request):
+    if _is_cross_site(request):
         message = (
             "a page of another site sent this request: use a registry client, or a page of this server "
             f"({base_url(request)}/)"
@@ -193,7 +195,7 @@ def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
     return None
 
 
-def _comes_from_another_site(request: Request) -> bool:
+def _is_cross_site(request: Request) -> bool:
     """Whether a browser says that it sent a request on behalf of another site's page."""
     headers = request.headers
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
@@ -211,7 +213,7 @@ def _comes_from_another_site(request: Request) -> bool:
         return False
     # Other sites may link to our pages; but an image or a script element that loads one of our pages serves
     # no reader.
-    return request.path.startswith(_FOR_CLIENTS) or headers.get("sec-fetch-dest") != "document"
+    return request.path.startswith(_CLIENT_PREFIXES) or headers.get("sec-fetch-dest") != "document"
 
 
 def _is_own(request: Request, origin: str) -> bool:

@@ -67,7 +67,7 @@ _SO_COOKIE = 57
 
 # Seconds after which a connection without a request counts as kept alive; before, its request may be on its
 # way.
-_SETTLED = 2.0
+_KEEP_ALIVE_AFTER = 2.0
 
 # Bytes of a body that the web server may hold in addition to those that it got before its socket was found: about a
 # piece of a blob. And seconds between two polls of a socket with a full buffer, at first and at most.
@@ -393,7 +393,7 @@ def _eviction_key(one: _Connection) -> tuple[bool, float]:
 
 def _is_kept_alive(connections: Sequence[_Connection], now: float) -> bool:
     since = connections[-1].idle_since if connections else None
-    return since is not None and now - since >= _SETTLED
+    return since is not None and now - since >= _KEEP_ALIVE_AFTER
 
 
 def _age(connections: Sequence[_Connection]) -> float:
@@ -413,9 +413,9 @@ def _sockets(ports: Collection[int]) -> Iterator[tuple[int, socket.socket, int]]
     for name in _descriptors():
         descriptor = int(name)
         with suppress(OSError), _copy(descriptor) as connection:
-            name_of_ours = connection.getsockname()
-            if isinstance(name_of_ours, tuple) and name_of_ours[1] in ports:
-                yield descriptor, connection, name_of_ours[1]
+            local_address = connection.getsockname()
+            if isinstance(local_address, tuple) and local_address[1] in ports:
+                yield descriptor, connection, local_address[1]
 
 
 def _copy(descriptor: int) -> socket.socket:

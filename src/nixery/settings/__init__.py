@@ -56,7 +56,7 @@ _SOURCES = ("NIXERY_CHANNEL", "NIXERY_PKGS_REPO", "NIXERY_PKGS_PATH", "NIXERY_FL
 _BUCKETS = {"s3": "S3_BUCKET", "gcs": "GCS_BUCKET", "azure": "AZURE_CONTAINER_NAME"}
 
 # Backends that are not on a file system of this machine.
-_NOT_ON_DISK = frozenset({*_BUCKETS, "memory"})
+_DISKLESS_BACKENDS = frozenset({*_BUCKETS, "memory"})
 
 # Default high watermarks: a server must not fill its disk, nor a trial its memory. A bucket has none.
 _HIGH = {"filesystem": "90%", "memory": "1GiB"}
@@ -406,10 +406,10 @@ class StorageSettings(_Group):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_defaults_of_the_backend(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _add_backend_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
         backend = given.get("NIXERY_STORAGE_BACKEND")
         defaults: dict[str, object] = {}
-        if backend in _NOT_ON_DISK:
+        if backend in _DISKLESS_BACKENDS:
             # Nothing on this machine has to last. A bucket verifies checksums of its own, and reading all of it may
             # cost money.
             caches = given.get("environment", {}).get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -420,9 +420,9 @@ class StorageSettings(_Group):
 
     @field_validator("storage_high")
     @classmethod
-    def _in_a_unit_of_the_backend(cls, mark: DiskMark | None, info: ValidationInfo) -> DiskMark | None:
+    def _check_watermark_unit(cls, mark: DiskMark | None, info: ValidationInfo) -> DiskMark | None:
         backend = info.data.get("storage_backend")
-        if mark is not None and mark.percent is not None and backend in _NOT_ON_DISK:
+        if mark is not None and mark.percent is not None and backend in _DISKLESS_BACKENDS:
             raise ValueError(
                 f"{backend} has no file system to take a percentage of; write a size, for example 500GiB"
             )
@@ -537,7 +537,7 @@ class LayerSettings(_Group):
 
     @field_validator("compression_level")
     @classmethod
-    def _level_of_the_compression(cls, level: int, info: ValidationInfo) -> int:
+    def _check_compression_level(cls, level: int, info: ValidationInfo) -> int:
         compression = info.data.get("compression")
         return level if compression is None else values.compression_level(level, compression)
 

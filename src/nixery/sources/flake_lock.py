@@ -114,7 +114,7 @@ def _read_beneath(root: Path, *names: str) -> bytes | None:
 def _check_lock(content: bytes) -> frozenset[str]:
     document: Any = None
     with suppress(ValueError, RecursionError):
-        document = json.loads(content.decode(), object_pairs_hook=_once)
+        document = json.loads(content.decode(), object_pairs_hook=_reject_duplicate_keys)
     nodes = document.get("nodes") if isinstance(document, dict) else None
     if not isinstance(nodes, dict) or document.get("version") not in _VERSIONS:
         raise FlakeRefused(
@@ -244,7 +244,7 @@ def _shown(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name[:80])
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a duplicate key, of which Nix may use the other value")

@@ -349,8 +349,10 @@ class BlobStore:
             name = entry.name.removesuffix(_SUFFIX)
             digest = _digest_of(name)
             # The listing is in order, so a blob is listed right before its size; a blob stored meanwhile is looked up.
-            is_alone = digest is not None and name == blob_name(digest) and name not in {entry.name, previous}
-            if digest is not None and is_alone and await self._driver.stat(name) is None:
+            is_orphan = (
+                digest is not None and name == blob_name(digest) and name not in {entry.name, previous}
+            )
+            if digest is not None and is_orphan and await self._driver.stat(name) is None:
                 yield ListedBlob(digest, 0, entry.modified)
             previous = entry.name
 

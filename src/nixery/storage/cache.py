@@ -151,13 +151,13 @@ class _PartialCopy:
         self._hash = hashlib.sha256()
         self._file = ExitStack()
         self._opened: tuple[int, Path] | None = None
-        self._given_up = False
+        self._abandoned = False
         self._lock = threading.RLock()
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
-        with self._lock, self._giving_up():
-            if self._given_up:
+        with self._lock, self._abandon_on_error():
+            if self._abandoned:
                 return
             if self._opened is None:
                 self._opened = self._file.enter_context(temporary_file(self._temporary))
@@ -167,8 +167,12 @@ class _PartialCopy:
     def finish(self, place: Path) -> bool:
         """Rename the copy to its place if its digest is right; return whether it is there."""
         finished = False
-        with self._lock, self._giving_up():
-            if self._opened is not None and not self._given_up and self._hash.hexdigest() == self._digest.hex:
+        with self._lock, self._abandon_on_error():
+            if (
+                self._opened is not None
+                and not self._abandoned
+                and self._hash.hexdigest() == self._digest.hex
+            ):
                 move_to_place(*self._opened, place)
                 finished = True
         return finished
@@ -176,11 +180,11 @@ class _PartialCopy:
     def close(self) -> None:
         """Delete the file, unless it was renamed to its place."""
         with self._lock, suppress(OSError):
-            self._given_up = True
+            self._abandoned = True
             self._file.close()
 
     @contextmanager
-    def _giving_up(self) -> Iterator[None]:
+    def _abandon_on_error(self) -> Iterator[None]:
         try:
             yield
         except (StorageError, OSError) as error:

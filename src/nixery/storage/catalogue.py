@@ -163,7 +163,7 @@ class Catalogue:
 
     async def _names(self, after: str, limit: int) -> list[str]:
         found: list[str] = []
-        begin: str | None = _after_all_of(_bounded(after)) if after else ""
+        begin: str | None = _key_after(_bounded(after)) if after else ""
         while begin is not None and len(found) < limit:
             begin = await self._collect_names(found, begin, limit)
         return found
@@ -182,7 +182,7 @@ class Catalogue:
                 else:
                     skipped += 1
                     if skipped == _SKIPPED:
-                        return max(listed.key, _after_all_of(found[-1])) if found else listed.key
+                        return max(listed.key, _key_after(found[-1])) if found else listed.key
         return None
 
     async def referrers(self, subject: Digest) -> list[dict[str, Any]]:
@@ -270,7 +270,7 @@ def _key(name: str, tag: str) -> str:
     return ordered_key(f"{name}\0{tag}".encode(errors="surrogatepass"))
 
 
-def _after_all_of(name: str) -> str:
+def _key_after(name: str) -> str:
     # No name has characters between the zero byte and this one.
     return ordered_key(f"{name}\1".encode(errors="surrogatepass"))
 

@@ -117,7 +117,7 @@ class Leases:
             self._holders.put(part, leased, 0)
         if await self._write(leased):
             self._remember(dict.fromkeys(leased, now))
-        await self._until_spared({digest.hex for digest in (*leased, *held)})
+        await self._wait_until_not_condemned({digest.hex for digest in (*leased, *held)})
 
     async def close(self) -> None:
         """Finish the renewals in the background."""
@@ -143,7 +143,7 @@ class Leases:
             return False
         return True
 
-    async def _until_spared(self, digests: set[str]) -> None:
+    async def _wait_until_not_condemned(self, digests: set[str]) -> None:
         # A collector is dead when its record has not changed for a while by this process's clock, whatever the storage's clock shows.
         # That is remembered, so that a killed collector delays each condemned blob once, and not every image anew.
         while True:
@@ -166,7 +166,7 @@ class Leases:
             await asyncio.sleep(_PAUSE)
 
 
-def leased_together(content: bytes | None) -> Sequence[Digest]:
+def leased_documents(content: bytes | None) -> Sequence[Digest]:
     """Return the documents of a record of the kind ``uses``; none if it is torn."""
     return decode(_read, content) or ()
 

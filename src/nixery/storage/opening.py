@@ -105,7 +105,7 @@ def open_storage(options: StorageOptions, temporary: Path, environment: Mapping[
     """
     if options.storage_backend == "filesystem":
         return Storage(_open_directory(options.storage_path, temporary))
-    _try_out(_bucket(options, environment, _RETRY_AT_START), sign=options.blob_delivery != "proxy")
+    _check_access(_bucket(options, environment, _RETRY_AT_START), sign=options.blob_delivery != "proxy")
     cache = None
     if options.blob_delivery == "proxy" and options.storage_backend != "memory" and options.cache_size:
         cache = BlobCache(options.storage_path, temporary, options.cache_size)
@@ -203,7 +203,7 @@ def _client(environment: Mapping[str, str], *endpoints: str) -> ClientConfig:
     return {"timeout": "12h", "read_timeout": "60s", "allow_http": endpoint.startswith("http://")}
 
 
-def _try_out(bucket: Bucket, *, sign: bool) -> None:
+def _check_access(bucket: Bucket, *, sign: bool) -> None:
     key = bucket.key(f"uploads/{secrets.token_hex(16)}")
     try:
         with bucket.doing("write to"):

@@ -71,7 +71,7 @@ class Client(Protocol):
 
 
 # podman and buildah raise limits by default, which a machine without CAP_SYS_RESOURCE does not allow.
-MODEST_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
+LOW_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
 
 # The part of an error that clients must show if they show errors at all.
 MISSING = "packages not available: htpo (missing; did you mean"

@@ -167,7 +167,7 @@ async def test_a_flood_of_lines_is_read_at_a_limited_rate(monkeypatch: pytest.Mo
 
 
 # Prints the open descriptors, except that of the directory that it reads.
-SHOWS_WHAT_IT_HAS = """
+PRINTS_ITS_DESCRIPTORS = """
 import json, os
 with os.scandir("/proc/self/fd") as entries:
     there = {os.readlink(entry.path) for entry in entries}
@@ -188,7 +188,7 @@ def test_a_child_inherits_only_the_given_descriptors(
     given, other = os.pipe()
     try:
         context = ProcessContext({"THEIRS": "1"}, descriptors=(given,))
-        command = [sys.executable, "-I", "-c", SHOWS_WHAT_IT_HAS]
+        command = [sys.executable, "-I", "-c", PRINTS_ITS_DESCRIPTORS]
         completed, _ = run_loop(run_command(30, *command, context=context))
         there, environment = json.loads(completed.stdout)
         assert there == [str(Path(f"/proc/self/fd/{given}").readlink())]

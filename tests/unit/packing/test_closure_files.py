@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["openat2", "by hand"])
 def files(request: pytest.FixtureRequest, store: Path) -> Iterator[ClosureFiles]:
-    with ClosureFiles([PATH, OTHER], bytes(store), by_hand=request.param == "by hand") as files:
+    with ClosureFiles([PATH, OTHER], bytes(store), emulated=request.param == "by hand") as files:
         yield files
 
 

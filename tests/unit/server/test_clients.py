@@ -54,7 +54,7 @@ def test_a_peer_without_an_address_is_internal() -> None:
 def test_behind_proxies_the_client_is_the_last_untrusted_address(forwarded: str, name: str) -> None:
     headers = {"x-forwarded-for": forwarded}
     clients = Clients(PROXIES)
-    assert clients.client("10.0.0.1:1234", clients.believed(headers, "10.0.0.1:1234")) == Client(name)
+    assert clients.client("10.0.0.1:1234", clients.trusted_headers(headers, "10.0.0.1:1234")) == Client(name)
 
 
 def test_forwarding_headers_of_other_peers_are_ignored() -> None:
@@ -69,10 +69,10 @@ def test_forwarding_headers_of_other_peers_are_ignored() -> None:
         "baggage": "a=b",
     }
     for clients, peer in ((Clients(), "10.0.0.1:1"), (Clients(PROXIES), "192.0.2.7:1")):
-        believed = clients.believed(headers, peer)
-        assert believed == {"host": "a"}
-        assert clients.client(peer, believed).name == peer[:-2]
-    assert Clients(PROXIES).believed(headers, "10.0.0.1:1") == headers
+        trusted_headers = clients.trusted_headers(headers, peer)
+        assert trusted_headers == {"host": "a"}
+        assert clients.client(peer, trusted_headers).name == peer[:-2]
+    assert Clients(PROXIES).trusted_headers(headers, "10.0.0.1:1") == headers
     assert is_forwarded(headers)
     assert not is_forwarded({"host": "a", "x-request-id": "mine"})
 

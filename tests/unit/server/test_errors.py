@@ -48,8 +48,8 @@ def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:
 def test_every_error_that_a_request_can_end_with_has_a_row() -> None:
     """A new error has to be thought about: give it a row, or say here why no request ends with it."""
     groups = {RequestError, BuildError, PackageSetError, NixError, OperatorError, Unavailable}
-    at_the_start_or_in_commands = {SettingsError, PushFailed, CollectionRunning}
-    without = groups | at_the_start_or_in_commands | {PlatformFailed}
+    never_in_requests = {SettingsError, PushFailed, CollectionRunning}
+    without = groups | never_in_requests | {PlatformFailed}
     assert set(tree(NixeryError)) == set(STATUS_AND_CODE) | without
     assert not set(STATUS_AND_CODE) & without
 

@@ -402,7 +402,7 @@ async def test_a_commit_of_a_branch_that_was_reset_is_refused(served: Repository
     served.commit("3.0")
     served.commit("3.1")
     world.now += 60
-    # Something else has to be asked for: what is known is believed.
+    # An unknown commit makes the server list the branches again; known commits are cached.
     assert not await world.accepts("f" * 40)
     assert not await world.accepts(gone)
 

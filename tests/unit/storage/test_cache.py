@@ -132,13 +132,13 @@ def no_room(directory: Path) -> Iterator[None]:  # noqa: ARG001 -- it is for all
 
 
 @contextmanager
-def no_place(directory: Path) -> Iterator[None]:
+def no_cache_directory(directory: Path) -> Iterator[None]:
     (directory / "cache").rmdir()
     (directory / "cache").touch()
     yield
 
 
-@pytest.mark.parametrize("fault", [no_temporary_file, no_room, no_place])
+@pytest.mark.parametrize("fault", [no_temporary_file, no_room, no_cache_directory])
 async def test_a_disk_that_takes_no_copy_does_not_break_the_transfer(
     bucket: BucketDriver, directory: Path, fault: Callable[[Path], AbstractContextManager[None]]
 ) -> None:

@@ -132,10 +132,10 @@ async def test_another_server_on_the_same_storage_lists_recorded_tags(
 async def test_the_next_pull_records_a_tag_that_could_not_be_written(
     catalogue: Catalogue, tmp_path: Path
 ) -> None:
-    in_the_way = tmp_path / "records" / "tags-in-order"
-    in_the_way.touch()
+    obstacle = tmp_path / "records" / "tags-in-order"
+    obstacle.touch()
     await catalogue.record_tag("a", "b", MANIFEST)
-    in_the_way.unlink()
+    obstacle.unlink()
     assert await catalogue.tags("a", "", 100) == []
     await catalogue.record_tag("a", "b", MANIFEST)
     assert await catalogue.tags("a", "", 100) == ["b"]

@@ -234,8 +234,8 @@ def test_the_error_for_a_file_in_place_of_a_directory_names_it(tmp_path: Path) -
 async def test_a_file_in_place_of_a_directory_is_an_error_and_no_missing_record(
     records: RecordStore, tmp_path: Path, what: str
 ) -> None:
-    in_the_way = tmp_path / "records" / "pins" / ("ab" if what == "fan" else "")
-    in_the_way.parent.mkdir(exist_ok=True)
-    in_the_way.touch()
+    obstacle = tmp_path / "records" / "pins" / ("ab" if what == "fan" else "")
+    obstacle.parent.mkdir(exist_ok=True)
+    obstacle.touch()
     with pytest.raises(StorageError, match="cannot read records/pins"):
         await records.get("pins", KEY)

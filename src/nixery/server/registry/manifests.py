@@ -48,7 +48,7 @@ _READS, _WAITING = 16, 2048
 # Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
 _LONGEST_ACCEPT = 8192
 
-_ANYTHING = frozenset({"*/*", "application/*"})
+_WILDCARDS = frozenset({"*/*", "application/*"})
 
 
 class Manifests:
@@ -136,7 +136,7 @@ def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     if isinstance(found, ImageIndex):
         index = (found.docker_index if wants_docker else None) or found.index
         # Clients that name Docker's types name all types they know; their "*/*" is for error bodies.
-        anything = not knows_docker and not accepted.isdisjoint(_ANYTHING)
+        anything = not knows_docker and not accepted.isdisjoint(_WILDCARDS)
         if anything or index.descriptor.media_type in accepted:
             return index
         found = found.first
