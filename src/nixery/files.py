@@ -1,4 +1,4 @@
-"""Files that another process or a package's author may have replaced: opened and read without being misled.
+"""Open and read files safely that another process or a package's author may have replaced.
 
 A name may have become a symlink to a file of the server, a FIFO that blocks its reader for ever, or an endless
 device. The functions here follow no symlink at the end of a path (``Beneath``: nowhere in a name), never wait for

@@ -1,4 +1,4 @@
-"""Locks, and directories with the life of a process, that the processes of one machine share.
+"""Locks, and directories that live as long as a process, shared by the processes of one machine.
 
 Both are locked with ``flock``, so the kernel releases them when a process ends, even by ``kill -9``. Then the next
 process can tell leftovers from files in use, and removes them. Processes start and end concurrently: a name that

@@ -48,7 +48,7 @@ class SourceLocation:
             in an argument list, which every user of the machine can read.
         username: for HTTP; ``None`` without one. Decoded.
         password: likewise; ``None`` also for a user without one.
-        public: whether clients may see the URL; ``None``: in annotations alone, if there is no secret in it.
+        public: whether clients may see the URL; ``None``: in annotations alone, if it has no secret.
         local: whether messages go to the operator of this process, and not to clients.
         secrets: texts that no message contains.
     """

@@ -162,7 +162,7 @@ def test_a_restarted_server_does_not_serve_a_corrupted_copy(
         wait_until(is_repaired, "another copy", seconds=60)
         assert server.client.get(path).body == layer
         assert server.stop() == 0
-        assert "a cached blob was broken and is deleted" in server.log
+        assert "deleted a corrupted copy of a blob" in server.log
         assert "Traceback" not in server.log
 
 

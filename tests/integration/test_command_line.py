@@ -353,7 +353,7 @@ def test_a_tag_cannot_be_given_twice(nixery: CommandLine) -> None:
 def test_a_missing_package_source_is_an_error(tmp_path: Path) -> None:
     ended = CommandLine({}, tmp_path)("build", "hello", status=1)
     assert ended.stderr == (
-        "nixery: set one of NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH, NIXERY_FLAKE: where packages come from\n"
+        "nixery: no package source: set one of NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH, NIXERY_FLAKE\n"
     )
 
 

@@ -121,7 +121,7 @@ def flaws(client: RegistryClient, name: str) -> list[dict[str, Any]]:
             "not a valid image definition",
             (
                 "images.misspelt: config.WorkingDir should be an absolute path, not 'srv'; "
-                "config.cmd is no field of an image definition"
+                "config.cmd is not a field of an image definition"
             ),
         ),
         (

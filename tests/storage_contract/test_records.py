@@ -72,7 +72,7 @@ async def test_a_key_cannot_leave_its_directory(storage: Storage, key: str) -> N
         storage.records.delete("tags", key),
         storage.records.get("../tags", KEYS[0]),
     ):
-        with pytest.raises(StorageError, match="is no name of a record"):
+        with pytest.raises(StorageError, match="is not the name of a record"):
             await call
 
 

@@ -175,7 +175,7 @@ async def test_a_caller_just_after_the_end_starts_a_new_run() -> None:
         flight.run("key", work)
 
     async def first() -> int:
-        # Called when the task has ended, before anything that is called because of that.
+        # Called when the task has ended, before the callbacks of its end.
         asyncio.get_running_loop().call_soon(ask)
         return 0
 

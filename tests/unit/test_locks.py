@@ -72,7 +72,7 @@ def test_a_lock_file_removed_by_its_holder_is_made_again(
     def open_late(path: Path, *arguments: int) -> int:
         descriptor = real_open(path, *arguments)
         if not opened:
-            path.unlink()  # as the one does that held it
+            path.unlink()  # like the holder of the lock
         opened.append(descriptor)
         return descriptor
 
@@ -153,13 +153,13 @@ def test_only_lock_files_of_killed_processes_are_removed(tmp_path: Path) -> None
 
 @pytest.fixture
 def removed(tmp_path: Path) -> Iterator[Path]:
-    """A place whose content is removed by what can, whether or not we could: pytest cannot."""
+    """A directory that `rm` removes after the test, since pytest cannot remove deep trees."""
     yield tmp_path
     subprocess.run(["rm", "-rf", "--", *tmp_path.iterdir()], check=True)
 
 
 def deep_tree(directory: Path) -> None:
-    """Deeper than the interpreter's stack, and than a process may usually have open files."""
+    """Deeper than the interpreter's stack and the usual limit on open files."""
     descriptor = os.open(directory, os.O_RDONLY)
     for _ in range(3000):
         os.mkdir("d", dir_fd=descriptor)
@@ -227,7 +227,7 @@ def test_other_files_in_the_parent_do_not_keep_a_process_from_starting(
         case "a FIFO":
             os.mkfifo(planted)
         case "gone":
-            # Another process lists it, and its own removes it before that opens it.
+            # Another process lists the file, and its holder removes it before the other process opens it.
             monkeypatch.setattr(Path, "glob", lambda parent, _: [parent / "server-gone"])
     directory = ProcessDirectory(planted.parent)
     assert directory.path.is_dir()
@@ -249,14 +249,14 @@ def test_a_directory_that_was_deleted_is_made_again_and_locked(tmp_path: Path) -
     directory = ProcessDirectory(tmp_path)
     directory.path.rmdir()
     directory.restore()
-    ProcessDirectory(tmp_path).close()  # sweeps what is not locked
+    ProcessDirectory(tmp_path).close()  # removes unlocked files
     assert directory.path.is_dir()
     directory.close()
 
 
 @pytest.mark.security
 def test_a_deep_commit_is_removed(tmp_path: Path) -> None:
-    """The author of a commit chooses the depth; a server that could not remove the tree did not start again."""
+    """The author of a commit chooses the depth; a server that could not remove the tree would not start again."""
     left = tmp_path / "server-left"
     left.mkdir()
     (tmp_path / "kept").mkdir()

@@ -15,7 +15,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {
         "PORT": "8080",
         "NIXERY_PKGS_PATH": str(tmp_path),
-        # Nix is not asked for its platform.
+        # So that Nix does not have to report its platform.
         "NIXERY_PLATFORMS": "linux/arm64,linux/amd64",
         "NIXERY_STORAGE_BACKEND": "filesystem",
         "STORAGE_PATH": str(tmp_path / "storage"),

@@ -86,7 +86,7 @@ class ImageBounds:
 
 
 class ImageBuilder:
-    """Builds images, and looks for no finished ones."""
+    """Builds images; the caller checks the cache first."""
 
     def __init__(  # noqa: PLR0913, PLR0917 -- the whole data path comes together here
         self,
@@ -211,7 +211,7 @@ class _Attempts:
             case PathsCollected() if self._collected + 1 < _REALISE_ATTEMPTS:
                 self._collected += 1
                 return True
-            # A builder, too, can lose its output (seen with Nix 2.8); otherwise the next attempt fails alike.
+            # A builder, too, can lose its output (seen with Nix 2.8). If it did not, the next attempt fails in the same way.
             case BuildFailed(disturbed=True) if not self._collected:
                 self._collected += 1
                 return True

@@ -1,4 +1,4 @@
-"""Builds at the same time: identical ones are shared, all are bounded, and recent failures are remembered."""
+"""Coordinate concurrent builds: share identical ones, bound their number, and cache recent failures."""
 
 from __future__ import annotations
 

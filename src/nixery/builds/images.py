@@ -1,4 +1,4 @@
-"""Images by name and tag, for one platform or for several: what the server asks for."""
+"""Images by name and tag, for one platform or for several: the entry point of the server."""
 
 from __future__ import annotations
 

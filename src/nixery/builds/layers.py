@@ -170,7 +170,7 @@ class LayerPublisher:
             try:
                 return await self._in_flight.run(identity, find_or_pack)
             except _Abandoned:
-                continue  # by earlier callers, but we still want it
+                continue  # earlier callers cancelled it, but this one still needs the layer
 
     async def _pack_alone(self, identity: str, contents: Contents, observe: Observe) -> Layer | None:
         """Pack a layer, or find it; ``None`` if another process is packing it."""

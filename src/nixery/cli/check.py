@@ -32,7 +32,7 @@ _TIMEOUT = 60
 
 _OLDEST_NIX = (2, 8)
 
-# Bytes of free space below which the check fails: many an image takes more.
+# Bytes of free space below which the check fails: many images take more.
 _LOW_SPACE = 1 << 30
 
 _SAFER = "docs/explanation/deployments.md describes safer deployments"
@@ -46,7 +46,7 @@ class Finding:
         what: settings, nix, git, sandbox, storage or source.
         right: whether it works.
         found: a description.
-        advice: how to fix it; a passed check may have some, too.
+        advice: how to fix it; passed checks may have advice, too.
     """
 
     what: str

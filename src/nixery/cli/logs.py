@@ -68,7 +68,7 @@ def _json() -> list[Processor]:
     return [
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        # A program that shows the text decodes the escapes of JSON.
+        # Log viewers decode the escapes of JSON.
         _escape,
         structlog.processors.JSONRenderer(),
     ]

@@ -78,7 +78,7 @@ async def _serve(settings: Settings, resources: Resources) -> None:
 
 
 def _force_exit_after_timeout() -> None:
-    # The next process sweeps what this one leaves in its directories.
+    # The next process removes the files that this one leaves behind.
     timer = threading.Timer(_EXIT_TIMEOUT, os._exit, (0,))
     timer.daemon = True
     timer.start()

@@ -65,7 +65,7 @@ def open_storage_session() -> Iterator[tuple[StorageSettings, Storage]]:
             ("NIXERY_STORAGE_BACKEND=memory is the memory of a server, which commands cannot reach",)
         )
     if settings.storage_backend == "filesystem" and not settings.storage_path.exists():
-        # Rather than create an empty one: the command probably runs without the server's environment.
+        # Opening would create an empty one: the command probably runs without the server's environment.
         raise SettingsError(
             (f"there is no storage at {settings.storage_path}: set STORAGE_PATH as the server has it",)
         )

@@ -1,4 +1,4 @@
-"""Marking: which blobs the images in use hold."""
+"""Mark the blobs of images in use."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Room:
 class Marks:
     """A set of blobs to keep, in some 90 bytes for each: it stores the first 64 bits of their digests.
 
-    If two blobs have those in common, both are kept, which is the harmless mistake.
+    If two blobs have those in common, both are kept, which is harmless.
 
     Attributes:
         size: bytes of all blobs in it.
@@ -149,7 +149,7 @@ class Marking:
         await self._mark_layers(since)
 
     async def _roots(self) -> list[_Root]:
-        """Return what was used, the most recent first."""
+        """Return the uses of images, the most recent first."""
         roots: list[_Root] = []
         # An image's record counts as its first use. A storage of an earlier version has no leases.
         for kind in (USES, IMAGES):

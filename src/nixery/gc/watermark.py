@@ -87,9 +87,11 @@ class WatermarkMonitor:
         tidy_at = self._clock()
         while True:
             if self._clock() >= tidy_at:
-                await self._try(self.tidy, "cannot tidy records up", "tidying records up failed")
+                await self._try(
+                    self.tidy, "cannot delete old records", "deleting old records failed unexpectedly"
+                )
                 tidy_at = self._clock() + tidied
-            await self._try(self.look, "cannot collect garbage", "collecting garbage failed")
+            await self._try(self.look, "cannot collect garbage", "collecting garbage failed unexpectedly")
             await asyncio.sleep(pause)
 
     async def _try(
@@ -135,7 +137,7 @@ class WatermarkMonitor:
         """
         deleted = await enforce_bounds(self._records, time.time())
         if deleted:
-            _log.info("tidied records up", deleted=deleted)
+            _log.info("deleted old records", deleted=deleted)
         bounds = KINDS[USES]
         count, oldest = 0, time.time() - bounds.age
         is_any_old = False

@@ -38,7 +38,7 @@ from nixery.nix.sandbox import BuilderGate
 _TIMED_OUT = 0x01
 _BUILD_FAILURE = 100
 
-# Nix itself stops a builder after its timeout and names it. Our own deadline is this many seconds later.
+# Nix itself stops a builder after its timeout and names it. The server's own deadline is this many seconds later.
 _GRACE = 10
 
 # Limit in seconds for listing a package set.

@@ -1,4 +1,4 @@
-"""The last layer of an image: what a program or a person expects at ``/``, as symlinks into the store.
+"""The last layer of an image: the files that programs and users expect at ``/``, as symlinks into the store.
 
 The outputs of the requested packages are laid over each other. A directory that only one of them has becomes one
 symlink. Three kinds are real directories: one that several outputs have; everything at the top and below ``/etc``,
@@ -31,7 +31,7 @@ LOCALE_ARCHIVE = b"lib/locale/locale-archive"
 
 _CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
 
-# Some programs look up their user and fail without an entry; some drop their rights to nobody.
+# Some programs look up their user and fail without an entry; some change to the user nobody.
 PASSWD, GROUP = b"etc/passwd", b"etc/group"
 ACCOUNTS = {
     PASSWD: b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",

@@ -3,7 +3,7 @@
 A Nix store keeps four facts of a file: its name, its content, whether it is executable, and the target of a
 symlink. The archive holds nothing else, so that the bytes do not depend on the host (owners, link counts,
 permissions). In particular, ``nix-store --optimise`` adds hard links. A store with them and one without give
-the same layer, since the archive holds each name as a file of its own.
+the same layer, since the archive holds each name as a separate file.
 
 A builder without a sandbox can change its output while the server reads it. So the server looks each name up
 in an open directory and follows no symlink: even if a builder replaces a directory or a file, the server
@@ -140,7 +140,7 @@ class _StorePath:
     def _enter(self, descent: _Descent, child: bytes, name: bytes) -> _Children:
         if len(name) > LONGEST_PATH:
             raise UnsafeContents(b"/" + name, f"its name has more than {LONGEST_PATH:,} bytes")
-        # Catches errors only around reads, since the archive's consumer has errors of its own.
+        # Catches errors only around reads, since the archive's consumer raises other errors.
         try:
             descent.enter(child)
             children = _children(descent.descriptor, name)

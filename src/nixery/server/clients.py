@@ -1,4 +1,4 @@
-"""Clients by address, our public URL, and the requests to refuse: all that header fields and addresses decide."""
+"""Clients by address, the public URL, and refused requests: everything that header fields and addresses decide."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nixery.server.http import BytesResponse, Request, Scope
 FORWARDED_FOR = "x-forwarded-for"
 REQUEST_ID = "x-request-id"
 
-# Of the fields below, those that show that a proxy passed the request on.
+# Of the fields below, those that show that a proxy forwarded the request.
 _FORWARDING_FIELDS = frozenset(
     {"forwarded", FORWARDED_FOR, "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
 )
@@ -28,7 +28,7 @@ FROM_PROXIES = _FORWARDING_FIELDS | {REQUEST_ID, "traceparent", "tracestate", "b
 # The prefix of an IPv6 address that a site gets; one client may use all addresses in it.
 _SITE = 64
 
-# Cached clients of addresses; a proxy's clients come back.
+# Cached clients of addresses; a proxy's clients recur.
 _CLIENTS = 4096
 
 # Characters of an address; the longest has a zone id.
@@ -110,7 +110,7 @@ class Clients:
 
 
 def is_forwarded(headers: Mapping[str, str]) -> bool:
-    """Whether header fields, trusted or not, say that a proxy passed the request on."""
+    """Whether header fields, trusted or not, say that a proxy forwarded the request."""
     return not _FORWARDING_FIELDS.isdisjoint(headers)
 
 
@@ -126,9 +126,9 @@ def peer_key(peer: str) -> tuple[Address | None, str]:
 
 
 def host(request: Request) -> str:
-    """Return our public host and port: from ``NIXERY_PUBLIC_URL``, else from a trusted proxy or the client.
+    """Return the public host and port: from ``NIXERY_PUBLIC_URL``, else from a trusted proxy or the client.
 
-    A client can lie, but only to itself: caches must not store an answer that contains a host.
+    A client's wrong host affects only its own response: caches must not store a response that contains a host.
     """
     if request.public_url is not None:
         return request.public_url.partition("://")[2]
@@ -147,7 +147,7 @@ def is_encrypted(request: Request) -> bool:
 
 
 def base_url(request: Request) -> str:
-    """Return our URL, without a slash at its end."""
+    """Return the server's URL, without a slash at its end."""
     return f"{'https' if is_encrypted(request) else 'http'}://{host(request)}"
 
 
@@ -201,24 +201,23 @@ def _is_cross_site(request: Request) -> bool:
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if origin is site is None:
         # To a server without TLS, browsers omit these fields from requests that need no permission, such as
-        # one for an image. None of our pages requests a path below /v2, and registry clients do not identify
+        # one for an image. None of the server's pages requests a path below /v2, and registry clients do not identify
         # as browsers.
         return request.path.startswith("/v2/") and headers.get("user-agent", "").startswith("Mozilla/")
-    # Prefer the browser's own statement about the site to a comparison of names, unless we know our public
-    # name: a page can have its own name resolve to our address, and then has the same origin.
+    # Prefer the browser's own statement about the site to a comparison of names, unless the public name is known: a
+    # page can have its own name resolve to the server's address, and then has the same origin.
     decides = site is not None and request.public_url is None
     if origin is not None and not decides and not _is_own(request, origin):
         return True
     if site is None or site in _OWN_SITE:
         return False
-    # Other sites may link to our pages; but an image or a script element that loads one of our pages serves
-    # no reader.
+    # Other sites may link to the pages, but must not load one as an image or a script.
     return request.path.startswith(_CLIENT_PREFIXES) or headers.get("sec-fetch-dest") != "document"
 
 
 def _is_own(request: Request, origin: str) -> bool:
     ours, theirs = base_url(request), origin.strip().lower()
-    # Without a proxy's statement, we do not know whether a client used TLS.
+    # Without a proxy's statement, it is unknown whether a client used TLS.
     known = request.public_url is not None or "x-forwarded-proto" in request.headers
     return theirs == ours.lower() if known else theirs.partition("://")[2] == ours.lower().partition("://")[2]
 

@@ -1,7 +1,7 @@
 """End connections whose clients have stopped reading, and connections beyond the limits.
 
 The web server does neither: it waits for a slow client without a timeout, and accepts connections up to its
-own limit, whatever client they are from. So its limit is higher than ours, and this module ends the surplus:
+own limit, from any client. So its limit is higher than that of this module, which ends the surplus:
 the server accepts a new connection, and closes one that serves no request.
 
 The kernel's ``TCP_USER_TIMEOUT`` does not fit the first purpose: for a client that reads slowly, its clock
@@ -65,8 +65,8 @@ _ESTABLISHED, _CLOSE_WAIT = 1, 8
 # asm-generic/socket.h: an id that is unique to a socket, unlike a descriptor, which is reused.
 _SO_COOKIE = 57
 
-# Seconds after which a connection without a request counts as kept alive; before, its request may be on its
-# way.
+# Seconds after which a connection without a request counts as kept alive; before, its request may not
+# have arrived yet.
 _KEEP_ALIVE_AFTER = 2.0
 
 # Bytes of a body that the web server may hold in addition to those that it got before its socket was found: about a
@@ -147,7 +147,7 @@ class Connections:
 
     If one client has too many: ends those without a request, the longest idle ones first, and then the newest
     ones. If all together are too many: ends a kept-alive one of the client with the most; if no client has
-    any, the next connection that the client with the most opens. A request whose connection is gone stops
+    any, the next connection that the client with the most opens. A request whose connection is closed stops
     waiting.
 
     Args:
@@ -274,7 +274,7 @@ class Connections:
                 total -= 1
                 yield from self._end_one(theirs.pop(), Reason.SHARE)
         while total > bounds.total:
-            # A connection whose request is just arriving must not give way to a client whose many connections
+            # A connection whose request is just arriving must not be ended in favour of a client whose many connections
             # are all busy. So choose the client with the most among those with a kept-alive connection first,
             # then among all.
             theirs = max(

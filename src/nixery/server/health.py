@@ -62,7 +62,7 @@ class Health:
         """Routes of a listener that clients reach.
 
         Args:
-            private: whether only this machine reaches the listener. Then requests that no proxy passed on see the
+            private: whether only this machine reaches the listener. Then requests that no proxy forwarded see the
                 results of the checks, and metrics.
         """
 
@@ -77,7 +77,7 @@ class Health:
         return {"/healthz": _read_only(self.live), "/readyz": _read_only(ready), METRICS: metrics}
 
     async def live(self, _: Request) -> BytesResponse:
-        """Answer that the event loop runs. A restart helps against nothing else."""
+        """Answer that the event loop runs, the only failure that a restart fixes."""
         return BytesResponse(200, b'{"status": "ok"}', _HEADERS)
 
     async def ready(self, _: Request, *, details: bool = True) -> BytesResponse:
@@ -129,7 +129,7 @@ def _read_only(handler: Callable[[Request], Awaitable[Response]]) -> Handler:
 
 
 def _metrics_moved() -> BytesResponse:
-    message = "metrics are not served here; they have a port of their own (NIXERY_ADMIN_PORT)"
+    message = "metrics are not served on this port: use the port that NIXERY_ADMIN_PORT sets"
     return errors_body(404, "UNSUPPORTED", message)
 
 

@@ -64,7 +64,7 @@ _HIGH = {"filesystem": "90%", "memory": "1GiB"}
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """Facts for the reference page that the type of a field does not tell.
+    """Facts for the reference page that the type of a field does not express.
 
     Attributes:
         unit: of a number; empty for a count.
@@ -258,7 +258,7 @@ class ServerSettings(_Group):
     @classmethod
     def _another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
         if port is not None and port == info.data.get("port"):
-            raise ValueError("it is the same as PORT; health and metrics need a port of their own")
+            raise ValueError("it is the same as PORT; health and metrics need a separate port")
         return port
 
     @property
@@ -334,7 +334,7 @@ class SourceSettings(_Group):
         problems = super()._missing(environment)
         given = [variable for variable in _SOURCES if variable in environment]
         if not given:
-            problems.append(f"set one of {', '.join(_SOURCES)}: where packages come from")
+            problems.append(f"no package source: set one of {', '.join(_SOURCES)}")
         if len(given) > 1:
             problems.append(f"{' and '.join(given)} are set; set only one package source")
         return problems
@@ -410,7 +410,7 @@ class StorageSettings(_Group):
         backend = given.get("NIXERY_STORAGE_BACKEND")
         defaults: dict[str, object] = {}
         if backend in _DISKLESS_BACKENDS:
-            # Nothing on this machine has to last. A bucket verifies checksums of its own, and reading all of it may
+            # No file on this machine has to be kept. A bucket verifies its own checksums, and reading all of it may
             # cost money.
             caches = given.get("environment", {}).get("XDG_CACHE_HOME") or Path.home() / ".cache"
             defaults = {"STORAGE_PATH": str(Path(caches) / "nixery"), "NIXERY_SCRUB_RATE": 0}
@@ -516,7 +516,7 @@ class LayerSettings(_Group):
 
     model_config = SettingsConfigDict(title="Layers")
 
-    # Docker's overlay2 stops at about 125 layers; the default leaves some for images that are based on ours.
+    # Docker's overlay2 stops at about 125 layers; the default leaves some for images that are built on top.
     layer_budget: int = Field(94, alias="NIXERY_LAYER_BUDGET", ge=1, le=120)
     """Largest number of layers of an image, the last one with the root file system included; an image
     definition may set another. With 1, all store paths share a layer, and the root file system has

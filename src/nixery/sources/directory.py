@@ -32,7 +32,7 @@ _REFERENCE = Reference("", moving=True)
 # Seconds. Looking through the working tree of nixpkgs takes less than one.
 _GIT_TIMEOUT = 30
 
-# The directory may belong to another user, whose packages we evaluate; but no program in its git
+# The directory may belong to another user, whose packages the server evaluates; but no program in its git
 # configuration may run here.
 _SETTINGS = (
     ("safe.directory", "*"),
@@ -237,7 +237,7 @@ class Fingerprint:
                 path = pending.pop()
                 left -= 1
                 if left < 0 or len(trees) > _MOST_TREES:
-                    raise OSError(errno.EFBIG, "there are too many files in it, or where its symlinks lead")
+                    raise OSError(errno.EFBIG, "it has too many files, including the targets of its symlinks")
                 name = b"%d/%b" % (number, path[len(tree) :])
                 status = os.lstat(path)
                 if stat.S_ISDIR(status.st_mode):

@@ -1,4 +1,4 @@
-"""Check that a flake depends only on its lock, and on nothing of this machine.
+"""Check that a flake depends only on its lock, and not on files of this machine.
 
 Nix fetches the inputs of a flake before it checks whether it may, and copies directories into its store,
 where every user can read them. So this check comes first: Nix fetches nothing for a flake with an input that

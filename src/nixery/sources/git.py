@@ -1,4 +1,4 @@
-"""Package sets in a git repository (``NIXERY_PKGS_REPO``): its branches, tags and commits, and which commits they lead to."""
+"""Package sets in a git repository (``NIXERY_PKGS_REPO``): its branches, tags and commits, and their ancestors."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ class GitRepository:
             return
         if _COMMIT_MISSING in said:
             raise self._missing(commit)
-        # This server does not. Fetching everything is expensive, but happens once.
+        # This server does not serve single commits. Fetching everything is expensive, but happens once.
         status, said = await copy.fetch("--", self._git.address, "+refs/*:refs/remote/*")
         if status != 0:
             raise self._git.disclosure.unreachable(said)

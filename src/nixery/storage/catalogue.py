@@ -31,7 +31,7 @@ TAGS_IN_ORDER = "tags-in-order"
 TAGS = "tags"
 REFERRERS = "referrers"
 
-# Seconds after which the record of a tag that is pulled is renewed: records that no pull renews are deleted at last.
+# Seconds after which the record of a tag that is pulled is renewed: records that no pull renews expire.
 _RENEW_AFTER = 3600.0
 
 # Bytes for the tags that this process knows to be recorded; each pull would read its record again otherwise.
@@ -72,7 +72,7 @@ class ReferrerRecord(BaseModel):
 class Catalogue:
     """Tags by name, and referrers by the manifest that they refer to.
 
-    Each tag and each referrer has a record of its own, so that servers on one storage never overwrite each other's.
+    Each tag and each referrer has its own record, so that servers on one storage never overwrite each other's.
 
     Args:
         records: of the storage.

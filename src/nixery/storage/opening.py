@@ -25,7 +25,7 @@ from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import RecordStore
 from nixery.storage.versions import CONTENT, LARGEST, NAME, require_version
 
-if TYPE_CHECKING:  # obstore's types are not there at run time
+if TYPE_CHECKING:  # obstore has no types at run time
     from obstore.store import ClientConfig, RetryConfig
 
 # obstore retries errors of the server, lost connections and timeouts, with pauses that double, for a minute at most.
@@ -44,7 +44,7 @@ _RETRY_AT_START: RetryConfig = {
 
 _GCS = "https://storage.googleapis.com"
 
-# The backend `memory` is one store for the process, whichever component opens it.
+# The backend `memory` is one store that all components of the process share.
 _MEMORY = MemoryStore()
 
 

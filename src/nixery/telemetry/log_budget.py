@@ -29,7 +29,7 @@ _CLIENTS = 1024
 _PERIOD = 10.0
 _MOST_NAMED_CLIENTS = 10
 
-# Warnings and errors have a budget of their own, so that a client cannot hide an attack behind harmless
+# Warnings and errors have a separate budget, so that a client cannot hide an attack behind harmless
 # lines.
 _WARNING_METHODS = frozenset({"warning", "warn", "error", "exception", "critical", "fatal"})
 

@@ -84,7 +84,7 @@ def test_groups_follow_the_definition_of_dominators(drawn: tuple[list[StorePath]
     found = dominated_groups(closed, requested)
     for top, members in found.items():
         cut_off = {info.path for info in closed} - reachable_without(requested, closed, top)
-        # A path belongs to the topmost path that dominates it: the top is dominated by nothing else.
+        # A path belongs to the topmost path that dominates it, which no other path dominates.
         assert set(members) == cut_off
         assert all(
             other == top or top in reachable_without(requested, closed, other)

@@ -1,4 +1,4 @@
-"""When a build is tried again. Nix and the source are made up."""
+"""Retries of builds, with fakes of Nix and of the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of package names; Nix and the source are made up."""
+"""The index of package names, with fakes of Nix and of the source."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class MovingSource:
         self.known = True
         self.answers = asyncio.Event()
         self.answers.set()
-        # With these, an answer is found at once and arrives later.
+        # With these, the source reads its state at once and answers later.
         self.slow = False
         self.found, self.answer = asyncio.Event(), asyncio.Event()
 
@@ -159,7 +159,7 @@ async def test_a_shorter_time_to_live_applies_to_stored_pins(world: World) -> No
 
 
 async def due(pins: Pins) -> None:
-    """What the timer does when most of the pin's time has passed."""
+    """Run the refresh that the timer starts when most of the pin's time has passed."""
     for reference, timer in list(pins._timers.items()):
         timer.cancel()
         pins._due(reference)
@@ -192,7 +192,7 @@ async def test_a_pin_in_use_is_always_refreshed_in_time(world: World) -> None:
         world.now += 0.3 * HOUR
         await state(pins)
         assert world.source.asked == asked, "a request had to wait for the source"
-        world.now -= 0.1 * HOUR  # so that the next one is in time, too
+        world.now -= 0.1 * HOUR  # so that the next refresh is in time, too
 
 
 async def test_a_pin_that_is_first_used_late_is_refreshed_at_once(world: World) -> None:
@@ -272,7 +272,7 @@ async def test_a_probe_does_not_count_as_a_use(world: World) -> None:
         world.now += HOUR + 1
         await pins.require_known("latest")
     assert world.source.asked == 1
-    # After a restart the record is enough, and the next request has what is there now.
+    # After a restart the record suffices, and the next request gets the current state.
     again = world.server()
     await again.require_known("latest")
     assert world.source.asked == 1
@@ -358,7 +358,7 @@ async def test_an_unreachable_source_is_answered_with_the_last_pin(world: World)
     pinned = await pins.pin("latest")
     assert pinned.pin.identity == "latest is one"
     assert pinned.warning == "no route to host"
-    # Another request does not wait for a source that does not answer.
+    # Later requests do not wait for an unresponsive source.
     await pins.pin("latest")
     assert world.source.asked == 2
     world.source.reachable, world.source.state = True, "two"
@@ -410,7 +410,7 @@ async def test_a_slow_source_is_answered_with_the_last_pin(
     assert pinned.pin.identity == "latest is one"
     assert pinned.warning is not None
     assert "has not answered" in pinned.warning
-    # One attempt goes on, and later requests have what comes of it.
+    # One attempt continues, and later requests get its result.
     world.now += 31
     await pins.pin("latest")
     assert world.source.asked == 2

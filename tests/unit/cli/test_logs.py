@@ -1,4 +1,4 @@
-"""Nothing that is logged can pass for another line, or change a terminal."""
+"""No logged text can forge a log line or control a terminal."""
 
 from __future__ import annotations
 
@@ -102,5 +102,5 @@ def test_a_reader_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> N
         configure_logs(logging.INFO, "json")
         structlog.get_logger().info("request")
         logging.getLogger("library").warning("loud")
-        # Closing the file writes what it holds back.
+        # Closing the file flushes its buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)

@@ -55,7 +55,7 @@ def test_certificates_are_always_popular() -> None:
 
 
 def test_small_paths_are_grouped_by_how_often_they_change() -> None:
-    # Path 1 changes with each of the others; of eleven layers, the two smallest hold what is small.
+    # Path 1 changes with each of the others; of eleven layers, the two smallest hold the small paths.
     small = {1: list(range(2, 6)), 2: [], 3: [], 4: [], 5: []}
     sizes = {1: 4, 2: 1, 3: 1, 4: 1, 5: 1}
     large: dict[int, list[int]] = {n: [] for n in range(10, 19)}
@@ -134,7 +134,7 @@ def test_beyond_the_budget_a_new_path_displaces_at_most_one_path(
     rests = max(1, budget // 5)
     alone = set(members(group_into_layers(closed, NONE, budget)))
     together = set(members(group_into_layers(Closure([*closed, *unrelated(count, size)]), NONE, budget)))
-    # The layers of what has none of its own, which are the small ones, come on top.
+    # In addition, the shared layers, which are the small ones.
     assert len(alone - together) <= count + rests
 
 
@@ -143,7 +143,7 @@ def test_beyond_the_budget_a_new_path_displaces_at_most_one_path(
 def test_new_hashes_leave_the_grouping_alone(drawn: Drawn, budget: int) -> None:
     _, closed = drawn
 
-    # The other way round, as if all had been built again.
+    # In reverse order, as if everything had been rebuilt.
     def renamed(old: StorePath) -> StorePath:
         return StorePath(f"{99 - int(old.base_name[:32]):032d}-{old.name}")
 

@@ -134,7 +134,7 @@ def test_the_state_of_a_large_build_is_bounded() -> None:
     assert max(map(len, kept)) <= 2000
     assert len(log.errors) <= 50
     assert len(log._tails) <= 500
-    # All of them were built all the same, and the last ones are still told of.
+    # All derivations were built, and the last ones are still reported.
     assert len(log.built) == 2000
     assert log.log_tail(f"{HASH}-1999.drv") == ("x" * 1999 + "…",)
 
@@ -151,7 +151,7 @@ def test_a_builder_cannot_forge_an_error_of_nix() -> None:
             for _ in range(50)
             for text in (NO_ROOM, gone, f"builder for '/nix/store/{OTHER}' failed")
         ),
-        # A download that a builder tells of, with a line of a log.
+        # A builder forges a download and a line of a log.
         {"action": "start", "id": 2, "type": 101, "fields": ["http://example.org"]},
         line(f"error: {NO_ROOM}", 2),
         error(f"builder for '/nix/store/{DERIVATION}' failed with exit code 1"),

@@ -44,19 +44,19 @@ async def test_short_lines_count_against_the_time_budget(monkeypatch: pytest.Mon
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    # Not to be waited for: what is left to wait for adds up.
+    # Pauses take no time here, so the pause that is still due accumulates.
     monkeypatch.setattr("nixery.nix.processes.asyncio.sleep", sleep)
     number = 1_000_000
     script = f"import sys; sys.stderr.write('\\n' * {number})"
     lines: list[bytes] = []
     await run(["python3", "-c", script], lines.append, Deadline(30), OURS)
     assert len(lines) == number
-    # A million lines are worth a minute, of which this test spent a few seconds.
+    # A million lines cost a minute, of which this test spent a few seconds.
     assert max(pauses) > 30
 
 
 async def test_the_kernel_kills_children_before_the_server() -> None:
-    # Seen by children of the program, as builders are children of Nix.
+    # Children of the program check it, as builders are children of Nix.
     script = "until grep -qx 1000 /proc/self/oom_score_adj; do :; done"
     completed = await run(["sh", "-c", script], ignore, Deadline(10), OURS)
     assert completed.exit_code == 0
@@ -77,7 +77,7 @@ async def gone(pid: int) -> bool:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        # In a container, no process may reap an orphan.
+        # In a container, there may be no process that reaps orphans.
         if is_zombie(pid):
             return True
         await asyncio.sleep(0.05)
@@ -130,7 +130,7 @@ async def test_progress_extends_a_deadline() -> None:
 
 
 async def test_an_endless_answer_is_cut_off_and_its_process_ended() -> None:
-    # It would never end, and is ended: its process, too.
+    # The output would never end; the call ends, and kills the process.
     lines: list[bytes] = []
     with pytest.raises(AnswerTooLarge, match=r"the output of sh is too large: 1\.0 MiB is the limit"):
         await run(
@@ -159,7 +159,7 @@ async def test_a_flood_of_lines_is_read_at_a_limited_rate(monkeypatch: pytest.Mo
     monkeypatch.setattr(asyncio, "sleep", sleep)
     size = 32 * 1024 * 1024
     await run(["sh", "-c", f"yes | head -c {size} >&2"], ignore, Deadline(30), OURS)
-    # It had to wait for all but the first second's share.
+    # It had to wait for everything beyond the first second's share.
     assert sum(waited) >= 1
     waited.clear()
     await run(["sh", "-c", f"yes {'x' * 99} | head -c 1000000 >&2"], ignore, Deadline(30), OURS)
@@ -212,11 +212,11 @@ def test_unread_output_leaves_no_pipe_open(loop: Callable[[], asyncio.AbstractEv
                     ProcessContext(dict(os.environ), answer=1 << 20),
                 )
         await asyncio.sleep(0)
-        gc.collect()  # warns about what is not closed, which fails this test
+        gc.collect()  # warns about unclosed descriptors, which fails this test
         return len(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
 
     with asyncio.Runner(loop_factory=loop) as runner:
-        # The first child of a process may have the loop open something for good.
+        # The first child of a process may make the loop open descriptors permanently.
         runner.run(flooded())
         assert runner.run(flooded()) == 0
 

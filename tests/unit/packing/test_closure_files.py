@@ -119,7 +119,7 @@ def test_symlinks_out_of_the_closure_count_as_missing(files: ClosureFiles, store
 
 
 def test_symlinks_of_this_machine_are_not_followed(files: ClosureFiles, store: Path, tmp_path: Path) -> None:
-    """The machine that builds has a way into the closure that the image does not have."""
+    """The build machine has a symlink into the closure that the image does not have."""
     (tmp_path / "way").symlink_to(store / PATH.base_name)
     name = link(store, str(tmp_path / "way" / "d" / "file"))
     assert (store / PATH.base_name / "link").read_text() == "p"
@@ -153,7 +153,7 @@ def test_chains_of_symlinks_are_limited(files: ClosureFiles, store: Path, length
     for number in range(length):
         (store / PATH.base_name / str(number + 1)).symlink_to(str(number))
     last = store / PATH.base_name / str(length)
-    # As many as the kernel follows.
+    # As many symlinks as the kernel follows.
     assert files.exists(f"{PATH}/{length}".encode()) == last.exists() == (length < 40)
 
 
@@ -191,7 +191,7 @@ def test_a_large_file_is_not_read(files: ClosureFiles, store: Path) -> None:
 def swapped(
     monkeypatch: pytest.MonkeyPatch, files: ClosureFiles, after: int, swap: Callable[[], object]
 ) -> None:
-    """Do something after a number of calls that open."""
+    """Run an action after a number of calls of ``open``."""
     real, calls = files._beneath.open, 0
 
     def opened(name: bytes, flags: int) -> int:
@@ -273,7 +273,7 @@ def test_the_bytes_of_names_are_bounded(
 def test_look_ups_are_bounded(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    monkeypatch.setattr(closure_files, "_MOST_LOOKED_AT", 50)
+    monkeypatch.setattr(closure_files, "_MOST_LOOK_UPS", 50)
     name = link(store, step * 100 + "d")
     with pytest.raises(UnsafeContents, match="more than 50 look-ups"):
         files.exists(name)
@@ -283,7 +283,7 @@ def test_a_long_name_counts_as_many_look_ups(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each step of such a link walks all directories of the steps before.
-    monkeypatch.setattr(closure_files, "_MOST_LOOKED_AT", 2000)
+    monkeypatch.setattr(closure_files, "_MOST_LOOK_UPS", 2000)
     deep = "/".join(["a"] * 500)
     (store / PATH.base_name / deep).mkdir(parents=True)
     assert files.exists(link(store, "d/file", "usual"))
@@ -295,7 +295,7 @@ def test_a_long_name_counts_as_many_look_ups(
 def test_a_failed_look_up_does_not_count_as_missing(
     files: ClosureFiles, monkeypatch: pytest.MonkeyPatch, failure: int
 ) -> None:
-    """An image without a file would be built, and kept."""
+    """Otherwise an image without the file would be built and cached."""
 
     def fail(*_: object) -> int:
         raise OSError(failure, os.strerror(failure))

@@ -262,7 +262,7 @@ def test_links_of_a_package_that_leave_the_closure_are_not_entered(store: Path, 
         a = package(store, f"p{abs(hash(target))}", links=links)
         entries = by_name(plan(store, a))
         assert not [name for name in entries if "foreign" in name or "secret" in name or name.endswith("/d")]
-        # And what every system has is not put into them.
+        # System files are not added to them.
         assert link(entries["etc"]) == f"{a}/etc"
 
 
@@ -314,7 +314,7 @@ def test_a_name_too_long_for_a_link_is_refused(store: Path) -> None:
 
 
 def make_deeper(directory: Path, levels: int) -> None:
-    """Make directories of which a name for all of them is longer than the kernel takes one."""
+    """Make nested directories whose full name exceeds the kernel's limit."""
     above = os.open(directory, os.O_RDONLY)
     for _ in range(levels):
         os.mkdir("c" * 250, dir_fd=above)

@@ -26,7 +26,7 @@ from tests.unit.server.conftest import PIN, FakeDescriptions
 
 
 class FakeIndex:
-    """A ``PackageIndex`` of one package set, which may take its time."""
+    """A ``PackageIndex`` of one package set, which may be slow."""
 
     def __init__(self) -> None:
         self.listed = asyncio.Event()
@@ -51,7 +51,7 @@ class FakeImages:
 
 
 class Server:
-    """An API, and what is behind it."""
+    """An API and its dependencies."""
 
     def __init__(self, history: BuildHistory) -> None:
         self.index, self.images = FakeIndex(), FakeImages()

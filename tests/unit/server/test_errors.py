@@ -46,7 +46,7 @@ def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:
 
 
 def test_every_error_that_a_request_can_end_with_has_a_row() -> None:
-    """A new error has to be thought about: give it a row, or say here why no request ends with it."""
+    """A new error needs a row, or an exception here for an error that no request ends with."""
     groups = {RequestError, BuildError, PackageSetError, NixError, OperatorError, Unavailable}
     never_in_requests = {SettingsError, PushFailed, CollectionRunning}
     without = groups | never_in_requests | {PlatformFailed}

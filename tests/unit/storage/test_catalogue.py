@@ -142,7 +142,7 @@ async def test_the_next_pull_records_a_tag_that_could_not_be_written(
 
 
 async def test_all_spellings_of_an_image_are_listed_as_one_name(catalogue: Catalogue, tmp_path: Path) -> None:
-    """A client could ask for it under any number of others."""
+    """Clients can request an image under any number of names."""
     for name in ("hello/greeting", "greeting/hello", "hello/hello/greeting", "greeting/hello/greeting"):
         await catalogue.record_tag(name, "latest", MANIFEST)
     assert await catalogue.names("", 100) == ["greeting/hello"]

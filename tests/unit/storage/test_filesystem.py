@@ -138,7 +138,7 @@ async def test_a_record_that_is_not_a_regular_file_counts_as_missing(opened: Ope
 
 @pytest.mark.parametrize("what", ["symlink", "fifo"])
 async def test_renewing_a_record_replaces_a_symlink_or_fifo(opened: Opened, what: str) -> None:
-    """The collector has to see every lease."""
+    """Otherwise the collector would miss leases."""
     opened.record.unlink()
     plant(opened, opened.record, what)
     await opened.records.renew("tags", KEY, b"content")

@@ -128,7 +128,7 @@ def test_a_changed_file_takes_precedence_over_the_copy(copies: PopularityCopies,
     second = load_popularity(str(file), copies)
     assert second.counts == {"glibc": 2}
     assert first.identity != second.identity
-    file.write_text("<html>")  # told, not hidden
+    file.write_text("<html>")  # reported, not hidden by the copy
     with pytest.raises(SettingsError, match="not a JSON object"):
         load_popularity(str(file), copies)
     file.unlink()
@@ -180,10 +180,10 @@ def test_secrets_in_the_url_are_not_logged(
 def test_a_server_that_trickles_header_fields_times_out(
     server: str, copies: PopularityCopies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of its bytes comes within the timeout of a read."""
+    """Each byte arrives within the timeout of a read."""
     monkeypatch.setattr(popularity, "_TIMEOUT", 0.5)
     monkeypatch.setattr(Handler, "may_end", may_end := threading.Event())
-    # So that the test ends where the defect is.
+    # So that the test also ends without the fix.
     giving_up = threading.Timer(20, may_end.set)
     giving_up.start()
     try:

@@ -1,4 +1,4 @@
-"""On a real directory, whose permissions and contents are what fails."""
+"""A counted driver on a real directory with failing permissions and contents."""
 
 from __future__ import annotations
 

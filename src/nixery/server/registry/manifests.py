@@ -107,7 +107,7 @@ class Manifests:
         if cached is not None:
             return cached
         if document is not None:
-            # The client is going to pull the parts: claim them, and only then check that all are there.
+            # The client is going to pull the parts: lease them first, then check that all exist.
             parts = referenced_blobs(document.content)
             await self._uses.acquire([digest], (part for part, _ in parts))
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
@@ -127,7 +127,7 @@ class Manifests:
 def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     """Choose the family of media types, and between an index and the manifest of its first platform.
 
-    A client that accepts no type of ours gets OCI's manifest, never a 406. So does one that wants Docker's, if the
+    A client that accepts none of these types gets OCI's manifest, never a 406. So does one that wants Docker's, if the
     layers are compressed in a way that only OCI has a name for.
     """
     accepted = {part.partition(";")[0].strip().lower() for part in accept[:_LONGEST_ACCEPT].split(",")}

@@ -1,4 +1,4 @@
-"""What people read, and what cannot become markup."""
+"""Formats for people, and escaping of markup."""
 
 from __future__ import annotations
 
