@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the programs that we compare ourselves with: scripts/install_peers.sh PROGRAM=PACKAGE...
+# Install the programs to compare with: scripts/install_peers.sh PROGRAM=PACKAGE...
 #
 # Servers among them are neither started nor enabled.
 set -euo pipefail

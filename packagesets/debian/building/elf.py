@@ -106,10 +106,10 @@ def patch(path: Path, outputs: Outputs) -> None:
     if dynamic is None:
         return
     options = []
-    if dynamic.has_interpreter and outputs.loader and not _belongs_to_libc(path):
+    if dynamic.has_interpreter and outputs.loader and not _is_of_libc(path):
         options += ["--set-interpreter", outputs.loader]
     run_path = new_run_path(dynamic, outputs)
-    if run_path != list(dynamic.run_path) and not _belongs_to_libc(path):
+    if run_path != list(dynamic.run_path) and not _is_of_libc(path):
         options += ["--set-rpath", ":".join(run_path)] if run_path else ["--remove-rpath"]
     if not options:
         return
@@ -125,6 +125,6 @@ def patch(path: Path, outputs: Outputs) -> None:
         raise BuildError(f"{path}: patchelf failed: {done.stderr.strip()}")
 
 
-def _belongs_to_libc(path: Path) -> bool:
+def _is_of_libc(path: Path) -> bool:
     """The loader and libc itself are mapped in ways that patchelf's moved sections break."""
     return path.name.startswith(("ld-linux", "ld-2.", "libc.so.", "libc-2.", "ld.so"))

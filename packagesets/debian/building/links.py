@@ -9,7 +9,7 @@ from building.outputs import Outputs
 from building.unpack import Links
 
 # Links to these stay as they are: they belong to the system that the package runs in.
-_SYSTEM_DIRECTORIES = ("/dev", "/etc", "/home", "/proc", "/run", "/sys", "/tmp", "/var")  # noqa: S108  # nothing is written there
+_OF_THE_SYSTEM = ("/dev", "/etc", "/home", "/proc", "/run", "/sys", "/tmp", "/var")  # noqa: S108  # nothing is written there
 
 
 def make_links(links: Links, outputs: Outputs) -> None:
@@ -19,7 +19,7 @@ def make_links(links: Links, outputs: Outputs) -> None:
     for place, target in links.alternatives.items():
         relative = output_path(place)
         exists = os.path.lexists(Path(outputs.own, relative)) or relative in wanted
-        if not exists and not is_left_out(relative) and _has_target(output_path(target), wanted, outputs):
+        if not exists and not is_left_out(relative) and _is_here(output_path(target), wanted, outputs):
             wanted[relative] = target
     for relative, target in sorted(wanted.items()):
         _make_link(relative, target, wanted, outputs)
@@ -29,7 +29,7 @@ def _absolute(place: str, target: str) -> str:
     return posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
 
 
-def _has_target(relative: str, wanted: dict[str, str], outputs: Outputs) -> bool:
+def _is_here(relative: str, wanted: dict[str, str], outputs: Outputs) -> bool:
     return relative in wanted or os.path.lexists(f"{outputs.own}/{relative}")
 
 
@@ -40,13 +40,13 @@ def _make_link(relative: str, target: str, wanted: dict[str, str], outputs: Outp
         return
     parts = aim.split("/")
     if any(
-        _has_target("/".join(parts[:length]), wanted, outputs)
+        _is_here("/".join(parts[:length]), wanted, outputs)
         for length in {len(parts)} | _linked(parts, wanted)
     ):
         text = posixpath.relpath(aim, posixpath.dirname(relative) or ".")
     elif found := outputs.find_relative(aim):
         text = found
-    elif target.startswith(_SYSTEM_DIRECTORIES):
+    elif target.startswith(_OF_THE_SYSTEM):
         text = target
     else:
         return
