@@ -1,6 +1,6 @@
 """Put the tables of a run into docs/reference/clients.md: ``python -m scripts.acceptance.document REPORT.json...``.
 
-Each goes between the markers of its system, which are made at the end of the page if there are none.
+Each goes between the markers of its system, which are added at the end of the page if they are missing.
 """
 
 from __future__ import annotations

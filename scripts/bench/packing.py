@@ -45,7 +45,7 @@ class Packing:
 
 @dataclass
 class _Pull:
-    """A request for the manifest in a thread of its own."""
+    """A request for the manifest in a separate thread."""
 
     peer: Peer
     status: int | None = None

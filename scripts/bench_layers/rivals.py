@@ -12,7 +12,7 @@ from nixery.closure import Closure, StorePath
 from nixery.layering.popularity import Popularity
 from scripts.bench_layers.simulation import Groups, Rule
 
-# Larger paths, in bytes, have a layer of their own.
+# Larger paths, in bytes, have a separate layer.
 _BIG = 100 * 1000 * 1000
 
 # Stands for the image: no store path has an empty name.
@@ -31,7 +31,7 @@ def one_path_each(closure: Closure, _requested: Sequence[StorePath]) -> Callable
 
 
 def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[int], Groups]:
-    """Do as nixpkgs' dockerTools: the most referenced paths have a layer each, and the last has the rest.
+    """Group as nixpkgs' dockerTools does: the most referenced paths have a layer each, and the last has the rest.
 
     The number that it orders by counts a path once for every way from the top to each path that leads to it, itself
     included; ties go by name (``references-by-popularity`` in nixpkgs).
@@ -52,7 +52,7 @@ def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[
 
 
 def nixery(popularity: Popularity) -> Rule:
-    """Do as Nixery: subtrees under the root of the dominator tree, merged from the lowest rating up.
+    """Group as Nixery does: subtrees under the root of the dominator tree, merged from the lowest rating up.
 
     It adds up the sizes of closures, so a shared path counts once for each.
     """
@@ -60,7 +60,7 @@ def nixery(popularity: Popularity) -> Rule:
 
 
 def dominator_tree(popularity: Popularity) -> Rule:
-    """Do the same with the sizes of the paths themselves, as we did at first."""
+    """Group in the same way by the sizes of the paths themselves, as earlier versions of this project did."""
     return _by_dominators(popularity, lambda closure: {info.path: info.nar_size for info in closure})
 
 

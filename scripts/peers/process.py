@@ -16,7 +16,7 @@ HOST = "127.0.0.1"
 
 # Seconds.
 _START = 30.0
-_STOP = 12.0  # our server promises 10
+_STOP = 12.0  # nixery stops within 10
 _LOG_LINES = 30
 
 
@@ -89,7 +89,7 @@ def running(
         command: stays in the foreground, listens on the port, and ends on SIGTERM.
         port: the port.
         log: file for its output.
-        environment: added to ours.
+        environment: added to that of this process.
         path: the server answers it with 200 once it is ready.
 
     Raises:
