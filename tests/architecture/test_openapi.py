@@ -145,8 +145,8 @@ def test_every_error_is_described(description: dict[str, Any]) -> None:
             found = description["components"]["responses"][response["$ref"].rpartition("/")[2]]
         described |= {(int(status), code) for code in re.findall(r"`([A-Z_]{6,})`", found["description"])}
     # They belong to no single path; the introduction describes them.
-    for told in (404, 414):
-        assert f"{told} `UNSUPPORTED`" in description["info"]["description"]
+    for refused in (404, 414):
+        assert f"{refused} `UNSUPPORTED`" in description["info"]["description"]
     described = {entry for entry in described if not entry[1].startswith(("NIX_", "NIXERY_"))} | {
         (404, "UNSUPPORTED"),
         (414, "UNSUPPORTED"),

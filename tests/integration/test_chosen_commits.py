@@ -167,14 +167,14 @@ def test_a_planted_pin(forge: Forge, way: str) -> None:
 
 def test_a_commit_pinned_through_a_branch(forge: Forge) -> None:
     forge.release("1.0")
-    gone = forge.release("2.0")
+    reset_commit = forge.release("2.0")
     server = forge.server()
     assert version(server, "latest") == "2.0"
     forge.repository.git("reset", "--hard", "--quiet", "HEAD~1")
     forge.release("3.0")
     # Another server on the same records, without the commits that the first one fetched.
     assert server.stop() == 0
-    assert version(forge.server(), gone) == "2.0"
+    assert version(forge.server(), reset_commit) == "2.0"
 
 
 def test_the_rule_can_be_relaxed_and_tightened(forge: Forge) -> None:

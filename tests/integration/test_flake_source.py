@@ -144,7 +144,7 @@ def test_an_evaluation_is_contained(
     response = server(start_server, f"git+file://{repository.directory}").client.manifest(escape)
     assert (response.status, response.error["code"]) == (404, "MANIFEST_UNKNOWN")
     message = response.error["message"]
-    # A variable is empty, whatever its value outside.
+    # Variables are empty in the evaluation.
     assert "found :" in message if escape == "variable" else "found" not in message
 
 

@@ -74,5 +74,5 @@ def test_the_next_server_removes_the_roots_of_a_killed_one(start_server: StartSe
     assert links(server.storage), "the roots of a running server stay"
     server.kill()
     start_server()
-    wait_until(lambda: not links(server.storage), "the roots of the killed server are gone")
+    wait_until(lambda: not links(server.storage), "the roots of the killed server are removed")
     assert living.client.get("/v2/").status == 200

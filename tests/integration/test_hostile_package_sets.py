@@ -74,13 +74,13 @@ def test_a_builder_gets_no_secret(start_server: StartServer, tmp_path: Path, sal
     names = " ".join(f'"{name}"' for name in (*SECRETS, "HOME", "NIXERY_STARTED_BY"))
     place = package_set(tmp_path / "set", f"{{ thief = {_THIEF % names}; }}", salt)
     server = start_server(NIXERY_PKGS_PATH=place, **SECRETS)
-    told = all_responses(server, "thief")
-    assert "thief.drv failed" in told
+    visible = all_responses(server, "thief")
+    assert "thief.drv failed" in visible
     # The builder did print its environment, with the allowed variables.
-    assert "begin" in told
-    assert "cores = 1" in told
-    assert "STARTED_BY=" in told
-    assert SECRET not in told
+    assert "begin" in visible
+    assert "cores = 1" in visible
+    assert "STARTED_BY=" in visible
+    assert SECRET not in visible
 
 
 def test_a_builder_gets_the_variables_that_the_operator_names(
@@ -90,9 +90,9 @@ def test_a_builder_gets_the_variables_that_the_operator_names(
     server = start_server(
         NIXERY_PKGS_PATH=place, MALLORY="on purpose", GITHUB_TOKEN=SECRET, NIXERY_BUILD_ENVIRONMENT="MALLORY"
     )
-    told = all_responses(server, "thief")
-    assert "on purpose" in told
-    assert SECRET not in told
+    visible = all_responses(server, "thief")
+    assert "on purpose" in visible
+    assert SECRET not in visible
 
 
 @pytest.mark.parametrize("ifd", ["false", "true"])
@@ -100,10 +100,10 @@ def test_an_evaluation_gets_no_secret(start_server: StartServer, tmp_path: Path,
     read = " + ".join(f'(builtins.getEnv "{name}")' for name in (*SECRETS, "PATH"))
     place = package_set(tmp_path / "set", f'{{ reader = throw "read ${{{read}}} end"; }}', salt)
     server = start_server(NIXERY_PKGS_PATH=place, NIXERY_ALLOW_IFD=ifd, **SECRETS)
-    told = all_responses(server, "reader")
-    assert "read " in told
-    assert "/bin" in told
-    assert SECRET not in told
+    visible = all_responses(server, "reader")
+    assert "read " in visible
+    assert "/bin" in visible
+    assert SECRET not in visible
 
 
 def test_secrets_are_not_passed_as_arguments(tmp_path: Path, salt: str) -> None:

@@ -114,9 +114,9 @@ def test_a_request_id_runs_through_a_build(start_server: StartServer) -> None:
     response = server.client.get("/v2/hello/manifests/latest", {"X-Request-Id": "pull-1"})
     assert response.headers["x-request-id"] == "pull-1"
     for event in ("pinned", "building", "realised", "packed", "built", "request"):
-        told = lines(server, event)
-        others = [line for line in told if line["request_id"] != "pull-1"]
-        assert len(told) > len(others), event
+        logged = lines(server, event)
+        others = [line for line in logged if line["request_id"] != "pull-1"]
+        assert len(logged) > len(others), event
         assert all(line["path"] == "/v2/" for line in others), (
             "requests of the test until the server was ready"
         )

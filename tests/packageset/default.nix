@@ -5,7 +5,7 @@
 {
   system,
   # Packages that fail, sleep or are counted take part in it: what one test builds is not there for another one, and
-  # processes can be told apart by their environment.
+  # processes can be distinguished by their environment.
   salt ? "none",
 }:
 let

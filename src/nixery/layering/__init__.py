@@ -9,7 +9,7 @@ question is only which paths suffer least from sharing a layer.
 1. The cost of a bad group is bytes: those of the paths that are pulled again because of a neighbour. The sizes of paths
    vary widely; in an image of 200 paths the 50 largest have nine tenths of the bytes. So **the largest stand alone**,
    by their own size: adding up closures would count shared paths many times. Frequent use alone is no reason: a popular
-   library of 50 kB costs 50 kB when it is pulled once more.
+   library of 50 kB costs 50 kB when it is pulled again.
 2. A path that is *popular* by the data of the package set counts as twice its size: images that have little else in
    common with this one contain it. A larger factor would trade known bytes for hoped-for hits.
 3. A fifth of the budget is for the rest, and **the rest is grouped by how often it changes**. A path changes with each

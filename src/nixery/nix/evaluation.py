@@ -64,7 +64,7 @@ MOST_PROCESSES = 16
 # Missing packages for which similar names are searched: in a large set, each search takes a while.
 _MOST_WITH_NEAR_NAMES = 5
 
-_NOT_ISOLATED = "too many packages of this request do not evaluate; this one was not evaluated by itself"
+_NOT_ISOLATED = "too many packages of this request do not evaluate; this one was not evaluated separately"
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,7 @@ class Builds:
         return StreamResponse(200, None, lambda: self._events(build, after), headers)
 
     async def _events(self, build: str, after: int) -> AsyncGenerator[bytes, None]:
-        # HTML standard, 9.2: a comment keeps the connection open; after an end, the client reconnects unless told not to.
+        # HTML standard, 9.2: a comment keeps the connection open; after an end, the client reconnects unless the server forbids it.
         last, is_first = -1, True
         async with aclosing(self._builds.follow(build, after)) as changes:
             async for report, lines in changes:

@@ -200,7 +200,7 @@ async def _with_body(request: Request, protocol: AnswerProtocol) -> tuple[Reques
             return replace(request, body=await _read_body(protocol)), None
     except TimeoutError:
         message = f"the body of the request did not arrive within {_BODY_TIMEOUT:.0f} seconds"
-        # Whatever else arrives on this connection is no request (RFC 9110, 15.5.9).
+        # Later bytes on this connection are not a request (RFC 9110, 15.5.9).
         return request, errors_body(408, "UNSUPPORTED", message, headers={"Connection": "close"})
 
 

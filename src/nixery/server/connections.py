@@ -336,7 +336,7 @@ class Backpressure:
         complete body.
 
         Returns:
-            Whether to send the piece; not if the connection is gone.
+            Whether to send the piece; false if the connection is closed.
         """
         is_open = self._given <= _AHEAD or await self._has_room()
         self._given += size
@@ -372,7 +372,7 @@ def _socket_of(peer: _Key) -> tuple[int, bytes] | None:
 
 
 def _taken(descriptor: int, cookie: bytes) -> int | None:
-    """Return how many bytes the kernel has taken for a connection; ``None`` if it is gone."""
+    """Return how many bytes the kernel has taken for a connection; ``None`` if it is closed."""
     try:
         with _copy(descriptor) as connection:
             if connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) != cookie:

@@ -415,7 +415,7 @@ class CommitHistory:
 def commit_date(said: str) -> int:
     """Parse git's output for a commit's date (``%ct``), in seconds since the epoch; 0 if it is no valid date.
 
-    Git prints whatever the commit has there: nothing, for example, or thousands of digits.
+    git prints the field of the commit unchanged: it may be empty, or have thousands of digits.
     """
     digits = (said.split() or [""])[-1]
     return int(digits) if re.fullmatch(r"[0-9]{1,20}", digits) else 0

@@ -102,7 +102,7 @@ class Leases:
     async def acquire(self, documents: Iterable[Digest], parts: Iterable[Digest] = ()) -> None:
         """Acquire leases on stored manifests and indexes. Blobs that exist afterwards are kept for the grace period.
 
-        If the storage cannot be written to, there are no leases, and the server serves its blobs all the same.
+        If the storage cannot be written to, there are no leases, and the server still serves its blobs.
 
         Args:
             documents: to lease.

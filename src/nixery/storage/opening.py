@@ -98,7 +98,7 @@ def open_storage(options: StorageOptions, temporary: Path, environment: Mapping[
     Args:
         options: the settings.
         temporary: for unfinished files, on the file system of the storage directory.
-        environment: of the process, with the endpoints; obstore reads the credentials from there by itself.
+        environment: of the process, with the endpoints; obstore itself reads the credentials from there.
 
     Raises:
         StorageError: it cannot be used, or has a later version.

@@ -31,7 +31,7 @@ class MovingSource:
     def __init__(self, state: str = "one") -> None:
         self.description = "fake:"
         self.state = state
-        self.asked = self.asking = self.most_asking = 0
+        self.asked = self.asking = self.most_concurrent = 0
         self.reachable = True
         self.known = True
         self.answers = asyncio.Event()
@@ -49,7 +49,7 @@ class MovingSource:
     async def resolve(self, reference: Reference) -> Pin:
         self.asked += 1
         self.asking += 1
-        self.most_asking = max(self.most_asking, self.asking)
+        self.most_concurrent = max(self.most_concurrent, self.asking)
         await asyncio.sleep(0)
         await self.answers.wait()
         self.asking -= 1
@@ -538,7 +538,7 @@ async def test_look_ups_and_their_queue_are_bounded(world: World) -> None:
     same = [asyncio.ensure_future(pins.pin(tag)) for tag in waiting]
     world.source.answers.set()
     await asyncio.gather(*(asked[tag] for tag in waiting), *same)
-    assert world.source.most_asking == 2
+    assert world.source.most_concurrent == 2
 
 
 async def test_an_old_pin_answers_when_the_queue_for_look_ups_is_full(world: World) -> None:

@@ -71,7 +71,7 @@ def is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-async def gone(pid: int) -> bool:
+async def has_ended(pid: int) -> bool:
     for _ in range(100):
         try:
             os.kill(pid, 0)
@@ -91,14 +91,14 @@ async def test_a_deadline_ends_the_whole_group() -> None:
     lines: list[bytes] = []
     with pytest.raises(TimeoutError):
         await run(["sh", "-c", SPAWNS_A_CHILD], lines.append, Deadline(0.5), OURS)
-    assert await gone(int(lines[0]))
+    assert await has_ended(int(lines[0]))
 
 
 async def test_a_child_that_outlives_its_parent_is_ended() -> None:
     lines: list[bytes] = []
     with pytest.raises(TimeoutError):
         await run(["sh", "-c", "sleep 60 & echo $! >&2"], lines.append, Deadline(0.5), OURS)
-    assert await gone(int(lines[0]))
+    assert await has_ended(int(lines[0]))
 
 
 async def test_cancelling_ends_the_whole_group() -> None:
@@ -114,7 +114,7 @@ async def test_cancelling_ends_the_whole_group() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await gone(int(lines[0]))
+    assert await has_ended(int(lines[0]))
 
 
 async def test_progress_extends_a_deadline() -> None:
@@ -139,7 +139,7 @@ async def test_an_endless_answer_is_cut_off_and_its_process_ended() -> None:
             Deadline(30),
             ProcessContext(os.environ, answer=1 << 20),
         )
-    assert await gone(int(lines[0]))
+    assert await has_ended(int(lines[0]))
 
 
 async def test_an_answer_of_exactly_the_limit_is_read() -> None:

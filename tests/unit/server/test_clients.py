@@ -89,11 +89,11 @@ def test_the_host_comes_from_the_proxy_or_the_client() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", ["", "a b", "evil/", "user@evil", "<script>", '"', "a..\n", "-a", "a:b", "a" * 300]
+    "claimed", ["", "a b", "evil/", "user@evil", "<script>", '"', "a..\n", "-a", "a:b", "a" * 300]
 )
-def test_an_invalid_host_is_ignored(told: str) -> None:
-    assert host(asked(host=told)) == "localhost"
-    assert host(asked(host="real", x_forwarded_host=told)) == "real"
+def test_an_invalid_host_is_ignored(claimed: str) -> None:
+    assert host(asked(host=claimed)) == "localhost"
+    assert host(asked(host="real", x_forwarded_host=claimed)) == "real"
 
 
 def test_the_path_of_an_image_names_its_platform_unless_it_is_the_default() -> None:

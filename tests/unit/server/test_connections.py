@@ -72,13 +72,13 @@ class Requests(Observation):
     def __init__(self, clients: Clients | None = None) -> None:
         super().__init__(RequestCounts(), clients)
         self.asking: list[str] = []
-        self.gone: list[str] = []
+        self.abandoned: list[str] = []
 
     def peers(self) -> list[str]:
         return self.asking
 
     def abandon(self, peers: Collection[str]) -> None:
-        self.gone += peers
+        self.abandoned += peers
 
 
 class Clock:
@@ -302,9 +302,9 @@ async def test_requests_of_disconnected_clients_are_abandoned(crowd: Crowd) -> N
         client.close()
         crowd.accepted[0].close()
         async with asyncio.timeout(30):
-            while not crowd.requests.gone:  # noqa: ASYNC110 -- the kernel sets no event
+            while not crowd.requests.abandoned:  # noqa: ASYNC110 -- the kernel sets no event
                 await asyncio.sleep(0.05)
-        assert set(crowd.requests.gone) == {name}
+        assert set(crowd.requests.abandoned) == {name}
     finally:
         running.cancel()
 

@@ -127,11 +127,11 @@ def test_the_error_of_a_build_links_to_its_log() -> None:
 
 
 @given(st.text(), st.text(), st.text())
-def test_untrusted_text_is_one_line_of_visible_characters(name: str, told: str, client: str) -> None:
+def test_untrusted_text_is_one_line_of_visible_characters(name: str, untrusted: str, client: str) -> None:
     bodies = [
-        error_response(PackagesUnavailable((UnavailablePackage(name, Reason.THROWS, told, (client,)),))),
-        error_response(BuildFailed(name, (told, client), told)),
-        errors_body(404, "UNSUPPORTED", client, {name: [told]}),
+        error_response(PackagesUnavailable((UnavailablePackage(name, Reason.THROWS, untrusted, (client,)),))),
+        error_response(BuildFailed(name, (untrusted, client), untrusted)),
+        errors_body(404, "UNSUPPORTED", client, {name: [untrusted]}),
     ]
     for response in bodies:
         (entry,) = json.loads(response.content)["errors"]
