@@ -55,7 +55,7 @@ def test_a_composed_name_is_kept(open_page: OpenPage) -> None:
     page.wait_for_url("**/images/shell/beta:latest")
 
 
-def test_a_build_is_watched_to_its_end(open_page: OpenPage, shoot: Shoot) -> None:
+def test_a_page_follows_a_build_to_its_end(open_page: OpenPage, shoot: Shoot) -> None:
     page = open_page("/")
     page.get_by_label("with a shell").uncheck()
     page.get_by_role("combobox", name="Packages").press_sequentially("slow ")
@@ -75,7 +75,7 @@ def test_a_build_is_watched_to_its_end(open_page: OpenPage, shoot: Shoot) -> Non
     expect(page.get_by_role("region", name="Recent builds").get_by_role("link", name="slow")).to_be_visible()
 
 
-def test_a_build_that_cannot_be_followed_keeps_what_is_known(open_page: OpenPage) -> None:
+def test_a_build_that_cannot_be_followed_keeps_its_last_state(open_page: OpenPage) -> None:
     page = open_page("/")
     page.get_by_label("with a shell").uncheck()
     page.get_by_role("combobox", name="Packages").press_sequentially("gradual ")

@@ -81,7 +81,7 @@ def test_errors_are_json_with_a_code_and_a_message(
         ("DELETE", f"blobs/{UNKNOWN}"),
     ],
 )
-def test_a_read_only_registry_says_so(subject: Subject, method: str, path: str) -> None:
+def test_a_read_only_registry_refuses_writes(subject: Subject, method: str, path: str) -> None:
     response = subject.ask(method, subject.url(*path.split("/", 1)) if "/" in path else path)
     assert (response.status, response.error["code"]) == (405, "UNSUPPORTED")
 

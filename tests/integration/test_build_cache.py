@@ -112,7 +112,7 @@ def test_without_a_pin_every_edit_is_seen_at_once(
     assert spy.calls == []
 
 
-def test_other_popularity_data_gives_another_image(start_server: StartServer, tmp_path: Path) -> None:
+def test_different_popularity_data_gives_a_different_image(start_server: StartServer, tmp_path: Path) -> None:
     popularity = tmp_path / "popularity.json"
     popularity.write_text('{"bottom": 1000}')
     plain = start_server().client.digest("diamond")

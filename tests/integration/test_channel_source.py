@@ -127,7 +127,7 @@ def test_an_archive_is_fetched_once(channels: Channels) -> None:
     assert channels.web.requests == [f"/{commit}.tar.gz"]
 
 
-def test_a_web_server_that_is_out_of_reach(channels: Channels) -> None:
+def test_an_unreachable_web_server(channels: Channels) -> None:
     channels.release("nixos-24.05", "24.05")
     server = channels.server("nixos-24.05", NIXERY_CHANNEL_URL="http://127.0.0.1:1/{rev}.tar.gz")
     response = server.client.manifest("hello")

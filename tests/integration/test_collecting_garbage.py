@@ -58,7 +58,7 @@ PATH=${{PATH#*:}} exec nix-store "$@"
 """
 
 
-def test_a_builder_that_failed_while_garbage_was_collected_has_another_attempt(
+def test_a_builder_that_failed_during_a_collection_is_retried(
     private_nix: PrivateNix, tmp_path: Path
 ) -> None:
     marker = tmp_path / "failed"

@@ -71,7 +71,7 @@ def test_other_images_are_served_during_a_build(module_server: Server, watched: 
     assert slow.result().status == 200
 
 
-def test_a_client_that_comes_back_joins_its_build(module_server: Server, watched: NixSpy) -> None:
+def test_a_returning_client_joins_its_build(module_server: Server, watched: NixSpy) -> None:
     joined = value(module_server, "nixery_builds_joined_total")
     path = "/v2/leisurely/manifests/latest"
     with watched.holding("--realise"):

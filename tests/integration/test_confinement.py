@@ -162,7 +162,7 @@ def test_a_sandbox_that_shows_the_storage(settings: Mapping[str, str], tmp_path:
 
 
 @pytest.mark.parametrize("script", ["exit 1", "echo /proc/version", "echo /does/not/exist", "echo 'pid=1'"])
-def test_a_nix_that_builds_nothing(settings: Mapping[str, str], tmp_path: Path, script: str) -> None:
+def test_a_nix_that_cannot_build(settings: Mapping[str, str], tmp_path: Path, script: str) -> None:
     found = probed({**settings, **install_fake_nix(tmp_path / "nix", script)}, tmp_path)
     assert found.sandbox == "unknown"
     assert found.reason

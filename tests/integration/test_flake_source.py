@@ -148,7 +148,7 @@ def test_an_evaluation_is_contained(
     assert "found :" in message if escape == "variable" else "found" not in message
 
 
-def test_a_flake_out_of_reach(start_server: StartServer) -> None:
+def test_an_unreachable_flake(start_server: StartServer) -> None:
     response = server(start_server, "git+http://127.0.0.1:1/flake").client.manifest("hello")
     assert (response.status, response.error["code"]) == (503, "UNKNOWN")
     assert "127.0.0.1" not in response.body.decode()

@@ -24,7 +24,7 @@ def links(storage: Path) -> list[Path]:
     return sorted(path for path in found if path.is_symlink())
 
 
-def test_roots_stand_while_the_closure_is_read(start_server: StartServer, tmp_path: Path) -> None:
+def test_roots_exist_while_the_closure_is_read(start_server: StartServer, tmp_path: Path) -> None:
     roots = tmp_path / "storage" / "gc-roots"
     spy = NixSpy.install(tmp_path / "watching-spy", watched=[roots, _INDIRECT_ROOTS])
     server = start_server(**spy.environment())
@@ -47,7 +47,7 @@ def test_roots_stand_while_the_closure_is_read(start_server: StartServer, tmp_pa
     assert list(roots.iterdir()) == []
 
 
-def test_roots_stand_until_the_layers_are_stored(start_server: StartServer, tmp_path: Path) -> None:
+def test_roots_exist_until_the_layers_are_stored(start_server: StartServer, tmp_path: Path) -> None:
     gate = PackingGate.install(tmp_path / "gate")
     server = start_server(**gate.environment())
     request = InBackground(server.client, "/v2/big/manifests/latest").start()
@@ -58,7 +58,7 @@ def test_roots_stand_until_the_layers_are_stored(start_server: StartServer, tmp_
     assert links(server.storage) == []
 
 
-def test_nothing_is_left_after_a_failure(server: Server) -> None:
+def test_no_roots_are_left_after_a_failure(server: Server) -> None:
     for name in ("fails/hello", "nosuchpackage", "broken"):
         assert server.client.manifest(name).status in (404, 422)
     assert links(server.storage) == []

@@ -130,7 +130,7 @@ def test_repeated_pulls_run_nothing(start: Servers, repository: Repository, spy:
     assert spy.calls == []
 
 
-def test_another_name_of_a_known_commit_is_evaluated_alone(
+def test_only_a_new_name_of_a_known_commit_is_evaluated(
     start: Servers, repository: Repository, spy: NixSpy
 ) -> None:
     repository.commit("1.0")

@@ -196,9 +196,7 @@ def test_an_overlong_description_is_left_out(start_server: StartServer, tmp_path
     assert len(client.get("/images/hello").body) < 20_000
 
 
-def test_an_answer_that_is_too_large_ends_the_command(
-    start_server: StartServer, tmp_path: Path, salt: str
-) -> None:
+def test_an_oversized_answer_ends_the_command(start_server: StartServer, tmp_path: Path, salt: str) -> None:
     names = 'builtins.listToAttrs (builtins.genList (n: { name = "a-name-of-some-length-" + toString (n + 1000000); value = 1; }) 900000)'
     place = package_set(tmp_path / "set", f"{{ hello = {HELLO}; }} // {names}", salt)
     server = start_server(NIXERY_PKGS_PATH=place)

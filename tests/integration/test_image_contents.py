@@ -32,7 +32,7 @@ def test_empty_directories_are_in_the_image(pull: Pull) -> None:
     assert "empty/within" in filesystem
 
 
-def test_hard_links_are_files_of_their_own(pull: Pull) -> None:
+def test_hard_links_become_separate_files(pull: Pull) -> None:
     filesystem = pull("hardlinks").filesystem
     assert set(below(filesystem, "hardlinks-1.0").values()) == {"file", "directory"}
     for name in ("zz-first", "second", "deeper/third"):

@@ -20,7 +20,7 @@ def store_layers(image: PulledImage) -> list[set[str]]:
     return [packages(layer) for layer in image.layers[:-1]]
 
 
-def test_within_the_budget_every_path_is_a_layer_of_its_own(pull: Pull) -> None:
+def test_within_the_budget_every_path_has_a_separate_layer(pull: Pull) -> None:
     layers = store_layers(pull("diamond"))
     assert all(len(layer) == 1 for layer in layers)
     assert {"diamond", "left", "right", "bottom"} <= set.union(*layers)
@@ -70,7 +70,7 @@ def test_the_layer_budget_is_exhausted_and_respected(start_server: StartServer, 
     assert len(image.filesystem.store_paths) == 103
 
 
-def test_each_layer_budget_is_another_image(start_server: StartServer) -> None:
+def test_each_layer_budget_gives_a_different_image(start_server: StartServer) -> None:
     # On one storage: an image cached for one budget must not be served to a server with another.
     found = {
         budget: validate(start_server(NIXERY_LAYER_BUDGET=budget).client.pull("left/right"))

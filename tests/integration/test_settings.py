@@ -75,7 +75,7 @@ def test_popularity_data_that_cannot_be_read_prevents_the_start(
     assert "NIX_POPULARITY_URL" in line
 
 
-def test_a_storage_directory_that_cannot_be_made_is_named(good: dict[str, str], tmp_path: Path) -> None:
+def test_a_storage_directory_that_cannot_be_created_is_named(good: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (line,) = problems({**good, "STORAGE_PATH": str(tmp_path / "file" / "storage")}, tmp_path)
     assert str(tmp_path / "file" / "storage") in line

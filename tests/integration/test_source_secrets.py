@@ -55,7 +55,7 @@ def test_the_password_reaches_git_and_nothing_else(
     assert not any(secret in server.log for secret in SECRETS)
 
 
-def test_a_token_alone(web: GitServer, repository: Repository, start_server: StartServer) -> None:
+def test_a_token_without_a_user(web: GitServer, repository: Repository, start_server: StartServer) -> None:
     web.credentials = f"{TOKEN}:"
     repository.commit("1.0")
     server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git", TOKEN))

@@ -61,7 +61,7 @@ def test_absolute_paths_are_rewritten_where_a_file_is_known() -> None:
 @pytest.mark.parametrize(
     "text", ["$prefix/usr/share/app/data", "x/usr/share/app/data", "${root}/bin/sh", "prefix=/usr/lib"]
 )
-def test_parts_of_longer_paths_and_shared_directories_stay(text: str) -> None:
+def test_parts_of_longer_paths_and_shared_directories_are_not_rewritten(text: str) -> None:
     assert rewrite(text) == text
 
 

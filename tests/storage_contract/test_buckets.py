@@ -125,7 +125,7 @@ def objects_of(storage: Storage) -> set[str]:
     return {path.removeprefix(reached.prefix).partition("/")[0] for path in paths}
 
 
-async def test_a_warm_read_asks_the_bucket_nothing(bucket: ObjectStore, open_at: OpenStorage) -> None:
+async def test_a_warm_read_sends_no_request_to_the_bucket(bucket: ObjectStore, open_at: OpenStorage) -> None:
     with faulty_proxy(bucket.port) as proxy:
         storage = open_at(through(bucket, proxy.port))
         blob = write(storage, b"content")
@@ -187,7 +187,7 @@ def test_a_server_that_is_down(open_at: OpenStorage, bucket: ObjectStore) -> Non
         open_at(through(bucket, free_port()))
 
 
-def test_a_server_that_comes_up_late(bucket: ObjectStore, open_at: OpenStorage) -> None:
+def test_a_server_that_starts_late(bucket: ObjectStore, open_at: OpenStorage) -> None:
     port = free_port()
     with ExitStack() as stack:
 

@@ -109,7 +109,7 @@ async def test_a_blob_deleted_meanwhile_is_not_reported_as_broken(
     assert (await listed(open_at(DISK, STORAGE_PATH=str(tmp_path / "other"))))[0].digest == kept.digest
 
 
-def test_a_misspelt_source_is_no_empty_storage(tmp_path: Path) -> None:
+def test_a_misspelt_source_is_not_treated_as_an_empty_storage(tmp_path: Path) -> None:
     ended = copy(f"file://{tmp_path}/typo", f"file://{tmp_path}/other", {})
     assert ended.returncode == 1
     assert f"there is no storage at {tmp_path}/typo" in ended.stderr
@@ -117,7 +117,7 @@ def test_a_misspelt_source_is_no_empty_storage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://a", "s3:///a", "/var/lib"])
-def test_not_a_storage(url: str, tmp_path: Path) -> None:
+def test_an_invalid_storage_url(url: str, tmp_path: Path) -> None:
     ended = copy(url, f"file://{tmp_path}", {})
     assert ended.returncode == 1
     assert url in ended.stderr

@@ -62,7 +62,7 @@ def test_only_directories_of_killed_processes_are_removed(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_file_removed_by_its_holder_is_made_again(
+def test_a_lock_file_removed_by_its_holder_is_recreated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locks = FileLocks(tmp_path)
@@ -89,7 +89,7 @@ def test_an_unusable_parent_is_an_error(tmp_path: Path) -> None:
         FileLocks(tmp_path / "file")
 
 
-def test_a_directory_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+def test_a_deleted_directory_is_recreated(tmp_path: Path) -> None:
     locks = FileLocks(tmp_path / "storage" / "locks")
     (tmp_path / "storage" / "locks").rmdir()
     (tmp_path / "storage").rmdir()
@@ -97,7 +97,7 @@ def test_a_directory_that_was_deleted_is_made_again(tmp_path: Path) -> None:
         assert held
 
 
-def test_a_lock_that_cannot_be_made_is_reported_without_its_path(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_created_is_reported_without_its_path(tmp_path: Path) -> None:
     locks = FileLocks(tmp_path / "locks")
     (tmp_path / "locks" / "name").mkdir()
     with (
@@ -245,7 +245,7 @@ def test_processes_that_end_do_not_disturb_those_that_start(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_was_deleted_is_made_again_and_locked(tmp_path: Path) -> None:
+def test_a_deleted_directory_is_recreated_and_locked(tmp_path: Path) -> None:
     directory = ProcessDirectory(tmp_path)
     directory.path.rmdir()
     directory.restore()

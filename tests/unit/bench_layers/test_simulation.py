@@ -31,7 +31,7 @@ def test_after_an_update_only_changed_layers_are_pulled() -> None:
     assert simulate(single_layer, [9], FLEET, states) == {9: Score(350 + 110, 340)}
 
 
-def test_fleets_and_updates_come_out_the_same_each_time() -> None:
+def test_fleets_and_updates_are_reproducible() -> None:
     assert make_fleet(DERIVATIONS, 5, 2, 3, 1) == make_fleet(DERIVATIONS, 5, 2, 3, 1)
     fleet = make_fleet(DERIVATIONS, 5, 2, 3, 1)
     for image in fleet.images:

@@ -79,7 +79,7 @@ async def test_a_build_whose_paths_are_collected_is_retried_with_a_paused_collec
     assert (world.paused, world.is_paused) == (5, False)
 
 
-async def test_a_build_whose_paths_are_collected_again_and_again_fails(world: World) -> None:
+async def test_a_build_whose_paths_are_collected_at_every_attempt_fails(world: World) -> None:
     with pytest.raises(PathsCollected):
         await world.build([COLLECTED] * 6)
     assert world.paused == 5

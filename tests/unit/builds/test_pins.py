@@ -115,7 +115,7 @@ async def test_a_pin_expires_after_its_time_to_live(world: World) -> None:
     assert world.source.asked == 2
 
 
-async def test_each_tag_has_a_pin_of_its_own(world: World) -> None:
+async def test_each_tag_has_a_separate_pin(world: World) -> None:
     pins = world.server()
     assert await state(pins, "a") == "one"
     world.source.state = "two"
@@ -131,7 +131,7 @@ async def test_servers_on_one_storage_share_pins(world: World) -> None:
     assert world.source.asked == 1
 
 
-async def test_another_source_on_the_storage_has_pins_of_its_own(world: World) -> None:
+async def test_another_source_on_the_storage_has_separate_pins(world: World) -> None:
     await state(world.server())
     world.source.description = "fake:another"
     world.source.state = "two"
@@ -235,7 +235,7 @@ async def test_a_refresh_that_ends_too_late_changes_nothing(world: World) -> Non
     assert await state(world.server()) == "two"
 
 
-async def test_a_clock_that_is_set_back_prolongs_no_pin(world: World) -> None:
+async def test_setting_the_clock_back_does_not_prolong_a_pin(world: World) -> None:
     pins = world.server()
     assert await state(pins) == "one"
     world.source.state = "two"
@@ -567,7 +567,7 @@ async def test_searches_for_commits_do_not_delay_tags(world: World, commits: Com
     await asyncio.gather(search, tag)
 
 
-async def test_a_pin_whose_package_set_is_gone_is_replaced_when_it_is_confirmed(world: World) -> None:
+async def test_a_pin_whose_package_set_was_deleted_is_replaced_when_it_is_confirmed(world: World) -> None:
     pins = world.server()
     assert (await pins.confirmed("latest")).identity == "latest is one"
     world.source.state = "two"

@@ -94,7 +94,7 @@ async def test_log_events_have_the_request_id(capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().err)["request_id"] == "mine"
 
 
-def test_a_reader_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:

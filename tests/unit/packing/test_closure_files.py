@@ -248,7 +248,7 @@ def test_a_directory_that_becomes_a_link_between_stat_and_listing(
         files.names(f"{PATH}/d".encode())
 
 
-def test_links_to_one_large_directory_are_bounded(
+def test_listings_of_one_large_directory_are_bounded(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(closure_files, "_MOST_LISTED", 10)

@@ -108,7 +108,7 @@ def test_implicit_packages_lose_every_name_clash(store: Path) -> None:
     assert root.clashes == (NameClash("etc/bundle", "own", "cacert"),)
 
 
-def test_two_names_of_one_file_are_no_clash(store: Path) -> None:
+def test_two_names_of_one_file_do_not_clash(store: Path) -> None:
     a = package(store, "a", "bin/x")
     b = package(store, "b", links={"bin/x": f"{a}/bin/x"})
     assert plan(store, a, b).clashes == ()

@@ -70,7 +70,7 @@ def test_modes_are_those_of_a_store_regardless_of_the_hosts(content: Path) -> No
     assert modes["nix"] == modes["nix/store"] == 0o755
 
 
-def test_hard_links_are_files_of_their_own(content: Path) -> None:
+def test_hard_links_become_separate_files(content: Path) -> None:
     (content / "one").write_text("same")
     (content / "two").write_text("same")
     before = archived(content)
@@ -123,7 +123,7 @@ def test_a_tree_deeper_than_the_recursion_limit_is_read(content: Path, deep: str
     assert members(content)[-1].name == deep
 
 
-def test_a_pipe_is_refused_and_not_waited_for(content: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(content: Path) -> None:
     os.mkfifo(content / "pipe")
     with pytest.raises(StorageError, match="pipe is neither file"):
         archived(content)
@@ -178,7 +178,7 @@ def test_errors_of_the_consumer_are_passed_on(content: Path) -> None:
         add_store_paths(Archive(fail), [INFO], os.fsencode(content.parent))
 
 
-def test_a_path_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_deleted_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=str(PATH.base_name)):
         archived(tmp_path / PATH.base_name)
 
@@ -378,7 +378,9 @@ def test_names_that_only_look_like_whiteouts_stay(content: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_a_store_path_that_is_neither(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_path_that_is_neither_a_file_nor_a_directory_nor_a_symlink(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kind == "pipe":
         os.mkfifo(tmp_path / PATH.base_name)
     else:

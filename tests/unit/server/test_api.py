@@ -96,7 +96,7 @@ def server(history: BuildHistory) -> Server:
     return Server(history)
 
 
-async def test_packages_are_found_by_their_names(server: Server) -> None:
+async def test_packages_are_searched_by_name(server: Server) -> None:
     git = {"name": "git", "version": "2.47", "description": "a tool"}
     assert await server.json("packages", q="git", limit="1") == {"packages": [git], "total": 2}
     assert len((await server.json("packages", q="git", limit="no number"))["packages"]) == 2

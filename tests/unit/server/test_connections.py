@@ -131,9 +131,7 @@ def test_an_acknowledgement_restarts_the_timeout(pair: Pair, clock: Clock, stall
     assert peers(stalled.poll()) == [pair.name]
 
 
-def test_a_client_with_nothing_to_receive_is_not_stalled(
-    pair: Pair, clock: Clock, stalled: Connections
-) -> None:
+def test_a_client_without_pending_data_is_not_stalled(pair: Pair, clock: Clock, stalled: Connections) -> None:
     for _ in range(3):
         assert stalled.poll() == []
         clock.now += SECONDS
@@ -144,7 +142,7 @@ def test_a_client_with_nothing_to_receive_is_not_stalled(
         clock.now += SECONDS
 
 
-def test_connections_of_other_ports_are_left_alone(pair: Pair, clock: Clock) -> None:
+def test_connections_of_other_ports_are_ignored(pair: Pair, clock: Clock) -> None:
     stalled = Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Requests(), clock)
     other = Pair()
     other.send()
@@ -309,7 +307,7 @@ async def test_requests_of_disconnected_clients_are_abandoned(crowd: Crowd) -> N
         running.cancel()
 
 
-def test_a_trusted_proxy_has_no_limit_of_its_own(crowd: Crowd) -> None:
+def test_a_trusted_proxy_has_no_limit_per_client(crowd: Crowd) -> None:
     crowd.connect("127.0.0.2", 6)
     assert crowd.connections(6, 2, "127.0.0.2/32").poll() == []
     assert len(crowd.connections(4, 2, "127.0.0.2/32").poll()) == 2

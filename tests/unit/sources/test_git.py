@@ -146,7 +146,9 @@ async def test_a_missing_commit_fetches_nothing_else(repository: Repository, tmp
         await copy.archive(commit, tmp_path / "archive")
 
 
-async def test_a_copy_that_cannot_be_made_is_a_storage_error(repository: Repository, tmp_path: Path) -> None:
+async def test_a_copy_that_cannot_be_created_is_a_storage_error(
+    repository: Repository, tmp_path: Path
+) -> None:
     (tmp_path / "copies").write_text("a file")
     with pytest.raises(StorageError, match="Not a directory"):
         await copy_of(repository, tmp_path / "copies").fetch(repository.commit("1.0"))

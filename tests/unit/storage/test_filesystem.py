@@ -215,7 +215,7 @@ async def test_deleted_directories_are_recreated(blobs: BlobStore, tmp_path: Pat
     assert await blobs.find(Digest.of(b"content")) is not None
 
 
-async def test_a_missing_temporary_directory_that_cannot_be_made_is_a_storage_error(
+async def test_a_temporary_directory_that_cannot_be_created_is_a_storage_error(
     blobs: BlobStore, tmp_path: Path
 ) -> None:
     (tmp_path / "temporary").rmdir()
