@@ -20,7 +20,7 @@ done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 command -v apt-get >/dev/null 2>&1 ||
-    fail "missing: ${missing[*]} (Debian's names); this is no Debian, so please install them"
+    fail "missing: ${missing[*]} (Debian's names); this is not Debian: install them with your package manager"
 [ "$(id -u)" = 0 ] || fail "missing: ${missing[*]}; as root: apt-get install --no-install-recommends ${missing[*]}"
 
 # Debian starts a server on installation unless this file forbids it. An existing file is kept.

@@ -87,7 +87,7 @@ ensure_programs() {
     local missing
     mapfile -t missing < <(missing_packages)
     [ ${#missing[@]} -gt 0 ] || return 0
-    has apt-get || fail "missing: ${missing[*]} (Debian's names); this is no Debian, so please install them"
+    has apt-get || fail "missing: ${missing[*]} (Debian's names); this is not Debian: install them with your package manager"
     [ "$(id -u)" = 0 ] ||
         fail "missing: ${missing[*]}; as root: apt-get install --no-install-recommends ${missing[*]}"
     install_packages "${missing[@]}"

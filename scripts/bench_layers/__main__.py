@@ -115,7 +115,7 @@ def _show(console: Console, scores: Scores) -> None:
         best = min(scores, key=lambda name: scores[name][budget].pulled if _is_rival(name) else 1 << 80)
         pulled, least = scores[_OURS][budget].pulled, scores[best][budget].pulled
         console.print(
-            f"{budget} layers: ours pulls {pulled / least:.0%} of what the best other rule does ({best})"
+            f"{budget} layers: ours pulls {pulled / least:.0%} of the bytes of the best other rule ({best})"
         )
 
 

@@ -1,7 +1,7 @@
 """Measure packing: ``python -m scripts.bench_pack [PACKAGE...]``, run by ``make bench-pack`` for its default packages.
 
 Each closure is packed in threads and in processes, the same bytes are compressed and digested from memory (the bound),
-tar, gzip and sha256sum do what a script would do, and tar alone reads the files. The measurements alternate. A missed goal is reported but is no failure.
+tar, gzip and sha256sum do the same in a pipe, and tar alone reads the files. The measurements alternate. A missed goal is reported but is no failure.
 """
 
 from __future__ import annotations

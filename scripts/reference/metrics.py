@@ -50,7 +50,7 @@ def _labels(family: Metric) -> Mapping[str, Sequence[str]]:
 
 
 def _label(name: str, values: Sequence[str]) -> str:
-    # The version of the program, or of Python, is no value to document.
+    # The version of the program, or of Python, is not a value to document.
     if len(values) < 2:  # noqa: PLR2004 -- a choice has two
         return f"`{name}`"
     return f"`{name}`: {', '.join(f'`{value}`' for value in values)}"

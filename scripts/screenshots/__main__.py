@@ -33,7 +33,7 @@ def main() -> int:
     """Take all screenshots; return the exit status."""
     executable = shutil.which("chromium")
     if executable is None:
-        print("screenshots: there is no chromium (run scripts/install_chromium.sh)", file=sys.stderr)
+        print("screenshots: chromium is not installed (run scripts/install_chromium.sh)", file=sys.stderr)
         return 1
     Path("var").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="screenshots-", dir="var") as name:

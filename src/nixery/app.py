@@ -135,7 +135,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     catalogue = Catalogue(records)
     small_blobs = SmallBlobs(blobs)
 
-    # The package source. Tag look-ups have slots of their own, so that they do not wait for builds.
+    # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
     collector = NixGarbageCollector(
         Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")), resources.roots.path
     )

@@ -37,7 +37,7 @@ ASK = _ALWAYS | os.O_PATH
 
 _STEP = _ALWAYS | os.O_PATH | os.O_DIRECTORY
 
-# Errors of open for names that are no regular file: a symlink, a socket, a device without a driver.
+# Errors of open for names that are not regular files: a symlink, a socket, a device without a driver.
 _IRREGULAR = (errno.ELOOP, errno.ENXIO, errno.ENODEV)
 
 # Bytes to read at once at least.
@@ -52,7 +52,7 @@ def open_regular(path: str | bytes | Path) -> tuple[int, os.stat_result]:
     """Open a regular file for reading; return its descriptor and its status (``stat``).
 
     Raises:
-        FileNotFoundError: it does not exist, or is no regular file.
+        FileNotFoundError: it does not exist, or is not a regular file.
         OSError: it cannot be opened.
     """
     try:
@@ -89,7 +89,7 @@ def read_beginning(path: str | bytes | Path, limit: int) -> bytes:
     """Return at most ``limit`` bytes from the beginning of a regular file.
 
     Raises:
-        FileNotFoundError: it does not exist, or is no regular file.
+        FileNotFoundError: it does not exist, or is not a regular file.
         OSError: it cannot be read.
     """
     descriptor, status = open_regular(path)
@@ -103,7 +103,7 @@ def read_descriptor(descriptor: int, limit: int) -> bytes:
     """Return at most ``limit`` bytes from the beginning of an open file.
 
     Raises:
-        OSError: it cannot be read, or is no regular file (``EINVAL``).
+        OSError: it cannot be read, or is not a regular file (``EINVAL``).
     """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -190,7 +190,7 @@ def make_private_directory(directory: Path) -> None:
     server's storage must not lock that server out.
 
     Raises:
-        NotADirectoryError: the name exists and is no directory, but for example a symlink.
+        NotADirectoryError: the name exists and is not a directory, but for example a symlink.
         OSError: it cannot be made.
     """
     try:

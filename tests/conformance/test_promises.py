@@ -1,4 +1,4 @@
-"""Our promises beyond the specification, from which other registries are exempt."""
+"""Nixery's promises beyond the specification, from which other registries are exempt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.promise
 
 @pytest.mark.parametrize("accept", ["text/html", "application/json", ""])
 def test_accept_is_a_hint(subject: Subject, accept: str) -> None:
-    """A client that accepts none of our types still gets a manifest (RFC 9110, 12.5.1 allows it)."""
+    """A client that accepts none of the server's types still gets a manifest (RFC 9110, 12.5.1 allows it)."""
     response = subject.manifest(subject.tag, accept=accept)
     assert response.status == 200
     assert response.headers["content-type"] == response.json()["mediaType"]

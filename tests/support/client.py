@@ -119,7 +119,7 @@ class RegistryClient:
 
 @dataclass
 class InBackground:
-    """A GET request in a thread of its own."""
+    """A GET request in a separate thread."""
 
     client: RegistryClient
     path: str

@@ -93,7 +93,7 @@ def minio(directory: Path) -> Iterator[ObjectStore]:
 
 @contextmanager
 def gcs(directory: Path) -> Iterator[ObjectStore]:
-    """Google Cloud Storage, by fake-gcs-server behind the API that our bucket client uses."""
+    """Google Cloud Storage, by fake-gcs-server behind the API that the bucket client uses."""
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )

@@ -63,7 +63,7 @@ _REALISE_ATTEMPTS = 6
 # Paths that the error about a closure that is too large names.
 _MOST_NAMED_PATHS = 5
 
-# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); our manifests are always smaller than
+# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); nixery's manifests are always smaller than
 # the config.
 _LARGEST_CONFIG = 4 * 1024 * 1024
 

@@ -235,7 +235,7 @@ def _source() -> Finding:
 
 
 async def _listed(index: PackageIndex) -> list[str]:
-    """List the package set, for completion in the shell and on pages. Some sets cannot be listed, which is no problem."""
+    """List the package set, for completion in the shell and on pages. Some sets cannot be listed, which is not an error."""
     with suppress(NixeryError, TimeoutError):
         names = await asyncio.wait_for(index.names("latest"), _TIMEOUT)
         return [f"{len(names):,} names can be completed"]

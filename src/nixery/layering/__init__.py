@@ -22,8 +22,8 @@ question is only which paths suffer least from sharing a layer.
 
 Ties are broken by name before hash, so an update does not shuffle unrelated groups.
 
-Adding a package that is unrelated to an image's others changes no other layer while every path has a layer of its own.
-Beyond the budget each new path displaces at most one path from a layer of its own, the lightest one; then the parts
+Adding a package that is unrelated to an image's others changes no other layer while every path has its own layer.
+Beyond the budget each new path displaces at most one path from its own layer, the lightest one; then the parts
 of the rest, which are small, are cut anew.
 
 **Why not by dominators**, as Nixery does, and as this package did at first: paths that are reached only through one

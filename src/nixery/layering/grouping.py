@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nixery.closure import Closure, PathInfo, StorePath
 from nixery.layering.popularity import Popularity
 
-# One layer in this many is for paths without a layer of their own.
+# One layer in this many is for paths that share layers.
 _SHARE_OF_RESTS = 5
 
 # The factor by which the size of a popular path counts.

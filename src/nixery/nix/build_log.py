@@ -191,7 +191,7 @@ class BuildLog:
         self._nix_lines: deque[str] = deque(maxlen=LOG_TAIL)
 
     def read_line(self, line: bytes) -> None:
-        """Read one line of Nix's stderr; keep lines that are no log events as plain text."""
+        """Read one line of Nix's stderr; keep lines that are not log events as plain text."""
         event = _parse(line)
         if event is not None:
             self._read_event(event)

@@ -97,6 +97,6 @@ def reports_full_disk(message: str) -> bool:
     return False
 
 
-def reports_machine_trouble(stderr: Sequence[str]) -> bool:
+def reports_machine_error(stderr: Sequence[str]) -> bool:
     """Whether an evaluation failed because of this machine rather than an expression."""
     return _MACHINE.search(explanation(stderr)) is not None

@@ -212,7 +212,7 @@ async def _fetch(
         raise FetchFailed(f"no {what} within {_FETCH_TIMEOUT} seconds") from error
     if completed.exit_code == 0:
         return completed.stdout, stderr
-    # Nix reports only git's exit status; git writes the reason on a line of its own.
+    # Nix reports only git's exit status; git writes the reason on a separate line.
     fatal = [line for line in stderr if line.startswith("fatal:")]
     # Newer versions print the message before the last error, so all lines count.
     raise FetchFailed(" ".join([explanation(stderr), *fatal]), is_missing=any(map(missing.search, stderr)))

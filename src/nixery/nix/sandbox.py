@@ -264,7 +264,7 @@ class BuilderProbe:
         return build
 
     def confinement(self) -> Confinement:
-        """Wait for the report, with a timeout of some seconds."""
+        """Wait for the report, with a timeout of a few seconds."""
         try:
             try:
                 found = _parse(self._plain.output(self._until))
@@ -303,7 +303,7 @@ class _Build:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._process: subprocess.Popen[str] | None = None
         try:
-            # A process group of its own, to end all its processes.
+            # A separate process group, to end all its processes.
             self._process = subprocess.Popen(
                 command,
                 env=environment,
@@ -328,7 +328,9 @@ class _Build:
         try:
             stdout, stderr = self._process.communicate(timeout=max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise _NoReportError(f"Nix built nothing within {_REPORT_TIMEOUT:.0f} seconds") from None
+            raise _NoReportError(
+                f"Nix did not finish the probe within {_REPORT_TIMEOUT:.0f} seconds"
+            ) from None
         if self._process.returncode != 0:
             if "__noChroot" in stderr:
                 raise _EscapeRefusedError

@@ -119,12 +119,14 @@ class ClosureFiles:
         """List a directory, in any order.
 
         Raises:
-            StorageError: it cannot be read, or is no directory of the closure.
+            StorageError: it cannot be read, or is not a directory of the closure.
             UnsafeContents: the image has more names, or needs more look-ups, than its limit.
         """
         place = self._find(directory)
         if place is None:
-            raise StorageError(f"cannot list {shown(directory)}: it is no directory of the image's closure")
+            raise StorageError(
+                f"cannot list {shown(directory)}: it is not a directory of the image's closure"
+            )
         names: list[Name] = []
         try:
             descriptor = self._beneath.open(place.name, LIST)
@@ -156,7 +158,7 @@ class ClosureFiles:
 
         Raises:
             StorageError: it cannot be read.
-            UnsafeContents: it is no regular file, or has more bytes than the limit.
+            UnsafeContents: it is not a regular file, or has more bytes than the limit.
         """
         place = self._find(file)
         if place is None:

@@ -2,7 +2,7 @@
 
 The outputs of the requested packages are laid over each other. A directory that only one of them has becomes one
 symlink. Three kinds are real directories: one that several outputs have; everything at the top and below ``/etc``,
-because runtimes mount files there and people add to it; and ``/lib/locale``, where we add to it. The contents of a
+because runtimes mount files there and people add to it; and ``/lib/locale``, to which this module adds. The contents of a
 package's ``usr/bin`` are in ``/bin``, where ``/usr/bin`` leads. If two packages have a file of the same name, the
 one with the lower ``meta.priority`` wins, then the one whose name comes first. Files that every system has are
 added last; a package that brings one of them keeps its own.
@@ -49,7 +49,7 @@ _CLOSURE_FILES = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, Z
 # Directories whose namesakes below /usr are symlinks to them.
 BELOW_USR = (b"bin", b"lib", b"share")
 
-# At a package's top level: names that are no part of a file system, or belong to the kernel and to the runtime.
+# At a package's top level: names that are not part of a file system, or belong to the kernel and to the runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"sys", b"tmp"})
 
 _LOCALES = b"lib/locale"

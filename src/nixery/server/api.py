@@ -315,7 +315,7 @@ async def describe(
         compare: whether to name other images that share layers.
 
     Raises:
-        ManifestUnknown: the reference is no tag of the package source.
+        ManifestUnknown: the reference is not a tag of the package source.
         NixeryError: the name or the tag is invalid, or the source is unavailable.
     """
     name, _, given = image.partition(":")

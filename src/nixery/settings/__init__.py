@@ -2,7 +2,7 @@
 
 This is the only package that gives environment variables a meaning; the command line passes the environment in. Each subject
 has a class, with its variables as fields, and ``Settings`` has them all. Variables of the original Nixery keep its
-names; our own begin with ``NIXERY_``.
+names; new ones begin with ``NIXERY_``.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _Variables(PydanticBaseSettingsSource):
     """The variables of the mapping that a group of settings is made from."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return the value, ``None`` if the variable is unset; its key; and that it is no JSON."""
+        """Return the value, ``None`` if the variable is unset; its key; and that it is not JSON."""
         environment = self.current_state.get("environment", {})
         return environment.get(field.alias or ""), field.alias or field_name, False
 

@@ -107,7 +107,7 @@ def _read_beneath(root: Path, *names: str) -> bytes | None:
     with os.fdopen(file, "rb") as opened:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_LOCK:
-            raise FlakeRefused(f"{what} is no regular file of at most {_LARGEST_LOCK // 1024**2} MiB")
+            raise FlakeRefused(f"{what} is not a regular file of at most {_LARGEST_LOCK // 1024**2} MiB")
         return opened.read(_LARGEST_LOCK)
 
 

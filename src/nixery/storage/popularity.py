@@ -131,7 +131,7 @@ def _read(place: str) -> bytes:
     # A symlink is allowed, but no FIFO, which may block, and no device, which may never end.
     content = read_regular(Path(place).resolve(strict=True), _LARGEST)
     if content is None:
-        raise OSError(f"it is no regular file of at most {_LARGEST} bytes")
+        raise OSError(f"it is not a regular file of at most {_LARGEST} bytes")
     return content
 
 

@@ -15,7 +15,7 @@ from tests.acceptance.clients.registries import MIRRORED, plain_http, write_regi
 
 @dataclass(frozen=True)
 class Buildah:
-    """buildah, which builds on top of our images."""
+    """buildah, which builds on top of nixery's images."""
 
     shell: Shell
     buildah: tuple[str, ...]

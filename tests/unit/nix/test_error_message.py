@@ -4,7 +4,7 @@ from nixery.nix.error_message import (
     collected_path,
     explanation,
     reports_full_disk,
-    reports_machine_trouble,
+    reports_machine_error,
     without_paths,
 )
 
@@ -39,10 +39,10 @@ def test_without_an_error_the_explanation_is_empty() -> None:
 
 
 def test_errors_of_the_machine_are_recognised() -> None:
-    assert reports_machine_trouble(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
-    assert reports_machine_trouble(["error: writing to file: No space left on device"])
-    assert not reports_machine_trouble(["error: cannot add a string to an integer"])
-    assert not reports_machine_trouble([])
+    assert reports_machine_error(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
+    assert reports_machine_error(["error: writing to file: No space left on device"])
+    assert not reports_machine_error(["error: cannot add a string to an integer"])
+    assert not reports_machine_error([])
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_errors_of_the_machine_are_recognised() -> None:
     ],
 )
 def test_a_full_database_is_not_an_error_of_a_package(message: str) -> None:
-    assert reports_machine_trouble([message])
+    assert reports_machine_error([message])
 
 
 def test_a_disk_error_counts_as_full_only_on_a_full_disk() -> None:

@@ -114,7 +114,7 @@ def test_symlinks_out_of_the_closure_count_as_missing(files: ClosureFiles, store
     assert not files.exists(name)
     assert not files.is_directory(name)
     assert read(files, name) is None
-    with pytest.raises(StorageError, match="no directory of the image's closure"):
+    with pytest.raises(StorageError, match="not a directory of the image's closure"):
         files.names(name)
 
 

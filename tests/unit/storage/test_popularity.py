@@ -150,7 +150,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     os.truncate(large, 1 << 40)
     for place in (tmp_path / "pipe", large, Path("/dev/zero")):
         for url in (str(place), place.as_uri()):
-            with pytest.raises(SettingsError, match="no regular file"):
+            with pytest.raises(SettingsError, match="not a regular file"):
                 load_popularity(url)
     (tmp_path / "file").write_text(json.dumps(COUNTS))
     (tmp_path / "link").symlink_to("file")

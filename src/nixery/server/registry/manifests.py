@@ -89,7 +89,7 @@ class Manifests:
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
                 await self._catalogue.record_tag(name, found.tag, document.descriptor.digest)
-                # Caches between us and the client have to keep the two families apart.
+                # Caches between the server and the client have to keep the two families apart.
                 headers = {"Vary": "Accept", REVISION: found.pinned.pin.revision}
                 if found.pinned.warning:
                     # RFC 7234, 5.5.7; containerd shows it.
