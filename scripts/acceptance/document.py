@@ -27,7 +27,7 @@ def main(reports: list[Path]) -> int:
 
 
 def replaced(page: str, report: Report) -> str:
-    """Return a page with one report's section made anew."""
+    """Return a page with one report's section replaced."""
     begin, end = f"<!-- results: {report.release} -->", f"<!-- end: {report.release} -->"
     section = "\n".join([begin, "", f"### {report.release}", "", *markdown(report), "", end])
     between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

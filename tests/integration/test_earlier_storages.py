@@ -81,7 +81,7 @@ def test_images_are_rebuilt_from_stored_layers(storage: Path, server: Server) ->
         answer = server.client.manifest(name)
         assert answer.status == 200, answer.body
         layers = {layer["digest"] for layer in answer.json()["layers"]}
-        # Nothing is packed again: neither layers of store paths nor root file systems have changed.
+        # No layer is packed again: neither layers of store paths nor root file systems have changed.
         assert layers <= before
 
 

@@ -71,7 +71,7 @@ def test_the_next_server_removes_the_roots_of_a_killed_one(start_server: StartSe
     (own / "build-left-over").mkdir()
     (own / "build-left-over" / "result").symlink_to("/nix/store/00000000000000000000000000000000-x")
     living = start_server()
-    assert links(server.storage), "the roots of a running server stay"
+    assert links(server.storage), "the roots of a running server are kept"
     server.kill()
     start_server()
     wait_until(lambda: not links(server.storage), "the roots of the killed server are removed")

@@ -1,4 +1,4 @@
-"""What clients can make a server write: nothing for made-up names, and bounded numbers of everything else.
+"""Clients cannot make a server write records for made-up names, nor unbounded numbers of other files.
 
 ``GROWTH=10 pytest`` asks for ten times as much.
 """

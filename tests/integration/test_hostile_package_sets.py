@@ -19,7 +19,7 @@ from tests.support.server import Server
 
 pytestmark = pytest.mark.security
 
-SECRET = "xyzzy-4711-plugh"  # noqa: S105 -- what is looked for
+SECRET = "xyzzy-4711-plugh"  # noqa: S105 -- a made-up secret to search for
 
 # Places where a server has secrets, and variables that a builder or an evaluation could request.
 SECRETS = {

@@ -157,7 +157,7 @@ class BuildReport(BaseModel):
         return self.ended is not None
 
     def enter(self, stage: Stage, now: float) -> None:
-        """Start a stage, which ends the one before; a build that is in it stays there."""
+        """Start a stage, which ends the one before; a build in the same stage stays in it."""
         name = stage_name(stage)
         if not self.stages or self.stages[-1].name != name:
             self.leave(now)

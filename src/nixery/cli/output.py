@@ -79,7 +79,7 @@ class Activity(Protocol):
         ...
 
     def note(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         ...
 
 

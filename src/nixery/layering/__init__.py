@@ -24,7 +24,7 @@ Ties are broken by name before hash, so an update does not shuffle unrelated gro
 
 Adding a package that is unrelated to an image's others changes no other layer while every path has its own layer.
 Beyond the budget each new path displaces at most one path from its own layer, the lightest one; then the parts
-of the rest, which are small, are cut anew.
+of the rest, which are small, are cut again.
 
 **Why not by dominators**, as Nixery does, and as this package did at first: paths that are reached only through one
 other path travel with it, *in this image*. In the next image they are reached in another way; both layers differ, and

@@ -80,7 +80,7 @@ class FlakeTree(BaseModel):
 
 
 class FlakeInputs(BaseModel):
-    """What ``flake_inputs.nix`` finds: the declared inputs, and the arguments of ``outputs``."""
+    """The result of ``flake_inputs.nix``: the declared inputs, and the arguments of ``outputs``."""
 
     inputs: dict[str, Any]
     arguments: list[str]

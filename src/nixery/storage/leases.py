@@ -30,7 +30,7 @@ COLLECTIONS = "collections"
 # it could not.
 COLLECTION_LEASE = 15.0
 
-# Seconds between two looks at a collector that has condemned a blob.
+# Seconds between two polls of a collector that has condemned a blob.
 _PAUSE = 0.05
 
 # Fractions of the grace period after which a lease is renewed, and after which it has to be acquired again, with a check that all
@@ -145,7 +145,7 @@ class Leases:
 
     async def _wait_until_not_condemned(self, digests: set[str]) -> None:
         # A collector is dead when its record has not changed for a while by this process's clock, which is independent of the storage's clock.
-        # That is remembered, so that a killed collector delays each condemned blob once, and not every image anew.
+        # This is cached, so that a killed collector delays each condemned blob once rather than every image.
         while True:
             is_condemned = False
             listing = [listed async for listed in self._records.scan(COLLECTIONS)]

@@ -49,7 +49,7 @@ _MEMORY = MemoryStore()
 
 
 class StorageOptions(Protocol):
-    """What opening a storage reads of the settings (``nixery.settings.StorageSettings``)."""
+    """The settings that opening a storage reads (``nixery.settings.StorageSettings``)."""
 
     @property
     def storage_backend(self) -> str: ...  # noqa: D102 -- documented with the settings
