@@ -1,39 +1,39 @@
 # Every job of the project; continuous integration runs the same commands.
 #
 #   make demo              from nothing to a running container: set up, serve, pull, run
-#   make serve             the server in the foreground; PORT=9090 make serve for another port than 8080
+#   make serve             run the server in the foreground; PORT=9090 make serve sets another port than 8080
 #   make test              all tests
-#   make test-plain-user   the tests of what hostile input reaches (marked security), as a user without rights and with a Nix store of its own
-#   make audit             known flaws of the pinned Python packages; asks the package index for its advisories, so not part of continuous integration
-#   make acceptance        all clients that Debian has, for real, and MinIO and Azurite where there are Go and Node.js; as root, it installs them
-#   make browser           the pages in a real browser, Debian's Chromium; as root, it installs it; screenshots in var/screenshots
+#   make test-plain-user   the security tests, as an unprivileged user with its own Nix store
+#   make audit             look up advisories for the pinned Python packages; needs the package index, so not part of continuous integration
+#   make acceptance        test with all clients in Debian, and with MinIO and Azurite where Go and Node.js are installed; as root, it installs them
+#   make browser           test the pages in Debian's Chromium; as root, it installs it; screenshots in var/screenshots
 #   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
 #   make test-new-nix      unit and integration tests with the Nix of Debian testing, in a chroot
-#   make fuzz              the fuzz tests with other inputs each time, and many more; FUZZ_EFFORT=100 make fuzz for still more
-#   make docs              the documentation's site, strictly from Markdown, in var/site; writes the generated pages of the reference
-#   make screenshots       docs/screenshots, from a server with Debian's packages; as root, it installs Chromium
+#   make fuzz              run the fuzz tests with more, random inputs; FUZZ_EFFORT=100 make fuzz runs more
+#   make docs              write the generated reference pages, and build the documentation in var/site
+#   make screenshots       take docs/screenshots of a server with Debian's packages; as root, it installs Chromium
 #   make check             linters, types, formatting, import contracts
-#   make setup             what the others share; does nothing where nothing is missing
+#   make setup             set up everything that the other targets need; skips finished steps
 #   make conformance-peer  the conformance suite against Debian's docker-registry
-#   make bench             our speed beside nginx and docker-registry; 4 minutes
-#   make bench-layers      bytes pulled and stored by our rule for layers and by others, on all of Debian; a few minutes
-#   make bench-pack        how fast layers are packed, beside the bound and a pipe
-#   make bench-storage     MB/s into and out of each backend, and memory, beside the disk and an upload afterwards
-#   make bench-cold        how long the first request for an image takes, and for what
-#   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash for others
-#   make soak              a few hundred clients for ten minutes, and whether anything grew; SOAK_SECONDS=60 make soak for a shorter one
-#   make operations        the dashboard, the alerts and the metrics' documentation against a real Prometheus; half a minute
-#   make gc-many           collect and scrub 100,000 blobs, and how much memory that takes; some minutes
+#   make bench             compare the speed with nginx and docker-registry; 4 minutes
+#   make bench-layers      compare rules for layers by bytes pulled and stored, on all of Debian; a few minutes
+#   make bench-pack        measure packing, and compare it with the bound and a pipe
+#   make bench-storage     measure reading, writing and memory of each storage backend
+#   make bench-cold        measure the first request for an image, by step
+#   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash sets others
+#   make soak              run a few hundred clients for ten minutes and check for leaks; SOAK_SECONDS=60 make soak is shorter
+#   make operations        check the dashboard, the alerts and the metrics' documentation with a real Prometheus; half a minute
+#   make gc-many           collect and scrub 100,000 blobs, and measure the memory; some minutes
 #   make lock              pin the Python requirements again
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix, nor Nix's build users)
 
 PYTHON ?= python3
-# Test processes at the same time.
+# Concurrent test processes.
 JOBS ?= 2
 export PYTHON
 
 BIN := .venv/bin
-# Set-up writes down which Nix configuration is to be used.
+# Set-up writes the environment with the Nix configuration to use.
 WITH_NIX := . var/nix/environment &&
 
 .PHONY: help setup demo serve test test-plain-user audit acceptance browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
@@ -83,7 +83,7 @@ browser: setup
 acceptance-new:
 	@scripts/in_debian_testing.sh acceptance acceptance
 
-# Whatever depends on the version of Nix.
+# Everything that depends on the version of Nix.
 test-nix:
 	@scripts/setup.sh x86_64-linux aarch64-linux
 	@scripts/install_peers.sh docker-registry=docker-registry

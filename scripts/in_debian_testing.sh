@@ -2,7 +2,7 @@
 # Run a target of the Makefile with the clients, the Nix and the Python of Debian testing, in a chroot below var/:
 # in_debian_testing.sh TARGET RESULTS. The files of the target in var/RESULTS are copied to var/RESULTS-new.
 #
-# The chroot has its own mount and process name spaces, so that no mount and no process is left behind, however this ends.
+# The chroot has its own mount and process name spaces, so that no mount and no process is left behind, even after an error.
 #
 # The chroot is kept for the next run (KEEP=no deletes it); `rm -rf var/debian-testing` starts over.
 set -euo pipefail
@@ -83,7 +83,7 @@ ensure_root() {
     say "debootstrap of Debian testing into ${root#"$PWD/"}"
     rm -rf --one-file-system "$root"
     mkdir -p "$root"
-    # Also in name spaces of its own: if interrupted, debootstrap leaves mounts behind.
+    # Also in separate name spaces: if interrupted, debootstrap leaves mounts behind.
     quietly debootstrap.log unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
         debootstrap --variant=minbase --include=ca-certificates,make,python3,python3-venv \
         testing "$root" "$from" || fail "debootstrap failed: ${log#"$PWD/"}/debootstrap.log"

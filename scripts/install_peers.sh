@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the programs that we compare ourselves with: scripts/install_peers.sh PROGRAM=PACKAGE...
+# Install the programs to compare with: scripts/install_peers.sh PROGRAM=PACKAGE...
 #
 # Servers among them are neither started nor enabled.
 set -euo pipefail
@@ -20,7 +20,7 @@ done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 command -v apt-get >/dev/null 2>&1 ||
-    fail "missing: ${missing[*]} (Debian's names); this is no Debian, so please install them"
+    fail "missing: ${missing[*]} (Debian's names); this is not Debian: install them with your package manager"
 [ "$(id -u)" = 0 ] || fail "missing: ${missing[*]}; as root: apt-get install --no-install-recommends ${missing[*]}"
 
 # Debian starts a server on installation unless this file forbids it. An existing file is kept.

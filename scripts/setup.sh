@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
-# As many as Nix's own installer makes: each running builder needs one.
+# As many as Nix's own installer creates: each running builder needs one.
 build_users=32
 python=${PYTHON:-python3}
 # runc is in sbin, which is not on every user's PATH.
@@ -44,7 +44,7 @@ missing_packages() {
     has skopeo || echo skopeo
     has umoci || echo umoci
     has runc || echo runc
-    # The package set's builders run the system's Python, whatever comes first on PATH.
+    # The package set's builders run the system's Python, regardless of PATH.
     [ -x /usr/bin/python3 ] || echo python3
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     local system
@@ -69,7 +69,7 @@ emulator_package() {
 install_packages() {
     say "installing from Debian: $*"
     export DEBIAN_FRONTEND=noninteractive
-    # None of these packages has a service, but packages that they recommend have.
+    # Packages that these recommend have services; these have none.
     local install=(apt-get install --yes --no-install-recommends "$@")
     if apt-cache show "$@" >/dev/null 2>&1 && "${install[@]}" >var/log/apt.log 2>&1 </dev/null; then
         return
@@ -87,7 +87,7 @@ ensure_programs() {
     local missing
     mapfile -t missing < <(missing_packages)
     [ ${#missing[@]} -gt 0 ] || return 0
-    has apt-get || fail "missing: ${missing[*]} (Debian's names); this is no Debian, so please install them"
+    has apt-get || fail "missing: ${missing[*]} (Debian's names); this is not Debian: install them with your package manager"
     [ "$(id -u)" = 0 ] ||
         fail "missing: ${missing[*]}; as root: apt-get install --no-install-recommends ${missing[*]}"
     install_packages "${missing[@]}"
@@ -96,7 +96,7 @@ ensure_programs() {
     [ ${#missing[@]} = 0 ] || fail "still missing after the installation: ${missing[*]}"
 }
 
-# Tell whether Nix is set up already, whose configuration is then kept. Build users prove nothing: we may have made them.
+# Tell whether Nix is set up already; its configuration is then kept. Build users prove nothing: this script may have created them.
 nix_is_set_up() {
     [ -S /nix/var/nix/daemon-socket/socket ] || grep -qs '^ *build-users-group *= *[^ ]' /etc/nix/nix.conf
 }

@@ -10,9 +10,7 @@ _ON_DEMAND = (Path(__file__).parent / "acceptance", Path(__file__).parent / "bro
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
-    group.addoption(
-        "--registry", metavar="HOST:PORT", help="test this registry instead of a server of our own"
-    )
+    group.addoption("--registry", metavar="HOST:PORT", help="test this registry instead of nixery")
     group.addoption("--image", default="hello:latest", metavar="NAME:TAG", help="an image of that registry")
     storage = parser.getgroup("storage")
     storage.addoption(

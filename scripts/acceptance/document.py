@@ -1,6 +1,6 @@
 """Put the tables of a run into docs/reference/clients.md: ``python -m scripts.acceptance.document REPORT.json...``.
 
-Each goes between the markers of its system, which are made at the end of the page if there are none.
+Each goes between the markers of its system, which are added at the end of the page if they are missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(reports: list[Path]) -> int:
 
 
 def replaced(page: str, report: Report) -> str:
-    """Return a page with one report's section made anew."""
+    """Return a page with one report's section replaced."""
     begin, end = f"<!-- results: {report.release} -->", f"<!-- end: {report.release} -->"
     section = "\n".join([begin, "", f"### {report.release}", "", *markdown(report), "", end])
     between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

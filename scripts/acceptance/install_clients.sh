@@ -7,7 +7,7 @@
 # Writes var/acceptance/clients: a line for each client, "NAME" or "NAME: why it is not tried".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-# Debian's versions fit each other; /usr/local may have another docker. Programs in sbin are on no ordinary user's PATH.
+# Debian's versions fit each other; /usr/local may have another docker. Programs in sbin are not on an ordinary user's PATH.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
 crane=github.com/google/go-containerregistry/cmd/crane@v0.20.3
@@ -36,7 +36,7 @@ missing_packages() {
     has runc || echo runc
 }
 
-# Several have services. This keeps Debian from starting them (101: "action forbidden").
+# Several packages have services. This keeps Debian from starting them (101: "action forbidden").
 forbid_services() {
     [ ! -e "$policy" ] || return 0
     trap 'rm -f "$policy"' EXIT

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Test functions in the order of the table, and what they are called there.
+# Test functions in the order of the table, with their titles.
 TESTS = {
     "test_pull_by_tag": "pull by tag",
     "test_run": "run",
@@ -24,7 +24,7 @@ TESTS = {
     "test_failed_build": "failed build",
 }
 
-# Those whose point is what the person reads.
+# Tests of the messages that users read.
 _MESSAGES = ("test_missing_package", "test_failed_build")
 
 
@@ -34,8 +34,8 @@ class Result:
 
     Attributes:
         outcome: ``passed`` or ``failed``.
-        note: what else is worth telling, in a few words.
-        message: what the person at the terminal read.
+        note: a short remark.
+        message: the client's output.
     """
 
     outcome: str
@@ -58,7 +58,7 @@ class Report:
     Attributes:
         release: of the system that the clients came from.
         clients: by name.
-        not_tried: reasons, by the names of clients that are not there.
+        not_tried: reasons, by the names of missing clients.
     """
 
     release: str
@@ -85,7 +85,7 @@ class Report:
 
 
 def release() -> str:
-    """Name the system we run on as people do; where it has no version yet, by what it will be."""
+    """Return the name and version of this system; for a release without a version yet, its code name."""
     try:
         about = platform.freedesktop_os_release()
     except OSError:
@@ -140,7 +140,7 @@ def _escape(cell: str) -> str:
     return cell.replace("|", r"\|").replace("\n", " ")
 
 
-# What changes from run to run, and tells a reader nothing.
+# Text that differs between runs and has no meaning for readers.
 _NOISE = (
     (re.compile(r"\x1b\[[0-9;]*[A-Za-z]"), ""),
     (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1:8080"),
@@ -152,10 +152,10 @@ _PROGRESS = re.compile(r"elapsed: |.*: resolving |Using default tag|Trying to pu
 
 
 def message_of(output: str) -> str:
-    """Reduce what a client wrote to what is left on the screen: no progress, no ports, no times."""
+    """Reduce a client's output to its final lines: no progress, no ports, no times."""
     for pattern, replacement in _NOISE:
         output = pattern.sub(replacement, output)
     lines = [line.strip() for line in re.split(r"[\r\n]+", output)]
-    told = [line for line in lines if line and not _PROGRESS.match(line)]
-    # Retries say the same again.
-    return "\n".join(dict.fromkeys(told))
+    kept = [line for line in lines if line and not _PROGRESS.match(line)]
+    # Retries repeat the same lines.
+    return "\n".join(dict.fromkeys(kept))

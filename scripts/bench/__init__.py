@@ -1,1 +1,1 @@
-"""How fast we are, beside nginx and docker-registry: what is behind ``make bench``."""
+"""``make bench``: compare the speed with nginx and docker-registry."""

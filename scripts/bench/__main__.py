@@ -1,6 +1,6 @@
 """Measure the hot path: ``python -m scripts.bench``, run by ``make bench``.
 
-Our server, nginx and docker-registry serve the same bytes on the loopback interface, and wrk requests them in turn. Takes about
+Nixery, nginx and docker-registry serve the same bytes on the loopback interface, and wrk requests them in turn. Takes about
 five minutes, once Nix has the packages. A missed goal is reported; only a failed measurement is an error.
 """
 
@@ -38,7 +38,7 @@ def main() -> int:
     # SIGTERM must not leave servers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False, soft_wrap=True)
-    # Output that is not a terminal has no width of its own.
+    # Output that is not a terminal has no width.
     console.width = max(console.width, _WIDTH)
     started = time.monotonic()
     machine = description()
@@ -77,7 +77,7 @@ def _hot_path(console: Console, directory: Path) -> Iterator[Results]:
         hand_over(contents, ours, registry)
         with (
             nginx(directory / "nginx", contents.files) as static,
-            # On loopback, sendfile leaves the work to whoever receives; see docs/reference/performance.md.
+            # On loopback, sendfile moves the work to the receiver; see docs/reference/performance.md.
             nginx(directory / "nginx-copying", contents.files, sendfile=False) as copying,
         ):
             peers = [ours, static, copying, registry]

@@ -1,4 +1,4 @@
-"""The contents of all servers: an image built by ours, and two blobs of chosen sizes."""
+"""The contents of all servers: an image built by nixery, and two blobs of chosen sizes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Contents:
 
 
 def prepare(ours: Peer, storage: Path) -> Contents:
-    """Let our server build the image, and write the blobs into its storage.
+    """Let nixery build the image, and write the blobs into its storage.
 
     Raises:
         BenchError: the image cannot be built.

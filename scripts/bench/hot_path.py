@@ -75,7 +75,7 @@ def cases(contents: Contents) -> list[Case]:
 
 
 def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str], None]) -> Iterator[Results]:
-    """Measure all cases in rounds, the servers in turn, so that a machine that slows down does so for all of them.
+    """Measure all cases in rounds, the servers in turn, so that a slower phase of the machine affects all of them.
 
     Yields:
         The results of the rounds so far, after each of them.
@@ -96,7 +96,7 @@ def run(to_measure: Sequence[Case], peers: Sequence[Peer], tell: Callable[[str],
 
 
 def _asked(case: Case, peers: Sequence[Peer]) -> list[Peer]:
-    """Leave out the second nginx for small files: how it sends them makes no difference."""
+    """Leave out the second nginx for small files, where sendfile makes no difference."""
     return [peer for peer in peers if case.kind is Kind.BIG or peer.name != COPYING]
 
 
@@ -116,7 +116,7 @@ def _figures(kind: Kind, runs: list[tuple[Measurement, float]]) -> Figures:
 
 
 def ratios(figures: Mapping[str, Figures], ours: str) -> Iterator[tuple[str, float]]:
-    """Yield our rate as a multiple of each other server's: the median of the rounds' ratios."""
+    """Yield nixery's rate as a multiple of each other server's: the median of the rounds' ratios."""
     for name, theirs in figures.items():
         if name != ours and all(theirs.rates):
             rounds = zip(figures[ours].rates, theirs.rates, strict=True)

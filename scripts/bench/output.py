@@ -94,7 +94,7 @@ def description() -> dict[str, str]:
     return {
         "processor": processor(),
         "cores": str(len(os.sched_getaffinity(0))),
-        # Of the last minute, our own set-up included.
+        # Of the last minute, including the set-up of the benchmark.
         "load": f"{os.getloadavg()[0]:.1f}",
         "kernel": platform.release(),
         "python": platform.python_version(),

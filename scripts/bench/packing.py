@@ -45,7 +45,7 @@ class Packing:
 
 @dataclass
 class _Pull:
-    """A request for the manifest in a thread of its own."""
+    """A request for the manifest in a separate thread."""
 
     peer: Peer
     status: int | None = None
@@ -78,7 +78,7 @@ def measure_packing(directory: Path, package_set: str) -> Packing:
         with nixery(directory / f"packing-{number}", package_set, settings) as peer:
             if number == 0:
                 idle += measure(peer, _LOAD, _IDLE)
-            busy += _while_packing(peer, directory / f"packing-{number}" / "storage")
+            busy += _measure_while_packing(peer, directory / f"packing-{number}" / "storage")
         if busy.seconds >= _ENOUGH:
             break
     if not busy.requests:
@@ -86,16 +86,16 @@ def measure_packing(directory: Path, package_set: str) -> Packing:
     return Packing(idle, busy)
 
 
-def _while_packing(peer: Peer, storage: Path) -> Measurement:
+def _measure_while_packing(peer: Peer, storage: Path) -> Measurement:
     pull = _Pull(peer)
     thread = pull.start()
-    while thread.is_alive() and not _being_packed(storage):
+    while thread.is_alive() and not _layers_in_progress(storage):
         time.sleep(0.01)
     total = _nothing()
-    while _being_packed(storage):
+    while _layers_in_progress(storage):
         part = measure(peer, _LOAD, _SLICE)
         # Count only load that coincided with packing from its beginning to its end.
-        if _being_packed(storage):
+        if _layers_in_progress(storage):
             total += part
     thread.join(_BUILD)
     if pull.status != http.client.OK:
@@ -103,7 +103,7 @@ def _while_packing(peer: Peer, storage: Path) -> Measurement:
     return total
 
 
-def _being_packed(storage: Path) -> bool:
+def _layers_in_progress(storage: Path) -> bool:
     """Tell whether all workers are writing a layer."""
     return len(list(storage.glob("temporary/*/*"))) >= WORKERS
 

@@ -1,1 +1,1 @@
-"""How long the first request for an image takes, and for what."""
+"""The duration of the first request for an image, by step."""

@@ -1,8 +1,8 @@
 """Measure the first request for an image: ``python -m scripts.bench_cold``, run by ``make bench-cold``.
 
-The store paths are realised, storage and caches are empty. A server has started, and has read its package set. Measured is what the server waits for between a request and its
-manifest; HTTP itself is what ``make bench`` is for. The parts come from the events of the build. Then the same request is made again,
-to the same server and to a new one on the same storage.
+The store paths are realised, storage and caches are empty. A server has started and read its package set. The benchmark
+measures the time between a request and its manifest without HTTP, which ``make bench`` measures. The parts come from the
+events of the build. Then the same request is repeated, to the same server and to a new one on the same storage.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ROUNDS = 5
 _RESULT = Path("var/bench/cold.json")
 _WIDTH = 130
 
-# What a part ends with. The first is pinning and looking into the cache.
+# The event that ends each part. The first part is pinning and the look-up in the cache.
 _PARTS: dict[type[BuildEvent], str] = {
     Started: "pinning, looking up",
     Evaluated: "evaluation",
@@ -56,10 +56,10 @@ _PARTS: dict[type[BuildEvent], str] = {
 }
 _REST = "recording, answering"
 
-# Before anybody asks.
+# Before the first request.
 _AHEAD = "reading the package set, at start"
 
-# Neither Nix nor packing, and how long all that may take.
+# The parts besides Nix and packing, and the goal for their sum.
 _OURS = ("pinning, looking up", "grouping", "storing", _REST)
 _GOAL = 0.05
 
@@ -67,7 +67,7 @@ _AGAIN, _RESTARTED = "again", "again, after a restart"
 
 
 class _Clock:
-    """A ``BuildObserver`` with a watch."""
+    """A ``BuildObserver`` that times the parts."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
@@ -80,14 +80,14 @@ class _Clock:
             self.end(_PARTS[type(event)])
 
     def end(self, part: str) -> None:
-        """A part is over, and the next begins."""
+        """Record the end of a part."""
         now = time.perf_counter()
         self.parts[part] = now - self.last
         self.last = now
 
 
 def main() -> int:
-    """Measure, print, and write everything down; returns the exit status."""
+    """Measure, print and save the results; returns the exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, _WIDTH)
@@ -118,7 +118,7 @@ def _round(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="cold-", dir="var") as directory:
         environment = {
             **os.environ,
-            "PORT": "1",  # nobody listens
+            "PORT": "1",  # unused
             "NIXERY_PKGS_PATH": "packagesets/debian",
             "NIXERY_STORAGE_BACKEND": "filesystem",
             "STORAGE_PATH": directory,

@@ -1,1 +1,1 @@
-"""How many bytes a fleet pulls and a registry stores, by the rule that groups paths into layers."""
+"""Compare rules for layers by the bytes that a fleet pulls and a registry stores."""

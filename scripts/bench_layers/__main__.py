@@ -1,7 +1,7 @@
 """Compare rules for layers on all of Debian: ``python -m scripts.bench_layers``, run by ``make bench-layers``.
 
 A fleet of nodes pulls images, packages are updated, and the nodes pull again; docs/reference/layering-comparison.md has the details. One
-process, a few minutes. ``--tried`` compares what was tried as well; ``--plot FILE`` draws the bytes that are pulled.
+process, a few minutes. ``--tried`` also compares rejected rules; ``--plot FILE`` draws the bytes that are pulled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scripts.bench_layers.tried import tried
 _PACKAGE_SET = Path("packagesets/debian")
 _RESULT = Path("var/bench/layers.json")
 
-# Layers of an image, the one of its own included.
+# Layers of an image, including the one with its root file system.
 _BUDGETS = (20, 64, 94)
 _IMAGES, _NODES, _IMAGES_OF_A_NODE = 2_000, 50, 40
 _ROUNDS, _SHARE_UPDATED = 3, 0.005
@@ -41,7 +41,7 @@ Scores = dict[str, dict[int, Score]]
 
 
 def main() -> None:
-    """Measure, print, and write everything down."""
+    """Measure, print and save the results."""
     options = _options()
     console = Console(highlight=False)
     derivations = load(_PACKAGE_SET, f"{platform.machine()}-linux")
@@ -60,7 +60,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tried", action="store_true", help="compare what was tried as well")
+    parser.add_argument("--tried", action="store_true", help="also compare rejected rules")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG")
     parser.add_argument("--seed", type=int, default=1, help="of the fleet and of the updates")
     return parser.parse_args()
@@ -115,7 +115,7 @@ def _show(console: Console, scores: Scores) -> None:
         best = min(scores, key=lambda name: scores[name][budget].pulled if _is_rival(name) else 1 << 80)
         pulled, least = scores[_OURS][budget].pulled, scores[best][budget].pulled
         console.print(
-            f"{budget} layers: ours pulls {pulled / least:.0%} of what the best other rule does ({best})"
+            f"{budget} layers: ours pulls {pulled / least:.0%} of the bytes of the best other rule ({best})"
         )
 
 

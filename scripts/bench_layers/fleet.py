@@ -10,7 +10,7 @@ from scripts.bench_layers.debian import Derivation, reference_counts
 
 # The smallest and the largest number of packages in an image name.
 _PACKAGES = (1, 8)
-# In bytes. Larger images are dominated by one big package, whatever the layers.
+# In bytes. In larger images, one big package dominates under any rule.
 _LARGEST = 4_000_000_000
 
 
@@ -41,16 +41,16 @@ class Fleet:
 
 
 def make_fleet(derivations: Sequence[Derivation], images: int, nodes: int, each: int, seed: int) -> Fleet:
-    """Draw a fleet: packages with many dependents are requested often, but each package has its chance.
+    """Draw a fleet: packages with many dependents are requested often, but every package may be requested.
 
     Args:
         derivations: dependencies first.
         images: how many.
         nodes: how many.
         each: images that a node runs.
-        seed: of all that is drawn.
+        seed: of the random numbers.
     """
-    draw = random.Random(seed)  # noqa: S311 - a simulation that comes out the same each time
+    draw = random.Random(seed)  # noqa: S311 - a reproducible simulation
     weights = [count + 1 for count in reference_counts(derivations)]
     made: list[FleetImage] = []
     while len(made) < images:
@@ -76,10 +76,10 @@ def updates(derivations: Sequence[Derivation], rounds: int, share: float, seed: 
     """Return the version of each derivation at the beginning and after each round of updates.
 
     Args:
-        derivations: all there are.
+        derivations: of the whole set.
         rounds: how many.
-        share: of derivations that get a new version of their own in a round; what depends on them changes with them.
-        seed: of all that is drawn.
+        share: of derivations that get a new version in a round; their dependents change with them.
+        seed: of the random numbers.
     """
     draw = random.Random(seed)  # noqa: S311
     states = [[0] * len(derivations)]

@@ -12,7 +12,7 @@ from nixery.closure import Closure, StorePath
 from nixery.layering.popularity import Popularity
 from scripts.bench_layers.simulation import Groups, Rule
 
-# Larger paths, in bytes, have a layer of their own.
+# Larger paths, in bytes, have a separate layer.
 _BIG = 100 * 1000 * 1000
 
 # Stands for the image: no store path has an empty name.
@@ -27,11 +27,11 @@ def single_layer(closure: Closure, _requested: Sequence[StorePath]) -> Callable[
 
 def one_path_each(closure: Closure, _requested: Sequence[StorePath]) -> Callable[[int], Groups]:
     """Make a layer for each path in the order of names; the last layer has the rest."""
-    return partial(_first_ones_alone, sorted((info.path for info in closure), key=_name_first))
+    return partial(_one_layer_for_each_of_the_first, sorted((info.path for info in closure), key=_name_first))
 
 
 def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[int], Groups]:
-    """Do as nixpkgs' dockerTools: the most referenced paths have a layer each, and the last has the rest.
+    """Group as nixpkgs' dockerTools does: the most referenced paths have a layer each, and the last has the rest.
 
     The number that it orders by counts a path once for every way from the top to each path that leads to it, itself
     included; ties go by name (``references-by-popularity`` in nixpkgs).
@@ -46,11 +46,13 @@ def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[
             ways[reference] += ways[path]
             above[reference] |= above[path]
     rank = {path: sum(ways[other] for other in others) for path, others in above.items()}
-    return partial(_first_ones_alone, sorted(rank, key=lambda path: (-rank[path], _name_first(path))))
+    return partial(
+        _one_layer_for_each_of_the_first, sorted(rank, key=lambda path: (-rank[path], _name_first(path)))
+    )
 
 
 def nixery(popularity: Popularity) -> Rule:
-    """Do as Nixery: subtrees under the root of the dominator tree, merged from the lowest rating up.
+    """Group as Nixery does: subtrees under the root of the dominator tree, merged from the lowest rating up.
 
     It adds up the sizes of closures, so a shared path counts once for each.
     """
@@ -58,7 +60,7 @@ def nixery(popularity: Popularity) -> Rule:
 
 
 def dominator_tree(popularity: Popularity) -> Rule:
-    """Do the same with the sizes of the paths themselves, as we did at first."""
+    """Group in the same way by the sizes of the paths themselves, as earlier versions of this project did."""
     return _by_dominators(popularity, lambda closure: {info.path: info.nar_size for info in closure})
 
 
@@ -105,7 +107,7 @@ def _closure_sizes(closure: Closure) -> dict[StorePath, int]:
     return {path: sum(closure[other].nar_size for other in others) for path, others in below.items()}
 
 
-def _first_ones_alone(paths: Sequence[StorePath], budget: int) -> Groups:
+def _one_layer_for_each_of_the_first(paths: Sequence[StorePath], budget: int) -> Groups:
     alone: Groups = [(path,) for path in paths[: budget - 1]]
     return [*alone, tuple(paths[budget - 1 :])] if len(paths) >= budget else alone
 

@@ -1,4 +1,4 @@
-"""Rules that were tried on the way to ours; docs/reference/layering-comparison.md has their scores."""
+"""Rejected rules for layers; docs/reference/layering-comparison.md has their scores."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def by_weight(
 
 
 def tried(popularity: Popularity) -> dict[str, Rule]:
-    """Return the rules by what tells them from ours."""
+    """Return the rules by their difference from the chosen one."""
 
     def count(info: PathInfo) -> int:
         return popularity.count(info.path)
 
     return {
-        "every path alone, whatever the budget": lambda closure, _requested: (
+        "every path alone, without a budget": lambda closure, _requested: (
             lambda _budget: [(info.path,) for info in closure]
         ),
         "by size, one rest": by_weight(lambda info, _: info.nar_size, None),

@@ -1,1 +1,1 @@
-"""How fast layers are packed, beside the bound and a pipe."""
+"""The speed of packing, compared with the bound and a pipe."""

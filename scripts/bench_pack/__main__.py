@@ -1,7 +1,7 @@
-"""Measure packing: ``python -m scripts.bench_pack [PACKAGE...]``, run by ``make bench-pack`` for all of ours.
+"""Measure packing: ``python -m scripts.bench_pack [PACKAGE...]``, run by ``make bench-pack`` for its default packages.
 
 Each closure is packed in threads and in processes, the same bytes are compressed and digested from memory (the bound),
-tar, gzip and sha256sum do what a script would do, and tar alone reads the files. All of them take turns. A missed goal is reported but is no failure.
+tar, gzip and sha256sum do the same in a pipe, and tar alone reads the files. The measurements alternate. A missed goal is reported but is no failure.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LEVELS: tuple[tuple[Literal["gzip", "zstd"], tuple[int, ...]], ...] = (
 _LEVELS_OF = "gcc"
 
 # Bytes to pack for the measurement of memory, and the goal for it, in bytes.
-_MUCH = 2_000_000_000
+_MEMORY_BYTES = 2_000_000_000
 _MEMORY_GOAL = 150_000_000
 
 _TIMEOUT = 600.0
@@ -179,7 +179,7 @@ def _much(subjects: list[Subject]) -> int:
     """Return the resident memory for packing two gigabytes: all closures repeatedly."""
     layers: list[list[str]] = []
     sizes = {s.name: _run(Job("memory", s.layers, _WORKERS)).uncompressed for s in subjects}
-    while len(layers) < sum(len(s.layers) for s in subjects) * (_MUCH / sum(sizes.values())):
+    while len(layers) < sum(len(s.layers) for s in subjects) * (_MEMORY_BYTES / sum(sizes.values())):
         layers += [layer for subject in subjects for layer in subject.layers]
     return _run(Job("threads", layers, _WORKERS)).resident
 

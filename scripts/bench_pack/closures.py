@@ -1,4 +1,4 @@
-"""What is packed: closures of real packages, in the layers that an image of them would have."""
+"""The packed data: closures of real packages, in the layers that an image of them would have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGE_SET = "packagesets/debian"
 # The default of NIXERY_LAYER_BUDGET, without the layer of the root file system.
 _STORE_LAYERS = 93
 
-# Seconds: fetching is not measured, and waited for.
+# Seconds to fetch the packages, which is not measured.
 _REALISATION = 900.0
 _QUERY = 60.0
 
@@ -46,7 +46,7 @@ class Subject:
 
     @property
     def paths(self) -> list[str]:
-        """All store paths, as tar is to be given them."""
+        """All store paths, in the form of tar's input."""
         return [f"nix/store/{path}" for layer in self.layers for path in layer]
 
 
@@ -59,7 +59,7 @@ def realise(*names: str) -> Subject:
     """Realise a package of the Debian set and group its closure.
 
     Args:
-        names: of which the first is taken that the set has.
+        names: the first one that the set has is used.
 
     Raises:
         BenchError: Nix cannot.
@@ -75,7 +75,7 @@ def realise(*names: str) -> Subject:
         )
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines()
-        # Nix ends with the reason; what comes before it are downloads and builders.
+        # The reason is at the end, after the output of downloads and builders.
         first = next((number for number, line in enumerate(said) if line.startswith("error:")), -10)
         raise BenchError(f"cannot build {name}: " + "\n".join(said[first:])) from error
     except (OSError, subprocess.SubprocessError) as error:

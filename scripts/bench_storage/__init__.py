@@ -1,1 +1,1 @@
-"""How fast each backend is."""
+"""The speed of each storage backend."""

@@ -1,8 +1,9 @@
-"""MB/s into and out of each backend, and the memory that a process needs for it.
+"""Measure reading and writing in MB/s, and memory, for each storage backend.
 
 A layer of random bytes is written as the packer writes it: once straight into the backend, once to the disk and from there into the
-backend, and once to the disk and from there by a bare upload, which neither looks whether the blob is there nor verifies anything. Each measurement is a process of its own, so that its memory is its own. The servers are those of the tests; Azurite
-and MinIO are measured where ``make acceptance`` has put them.
+backend, and once to the disk and from there by a bare upload, without a check whether the blob exists and without verification.
+Each measurement is a separate process, to measure its memory. The servers are those of the tests; Azurite and MinIO are
+measured if ``make acceptance`` has installed them.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def measure(seed: int, way: str) -> None:
 
 
 def _peak() -> float:
-    """MB of memory of this process at its highest; getrusage would count what its parent had when it was started."""
+    """Return the peak memory of this process in MB; getrusage would start at the memory of the parent."""
     (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(line) * 1024 / 1e6
 
@@ -112,9 +113,9 @@ def _run(settings: Mapping[str, str], way: str, seed: int) -> tuple[float, float
 
 
 def _best(settings: Mapping[str, str], first_seed: int) -> tuple[list[float], float, float]:
-    """Seconds of writing in each way, of reading, and memory.
+    """Return the seconds of writing in each way and of reading, and the memory.
 
-    The fastest of several runs, in turn: what else the machine does only makes them slower.
+    The fastest of several alternating runs counts: other load on the machine only makes them slower.
     """
     runs: dict[str, list[tuple[float, float, float]]] = {way: [] for way in _WAYS}
     for number in range(_ROUNDS):
@@ -126,7 +127,7 @@ def _best(settings: Mapping[str, str], first_seed: int) -> tuple[list[float], fl
 
 
 def main() -> None:
-    """Measure all there are."""
+    """Measure all available backends."""
     table = Table(
         "backend", "straight", "disk, then the same", "disk, then bare", "reading", "memory", title="MB/s, MB"
     )
@@ -149,7 +150,7 @@ def main() -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         measure(int(sys.argv[1]), sys.argv[2])
-        # As nixery.cli.main does, and for the same reason: obstore's threads may abort an interpreter that takes itself apart.
+        # As nixery.cli.main does, for the same reason: obstore's threads may abort an interpreter that is being finalised.
         sys.stdout.flush()
         os._exit(0)
     else:

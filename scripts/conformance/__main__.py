@@ -1,6 +1,6 @@
 """Run the conformance suite against Debian's docker-registry: ``python -m scripts.conformance``.
 
-Our server builds a small image, skopeo copies it to docker-registry under several tags, and the suite tests it there. Another
+Nixery builds a small image, skopeo copies it to docker-registry under several tags, and the suite tests it there. Another
 registry shows that the suite can fail, and fails for the right reasons.
 """
 
@@ -98,7 +98,7 @@ def _test(peer: Peer, file: Path) -> Report:
         *("--registry", peer.address, "--image", f"{_IMAGE}:latest", f"--junitxml={file}"),
     )
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
-    # Other statuses than "passed" and "some tests failed" are mistakes of ours.
+    # Other statuses than "passed" and "some tests failed" are errors of this script.
     if done.returncode not in (0, 1):
         raise PeerError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return Report.read(file)

@@ -19,7 +19,7 @@ from tests.support.private_nix import PrivateNix
 from tests.support.server import Server, running_server
 from tests.validator.image_validator import validate
 
-# Several derivations, one of them slow, many layers, and one of some megabytes.
+# Several derivations, one of them slow, many layers, and one of several megabytes.
 NAME = "shell/crash/many/diamond/outputs"
 
 # Seconds for the processes of a killed server to end.
@@ -98,7 +98,7 @@ class Crash:
             after_nix: count the seconds from the end of Nix.
 
         Returns:
-            How far the build had come, for the output.
+            The progress of the killed build, for the output.
 
         Raises:
             AssertionError: a check failed.
@@ -151,7 +151,7 @@ class Crash:
     def _server(self, name: str, nix: PrivateNix, settings: Mapping[str, str]) -> Iterator[Server]:
         directory = self._directory / "logs" / name
         shutil.rmtree(directory, ignore_errors=True)
-        # running_server prints its log in the end, which is of interest only after a failure.
+        # running_server prints its log at the end, which is useful only after a failure.
         log = StringIO()
         try:
             with redirect_stdout(log), running_server(directory, settings, launcher=nix.launcher) as server:

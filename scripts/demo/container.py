@@ -66,7 +66,7 @@ class Container:
                 *runc, "run", "--bundle", str(self._bundle), name, timeout=_TIMEOUT, tell=False
             )
         finally:
-            # `run` deletes a container that has ended; one that was interrupted is left.
+            # `run` deletes a container that has ended, but not one that was interrupted.
             if (self._state / name).exists():
                 self._narrator.run(*runc, "delete", "--force", name, timeout=_TIMEOUT, tell=False)
 

@@ -62,7 +62,7 @@ class Narrator:
         Args:
             command: the program and its arguments.
             timeout: seconds it may take.
-            environment: its complete environment; ours by default.
+            environment: its complete environment; that of this process by default.
             tell: whether to print the command.
 
         Returns:

@@ -30,8 +30,8 @@ _TIMEOUT = 60
 
 
 def main() -> int:
-    """Check everything, and say what is wrong; returns the exit status."""
-    # A request to end must not leave servers behind.
+    """Check everything and print the errors; returns the exit status."""
+    # Like Ctrl-C, SIGTERM must not leave servers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         promtool("check", "rules", "alerts.yml", directory=OPERATIONS)
@@ -61,7 +61,7 @@ def _check(server: Peer, observer: Prometheus) -> None:
     }
     if exported != documented_metrics(_DOCUMENT):
         raise CheckError(f"{_DOCUMENT} and /metrics differ in {exported ^ documented_metrics(_DOCUMENT)}")
-    print(f"metrics: {len(exported)} of ours, each of them documented")
+    print(f"metrics: {len(exported)} exported, all documented")
 
     loaded = {rule["name"] for rule in observer.rules()}
     if loaded != set(alerts()):
@@ -74,7 +74,7 @@ def _check(server: Peer, observer: Prometheus) -> None:
     for expression in alerts().values():
         observer.query(expression)
     print(
-        f"Prometheus: {len(shown)} expressions of the dashboard and {len(loaded)} alerts have what they are made of"
+        f"Prometheus: {len(shown)} expressions of the dashboard and {len(loaded)} alerts have series for all their metrics"
     )
 
 
@@ -94,13 +94,13 @@ def _has_series(observer: Prometheus, expression: str) -> bool:
 
 
 def new_images() -> Iterator[str]:
-    """Name images that have not been asked for before."""
+    """Yield names of images that were not requested before."""
     for number in range(1, len(_PACKAGES) + 1):
         yield from map("/".join, itertools.combinations(_PACKAGES, number))
 
 
 def pull(server: Peer, new: str) -> None:
-    """Pull a new image and one that is known, and ask for some that cannot be had."""
+    """Pull a new image and a known one, and request some that are unavailable."""
     for name in (new, "shell/hello"):
         manifest = json.loads(_get(server, f"/v2/{name}/manifests/latest"))
         for part in (manifest["config"], *manifest["layers"]):

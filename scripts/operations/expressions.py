@@ -1,4 +1,4 @@
-"""What docs/how-to/monitoring asks Prometheus."""
+"""The Prometheus expressions in docs/how-to/monitoring."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def metrics_in(expression: str) -> set[str]:
 
 
 def documented_metrics(document: Path) -> set[str]:
-    """Return the names of our metrics in a document's tables."""
+    """Return the names of nixery's metrics in a document's tables."""
     return set(re.findall(r"^\| `(nixery_[a-z_]+)", document.read_text(), re.MULTILINE))

@@ -25,12 +25,12 @@ _QUERY = 10
 
 
 class CheckError(Exception):
-    """Something in docs/how-to/monitoring is not as it should be."""
+    """A check of docs/how-to/monitoring failed."""
 
 
 @dataclass(frozen=True)
 class Prometheus:
-    """A running one."""
+    """A running Prometheus."""
 
     peer: Peer
 
@@ -38,7 +38,7 @@ class Prometheus:
         """Return the series that an expression has now.
 
         Raises:
-            CheckError: it is none.
+            CheckError: the expression is invalid.
         """
         url = f"http://{self.peer.address}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
         try:
@@ -61,7 +61,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
-    """Run one with the configuration of docs/how-to/monitoring, but for the target and the interval.
+    """Run Prometheus with the configuration of docs/how-to/monitoring, except for the target and the interval.
 
     Raises:
         PeerError: it does not start.
@@ -87,7 +87,7 @@ def promtool(*arguments: str, directory: Path | None = None, given: bytes = b"")
     """Run promtool.
 
     Raises:
-        CheckError: with what it says, if there is anything wrong.
+        CheckError: promtool fails; with its output.
     """
     ended = subprocess.run(
         ["promtool", *arguments],

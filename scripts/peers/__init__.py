@@ -1,1 +1,1 @@
-"""Our server and others on the loopback interface, each a process that is ended by its id."""
+"""Nixery and other servers on the loopback interface, each a process that is ended by its id."""

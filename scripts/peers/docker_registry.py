@@ -1,4 +1,4 @@
-"""Debian's ``docker-registry``, from whose API the specification developed, and what is pushed to it."""
+"""Debian's ``docker-registry``, the origin of the specification's API, and pushing to it."""
 
 from __future__ import annotations
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from scripts.peers.process import HOST, Peer, free_port, running
 
 PROGRAM = "nginx"
-# Its name when it reads and writes files itself.
+# Its name in results when it reads and writes files itself.
 COPYING = "nginx, no sendfile"
 
 # Without sendfile: the number and the size of its buffers.
 _BUFFERS = "2 512k"
 
-# As the other servers do, it keeps connections open and logs nothing.
+# Like the other servers, it keeps connections open and logs nothing.
 _CONFIGURATION = """\
 user {user};
 worker_processes auto;

@@ -1,4 +1,4 @@
-"""Our own server, as a user would start it."""
+"""Nixery, started as a user would start it."""
 
 from __future__ import annotations
 

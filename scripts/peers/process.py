@@ -16,7 +16,7 @@ HOST = "127.0.0.1"
 
 # Seconds.
 _START = 30.0
-_STOP = 12.0  # our server promises 10
+_STOP = 12.0  # nixery stops within 10
 _LOG_LINES = 30
 
 
@@ -89,7 +89,7 @@ def running(
         command: stays in the foreground, listens on the port, and ends on SIGTERM.
         port: the port.
         log: file for its output.
-        environment: added to ours.
+        environment: added to that of this process.
         path: the server answers it with 200 once it is ready.
 
     Raises:
@@ -104,15 +104,13 @@ def running(
             env=os.environ | dict(environment or {}),
         )
     try:
-        _wait_until_it_answers(name, process, port, path, log)
+        _wait_until_ready(name, process, port, path, log)
         yield Peer(name, port, process, log)
     finally:
         _end(process)
 
 
-def _wait_until_it_answers(
-    name: str, process: subprocess.Popen[bytes], port: int, path: str, log: Path
-) -> None:
+def _wait_until_ready(name: str, process: subprocess.Popen[bytes], port: int, path: str, log: Path) -> None:
     end = time.monotonic() + _START
     while not _answers(port, path):
         if process.poll() is not None:

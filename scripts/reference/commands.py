@@ -26,7 +26,7 @@ def render() -> str:
     return "\n".join(lines)
 
 
-# Typer has classes of its own for what click calls commands, and they have no public types.
+# Typer has its own classes for click's commands, without public types.
 def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
     if children := getattr(command, "commands", None):
         for child, of in children.items():

@@ -13,7 +13,7 @@ from nixery.telemetry.metrics import Metrics
 _CACHES = ("pin", "image", "evaluation", "blob")
 
 # Labels of samples that are not labels of the metric.
-_OF_SAMPLES = frozenset({"le", "quantile"})
+_SAMPLE_LABELS = frozenset({"le", "quantile"})
 
 
 def render() -> str:
@@ -44,13 +44,13 @@ def _labels(family: Metric) -> Mapping[str, Sequence[str]]:
     found: dict[str, dict[str, None]] = {name: {} for name in declared}
     for sample in family.samples:
         for name, value in sample.labels.items():
-            if name not in _OF_SAMPLES:
+            if name not in _SAMPLE_LABELS:
                 found.setdefault(name, {})[value] = None
     return {name: tuple(values) for name, values in found.items()}
 
 
 def _label(name: str, values: Sequence[str]) -> str:
-    # The version of the program, or of Python, is no value to document.
+    # The version of the program, or of Python, is not a value to document.
     if len(values) < 2:  # noqa: PLR2004 -- a choice has two
         return f"`{name}`"
     return f"`{name}`: {', '.join(f'`{value}`' for value in values)}"

@@ -23,7 +23,7 @@ _IMAGE = "shell/git/postgresql/python3"
 _SIMILAR = "shell/python3/jq"
 _FAILING = "shell/jq-color"
 
-# Seconds; what an image needs may have to be fetched first.
+# Seconds; packages may have to be fetched first.
 _BUILD_TIMEOUT = 900
 # Milliseconds.
 _PAGE_TIMEOUT = 60_000
@@ -33,7 +33,7 @@ def main() -> int:
     """Take all screenshots; return the exit status."""
     executable = shutil.which("chromium")
     if executable is None:
-        print("screenshots: there is no chromium (run scripts/install_chromium.sh)", file=sys.stderr)
+        print("screenshots: chromium is not installed (run scripts/install_chromium.sh)", file=sys.stderr)
         return 1
     Path("var").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="screenshots-", dir="var") as name:
@@ -41,7 +41,7 @@ def main() -> int:
         package_set = directory / "set"
         package_set.mkdir()
         ours = Path(__file__).resolve().parent / "default.nix"
-        # A new salt has Nix build again what it has built for earlier screenshots.
+        # A new salt makes Nix rebuild the packages of earlier screenshots.
         (package_set / "default.nix").write_text(
             f"arguments: import {ours} (arguments // {{ salt = {json.dumps(secrets.token_hex(8))}; }})\n"
         )
@@ -112,7 +112,7 @@ def _compose(page: Page, chosen: tuple[str, ...], typed: str) -> None:
         box.press_sequentially(f"{name} ")
     if typed:
         box.press_sequentially(typed)
-        # The names in the list are those for everything that was typed.
+        # Wait until the list matches the complete input.
         option = page.get_by_role("listbox", name="Packages").get_by_role("option").first
         expect(option).to_contain_text(typed)
         page.wait_for_timeout(500)

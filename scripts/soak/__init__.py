@@ -1,1 +1,1 @@
-"""``make soak``: a mixed load for a while, and whether anything grew."""
+"""``make soak``: a mixed load over time, and a check for leaks."""

@@ -1,4 +1,4 @@
-"""A mixed load of a few hundred clients, and whether the server has grown.
+"""Run a mixed load of a few hundred clients, and check the server for leaks.
 
     SOAK_SECONDS=600 python -m scripts.soak
 
@@ -96,7 +96,7 @@ def soak(seconds: float, directory: Path) -> list[str]:
             if "Traceback" in server.log:
                 found.append("its log has a traceback")
             if not found:
-                with redirect_stdout(StringIO()):  # the log is of interest only after a failure
+                with redirect_stdout(StringIO()):  # the log is useful only after a failure
                     stack.close()
     finally:
         nix.remove()

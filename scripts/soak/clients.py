@@ -1,4 +1,4 @@
-"""Clients that pull cached, new, missing and failing images, and that give up midway."""
+"""Clients that pull cached, new, missing and failing images, and that disconnect midway."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Clients:
             self.built += name.startswith("cold")
             manifest = json.loads(answer.body)
             parts = [manifest["config"], *manifest["layers"]]
-            # All blobs of a new image, some of a cached one.
+            # All blobs of a new image, some blobs of a cached one.
             for part in parts if name.startswith("cold") else self._draw.sample(parts, 2):
                 blob = await connection.get(f"/v2/{name}/blobs/{part['digest']}")
                 if blob.status != _OK:

@@ -70,7 +70,7 @@ class Footprint:
         return [f"{what}: {now} > {most}" for what, (most, now) in bounds.items() if now > most]
 
     def __str__(self) -> str:
-        """Describe it in a line."""
+        """Describe the resources in one line."""
         return (
             f"{self.memory / 1024**2:.1f} MiB, {self.descriptors} descriptors, {self.threads} threads, "
             f"{self.processes} processes, {self.temporary} temporary files"

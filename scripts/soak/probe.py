@@ -1,6 +1,6 @@
 """One client in its own process, which requests the same manifest repeatedly.
 
-The other clients share a process and wait for each other; this one waits for the server and a processor alone.
+The other clients share a process and wait for each other; this one waits only for the server and a processor.
 """
 
 from __future__ import annotations

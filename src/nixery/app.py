@@ -137,7 +137,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     catalogue = Catalogue(records)
     small_blobs = SmallBlobs(blobs)
 
-    # The package source. Tag look-ups have slots of their own, so that they do not wait for builds.
+    # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
     collector = NixGarbageCollector(
         Path(settings.environment.get("NIX_STATE_DIR", "/nix/var/nix")), resources.roots.path
     )
@@ -154,7 +154,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     nix = Nix(settings.nix_timeout, collector, options, expression, gate=resources.gate)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
-    # Caches of evaluations and images, by everything that may change a result. An expression may refer to anything, so
+    # Caches of evaluations and images, keyed by everything that may change a result. An expression may refer to anything, so
     # its results are not cached.
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
@@ -242,7 +242,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         await history.close()
 
     ahead = asyncio.create_task(_read_ahead(source))
-    # Commands end before there is anything to do in the background.
+    # Commands end before any background work is due.
     background = []
     if resources.address is not None:
         background = _background(settings, resources, blobs, records)
@@ -269,7 +269,7 @@ def _package_source(settings: Settings, resources: Resources, store: NixStore) -
     git = settings.git_environment
 
     def place(url: str) -> SourceLocation:
-        # The user of a command can read the settings anyway; an image is the same, whichever command made it.
+        # The user of a command can read the settings anyway. All commands build the same image.
         return SourceLocation.parse(url, public=settings.is_public(url), local=resources.address is None)
 
     if settings.package_set is not None:
@@ -340,7 +340,7 @@ def _traces(settings: Settings) -> Traces | None:
     try:
         from nixery.telemetry.traces import Traces  # noqa: PLC0415 -- an extra, and slow to import
     except ImportError as error:
-        # No reason not to start: the variables are often set for whole machines.
+        # Not fatal: the variables are often set for whole machines.
         structlog.get_logger("nixery.traces").warning(
             "cannot export traces: OpenTelemetry is not installed; "
             "install it with pip install 'nixery[otel]', or set OTEL_TRACES_EXPORTER=none",
@@ -351,7 +351,7 @@ def _traces(settings: Settings) -> Traces | None:
 
 
 async def _read_ahead(source: PackageSource) -> None:
-    # Other sources would ask another server, about tags that perhaps no client wants.
+    # Other sources would contact another server about tags that clients may never request.
     if isinstance(source, DirectorySource):
         await source.look_ahead()
 

@@ -71,7 +71,7 @@ class LRUCache(Generic[Key, Value]):
 
 
 class TTLCache(Generic[Key, Value]):
-    """An ``LRUCache`` whose entries also expire, each after a time of its own.
+    """An ``LRUCache`` whose entries also expire, each after its own time to live.
 
     Not ``cachetools.TLRUCache``, which hashes a key three times and takes twice as long: each cached manifest costs
     a look-up here.
@@ -121,7 +121,7 @@ class SingleFlight(Generic[Key, Result]):
         loop = asyncio.get_running_loop()
         task = self._tasks.get(key)
         ours = current_parties()
-        if task is None or task.done():  # one that has just ended may know what is no longer true
+        if task is None or task.done():  # the result of a task that has just ended may be outdated
             parties = self._parties[key] = Parties(next(iter(ours.clients)), awaited=ours.awaited)
             context = copy_context()
             context.run(enter_parties, parties)

@@ -1,4 +1,4 @@
-"""The tree of domain errors, by who can do something about them. No HTTP in here.
+"""The tree of domain errors, grouped by the party that can fix them. No HTTP in here.
 
 ::
 
@@ -21,22 +21,22 @@
     │   │   ├── AnswerTooLarge        Nix, or git, wrote more than its limit
     │   │   ├── PackageSetChanged
     │   │   └── SourceUnreachable     the package source does not answer
-    │   └── NixError                  whoever runs Nix on the machine
+    │   └── NixError                  the administrator of Nix on the machine
     │       ├── NixTimedOut           a builder, or Nix, ran too long
     │       ├── BuildDeadlineExceeded the whole build ran too long
     │       ├── NixStoreFull
     │       ├── NixUnusable           Nix is missing, or its answer is not understood
     │       └── PathsCollected        Nix's garbage collector deleted paths in use
     ├── PlatformFailed                one of several platforms: holds one of the above
-    ├── StorageError                  whoever runs the storage
+    ├── StorageError                  the administrator of the storage
     │   ├── BlobVerificationFailed
     │   ├── StorageFull
     │   └── CollectionRunning
-    ├── OperatorError                 whoever started this process
+    ├── OperatorError                 the operator of this process
     │   ├── SettingsError             every problem of the environment at once
     │   ├── PushFailed                another registry does not accept the image
     │   └── InternalError             a bug; the log has the traceback
-    └── Unavailable                   no one: retry later
+    └── Unavailable                   nothing to fix: retry later
         ├── TooBusy                   says when to retry
         └── ShuttingDown
 
@@ -58,7 +58,7 @@ LONGEST_MESSAGE = 16_000
 # Characters of a file's name that a message shows: enough to find the file.
 _LONGEST_FILE_NAME = 300
 
-# The disk, or our share of it, is full; or a file may not become as large as that (setrlimit(2)).
+# The disk, or this user's quota, is full; or a file may not become as large as that (setrlimit(2)).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -239,11 +239,11 @@ class BuildError(NixeryError):
 
 
 class PackageSetError(BuildError):
-    """The package set, or where it comes from, is the cause."""
+    """The package set or its source is the cause."""
 
 
 class EvaluationFailed(PackageSetError):
-    """The package set as a whole does not evaluate, whatever a client asks for.
+    """The package set as a whole does not evaluate, for any request.
 
     Attributes:
         log_tail: the last lines that Nix wrote.
@@ -433,7 +433,7 @@ class TooBusy(Unavailable):
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"
     )
-    DISPLACED = "the queue is full, and this request gave way to a client with fewer requests in it"
+    DISPLACED = "the queue is full, and a request of a client with fewer requests in it took this one's place"
     FOLLOWERS = "{waiting} streams of build events are open (NIXERY_MAX_FOLLOWERS); poll the state of the build instead"
     SHARE_OF_FOLLOWERS = (
         "this client has {waiting} streams of build events open (NIXERY_MAX_FOLLOWERS_PER_CLIENT); poll the state of "

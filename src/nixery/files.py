@@ -1,4 +1,4 @@
-"""Files that another process or a package's author may have replaced: opened and read without being misled.
+"""Open and read files safely that another process or a package's author may have replaced.
 
 A name may have become a symlink to a file of the server, a FIFO that blocks its reader for ever, or an endless
 device. The functions here follow no symlink at the end of a path (``Beneath``: nowhere in a name), never wait for
@@ -37,7 +37,7 @@ ASK = _ALWAYS | os.O_PATH
 
 _STEP = _ALWAYS | os.O_PATH | os.O_DIRECTORY
 
-# Errors of open for names that are no regular file: a symlink, a socket, a device without a driver.
+# Errors of open for names that are not regular files: a symlink, a socket, a device without a driver.
 _IRREGULAR = (errno.ELOOP, errno.ENXIO, errno.ENODEV)
 
 # Bytes to read at once at least.
@@ -52,7 +52,7 @@ def open_regular(path: str | bytes | Path) -> tuple[int, os.stat_result]:
     """Open a regular file for reading; return its descriptor and its status (``stat``).
 
     Raises:
-        FileNotFoundError: it does not exist, or is no regular file.
+        FileNotFoundError: it does not exist, or is not a regular file.
         OSError: it cannot be opened.
     """
     try:
@@ -89,7 +89,7 @@ def read_beginning(path: str | bytes | Path, limit: int) -> bytes:
     """Return at most ``limit`` bytes from the beginning of a regular file.
 
     Raises:
-        FileNotFoundError: it does not exist, or is no regular file.
+        FileNotFoundError: it does not exist, or is not a regular file.
         OSError: it cannot be read.
     """
     descriptor, status = open_regular(path)
@@ -103,7 +103,7 @@ def read_descriptor(descriptor: int, limit: int) -> bytes:
     """Return at most ``limit`` bytes from the beginning of an open file.
 
     Raises:
-        OSError: it cannot be read, or is no regular file (``EINVAL``).
+        OSError: it cannot be read, or is not a regular file (``EINVAL``).
     """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -135,12 +135,12 @@ class Beneath:
 
     Args:
         directory: absolute; the only name in which symlinks are followed.
-        by_hand: do without ``openat2``.
+        emulated: do without ``openat2``.
     """
 
-    def __init__(self, directory: bytes, *, by_hand: bool = False) -> None:
+    def __init__(self, directory: bytes, *, emulated: bool = False) -> None:
         self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._by_hand = by_hand or not _has_openat2(self._directory)
+        self._emulated = emulated or not _has_openat2(self._directory)
 
     def open(self, name: bytes, flags: int) -> int:
         """Open a name and return its descriptor.
@@ -156,11 +156,11 @@ class Beneath:
         components = name.split(b"/")
         if not {b"", b".", b".."}.isdisjoint(components) or b"\0" in name:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        if self._by_hand:
-            return self._open_by_hand(components, flags)
+        if self._emulated:
+            return self._open_without_openat2(components, flags)
         return _openat2(self._directory, name, flags)
 
-    def _open_by_hand(self, components: list[bytes], flags: int) -> int:
+    def _open_without_openat2(self, components: list[bytes], flags: int) -> int:
         *above, last = components
         directory = self._directory
         try:
@@ -190,7 +190,7 @@ def make_private_directory(directory: Path) -> None:
     server's storage must not lock that server out.
 
     Raises:
-        NotADirectoryError: the name exists and is no directory, but for example a symlink.
+        NotADirectoryError: the name exists and is not a directory, but for example a symlink.
         OSError: it cannot be made.
     """
     try:

@@ -1,4 +1,4 @@
-"""Make untrusted text safe for a terminal, a log, a page or an answer.
+"""Make untrusted text safe for a terminal, a log, a page or a response.
 
 Package authors choose names, versions, descriptions and the keys of definitions; builders write any output;
 clients send paths. None of these may move a cursor, begin a line, or change the direction of text where a

@@ -1,4 +1,4 @@
-"""The request, and the clients, that the running code works for: context variables, and ids of requests."""
+"""The request and the clients that the running code serves: context variables, and ids of requests."""
 
 from __future__ import annotations
 

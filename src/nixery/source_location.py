@@ -48,7 +48,7 @@ class SourceLocation:
             in an argument list, which every user of the machine can read.
         username: for HTTP; ``None`` without one. Decoded.
         password: likewise; ``None`` also for a user without one.
-        public: whether clients may see the URL; ``None``: in annotations alone, if there is no secret in it.
+        public: whether clients may see the URL; ``None``: in annotations alone, if it has no secret.
         local: whether messages go to the operator of this process, and not to clients.
         secrets: texts that no message contains.
     """
@@ -93,10 +93,10 @@ class SourceLocation:
     @property
     def name(self) -> str:
         """The source, in messages for clients."""
-        return self.shown if self.is_told else UNNAMED
+        return self.shown if self.is_disclosed else UNNAMED
 
     @property
-    def is_told(self) -> bool:
+    def is_disclosed(self) -> bool:
         """Whether messages name the source, and quote the errors of git or Nix."""
         return bool(self.public) or self.local
 
@@ -118,7 +118,7 @@ class SourceLocation:
         """The URL for images' annotations; ``None`` for a place on this machine, or a private URL."""
         if self.public is False or (self.has_secrets and not self.public):
             return None
-        return self.shown if _is_elsewhere(self.shown) else None
+        return self.shown if _is_remote(self.shown) else None
 
     def redact(self, text: str) -> str:
         """Return a text without this source's secrets, and without those of any URL in it."""
@@ -128,7 +128,7 @@ class SourceLocation:
         return redacted(text).replace(f"://{_HIDDEN}@", "://")
 
 
-def _is_elsewhere(url: str) -> bool:
+def _is_remote(url: str) -> bool:
     is_network = "://" in url and not url.startswith(("file://", "git+file://"))
     is_short_ssh = re.match(r"[\w.-]+@[\w.-]+:", url) is not None
     return is_network or is_short_ssh

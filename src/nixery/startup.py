@@ -1,4 +1,4 @@
-"""Start-up checks: all that can fail before the first request, reported at once."""
+"""Start-up checks: report everything that can fail before the first request at once."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from tests.support.nix import nix_environment
 from tests.support.server import free_port, run_server
 
 
-def last_words(settings: Mapping[str, str], directory: Path) -> str:
+def error_line(settings: Mapping[str, str], directory: Path) -> str:
     """Return the only line of a server that ends with status 2."""
     always = {"PORT": str(free_port()), "NIXERY_PKGS_PATH": str(PACKAGE_SET), "STORAGE_PATH": str(directory)}
     ended = run_server({**always, **nix_environment(directory), **settings}, directory)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixery.oci.digest import Digest
-from tests.acceptance.starting import last_words
+from tests.acceptance.starting import error_line
 from tests.support.command_line import CommandLine
 from tests.support.object_stores import BUCKET, ObjectStore, azurite, shared_access_signature
 
@@ -38,12 +38,12 @@ def test_a_missing_permission_is_reported(
 ) -> None:
     # The permission to create includes writing new blobs.
     permissions = "".join(one for one in ALL if one not in {permission, "c" if permission == "w" else ""})
-    line = last_words(settings_with(permissions, server), tmp_path)
+    line = error_line(settings_with(permissions, server), tmp_path)
     assert line == f"nixery: {cannot} az://{BUCKET}: there is no permission to"
 
 
 def test_credentials_that_cannot_sign_are_reported(server: ObjectStore, tmp_path: Path) -> None:
-    line = last_words(settings_with(ALL, server), tmp_path)
+    line = error_line(settings_with(ALL, server), tmp_path)
     assert line.startswith(f"nixery: cannot make a URL for az://{BUCKET}: ")
     assert line.endswith("; with NIXERY_BLOB_DELIVERY=proxy none is needed")
 
@@ -63,10 +63,10 @@ def test_a_storage_is_copied_with_credentials_that_cannot_sign(server: ObjectSto
 
 def test_wrong_credentials_are_reported(server: ObjectStore, tmp_path: Path) -> None:
     wrong = base64.b64encode(bytes(64)).decode()
-    line = last_words({**server.settings, "AZURE_STORAGE_ACCOUNT_KEY": wrong}, tmp_path)
+    line = error_line({**server.settings, "AZURE_STORAGE_ACCOUNT_KEY": wrong}, tmp_path)
     assert line == f"nixery: cannot write to az://{BUCKET}: the credentials are wrong"
 
 
 def test_a_missing_container_is_reported(server: ObjectStore, tmp_path: Path) -> None:
-    line = last_words({**server.settings, "AZURE_CONTAINER_NAME": "no-such"}, tmp_path)
+    line = error_line({**server.settings, "AZURE_CONTAINER_NAME": "no-such"}, tmp_path)
     assert line == "nixery: there is no bucket az://no-such"

@@ -67,7 +67,7 @@ def test_zstd(client: Client, zstd: str, notes: Notes) -> None:
         outcome.expect_success()
         assert client.run(reference, "hello") == "Hello, world!"
     else:
-        # Before it unpacks anything, or it would leave half an image.
+        # Before the client unpacks anything; otherwise it would leave a partial image.
         assert outcome.status != 0
         notes.message(outcome.output)
         notes.note("refused")
@@ -84,13 +84,13 @@ def test_broken_off_blob(client: Client, server: Server, notes: Notes) -> None:
             pulls = 2
             client.pull(reference).expect_success()
     assert client.digest(reference) == server.client.digest("ballast")
-    notes.note(_how_it_went_on(proxy, layer["size"], pulls))
+    notes.note(_outcome(proxy, layer["size"], pulls))
 
 
-def _how_it_went_on(proxy: CuttingProxy, size: int, pulls: int) -> str:
+def _outcome(proxy: CuttingProxy, size: int, pulls: int) -> str:
     first, *more = proxy.asked
-    assert first.sent == size // 2, "the transfer was not broken off"
-    assert more, "the rest has never been asked for"
+    assert first.sent == size // 2, "the transfer was not interrupted"
+    assert more, "the client never requested the rest"
     assert all(asked.status == (200 if asked.range is None else 206) for asked in more)
     how = "resumes with a range" if any(asked.range for asked in more) else "restarts the blob"
     return how if pulls == 1 else f"fails; the second pull {how}"

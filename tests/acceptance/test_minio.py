@@ -21,7 +21,7 @@ from nixery.settings import StorageSettings
 from nixery.storage.blobs import BlobStore
 from nixery.storage.bucket import BucketDriver
 from nixery.storage.opening import open_storage
-from tests.acceptance.starting import last_words
+from tests.acceptance.starting import error_line
 from tests.support.object_stores import BUCKET, PREFIX, ObjectStore, minio
 from tests.support.server import clean_environment
 
@@ -110,7 +110,7 @@ def fetched(url: str) -> bytes:
         return content
 
 
-def killed_in_an_upload(server: ObjectStore) -> int:
+def kill_during_upload(server: ObjectStore) -> int:
     environment = clean_environment(server.settings)
     command = [sys.executable, "-c", _KILLED]
     return subprocess.run(
@@ -151,7 +151,7 @@ async def test_the_smallest_policy_is_enough(server: ObjectStore, tmp_path: Path
 def test_a_missing_permission_is_reported(
     server: ObjectStore, tmp_path: Path, action: str, cannot: str
 ) -> None:
-    line = last_words(settings_with(without(action), server), tmp_path)
+    line = error_line(settings_with(without(action), server), tmp_path)
     assert line == f"nixery: {cannot} s3://{BUCKET}: there is no permission to"
     left = names(server)
     for name in left:
@@ -161,18 +161,18 @@ def test_a_missing_permission_is_reported(
 
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_wrong_credentials_are_reported(server: ObjectStore, tmp_path: Path, variable: str) -> None:
-    line = last_words({**server.settings, variable: "somebody-else"}, tmp_path)
+    line = error_line({**server.settings, variable: "somebody-else"}, tmp_path)
     assert line == f"nixery: cannot write to s3://{BUCKET}: the credentials are wrong"
 
 
 def test_a_missing_bucket_is_reported(server: ObjectStore, tmp_path: Path) -> None:
-    line = last_words({**server.settings, "S3_BUCKET": "no-such"}, tmp_path)
+    line = error_line({**server.settings, "S3_BUCKET": "no-such"}, tmp_path)
     assert line == "nixery: there is no bucket s3://no-such"
 
 
 async def test_a_killed_upload_leaves_no_object(server: ObjectStore, tmp_path: Path) -> None:
     """Its parts are stored, but become an object only when the upload is completed."""
-    assert killed_in_an_upload(server) == -signal.SIGKILL
+    assert kill_during_upload(server) == -signal.SIGKILL
     assert names(server) == {"version"}
     s3 = amazon("s3", server)
     (upload,) = s3.list_multipart_uploads(Bucket=BUCKET)["Uploads"]

@@ -92,7 +92,7 @@ def test_every_metric_is_listed() -> None:
 
 def test_every_route_is_listed() -> None:
     paths = set(yaml.safe_load((DIRECTORY / "openapi.yaml").read_text())["paths"])
-    # The distribution API's routes for uploads are refused as a whole.
+    # The server refuses all upload routes of the distribution API.
     wanted = {path for path in paths if "/uploads/" not in path}
     page = _reference("routes")
     assert not [path for path in wanted if f"{path}`" not in page]

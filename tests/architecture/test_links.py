@@ -16,7 +16,7 @@ _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
 def _anchors(page: Path) -> set[str]:
-    """As GitHub makes them out of headings."""
+    """Return the anchors that GitHub generates from headings."""
     headings = _HEADING.findall(page.read_text())
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""docs/reference/openapi.yaml names every route and every error there is, and none that there is not."""
+"""docs/reference/openapi.yaml names exactly the routes and errors that exist."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from nixery.telemetry.metrics import Metrics
 
 SERVER = Path(nixery.__file__).parent / "server"
 
-# By path: what answers, where it is not the router itself.
-# Beside the registry, for whoever runs it.
+# Handlers of the paths that the router does not answer itself.
+# For operators, beside the registry.
 OTHERS = {"/healthz": Health.live, "/readyz": Health.ready, "/metrics": Health.metrics}
 HANDLERS = {
     "/v2/_catalog": Discovery.catalog,
@@ -85,7 +85,7 @@ def test_every_post_is_described(description: dict[str, Any]) -> None:
 
 
 def test_every_handler_has_a_path() -> None:
-    """What the router is made of has no other public methods that answer."""
+    """The components of the router have no other public methods that answer."""
     parts = {
         part
         for router in (Registry, Api)
@@ -101,8 +101,8 @@ def test_every_handler_has_a_path() -> None:
     assert methods == {*HANDLERS.values(), *POSTS.values()}
 
 
-def test_others_are_what_is_wired() -> None:
-    """What does not belong to the registry is in the tables that the applications get."""
+def test_other_routes_match_the_wired_applications() -> None:
+    """Routes outside the registry are in the tables that the applications get."""
     health = Health({}, Metrics())
     for table in (
         health.admin_routes(),
@@ -113,7 +113,7 @@ def test_others_are_what_is_wired() -> None:
 
 
 def literal_errors() -> Iterator[tuple[int, str]]:
-    """Statuses and codes that are written where they are answered."""
+    """Statuses and codes that handlers set themselves."""
     for source in SERVER.rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             if (
@@ -144,9 +144,9 @@ def test_every_error_is_described(description: dict[str, Any]) -> None:
         if "$ref" in response:
             found = description["components"]["responses"][response["$ref"].rpartition("/")[2]]
         described |= {(int(status), code) for code in re.findall(r"`([A-Z_]{6,})`", found["description"])}
-    # No path leads to them, or any does: they are told in the introduction.
-    for told in (404, 414):
-        assert f"{told} `UNSUPPORTED`" in description["info"]["description"]
+    # They belong to no single path; the introduction describes them.
+    for refused in (404, 414):
+        assert f"{refused} `UNSUPPORTED`" in description["info"]["description"]
     described = {entry for entry in described if not entry[1].startswith(("NIX_", "NIXERY_"))} | {
         (404, "UNSUPPORTED"),
         (414, "UNSUPPORTED"),

@@ -53,7 +53,7 @@ def test_both_ways_to_name_pure_packages_are_read() -> None:
 
 
 def _dependencies() -> Iterator[str]:
-    """Yield the names of all dependencies but stubs, which go with the package that they describe."""
+    """Yield the names of all dependencies but stubs, which belong to the package that they describe."""
     project = _PROJECT["project"]
     groups = [
         project["dependencies"],

@@ -48,7 +48,7 @@ def address(server: Server) -> str:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     executable = shutil.which("chromium")
-    assert executable, "there is no chromium; scripts/install_chromium.sh installs it"
+    assert executable, "chromium is not installed (run scripts/install_chromium.sh)"
     expect.set_options(timeout=_TIMEOUT)
     with sync_playwright() as playwright:
         # Chromium's sandbox does not work for root.
@@ -59,7 +59,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
-    """Open a page of the server; any complaint on its console fails the test."""
+    """Open a page of the server; any error on its console fails the test."""
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 

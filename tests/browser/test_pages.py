@@ -1,4 +1,4 @@
-"""The pages as a person uses them."""
+"""The pages in a real browser."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_composed_name_is_kept(open_page: OpenPage) -> None:
     page.wait_for_url("**/images/shell/beta:latest")
 
 
-def test_a_build_is_watched_to_its_end(open_page: OpenPage, shoot: Shoot) -> None:
+def test_a_page_follows_a_build_to_its_end(open_page: OpenPage, shoot: Shoot) -> None:
     page = open_page("/")
     page.get_by_label("with a shell").uncheck()
     page.get_by_role("combobox", name="Packages").press_sequentially("slow ")
@@ -75,11 +75,11 @@ def test_a_build_is_watched_to_its_end(open_page: OpenPage, shoot: Shoot) -> Non
     expect(page.get_by_role("region", name="Recent builds").get_by_role("link", name="slow")).to_be_visible()
 
 
-def test_a_build_that_cannot_be_followed_keeps_what_is_known(open_page: OpenPage) -> None:
+def test_a_build_that_cannot_be_followed_keeps_its_last_state(open_page: OpenPage) -> None:
     page = open_page("/")
     page.get_by_label("with a shell").uncheck()
     page.get_by_role("combobox", name="Packages").press_sequentially("gradual ")
-    # The same to a browser as a 503, of which it would complain on its console.
+    # Equivalent to a 503, which the browser would report on its console.
     page.route("**/events", lambda route: route.fulfill(status=204))
     page.get_by_role("button", name="Build it now").click()
     page.wait_for_url("**/builds/*")
@@ -120,7 +120,7 @@ def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
     page.get_by_label("with a shell").uncheck()
     box = page.get_by_role("combobox", name="Packages")
     box.press_sequentially("hos")
-    # Results for the first letters may stay for a moment.
+    # Results for the first letters may remain for a moment.
     options = page.get_by_role("listbox", name="Packages").get_by_role("option")
     expect(options).to_have_count(1)
     expect(options).to_contain_text("<img src=x onerror=alert(1)>")
@@ -192,7 +192,7 @@ def test_the_keyboard_reaches_everything_in_order(open_page: OpenPage) -> None:
     assert reached[4:8] == ["packages", "platform", "tag", "shell"]
 
 
-def test_pages_are_held_to_their_own_files(open_page: OpenPage, server: Server) -> None:
+def test_the_content_security_policy_allows_own_files_only(open_page: OpenPage, server: Server) -> None:
     headers = server.client.get("/").headers
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy

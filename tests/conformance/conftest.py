@@ -1,4 +1,4 @@
-"""The registry under test: a server of our own, or another one with an image (``--registry``, ``--image``)."""
+"""The registry under test: nixery, or another registry with an image (``--registry``, ``--image``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.server import running_server
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect our own promises for other registries; add the sentences of each test to the report."""
+    """Deselect nixery's additional promises for other registries; add the sentences of each test to the report."""
     if config.getoption("--registry") is not None:
         promises = [item for item in items if item.get_closest_marker("promise")]
         items[:] = [item for item in items if item not in promises]

@@ -1,7 +1,7 @@
-"""The sentences that bind a server: of the distribution specification 1.1, and of the HTTP that it refers to.
+"""The requirements on a server: of the distribution specification 1.1, and of the HTTP that it refers to.
 
-Some are shortened. Sentences about pushing are not here, nor those about the descriptors in a list of referrers: they can be tested only where one
-may push.
+Some are shortened. Sentences about pushing, and about the descriptors in a list of referrers, are left out: testing
+them requires pushing.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class Sentence(Enum):
         "MUST",
         "Content Management",
         "If deletion is disabled, the registry MUST respond with either a `400 Bad Request` or a `405 Method Not Allowed`. "
-        "(Endpoints: `404` for what is not there.)",
+        "(Endpoints: `404` for unknown content.)",
     )
     ERROR_FORM = _Text(
         "MUST",

@@ -19,7 +19,7 @@ ACCEPT = (
     "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
-# Digests and names of which nothing exists.
+# Digests and names that do not exist.
 UNKNOWN = "sha256:" + "0" * 64
 UNKNOWN_NAME = "never/asked/for"
 
@@ -39,7 +39,7 @@ class Subject:
         return f"/v2/{self.name}/{kind}/{reference}"
 
     def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
-        """Send a request; a response shorter than its ``Content-Length`` is a failure of its own."""
+        """Send a request; a response shorter than its ``Content-Length`` is an error."""
         try:
             return self.client.request(method, path, headers)
         except http.client.IncompleteRead as error:

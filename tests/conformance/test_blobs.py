@@ -27,7 +27,7 @@ def test_the_config_is_a_blob(subject: Subject) -> None:
 
 
 @specification(Sentence.BLOB_DIGEST)
-def test_the_digest_of_a_blob_is_told(subject: Subject) -> None:
+def test_a_blob_has_its_digest_in_a_header(subject: Subject) -> None:
     response = subject.ask("GET", subject.blob_url)
     assert response.headers["docker-content-digest"] == subject.layer["digest"]
 
@@ -39,13 +39,13 @@ def test_head_of_a_blob(subject: Subject) -> None:
 
 
 @specification(Sentence.HEAD_DIGEST)
-def test_head_tells_the_digest_of_a_blob(subject: Subject) -> None:
+def test_head_of_a_blob_has_the_digest(subject: Subject) -> None:
     head = subject.ask("HEAD", subject.blob_url)
     assert head.headers["docker-content-digest"] == subject.layer["digest"]
 
 
 @specification(Sentence.HEAD_LENGTH)
-def test_head_tells_the_length_of_a_blob(subject: Subject) -> None:
+def test_head_of_a_blob_has_the_length(subject: Subject) -> None:
     head = subject.ask("HEAD", subject.blob_url)
     assert head.headers["content-length"] == str(subject.layer["size"])
 
@@ -90,7 +90,7 @@ def test_a_range_of_a_blob(subject: Subject, value: str, first: int, last: int |
 
 
 @specification(Sentence.BLOB_RANGE)
-def test_the_parts_of_a_blob_make_it_up(subject: Subject) -> None:
+def test_consecutive_ranges_add_up_to_the_blob(subject: Subject) -> None:
     """An interrupted download can be resumed."""
     middle = len(subject.blob) // 2
     parts = [subject.part(f"bytes=0-{middle - 1}").body, subject.part(f"bytes={middle}-").body]
@@ -113,15 +113,15 @@ def test_a_range_that_is_invalid(subject: Subject, value: str) -> None:
 
 
 @specification(Sentence.RANGE_UNKNOWN_UNIT)
-def test_a_range_in_a_unit_that_nobody_knows(subject: Subject) -> None:
+def test_a_range_in_an_unknown_unit(subject: Subject) -> None:
     response = subject.part("lines=1-2")
     assert (response.status, response.body) == (200, subject.blob)
 
 
 @specification(Sentence.NOT_MODIFIED)
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
-def test_what_the_client_has_is_not_sent_again(subject: Subject, kind: str) -> None:
-    """An asterisk matches any representation. Registries without ETag are not asked for one."""
+def test_a_matching_etag_is_not_modified(subject: Subject, kind: str) -> None:
+    """An asterisk matches any representation. It stands in for the ETag of registries that send none."""
     reference = subject.digest if kind == "manifests" else subject.layer["digest"]
     accept = {"Accept": "application/vnd.oci.image.manifest.v1+json, */*"}
     url = subject.url(kind, reference)

@@ -19,12 +19,12 @@ specification = pytest.mark.specification
 
 @pytest.fixture(scope="module")
 def tags(subject: Subject) -> list[str]:
-    """Several tags: with one alone, hardly any test here could fail."""
+    """Several tags: with a single one, hardly any test here could fail."""
     for tag in (subject.tag, *TAGS):
         # A registry that creates tags on request has the tag from now on; others may have it.
         subject.manifest(tag)
     found = _listed(subject.ask("GET", subject.url("tags", "list")))
-    assert len(found) >= 3, f"the tests need three tags of {subject.name} at least, and there are {found}"
+    assert len(found) >= 3, f"the tests need at least three tags of {subject.name}, found {found}"
     return found
 
 
@@ -48,7 +48,7 @@ def test_tags_are_in_order(tags: list[str]) -> None:
 
 
 @specification(Sentence.TAGS_NONE)
-def test_no_tags_are_a_list_too(subject: Subject, tags: list[str]) -> None:
+def test_zero_tags_are_an_empty_list(subject: Subject, tags: list[str]) -> None:
     assert tags
     response = subject.ask("GET", subject.url("tags", "list?n=0"))
     assert _listed(response) == []
@@ -57,7 +57,7 @@ def test_no_tags_are_a_list_too(subject: Subject, tags: list[str]) -> None:
 
 @specification(Sentence.TAGS_COUNT)
 @pytest.mark.parametrize("count", [1, 2])
-def test_so_many_tags(subject: Subject, tags: list[str], count: int) -> None:
+def test_a_page_has_the_requested_number_of_tags(subject: Subject, tags: list[str], count: int) -> None:
     response = subject.ask("GET", subject.url("tags", f"list?n={count}"))
     found = _listed(response)
     assert found == tags[: len(found)]

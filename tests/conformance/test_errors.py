@@ -42,7 +42,7 @@ def test_errors_have_their_form(subject: Subject, path: str) -> None:
 
 @specification(Sentence.DELETE)
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
-def test_what_is_not_there_cannot_be_deleted(subject: Subject, kind: str) -> None:
+def test_deleting_unknown_content_is_refused(subject: Subject, kind: str) -> None:
     assert subject.ask("DELETE", subject.url(kind, UNKNOWN)).status in (400, 404, 405)
 
 

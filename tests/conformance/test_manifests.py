@@ -13,7 +13,7 @@ specification = pytest.mark.specification
 
 
 @specification(Sentence.SUPPORT)
-def test_the_api_is_there(subject: Subject) -> None:
+def test_the_registry_implements_the_specification(subject: Subject) -> None:
     assert subject.ask("GET", "/v2/").status in (200, 401)
 
 
@@ -37,14 +37,14 @@ def test_a_client_that_accepts_anything(subject: Subject) -> None:
 
 
 @specification(Sentence.MANIFEST_FOUND)
-def test_a_client_that_does_not_say_what_it_accepts(subject: Subject) -> None:
+def test_a_client_without_an_accept_header(subject: Subject) -> None:
     """RFC 9110, 12.5.1: any media type is acceptable then."""
     assert subject.ask("GET", subject.url("manifests", subject.tag)).status == 200
 
 
 @specification(Sentence.MANIFEST_DIGEST)
 @pytest.mark.parametrize("by", ["tag", "digest"])
-def test_the_digest_of_a_manifest_is_told(subject: Subject, by: str) -> None:
+def test_a_manifest_has_its_digest_in_a_header(subject: Subject, by: str) -> None:
     response = subject.manifest(subject.tag if by == "tag" else subject.digest)
     assert response.headers["docker-content-digest"] == subject.digest
 
@@ -94,13 +94,13 @@ def test_head_of_a_manifest(subject: Subject, by: str) -> None:
 
 
 @specification(Sentence.HEAD_DIGEST)
-def test_head_tells_the_digest_of_a_manifest(subject: Subject) -> None:
+def test_head_of_a_manifest_has_the_digest(subject: Subject) -> None:
     head = subject.manifest(subject.tag, "HEAD")
     assert head.headers["docker-content-digest"] == subject.digest
 
 
 @specification(Sentence.HEAD_LENGTH)
-def test_head_tells_the_length_of_a_manifest(subject: Subject) -> None:
+def test_head_of_a_manifest_has_the_length(subject: Subject) -> None:
     head, get = subject.manifest(subject.tag, "HEAD"), subject.manifest(subject.tag)
     assert head.headers["content-length"] == str(len(get.body))
 

@@ -1,4 +1,4 @@
-"""Our promises beyond the specification, from which other registries are exempt."""
+"""Nixery's promises beyond the specification, from which other registries are exempt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.promise
 
 @pytest.mark.parametrize("accept", ["text/html", "application/json", ""])
 def test_accept_is_a_hint(subject: Subject, accept: str) -> None:
-    """A client that accepts none of our types still gets a manifest (RFC 9110, 12.5.1 allows it)."""
+    """A client that accepts none of the server's types still gets a manifest (RFC 9110, 12.5.1 allows it)."""
     response = subject.manifest(subject.tag, accept=accept)
     assert response.status == 200
     assert response.headers["content-type"] == response.json()["mediaType"]
@@ -25,7 +25,7 @@ def test_the_namespace_of_a_mirror_is_ignored(subject: Subject) -> None:
 
 
 def test_head_has_the_headers_of_get(subject: Subject) -> None:
-    """RFC 9110, 9.3.2 allows to omit some, but clients rely on them."""
+    """RFC 9110, 9.3.2 allows servers to omit some, but clients rely on them."""
     for url in (subject.url("manifests", subject.tag), subject.blob_url):
         get, head = subject.ask("GET", url), subject.ask("HEAD", url)
         assert _comparable(head) == _comparable(get)
@@ -62,7 +62,7 @@ def test_tags_are_in_the_order_of_ascii(subject: Subject) -> None:
         ("hello/nothing/at/all", 404, "UNSUPPORTED"),
     ],
 )
-def test_errors_are_json_and_say_what_is_the_matter(
+def test_errors_are_json_with_a_code_and_a_message(
     subject: Subject, path: str, status: int, code: str
 ) -> None:
     response = subject.ask("GET", f"/v2/{path}")
@@ -81,7 +81,7 @@ def test_errors_are_json_and_say_what_is_the_matter(
         ("DELETE", f"blobs/{UNKNOWN}"),
     ],
 )
-def test_a_read_only_registry_says_so(subject: Subject, method: str, path: str) -> None:
+def test_a_read_only_registry_refuses_writes(subject: Subject, method: str, path: str) -> None:
     response = subject.ask(method, subject.url(*path.split("/", 1)) if "/" in path else path)
     assert (response.status, response.error["code"]) == (405, "UNSUPPORTED")
 
@@ -92,7 +92,7 @@ def _comparable(response: Response) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("value", ["bytes=0-9", "bytes=99999999-"])
-def test_head_knows_no_ranges(subject: Subject, value: str) -> None:
+def test_head_ignores_ranges(subject: Subject, value: str) -> None:
     """RFC 9110, 14.2: a server ignores Range in requests of any method but GET."""
     response = subject.ask("HEAD", subject.blob_url, {"Range": value})
     assert (response.status, response.body) == (200, b"")

@@ -70,9 +70,7 @@ def test_locales_are_found_in_an_archive(server: Server, tmp_path: Path) -> None
     assert container.run(*_WEEKDAY) == "Monday\n"
 
 
-def test_commands_can_replace_what_an_image_starts(
-    tools: Container, hello: Container, special: Container
-) -> None:
+def test_the_default_command_can_be_replaced(tools: Container, hello: Container, special: Container) -> None:
     assert tools.image.cmd == ["bash"]
     assert hello.image.cmd == ["hello"]
     assert special.image.cmd == []

@@ -123,8 +123,8 @@ def test_clashes_are_decided_by_priority_then_name_and_logged(special: Container
     lines = [json.loads(line) for line in server.log.splitlines() if "names clash" in line]
     warnings = [line for line in lines if "dash" in line["image"]]
     for name, winner, loser in (("bin/volume", "quiet", "loud"), ("bin/sh", "bash", "dash")):
-        told = [(line["name"], line["winner"], line["loser"]) for line in warnings]
-        assert (name, winner, loser) in told
+        clashes = [(line["name"], line["winner"], line["loser"]) for line in warnings]
+        assert (name, winner, loser) in clashes
 
 
 def test_an_unknown_user_can_run_everything(tools: Container) -> None:

@@ -36,7 +36,7 @@ def test_iconv_finds_its_character_sets(programs: Container) -> None:
     assert programs.run("bash", "-c", script) == "あ"
 
 
-def test_programs_of_the_go_toolchain_and_what_it_builds_run(programs: Container) -> None:
+def test_the_go_toolchain_and_its_output_run(programs: Container) -> None:
     assert programs.run("bash", "-c", "echo 'package  p' | gofmt") == "package p\n"
     assert programs.run("built") == "built\n"
 

@@ -1,7 +1,7 @@
-"""docs/how-to/image-recipes.md, as it stands: its files in a package set, its commands in bash, and what they print beside what it says they print.
+"""Run docs/how-to/image-recipes.md: put its files into a package set, run its commands in bash, and compare their output.
 
-``nixery``, ``skopeo`` and everything else is the program itself, but for docker, podman and buildah: a machine with the tests' programs has none of
-them. In their places are programs that do the same by skopeo, umoci and runc (``tests/support/container_engine.py``).
+``nixery``, ``skopeo`` and the other programs are real. docker, podman and buildah are not installed with the tests'
+programs; stand-ins run skopeo, umoci and runc (``tests/support/container_engine.py``).
 """
 
 from __future__ import annotations

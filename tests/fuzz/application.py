@@ -1,4 +1,4 @@
-"""The application in this process, on real storage, with a Nix that writes down what it is asked and has nothing."""
+"""The application in this process, on real storage, with an empty Nix that records its calls."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from nixery.storage.records import RecordStore
 from nixery.telemetry.metrics import Metrics, RequestCounts
 from tests.support.client import MANIFEST, Response
 
-# What is stored before the first request.
+# Stored before the first request.
 NAME, TAGS = "stored/image", ("1.0", "latest")
 LAYER = b"0123456789"
 STORED_MANIFEST = b'{"schemaVersion":2,"mediaType":"%s"}' % MANIFEST.encode()
@@ -93,7 +93,7 @@ class RecordingBuilder:
 
 @dataclass
 class ApplicationUnderTest:
-    """Asked as the web server would ask it."""
+    """Calls the application as the web server does."""
 
     application: Application
     nix: RecordingBuilder
@@ -102,7 +102,7 @@ class ApplicationUnderTest:
     def request(
         self, method: str, path: str, query: bytes = b"", headers: Iterable[tuple[str, str]] = ()
     ) -> Response:
-        """Forget what Nix was asked before, then ask; there is a host if the headers have none."""
+        """Clear the recorded calls of Nix, then send a request; add a host if the headers have none."""
         self.nix.requests.clear()
         given = list(headers)
         if not any(name.lower() == "host" for name, _ in given):
@@ -133,7 +133,7 @@ class _Scope:
 
 
 class _Protocol:
-    """Takes an answer as the web server does; the body of an empty one is as long as its header says."""
+    """Receives a response as the web server does; an empty body counts as long as its header says."""
 
     def __init__(self) -> None:
         self.responses: list[Response] = []
@@ -153,7 +153,7 @@ class _Protocol:
         self._respond(status, headers, Path(file).read_bytes()[start:end])
 
     def response_stream(self, status: int, headers: list[tuple[str, str]]) -> Transport:
-        raise AssertionError((status, headers))  # what is on disk is sent from there
+        raise AssertionError((status, headers))  # the web server sends files from disk
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b""
@@ -163,9 +163,9 @@ class _Protocol:
         for name, value in headers:
             assert not set(name + value) & set("\r\n\0"), (name, value)
             assert value.isascii(), (name, value)
-            assert name.lower() not in by_name, f"{name!r} comes twice"
+            assert name.lower() not in by_name, f"{name!r} is repeated"
             by_name[name.lower()] = value
-        # No two answers have the same; all others of their headers may be compared.
+        # These differ in every response; all other headers can be compared.
         assert by_name.pop("x-request-id")
         self.responses.append(Response(status, by_name, body))
 

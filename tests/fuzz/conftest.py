@@ -21,7 +21,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applicatio
 
 @dataclass(frozen=True)
 class Target:
-    """A server with real Nix behind a spy, and what is stored in it.
+    """A server with real Nix behind a spy, and its stored content.
 
     Attributes:
         digest: of the manifest of ``hello``.

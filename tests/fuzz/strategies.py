@@ -50,7 +50,7 @@ def nearly(draw: st.DrawFn, valid: st.SearchStrategy[str]) -> str:
     return text
 
 
-# Surrogates cannot come out of decoded UTF-8.
+# Decoded UTF-8 contains no surrogates.
 noise = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 long_names = st.tuples(st.sampled_from(["a", "a/", "a-", "-", "a.b/"]), st.integers(50, 3000)).map(
     lambda parts: parts[0] * parts[1]

@@ -35,7 +35,7 @@ def test_every_response_is_that_of_a_registry(
 ) -> None:
     get = application.request("GET", path, query, headers)
     check(get)
-    assert get.status >= 400 or is_route(path), "that is none of the API's paths"
+    assert get.status >= 400 or is_route(path), "not a path of the API"
     for wanted, optional in application.nix.requests:
         named = set(wanted) - set(SHELL_PACKAGES)
         assert all(is_name(package) and "/" not in package for package in named)

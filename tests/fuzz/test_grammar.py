@@ -1,4 +1,4 @@
-"""The regular expressions agree with a reading of the specification without any."""
+"""The regular expressions agree with an implementation of the specification that uses none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def accepts(check: Callable[[str], object], text: str) -> bool:
 @example("a" * 255)
 @example("a" * 256)
 @example("a\n")
-def test_names_are_judged_alike(name: str) -> None:
+def test_both_grammars_accept_the_same_names(name: str) -> None:
     assert accepts(validate_name, name) == is_name(name)
 
 
@@ -42,7 +42,7 @@ def test_a_valid_name_keeps_all_of_its_packages(name: str) -> None:
 
 @examples(250)
 @given(strategies.references)
-def test_references_are_judged_alike(reference: str) -> None:
+def test_both_grammars_accept_the_same_references(reference: str) -> None:
     assert accepts(parse_reference, reference) == (is_tag(reference) or is_digest(reference))
     if is_tag(reference):
         assert parse_reference(reference) == Tag(reference)
@@ -50,5 +50,5 @@ def test_references_are_judged_alike(reference: str) -> None:
 
 @examples(250)
 @given(strategies.digests | strategies.broken_digests | st.text(max_size=80))
-def test_digests_are_judged_alike(digest: str) -> None:
+def test_both_grammars_accept_the_same_digests(digest: str) -> None:
     assert accepts(Digest.parse, digest) == is_digest(digest)

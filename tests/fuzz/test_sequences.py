@@ -77,7 +77,7 @@ def test_a_body_is_not_taken_for_a_request(target: Target, method: str, body: by
     ],
 )
 def test_an_ambiguous_length_is_refused(target: Target, ambiguous: bytes) -> None:
-    """A proxy in front could take the rest for a body where we take it for a request, or the reverse."""
+    """Otherwise a proxy and the server could disagree where a request ends (request smuggling)."""
     received = target.exchange(VERSION + ambiguous + b"GET /v2/smuggled HTTP/1.1\r\n" + HOST_LINE + CLOSE)
     target.check_health()
     assert b"smuggled" not in received

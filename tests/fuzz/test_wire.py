@@ -51,13 +51,13 @@ def message(
 def check(response: Response) -> None:
     """Check a response. Requests that are not HTTP are answered by the web server itself, without a body."""
     assert response.status < 500, response
-    if response.status >= 400 and not is_the_web_servers(response):
+    if response.status >= 400 and not is_from_web_server(response):
         assert response.headers["content-type"] == "application/json"
         if response.body:
             assert {error["code"] for error in response.errors} <= ERROR_CODES
 
 
-def is_the_web_servers(response: Response) -> bool:
+def is_from_web_server(response: Response) -> bool:
     return "server" not in response.headers and response.status in (400, 414, 431) and response.body == b""
 
 
@@ -117,13 +117,13 @@ def test_ranges_and_conditions_of_a_blob(target: Target, headers: Headers) -> No
 
 
 def test_only_valid_names_reached_nix(target: Target) -> None:
-    """Runs last: the calls of Nix of all tests above."""
+    """Runs last: checks the calls of Nix of all tests above."""
     asked = target.spy.calls_of("nix-instantiate", "request")
     assert asked
     for call in asked:
         _, _, argument = call.partition("--argstr request ")
         request, _ = json.JSONDecoder().raw_decode(argument)
         if "details" in request:
-            continue  # a list of the whole set, for which no client is asked for a name
+            continue  # a list of the whole set has no name from a client
         for name in (*request["packages"], *request["optional"]):
             assert is_name(name) or name == "bashInteractive", call

@@ -61,11 +61,11 @@ def pull(client: RegistryClient) -> Pull:
 
 @pytest.fixture
 def start_server(tmp_path: Path, settings: Mapping[str, str]) -> Iterator[StartServer]:
-    """Start servers of the test's own, all on one storage by default."""
+    """Start servers for one test, all on one storage by default."""
     with ExitStack() as stack:
 
         def start(**other_settings: str | None) -> Server:
-            """Start one; ``None`` removes a shared setting."""
+            """Start a server; ``None`` removes a shared setting."""
             chosen = {**settings, "STORAGE_PATH": str(tmp_path / "storage"), **other_settings}
             given = {name: value for name, value in chosen.items() if value is not None}
             return stack.enter_context(running_server(tmp_path, given))

@@ -30,7 +30,7 @@ def test_a_full_queue_refuses_with_retry_after(start_server: StartServer, spy: N
         name: InBackground(server.client, f"/v2/{name}/manifests/latest").start()
         for name in ("greeting", "left")
     }
-    # The first of them takes the only place in the queue.
+    # The first request takes the only place in the queue.
     wait_until(lambda: not all(other.is_running for other in others.values()), "the second one is refused")
     (name,) = (name for name, other in others.items() if other.is_running)
     waiting = others.pop(name)

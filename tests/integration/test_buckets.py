@@ -62,9 +62,7 @@ def pulled_by_skopeo(server: Server, directory: Path) -> PulledImage:
 
 
 @pytest.mark.security
-def test_clients_that_read_nothing_have_no_blob_kept_in_memory(
-    start_server: StartServer, tmp_path: Path
-) -> None:
+def test_stalled_clients_keep_no_blob_in_memory(start_server: StartServer, tmp_path: Path) -> None:
     content = bytes(64 << 20)
     digest = hashlib.sha256(content).hexdigest()
     with moto(tmp_path) as bucket, ExitStack() as stack:
@@ -85,7 +83,7 @@ def test_clients_that_read_nothing_have_no_blob_kept_in_memory(
             connection = stack.enter_context(socket.create_connection((HOST, server.port)))
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nRange: bytes=1-\r\n\r\n".encode())
             assert connection.recv(1)
-        # The last one to begin has the whole blob, and so could all others.
+        # The last request gets the whole blob; so could all others.
         assert server.client.get(path).body == content
         status = Path(f"/proc/{server.process.pid}/status").read_text()
         (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
@@ -122,7 +120,7 @@ def test_a_client_pulls(
     assert "Traceback" not in server.log
 
 
-def test_a_replica_serves_what_another_one_built_without_nix(
+def test_a_replica_without_nix_serves_images_of_another_one(
     start_server: StartServer, tmp_path: Path, spy: NixSpy
 ) -> None:
     with moto(tmp_path) as bucket:
@@ -133,12 +131,12 @@ def test_a_replica_serves_what_another_one_built_without_nix(
             NIXERY_BLOB_DELIVERY="proxy",
             STORAGE_PATH=str(tmp_path / "other"),
         )
-        spy.forget()  # what is asked when a server starts
+        spy.forget()  # the requests of a server that starts
         assert validate(other.client.pull(NAME)) == image
         assert spy.calls == []
 
 
-def test_a_server_that_starts_does_not_serve_a_copy_that_broke(
+def test_a_restarted_server_does_not_serve_a_corrupted_copy(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with moto(tmp_path) as bucket:
@@ -148,7 +146,7 @@ def test_a_server_that_starts_does_not_serve_a_copy_that_broke(
         digest, _ = big_layer(server)
         path = f"/v2/{NAME}/blobs/{digest}"
         layer = server.client.get(path).body
-        # It has its name shortly after the client has its last byte.
+        # The server renames the copy shortly after it sent the last byte.
         copy = storage / "cache" / digest.removeprefix("sha256:")
         wait_until(copy.exists, "the copy", seconds=60)
         assert server.stop() == 0
@@ -157,14 +155,14 @@ def test_a_server_that_starts_does_not_serve_a_copy_that_broke(
         copy.write_bytes(bytes([layer[0] ^ 1]) + layer[1:])
         server = start_server(**settings)
 
-        def is_whole_again() -> bool:
+        def is_repaired() -> bool:
             assert server.client.get(path).body == layer
             return copy.exists() and copy.read_bytes() == layer
 
-        wait_until(is_whole_again, "another copy", seconds=60)
+        wait_until(is_repaired, "another copy", seconds=60)
         assert server.client.get(path).body == layer
         assert server.stop() == 0
-        assert "a cached blob was broken and is deleted" in server.log
+        assert "deleted a corrupted copy of a blob" in server.log
         assert "Traceback" not in server.log
 
 
@@ -186,14 +184,14 @@ def test_replicas_that_build_the_same_image_at_the_same_moment(
         assert all("Traceback" not in server.log for server in servers)
 
 
-def test_a_warm_pull_asks_the_bucket_for_nothing_but_each_layer(
+def test_a_warm_pull_requests_only_the_layers_from_the_bucket(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
         url = f"http://{HOST}:{proxy.port}"
         server = start_server(**{**bucket.settings, "AWS_ENDPOINT_URL": url}, NIXERY_BLOB_DELIVERY="redirect")
         pulled_by_skopeo(server, tmp_path / "cold")
-        time.sleep(1.1)  # until the image is looked for again, and what is found is remembered
+        time.sleep(1.1)  # until the next lookup of the image, whose result is cached
         pulled_by_skopeo(server, tmp_path / "second")
         proxy.requests.clear()
         image = pulled_by_skopeo(server, tmp_path / "warm")
@@ -202,12 +200,12 @@ def test_a_warm_pull_asks_the_bucket_for_nothing_but_each_layer(
         assert len(blobs) == len(set(blobs)) <= len(image.layers)
 
 
-def test_a_transfer_from_the_bucket_that_breaks_off_is_taken_up(
+def test_an_interrupted_transfer_from_the_bucket_is_resumed(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
         url = f"http://{HOST}:{proxy.port}"
-        # Without copies, or nothing would be asked of the bucket after the pull.
+        # Without local copies; otherwise the server would not read the bucket after the pull.
         server = start_server(
             **{**bucket.settings, "AWS_ENDPOINT_URL": url},
             NIXERY_BLOB_DELIVERY="proxy",
@@ -233,7 +231,7 @@ def test_a_missing_bucket_is_one_line(tmp_path: Path) -> None:
         assert "Traceback" not in ended.stderr
 
 
-def test_a_server_builds_again_what_was_collected_behind_its_back(
+def test_an_image_collected_by_another_process_is_rebuilt(
     bucket: ObjectStore, start_server: StartServer, tmp_path: Path
 ) -> None:
     # Seconds: longer than a pull takes, even on a loaded machine.

@@ -35,7 +35,7 @@ def version(image: PulledImage) -> str:
     return path.rpartition("-")[2]
 
 
-def test_repeated_pulls_ask_nix_nothing(start_server: StartServer, spy: NixSpy) -> None:
+def test_repeated_pulls_run_no_nix(start_server: StartServer, spy: NixSpy) -> None:
     server = start_server(**spy.environment())
     names = ["shell/hello/diamond", "shell/diamond/hello", "arm64/hello", "hello"]
     digests = {name: server.client.digest(name) for name in names}
@@ -73,7 +73,7 @@ def test_an_image_that_is_not_cached_is_built_from_the_current_files(
     assert (version(before), version(after)) == ("1.0", "1.1")
 
 
-def test_a_mended_package_builds_once_its_failure_expires(
+def test_a_fixed_package_builds_once_its_failure_expires(
     start_server: StartServer, package_set: Path
 ) -> None:
     edit(package_set, "echo hello >", "exit 1;")
@@ -112,7 +112,7 @@ def test_without_a_pin_every_edit_is_seen_at_once(
     assert spy.calls == []
 
 
-def test_other_popularity_data_gives_another_image(start_server: StartServer, tmp_path: Path) -> None:
+def test_different_popularity_data_gives_a_different_image(start_server: StartServer, tmp_path: Path) -> None:
     popularity = tmp_path / "popularity.json"
     popularity.write_text('{"bottom": 1000}')
     plain = start_server().client.digest("diamond")

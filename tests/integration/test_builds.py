@@ -13,7 +13,7 @@ from tests.support.client import RegistryClient
 from tests.support.nix import install_fake_nix, processes_with_environment, started_by, wait_until
 from tests.support.server import Server, running_server
 
-# Bytes that every client reads of an error.
+# Bytes of an error that every client reads.
 _LARGEST_ERROR = 64 * 1024
 
 

@@ -24,7 +24,7 @@ from tests.support.repository import Repository
 from tests.support.server import Server
 from tests.support.web_server import FileServer, file_server
 
-# Bytes that a server without manners sends at most.
+# The most bytes that the misbehaving server sends.
 _MOST = 2 << 30
 
 
@@ -41,7 +41,7 @@ class Channels:
         """Put a version into a channel; return its commit."""
         self.repository.git("checkout", "--quiet", "-B", channel)
         commit = self.repository.commit(version)
-        # As GitHub does it: one directory with everything in it.
+        # Like GitHub's archives: a single directory contains everything.
         name = f"--prefix=nixpkgs-{commit}/"
         self.repository.git(
             "archive", "--format=tar.gz", name, f"--output={self._archives / commit}.tar.gz", commit
@@ -72,7 +72,7 @@ def version(image: PulledImage) -> str:
     return image.filesystem.read("share/version").decode().strip()
 
 
-def test_what_tags_mean(channels: Channels) -> None:
+def test_the_meaning_of_tags(channels: Channels) -> None:
     old = channels.release("nixos-23.11", "23.11")
     new = channels.release("nixos-24.05", "24.05")
     client = channels.server("nixos-24.05").client
@@ -91,7 +91,7 @@ def test_what_tags_mean(channels: Channels) -> None:
 def test_a_commit_as_the_channel(channels: Channels) -> None:
     old = channels.release("nixos-23.11", "23.11")
     channels.release("nixos-23.11", "23.11.1")
-    # Nobody has to be asked what a commit is.
+    # The server needs no repository to resolve a commit.
     channels.repository.directory.rename(channels.repository.directory.with_name("gone"))
     assert version(channels.server(old).client.pull("hello")) == "23.11"
 
@@ -127,7 +127,7 @@ def test_an_archive_is_fetched_once(channels: Channels) -> None:
     assert channels.web.requests == [f"/{commit}.tar.gz"]
 
 
-def test_a_web_server_that_is_out_of_reach(channels: Channels) -> None:
+def test_an_unreachable_web_server(channels: Channels) -> None:
     channels.release("nixos-24.05", "24.05")
     server = channels.server("nixos-24.05", NIXERY_CHANNEL_URL="http://127.0.0.1:1/{rev}.tar.gz")
     response = server.client.manifest("hello")
@@ -136,8 +136,8 @@ def test_a_web_server_that_is_out_of_reach(channels: Channels) -> None:
     assert "http://127.0.0.1:1/{rev}.tar.gz" in server.log
 
 
-def test_an_archive_is_the_store_path_that_it_was_before(channels: Channels) -> None:
-    # Image digests hang on it: older versions had Nix's own command fetch archives.
+def test_an_archive_has_the_same_store_path_as_in_earlier_versions(channels: Channels) -> None:
+    # Image digests depend on it: older versions fetched archives with Nix's own command.
     commit = channels.release("nixos-24.05", "24.05")
     completed = subprocess.run(
         [
@@ -168,7 +168,8 @@ class _Endless(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        # Random bytes are no archive, but nobody knows before there are some; and no test is to take all memory if it fails.
+        # Random bytes are not an archive, which shows only after the first of them. The server sends a bounded number, so that a
+        # failing test does not exhaust the memory.
         piece = os.urandom(1 << 20)
         with suppress(OSError):
             while _Endless.sent < _MOST:
@@ -180,9 +181,7 @@ class _Endless(BaseHTTPRequestHandler):
 
 
 @pytest.mark.security
-def test_an_archive_without_end_does_not_take_all_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endless_archive_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Endless, "sent", 0)
     with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

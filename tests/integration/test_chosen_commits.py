@@ -1,4 +1,4 @@
-"""Clients do not choose the code: a commit counts if a branch or a tag of the source leads to it."""
+"""Clients do not choose the code: the server accepts only commits that a branch or a tag of the source reaches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAKE = """\
 
 
 class Published(Repository):
-    """A repository on a forge: it hands out any commit, those of forks among them."""
+    """A repository on a forge, which serves any commit, including those of forks."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -123,14 +123,14 @@ def test_the_commit_of_a_fork(forge: Forge, tmp_path: Path) -> None:
     (tree / ".git").unlink()
     assert not store_has(tree)
     assert not any(evil in request for request in forge.web.requests)
-    # Nor by fewer digits, which a forge would understand as well.
+    # Nor by an abbreviated id, which a forge would also accept.
     for digits in (7, 12, 39):
         refusal(server, evil[:digits])
 
 
 @pytest.mark.parametrize("way", ["by another name", "another repository"])
 def test_a_planted_pin(forge: Forge, way: str) -> None:
-    """Who can write to the storage, the holder of a stolen bucket credential for example, does not choose the code either."""
+    """An attacker who can write to the storage, with a stolen bucket credential for example, does not choose the code either."""
     forge.release("1.0")
     evil = forge.fork("6.0")
     other = Published(forge.directory / "other" / "set")
@@ -156,7 +156,7 @@ def test_a_planted_pin(forge: Forge, way: str) -> None:
     for path in (server.storage / "records" / "pins").glob("*/*"):
         record = json.loads(path.read_bytes())
         record["current"] |= {"identity": identity, "revision": "x"}
-        path.chmod(0o600)  # it is written once, and read-only from then on
+        path.chmod(0o600)  # records of commits are written once, and read-only
         path.write_text(json.dumps(record))
     before = len(forge.web.requests)
     server = forge.server()
@@ -165,19 +165,19 @@ def test_a_planted_pin(forge: Forge, way: str) -> None:
     assert "pin in the storage is not of this source" in server.log
 
 
-def test_what_was_pinned_through_a_branch(forge: Forge) -> None:
+def test_a_commit_pinned_through_a_branch(forge: Forge) -> None:
     forge.release("1.0")
-    gone = forge.release("2.0")
+    reset_commit = forge.release("2.0")
     server = forge.server()
     assert version(server, "latest") == "2.0"
     forge.repository.git("reset", "--hard", "--quiet", "HEAD~1")
     forge.release("3.0")
-    # Another server on the same records, without what the first one has fetched.
+    # Another server on the same records, without the commits that the first one fetched.
     assert server.stop() == 0
-    assert version(forge.server(), gone) == "2.0"
+    assert version(forge.server(), reset_commit) == "2.0"
 
 
-def test_the_operator_widens_and_narrows(forge: Forge) -> None:
+def test_the_rule_can_be_relaxed_and_tightened(forge: Forge) -> None:
     forge.release("1.0")
     forge.repository.git("checkout", "--quiet", "-b", "topic")
     topic = forge.release("1.1")
@@ -188,9 +188,9 @@ def test_the_operator_widens_and_narrows(forge: Forge) -> None:
     anything = forge.server(NIXERY_COMMITS="any")
     assert version(anything, topic) == "1.1"
     if forge.kind != "flake":
-        # This Nix gets a flake's commit by the branch or the tag that leads to it, and not by its digits.
+        # This version of Nix fetches a flake's commit by the branch or the tag that leads to it, not by its id.
         assert version(anything, fork) == "6.0"
-    # What one rule accepted, another one does not.
+    # Another rule does not accept the commits of the first one.
     assert anything.stop() == 0
     narrow = forge.server(NIXERY_COMMITS="main,release-*")
     assert "NIXERY_COMMITS=main,release-*" in refusal(narrow, topic)
@@ -209,7 +209,7 @@ def test_many_commits_that_do_not_exist(forge: Forge) -> None:
     asked = len(forge.web.requests)
     for number in range(1, 31):
         refusal(server, f"{number:040x}")
-    # Where the branches are was asked now and then, and nothing was fetched for any of them.
+    # The server listed the branches a few times and fetched nothing.
     new = forge.web.requests[asked:]
     assert not [request for request in new if request.startswith("GET") and "info/refs" not in request]
     assert len(new) < 30

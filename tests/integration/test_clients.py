@@ -1,4 +1,4 @@
-"""What one client does to others, and what it is believed. Addresses of this machine are different clients."""
+"""The effect of one client on others, and which headers of clients are trusted. Each address of this machine is a client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.server import HOST, Server, free_port
 
 pytestmark = pytest.mark.security
 
-# Packages of the test set, of which subsets are images that nobody has asked for before.
+# Packages of the test set; their subsets are images that no client has requested before.
 _PACKAGES = ["hello", "greeting", "left", "right", "diamond", "many", "outputs", "users", "loud", "bytelog"]
 
 _MODEST = [f"127.0.0.{number}" for number in range(3, 8)]
@@ -34,7 +34,7 @@ def seen_from(server: Server, address: str, timeout: float = 120) -> RegistryCli
 
 
 class Greedy:
-    """Has everything built, all the time, from one address."""
+    """Requests builds without pause, from one address."""
 
     def __init__(self, server: Server) -> None:
         self._client = seen_from(server, "127.0.0.2")
@@ -77,10 +77,12 @@ class Greedy:
             self._over.wait(0.1)
 
 
-def test_one_client_that_wants_everything_shuts_nobody_out(start_server: StartServer) -> None:
+def test_a_greedy_client_does_not_starve_others(start_server: StartServer) -> None:
     server = start_server(NIXERY_MAX_BUILDS="1", NIXERY_MAX_QUEUED="20")
     with Greedy(server) as greedy:
-        wait_until(lambda: greedy.statuses.count(429) > 500, "one client asks for more than there is", 60)
+        wait_until(
+            lambda: greedy.statuses.count(429) > 500, "one client requests more than the server has", 60
+        )
         modest = {
             address: InBackground(
                 seen_from(server, address), f"/v2/{_PACKAGES[number]}/manifests/latest"
@@ -95,9 +97,7 @@ def test_one_client_that_wants_everything_shuts_nobody_out(start_server: StartSe
             assert "NIXERY_MAX_QUEUED_PER_CLIENT" in refused.error["message"]
 
 
-def test_what_one_client_asks_for_first_is_not_kept_from_the_others(
-    start_server: StartServer, spy: NixSpy
-) -> None:
+def test_a_client_with_many_builds_does_not_delay_others(start_server: StartServer, spy: NixSpy) -> None:
     server = start_server(NIXERY_MAX_BUILDS="1", NIXERY_MAX_QUEUED="20", **spy.environment())
     sleeping = InBackground(seen_from(server, "127.0.0.2"), "/v2/slow/manifests/latest").start()
     wait_until(lambda: bool(spy.calls_of("nix-store", "--realise")), "the build begins")
@@ -112,7 +112,7 @@ def test_what_one_client_asks_for_first_is_not_kept_from_the_others(
 
 @contextmanager
 def silent(server: Server, addresses: list[str]) -> Iterator[None]:
-    """Connect from addresses, and say nothing."""
+    """Connect from addresses and send nothing."""
     with ExitStack() as stack:
         for address in addresses:
             connection = stack.enter_context(socket.socket())
@@ -122,7 +122,7 @@ def silent(server: Server, addresses: list[str]) -> Iterator[None]:
         yield
 
 
-def test_connections_of_one_client_shut_nobody_out(start_server: StartServer) -> None:
+def test_connections_of_one_client_do_not_block_others(start_server: StartServer) -> None:
     port = free_port()
     server = start_server(NIXERY_ADMIN_PORT=str(port))
     with silent(server, ["127.0.0.2"] * 1100):
@@ -130,18 +130,18 @@ def test_connections_of_one_client_shut_nobody_out(start_server: StartServer) ->
             assert seen_from(server, address, 10).get("/v2/").status == 200
         assert RegistryClient(HOST, port, 10).get("/readyz").status == 200
         assert server.client.get("/healthz").status == 200
-        wait_until(lambda: "too many connections from one address" in server.log, "that is told", 30)
+        wait_until(lambda: "too many connections from one address" in server.log, "the limit is logged", 30)
 
 
 @pytest.mark.parametrize(
     ("settings_of_its_own", "number"),
     [({}, 1100), ({"NIXERY_MAX_CONNECTIONS": "32", "NIXERY_MAX_CONNECTIONS_PER_CLIENT": "2"}, 200)],
 )
-def test_connections_of_many_clients_shut_nobody_out(
+def test_connections_of_many_clients_do_not_block_others(
     start_server: StartServer, settings_of_its_own: dict[str, str], number: int
 ) -> None:
     server = start_server(**settings_of_its_own)
-    # Of the second server, more than its web server takes at once.
+    # More connections to the second server than its web server accepts at once.
     with silent(server, [f"127.0.{1 + one // 200}.{1 + one % 200}" for one in range(number)]):
         for address in _MODEST:
             assert seen_from(server, address, 20).get("/v2/").status == 200
@@ -154,7 +154,7 @@ def test_a_request_that_waits_for_its_build_keeps_its_connection(start_server: S
         assert waiting.result().status == 200
 
 
-def test_health_and_metrics_have_a_port_of_their_own(start_server: StartServer) -> None:
+def test_health_and_metrics_have_their_own_port(start_server: StartServer) -> None:
     port = free_port()
     server = start_server(NIXERY_ADMIN_PORT=str(port))
     admin, public = RegistryClient(HOST, port), server.client
@@ -168,7 +168,7 @@ def test_health_and_metrics_have_a_port_of_their_own(start_server: StartServer) 
     assert server.stop() == 0
 
 
-def test_on_loopback_all_is_told_but_not_to_what_a_proxy_passes_on(client: RegistryClient) -> None:
+def test_loopback_clients_see_metrics_but_proxied_requests_do_not(client: RegistryClient) -> None:
     assert "checks" in client.get("/readyz").json()
     assert client.get("/metrics").status == 200
     forwarded = {"X-Forwarded-For": "203.0.113.9"}
@@ -176,7 +176,7 @@ def test_on_loopback_all_is_told_but_not_to_what_a_proxy_passes_on(client: Regis
     assert client.get("/metrics", forwarded).status == 404
 
 
-def test_an_admin_port_that_is_taken_is_told(start_server: StartServer) -> None:
+def test_an_admin_port_in_use_is_reported(start_server: StartServer) -> None:
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
@@ -192,11 +192,11 @@ _FORGED = {
 }
 
 
-def test_only_proxies_are_believed(start_server: StartServer) -> None:
+def test_only_trusted_proxies_set_the_client_address(start_server: StartServer) -> None:
     server = start_server(NIXERY_TRUSTED_PROXIES="127.0.0.9")
-    anybody = server.client.get("/v2/fails/manifests/latest", _FORGED)
-    assert anybody.headers["x-request-id"] != "forged"
-    assert "evil.example" not in anybody.error["message"]
+    response = server.client.get("/v2/fails/manifests/latest", _FORGED)
+    assert response.headers["x-request-id"] != "forged"
+    assert "evil.example" not in response.error["message"]
     assert b"evil.example" not in server.client.get("/", _FORGED).body
     assert "203.0.113.9" not in server.log
     proxy = seen_from(server, "127.0.0.9")
@@ -206,7 +206,7 @@ def test_only_proxies_are_believed(start_server: StartServer) -> None:
     assert "203.0.113.9" in server.log
 
 
-def test_clients_behind_a_proxy_have_shares_of_their_own(start_server: StartServer, spy: NixSpy) -> None:
+def test_clients_behind_a_proxy_have_separate_shares(start_server: StartServer, spy: NixSpy) -> None:
     server = start_server(
         NIXERY_MAX_BUILDS="1",
         NIXERY_MAX_QUEUED="4",
@@ -230,7 +230,7 @@ def test_clients_behind_a_proxy_have_shares_of_their_own(start_server: StartServ
     assert sorted(one.result().status for one in greedy) == [200, 200, 429, 429]
 
 
-def test_links_have_the_name_that_is_known(start_server: StartServer) -> None:
+def test_links_use_the_public_url(start_server: StartServer) -> None:
     server = start_server(NIXERY_PUBLIC_URL="https://registry.example.org/")
     message = server.client.get("/v2/fails/manifests/latest", {"Host": "evil.example"}).error["message"]
     assert "https://registry.example.org/builds/" in message
@@ -243,7 +243,7 @@ def test_links_have_the_name_that_is_known(start_server: StartServer) -> None:
     ("host", "status"),
     [(b"", 400), (b"Host: a\r\nHost: a\r\n", 400), (b"Host: a b\r\n", 400), (b"Host: a:80\r\n", 200)],
 )
-def test_a_request_has_one_host(server: Server, host: bytes, status: int) -> None:
+def test_a_request_needs_exactly_one_host(server: Server, host: bytes, status: int) -> None:
     sent = b"GET /v2/ HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n"
     (response,) = parse_responses(exchange((HOST, server.port), sent), ["GET"])
     assert response.status == status
@@ -254,7 +254,7 @@ def test_http_1_0_needs_no_host(server: Server) -> None:
     assert response.status == 200
 
 
-def test_another_site_has_nothing_built(start_server: StartServer, spy: NixSpy) -> None:
+def test_requests_from_another_site_start_no_build(start_server: StartServer, spy: NixSpy) -> None:
     server = start_server(**spy.environment())
     spy.forget()
     for headers in (
@@ -269,7 +269,7 @@ def test_another_site_has_nothing_built(start_server: StartServer, spy: NixSpy) 
     assert spy.calls == []
 
 
-def test_nothing_is_sniffed(server: Server) -> None:
+def test_responses_forbid_content_sniffing(server: Server) -> None:
     manifest = server.client.manifest("big").json()
     large = max(manifest["layers"], key=lambda layer: layer["size"])["digest"]
     paths = ["/v2/", "/v2/big/manifests/latest", f"/v2/big/blobs/{large}", "/v2/big/blobs/x", "/nothing"]
@@ -294,7 +294,7 @@ def test_names_are_not_listed_where_builds_are_not_public(start_server: StartSer
     assert server.client.get("/v2/Not%20a%20name/tags/list").status == 400
 
 
-def test_one_client_fills_no_log(start_server: StartServer) -> None:
+def test_log_lines_of_one_client_are_limited(start_server: StartServer) -> None:
     server = start_server()
     with closing(seen_from(server, "127.0.0.2").connect()) as greedy:
         for number in range(3000):
@@ -304,12 +304,12 @@ def test_one_client_fills_no_log(start_server: StartServer) -> None:
     assert 100 < len(lines) < 1500
     assert seen_from(server, "127.0.0.3").get("/v2/hello/blobs/mine").status == 400
     assert "/v2/hello/blobs/mine" in server.log
-    wait_until(lambda: "log lines suppressed" in server.log, "what is not there is told", 30)
-    (told, *_) = [json.loads(line) for line in server.log.splitlines() if "log lines suppressed" in line]
-    assert (told["client"], told["lines"] >= 3000 - len(lines) - 100) == ("127.0.0.2", True)
+    wait_until(lambda: "log lines suppressed" in server.log, "the suppressed lines are counted", 30)
+    (summary, *_) = [json.loads(line) for line in server.log.splitlines() if "log lines suppressed" in line]
+    assert (summary["client"], summary["lines"] >= 3000 - len(lines) - 100) == ("127.0.0.2", True)
 
 
-def test_followers_of_one_client_shut_nobody_out(start_server: StartServer) -> None:
+def test_followers_of_one_client_do_not_block_others(start_server: StartServer) -> None:
     server = start_server(NIXERY_MAX_FOLLOWERS="3", NIXERY_MAX_FOLLOWERS_PER_CLIENT="2")
     _, _, begun = post(server, b'{"name": "sleeps"}')
     url = f"{begun['builds'][0]['url']}/events"

@@ -1,4 +1,4 @@
-"""Nix's garbage collector runs all the time, in a store of the tests' own, and images are built all the same."""
+"""Images are built while Nix's garbage collector runs all the time, in a private store."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def test_directory(private_nix: PrivateNix, tmp_path: Path) -> None:
         with ThreadPoolExecutor(3) as threads:
             images = list(threads.map(server.client.pull, NAMES))
     assert [validate(image).digest for image in images] == expected
-    # The first time takes what the other server left.
-    assert any(collected[1:]), "something of these builds was collected"
+    # The first collection deletes what the other server left.
+    assert any(collected[1:]), "paths of these builds were collected"
     assert links(server.storage) == []
 
 
-# Fails once, as a builder does whose output has been deleted, when somebody has the collector's lock.
+# Fails once while the collector holds its lock, like a builder whose output has been deleted.
 _FAILS_ONCE = """
 if [ "$1" = --realise ] && mkdir {marker} 2>/dev/null; then
     while flock --shared --nonblock /nix/var/nix/gc.lock true; do sleep 0.05; done
@@ -58,7 +58,7 @@ PATH=${{PATH#*:}} exec nix-store "$@"
 """
 
 
-def test_a_builder_that_failed_while_garbage_was_collected_has_another_attempt(
+def test_a_builder_that_failed_during_a_collection_is_retried(
     private_nix: PrivateNix, tmp_path: Path
 ) -> None:
     marker = tmp_path / "failed"
@@ -80,7 +80,7 @@ def test_a_builder_that_failed_while_garbage_was_collected_has_another_attempt(
         with (private_nix.directory / "nix" / "var" / "nix" / "gc.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             wait_until((marker / "seen").exists, "its failure")
-            time.sleep(1)  # for the server to see it too
+            time.sleep(1)  # so that the server sees it too
         assert answer.result().status == 200
 
 
@@ -95,9 +95,9 @@ def test_commits(private_nix: PrivateNix, tmp_path: Path) -> None:
         )
         collected = stack.enter_context(private_nix.collecting_all_the_time())
         for commit, version in zip(commits, versions, strict=True):
-            # The second image is of the tree that the first one had, if it is still there.
+            # The second image uses the tree of the first one if it still exists.
             for name in ("hello", "other"):
                 image = validate(server.client.pull(name, commit))
                 assert f"{name}-{version}" in image.config_document["history"][0]["comment"]
-    assert any(collected), "something of these builds was collected"
+    assert any(collected), "paths of these builds were collected"
     assert links(server.storage) == []

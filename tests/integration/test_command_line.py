@@ -1,4 +1,4 @@
-"""The commands that make images without a server."""
+"""The commands that build images without a server."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_edited_package_set_is_built_in_its_current_state(nixery: CommandLine
     package_set.mkdir()
     results = []
     for port in (80, 81, 80):
-        # As an editor saves it, and at once the command: a pin of the first build holds for an hour on a server.
+        # An edit, and the command right after it: on a server, the pin of the first build would be valid for an hour.
         (package_set / "default.nix").write_text(
             f"{{ ... }}: {{ web = {{ contents = [ ]; config.ExposedPorts = [ {port} ]; }}; }}"
         )
@@ -70,7 +70,7 @@ def test_an_edited_package_set_is_built_in_its_current_state(nixery: CommandLine
     assert results[0]["digest"] != results[1]["digest"]
     assert results[0]["revision"] != results[1]["revision"]
     assert results[0] == results[2]
-    # Whoever wants a server's answer asks for it.
+    # With a time to live, the command uses pins as a server does.
     quiet = nixery("build", "web", "--quiet", NIXERY_PKGS_PATH=str(package_set), NIXERY_PIN_TTL="3600")
     assert quiet.stdout.strip() == results[2]["digest"]
 
@@ -136,7 +136,7 @@ def test_a_nix_file_is_built(nixery: CommandLine) -> None:
     document = json.loads(config.read_text())
     assert document["architecture"] == "arm64"
     assert document["config"]["Cmd"][0] == "hello"
-    # What is in the file now counts, not what was in it when it was built before.
+    # The current content of the file counts, not that of the earlier build.
     first = nixery("build", "--file", path.name, "-q").stdout
     path.write_text("{ pkgs }: [ pkgs.left ]")
     assert nixery("build", "--file", path.name, "-q").stdout != first
@@ -163,7 +163,7 @@ def test_existing_files_are_not_overwritten(nixery: CommandLine) -> None:
     (nixery.directory / "image").mkdir()
     ended = nixery("build", "hello", "-o", "image", status=1)
     assert "image: it exists already" in ended.stderr
-    # Nothing was built in vain.
+    # The check precedes the build.
     assert "nosuch" not in nixery("build", "nosuch", "-o", "image", status=1).stderr
     assert list((nixery.directory / "image").iterdir()) == []
 
@@ -212,7 +212,7 @@ def test_json_output_is_an_event_per_line(nixery: CommandLine) -> None:
     assert "nosuch" in json.loads(failed[-1])["message"]
 
 
-def test_check_finds_nothing_wrong(nixery: CommandLine) -> None:
+def test_check_accepts_valid_settings(nixery: CommandLine) -> None:
     findings = json.loads(nixery("check", "--json").stdout)
     assert [finding["what"] for finding in findings] == ["settings", "nix", "sandbox", "storage", "source"]
     assert all(finding["right"] for finding in findings)
@@ -238,7 +238,7 @@ def test_maintenance_commands_do_not_create_a_storage(nixery: CommandLine, comma
     assert not nowhere.exists()
 
 
-def test_check_finds_what_is_wrong(nixery: CommandLine) -> None:
+def test_check_reports_errors(nixery: CommandLine) -> None:
     (nixery.directory / "file").write_text("")
     storage = nixery("check", status=1, STORAGE_PATH=str(nixery.directory / "file" / "below"))
     assert "WRONG storage" in storage.stdout
@@ -304,7 +304,7 @@ def test_all_commands_show_the_same_kind_of_bars(
     cache = f"file://{nixery.directory}/cache/nixery"
     (nixery.directory / "cache" / "nixery").mkdir(parents=True)
     shown = nixery.on_terminal(*(argument.format(cache=cache) for argument in arguments))
-    # The cursor is back before the result, which nothing overwrites.
+    # The cursor is restored before the result, so nothing overwrites it.
     during, _, after = shown.rpartition(SHOWN)
     assert HIDDEN in during
     assert meanwhile in during
@@ -353,7 +353,7 @@ def test_a_tag_cannot_be_given_twice(nixery: CommandLine) -> None:
 def test_a_missing_package_source_is_an_error(tmp_path: Path) -> None:
     ended = CommandLine({}, tmp_path)("build", "hello", status=1)
     assert ended.stderr == (
-        "nixery: set one of NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH, NIXERY_FLAKE: where packages come from\n"
+        "nixery: no package source: set one of NIXERY_CHANNEL, NIXERY_PKGS_REPO, NIXERY_PKGS_PATH, NIXERY_FLAKE\n"
     )
 
 
@@ -367,7 +367,7 @@ def test_inspect_describes_an_image(nixery: CommandLine) -> None:
     text = nixery("inspect", "mainprogram").stdout
     assert image["digest"] in text
     assert "the-program" in text
-    # A line is a line, however wide.
+    # Lines do not wrap, however wide they are.
     assert any(line.startswith("  Env: [") and line.endswith('"LANG=C.UTF-8"]') for line in text.splitlines())
 
 

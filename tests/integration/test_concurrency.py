@@ -1,4 +1,4 @@
-"""Concurrent requests share builds, and none of them waits for a build of another image."""
+"""Concurrent requests share builds, and no request waits for a build of another image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_identical_requests_share_one_build(module_server: Server, watched: NixS
 
 
 def test_heads_and_gets_share_one_build(module_server: Server, watched: NixSpy) -> None:
-    # As containerd does: HEAD of the tag, then GET.
+    # Like containerd: HEAD of the tag, then GET.
     path = "/v2/slowest/manifests/latest"
     with ThreadPoolExecutor(4) as threads:
         responses = list(
@@ -71,7 +71,7 @@ def test_other_images_are_served_during_a_build(module_server: Server, watched: 
     assert slow.result().status == 200
 
 
-def test_a_client_that_comes_back_joins_its_build(module_server: Server, watched: NixSpy) -> None:
+def test_a_returning_client_joins_its_build(module_server: Server, watched: NixSpy) -> None:
     joined = value(module_server, "nixery_builds_joined_total")
     path = "/v2/leisurely/manifests/latest"
     with watched.holding("--realise"):
@@ -93,7 +93,7 @@ def test_images_with_common_layers_at_the_same_time(start_server: StartServer) -
     assert [client.digest(name) for name in names] == [image.digest for image in images]
 
 
-def test_images_that_differ_in_nothing_but_their_names(start_server: StartServer) -> None:
+def test_images_that_differ_only_in_their_names(start_server: StartServer) -> None:
     # Neither package has files at the root, so the last layers of both images have the same content.
     names = ["singlefile", "anotherfile"] * 2
     for _ in range(4):

@@ -21,11 +21,11 @@ from tests.support.server import clean_environment, end_process, free_port, run_
 
 pytestmark = pytest.mark.security
 
-# Several `--option`s of one name: the last one holds.
+# Of several `--option`s with one name, the last one wins.
 _SANDBOXED = ("--option", "sandbox", "true", "--option", "sandbox-fallback", "false")
 _WITH_A_SHELL = ("--option", "sandbox-paths", "/bin /lib /lib64? /usr")
 
-# Brings up the loopback interface of a new network namespace, which has nothing else, and becomes a command.
+# Brings up loopback, the only interface of a new network namespace, and executes a command.
 _LOOPBACK_UP = """
 import fcntl, os, socket, struct, sys
 with socket.socket() as any_socket:
@@ -33,7 +33,7 @@ with socket.socket() as any_socket:
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 
-# Becomes a command that no other machine can connect to, whatever address it listens on.
+# The prefix of a command that no other machine can connect to, on any address.
 _NO_NETWORK = (
     ("unshare", "--net", sys.executable, "-c", _LOOPBACK_UP)
     if os.geteuid() == 0
@@ -63,7 +63,7 @@ def machine_has_a_sandbox(settings: Mapping[str, str], directory: Path) -> bool:
 
 @pytest.fixture
 def serve(tmp_path: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a server that could serve."""
+    """The environment of a server with valid settings."""
     return {
         **settings,
         "PORT": str(free_port()),
@@ -73,8 +73,8 @@ def serve(tmp_path: Path, settings: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def on_a_network_of_its_own(environment: Mapping[str, str], directory: Path) -> Iterator[Path]:
-    """Run a server on all addresses of a network namespace of its own; yield the file of its log."""
+def in_network_namespace(environment: Mapping[str, str], directory: Path) -> Iterator[Path]:
+    """Run a server on all addresses of its own network namespace; yield the file of its log."""
     output = directory / "log"
     with output.open("wb") as sink:
         process = subprocess.Popen(
@@ -89,7 +89,7 @@ def on_a_network_of_its_own(environment: Mapping[str, str], directory: Path) -> 
     try:
         wait_until(
             lambda: process.poll() is not None or b'"event": "listening"' in output.read_bytes(),
-            "the server, or its end",
+            "the server answers or exits",
             seconds=30,
         )
         yield output
@@ -98,8 +98,8 @@ def on_a_network_of_its_own(environment: Mapping[str, str], directory: Path) -> 
         sys.stdout.write(output.read_text())
 
 
-def ask_there(log: Path, url: str) -> str:
-    """Ask a server on a network of its own."""
+def request_in_namespace(log: Path, url: str) -> str:
+    """Send a request to a server in its own network namespace."""
     process = json.loads(log.with_name("process").read_text())
     enter = ["nsenter", f"--target={process}", "--net"]
     if os.geteuid() != 0:
@@ -109,8 +109,8 @@ def ask_there(log: Path, url: str) -> str:
     ).stdout
 
 
-def told(log: str) -> dict[str, Any]:
-    """The one event about builders."""
+def builders_event(log: str) -> dict[str, Any]:
+    """Return the only event about builders."""
     events: list[dict[str, Any]] = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     (event,) = [event for event in events if event["event"] == "builders"]
     return event
@@ -119,7 +119,7 @@ def told(log: str) -> dict[str, Any]:
 def test_a_builder_without_sandbox(settings: Mapping[str, str], tmp_path: Path) -> None:
     found = probed(settings, tmp_path, "--option", "sandbox", "false", "--option", "build-users-group", "")
     assert found.sandbox == "off"
-    # A namespace's own root is the server's own user and no more.
+    # Root in a user namespace is the server's own user and has no more rights.
     assert found.user in {"root", "server"}
     assert found.owns_store
     assert found.reads_storage
@@ -129,20 +129,18 @@ def test_a_builder_without_sandbox(settings: Mapping[str, str], tmp_path: Path) 
 def test_a_builder_in_the_sandbox(settings: Mapping[str, str], tmp_path: Path) -> None:
     found = probed(settings, tmp_path, *_SANDBOXED, *_WITH_A_SHELL, "--option", "build-users-group", "")
     if found.sandbox == "unknown":
-        # A machine that has none says so in Nix's words.
+        # On a machine without a sandbox, the message is Nix's.
         assert found.reason
         assert not found.is_safe
         return
     assert found.sandbox == "on"
     assert not found.reads_storage
-    # It keeps the user that it was entered with, who owns the store.
+    # The builder keeps the user that entered the sandbox and owns the store.
     assert found.owns_store
     assert found.is_safe == (found.user != "root")
 
 
-def test_a_shell_is_brought_along_where_the_sandbox_has_none(
-    settings: Mapping[str, str], tmp_path: Path
-) -> None:
+def test_a_sandbox_without_a_shell_gets_one(settings: Mapping[str, str], tmp_path: Path) -> None:
     if machine_has_a_sandbox(settings, tmp_path):
         assert probed(settings, tmp_path, *_SANDBOXED, "--option", "sandbox-paths", "").sandbox == "on"
 
@@ -164,14 +162,14 @@ def test_a_sandbox_that_shows_the_storage(settings: Mapping[str, str], tmp_path:
 
 
 @pytest.mark.parametrize("script", ["exit 1", "echo /proc/version", "echo /does/not/exist", "echo 'pid=1'"])
-def test_a_nix_that_builds_nothing(settings: Mapping[str, str], tmp_path: Path, script: str) -> None:
+def test_a_nix_that_cannot_build(settings: Mapping[str, str], tmp_path: Path, script: str) -> None:
     found = probed({**settings, **install_fake_nix(tmp_path / "nix", script)}, tmp_path)
     assert found.sandbox == "unknown"
     assert found.reason
     assert not found.is_safe
 
 
-def test_there_is_no_nix(settings: Mapping[str, str], tmp_path: Path) -> None:
+def test_nix_is_not_installed(settings: Mapping[str, str], tmp_path: Path) -> None:
     found = probed({**settings, "PATH": str(tmp_path)}, tmp_path)
     assert found.reason == "cannot run nix-build: No such file or directory"
 
@@ -188,59 +186,59 @@ def test_a_probe_leaves_nothing_behind(settings: Mapping[str, str], tmp_path: Pa
     assert list((tmp_path / "own").iterdir()) == []
 
 
-def test_a_server_says_what_builders_reach(start_server: StartServer) -> None:
-    event = told(start_server(NIXERY_NIX_SANDBOX="off").log)
+def test_a_server_logs_the_confinement_of_builders(start_server: StartServer) -> None:
+    event = builders_event(start_server(NIXERY_NIX_SANDBOX="off").log)
     assert event["level"] == "warning"
     assert event["sandbox"] == "off"
     assert event["reach"].startswith("builders run without a sandbox, as ")
 
 
-def test_a_nix_that_cannot_be_used_is_told_at_the_start(start_server: StartServer, tmp_path: Path) -> None:
-    event = told(start_server(**install_fake_nix(tmp_path / "nix", "echo out of order >&2; exit 1")).log)
+def test_an_unusable_nix_is_reported_at_the_start(start_server: StartServer, tmp_path: Path) -> None:
+    event = builders_event(
+        start_server(**install_fake_nix(tmp_path / "nix", "echo out of order >&2; exit 1")).log
+    )
     assert (event["level"], event["sandbox"]) == ("warning", "unknown")
     assert event["reach"] == "it is unknown what a builder could reach: out of order"
 
 
-def test_no_network_is_served_with_builders_that_own_the_server(
-    serve: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_network_is_not_served_with_unconfined_builders(serve: dict[str, str], tmp_path: Path) -> None:
     relaxed = {"NIX_CONFIG": "sandbox = false"}
-    with on_a_network_of_its_own({**serve, **relaxed}, tmp_path) as log:
+    with in_network_namespace({**serve, **relaxed}, tmp_path) as log:
         (line,) = log.read_text().splitlines()
     assert line.startswith(
         "nixery: NIXERY_HOST=0.0.0.0 opens the server to other machines, but builders run without"
     )
     assert "NIXERY_NIX_SANDBOX=off" in line
-    # Not even a directory of this process is left.
+    # The server left no directory behind.
     assert list((tmp_path / "storage" / "temporary").iterdir()) == []
 
 
-def test_that_can_be_accepted(serve: dict[str, str], tmp_path: Path) -> None:
-    with on_a_network_of_its_own({**serve, "NIXERY_NIX_SANDBOX": "off"}, tmp_path) as log:
+def test_unconfined_builders_can_be_accepted(serve: dict[str, str], tmp_path: Path) -> None:
+    with in_network_namespace({**serve, "NIXERY_NIX_SANDBOX": "off"}, tmp_path) as log:
         text = log.read_text()
-    assert told(text)["level"] == "warning"
+    assert builders_event(text)["level"] == "warning"
     assert '"event": "listening"' in text
 
 
 def test_a_network_is_served_before_nix_can_be_used_but_nothing_is_built(
     serve: dict[str, str], spy: NixSpy, tmp_path: Path
 ) -> None:
-    # Of Nix's programs one is broken: whatever builders could reach, it cannot be found out.
+    # One of Nix's programs is broken, so the confinement of builders is unknown.
     (spy.directory / "nix-build").write_text("#!/bin/sh\nexit 1\n")
-    with on_a_network_of_its_own({**serve, **spy.environment()}, tmp_path) as log:
-        assert told(log.read_text())["sandbox"] == "unknown"
-        answer = ask_there(log, f"http://127.0.0.1:{serve['PORT']}/v2/hello/manifests/latest")
+    with in_network_namespace({**serve, **spy.environment()}, tmp_path) as log:
+        assert builders_event(log.read_text())["sandbox"] == "unknown"
+        answer = request_in_namespace(log, f"http://127.0.0.1:{serve['PORT']}/v2/hello/manifests/latest")
     assert "builders are not known to be confined" in answer
     assert spy.calls_of("nix-instantiate", "request")
     assert spy.calls_of("nix-store", "--realise") == []
 
 
-def test_a_sandbox_that_has_to_be_there(
+def test_a_required_sandbox(
     start_server: StartServer, spy: NixSpy, serve: dict[str, str], tmp_path: Path
 ) -> None:
     found = probed(serve, tmp_path, *_SANDBOXED)
     if found.sandbox != "on":
-        # A machine that has none: then a server that must not do without does not start, and says why.
+        # On a machine without a sandbox, a server that requires one does not start, and says why.
         ended = run_server({**serve, "NIXERY_NIX_SANDBOX": "on"}, tmp_path)
         assert ended.returncode == 2
         assert ended.stderr.startswith(
@@ -248,7 +246,7 @@ def test_a_sandbox_that_has_to_be_there(
         )
         return
     server = start_server(NIXERY_NIX_SANDBOX="on", **spy.environment())
-    assert told(server.log)["sandbox"] == "on"
+    assert builders_event(server.log)["sandbox"] == "on"
     spy.forget()
     server.client.manifest("hello")
     (call,) = spy.calls_of("nix-store", "--realise")
@@ -279,12 +277,12 @@ def test_import_from_derivation_builds_in_the_sandbox_as_well(
     assert "--option sandbox true --option sandbox-fallback false" in call
 
 
-def test_a_sandbox_that_was_found_is_kept(
+def test_a_detected_sandbox_is_enforced(
     start_server: StartServer, spy: NixSpy, settings: Mapping[str, str], tmp_path: Path
 ) -> None:
     if not machine_has_a_sandbox(settings, tmp_path):
         return
-    # With a fallback, Nix would build without the sandbox as soon as there are no more namespaces.
+    # With a fallback, Nix would build without the sandbox once the machine has no namespaces left.
     fallback = "sandbox = true\nsandbox-fallback = true\nsandbox-paths = /bin /lib /lib64? /usr"
     server = start_server(NIX_CONFIG=fallback, **spy.environment())
     server.client.manifest("hello")
@@ -314,9 +312,7 @@ in
 """
 
 
-def test_builders_change_nothing_that_they_are_given(
-    start_server: StartServer, tmp_path: Path, salt: str
-) -> None:
+def test_builders_cannot_change_their_inputs(start_server: StartServer, tmp_path: Path, salt: str) -> None:
     storage = tmp_path / "storage"
     (tmp_path / "set").mkdir()
     text = _TRIES.replace("@salt@", salt).replace("@storage@", str(storage))
@@ -324,13 +320,13 @@ def test_builders_change_nothing_that_they_are_given(
     server = start_server(NIXERY_PKGS_PATH=str(tmp_path / "set"))
     (storage / "probe").write_text("of the server")
     (storage / "probe").chmod(0o600)
-    found = told(server.log)
+    found = builders_event(server.log)
     filesystem = server.client.pull("tries").filesystem
     result = set(filesystem.read("share/result").decode().split())
     if found["user"] == "own":
         assert result == {"done"}
     elif found["sandbox"] == "on":
-        # As the warning says.
+        # The warning says so.
         assert result == {"changed", "done"}
     else:
         assert result == {"changed", "read", "written", "done"}
@@ -354,9 +350,9 @@ def test_a_server_can_be_stopped_while_it_waits_for_a_builder(serve: dict[str, s
         end_process(process)
 
 
-def test_a_server_on_a_network_tells_operators_alone(serve: dict[str, str], tmp_path: Path) -> None:
-    with on_a_network_of_its_own({**serve, "NIXERY_NIX_SANDBOX": "off"}, tmp_path) as log:
+def test_a_server_on_a_network_shows_details_to_operators_only(serve: dict[str, str], tmp_path: Path) -> None:
+    with in_network_namespace({**serve, "NIXERY_NIX_SANDBOX": "off"}, tmp_path) as log:
         url = f"http://127.0.0.1:{serve['PORT']}"
-        assert json.loads(ask_there(log, f"{url}/healthz")) == {"status": "ok"}
-        assert json.loads(ask_there(log, f"{url}/readyz")) == {"status": "ready"}
-        assert "nixery_http_requests_total" not in ask_there(log, f"{url}/metrics")
+        assert json.loads(request_in_namespace(log, f"{url}/healthz")) == {"status": "ok"}
+        assert json.loads(request_in_namespace(log, f"{url}/readyz")) == {"status": "ready"}
+        assert "nixery_http_requests_total" not in request_in_namespace(log, f"{url}/metrics")

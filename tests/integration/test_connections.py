@@ -1,4 +1,4 @@
-"""Clients that are slow, silent or both, on real sockets: what they cost, and when they are cut off."""
+"""Slow and silent clients on real sockets: how much memory they cost, and when the server disconnects them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.integration.conftest import StartServer
 from tests.support.nix import wait_until
 from tests.support.server import Server
 
-# Seconds after which a connection without a whole request is closed, and some more.
+# Seconds after which the server closes a connection without a complete request, with a margin.
 _IDLE = 30
 _MORE = 10
 
-# Bytes of memory that a slow reader may cost: a buffer of the web server, and what was read of the file for it.
+# Bytes of memory that a slow reader may cost: a buffer of the web server, and the part of the file read for it.
 _PER_READER = 400 * 1024
 _READERS = 100
 
-# Seconds for which the body of a request is waited for.
+# Seconds that the server waits for the body of a request.
 _BODY = 10
 
-# Seconds after which who takes nothing is cut off.
+# Seconds after which the server disconnects a client that reads nothing.
 _SEND_TIMEOUT = 3
 
 Connect = Callable[[bytes], socket.socket]
@@ -35,7 +35,7 @@ Connect = Callable[[bytes], socket.socket]
 
 @pytest.fixture
 def connections(start_server: StartServer) -> Iterator[tuple[Server, Connect]]:
-    # All of them are from one address here.
+    # All connections are from one address here.
     server = start_server(NIXERY_MAX_CONNECTIONS_PER_CLIENT="1000")
     assert server.client.get("/v2/").status == 200
     with ExitStack() as stack:
@@ -82,7 +82,7 @@ def test_silent_clients_are_disconnected(connections: tuple[Server, Connect]) ->
 
     def all_are_closed() -> bool:
         time.sleep(0.5)
-        # A field now and then does not count: all of them have to be there.
+        # Single header fields do not reset the timeout: it covers the complete request.
         slow = [is_closed(connection, b"X: y\r\n") for connection in trickling]
         return all([*slow, *map(is_closed, silent), *map(is_closed, kept)])
 
@@ -119,7 +119,7 @@ def test_a_stalled_reader_is_disconnected_and_a_slow_one_is_not(start_server: St
         slow.sendall(request)
         received = 0
         begin = time.monotonic()
-        # Some 10 kB a second, of which the kernel takes a part at a time.
+        # About 10 kB a second, which the kernel accepts in parts.
         while time.monotonic() - begin < 4 * _SEND_TIMEOUT:
             received += len(slow.recv(1000))
             time.sleep(0.1)
@@ -161,7 +161,7 @@ def test_a_request_body_that_does_not_arrive_times_out(connections: tuple[Server
     received = b""
     while part := late.recv(65536):
         received += part
-    # And closed, or this would have ended with a time-out.
+    # The server closed the connection; otherwise this would have timed out.
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b"did not arrive within 10 seconds" in received
     assert server.client.get("/v2/").status == 200

@@ -29,7 +29,7 @@ def test_other_clients_get_oci_types(client: RegistryClient, accept: str) -> Non
     assert client.get(URL, {"Accept": accept}).headers["content-type"] == MANIFEST
 
 
-def test_a_docker_manifest_is_served_by_digest_whatever_is_accepted(client: RegistryClient) -> None:
+def test_a_docker_manifest_is_served_by_digest_with_any_accept_header(client: RegistryClient) -> None:
     docker = client.get(URL, {"Accept": DOCKER_MANIFEST})
     again = client.get(f"/v2/hello/manifests/{docker.headers['docker-content-digest']}", {"Accept": MANIFEST})
     assert (again.status, again.body) == (200, docker.body)
@@ -42,7 +42,7 @@ def test_zstd_layers_have_oci_types_only(
     start_server: StartServer, more: dict[str, str], accept: str
 ) -> None:
     client = start_server(NIXERY_COMPRESSION="zstd", **more).client
-    for _ in range(2):  # built, and found
+    for _ in range(2):  # built, and from the cache
         response = client.get(URL, {"Accept": accept})
         assert response.status == 200
         assert b"vnd.docker" not in response.body

@@ -1,4 +1,4 @@
-"""A Nix that only its daemon may write to, and a server that is nobody in particular."""
+"""A Nix store that only its daemon may write to, and an unprivileged server."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.security
 
 _NOBODY = 65534
 
-# Root becomes nobody once everything is imported: nobody may not be allowed to read where Python lies. The command itself,
-# without the command line, which imports things as it needs them.
+# Root becomes the user nobody after all imports, since that user may not be able to read Python's files. It runs the command
+# itself, without the command line, which imports lazily.
 _AS_NOBODY = f"""
 import encodings.idna, importlib.readers, os
 import uvloop, nixery.app, nixery.cli.logs, nixery.nix.processes, nixery.server.serve
@@ -39,7 +39,7 @@ serve()
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory that nobody can get to, and write to."""
+    """A directory that the user nobody can reach and write to."""
     place = Path(tempfile.mkdtemp(prefix="nixery-daemon-"))
     try:
         if os.geteuid() == 0:
@@ -51,8 +51,8 @@ def directory() -> Iterator[Path]:
 
 @contextmanager
 def daemon(directory: Path, settings: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
-    """Run a daemon with a socket of its own; yield the environment of its clients."""
-    # Not in the server's directory, so that the daemon's log is the test's alone.
+    """Run a daemon with its own socket; yield the environment of its clients."""
+    # Not in the server's directory: the daemon's log must be separate.
     socket = directory / "socket"
     environment = {**settings, "NIX_DAEMON_SOCKET_PATH": str(socket)}
     process = subprocess.Popen(
@@ -74,8 +74,8 @@ def daemon(directory: Path, settings: Mapping[str, str]) -> Iterator[Mapping[str
 @contextmanager
 def server(directory: Path, settings: Mapping[str, str]) -> Iterator[Server]:
     storage, ours = directory / "storage", directory / "python"
-    # Our own files are read later on, by Nix too.
-    # What Python has compiled may be readable for root alone.
+    # The package's own files are read later, by Nix too.
+    # Python's compiled files may be readable for root only.
     code = Path(nixery.__file__).parent
     shutil.copytree(code, ours / "nixery", ignore=shutil.ignore_patterns("__pycache__"))
     chosen = {**settings, "STORAGE_PATH": str(storage), "PYTHONPATH": str(ours)}

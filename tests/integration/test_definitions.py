@@ -68,7 +68,7 @@ def test_the_directories_of_a_definition_belong_to_its_user(pull: Pull) -> None:
         member = filesystem.find(name)
         assert (member.isdir(), member.mode, member.uid, member.gid) == (True, 0o755, 65534, 65534)
     assert b"nobody:x:65534:" in filesystem.read("etc/passwd")
-    # Without a definition they are not made.
+    # Without a definition they are not created.
     assert {"srv", "data"}.isdisjoint(pull("hello").filesystem.names_in(""))
 
 
@@ -121,7 +121,7 @@ def flaws(client: RegistryClient, name: str) -> list[dict[str, Any]]:
             "not a valid image definition",
             (
                 "images.misspelt: config.WorkingDir should be an absolute path, not 'srv'; "
-                "config.cmd is no field of an image definition"
+                "config.cmd is not a field of an image definition"
             ),
         ),
         (
@@ -143,7 +143,7 @@ def flaws(client: RegistryClient, name: str) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_a_flaw_of_a_package_is_explained(
+def test_an_invalid_package_is_explained(
     client: RegistryClient, name: str, reason: str, explanation: str
 ) -> None:
     (package,) = flaws(client, name)
@@ -160,7 +160,7 @@ def test_an_image_describes_itself(pull: Pull) -> None:
     assert annotations["org.opencontainers.image.licenses"] == "MIT AND bsd3"
     assert "mainprogram 1.0" in annotations["dev.nixery.packages"]
     assert image.config_document["config"]["Labels"] == annotations
-    # A definition's own labels are added, and win.
+    # A definition's own labels are added, and take precedence.
     labels = pull("images.web").config_document["config"]["Labels"]
     assert labels["team"] == "platform"
     assert labels["org.opencontainers.image.title"] == "images.web"

@@ -1,4 +1,4 @@
-"""The same image has the same bytes, whatever is cached and however many workers pack it."""
+"""The same image has the same bytes with any cache contents and any number of workers."""
 
 from __future__ import annotations
 

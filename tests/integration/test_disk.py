@@ -1,4 +1,4 @@
-"""Storage that is full, read-only or gone, and a Nix store that is full: what clients see, and that it heals by itself."""
+"""Storage that is full, read-only or missing, and a full Nix store: the errors of clients, and the recovery."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.validator.image_validator import validate
 
 pytestmark = pytest.mark.xdist_group("mounts")
 
-# Bytes of the file system, and what is left of it for a layer of 16 MB, which is thus in the middle of being packed.
+# Bytes of the file system, and free bytes: a layer of 16 MB fills them in the middle of packing.
 SIZE = 40 * 1024 * 1024
 LEFT = 4 * 1024 * 1024
 
 # Seconds for which /readyz gives the same answer.
-BELIEVED = 1.1
+HEALTH_TTL = 1.1
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def storage(tmp_path: Path) -> Iterator[Path]:
 
 
 def readiness(server: Server) -> tuple[int, dict[str, str]]:
-    time.sleep(BELIEVED)
+    time.sleep(HEALTH_TTL)
     response = server.client.get("/readyz")
     checks: dict[str, str] = response.json()["checks"]
     return response.status, checks
@@ -43,7 +43,7 @@ def temporary_files(server: Server) -> list[Path]:
     return [path for path in (server.storage / "temporary").rglob("*") if path.is_file()]
 
 
-def test_a_server_in_good_health(start_server: StartServer) -> None:
+def test_a_healthy_server(start_server: StartServer) -> None:
     server = start_server()
     assert readiness(server) == (200, {"storage": "ok", "nix": "ok", "source": "ok"})
     response = server.client.get("/healthz")
@@ -61,7 +61,7 @@ def test_storage_is_full_while_layers_are_packed(start_server: StartServer, stor
     assert "No space left on device" in response.error["message"]
     assert str(storage) not in response.body.decode()
     assert temporary_files(server) == []
-    # To the last byte.
+    # Not one byte is free.
     fill_up = storage / "more"
     ballast.rename(fill_up)
     fill(storage)
@@ -70,7 +70,7 @@ def test_storage_is_full_while_layers_are_packed(start_server: StartServer, stor
     assert "No space left on device" in checks.pop("storage")
     assert set(checks.values()) == {"ok"}
     assert server.client.get("/healthz").status == 200
-    # What is there is served, also by a server that has nothing in memory and under names that nobody has asked for yet.
+    # Stored images are served, also by a server with empty caches and under names that no client has requested yet.
     assert validate(server.client.pull("hello")) == image
     assert server.client.manifest("hello", image.digest).status == 200
     assert server.client.manifest("big").status == 507
@@ -100,23 +100,23 @@ def test_storage_vanishes(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull("hello")
     shutil.rmtree(server.storage)
-    time.sleep(BELIEVED)
+    time.sleep(HEALTH_TTL)
     assert validate(server.client.pull("hello")) == image
     assert readiness(server)[0] == 200
-    # Its directories are its own again: another server that starts leaves them alone.
+    # The server holds its directories again: another server that starts does not remove them.
     wait_until(lambda: len(list((server.storage / "temporary").iterdir())) == 1, "made again")
-    time.sleep(BELIEVED)
+    time.sleep(HEALTH_TTL)
     other = start_server()
     assert len(list((server.storage / "temporary").iterdir())) == 2
     assert other.client.pull("hello") == image
 
 
-def test_storage_vanishes_and_cannot_be_made(start_server: StartServer, tmp_path: Path) -> None:
+def test_storage_vanishes_and_cannot_be_created(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(STORAGE_PATH=str(tmp_path / "parent" / "storage"))
     image = server.client.pull("hello")
     shutil.rmtree(tmp_path / "parent")
     (tmp_path / "parent").touch()
-    time.sleep(BELIEVED)
+    time.sleep(HEALTH_TTL)
     assert server.client.manifest("greeting").status == 500
     assert readiness(server)[0] == 503
     assert server.client.get("/healthz").status == 200
@@ -130,7 +130,7 @@ NIX_STORE_FULL = "error: writing to file '/nix/store/x': No space left on device
 
 @pytest.mark.parametrize("command", ["nix-instantiate", "nix-store"])
 def test_nix_store_is_full(start_server: StartServer, tmp_path: Path, command: str) -> None:
-    """Nix itself in front of a script that says what Nix says, as long as a file is there."""
+    """Nix behind a script that fails with Nix's message while a file exists."""
     full = tmp_path / "full"
     program = shutil.which(command)
     environment = install_fake_nix(
@@ -149,9 +149,9 @@ def test_nix_store_is_full(start_server: StartServer, tmp_path: Path, command: s
     validate(server.client.pull("hello"))
 
 
-# Bytes of the file system with Nix's store, in which Nix has its database as well, and what is left of it for a package of 16 MB.
+# Bytes of the file system with Nix's store and database, and free bytes for a package of 16 MB.
 STORE_SIZE = 96 * 1024 * 1024
-# With less than that it is the evaluation that has no room: for derivations in the database, or for opening the database at all.
+# With less, the evaluation would fail: adding derivations to the database, or even opening it.
 STORE_LEFT = (8 * 1024 * 1024, 64 * 1024, 0)
 
 
@@ -162,10 +162,10 @@ def small_nix(tmp_path: Path) -> Iterator[PrivateNix]:
 
 
 @pytest.mark.parametrize("left", STORE_LEFT)
-def test_a_real_nix_store_has_no_room(
+def test_a_real_nix_store_is_full(
     tmp_path: Path, settings: Mapping[str, str], small_nix: PrivateNix, left: int
 ) -> None:
-    """All that Nix writes is on a small file system."""
+    """Nix writes only to a small file system."""
     chosen = {**settings, **small_nix.environment()}
     with running_server(tmp_path / "server", chosen, launcher=small_nix.launcher) as server:
         image = validate(server.client.pull("hello"))

@@ -26,7 +26,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     directory = tmp_path / "earlier"
     with tarfile.open(_STORAGES / request.param) as archive:
         archive.extractall(directory, filter="data")
-    # The archive has no times, and an image that was not pulled for a year may be deleted.
+    # The archive has no time stamps, and the server may delete an image that was not pulled for a year.
     for path in directory.rglob("*"):
         path.touch()
     return directory
@@ -75,13 +75,13 @@ def test_tags_are_listed(name: str, server: Server) -> None:
     assert server.client.get(f"/v2/{name}/tags/list").json()["tags"] == expected
 
 
-def test_images_are_built_again_from_the_layers_that_are_there(storage: Path, server: Server) -> None:
+def test_images_are_rebuilt_from_stored_layers(storage: Path, server: Server) -> None:
     before = set(_blobs(storage))
     for name in _NAMES:
         answer = server.client.manifest(name)
         assert answer.status == 200, answer.body
         layers = {layer["digest"] for layer in answer.json()["layers"]}
-        # Nothing is packed again: neither layers of store paths nor root file systems have changed.
+        # No layer is packed again: neither layers of store paths nor root file systems have changed.
         assert layers <= before
 
 

@@ -62,7 +62,7 @@ def server(start: StartServer, flake: str, **settings: str) -> Server:
     return start(NIXERY_PKGS_PATH=None, NIXERY_FLAKE=flake, **settings)
 
 
-def test_what_tags_mean(start_server: StartServer, repository: FlakeRepository) -> None:
+def test_the_meaning_of_tags(start_server: StartServer, repository: FlakeRepository) -> None:
     one = repository.commit("1.0")
     repository.git("branch", "release")
     repository.git("checkout", "--quiet", "-b", "side")
@@ -145,11 +145,11 @@ def test_an_evaluation_is_contained(
     response = server(start_server, f"git+file://{repository.directory}").client.manifest(escape)
     assert (response.status, response.error["code"]) == (404, "MANIFEST_UNKNOWN")
     message = response.error["message"]
-    # A variable is empty, whatever it is outside.
+    # Variables are empty in the evaluation.
     assert "found :" in message if escape == "variable" else "found" not in message
 
 
-def test_a_flake_out_of_reach(start_server: StartServer) -> None:
+def test_an_unreachable_flake(start_server: StartServer) -> None:
     response = server(start_server, "git+http://127.0.0.1:1/flake").client.manifest("hello")
     assert (response.status, response.error["code"]) == (503, "UNKNOWN")
     assert "127.0.0.1" not in response.body.decode()
@@ -157,7 +157,7 @@ def test_a_flake_out_of_reach(start_server: StartServer) -> None:
 
 @pytest.fixture
 def private(tmp_path: Path) -> Path:
-    """A directory of this machine that no other run has had in the Nix store."""
+    """A directory of this machine that no earlier run has copied into the Nix store."""
     directory = tmp_path / "private"
     directory.mkdir()
     (directory / "key").write_text(secrets.token_hex(16))
@@ -217,7 +217,7 @@ HOSTILE: Mapping[str, tuple[str, str | None]] = {
         '{ inputs.x.url = "github:a/b"; inputs.x.flake = false; USES }',
         locked({"type": "path", "path": "PRIVATE"}, GITHUB),
     ),
-    "lock has a path, honestly": (
+    "lock has a path, as in the flake": (
         '{ inputs.x.url = "path:PRIVATE"; inputs.x.flake = false; USES }',
         locked({"type": "path", "path": "PRIVATE"}),
     ),
@@ -343,7 +343,7 @@ def test_a_push_that_is_refused_leaves_the_last_state(
     ],
     ids=["fetchurl", "fetchGit", "fetchTree git", "fetchTree url", "fetchTree path"],
 )
-def test_an_evaluation_reads_no_file_whose_hash_it_might_learn(
+def test_an_evaluation_cannot_read_files_by_their_hash(
     start_server: StartServer, repository: FlakeRepository, private: Path, tmp_path: Path, expression: str
 ) -> None:
     other = Repository(tmp_path / "other")
@@ -362,7 +362,7 @@ def test_an_evaluation_reads_no_file_whose_hash_it_might_learn(
     response = server(start_server, f"git+file://{repository.directory}").client.manifest("hello")
     assert response.status == 404
     message = response.error["message"]
-    # With the hash, the next commit could read the file.
+    # A commit with the hash could read the file.
     assert "got" not in message.replace("forgotten", "")
     assert "-source" not in message
 

@@ -24,7 +24,7 @@ def links(storage: Path) -> list[Path]:
     return sorted(path for path in found if path.is_symlink())
 
 
-def test_roots_stand_while_the_closure_is_read(start_server: StartServer, tmp_path: Path) -> None:
+def test_roots_exist_while_the_closure_is_read(start_server: StartServer, tmp_path: Path) -> None:
     roots = tmp_path / "storage" / "gc-roots"
     spy = NixSpy.install(tmp_path / "watching-spy", watched=[roots, _INDIRECT_ROOTS])
     server = start_server(**spy.environment())
@@ -47,7 +47,7 @@ def test_roots_stand_while_the_closure_is_read(start_server: StartServer, tmp_pa
     assert list(roots.iterdir()) == []
 
 
-def test_roots_stand_until_the_layers_are_stored(start_server: StartServer, tmp_path: Path) -> None:
+def test_roots_exist_until_the_layers_are_stored(start_server: StartServer, tmp_path: Path) -> None:
     gate = PackingGate.install(tmp_path / "gate")
     server = start_server(**gate.environment())
     request = InBackground(server.client, "/v2/big/manifests/latest").start()
@@ -58,7 +58,7 @@ def test_roots_stand_until_the_layers_are_stored(start_server: StartServer, tmp_
     assert links(server.storage) == []
 
 
-def test_nothing_is_left_after_a_failure(server: Server) -> None:
+def test_no_roots_are_left_after_a_failure(server: Server) -> None:
     for name in ("fails/hello", "nosuchpackage", "broken"):
         assert server.client.manifest(name).status in (404, 422)
     assert links(server.storage) == []
@@ -66,13 +66,13 @@ def test_nothing_is_left_after_a_failure(server: Server) -> None:
 
 def test_the_next_server_removes_the_roots_of_a_killed_one(start_server: StartServer) -> None:
     server = start_server()
-    # As a server leaves them that is killed during a build.
+    # As left behind by a server that was killed during a build.
     (own,) = (server.storage / "gc-roots").iterdir()
     (own / "build-left-over").mkdir()
     (own / "build-left-over" / "result").symlink_to("/nix/store/00000000000000000000000000000000-x")
     living = start_server()
-    assert links(server.storage), "the roots of a running server stay"
+    assert links(server.storage), "the roots of a running server are kept"
     server.kill()
     start_server()
-    wait_until(lambda: not links(server.storage), "the roots of the killed server are gone")
+    wait_until(lambda: not links(server.storage), "the roots of the killed server are removed")
     assert living.client.get("/v2/").status == 200

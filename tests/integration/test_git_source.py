@@ -45,7 +45,7 @@ def manifest(client: RegistryClient, tag: str, name: str = "hello") -> Response:
     return client.manifest(name, tag)
 
 
-def test_what_tags_mean(start: Servers, repository: Repository) -> None:
+def test_the_meaning_of_tags(start: Servers, repository: Repository) -> None:
     one = repository.commit("1.0")
     repository.git("tag", "light")
     repository.git("tag", "--annotate", "--message", "x", "v1")
@@ -70,19 +70,19 @@ def test_what_tags_mean(start: Servers, repository: Repository) -> None:
     }
     images = {tag: client.pull("hello", tag) for tag in expected}
     assert {tag: version(image) for tag, image in images.items()} == expected
-    # The same commit is the same image, whatever led there.
+    # The same commit is the same image, under any tag.
     assert len({images[tag].digest for tag in ("latest", "main", "v1", one)}) == 1
     revisions = {tag: manifest(client, tag).headers["nixery-revision"] for tag in expected}
     assert revisions == {tag: one if expected[tag] == "1.0" else two for tag in expected}
 
 
-def test_an_image_tells_its_commit(start: Servers, repository: Repository) -> None:
+def test_an_image_is_labelled_with_its_commit(start: Servers, repository: Repository) -> None:
     commit = repository.commit("1.0")
     server = start()
     image = server.client.pull("hello")
     assert image.config_document["created"] == "2023-11-14T22:13:20Z"
     assert commit in server.log
-    # A place on this machine is nobody's business.
+    # Paths of this machine are not revealed.
     assert repository.url not in image.manifest.decode()
 
 
@@ -92,7 +92,7 @@ def test_unknown_tags(start: Servers, repository: Repository, tag: str) -> None:
     response = manifest(start().client, tag)
     assert (response.status, response.error["code"]) == (404, "MANIFEST_UNKNOWN")
     assert tag in response.error["message"]
-    # Where the repository is, nobody learns who was not meant to.
+    # The location of the repository is not revealed.
     assert str(repository.directory) not in response.error["message"]
     response = manifest(start(NIXERY_PUBLIC_SOURCE="1").client, tag)
     assert repository.url in response.error["message"] or len(tag) == 40
@@ -103,7 +103,7 @@ def test_a_branch_that_moves(start: Servers, repository: Repository) -> None:
     server, beside = start(NIXERY_PIN_TTL="8"), start(NIXERY_PIN_TTL="8")
     first = server.client.pull("hello")
     repository.commit("2.0")
-    # Inside of the pin there is one digest, on every server.
+    # Within the pin's time to live, all servers have one digest.
     assert server.client.digest("hello") == beside.client.digest("hello") == first.digest
     end = time.monotonic() + 30
     while (after := server.client.pull("hello")).digest == first.digest:
@@ -121,7 +121,7 @@ def test_repeated_pulls_run_nothing(start: Servers, repository: Repository, spy:
     for _ in range(100):
         assert {tag: server.client.digest("hello", tag) for tag in digests} == digests
     assert spy.calls == []
-    # A commit is known for ever; the source is not asked again.
+    # The pin of a commit never expires; the server does not contact the source again.
     assert server.stop() == 0
     repository.directory.rename(repository.directory.with_name("gone"))
     again = start(**spy.environment())
@@ -130,7 +130,7 @@ def test_repeated_pulls_run_nothing(start: Servers, repository: Repository, spy:
     assert spy.calls == []
 
 
-def test_another_name_of_a_known_commit_is_evaluated_alone(
+def test_only_a_new_name_of_a_known_commit_is_evaluated(
     start: Servers, repository: Repository, spy: NixSpy
 ) -> None:
     repository.commit("1.0")
@@ -154,7 +154,7 @@ def test_a_commit_that_was_forced_away(start: Servers, repository: Repository) -
     repository.git("update-ref", "refs/heads/topic", "main")
     repository.git("reflog", "expire", "--expire=now", "--all")
     repository.git("gc", "--quiet", "--prune=now")
-    # Who has pinned it gets it still, and everything else that was in it.
+    # Clients with the pinned commit still get it, with all its other packages.
     assert version(server.client.pull("hello", gone)) == "2.0"
     assert version(server.client.pull("other", gone)) == "2.0"
     assert server.stop() == 0
@@ -179,11 +179,11 @@ def test_a_source_that_cannot_be_reached(start: Servers, repository: Repository)
     digest = server.client.digest("hello")
     repository.directory.rename(elsewhere)
     time.sleep(1.2)
-    # The last pin is better than none, and the client is told.
+    # The server uses the last pin and sends a warning to the client.
     response = manifest(server.client, "latest")
     assert (response.status, response.headers["docker-content-digest"]) == (200, digest)
     assert response.headers["warning"].startswith('299 - "cannot read ')
-    # What was never known is not known now.
+    # A tag that was never pinned is an error.
     response = manifest(server.client, "main")
     assert (response.status, response.error["code"]) == (503, "UNKNOWN")
     assert int(response.headers["retry-after"]) > 0
@@ -192,9 +192,9 @@ def test_a_source_that_cannot_be_reached(start: Servers, repository: Repository)
     assert manifest(server.client, "main").status == 200
 
 
-def test_what_an_evaluation_may_not_see(start: Servers, repository: Repository) -> None:
+def test_an_evaluation_is_isolated_from_the_machine(start: Servers, repository: Repository) -> None:
     repository.commit("1.0")
-    server = start(SECRET="hidden")  # noqa: S106 -- and none of anybody's
+    server = start(SECRET="hidden")  # noqa: S106 -- made up
     image = server.client.pull("environment")
     assert "environment-x" in {path.split("-", 1)[1] for path in image.filesystem.store_paths}
     response = manifest(server.client, "latest", "outside")
@@ -205,22 +205,24 @@ def test_what_an_evaluation_may_not_see(start: Servers, repository: Repository) 
     assert "allow-import-from-derivation" in response.error["message"]
 
 
-def test_an_evaluation_cannot_fetch_what_is_on_this_machine(start: Servers, repository: Repository) -> None:
+def test_an_evaluation_cannot_fetch_local_files(start: Servers, repository: Repository) -> None:
     repository.write(
         "1.0", outside='"${builtins.fetchTree { type = "path"; path = "/etc/ssl"; }}/openssl.cnf"'
     )
     repository.git("add", "--all")
     repository.git("commit", "--quiet", "--message", "reads")
-    # Nix's configuration may have flakes, and with them what fetches anything.
+    # Nix's configuration may enable flakes, and with them functions that fetch anything.
     response = manifest(
         start(NIX_CONFIG="experimental-features = nix-command flakes").client, "latest", "outside"
     )
     assert response.status == 404
-    # What was fetched would be read, and is no Nix.
+    # A fetched file would be parsed, and is not a Nix expression.
     assert "syntax error" not in response.error["message"]
 
 
-def test_an_evaluation_searches_nowhere_else(start: Servers, repository: Repository, tmp_path: Path) -> None:
+def test_an_evaluation_has_no_other_search_path(
+    start: Servers, repository: Repository, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere.nix").write_text("1")
     repository.write("1.0", outside="<elsewhere>")
     repository.git("add", "--all")
@@ -251,7 +253,7 @@ def test_a_commit_is_unpacked_in_its_place(start: Servers, repository: Repositor
     target = repository.git("hash-object", "-w", "--stdin", content=str(outside).encode())
 
     def tree(*entries: tuple[str, str, str]) -> str:
-        # Git itself makes no such trees.
+        # git itself creates no such trees.
         content = b"".join(
             f"{mode} {name}".encode() + b"\0" + bytes.fromhex(object_name)
             for mode, name, object_name in entries
@@ -308,7 +310,7 @@ def test_a_directory_runs_no_program_of_its_repository(
     with (repository.directory / ".git/config").open("a") as config:
         config.write(f"[log]\n\tshowSignature = true\n[core]\n\thooksPath = {tmp_path}\n")
     (tmp_path / "post-index-change").symlink_to(program)
-    # Its content has to be looked at.
+    # The server has to read its content.
     (repository.directory / "default.nix").touch()
     response = manifest(start_server(NIXERY_PKGS_PATH=str(repository.directory)).client, "latest")
     assert response.status == 200
@@ -317,8 +319,8 @@ def test_a_directory_runs_no_program_of_its_repository(
 
 
 @pytest.mark.security
-def test_a_commit_from_a_time_that_no_calendar_has(start: Servers, repository: Repository) -> None:
-    """Whoever writes a commit object writes its date."""
+def test_a_commit_with_a_date_out_of_range(start: Servers, repository: Repository) -> None:
+    """The author of a commit object chooses its date."""
     tree = repository.git("rev-parse", f"{repository.commit('1.0')}^{{tree}}")
     person = "a <a@example.org> 99999999999999 +0000"
     commit = f"tree {tree}\nauthor {person}\ncommitter {person}\n\nx\n".encode()

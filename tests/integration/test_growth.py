@@ -1,4 +1,4 @@
-"""What clients can have written: nothing that they made up, and of the rest no more than there may be.
+"""Clients cannot make a server write records for made-up names, nor unbounded numbers of other files.
 
 ``GROWTH=10 pytest`` asks for ten times as much.
 """
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.xdist_group("mounts")
 EFFORT = int(os.environ.get("GROWTH", "1"))
 TAGS, MISSING, UNIQUE = 200 * EFFORT, 200 * EFFORT, 30 * EFFORT
 
-# Of which any number can be combined to an image.
+# Any number of them can be combined to an image.
 PACKAGES = (
     "hello",
     "greeting",
@@ -42,12 +42,12 @@ PACKAGES = (
     "emptyfile",
 )
 
-# Fewer than the images have files, and more than the directories that they are in.
+# Fewer than the files of the images, and more than their directories.
 INODES = 330 + 320 * EFFORT
 
 
 def count(server: Server) -> Counter[str]:
-    """Files by what they are: blobs, or records of a kind."""
+    """Count files by type: blobs, or records of a kind."""
     found: Counter[str] = Counter()
     for path in server.storage.rglob("*"):
         if path.is_file():
@@ -62,13 +62,13 @@ def ask(server: Server, names: list[tuple[str, str]]) -> Counter[int]:
 
 
 def unique(number: int) -> list[str]:
-    """Names of so many images."""
+    """Return names of this many images."""
     sizes = range(2, len(PACKAGES))
     names = itertools.chain.from_iterable(itertools.combinations(PACKAGES, size) for size in sizes)
     return ["/".join(packages) for packages in itertools.islice(names, number)]
 
 
-def test_what_clients_make_up_is_not_written(start_server: StartServer) -> None:
+def test_made_up_names_are_not_stored(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull("hello/greeting")
     before = count(server)
@@ -87,7 +87,7 @@ def test_what_clients_make_up_is_not_written(start_server: StartServer) -> None:
     assert validate(server.client.pull("hello/greeting")) == image
 
 
-def test_records_beyond_their_bounds_are_tidied_up(start_server: StartServer) -> None:
+def test_records_over_their_bounds_are_deleted(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull("hello")
     assert server.stop() == 0
@@ -97,7 +97,7 @@ def test_records_beyond_their_bounds_are_tidied_up(start_server: StartServer) ->
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"{}")
     server = start_server()
-    wait_until(lambda: count(server)["records/builds"] <= 900, "the records were tidied up")
+    wait_until(lambda: count(server)["records/builds"] <= 900, "the surplus records were deleted")
     assert validate(server.client.pull("hello")) == image
 
 
@@ -108,7 +108,7 @@ def storage(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_unique_images_do_not_use_up_the_inodes(start_server: StartServer, storage: Path) -> None:
-    """With no settings for it. Images that nobody used lately make room for others."""
+    """With default settings. The server deletes the least recently used images to make room for others."""
     server = start_server(STORAGE_PATH=str(storage))
     names = unique(UNIQUE)
     statuses = Counter[int]()

@@ -1,4 +1,4 @@
-"""What authors of packages choose: they learn nothing of the server's, take no more than their share, and move no cursor."""
+"""Hostile package authors learn no secrets, take no more than their share of resources, and cannot control terminals."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.support.server import Server
 
 pytestmark = pytest.mark.security
 
-SECRET = "xyzzy-4711-plugh"  # noqa: S105 -- what is looked for
+SECRET = "xyzzy-4711-plugh"  # noqa: S105 -- a made-up secret to search for
 
-# Where a server has them, and what a builder or an evaluation could ask for.
+# Places where a server has secrets, and variables that a builder or an evaluation could request.
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": SECRET,
     "AWS_SESSION_TOKEN": SECRET,
@@ -39,7 +39,7 @@ SECRETS = {
     "MALLORY": SECRET,
 }
 
-# Prints all that it is given, and fails.
+# Prints its environment and its arguments, and fails.
 _THIEF = """
 derivation {
   name = "thief";
@@ -61,8 +61,8 @@ def package_set(directory: Path, text: str, salt: str) -> str:
     return str(directory)
 
 
-def everything_told(server: Server, name: str) -> str:
-    """What a client hears of a name, and what can be read of its builds, anywhere."""
+def all_responses(server: Server, name: str) -> str:
+    """Return everything that a client can read about a name and its builds."""
     answers = [server.client.manifest(name), server.client.get("/"), server.client.get("/api/v1/builds")]
     for build in json.loads(answers[-1].body)["builds"]:
         answers += [server.client.get(f"{kind}/{build['id']}") for kind in ("/builds", "/api/v1/builds")]
@@ -70,45 +70,43 @@ def everything_told(server: Server, name: str) -> str:
     return "\n".join([answer.body.decode() for answer in answers] + [server.log])
 
 
-def test_a_builder_is_given_no_secret(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+def test_a_builder_gets_no_secret(start_server: StartServer, tmp_path: Path, salt: str) -> None:
     names = " ".join(f'"{name}"' for name in (*SECRETS, "HOME", "NIXERY_STARTED_BY"))
     place = package_set(tmp_path / "set", f"{{ thief = {_THIEF % names}; }}", salt)
     server = start_server(NIXERY_PKGS_PATH=place, **SECRETS)
-    told = everything_told(server, "thief")
-    assert "thief.drv failed" in told
-    # It did print something, what it may read among it.
-    assert "begin" in told
-    assert "cores = 1" in told
-    assert "STARTED_BY=" in told
-    assert SECRET not in told
+    visible = all_responses(server, "thief")
+    assert "thief.drv failed" in visible
+    # The builder did print its environment, with the allowed variables.
+    assert "begin" in visible
+    assert "cores = 1" in visible
+    assert "STARTED_BY=" in visible
+    assert SECRET not in visible
 
 
-def test_a_builder_is_given_what_the_operator_names(
+def test_a_builder_gets_the_variables_that_the_operator_names(
     start_server: StartServer, tmp_path: Path, salt: str
 ) -> None:
     place = package_set(tmp_path / "set", "{ thief = " + _THIEF % '"MALLORY" "GITHUB_TOKEN"' + "; }", salt)
     server = start_server(
         NIXERY_PKGS_PATH=place, MALLORY="on purpose", GITHUB_TOKEN=SECRET, NIXERY_BUILD_ENVIRONMENT="MALLORY"
     )
-    told = everything_told(server, "thief")
-    assert "on purpose" in told
-    assert SECRET not in told
+    visible = all_responses(server, "thief")
+    assert "on purpose" in visible
+    assert SECRET not in visible
 
 
 @pytest.mark.parametrize("ifd", ["false", "true"])
-def test_an_evaluation_is_given_no_secret(
-    start_server: StartServer, tmp_path: Path, ifd: str, salt: str
-) -> None:
+def test_an_evaluation_gets_no_secret(start_server: StartServer, tmp_path: Path, ifd: str, salt: str) -> None:
     read = " + ".join(f'(builtins.getEnv "{name}")' for name in (*SECRETS, "PATH"))
     place = package_set(tmp_path / "set", f'{{ reader = throw "read ${{{read}}} end"; }}', salt)
     server = start_server(NIXERY_PKGS_PATH=place, NIXERY_ALLOW_IFD=ifd, **SECRETS)
-    told = everything_told(server, "reader")
-    assert "read " in told
-    assert "/bin" in told
-    assert SECRET not in told
+    visible = all_responses(server, "reader")
+    assert "read " in visible
+    assert "/bin" in visible
+    assert SECRET not in visible
 
 
-def test_secrets_are_no_arguments(tmp_path: Path, salt: str) -> None:
+def test_secrets_are_not_passed_as_arguments(tmp_path: Path, salt: str) -> None:
     place = package_set(tmp_path / "set", "{ }", salt)
     options = f"--option access-tokens x={SECRET}"
     nixery = CommandLine({"NIXERY_PKGS_PATH": place, "NIXERY_NIX_OPTIONS": options}, tmp_path)
@@ -169,7 +167,7 @@ HELLO = (
         ),
     ],
 )
-def test_what_is_too_large_is_named_with_its_size_and_its_limit(
+def test_an_oversized_value_is_reported_with_its_size_and_limit(
     start_server: StartServer, tmp_path: Path, salt: str, value: str, explanation: str
 ) -> None:
     server = start_server(
@@ -180,7 +178,7 @@ def test_what_is_too_large_is_named_with_its_size_and_its_limit(
     package = unavailable(server.client, "large")
     assert package["explanation"] == explanation
     assert server.client.manifest("small").status == 200
-    # The value is nowhere: neither in memory nor in a record.
+    # The value is stored nowhere: neither in memory nor in a record.
     records = [path for path in (server.storage / "records").rglob("*") if path.is_file()]
     assert max((path.stat().st_size for path in records), default=0) < 100_000
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
@@ -188,9 +186,7 @@ def test_what_is_too_large_is_named_with_its_size_and_its_limit(
     assert int(peak[1]) < 250_000
 
 
-def test_a_description_that_nobody_reads_is_left_out(
-    start_server: StartServer, tmp_path: Path, salt: str
-) -> None:
+def test_an_overlong_description_is_left_out(start_server: StartServer, tmp_path: Path, salt: str) -> None:
     place = package_set(
         tmp_path / "set", f"{_LONG} {{ hello = {HELLO} // {{ meta.description = long 22; }}; }}", salt
     )
@@ -200,9 +196,7 @@ def test_a_description_that_nobody_reads_is_left_out(
     assert len(client.get("/images/hello").body) < 20_000
 
 
-def test_an_answer_that_is_too_large_ends_the_command(
-    start_server: StartServer, tmp_path: Path, salt: str
-) -> None:
+def test_an_oversized_answer_ends_the_command(start_server: StartServer, tmp_path: Path, salt: str) -> None:
     names = 'builtins.listToAttrs (builtins.genList (n: { name = "a-name-of-some-length-" + toString (n + 1000000); value = 1; }) 900000)'
     place = package_set(tmp_path / "set", f"{{ hello = {HELLO}; }} // {names}", salt)
     server = start_server(NIXERY_PKGS_PATH=place)
@@ -217,7 +211,7 @@ def test_an_answer_that_is_too_large_ends_the_command(
 def test_one_request_takes_a_bounded_number_of_processes(
     start_server: StartServer, spy: NixSpy, tmp_path: Path, salt: str
 ) -> None:
-    # Errors that cannot be caught.
+    # Nix expressions cannot catch these errors.
     names = [f"p{number}" for number in range(32)]
     attributes = " ".join(f'{name} = 1 + "{name}";' for name in names)
     place = package_set(tmp_path / "set", f"{{ {attributes} hello = {HELLO}; }}", salt)
@@ -229,7 +223,7 @@ def test_one_request_takes_a_bounded_number_of_processes(
     assert {package["name"] for package in packages} - {"cacert", "iana-etc"} == set(names)
     assert {package["reason"] for package in packages} == {"does not evaluate"}
     assert len(spy.calls_of("nix-instantiate", "--eval")) <= 16
-    # One among many is still found.
+    # A valid package among many invalid ones is still found.
     spy.forget()
     response = client.manifest("hello/p1")
     (package,) = response.error["detail"]["packages"]
@@ -284,7 +278,7 @@ def test_lists_within_lists_are_bounded(start_server: StartServer, tmp_path: Pat
     assert package["explanation"] == "many: number of lists within each other is 33, and 32 is the limit"
 
 
-# Writes what Nix says of a full disk, as Nix writes it in its log.
+# Writes Nix's message about a full disk in the format of Nix's log.
 _FORGER = """
 derivation {
   name = "forger";
@@ -296,7 +290,7 @@ derivation {
 """
 
 
-def test_a_builder_does_not_speak_for_nix(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+def test_a_builder_cannot_forge_messages_of_nix(start_server: StartServer, tmp_path: Path, salt: str) -> None:
     message = "error: writing to file: No space left on device"
     event = json.dumps({"action": "msg", "level": 0, "msg": message})
     script = json.dumps(f"echo '@nix {event}' >&2; echo the reason >&2; exit 1")
@@ -305,11 +299,11 @@ def test_a_builder_does_not_speak_for_nix(start_server: StartServer, tmp_path: P
     response = server.client.manifest("forger")
     assert "forger.drv failed" in response.error["message"]
     assert "the reason" in response.error["message"]
-    # It was built once, and is not tried again at once.
+    # The package was built once, and is not retried immediately.
     assert server.client.manifest("forger").body == response.body
 
 
-# A line that never ends: Nix has all of it in memory.
+# An endless line, all of which Nix keeps in memory.
 _ENDLESS = """
 derivation {
   name = "endless";
@@ -322,7 +316,7 @@ derivation {
 """
 
 
-def test_what_a_builder_writes_is_bounded(start_server: StartServer, tmp_path: Path, salt: str) -> None:
+def test_the_output_of_a_builder_is_bounded(start_server: StartServer, tmp_path: Path, salt: str) -> None:
     place = package_set(tmp_path / "set", f"{{ endless = {_ENDLESS}; }}", salt)
     refused = start_server(NIXERY_PKGS_PATH=place).client.manifest("endless")
     assert (refused.status, refused.error["code"]) == (422, "MANIFEST_UNKNOWN")
@@ -342,7 +336,7 @@ def test_without_memory_builders_end_before_the_server(
 def test_an_image_with_thousands_of_packages_is_described_in_brief(
     start_server: StartServer, tmp_path: Path, salt: str
 ) -> None:
-    # One derivation under many names, with descriptions that take an escape for each character.
+    # One derivation under many names, with descriptions in which each character needs an escape.
     turned, hidden = "\u202ea" * 150, "\u200b" * 20
     many = f"""prefix: builtins.genList (n: hello // {{
       pname = "${{prefix}}${{toString n}}";
@@ -360,10 +354,10 @@ def test_an_image_with_thousands_of_packages_is_described_in_brief(
     assert len(client.get("/images/first/second").body) < 4 * 1024 * 1024
 
 
-def test_an_image_has_no_path_but_what_its_packages_build(
+def test_an_image_has_only_paths_that_its_packages_build(
     start_server: StartServer, tmp_path: Path, salt: str
 ) -> None:
-    # Somebody else's, of the same name as one that the definition may mention.
+    # Another package with the same name as one that the definition may refer to.
     other = HELLO.replace("echo hello", "echo private")
     parts = f"""let
       hello = {HELLO};
@@ -388,17 +382,17 @@ def test_an_image_has_no_path_but_what_its_packages_build(
 
 # ---- characters
 
-# A colour, a line of its own, a bell, C1's control sequence introducer, right to left, no width, a mark, an isolate, a tag.
+# A colour, a line break, a bell, C1's control sequence introducer, right to left, no width, a mark, an isolate, a tag.
 EVIL = "\x1b[31m\nforged\x07\u009b31m\u202egnirts\u200b\u061c\u2066\ufeff\U000e0041"
 
 
 def evil_nix() -> str:
-    """The text as a string of Nix, whose escapes are few."""
+    """Quote a text as a string of Nix, which has few escapes."""
     return "(builtins.fromJSON " + json.dumps(json.dumps(EVIL, ensure_ascii=True)) + ")"
 
 
 def unsafe(text: str, *, lines: bool = True) -> set[str]:
-    """Characters that no exit may let pass, by their names."""
+    """Return the names of the unsafe characters in a text."""
     allowed = "\t\n" if lines else "\t"
     return {
         hex(ord(character))
@@ -478,7 +472,7 @@ def assert_registry_errors_are_safe(client: RegistryClient) -> None:
     for name in seen.keys() - BUILT:
         for text in texts(seen[name].json()):
             assert not unsafe(text, lines=False), (name, text)
-        # The others' messages quote nothing of the set's.
+        # The other messages quote nothing from the set.
         assert (b"forged" in seen[name].body) == (name not in {"notapackage", "attribute.b"}), name
 
 
@@ -516,7 +510,7 @@ def assert_log_is_safe(log: str, log_format: str) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_exit_of_a_server_lets_a_character_pass_that_moves_or_hides_text(
+def test_no_output_of_a_server_contains_unsafe_characters(
     start_server: StartServer, evil_set: str, log_format: str
 ) -> None:
     server = start_server(NIXERY_PKGS_PATH=evil_set, NIXERY_LOG_FORMAT=log_format, NIXERY_LOG_LEVEL="debug")
@@ -527,7 +521,7 @@ def test_no_exit_of_a_server_lets_a_character_pass_that_moves_or_hides_text(
     assert_log_is_safe(server.log, log_format)
 
 
-def test_no_image_describes_itself_with_such_characters(start_server: StartServer, evil_set: str) -> None:
+def test_no_image_metadata_contains_unsafe_characters(start_server: StartServer, evil_set: str) -> None:
     client = start_server(NIXERY_PKGS_PATH=evil_set).client
     for name in ("hello", "labelled"):
         image = client.pull(name)
@@ -535,13 +529,13 @@ def test_no_image_describes_itself_with_such_characters(start_server: StartServe
         said = {**image.manifest_document["annotations"], **config["Labels"]}
         assert "forged" in "".join(said.values())
         assert not {found for text in texts(said) for found in unsafe(text)}
-    # What a container is given is none of ours to change.
+    # The server must not change the config of a container.
     config = client.pull("labelled").config_document["config"]
     assert config["Cmd"] == ["printf", EVIL]
     assert f"EXACT={EVIL}" in config["Env"]
 
 
-def test_no_command_prints_such_characters(
+def test_no_command_prints_unsafe_characters(
     evil_set: str, tmp_path: Path, settings: Mapping[str, str]
 ) -> None:
     nixery = CommandLine({**settings, "NIXERY_PKGS_PATH": evil_set}, tmp_path)
@@ -566,11 +560,11 @@ def test_no_command_prints_such_characters(
 
 
 @pytest.mark.parametrize("arguments", [("inspect", "hello"), ("build", "failing"), ("inspect", "labelled")])
-def test_no_terminal_is_sent_such_characters(
+def test_no_terminal_gets_unsafe_characters(
     evil_set: str, tmp_path: Path, settings: Mapping[str, str], arguments: tuple[str, ...]
 ) -> None:
     nixery = CommandLine({**settings, "NIXERY_PKGS_PATH": evil_set}, tmp_path)
     sent = nixery.on_terminal(*arguments, status=1 if "failing" in arguments else 0)
-    # Bars have control sequences of their own: lines of theirs begin and end, and colours change.
+    # Progress bars use control sequences for lines and colours.
     assert not {"\x07", "\u009b", "\u202e", "\u200b", "\u061c", "\u2066", "\ufeff"} & set(sent)
     assert not re.search(r"\n\s*forged", sent)

@@ -1,4 +1,4 @@
-"""Package authors reach no file of the build machine, and only their own files in an image."""
+"""Package authors cannot read files of the build machine, and control only their own files in an image."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def files_stored(server: Server) -> list[Path]:
 @pytest.mark.parametrize(
     "kind", ["environment", "zero", "pipe", "secret", "upwards", "otherpath", "directory", "loop", "nofile"]
 )
-def test_accounts_are_read_from_the_image_alone(server: Server, kind: str, file: str) -> None:
+def test_accounts_are_read_from_the_image_only(server: Server, kind: str, file: str) -> None:
     pulled(server, "unrelated")  # the store path exists, in another image
     filesystem = pulled(server, f"{kind}.{file}").filesystem
     passwd, group = filesystem.read("etc/passwd").splitlines(), filesystem.read("etc/group").splitlines()
@@ -94,7 +94,7 @@ def names_at_root(image: PulledImage) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["directories", "root", "process", "neighbours", "inetc", "whole"])
-def test_directories_are_listed_in_the_image_alone(server: Server, name: str) -> None:
+def test_directories_are_listed_in_the_image_only(server: Server, name: str) -> None:
     pulled(server, "unrelated")
     image = pulled(server, name)
     # Links without a target in the image, and the links of every image.
@@ -133,7 +133,9 @@ def test_whiteouts_are_refused_by_name(server: Server, name: str, file: str) -> 
         ("multiplied", "-multiplied/", "more than 262,144 names"),
     ],
 )
-def test_too_much_is_refused_by_name(server: Server, name: str, file: str, reason: str) -> None:
+def test_oversized_account_files_are_refused_by_name(
+    server: Server, name: str, file: str, reason: str
+) -> None:
     refused = server.client.manifest(name)
     assert (refused.status, refused.error["code"]) == (422, "MANIFEST_UNKNOWN")
     assert file in refused.error["message"]

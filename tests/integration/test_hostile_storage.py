@@ -1,4 +1,4 @@
-"""A storage that somebody else has written to: it makes no answer wrong, none a 500, and leads to no other file."""
+"""A storage that an attacker has written to causes no wrong response and no 500, and gives access to no other file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pipe(path: Path) -> None:
 
 
 def huge(path: Path) -> None:
-    """Larger than any record may be, without the room that would take."""
+    """Write a sparse file larger than any record may be."""
     path.unlink()
     with path.open("wb") as file:
         file.truncate(1 << 40)
@@ -57,7 +57,7 @@ def nested(path: Path) -> None:
 
 
 def rewritten(old: str, new: object) -> Callable[[Path], None]:
-    """Give all strings or numbers of a record that are like another one a new value."""
+    """Replace all strings or numbers of a record that look like a given one."""
 
     def change(value: object) -> object:
         if isinstance(value, dict):
@@ -123,7 +123,7 @@ def test_records(hostile: Callable[[Path], None], start_server: StartServer) -> 
 
 
 def test_records_that_lead_to_other_blobs(start_server: StartServer) -> None:
-    """Every digest of a record becomes that of another blob: whatever is answered is what its digest says."""
+    """Every digest of a record becomes that of another blob: all responses still match their digests."""
     server = start_server()
     images = {name: server.client.pull(name) for name in NAMES}
     blobs = [path for path in (server.storage / "blobs").rglob("*") if path.is_file() and not path.suffix]
@@ -194,7 +194,7 @@ def _set(directory: Path) -> dict[str, str]:
     return {"NIXERY_PKGS_PATH": str(path)}
 
 
-def test_nobody_else_can_read_what_is_stored(start_server: StartServer, tmp_path: Path) -> None:
+def test_stored_files_are_private(start_server: StartServer, tmp_path: Path) -> None:
     # A storage of an earlier version.
     (tmp_path / "storage" / "records").mkdir(parents=True)
     (tmp_path / "storage").chmod(0o755)
@@ -210,5 +210,5 @@ def test_nobody_else_can_read_what_is_stored(start_server: StartServer, tmp_path
         if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & 0o077
     ]
     assert open_to_others == []
-    # What its children write is likewise.
+    # So are the files of its child processes.
     assert "Umask:\t0077\n" in Path(f"/proc/{server.process.pid}/status").read_text()

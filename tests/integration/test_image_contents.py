@@ -1,4 +1,4 @@
-"""The files of store paths arrive in the image as they are in the store."""
+"""The files of store paths are the same in the image as in the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_empty_directories_are_in_the_image(pull: Pull) -> None:
     assert "empty/within" in filesystem
 
 
-def test_hard_links_are_files_of_their_own(pull: Pull) -> None:
+def test_hard_links_become_separate_files(pull: Pull) -> None:
     filesystem = pull("hardlinks").filesystem
     assert set(below(filesystem, "hardlinks-1.0").values()) == {"file", "directory"}
     for name in ("zz-first", "second", "deeper/third"):

@@ -49,7 +49,7 @@ def test_evaluations_end_with_the_server(start_server: StartServer) -> None:
 
 def test_processes_that_ignore_signals_are_killed(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(**install_fake_nix(tmp_path / "fake", "exit 1"))
-    # Only now, since a server asks Nix for its settings before it listens.
+    # Only now: a server asks Nix for its settings before it listens.
     install_fake_nix(tmp_path / "fake", "trap '' TERM INT HUP; sleep 39 & wait; sleep 39")
     InBackground(server.client, "/v2/hello/manifests/latest").start()
     wait_until(lambda: "sleep 39" in children_of(server.process.pid).values(), "Nix runs")

@@ -20,7 +20,7 @@ def store_layers(image: PulledImage) -> list[set[str]]:
     return [packages(layer) for layer in image.layers[:-1]]
 
 
-def test_within_the_budget_every_path_is_a_layer_of_its_own(pull: Pull) -> None:
+def test_within_the_budget_every_path_has_a_separate_layer(pull: Pull) -> None:
     layers = store_layers(pull("diamond"))
     assert all(len(layer) == 1 for layer in layers)
     assert {"diamond", "left", "right", "bottom"} <= set.union(*layers)
@@ -62,7 +62,7 @@ def test_popular_paths_come_first(start_server: StartServer, tmp_path: Path) -> 
         assert store_layers(image)[0] == {"bottom"}
 
 
-def test_the_layer_budget_is_used_up_and_kept(start_server: StartServer, tmp_path: Path) -> None:
+def test_the_layer_budget_is_exhausted_and_respected(start_server: StartServer, tmp_path: Path) -> None:
     popularity = tmp_path / "popularity.json"
     popularity.write_text(json.dumps({f"part{number}": 100 + number for number in range(100)}))
     image = validate(start_server(NIX_POPULARITY_URL=str(popularity)).client.pull("many"))
@@ -70,7 +70,7 @@ def test_the_layer_budget_is_used_up_and_kept(start_server: StartServer, tmp_pat
     assert len(image.filesystem.store_paths) == 103
 
 
-def test_each_layer_budget_is_another_image(start_server: StartServer) -> None:
+def test_each_layer_budget_gives_a_different_image(start_server: StartServer) -> None:
     # On one storage: an image cached for one budget must not be served to a server with another.
     found = {
         budget: validate(start_server(NIXERY_LAYER_BUDGET=budget).client.pull("left/right"))

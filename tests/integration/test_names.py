@@ -1,4 +1,4 @@
-"""What an image name stands for: packages, platforms and meta-packages."""
+"""The meaning of image names: packages, platforms and meta-packages."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_nested_attributes_are_matched_exactly(client: RegistryClient) -> None:
 
 
 def test_an_output_has_no_outputs(client: RegistryClient) -> None:
-    """Nix has them, but endless names for one package would be endless images."""
+    """Nix accepts them, but a package with endless names would have endless images."""
     assert client.manifest("hello.out").status == 200
     for name in ("hello.out.out", "outputs.dev.out", "hello.out.all"):
         response = client.manifest(name)

@@ -1,4 +1,4 @@
-"""What the adapter for Nix tells the pipeline, as far as no image shows it."""
+"""Results of the adapter for Nix that no image shows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def info_of(closure: Closure, name: str) -> PathInfo:
     return info
 
 
-async def test_what_evaluation_tells(builder: Nix) -> None:
+async def test_an_evaluation_describes_packages(builder: Nix) -> None:
     package = await evaluated(builder, "mainprogram")
     assert package.attribute == "mainprogram"
     assert package.derivation.name == "mainprogram-1.0.drv"
@@ -57,7 +57,7 @@ async def test_what_evaluation_tells(builder: Nix) -> None:
     assert (await evaluated(builder, "clashpriority")).priority == 1
 
 
-async def test_attribute_that_was_found(builder: Nix) -> None:
+async def test_the_attribute_of_a_package(builder: Nix) -> None:
     assert (await evaluated(builder, "haskellpackages.pandoc")).attribute == "haskellPackages.pandoc"
     assert (await evaluated(builder, "1password")).attribute == "_1password"
     assert (await evaluated(builder, "ambiguous")).attribute == "Ambiguous"
@@ -71,7 +71,7 @@ async def test_outputs_to_install(builder: Nix) -> None:
     }
 
 
-async def test_meta_data_that_throws(builder: Nix) -> None:
+async def test_throwing_meta_data(builder: Nix) -> None:
     package = await evaluated(builder, "metathrows")
     assert (package.description, package.licences, package.main_program) == ("", (), None)
 
@@ -92,12 +92,12 @@ async def test_sizes_are_a_paths_own(builder: Nix) -> None:
     assert info_of(await closure_of(builder, "diamond"), "diamond-1.0").nar_size < 1000
 
 
-async def test_self_reference_is_no_reference(builder: Nix) -> None:
+async def test_self_references_are_left_out(builder: Nix) -> None:
     assert info_of(await closure_of(builder, "selfreference"), "selfreference-1.0").references == ()
 
 
-async def test_path_that_nix_does_not_know(builder: Nix) -> None:
-    # Evaluated, not realised, and with a salt nobody else has.
+async def test_an_unknown_path(builder: Nix) -> None:
+    # Evaluated, not realised, and with a unique salt.
     package = await evaluated(builder, "fails")
     with pytest.raises(PathsCollected):
         await builder.closure(list(package.outputs.values()))
@@ -108,8 +108,8 @@ async def test_nothing_to_realise(builder: Nix) -> None:
         assert list(await builder.closure([])) == []
 
 
-async def test_counting_looks_at_each_of_many_that_do_not_evaluate(tmp_path: Path) -> None:
-    # A client's request takes a bounded number of processes; a command that asks for thousands of names has to find all.
+async def test_counting_evaluates_each_of_many_broken_packages(tmp_path: Path) -> None:
+    # A client's request starts a bounded number of processes; a command with thousands of names has to find all.
     names = [f"p{number}" for number in range(16)]
     broken = " ".join(f'{name} = 1 + "{name}";' for name in names)
     (tmp_path / "default.nix").write_text(

@@ -1,4 +1,4 @@
-"""What the operator tells Nix through us."""
+"""Nix options that the operator sets for the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def test_options_reach_every_command(start_server: StartServer, spy: NixSpy) -> 
         assert "--option builders-use-substitutes true --option extra-sandbox-paths /a /b" in call
 
 
-def test_an_evaluation_sees_nothing_of_our_environment(start_server: StartServer, tmp_path: Path) -> None:
+def test_an_evaluation_does_not_see_the_environment_of_the_server(
+    start_server: StartServer, tmp_path: Path
+) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "default.nix").write_text(
         """
@@ -35,12 +37,12 @@ def test_an_evaluation_sees_nothing_of_our_environment(start_server: StartServer
         }
         """
     )
-    server = start_server(NIXERY_PKGS_PATH=str(tmp_path / "set"), SECRET="hidden")  # noqa: S106 -- and none of anybody's
+    server = start_server(NIXERY_PKGS_PATH=str(tmp_path / "set"), SECRET="hidden")  # noqa: S106 -- made up
     (path,) = server.client.pull("hello").filesystem.store_paths
     assert path.endswith("-hello-x")
 
 
-def test_what_an_evaluation_depends_on_is_asked_for_anew(start_server: StartServer, tmp_path: Path) -> None:
+def test_a_changed_search_path_is_evaluated_again(start_server: StartServer, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "default.nix").write_text("{ hello = import <found>; }")
     for number in ("one", "two"):

@@ -114,9 +114,9 @@ def test_a_request_id_runs_through_a_build(start_server: StartServer) -> None:
     response = server.client.get("/v2/hello/manifests/latest", {"X-Request-Id": "pull-1"})
     assert response.headers["x-request-id"] == "pull-1"
     for event in ("pinned", "building", "realised", "packed", "built", "request"):
-        told = lines(server, event)
-        others = [line for line in told if line["request_id"] != "pull-1"]
-        assert len(told) > len(others), event
+        logged = lines(server, event)
+        others = [line for line in logged if line["request_id"] != "pull-1"]
+        assert len(logged) > len(others), event
         assert all(line["path"] == "/v2/" for line in others), (
             "requests of the test until the server was ready"
         )
@@ -142,7 +142,9 @@ def test_joining_a_build_is_logged_with_both_requests(start_server: StartServer,
         first = ask("first")
         wait_until(lambda: bool(spy.calls_of("nix-store", "--realise")), "the build begins")
         second = ask("second")
-        wait_until(lambda: value(server, "nixery_builds_joined_total") == 1, "the second one joins it")
+        wait_until(
+            lambda: value(server, "nixery_builds_joined_total") == 1, "the second request joins the build"
+        )
     assert {first.result().status, second.result().status} == {200}
     (joined,) = lines(server, "joined")
     assert (joined["request_id"], joined["build_request_id"]) == ("second", "first")
@@ -195,7 +197,7 @@ def test_a_wrong_setting_is_refused(start_server: StartServer, variable: str, wr
 
 
 def test_a_log_that_cannot_be_written_fails_no_request(tmp_path: Path, settings: Mapping[str, str]) -> None:
-    """The disk of the log is full; a pipe whose reader is gone is another error of the same call."""
+    """The disk of the log is full. A pipe without a reader fails in the same call."""
     full = ("/bin/sh", "-c", 'exec "$@" > /dev/full 2>&1', "sh")
     with running_server(tmp_path, settings, launcher=full) as server:
         assert server.client.pull("hello").layers

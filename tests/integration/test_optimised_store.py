@@ -1,4 +1,4 @@
-"""A store that ``nix-store --optimise`` went over has hard links where others have equal files."""
+"""A store optimised by ``nix-store --optimise`` has hard links instead of equal files."""
 
 from __future__ import annotations
 

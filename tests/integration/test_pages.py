@@ -70,16 +70,16 @@ def test_a_build_started_by_the_api_is_followed_to_its_end(start_server: StartSe
     status, headers, answer = post(server, b'{"name": "greeting"}')
     (build,) = answer["builds"]
     assert (status, headers["location"]) == (202, build["url"])
-    told = events(server, build["url"])
-    assert [event["event"] for event in told[:-1]] == ["change"] * (len(told) - 1)
-    assert told[-1]["event"] == "end"
-    assert told[-1]["build"]["state"] == "done"
-    numbers = [event["id"] for event in told]
+    received = events(server, build["url"])
+    assert [event["event"] for event in received[:-1]] == ["change"] * (len(received) - 1)
+    assert received[-1]["event"] == "end"
+    assert received[-1]["build"]["state"] == "done"
+    numbers = [event["id"] for event in received]
     assert numbers == sorted(set(numbers))
     assert [event["id"] for event in events(server, build["url"], numbers[-2])] == [numbers[-1]]
     image = get(server.client, "/api/v1/images/greeting:latest")
     (platform,) = image["platforms"]
-    assert platform["digest"] == told[-1]["build"]["manifest"] == server.client.digest("greeting")
+    assert platform["digest"] == received[-1]["build"]["manifest"] == server.client.digest("greeting")
     assert platform["size"] == sum(layer["size"] for layer in platform["layers"])
     assert ("greeting", "1.0") in {(p["name"], p["version"]) for p in platform["packages"]}
     _, _, again = post(server, b'{"name": "greeting"}')
@@ -150,11 +150,11 @@ def test_builds_that_are_not_public_are_hidden(start_server: StartServer) -> Non
         body = server.client.get(path).body
         assert b"hidden" in body, path
         assert b"failsinbytes" not in body, path
-    told = json.dumps(events(server, build["url"])).encode()
-    assert b"hidden" in told
+    received = json.dumps(events(server, build["url"])).encode()
+    assert b"hidden" in received
     metrics = server.client.get("/metrics").body
     # The last line of the log is that of the error.
-    for body in (told, metrics):
+    for body in (received, metrics):
         assert not re.search(b"failsinbytes|log ends|exit code", body)
 
 

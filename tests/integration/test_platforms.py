@@ -193,5 +193,5 @@ def test_the_default_platform_is_the_one_that_nix_builds_for(
 def test_unknown_platforms_are_settings_errors(settings: Mapping[str, str], tmp_path: Path) -> None:
     ended = run_server({**settings, "NIXERY_PLATFORMS": "linux/amd64,linux/s390x"}, tmp_path)
     assert ended.returncode == 2
-    assert "NIXERY_PLATFORMS is wrong: 'linux/s390x' is no platform" in ended.stderr
+    assert "NIXERY_PLATFORMS is wrong: 'linux/s390x' is not a supported platform" in ended.stderr
     assert "supported: linux/amd64, linux/arm64" in ended.stderr

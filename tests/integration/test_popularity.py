@@ -216,19 +216,19 @@ def test_progress_on_a_terminal_is_a_bar(popularity: Popularity) -> None:
 
 def test_a_server_uses_the_output(popularity: Popularity, start_server: StartServer, spy: NixSpy) -> None:
     data = popularity.directory / "popularity.json"
-    # The setting may be there before the data.
+    # The setting may precede the data.
     data.write_text(popularity.run(names="left\nright", given={"NIX_POPULARITY_URL": str(data)}).stdout)
     settings = {"NIX_POPULARITY_URL": str(data), **spy.environment()}
     with_data = start_server(**settings)
     digest = with_data.client.digest("diamond")
     with_data.stop()
-    # Written down in another way, it is the same data.
+    # In another format, the data is the same.
     spy.forget()
     data.write_text(json.dumps(json.loads(data.read_text()), indent=8))
     other = start_server(**settings)
     assert other.client.digest("diamond") == digest
     other.stop()
-    # And it can be gone.
+    # The file may be deleted.
     data.unlink()
     without = start_server(**settings)
     assert without.client.digest("diamond") == digest

@@ -182,7 +182,7 @@ def test_invalid_requests_never_reach_nix(start_server: StartServer, spy: NixSpy
         response = client.get(f"/v2/{name}/manifests/latest")
         assert response.status in (400, 404), name
         assert response.error["code"] == "NAME_INVALID", name
-    # cosign, and clients that look for referrers, probe for these on every image they see.
+    # cosign and clients that look for referrers request these for every image.
     for suffix in ("", ".sig", ".att", ".sbom"):
         response = client.get(f"/v2/hello/manifests/sha256-{'0' * 64}{suffix}")
         assert (response.status, response.error["code"]) == (404, "MANIFEST_UNKNOWN")

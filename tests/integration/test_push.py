@@ -19,8 +19,8 @@ from tests.support.pulled_image import PulledImage
 from tests.support.server import HOST
 from tests.validator.image_validator import validate
 
-# Nothing on a bare Debian makes bcrypt hashes, and docker-registry takes no others.
-_PASSWORD = "open:sesame"  # noqa: S105 -- of a registry that lives as long as the test
+# A minimal Debian has no program for bcrypt hashes, and docker-registry accepts no others.
+_PASSWORD = "open:sesame"  # noqa: S105 -- of a registry that the test runs
 _HASH = "$2b$04$p92kC02hEedezxxlJNHecueg1zlhzGxtmsjrUcSo.f4t93Gl6TjbK"
 
 
@@ -71,7 +71,7 @@ def test_a_pushed_image_is_pulled_by_its_digest(
 def test_an_image_in_a_bucket_is_pushed_from_there(
     registry: Peer, settings: Mapping[str, str], tmp_path: Path, delivery: str
 ) -> None:
-    """By another machine than the one that built it; the image has a layer that is streamed."""
+    """Another machine than the one that built the image pushes it; one layer is streamed."""
     login = log_in(tmp_path, registry, _PASSWORD)
     target = f"{registry.address}/tools/big:1"
     with moto(tmp_path) as bucket, faulty_proxy(bucket.port) as proxy:
@@ -88,7 +88,7 @@ def test_an_image_in_a_bucket_is_pushed_from_there(
             machine.mkdir()
         built = CommandLine(given, machines[0])("build", "shell/big/hello", "-q").stdout.strip()
         proxy.requests.clear()
-        # Whatever breaks off on its way from the bucket is gone on with.
+        # Interrupted downloads from the bucket are resumed.
         proxy.fault, proxy.every = "cut", 5
         pushed = CommandLine(given, machines[1])("build", "shell/big/hello", "-o", f"registry:{target}", "-q")
         assert pushed.stdout.strip() == built

@@ -23,7 +23,7 @@ def good(settings: Mapping[str, str], tmp_path: Path) -> dict[str, str]:
 
 
 def problems(settings: Mapping[str, str], directory: Path) -> list[str]:
-    """The lines a server ends with."""
+    """Return the error lines of a server that exits at start-up."""
     ended = run_server(settings, directory)
     assert ended.returncode == 2, ended
     assert "Traceback" not in ended.stderr, ended.stderr
@@ -75,7 +75,7 @@ def test_popularity_data_that_cannot_be_read_prevents_the_start(
     assert "NIX_POPULARITY_URL" in line
 
 
-def test_a_storage_directory_that_cannot_be_made_is_named(good: dict[str, str], tmp_path: Path) -> None:
+def test_a_storage_directory_that_cannot_be_created_is_named(good: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (line,) = problems({**good, "STORAGE_PATH": str(tmp_path / "file" / "storage")}, tmp_path)
     assert str(tmp_path / "file" / "storage") in line
@@ -129,7 +129,7 @@ def test_a_server_listens_on_loopback_by_default(start_server: StartServer) -> N
     server = start_server()
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.2", server.port), timeout=5)
-    other = start_server(NIXERY_HOST="0.0.0.0", NIXERY_NIX_SANDBOX="off")  # noqa: S104 -- that it does is what is tested
+    other = start_server(NIXERY_HOST="0.0.0.0", NIXERY_NIX_SANDBOX="off")  # noqa: S104 -- the subject of the test
     socket.create_connection(("127.0.0.2", other.port), timeout=5).close()
 
 

@@ -25,7 +25,7 @@ from tests.support.nix import (
 from tests.support.repository import Repository
 from tests.support.server import Server
 
-# Seconds after which container runtimes kill a server that was asked to stop.
+# Seconds after which container runtimes kill a server that they asked to stop.
 _LIMIT = 10
 
 
@@ -44,7 +44,7 @@ def test_an_idle_server_stops_at_once(start_server: StartServer, number: signal.
     server = start_server()
     server.process.send_signal(number)
     assert server.wait(_LIMIT) == 0
-    # It did not wait for its own time-out.
+    # The server did not wait for its own timeout.
     assert "cut off" not in server.log
     assert "Traceback" not in server.log
 
@@ -74,14 +74,14 @@ def test_running_builds_are_ended_with_their_builders(
             if number in running
         }
 
-    # The shell, its subshell, and what both of them wait for.
+    # The shell, its subshell, and the commands that both wait for.
     wait_until(
         lambda: sum("sleep 40" in command for command in builders().values()) >= 2, "the builder sleeps"
     )
     processes = children_of(server.process.pid)
     assert any("nix-store" in command for command in processes.values())
     stop_in_time(server)
-    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", 2)
+    wait_until(lambda: not any(map(is_running, processes)), f"all of {processes} have ended", 2)
     response = request.result()
     assert response.status == 503
     assert response.errors
@@ -95,7 +95,7 @@ def test_a_running_evaluation_is_ended(start_server: StartServer) -> None:
     wait_until(lambda: bool(started_by(server.process.pid)), "Nix runs")
     processes = children_of(server.process.pid)
     stop_in_time(server)
-    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", 2)
+    wait_until(lambda: not any(map(is_running, processes)), f"all of {processes} have ended", 2)
 
 
 def test_a_nix_that_ignores_sigterm_is_killed(start_server: StartServer, tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_a_nix_that_ignores_sigterm_is_killed(start_server: StartServer, tmp_pat
     wait_until(lambda: "sleep 39" in children_of(server.process.pid).values(), "Nix runs")
     processes = children_of(server.process.pid)
     stop_in_time(server)
-    # What was asked for Nix's settings at the start is as stubborn: the warden ends it, after some seconds.
-    wait_until(lambda: not any(map(is_running, processes)), f"of {processes} nothing is left", 7)
+    # The process that reads Nix's settings at start-up ignores signals, too; the warden kills it after some seconds.
+    wait_until(lambda: not any(map(is_running, processes)), f"all of {processes} have ended", 7)
 
 
 def test_reading_a_large_package_set_does_not_delay_the_end(
@@ -116,10 +116,10 @@ def test_reading_a_large_package_set_does_not_delay_the_end(
     package_set.mkdir()
     (package_set / "default.nix").write_text("{ ... }: { }")
     with (package_set / "large").open("wb") as file:
-        file.truncate(60 << 30)  # takes no room on the disk, and half a minute to digest
+        file.truncate(60 << 30)  # sparse: takes no disk space, and half a minute to hash
     server = start_server(NIXERY_PKGS_PATH=str(package_set))
     request = InBackground(server.client, "/v2/hello/manifests/latest").start()
-    time.sleep(0.5)  # for the request to arrive; the set was being read before
+    time.sleep(0.5)  # for the request to arrive; the set is already being read
     stop_in_time(server)
     assert request.result().status == 503
 
@@ -141,7 +141,7 @@ def test_a_locked_repository_does_not_delay_the_end(start_server: StartServer, t
 def read_slowly(connection: socket.socket, while_reading: Callable[[], None]) -> bytes:
     received = bytearray(connection.recv(4096))
     while_reading()
-    time.sleep(5.5)  # most of the time that stopping may take
+    time.sleep(5.5)  # most of the time that the server may take to stop
     while chunk := connection.recv(1 << 20):
         received += chunk
     return bytes(received)

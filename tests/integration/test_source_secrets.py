@@ -1,4 +1,4 @@
-"""What is secret in the URL of a source stays so: in arguments, answers, headers, pages and logs."""
+"""Secrets in the URL of a source do not leak into arguments, responses, headers, pages and logs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def url_of(web: GitServer, path: str, user_info: str = f"{USER}:pass-w0rd%2Bx") 
     return f"http://{user_info}@127.0.0.1:{web.port}/{path}"
 
 
-def test_git_has_its_password_and_nobody_sees_it(
+def test_the_password_reaches_git_and_nothing_else(
     web: GitServer, repository: Repository, start_server: StartServer
 ) -> None:
     first = repository.commit("1.0")
@@ -55,7 +55,7 @@ def test_git_has_its_password_and_nobody_sees_it(
     assert not any(secret in server.log for secret in SECRETS)
 
 
-def test_a_token_alone(web: GitServer, repository: Repository, start_server: StartServer) -> None:
+def test_a_token_without_a_user(web: GitServer, repository: Repository, start_server: StartServer) -> None:
     web.credentials = f"{TOKEN}:"
     repository.commit("1.0")
     server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git", TOKEN))
@@ -63,7 +63,7 @@ def test_a_token_alone(web: GitServer, repository: Repository, start_server: Sta
     assert not [command for command in web.seen if TOKEN in command]
 
 
-def test_another_host_is_told_no_password(
+def test_another_host_gets_no_password(
     web: GitServer, repository: Repository, start_server: StartServer, tmp_path: Path
 ) -> None:
     repository.commit("1.0")
@@ -77,7 +77,7 @@ def test_another_host_is_told_no_password(
     assert set(other.headers) == {""}
 
 
-def test_archives_have_their_password_and_nobody_sees_it(
+def test_the_password_reaches_the_archive_server_and_nothing_else(
     web: GitServer, repository: Repository, start_server: StartServer, tmp_path: Path
 ) -> None:
     commit = repository.commit("1.0")
@@ -95,7 +95,7 @@ def test_archives_have_their_password_and_nobody_sees_it(
     assert not [
         command for command in web.seen if any(secret in command for secret in (*SECRETS, USER + ":"))
     ]
-    # An image tells where its packages come from, if there is nothing secret in that.
+    # An image names the source of its packages if the URL has no secrets.
     labels = json.loads(server.client.manifest("hello").body).get("annotations", {})
     assert "org.opencontainers.image.source" not in labels
     assert not any(secret in server.log for secret in SECRETS)
@@ -109,18 +109,18 @@ def refuse(web: GitServer) -> None:
 
 
 def redirect_away(web: GitServer) -> None:
-    # A server that repeats what it was asked for, to a place where nobody is.
+    # A server that redirects each request, with its path, to an address without a server.
     web.redirect = f"http://{USER}:{PASSWORD}@127.0.0.1:1"
 
 
-def nothing_there(web: GitServer) -> None:
+def redirect_to_closed_port(web: GitServer) -> None:
     web.credentials = None
 
 
 @pytest.mark.parametrize("kind", ["git", "channel", "archive"])
-@pytest.mark.parametrize("break_it", [refuse, redirect_away, nothing_there])
+@pytest.mark.parametrize("break_it", [refuse, redirect_away, redirect_to_closed_port])
 @pytest.mark.parametrize("public", [None, "1"])
-def test_failures_tell_no_secrets(
+def test_errors_contain_no_secrets(
     web: GitServer,
     repository: Repository,
     start_server: StartServer,
@@ -130,7 +130,7 @@ def test_failures_tell_no_secrets(
 ) -> None:
     commit = repository.commit("1.0")
     break_it(web)
-    path = "nosuch/.git" if break_it is nothing_there else "set/.git"
+    path = "nosuch/.git" if break_it is redirect_to_closed_port else "set/.git"
     source: Mapping[str, Mapping[str, str]] = {
         "git": {"NIXERY_PKGS_REPO": url_of(web, path)},
         "channel": {"NIXERY_CHANNEL": "main", "NIXERY_CHANNEL_REPO": url_of(web, path)},
@@ -140,7 +140,7 @@ def test_failures_tell_no_secrets(
         },
     }
     server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PUBLIC_SOURCE=public, **source[kind])
-    texts = said_by(server, commit)
+    texts = all_output(server, commit)
     assert not [text for text in texts if any(secret in text for secret in SECRETS)]
     if public != "1":
         assert not [
@@ -148,8 +148,8 @@ def test_failures_tell_no_secrets(
         ]
 
 
-def said_by(server: Server, commit: str) -> list[str]:
-    """Answers, headers included, and at last the log."""
+def all_output(server: Server, commit: str) -> list[str]:
+    """Return all responses with their headers, and the log."""
     answers = [
         *(server.client.manifest("hello", tag) for tag in ("latest", "main", "nosuch", commit, "f" * 40)),
         *(
@@ -160,7 +160,7 @@ def said_by(server: Server, commit: str) -> list[str]:
     return [*(f"{answer.headers} {answer.body.decode()}" for answer in answers), server.log]
 
 
-def test_a_pin_that_is_old_tells_no_secrets(
+def test_an_outdated_pin_reveals_no_secrets(
     web: GitServer, repository: Repository, start_server: StartServer
 ) -> None:
     repository.commit("1.0")
@@ -191,7 +191,9 @@ def test_a_pin_that_is_old_tells_no_secrets(
         {"NIXERY_FLAKE": f"--token={TOKEN}"},
     ],
 )
-def test_what_cannot_be_hidden_is_refused_at_the_start(settings: Mapping[str, str], tmp_path: Path) -> None:
+def test_urls_whose_secrets_cannot_be_hidden_are_refused_at_the_start(
+    settings: Mapping[str, str], tmp_path: Path
+) -> None:
     completed = run_server(
         {
             "PORT": str(free_port()),

@@ -16,8 +16,8 @@ from tests.validator.image_validator import validate
 
 NAME = "shell/hello/diamond"
 
-# Seconds after which a server has another look whether the blobs of an image are there.
-BELIEVED = 1.1
+# Seconds after which a server checks again whether the blobs of an image exist.
+LOOKUP_TTL = 1.1
 
 
 def files(directory: Path) -> list[Path]:
@@ -68,18 +68,18 @@ def lengthen(path: Path) -> None:
     path.write_bytes(content + b"more")
 
 
-def test_damaged_blobs_are_made_again(start_server: StartServer) -> None:
+def test_damaged_blobs_are_rebuilt(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull(NAME)
     for damage in (cut, empty, lengthen, Path.unlink):
         for path in files(server.storage / "blobs"):
             damage(path)
-        time.sleep(BELIEVED)
+        time.sleep(LOOKUP_TTL)
         assert validate(server.client.pull(NAME)) == image, damage
 
 
 @pytest.mark.parametrize("damage", [cut, Path.unlink])
-def test_damaged_blobs_are_made_again_after_a_restart(
+def test_damaged_blobs_are_rebuilt_after_a_restart(
     start_server: StartServer, damage: Callable[[Path], None]
 ) -> None:
     server = start_server()
@@ -90,7 +90,7 @@ def test_damaged_blobs_are_made_again_after_a_restart(
     assert validate(start_server().client.pull(NAME)) == image
 
 
-def test_damaged_records_are_made_again(start_server: StartServer) -> None:
+def test_damaged_records_are_rebuilt(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull(NAME)
     assert files(server.storage / "records")
@@ -115,7 +115,7 @@ def test_blobs_are_never_rewritten(start_server: StartServer) -> None:
     before = identities(server)
     server.client.pull(NAME)
     assert identities(server) == before
-    # Without its records a server packs everything again, and finds that the blobs are there.
+    # Without its records a server packs everything again, and finds the blobs in the storage.
     assert server.stop() == 0
     shutil.rmtree(server.storage / "records")
     other = start_server()
@@ -124,7 +124,7 @@ def test_blobs_are_never_rewritten(start_server: StartServer) -> None:
 
 
 def test_storage_cannot_be_written(start_server: StartServer) -> None:
-    # Root may write anywhere, so a file stands where a directory has to be.
+    # Root may write anywhere, so a file takes the place of a directory.
     server = start_server()
     shutil.rmtree(server.storage / "temporary")
     (server.storage / "temporary").touch()
@@ -135,7 +135,7 @@ def test_storage_cannot_be_written(start_server: StartServer) -> None:
     assert server.client.get("/v2/").status == 200
 
 
-def test_nothing_of_the_pulls_is_left_open(start_server: StartServer) -> None:
+def test_pulls_leak_no_descriptors(start_server: StartServer) -> None:
     server = start_server()
     server.client.pull("big/hello")
     descriptors = Path("/proc") / str(server.process.pid) / "fd"

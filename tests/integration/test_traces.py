@@ -34,7 +34,7 @@ def variables(receiver: TraceReceiver) -> dict[str, str]:
     }
 
 
-def test_a_request_is_a_trace_with_its_build_and_the_stages_of_that(
+def test_a_trace_has_the_request_its_build_and_the_stages(
     start_server: StartServer, receiver: TraceReceiver
 ) -> None:
     server = start_server(**variables(receiver))
@@ -100,7 +100,7 @@ def test_a_silent_receiver_delays_neither_requests_nor_shutdown(start_server: St
         assert "Traceback" not in server.log
 
 
-def test_a_receiver_whose_answer_never_ends_fills_no_memory(start_server: StartServer) -> None:
+def test_an_endless_answer_of_a_receiver_takes_bounded_memory(start_server: StartServer) -> None:
     most = 64 * 1024 * 1024
     with socket.create_server(("127.0.0.1", 0)) as receiver:
         endpoint = f"http://127.0.0.1:{receiver.getsockname()[1]}"
@@ -115,7 +115,7 @@ def test_a_receiver_whose_answer_never_ends_fills_no_memory(start_server: StartS
             with suppress(ConnectionError):
                 while sent < most:
                     sent += connection.send(b"x" * 65536)
-    # Sockets buffer some of it; the server hangs up long before the end.
+    # Sockets buffer some of it; the server closes the connection long before the end.
     assert sent < most
     assert server.stop() == 0
 

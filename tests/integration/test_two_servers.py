@@ -15,7 +15,7 @@ from tests.support.nix import wait_until
 from tests.support.packing_gate import PackingGate
 from tests.validator.image_validator import validate
 
-# Images with common layers and with layers of their own.
+# Images with common and with separate layers.
 NAMES = [
     "many",
     "many/hello",

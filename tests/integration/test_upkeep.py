@@ -29,11 +29,11 @@ from tests.validator.image_validator import validate
 # Of different packages, and with layers in common.
 NAMES = ("hello/greeting", "greeting/left", "left/right", "hello/right", "a/ab", "ab/bc")
 
-# It is in use all the time while the others are now and then.
+# This image is always in use; the others are used from time to time.
 ALWAYS = NAMES[0]
 
 DAY = 24 * 3600
-BELIEVED = 1.1
+LOOKUP_TTL = 1.1
 
 # Seconds: much longer than a pull takes, even on a loaded machine.
 GRACE = 6
@@ -69,21 +69,21 @@ def blobs(storage: Path) -> set[str]:
     return {path.name for path in (storage / "blobs").rglob("*") if path.is_file() and path.suffix == ""}
 
 
-def test_an_image_goes_and_is_built_again_with_the_same_digest(start_server: StartServer) -> None:
+def test_a_deleted_image_is_rebuilt_with_the_same_digest(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull("hello")
     make_older(server.storage, 40 * DAY)
     other = server.client.pull("greeting")
     result = gc(server.storage, "--max-age", "30d")
     assert result["deleted"] > 0
-    # The server had it in memory. By its digest it is gone, as it says; by its tag it is built again.
-    time.sleep(BELIEVED)
+    # The server had cached the image. A pull by digest reports that it is missing; a pull by tag rebuilds it.
+    time.sleep(LOOKUP_TTL)
     assert server.client.pull("hello") == image
     assert validate(server.client.pull("greeting", other.digest)) == other
     assert gc(server.storage, "--max-age", "30d")["deleted"] == 0
 
 
-def test_a_manifest_whose_layers_are_gone_is_not_answered(start_server: StartServer) -> None:
+def test_a_manifest_with_deleted_layers_is_not_served(start_server: StartServer) -> None:
     image = start_server().client.pull("hello")
     server = start_server()
     for digest in image.layer_digests:
@@ -94,7 +94,7 @@ def test_a_manifest_whose_layers_are_gone_is_not_answered(start_server: StartSer
     assert server.client.manifest("hello", image.digest).status == 200
 
 
-def test_what_is_pulled_counts_as_used(start_server: StartServer) -> None:
+def test_a_pull_counts_as_use(start_server: StartServer) -> None:
     first = start_server()
     by_tag, by_digest = first.client.pull("hello"), first.client.pull("greeting")
     first.client.pull("a")
@@ -110,7 +110,7 @@ def test_what_is_pulled_counts_as_used(start_server: StartServer) -> None:
     assert server.client.get("/v2/a/tags/list").status == 404
 
 
-def test_indexes_count_as_used(start_server: StartServer) -> None:
+def test_a_pull_of_an_index_counts_as_use(start_server: StartServer) -> None:
     platforms = {"NIXERY_PLATFORMS": "linux/amd64,linux/arm64"}
     index = "application/vnd.oci.image.index.v1+json"
     first = start_server(**platforms)
@@ -137,9 +137,9 @@ def test_a_tag_is_listed_again_after_it_was_deleted(start_server: StartServer) -
 
 
 class Pulling:
-    """Threads that pull until they are told to stop or something is wrong: one image all the time, the others in turns.
+    """Threads that pull until they are stopped or a check fails: one image all the time, the others in turn.
 
-    A pull that takes longer than half of the grace period, as it may on a loaded machine, promises nothing.
+    A pull that takes longer than half of the grace period, as on a loaded machine, does not count as use.
     """
 
     def __init__(self, clients: Sequence[RegistryClient], expected: Mapping[str, PulledImage]) -> None:
@@ -147,10 +147,10 @@ class Pulling:
         self._expected = expected
         self._stop = threading.Event()
         self._random = random.Random(1)  # noqa: S311 -- the order of pulls
-        self._threads = [threading.Thread(target=target) for target in (self._steadily, self._in_turns)]
+        self._threads = [threading.Thread(target=target) for target in (self._pull_steadily, self._in_turns)]
         self.wrong: list[str] = []
         self.pulls = 0
-        # When the image that is always in use was pulled last, and since when without a longer break.
+        # Times of the last pull of the image that is always in use, and of the start of its uninterrupted use.
         self.pulled = self.since = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -163,7 +163,7 @@ class Pulling:
         for thread in self._threads:
             thread.join(60)
 
-    def _steadily(self) -> None:
+    def _pull_steadily(self) -> None:
         while not self._stop.wait(GRACE / 20):
             start = time.monotonic()
             if start - self.pulled > GRACE / 2:
@@ -194,9 +194,9 @@ class Pulling:
 def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Two servers on one store, and collections that leave nothing that was not used within a few seconds.
+    """Two servers on one storage, and collections that delete everything that was not used within a few seconds.
 
-    No file is made older here: servers rely on that what they used is as old as they think.
+    No test here changes the times of files: servers rely on the times of their own uses.
     """
     grace = {"NIXERY_STORAGE_GRACE": f"{GRACE}s", "NIXERY_PIN_TTL": "3600"}
     collector_paused = start_server(STORAGE_PATH=str(tmp_path / "undisturbed"))
@@ -205,7 +205,7 @@ def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
     servers = [start_server(**grace), start_server(**grace)]
     always = expected[ALWAYS]
     servers[0].client.pull(ALWAYS)
-    # A file that is deleted and written again has another time.
+    # A file that is deleted and rewritten has a different time.
     files = [servers[0].blob_path(digest) for digest in (always.digest, *always.layer_digests)]
     times: list[int] = []
     kept_since = 0.0
@@ -221,7 +221,7 @@ def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
                 continue
             found = [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
             times = times or found
-            assert found == times, "what was in use all the time was deleted"
+            assert found == times, "an image in use was deleted"
             kept = max(kept, now - since)
     assert pulling.wrong == []
     assert pulling.pulls > len(NAMES)
@@ -229,7 +229,7 @@ def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
     assert kept >= 3 * GRACE
     for server in servers:
         assert "Traceback" not in server.log
-    # What was deleted was built again.
+    # The deleted images were rebuilt.
     assert sum(server.log.count('"event": "built"') for server in servers) > len(servers) * len(NAMES)
 
 
@@ -241,7 +241,7 @@ def test_a_pull_takes_longer_than_the_grace_period(start_server: StartServer) ->
     asked, *rest = [layer["digest"] for layer in server.client.manifest("many").json()["layers"]]
     end = time.monotonic() + 2 * GRACE
     while time.monotonic() < end:
-        # Of all layers a slow client is still at the first ones.
+        # A slow client is still pulling the first layers.
         assert server.client.blob("many", asked).status == 200
         time.sleep(GRACE / 6)
     gc(server.storage, "--max-size", "0", **grace)
@@ -251,7 +251,7 @@ def test_a_pull_takes_longer_than_the_grace_period(start_server: StartServer) ->
 
 
 def write_garbage(storage: Path, number: int) -> None:
-    """Write blobs that no image holds: so many that deleting them takes a while."""
+    """Write so many unreferenced blobs that deleting them takes a while."""
     for content in (b"garbage %d" % n for n in range(number)):
         encoded = hashlib.sha256(content).hexdigest()
         path = storage / "blobs" / "sha256" / encoded[:2] / encoded
@@ -260,7 +260,7 @@ def write_garbage(storage: Path, number: int) -> None:
         path.with_name(f"{encoded}.size").write_bytes(b"%d" % len(content))
 
 
-# A collector that stops itself once it has deleted some blobs, whoever of the two is faster.
+# A collector that stops itself after deleting some blobs, so that the outcome does not depend on timing.
 STOPPING = """
 import os, signal, sys
 from nixery.cli import main
@@ -281,7 +281,7 @@ main()
 """
 
 
-def test_killed_in_the_middle(start_server: StartServer) -> None:
+def test_a_collector_killed_in_the_middle(start_server: StartServer) -> None:
     server = start_server()
     images = {name: server.client.pull(name) for name in NAMES}
     assert server.stop() == 0
@@ -300,7 +300,7 @@ def test_killed_in_the_middle(start_server: StartServer) -> None:
         assert os.WIFSTOPPED(status), status
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        # Everything was to go.
+        # The collection was going to delete everything.
         assert set() < blobs(server.storage) < before
         again = start_server()
         for name, image in images.items():
@@ -332,13 +332,13 @@ def test_a_flipped_bit_is_found_and_heals(start_server: StartServer, part: str) 
     assert completed.returncode == 1
     assert completed.stderr.count(digest) == 1
     assert (server.storage / "quarantine" / digest.removeprefix("sha256:")).exists()
-    time.sleep(BELIEVED)
-    # Its size is right, so that nothing but the scrubbing could know.
+    time.sleep(LOOKUP_TTL)
+    # The size is right, so only scrubbing can detect the damage.
     assert validate(server.client.pull("big")) == image
     assert nixery(server.storage, "scrub").returncode == 0
 
 
-def test_scrubbing_says_it_to_machines(start_server: StartServer) -> None:
+def test_scrub_prints_json(start_server: StartServer) -> None:
     server: Server = start_server()
     image = server.client.pull("hello")
     clean = json.loads(nixery(server.storage, "scrub", "--json").stdout)
@@ -355,7 +355,7 @@ def test_scrubbing_says_it_to_machines(start_server: StartServer) -> None:
     assert nixery(server.storage, "scrub", "--rate", "1").returncode == 0
 
 
-def test_a_mark_is_kept_in_the_background(start_server: StartServer) -> None:
+def test_a_watermark_is_enforced_in_the_background(start_server: StartServer) -> None:
     first = start_server()
     old = first.client.pull("hello")
     assert first.stop() == 0

@@ -1,11 +1,11 @@
-# The package set of the integration tests: raw derivations, each of them a case.
+# The package set of the integration tests: raw derivations, one for each case.
 #
-# They build within milliseconds with what every Linux has in /bin and /usr/bin, by Nix 2.8 and by later versions, without
+# They build within milliseconds with the programs that every Linux has in /bin and /usr/bin, by Nix 2.8 and by later versions, without
 # a sandbox or with /bin, /lib, /lib64 and /usr as sandbox paths.
 {
   system,
   # Packages that fail, sleep or are counted take part in it: what one test builds is not there for another one, and
-  # processes can be told apart by their environment.
+  # processes can be distinguished by their environment.
   salt ? "none",
 }:
 let
@@ -20,7 +20,7 @@ let
     }@arguments:
     derivation (
       {
-        # Everything is built by this machine, whatever it is made for.
+        # This machine builds everything, for any platform.
         system = builtins.currentSystem;
         name = "${name}-${version}";
         builder = "/bin/sh";
@@ -46,7 +46,7 @@ let
 
   salted = arguments: package (arguments // { nixeryTestSalt = salt; });
 
-  # As nixpkgs does it: the meta-data can be read, the derivation itself throws.
+  # Like nixpkgs: the meta-data can be read, the derivation itself throws.
   refused =
     name: meta:
     {
@@ -79,14 +79,14 @@ let
   };
 in
 {
-  # ---- ordinary ones, also for names that could be confused
+  # ---- ordinary packages, some with names that could be confused
   inherit hello greeting;
   a = program "a";
   ab = program "ab";
   bc = program "bc";
   c = program "c";
 
-  # ---- what stands in every image, and what `shell` stands for
+  # ---- packages of every image, and the packages of `shell`
   cacert = package {
     name = "nss-cacert";
     script = ''
@@ -231,7 +231,7 @@ in
   "python3.11" = program "python-dotted";
   python3 = { "11" = program "python-nested"; };
 
-  # ---- packages that cannot be had
+  # ---- unavailable packages
   throwing = throw "throwing was removed because nobody maintained it";
   asserting = assert false; program "asserting";
   broken = refused "broken" { broken = true; };
@@ -246,7 +246,7 @@ in
   number = 42;
   nothing = null;
 
-  # ---- for one platform alone
+  # ---- packages for one platform only
   onlyamd64 =
     if system == "x86_64-linux" then hello else refused "onlyamd64" { platforms = [ "x86_64-linux" ]; };
   failsonarm64 =

@@ -42,7 +42,7 @@ def test_places(debian: str, expected: str) -> None:
     assert output_path(debian) == expected
 
 
-def test_licences_stay_and_other_documentation_goes() -> None:
+def test_licences_are_kept_and_other_documentation_is_removed() -> None:
     assert not is_left_out("share/doc/hello/copyright")
     assert is_left_out("share/doc/hello/changelog.gz")
 
@@ -61,7 +61,7 @@ def test_absolute_paths_are_rewritten_where_a_file_is_known() -> None:
 @pytest.mark.parametrize(
     "text", ["$prefix/usr/share/app/data", "x/usr/share/app/data", "${root}/bin/sh", "prefix=/usr/lib"]
 )
-def test_parts_of_longer_paths_and_shared_directories_stay(text: str) -> None:
+def test_parts_of_longer_paths_and_shared_directories_are_not_rewritten(text: str) -> None:
     assert rewrite(text) == text
 
 
@@ -77,7 +77,7 @@ def test_alternatives_with_continuation_lines_and_slaves() -> None:
     }
 
 
-def test_links_stay_inside_lead_to_dependencies_or_go(tmp_path: Path) -> None:
+def test_links_stay_inside_or_lead_to_dependencies_or_are_removed(tmp_path: Path) -> None:
     own, library = tmp_path / "own", tmp_path / "library"
     (own / "bin").mkdir(parents=True)
     (own / "bin/gawk").touch()
@@ -125,7 +125,7 @@ _INTERP, _LOAD, _DYNAMIC = 3, 1, 2
 
 
 def roomy_program(room: int) -> bytes:
-    """A program whose program headers have some zeros behind them, like those that Go's own linker makes."""
+    """A program with zeros after its program headers, like the output of Go's own linker."""
     end = 64 + 3 * 56 + room
     dynamic = struct.pack("<qQqQqQ", 5, 0x402000, 21, 0, 0, 0)
     segments = [(_INTERP, end, 10), (_LOAD, 0, 0x1000), (_DYNAMIC, end + 10, len(dynamic))]

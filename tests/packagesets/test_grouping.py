@@ -23,7 +23,7 @@ def test_a_cycle_is_one_group_named_after_its_shortest_member() -> None:
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.13"])
-def test_python_is_one_group_whatever_its_version(version: str) -> None:
+def test_python_is_one_group_in_any_version(version: str) -> None:
     members = [
         "python3", "python3-minimal", "libpython3-stdlib", f"python{version}", f"python{version}-minimal",
         f"libpython{version}-stdlib", f"libpython{version}-minimal",
@@ -36,7 +36,7 @@ def test_python_is_one_group_whatever_its_version(version: str) -> None:
     assert groups["python3.9"] == "python3.9"
 
 
-def test_a_family_of_several_versions_is_a_group_for_each_and_cross_compilers_are_none_of_it() -> None:
+def test_each_version_of_a_family_is_a_group_without_cross_compilers() -> None:
     names = ["gcc-12", "gcc-13", "libgcc-12-dev", f"gcc-13-{TRIPLET}", "gcc-13-aarch64-linux-gnu"]
     groups = group_packages({name: set() for name in names}, TRIPLET)
     assert groups["libgcc-12-dev"] == "gcc-12"

@@ -17,11 +17,11 @@ def test_versions(version: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "version"), [("g++", "4:12"), ("a" * 300, "1"), (".hidden", "1~2:3")])
-def test_names_are_what_nix_accepts(name: str, version: str) -> None:
+def test_names_are_valid_in_nix(name: str, version: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9+_?=-][A-Za-z0-9+._?=-]{0,210}", store_name(name, version))
 
 
-def test_aliases_take_the_highest_version_and_skip_what_does_not_exist() -> None:
+def test_aliases_take_the_highest_version_and_skip_missing_packages() -> None:
     aliases = resolve_aliases(
         ["bash", "golang-go", "openjdk-8-jdk-headless", "openjdk-17-jdk-headless", "zsh"]
     )

@@ -1,4 +1,4 @@
-"""Which package meets a dependency."""
+"""Resolution of dependencies to packages."""
 
 import pytest
 from locking.index import Package, parse_index
@@ -42,7 +42,7 @@ def test_an_unversioned_provides_meets_no_versioned_clause() -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("hello", {"libc6"}), ("dpkg-dev", {"libc6", "dpkg"})])
-def test_what_only_maintainer_scripts_need_is_left_out(name: str, expected: set[str]) -> None:
+def test_dependencies_of_maintainer_scripts_are_left_out(name: str, expected: set[str]) -> None:
     user = package(name, depends="libc6, dpkg (>= 1), debconf (>= 0.5) | debconf-2.0")
     others = [package("libc6"), package("dpkg")]
     names, unmet = Resolver({each.name: each for each in [user, *others]}).dependencies(user)

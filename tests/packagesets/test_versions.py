@@ -31,5 +31,5 @@ def test_leading_zeros_and_a_missing_revision_do_not_count() -> None:
     assert satisfies("1.0", "=", "1.0-0")
 
 
-def test_an_unknown_relation_is_met_by_nothing() -> None:
+def test_no_version_meets_an_unknown_relation() -> None:
     assert not satisfies("1", "!=", "2")

@@ -1,4 +1,4 @@
-"""One suite for every backend. Those whose servers are not in Python's package registry run with ``make acceptance``."""
+"""One suite for every backend. Backends whose servers are not in Python's package registry run with ``make acceptance``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def backend(
 
 @pytest.fixture
 def prefix() -> str:
-    """A test's own place in a bucket."""
+    """A prefix in a bucket for one test."""
     return f"prefix/{secrets.token_hex(8)}"
 
 

@@ -11,7 +11,7 @@ from nixery.storage.opening import Storage
 from tests.storage_contract.conftest import OpenStorage
 from tests.support.object_stores import ObjectStore
 
-# Around what is uploaded in one go, and in several parts.
+# Sizes around the limits of a single upload and of parts.
 SIZES = [1, 1000, 8 * 1024 * 1024 - 1, 8 * 1024 * 1024, 20 * 1024 * 1024 + 7]
 
 
@@ -36,7 +36,7 @@ async def listed(storage: Storage) -> list[ListedBlob]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_what_was_written_is_read(storage: Storage, size: int) -> None:
+async def test_written_bytes_are_read_back(storage: Storage, size: int) -> None:
     content = content_of(size)
     written = write(storage, content)
     assert written.digest == Digest.of(content)
@@ -61,7 +61,7 @@ async def test_nothing_is_found_under_an_unknown_digest(storage: Storage) -> Non
 
 
 @pytest.mark.parametrize("size", [1000, 20_000_000])
-async def test_what_is_not_committed_leaves_nothing(storage: Storage, size: int) -> None:
+async def test_an_uncommitted_write_leaves_nothing(storage: Storage, size: int) -> None:
     def write_half() -> None:
         with storage.blobs.create() as writer:
             writer.write(content_of(size))
@@ -95,7 +95,7 @@ async def test_writers_of_the_same_bytes_at_the_same_time(
     def run(storage: Storage) -> None:
         try:
             write(storage, content)
-        except BaseException as error:  # noqa: BLE001 -- told below
+        except BaseException as error:  # noqa: BLE001 -- asserted below
             failures.append(error)
 
     threads = [threading.Thread(target=run, args=(storage,)) for storage in stores]
@@ -139,7 +139,7 @@ async def test_a_probe_leaves_nothing(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3_000_000])
-async def test_chunks_are_what_is_stored(storage: Storage, size: int) -> None:
+async def test_chunks_add_up_to_the_blob(storage: Storage, size: int) -> None:
     content = content_of(size)
     blob = write(storage, content)
     chunks = [chunk async for chunk in storage.blobs.chunks(blob.digest)]
@@ -163,6 +163,6 @@ async def test_quarantine(storage: Storage, size: int) -> None:
     assert await storage.blobs.find(blob.digest) is not None
 
 
-async def test_another_process_finds_it(backend: ObjectStore, open_at: OpenStorage) -> None:
+async def test_another_process_finds_the_blob(backend: ObjectStore, open_at: OpenStorage) -> None:
     blob = write(open_at(backend), b"content")
     assert await open_at(backend).blobs.find(blob.digest) == blob

@@ -1,4 +1,4 @@
-"""What only a bucket does: URLs for clients, and everything that can go wrong on the way to it."""
+"""Behaviour of buckets alone: URLs for clients, and failures of the connection."""
 
 import asyncio
 import threading
@@ -28,7 +28,7 @@ from tests.support.server import free_port
 
 
 def fetch(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes, Message]:
-    """Ask as a client does that knows nothing of buckets."""
+    """Send a request like a client without any knowledge of buckets."""
     request = urllib.request.Request(url, headers=headers or {})  # noqa: S310 -- http
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
@@ -39,7 +39,7 @@ def fetch(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes, 
 
 
 @pytest.mark.parametrize("size", [1000, 20_000_000])
-async def test_a_client_reads_by_itself(bucket: ObjectStore, open_at: OpenStorage, size: int) -> None:
+async def test_a_client_reads_from_a_signed_url(bucket: ObjectStore, open_at: OpenStorage, size: int) -> None:
     storage = open_at(bucket)
     content = content_of(size)
     blob = write(storage, content)
@@ -64,7 +64,7 @@ async def test_uploads_leave_nothing_but_the_blob(bucket: ObjectStore, open_at: 
 
 @pytest.mark.parametrize("damaged", [b"", b"fragment"])
 @pytest.mark.parametrize("size", [1000, 20_000_000])
-async def test_a_fragment_is_not_there_and_is_replaced(
+async def test_a_truncated_object_counts_as_missing_and_is_replaced(
     bucket: ObjectStore, open_at: OpenStorage, damaged: bytes, size: int
 ) -> None:
     storage = open_at(bucket)
@@ -83,7 +83,7 @@ async def test_a_fragment_is_not_there_and_is_replaced(
 
 
 @pytest.mark.parametrize("fault", ["error", "cut"])
-async def test_a_server_that_fails_every_so_often(
+async def test_a_server_that_fails_intermittently(
     bucket: ObjectStore, open_at: OpenStorage, fault: Fault
 ) -> None:
     content = content_of(20_000_000)
@@ -102,10 +102,10 @@ async def test_a_server_that_fails_every_so_often(
 
 @pytest.mark.parametrize("every", [2, 3, 7])
 @pytest.mark.parametrize("size", [1000, 20_000_000])
-async def test_answers_to_uploads_that_get_lost(
+async def test_lost_responses_to_uploads(
     bucket: ObjectStore, open_at: OpenStorage, size: int, every: int
 ) -> None:
-    """Also the one to the last request of an upload in parts: the object is there, and there is no upload to complete again."""
+    """Also the response to the last request of a multipart upload: the object exists, and the upload cannot be completed again."""
     content = content_of(size)
     with faulty_proxy(bucket.port) as proxy:
         storage = open_at(through(bucket, proxy.port))
@@ -125,7 +125,7 @@ def objects_of(storage: Storage) -> set[str]:
     return {path.removeprefix(reached.prefix).partition("/")[0] for path in paths}
 
 
-async def test_a_warm_read_asks_the_bucket_nothing(bucket: ObjectStore, open_at: OpenStorage) -> None:
+async def test_a_warm_read_sends_no_request_to_the_bucket(bucket: ObjectStore, open_at: OpenStorage) -> None:
     with faulty_proxy(bucket.port) as proxy:
         storage = open_at(through(bucket, proxy.port))
         blob = write(storage, b"content")
@@ -137,7 +137,7 @@ async def test_a_warm_read_asks_the_bucket_nothing(bucket: ObjectStore, open_at:
         assert proxy.requests == before
 
 
-async def test_what_is_known_is_forgotten_after_a_while(bucket: ObjectStore, open_at: OpenStorage) -> None:
+async def test_cached_lookups_expire(bucket: ObjectStore, open_at: OpenStorage) -> None:
     storage = open_at(bucket)
     assert isinstance(storage.driver, bucket_module.BucketDriver)
     now = [0.0]
@@ -150,9 +150,7 @@ async def test_what_is_known_is_forgotten_after_a_while(bucket: ObjectStore, ope
     assert await blobs.find_cached(blob.digest) is None
 
 
-async def test_whoever_relies_on_a_blob_is_not_told_what_was_known(
-    bucket: ObjectStore, open_at: OpenStorage
-) -> None:
+async def test_find_ignores_cached_lookups(bucket: ObjectStore, open_at: OpenStorage) -> None:
     storage, collector = open_at(bucket), open_at(bucket)
     blob = write(storage, b"content")
     assert await storage.blobs.find(blob.digest) == blob
@@ -189,7 +187,7 @@ def test_a_server_that_is_down(open_at: OpenStorage, bucket: ObjectStore) -> Non
         open_at(through(bucket, free_port()))
 
 
-def test_a_server_that_comes_up_late(bucket: ObjectStore, open_at: OpenStorage) -> None:
+def test_a_server_that_starts_late(bucket: ObjectStore, open_at: OpenStorage) -> None:
     port = free_port()
     with ExitStack() as stack:
 
@@ -219,7 +217,7 @@ async def test_urls_expire(
         assert time.time() - 5 < datetime.fromisoformat(lifetime["se"][0]).timestamp() < time.time() + 1
     else:
         assert {value[0] for name, value in lifetime.items() if name.endswith("-Expires")} == {"1"}
-    # A server that looks at no signature shows no more than that.
+    # A server that verifies no signatures can show no more than that.
     assert (fetch(url)[0] == 403) is bucket.verifies
 
 

@@ -36,7 +36,7 @@ async def holds(storage: Storage, contents: list[bytes]) -> None:
     assert await storage.records.get("layers", KEY) == b"record"
 
 
-async def test_a_storage_moves_there_and_back(
+async def test_a_storage_is_copied_back_and_forth(
     bucket: ObjectStore, open_at: OpenStorage, tmp_path: Path, prefix: str
 ) -> None:
     disk = open_at(DISK)
@@ -55,7 +55,7 @@ async def test_a_storage_moves_there_and_back(
     await holds(open_at(DISK, STORAGE_PATH=str(tmp_path / "back")), contents)
 
 
-async def test_what_is_broken_is_left_out_and_told(open_at: OpenStorage, tmp_path: Path) -> None:
+async def test_broken_blobs_are_left_out_and_reported(open_at: OpenStorage, tmp_path: Path) -> None:
     disk = open_at(DISK)
     whole, broken = write(disk, b"whole"), write(disk, b"broken")
     path = tmp_path / "blobs" / "sha256" / broken.digest.hex[:2] / broken.digest.hex
@@ -71,7 +71,7 @@ async def test_what_is_broken_is_left_out_and_told(open_at: OpenStorage, tmp_pat
 async def test_a_blob_under_the_name_of_another_leaves_that_one_alone_in_the_target(
     backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
 ) -> None:
-    """Whose bytes are broken in the source may be right in the target."""
+    """A blob that is broken in the source may be intact in the target."""
     disk = open_at(DISK, STORAGE_PATH=str(tmp_path / "source"))
     good, broken = write(disk, content_of(9_000_000)), write(disk, b"broken")
     path = tmp_path / "source" / "blobs" / "sha256" / broken.digest.hex[:2] / broken.digest.hex
@@ -88,7 +88,7 @@ async def test_a_blob_under_the_name_of_another_leaves_that_one_alone_in_the_tar
     assert await target.blobs.find(broken.digest) is None
 
 
-async def test_what_is_deleted_meanwhile_is_not_broken(
+async def test_a_blob_deleted_meanwhile_is_not_reported_as_broken(
     open_at: OpenStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = open_at(DISK)
@@ -109,7 +109,7 @@ async def test_what_is_deleted_meanwhile_is_not_broken(
     assert (await listed(open_at(DISK, STORAGE_PATH=str(tmp_path / "other"))))[0].digest == kept.digest
 
 
-def test_a_misspelt_source_is_no_empty_storage(tmp_path: Path) -> None:
+def test_a_misspelt_source_is_not_treated_as_an_empty_storage(tmp_path: Path) -> None:
     ended = copy(f"file://{tmp_path}/typo", f"file://{tmp_path}/other", {})
     assert ended.returncode == 1
     assert f"there is no storage at {tmp_path}/typo" in ended.stderr
@@ -117,7 +117,7 @@ def test_a_misspelt_source_is_no_empty_storage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://a", "s3:///a", "/var/lib"])
-def test_not_a_storage(url: str, tmp_path: Path) -> None:
+def test_an_invalid_storage_url(url: str, tmp_path: Path) -> None:
     ended = copy(url, f"file://{tmp_path}", {})
     assert ended.returncode == 1
     assert url in ended.stderr

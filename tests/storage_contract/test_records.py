@@ -41,7 +41,7 @@ async def test_records_are_listed_and_deleted(storage: Storage) -> None:
     assert sorted([record.key async for record in storage.records.scan("tags")]) == KEYS[1:]
 
 
-async def test_a_renewed_record_is_younger(storage: Storage) -> None:
+async def test_renewing_a_record_updates_its_time(storage: Storage) -> None:
     await storage.records.put("tags", KEYS[0], b"content")
     (before,) = [record async for record in storage.records.scan("tags")]
     await asyncio.sleep(1.1)  # the resolution of S3's clock
@@ -58,13 +58,13 @@ async def test_no_record_is_larger_than_its_kind_allows(storage: Storage, tmp_pa
     assert await storage.records.get("tags", KEYS[0]) == b"x" * largest
     with pytest.raises(StorageError, match="the limit"):
         await storage.records.put("tags", KEYS[1], b"x" * (largest + 1))
-    # Others may have written one.
-    write_anyhow(storage, tmp_path, f"records/tags/{KEYS[1][:2]}/{KEYS[1]}", b"x" * (largest + 1))
+    # Other programs may have written one.
+    write_foreign_file(storage, tmp_path, f"records/tags/{KEYS[1][:2]}/{KEYS[1]}", b"x" * (largest + 1))
     assert await storage.records.get("tags", KEYS[1]) is None
 
 
 @pytest.mark.parametrize("key", ["", "a", "../../etc/passwd", "ab/../../x", "AB" * 32, "a" * 129, "ab\n"])
-async def test_a_key_leads_nowhere_else(storage: Storage, key: str) -> None:
+async def test_a_key_cannot_leave_its_directory(storage: Storage, key: str) -> None:
     for call in (
         storage.records.get("tags", key),
         storage.records.put("tags", key, b""),
@@ -72,14 +72,14 @@ async def test_a_key_leads_nowhere_else(storage: Storage, key: str) -> None:
         storage.records.delete("tags", key),
         storage.records.get("../tags", KEYS[0]),
     ):
-        with pytest.raises(StorageError, match="is no name of a record"):
+        with pytest.raises(StorageError, match="is not the name of a record"):
             await call
 
 
-async def test_what_is_not_where_it_belongs_is_not_listed(storage: Storage, tmp_path: Path) -> None:
+async def test_misplaced_records_are_not_listed(storage: Storage, tmp_path: Path) -> None:
     await storage.records.put("tags", KEYS[0], b"content")
     for name in ("records/tags/ff/" + KEYS[1], "records/tags/00/readme", "records/tags/00/AB"):
-        write_anyhow(storage, tmp_path, name, b"content")
+        write_foreign_file(storage, tmp_path, name, b"content")
     assert [record.key async for record in storage.records.scan("tags")] == [KEYS[0]]
 
 
@@ -93,8 +93,8 @@ async def test_records_are_bounded_in_number(storage: Storage, monkeypatch: pyte
     assert await enforce_bounds(storage.records, time.time() + 3700) == 9
 
 
-def write_anyhow(storage: Storage, directory: Path, name: str, content: bytes) -> None:
-    """Write as nothing of ours would."""
+def write_foreign_file(storage: Storage, directory: Path, name: str, content: bytes) -> None:
+    """Write a file that no driver would write."""
     if isinstance(storage.driver, BucketDriver):
         bucket = storage.driver.bucket
         bucket.store.put(bucket.key(name), content)

@@ -35,8 +35,8 @@ from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
 
-# Seconds of grace, and until it is over. No test can set a bucket's times, which have whole seconds: what is stored may look a second
-# older than it is, and the collection a second younger.
+# Seconds of the grace period, and until it has expired. Tests cannot set a bucket's times, which have a resolution of a second:
+# an object may seem a second older than it is, and the collection a second younger.
 GRACE = 3.0
 AGED = 4.5
 
@@ -69,7 +69,9 @@ async def scrub(storage: Storage) -> list[Finding]:
     return [one.finding for one in checked if one.finding is not None]
 
 
-async def test_what_no_image_holds_goes_and_images_stay(backend: ObjectStore, open_at: OpenStorage) -> None:
+async def test_unreferenced_blobs_are_deleted_and_images_are_kept(
+    backend: ObjectStore, open_at: OpenStorage
+) -> None:
     server, storage = open_at(backend), open_at(backend)
     image = await store_image(server, b"a layer", b"another")
     loose = (await store_layer(server, b"loose")).descriptor.digest
@@ -90,9 +92,7 @@ async def test_what_no_image_holds_goes_and_images_stay(backend: ObjectStore, op
     assert await keys(storage.records, COLLECTIONS) == set()
 
 
-async def test_images_that_were_not_used_for_long_go_as_a_whole(
-    backend: ObjectStore, open_at: OpenStorage
-) -> None:
+async def test_unused_images_are_deleted_as_a_whole(backend: ObjectStore, open_at: OpenStorage) -> None:
     server, storage = open_at(backend), open_at(backend)
     old = await store_image(server, b"shared", b"of the old one")
     new = await store_image(server, b"shared", b"of the new one")
@@ -101,13 +101,13 @@ async def test_images_that_were_not_used_for_long_go_as_a_whole(
     await Leases(server.records, GRACE).acquire(new.digests)
     await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy(max_size=0))
     assert {blob.digest for blob in await listed(storage)} == {digest for digest, _ in new.parts}
-    # A server that has just sent the old one must not take it for complete: it would answer with an image whose layers are gone.
+    # A server that has just sent the old image must not consider it complete: it would serve an image with deleted layers.
     assert not await are_there(server.blobs, old.parts)
     assert await are_there(server.blobs, new.parts)
     assert await keys(storage.records, USES) == {digest.hex for digest in new.digests}
 
 
-async def test_what_is_left_of_a_blob_goes(
+async def test_remains_of_a_blob_are_deleted(
     backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
 ) -> None:
     storage = open_at(backend)
@@ -126,7 +126,7 @@ async def test_what_is_left_of_a_blob_goes(
     assert await are_there(storage.blobs, image.parts)
 
 
-async def test_a_broken_blob_is_found_and_put_out_of_the_way(
+async def test_a_broken_blob_is_quarantined(
     backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
 ) -> None:
     storage = open_at(backend)
@@ -146,7 +146,7 @@ async def test_a_broken_blob_is_found_and_put_out_of_the_way(
     assert await storage.blobs.find(digest) is not None
 
 
-async def test_a_quarantine_does_not_grow_for_ever(
+async def test_the_quarantine_is_bounded(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nixery.storage.blobs.QUARANTINED", 2)
@@ -163,7 +163,7 @@ async def test_a_quarantine_does_not_grow_for_ever(
 
 
 def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes) -> None:
-    """Damage a blob as nothing of ours would."""
+    """Damage a blob, bypassing the driver."""
     name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
     if isinstance(storage.driver, BucketDriver):
         bucket = storage.driver.bucket

@@ -1,4 +1,4 @@
-"""A small registry client, which leaves judging the responses to the tests."""
+"""A small registry client; tests check the responses themselves."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class RegistryClient:
 
     Attributes:
         timeout: seconds.
-        source: the address to connect from. To a server, each address of ``127.0.0.0/8`` is another client.
+        source: the address to connect from. To a server, each address of ``127.0.0.0/8`` is a different client.
     """
 
     host: str
@@ -119,7 +119,7 @@ class RegistryClient:
 
 @dataclass
 class InBackground:
-    """A GET request in a thread of its own."""
+    """A GET request in a separate thread."""
 
     client: RegistryClient
     path: str
@@ -143,7 +143,7 @@ class InBackground:
         return self._thread is not None and self._thread.is_alive()
 
     def result(self, timeout: float = 60) -> Response:
-        """Wait for the response; a failure of the connection is raised."""
+        """Wait for the response; raise a failure of the connection."""
         answer = self.outcome(timeout)
         if not isinstance(answer, Response):
             raise answer

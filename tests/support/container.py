@@ -31,7 +31,7 @@ class Options(TypedDict, total=False):
         user: id of the user and of the group.
         env: additional variables.
         files: files of this machine to mount, by their paths in the container.
-        network_of_the_host: use it, to reach servers of the test.
+        network_of_the_host: share it, to reach servers of the test.
     """
 
     user: int

@@ -1,4 +1,4 @@
-"""Waiting for an event loop, without a guess how long something takes."""
+"""Waiting for an event loop without fixed delays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def settle() -> None:
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds, for files and threads that notify no one."""
+    """Wait until a condition holds, for files and threads without notifications."""
     async with asyncio.timeout(_TIMEOUT):
         while not condition():  # noqa: ASYNC110 -- as above
             await asyncio.sleep(0.01)

@@ -20,7 +20,7 @@ _TIMEOUT = 300
 
 _CHUNK = 1 << 16
 
-# They concern one connection and are not forwarded (RFC 9110, 7.6.1).
+# Hop-by-hop headers, which are not forwarded (RFC 9110, 7.6.1).
 _HOP_BY_HOP = {
     "connection",
     "keep-alive",
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _cut(self) -> None:
-        # The connection just ends: the other side has to notice by itself that bytes are missing.
+        # The connection just ends: the other side has to detect that bytes are missing.
         self.close_connection = True
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)

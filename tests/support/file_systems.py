@@ -1,6 +1,6 @@
 """File systems that tests mount: small ones that fill up, and those that container runtimes leave behind.
 
-Mounting takes root; other users run such tests in a name space of their own.
+Mounting takes root; other users run such tests in their own namespace.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def short_lived_directory(prefix: str) -> Iterator[Path]:
         for point in mounts_below(directory):
             subprocess.run(["umount", str(point)], check=False, timeout=_TIMEOUT)
         left = mounts_below(directory)
-        # Never delete from a mounted file system: its files may not be ours.
+        # Never delete from a mounted file system: its files may belong to others.
         if not left:
             shutil.rmtree(directory)
         assert not left, f"still mounted: {left}"

@@ -1,4 +1,4 @@
-"""Google's XML API, which our bucket client uses, in front of fake-gcs-server, which writes, copies and lists by the JSON API.
+"""Google's XML API, which the bucket client uses, in front of fake-gcs-server, which writes, copies and lists by the JSON API.
 
 Of the XML API, fake-gcs-server implements reading (with ranges) and deleting. It refuses uploads, copies and multipart uploads
 (400, ``invalid uploadType``), and its lists have no pages. This proxy keeps parts until their upload is completed.

@@ -121,7 +121,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60, ev
     Args:
         condition: what to wait for.
         what: names the condition in the failure.
-        seconds: give up after this time. It only bounds a hang; no test measures speed with it.
+        seconds: time limit, which only bounds a hang; no test measures speed with it.
         every: seconds between polls.
 
     Raises:

@@ -37,7 +37,7 @@ _ROOT = Path(__file__).parents[2]
 AZURITE = _ROOT / "var" / "azurite" / "node_modules" / ".bin" / "azurite-blob"
 MINIO = _ROOT / "var" / "minio" / "minio"
 
-# Azurite has one account, whose key is public.
+# Azurite has one account with a public key.
 _ACCOUNT = "devstoreaccount1"
 _ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
@@ -93,7 +93,7 @@ def minio(directory: Path) -> Iterator[ObjectStore]:
 
 @contextmanager
 def gcs(directory: Path) -> Iterator[ObjectStore]:
-    """Google Cloud Storage, by fake-gcs-server behind the API that our bucket client uses."""
+    """Google Cloud Storage, by fake-gcs-server behind the API that the bucket client uses."""
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )

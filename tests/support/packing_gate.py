@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.nix import wait_until
 
-# Python imports it when it starts. Audit hooks see every rename, whatever code of the server makes it.
+# Python imports it at start-up. Audit hooks see every rename, in any code of the server.
 _SITE_CUSTOMIZE = """\
 import os, sys, time
 

@@ -148,7 +148,7 @@ class ImageFilesystem:
         return self.members[f"{directory}/{last}" if directory else last]
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file, following symlinks; our images have no hard links."""
+        """Return the content of a file, following symlinks; nixery's images have no hard links."""
         return self._contents[self._resolve(name)]
 
     def names_in(self, name: str) -> list[str]:

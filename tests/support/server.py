@@ -145,7 +145,7 @@ def running_server(
 def run_server(
     settings: Mapping[str, str], directory: Path, seconds: float = 30
 ) -> subprocess.CompletedProcess[str]:
-    """Run a server that should end by itself, such as one with wrong settings."""
+    """Run a server that should exit, such as one with wrong settings."""
     return subprocess.run(
         [sys.executable, "-m", "nixery", "serve"],
         env=clean_environment(settings),

@@ -23,7 +23,7 @@ class TokenRegistry:
     """The contents and the behaviour of the registry.
 
     Attributes:
-        leases: how many requests a token is valid for.
+        uses: how many requests a token is valid for.
         failures: how many uploads get a 503 before one is accepted.
         refused: the status of all uploads; 0 to accept them.
         log: method and path of every request, in order.
@@ -32,7 +32,7 @@ class TokenRegistry:
     port: int = 0
     user: str = "me:sesame"
     identity_token: str = "refresh"  # noqa: S105 -- of a test
-    leases: int = 1000
+    uses: int = 1000
     failures: int = 0
     refused: int = 0
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class TokenRegistry:
         with self.lock:
             self.scopes.append(scope)
             name = f"token-{len(self.scopes)}"
-            self.tokens[name] = self.leases
+            self.tokens[name] = self.uses
             return name
 
     def allows(self, header: str) -> bool:

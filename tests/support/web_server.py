@@ -20,7 +20,7 @@ def serving(
     """Serve with a handler class until the context ends; yield the port.
 
     Args:
-        handler: a thread of its own runs it for each connection.
+        handler: runs in a separate thread for each connection.
         port: 0 for a free one.
         tls: serve HTTPS; each handshake happens in the thread of its connection.
     """

@@ -1,4 +1,4 @@
-"""What unit tests have in common."""
+"""Fixtures of all unit tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nixery import request_context
 
 @pytest.fixture(autouse=True)
 def _no_request() -> Iterator[None]:
-    """Begin each test outside any request, whichever test of its process ran before."""
+    """Begin each test outside any request, regardless of earlier tests in the process."""
     tokens = request_context._current.set(None), request_context._parties.set(None)
     yield
     request_context._current.reset(tokens[0])

@@ -41,7 +41,7 @@ def test_entries_without_content_are_bounded() -> None:
     assert len(kept) < 200
 
 
-def test_a_discarded_key_is_gone_and_frees_its_bytes() -> None:
+def test_discarding_a_key_frees_its_bytes() -> None:
     kept: LRUCache[str, int] = LRUCache(10_000)
     kept.put("a", 1, 1)
     kept.discard("a")
@@ -175,7 +175,7 @@ async def test_a_caller_just_after_the_end_starts_a_new_run() -> None:
         flight.run("key", work)
 
     async def first() -> int:
-        # Called when the task has ended, before anything that is called because of that.
+        # Called when the task has ended, before the callbacks of its end.
         asyncio.get_running_loop().call_soon(ask)
         return 0
 

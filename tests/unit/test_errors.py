@@ -63,7 +63,7 @@ def test_an_error_without_frames_is_equal_and_has_no_traceback() -> None:
     assert error.__traceback__ is not None
 
 
-def test_a_busy_server_says_what_is_full_and_when_to_retry() -> None:
+def test_the_error_of_a_busy_server_has_the_limit_and_the_retry_time() -> None:
     assert str(TooBusy(2, 7, 10)) == (
         "the server is busy: it runs 2 builds at once (NIXERY_MAX_BUILDS), and 7 more are queued (NIXERY_MAX_QUEUED); "
         "retry in 10 seconds"

@@ -51,7 +51,7 @@ NAMES = ["a device", "a loop", "nowhere", "a file", "a FIFO", "a directory", "a 
 def test_a_name_that_is_no_regular_file_counts_as_missing(
     make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    monkeypatch.chdir(tmp_path)  # names of sockets have to be short
     make(Path("name"))
     with pytest.raises(FileNotFoundError):
         open_regular("name")
@@ -125,8 +125,8 @@ def top(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["openat2", "by hand"])
 def below(request: pytest.FixtureRequest, top: Path) -> Iterator[Beneath]:
-    with Beneath(bytes(top), by_hand=request.param == "by hand") as below:
-        assert below._by_hand == (request.param == "by hand"), "tests need a kernel that has openat2"
+    with Beneath(bytes(top), emulated=request.param == "by hand") as below:
+        assert below._emulated == (request.param == "by hand"), "tests need a kernel that has openat2"
         yield below
 
 

@@ -62,7 +62,7 @@ def test_only_directories_of_killed_processes_are_removed(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_file_removed_by_its_holder_is_made_again(
+def test_a_lock_file_removed_by_its_holder_is_recreated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locks = FileLocks(tmp_path)
@@ -72,7 +72,7 @@ def test_a_lock_file_removed_by_its_holder_is_made_again(
     def open_late(path: Path, *arguments: int) -> int:
         descriptor = real_open(path, *arguments)
         if not opened:
-            path.unlink()  # as the one does that held it
+            path.unlink()  # like the holder of the lock
         opened.append(descriptor)
         return descriptor
 
@@ -89,7 +89,7 @@ def test_an_unusable_parent_is_an_error(tmp_path: Path) -> None:
         FileLocks(tmp_path / "file")
 
 
-def test_a_directory_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+def test_a_deleted_directory_is_recreated(tmp_path: Path) -> None:
     locks = FileLocks(tmp_path / "storage" / "locks")
     (tmp_path / "storage" / "locks").rmdir()
     (tmp_path / "storage").rmdir()
@@ -97,7 +97,7 @@ def test_a_directory_that_was_deleted_is_made_again(tmp_path: Path) -> None:
         assert held
 
 
-def test_a_lock_that_cannot_be_made_is_reported_without_its_path(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_created_is_reported_without_its_path(tmp_path: Path) -> None:
     locks = FileLocks(tmp_path / "locks")
     (tmp_path / "locks" / "name").mkdir()
     with (
@@ -116,7 +116,7 @@ def test_no_space_for_a_lock_is_a_full_storage(number: int, kind: type[StorageEr
     assert type(storage_error("it cannot be", OSError(number, "why"))) is kind
 
 
-def test_a_name_that_is_no_lock_file_is_neither_followed_nor_in_the_way(tmp_path: Path) -> None:
+def test_a_foreign_file_among_the_locks_is_not_followed_and_blocks_no_lock(tmp_path: Path) -> None:
     locks = tmp_path / "locks"
     (locks / "directory").mkdir(parents=True)
     (locks / "symlink").symlink_to(tmp_path / "elsewhere")
@@ -153,13 +153,13 @@ def test_only_lock_files_of_killed_processes_are_removed(tmp_path: Path) -> None
 
 @pytest.fixture
 def removed(tmp_path: Path) -> Iterator[Path]:
-    """A place whose content is removed by what can, whether or not we could: pytest cannot."""
+    """A directory that `rm` removes after the test, since pytest cannot remove deep trees."""
     yield tmp_path
     subprocess.run(["rm", "-rf", "--", *tmp_path.iterdir()], check=True)
 
 
 def deep_tree(directory: Path) -> None:
-    """Deeper than the interpreter's stack, and than a process may usually have open files."""
+    """Deeper than the interpreter's stack and the usual limit on open files."""
     descriptor = os.open(directory, os.O_RDONLY)
     for _ in range(3000):
         os.mkdir("d", dir_fd=descriptor)
@@ -205,7 +205,7 @@ def test_processes_that_start_together_do_not_remove_each_others_directories(tmp
         directory.close()
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "gc-roots").write_text("")
     with pytest.raises(StorageError, match="gc-roots"):
         ProcessDirectory(tmp_path / "gc-roots")
@@ -227,7 +227,7 @@ def test_other_files_in_the_parent_do_not_keep_a_process_from_starting(
         case "a FIFO":
             os.mkfifo(planted)
         case "gone":
-            # Another process lists it, and its own removes it before that opens it.
+            # Another process lists the file, and its holder removes it before the other process opens it.
             monkeypatch.setattr(Path, "glob", lambda parent, _: [parent / "server-gone"])
     directory = ProcessDirectory(planted.parent)
     assert directory.path.is_dir()
@@ -245,18 +245,18 @@ def test_processes_that_end_do_not_disturb_those_that_start(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_was_deleted_is_made_again_and_locked(tmp_path: Path) -> None:
+def test_a_deleted_directory_is_recreated_and_locked(tmp_path: Path) -> None:
     directory = ProcessDirectory(tmp_path)
     directory.path.rmdir()
     directory.restore()
-    ProcessDirectory(tmp_path).close()  # sweeps what is not locked
+    ProcessDirectory(tmp_path).close()  # removes unlocked files
     assert directory.path.is_dir()
     directory.close()
 
 
 @pytest.mark.security
 def test_a_deep_commit_is_removed(tmp_path: Path) -> None:
-    """The author of a commit chooses the depth; a server that could not remove the tree did not start again."""
+    """The author of a commit chooses the depth; a server that could not remove the tree would not start again."""
     left = tmp_path / "server-left"
     left.mkdir()
     (tmp_path / "kept").mkdir()

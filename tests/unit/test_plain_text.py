@@ -1,4 +1,4 @@
-"""Lines of builders, as a terminal could take them."""
+"""Untrusted text for terminals: escape sequences and unsafe characters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_escaped_lines_keep_line_breaks() -> None:
 # Unicode categories: control, format, surrogate, and separators of lines and paragraphs. They move a cursor, or are
 # invisible.
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Of those, what is no more than a hint within a word, or a visible sign.
+# Of those, hints within a word, and visible signs.
 HARMLESS = {0x00AD, *range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x110BD, 0x110CD}
 HARMLESS |= {*range(0x13430, 0x13440), *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B)}
 

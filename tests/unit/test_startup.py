@@ -15,7 +15,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {
         "PORT": "8080",
         "NIXERY_PKGS_PATH": str(tmp_path),
-        # Nix is not asked for its platform.
+        # So that Nix does not have to report its platform.
         "NIXERY_PLATFORMS": "linux/arm64,linux/amd64",
         "NIXERY_STORAGE_BACKEND": "filesystem",
         "STORAGE_PATH": str(tmp_path / "storage"),
@@ -47,7 +47,7 @@ def test_problems_are_reported_at_once_and_directories_are_removed(environment: 
     assert not [*storage.glob("temporary/server-*"), *storage.glob("gc-roots/server-*")]
 
 
-def test_a_storage_that_cannot_be_made_is_one_problem(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_created_is_one_problem(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     settings = Settings.from_environment(environment | {"STORAGE_PATH": str(tmp_path / "file" / "storage")})
     with pytest.raises(SettingsError) as caught:

@@ -1,4 +1,4 @@
-"""Checks an image by recomputing everything about it that can be recomputed.
+"""Validate an image by recomputing everything that can be recomputed.
 
 Sources: the OCI image specification 1.1 (descriptor.md, manifest.md, config.md, layer.md) and what this project
 promises on top of it: canonical bytes, owner 0:0, one fixed time, no host's names.
@@ -50,7 +50,7 @@ def validate(image: PulledImage) -> PulledImage:
     """Return an image without flaws.
 
     Raises:
-        AssertionError: with everything that is.
+        AssertionError: with all flaws.
     """
     found = problems(image)
     assert not found, "\n".join(found)
@@ -102,7 +102,7 @@ def _schema_validator(name: str) -> Draft202012Validator:
 
 def _against_schema(name: str, document: object) -> Iterator[str]:
     for error in _schema_validator(name).iter_errors(document):
-        yield f"{name} is not what its schema asks for: {error.json_path}: {error.message}"
+        yield f"{name} does not match its schema: {error.json_path}: {error.message}"
 
 
 def _bytes(image: PulledImage, manifest: object, config: object) -> Iterator[str]:
@@ -196,12 +196,12 @@ def _members(members: list[tarfile.TarInfo], writable: frozenset[str]) -> Iterat
         yield from _name(member.name, name)
         yield from _metadata(member, writable)
         if name in seen:
-            yield f"{member.name!r} stands there twice"
+            yield f"{member.name!r} is listed twice"
         above = name.rpartition("/")[0]
         if above and (above not in seen or not seen[above].isdir()):
-            yield f"{member.name!r} comes without or before its directory {above!r}"
+            yield f"{member.name!r} is listed without or before its directory {above!r}"
         if member.islnk() and _normal(member.linkname) not in seen:
-            yield f"{member.name!r} is a hard link to {member.linkname!r}, which does not come before it"
+            yield f"{member.name!r} is a hard link to {member.linkname!r}, which is not listed before it"
         seen[name] = member
 
 

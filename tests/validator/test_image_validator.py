@@ -156,8 +156,8 @@ def with_added(*members: tarfile.TarInfo) -> PulledImage:
 
 
 LAYER_CASES: list[tuple[str, Callable[[], PulledImage], str]] = [
-    ("a path twice", lambda: with_added(member(f"{STORE_PATH}/file")), "stands there twice"),
-    ("a path in two spellings", lambda: with_added(member(f"./{STORE_PATH}/file")), "stands there twice"),
+    ("a path twice", lambda: with_added(member(f"{STORE_PATH}/file")), "is listed twice"),
+    ("a path in two spellings", lambda: with_added(member(f"./{STORE_PATH}/file")), "is listed twice"),
     ("a spelling with a dot", lambda: with_added(member(f"./{STORE_PATH}/other")), "is not written as"),
     ("an absolute name", lambda: with_added(member(f"/{STORE_PATH}/other")), "is not written as"),
     ("a name that leads upwards", lambda: with_added(member(f"{STORE_PATH}/../other")), "leads upwards"),

@@ -1,4 +1,4 @@
-"""Finished images, by what they were made from: a repeated request starts no process."""
+"""A cache of finished images, keyed by everything that determines them: a repeated request starts no process."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from nixery.storage.records import RecordStore
 
 IMAGES = "images"
 
-# Seconds after which a cached image's blobs are looked for again: that takes longer than answering a request.
-VERIFIED_FOR = 1.0
+# Seconds for which a check that a cached image's blobs exist is valid; the check takes longer than a cached response.
+VERIFIED_TTL = 1.0
 
 # Bytes of manifests in memory; one has about 10 to 20 KB. And of those that were verified a moment ago, which share
 # these objects as long as the first cache has them.
@@ -51,7 +51,7 @@ class ImageRecord(BaseModel):
         """The digests of the manifests.
 
         Raises:
-            InvalidDigest: the record is not ours.
+            InvalidDigest: the record has an invalid digest.
         """
         return tuple(
             Digest.parse(digest) for digest in (self.docker_manifest, self.manifest) if digest is not None
@@ -101,7 +101,7 @@ class BuildCache:
             if not self._leases.renew(image.digests) or not await are_still_there(self._blobs, parts):
                 self._recent.discard(key)
                 return None
-            self._verified.put(key, image, _size(image), VERIFIED_FOR)
+            self._verified.put(key, image, _size(image), VERIFIED_TTL)
         self.counts.hits += 1
         return image
 
@@ -142,7 +142,7 @@ class BuildCache:
         ):
             return None  # manifests of two images
         parts = image.parts
-        # The lease first: from then on, no collector deletes the blobs that we find.
+        # The lease first: from then on, no collector deletes the blobs of the image.
         await self._leases.acquire(image.digests, (digest for digest, _ in parts))
         if not await are_there(self._blobs, parts):
             return None
@@ -164,7 +164,7 @@ class BuildCache:
 
     def _remember(self, key: _Key, image: Image, parts: _Parts) -> None:
         self._recent.put(key, (image, parts), _size(image))
-        self._verified.put(key, image, _size(image), VERIFIED_FOR)
+        self._verified.put(key, image, _size(image), VERIFIED_TTL)
 
     def _key(self, pin: Pin, request: ImageRequest) -> str:
         # A JSON array, so that elements cannot run into each other.

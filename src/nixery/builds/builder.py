@@ -54,15 +54,15 @@ First = TypeVar("First")
 Second = TypeVar("Second")
 
 # Attempts at a build whose blobs are deleted while it runs. Blobs that it stored itself remain for the next one.
-_ATTEMPTS_TO_STORE = 3
+_STORE_ATTEMPTS = 3
 
 # Attempts at a build whose derivations Nix's garbage collector deletes before they are realised.
-_ATTEMPTS_TO_REALISE = 6
+_REALISE_ATTEMPTS = 6
 
 # Paths that the error about a closure that is too large names.
-_NAMED = 5
+_MOST_NAMED_PATHS = 5
 
-# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); our manifests are always smaller than
+# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); nixery's manifests are always smaller than
 # the config.
 _LARGEST_CONFIG = 4 * 1024 * 1024
 
@@ -85,7 +85,7 @@ class ImageBounds:
 
 
 class ImageBuilder:
-    """Builds images, and looks for no finished ones."""
+    """Builds images; the caller checks the cache first."""
 
     def __init__(  # noqa: PLR0913, PLR0917 -- the whole data path comes together here
         self,
@@ -206,14 +206,14 @@ class _Retries:
     async def handle(self, error: _BlobsLostError | RequestError | BuildError) -> None:
         """Return if the build is to be tried again; raise the error, or one that explains it, otherwise."""
         match error:
-            case PathsCollected() if self._collected + 1 < _ATTEMPTS_TO_REALISE:
+            case PathsCollected() if self._collected + 1 < _REALISE_ATTEMPTS:
                 self._collected += 1
                 return
             # A builder, too, can lose its output (seen with Nix 2.8); otherwise the next attempt fails alike.
             case BuildFailed(disturbed=True) if not self._collected:
                 self._collected += 1
                 return
-            case _BlobsLostError() if self._lost + 1 < _ATTEMPTS_TO_STORE:
+            case _BlobsLostError() if self._lost + 1 < _STORE_ATTEMPTS:
                 self._lost += 1
                 return
             case _BlobsLostError():
@@ -252,7 +252,7 @@ def _require_provided(contents: Contents, provided: Collection[StorePath]) -> No
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:
     infos = sorted(closure, key=lambda info: (-info.nar_size, info.path.base_name))
-    return tuple((info.path.base_name, info.nar_size) for info in infos[:_NAMED])
+    return tuple((info.path.base_name, info.nar_size) for info in infos[:_MOST_NAMED_PATHS])
 
 
 def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:

@@ -1,4 +1,4 @@
-"""Builds at the same time: identical ones are shared, all are bounded, and recent failures are remembered."""
+"""Coordinate concurrent builds: share identical ones, bound their number, and cache recent failures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from nixery.request_context import INTERNAL, Parties, current_request, enter_par
 from nixery.sources.source import Pin
 
 # Failures that a retry would repeat. Clients retry at once, containerd up to five times.
-_LASTING = (
+_PERMANENT_ERRORS = (
     AnswerTooLarge,
     BuildFailed,
     NixTimedOut,
@@ -237,7 +237,7 @@ class BuildCoordinator:
         except NixeryError as error:
             error.build = build.id
             observe(Failed(error))
-            if isinstance(error, _LASTING):
+            if isinstance(error, _PERMANENT_ERRORS):
                 kept = build, error.without_frames()
                 self._failures.put((pin, request), kept, size_of_error(error), self._failure_time_to_live)
             raise

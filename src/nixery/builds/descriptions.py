@@ -136,7 +136,7 @@ class ImageDescriptions:
         self._blobs = blobs
         self._history = history
         # A request may cost the server a thousand times what it costs to send, and the work continues after
-        # its client has gone.
+        # its client has disconnected.
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.DESCRIPTIONS)
 
     async def pin(self, tag: str) -> Pin:

@@ -49,7 +49,7 @@ _KEPT_FOUND = 50
 
 # Seconds between two changes that a follower receives, and after which it receives an unchanged report.
 _PAUSE = 0.2
-_SILENCE = 15.0
+_KEEP_ALIVE = 15.0
 
 # Seconds since the epoch, up to the year 9999. Others may have written the record of a report.
 Time = Annotated[float, Field(ge=0, le=253402300799, allow_inf_nan=False)]
@@ -157,7 +157,7 @@ class BuildReport(BaseModel):
         return self.ended is not None
 
     def enter(self, stage: Stage, now: float) -> None:
-        """Start a stage, which ends the one before; a build that is in it stays there."""
+        """Start a stage, which ends the one before; a build in the same stage stays in it."""
         name = stage_name(stage)
         if not self.stages or self.stages[-1].name != name:
             self.leave(now)
@@ -260,7 +260,7 @@ class BuildHistory:
             if report.number == number and not self._closed:
                 changed = self._changed.setdefault(build, asyncio.Event())
                 try:
-                    await asyncio.wait_for(changed.wait(), _SILENCE)
+                    await asyncio.wait_for(changed.wait(), _KEEP_ALIVE)
                 except TimeoutError:
                     continue
 

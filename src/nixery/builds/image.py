@@ -1,4 +1,4 @@
-"""Images: their documents, how their containers start, and what they say about themselves."""
+"""Images: their documents, the start of their containers, and their annotations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nixery.plain_text import escaped, escaped_lines
 from nixery.source_location import COMMIT
 from nixery.sources.source import Pin
 
-# The annotation with the packages of an image. It is our own: the specification has none for them.
+# The annotation with the packages of an image. The specification defines none for them.
 PACKAGES = "dev.nixery.packages"
 
 _PREFIX = "org.opencontainers.image"
@@ -124,13 +124,14 @@ def execution_parameters(request: ImageRequest, contents: Contents, tree: Tree) 
 
 
 def image_annotations(request: ImageRequest, packages: Sequence[Package], pin: Pin) -> Mapping[str, str]:
-    """Describe an image by what it was made from (image specification, annotations.md); leave out what is unknown.
+    """Describe an image by its packages and its source (image specification, annotations.md); omit unknown values.
 
     The manifest's annotations and the config's labels are the same.
     """
     versions = {(package.name, package.version) for package in packages}
     found = {
-        f"{_PREFIX}.title": "/".join([*(["shell"] if request.shell else []), *_asked_for(request)]) or "base",
+        f"{_PREFIX}.title": "/".join([*(["shell"] if request.shell else []), *_requested_names(request)])
+        or "base",
         f"{_PREFIX}.version": _version(request, packages),
         f"{_PREFIX}.licenses": _licences(packages),
         f"{_PREFIX}.source": pin.url,
@@ -160,21 +161,21 @@ def _command(request: ImageRequest, packages: Sequence[Package], tree: Tree) -> 
 
 
 def _merged(ours: Sequence[str], defined: Sequence[str]) -> tuple[str, ...]:
-    """Our variables, except those that a definition sets itself, followed by the definition's."""
+    """The default variables, except those that a definition sets itself, followed by the definition's."""
     names = {entry.partition("=")[0] for entry in defined}
     return (*(entry for entry in ours if entry.partition("=")[0] not in names), *defined)
 
 
-def _asked_for(request: ImageRequest) -> Sequence[str]:
+def _requested_names(request: ImageRequest) -> Sequence[str]:
     """The packages that distinguish the image: all names of the same image must give the same annotations."""
     understood = {*ALWAYS_INCLUDED, *(SHELL_PACKAGES if request.shell else ())}
     return [package for package in request.requested if package not in understood] or request.requested
 
 
 def _version(request: ImageRequest, packages: Sequence[Package]) -> str | None:
-    asked_for = _asked_for(request)
-    found = [package for package in packages if package.requested_name in asked_for[:1]]
-    return found[0].version if len(asked_for) == len(found) == 1 else None
+    requested = _requested_names(request)
+    found = [package for package in packages if package.requested_name in requested[:1]]
+    return found[0].version if len(requested) == len(found) == 1 else None
 
 
 def _licences(packages: Sequence[Package]) -> str:

@@ -1,4 +1,4 @@
-"""Images by name and tag, for one platform or for several: what the server asks for."""
+"""Images by name and tag, for one platform or for several: the entry point of the server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nixery.builds.build_cache import VERIFIED_FOR
+from nixery.builds.build_cache import VERIFIED_TTL
 from nixery.builds.coordinator import BuildCoordinator
 from nixery.builds.events import Build
 from nixery.builds.image import Image, ImageIndex
@@ -39,7 +39,7 @@ _LISTED = "latest"
 _CAPACITY = 8 * 1024 * 1024
 
 # Seconds for which an index omits a platform whose build failed.
-_INCOMPLETE_FOR = 600.0
+_INCOMPLETE_TTL = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Images:
             TooBusy: the queue is full.
             ShuttingDown: this was closed before the build ended.
         """
-        self._require_few_packages(requests[0])
+        self._check_package_count(requests[0])
         pinned = await self._pins.pin(tag)
         listed = tag if self._pins.selects(tag) else _LISTED
         for _ in range(_ATTEMPTS):
@@ -110,7 +110,7 @@ class Images:
             StorageError: the pin cannot be stored.
             TooBusy: the queue for tags or for builds is full. Builds that were started continue, and a retry joins them.
         """
-        self._require_few_packages(requests[0])
+        self._check_package_count(requests[0])
         pin = await self._pins.confirmed(tag)
         return [await self._builds.begin(request, pin) for request in requests]
 
@@ -118,7 +118,7 @@ class Images:
         """End all builds."""
         await asyncio.gather(self._builds.close(), self._pins.close())
 
-    def _require_few_packages(self, request: ImageRequest) -> None:
+    def _check_package_count(self, request: ImageRequest) -> None:
         asked_for = request.requested
         if len(asked_for) > self._most_packages:
             limit = f"{self._most_packages} is the limit (NIXERY_MAX_PACKAGES)"
@@ -177,7 +177,7 @@ class Indexes:
         self._require(failed, any_built=bool(built))
         index = await self._store(built)
         if failed:
-            self._incomplete.put((pin, requests[0]), index, _size(index), _INCOMPLETE_FOR)
+            self._incomplete.put((pin, requests[0]), index, _size(index), _INCOMPLETE_TTL)
         return index
 
     def _require(self, failed: Sequence[tuple[Platform, NixeryError]], *, any_built: bool) -> None:
@@ -199,7 +199,7 @@ class Indexes:
             # documents that were already stored, so the second write comes after it.
             await self._leases.acquire(index.digests)
             await self._put(index)
-        self._verified.put(key, index, _size(index), VERIFIED_FOR)
+        self._verified.put(key, index, _size(index), VERIFIED_TTL)
         return index
 
     async def _put(self, index: ImageIndex) -> None:

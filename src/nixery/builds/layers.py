@@ -161,7 +161,7 @@ class LayerPublisher:
                 del self._wanted[identity]
                 if identity in self._threads:
                     # Before the next piece, the thread checks whether a build still wants the layer.
-                    await _through_cancellation(asyncio.wait({self._threads[identity]}))
+                    await _finish_despite_cancellation(asyncio.wait({self._threads[identity]}))
         # The same content may belong to packages of different names; each image keeps its own names.
         return replace(layer, packages=tuple(packages))
 
@@ -170,7 +170,7 @@ class LayerPublisher:
             try:
                 return await self._in_flight.run(identity, find_or_pack)
             except _Abandoned:
-                continue  # by earlier callers, but we still want it
+                continue  # earlier callers cancelled it, but this one still needs the layer
 
     async def _pack_alone(self, identity: str, contents: Contents, observe: Observe) -> Layer | None:
         """Pack a layer, or find it; ``None`` if another process is packing it."""
@@ -236,7 +236,7 @@ class LayerPublisher:
         return Layer(Descriptor(self._packer.media_type, digest, size), diff_id, packages=())
 
 
-async def _through_cancellation(work: Awaitable[object]) -> None:
+async def _finish_despite_cancellation(work: Awaitable[object]) -> None:
     """Wait for some work even if the caller is cancelled; raise the cancellation once the work is done."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

@@ -43,8 +43,8 @@ PACKAGES = "packages"
 
 LISTED: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])
 
-# Package sets that are listed at once, and that wait. Each is an evaluation of a whole set, which may take all the
-# memory that one is given.
+# Concurrent and queued listings of package sets. Each evaluates a whole set, and may use all the memory that an
+# evaluation is allowed.
 _AT_ONCE, _QUEUE = 1, 4
 
 # Bytes of remembered failures.

@@ -93,7 +93,7 @@ class Term(BaseModel):
 
 
 class PinRecord(BaseModel):
-    """What a reference stands for now, and what it will stand for after that."""
+    """The current pin of a reference, and its successor."""
 
     current: Term
     next: Term | None = None

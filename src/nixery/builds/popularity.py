@@ -231,9 +231,9 @@ class ReferenceCounting:
             if basis is Basis.AUTO:
                 basis = await self._basis(found, watcher)
             counts = await (
-                self._of_closures(found, watcher)
+                self._count_in_closures(found, watcher)
                 if basis is Basis.CLOSURES
-                else self._of_derivations(found, watcher)
+                else self._count_in_derivations(found, watcher)
             )
         return dict(sorted(counts.items()))
 
@@ -252,7 +252,9 @@ class ReferenceCounting:
         watcher.note("all packages are built or can be substituted: counting references within closures")
         return Basis.CLOSURES
 
-    async def _of_derivations(self, found: Sequence[tuple[str, Batch]], watcher: Watcher) -> Counter[str]:
+    async def _count_in_derivations(
+        self, found: Sequence[tuple[str, Batch]], watcher: Watcher
+    ) -> Counter[str]:
         derivations = {path for _, batch in found for path in batch.derivations}
         watcher.begin("counting inputs", len(derivations))
         counts: Counter[str] = Counter()
@@ -261,7 +263,7 @@ class ReferenceCounting:
         watcher.advance(len(derivations))
         return counts
 
-    async def _of_closures(self, found: Sequence[tuple[str, Batch]], watcher: Watcher) -> Counter[str]:
+    async def _count_in_closures(self, found: Sequence[tuple[str, Batch]], watcher: Watcher) -> Counter[str]:
         counts: Counter[str] = Counter()
         seen: set[str] = set()
         watcher.begin("realising", sum(len(batch.derivations) for _, batch in found))

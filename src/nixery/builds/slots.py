@@ -66,7 +66,7 @@ class Slots:
     A free slot goes to the waiting client that has the fewest; clients with equally many take turns, and the
     work of one client runs in order of arrival. A client is rejected when its own share of the queue is full,
     or when the queue is full and no client has more places than it would have. Otherwise the client with the
-    most places loses its newest one; among these, work whose result no request waits for goes first.
+    most places loses its newest one; among these, work whose result no request waits for is displaced first.
 
     For one event loop. A task that holds a slot must not request a second one.
 

@@ -77,7 +77,7 @@ def _main(
     ),
 ) -> None:
     """See ``app``'s own help."""
-    # The storage is private to its user, whatever the shell's umask is. Outputs of `build` follow the user's umask.
+    # The storage is private to its user under any umask. Outputs of `build` follow the user's umask.
     context.obj = os.umask(0o077)
 
 

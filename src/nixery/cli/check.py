@@ -32,8 +32,8 @@ _TIMEOUT = 60
 
 _OLDEST_NIX = (2, 8)
 
-# Bytes of free space below which the check fails: many an image takes more.
-_LITTLE_SPACE = 1 << 30
+# Bytes of free space below which the check fails: many images take more.
+_LOW_SPACE = 1 << 30
 
 _SAFER = "docs/explanation/deployments.md describes safer deployments"
 
@@ -46,7 +46,7 @@ class Finding:
         what: settings, nix, git, sandbox, storage or source.
         right: whether it works.
         found: a description.
-        advice: how to fix it; a passed check may have some, too.
+        advice: how to fix it; passed checks may have advice, too.
     """
 
     what: str
@@ -186,7 +186,7 @@ def _storage(settings: Settings) -> Finding:
         free = shutil.disk_usage(place).free
     except (OSError, StorageError) as error:
         return Finding("storage", False, str(error), "set STORAGE_PATH to a writable directory")
-    if free < _LITTLE_SPACE:
+    if free < _LOW_SPACE:
         return Finding("storage", False, f"{place}: {decimal(free)} are free", "free space for layers")
     if settings.storage_backend == "filesystem":
         return Finding("storage", right=True, found=f"{place} is writable; {decimal(free)} are free")
@@ -235,7 +235,7 @@ def _source() -> Finding:
 
 
 async def _listed(index: PackageIndex) -> list[str]:
-    """List the package set, for completion in the shell and on pages. Some sets cannot be listed, which is no problem."""
+    """List the package set, for completion in the shell and on pages. Some sets cannot be listed, which is not an error."""
     with suppress(NixeryError, TimeoutError):
         names = await asyncio.wait_for(index.names("latest"), _TIMEOUT)
         return [f"{len(names):,} names can be completed"]

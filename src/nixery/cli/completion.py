@@ -1,4 +1,4 @@
-"""Shell completion. Runs at each key press, so this module imports nothing heavy and asks nothing that may be slow."""
+"""Shell completion. Runs at each key press, so this module has no heavy imports and makes no slow calls."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ def _size(text: str) -> object:
 def gc(
     max_age: Annotated[
         int | None,
-        typer.Option(parser=_seconds, metavar="TIME", help="Delete images not used for that long, e.g. 30d."),
+        typer.Option(parser=_seconds, metavar="TIME", help="Delete images not used for this long, e.g. 30d."),
     ] = None,
     max_size: Annotated[
         int | None,
         typer.Option(
             parser=_size,
             metavar="SIZE",
-            help="Delete the least recently used images until the storage is that small, e.g. 100G.",
+            help="Delete the least recently used images until the storage has at most this size, e.g. 100G.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -42,7 +42,7 @@ def gc(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Delete images that were not used for a while, and blobs that no image uses.
+    """Delete images that were not used recently, and blobs that no image uses.
 
     Servers may keep running. Anything stored or used within NIXERY_STORAGE_GRACE (two hours) is kept.
     """

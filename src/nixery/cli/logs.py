@@ -47,7 +47,7 @@ def configure_logs(level: int, form: Literal["auto", "json", "console"] = "conso
 
 
 class _LossyStream:
-    """A stream that drops text which it cannot write: its reader is gone, or the disk is full.
+    """A stream that drops text which it cannot write: its reader has closed it, or the disk is full.
 
     Otherwise every request that causes a log line would fail, although the server could answer it.
     """
@@ -68,7 +68,7 @@ def _json() -> list[Processor]:
     return [
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        # A program that shows the text decodes the escapes of JSON.
+        # Log viewers decode the escapes of JSON.
         _escape,
         structlog.processors.JSONRenderer(),
     ]

@@ -54,7 +54,7 @@ from nixery.nix.build_log import Building, Fetching, LogLines, NixProgress
 from nixery.plain_text import escaped
 from nixery.push.push import BlobPushed, BytesPushed, Pushed, PushEvent, PushStarted
 
-# The unit of amounts that is not counted but written with prefixes.
+# The unit of amounts that are shown as sizes with prefixes.
 BYTES = "bytes"
 
 # Seconds between two lines about the same step.
@@ -79,7 +79,7 @@ class Activity(Protocol):
         ...
 
     def note(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         ...
 
 

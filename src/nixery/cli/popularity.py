@@ -42,7 +42,7 @@ def popularity(
         ),
     ] = None,
 ) -> None:
-    """Print how often each package is referred to across the package set: a file for NIX_POPULARITY_URL.
+    """Print the number of references to each package in the package set: a file for NIX_POPULARITY_URL.
 
     Runs up to NIXERY_MAX_BUILDS processes. Interrupt it at any time; the next run resumes.
     """

@@ -74,11 +74,11 @@ async def _serve(settings: Settings, resources: Resources) -> None:
                 server.Listener(admin, resources.admin_address, settings.admin_port, server.ADMIN_CONNECTIONS)
             )
         await server.serve(listeners, application.observation, settings.send_timeout, components.close)
-        _exit_soon()
+        _force_exit_after_timeout()
 
 
-def _exit_soon() -> None:
-    # The next process sweeps what this one leaves in its directories.
+def _force_exit_after_timeout() -> None:
+    # The next process removes the files that this one leaves behind.
     timer = threading.Timer(_EXIT_TIMEOUT, os._exit, (0,))
     timer.daemon = True
     timer.start()

@@ -65,9 +65,9 @@ def open_storage_session() -> Iterator[tuple[StorageSettings, Storage]]:
             ("NIXERY_STORAGE_BACKEND=memory is the memory of a server, which commands cannot reach",)
         )
     if settings.storage_backend == "filesystem" and not settings.storage_path.exists():
-        # Rather than create an empty one: the command probably runs without the server's environment.
+        # Opening would create an empty one: the command probably runs without the server's environment.
         raise SettingsError(
-            (f"there is no storage at {settings.storage_path}: set STORAGE_PATH as the server has it",)
+            (f"there is no storage at {settings.storage_path}: set STORAGE_PATH to the server's value",)
         )
     with storage(settings, environment) as opened:
         yield settings, opened
@@ -117,7 +117,7 @@ async def _cancellable(command: Callable[[], Awaitable[Result]]) -> Result:
     task = asyncio.current_task()
     if task is None:
         raise AssertionError("a coroutine runs in a task")
-    # As Ctrl-C does. Nix runs in a session of its own, and would otherwise outlive this process.
+    # As Ctrl-C does. Nix runs in a separate session, and would otherwise outlive this process.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await command()
 

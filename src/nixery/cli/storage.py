@@ -94,7 +94,7 @@ def _open(url: str, temporary: Path, *, must_exist: bool) -> Storage:
     parts = urlsplit(url)
     if parts.scheme == "file":
         root = Path(unquote(parts.path))
-        # Rather than create one and copy nothing out of it. A bucket has to exist in either case.
+        # Opening would create an empty one. A bucket has to exist in either case.
         if must_exist and not root.exists():
             raise StorageError(f"there is no storage at {root}")
         # On the same file system as the blobs: finished files are moved there.

@@ -6,12 +6,12 @@ is older than the grace period. A blob that was stored, leased or, as a layer, r
 pull in progress may ask for it, or a build may be about to use it.
 
 **Why no blob in use is deleted.** Other tasks and processes build and pull meanwhile. The collector *condemns* each batch of blobs
-in a record before it looks once more for leases and reused layers, and then deletes only blobs that still no image holds. A process
+in a record before it looks again for leases and reused layers, and then deletes only blobs that still no image holds. A process
 that leases an image writes the lease first, then reads that record, and after that looks for all blobs of the image. Either its
 lease is written before the collector's second look, and the collector keeps the image; or it is written after, and then the blobs
 were condemned before: the process waits until the batch is done, sees which blobs are missing, and builds them again, after which
-they are young. In no order of these steps does it answer with an image whose blobs are then deleted. Renewing the layers that a
-build in progress reuses only saves work; the build's own look at its end is what counts.
+they are young. In every order of these steps, it never serves an image whose blobs are deleted afterwards. Renewing the layers that a
+build in progress reuses only saves work; the build's own check at its end guarantees correctness.
 
 **A collection that is interrupted** at any moment leaves garbage and no other damage: a record is deleted after the blob that it
 points to, an image counts as stored only if all its blobs are, and a manifest is served by digest only if its blobs were there when
@@ -85,7 +85,7 @@ class GcResult:
         kept_bytes: their size.
         records: number of deleted records.
         over: bytes over the limit that were used too recently to delete.
-        over_blobs: blobs, likewise.
+        over_blobs: the same for the number of blobs.
     """
 
     deleted: int = 0
@@ -97,7 +97,7 @@ class GcResult:
     over_blobs: int = 0
 
     def keep(self, blob: ListedBlob) -> None:
-        """Count a blob that stays."""
+        """Count a blob that is kept."""
         self.kept += 1
         self.kept_bytes += blob.size
 
@@ -113,17 +113,17 @@ Observe = Callable[[GcResult], None]
 class CollectionLock:
     """The record of the kind ``collections`` of one collection; see ``nixery.storage.leases`` for who reads it.
 
-    It is renewed as long as the context lasts. One that has not been for ``LEASE`` seconds is of a dead process.
+    It is renewed while the context lasts. A record not renewed for ``LEASE`` seconds belongs to a dead process.
 
     Args:
         records: shared by all.
 
     Attributes:
-        started: when it was taken, in seconds since the epoch by the storage's clock.
+        started: when it was acquired, in seconds since the epoch by the storage's clock.
 
     Raises:
-        CollectionRunning: on entering; there is another one.
-        StorageError: the storage cannot be asked.
+        CollectionRunning: on entering, if another collection is running.
+        StorageError: the storage does not answer.
     """
 
     def __init__(self, records: RecordStore) -> None:
@@ -138,7 +138,7 @@ class CollectionLock:
 
     async def __aenter__(self) -> Self:
         # Written before looking for others, so that of two collections that start together at least one sees the other; if both do,
-        # both give way.
+        # both end.
         await self._write(b"")
         try:
             await self._require_no_other()
@@ -156,7 +156,7 @@ class CollectionLock:
 
     @property
     def holds(self) -> bool:
-        """Whether all other processes still respect the lock, with a margin of half its lease."""
+        """Whether the lock is still valid for all other processes, with a margin of half its lease."""
         return time.monotonic() - self._written < COLLECTION_LEASE / 2
 
     async def condemn(self, digests: Iterable[Digest]) -> None:
@@ -173,7 +173,7 @@ class CollectionLock:
     async def _write(self, content: bytes) -> None:
         async with self._writing:
             self._content = content
-            # Others count from the time of writing, which may be long before the response.
+            # Other processes measure from the time of the write, which may be long before the response.
             begun = time.monotonic()
             with suppress(StorageFull):
                 await self._records.put(COLLECTIONS, self._key, content)
@@ -278,7 +278,7 @@ class _Collection:
                 self._records, self._blobs, self._cutoff, oldest
             )
             self._result.records += await enforce_bounds(
-                self._records, self._now, short_of_files=bool(self._limits.free_files)
+                self._records, self._now, low_on_inodes=bool(self._limits.free_files)
             )
         if room.size is not None:
             self._result.over = max(0, self._result.kept_bytes - room.size)

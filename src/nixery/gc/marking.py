@@ -1,4 +1,4 @@
-"""Marking: which blobs the images in use hold."""
+"""Mark the blobs of images in use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nixery.oci.digest import Digest
 from nixery.oci.documents import is_index, referenced_blobs
 from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import REFERRERS
-from nixery.storage.leases import USES, leased_together
+from nixery.storage.leases import USES, leased_documents
 from nixery.storage.records import RecordStore, decode
 
 # The time of the last use, the digest or key, and whether it is the key of an image's record.
@@ -42,7 +42,7 @@ class Room:
 class Marks:
     """A set of blobs to keep, in some 90 bytes for each: it stores the first 64 bits of their digests.
 
-    If two blobs have those in common, both are kept, which is the harmless mistake.
+    If two blobs have those in common, both are kept, which is harmless.
 
     Attributes:
         size: bytes of all blobs in it.
@@ -149,7 +149,7 @@ class Marking:
         await self._mark_layers(since)
 
     async def _roots(self) -> list[_Root]:
-        """Return what was used, the most recent first."""
+        """Return the uses of images, the most recent first."""
         roots: list[_Root] = []
         # An image's record counts as its first use. A storage of an earlier version has no leases.
         for kind in (USES, IMAGES):
@@ -165,7 +165,7 @@ class Marking:
             itself = Digest(key)
             if itself in self.marks:
                 return ()
-            return {itself, *leased_together(await self._records.get(USES, key))}
+            return {itself, *leased_documents(await self._records.get(USES, key))}
         # A torn record is written again by the next build.
         return decode(read_image, await self._records.get(IMAGES, key)) or ()
 

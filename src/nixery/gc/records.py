@@ -23,10 +23,10 @@ from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
 from nixery.storage.blobs import BlobStore
 from nixery.storage.catalogue import REFERRERS, TAGS, TAGS_IN_ORDER, TagRecord
-from nixery.storage.leases import COLLECTIONS, USES, leased_together
+from nixery.storage.leases import COLLECTIONS, USES, leased_documents
 from nixery.storage.records import KINDS, RecordStore, decode
 
-# Seconds for which tags, pins, evaluations and batches stay at least: longer than any pin holds.
+# Seconds for which tags, pins, evaluations and batches are kept at least: longer than any pin is valid.
 _DAY = 24 * 3600.0
 
 # Records that one pass finds before it deletes them, and deletions at the same time.
@@ -92,7 +92,7 @@ CHECKS: Mapping[str, Check] = {
     TAGS_IN_ORDER: _readable(_read_tag),
     TAGS: _readable(_read_tag),
     REFERRERS: _readable(read_referrer),
-    USES: lambda content: bool(leased_together(content)),
+    USES: lambda content: bool(leased_documents(content)),
 }
 
 
@@ -116,7 +116,7 @@ async def delete_pointless_records(
     Args:
         records: of a storage.
         blobs: of the same storage.
-        cutoff: records that were written after it stay.
+        cutoff: records that were written after it are kept.
         oldest: tags, pins, evaluations and batches that were not written after it are deleted; ``None`` for none.
 
     Raises:
@@ -138,7 +138,7 @@ async def delete_pointless_records(
     return count
 
 
-async def enforce_bounds(records: RecordStore, now: float, *, short_of_files: bool = False) -> int:
+async def enforce_bounds(records: RecordStore, now: float, *, low_on_inodes: bool = False) -> int:
     """Delete records beyond the bounds of their kind, the oldest first; return how many.
 
     The collector alone deletes records of the kinds ``uses`` and ``collections``: the collector and servers
@@ -146,9 +146,9 @@ async def enforce_bounds(records: RecordStore, now: float, *, short_of_files: bo
     it again.
 
     Args:
-        records: to tidy up.
+        records: of a storage.
         now: in seconds since the epoch, by the storage's clock.
-        short_of_files: whether to delete a tenth of those that lead to no blobs, too.
+        low_on_inodes: whether to also delete a tenth of the records that lead to no blobs.
 
     Raises:
         StorageError: the storage fails.
@@ -168,14 +168,14 @@ async def enforce_bounds(records: RecordStore, now: float, *, short_of_files: bo
                 count, old = count - len(old), []
         deleted += await _delete(records, kind, old)
         count -= len(old)
-        may_stay = bounds.most
-        if count > bounds.most or (short_of_files and not bounds.leads_to_blobs):
-            # Deletes a tenth more than it must, so that the next tidy-up does not start over.
-            may_stay = min(count, bounds.most) * 9 // 10
-        while count > may_stay:
-            oldest = await _oldest(records, kind, min(count - may_stay, _BATCH))
+        limit = bounds.most
+        if count > bounds.most or (low_on_inodes and not bounds.leads_to_blobs):
+            # Deletes a tenth more than necessary, so that the next pass finds no new excess at once.
+            limit = min(count, bounds.most) * 9 // 10
+        while count > limit:
+            oldest = await _oldest(records, kind, min(count - limit, _BATCH))
             if not oldest:
-                break  # others delete, too
+                break  # other processes delete records, too
             deleted += await _delete(records, kind, oldest)
             count -= len(oldest)
     return deleted
@@ -205,7 +205,7 @@ async def _written_before(records: RecordStore, kind: str, time: float) -> Async
 
 
 async def _pointed_to(records: RecordStore, kind: str, key: str) -> Sequence[Digest]:
-    # A torn record points nowhere: the scrubber deletes it, or its owner writes it again.
+    # A torn record points nowhere: the scrubber deletes it, or its owner rewrites it.
     if kind in {USES, REFERRERS}:
         return (Digest(key[:64]),) if is_digest(key[:64]) else ()
     content = await records.get(kind, key)

@@ -1,4 +1,4 @@
-"""Reading everything that is stored, to find broken blobs and records before a client gets them."""
+"""Read everything that is stored, to find broken blobs and records before a client gets them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Scrubber:
                 async for checked in self.scrub():
                     if checked.finding is not None:
                         _log.error(
-                            "found something broken in the storage",
+                            "quarantined broken data",
                             what=checked.finding.what,
                             reason=checked.finding.reason,
                         )
@@ -113,7 +113,7 @@ class Scrubber:
         return Checked(size, Finding(str(digest), reason))
 
     async def _read(self, digest: Digest) -> tuple[int, str | None]:
-        """Return the size of what is stored, and what is wrong with it."""
+        """Return the stored size of a blob, and its defect."""
         actual, size = hashlib.sha256(), 0
         try:
             async for chunk in self._blobs.chunks(digest):
@@ -123,13 +123,13 @@ class Scrubber:
         except BlobUnknown:
             return 0, None  # deleted meanwhile
         except StorageError as error:
-            if not _is_about_the_content(error):
+            if not _is_content_error(error):
                 raise
             return size, f"cannot be read: {error}"
         if actual.hexdigest() != digest.hex:
             return size, f"its {size} bytes have the digest sha256:{actual.hexdigest()}"
         if await self._blobs.find(digest) is None:
-            return size, "the size that it was stored with is missing, or differs"
+            return size, "its recorded size is missing, or differs"
         return size, None
 
     async def _record(self, kind: str, key: str, check: Callable[[bytes], bool]) -> Checked:
@@ -155,7 +155,7 @@ class Scrubber:
             await asyncio.sleep(self._due - now)
 
 
-def _is_about_the_content(error: StorageError) -> bool:
+def _is_content_error(error: StorageError) -> bool:
     """Whether the blob or the disk is at fault, rather than permissions or the network."""
     return error.__cause__ is None or (
         isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO

@@ -87,9 +87,11 @@ class WatermarkMonitor:
         tidy_at = self._clock()
         while True:
             if self._clock() >= tidy_at:
-                await self._try(self.tidy, "cannot tidy records up", "tidying records up failed")
+                await self._try(
+                    self.tidy, "cannot delete old records", "deleting old records failed unexpectedly"
+                )
                 tidy_at = self._clock() + tidied
-            await self._try(self.look, "cannot collect garbage", "collecting garbage failed")
+            await self._try(self.look, "cannot collect garbage", "collecting garbage failed unexpectedly")
             await asyncio.sleep(pause)
 
     async def _try(
@@ -114,10 +116,10 @@ class WatermarkMonitor:
         """
         if self._marks is None or self._clock() < self._cooldown_until:
             return
-        excess = await self._excess(self._marks)
-        if excess is None:
+        surplus = await self._surplus(self._marks)
+        if surplus is None:
             return
-        result = await self._collect(excess)
+        result = await self._collect(surplus)
         if result.over or result.over_blobs:
             _log.warning(
                 "the storage stays above its low watermark: the rest is in use",
@@ -135,7 +137,7 @@ class WatermarkMonitor:
         """
         deleted = await enforce_bounds(self._records, time.time())
         if deleted:
-            _log.info("tidied records up", deleted=deleted)
+            _log.info("deleted old records", deleted=deleted)
         bounds = KINDS[USES]
         count, oldest = 0, time.time() - bounds.age
         is_any_old = False
@@ -159,7 +161,7 @@ class WatermarkMonitor:
         )
         return result
 
-    async def _excess(self, marks: Watermarks) -> RetentionPolicy | None:
+    async def _surplus(self, marks: Watermarks) -> RetentionPolicy | None:
         """Return how much to delete; ``None`` below the high mark."""
         if marks.high.percent is None:
             used = 0

@@ -1,1 +1,1 @@
-"""Images as clients and definitions describe them. Past this package there are no raw names."""
+"""Images as clients and definitions describe them. Other packages use parsed names only."""

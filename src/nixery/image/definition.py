@@ -39,7 +39,7 @@ _LONGEST_PATH, _LONGEST_USER = 4095, 255
 # become megabytes.
 _DEEPEST, _MOST_VOLUMES = 128, 256
 
-# The next number, -1 in 32 bits, means "do not change" to chown(2).
+# chown(2) interprets the next number, -1 in 32 bits, as "do not change".
 _LARGEST_ID = 2**32 - 2
 
 
@@ -61,7 +61,7 @@ def _absolute(path: str) -> str:
 
 def _few(volumes: list[str]) -> list[str]:
     if len(volumes) > _MOST_VOLUMES:
-        raise ValueError(f"should have at most {_MOST_VOLUMES} of them, not {len(volumes)}")
+        raise ValueError(f"should have at most {_MOST_VOLUMES} entries, not {len(volumes)}")
     return volumes
 
 
@@ -210,7 +210,7 @@ def _problem(problem: Mapping[str, Any]) -> str:
     if isinstance(found, dict) and _TYPE in found:
         what = f"is a {_type(found)}"
     elif problem["type"] == "extra_forbidden":
-        what = "is no field of an image definition"
+        what = "is not a field of an image definition"
     elif problem["type"] == "missing":
         what = "is missing"
     elif problem["type"] == "value_error":

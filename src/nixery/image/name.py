@@ -65,7 +65,7 @@ def parse_reference(text: str) -> Tag | Digest:
     """Parse the reference of a manifest.
 
     Raises:
-        InvalidDigest: it has a colon, like a digest, but is no supported digest.
+        InvalidDigest: it has a colon, like a digest, but is not a supported digest.
         InvalidReference: it is neither a tag nor a digest.
     """
     if ":" in text:

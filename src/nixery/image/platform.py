@@ -32,7 +32,7 @@ class Platform:
         found = next((platform for platform in SUPPORTED if text in (str(platform), f"{platform}/v8")), None)
         if found is None:
             supported = ", ".join(map(str, SUPPORTED))
-            raise ValueError(f"{text!r} is no platform that images can be built for; supported: {supported}")
+            raise ValueError(f"{text!r} is not a supported platform; supported: {supported}")
         return found
 
 

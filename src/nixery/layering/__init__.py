@@ -9,7 +9,7 @@ question is only which paths suffer least from sharing a layer.
 1. The cost of a bad group is bytes: those of the paths that are pulled again because of a neighbour. The sizes of paths
    vary widely; in an image of 200 paths the 50 largest have nine tenths of the bytes. So **the largest stand alone**,
    by their own size: adding up closures would count shared paths many times. Frequent use alone is no reason: a popular
-   library of 50 kB costs 50 kB when it is pulled once more.
+   library of 50 kB costs 50 kB when it is pulled again.
 2. A path that is *popular* by the data of the package set counts as twice its size: images that have little else in
    common with this one contain it. A larger factor would trade known bytes for hoped-for hits.
 3. A fifth of the budget is for the rest, and **the rest is grouped by how often it changes**. A path changes with each
@@ -22,9 +22,9 @@ question is only which paths suffer least from sharing a layer.
 
 Ties are broken by name before hash, so an update does not shuffle unrelated groups.
 
-Adding a package that is unrelated to an image's others changes no other layer while every path has a layer of its own.
-Beyond the budget each new path displaces at most one path from a layer of its own, the lightest one; then the parts
-of the rest, which are small, are cut anew.
+Adding a package that is unrelated to an image's others changes no other layer while every path has its own layer.
+Beyond the budget each new path displaces at most one path from its own layer, the lightest one; then the parts
+of the rest, which are small, are cut again.
 
 **Why not by dominators**, as Nixery does, and as this package did at first: paths that are reached only through one
 other path travel with it, *in this image*. In the next image they are reached in another way; both layers differ, and

@@ -1,4 +1,4 @@
-"""Which store paths share a layer, and in which order the layers come; the package's docstring explains the rules."""
+"""Group store paths into layers and order the layers; the package's docstring explains the rules."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _partition(closure: Closure, popularity: Popularity, budget: int) -> Iterabl
 
 
 def _weight(info: PathInfo, popularity: Popularity) -> int:
-    """The benefit of a layer of its own."""
+    """Return the benefit of a separate layer for a path."""
     return info.nar_size * (_POPULAR_WEIGHT if popularity.is_popular(info.path) else 1)
 
 

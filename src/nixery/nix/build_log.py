@@ -161,7 +161,7 @@ class BuildLog:
     """The state of a realisation, as its log shows it.
 
     Attributes:
-        is_at_work: whether Nix has started to build or to fetch.
+        has_started: whether Nix has started to build or to fetch.
 
     Args:
         on_progress: called when an activity starts, ends or advances; not for a builder's own output.
@@ -181,17 +181,17 @@ class BuildLog:
         self._started: dict[int, float] = {}
         self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
-        self.is_at_work = False
+        self.has_started = False
         self._derivation_of_activity: dict[int, str] = {}
         self._built: set[str] = set()
         self._tails: dict[str, deque[str]] = {}
         self._errors: list[str] = []
         self._other_messages: list[str] = []
         self._other_lines: deque[str] = deque(maxlen=LOG_TAIL)
-        self._lines_of_nix: deque[str] = deque(maxlen=LOG_TAIL)
+        self._nix_lines: deque[str] = deque(maxlen=LOG_TAIL)
 
     def read_line(self, line: bytes) -> None:
-        """Read one line of Nix's stderr; keep lines that are no log events as plain text."""
+        """Read one line of Nix's stderr; keep lines that are not log events as plain text."""
         event = _parse(line)
         if event is not None:
             self._read_event(event)
@@ -199,10 +199,10 @@ class BuildLog:
         text = plain(line.decode(errors="replace"))
         self._other_lines.append(text)
         if not line.startswith(_PREFIX):
-            self._lines_of_nix.append(text)
+            self._nix_lines.append(text)
 
     def _read_event(self, event: dict[str, Any]) -> None:
-        self.is_at_work |= event.get("action") == "start" and event.get("type") in _WORK
+        self.has_started |= event.get("action") == "start" and event.get("type") in _WORK
         match event:
             case {"action": "result", "type": kind, "id": int(activity), "fields": [str(text)]} if (
                 kind in _LOG_LINE_RESULTS
@@ -281,14 +281,14 @@ class BuildLog:
     def reports_full_disk(self) -> bool:
         """Whether Nix itself, not a builder that it quotes, ran out of disk space."""
         # Before it has parsed its options, Nix writes plain lines.
-        plain_errors = [line for line in self._lines_of_nix if line.startswith("error:")]
+        plain_errors = [line for line in self._nix_lines if line.startswith("error:")]
         lines = (line.strip() for error in (*self._errors, *plain_errors) for line in error.splitlines())
         return any(reports_full_disk(line) for line in lines if not line.startswith(">"))
 
     def log_tail(self, derivation: str | None) -> tuple[str, ...]:
         """Return the last lines of a derivation's builder; without one, those of Nix itself."""
-        said_by_nix = [line for error in self._messages for line in error.splitlines()]
-        lines = self._tails.get(derivation or "") or said_by_nix or self._other_lines
+        nix_messages = [line for error in self._messages for line in error.splitlines()]
+        lines = self._tails.get(derivation or "") or nix_messages or self._other_lines
         return tuple(lines)[-LOG_TAIL:]
 
     @property

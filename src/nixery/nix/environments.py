@@ -1,4 +1,4 @@
-"""The environment of each kind of child process, from allow-lists: no child inherits ours unchanged.
+"""The environment of each kind of child process, from allow-lists: no child inherits the server's unchanged.
 
 A builder can read every variable of the process that builds: a fixed-output derivation names them in
 ``impureEnvVars`` (Nix manual, "Advanced attributes"). A package set in a directory can read every variable of
@@ -96,7 +96,7 @@ def git_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def credential_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the variables that locate logins for registries, for us and for credential helpers."""
+    """Return the variables that locate logins for registries, for this process and for credential helpers."""
     return {name: value for name, value in ours.items() if _HELPER.fullmatch(name)}
 
 

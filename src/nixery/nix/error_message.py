@@ -27,7 +27,7 @@ _MACHINE = re.compile(
 )
 
 # Messages of several versions of Nix about a store path that existed a moment ago.
-_GONE = re.compile(
+_MISSING_PATH = re.compile(
     r"missing derivation|don't know how to build|is not valid|does not exist|No such file", re.IGNORECASE
 )
 _STORE_PATH = re.compile(r"/nix/store/[0-9a-z]{32}-[\w+.?=-]+")
@@ -38,7 +38,7 @@ _FULL = re.compile(
 )
 
 # SQLite's whole message when it cannot extend the memory that users of a database share.
-_PERHAPS_FULL = "disk I/O error"
+_SHARED_MEMORY_ERROR = "disk I/O error"
 
 _PATH = re.compile(r"(?<![\w.])/(?!nix/store/)[^\s'\"]+")
 
@@ -74,7 +74,7 @@ def without_paths(message: str) -> str:
 
 def reports_missing_path(stderr: Sequence[str]) -> bool:
     """Whether Nix misses a store path, or a file."""
-    return _GONE.search("\n".join(plain_text(line) for line in stderr)) is not None
+    return _MISSING_PATH.search("\n".join(plain_text(line) for line in stderr)) is not None
 
 
 def collected_path(stderr: Sequence[str]) -> str | None:
@@ -93,10 +93,10 @@ def reports_full_disk(message: str) -> bool:
     if _FULL.search(message) is not None:
         return True
     with suppress(OSError):
-        return _PERHAPS_FULL in message and is_out_of_space()
+        return _SHARED_MEMORY_ERROR in message and is_out_of_space()
     return False
 
 
-def reports_machine_trouble(stderr: Sequence[str]) -> bool:
+def reports_machine_error(stderr: Sequence[str]) -> bool:
     """Whether an evaluation failed because of this machine rather than an expression."""
     return _MACHINE.search(explanation(stderr)) is not None

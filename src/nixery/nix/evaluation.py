@@ -34,7 +34,7 @@ from nixery.nix.error_message import (
     collected_path,
     explanation,
     reports_full_disk,
-    reports_machine_trouble,
+    reports_machine_error,
     without_paths,
 )
 from nixery.nix.options import NixOptions
@@ -64,7 +64,7 @@ MOST_PROCESSES = 16
 # Missing packages for which similar names are searched: in a large set, each search takes a while.
 _MOST_WITH_NEAR_NAMES = 5
 
-_NOT_ISOLATED = "too many packages of this request do not evaluate; this one was not evaluated by itself"
+_NOT_ISOLATED = "too many packages of this request do not evaluate; this one was not evaluated separately"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class Evaluation:
         gone = collected_path([explanation(stderr)])
         if gone is not None:
             raise PathsCollected(gone)
-        if completed.exit_code < 0 or reports_machine_trouble(stderr):
+        if completed.exit_code < 0 or reports_machine_error(stderr):
             if reports_full_disk(explanation(stderr)):
                 raise NixStoreFull
             # No package caused this, and a retry may succeed.

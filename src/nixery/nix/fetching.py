@@ -83,7 +83,7 @@ class FlakeTree(BaseModel):
 
 
 class FlakeInputs(BaseModel):
-    """What ``flake_inputs.nix`` finds: the declared inputs, and the arguments of ``outputs``."""
+    """The result of ``flake_inputs.nix``: the declared inputs, and the arguments of ``outputs``."""
 
     inputs: dict[str, Any]
     arguments: list[str]
@@ -222,7 +222,7 @@ async def _fetch(
         raise FetchFailed(f"no {what} within {_FETCH_TIMEOUT} seconds") from error
     if completed.exit_code == 0:
         return completed.stdout, stderr
-    # Nix reports only git's exit status; git writes the reason on a line of its own.
+    # Nix reports only git's exit status; git writes the reason on a separate line.
     fatal = [line for line in stderr if line.startswith("fatal:")]
     # Newer versions print the message before the last error, so all lines count.
     raise FetchFailed(" ".join([explanation(stderr), *fatal]), is_missing=any(map(missing.search, stderr)))

@@ -64,7 +64,7 @@ def is_out_of_space(store: Path = Path(STORE_DIRECTORY)) -> bool:
 
 
 def owns_store(store: Path = Path(STORE_DIRECTORY)) -> bool:
-    """Whether Nix writes to the store as this user; then no daemon ignores our options."""
+    """Whether Nix writes to the store as this user; then no daemon ignores the server's options."""
     try:
         return store.stat().st_uid == os.geteuid()
     except OSError:

@@ -85,7 +85,7 @@ class NixOptions:
             case NixFiles(path, self_contained=True):
                 # It reads nothing outside, and no environment variable (Nix manual, restrict-eval).
                 options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
-                # Older versions do not restrict `fetchTree`, which comes with flakes.
+                # Older versions do not restrict `fetchTree`, a part of flakes.
                 options += ["--option", "experimental-features", ""]
                 options += ["-I", f"nixery-package-set={path}", "-I", f"nixery-expressions={expressions}"]
             case NixFiles():

@@ -81,7 +81,7 @@ class Contents:
 
     @property
     def installables(self) -> list[str]:
-        """What Nix must provide, in Nix's syntax, sorted."""
+        """The outputs that Nix must provide, in Nix's syntax, sorted."""
         outputs = {f"{p.derivation}!{output}" for p in self.packages for output in p.outputs}
         return sorted(outputs.union(self.definition.installables if self.definition else ()))
 

@@ -1,7 +1,7 @@
 """Run programs: read both output streams concurrently and within limits, and leave no process behind.
 
-Each program runs in a process group of its own, which has ended when the call returns. If this process is
-killed, ``nixery.nix.warden`` ends what it has started (``guarded``).
+Each program runs in its own process group, which has ended when the call returns. If this process is
+killed, ``nixery.nix.warden`` ends its children (``guarded``).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _STDERR = 2
 USUAL_ANSWER = 16 * 1024 * 1024
 
 # Bytes of stderr that are read in a second, on average. A builder that writes faster blocks: parsing its
-# lines occupies the event loop, which has other requests to serve. However short a line is, to parse it takes
-# as long as this many bytes of a long one.
+# lines occupies the event loop, which has other requests to serve. Parsing even a short line
+# takes as long as this many bytes of a long one.
 _STDERR_RATE = 4 * 1024 * 1024
 _LINE_COST = 256
 
-# The kernel's highest: without any memory left, it ends Nix and its builders before any other process (proc(5)).
-# Otherwise it ends the largest one, and many builders of a moderate size leave that to be the server.
+# The kernel's highest: out of memory, it kills Nix and its builders before any other process (proc(5)).
+# Otherwise it kills the largest process, which is the server if there are many builders of moderate size.
 _FIRST_TO_END = b"1000"
 
 # Limits for the arguments of one command: paths, and bytes, well under Linux's 2 MiB for arguments and
@@ -124,7 +124,7 @@ async def run(
     deadline: Deadline,
     context: ProcessContext,
 ) -> Completed:
-    """Run a program in a process group of its own.
+    """Run a program in its own process group.
 
     However this ends (deadline, cancellation, an error), the whole group has ended when it returns.
 
@@ -176,7 +176,7 @@ async def run(
 
 
 def _close_on_exec(kept: Collection[int]) -> None:
-    """Make children inherit only these descriptors, even if a library or our parent left others inheritable.
+    """Make children inherit only these descriptors, even if a library or the parent process left others inheritable.
 
     uvloop starts processes without closing descriptors (``close_fds``), and relies on this flag.
     """
@@ -311,7 +311,7 @@ def guarded(environment: MutableMapping[str, str]) -> Iterator[None]:
             stderr=subprocess.DEVNULL,
             # A signal to the process group of this process must not reach it.
             start_new_session=True,
-            # Without the mark, or it would end itself; and in a directory that no one unmounts.
+            # Without the mark, or it would end itself; and in a directory that stays mounted.
             env={},
             cwd="/",
         )

@@ -38,7 +38,7 @@ from nixery.nix.sandbox import BuilderGate
 _TIMED_OUT = 0x01
 _BUILD_FAILURE = 100
 
-# Nix itself stops a builder after its timeout and names it. Our own deadline is this many seconds later.
+# Nix itself stops a builder after its timeout and names it. The server's own deadline is this many seconds later.
 _GRACE = 10
 
 # Limit in seconds for listing a package set.
@@ -288,7 +288,7 @@ class Nix:
         def on_progress() -> None:
             # Nix limits the time of each builder; its other work (evaluation, downloads) reports progress.
             deadline.extend()
-            if log.is_at_work:
+            if log.has_started:
                 on_started()
 
         log = BuildLog(on_progress, feed=feed)

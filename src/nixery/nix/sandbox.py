@@ -107,7 +107,7 @@ class Confinement:
 
     @property
     def is_complete(self) -> bool:
-        """Whether a builder cannot reach other builds, either."""
+        """Whether builds are also isolated from each other."""
         return self.is_safe and not self.owns_store
 
     @property
@@ -116,7 +116,7 @@ class Confinement:
         if self.sandbox == "unknown":
             return f"it is unknown what a builder could reach: {self.reason}"
         if self.sandbox == "elsewhere":
-            return "builders run on another machine and reach nothing of this one but its network"
+            return "builders run on another machine and can reach only the network of this one"
         if self.sandbox == "optional":
             return f"a package may turn Nix's sandbox off for its builders (sandbox = relaxed), which then run {_AS[self.user]}: {self._reach}"
         where = "in Nix's sandbox" if self.sandbox == "on" else "without a sandbox"
@@ -139,7 +139,7 @@ class Confinement:
 _AS: Mapping[User, str] = {
     "root": "as root",
     "server": "as the server's own user",
-    "own": "as users of their own",
+    "own": "as separate build users",
     "unknown": "as an unknown user",
 }
 _REACH_WITHOUT: Mapping[User, str] = {
@@ -264,7 +264,7 @@ class BuilderProbe:
         return build
 
     def confinement(self) -> Confinement:
-        """Wait for the report, with a timeout of some seconds."""
+        """Wait for the report, with a timeout of a few seconds."""
         try:
             try:
                 found = _parse(self._plain.output(self._until))
@@ -303,7 +303,7 @@ class _Build:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._process: subprocess.Popen[str] | None = None
         try:
-            # A process group of its own, to end all its processes.
+            # A separate process group, to end all its processes.
             self._process = subprocess.Popen(
                 command,
                 env=environment,
@@ -328,11 +328,13 @@ class _Build:
         try:
             stdout, stderr = self._process.communicate(timeout=max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            raise _NoReportError(f"Nix built nothing within {_REPORT_TIMEOUT:.0f} seconds") from None
+            raise _NoReportError(
+                f"Nix did not finish the probe within {_REPORT_TIMEOUT:.0f} seconds"
+            ) from None
         if self._process.returncode != 0:
             if "__noChroot" in stderr:
                 raise _EscapeRefusedError
-            raise _NoReportError((stderr.strip().splitlines() or ["Nix said nothing"])[-1].strip())
+            raise _NoReportError((stderr.strip().splitlines() or ["Nix printed no reason"])[-1].strip())
         try:
             return read_beginning(stdout.strip(), _LONGEST_REPORT).decode(errors="replace")
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Trees of package sets in the Nix store, where no one changes them: added, protected while in use, and cached."""
+"""Trees of package sets in the Nix store, where they cannot change: added, protected while in use, and cached."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class NixStore:
             NixUnusable: Nix cannot be run.
         """
         with self._collector.root() as root:
-            # Otherwise a collector that is searching for roots may already have passed the place of ours, and
-            # look at the processes only after this short one has ended.
+            # Otherwise a collector that is searching for roots may already have passed the place of this root, and
+            # scan the processes only after this short one has ended.
             async with self._collector.paused():
                 completed, stderr = await run_command(
                     _COPY_TIMEOUT,

@@ -1,7 +1,7 @@
-"""Warden: a program that ends what a server has started if the server is killed. Uses the standard library only.
+"""Warden: a program that ends the child processes of a killed server. Uses the standard library only.
 
-A killed server (``kill -9``, out of memory) cannot end its children, and its Nix runs in sessions of its own. So
-each server starts this program in a session of its own, with a pipe as its standard input that carries no data.
+A killed server (``kill -9``, out of memory) cannot end its children, and its Nix processes run in separate sessions. So
+each server starts this program in its own session, with a pipe as its standard input that carries no data.
 When the server ends, for any reason, the pipe closes. Then the warden sends SIGTERM to every process with the
 server's mark in its environment, and a few seconds later SIGKILL to those that are left and to all of their
 descendants.
@@ -25,7 +25,7 @@ _POLL = 0.05
 def marked(mark: bytes) -> set[int]:
     """Return the processes with a mark in their environment, except this one."""
     found = set()
-    for entry in os.listdir("/proc"):  # noqa: PTH208 -- this has to be quick
+    for entry in os.listdir("/proc"):  # noqa: PTH208 -- pathlib is slower
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         with suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:  # noqa: PTH123

@@ -26,7 +26,7 @@ _NO_DATE = 1
 _LATEST = 253_402_300_799
 
 
-def canonical_json(document: Any) -> bytes:  # noqa: ANN401 -- whatever JSON can express
+def canonical_json(document: Any) -> bytes:  # noqa: ANN401 -- JSON is anything
     """Serialise with sorted keys, without white space and with unescaped UTF-8 (after OLPC's canonical JSON).
 
     Equal documents have equal bytes, and so equal digests.

@@ -12,7 +12,7 @@ from nixery.packing import tar
 # digest and compressor to run without the interpreter lock most of the time.
 CHUNK = 1 << 20
 
-# Files of up to this many bytes are read by one call into an object of their own, which is cheaper than the calls
+# Files of up to this many bytes are read by one call into a separate object, which is cheaper than the calls
 # that would avoid it.
 _SMALL = 1 << 15
 
@@ -25,7 +25,7 @@ class Archive:
     """A tar archive in two buffers: while one is filled, the consumer owns the other.
 
     Names are bytes, relative to the image's root, without a leading or trailing slash, a directory before its
-    contents. Large files are read directly into the buffer, without an object of their own. Names that a
+    contents. Large files are read directly into the buffer, without a separate object. Names that a
     runtime would not treat as plain names are refused (``UnsafeContents``, see ``tar``).
 
     There is a method for each kind of entry rather than an iterator of entries: making an object for each of

@@ -31,14 +31,14 @@ _MOST_LINKS = 40
 # far more than a package's size suggests. The largest images of Debian's packages list some 10,000 names.
 _MOST_LISTED = 1 << 18
 _MOST_BYTES = 1 << 26
-_MOST_LOOKED_AT = 1 << 20
+_MOST_LOOK_UPS = 1 << 20
 
 # Bytes of a name that count as one look-up. The kernel walks each component of a name: one of two thousand
 # directories takes a hundred times as long as a usual one.
-_WALKED = 64
+_BYTES_PER_LOOK_UP = 64
 
-_LINK_IN_THE_WAY = frozenset({errno.ELOOP, errno.ENOTDIR})
-_NOT_THERE = _LINK_IN_THE_WAY | {errno.ENOENT, errno.ENAMETOOLONG}
+_NOT_A_DIRECTORY = frozenset({errno.ELOOP, errno.ENOTDIR})
+_MISSING = _NOT_A_DIRECTORY | {errno.ENOENT, errno.ENAMETOOLONG}
 
 _RELATIVE = frozenset({b"", b".", b".."})
 
@@ -66,7 +66,7 @@ class ClosureFiles:
     Args:
         closure: the store paths of the image.
         store: directory of the store paths on this machine.
-        by_hand: see ``Beneath``.
+        emulated: see ``Beneath``.
 
     Attributes:
         closure: the same, in their order.
@@ -75,12 +75,14 @@ class ClosureFiles:
         StorageError: the store cannot be opened.
     """
 
-    def __init__(self, closure: Iterable[StorePath], store: bytes = _STORE, *, by_hand: bool = False) -> None:
+    def __init__(
+        self, closure: Iterable[StorePath], store: bytes = _STORE, *, emulated: bool = False
+    ) -> None:
         self.closure = tuple(closure)
         self._base_names = {path.base_name.encode() for path in self.closure}
         self._listed = self._bytes = self._looked_at = 0
         try:
-            self._beneath = Beneath(store, by_hand=by_hand)
+            self._beneath = Beneath(store, emulated=emulated)
         except OSError as error:
             raise unreadable(store, error) from error
 
@@ -117,12 +119,14 @@ class ClosureFiles:
         """List a directory, in any order.
 
         Raises:
-            StorageError: it cannot be read, or is no directory of the closure.
+            StorageError: it cannot be read, or is not a directory of the closure.
             UnsafeContents: the image has more names, or needs more look-ups, than its limit.
         """
         place = self._find(directory)
         if place is None:
-            raise StorageError(f"cannot list {shown(directory)}: it is no directory of the image's closure")
+            raise StorageError(
+                f"cannot list {shown(directory)}: it is not a directory of the image's closure"
+            )
         names: list[Name] = []
         try:
             descriptor = self._beneath.open(place.name, LIST)
@@ -154,7 +158,7 @@ class ClosureFiles:
 
         Raises:
             StorageError: it cannot be read.
-            UnsafeContents: it is no regular file, or has more bytes than the limit.
+            UnsafeContents: it is not a regular file, or has more bytes than the limit.
         """
         place = self._find(file)
         if place is None:
@@ -178,7 +182,7 @@ class ClosureFiles:
         try:
             return self._look_up_directly(file) or self._resolve_symlinks(file)
         except OSError as error:
-            if error.errno in _NOT_THERE:
+            if error.errno in _MISSING:
                 return None
             raise unreadable(file, error) from error
 
@@ -192,7 +196,7 @@ class ClosureFiles:
         try:
             mode, _ = self._look(name)
         except OSError as error:
-            if error.errno not in _LINK_IN_THE_WAY:
+            if error.errno not in _NOT_A_DIRECTORY:
                 raise
             return None
         return None if stat.S_ISLNK(mode) else _Place(name, mode)
@@ -239,15 +243,15 @@ class ClosureFiles:
 
     def _count_step(self, file: bytes, steps: int = 1) -> None:
         self._looked_at += steps
-        if self._looked_at > _MOST_LOOKED_AT:
-            reason = f"its symlinks take more than {_MOST_LOOKED_AT:,} look-ups"
+        if self._looked_at > _MOST_LOOK_UPS:
+            reason = f"its symlinks take more than {_MOST_LOOK_UPS:,} look-ups"
             raise UnsafeContents(file, reason)
 
     def _look(self, name: bytes) -> tuple[int, bytes]:
         """Return the mode of the file with a name below the store, and its target if it is a symlink."""
         if len(name) > LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        self._count_step(_STORE + b"/" + name, len(name) // _WALKED)
+        self._count_step(_STORE + b"/" + name, len(name) // _BYTES_PER_LOOK_UP)
         descriptor = self._beneath.open(name, ASK)
         try:
             # Of the descriptor: by now the name may belong to another file.

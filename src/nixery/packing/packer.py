@@ -77,7 +77,7 @@ class LayerPacker:
 
 
 class BackgroundStage(Generic[Piece]):
-    """Processes one piece after the other in a thread of its own, while the caller makes the next piece.
+    """Processes one piece after the other in its own thread, while the caller makes the next piece.
 
     A context manager; at its end, no work is left running. The first piece starts the thread.
 

@@ -1,8 +1,8 @@
-"""The last layer of an image: what a program or a person expects at ``/``, as symlinks into the store.
+"""The last layer of an image: the files that programs and users expect at ``/``, as symlinks into the store.
 
 The outputs of the requested packages are laid over each other. A directory that only one of them has becomes one
 symlink. Three kinds are real directories: one that several outputs have; everything at the top and below ``/etc``,
-because runtimes mount files there and people add to it; and ``/lib/locale``, where we add to it. The contents of a
+because runtimes mount files there and people add to it; and ``/lib/locale``, to which this module adds. The contents of a
 package's ``usr/bin`` are in ``/bin``, where ``/usr/bin`` leads. If two packages have a file of the same name, the
 one with the lower ``meta.priority`` wins, then the one whose name comes first. Files that every system has are
 added last; a package that brings one of them keeps its own.
@@ -31,7 +31,7 @@ LOCALE_ARCHIVE = b"lib/locale/locale-archive"
 
 _CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
 
-# Some programs look up their user and fail without an entry; some drop their rights to nobody.
+# Some programs look up their user and fail without an entry; some change to the user nobody.
 PASSWD, GROUP = b"etc/passwd", b"etc/group"
 ACCOUNTS = {
     PASSWD: b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -44,12 +44,12 @@ _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\npr
 # Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. C.utf8 is the locale that
 # LANG names; a C library that was not built by Nix looks for locales in /usr/lib/locale, and for time zones in
 # /usr/share/zoneinfo.
-_FROM_CLOSURE = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
+_CLOSURE_FILES = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
 
 # Directories whose namesakes below /usr are symlinks to them.
 BELOW_USR = (b"bin", b"lib", b"share")
 
-# At a package's top level: names that are no part of a file system, or belong to the kernel and to the runtime.
+# At a package's top level: names that are not part of a file system, or belong to the kernel and to the runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"sys", b"tmp"})
 
 _LOCALES = b"lib/locale"
@@ -265,7 +265,7 @@ class _Merge:
                 found = _Source(directory + b"/" + child, package, is_directory)
                 providers.setdefault(child, []).append(found)
         if not name:
-            self._move_up(sources, providers)
+            self._merge_below_usr(sources, providers)
         left_out = {b"": _LEFT_OUT, b"usr": BELOW_USR}.get(name, ())
         tree = Tree()
         for base_name in sorted(providers):
@@ -274,7 +274,7 @@ class _Merge:
                 tree.children[base_name] = self._child(providers[base_name], full_name)
         return tree
 
-    def _move_up(self, sources: Sequence[_Source], providers: dict[bytes, list[_Source]]) -> None:
+    def _merge_below_usr(self, sources: Sequence[_Source], providers: dict[bytes, list[_Source]]) -> None:
         for child in BELOW_USR:
             for directory, package, _ in sources:
                 below = os.path.join(directory, b"usr", child)
@@ -326,7 +326,7 @@ def add_system_files(tree: Tree, files: ClosureFiles) -> None:
             # A link to the name rather than into the store: replacing that file then replaces both.
             tree.add(other, Link(os.path.basename(name)))
     candidates = sorted(files.closure, key=lambda path: (path.name, path.base_name))
-    for name in _FROM_CLOSURE:
+    for name in _CLOSURE_FILES:
         present = tree.get(name)
         if isinstance(present, Link) and not files.exists(present.target):
             # A package's bin/sh -> /bin/sh would lead to itself.

@@ -3,7 +3,7 @@
 A Nix store keeps four facts of a file: its name, its content, whether it is executable, and the target of a
 symlink. The archive holds nothing else, so that the bytes do not depend on the host (owners, link counts,
 permissions). In particular, ``nix-store --optimise`` adds hard links. A store with them and one without give
-the same layer, since the archive holds each name as a file of its own.
+the same layer, since the archive holds each name as a separate file.
 
 A builder without a sandbox can change its output while the server reads it. So the server looks each name up
 in an open directory and follows no symlink: even if a builder replaces a directory or a file, the server
@@ -101,7 +101,7 @@ class _StorePath:
         elif stat.S_ISREG(mode):
             self._add_file(self._store, self._base_name, name)
         else:
-            raise _neither(name)
+            raise _unsupported_type(name)
 
     def _add_directory(self, name: bytes) -> None:
         archive = self._archive
@@ -131,7 +131,7 @@ class _StorePath:
                         levels.append((name + b"/", len(children), iter(children)))
                         break
                     else:
-                        raise _neither(above + child)
+                        raise _unsupported_type(above + child)
                 else:
                     levels.pop()
                     held -= number
@@ -140,7 +140,7 @@ class _StorePath:
     def _enter(self, descent: _Descent, child: bytes, name: bytes) -> _Children:
         if len(name) > LONGEST_PATH:
             raise UnsafeContents(b"/" + name, f"its name has more than {LONGEST_PATH:,} bytes")
-        # Catches errors only around reads, since the archive's consumer has errors of its own.
+        # Catches errors only around reads, since the archive's consumer raises other errors.
         try:
             descent.enter(child)
             children = _children(descent.descriptor, name)
@@ -159,7 +159,7 @@ class _StorePath:
             status = os.fstat(descriptor)
             mode, size = status.st_mode, status.st_size
             if not stat.S_ISREG(mode):
-                raise _neither(name)
+                raise _unsupported_type(name)
             self._take(size, name)
             self._archive.file_from(descriptor, name, _EXECUTABLE if mode & stat.S_IXUSR else _PLAIN, size)
         finally:
@@ -266,7 +266,7 @@ def _target(directory: int, child: bytes, name: bytes) -> bytes:
         raise unreadable(b"/" + name, error) from error
 
 
-def _neither(name: bytes) -> StorageError:
+def _unsupported_type(name: bytes) -> StorageError:
     return StorageError(f"{shown(b'/' + name)} is neither file, directory nor symlink")
 
 

@@ -56,7 +56,7 @@ def add_user_files(
 
     Raises:
         StorageError: a package's ``/etc/passwd`` or ``/etc/group`` cannot be read.
-        UnsafeContents: one of them is no regular file, is too large, or has ids that no user can have.
+        UnsafeContents: one of them is not a regular file, is too large, or has ids that no user can have.
     """
     home = _name(working_directory or "/")
     owner = _Accounts(tree, files).owner(user, home) if user else _ROOT

@@ -40,7 +40,7 @@ _DOCKER_HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io")
 
 
 class Authorisation:
-    """The ``Authorization`` header for one registry. Requests a token when the registry does, and again when it has expired.
+    """The ``Authorization`` header for one registry. Requests a token when the registry requires one, and again when it has expired.
 
     Args:
         credentials: ``None`` for anonymous access.

@@ -33,7 +33,7 @@ _LARGEST_ANSWER = 1024 * 1024
 _ANSWER_TIMEOUT = 300.0
 
 # Header fields that do not apply to the undecoded beginning of a body.
-_OF_THE_BODY = (b"content-encoding", b"content-length", b"transfer-encoding")
+_BODY_FIELDS = (b"content-encoding", b"content-length", b"transfer-encoding")
 
 # Characters of a registry's error message that are shown.
 _SHOWN = 1000
@@ -131,7 +131,7 @@ class _BoundedClient(httpx.AsyncClient):
             ) from error
         finally:
             await answer.aclose()
-        headers = [(name, value) for name, value in answer.headers.raw if name.lower() not in _OF_THE_BODY]
+        headers = [(name, value) for name, value in answer.headers.raw if name.lower() not in _BODY_FIELDS]
         return httpx.Response(
             answer.status_code,
             headers=headers,

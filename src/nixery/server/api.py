@@ -69,7 +69,7 @@ class Packages:
         """
         names = await self._names(request)
         if names is None:
-            return _not_yet()
+            return _listing_in_progress()
         text = request.query.get("q", "")[:_LONGEST_QUERY]
         wanted = request.query.get("limit", "")
         limit = min(int(wanted), _LARGEST_LIMIT) if _NUMBER.fullmatch(wanted) else _DEFAULT_LIMIT
@@ -85,7 +85,7 @@ class Packages:
         """
         names = await self._names(request)
         if names is None:
-            return _not_yet()
+            return _listing_in_progress()
         package = names.get(name)
         if package is None:
             return errors_body(404, "NAME_UNKNOWN", f"the package set has no {name}")
@@ -194,7 +194,7 @@ class Builds:
         return StreamResponse(200, None, lambda: self._events(build, after), headers)
 
     async def _events(self, build: str, after: int) -> AsyncGenerator[bytes, None]:
-        # HTML standard, 9.2: a comment keeps the connection open; after an end, the client reconnects unless told not to.
+        # HTML standard, 9.2: a comment keeps the connection open; after an end, the client reconnects unless the server forbids it.
         last, is_first = -1, True
         async with aclosing(self._builds.follow(build, after)) as changes:
             async for report, lines in changes:
@@ -315,7 +315,7 @@ async def describe(
         compare: whether to name other images that share layers.
 
     Raises:
-        ManifestUnknown: the reference is no tag of the package source.
+        ManifestUnknown: the reference is not a tag of the package source.
         NixeryError: the name or the tag is invalid, or the source is unavailable.
     """
     name, _, given = image.partition(":")
@@ -343,7 +343,7 @@ def _json(
     return BytesResponse(status, json_content(document), {**_HEADERS, **(headers or {})})
 
 
-def _not_yet() -> Response:
+def _listing_in_progress() -> Response:
     message = "the package set is being listed: try again in a few seconds"
     return errors_body(503, "UNKNOWN", message, headers={"Retry-After": "5"})
 

@@ -35,7 +35,7 @@ from nixery.server.http import (
 from nixery.server.observation import Observation
 
 # Where request bodies are read, and their limit in bytes. The registry needs none.
-_TAKES_BODIES = "/api/"
+_BODY_PREFIX = "/api/"
 _LARGEST_BODY = 16 * 1024
 
 # Limit on the pieces of a body: each costs as much as a small request, and may be a single byte.
@@ -92,7 +92,7 @@ class Application:
         forwarded = False
         if not FROM_PROXIES.isdisjoint(headers):
             forwarded = is_forwarded(headers)
-            headers = self.observation.clients.believed(headers, scope.client)
+            headers = self.observation.clients.trusted_headers(headers, scope.client)
         request = Request(method, path, headers, {}, b"", forwarded, self._public_url)
         observed = self.observation.begin(request, scope)
         try:
@@ -121,7 +121,7 @@ class Application:
             if answer is None:
                 if query:
                     request = replace(request, query=dict(parse_qsl(query, keep_blank_values=True)))
-                if request.method == "POST" and request.path.startswith(_TAKES_BODIES):
+                if request.method == "POST" and request.path.startswith(_BODY_PREFIX):
                     request, answer = await _with_body(request, protocol)
             if answer is None:
                 handler = self._handler(request.path)
@@ -200,7 +200,7 @@ async def _with_body(request: Request, protocol: AnswerProtocol) -> tuple[Reques
             return replace(request, body=await _read_body(protocol)), None
     except TimeoutError:
         message = f"the body of the request did not arrive within {_BODY_TIMEOUT:.0f} seconds"
-        # Whatever else arrives on this connection is no request (RFC 9110, 15.5.9).
+        # Later bytes on this connection are not a request (RFC 9110, 15.5.9).
         return request, errors_body(408, "UNSUPPORTED", message, headers={"Connection": "close"})
 
 

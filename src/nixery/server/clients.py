@@ -1,4 +1,4 @@
-"""Clients by address, our public URL, and the requests to refuse: all that header fields and addresses decide."""
+"""Clients by address, the public URL, and refused requests: everything that header fields and addresses decide."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from nixery.server.http import BytesResponse, Request, Scope
 FORWARDED_FOR = "x-forwarded-for"
 REQUEST_ID = "x-request-id"
 
-# Of the fields below, those that show that a proxy passed the request on.
-_PASSED_ON = frozenset({"forwarded", FORWARDED_FOR, "x-forwarded-host", "x-forwarded-proto", "x-real-ip"})
+# Of the fields below, those that show that a proxy forwarded the request.
+_FORWARDING_FIELDS = frozenset(
+    {"forwarded", FORWARDED_FOR, "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
+)
 
 # Fields by which a proxy describes a request, in lower case. Any client can send them, so they are trusted
 # only from a trusted proxy. The last ones give the trace of a request, and whether to sample it.
-FROM_PROXIES = _PASSED_ON | {REQUEST_ID, "traceparent", "tracestate", "baggage"}
+FROM_PROXIES = _FORWARDING_FIELDS | {REQUEST_ID, "traceparent", "tracestate", "baggage"}
 
 # The prefix of an IPv6 address that a site gets; one client may use all addresses in it.
 _SITE = 64
 
-# Cached clients of addresses; a proxy's clients come back.
+# Cached clients of addresses; a proxy's clients recur.
 _CLIENTS = 4096
 
 # Characters of an address; the longest has a zone id.
@@ -53,7 +55,7 @@ _LONGEST_PATH = 1024
 _LONGEST_QUERY = 4096
 
 # Paths that registry clients request, where a request may cause a build or a look-up.
-_FOR_CLIENTS = ("/v2/", "/api/")
+_CLIENT_PREFIXES = ("/v2/", "/api/")
 
 # Values by which a browser says that no other site caused a request (HTML, Fetch Metadata).
 _OWN_SITE = frozenset({"same-origin", "none"})
@@ -73,7 +75,7 @@ class Clients:
         self.client_of_host = lru_cache(_CLIENTS)(_client)
         self.trusts_host = lru_cache(_CLIENTS)(self._trusts)
 
-    def believed(self, headers: Mapping[str, str], peer: str) -> Mapping[str, str]:
+    def trusted_headers(self, headers: Mapping[str, str], peer: str) -> Mapping[str, str]:
         """Return the trusted header fields.
 
         Args:
@@ -108,8 +110,8 @@ class Clients:
 
 
 def is_forwarded(headers: Mapping[str, str]) -> bool:
-    """Whether header fields, trusted or not, say that a proxy passed the request on."""
-    return not _PASSED_ON.isdisjoint(headers)
+    """Whether header fields, trusted or not, say that a proxy forwarded the request."""
+    return not _FORWARDING_FIELDS.isdisjoint(headers)
 
 
 def host_of(peer: str) -> str:
@@ -124,9 +126,9 @@ def peer_key(peer: str) -> tuple[Address | None, str]:
 
 
 def host(request: Request) -> str:
-    """Return our public host and port: from ``NIXERY_PUBLIC_URL``, else from a trusted proxy or the client.
+    """Return the public host and port: from ``NIXERY_PUBLIC_URL``, else from a trusted proxy or the client.
 
-    A client can lie, but only to itself: caches must not store an answer that contains a host.
+    A client's wrong host affects only its own response: caches must not store a response that contains a host.
     """
     if request.public_url is not None:
         return request.public_url.partition("://")[2]
@@ -145,7 +147,7 @@ def is_encrypted(request: Request) -> bool:
 
 
 def base_url(request: Request) -> str:
-    """Return our URL, without a slash at its end."""
+    """Return the server's URL, without a slash at its end."""
     return f"{'https' if is_encrypted(request) else 'http'}://{host(request)}"
 
 
@@ -184,7 +186,7 @@ def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
     if len(query) > _LONGEST_QUERY:
         message = f"the query has more than {_LONGEST_QUERY} characters"
         return errors_body(414, "UNSUPPORTED", message)
-    if _comes_from_another_site(request):
+    if _is_cross_site(request):
         message = (
             "a page of another site sent this request: use a registry client, or a page of this server "
             f"({base_url(request)}/)"
@@ -193,30 +195,29 @@ def refusal(request: Request, query: str, scope: Scope) -> BytesResponse | None:
     return None
 
 
-def _comes_from_another_site(request: Request) -> bool:
+def _is_cross_site(request: Request) -> bool:
     """Whether a browser says that it sent a request on behalf of another site's page."""
     headers = request.headers
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if origin is site is None:
         # To a server without TLS, browsers omit these fields from requests that need no permission, such as
-        # one for an image. None of our pages requests a path below /v2, and registry clients do not identify
+        # one for an image. None of the server's pages requests a path below /v2, and registry clients do not identify
         # as browsers.
         return request.path.startswith("/v2/") and headers.get("user-agent", "").startswith("Mozilla/")
-    # Prefer the browser's own statement about the site to a comparison of names, unless we know our public
-    # name: a page can have its own name resolve to our address, and then has the same origin.
+    # Prefer the browser's own statement about the site to a comparison of names, unless the public name is known: a
+    # page can have its own name resolve to the server's address, and then has the same origin.
     decides = site is not None and request.public_url is None
     if origin is not None and not decides and not _is_own(request, origin):
         return True
     if site is None or site in _OWN_SITE:
         return False
-    # Other sites may link to our pages; but an image or a script element that loads one of our pages serves
-    # no reader.
-    return request.path.startswith(_FOR_CLIENTS) or headers.get("sec-fetch-dest") != "document"
+    # Other sites may link to the pages, but must not load one as an image or a script.
+    return request.path.startswith(_CLIENT_PREFIXES) or headers.get("sec-fetch-dest") != "document"
 
 
 def _is_own(request: Request, origin: str) -> bool:
     ours, theirs = base_url(request), origin.strip().lower()
-    # Without a proxy's statement, we do not know whether a client used TLS.
+    # Without a proxy's statement, it is unknown whether a client used TLS.
     known = request.public_url is not None or "x-forwarded-proto" in request.headers
     return theirs == ours.lower() if known else theirs.partition("://")[2] == ours.lower().partition("://")[2]
 

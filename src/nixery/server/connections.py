@@ -1,7 +1,7 @@
 """End connections whose clients have stopped reading, and connections beyond the limits.
 
 The web server does neither: it waits for a slow client without a timeout, and accepts connections up to its
-own limit, whatever client they are from. So its limit is higher than ours, and this module ends the surplus:
+own limit, from any client. So its limit is higher than that of this module, which ends the surplus:
 the server accepts a new connection, and closes one that serves no request.
 
 The kernel's ``TCP_USER_TIMEOUT`` does not fit the first purpose: for a client that reads slowly, its clock
@@ -65,9 +65,9 @@ _ESTABLISHED, _CLOSE_WAIT = 1, 8
 # asm-generic/socket.h: an id that is unique to a socket, unlike a descriptor, which is reused.
 _SO_COOKIE = 57
 
-# Seconds after which a connection without a request counts as kept alive; before, its request may be on its
-# way.
-_SETTLED = 2.0
+# Seconds after which a connection without a request counts as kept alive; before, its request may not
+# have arrived yet.
+_KEEP_ALIVE_AFTER = 2.0
 
 # Bytes of a body that the web server may hold in addition to those that it got before its socket was found: about a
 # piece of a blob. And seconds between two polls of a socket with a full buffer, at first and at most.
@@ -147,7 +147,7 @@ class Connections:
 
     If one client has too many: ends those without a request, the longest idle ones first, and then the newest
     ones. If all together are too many: ends a kept-alive one of the client with the most; if no client has
-    any, the next connection that the client with the most opens. A request whose connection is gone stops
+    any, the next connection that the client with the most opens. A request whose connection is closed stops
     waiting.
 
     Args:
@@ -274,7 +274,7 @@ class Connections:
                 total -= 1
                 yield from self._end_one(theirs.pop(), Reason.SHARE)
         while total > bounds.total:
-            # A connection whose request is just arriving must not give way to a client whose many connections
+            # A connection whose request is just arriving must not be ended in favour of a client whose many connections
             # are all busy. So choose the client with the most among those with a kept-alive connection first,
             # then among all.
             theirs = max(
@@ -336,7 +336,7 @@ class Backpressure:
         complete body.
 
         Returns:
-            Whether to send the piece; not if the connection is gone.
+            Whether to send the piece; false if the connection is closed.
         """
         is_open = self._given <= _AHEAD or await self._has_room()
         self._given += size
@@ -372,7 +372,7 @@ def _socket_of(peer: _Key) -> tuple[int, bytes] | None:
 
 
 def _taken(descriptor: int, cookie: bytes) -> int | None:
-    """Return how many bytes the kernel has taken for a connection; ``None`` if it is gone."""
+    """Return how many bytes the kernel has taken for a connection; ``None`` if it is closed."""
     try:
         with _copy(descriptor) as connection:
             if connection.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8) != cookie:
@@ -393,7 +393,7 @@ def _eviction_key(one: _Connection) -> tuple[bool, float]:
 
 def _is_kept_alive(connections: Sequence[_Connection], now: float) -> bool:
     since = connections[-1].idle_since if connections else None
-    return since is not None and now - since >= _SETTLED
+    return since is not None and now - since >= _KEEP_ALIVE_AFTER
 
 
 def _age(connections: Sequence[_Connection]) -> float:
@@ -413,9 +413,9 @@ def _sockets(ports: Collection[int]) -> Iterator[tuple[int, socket.socket, int]]
     for name in _descriptors():
         descriptor = int(name)
         with suppress(OSError), _copy(descriptor) as connection:
-            name_of_ours = connection.getsockname()
-            if isinstance(name_of_ours, tuple) and name_of_ours[1] in ports:
-                yield descriptor, connection, name_of_ours[1]
+            local_address = connection.getsockname()
+            if isinstance(local_address, tuple) and local_address[1] in ports:
+                yield descriptor, connection, local_address[1]
 
 
 def _copy(descriptor: int) -> socket.socket:

@@ -42,7 +42,7 @@ from nixery.errors import (
 from nixery.plain_text import escaped, shortened
 from nixery.server.http import BytesResponse, json_content
 
-# Every error that a request can end with has a row of its own. Others have the row of their nearest base.
+# Every error that a request can end with has its own row. Others have the row of their nearest base.
 STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     NixeryError: (500, "UNKNOWN"),
     # The client.

@@ -19,7 +19,7 @@ PATHS = frozenset({"/healthz", "/readyz"})
 METRICS = "/metrics"
 
 # Seconds for which a result is cached, and after which a check counts as failed.
-_CACHE_FOR = 1.0
+_CACHE_TTL = 1.0
 _CHECK_TIMEOUT = 5.0
 
 _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
@@ -61,7 +61,7 @@ class Health:
         """Routes of a listener that clients reach.
 
         Args:
-            private: whether only this machine reaches the listener. Then requests that no proxy passed on see the
+            private: whether only this machine reaches the listener. Then requests that no proxy forwarded see the
                 results of the checks, and metrics.
         """
 
@@ -71,12 +71,12 @@ class Health:
         here = _read_only(self.metrics)
 
         async def metrics(request: Request) -> Response:
-            return await here(request) if private and not request.forwarded else _metrics_elsewhere()
+            return await here(request) if private and not request.forwarded else _metrics_moved()
 
         return {"/healthz": _read_only(self.live), "/readyz": _read_only(ready), METRICS: metrics}
 
     async def live(self, _: Request) -> BytesResponse:
-        """Answer that the event loop runs. A restart helps against nothing else."""
+        """Answer that the event loop runs, the only failure that a restart fixes."""
         return BytesResponse(200, b'{"status": "ok"}', _HEADERS)
 
     async def ready(self, _: Request, *, details: bool = True) -> BytesResponse:
@@ -93,7 +93,7 @@ class Health:
                     *(loop.create_task(_outcome(check), context=Context()) for check in self._checks.values())
                 )
                 self._found = dict(zip(self._checks, found, strict=True))
-                self._until = self._clock() + _CACHE_FOR
+                self._until = self._clock() + _CACHE_TTL
         failed = {name: outcome for name, outcome in self._found.items() if outcome != "ok"}
         if failed.keys() != self._logged:
             if failed:
@@ -122,8 +122,8 @@ def _read_only(handler: Callable[[Request], Awaitable[Response]]) -> Handler:
     return answer
 
 
-def _metrics_elsewhere() -> BytesResponse:
-    message = "metrics are not served here; they have a port of their own (NIXERY_ADMIN_PORT)"
+def _metrics_moved() -> BytesResponse:
+    message = "metrics are not served on this port: use the port that NIXERY_ADMIN_PORT sets"
     return errors_body(404, "UNSUPPORTED", message)
 
 

@@ -31,7 +31,7 @@ class Request:
         headers: the trusted ones, by name in lower case; repeated ones are joined with commas.
         query: parameters by name; of a repeated one, the last.
         body: for routes that take one; ``None`` if it is too large.
-        forwarded: whether a header field says that a proxy passed the request on, trusted or not.
+        forwarded: whether a header field says that a proxy forwarded the request, trusted or not.
         public_url: scheme and host by which clients reach this server, if configured.
     """
 

@@ -1,4 +1,4 @@
-"""Records each request: counts always, a log line and a trace if they are enabled."""
+"""Record each request: counts always, a log line and a trace if they are enabled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nixery.telemetry.metrics import RequestCounts
 if TYPE_CHECKING:
     from nixery.telemetry.traces import RequestSpan, Traces
 
-# Route classes by the first part of a path, and by whole paths; few of them, whatever clients ask for.
+# Route classes by the first part of a path, and by whole paths; few of them, for any paths that clients request.
 _FIRST = {
     "": "page",
     "api": "api",

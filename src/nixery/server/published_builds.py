@@ -75,15 +75,15 @@ class PublishedBuilds:
         request = current_request()
         client = request.client if request is not None else INTERNAL
         self._make_room(client)
-        gives_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._followers.setdefault(client, []).append(gives_way)
+        displaced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._followers.setdefault(client, []).append(displaced)
         try:
             async with aclosing(self._history.follow(build, after)) as changes:
-                while (change := await _unless(gives_way, anext(changes, None))) is not None:
+                while (change := await _next_change(displaced, anext(changes, None))) is not None:
                     report, lines = change
                     yield self._shown(report), lines if self.public else ()
         finally:
-            self._forget(client, gives_way)
+            self._forget(client, displaced)
 
     def _make_room(self, client: Client) -> None:
         ours = len(self._followers.get(client, ()))
@@ -123,7 +123,7 @@ class PublishedBuilds:
         )
 
 
-async def _unless(ended: asyncio.Future[None], change: Awaitable[_Change | None]) -> _Change | None:
+async def _next_change(ended: asyncio.Future[None], change: Awaitable[_Change | None]) -> _Change | None:
     """Wait for a change; return ``None`` at the end of the changes, or if the future is done first."""
     waiting = asyncio.ensure_future(change)
     either: set[asyncio.Future[Any]] = {waiting, ended}

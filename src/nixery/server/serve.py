@@ -1,4 +1,4 @@
-"""Runs the web server, and shuts it down."""
+"""Run the web server, and shut it down."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nixery.server.observation import Observation
 # Seconds from the signal to the end: for ending Nix, then for sending responses. Container runtimes kill after ten.
 _SHUTDOWN_TIMEOUT = 9.0
 
-# Seconds of them for ending builds: Nix has four, and what it started.
+# Seconds of them for ending builds: Nix and its children have four.
 _CLOSE_TIMEOUT = 6.0
 
 # Connections that wait to be accepted; a fleet of nodes may come at once.
@@ -79,7 +79,7 @@ async def serve(
     before connections are drained. Otherwise a pull that waits for a build would delay the shutdown.
 
     Args:
-        listeners: each has a web server of its own, so that too many connections to one do not block another.
+        listeners: each has its own web server, so that too many connections to one do not block another.
         observation: the requests of all listeners.
         send_timeout: seconds after which a client that reads nothing is disconnected.
         close: ends builds; requests that wait for one get an answer that says to retry.
@@ -150,7 +150,7 @@ def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBoun
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return bounds
-    # No higher: some programs that we start close all descriptors up to the limit, one by one.
+    # No higher: some child processes close all descriptors up to the limit, one by one.
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
     if allowed >= needed:

@@ -2,7 +2,7 @@
 
 This is the only package that gives environment variables a meaning; the command line passes the environment in. Each subject
 has a class, with its variables as fields, and ``Settings`` has them all. Variables of the original Nixery keep its
-names; our own begin with ``NIXERY_``.
+names; new ones begin with ``NIXERY_``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _SOURCES = ("NIXERY_CHANNEL", "NIXERY_PKGS_REPO", "NIXERY_PKGS_PATH", "NIXERY_FL
 _BUCKETS = {"s3": "S3_BUCKET", "gcs": "GCS_BUCKET", "azure": "AZURE_CONTAINER_NAME"}
 
 # Backends that are not on a file system of this machine.
-_NOT_ON_DISK = frozenset({*_BUCKETS, "memory"})
+_DISKLESS_BACKENDS = frozenset({*_BUCKETS, "memory"})
 
 # Default high watermarks: a server must not fill its disk, nor a trial its memory. A bucket has none.
 _HIGH = {"filesystem": "90%", "memory": "1GiB"}
@@ -64,7 +64,7 @@ _HIGH = {"filesystem": "90%", "memory": "1GiB"}
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """Facts for the reference page that the type of a field does not tell.
+    """Facts for the reference page that the type of a field does not express.
 
     Attributes:
         unit: of a number; empty for a count.
@@ -109,7 +109,7 @@ class _Variables(PydanticBaseSettingsSource):
     """The variables of the mapping that a group of settings is made from."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return the value, ``None`` if the variable is unset; its key; and that it is no JSON."""
+        """Return the value, ``None`` if the variable is unset; its key; and that it is not JSON."""
         environment = self.current_state.get("environment", {})
         return environment.get(field.alias or ""), field.alias or field_name, False
 
@@ -258,7 +258,7 @@ class ServerSettings(_Group):
     @classmethod
     def _another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
         if port is not None and port == info.data.get("port"):
-            raise ValueError("it is the same as PORT; health and metrics need a port of their own")
+            raise ValueError("it is the same as PORT; health and metrics need a separate port")
         return port
 
     @property
@@ -334,7 +334,7 @@ class SourceSettings(_Group):
         problems = super()._missing(environment)
         given = [variable for variable in _SOURCES if variable in environment]
         if not given:
-            problems.append(f"set one of {', '.join(_SOURCES)}: where packages come from")
+            problems.append(f"no package source: set one of {', '.join(_SOURCES)}")
         if len(given) > 1:
             problems.append(f"{' and '.join(given)} are set; set only one package source")
         return problems
@@ -406,11 +406,11 @@ class StorageSettings(_Group):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_defaults_of_the_backend(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _add_backend_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
         backend = given.get("NIXERY_STORAGE_BACKEND")
         defaults: dict[str, object] = {}
-        if backend in _NOT_ON_DISK:
-            # Nothing on this machine has to last. A bucket verifies checksums of its own, and reading all of it may
+        if backend in _DISKLESS_BACKENDS:
+            # No file on this machine has to be kept. A bucket verifies its own checksums, and reading all of it may
             # cost money.
             caches = given.get("environment", {}).get("XDG_CACHE_HOME") or Path.home() / ".cache"
             defaults = {"STORAGE_PATH": str(Path(caches) / "nixery"), "NIXERY_SCRUB_RATE": 0}
@@ -420,9 +420,9 @@ class StorageSettings(_Group):
 
     @field_validator("storage_high")
     @classmethod
-    def _in_a_unit_of_the_backend(cls, mark: DiskMark | None, info: ValidationInfo) -> DiskMark | None:
+    def _check_watermark_unit(cls, mark: DiskMark | None, info: ValidationInfo) -> DiskMark | None:
         backend = info.data.get("storage_backend")
-        if mark is not None and mark.percent is not None and backend in _NOT_ON_DISK:
+        if mark is not None and mark.percent is not None and backend in _DISKLESS_BACKENDS:
             raise ValueError(
                 f"{backend} has no file system to take a percentage of; write a size, for example 500GiB"
             )
@@ -516,7 +516,7 @@ class LayerSettings(_Group):
 
     model_config = SettingsConfigDict(title="Layers")
 
-    # Docker's overlay2 stops at about 125 layers; the default leaves some for images that are based on ours.
+    # Docker's overlay2 stops at about 125 layers; the default leaves some for images that are built on top.
     layer_budget: int = Field(94, alias="NIXERY_LAYER_BUDGET", ge=1, le=120)
     """Largest number of layers of an image, the last one with the root file system included; an image
     definition may set another. With 1, all store paths share a layer, and the root file system has
@@ -537,7 +537,7 @@ class LayerSettings(_Group):
 
     @field_validator("compression_level")
     @classmethod
-    def _level_of_the_compression(cls, level: int, info: ValidationInfo) -> int:
+    def _check_compression_level(cls, level: int, info: ValidationInfo) -> int:
         compression = info.data.get("compression")
         return level if compression is None else values.compression_level(level, compression)
 

@@ -32,7 +32,7 @@ _REFERENCE = Reference("", moving=True)
 # Seconds. Looking through the working tree of nixpkgs takes less than one.
 _GIT_TIMEOUT = 30
 
-# The directory may belong to another user, whose packages we evaluate; but no program in its git
+# The directory may belong to another user, whose packages the server evaluates; but no program in its git
 # configuration may run here.
 _SETTINGS = (
     ("safe.directory", "*"),
@@ -51,13 +51,13 @@ _SETTINGS = (
 _FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
 
 # Nanoseconds since its last change after which a file's time stamps show another change.
-_TOO_FRESH = 2_000_000_000
+_TIME_STAMP_MARGIN = 2_000_000_000
 
 # Git's own files change with every command, Python's caches with every run; neither is part of a package set.
 _LEFT_OUT = frozenset({b".git", b"__pycache__"})
 
 # File systems whose files are generated on reading, and may be endless.
-_NOT_ON_A_DISK = (b"/proc", b"/sys", b"/dev")
+_GENERATED_FILE_SYSTEMS = (b"/proc", b"/sys", b"/dev")
 
 # Limits for one package set; nixpkgs has 40,000 files and 500 MB. Links may lead to far more than intended.
 _MOST_ENTRIES = 2_000_000
@@ -237,7 +237,7 @@ class Fingerprint:
                 path = pending.pop()
                 left -= 1
                 if left < 0 or len(trees) > _MOST_TREES:
-                    raise OSError(errno.EFBIG, "there are too many files in it, or where its symlinks lead")
+                    raise OSError(errno.EFBIG, "it has too many files, including the targets of its symlinks")
                 name = b"%d/%b" % (number, path[len(tree) :])
                 status = os.lstat(path)
                 if stat.S_ISDIR(status.st_mode):
@@ -263,7 +263,7 @@ class Fingerprint:
                 raise OSError(errno.EFBIG, "its files are too large")
             with _opened(path, status) as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
-        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TOO_FRESH:
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _TIME_STAMP_MARGIN:
             self._digests[version] = digest
         return digest
 
@@ -288,7 +288,7 @@ def _opened(path: bytes, status: os.stat_result) -> io.BufferedReader:
 
 def _is_covered(target: bytes, trees: list[bytes]) -> bool:
     # A store path identifies its content, and a link to a directory above would cover half of the machine.
-    elsewhere = any(_is_in(target, place) for place in (b"/nix/store", *_NOT_ON_A_DISK))
+    elsewhere = any(_is_in(target, place) for place in (b"/nix/store", *_GENERATED_FILE_SYSTEMS))
     return elsewhere or any(_is_in(target, t) or _is_in(t, target) for t in trees)
 
 

@@ -142,7 +142,7 @@ class FlakeSource:
             raise AssertionError("a flake without versions has one reference")
         if not reference.moving:
             name = None
-            if self._rule.checks or not self._flake.is_of_a_forge:
+            if self._rule.checks or not self._flake.is_on_forge:
                 # Older versions of Nix search for a commit in the history of one branch or tag only.
                 name = await self._repository.leading_to(reference.name)
             if name is None and self._rule.checks:
@@ -254,7 +254,7 @@ class FlakeReference:
         text: as given.
         repository: where branches and tags are looked up, for git; ``None`` without a known git repository.
         is_direct: whether it can be resolved without a registry.
-        is_of_a_forge: whether it is at a forge, which serves commits by their digits alone.
+        is_on_forge: whether it is at a forge, which serves commits by their digits alone.
     """
 
     def __init__(self, text: str) -> None:
@@ -268,7 +268,7 @@ class FlakeReference:
         if self._forge is None and _is_repository(location):
             location = f"git+file://{quote(str(Path(location).absolute()))}"
         self._location = location
-        self.is_of_a_forge = self._forge is not None
+        self.is_on_forge = self._forge is not None
         self.is_direct = self._forge is not None or _REGISTERED.fullmatch(text) is None
         self.repository = self._repository(parameters.get("host"))
 
@@ -308,7 +308,9 @@ class FlakeReference:
             return False
         is_commit = COMMIT.fullmatch(parameters.get("rev", "")) is not None
         if self.repository is not None or self._forge is not None:
-            is_ours = unquote(location) == unquote(own) and _told(parameters) == _told(self._parameters)
+            is_ours = unquote(location) == unquote(own) and _relevant_parameters(
+                parameters
+            ) == _relevant_parameters(self._parameters)
             # A working tree with changes has no commit.
             return (is_ours and is_commit) or (own.startswith("git+file:") and _is_copy(identity))
         if own.startswith(("/", "path:", "file:")):
@@ -359,7 +361,7 @@ def flake_reference(tag: str, configured: FlakeReference, rule: CommitRule) -> R
     return Reference(tag, moving=False, rule=rule.identity)
 
 
-def _told(parameters: Mapping[str, str]) -> Mapping[str, str]:
+def _relevant_parameters(parameters: Mapping[str, str]) -> Mapping[str, str]:
     """The parameters, without those that give the state."""
     return {key: value for key, value in parameters.items() if key not in _STATE}
 

@@ -1,4 +1,4 @@
-"""Check that a flake depends only on its lock, and on nothing of this machine.
+"""Check that a flake depends only on its lock, and not on files of this machine.
 
 Nix fetches the inputs of a flake before it checks whether it may, and copies directories into its store,
 where every user can read them. So this check comes first: Nix fetches nothing for a flake with an input that
@@ -107,14 +107,14 @@ def _read_beneath(root: Path, *names: str) -> bytes | None:
     with os.fdopen(file, "rb") as opened:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_LOCK:
-            raise FlakeRefused(f"{what} is no regular file of at most {_LARGEST_LOCK // 1024**2} MiB")
+            raise FlakeRefused(f"{what} is not a regular file of at most {_LARGEST_LOCK // 1024**2} MiB")
         return opened.read(_LARGEST_LOCK)
 
 
 def _check_lock(content: bytes) -> frozenset[str]:
     document: Any = None
     with suppress(ValueError, RecursionError):
-        document = json.loads(content.decode(), object_pairs_hook=_once)
+        document = json.loads(content.decode(), object_pairs_hook=_reject_duplicate_keys)
     nodes = document.get("nodes") if isinstance(document, dict) else None
     if not isinstance(nodes, dict) or document.get("version") not in _VERSIONS:
         raise FlakeRefused(
@@ -244,7 +244,7 @@ def _shown(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name[:80])
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a duplicate key, of which Nix may use the other value")

@@ -1,4 +1,4 @@
-"""Package sets in a git repository (``NIXERY_PKGS_REPO``): its branches, tags and commits, and which commits they lead to."""
+"""Package sets in a git repository (``NIXERY_PKGS_REPO``): its branches, tags and commits, and their ancestors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _KINDS = ("heads", "tags")
 _LARGEST_LIST = 64 * 1024 * 1024
 
 # The message of a server that serves commits by their digits, and does not have this one (git's upload-pack.c).
-_NOT_THERE = "not our ref"
+_COMMIT_MISSING = "not our ref"
 
 # Most recently used commits that are kept; a pin to another one fetches it again. And packs that git may have
 # before it collects garbage.
@@ -216,7 +216,7 @@ class GitRepository:
         """
         # A commit that is here needs no lock, which another server's fetch may hold for minutes. Marked before it is
         # looked for, so that it is not dropped in between.
-        await asyncio.to_thread(self._mark_used, commit)
+        await asyncio.to_thread(self._touch, commit)
         if (date := await _date(self._copy, commit)) is not None:
             return date
         async with self._copy.exclusively() as copy:
@@ -247,9 +247,9 @@ class GitRepository:
         status, said = await copy.fetch("--depth=1", "--", self._git.address, f"{commit}:{kept}")
         if status == 0 and await _date(copy, commit) is not None:
             return
-        if _NOT_THERE in said:
+        if _COMMIT_MISSING in said:
             raise self._missing(commit)
-        # This server does not. Fetching everything is expensive, but happens once.
+        # This server does not serve single commits. Fetching everything is expensive, but happens once.
         status, said = await copy.fetch("--", self._git.address, "+refs/*:refs/remote/*")
         if status != 0:
             raise self._git.disclosure.unreachable(said)
@@ -282,7 +282,7 @@ class GitRepository:
         except OSError:
             return 0.0
 
-    def _mark_used(self, commit: str) -> None:
+    def _touch(self, commit: str) -> None:
         # No file exists for a reference that git has packed, or for a commit of a full copy.
         with suppress(OSError):
             os.utime(self._copy.directory / _KEPT_REFERENCES / commit)
@@ -335,12 +335,12 @@ class CommitHistory:
             SourceUnreachable: the repository does not answer.
         """
         fetched = self._fetched
-        if (name := await self._leading_to(commit)) is not None:
+        if (name := await self._containing_ref(commit)) is not None:
             return name
         async with self._one_at_a_time:
             # Another request that held the lock may have fetched it.
             if fetched != self._fetched:
-                name = await self._leading_to(commit)
+                name = await self._containing_ref(commit)
             name = name or self._tip(commit)
             if name is not None or (self._complete and self._clock() < self._tips_expire):
                 return name
@@ -348,14 +348,14 @@ class CommitHistory:
             if (name := self._tip(commit)) is not None or self._complete:
                 return name
             await self._fetch()
-            return await self._leading_to(commit)
+            return await self._containing_ref(commit)
 
     def _tip(self, commit: str) -> str | None:
         if self._clock() >= self._tips_expire:
             return None
         return min((f"refs/{name}" for name, tip in self._tips if tip == commit), default=None)
 
-    async def _leading_to(self, commit: str) -> str | None:
+    async def _containing_ref(self, commit: str) -> str | None:
         if not await asyncio.to_thread(self._commits.exists):
             return None
         # Fails for a commit that is not in this repository, and fetches none.
@@ -414,7 +414,7 @@ class CommitHistory:
 def commit_date(said: str) -> int:
     """Parse git's output for a commit's date (``%ct``), in seconds since the epoch; 0 if it is no valid date.
 
-    Git prints whatever the commit has there: nothing, for example, or thousands of digits.
+    git prints the field of the commit unchanged: it may be empty, or have thousands of digits.
     """
     digits = (said.split() or [""])[-1]
     return int(digits) if re.fullmatch(r"[0-9]{1,20}", digits) else 0

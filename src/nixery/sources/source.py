@@ -239,6 +239,6 @@ class Disclosure:
         """
         said = " ".join(self._location.redact(reason).split())[:_LONGEST_REASON] or "no reason given"
         _log.warning("package source unreachable", source=self._location.shown, reason=said)
-        if self._location.is_told:
+        if self._location.is_disclosed:
             return SourceUnreachable(f"cannot read {self.name}: {said}")
         return SourceUnreachable(f"cannot read {self.name}; the server's log has the reason")

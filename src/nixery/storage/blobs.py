@@ -13,7 +13,7 @@ Layer records have sizes, too, but a blob is asked for by its digest, which lead
 records at all. A blob without its size, or with another one, counts as missing, and the next build stores it again. The scrubber
 finds wrong bytes of the right size.
 
-The size is written before the bytes or at the same time, and deleted after them. So a blob is found once both are there, and a
+The size is written before the bytes or at the same time, and deleted after them. So a blob is found once both exist, and a
 size alone is a leftover that the collector deletes.
 """
 
@@ -42,11 +42,11 @@ QUARANTINED = 64
 # Bytes that are hashed on the event loop: at most some 50 microseconds.
 _HASHED_INLINE = 64 * 1024
 
-# Seconds for which ``find_cached`` trusts that a blob of a remote storage is still there. Without it, each layer of a warm pull
+# Seconds for which ``find_cached`` assumes that a blob of a remote storage still exists. Without it, each layer of a warm pull
 # would cost two requests, and each check of an image two for each of its layers.
 PRESENCE_TTL = 300.0
 
-# Bytes for the blobs that are known to be there.
+# Bytes of memory for the blobs that are known to exist.
 _PRESENCE_CAPACITY = 16 * 1024 * 1024
 
 # Bytes for small blobs in memory.
@@ -130,7 +130,7 @@ class BlobWriter:
         self._size += len(data)
 
     def commit(self) -> StoredBlob:
-        """Store the bytes under their digest; a whole blob that is there already stays unchanged.
+        """Store the bytes under their digest; a whole blob that already exists stays unchanged.
 
         Raises:
             BlobVerificationFailed: the storage lost bytes.
@@ -142,7 +142,7 @@ class BlobWriter:
 
 
 class BlobStore:
-    """Content-addressed storage: the whole blob is under its digest, or none.
+    """Content-addressed storage: a digest has a whole blob, or none.
 
     Args:
         driver: of the storage.
@@ -194,7 +194,7 @@ class BlobStore:
         return None if entry is None or size != b"%d" % entry.size else StoredBlob(digest, entry.size)
 
     async def find_cached(self, digest: Digest) -> StoredBlob | None:
-        """Look a blob up as ``find`` does, or trust what was found in the last minutes where a look-up costs a request.
+        """Look a blob up as ``find`` does, or trust a recent look-up where a look-up costs a request.
 
         For blobs in use, and for responses that a client can do without: another process may have deleted the blob
         since. Callers that rely on a blob from now on call ``find``.
@@ -349,8 +349,10 @@ class BlobStore:
             name = entry.name.removesuffix(_SUFFIX)
             digest = _digest_of(name)
             # The listing is in order, so a blob is listed right before its size; a blob stored meanwhile is looked up.
-            is_alone = digest is not None and name == blob_name(digest) and name not in {entry.name, previous}
-            if digest is not None and is_alone and await self._driver.stat(name) is None:
+            is_orphan = (
+                digest is not None and name == blob_name(digest) and name not in {entry.name, previous}
+            )
+            if digest is not None and is_orphan and await self._driver.stat(name) is None:
                 yield ListedBlob(digest, 0, entry.modified)
             previous = entry.name
 

@@ -25,7 +25,7 @@ from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 from nixery.errors import BlobVerificationFailed, StorageError
 from nixery.storage.driver import Entry
 
-if TYPE_CHECKING:  # obstore's types are not there at run time
+if TYPE_CHECKING:  # obstore has no types at run time
     from obstore import Attributes, ObjectMeta, WritableFile
 
 Store = S3Store | GCSStore | AzureStore | MemoryStore
@@ -156,7 +156,7 @@ class BucketDriver:
                 options={} if last is None else {"range": (first, last + 1)},
             )
             async for transferred in found.stream(_CHUNK):
-                # The transport may have had more at hand, and a server that ignores the range sends more.
+                # The transport may have buffered more, and a server that ignores the range sends more.
                 chunk = bytes(transferred)[:left]
                 left = None if left is None else left - len(chunk)
                 for start in range(0, len(chunk), _CHUNK):
@@ -292,7 +292,7 @@ class BucketUpload:
             with self._bucket.writing():
                 upload.close()
         except StorageError:
-            # Perhaps only the response got lost: a retry is told that there is no such upload.
+            # Perhaps only the response was lost: the retry fails with "no such upload".
             if self._size_of(self._name) != self._size:
                 raise
         # S3 has compared each part with its SHA-256, which the signature covers. The size shows that all of them arrived.
@@ -364,7 +364,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnauthenticatedError):
         return "the credentials are not accepted"
     status = _HTTP_STATUS.search(text)
-    # obstore has no error of its own for a listing that is denied, and S3 reports deletions in a list of results.
+    # obstore has no error class for a denied listing, and S3 reports deletions in a list of results.
     if (
         isinstance(error, PermissionDeniedError)
         or (status is not None and status[1].startswith("403"))

@@ -2,7 +2,7 @@
 
 ``cache/<64 hex digits>`` in the storage directory. A file is renamed there after it was synced and its digest was found right, so
 every copy is whole after a crash. If the disk does not take a copy, clients get the bucket's bytes without one. A second server on
-the same directory has a bound of its own, and finds the copies of both.
+the same directory has its own bound, and finds the copies of both.
 
 Disks lose bits. So a copy of an earlier process is compared with its digest before it is served, once, when a client first asks
 for it or its image. No request waits for that: clients get the bucket's bytes until it is done, and if the copy is broken. The
@@ -50,7 +50,7 @@ class BlobCache:
         make_directory(self._directory)
         self._sizes = _existing(self._directory)
         self._used = sum(self._sizes.values())
-        # The final sizes of copies that are being written. They count as the others do.
+        # The final sizes of copies that are being written; they count towards the capacity.
         self._unfinished: dict[Digest, int] = {}
         self._unchecked = set(self._sizes)
         self._checks: dict[Digest, asyncio.Task[None]] = {}
@@ -96,7 +96,7 @@ class BlobCache:
             if is_whole:
                 self._unchecked.discard(digest)
             else:
-                _log.warning("a cached blob was broken and is deleted", digest=str(digest))
+                _log.warning("deleted a corrupted copy of a blob", digest=str(digest))
                 self.forget(digest)
 
     async def copying(
@@ -140,7 +140,7 @@ class BlobCache:
 
 
 class _PartialCopy:
-    """A copy while it is written. If the disk does not take it, it is given up, and only the log tells.
+    """A copy while it is written. If the disk does not accept it, the copy is abandoned and a log line written.
 
     Its methods block. ``close`` waits for a write in a thread whose caller was cancelled.
     """
@@ -151,13 +151,13 @@ class _PartialCopy:
         self._hash = hashlib.sha256()
         self._file = ExitStack()
         self._opened: tuple[int, Path] | None = None
-        self._given_up = False
+        self._abandoned = False
         self._lock = threading.RLock()
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
-        with self._lock, self._giving_up():
-            if self._given_up:
+        with self._lock, self._abandon_on_error():
+            if self._abandoned:
                 return
             if self._opened is None:
                 self._opened = self._file.enter_context(temporary_file(self._temporary))
@@ -165,10 +165,14 @@ class _PartialCopy:
             self._hash.update(data)
 
     def finish(self, place: Path) -> bool:
-        """Rename the copy to its place if its digest is right; return whether it is there."""
+        """Rename the copy to its place if its digest is right; return whether it did."""
         finished = False
-        with self._lock, self._giving_up():
-            if self._opened is not None and not self._given_up and self._hash.hexdigest() == self._digest.hex:
+        with self._lock, self._abandon_on_error():
+            if (
+                self._opened is not None
+                and not self._abandoned
+                and self._hash.hexdigest() == self._digest.hex
+            ):
                 move_to_place(*self._opened, place)
                 finished = True
         return finished
@@ -176,16 +180,16 @@ class _PartialCopy:
     def close(self) -> None:
         """Delete the file, unless it was renamed to its place."""
         with self._lock, suppress(OSError):
-            self._given_up = True
+            self._abandoned = True
             self._file.close()
 
     @contextmanager
-    def _giving_up(self) -> Iterator[None]:
+    def _abandon_on_error(self) -> Iterator[None]:
         try:
             yield
         except (StorageError, OSError) as error:
             _log.warning("cannot cache a blob", digest=str(self._digest), reason=str(error))
-            # Now, and not after the blob was sent: others may need the room.
+            # Free the room now rather than after the blob was sent: other copies may need it.
             self.close()
 
 

@@ -31,7 +31,7 @@ TAGS_IN_ORDER = "tags-in-order"
 TAGS = "tags"
 REFERRERS = "referrers"
 
-# Seconds after which the record of a tag that is pulled is renewed: records that no pull renews are deleted at last.
+# Seconds after which the record of a tag that is pulled is renewed: records that no pull renews expire.
 _RENEW_AFTER = 3600.0
 
 # Bytes for the tags that this process knows to be recorded; each pull would read its record again otherwise.
@@ -75,7 +75,7 @@ class ReferrerRecord(BaseModel):
 class Catalogue:
     """Tags by name, and referrers by the manifest that they refer to.
 
-    Each tag and each referrer has a record of its own, so that servers on one storage never overwrite each other's.
+    Each tag and each referrer has its own record, so that servers on one storage never overwrite each other's.
 
     Args:
         records: of the storage.
@@ -167,7 +167,7 @@ class Catalogue:
 
     async def _names(self, after: str, limit: int) -> list[str]:
         found: list[str] = []
-        begin: str | None = _after_all_of(_bounded(after)) if after else ""
+        begin: str | None = _key_after(_bounded(after)) if after else ""
         read = 0
         while begin is not None and len(found) < limit and read < _MOST_READ:
             begin, more = await self._collect_names(found, begin, limit)
@@ -180,7 +180,7 @@ class Catalogue:
         Returns:
             Where the next listing begins, ``None`` after the last name; and the number of keys read.
         """
-        skipped, past = 0, _after_all_of(found[-1]) if found else ""
+        skipped, past = 0, _key_after(found[-1]) if found else ""
         read = 0
         async with aclosing(self._records.scan(TAGS_IN_ORDER, after=begin)) as listing:
             async for listed in listing:
@@ -189,7 +189,7 @@ class Catalogue:
                 named = _name_and_tag(listed.key) if listed.key > past else None
                 if named is not None:
                     found.append(named[0])
-                    skipped, past = 0, _after_all_of(named[0])
+                    skipped, past = 0, _key_after(named[0])
                     if len(found) == limit:
                         break
                 else:
@@ -285,7 +285,7 @@ def _key(name: str, tag: str) -> str:
     return ordered_key(f"{name}\0{tag}".encode(errors="surrogatepass"))
 
 
-def _after_all_of(name: str) -> str:
+def _key_after(name: str) -> str:
     # No name has characters between the zero byte and this one.
     return ordered_key(f"{name}\1".encode(errors="surrogatepass"))
 

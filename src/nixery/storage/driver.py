@@ -45,7 +45,7 @@ class Upload(Protocol):
         ...
 
     def commit(self, name: str, beside: Mapping[str, bytes]) -> Entry:
-        """Give the written bytes a name, after storing small objects that have to be there first.
+        """Give the written bytes a name, after storing small objects that have to exist first.
 
         Nothing is written if an object of the same size has the name and all objects beside it are as given.
 

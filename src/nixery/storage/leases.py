@@ -1,4 +1,4 @@
-"""Leases: which images are in use, as far as the garbage collector has to know.
+"""Leases: records of the images in use, for the garbage collector.
 
 Using an image *acquires leases* on its manifests and indexes: each has a record of the kind ``uses`` under its digest, and the time
 of that record is the time of the last use. The record holds the digests of all documents that were leased together, as the two
@@ -30,11 +30,11 @@ COLLECTIONS = "collections"
 # it could not.
 COLLECTION_LEASE = 15.0
 
-# Seconds between two looks at a collector that has condemned a blob.
+# Seconds between two polls of a collector that has condemned a blob.
 _PAUSE = 0.05
 
 # Fractions of the grace period after which a lease is renewed, and after which it has to be acquired again, with a check that all
-# blobs are there.
+# blobs exist.
 _RENEW_AFTER = 1 / 6
 _EXPIRES_AFTER = 1 / 2
 
@@ -49,7 +49,7 @@ class Leases:
 
     Args:
         records: shared by all servers.
-        grace: seconds for which nothing that was used is deleted, whatever the limits are.
+        grace: seconds for which nothing that was used is deleted, under any limits.
         clock: seconds; only differences matter.
     """
 
@@ -100,9 +100,9 @@ class Leases:
             self.renew(documents)
 
     async def acquire(self, documents: Iterable[Digest], parts: Iterable[Digest] = ()) -> None:
-        """Acquire leases on stored manifests and indexes. Blobs that are there afterwards stay for the grace period.
+        """Acquire leases on stored manifests and indexes. Blobs that exist afterwards are kept for the grace period.
 
-        If the storage cannot be written to, there are no leases, and the server serves its blobs all the same.
+        If the storage cannot be written to, there are no leases, and the server still serves its blobs.
 
         Args:
             documents: to lease.
@@ -117,7 +117,7 @@ class Leases:
             self._holders.put(part, leased, 0)
         if await self._write(leased):
             self._remember(dict.fromkeys(leased, now))
-        await self._until_spared({digest.hex for digest in (*leased, *held)})
+        await self._wait_until_not_condemned({digest.hex for digest in (*leased, *held)})
 
     async def close(self) -> None:
         """Finish the renewals in the background."""
@@ -143,9 +143,9 @@ class Leases:
             return False
         return True
 
-    async def _until_spared(self, digests: set[str]) -> None:
-        # A collector is dead when its record has not changed for a while by this process's clock, whatever the storage's clock shows.
-        # That is remembered, so that a killed collector delays each condemned blob once, and not every image anew.
+    async def _wait_until_not_condemned(self, digests: set[str]) -> None:
+        # A collector is dead when its record has not changed for a while by this process's clock, which is independent of the storage's clock.
+        # This is cached, so that a killed collector delays each condemned blob once rather than every image.
         while True:
             is_condemned = False
             listing = [listed async for listed in self._records.scan(COLLECTIONS)]
@@ -166,7 +166,7 @@ class Leases:
             await asyncio.sleep(_PAUSE)
 
 
-def leased_together(content: bytes | None) -> Sequence[Digest]:
+def leased_documents(content: bytes | None) -> Sequence[Digest]:
     """Return the documents of a record of the kind ``uses``; none if it is torn."""
     return decode(_read, content) or ()
 

@@ -25,7 +25,7 @@ from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import RecordStore
 from nixery.storage.versions import CONTENT, LARGEST, NAME, require_version
 
-if TYPE_CHECKING:  # obstore's types are not there at run time
+if TYPE_CHECKING:  # obstore has no types at run time
     from obstore.store import ClientConfig, RetryConfig
 
 # obstore retries errors of the server, lost connections and timeouts, with pauses that double, for a minute at most.
@@ -44,12 +44,12 @@ _RETRY_AT_START: RetryConfig = {
 
 _GCS = "https://storage.googleapis.com"
 
-# The backend `memory` is one store for the process, whichever component opens it.
+# The backend `memory` is one store that all components of the process share.
 _MEMORY = MemoryStore()
 
 
 class StorageOptions(Protocol):
-    """What opening a storage reads of the settings (``nixery.settings.StorageSettings``)."""
+    """The settings that opening a storage reads (``nixery.settings.StorageSettings``)."""
 
     @property
     def storage_backend(self) -> str: ...  # noqa: D102 -- documented with the settings
@@ -98,14 +98,14 @@ def open_storage(options: StorageOptions, temporary: Path, environment: Mapping[
     Args:
         options: the settings.
         temporary: for unfinished files, on the file system of the storage directory.
-        environment: of the process, with the endpoints; obstore reads the credentials from there by itself.
+        environment: of the process, with the endpoints; obstore itself reads the credentials from there.
 
     Raises:
         StorageError: it cannot be used, or has a later version.
     """
     if options.storage_backend == "filesystem":
         return Storage(_open_directory(options.storage_path, temporary))
-    _try_out(_bucket(options, environment, _RETRY_AT_START), sign=options.blob_delivery != "proxy")
+    _check_access(_bucket(options, environment, _RETRY_AT_START), sign=options.blob_delivery != "proxy")
     cache = None
     if options.blob_delivery == "proxy" and options.storage_backend != "memory" and options.cache_size:
         cache = BlobCache(options.storage_path, temporary, options.cache_size)
@@ -203,7 +203,7 @@ def _client(environment: Mapping[str, str], *endpoints: str) -> ClientConfig:
     return {"timeout": "12h", "read_timeout": "60s", "allow_http": endpoint.startswith("http://")}
 
 
-def _try_out(bucket: Bucket, *, sign: bool) -> None:
+def _check_access(bucket: Bucket, *, sign: bool) -> None:
     key = bucket.key(f"uploads/{secrets.token_hex(16)}")
     try:
         with bucket.doing("write to"):

@@ -110,7 +110,7 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
 def _fetch(url: str) -> bytes:
     if not url.startswith(("http://", "https://")):
         return _read(url)
-    # httpx times out each read by itself: a server that trickles, even in its header fields, would block for ever.
+    # httpx has a timeout for each read only: a server that trickles, even in its header fields, would block for ever.
     # A daemon thread does not keep the process from exiting.
     answers: SimpleQueue[bytes | Exception] = SimpleQueue()
     threading.Thread(target=_download, args=(url, answers), daemon=True).start()
@@ -132,7 +132,7 @@ def _read(place: str) -> bytes:
     # A symlink is allowed, but no FIFO, which may block, and no device, which may never end.
     content = read_regular(Path(place).resolve(strict=True), _LARGEST)
     if content is None:
-        raise OSError(f"it is no regular file of at most {_LARGEST} bytes")
+        raise OSError(f"it is not a regular file of at most {_LARGEST} bytes")
     return content
 
 

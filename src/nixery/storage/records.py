@@ -1,4 +1,4 @@
-"""Records: small documents by kind and key, replaced as a whole, that the server can make again.
+"""Records: small documents by kind and key, replaced as a whole, that the server can recreate.
 
 ::
 
@@ -11,7 +11,7 @@ That keeps the order of keys.
 records, and the age of one that is neither written nor renewed. The store refuses larger records and treats them as missing;
 ``nixery.gc.marking`` deletes records that are too old or too many.
 
-Others may have written to the storage, and later versions may change a schema. So readers validate a record (``decode``), and treat
+Other programs may have written to the storage, and later versions may change a schema. So readers validate a record (``decode``), and treat
 a torn or foreign one as missing.
 """
 
@@ -178,7 +178,7 @@ def record_name(kind: str, key: str) -> str:
         StorageError: the kind is unknown, or the key is invalid.
     """
     if not _is_key(kind, key):
-        raise StorageError(f"{kind}/{key[:80]!r} is no name of a record; see nixery.storage.records")
+        raise StorageError(f"{kind}/{key[:80]!r} is not the name of a record; see nixery.storage.records")
     return f"records/{kind}/{key[:_FAN]}/{_in_parts(key)}"
 
 
@@ -204,7 +204,7 @@ def text_of(key: str) -> bytes:
     """
     text = base64.b32hexdecode(key.upper() + "=" * (-len(key) % 8))
     if ordered_key(text) != key:
-        raise ValueError(f"{key[:80]!r} is no key of a text")
+        raise ValueError(f"{key[:80]!r} is not the key of a text")
     return text
 
 

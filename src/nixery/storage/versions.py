@@ -21,7 +21,7 @@ VERSION = 2
 NAME = "version"
 CONTENT = b"%d\n" % VERSION
 
-# Bytes of the object, at most, in whatever form later versions write it.
+# Bytes of the object, at most, also for the formats of later versions.
 LARGEST = 4096
 
 # Seconds until a migration that failed is resumed.
@@ -59,7 +59,7 @@ def require_version(content: bytes | None, storage: str) -> None:
 async def migrate(driver: Driver, catalogue: Catalogue) -> None:
     """Migrate a storage to the current version, and record that.
 
-    Servers of earlier versions may still write to a storage, so every start of a server looks for what they left.
+    Servers of earlier versions may still write to a storage, so a server looks for their records at every start.
 
     Raises:
         StorageError: the storage fails, or has a later version by now.

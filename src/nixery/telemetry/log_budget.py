@@ -27,11 +27,11 @@ _CLIENTS = 1024
 
 # Seconds between summaries, and clients that one lists.
 _PERIOD = 10.0
-_NAMED = 10
+_MOST_NAMED_CLIENTS = 10
 
-# Warnings and errors have a budget of their own, so that a client cannot hide an attack behind harmless
+# Warnings and errors have a separate budget, so that a client cannot hide an attack behind harmless
 # lines.
-_TROUBLE = frozenset({"warning", "warn", "error", "exception", "critical", "fatal"})
+_WARNING_METHODS = frozenset({"warning", "warn", "error", "exception", "critical", "fatal"})
 
 _OTHERS = Client("others")
 
@@ -70,7 +70,7 @@ class LogBudget:
         self._lock = threading.Lock()
         self._buckets: cachetools.LRUCache[tuple[Client, bool], _Bucket] = cachetools.LRUCache(2 * _CLIENTS)
         self._all = {
-            trouble: _Bucket(_ALL_BURST, _ALL_RATE, _ALL_BURST, clock()) for trouble in (False, True)
+            is_warning: _Bucket(_ALL_BURST, _ALL_RATE, _ALL_BURST, clock()) for is_warning in (False, True)
         }
         self._suppressed: Counter[Client] = Counter()
         self._is_scheduled = False
@@ -90,7 +90,7 @@ class LogBudget:
         if request is None:
             return event
         with self._lock:
-            if self._may_write(request.client, method in _TROUBLE):
+            if self._admit(request.client, method in _WARNING_METHODS):
                 return event
             known = request.client in self._suppressed or len(self._suppressed) < _CLIENTS
             self._suppressed[request.client if known else _OTHERS] += 1
@@ -108,16 +108,16 @@ class LogBudget:
             self._is_scheduled = False
         rest = suppressed.total()
         del suppressed[_OTHERS]
-        for client, lines in suppressed.most_common(_NAMED):
+        for client, lines in suppressed.most_common(_MOST_NAMED_CLIENTS):
             _log.warning("log lines suppressed", client=client.name, lines=lines)
             rest -= lines
         if rest:
             _log.warning("log lines suppressed", client=_OTHERS.name, lines=rest)
 
-    def _may_write(self, client: Client, trouble: bool) -> bool:  # noqa: FBT001 -- a part of the key
+    def _admit(self, client: Client, is_warning: bool) -> bool:  # noqa: FBT001 -- a part of the key
         now = self._clock()
-        key = (client, trouble)
+        key = (client, is_warning)
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = _Bucket(_BURST, _RATE, _BURST, now)
-        return bucket.take(now) and self._all[trouble].take(now)
+        return bucket.take(now) and self._all[is_warning].take(now)

@@ -83,7 +83,7 @@ _OUTCOMES: Mapping[type[NixeryError], str] = {
 
 
 class Metrics:
-    """The metrics of a server, in a registry of their own.
+    """The metrics of a server, in a separate registry.
 
     Attributes:
         requests: counts requests.
@@ -280,7 +280,7 @@ class CacheCollector(Collector):
         """See ``Collector``."""
         hits = CounterMetricFamily("nixery_cache_hits", "Look-ups that a cache answered.", labels=("cache",))
         misses = CounterMetricFamily(
-            "nixery_cache_misses", "Look-ups whose result had to be made or fetched.", labels=("cache",)
+            "nixery_cache_misses", "Look-ups whose result had to be computed or fetched.", labels=("cache",)
         )
         for cache, counts in self._caches.items():
             hits.add_metric((cache,), counts.hits)

@@ -1,4 +1,4 @@
-"""Count the errors of a storage, whichever component handles them."""
+"""Count the errors of a storage in all components."""
 
 from __future__ import annotations
 

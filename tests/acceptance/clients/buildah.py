@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.acceptance.clients.client import FAILURE, MISSING, MODEST_LIMITS, PULL, Outcome, Shell
+from tests.acceptance.clients.client import FAILURE, LOW_LIMITS, MISSING, PULL, Outcome, Shell
 from tests.acceptance.clients.registries import MIRRORED, plain_http, write_registries
 
 
 @dataclass(frozen=True)
 class Buildah:
-    """buildah, which builds on top of our images."""
+    """buildah, which builds on top of nixery's images."""
 
     shell: Shell
     buildah: tuple[str, ...]
@@ -42,7 +42,7 @@ class Buildah:
         return len(self._inspect(reference)["OCIv1"]["rootfs"]["diff_ids"])
 
     def run(self, reference: str, *command: str) -> str:
-        container = self._ask("from", "--pull-never", *MODEST_LIMITS, reference).splitlines()[-1]
+        container = self._ask("from", "--pull-never", *LOW_LIMITS, reference).splitlines()[-1]
         try:
             return self._ask("run", "--isolation", "chroot", container, "--", *command)
         finally:

@@ -35,16 +35,16 @@ class Outcome:
 
 
 class Client(Protocol):
-    """A client with storage of its own.
+    """A client with its own storage.
 
     References are ``host:port/name:tag`` or ``host:port/name@digest``.
 
     Attributes:
-        name: what it is called in the report.
+        name: its name in the report.
         mirrored: a host whose images it pulls through the server under test as a mirror; ``None`` if it has no mirrors.
-        missing: what it says about a package that is missing.
-        failure: what it says about a build that failed.
-        knows_zstd: whether it can do with layers that are compressed so; older Dockers cannot.
+        missing: its message for a missing package.
+        failure: its message for a failed build.
+        knows_zstd: whether it supports zstd layers; older Dockers do not.
     """
 
     name: ClassVar[str]
@@ -71,7 +71,7 @@ class Client(Protocol):
 
 
 # podman and buildah raise limits by default, which a machine without CAP_SYS_RESOURCE does not allow.
-MODEST_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
+LOW_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
 
 # The part of an error that clients must show if they show errors at all.
 MISSING = "packages not available: htpo (missing; did you mean"
@@ -96,10 +96,10 @@ class Shell:
         }
 
     def call(self, command: Sequence[str], seconds: float = COMMAND) -> Outcome:
-        """Run a program to its end.
+        """Run a program until it exits.
 
         Raises:
-            subprocess.TimeoutExpired: there was none.
+            subprocess.TimeoutExpired: it did not exit in time.
         """
         done = subprocess.run(
             command,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.acceptance.clients.client import FAILURE, MISSING, MODEST_LIMITS, PULL, Outcome, Shell
+from tests.acceptance.clients.client import FAILURE, LOW_LIMITS, MISSING, PULL, Outcome, Shell
 from tests.acceptance.clients.registries import MIRRORED, plain_http, write_registries
 
 
@@ -44,7 +44,7 @@ class Podman:
     def run(self, reference: str, *command: str) -> str:
         return self._ask(
             *("run", "--rm", "--network=none"),
-            *MODEST_LIMITS,
+            *LOW_LIMITS,
             reference,
             *command,
         )

@@ -1,4 +1,4 @@
-# What the acceptance tests pull: all of Debian's packages, and two of their own.
+# The package set of the acceptance tests: all of Debian's packages, and two test packages.
 { system }:
 let
   package =
@@ -20,7 +20,7 @@ import ../../../packagesets/debian { inherit system; }
     exit 1
   '';
 
-  # One big layer that does not become smaller by compression: 32 MiB out of a generator that anybody can repeat.
+  # One large, incompressible layer: 32 MiB from a deterministic generator.
   ballast = package "ballast-1.0" ''
     mkdir -p $out/share
     /usr/bin/python3 -c 'import random, sys; sys.stdout.buffer.write(random.Random(1).randbytes(32 << 20))' > $out/share/ballast

@@ -13,7 +13,7 @@ let
     }
     // { pname = name; inherit version; meta = { inherit description; license.spdxId = licence; }; };
 
-  # Large enough to be told from others on a map, and not to be compressed.
+  # Large enough to stand out on a map, and incompressible.
   sized = count: "mkdir -p $out/share; head -c ${toString count} /dev/urandom > $out/share/$name; echo built $name";
 in
 {

@@ -1,4 +1,4 @@
-# Debian's packages, and some that are each a case of what can be in an image.
+# Debian's packages, and test packages for special contents of images.
 { system }:
 
 let
@@ -22,7 +22,7 @@ let
     )
     // { inherit meta; };
 
-  # Both have bin/volume, which says whose it is.
+  # Both have bin/volume, which prints its package.
   volume =
     { name, priority }:
     package {
@@ -50,7 +50,7 @@ debian
   loud = volume { name = "loud"; priority = 6; };
   quiet = volume { name = "quiet"; priority = 4; };
 
-  # A directory as a symlink, with a part of what others have there, too.
+  # A directory as a symlink, with some names that other packages also have.
   ownfiles = package {
     name = "ownfiles";
     meta.priority = 4;
@@ -63,8 +63,8 @@ debian
     '';
   };
 
-  # What the Go toolchain builds, and a program of its own that does not need the rest of it: an image with all of it takes
-  # long to unpack.
+  # A program built by the Go toolchain, and one of its own programs that does not need the rest: an image with the whole
+  # toolchain takes long to unpack.
   gophers = package {
     name = "gophers";
     go = debian.go;

@@ -1,4 +1,4 @@
-# Does not parse: nobody's request can be served from this set.
+# Does not parse, so every request fails.
 { system }:
 {
   hello = derivation { name = "hello" system = system; };

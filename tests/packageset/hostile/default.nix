@@ -1,7 +1,7 @@
-# Packages and definitions that reach for what is not theirs, each of them another way.
+# Packages and definitions that try to read files of the build machine, each in a different way.
 {
   system,
-  # A directory of the test: `secret`, `pipe` and `directory/`. Builders only write its name down.
+  # A directory of the test: `secret`, `pipe` and `directory/`. Builders only write its name.
   outside ? "/nonexistent",
 }:
 let
@@ -15,7 +15,7 @@ let
       PATH = "/usr/bin:/bin";
     };
 
-  # A file of accounts that is a link, in an image whose definition has it read.
+  # A file of accounts that is a symlink; the image's definition makes the server read it.
   account = file: target: {
     contents = [ (package "account" "mkdir etc bin; ln -s ${target} etc/${file}") ];
     config = { User = "web"; WorkingDir = "/srv"; };
@@ -27,7 +27,7 @@ let
     config.User = "web";
   };
 
-  # In the Nix store, and referred to by a package that nobody asks for.
+  # A path in the Nix store to which only a package outside of the image refers.
   unrelated = package "unrelated" "mkdir etc bin; echo 'store-secret:x:0:0::/:' > etc/passwd; echo > bin/unrelated";
   ofUnrelated = builtins.unsafeDiscardStringContext "${unrelated}";
 in
@@ -58,7 +58,7 @@ in
     PATH = "/usr/bin:/bin";
   };
 
-  # Names that are orders to whoever unpacks a layer.
+  # Names that are commands to programs that unpack layers.
   whiteout = package "whiteout" "touch .wh.nix";
   opaque = package "opaque" "mkdir -p share/x; touch share/x/.wh..wh..opq";
   whiteoutdirectory = package "whiteoutdirectory" "mkdir -p bin/.wh.sh";
@@ -66,7 +66,7 @@ in
   whiteoutbelow = package "user" "ln -s ${package "below" "mkdir lib; touch lib/.wh.libc"} lib";
   whiteoutdefined = { contents = [ unrelated ]; config.WorkingDir = "/srv/.wh.data"; };
 
-  # Too much of something.
+  # Contents beyond the limits.
   digits = written "digits" "{ printf 'a:x:'; head -c 1000000 /dev/zero | tr '\\0' 9; echo ':1::/:'; } > etc/passwd";
   largestid = written "largestid" "echo 'a:x:4294967295:1::/:' > etc/passwd";
   largefile = written "largefile" "head -c 2000000 /dev/zero | tr '\\0' x > etc/group";

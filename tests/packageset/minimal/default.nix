@@ -1,4 +1,4 @@
-# Owes the server nothing: no cacert, no iana-etc, nothing for `shell`, and not even a function.
+# A minimal set: no cacert, no iana-etc, no packages for `shell`, and not even a function.
 {
   hello = derivation {
     name = "hello-minimal-1.0";

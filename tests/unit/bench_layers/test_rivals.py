@@ -33,7 +33,9 @@ def test_nixery_merges_the_lowest_ratings() -> None:
 
 @settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 12))
-def test_all_keep_the_budget_and_every_path(drawn: tuple[list[StorePath], Closure], budget: int) -> None:
+def test_all_rules_keep_the_budget_and_every_path(
+    drawn: tuple[list[StorePath], Closure], budget: int
+) -> None:
     requested, closed = drawn
     for rule in (
         single_layer,
@@ -79,12 +81,12 @@ def reachable_without(start: list[StorePath], closed: Closure, avoided: StorePat
 
 @settings(deadline=None)
 @given(requested_and_closure())
-def test_groups_follow_the_definition_of_dominators(drawn: tuple[list[StorePath], Closure]) -> None:
+def test_groups_match_the_definition_of_dominators(drawn: tuple[list[StorePath], Closure]) -> None:
     requested, closed = drawn
     found = dominated_groups(closed, requested)
     for top, members in found.items():
         cut_off = {info.path for info in closed} - reachable_without(requested, closed, top)
-        # A path belongs to the topmost path that dominates it: the top is dominated by nothing else.
+        # A path belongs to the topmost path that dominates it, which no other path dominates.
         assert set(members) == cut_off
         assert all(
             other == top or top in reachable_without(requested, closed, other)

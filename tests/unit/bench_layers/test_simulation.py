@@ -13,25 +13,25 @@ DERIVATIONS = [
 FLEET = Fleet((FleetImage((1,), (0, 1)), FleetImage((2,), (0, 2))), ((0, 1), (1,)))
 
 
-def test_an_update_changes_what_depends_on_it_and_nothing_else() -> None:
+def test_an_update_changes_its_dependents_and_nothing_else() -> None:
     before, after = realise(DERIVATIONS, [0, 0, 0, 0]), realise(DERIVATIONS, [1, 0, 0, 0])
     assert [b.path == a.path for b, a in zip(before, after, strict=True)] == [False, False, False, True]
 
 
-def test_what_a_node_has_is_not_pulled_again() -> None:
+def test_a_node_does_not_pull_the_same_layer_twice() -> None:
     states = [realise(DERIVATIONS, [0, 0, 0, 0])] * 2
     # The first node pulls the library once, the second one as well.
     assert simulate(one_path_each, [9], FLEET, states) == {9: Score(100 + 10 + 20 + 100 + 20, 130)}
     assert simulate(single_layer, [9], FLEET, states) == {9: Score(110 + 120 + 120, 230)}
 
 
-def test_after_an_update_only_what_changed_is_pulled() -> None:
+def test_after_an_update_only_changed_layers_are_pulled() -> None:
     states = [realise(DERIVATIONS, versions) for versions in ([0, 0, 0, 0], [0, 1, 0, 0])]
     assert simulate(one_path_each, [9], FLEET, states) == {9: Score(250 + 10, 140)}
     assert simulate(single_layer, [9], FLEET, states) == {9: Score(350 + 110, 340)}
 
 
-def test_fleets_and_updates_come_out_the_same_each_time() -> None:
+def test_fleets_and_updates_are_reproducible() -> None:
     assert make_fleet(DERIVATIONS, 5, 2, 3, 1) == make_fleet(DERIVATIONS, 5, 2, 3, 1)
     fleet = make_fleet(DERIVATIONS, 5, 2, 3, 1)
     for image in fleet.images:

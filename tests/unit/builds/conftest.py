@@ -1,4 +1,4 @@
-"""A real storage in a directory of its own."""
+"""A real storage in a temporary directory."""
 
 from __future__ import annotations
 

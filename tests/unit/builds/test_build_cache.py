@@ -1,4 +1,4 @@
-"""Finished images, in a real storage; the images are made up."""
+"""The cache of finished images, with made-up images in a real storage."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_an_image_with_a_lost_or_truncated_part_is_not_found(
     await cache.add(PIN, REQUEST, image)
     damage((await store.paths(image))[kind])
     assert await store.cache().find(PIN, REQUEST) is None
-    # The server that has it in memory notices a second later.
+    # A server that has cached the image notices a second later.
     store.now += 2
     assert await cache.find_recent(PIN, REQUEST) is None
     await store.image()

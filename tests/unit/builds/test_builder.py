@@ -1,4 +1,4 @@
-"""When a build is tried again. Nix and the source are made up."""
+"""Retries of builds, with fakes of Nix and of the source."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_build_whose_paths_are_collected_is_retried_with_a_paused_collec
     assert (world.paused, world.is_paused) == (5, False)
 
 
-async def test_a_build_whose_paths_are_collected_again_and_again_fails(world: World) -> None:
+async def test_a_build_whose_paths_are_collected_at_every_attempt_fails(world: World) -> None:
     with pytest.raises(PathsCollected):
         await world.build([COLLECTED] * 6)
     assert world.paused == 5

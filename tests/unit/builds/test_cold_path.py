@@ -89,7 +89,7 @@ async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
 
     async def create_subprocess_exec(program: str, *_: object, **__: object) -> None:
         if program != "nix-instantiate":
-            raise FileNotFoundError(errno.ENOENT, "not found")  # git, which the source can do without
+            raise FileNotFoundError(errno.ENOENT, "not found")  # git, which the source does not need
         inner = list(running_frames(sys._getframe(1)))[::-1]
         outer = [*awaiting_frames(request.get_coro())]  # type: ignore[arg-type]
         found.extend([*outer, *inner])

@@ -1,4 +1,4 @@
-"""Shared builds, their limits, and remembered failures. The builder and the observer are made up."""
+"""Shared builds, their limits, and remembered failures, with fakes of the builder and the observer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.event_loop import settle
 PIN = Pin("fake:", "one", "one")
 REQUEST = parse_image_name("git")
 
-# Seconds for an event that needs none.
+# Seconds to wait for an event that is due at once.
 _TIMEOUT = 10
 
 
@@ -374,7 +374,7 @@ async def test_a_pull_joins_a_build_that_another_request_began(world: World) -> 
 
 
 class SlowCache:
-    """A ``BuildCache`` that finds nothing, and answers when it may."""
+    """A ``BuildCache`` that finds nothing, and answers when the test allows it."""
 
     def __init__(self) -> None:
         self.running = self.most_running = 0
@@ -412,5 +412,5 @@ async def test_made_up_names_of_one_client_do_not_delay_look_ups_of_others(world
     cache.may_answer.set()
     await asyncio.gather(modest, *greedy)
     assert cache.most_running == 4
-    # Its turn comes with the next free slot, not after all of the others.
+    # It gets the next free slot, instead of waiting for all others.
     assert cache.looked_up.index("git") <= 8

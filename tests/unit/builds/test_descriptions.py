@@ -21,7 +21,7 @@ PIN = Pin("source", "identity", "revision")
 
 
 class SlowCache:
-    """Finds nothing, as soon as it may."""
+    """Finds nothing, and answers when the test allows it."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -30,7 +30,7 @@ class SlowCache:
     async def find_recent(self, pin: Pin, request: ImageRequest) -> None:
         pass
 
-    async def find(self, pin: Pin, request: ImageRequest) -> None:  # noqa: ARG002 -- whatever it is
+    async def find(self, pin: Pin, request: ImageRequest) -> None:  # noqa: ARG002 -- ignored
         self.asked += 1
         await self.may_answer.wait()
 

@@ -1,4 +1,4 @@
-"""Evaluations, in a real storage; Nix and the source are made up."""
+"""Cached evaluations, in a real storage, with fakes of Nix and of the source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PIN = Pin("fake:", "one", "one")
 
 
 class World:
-    """Stands in for Nix and for the source; a derivation is there if ``alive``."""
+    """Stands in for Nix and for the source; its derivations exist if ``alive``."""
 
     description = "fake:"
 
@@ -234,7 +234,7 @@ async def test_an_evaluation_is_stored_only_after_its_image_is_built(world: Worl
         with pytest.raises(PackagesUnavailable):
             await evaluator.contents(parse_image_name(f"git/missing{number}"), PIN)
     assert [record async for record in world.records.scan("evaluations")] == []
-    # It is cached in memory all the same.
+    # It is cached in memory nevertheless.
     assert [("git" in names) for names in world.asked] == [True] + [False] * 4
     await world.built("git")
     assert len([record async for record in world.records.scan("evaluations")]) == 3

@@ -1,4 +1,4 @@
-"""The history of builds: events are made up, records are real."""
+"""The history of builds, with made-up events and real records."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ async def test_a_build_displaced_from_the_queue_keeps_its_report(records: Record
     history.observe(displaced, Failed(TooBusy(1, 1, 10, TooBusy.DISPLACED)))
     report = history.get(displaced.id)
     assert report is not None
-    assert (report.state, "gave way" in (report.error or "")) == (State.FAILED, True)
+    assert (report.state, "took this one's place" in (report.error or "")) == (State.FAILED, True)
     await history.close()
 
 

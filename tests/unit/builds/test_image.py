@@ -1,4 +1,4 @@
-"""How containers of an image start, and the annotations of images."""
+"""The start of containers, and the annotations of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Indexes of images for several platforms, in a real storage; the builds are made up."""
+"""Indexes of images for several platforms, in a real storage, with a fake of the builds."""
 
 from __future__ import annotations
 

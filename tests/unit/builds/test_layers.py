@@ -1,4 +1,4 @@
-"""Layers, with a real packer and a real storage; only their contents are made up."""
+"""Layers with made-up contents, a real packer and a real storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of package names; Nix and the source are made up."""
+"""The index of package names, with fakes of Nix and of the source."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_large_set_is_searched_the_same_way() -> None:
 
 
 class Source:
-    """Stands in for ``PackageSource`` and ``NixBuilder``; a tag is a pin of its own."""
+    """Stands in for ``PackageSource`` and ``NixBuilder``; each tag has a separate pin."""
 
     description = "fake:"
 

@@ -31,12 +31,12 @@ class MovingSource:
     def __init__(self, state: str = "one") -> None:
         self.description = "fake:"
         self.state = state
-        self.asked = self.asking = self.most_asking = 0
+        self.asked = self.asking = self.most_concurrent = 0
         self.reachable = True
         self.known = True
         self.answers = asyncio.Event()
         self.answers.set()
-        # With these, an answer is found at once and arrives later.
+        # With these, the source reads its state at once and answers later.
         self.slow = False
         self.found, self.answer = asyncio.Event(), asyncio.Event()
 
@@ -49,7 +49,7 @@ class MovingSource:
     async def resolve(self, reference: Reference) -> Pin:
         self.asked += 1
         self.asking += 1
-        self.most_asking = max(self.most_asking, self.asking)
+        self.most_concurrent = max(self.most_concurrent, self.asking)
         await asyncio.sleep(0)
         await self.answers.wait()
         self.asking -= 1
@@ -115,7 +115,7 @@ async def test_a_pin_expires_after_its_time_to_live(world: World) -> None:
     assert world.source.asked == 2
 
 
-async def test_each_tag_has_a_pin_of_its_own(world: World) -> None:
+async def test_each_tag_has_a_separate_pin(world: World) -> None:
     pins = world.server()
     assert await state(pins, "a") == "one"
     world.source.state = "two"
@@ -131,7 +131,7 @@ async def test_servers_on_one_storage_share_pins(world: World) -> None:
     assert world.source.asked == 1
 
 
-async def test_another_source_on_the_storage_has_pins_of_its_own(world: World) -> None:
+async def test_another_source_on_the_storage_has_separate_pins(world: World) -> None:
     await state(world.server())
     world.source.description = "fake:another"
     world.source.state = "two"
@@ -159,7 +159,7 @@ async def test_a_shorter_time_to_live_applies_to_stored_pins(world: World) -> No
 
 
 async def due(pins: Pins) -> None:
-    """What the timer does when most of the pin's time has passed."""
+    """Run the refresh that the timer starts when most of the pin's time has passed."""
     for reference, timer in list(pins._timers.items()):
         timer.cancel()
         pins._due(reference)
@@ -192,7 +192,7 @@ async def test_a_pin_in_use_is_always_refreshed_in_time(world: World) -> None:
         world.now += 0.3 * HOUR
         await state(pins)
         assert world.source.asked == asked, "a request had to wait for the source"
-        world.now -= 0.1 * HOUR  # so that the next one is in time, too
+        world.now -= 0.1 * HOUR  # so that the next refresh is in time, too
 
 
 async def test_a_pin_that_is_first_used_late_is_refreshed_at_once(world: World) -> None:
@@ -235,7 +235,7 @@ async def test_a_refresh_that_ends_too_late_changes_nothing(world: World) -> Non
     assert await state(world.server()) == "two"
 
 
-async def test_a_clock_that_is_set_back_prolongs_no_pin(world: World) -> None:
+async def test_setting_the_clock_back_does_not_prolong_a_pin(world: World) -> None:
     pins = world.server()
     assert await state(pins) == "one"
     world.source.state = "two"
@@ -272,7 +272,7 @@ async def test_a_probe_does_not_count_as_a_use(world: World) -> None:
         world.now += HOUR + 1
         await pins.require_known("latest")
     assert world.source.asked == 1
-    # After a restart the record is enough, and the next request has what is there now.
+    # After a restart the record suffices, and the next request gets the current state.
     again = world.server()
     await again.require_known("latest")
     assert world.source.asked == 1
@@ -358,7 +358,7 @@ async def test_an_unreachable_source_is_answered_with_the_last_pin(world: World)
     pinned = await pins.pin("latest")
     assert pinned.pin.identity == "latest is one"
     assert pinned.warning == "no route to host"
-    # Another request does not wait for a source that does not answer.
+    # Later requests do not wait for an unresponsive source.
     await pins.pin("latest")
     assert world.source.asked == 2
     world.source.reachable, world.source.state = True, "two"
@@ -410,7 +410,7 @@ async def test_a_slow_source_is_answered_with_the_last_pin(
     assert pinned.pin.identity == "latest is one"
     assert pinned.warning is not None
     assert "has not answered" in pinned.warning
-    # One attempt goes on, and later requests have what comes of it.
+    # One attempt continues, and later requests get its result.
     world.now += 31
     await pins.pin("latest")
     assert world.source.asked == 2
@@ -538,7 +538,7 @@ async def test_look_ups_and_their_queue_are_bounded(world: World) -> None:
     same = [asyncio.ensure_future(pins.pin(tag)) for tag in waiting]
     world.source.answers.set()
     await asyncio.gather(*(asked[tag] for tag in waiting), *same)
-    assert world.source.most_asking == 2
+    assert world.source.most_concurrent == 2
 
 
 async def test_an_old_pin_answers_when_the_queue_for_look_ups_is_full(world: World) -> None:
@@ -567,7 +567,7 @@ async def test_searches_for_commits_do_not_delay_tags(world: World, commits: Com
     await asyncio.gather(search, tag)
 
 
-async def test_a_pin_whose_package_set_is_gone_is_replaced_when_it_is_confirmed(world: World) -> None:
+async def test_a_pin_whose_package_set_was_deleted_is_replaced_when_it_is_confirmed(world: World) -> None:
     pins = world.server()
     assert (await pins.confirmed("latest")).identity == "latest is one"
     world.source.state = "two"

@@ -60,7 +60,7 @@ async def test_new_work_does_not_overtake_waiting_work(world: World) -> None:
     async with slots.slot():
         waiting = asyncio.ensure_future(work("waited"))
         await settle()
-    # The slot is given up, and spoken for.
+    # The slot was released and is assigned to the next task.
     await work("came later")
     await waiting
     assert world.order == ["waited", "came later"]
@@ -86,7 +86,7 @@ async def test_the_slot_of_cancelled_work_goes_to_the_next(world: World) -> None
         first = asyncio.ensure_future(world.work(slots, 1))
         second = asyncio.ensure_future(world.work(slots, 1))
         await settle()
-    # It is the turn of the first one, which does not know it yet.
+    # The first task has the slot but has not resumed yet.
     first.cancel()
     await asyncio.wait_for(second, 1)
     await asyncio.wait_for(world.work(slots, 1), 1)
@@ -142,7 +142,7 @@ async def test_a_failure_releases_the_slot(world: World) -> None:
 
 
 class Clients:
-    """Clients with work that takes as long as the test says."""
+    """Clients whose work ends when the test says so."""
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
@@ -248,9 +248,9 @@ async def test_a_full_queue_displaces_work_of_the_client_with_the_most_places() 
     await settle()
     modest = [one.ask("modest", "m0"), one.ask("other", "o0"), one.ask("third", "t0")]
     await settle()
-    # Those that came last, and never more of them than leaves it as many as the others have.
+    # The newest ones, and only until the client has as many places as the others.
     assert [task.done() for task in tasks] == [False, False, True, True, True]
-    with pytest.raises(TooBusy, match="gave way"):
+    with pytest.raises(TooBusy, match="took this one's place"):
         await tasks[4]
     fourth = one.ask("fourth", "f0")
     await settle()

@@ -1,4 +1,4 @@
-"""Names, as the shell offers them."""
+"""Completion of names in the shell."""
 
 from __future__ import annotations
 

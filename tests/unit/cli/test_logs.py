@@ -1,4 +1,4 @@
-"""Nothing that is logged can pass for another line, or change a terminal."""
+"""No logged text can forge a log line or control a terminal."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def test_libraries_log_warnings_and_errors_only(capsys: pytest.CaptureFixture[st
     assert json.loads(line)["event"] == escaped(f"loud {EVIL}")
 
 
-async def test_the_request_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_log_events_have_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs(logging.INFO, "json")
     enter_request(RequestContext("mine"))
     structlog.get_logger().info("built")
     assert json.loads(capsys.readouterr().err)["request_id"] == "mine"
 
 
-def test_a_reader_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
@@ -102,5 +102,5 @@ def test_a_reader_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> N
         configure_logs(logging.INFO, "json")
         structlog.get_logger().info("request")
         logging.getLogger("library").warning("loud")
-        # Closing the file writes what it holds back.
+        # Closing the file flushes its buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)

@@ -1,4 +1,4 @@
-"""How a command's process exits."""
+"""The exit of a command's process."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def test_the_process_exits_before_the_interpreter_is_finalised(arguments: list[s
         [sys.executable, "-c", _COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == status
-    # But after all threads and exit handlers, and nothing written is lost.
+    # But after all threads and exit handlers, with all output flushed.
     assert ended.stdout.splitlines()[-3:] == ["thread", "registered", "logged"]
     assert bool(ended.stderr) is (status != 0)

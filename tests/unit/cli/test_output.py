@@ -1,4 +1,4 @@
-"""What commands show, on a terminal and elsewhere."""
+"""The output of commands, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_terminal_has_a_bar_and_amounts(terminal: io.StringIO) -> None:
     assert "━" in terminal.getvalue()
     assert "1.0 MB of 4.0 MB" in terminal.getvalue()
     assert "nixery: [/] is no markup" in terminal.getvalue()
-    # The cursor is back, and the bar is gone.
+    # The cursor is restored, and the bar erased.
     assert terminal.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")
 
 
@@ -119,7 +119,7 @@ def test_a_build_and_a_push_are_bars(capsys: pytest.CaptureFixture[str]) -> None
             ],
             r"fetching 1 byte of 4 bytes, building htop and 1 other: gcc -c \x1b[31m[/]",
         ),
-        # A line is that of the builder that runs.
+        # The line belongs to a running builder.
         (
             [Building(("0-git.drv",), 0), LogLines((("", "gcc"),)), Building(("1-htop.drv",), 1)],
             "building htop ",

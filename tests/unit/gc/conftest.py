@@ -31,7 +31,7 @@ DAY = 24 * HOUR
 
 
 class Store:
-    """A store in a directory whose files can be made to look old."""
+    """A storage in a directory, whose files can be aged."""
 
     def __init__(self, directory: Path) -> None:
         (directory / "temporary").mkdir()
@@ -59,7 +59,7 @@ class Store:
         return image
 
     def age(self, seconds: float) -> None:
-        """Make everything older."""
+        """Age all files."""
         for path in self.directory.rglob("*"):
             if path.is_file():
                 status = path.stat()

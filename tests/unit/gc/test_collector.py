@@ -210,7 +210,7 @@ async def test_a_killed_collector_delays_a_condemned_image_once(
     assert not waiting.done()
     now = COLLECTION_LEASE + 1
     await waiting
-    # The leases remember that it is dead: this clock stands still.
+    # The leases remember that it is dead: this test's clock does not advance.
     await asyncio.wait_for(leases.acquire(image.digests), 30)
     # A collector that writes is not dead.
     await store.records.put(COLLECTIONS, "dead", image.digests[0].hex.encode())
@@ -290,7 +290,7 @@ async def test_an_interrupted_collection_leaves_garbage_and_no_damage(
 
 
 class Gate:
-    """Stops a collector before it deletes its first blob, or before it looks again for leases."""
+    """Stops a collector before it deletes its first blob, or before its second scan for leases."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
         self.reached, self.open = asyncio.Event(), asyncio.Event()
@@ -310,7 +310,7 @@ class Gate:
 
 
 @pytest.mark.parametrize("point", ["condemn", "look again"])
-async def test_an_image_leased_before_the_second_look_is_kept(
+async def test_an_image_leased_before_the_second_scan_is_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     image = await store.image(b"one", b"two")
@@ -327,7 +327,7 @@ async def test_an_image_leased_before_the_second_look_is_kept(
     assert await store.digests() == parts(image)
 
 
-async def test_a_lease_after_the_second_look_waits_until_the_image_is_deleted(
+async def test_a_lease_after_the_second_scan_waits_until_the_image_is_deleted(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = await store.image(b"one", b"two")
@@ -365,7 +365,7 @@ async def test_a_slow_renewal_does_not_undo_a_condemnation(
     renew, begun, ended = store.records.renew, asyncio.Event(), asyncio.Event()
 
     async def slowly(kind: str, key: str, content: bytes) -> None:
-        """As a bucket may answer: the last write was asked for first."""
+        """As in a bucket: the write that was requested first completes last."""
         begun.set()
         await asyncio.sleep(0.1)
         await renew(kind, key, content)

@@ -1,6 +1,6 @@
-"""Many blobs in bounded memory: collected and scrubbed by processes of their own, whose peak the kernel tells.
+"""Many blobs in bounded memory: separate processes collect and scrub them, and the kernel reports their peak.
 
-``make test`` takes more than one batch of deletions has; ``make gc-many`` takes a hundred thousand, with ``GC_BLOBS``.
+``make test`` uses more blobs than a batch of deletions holds; ``make gc-many`` uses a hundred thousand (``GC_BLOBS``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAYERS = 4
 IMAGES = BLOBS // (LAYERS + 2) // 2
 DAY = 24 * 3600
 
-# MiB above what a process takes that only imports everything: for a batch, and what is known of each blob and image.
+# MiB above the memory of a process that only imports everything: for a batch, and for the state of each blob and image.
 ALLOWED = 16 + BLOBS * 512 // 2**20
 
 
@@ -58,7 +58,7 @@ def write_image(storage: Path, number: int, used: float) -> None:
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Half of the blobs are of images in use, a third of images that are not, the rest is nobody's."""
+    """Half of the blobs belong to images in use, a third to unused images, and the rest to no image."""
     storage = tmp_path_factory.mktemp("storage")
     now = time.time()
     for number in range(2 * IMAGES):
@@ -69,11 +69,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def nixery(storage: Path, *arguments: str) -> tuple[dict[str, Any], int]:
-    """Run a command; return what it says, and its peak of resident memory in MiB."""
+    """Run a command; return its output, and its peak of resident memory in MiB."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom nixery.cli import app\n"
         "try:\n    app(sys.argv[1:])\n"
-        # Not ru_maxrss, which begins with what the parent takes.
+        # Not ru_maxrss, which starts at the memory of the parent.
         "finally:\n    print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
     )
     completed = subprocess.run(
@@ -88,7 +88,9 @@ def nixery(storage: Path, *arguments: str) -> tuple[dict[str, Any], int]:
     return json.loads(answer), int(peak) // 1024
 
 
-def test_in_bounded_memory(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_blobs_are_collected_and_scrubbed_in_bounded_memory(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, at_rest = nixery(tmp_path, "gc", "--json")
     start = time.monotonic()
     scrubbed, scrub_peak = nixery(storage, "scrub", "--json")

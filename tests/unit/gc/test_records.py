@@ -1,4 +1,4 @@
-"""The bounds of the kinds of records, on real records and, for many of them, on a list."""
+"""The bounds of the kinds of records, with real records and, for large numbers, a generated list."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_collection_from_the_future_blocks_no_other(store: Store) -> Non
 
 
 class ManyRecords(RecordStore):
-    """Any number of records, which take no memory."""
+    """Any number of generated records, which take no memory."""
 
     def __init__(self, store: Store, number: int) -> None:
         super().__init__(store.driver)
@@ -78,7 +78,7 @@ class ManyRecords(RecordStore):
         self.deleted += 1
 
 
-async def test_many_records_are_tidied_up_in_bounded_memory(store: Store) -> None:
+async def test_many_records_are_deleted_in_bounded_memory(store: Store) -> None:
     records = ManyRecords(store, 100_000)
     tracemalloc.start()
     try:

@@ -134,7 +134,7 @@ async def test_the_rate_is_kept_on_average(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr(asyncio, "sleep", no_sleep)
     checked: list[Checked] = [one async for one in Scrubber(store.blobs, store.records, 100_000).scrub()]
     assert sum(one.size for one in checked) > 500_000
-    # No pause took time, so the last one makes up for all of them.
+    # The fake pauses took no time, so the last one covers all of them.
     assert max(pauses) == pytest.approx(5, rel=0.1)
 
 
@@ -187,7 +187,7 @@ async def test_the_scrubber_continues_after_an_unexpected_error(
     monkeypatch.setattr(store.blobs, "scan", scan)
     running = asyncio.ensure_future(Scrubber(store.blobs, store.records).run())
     async with asyncio.timeout(10):
-        while looked < 3:  # noqa: ASYNC110 -- the scrubber tells nobody
+        while looked < 3:  # noqa: ASYNC110 -- the scrubber has no event to wait for
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

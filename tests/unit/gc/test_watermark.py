@@ -52,7 +52,7 @@ async def test_images_are_deleted_above_a_number_of_bytes(store: Store, high: in
 async def test_the_monitor_continues_after_a_failed_collection(store: Store) -> None:
     await store.layer(b"x" * 10_000)
     store.age(10 * DAY)
-    # A file where a directory has to be.
+    # A file in place of a directory.
     records = store.directory / "records"
     records.rename(store.directory / "away")
     records.touch()
@@ -62,7 +62,7 @@ async def test_the_monitor_continues_after_a_failed_collection(store: Store) -> 
     records.unlink()
     (store.directory / "away").rename(records)
     async with asyncio.timeout(10):
-        while await store.digests():  # noqa: ASYNC110 -- files tell nobody
+        while await store.digests():  # noqa: ASYNC110 -- files have no event to wait for
             await asyncio.sleep(0.02)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -82,7 +82,7 @@ async def test_the_monitor_continues_after_an_unexpected_error(
     monkeypatch.setattr(monitoring, "look", look)
     running = asyncio.ensure_future(monitoring.run(HOUR, 0.01))
     async with asyncio.timeout(10):
-        while looked < 3:  # noqa: ASYNC110 -- the keeper tells nobody
+        while looked < 3:  # noqa: ASYNC110 -- the monitor has no event to wait for
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -165,7 +165,7 @@ async def test_a_collection_that_deleted_too_little_is_followed_by_a_cooldown(st
     full = by_file_system(store, FileSystemUse(99, 100))
     await full.look()
     async with CollectionLock(store.records):
-        await full.look()  # or it would meet this collection
+        await full.look()  # otherwise it would collide with this collection
         with pytest.raises(CollectionRunning):
             await by_file_system(store, FileSystemUse(99, 100)).look()
 

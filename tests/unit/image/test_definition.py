@@ -7,7 +7,7 @@ from nixery.image.definition import InvalidDefinition, parse_definition
 from nixery.oci.documents import ExecutionParameters
 
 
-def parse(**config: Any) -> ExecutionParameters:  # noqa: ANN401 -- whatever Nix can express
+def parse(**config: Any) -> ExecutionParameters:  # noqa: ANN401 -- any value of Nix
     execution, _ = parse_definition(json.dumps({"config": config}))
     return execution
 
@@ -79,7 +79,7 @@ def test_the_number_of_layers_is_limited() -> None:
         ({"config": {"Cmd": "serve"}}, "config.Cmd should be a list, not 'serve'"),
         ({"config": {"Cmd": ["serve", 1]}}, "config.Cmd[1] should be a string, not 1"),
         ({"config": {"Cmd": [{"nixery:type": "function"}]}}, "config.Cmd[0] is a function"),
-        ({"config": {"cmd": ["serve"]}}, "config.cmd is no field of an image definition"),
+        ({"config": {"cmd": ["serve"]}}, "config.cmd is not a field of an image definition"),
         ({"config": {"Env": ["A"]}}, "config.Env[0] should be NAME=value, not 'A'"),
         ({"config": {"Env": {"A": ["b"]}}}, "config.Env A should be a string"),
         ({"config": {"WorkingDir": "srv"}}, "config.WorkingDir should be an absolute path, not 'srv'"),
@@ -104,7 +104,7 @@ def test_the_number_of_layers_is_limited() -> None:
             {"config": {"WorkingDir": "/d" * 129}},
             "config.WorkingDir should have at most 128 directories, not 129",
         ),
-        ({"config": {"Volumes": ["/x"] * 257}}, "config.Volumes should have at most 256 of them, not 257"),
+        ({"config": {"Volumes": ["/x"] * 257}}, "config.Volumes should have at most 256 entries, not 257"),
         ({"config": {"Volumes": ["/nix\0"]}}, "config.Volumes[0] should have no zero byte"),
         ({"config": {"Healthcheck": {}}}, "config.Healthcheck.Test is missing"),
         (
@@ -125,7 +125,7 @@ def test_the_number_of_layers_is_limited() -> None:
         ({"config": {"Env": {"nixery:type": "function"}}}, "config.Env is a function"),
         ({"layers": 1}, "layers should be greater than or equal to 2, not 1"),
         ({"layers": "many"}, "layers should be"),
-        ({"entrypoint": []}, "entrypoint is no field of an image definition"),
+        ({"entrypoint": []}, "entrypoint is not a field of an image definition"),
     ],
 )
 def test_an_error_names_the_field(definition: object, complaint: str) -> None:

@@ -73,7 +73,7 @@ def test_two_platforms_contradict() -> None:
         parse_image_name("arm64/amd64/hello")
 
 
-def test_a_package_asked_for_is_not_optional() -> None:
+def test_a_requested_package_is_not_optional() -> None:
     assert parse_image_name("cacert").optional_packages == ("iana-etc",)
 
 
@@ -190,11 +190,11 @@ def test_the_order_of_attributes_changes_nothing() -> None:
 
 
 def test_near_names_of_a_large_set_with_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The other one would keep the interpreter's lock for seconds, if an author has given a set tens of thousands of long names.
+    # Another algorithm would hold the interpreter's lock for seconds for a set with tens of thousands of long names.
     scorers = []
     extract = process.extract
 
-    def observed(*arguments: Any, **options: Any) -> object:  # noqa: ANN401 -- whatever it is given
+    def observed(*arguments: Any, **options: Any) -> object:  # noqa: ANN401 -- any argument
         scorers.append(options["scorer"])
         return extract(*arguments, **options)
 

@@ -34,7 +34,7 @@ def test_a_budget_of_one_gives_one_layer() -> None:
     assert members(group_into_layers(closed, NONE, 1)) == [(path(1), path(2), path(3))]
 
 
-def test_the_largest_stand_alone_and_the_small_share() -> None:
+def test_the_largest_paths_have_separate_layers_and_the_small_ones_share() -> None:
     closed = closure({1: [], 2: [], 3: [], 4: []}, {1: 10, 2: 2, 3: 9, 4: 1})
     assert members(group_into_layers(closed, NONE, 3)) == [(path(1),), (path(3),), (path(2), path(4))]
 
@@ -55,7 +55,7 @@ def test_certificates_are_always_popular() -> None:
 
 
 def test_small_paths_are_grouped_by_how_often_they_change() -> None:
-    # Path 1 changes with each of the others; of eleven layers, the two smallest hold what is small.
+    # Path 1 changes with each of the others; of eleven layers, the two smallest hold the small paths.
     small = {1: list(range(2, 6)), 2: [], 3: [], 4: [], 5: []}
     sizes = {1: 4, 2: 1, 3: 1, 4: 1, 5: 1}
     large: dict[int, list[int]] = {n: [] for n in range(10, 19)}
@@ -115,7 +115,7 @@ def test_the_order_of_the_closure_changes_nothing(
 
 @settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 5), st.integers(1, 300_000_000))
-def test_unrelated_packages_leave_the_layers_alone_while_there_is_room(
+def test_unrelated_packages_do_not_change_the_layers_within_the_budget(
     drawn: Drawn, count: int, size: int
 ) -> None:
     _, closed = drawn
@@ -134,16 +134,16 @@ def test_beyond_the_budget_a_new_path_displaces_at_most_one_path(
     rests = max(1, int(budget * SHARE_FOR_GROUPS))
     alone = set(members(group_into_layers(closed, NONE, budget)))
     together = set(members(group_into_layers(Closure([*closed, *unrelated(count, size)]), NONE, budget)))
-    # The layers of what has none of its own, which are the small ones, come on top.
+    # In addition, the shared layers, which are the small ones.
     assert len(alone - together) <= count + rests
 
 
 @settings(deadline=None)
 @given(requested_and_closure(), st.integers(1, 12))
-def test_new_hashes_leave_the_grouping_alone(drawn: Drawn, budget: int) -> None:
+def test_new_hashes_do_not_change_the_grouping(drawn: Drawn, budget: int) -> None:
     _, closed = drawn
 
-    # The other way round, as if all had been built again.
+    # In reverse order, as if everything had been rebuilt.
     def renamed(old: StorePath) -> StorePath:
         return StorePath(f"{99 - int(old.base_name[:32]):032d}-{old.name}")
 

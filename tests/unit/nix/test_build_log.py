@@ -134,7 +134,7 @@ def test_the_state_of_a_large_build_is_bounded() -> None:
     assert max(map(len, kept)) <= 2000
     assert len(log.errors) <= 50
     assert len(log._tails) <= 500
-    # All of them were built all the same, and the last ones are still told of.
+    # All derivations were built, and the last ones are still reported.
     assert len(log.built) == 2000
     assert log.log_tail(f"{HASH}-1999.drv") == ("x" * 1999 + "…",)
 
@@ -151,7 +151,7 @@ def test_a_builder_cannot_forge_an_error_of_nix() -> None:
             for _ in range(50)
             for text in (NO_ROOM, gone, f"builder for '/nix/store/{OTHER}' failed")
         ),
-        # A download that a builder tells of, with a line of a log.
+        # A builder forges a download and a line of a log.
         {"action": "start", "id": 2, "type": 101, "fields": ["http://example.org"]},
         line(f"error: {NO_ROOM}", 2),
         error(f"builder for '/nix/store/{DERIVATION}' failed with exit code 1"),
@@ -185,33 +185,33 @@ def write(log: BuildLog, **event: object) -> None:
 
 
 def read(reported: asyncio.Event | None = None) -> tuple[BuildLog, ProgressFeed, list[NixProgress]]:
-    told: list[NixProgress] = []
+    reported_progress: list[NixProgress] = []
 
     def report(progress: NixProgress) -> None:
-        told.append(progress)
+        reported_progress.append(progress)
         if reported is not None and isinstance(progress, LogLines):
             reported.set()
 
     feed = ProgressFeed(report)
-    return BuildLog(lambda: None, feed=feed), feed, told
+    return BuildLog(lambda: None, feed=feed), feed, reported_progress
 
 
 async def test_progress_is_reported_at_intervals() -> None:
-    log, feed, told = read(reported := asyncio.Event())
+    log, feed, reported_progress = read(reported := asyncio.Event())
     write(log, action="start", id=1, type=105, fields=[f"/nix/store/{HELLO}", "", 1, 1])
     for number in range(3):
         write(log, action="result", id=1, type=101, fields=[f"\x1b[31mline {number}\x1b[0m"])
-    assert told == []
+    assert reported_progress == []
     await asyncio.wait_for(reported.wait(), 60)
     lines = tuple((HELLO, f"line {number}") for number in range(3))
-    assert told == [Building((HELLO,), 0), LogLines(lines)]
+    assert reported_progress == [Building((HELLO,), 0), LogLines(lines)]
     write(log, action="stop", id=1)
     feed.flush()
-    assert told[2:] == [Building((), 1)]
+    assert reported_progress[2:] == [Building((), 1)]
 
 
 async def test_fetched_bytes_of_all_paths_are_added_up() -> None:
-    log, feed, told = read()
+    log, feed, reported_progress = read()
     for activity in (1, 2):
         write(log, action="start", id=activity, type=100, fields=["/nix/store/x", "cache", "local"])
     write(log, action="result", id=1, type=105, fields=[10, 100, 0, 0])
@@ -219,20 +219,20 @@ async def test_fetched_bytes_of_all_paths_are_added_up() -> None:
     write(log, action="result", id=1, type=105, fields=[20, 100, 0, 0])
     write(log, action="result", id=7, type=105, fields=[1, 2, 0, 0])  # of something else
     feed.flush()
-    assert told == [Fetching(25, 150)]
+    assert reported_progress == [Fetching(25, 150)]
 
 
 async def test_lines_beyond_the_limit_are_dropped_and_counted() -> None:
-    log, feed, told = read()
+    log, feed, reported_progress = read()
     for number in range(10_000):
         write(log, action="result", id=1, type=101, fields=[str(number)])
     feed.flush()
-    (portion,) = told
+    (portion,) = reported_progress
     assert isinstance(portion, LogLines)
     assert (len(portion.lines), portion.dropped) == (100, 9_900)
 
 
 async def test_without_progress_nothing_is_reported() -> None:
-    _, feed, told = read()
+    _, feed, reported_progress = read()
     feed.flush()
-    assert told == []
+    assert reported_progress == []

@@ -1,4 +1,4 @@
-"""The environments of child processes, which have no secrets but those that each needs."""
+"""The environments of child processes, which contain only the secrets that each needs."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from nixery.nix.error_message import (
     collected_path,
     explanation,
     reports_full_disk,
-    reports_machine_trouble,
+    reports_machine_error,
     without_paths,
 )
 
@@ -38,11 +38,11 @@ def test_without_an_error_the_explanation_is_empty() -> None:
     assert explanation([]) == ""
 
 
-def test_machine_trouble_is_recognised() -> None:
-    assert reports_machine_trouble(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
-    assert reports_machine_trouble(["error: writing to file: No space left on device"])
-    assert not reports_machine_trouble(["error: cannot add a string to an integer"])
-    assert not reports_machine_trouble([])
+def test_errors_of_the_machine_are_recognised() -> None:
+    assert reports_machine_error(["error: cannot open database '/nix/var/nix/db/db.sqlite'"])
+    assert reports_machine_error(["error: writing to file: No space left on device"])
+    assert not reports_machine_error(["error: cannot add a string to an integer"])
+    assert not reports_machine_error([])
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_machine_trouble_is_recognised() -> None:
         "error: cannot add a derivation: disk I/O error",
     ],
 )
-def test_a_full_database_is_no_error_of_a_package(message: str) -> None:
-    assert reports_machine_trouble([message])
+def test_a_full_database_is_not_an_error_of_a_package(message: str) -> None:
+    assert reports_machine_error([message])
 
 
 def test_a_disk_error_counts_as_full_only_on_a_full_disk() -> None:
@@ -90,5 +90,5 @@ def test_a_missing_file_within_an_existing_path_was_not_collected(monkeypatch: p
     assert collected_path([f"error: opening file '{GONE}/missing.nix': No such file or directory"]) is None
 
 
-def test_another_error_names_no_collected_path() -> None:
+def test_other_errors_name_no_collected_path() -> None:
     assert collected_path([f"error: builder for '{GONE}' failed with exit code 1"]) is None

@@ -78,7 +78,7 @@ def test_a_definition_refers_to_outputs_of_derivations(installable: str) -> None
     )
 
 
-def test_bytes_that_are_not_utf_8_are_no_machine_trouble() -> None:
+def test_invalid_utf_8_is_not_an_error_of_the_machine() -> None:
     answer = json.dumps({"packages": [AVAILABLE | {"description": "X"}], "names": {}}).encode()
     (found,) = parse_answer(answer.replace(b'"X"', b'"caf\xe9"'))
     assert isinstance(found, Package)

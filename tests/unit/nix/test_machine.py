@@ -56,7 +56,7 @@ def test_a_version_before_a_flaw_was_introduced_is_not_affected() -> None:
     assert "CVE-2024-45593" in names("nix (Nix) 2.24.5")
     assert "CVE-2024-45593" not in names("nix (Nix) 2.24.6")
     assert "CVE-2026-44028" not in names("nix (Lix, like Nix) 2.92.3")
-    # A line that was given up before the flaw was found was never fixed.
+    # A release line that was abandoned before the flaw was found was never fixed.
     assert "CVE-2025-46416" in names("nix (Nix) 2.25.5")
 
 

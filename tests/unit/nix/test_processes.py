@@ -22,7 +22,7 @@ def ignore(_: bytes) -> None:
     pass
 
 
-async def test_reads_both_streams_at_once() -> None:
+async def test_both_streams_are_read_concurrently() -> None:
     # Both exceed the capacity of a pipe: reading one to its end before the other would block for ever.
     script = "import sys\nfor _ in range(200):\n sys.stderr.write('e' * 9999 + '\\n')\n sys.stdout.write('o' * 10000)"
     lines: list[bytes] = []
@@ -38,25 +38,25 @@ async def test_a_very_long_line_is_cut() -> None:
     assert sum(map(len, lines)) <= 2 * 1024 * 1024
 
 
-async def test_short_lines_cost_as_much_as_the_time_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_short_lines_count_against_the_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    # Not to be waited for: what is left to wait for adds up.
+    # Pauses take no time here, so the pause that is still due accumulates.
     monkeypatch.setattr("nixery.nix.processes.asyncio.sleep", sleep)
     number = 1_000_000
     script = f"import sys; sys.stderr.write('\\n' * {number})"
     lines: list[bytes] = []
     await run(["python3", "-c", script], lines.append, Deadline(30), OURS)
     assert len(lines) == number
-    # A million lines are worth a minute, of which this test spent a few seconds.
+    # A million lines cost a minute, of which this test spent a few seconds.
     assert max(pauses) > 30
 
 
-async def test_the_kernel_ends_what_it_started_before_the_server() -> None:
-    # Seen by children of the program, as builders are children of Nix.
+async def test_the_kernel_kills_children_before_the_server() -> None:
+    # Children of the program check it, as builders are children of Nix.
     script = "until grep -qx 1000 /proc/self/oom_score_adj; do :; done"
     completed = await run(["sh", "-c", script], ignore, Deadline(10), OURS)
     assert completed.exit_code == 0
@@ -71,13 +71,13 @@ def is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-async def gone(pid: int) -> bool:
+async def has_ended(pid: int) -> bool:
     for _ in range(100):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        # In a container, no process may reap an orphan.
+        # In a container, there may be no process that reaps orphans.
         if is_zombie(pid):
             return True
         await asyncio.sleep(0.05)
@@ -91,14 +91,14 @@ async def test_a_deadline_ends_the_whole_group() -> None:
     lines: list[bytes] = []
     with pytest.raises(TimeoutError):
         await run(["sh", "-c", SPAWNS_A_CHILD], lines.append, Deadline(0.5), OURS)
-    assert await gone(int(lines[0]))
+    assert await has_ended(int(lines[0]))
 
 
 async def test_a_child_that_outlives_its_parent_is_ended() -> None:
     lines: list[bytes] = []
     with pytest.raises(TimeoutError):
         await run(["sh", "-c", "sleep 60 & echo $! >&2"], lines.append, Deadline(0.5), OURS)
-    assert await gone(int(lines[0]))
+    assert await has_ended(int(lines[0]))
 
 
 async def test_cancelling_ends_the_whole_group() -> None:
@@ -114,7 +114,7 @@ async def test_cancelling_ends_the_whole_group() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await gone(int(lines[0]))
+    assert await has_ended(int(lines[0]))
 
 
 async def test_progress_extends_a_deadline() -> None:
@@ -130,7 +130,7 @@ async def test_progress_extends_a_deadline() -> None:
 
 
 async def test_an_endless_answer_is_cut_off_and_its_process_ended() -> None:
-    # It would never end, and is ended: its process, too.
+    # The output would never end; the call ends, and kills the process.
     lines: list[bytes] = []
     with pytest.raises(AnswerTooLarge, match=r"the output of sh is too large: 1\.0 MiB is the limit"):
         await run(
@@ -139,7 +139,7 @@ async def test_an_endless_answer_is_cut_off_and_its_process_ended() -> None:
             Deadline(30),
             ProcessContext(os.environ, answer=1 << 20),
         )
-    assert await gone(int(lines[0]))
+    assert await has_ended(int(lines[0]))
 
 
 async def test_an_answer_of_exactly_the_limit_is_read() -> None:
@@ -159,7 +159,7 @@ async def test_a_flood_of_lines_is_read_at_a_limited_rate(monkeypatch: pytest.Mo
     monkeypatch.setattr(asyncio, "sleep", sleep)
     size = 32 * 1024 * 1024
     await run(["sh", "-c", f"yes | head -c {size} >&2"], ignore, Deadline(30), OURS)
-    # It had to wait for all but the first second's share.
+    # It had to wait for everything beyond the first second's share.
     assert sum(waited) >= 1
     waited.clear()
     await run(["sh", "-c", f"yes {'x' * 99} | head -c 1000000 >&2"], ignore, Deadline(30), OURS)
@@ -167,7 +167,7 @@ async def test_a_flood_of_lines_is_read_at_a_limited_rate(monkeypatch: pytest.Mo
 
 
 # Prints the open descriptors, except that of the directory that it reads.
-SHOWS_WHAT_IT_HAS = """
+PRINTS_ITS_DESCRIPTORS = """
 import json, os
 with os.scandir("/proc/self/fd") as entries:
     there = {os.readlink(entry.path) for entry in entries}
@@ -188,7 +188,7 @@ def test_a_child_inherits_only_the_given_descriptors(
     given, other = os.pipe()
     try:
         context = ProcessContext({"THEIRS": "1"}, descriptors=(given,))
-        command = [sys.executable, "-I", "-c", SHOWS_WHAT_IT_HAS]
+        command = [sys.executable, "-I", "-c", PRINTS_ITS_DESCRIPTORS]
         completed, _ = run_loop(run_command(30, *command, context=context))
         there, environment = json.loads(completed.stdout)
         assert there == [str(Path(f"/proc/self/fd/{given}").readlink())]
@@ -212,11 +212,11 @@ def test_unread_output_leaves_no_pipe_open(loop: Callable[[], asyncio.AbstractEv
                     ProcessContext(dict(os.environ), answer=1 << 20),
                 )
         await asyncio.sleep(0)
-        gc.collect()  # warns about what is not closed, which fails this test
+        gc.collect()  # warns about unclosed descriptors, which fails this test
         return len(os.listdir("/proc/self/fd")) - before  # noqa: PTH208
 
     with asyncio.Runner(loop_factory=loop) as runner:
-        # The first child of a process may have the loop open something for good.
+        # The first child of a process may make the loop open descriptors permanently.
         runner.run(flooded())
         assert runner.run(flooded()) == 0
 

@@ -20,7 +20,7 @@ def test_registrations_are_parsed_without_self_references() -> None:
     "text", [f"{A}\n00ff\n", f"{A}\n00ff\n160\n\n1\n", "rubbish\n", f"{A}\nh\nmany\n\n0\n"]
 )
 def test_output_in_another_format_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 -- whichever it is, the caller names the command
+    with pytest.raises(ValueError):  # noqa: PT011 -- the caller adds the command
         list(parse_registrations(text))
 
 

@@ -64,7 +64,7 @@ def test_other_addresses_are_not_loopback(address: str) -> None:
 
 def test_a_server_with_unconfined_builders_is_refused() -> None:
     require_confinement(SAFE, "0.0.0.0")  # noqa: S104
-    # It serves what is stored; the gate keeps builds back.
+    # The server serves stored images; the gate blocks builds.
     require_confinement(UNKNOWN, "0.0.0.0")  # noqa: S104
     with pytest.raises(SettingsError) as caught:
         require_confinement(UNSAFE, "registry")
@@ -96,6 +96,6 @@ async def test_the_gate_stays_closed_until_builders_are_known_to_be_confined() -
     for _ in range(2):
         with pytest.raises(NixUnusable, match="not known to be confined"):
             await gate.enter()
-    # Several builds at once look once.
+    # Concurrent builds share one probe.
     await asyncio.gather(*(gate.enter() for _ in range(5)))
     assert answers == []

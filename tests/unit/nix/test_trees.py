@@ -15,8 +15,8 @@ def store(tmp_path: Path) -> NixStore:
     return NixStore(NixGarbageCollector(tmp_path / "state", tmp_path / "roots"), os.environ)
 
 
-def nix_store_says(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str, status: int = 1) -> None:
-    """Stand in for Nix at a moment that it is hard to have it in; with the words of Nix 2.8."""
+def fake_nix_store(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str, status: int = 1) -> None:
+    """Stand in for Nix in a state that is hard to reproduce, with the messages of Nix 2.8."""
     program = directory / "bin" / "nix-store"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nEND\nexit {status}\n")
@@ -26,7 +26,7 @@ def nix_store_says(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str, 
 
 @pytest.fixture
 def tree() -> Path:
-    """A store path whose files are there."""
+    """A store path whose files exist."""
     return next(entry for entry in Path("/nix/store").iterdir() if "-" in entry.name)
 
 
@@ -41,8 +41,8 @@ def tree() -> Path:
 async def test_a_tree_that_is_being_deleted_counts_as_collected(
     store: NixStore, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    # The database has no more of it.
-    nix_store_says(monkeypatch, tmp_path, said.format(tree=tree))
+    # The database no longer has the path.
+    fake_nix_store(monkeypatch, tmp_path, said.format(tree=tree))
     with pytest.raises(PathsCollected):
         async with store.keeping(tree):
             pass
@@ -51,7 +51,7 @@ async def test_a_tree_that_is_being_deleted_counts_as_collected(
 async def test_a_tree_deleted_before_its_root_was_registered_counts_as_collected(
     store: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nix_store_says(monkeypatch, tmp_path, "", status=0)
+    fake_nix_store(monkeypatch, tmp_path, "", status=0)
     with pytest.raises(PathsCollected):
         async with store.keeping(Path(f"/nix/store/{'a' * 32}-source")):
             pass
@@ -60,7 +60,7 @@ async def test_a_tree_deleted_before_its_root_was_registered_counts_as_collected
 async def test_an_error_of_nix_is_reported(
     store: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nix_store_says(monkeypatch, tmp_path, "error: cannot connect to daemon: Connection refused")
+    fake_nix_store(monkeypatch, tmp_path, "error: cannot connect to daemon: Connection refused")
     with pytest.raises(NixUnusable, match=r"nix-store --realise failed: .*Connection refused"):
         async with store.keeping(Path("/nix/store/x")):
             pass
@@ -76,7 +76,7 @@ def trees(store: NixStore) -> TreeCache:
 
 
 class Making:
-    """Makes a tree when the test says so."""
+    """Creates a tree when the test says so."""
 
     def __init__(self, tree: Path) -> None:
         self.begun, self.may_end = asyncio.Event(), asyncio.Event()

@@ -10,7 +10,7 @@ import pytest
 from nixery.errors import StorageError
 from nixery.packing.archive import CHUNK, Archive
 
-# On both sides of what is read at once, of what is gathered, and of a chunk.
+# Sizes around the limits of a single read, of gathering, and of a chunk.
 SIZES = (0, 1, 511, 512, 513, 1 << 15, (1 << 15) + 1, 1 << 16, CHUNK - 512, CHUNK, CHUNK + 1, 2_500_000)
 
 

@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["openat2", "by hand"])
 def files(request: pytest.FixtureRequest, store: Path) -> Iterator[ClosureFiles]:
-    with ClosureFiles([PATH, OTHER], bytes(store), by_hand=request.param == "by hand") as files:
+    with ClosureFiles([PATH, OTHER], bytes(store), emulated=request.param == "by hand") as files:
         yield files
 
 
@@ -114,12 +114,12 @@ def test_symlinks_out_of_the_closure_count_as_missing(files: ClosureFiles, store
     assert not files.exists(name)
     assert not files.is_directory(name)
     assert read(files, name) is None
-    with pytest.raises(StorageError, match="no directory of the image's closure"):
+    with pytest.raises(StorageError, match="not a directory of the image's closure"):
         files.names(name)
 
 
 def test_symlinks_of_this_machine_are_not_followed(files: ClosureFiles, store: Path, tmp_path: Path) -> None:
-    """The machine that builds has a way into the closure that the image does not have."""
+    """The build machine has a symlink into the closure that the image does not have."""
     (tmp_path / "way").symlink_to(store / PATH.base_name)
     name = link(store, str(tmp_path / "way" / "d" / "file"))
     assert (store / PATH.base_name / "link").read_text() == "p"
@@ -153,7 +153,7 @@ def test_chains_of_symlinks_are_limited(files: ClosureFiles, store: Path, length
     for number in range(length):
         (store / PATH.base_name / str(number + 1)).symlink_to(str(number))
     last = store / PATH.base_name / str(length)
-    # As many as the kernel follows.
+    # As many symlinks as the kernel follows.
     assert files.exists(f"{PATH}/{length}".encode()) == last.exists() == (length < 40)
 
 
@@ -163,7 +163,7 @@ def test_names_that_are_not_utf_8(files: ClosureFiles, store: Path) -> None:
     assert read(files, f"{PATH}/d/".encode() + b"\xff") == b"odd"
 
 
-def test_what_is_no_regular_file_is_not_opened(
+def test_only_regular_files_are_opened(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = store / PATH.base_name
@@ -191,7 +191,7 @@ def test_a_large_file_is_not_read(files: ClosureFiles, store: Path) -> None:
 def swapped(
     monkeypatch: pytest.MonkeyPatch, files: ClosureFiles, after: int, swap: Callable[[], object]
 ) -> None:
-    """Do something after a number of calls that open."""
+    """Run an action after a number of calls of ``open``."""
     real, calls = files._beneath.open, 0
 
     def opened(name: bytes, flags: int) -> int:
@@ -205,7 +205,7 @@ def swapped(
     monkeypatch.setattr(files._beneath, "open", opened)
 
 
-def test_a_name_that_becomes_a_link_between_look_and_open(
+def test_a_name_that_becomes_a_link_between_stat_and_open(
     files: ClosureFiles, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = store / PATH.base_name / "d"
@@ -220,7 +220,7 @@ def test_a_name_that_becomes_a_link_between_look_and_open(
         read(files, f"{PATH}/d/file".encode())
 
 
-def test_a_file_that_becomes_a_pipe_between_look_and_open(
+def test_a_file_that_becomes_a_pipe_between_stat_and_open(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = store / PATH.base_name / "d" / "file"
@@ -234,7 +234,7 @@ def test_a_file_that_becomes_a_pipe_between_look_and_open(
         read(files, f"{PATH}/d/file".encode())
 
 
-def test_a_directory_that_becomes_a_link_between_look_and_list(
+def test_a_directory_that_becomes_a_link_between_stat_and_listing(
     files: ClosureFiles, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = store / PATH.base_name / "d"
@@ -248,7 +248,7 @@ def test_a_directory_that_becomes_a_link_between_look_and_list(
         files.names(f"{PATH}/d".encode())
 
 
-def test_links_to_one_large_directory_are_bounded(
+def test_listings_of_one_large_directory_are_bounded(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(closure_files, "_MOST_LISTED", 10)
@@ -273,7 +273,7 @@ def test_the_bytes_of_names_are_bounded(
 def test_look_ups_are_bounded(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    monkeypatch.setattr(closure_files, "_MOST_LOOKED_AT", 50)
+    monkeypatch.setattr(closure_files, "_MOST_LOOK_UPS", 50)
     name = link(store, step * 100 + "d")
     with pytest.raises(UnsafeContents, match="more than 50 look-ups"):
         files.exists(name)
@@ -283,7 +283,7 @@ def test_a_long_name_counts_as_many_look_ups(
     files: ClosureFiles, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each step of such a link walks all directories of the steps before.
-    monkeypatch.setattr(closure_files, "_MOST_LOOKED_AT", 2000)
+    monkeypatch.setattr(closure_files, "_MOST_LOOK_UPS", 2000)
     deep = "/".join(["a"] * 500)
     (store / PATH.base_name / deep).mkdir(parents=True)
     assert files.exists(link(store, "d/file", "usual"))
@@ -295,7 +295,7 @@ def test_a_long_name_counts_as_many_look_ups(
 def test_a_failed_look_up_does_not_count_as_missing(
     files: ClosureFiles, monkeypatch: pytest.MonkeyPatch, failure: int
 ) -> None:
-    """An image without a file would be built, and kept."""
+    """Otherwise an image without the file would be built and cached."""
 
     def fail(*_: object) -> int:
         raise OSError(failure, os.strerror(failure))

@@ -10,7 +10,7 @@ WAYS: list[tuple[Literal["gzip", "zstd"], int]] = [("gzip", 1), ("gzip", 2), ("z
 
 
 def test_the_identity_has_name_version_level_and_a_fingerprint() -> None:
-    # Recorded once. Another last part means that digests made here differ from those made elsewhere.
+    # Recorded once. A different last part means that digests differ between machines.
     zstd = ".".join(map(str, zstandard.ZSTD_VERSION))
     assert compression("gzip").identity == f"gzip isa-l {isal.ISAL_VERSION} 2 08b34179a369bd87"
     assert compression("zstd").identity == f"zstd libzstd {zstd} 3 d556e68676084d64"

@@ -108,7 +108,7 @@ def test_implicit_packages_lose_every_name_clash(store: Path) -> None:
     assert root.clashes == (NameClash("etc/bundle", "own", "cacert"),)
 
 
-def test_two_names_of_one_file_are_no_clash(store: Path) -> None:
+def test_two_names_of_one_file_do_not_clash(store: Path) -> None:
     a = package(store, "a", "bin/x")
     b = package(store, "b", links={"bin/x": f"{a}/bin/x"})
     assert plan(store, a, b).clashes == ()
@@ -163,7 +163,7 @@ def test_files_that_every_system_has_are_added(store: Path) -> None:
     assert b"hosts: files dns" in nsswitch.content
 
 
-def test_places_below_usr_lead_to_the_root_where_there_is_something(store: Path) -> None:
+def test_directories_below_usr_link_to_existing_directories_at_the_root(store: Path) -> None:
     entries = by_name(plan(store, package(store, "a", "share/x")))
     assert link(entries["usr/share"]) == "../share"
     assert "usr/lib" not in entries
@@ -262,7 +262,7 @@ def test_links_of_a_package_that_leave_the_closure_are_not_entered(store: Path, 
         a = package(store, f"p{abs(hash(target))}", links=links)
         entries = by_name(plan(store, a))
         assert not [name for name in entries if "foreign" in name or "secret" in name or name.endswith("/d")]
-        # And what every system has is not put into them.
+        # System files are not added to them.
         assert link(entries["etc"]) == f"{a}/etc"
 
 
@@ -314,7 +314,7 @@ def test_a_name_too_long_for_a_link_is_refused(store: Path) -> None:
 
 
 def make_deeper(directory: Path, levels: int) -> None:
-    """Make directories of which a name for all of them is longer than the kernel takes one."""
+    """Make nested directories whose full name exceeds the kernel's limit."""
     above = os.open(directory, os.O_RDONLY)
     for _ in range(levels):
         os.mkdir("c" * 250, dir_fd=above)

@@ -21,7 +21,7 @@ from nixery.packing.archive import Archive
 from nixery.packing.store_tree import add_store_paths
 
 PATH = StorePath("a" * 32 + "-p")
-# Of any size: what is registered has tests of its own.
+# Of any size: other tests cover registered sizes.
 INFO = PathInfo(PATH, "", sys.maxsize, ())
 IN_IMAGE = "nix/store/" + PATH.base_name
 
@@ -70,7 +70,7 @@ def test_modes_are_those_of_a_store_regardless_of_the_hosts(content: Path) -> No
     assert modes["nix"] == modes["nix/store"] == 0o755
 
 
-def test_hard_links_are_files_of_their_own(content: Path) -> None:
+def test_hard_links_become_separate_files(content: Path) -> None:
     (content / "one").write_text("same")
     (content / "two").write_text("same")
     before = archived(content)
@@ -106,14 +106,14 @@ def test_a_store_path_need_not_be_a_directory(tmp_path: Path, kind: str) -> None
 
 @pytest.fixture
 def deep(content: Path) -> Iterator[str]:
-    """Below the content, a file in more directories than the interpreter's stack has room for; tells its name."""
+    """Add a file below more directories than the interpreter's stack allows; return its name."""
     above = [content]
     for _ in range(1200):
         above.append(above[-1] / "d")
         above[-1].mkdir()
     (above[-1] / "f").write_text("x")
     yield "/d" * 1200 + "/f"
-    # Here, since pytest removes its temporary directory recursively.
+    # Removed here, since pytest removes its temporary directory recursively.
     (above[-1] / "f").unlink()
     for directory in reversed(above[1:]):
         directory.rmdir()
@@ -123,7 +123,7 @@ def test_a_tree_deeper_than_the_recursion_limit_is_read(content: Path, deep: str
     assert members(content)[-1].name == deep
 
 
-def test_a_pipe_is_refused_and_not_waited_for(content: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(content: Path) -> None:
     os.mkfifo(content / "pipe")
     with pytest.raises(StorageError, match="pipe is neither file"):
         archived(content)
@@ -178,7 +178,7 @@ def test_errors_of_the_consumer_are_passed_on(content: Path) -> None:
         add_store_paths(Archive(fail), [INFO], os.fsencode(content.parent))
 
 
-def test_a_path_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_deleted_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=str(PATH.base_name)):
         archived(tmp_path / PATH.base_name)
 
@@ -193,7 +193,7 @@ def pack(content: Path, size: int) -> None:
 
 
 def nar_size(path: Path) -> int:
-    """As Nix computes it."""
+    """Compute the NAR size as Nix does."""
     command = ("nix-store", "--dump", str(path))
     return len(subprocess.run(command, capture_output=True, check=True).stdout)
 
@@ -248,7 +248,7 @@ def test_directories_are_bounded(content: Path, monkeypatch: pytest.MonkeyPatch)
         for number in range(4):
             (content / directory).mkdir(parents=True, exist_ok=True)
             (content / directory / f"f{number}").touch()
-    # One within the other, a, b and their names: what is left behind is no matter.
+    # Nested directories a and b count with their names; finished directories do not.
     with pytest.raises(UnsafeContents, match=r"a/b/c cannot be in an image: .* more than 10 names"):
         archived(content)
     for number in range(4):
@@ -283,7 +283,7 @@ def test_few_files_are_open_at_the_same_time(
 
     def opened(name: bytes, flags: int, *, dir_fd: int | None = None) -> int:
         descriptor = real(name, flags, dir_fd=dir_fd)
-        # Listing them takes one more.
+        # Listing takes one more descriptor.
         most[0] = max(most[0], len(open_descriptors() - before))
         return descriptor
 
@@ -294,7 +294,7 @@ def test_few_files_are_open_at_the_same_time(
 
 
 def test_entries_after_a_deep_directory_have_the_right_parent(content: Path) -> None:
-    """The directories above were closed meanwhile."""
+    """The parent directories were closed meanwhile."""
     above = content
     for level in range(100):
         above /= "d"
@@ -311,7 +311,7 @@ def test_entries_after_a_deep_directory_have_the_right_parent(content: Path) -> 
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A directory outside of the store that has the same names as the package."""
+    """A directory outside of the store with the same names as the package."""
     secret = tmp_path / "outside" / "d"
     secret.mkdir(parents=True)
     (secret / "file").write_text("secret")
@@ -323,7 +323,7 @@ def secret(tmp_path: Path) -> Path:
 def test_a_directory_that_becomes_a_link_while_it_is_read(
     content: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """A builder without a sandbox may go on when its output is registered."""
+    """A builder without a sandbox may continue after its output is registered."""
     directory, moved = content / "d", content.parent / "moved"
     below = directory
     if when == "left and entered again":
@@ -378,7 +378,9 @@ def test_names_that_only_look_like_whiteouts_stay(content: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_a_store_path_that_is_neither(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_path_that_is_neither_a_file_nor_a_directory_nor_a_symlink(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kind == "pipe":
         os.mkfifo(tmp_path / PATH.base_name)
     else:
@@ -390,7 +392,7 @@ def test_a_store_path_that_is_neither(tmp_path: Path, kind: str, monkeypatch: py
 
 
 def test_a_store_that_cannot_be_listed_is_supported(content: Path) -> None:
-    """Some operators keep names of store paths from users of the machine."""
+    """Some operators hide the names of store paths from users of the machine."""
     (content / "file").write_text("x")
     content.parent.chmod(0o311)
     try:
@@ -418,7 +420,7 @@ def test_other_threads_run_while_a_million_names_are_sorted() -> None:
         nonlocal turns
         while not is_over.is_set():
             turns += 1
-            time.sleep(0)  # gives the interpreter's lock back
+            time.sleep(0)  # releases the interpreter's lock
 
     children = [(b"%07d" % (number * 7919 % (1 << 20)), 0) for number in range(1 << 20)]
     thread = threading.Thread(target=take_turns)

@@ -38,7 +38,7 @@ def test_the_header_of_a_symlink() -> None:
     assert (member.issym(), member.name, member.linkname) == (True, "bin/sh", "/nix/store/x/bin/sh")
 
 
-def test_headers_have_nothing_of_the_host() -> None:
+def test_headers_contain_no_data_of_the_host() -> None:
     member = read_back(tar.file(b"etc/passwd", 0o644, 1), b"x")
     assert (member.uid, member.gid, member.uname, member.gname, member.mtime) == (0, 0, "", "", 1)
     assert (member.mode, member.size) == (0o644, 1)
@@ -90,7 +90,7 @@ def test_headers_are_whole_blocks(name: bytes) -> None:
 @pytest.mark.parametrize(
     "name", [b".wh.nix", b"a/.wh..wh..opq", b"a/.wh.b/c", b"x.wh./.wh.", b"a" * 200 + b"/.wh.b"]
 )
-def test_whiteouts_are_no_names(name: bytes) -> None:
+def test_whiteouts_are_not_allowed_as_names(name: bytes) -> None:
     with pytest.raises(UnsafeContents, match=r"names that begin with \.wh\. delete files"):
         tar.directory(name, 0o755, (0, 0))
     with pytest.raises(UnsafeContents):
@@ -99,5 +99,5 @@ def test_whiteouts_are_no_names(name: bytes) -> None:
         tar.file(name, 0o444, 0)
 
 
-def test_whiteouts_may_be_targets() -> None:
+def test_whiteouts_are_allowed_as_targets() -> None:
     assert read_back(tar.symlink(b"a.wh.b/wh.c", b".wh.d")).linkname == ".wh.d"

@@ -169,7 +169,7 @@ def test_the_number_of_a_users_group_is_limited(package: Path, files: ClosureFil
     (package / "passwd").write_text(f"a:x:4294967294:{'9' * 5000}::/:")
     with pytest.raises(UnsafeContents, match="no larger"):
         add_user_files(with_link("etc/passwd"), files, "a", None, [])
-    # Members of a group stand in the same place.
+    # Members of a group have the same position.
     (package / "group").write_text(f"a:x:4294967294:{'9' * 5000}")
     tree = with_link("etc/group")
     add_user_files(tree, files, "a:a", "/srv", [])

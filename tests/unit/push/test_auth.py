@@ -43,7 +43,7 @@ def test_a_helper_gets_the_host(tmp_path: Path, setting: dict[str, Any]) -> None
     )
     helper.chmod(0o755)
     environment = written(tmp_path, setting)
-    # Found on the environment's PATH, which may not be ours.
+    # Found on the PATH of the given environment, not of this process.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", environment["PATH"])
         assert find_credentials("registry.test", environment) == Credentials("me", "s")

@@ -63,7 +63,7 @@ _MANIFEST = (
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Says that blobs are missing, until a test's own answer comes."""
+    """Answers that blobs are missing, until the test provides another answer."""
 
     protocol_version = "HTTP/1.1"
 
@@ -93,7 +93,7 @@ class Answering(BaseHTTPRequestHandler):
 def serving(handler: type[Answering]) -> Iterator[str]:
     class Quiet(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            """A client that has heard enough is no error."""
+            """A client may close the connection early."""
 
     server = Quiet(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever)
@@ -156,7 +156,7 @@ def _token(content: bytes) -> Callable[[Answering], None]:
         (_challenge('Bearer realm="http://[::bad/"'), "invalid URL of a token server"),
         (_challenge('Bearer realm="/relative"'), "cannot connect"),
         (_challenge('Bearer realm="file:///etc/passwd"'), "cannot connect"),
-        # It took a minute.
+        # A regression: this took a minute.
         (_challenge("Bearer " + "a" * 60_000), "not logged in"),
         (_token(b"[" * 200_000), "has no valid token"),
         (_token(b'{"token": "\\u00e9"}'), "has no valid token"),

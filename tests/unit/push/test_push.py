@@ -22,7 +22,7 @@ from nixery.storage.blobs import BlobStore
 from nixery.storage.filesystem import FilesystemDriver
 from tests.support.token_registry import TokenRegistry, token_registry
 
-# The last one is larger than what is read at once.
+# The last blob is larger than a single read.
 _LAYERS = (b"one", b"two" * 1000, bytes(1_000_000))
 
 
@@ -103,8 +103,8 @@ async def test_blobs_that_the_target_has_are_not_sent(
 
 
 async def test_an_expired_token_is_renewed(blobs: BlobStore, registry: TokenRegistry, tmp_path: Path) -> None:
-    # More than are asked at the same time, fewer than there are altogether.
-    registry.leases = 8
+    # More than the concurrent requests, fewer than all requests.
+    registry.uses = 8
     await pushed(blobs, registry, tmp_path, login("me:sesame"))
     assert len(registry.scopes) >= 2
     assert len(registry.blobs) == 4
@@ -117,7 +117,7 @@ async def test_temporary_failures_are_retried(
     _, events = await pushed(blobs, registry, tmp_path, login("me:sesame"))
     assert len(registry.blobs) == 4
     assert registry.log.count("PUT /upload") == 7
-    # What was sent in vain does not count.
+    # Bytes of failed attempts do not count.
     assert sum(event.size for event in events if isinstance(event, BytesPushed)) == sum(map(len, _LAYERS)) + 2
 
 
@@ -136,7 +136,7 @@ async def test_a_refusal_is_not_retried(
     registry.refused = status
     with pytest.raises(PushFailed, match=rf"{status}: .*{meaning}.*DENIED not for you"):
         await pushed(blobs, registry, tmp_path, login("me:sesame"))
-    # The four uploads that go on at the same time, each at most once and once more for its token.
+    # Four concurrent uploads, each with at most one request and one retry for its token.
     assert sum(line.startswith("POST /v2") for line in registry.log) <= 8
     assert registry.manifests == {}
 

@@ -1,4 +1,4 @@
-"""A storage in a directory, an image in it, and a builder that has built it: no Nix."""
+"""A storage in a directory with an image, and a fake builder: no Nix."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from nixery.storage.records import RecordStore
 
 PIN = Pin("git:packages", "0" * 40, "0" * 40, "https://example.org/packages")
 
-# More than a blob that is answered from memory.
+# Larger than a blob that is answered from memory.
 LARGE = bytes(range(256)) * 300
 
 
 @dataclass
 class FakeImages(Images):
-    """Has built one image, or fails; records what it was asked for."""
+    """Returns one built image, or fails; records its requests."""
 
     image: Image | ImageIndex
     warning: str | None = None
@@ -95,7 +95,7 @@ class StoredImage:
     def registry(
         self, *, public: bool = True, built: Image | ImageIndex | None = None, log_links: bool = False
     ) -> tuple[Registry, FakeImages]:
-        """Wire a registry, with nothing cached yet."""
+        """Wire a registry with empty caches."""
         images = FakeImages(built or self.image)
         registry = Registry(
             Manifests(images, self.blobs, self.leases, self.catalogue, [AMD64]),
@@ -138,7 +138,7 @@ async def history(stored: StoredImage) -> AsyncIterator[BuildHistory]:
 
 
 async def store_image(blobs: BlobStore, layers: Sequence[bytes], title: str = "an image") -> Image:
-    """Store an image with layers of any bytes."""
+    """Store an image whose layers have the given bytes."""
     described = []
     for content in layers:
         digest = Digest.of(content)

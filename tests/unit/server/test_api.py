@@ -26,7 +26,7 @@ from tests.unit.server.conftest import PIN, FakeDescriptions
 
 
 class FakeIndex:
-    """A ``PackageIndex`` of one package set, which may take its time."""
+    """A ``PackageIndex`` of one package set, which may be slow."""
 
     def __init__(self) -> None:
         self.listed = asyncio.Event()
@@ -51,7 +51,7 @@ class FakeImages:
 
 
 class Server:
-    """An API, and what is behind it."""
+    """An API and its dependencies."""
 
     def __init__(self, history: BuildHistory) -> None:
         self.index, self.images = FakeIndex(), FakeImages()
@@ -96,7 +96,7 @@ def server(history: BuildHistory) -> Server:
     return Server(history)
 
 
-async def test_packages_are_found_by_their_names(server: Server) -> None:
+async def test_packages_are_searched_by_name(server: Server) -> None:
     git = {"name": "git", "version": "2.47", "description": "a tool"}
     assert await server.json("packages", q="git", limit="1") == {"packages": [git], "total": 2}
     assert len((await server.json("packages", q="git", limit="no number"))["packages"]) == 2

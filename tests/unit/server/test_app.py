@@ -1,4 +1,4 @@
-"""The application as the web server calls it, with handlers of our own."""
+"""The application as the web server calls it, with handlers of the tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.fuzz.application import _Headers, _Protocol, _Scope
 
 
 class Slow:
-    """Answers when a piece of work is done that all wait for together."""
+    """Answers when the shared work of all requests is done."""
 
     def __init__(self) -> None:
         self.flight: SingleFlight[str, str] = SingleFlight()
@@ -84,7 +84,7 @@ async def test_a_request_whose_client_disconnected_stops_waiting_and_others_cont
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert sorted(one.observation.peers()) == ["192.0.2.1:1", "192.0.2.2:2"]
-    # It was the first one that began the work.
+    # This request had started the work.
     one.observation.abandon({"192.0.2.1:1"})
     await asyncio.wait_for(first[0], 5)
     assert [answer.status for answer in first[1].responses] == [499]
@@ -189,12 +189,12 @@ class ThreePieces:
             self.is_open = False
 
     def response(self, length: int | None = 3) -> StreamResponse:
-        """What a handler answers."""
+        """The response of a handler."""
         return StreamResponse(200, length, self.pieces)
 
 
 class StreamClient:
-    """Takes a number of pieces, and disconnects."""
+    """Accepts a number of pieces, and disconnects."""
 
     def __init__(self, takes: int = 100) -> None:
         self.body = b""
@@ -305,7 +305,7 @@ async def answered(
     headers: Iterable[tuple[str, str]] = (),
     trusted: str | None = None,
 ) -> tuple[Recorder, _Protocol]:
-    """Ask an application whose only handler is the registry; return it, and what the web server got."""
+    """Send a request to an application whose only handler is the registry; return the application and the response."""
     recorder, protocol = Recorder(response), _Protocol()
     clients = Clients([ip_network(trusted)] if trusted else [])
     application = Application(recorder.answer, Observation(RequestCounts(), clients), {})

@@ -1,4 +1,4 @@
-"""Clients and their addresses, our public URL, and the requests that are refused."""
+"""Clients and their addresses, the public URL, and refused requests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_peer_without_an_address_is_internal() -> None:
         ("[2001:db9::1]:4711", "2001:db9::/64"),
         ("[2001:db9::1]", "2001:db9::/64"),
         ("2001:db9::1", "2001:db9::/64"),
-        # What a client wrote is on the left of what the proxies did.
+        # The client's own text is to the left of the proxies' addresses.
         ("127.0.0.1, 203.0.113.9", "203.0.113.9"),
         ("1.1.1.1, 203.0.113.9, 10.1.1.1 , 10.1.1.2", "203.0.113.9"),
         ("1.1.1.1, nonsense, 10.1.1.1", "10.1.1.1"),
@@ -51,13 +51,13 @@ def test_a_peer_without_an_address_is_internal() -> None:
         ("10.0.0.2, 10.0.0.3", "10.0.0.2"),
     ],
 )
-def test_behind_proxies_it_is_the_last_address_that_is_none_of_theirs(forwarded: str, name: str) -> None:
+def test_behind_proxies_the_client_is_the_last_untrusted_address(forwarded: str, name: str) -> None:
     headers = {"x-forwarded-for": forwarded}
     clients = Clients(PROXIES)
-    assert clients.client("10.0.0.1:1234", clients.believed(headers, "10.0.0.1:1234")) == Client(name)
+    assert clients.client("10.0.0.1:1234", clients.trusted_headers(headers, "10.0.0.1:1234")) == Client(name)
 
 
-def test_nobody_else_is_believed() -> None:
+def test_forwarding_headers_of_other_peers_are_ignored() -> None:
     headers = {
         "host": "a",
         "x-forwarded-for": "127.0.0.1",
@@ -69,10 +69,10 @@ def test_nobody_else_is_believed() -> None:
         "baggage": "a=b",
     }
     for clients, peer in ((Clients(), "10.0.0.1:1"), (Clients(PROXIES), "192.0.2.7:1")):
-        believed = clients.believed(headers, peer)
-        assert believed == {"host": "a"}
-        assert clients.client(peer, believed).name == peer[:-2]
-    assert Clients(PROXIES).believed(headers, "10.0.0.1:1") == headers
+        trusted_headers = clients.trusted_headers(headers, peer)
+        assert trusted_headers == {"host": "a"}
+        assert clients.client(peer, trusted_headers).name == peer[:-2]
+    assert Clients(PROXIES).trusted_headers(headers, "10.0.0.1:1") == headers
     assert is_forwarded(headers)
     assert not is_forwarded({"host": "a", "x-request-id": "mine"})
 
@@ -89,11 +89,11 @@ def test_the_host_comes_from_the_proxy_or_the_client() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", ["", "a b", "evil/", "user@evil", "<script>", '"', "a..\n", "-a", "a:b", "a" * 300]
+    "claimed", ["", "a b", "evil/", "user@evil", "<script>", '"', "a..\n", "-a", "a:b", "a" * 300]
 )
-def test_an_invalid_host_is_ignored(told: str) -> None:
-    assert host(asked(host=told)) == "localhost"
-    assert host(asked(host="real", x_forwarded_host=told)) == "real"
+def test_an_invalid_host_is_ignored(claimed: str) -> None:
+    assert host(asked(host=claimed)) == "localhost"
+    assert host(asked(host="real", x_forwarded_host=claimed)) == "real"
 
 
 def test_the_path_of_an_image_names_its_platform_unless_it_is_the_default() -> None:
@@ -142,7 +142,7 @@ def test_only_http_1_0_may_omit_the_host() -> None:
 def test_long_paths_and_queries_are_refused() -> None:
     assert refused("/images/" + "a/" * 508) is None
     assert refused("/images/" + "a/" * 511) == 414
-    # The specification has answers to these.
+    # The specification defines the responses to these.
     assert refused("/v2/" + "a/" * 511) is None
     assert refused(query="n=1&" * 1000) is None
     assert refused(query="n=1&" * 1100) == 414
@@ -179,7 +179,7 @@ def test_requests_caused_by_another_site_are_refused(path: str, headers: dict[st
         {"origin": "http://registry.example:8080"},
         # TLS ends at a proxy that does not say so.
         {"origin": "https://registry.example:8080"},
-        # A proxy that hides our name from us; the browser knows better.
+        # A proxy that replaces the Host header; the browser's statement takes precedence.
         {"sec-fetch-site": "same-origin", "origin": "https://outside.example"},
     ],
 )
@@ -191,7 +191,7 @@ def test_requests_of_our_own_pages_are_admitted(headers: dict[str, str]) -> None
 def test_a_browser_without_fetch_metadata_starts_no_build() -> None:
     firefox = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}
     assert refused(MANIFEST, firefox) == 403
-    # Our own pages ask these, and nothing is built for them.
+    # The server's own pages send these, and they start no build.
     assert refused("/api/v1/packages", firefox) is None
     assert refused("/images/git", firefox) is None
     assert refused(MANIFEST, {**firefox, "sec-fetch-site": "none"}) is None
@@ -207,6 +207,6 @@ def test_other_sites_may_link_to_pages_but_not_embed_them() -> None:
 def test_only_the_public_url_counts_as_our_own_site() -> None:
     ours = {"origin": "https://registry.example", "sec-fetch-site": "same-origin"}
     assert refused("/api/v1/builds", ours, public_url="https://registry.example") is None
-    # A page had its own name resolved to our address.
+    # DNS rebinding: a page resolves its own name to the server's address.
     rebound = {"host": "evil.example", "origin": "http://evil.example", "sec-fetch-site": "same-origin"}
     assert refused("/api/v1/builds", rebound, public_url="https://registry.example") == 403

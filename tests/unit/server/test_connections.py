@@ -42,7 +42,7 @@ class Pair:
         self.client.settimeout(10)
 
     def send(self) -> None:
-        """Have more be sent than the client has read."""
+        """Send more than the client reads."""
         with suppress(BlockingIOError):
             while True:
                 self.server.send(bytes(1 << 16))
@@ -72,13 +72,13 @@ class Requests(Observation):
     def __init__(self, clients: Clients | None = None) -> None:
         super().__init__(RequestCounts(), clients)
         self.asking: list[str] = []
-        self.gone: list[str] = []
+        self.abandoned: list[str] = []
 
     def peers(self) -> list[str]:
         return self.asking
 
     def abandon(self, peers: Collection[str]) -> None:
-        self.gone += peers
+        self.abandoned += peers
 
 
 class Clock:
@@ -114,7 +114,7 @@ def test_a_client_that_acknowledges_nothing_is_disconnected(
     with pytest.raises(BrokenPipeError):
         pair.server.send(b"more")
     pair.server.close()
-    # What was not sent is not kept for him.
+    # The server keeps no unsent data for the client.
     with pytest.raises(ConnectionResetError):
         pair.read(MUCH)
 
@@ -131,9 +131,7 @@ def test_an_acknowledgement_restarts_the_timeout(pair: Pair, clock: Clock, stall
     assert peers(stalled.poll()) == [pair.name]
 
 
-def test_a_client_with_nothing_to_receive_is_not_stalled(
-    pair: Pair, clock: Clock, stalled: Connections
-) -> None:
+def test_a_client_without_pending_data_is_not_stalled(pair: Pair, clock: Clock, stalled: Connections) -> None:
     for _ in range(3):
         assert stalled.poll() == []
         clock.now += SECONDS
@@ -144,7 +142,7 @@ def test_a_client_with_nothing_to_receive_is_not_stalled(
         clock.now += SECONDS
 
 
-def test_connections_of_other_ports_are_left_alone(pair: Pair, clock: Clock) -> None:
+def test_connections_of_other_ports_are_ignored(pair: Pair, clock: Clock) -> None:
     stalled = Connections({pair.port: ConnectionBounds(1000, 1000)}, SECONDS, Requests(), clock)
     other = Pair()
     other.send()
@@ -268,7 +266,7 @@ def test_connections_with_a_request_are_ended_last(crowd: Crowd) -> None:
     assert peers(connections.poll(keys(busy))) == names(greedy)[2:5]
     again = crowd.connect("127.0.0.2", 2)
     everything = names(greedy) + names(again)
-    # Then those that came last.
+    # Then the newest connections.
     assert peers(connections.poll(keys(everything))) == [names(again)[1], names(again)[0]]
 
 
@@ -286,30 +284,30 @@ def test_idle_connections_are_ended_before_busy_ones(crowd: Crowd, monkeypatch: 
     greedy = crowd.connect("127.0.0.2", 4)
     idle = crowd.connect("127.0.0.3", 2)
     connections = crowd.connections(5, 5)
-    # A request may come on it any moment, and somebody else has more.
+    # A request may arrive on it at any moment, and another client has more connections.
     assert peers(connections.poll(keys(names(greedy)))) == [names(greedy)[3]]
     crowd.connect("127.0.0.4", 1)
-    monkeypatch.setattr("nixery.server.connections._SETTLED", 0.0)
+    monkeypatch.setattr("nixery.server.connections._KEEP_ALIVE_AFTER", 0.0)
     assert peers(connections.poll(keys(names(greedy)))) == [names(idle)[0]]
 
 
 async def test_requests_of_disconnected_clients_are_abandoned(crowd: Crowd) -> None:
     ((name, client), (other, _)) = crowd.connect("127.0.0.2", 2)
     crowd.requests.asking = [name, other]
-    # Looked at each time.
+    # Checked at each poll.
     running = asyncio.ensure_future(crowd.connections(1, 100).run())
     try:
         client.close()
         crowd.accepted[0].close()
         async with asyncio.timeout(30):
-            while not crowd.requests.gone:  # noqa: ASYNC110 -- the kernel sets no event
+            while not crowd.requests.abandoned:  # noqa: ASYNC110 -- the kernel sets no event
                 await asyncio.sleep(0.05)
-        assert set(crowd.requests.gone) == {name}
+        assert set(crowd.requests.abandoned) == {name}
     finally:
         running.cancel()
 
 
-def test_a_trusted_proxy_has_no_limit_of_its_own(crowd: Crowd) -> None:
+def test_a_trusted_proxy_has_no_limit_per_client(crowd: Crowd) -> None:
     crowd.connect("127.0.0.2", 6)
     assert crowd.connections(6, 2, "127.0.0.2/32").poll() == []
     assert len(crowd.connections(4, 2, "127.0.0.2/32").poll()) == 2
@@ -329,7 +327,7 @@ async def test_a_surplus_is_ended_while_the_monitor_runs(crowd: Crowd) -> None:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Set after a few looks at the socket of a body that is being sent."""
+    """Set after a few polls of the socket of a body in progress."""
     event, looks = asyncio.Event(), itertools.count(1)
 
     def look(descriptor: int, cookie: bytes) -> int | None:
@@ -376,7 +374,7 @@ async def test_a_body_of_an_unknown_connection_is_not_delayed() -> None:
 
 async def test_a_client_that_has_the_last_piece_may_close_its_connection(pair: Pair) -> None:
     class Kernel:
-        """A ``Transport`` of a web server that holds nothing; its client closes after the last piece."""
+        """A ``Transport`` of a web server without buffers; its client closes after the last piece."""
 
         async def send_bytes(self, data: bytes, /) -> None:
             sent = 0

@@ -46,10 +46,10 @@ def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:
 
 
 def test_every_error_that_a_request_can_end_with_has_a_row() -> None:
-    """A new error has to be thought about: give it a row, or say here why no request ends with it."""
+    """A new error needs a row, or an exception here for an error that no request ends with."""
     groups = {RequestError, BuildError, PackageSetError, NixError, OperatorError, Unavailable}
-    at_the_start_or_in_commands = {SettingsError, PushFailed, CollectionRunning}
-    without = groups | at_the_start_or_in_commands | {PlatformFailed}
+    never_in_requests = {SettingsError, PushFailed, CollectionRunning}
+    without = groups | never_in_requests | {PlatformFailed}
     assert set(tree(NixeryError)) == set(STATUS_AND_CODE) | without
     assert not set(STATUS_AND_CODE) & without
 
@@ -127,11 +127,11 @@ def test_the_error_of_a_build_links_to_its_log() -> None:
 
 
 @given(st.text(), st.text(), st.text())
-def test_untrusted_text_is_one_line_of_visible_characters(name: str, told: str, client: str) -> None:
+def test_untrusted_text_is_one_line_of_visible_characters(name: str, untrusted: str, client: str) -> None:
     bodies = [
-        error_response(PackagesUnavailable((UnavailablePackage(name, Reason.THROWS, told, (client,)),))),
-        error_response(BuildFailed(name, (told, client), told)),
-        errors_body(404, "UNSUPPORTED", client, {name: [told]}),
+        error_response(PackagesUnavailable((UnavailablePackage(name, Reason.THROWS, untrusted, (client,)),))),
+        error_response(BuildFailed(name, (untrusted, client), untrusted)),
+        errors_body(404, "UNSUPPORTED", client, {name: [untrusted]}),
     ]
     for response in bodies:
         (entry,) = json.loads(response.content)["errors"]

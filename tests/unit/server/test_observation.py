@@ -1,4 +1,4 @@
-"""What is recorded of a request, and the classes of routes."""
+"""Records of requests, and the classes of routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many connections there may be where the system allows few descriptors."""
+"""Limits on connections where the system allows few descriptors."""
 
 from __future__ import annotations
 

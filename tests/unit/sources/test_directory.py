@@ -55,7 +55,7 @@ async def test_a_change_during_use_is_detected(package_set: Path) -> None:
 
 
 async def test_a_failure_during_a_change_is_reported_as_a_change(package_set: Path) -> None:
-    # Half of the change was there already, so Nix found fault with it.
+    # The change was incomplete, so Nix reported an error.
     source = DirectorySource(package_set, os.environ)
     pin = await source.resolve(source.reference("latest"))
     opened = source.open(pin)
@@ -117,7 +117,7 @@ async def test_the_revision_of_a_working_tree_is_its_commit(tmp_path: Path) -> N
     assert (
         await DirectorySource(package_set.parent, os.environ).resolve(source.reference("x"))
     ).revision == second
-    # A commit elsewhere in the repository is none of this directory.
+    # A commit elsewhere in the repository does not count for this directory.
     repository.commit("1.2")
     assert (
         await DirectorySource(package_set.parent, os.environ).resolve(source.reference("x"))
@@ -240,7 +240,7 @@ def test_the_fingerprint_of_a_single_file(tree: Path) -> None:
 
 
 def test_unchanged_files_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Time stamps of the last two seconds are not relied upon; these are made old by a clock that is ahead.
+    # Time stamps of the last two seconds are not trusted; advancing the clock makes these older.
     fingerprint = Fingerprint()
     now = (tree / "default.nix").stat().st_ctime_ns
     monkeypatch.setattr("nixery.sources.directory.time.time_ns", lambda: now + 10_000_000_000)
@@ -260,7 +260,7 @@ def test_pipes_and_devices_are_not_opened(tree: Path) -> None:
     before = Fingerprint().of(tree)
     os.mkfifo(tree / "pipe")
     (tree / "to-a-pipe").symlink_to("pipe")
-    assert Fingerprint().of(tree) != before  # the link is a part of it
+    assert Fingerprint().of(tree) != before  # the fingerprint includes the link
 
 
 def test_a_file_that_becomes_a_pipe(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_the_repository_of_a_flake_reference(configured: str, repository: str | 
 
 @pytest.mark.parametrize("tag", ["v1", "main", "abcdef1", "0123456", COMMIT[:39], COMMIT.upper()])
 def test_a_tag_without_40_digits_is_a_branch_or_a_tag(tag: str) -> None:
-    # Seven digits would be a commit to a forge; to us they are the name of a branch.
+    # A forge would take seven digits for a commit; here they are the name of a branch.
     assert flake_reference(tag, FlakeReference("github:a/b"), RULE) == Reference(tag, moving=True)
 
 

@@ -1,4 +1,4 @@
-"""Which inputs a flake may have; tests/integration/test_flake_source.py has the same with Nix."""
+"""The allowed inputs of a flake; tests/integration/test_flake_source.py checks the same with Nix."""
 
 from __future__ import annotations
 

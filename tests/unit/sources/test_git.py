@@ -31,7 +31,7 @@ _TIMEOUT = 60
 
 
 class _Store:
-    """Keeps nothing but the names of the files that were to be copied."""
+    """Records only the names of the files to copy."""
 
     added: tuple[str, ...] = ()
 
@@ -106,7 +106,7 @@ async def test_a_git_that_outlives_its_server_keeps_the_lock(
     commit = repository.commit("1.0")
     one, other = (copy_of(repository, tmp_path / "copies") for _ in range(2))
     async with one._copy.exclusively() as copy:
-        # As a child has it: another descriptor of the same open file.
+        # Like a child's descriptor: a duplicate of the same open file.
         (inherited,) = copy._descriptors
         childs = os.dup(inherited)
     refused, flock = asyncio.Event(), fcntl.flock
@@ -141,12 +141,14 @@ async def test_a_missing_commit_fetches_nothing_else(repository: Repository, tmp
     copy = copy_of(repository, tmp_path / "copies")
     with pytest.raises(TagUnknown):
         await copy.fetch("0123456789" * 4)
-    # Nothing else was fetched to look for it.
+    # The search fetched nothing else.
     with pytest.raises(StorageError):
         await copy.archive(commit, tmp_path / "archive")
 
 
-async def test_a_copy_that_cannot_be_made_is_a_storage_error(repository: Repository, tmp_path: Path) -> None:
+async def test_a_copy_that_cannot_be_created_is_a_storage_error(
+    repository: Repository, tmp_path: Path
+) -> None:
     (tmp_path / "copies").write_text("a file")
     with pytest.raises(StorageError, match="Not a directory"):
         await copy_of(repository, tmp_path / "copies").fetch(repository.commit("1.0"))
@@ -160,7 +162,7 @@ async def test_old_commits_are_forgotten(
     commits = [repository.commit(f"{number}.0") for number in range(6)]
     for number, commit in enumerate(commits):
         await copy.fetch(commit)
-        # One that is used again is not old.
+        # A commit that is used again is not old.
         await copy.fetch(commits[0])
         for age, other in enumerate(commits[: number + 1]):
             path = copy._copy.directory / "refs/nixery" / other
@@ -230,10 +232,10 @@ async def test_a_git_without_the_lock_does_not_inherit_it(
     assert [len(descriptors) for descriptors in given] == [1]
 
 
-async def test_git_archive_writes_nothing_of_the_operators_keys(
+async def test_git_archive_reveals_no_keys_of_the_operator(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With `export-subst`, git has gpg look at the signature of a commit, and writes into its files what gpg says of our keys.
+    # With `export-subst`, git runs gpg on the signature of a commit, and writes gpg's output about the user's keys into its files.
     (repository.directory / ".gitattributes").write_text("* export-subst\n")
     (repository.directory / "default.nix").write_text('"$Format:%GS$"')
     repository.git("add", "--all")
@@ -375,7 +377,7 @@ async def test_unknown_commits_share_one_request(served: Repository, world: Worl
     for number in range(20):
         assert not await world.accepts(f"{number:040x}")
     assert web.requests == []
-    # Later it is asked where the branches are, and nothing is fetched since they are where they were.
+    # Later the server lists the branches, and fetches nothing since they have not moved.
     world.now += 60
     for number in range(20):
         assert not await world.accepts(f"{number:040x}")
@@ -402,7 +404,7 @@ async def test_a_commit_of_a_branch_that_was_reset_is_refused(served: Repository
     served.commit("3.0")
     served.commit("3.1")
     world.now += 60
-    # Something else has to be asked for: what is known is believed.
+    # An unknown commit makes the server list the branches again; known commits are cached.
     assert not await world.accepts("f" * 40)
     assert not await world.accepts(gone)
 
@@ -414,7 +416,7 @@ async def test_patterns_select_branches(served: Repository, tmp_path: Path, web:
         served.commit(branch)
         served.commit(f"{branch}b")
     commits = {branch: served.git("rev-parse", f"{branch}~1") for branch in ("main2", "release-1", "topic")}
-    # Of "main" and "release-1": the latter holds those of "main2", from which it was made.
+    # Of "main" and "release-1": the latter contains the commits of "main2", from which it was created.
     world = World(tmp_path, f"{web.url}/set/.git", "main,release-*")
     found = {branch: await world.accepts(commit) for branch, commit in commits.items()}
     assert found == {"main2": True, "release-1": True, "topic": False}

@@ -7,7 +7,7 @@ from nixery.storage.bucket import PART, Bucket, BucketUpload
 
 
 def test_an_upload_that_is_deleted_before_its_copy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a lifecycle rule does that is too strict."""
+    """Delete an upload too early, like a lifecycle rule that is too strict."""
     bucket = Bucket("memory:", MemoryStore())
     upload = BucketUpload(bucket)
     put = BucketUpload._put

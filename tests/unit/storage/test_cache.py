@@ -20,7 +20,7 @@ CONTENTS = [bytes([number]) * 1000 for number in range(4)]
 
 
 class Cached(BlobStore):
-    """A store above a bucket, with the parts that tests look at."""
+    """A store above a bucket, with the parts that tests inspect."""
 
     def __init__(self, bucket: BucketDriver, cache: BlobCache) -> None:
         super().__init__(bucket, cache)
@@ -122,7 +122,7 @@ def no_temporary_file(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def no_room(directory: Path) -> Iterator[None]:  # noqa: ARG001 -- it is for all files of the process
+def no_room(directory: Path) -> Iterator[None]:  # noqa: ARG001 -- the limit applies to the whole process
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
@@ -132,18 +132,18 @@ def no_room(directory: Path) -> Iterator[None]:  # noqa: ARG001 -- it is for all
 
 
 @contextmanager
-def no_place(directory: Path) -> Iterator[None]:
+def no_cache_directory(directory: Path) -> Iterator[None]:
     (directory / "cache").rmdir()
     (directory / "cache").touch()
     yield
 
 
-@pytest.mark.parametrize("fault", [no_temporary_file, no_room, no_place])
+@pytest.mark.parametrize("fault", [no_temporary_file, no_room, no_cache_directory])
 async def test_a_disk_that_takes_no_copy_does_not_break_the_transfer(
     bucket: BucketDriver, directory: Path, fault: Callable[[Path], AbstractContextManager[None]]
 ) -> None:
     store = cached(bucket, directory, 1 << 30)
-    content = os.urandom(4 << 20)  # comes in several pieces
+    content = os.urandom(4 << 20)  # streamed in several pieces
     await store.put(Digest.of(content), content)
     with fault(directory), capture_logs() as lines:
         assert await read(store, content, len(content) - 1) == content
@@ -209,7 +209,7 @@ async def test_an_interrupted_transfer_frees_its_room(bucket: BucketDriver, dire
 
 
 async def checked(store: Cached, content: bytes) -> None:
-    """Ask for a blob as a client does, and wait for the check of its copy."""
+    """Request a blob like a client, and wait for the check of its copy."""
     await store.find_cached(Digest.of(content))
     await asyncio.gather(*store.cache._checks.values())
 
@@ -248,7 +248,7 @@ async def test_a_copy_with_a_flipped_bit_is_not_served_after_a_restart(
     store = cached(bucket, directory)
     with capture_logs() as lines:
         await checked(store, content)
-    assert [line["event"] for line in lines] == ["a cached blob was broken and is deleted"]
+    assert [line["event"] for line in lines] == ["deleted a corrupted copy of a blob"]
     assert written(directory) == []
     assert not isinstance(await store.find_cached(Digest.of(content)), StoredFile)
     assert await read(store, content) == content
@@ -260,7 +260,7 @@ async def test_a_copy_that_was_replaced_during_its_check_stays(
 ) -> None:
     begun, made_again = threading.Event(), threading.Event()
 
-    def slow(path: Path, digest: Digest) -> bool:  # noqa: ARG001 -- the file that was there is gone
+    def slow(path: Path, digest: Digest) -> bool:  # noqa: ARG001 -- the previous file is gone
         begun.set()
         assert made_again.wait(60)
         return False

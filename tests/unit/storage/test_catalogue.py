@@ -133,17 +133,17 @@ async def test_another_server_on_the_same_storage_lists_recorded_tags(
 async def test_the_next_pull_records_a_tag_that_could_not_be_written(
     catalogue: Catalogue, tmp_path: Path
 ) -> None:
-    in_the_way = tmp_path / "records" / "tags-in-order"
-    in_the_way.touch()
+    obstacle = tmp_path / "records" / "tags-in-order"
+    obstacle.touch()
     await catalogue.record_tag("a", "b", MANIFEST)
-    in_the_way.unlink()
+    obstacle.unlink()
     assert await catalogue.tags("a", "", 100) == []
     await catalogue.record_tag("a", "b", MANIFEST)
     assert await catalogue.tags("a", "", 100) == ["b"]
 
 
 async def test_all_spellings_of_an_image_are_listed_as_one_name(catalogue: Catalogue, tmp_path: Path) -> None:
-    """A client could ask for it under any number of others."""
+    """Clients can request an image under any number of names."""
     for name in ("hello/greeting", "greeting/hello", "hello/hello/greeting", "greeting/hello/greeting"):
         await catalogue.record_tag(name, "latest", MANIFEST)
     assert await catalogue.names("", 100) == ["greeting/hello"]

@@ -151,7 +151,7 @@ async def test_a_record_that_is_not_a_regular_file_counts_as_missing(opened: Ope
 
 @pytest.mark.parametrize("what", ["symlink", "fifo"])
 async def test_renewing_a_record_replaces_a_symlink_or_fifo(opened: Opened, what: str) -> None:
-    """The collector has to see every lease."""
+    """Otherwise the collector would miss leases."""
     opened.record.unlink()
     plant(opened, opened.record, what)
     await opened.records.renew("tags", KEY, b"content")
@@ -221,7 +221,7 @@ async def test_the_quarantine_keeps_the_newest_blobs(opened: Opened) -> None:
     assert Digest.of(contents[-1]).hex in kept
 
 
-async def test_directories_that_were_deleted_are_made_again(blobs: BlobStore, tmp_path: Path) -> None:
+async def test_deleted_directories_are_recreated(blobs: BlobStore, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "temporary")
     shutil.rmtree(tmp_path / "blobs")
     await blobs.put(Digest.of(b"content"), b"content")
@@ -258,7 +258,7 @@ async def test_a_record_is_written_although_its_directory_is_removed_meanwhile(
     assert await opened.records.get("tags-in-order", LONG) == b"content"
 
 
-async def test_a_missing_temporary_directory_that_cannot_be_made_is_a_storage_error(
+async def test_a_temporary_directory_that_cannot_be_created_is_a_storage_error(
     blobs: BlobStore, tmp_path: Path
 ) -> None:
     (tmp_path / "temporary").rmdir()
@@ -277,8 +277,8 @@ def test_the_error_for_a_file_in_place_of_a_directory_names_it(tmp_path: Path) -
 async def test_a_file_in_place_of_a_directory_is_an_error_and_no_missing_record(
     records: RecordStore, tmp_path: Path, what: str
 ) -> None:
-    in_the_way = tmp_path / "records" / "pins" / ("ab" if what == "fan" else "")
-    in_the_way.parent.mkdir(exist_ok=True)
-    in_the_way.touch()
+    obstacle = tmp_path / "records" / "pins" / ("ab" if what == "fan" else "")
+    obstacle.parent.mkdir(exist_ok=True)
+    obstacle.touch()
     with pytest.raises(StorageError, match="cannot read records/pins"):
         await records.get("pins", KEY)

@@ -148,7 +148,7 @@ def test_a_changed_file_takes_precedence_over_the_copy(copies: PopularityCopies,
     second = load_popularity(str(file), copies)
     assert second.counts == {"glibc": 2}
     assert first.identity != second.identity
-    file.write_text("<html>")  # told, not hidden
+    file.write_text("<html>")  # reported, not hidden by the copy
     with pytest.raises(SettingsError, match="not a JSON object"):
         load_popularity(str(file), copies)
     file.unlink()
@@ -170,7 +170,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     os.truncate(large, 1 << 40)
     for place in (tmp_path / "pipe", large, Path("/dev/zero")):
         for url in (str(place), place.as_uri()):
-            with pytest.raises(SettingsError, match="no regular file"):
+            with pytest.raises(SettingsError, match="not a regular file"):
                 load_popularity(url)
     (tmp_path / "file").write_text(json.dumps(COUNTS))
     (tmp_path / "link").symlink_to("file")
@@ -200,10 +200,10 @@ def test_secrets_in_the_url_are_not_logged(
 def test_a_server_that_trickles_header_fields_times_out(
     server: str, copies: PopularityCopies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of its bytes comes within the timeout of a read."""
+    """Each byte arrives within the timeout of a read."""
     monkeypatch.setattr(popularity, "_TIMEOUT", 0.5)
     monkeypatch.setattr(Handler, "may_end", may_end := threading.Event())
-    # So that the test ends where the defect is.
+    # So that the test also ends without the fix.
     giving_up = threading.Timer(20, may_end.set)
     giving_up.start()
     try:

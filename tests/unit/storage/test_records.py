@@ -79,7 +79,7 @@ def test_a_key_that_is_not_an_encoded_text_is_refused(key: str) -> None:
 
 
 async def test_hexadecimal_kinds_take_no_ordered_keys(records: RecordStore) -> None:
-    with pytest.raises(StorageError, match="is no name of a record"):
+    with pytest.raises(StorageError, match="is not the name of a record"):
         await records.put("tags", ordered_key(b"a text"), b"{}")
 
 

@@ -1,4 +1,4 @@
-"""On a real directory, whose permissions and contents are what fails."""
+"""A counted driver on a real directory with failing permissions and contents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-async def test_what_works_is_no_error(world: World) -> None:
+async def test_successful_calls_are_not_counted_as_errors(world: World) -> None:
     await world.blobs.put(DIGEST, CONTENT)
     with world.blobs.create() as writer:
         writer.write(b"more")
@@ -61,7 +61,7 @@ async def test_what_works_is_no_error(world: World) -> None:
     assert world.errors() == {}
 
 
-async def test_errors_are_counted_and_go_on(world: World) -> None:
+async def test_errors_are_counted_and_reraised(world: World) -> None:
     with pytest.raises(StorageError):
         _ = [chunk async for chunk in world.blobs.stream(StoredBlob(DIGEST, 7), 0, 6)]
     with pytest.raises(BlobVerificationFailed):
@@ -71,7 +71,7 @@ async def test_errors_are_counted_and_go_on(world: World) -> None:
     assert world.errors() == {"read": 1, "write": 1}
 
 
-async def test_an_error_of_somebody_else_is_none_of_the_storage(world: World) -> None:
+async def test_errors_of_other_components_are_not_counted(world: World) -> None:
     with pytest.raises(ZeroDivisionError), world.blobs.create():
         raise ZeroDivisionError
     assert world.errors() == {}

@@ -62,7 +62,7 @@ def test_lines_that_no_client_caused_always_pass(world: World) -> None:
     assert world.write(None, 10_000) == 10_000
 
 
-def test_warnings_have_a_budget_of_their_own(world: World) -> None:
+def test_warnings_have_a_separate_budget(world: World) -> None:
     world.write("greedy", 10_000)
     assert world.write("greedy", 5, "exception") == 5
     assert world.write("greedy", 10_000, "warning") == 195

@@ -61,7 +61,7 @@ class World:
             observer.observe(build, event)
 
     async def build(self, events: Sequence[BuildEvent], end: Callable[[], None] = lambda: None) -> None:
-        """In a task of its own, as every build is."""
+        """In a separate task, like every build."""
 
         build = Build.of(REQUEST, PIN)
 
@@ -117,7 +117,7 @@ async def test_concurrent_builds_of_one_image_are_counted_separately(world: Worl
 
 
 async def test_events_from_the_task_of_another_build_are_counted_for_the_right_one(world: World) -> None:
-    """Who leaves the queue tells the others their new positions."""
+    """A build that leaves the queue changes the positions of the others."""
     one, other = Build.of(REQUEST, PIN), Build.of(REQUEST, PIN)
     for build, event in ((one, Queued(1)), (other, Queued(2)), (one, Started()), (other, Queued(1))):
         world.observe(build, event)
@@ -187,7 +187,7 @@ def test_requests_are_counted_with_durations_and_bytes() -> None:
         name = "nixery_http_request_duration_seconds_bucket"
         return registry.get_sample_value(name, {"route": "blob", "le": bound})
 
-    # A bound belongs to what is below it, and each bucket holds all the smaller ones.
+    # Bounds are inclusive, and buckets are cumulative.
     assert [bucket(bound) for bound in ("0.001", "1.0", "5.0", "1800.0", "+Inf")] == [2, 2, 3, 3, 4]
     total = registry.get_sample_value("nixery_http_request_duration_seconds_sum", {"route": "blob"})
     assert total == 0.0005 + 0.001 + 4 + 9999

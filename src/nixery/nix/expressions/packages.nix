@@ -317,7 +317,7 @@ let
   wanted = concatLists (map report arguments.packages);
   optional = filter (package: package.status != "missing") (concatLists (map report arguments.optional));
 
-  # Not guarded, so that Nix says itself what is wrong.
+  # Not guarded, so that Nix prints the error.
   diagnose =
     { name, position }:
     let
@@ -329,7 +329,7 @@ let
     else
       (foldl' elemAt contents position).drvPath;
 
-  # What the set does have, for "did you mean", and only when somebody needs it.
+  # The names in the set, for "did you mean"; evaluated only when needed.
   allMissing = filter (package: package.status == "missing") wanted;
   missing = genList (elemAt allMissing) (
     if length allMissing < limits.nearNames then length allMissing else limits.nearNames

@@ -38,7 +38,9 @@ class Registry:
     async def answer(self, request: Request) -> Response:  # noqa: PLR0911 -- a route each
         """Answer a request for a path below ``/v2``; never raises for anything a client can do."""
         if request.method not in ("GET", "HEAD"):
-            message = "this registry is read-only, an image's name defines its contents: use GET or HEAD"
+            message = (
+                "this registry is read-only, since an image's name defines its contents: use GET or HEAD"
+            )
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
         match = _RESOURCE.fullmatch(request.path)
         try:

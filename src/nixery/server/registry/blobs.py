@@ -28,7 +28,7 @@ _SMALL = 64 * 1024
 class Blobs:
     """Answers with blobs.
 
-    Any name leads to any blob: images share layers, and clients mount them under whichever name they know. Rules about
+    Any name gives access to any blob: images share layers, and clients mount them under any name that they know. Rules about
     who may read a blob belong here.
 
     Args:

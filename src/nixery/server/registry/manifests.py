@@ -48,7 +48,7 @@ _READS, _WAITING = 16, 2048
 # Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
 _LONGEST_ACCEPT = 8192
 
-_ANYTHING = frozenset({"*/*", "application/*"})
+_WILDCARDS = frozenset({"*/*", "application/*"})
 
 
 class Manifests:
@@ -89,7 +89,7 @@ class Manifests:
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
                 await self._catalogue.record_tag(name, found.tag, document.descriptor.digest)
-                # Caches between us and the client have to keep the two families apart.
+                # Caches between the server and the client have to keep the two families apart.
                 headers = {"Vary": "Accept", REVISION: found.pinned.pin.revision}
                 if found.pinned.warning:
                     # RFC 7234, 5.5.7; containerd shows it.
@@ -107,7 +107,7 @@ class Manifests:
         if cached is not None:
             return cached
         if document is not None:
-            # The client is going to pull the parts: claim them, and only then check that all are there.
+            # The client is going to pull the parts: lease them first, then check that all exist.
             parts = referenced_blobs(document.content)
             await self._leases.acquire([digest], (part for part, _ in parts))
             if await are_there(self._blobs, (*parts, (digest, document.descriptor.size))):
@@ -127,7 +127,7 @@ class Manifests:
 def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     """Choose the family of media types, and between an index and the manifest of its first platform.
 
-    A client that accepts no type of ours gets OCI's manifest, never a 406. So does one that wants Docker's, if the
+    A client that accepts none of these types gets OCI's manifest, never a 406. So does one that wants Docker's, if the
     layers are compressed in a way that only OCI has a name for.
     """
     accepted = {part.partition(";")[0].strip().lower() for part in accept[:_LONGEST_ACCEPT].split(",")}
@@ -136,7 +136,7 @@ def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     if isinstance(found, ImageIndex):
         index = (found.docker_index if wants_docker else None) or found.index
         # Clients that name Docker's types name all types they know; their "*/*" is for error bodies.
-        anything = not knows_docker and not accepted.isdisjoint(_ANYTHING)
+        anything = not knows_docker and not accepted.isdisjoint(_WILDCARDS)
         if anything or index.descriptor.media_type in accepted:
             return index
         found = found.first

@@ -113,7 +113,7 @@ async def test_the_page_of_an_image_that_was_not_built_offers_to_build_it(site: 
         ("/static/none", 404, "Not found"),
     ],
 )
-async def test_an_error_is_a_page_of_its_own(site: Site, path: str, status: int, title: str) -> None:
+async def test_an_error_has_a_page(site: Site, path: str, status: int, title: str) -> None:
     answer, page = await site.get(path)
     assert (answer.status, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
     assert f"<h1>{title}</h1>" in page

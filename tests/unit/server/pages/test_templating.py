@@ -1,4 +1,4 @@
-"""What people read, and what cannot become markup."""
+"""Formats for people, and escaping of markup."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_sizes_are_in_powers_of_ten() -> None:
 
 
 @given(st.text())
-def test_no_text_hides_or_turns_what_a_page_shows(text: str) -> None:
+def test_pages_escape_invisible_and_bidirectional_characters(text: str) -> None:
     page = TEMPLATES.response("error.html", title=text, message=text).content.decode()
     assert escaped_lines(page) == page
     assert (
@@ -46,7 +46,7 @@ def test_no_text_hides_or_turns_what_a_page_shows(text: str) -> None:
         (StorageError("input/output error"), "Something went wrong", None),
     ],
 )
-def test_an_error_page_says_what_kind_of_error_it_is(
+def test_an_error_page_is_titled_by_the_kind_of_error(
     error: NixeryError, title: str, retry_after: str | None
 ) -> None:
     page = TEMPLATES.error(error)

@@ -12,7 +12,7 @@ SIZES = st.lists(st.integers(1, 10**9), min_size=1, max_size=60).map(
 
 
 @given(SIZES)
-def test_areas_are_sizes(sizes: list[int]) -> None:
+def test_areas_are_proportional_to_sizes(sizes: list[int]) -> None:
     areas = squarified(sizes, WHOLE)
     assert len(areas) == len(sizes)
     for area, size in zip(areas, sizes, strict=True):
@@ -20,7 +20,7 @@ def test_areas_are_sizes(sizes: list[int]) -> None:
 
 
 @given(SIZES)
-def test_all_are_inside_and_none_lies_on_another(sizes: list[int]) -> None:
+def test_rectangles_are_inside_the_map_and_do_not_overlap(sizes: list[int]) -> None:
     areas = squarified(sizes, WHOLE)
     for area in areas:
         assert area.x >= WHOLE.x - 1e-6
@@ -34,7 +34,7 @@ def test_all_are_inside_and_none_lies_on_another(sizes: list[int]) -> None:
             assert min(width, height) < 1e-3
 
 
-def test_the_example_of_the_paper() -> None:
+def test_the_example_in_the_paper() -> None:
     areas = squarified([6, 6, 4, 3, 2, 2, 1], Rectangle(0, 0, 6, 4))
     assert [(round(a.width, 2), round(a.height, 2)) for a in areas[:4]] == [
         (3, 2),

@@ -71,7 +71,7 @@ async def test_a_page_of_names_links_to_the_next_one(
     assert answer.headers.get("Link") == expected
 
 
-async def test_a_page_asks_for_one_entry_more_than_it_has(discovery: Discovery, recorded: Recorded) -> None:
+async def test_a_page_reads_one_entry_more_than_it_shows(discovery: Discovery, recorded: Recorded) -> None:
     await discovery.catalog(request(n="1"))
     await discovery.tags(request(n="1"), "a")
     await discovery.catalog(request(n="999999999"))
@@ -96,7 +96,7 @@ async def test_an_invalid_name_is_refused(discovery: Discovery) -> None:
         await discovery.tags(request(), "A")
 
 
-async def test_a_private_server_lists_nothing_and_asks_nothing(recorded: Recorded) -> None:
+async def test_a_private_server_lists_nothing_and_reads_no_records(recorded: Recorded) -> None:
     private = Discovery(cast("Catalogue", recorded), public=False)
     assert (await private.catalog(request())).status == 403
     assert (await private.tags(request(), "a")).status == 403

@@ -192,7 +192,7 @@ async def test_a_failed_build_links_to_its_log_if_builds_are_public(stored: Stor
 
 
 class Layers:
-    """A ``BlobStore`` that holds layers only, each of which is read when the test says so."""
+    """A ``BlobStore`` with layers only; each read ends when the test says so."""
 
     def __init__(self) -> None:
         self.reading: list[Digest] = []

@@ -1,10 +1,10 @@
-// What pages can do beyond being read: completing names, copying lines, following a build. Without it, all of them can be read.
+// Optional features of the pages: completing names, copying lines, following a build. The pages are readable without it.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const say = (text) => { $("status").textContent = text; };
 
-// A word that may be broken between the packages of a name.
+// An element that allows line breaks between the packages of a name.
 function breakable(word) {
   const made = document.createElement("span");
   word.split("/").forEach((part, index) => made.append(...(index ? ["/", document.createElement("wbr"), part] : [part])));
@@ -13,7 +13,7 @@ function breakable(word) {
 
 function element(name, text, className) {
   const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text; // never as HTML: names and logs are other people's
+  if (text !== undefined) made.textContent = text; // never as HTML: names and logs are untrusted
   if (className) made.className = className;
   return made;
 }
@@ -40,7 +40,7 @@ function copyButtons() {
       try {
         await navigator.clipboard.writeText(code.textContent);
       } catch {
-        // Only pages that came encrypted, or from this machine, have a clipboard; the old way works for the others.
+        // Browsers offer a clipboard only to encrypted or local pages; the old API works for the others.
         const selection = getSelection();
         selection.selectAllChildren(code);
         if (!document.execCommand("copy")) return say("This browser does not allow copying; the line is selected.");
@@ -208,7 +208,7 @@ function compose(section) {
   for (const field of [platform, tag, shell]) field.addEventListener("input", show);
   button.addEventListener("click", () => build(name(), tag.value || "latest", button));
   show();
-  fetch("/api/v1/packages?limit=0").catch(() => {}); // so that names are there when the first one is typed
+  fetch("/api/v1/packages?limit=0").catch(() => {}); // so that names are available when the user starts to type
 }
 
 function follow(page) {
@@ -220,7 +220,7 @@ function follow(page) {
   if (log) log.scrollTop = log.scrollHeight;
 
   function show({ build, lines }) {
-    if (log && !heard) log.textContent = ""; // all of it comes again
+    if (log && !heard) log.textContent = ""; // the server sends the whole log again
     heard = true;
     const badge = element("span", build.state, `badge ${build.state}`);
     if ($("state").textContent !== build.state) say(`The build is ${build.state}`);
@@ -267,7 +267,7 @@ function follow(page) {
   source.addEventListener("change", (event) => show(JSON.parse(event.data)));
   source.addEventListener("end", (event) => { source.close(); show(JSON.parse(event.data)); });
   source.addEventListener("error", () => {
-    // A connection that is lost is made again by itself; where the server has refused one, that was the last.
+    // The browser reconnects after a lost connection, but not after the server refused one.
     if (source.readyState !== EventSource.CLOSED || over) return;
     over = true;
     $("building").textContent = "This page cannot follow the build any more. Reload it to see the progress.";
