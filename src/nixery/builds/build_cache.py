@@ -24,9 +24,7 @@ from nixery.oci.documents import (
 from nixery.sources.source import Pin
 from nixery.storage.blobs import BlobStore, are_still_there, are_there
 from nixery.storage.leases import Leases
-from nixery.storage.records import RecordStore
-
-IMAGES = "images"
+from nixery.storage.records import IMAGES, RecordStore
 
 # Seconds after which a cached image's blobs are looked for again: that takes longer than answering a request.
 VERIFIED_FOR = 1.0

@@ -23,9 +23,7 @@ from nixery.nix.packages import Contents, Definition, Evaluated, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.records import KINDS, RecordStore
-
-EVALUATIONS = "evaluations"
+from nixery.storage.records import EVALUATIONS, KINDS, RecordStore
 
 EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
 
