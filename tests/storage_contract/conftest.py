@@ -61,7 +61,9 @@ def open_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> Ope
         given["S3_PREFIX"] = prefix
         for name, value in given.items():
             monkeypatch.setenv(name, value)
-        return open_storage(StorageSettings.model_validate(given), tmp_path / "temporary", given)
+        return open_storage(
+            StorageSettings.model_validate(given).storage_options, tmp_path / "temporary", given
+        )
 
     return open_at
 

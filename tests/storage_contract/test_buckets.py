@@ -17,8 +17,9 @@ from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage import bucket as bucket_module
 from nixery.storage.blobs import PRESENCE_TTL, BlobStore
-from nixery.storage.catalogue import TAGS, Catalogue, TagRecord
+from nixery.storage.catalogue import Catalogue, TagRecord
 from nixery.storage.opening import Storage
+from nixery.storage.records import TAGS
 from nixery.storage.versions import migrate
 from tests.storage_contract.conftest import OpenStorage, through
 from tests.storage_contract.test_blobs import content_of, listed, read, write

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nixery.builds.image import Image
-from nixery.builds.layers import LAYERS, LayerRecord
+from nixery.builds.layers import LayerRecord
 from nixery.errors import CollectionRunning
 from nixery.gc.collector import CollectionLock, Collector, RetentionPolicy
 from nixery.gc.records import CHECKS
@@ -28,9 +28,9 @@ from nixery.oci.documents import (
 from nixery.storage.blobs import are_there
 from nixery.storage.bucket import BucketDriver
 from nixery.storage.copy import COPIED
-from nixery.storage.leases import COLLECTIONS, USES, Leases
+from nixery.storage.leases import Leases
 from nixery.storage.opening import Storage
-from nixery.storage.records import RecordStore
+from nixery.storage.records import COLLECTIONS, LAYERS, USES, RecordStore
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
