@@ -32,8 +32,8 @@ from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
 
-# Seconds of grace, and until it is over. No test can set a storage's times, and a bucket's have whole seconds: what is stored may look a second
-# older than it is, and the collection a second younger.
+# Seconds of grace, and until it is over. No test can set a storage's times, and a bucket's have whole seconds:
+# a stored object may look a second older than it is, and the collection a second younger.
 GRACE = 3.0
 AGED = 4.5
 

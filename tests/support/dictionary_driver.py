@@ -1,4 +1,4 @@
-"""The smallest remote ``Driver``: a dictionary of bytes. It shows that the storage relies on nothing but the interface."""
+"""The smallest remote ``Driver``: a dictionary of bytes. The storage relies on nothing but the interface."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from nixery.storage.driver import Entry
 
 _PIECE = 1 << 20
 
-# Objects by their names, with their times, for each place. All drivers of a place share them, as servers share a bucket.
+# Objects by their names, with their times, for each place. All drivers of a place share them, as servers
+# share a bucket.
 _PLACES: dict[str, dict[str, tuple[bytes, float]]] = {}
 
 
@@ -45,7 +46,7 @@ class DictionaryDriver:
         if last is not None and len(content) != last - first + 1:
             raise StorageError(f"cannot read {name} from {self.name}: bytes are missing at its end")
 
-    async def write(self, name: str, content: bytes, *, renew: bool = False) -> None:  # noqa: ARG002 -- writes it again
+    async def write(self, name: str, content: bytes, *, renew: bool = False) -> None:  # noqa: ARG002 -- both write
         self.put(name, content)
 
     def put(self, name: str, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The stores of the contract suite: a context manager for each of them, by its name in pytest's option ``--buckets``.
+"""The stores of the contract suite: a context manager for each name in pytest's option ``--buckets``.
 
 Bucket servers are processes on free ports with an empty bucket, ended by their process ids.
 """
@@ -57,7 +57,8 @@ class ObjectStore:
         verifies: whether it verifies signatures and credentials; moto and fake-gcs-server do not.
         url: of its bucket, for ``nixery storage copy``; empty if it is no bucket.
         place: the setting that gives each test a place of its own in the store.
-        driver: makes the driver of a place, for a driver that only the tests have; else the settings select it.
+        driver: makes the driver of a place, for a driver that only the tests have; ``None`` if the settings
+            select it.
     """
 
     settings: Mapping[str, str]

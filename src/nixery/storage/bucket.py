@@ -37,7 +37,8 @@ PART = 8 * 1024 * 1024
 # Parts of one object that are uploaded at the same time.
 CONCURRENCY = 3
 
-# Lifetime of a signed URL: a client has to begin its download in this time. A client that retries asks the server for another URL.
+# Lifetime of a signed URL: a client has to begin its download in this time. A client that retries asks the
+# server for another URL.
 LIFETIME = timedelta(minutes=10)
 
 # Bytes that a store copies in one request; S3's limit is 5 GiB. A larger object is downloaded and uploaded again.

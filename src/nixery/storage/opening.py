@@ -114,10 +114,10 @@ def _driver(
 def try_out(driver: Driver, *, redirects: bool) -> None:
     """Check that a storage can be used, and record the version of a new one; blocks.
 
-    Runs in an event loop of its own, as the caller's may be running, so no connection of the driver outlives it.
+    Runs in an event loop of its own, as the caller's may be running, so no connection outlives it.
 
     Args:
-        driver: of the storage. If it is remote, the storage must be writable, listable, readable and deletable.
+        driver: of the storage. If it is remote, it must be able to write, list, read and delete.
         redirects: whether the driver has to be able to make URLs for clients, if it makes any.
 
     Raises:
@@ -131,7 +131,7 @@ async def _try_out(driver: Driver, *, redirects: bool) -> None:
     # Commands have to work on a disk that is full, so a directory is not written to.
     if driver.is_remote:
         await driver.probe()
-        # Before the first read: S3 denies reading a missing object to credentials that cannot list the bucket.
+        # Before the first read: without the permission to list, S3 answers 403 for missing objects.
         await has_objects(driver, "blobs")
     await check_version(driver)
     if redirects:

@@ -20,7 +20,7 @@ class StorageOptions:
         bucket: name of the bucket or container.
         prefix: of all keys in the bucket, with or without slashes around it.
         public_endpoint: URL at which clients reach S3; ``None`` if it is the one that the server uses.
-        redirects: whether clients are sent to the bucket. Otherwise the server delivers blobs, and caches them.
+        redirects: whether clients are sent to the bucket; if not, the server delivers blobs and caches them.
         cache_size: bytes of the cache; 0 for no cache.
     """
 
