@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--buckets",
         metavar="NAMES",
         default="",
-        help="test only these storages, of s3, gcs, azure and minio",
+        help="test only these storages, of filesystem, memory, dictionary, s3, gcs, azure and minio",
     )
 
 

@@ -68,9 +68,8 @@ async def _read(storage: Storage, blob: StoredBlob) -> None:
 def _open(settings: Mapping[str, str], directory: Path) -> Storage:
     temporary = directory / "temporary"
     temporary.mkdir(exist_ok=True)
-    return open_storage(
-        StorageSettings.model_validate({"STORAGE_PATH": str(directory), **settings}), temporary, settings
-    )
+    given = StorageSettings.model_validate({"STORAGE_PATH": str(directory), **settings})
+    return open_storage(given.storage_options, temporary, settings)
 
 
 def measure(seed: int, way: str) -> None:

@@ -105,7 +105,9 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
             else None
         )
         opened = (
-            _try(problems, lambda: open_storage(settings, temporary.path, settings.environment))
+            _try(
+                problems, lambda: open_storage(settings.storage_options, temporary.path, settings.environment)
+            )
             if temporary
             else None
         )
@@ -218,7 +220,7 @@ def storage(settings: StorageSettings, environment: Mapping[str, str]) -> Iterat
     make_storage_directory(settings.storage_path)
     temporary = ProcessDirectory(settings.storage_path / "temporary")
     try:
-        yield open_storage(settings, temporary.path, environment)
+        yield open_storage(settings.storage_options, temporary.path, environment)
     finally:
         temporary.close()
 

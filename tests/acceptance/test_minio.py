@@ -34,7 +34,7 @@ from nixery.settings import StorageSettings
 from nixery.storage.opening import open_storage
 with tempfile.TemporaryDirectory() as directory:
     settings = StorageSettings.model_validate({**os.environ, "STORAGE_PATH": directory})
-    with open_storage(settings, pathlib.Path(directory), os.environ).blobs.create() as writer:
+    with open_storage(settings.storage_options, pathlib.Path(directory), os.environ).blobs.create() as writer:
         for _ in range(30):
             writer.write(bytes(1000 * 1000))
         time.sleep(2)
@@ -93,7 +93,7 @@ def opened(settings: Mapping[str, str], directory: Path) -> Iterator[BlobStore]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        storage = open_storage(StorageSettings.model_validate(given), directory, settings)
+        storage = open_storage(StorageSettings.model_validate(given).storage_options, directory, settings)
         assert isinstance(storage.driver, BucketDriver)
         blobs = storage.blobs
         yield blobs

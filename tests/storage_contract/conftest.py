@@ -10,22 +10,24 @@ from pathlib import Path
 import pytest
 
 from nixery.settings import StorageSettings
-from nixery.storage.opening import Storage, open_storage
-from tests.support.object_stores import STORES, ObjectStore
+from nixery.storage.opening import Storage, open_storage, try_out
+from tests.support.object_stores import BUCKETS, STORES, ObjectStore
 
-_DEFAULT = ("s3", "gcs")
+_DEFAULT = ("filesystem", "memory", "dictionary", "s3", "gcs")
 
 OpenStorage = Callable[..., Storage]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     asked: str = metafunc.config.getoption("--buckets")
-    buckets = tuple(asked.split(",")) if asked else _DEFAULT
+    stores = tuple(asked.split(",")) if asked else _DEFAULT
+    if unknown := sorted(set(stores) - STORES.keys()):
+        raise pytest.UsageError(f"--buckets: unknown {', '.join(unknown)}; there are {', '.join(STORES)}")
     if "bucket" in metafunc.fixturenames:
+        buckets = [store for store in stores if store in BUCKETS]
         metafunc.parametrize("bucket", buckets, scope="session", indirect=True)
     elif "backend" in metafunc.fixturenames:
-        backends = buckets if asked else ("filesystem", "memory", *buckets)
-        metafunc.parametrize("backend", backends, scope="session", indirect=True)
+        metafunc.parametrize("backend", stores, scope="session", indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -38,16 +40,13 @@ def bucket(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def backend(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ObjectStore]:
-    if request.param in STORES:
-        with STORES[request.param](tmp_path_factory.mktemp(request.param)) as server:
-            yield server
-    else:
-        yield ObjectStore({"NIXERY_STORAGE_BACKEND": request.param}, 0)
+    with STORES[request.param](tmp_path_factory.mktemp(request.param)) as store:
+        yield store
 
 
 @pytest.fixture
 def prefix() -> str:
-    """A prefix in a bucket for one test."""
+    """A test's own place in a store."""
     return f"prefix/{secrets.token_hex(8)}"
 
 
@@ -57,11 +56,15 @@ def open_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> Ope
     (tmp_path / "temporary").mkdir()
 
     def open_at(server: ObjectStore, **settings: str) -> Storage:
-        given = {"S3_PREFIX": prefix, "STORAGE_PATH": str(tmp_path), **server.settings, **settings}
-        given["S3_PREFIX"] = prefix
+        given = {"STORAGE_PATH": str(tmp_path), **server.settings, **settings, server.place: prefix}
+        if server.driver is not None:
+            try_out(server.driver(prefix), redirects=True)
+            return Storage(server.driver(prefix))
         for name, value in given.items():
             monkeypatch.setenv(name, value)
-        return open_storage(StorageSettings.model_validate(given), tmp_path / "temporary", given)
+        return open_storage(
+            StorageSettings.model_validate(given).storage_options, tmp_path / "temporary", given
+        )
 
     return open_at
 

@@ -6,7 +6,7 @@ import pytest
 
 from nixery.errors import BlobUnknown, BlobVerificationFailed, StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.blobs import LARGEST_DOCUMENT, ListedBlob, StoredBlob
+from nixery.storage.blobs import LARGEST_DOCUMENT, ListedBlob, StoredBlob, blob_name, size_name
 from nixery.storage.opening import Storage
 from tests.storage_contract.conftest import OpenStorage
 from tests.support.object_stores import ObjectStore
@@ -166,3 +166,65 @@ async def test_quarantine(storage: Storage, size: int) -> None:
 async def test_another_process_finds_the_blob(backend: ObjectStore, open_at: OpenStorage) -> None:
     blob = write(open_at(backend), b"content")
     assert await open_at(backend).blobs.find(blob.digest) == blob
+
+
+@pytest.mark.parametrize("damaged", [b"", b"fragment"])
+@pytest.mark.parametrize("size", [1000, 20_000_000])
+async def test_a_fragment_is_not_there_and_is_replaced(
+    backend: ObjectStore, open_at: OpenStorage, damaged: bytes, size: int
+) -> None:
+    storage = open_at(backend)
+    content = content_of(size)
+    blob = write(storage, content)
+    await storage.driver.write(blob_name(blob.digest), damaged)
+    other = open_at(backend)
+    assert await other.blobs.find(blob.digest) is None
+    write(other, content)
+    found = await other.blobs.find(blob.digest)
+    assert found is not None
+    assert await read(other, found, 0, size - 1) == content
+
+
+async def test_a_commit_returns_what_stat_finds(storage: Storage) -> None:
+    for _ in range(2):
+        with storage.driver.create() as upload:
+            upload.write(b"content")
+            entry = upload.commit("blobs/sha256/ab/cd", {"blobs/sha256/ab/cd.size": b"7"})
+        assert await storage.driver.stat("blobs/sha256/ab/cd") == entry
+
+
+async def test_a_commit_replaces_what_is_beside(backend: ObjectStore, open_at: OpenStorage) -> None:
+    storage = open_at(backend)
+    blob = write(storage, b"content")
+    await storage.driver.write(size_name(blob.digest), b"8")
+    assert write(storage, b"content").digest == blob.digest
+    assert await open_at(backend).blobs.find(blob.digest) is not None
+
+
+async def test_a_missing_object_is_no_error_except_for_a_stream(storage: Storage) -> None:
+    driver, name = storage.driver, "records/pins/ab/abcd"
+    assert await driver.stat(name) is None
+    assert await driver.read(name, 10) is None
+    await driver.move(name, "quarantine/abcd")
+    await driver.delete(name)
+    assert [entry async for entry in driver.list("records/pins")] == []
+    for last in (None, 5):
+        with pytest.raises(FileNotFoundError):
+            [chunk async for chunk in driver.stream(name, 0, last)]
+
+
+async def test_objects_are_listed_in_the_order_of_their_whole_names(storage: Storage) -> None:
+    names = [f"records/pins/{name}" for name in ("a", "a-b", "a.b", "a/b", "a/b-c", "a/b/c", "a0", "b")]
+    names = [name for name in names if name not in {"records/pins/a", "records/pins/a/b"}]
+    for name in reversed(names):
+        await storage.driver.write(name, b"content")
+    assert [entry.name async for entry in storage.driver.list("records/pins")] == names
+    for after in (
+        "records/pins/a",
+        "records/pins/a/b",
+        "records/pins/a/b-d",
+        "records/pins/a/b/c",
+        "records/pins/z",
+    ):
+        found = [entry.name async for entry in storage.driver.list("records/pins", after)]
+        assert found == [name for name in names if name > after]

@@ -8,7 +8,7 @@ import urllib.request
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from email.message import Message
-from hashlib import sha256
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -17,11 +17,11 @@ from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage import bucket as bucket_module
 from nixery.storage.blobs import PRESENCE_TTL, BlobStore
-from nixery.storage.catalogue import TAGS, Catalogue, TagRecord
+from nixery.storage.catalogue import Catalogue
 from nixery.storage.opening import Storage
-from nixery.storage.versions import migrate
 from tests.storage_contract.conftest import OpenStorage, through
 from tests.storage_contract.test_blobs import content_of, listed, read, write
+from tests.storage_contract.test_copying import DISK, KEY, copy, holds
 from tests.support.faulty_proxy import Fault, faulty_proxy
 from tests.support.object_stores import ObjectStore
 from tests.support.server import free_port
@@ -60,26 +60,6 @@ async def test_uploads_leave_nothing_but_the_blob(bucket: ObjectStore, open_at: 
     paths = [found["path"] for found in reached.store.list(reached.prefix).collect()]
     assert len([path for path in paths if "/blobs/sha256/" in path]) == 2
     assert objects_of(storage) == {"blobs", "version"}
-
-
-@pytest.mark.parametrize("damaged", [b"", b"fragment"])
-@pytest.mark.parametrize("size", [1000, 20_000_000])
-async def test_a_truncated_object_counts_as_missing_and_is_replaced(
-    bucket: ObjectStore, open_at: OpenStorage, damaged: bytes, size: int
-) -> None:
-    storage = open_at(bucket)
-    content = content_of(size)
-    blob = write(storage, content)
-    assert isinstance(storage.driver, bucket_module.BucketDriver)
-    reached = storage.driver.bucket
-    name = f"{reached.prefix}blobs/sha256/{blob.digest.hex[:2]}/{blob.digest.hex}"
-    reached.store.put(name, damaged)
-    other = open_at(bucket)
-    assert await other.blobs.find(blob.digest) is None
-    write(other, content)
-    found = await other.blobs.find(blob.digest)
-    assert found is not None
-    assert await read(other, found, 0, size - 1) == content
 
 
 @pytest.mark.parametrize("fault", ["error", "cut"])
@@ -221,31 +201,6 @@ async def test_urls_expire(
     assert (fetch(url)[0] == 403) is bucket.verifies
 
 
-async def test_a_bucket_of_a_later_version_is_refused(bucket: ObjectStore, open_at: OpenStorage) -> None:
-    storage = open_at(bucket)
-    assert await storage.driver.read("version", 100) == b"2\n"
-    open_at(bucket)
-    await storage.driver.write("version", b"3\n")
-    with pytest.raises(StorageError, match=r"in version 3.*upgrade this nixery"):
-        open_at(bucket)
-
-
-async def test_a_bucket_of_version_1_is_migrated_in_place(bucket: ObjectStore, open_at: OpenStorage) -> None:
-    storage = open_at(bucket)
-    write(storage, b"content")
-    await storage.driver.delete("version")
-    digest = Digest.of(b"manifest")
-    key = sha256(b"name").hexdigest() + sha256(b"tag").hexdigest()
-    record = TagRecord(name="name", tag="tag", digest=str(digest))
-    await storage.records.put(TAGS, key, record.model_dump_json().encode())
-    opened = open_at(bucket)
-    assert await opened.driver.read("version", 100) is None
-    await migrate(opened.driver, Catalogue(opened.records))
-    assert await opened.driver.read("version", 100) == b"2\n"
-    assert await opened.records.get(TAGS, key) is None
-    assert await Catalogue(opened.records).tags("name", "", 10) == ["tag"]
-
-
 async def test_a_page_of_many_tags_costs_a_bucket_a_handful_of_requests(
     bucket: ObjectStore, open_at: OpenStorage
 ) -> None:
@@ -261,3 +216,21 @@ async def test_a_page_of_many_tags_costs_a_bucket_a_handful_of_requests(
         assert await catalogue.names("", 2) == ["name", "other"]
         assert await catalogue.tags("name", "v099", 2) == ["v100", "v101"]
         assert len(proxy.requests) - before <= 8
+
+
+async def test_the_command_copies_a_storage_into_a_bucket_and_back(
+    bucket: ObjectStore, open_at: OpenStorage, tmp_path: Path, prefix: str
+) -> None:
+    disk = open_at(DISK)
+    contents = [content_of(10, b"1"), content_of(100_000, b"2"), content_of(9_000_000, b"3")]
+    for content in contents:
+        write(disk, content)
+    await disk.records.put("layers", KEY, b"record")
+    for copied in (3, 0):
+        ended = copy(f"file://{tmp_path}", f"{bucket.url}/{prefix}", bucket.settings)
+        assert ended.returncode == 0, ended
+        assert ended.stdout.startswith(f"{copied} of 3 blobs copied")
+        await holds(open_at(bucket), contents)
+    ended = copy(f"{bucket.url}/{prefix}", f"file://{tmp_path}/back", bucket.settings)
+    assert ended.returncode == 0, ended
+    await holds(open_at(DISK, STORAGE_PATH=str(tmp_path / "back")), contents)

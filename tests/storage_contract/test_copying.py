@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery.storage.blobs import ListedBlob
+from nixery.storage.blobs import ListedBlob, blob_name, size_name
 from nixery.storage.copy import copy_storage
 from nixery.storage.opening import Storage
 from tests.storage_contract.conftest import OpenStorage
@@ -14,8 +14,7 @@ from tests.storage_contract.test_blobs import content_of, listed, read, write
 from tests.support.object_stores import ObjectStore
 
 KEY = "0" * 64
-DISK = ObjectStore({"NIXERY_STORAGE_BACKEND": "filesystem"}, 0)
-URLS = {"s3": "s3://layers", "gcs": "gs://layers", "azure": "az://layers"}
+DISK = ObjectStore({"NIXERY_STORAGE_BACKEND": "filesystem"})
 
 
 def copy(source: str, target: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -36,31 +35,40 @@ async def holds(storage: Storage, contents: list[bytes]) -> None:
     assert await storage.records.get("layers", KEY) == b"record"
 
 
-async def test_a_storage_is_copied_back_and_forth(
-    bucket: ObjectStore, open_at: OpenStorage, tmp_path: Path, prefix: str
+async def test_a_storage_moves_there_and_back(
+    backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
 ) -> None:
     disk = open_at(DISK)
     contents = [content_of(10, b"1"), content_of(100_000, b"2"), content_of(9_000_000, b"3")]
     for content in contents:
         write(disk, content)
     await disk.records.put("layers", KEY, b"record")
-    there = f"{URLS[bucket.settings['NIXERY_STORAGE_BACKEND']]}/{prefix}"
+    there = open_at(backend, STORAGE_PATH=str(tmp_path / "there"))
     for copied in (3, 0):
-        ended = copy(f"file://{tmp_path}", there, bucket.settings)
-        assert ended.returncode == 0, ended
-        assert ended.stdout.startswith(f"{copied} of 3 blobs copied")
-        await holds(open_at(bucket), contents)
-    ended = copy(there, f"file://{tmp_path}/back", bucket.settings)
-    assert ended.returncode == 0, ended
-    await holds(open_at(DISK, STORAGE_PATH=str(tmp_path / "back")), contents)
+        done = await copy_storage(disk, there, lambda _: None)
+        assert (done.copied, done.blobs, done.broken) == (copied, 3, [])
+        await holds(open_at(backend, STORAGE_PATH=str(tmp_path / "there")), contents)
+    back = open_at(DISK, STORAGE_PATH=str(tmp_path / "back"))
+    await copy_storage(there, back, lambda _: None)
+    await holds(back, contents)
+
+
+@pytest.mark.parametrize("size", [6, 9_000_000])
+async def test_a_broken_blob_is_left_out(
+    backend: ObjectStore, open_at: OpenStorage, tmp_path: Path, size: int
+) -> None:
+    source, target = open_at(backend), open_at(DISK, STORAGE_PATH=str(tmp_path / "target"))
+    whole, broken = write(source, b"whole"), write(source, content_of(size))
+    await source.driver.write(blob_name(broken.digest), bytes(size))
+    done = await copy_storage(source, target, lambda _: None)
+    assert (done.copied, done.broken) == (1, [broken.digest])
+    assert [blob.digest for blob in await listed(target)] == [whole.digest]
 
 
 async def test_broken_blobs_are_left_out_and_reported(open_at: OpenStorage, tmp_path: Path) -> None:
     disk = open_at(DISK)
     whole, broken = write(disk, b"whole"), write(disk, b"broken")
-    path = tmp_path / "blobs" / "sha256" / broken.digest.hex[:2] / broken.digest.hex
-    path.chmod(0o644)
-    path.write_bytes(b"BROKEN")  # of the right size
+    await disk.driver.write(blob_name(broken.digest), b"BROKEN")  # of the right size
     ended = copy(f"file://{tmp_path}", f"file://{tmp_path}/other", {})
     assert ended.returncode == 1
     assert str(broken.digest) in ended.stderr
@@ -74,11 +82,8 @@ async def test_a_blob_under_the_name_of_another_leaves_that_one_alone_in_the_tar
     """A blob that is broken in the source may be intact in the target."""
     disk = open_at(DISK, STORAGE_PATH=str(tmp_path / "source"))
     good, broken = write(disk, content_of(9_000_000)), write(disk, b"broken")
-    path = tmp_path / "source" / "blobs" / "sha256" / broken.digest.hex[:2] / broken.digest.hex
-    size = path.with_name(f"{path.name}.size")
-    for file, content in ((path, content_of(9_000_000)), (size, b"9000000")):
-        file.unlink()
-        file.write_bytes(content)
+    await disk.driver.write(blob_name(broken.digest), content_of(9_000_000))
+    await disk.driver.write(size_name(broken.digest), b"9000000")
     await disk.blobs.delete(good.digest)
     target = open_at(backend, STORAGE_PATH=str(tmp_path / "target"))
     write(target, content_of(9_000_000))
@@ -95,9 +100,7 @@ async def test_a_blob_deleted_meanwhile_is_not_reported_as_broken(
     kept, deleted, empty = write(disk, b"kept"), write(disk, b"deleted"), write(disk, b"empty")
     found = await listed(disk)
     await disk.blobs.delete(deleted.digest)
-    path = tmp_path / "blobs" / "sha256" / empty.digest.hex[:2] / empty.digest.hex
-    path.chmod(0o644)
-    path.write_bytes(b"")
+    await disk.driver.write(blob_name(empty.digest), b"")
 
     async def scan() -> AsyncIterator[ListedBlob]:
         for blob in found:

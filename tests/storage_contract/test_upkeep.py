@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from nixery.builds.image import Image
-from nixery.builds.layers import LAYERS, LayerRecord
+from nixery.builds.layers import LayerRecord
 from nixery.errors import CollectionRunning
 from nixery.gc.collector import CollectionLock, Collector, RetentionPolicy
 from nixery.gc.records import CHECKS
@@ -25,18 +23,17 @@ from nixery.oci.documents import (
     image_config,
     image_manifest,
 )
-from nixery.storage.blobs import are_there
-from nixery.storage.bucket import BucketDriver
+from nixery.storage.blobs import are_there, blob_name
 from nixery.storage.copy import COPIED
-from nixery.storage.leases import COLLECTIONS, USES, Leases
+from nixery.storage.leases import Leases
 from nixery.storage.opening import Storage
-from nixery.storage.records import RecordStore
+from nixery.storage.records import COLLECTIONS, LAYERS, USES, RecordStore
 from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
 
-# Seconds of the grace period, and until it has expired. Tests cannot set a bucket's times, which have a resolution of a second:
-# an object may seem a second older than it is, and the collection a second younger.
+# Seconds of grace, and until it is over. No test can set a storage's times, and a bucket's have whole seconds:
+# a stored object may look a second older than it is, and the collection a second younger.
 GRACE = 3.0
 AGED = 4.5
 
@@ -107,18 +104,12 @@ async def test_unused_images_are_deleted_as_a_whole(backend: ObjectStore, open_a
     assert await keys(storage.records, USES) == {digest.hex for digest in new.digests}
 
 
-async def test_remains_of_a_blob_are_deleted(
-    backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
-) -> None:
+async def test_what_is_left_of_a_blob_goes(backend: ObjectStore, open_at: OpenStorage) -> None:
     storage = open_at(backend)
     digest = (await store_layer(storage, b"whose blob goes alone")).descriptor.digest
     image = await store_image(storage, b"a layer")
     assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == []
-    name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
-    if isinstance(storage.driver, BucketDriver):
-        storage.driver.bucket.store.delete(storage.driver.bucket.key(name))
-    else:
-        (tmp_path / name).unlink()
+    await storage.driver.delete(blob_name(digest))
     assert [blob.digest async for blob in storage.blobs.scan_leftovers()] == [digest]
     await asyncio.sleep(AGED)
     await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy())
@@ -126,8 +117,8 @@ async def test_remains_of_a_blob_are_deleted(
     assert await are_there(storage.blobs, image.parts)
 
 
-async def test_a_broken_blob_is_quarantined(
-    backend: ObjectStore, open_at: OpenStorage, tmp_path: Path
+async def test_a_broken_blob_is_found_and_put_out_of_the_way(
+    backend: ObjectStore, open_at: OpenStorage
 ) -> None:
     storage = open_at(backend)
     image = await store_image(storage, b"a layer", b"another")
@@ -135,50 +126,29 @@ async def test_a_broken_blob_is_quarantined(
     (torn,) = await scrub(storage)
     assert torn.what == f"{LAYERS}/{'ab' * 32}"
     digest = Digest.of(b"a layer")
-    overwrite(storage, tmp_path, digest, b"a lawyer"[:7])
+    await storage.driver.write(blob_name(digest), b"a lawyer"[:7])
     (finding,) = await scrub(storage)
     assert finding.what == str(digest)
     assert await storage.blobs.find(digest) is None
     assert {blob.digest for blob in await listed(storage)} == {d for d, _ in image.parts} - {digest}
-    assert quarantined(storage, tmp_path, digest) == b"a lawye"
+    assert await quarantined(storage, digest) == b"a lawye"
     assert await scrub(storage) == []
     await store_layer(storage, b"a layer")
     assert await storage.blobs.find(digest) is not None
 
 
-async def test_the_quarantine_is_bounded(
-    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_quarantine_does_not_grow_for_ever(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nixery.storage.blobs.QUARANTINED", 2)
     digests = [(await store_layer(storage, b"%d" % number)).descriptor.digest for number in range(4)]
     for digest in digests:
         await storage.blobs.quarantine(digest)
-    assert quarantined(storage, tmp_path, digests[-1]) == b"3"
-    kept = 0
-    for digest in digests:
-        with suppress(FileNotFoundError):
-            quarantined(storage, tmp_path, digest)
-            kept += 1
-    assert kept == 2
+    assert await quarantined(storage, digests[-1]) == b"3"
+    kept = [await quarantined(storage, digest) for digest in digests]
+    assert len([content for content in kept if content is not None]) == 2
 
 
-def overwrite(storage: Storage, directory: Path, digest: Digest, content: bytes) -> None:
-    """Damage a blob, bypassing the driver."""
-    name = f"blobs/sha256/{digest.hex[:2]}/{digest.hex}"
-    if isinstance(storage.driver, BucketDriver):
-        bucket = storage.driver.bucket
-        bucket.store.put(bucket.key(name), content)
-    else:
-        (directory / name).unlink()
-        (directory / name).write_bytes(content)
-
-
-def quarantined(storage: Storage, directory: Path, digest: Digest) -> bytes:
-    name = f"quarantine/{digest.hex}"
-    if isinstance(storage.driver, BucketDriver):
-        bucket = storage.driver.bucket
-        return bytes(bucket.store.get(bucket.key(name)).bytes())
-    return (directory / name).read_bytes()
+async def quarantined(storage: Storage, digest: Digest) -> bytes | None:
+    return await storage.driver.read(f"quarantine/{digest.hex}", 100)
 
 
 def test_all_kinds_of_records_are_copied() -> None:

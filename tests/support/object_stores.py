@@ -1,4 +1,7 @@
-"""Bucket servers: processes on free ports with an empty bucket, ended by their process ids."""
+"""The stores of the contract suite: a context manager for each name in pytest's option ``--buckets``.
+
+Bucket servers are processes on free ports with an empty bucket, ended by their process ids.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +27,8 @@ from urllib.parse import urlencode
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from nixery.storage.driver import Driver
+from tests.support.dictionary_driver import DictionaryDriver
 from tests.support.google_xml import google_xml_api
 from tests.support.server import HOST, end_process, free_port
 
@@ -44,17 +49,42 @@ _ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A running bucket server.
+    """A store that is ready, for example a running bucket server.
 
     Attributes:
-        settings: of nixery for its bucket.
-        port: where it listens.
+        settings: of nixery for its storage.
+        port: where it listens; 0 if it is no server.
         verifies: whether it verifies signatures and credentials; moto and fake-gcs-server do not.
+        url: of its bucket, for ``nixery storage copy``; empty if it is no bucket.
+        place: the setting that gives each test a place of its own in the store.
+        driver: makes the driver of a place, for a driver that only the tests have; ``None`` if the settings
+            select it.
     """
 
     settings: Mapping[str, str]
-    port: int
+    port: int = 0
     verifies: bool = False
+    url: str = ""
+    place: str = "S3_PREFIX"
+    driver: Callable[[str], Driver] | None = None
+
+
+@contextmanager
+def filesystem(directory: Path) -> Iterator[ObjectStore]:  # noqa: ARG001 -- each test has a STORAGE_PATH
+    """A directory of the test."""
+    yield ObjectStore({"NIXERY_STORAGE_BACKEND": "filesystem"})
+
+
+@contextmanager
+def memory(directory: Path) -> Iterator[ObjectStore]:  # noqa: ARG001 -- in memory
+    """The backend ``memory``."""
+    yield ObjectStore({"NIXERY_STORAGE_BACKEND": "memory"})
+
+
+@contextmanager
+def dictionary(directory: Path) -> Iterator[ObjectStore]:  # noqa: ARG001 -- in memory
+    """A minimal driver that only the tests have."""
+    yield ObjectStore({}, driver=DictionaryDriver)
 
 
 @contextmanager
@@ -64,7 +94,7 @@ def moto(directory: Path, port: int | None = None) -> Iterator[ObjectStore]:
     command = [sys.executable, "-m", "moto.server", "--host", HOST, "--port", str(port)]
     with _running(command, directory, port):
         _request("PUT", f"http://{HOST}:{port}/{BUCKET}")
-        yield ObjectStore(s3_settings(port), port)
+        yield ObjectStore(s3_settings(port), port, url=f"s3://{BUCKET}")
 
 
 def s3_settings(port: int) -> dict[str, str]:
@@ -88,7 +118,7 @@ def minio(directory: Path) -> Iterator[ObjectStore]:
     credentials = {"MINIO_ROOT_USER": "nixery-access", "MINIO_ROOT_PASSWORD": "nixery-secret"}
     command = [str(MINIO), "server", "--address", f"{HOST}:{port}", str(data)]
     with _running(command, directory, port, credentials):
-        yield ObjectStore(s3_settings(port), port, verifies=True)
+        yield ObjectStore(s3_settings(port), port, verifies=True, url=f"s3://{BUCKET}")
 
 
 @contextmanager
@@ -123,7 +153,7 @@ def gcs(directory: Path) -> Iterator[ObjectStore]:
             "GOOGLE_APPLICATION_CREDENTIALS": str(key),
             "STORAGE_EMULATOR_HOST": f"http://{HOST}:{port}",
         }
-        yield ObjectStore(settings, port)
+        yield ObjectStore(settings, port, url=f"gs://{BUCKET}")
 
 
 def _fake_gcs_server() -> Path:
@@ -152,7 +182,7 @@ def azurite(directory: Path) -> Iterator[ObjectStore]:
             "AZURE_STORAGE_ACCOUNT_KEY": _ACCOUNT_KEY,
             "AZURE_STORAGE_ENDPOINT": f"http://{HOST}:{port}/{_ACCOUNT}",
         }
-        yield ObjectStore(settings, port, verifies=True)
+        yield ObjectStore(settings, port, verifies=True, url=f"az://{BUCKET}")
 
 
 def _make_container(port: int) -> None:
@@ -221,5 +251,8 @@ def _answers(port: int) -> bool:
     return True
 
 
-# By their names in pytest's option --buckets.
-STORES = {"s3": moto, "gcs": gcs, "azure": azurite, "minio": minio}
+# Buckets have tests of their own besides those of the contract.
+BUCKETS = {"s3": moto, "gcs": gcs, "azure": azurite, "minio": minio}
+
+# By their names in pytest's option --buckets. A new store that is no bucket is added here.
+STORES = {"filesystem": filesystem, "memory": memory, "dictionary": dictionary, **BUCKETS}

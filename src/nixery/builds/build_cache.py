@@ -24,9 +24,7 @@ from nixery.oci.documents import (
 from nixery.sources.source import Pin
 from nixery.storage.blobs import BlobStore, are_still_there, are_there
 from nixery.storage.leases import Leases
-from nixery.storage.records import RecordStore
-
-IMAGES = "images"
+from nixery.storage.records import IMAGES, RecordStore
 
 # Seconds for which a check that a cached image's blobs exist is valid; the check takes longer than a cached response.
 VERIFIED_TTL = 1.0

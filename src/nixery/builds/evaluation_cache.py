@@ -20,9 +20,7 @@ from nixery.image.platform import Platform
 from nixery.nix.packages import Definition, Evaluated, Package
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import Pin
-from nixery.storage.records import KINDS, RecordStore
-
-EVALUATIONS = "evaluations"
+from nixery.storage.records import EVALUATIONS, KINDS, RecordStore
 
 EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
 

@@ -31,9 +31,7 @@ from nixery.builds.events import (
 from nixery.errors import StorageError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
-from nixery.storage.records import KINDS, RecordStore
-
-BUILDS = "builds"
+from nixery.storage.records import BUILDS, KINDS, RecordStore
 
 # The end of a build's log that is kept: lines, and characters in them.
 _LINES = 500

@@ -27,9 +27,7 @@ from nixery.packing.packer import Contents, LayerPacker
 from nixery.packing.root_filesystem import Entry, RootFilesystem, add_entries
 from nixery.packing.store_tree import add_store_paths
 from nixery.storage.blobs import BlobStore
-from nixery.storage.records import RecordStore
-
-LAYERS = "layers"
+from nixery.storage.records import LAYERS, RecordStore
 
 # Seconds between checks whether another process has finished packing a layer.
 _POLL = 0.1

@@ -37,9 +37,7 @@ from nixery.nix.packages import Details
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.records import RecordStore
-
-PACKAGES = "packages"
+from nixery.storage.records import PACKAGES, RecordStore
 
 LISTED: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])
 

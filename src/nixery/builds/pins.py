@@ -28,9 +28,7 @@ from nixery.errors import (
 from nixery.oci.documents import canonical_json
 from nixery.source_location import COMMIT, redacted
 from nixery.sources.source import EARLIEST, LATEST, PackageSource, Pin, Reference
-from nixery.storage.records import RecordStore
-
-PINS = "pins"
+from nixery.storage.records import PINS, RecordStore
 
 # A pin in use is refreshed after this part of its life.
 _REFRESH = 0.75

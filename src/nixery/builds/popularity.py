@@ -25,10 +25,7 @@ from nixery.nix.packages import Contents, Evaluated, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.records import KINDS, RecordStore
-
-BATCHES = "batches"
-BATCH_CLOSURES = "batch-closures"
+from nixery.storage.records import BATCH_CLOSURES, BATCHES, KINDS, RecordStore
 
 # Seconds for the evaluation of a batch, at least.
 BATCH_TIMEOUT = 600.0

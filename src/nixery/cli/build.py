@@ -216,7 +216,7 @@ class _Delivery:
     ) -> None:
         from nixery.nix.environments import credential_environment
         from nixery.push.push import PushOptions, push
-        from nixery.storage.layout import write_layout
+        from nixery.storage.oci_layout import write_layout
 
         if isinstance(output, FileOutput):
             place, archive = output.place, output.archive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
@@ -16,14 +17,12 @@ from nixery.errors import StorageError
 if TYPE_CHECKING:
     from nixery.storage.copy import Copied
     from nixery.storage.opening import Storage
+    from nixery.storage.options import Backend
 
 _BROKEN = 1
 
-_BACKENDS = {
-    "s3": ("s3", "S3_BUCKET"),
-    "gs": ("gcs", "GCS_BUCKET"),
-    "az": ("azure", "AZURE_CONTAINER_NAME"),
-}
+# The backend of each scheme of URLs, except for `file`.
+_BACKENDS: Mapping[str, Backend] = {"s3": "s3", "gs": "gcs", "az": "azure"}
 
 storage = typer.Typer(help="Work on whole storages.", no_args_is_help=True)
 
@@ -87,9 +86,9 @@ def copy(
 
 
 def _open(url: str, temporary: Path, *, must_exist: bool) -> Storage:
-    from nixery.settings import StorageSettings
     from nixery.storage.files import make_directory, make_storage_directory
     from nixery.storage.opening import open_storage
+    from nixery.storage.options import StorageOptions
 
     parts = urlsplit(url)
     if parts.scheme == "file":
@@ -100,14 +99,13 @@ def _open(url: str, temporary: Path, *, must_exist: bool) -> Storage:
         # On the same file system as the blobs: finished files are moved there.
         make_storage_directory(root)
         make_directory(root / "temporary")
-        given = {"NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(root)}
-        return open_storage(StorageSettings.model_validate(given), root / "temporary", os.environ)
+        return open_storage(StorageOptions("filesystem", root), root / "temporary", os.environ)
     if parts.scheme not in _BACKENDS or not parts.netloc:
         raise StorageError(
             f"unknown storage {url}: use file:///PATH, s3://BUCKET/PREFIX, gs://BUCKET or az://CONTAINER"
         )
-    backend, variable = _BACKENDS[parts.scheme]
-    given = {"NIXERY_STORAGE_BACKEND": backend, variable: parts.netloc, "S3_PREFIX": parts.path}
     # No client is redirected, and a blob that is read once needs no cache.
-    given |= {"STORAGE_PATH": str(temporary), "NIXERY_BLOB_DELIVERY": "proxy", "NIXERY_CACHE_SIZE": "0"}
-    return open_storage(StorageSettings.model_validate(given), temporary, os.environ)
+    options = StorageOptions(
+        _BACKENDS[parts.scheme], temporary, bucket=parts.netloc, prefix=parts.path, redirects=False
+    )
+    return open_storage(options, temporary, os.environ)

@@ -34,8 +34,8 @@ from nixery.gc.marking import Marking, Room
 from nixery.gc.records import delete_pointless_records, enforce_bounds
 from nixery.oci.digest import Digest
 from nixery.storage.blobs import BlobStore, ListedBlob
-from nixery.storage.leases import COLLECTION_LEASE, COLLECTIONS
-from nixery.storage.records import RecordStore
+from nixery.storage.leases import COLLECTION_LEASE
+from nixery.storage.records import COLLECTIONS, RecordStore
 
 # Seconds between two renewals of the lock.
 _RENEW_EVERY = COLLECTION_LEASE / 6

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 
-from nixery.builds.build_cache import IMAGES
-from nixery.builds.layers import LAYERS
 from nixery.gc.records import is_digest, read_image, read_layer, read_referrer
 from nixery.oci.digest import Digest
 from nixery.oci.documents import is_index, referenced_blobs
 from nixery.storage.blobs import BlobStore
-from nixery.storage.catalogue import REFERRERS
-from nixery.storage.leases import USES, leased_documents
-from nixery.storage.records import RecordStore, decode
+from nixery.storage.leases import leased_documents
+from nixery.storage.records import IMAGES, LAYERS, REFERRERS, USES, RecordStore, decode
 
 # The time of the last use, the digest or key, and whether it is the key of an image's record.
 _Root = tuple[float, bytes, bool]

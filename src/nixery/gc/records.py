@@ -12,19 +12,36 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from pydantic import TypeAdapter
 
-from nixery.builds.build_cache import IMAGES, ImageRecord
-from nixery.builds.evaluation_cache import EVALUATED, EVALUATIONS
-from nixery.builds.history import BUILDS, BuildReport
-from nixery.builds.layers import LAYERS, LayerRecord
-from nixery.builds.packages import LISTED, PACKAGES
-from nixery.builds.pins import PINS, PinRecord
-from nixery.builds.popularity import BATCH, BATCH_CLOSURES, BATCHES, REFERENCES
+from nixery.builds.build_cache import ImageRecord
+from nixery.builds.evaluation_cache import EVALUATED
+from nixery.builds.history import BuildReport
+from nixery.builds.layers import LayerRecord
+from nixery.builds.packages import LISTED
+from nixery.builds.pins import PinRecord
+from nixery.builds.popularity import BATCH, REFERENCES
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
 from nixery.storage.blobs import BlobStore
-from nixery.storage.catalogue import REFERRERS, TAGS, TAGS_IN_ORDER, TagRecord
-from nixery.storage.leases import COLLECTIONS, USES, leased_documents
-from nixery.storage.records import KINDS, RecordStore, decode
+from nixery.storage.catalogue import TagRecord
+from nixery.storage.leases import leased_documents
+from nixery.storage.records import (
+    BATCH_CLOSURES,
+    BATCHES,
+    BUILDS,
+    COLLECTIONS,
+    EVALUATIONS,
+    IMAGES,
+    KINDS,
+    LAYERS,
+    PACKAGES,
+    PINS,
+    REFERRERS,
+    TAGS,
+    TAGS_IN_ORDER,
+    USES,
+    RecordStore,
+    decode,
+)
 
 # Seconds for which tags, pins, evaluations and batches are kept at least: longer than any pin is valid.
 _DAY = 24 * 3600.0

@@ -15,8 +15,7 @@ from nixery.errors import BlobUnknown, StorageError
 from nixery.gc.records import CHECKS, is_digest
 from nixery.oci.digest import Digest
 from nixery.storage.blobs import BlobStore
-from nixery.storage.leases import USES
-from nixery.storage.records import RecordStore
+from nixery.storage.records import USES, RecordStore
 
 # Seconds between two passes in the background, and before the first.
 _COOLDOWN = 3600.0

@@ -16,8 +16,7 @@ from nixery.gc.records import enforce_bounds
 from nixery.quantities import DiskMark
 from nixery.storage.blobs import BlobStore
 from nixery.storage.files import FileSystemUse
-from nixery.storage.leases import USES
-from nixery.storage.records import KINDS, RecordStore
+from nixery.storage.records import KINDS, USES, RecordStore
 
 # Seconds between two checks by the use of the file system, and between two by a listing of all blobs, which costs more.
 _CHECK_EVERY = 10.0

@@ -40,6 +40,7 @@ from nixery.nix.environments import (
 from nixery.quantities import DiskMark, seconds, size
 from nixery.settings import values
 from nixery.sources.source import REACHABLE, CommitRule
+from nixery.storage.options import Backend, StorageOptions
 
 _DAY = 24 * 3600
 _WEEK = 7 * _DAY
@@ -348,9 +349,7 @@ class StorageSettings(_Group):
 
     model_config = SettingsConfigDict(title="Storage")
 
-    storage_backend: Literal["filesystem", "s3", "gcs", "azure", "memory"] = Field(
-        alias="NIXERY_STORAGE_BACKEND"
-    )
+    storage_backend: Backend = Field(alias="NIXERY_STORAGE_BACKEND")
     """Place of blobs and records: `filesystem`, `s3`, `gcs`, `azure`, or `memory` for a trial."""
     storage_path: Annotated[
         Path,
@@ -403,6 +402,20 @@ class StorageSettings(_Group):
         1, alias="NIXERY_SCRUB_RATE", ge=0, le=1 << 16
     )
     """Rate at which the server reads stored blobs in the background to find broken ones; `0` for none."""
+
+    @property
+    def storage_options(self) -> StorageOptions:
+        """The values that opening the storage needs."""
+        buckets = {"s3": self.s3_bucket, "gcs": self.gcs_bucket, "azure": self.azure_container}
+        return StorageOptions(
+            self.storage_backend,
+            self.storage_path,
+            bucket=buckets.get(self.storage_backend) or "",
+            prefix=self.s3_prefix,
+            public_endpoint=self.s3_public_endpoint,
+            redirects=self.blob_delivery != "proxy",
+            cache_size=self.cache_size,
+        )
 
     @model_validator(mode="before")
     @classmethod

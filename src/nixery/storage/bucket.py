@@ -37,7 +37,8 @@ PART = 8 * 1024 * 1024
 # Parts of one object that are uploaded at the same time.
 CONCURRENCY = 3
 
-# How long a client may take from the redirect to its request; a download that has begun continues. Retries begin at our URL.
+# Lifetime of a signed URL: a client has to begin its download in this time. A client that retries asks the
+# server for another URL.
 LIFETIME = timedelta(minutes=10)
 
 # Bytes that a store copies in one request; S3's limit is 5 GiB. A larger object is downloaded and uploaded again.
@@ -140,7 +141,7 @@ class BucketDriver:
     async def read(self, name: str, largest: int) -> bytes | None:
         """See ``Driver.read``. The contents of a larger object are not transferred."""
         try:
-            with self.bucket.doing("read an object from"):
+            with self.bucket.doing("read from"):
                 found = await obstore.get_async(self.bucket.store, self.bucket.key(name))
                 return bytes(await found.bytes_async()) if found.meta["size"] <= largest else None
         except FileNotFoundError:
@@ -149,7 +150,7 @@ class BucketDriver:
     async def stream(self, name: str, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
         """See ``Driver.stream``."""
         left = None if last is None else last - first + 1
-        with self.bucket.doing("read an object from"):
+        with self.bucket.doing("read from"):
             found = await obstore.get_async(
                 self.bucket.store,
                 self.bucket.key(name),
@@ -191,7 +192,7 @@ class BucketDriver:
 
     async def delete(self, name: str) -> None:
         """See ``Driver.delete``."""
-        with suppress(FileNotFoundError), self.bucket.doing("delete an object from"):
+        with suppress(FileNotFoundError), self.bucket.doing("delete from"):
             await obstore.delete_async(self.bucket.store, self.bucket.key(name))
 
     async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
@@ -212,8 +213,8 @@ class BucketDriver:
                             yield self._entry(found)
                             last = found["path"]
                             until = time.monotonic() + _RETRY_FOR
-            except StorageError:
-                if time.monotonic() > until:
+            except StorageError as error:
+                if time.monotonic() > until or _is_denied(error.__cause__):
                     raise
                 await asyncio.sleep(_PAUSE)
             else:
@@ -234,6 +235,7 @@ class BucketDriver:
         try:
             with self.bucket.doing("write to"):
                 await obstore.put_async(self.bucket.store, key, b"nixery", use_multipart=False)
+            with self.bucket.doing("delete from"):
                 await obstore.delete_async(self.bucket.store, key)
         except FileNotFoundError as error:
             raise StorageError(f"there is no bucket {self.name}") from error
@@ -271,7 +273,8 @@ class BucketUpload:
 
     def commit(self, name: str, beside: Mapping[str, bytes]) -> Entry:
         """See ``Upload.commit``."""
-        if self._size_of(name) != self._size or not all(map(self._holds, beside.items())):
+        found = self._look_up(name)
+        if found is None or found["size"] != self._size or not all(map(self._holds, beside.items())):
             if self._upload is not None:
                 self._complete(self._upload)
             for other, content in beside.items():
@@ -282,8 +285,8 @@ class BucketUpload:
             else:
                 with self._bucket.writing():
                     _copy(self._bucket, self._name, name, self._size)
-            self._require_all(name)
-        return Entry(name, self._size, time.time())
+            found = self._require_all(name)
+        return Entry(name, self._size, found["last_modified"].timestamp())
 
     def _complete(self, upload: WritableFile) -> None:
         if self._pending:
@@ -292,8 +295,9 @@ class BucketUpload:
             with self._bucket.writing():
                 upload.close()
         except StorageError:
-            # Perhaps only the response was lost: the retry fails with "no such upload".
-            if self._size_of(self._name) != self._size:
+            # Perhaps only the response got lost: a retry is told that there is no such upload.
+            found = self._look_up(self._name)
+            if found is None or found["size"] != self._size:
                 raise
         # S3 has compared each part with its SHA-256, which the signature covers. The size shows that all of them arrived.
         self._require_all(self._name)
@@ -320,28 +324,28 @@ class BucketUpload:
                 use_multipart=False,
             )
 
-    def _size_of(self, name: str) -> int | None:
+    def _look_up(self, name: str) -> ObjectMeta | None:
         try:
             with self._bucket.doing("look up an object in"):
-                return obstore.head(self._bucket.store, self._bucket.key(name))["size"]
+                return obstore.head(self._bucket.store, self._bucket.key(name))
         except FileNotFoundError:
             return None
 
     def _holds(self, item: tuple[str, bytes]) -> bool:
         name, content = item
         try:
-            with self._bucket.doing("read an object from"):
+            with self._bucket.doing("read from"):
                 found = obstore.get(self._bucket.store, self._bucket.key(name))
                 return found.meta["size"] == len(content) and bytes(found.bytes()) == content
         except FileNotFoundError:
             return False
 
-    def _require_all(self, name: str) -> None:
-        found = self._size_of(name)
-        if found != self._size:
-            raise BlobVerificationFailed(
-                f"{self._size} bytes of {name} were written, {found or 0} are stored"
-            )
+    def _require_all(self, name: str) -> ObjectMeta:
+        found = self._look_up(name)
+        if found is None or found["size"] != self._size:
+            stored = 0 if found is None else found["size"]
+            raise BlobVerificationFailed(f"{self._size} bytes of {name} were written, {stored} are stored")
+        return found
 
 
 def _copy(bucket: Bucket, source: str, target: str, size: int) -> None:
@@ -359,17 +363,24 @@ def _copy(bucket: Bucket, source: str, target: str, size: int) -> None:
     )
 
 
+def _is_denied(error: BaseException | None) -> bool:
+    """Whether the permissions or the credentials are wrong, so that a retry fails as well."""
+    text = str(error)
+    status = _HTTP_STATUS.search(text)
+    # obstore has no error of its own for a listing that is denied, and S3 reports deletions in a list of results.
+    return (
+        isinstance(error, (PermissionDeniedError, UnauthenticatedError))
+        or (status is not None and status[1].startswith("403"))
+        or any(code in text for code in _DENIED)
+    )
+
+
 def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, UnauthenticatedError):
         return "the credentials are not accepted"
     status = _HTTP_STATUS.search(text)
-    # obstore has no error class for a denied listing, and S3 reports deletions in a list of results.
-    if (
-        isinstance(error, PermissionDeniedError)
-        or (status is not None and status[1].startswith("403"))
-        or any(code in text for code in _DENIED)
-    ):
+    if _is_denied(error):
         wrong = any(code in text for code in _WRONG_CREDENTIALS)
         return "the credentials are wrong" if wrong else "there is no permission to"
     if status is not None:

@@ -25,11 +25,16 @@ from nixery.caching import LRUCache
 from nixery.errors import InvalidDigest, InvalidName, InvalidReference, StorageError
 from nixery.image.name import LONGEST_NAME, Tag, canonical_name, parse_reference
 from nixery.oci.digest import Digest
-from nixery.storage.records import KINDS, RecordStore, decode, ordered_key, text_of
-
-TAGS_IN_ORDER = "tags-in-order"
-TAGS = "tags"
-REFERRERS = "referrers"
+from nixery.storage.records import (
+    KINDS,
+    REFERRERS,
+    TAGS,
+    TAGS_IN_ORDER,
+    RecordStore,
+    decode,
+    ordered_key,
+    text_of,
+)
 
 # Seconds after which the record of a tag that is pulled is renewed: records that no pull renews expire.
 _RENEW_AFTER = 3600.0

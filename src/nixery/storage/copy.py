@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 from nixery.errors import BlobUnknown
 from nixery.oci.digest import Digest
-from nixery.storage.leases import COLLECTIONS
 from nixery.storage.opening import Storage
-from nixery.storage.records import KINDS
+from nixery.storage.records import COLLECTIONS, KINDS
 
 # A collection in progress in the source does not concern the target.
 COPIED = tuple(kind for kind in KINDS if kind != COLLECTIONS)

@@ -1,10 +1,11 @@
-"""The seam of the storage: ten methods for each kind of place that can keep named objects.
+"""The interface of a storage backend: ten methods for named objects in one place.
 
-A directory (``nixery.storage.filesystem``) and a bucket (``nixery.storage.bucket``) implement it. Blobs, records, leases, the
-cache and copying are written once, above it. A wrapper of a driver can observe every access (``nixery.telemetry.storage``).
+A directory (``nixery.storage.filesystem``) and a bucket (``nixery.storage.bucket``) implement it. Blobs,
+records, leases, the cache and copying are written once, above it. A wrapper of a driver can observe every
+access (``nixery.telemetry.storage``).
 
-Names are relative, with slashes, and chosen by the code above: never by a client. An object appears as a whole or not at all;
-a later writer replaces it. Readers and writers in any number of processes need no lock.
+Names are relative, with slashes, and chosen by the code above: never by a client. An object appears as a
+whole or not at all; a later writer replaces it. Readers and writers in any number of processes need no lock.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Entry:
         name: relative to the storage.
         size: bytes.
         modified: when it was written or renewed, in seconds since the epoch by the storage's clock.
-        path: the file that holds it; ``None`` if it is not on this machine.
+        path: the file that holds it, in results of ``stat`` and ``commit``; ``None`` in listings,
+            and if it is not on this machine.
     """
 
     name: str
@@ -48,6 +50,13 @@ class Upload(Protocol):
         """Give the written bytes a name, after storing small objects that have to exist first.
 
         Nothing is written if an object of the same size has the name and all objects beside it are as given.
+
+        Args:
+            name: of the object.
+            beside: small objects by their names, written or replaced before the object gets its name.
+
+        Returns:
+            The object as ``stat`` finds it, with the time of the storage's clock.
 
         Raises:
             BlobVerificationFailed: the storage lost bytes.
@@ -84,15 +93,19 @@ class Driver(Protocol):
         ...
 
     def stream(self, name: str, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Yield an object in pieces of at most a MiB.
+        """Yield an object, or a range of it, in pieces of at most a MiB.
+
+        A download always has a ``last``. Without it, the caller checks a blob that is probably not read again
+        soon, which has two consequences: the object is read to its end, wherever that is, and a driver whose
+        reads fill a cache, such as the page cache, drops it from there.
 
         Args:
             name: of the object.
             first: offset of the first byte.
-            last: offset of the last byte; ``None`` to read to the end, once, without filling caches.
+            last: offset of the last byte; ``None`` for a check.
 
         Raises:
-            FileNotFoundError: it is missing.
+            FileNotFoundError: it is missing; raised before the first piece.
             StorageError: it cannot be read, or ends before ``last``.
         """
         ...
@@ -135,7 +148,10 @@ class Driver(Protocol):
         ...
 
     def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
-        """Yield the objects below a directory in the order of their names, page by page.
+        """Yield the objects below a directory, at any depth, in the order of their whole names, page by page.
+
+        In that order, a directory sorts as its name with a slash at its end does: ``a-b`` comes before
+        ``a/b``, although ``a`` comes before ``a-b``.
 
         Args:
             directory: without a slash at its end; may be missing.

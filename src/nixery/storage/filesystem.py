@@ -2,8 +2,9 @@
 
 ::
 
-    version                                                 the version of this layout (nixery.storage.opening)
+    version                                                 the version of this layout (nixery.storage.versions)
     blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and manifests (nixery.storage.blobs)
+    blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  their sizes (nixery.storage.blobs)
     quarantine/<64 hex digits>                              broken blobs
     records/<kind>/<first 2 characters>/<key>               small documents (nixery.storage.records)
     temporary/server-<random>/<random>                      unfinished files, by server process
@@ -55,11 +56,8 @@ class FilesystemDriver:
     """The ``Driver`` of a directory.
 
     Args:
-        root: made if it does not exist.
-        temporary: for unfinished files; exists, on the same file system, and belongs to this process.
-
-    Raises:
-        StorageError: the directory cannot be made.
+        root: need not exist; the first write makes it.
+        temporary: for unfinished files; on the same file system, and belongs to this process.
     """
 
     is_remote = False
@@ -68,9 +66,13 @@ class FilesystemDriver:
         self.name = str(root)
         self._root = root
         self._temporary = temporary
-        self._restore()
 
-    def _restore(self) -> None:
+    def make_directories(self) -> None:
+        """Make the directories of blobs and records where they are missing; blocks.
+
+        Raises:
+            StorageError: they cannot be made.
+        """
         for directory in ("blobs/sha256", "records"):
             make_directory(self._root / directory)
 
@@ -165,7 +167,7 @@ class FilesystemDriver:
         await asyncio.to_thread(self._probe)
 
     def _probe(self) -> None:
-        self._restore()
+        self.make_directories()
         with temporary_file(self._temporary) as (descriptor, _):
             write_all(descriptor, b"\0" * _PROBE)
 

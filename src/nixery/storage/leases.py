@@ -21,10 +21,7 @@ import structlog
 from nixery.caching import LRUCache
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.records import RecordStore, decode
-
-USES = "uses"
-COLLECTIONS = "collections"
+from nixery.storage.records import COLLECTIONS, USES, RecordStore, decode
 
 # Seconds after which a collector that does not renew its record counts as dead. It renews it far more often, and deletes nothing if
 # it could not.

@@ -9,7 +9,7 @@ That keeps the order of keys.
 
 ``KINDS`` lists all kinds. Clients may cause any number of records, so each kind has bounds: the size of a record, the number of
 records, and the age of one that is neither written nor renewed. The store refuses larger records and treats them as missing;
-``nixery.gc.marking`` deletes records that are too old or too many.
+``nixery.gc.records`` deletes records that are too old or too many.
 
 Other programs may have written to the storage, and later versions may change a schema. So readers validate a record (``decode``), and treat
 a torn or foreign one as missing.
@@ -66,24 +66,39 @@ class RecordKind:
     is_ordered: bool = False
 
 
+# The kinds, which are parts of names in the storage.
+LAYERS = "layers"
+IMAGES = "images"
+EVALUATIONS = "evaluations"
+BUILDS = "builds"
+PACKAGES = "packages"
+BATCHES = "batches"
+BATCH_CLOSURES = "batch-closures"
+PINS = "pins"
+TAGS_IN_ORDER = "tags-in-order"
+REFERRERS = "referrers"
+USES = "uses"
+COLLECTIONS = "collections"
+# Of storages of version 1 (nixery.storage.catalogue).
+TAGS = "tags"
+
 # The server renews a tag or a pin in use within a day. The record of the kind ``uses`` has an image's last
 # use and lives as long as the image: only the collector may delete it.
 KINDS: Mapping[str, RecordKind] = {
-    "layers": RecordKind(4 * _KIB, 500_000, 365 * _DAY, leads_to_blobs=True),
-    "images": RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
-    "evaluations": RecordKind(4 * _MIB, 50_000, 30 * _DAY),
-    "builds": RecordKind(1 * _MIB, 1000, 30 * _DAY),
-    "packages": RecordKind(64 * _MIB, 10, 90 * _DAY),
-    "batches": RecordKind(16 * _MIB, 1000, 90 * _DAY),
-    "batch-closures": RecordKind(64 * _MIB, 1000, 90 * _DAY),
-    "pins": RecordKind(16 * _KIB, 50_000, 90 * _DAY),
-    "tags-in-order": RecordKind(4 * _KIB, 50_000, 90 * _DAY, is_ordered=True),
-    # Of storages of version 1 (nixery.storage.catalogue).
-    "tags": RecordKind(4 * _KIB, 50_000, 90 * _DAY),
-    "referrers": RecordKind(64 * _KIB, 50_000, 365 * _DAY, leads_to_blobs=True),
-    "uses": RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    LAYERS: RecordKind(4 * _KIB, 500_000, 365 * _DAY, leads_to_blobs=True),
+    IMAGES: RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    EVALUATIONS: RecordKind(4 * _MIB, 50_000, 30 * _DAY),
+    BUILDS: RecordKind(1 * _MIB, 1000, 30 * _DAY),
+    PACKAGES: RecordKind(64 * _MIB, 10, 90 * _DAY),
+    BATCHES: RecordKind(16 * _MIB, 1000, 90 * _DAY),
+    BATCH_CLOSURES: RecordKind(64 * _MIB, 1000, 90 * _DAY),
+    PINS: RecordKind(16 * _KIB, 50_000, 90 * _DAY),
+    TAGS_IN_ORDER: RecordKind(4 * _KIB, 50_000, 90 * _DAY, is_ordered=True),
+    TAGS: RecordKind(4 * _KIB, 50_000, 90 * _DAY),
+    REFERRERS: RecordKind(64 * _KIB, 50_000, 365 * _DAY, leads_to_blobs=True),
+    USES: RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
     # A running collector renews its record every few seconds; the next collector deletes those of dead ones.
-    "collections": RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),
+    COLLECTIONS: RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),
 }
 
 

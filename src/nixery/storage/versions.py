@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import aclosing
 
 import structlog
 
@@ -54,6 +55,28 @@ def require_version(content: bytes | None, storage: str) -> None:
             f"cannot use the storage {storage}: a later nixery wrote it in version {int(content)}, and this one supports "
             f"versions up to {VERSION} (upgrade this nixery, or use another storage)"
         )
+
+
+async def check_version(driver: Driver) -> None:
+    """Check that this code can work on a storage, and record the current version in a new one.
+
+    Raises:
+        StorageError: it cannot, or the storage fails.
+    """
+    found = await driver.read(NAME, LARGEST)
+    require_version(found, driver.name)
+    if found is None and not any([await has_objects(driver, name) for name in ("blobs", "records")]):
+        await driver.write(NAME, CONTENT)
+
+
+async def has_objects(driver: Driver, directory: str) -> bool:
+    """Whether a storage has an object below a directory.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    async with aclosing(driver.list(directory)) as entries:
+        return await anext(entries, None) is not None
 
 
 async def migrate(driver: Driver, catalogue: Catalogue) -> None:

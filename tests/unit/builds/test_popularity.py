@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.builds.popularity import BATCHES, Batch, BatchRecords, batches
+from nixery.builds.popularity import Batch, BatchRecords, batches
 from nixery.image.platform import AMD64, ARM64
 from nixery.sources.source import Pin
-from nixery.storage.records import RecordStore
+from nixery.storage.records import BATCHES, RecordStore
 
 KEY = "00ff"
 PIN = Pin("fake:", "one", "one")

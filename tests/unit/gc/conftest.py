@@ -23,8 +23,8 @@ from nixery.oci.documents import (
 )
 from nixery.storage.blobs import BlobStore
 from nixery.storage.filesystem import FilesystemDriver
-from nixery.storage.leases import COLLECTIONS, USES, Leases
-from nixery.storage.records import RecordStore
+from nixery.storage.leases import Leases
+from nixery.storage.records import COLLECTIONS, USES, RecordStore
 
 HOUR = 3600.0
 DAY = 24 * HOUR

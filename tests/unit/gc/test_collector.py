@@ -14,7 +14,8 @@ from nixery.image.platform import AMD64
 from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType, image_index
 from nixery.storage.blobs import size_name
-from nixery.storage.leases import COLLECTION_LEASE, COLLECTIONS, USES, Leases
+from nixery.storage.leases import COLLECTION_LEASE, Leases
+from nixery.storage.records import COLLECTIONS, USES
 from tests.unit.gc.conftest import DAY, HOUR, CollectionReads, Store, parts
 
 

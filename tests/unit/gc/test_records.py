@@ -9,8 +9,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from nixery.gc.records import CHECKS, enforce_bounds
-from nixery.storage.leases import COLLECTIONS, USES
-from nixery.storage.records import KINDS, ListedRecord, RecordKind, RecordStore
+from nixery.storage.records import COLLECTIONS, KINDS, USES, ListedRecord, RecordKind, RecordStore
 from tests.unit.gc.conftest import DAY, HOUR, Store
 
 # Kinds that only the collector deletes.

@@ -18,7 +18,7 @@ from nixery.gc.scrubber import Checked, Finding, Scrubber
 from nixery.oci.digest import Digest
 from nixery.storage.blobs import ListedBlob
 from nixery.storage.catalogue import Catalogue, TagRecord
-from nixery.storage.leases import USES
+from nixery.storage.records import USES
 from tests.unit.gc.conftest import Store, parts
 
 

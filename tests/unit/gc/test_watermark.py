@@ -11,8 +11,7 @@ from nixery.gc.collector import CollectionLock, Collector
 from nixery.gc.watermark import WatermarkMonitor, Watermarks
 from nixery.quantities import DiskMark
 from nixery.storage.files import FileSystemUse, file_system_use
-from nixery.storage.leases import USES
-from nixery.storage.records import KINDS, RecordKind
+from nixery.storage.records import KINDS, USES, RecordKind
 from tests.unit.gc.conftest import DAY, HOUR, Store, parts
 
 

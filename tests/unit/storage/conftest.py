@@ -18,7 +18,9 @@ def temporary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def driver(tmp_path: Path, temporary: Path) -> FilesystemDriver:
-    return FilesystemDriver(tmp_path, temporary)
+    made = FilesystemDriver(tmp_path, temporary)
+    made.make_directories()
+    return made
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ async def test_a_temporary_directory_that_cannot_be_created_is_a_storage_error(
 def test_the_error_for_a_file_in_place_of_a_directory_names_it(tmp_path: Path) -> None:
     (tmp_path / "blobs").write_text("")
     with pytest.raises(StorageError, match="blobs"):
-        (FilesystemDriver(tmp_path, tmp_path))
+        FilesystemDriver(tmp_path, tmp_path).make_directories()
 
 
 @pytest.mark.parametrize("what", ["kind", "fan"])

@@ -6,8 +6,8 @@ import pytest
 
 from nixery.oci.digest import Digest
 from nixery.storage.filesystem import FilesystemDriver
-from nixery.storage.leases import USES, Leases
-from nixery.storage.records import RecordStore
+from nixery.storage.leases import Leases
+from nixery.storage.records import USES, RecordStore
 
 GRACE = 3600.0
 DOCUMENTS = [Digest.of(b"manifest"), Digest.of(b"docker's manifest")]
@@ -21,7 +21,7 @@ class World:
         self.now = 0.0
         self.leases = Leases(self.records, GRACE, lambda: self.now)
         self._place, self._elsewhere = directory / "records" / USES, directory / "elsewhere"
-        self._place.mkdir()
+        self._place.mkdir(parents=True)
 
     def fail(self) -> None:
         self._place.rename(self._elsewhere)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,32 +10,20 @@ import pytest
 
 from nixery.errors import StorageError
 from nixery.oci.digest import Digest
-from nixery.storage.catalogue import TAGS, TAGS_IN_ORDER, Catalogue
+from nixery.storage.catalogue import Catalogue
 from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.opening import Storage, open_storage
-from nixery.storage.records import RecordStore
+from nixery.storage.options import StorageOptions
+from nixery.storage.records import TAGS, TAGS_IN_ORDER, RecordStore
 from nixery.storage.versions import CONTENT, VERSION, migrate
 
 MANIFEST = Digest.of(b"manifest")
 TAGGED = [("a", "1"), ("a", "2"), ("b/c", "latest"), ("z" * 255, "t" * 128)]
 
 
-@dataclass(frozen=True)
-class Options:
-    storage_path: Path
-    storage_backend: str = "filesystem"
-    blob_delivery: str | None = None
-    cache_size: int = 0
-    s3_bucket: str | None = None
-    s3_prefix: str = ""
-    s3_public_endpoint: str | None = None
-    gcs_bucket: str | None = None
-    azure_container: str | None = None
-
-
 def opened(root: Path) -> Storage:
     (root / "temporary").mkdir(exist_ok=True)
-    return open_storage(Options(root), root / "temporary", {})
+    return open_storage(StorageOptions("filesystem", root), root / "temporary", {})
 
 
 async def put_old(records: RecordStore, tagged: Sequence[tuple[str, str]]) -> None:
@@ -58,7 +45,9 @@ def test_a_new_storage_has_the_current_version(tmp_path: Path) -> None:
 
 
 def test_a_storage_of_version_1_has_no_version_before_it_is_migrated(tmp_path: Path) -> None:
-    (tmp_path / "blobs").mkdir()
+    blob = tmp_path / "blobs" / "sha256" / MANIFEST.hex[:2] / MANIFEST.hex
+    blob.parent.mkdir(parents=True)
+    blob.touch()
     opened(tmp_path)
     assert not (tmp_path / "version").exists()
 

@@ -37,7 +37,7 @@ async def write_layout(  # noqa: PLR0913 -- an image, its names, and the format
         umask: of the user; this process's own umask is that of the storage.
 
     Raises:
-        StorageError: it exists, or cannot be written.
+        StorageError: it exists, cannot be written, or the index lists no image.
         BlobUnknown: a part of the image is missing.
     """
     try:
@@ -81,6 +81,10 @@ async def _write_for_docker(blobs: BlobStore, root: Descriptor, reference: str, 
     """Describe the image, or the first one of an index, as ``docker save`` does: older versions of ``docker load`` need it."""
     document = await _read(blobs, root.digest)
     if "manifests" in document:
+        if not document["manifests"]:
+            raise StorageError(
+                f"cannot write {reference} as an OCI layout: its index {root.digest} lists no image"
+            )
         document = await _read(blobs, Digest.parse(document["manifests"][0]["digest"]))
     config, *layers = (f"blobs/sha256/{digest.hex}" for digest in _parts(document))
     described = [{"Config": config, "RepoTags": [f"localhost/{reference}"], "Layers": layers}]
