@@ -97,6 +97,18 @@ async def test_lost_responses_to_uploads(
         assert objects_of(storage) == {"blobs", "version"}
 
 
+async def test_lost_responses_to_deletions(bucket: ObjectStore, open_at: OpenStorage) -> None:
+    with faulty_proxy(bucket.port) as proxy:
+        storage = open_at(through(bucket, proxy.port))
+        blob = write(storage, b"content")
+        proxy.fault, proxy.every = "cut", 2
+        for _ in range(4):
+            await storage.blobs.delete(blob.digest)
+        proxy.fault = "none"
+        assert proxy.faults > 0
+        assert await storage.blobs.find(blob.digest) is None
+
+
 def objects_of(storage: Storage) -> set[str]:
     """The first parts of the names of all objects."""
     assert isinstance(storage.driver, bucket_module.BucketDriver)

@@ -53,6 +53,8 @@ _PAGE = 1000
 # Seconds for which a listing that breaks off is resumed, counted from the last object, and between two attempts.
 _RETRY_FOR, _PAUSE = 10.0, 0.1
 
+_DELETE_ATTEMPTS = 3
+
 # The bucket sends every object to clients under this type, as the server does.
 _ATTRIBUTES: Attributes = {"Content-Type": "application/octet-stream"}
 
@@ -192,8 +194,8 @@ class BucketDriver:
 
     async def delete(self, name: str) -> None:
         """See ``Driver.delete``."""
-        with suppress(FileNotFoundError), self.bucket.doing("delete from"):
-            await obstore.delete_async(self.bucket.store, self.bucket.key(name))
+        with suppress(FileNotFoundError):
+            await self._delete(self.bucket.key(name))
 
     async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
         """See ``Driver.list``.
@@ -235,10 +237,22 @@ class BucketDriver:
         try:
             with self.bucket.doing("write to"):
                 await obstore.put_async(self.bucket.store, key, b"nixery", use_multipart=False)
-            with self.bucket.doing("delete from"):
-                await obstore.delete_async(self.bucket.store, key)
+            await self._delete(key)
         except FileNotFoundError as error:
             raise StorageError(f"there is no bucket {self.name}") from error
+
+    async def _delete(self, key: str) -> None:
+        # As a listing: obstore does not retry a deletion whose response breaks off. Repeating it does no harm.
+        for left in reversed(range(_DELETE_ATTEMPTS)):
+            try:
+                with self.bucket.doing("delete from"):
+                    await obstore.delete_async(self.bucket.store, key)
+            except StorageError as error:
+                if not left or _is_denied(error.__cause__):
+                    raise
+                await asyncio.sleep(_PAUSE)
+            else:
+                return
 
 
 class BucketUpload:
