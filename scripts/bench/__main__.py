@@ -1,7 +1,8 @@
 """Measure the hot path: ``python -m scripts.bench``, run by ``make bench``.
 
-Nixery, nginx and docker-registry serve the same bytes on the loopback interface, and wrk requests them in turn. Takes about
-five minutes, once Nix has the packages. A missed goal is reported; only a failed measurement is an error.
+Nixery, nginx and docker-registry serve the same bytes on the loopback interface, and wrk requests them in
+turn. Takes about five minutes, once Nix has the packages. A missed goal is reported; only a failed
+measurement is an error.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ _ANSWER = 20
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
-# A server is idle if it uses less than this share of a core over this many seconds; how long to wait for that.
+# A server is idle if it uses less than this share of a core over this many seconds; how long to wait for
+# that.
 _IDLE_SHARE = 0.05
 _IDLE_SECONDS = 0.1
 _IDLE_TIMEOUT = 10.0
@@ -126,8 +127,8 @@ def processor_seconds(process_id: int) -> float:
     """Return the processor time that a process and its living children have used, in the kernel too."""
     total = 0
     for stat in _family(process_id):
-        # The program's name, in parentheses, may contain any character. After it, fields 11 and 12 are user and system time;
-        # 13 and 14 are those of children that have ended.
+        # The program's name, in parentheses, may contain any character. After it, fields 11 and 12 are user
+        # and system time; 13 and 14 are those of children that have ended.
         total += sum(int(ticks) for ticks in stat.rpartition(")")[2].split()[11:15])
     return total / _TICKS
 

@@ -1,8 +1,9 @@
 """Measure the first request for an image: ``python -m scripts.bench_cold``, run by ``make bench-cold``.
 
-The store paths are realised, storage and caches are empty. A server has started and read its package set. The benchmark
-measures the time between a request and its manifest without HTTP, which ``make bench`` measures. The parts come from the
-events of the build. Then the same request is repeated, to the same server and to a new one on the same storage.
+The store paths are realised, storage and caches are empty. A server has started and read its package set. The
+benchmark measures the time between a request and its manifest without HTTP, which ``make bench`` measures.
+The parts come from the events of the build. Then the same request is repeated, to the same server and to a
+new one on the same storage.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Compare rules for layers on all of Debian: ``python -m scripts.bench_layers``, run by ``make bench-layers``.
 
-A fleet of nodes pulls images, packages are updated, and the nodes pull again; docs/reference/layering-comparison.md has the details. One
-process, a few minutes. ``--tried`` also compares rejected rules; ``--plot FILE`` draws the bytes that are pulled.
+A fleet of nodes pulls images, packages are updated, and the nodes pull again;
+docs/reference/layering-comparison.md has the details. One process, a few minutes. ``--tried`` also compares
+rejected rules; ``--plot FILE`` draws the bytes that are pulled.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def one_path_each(closure: Closure, _requested: Sequence[StorePath]) -> Callable
 def docker_tools(closure: Closure, requested: Sequence[StorePath]) -> Callable[[int], Groups]:
     """Group as nixpkgs' dockerTools does: the most referenced paths have a layer each, and the last has the rest.
 
-    The number that it orders by counts a path once for every way from the top to each path that leads to it, itself
-    included; ties go by name (``references-by-popularity`` in nixpkgs).
+    The number that it orders by counts a path once for every way from the top to each path that leads to it,
+    itself included; ties go by name (``references-by-popularity`` in nixpkgs).
     """
     above: dict[StorePath, set[StorePath]] = {info.path: {info.path} for info in closure}
     ways = dict.fromkeys(above, 0)

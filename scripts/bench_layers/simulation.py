@@ -20,7 +20,8 @@ _LARGEST = 100_000_000
 
 Groups = list[tuple[StorePath, ...]]
 
-# Takes the closure of an image and the requested paths; returns a function that groups the closure into a number of layers.
+# Takes the closure of an image and the requested paths; returns a function that groups the closure into a
+# number of layers.
 Rule = Callable[[Closure, Sequence[StorePath]], Callable[[int], Groups]]
 
 
@@ -89,7 +90,8 @@ def simulate(
             for number in images:
                 image = fleet.images[number]
                 requested = [infos[derivation].path for derivation in image.requested]
-                # A path's hash covers its dependencies: if no requested path changed, no path of the image did.
+                # A path's hash covers its dependencies: if no requested path changed, no path of the image
+                # did.
                 if known.get(number) != requested:
                     known[number] = requested
                     closure = Closure(infos[derivation] for derivation in image.closure)

@@ -1,7 +1,8 @@
 """Measure packing: ``python -m scripts.bench_pack [PACKAGE...]``, run by ``make bench-pack`` for its default packages.
 
-Each closure is packed in threads and in processes, the same bytes are compressed and digested from memory (the bound),
-tar, gzip and sha256sum do the same in a pipe, and tar alone reads the files. The measurements alternate. A missed goal is reported but is no failure.
+Each closure is packed in threads and in processes, the same bytes are compressed and digested from memory
+(the bound), tar, gzip and sha256sum do the same in a pipe, and tar alone reads the files. The measurements
+alternate. A missed goal is reported but is no failure.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from scripts.bench.output import processor
 from scripts.bench_pack.closures import BenchError, Subject, realise
 from scripts.bench_pack.worker import Job, Outcome
 
-# Few large files; 60,000 small files and as many symlinks. Of several names, the first in the package set counts: releases
-# of Debian differ in versions.
+# Few large files; 60,000 small files and as many symlinks. Of several names, the first in the package set
+# counts: releases of Debian differ in versions.
 LARGE = ("libllvm14", "libllvm19")
 SMALL = ("papirus-icon-theme",)
 _CLOSURES = (

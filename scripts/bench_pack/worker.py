@@ -1,7 +1,7 @@
 """One measurement in a separate process: ``python -m scripts.bench_pack.worker``, run by ``scripts.bench_pack``.
 
-Reads a job as JSON from standard input and writes the result as JSON to standard output. The process runs nothing else, so its
-resident memory is that of the measurement.
+Reads a job as JSON from standard input and writes the result as JSON to standard output. The process runs
+nothing else, so its resident memory is that of the measurement.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Measure reading and writing in MB/s, and memory, for each storage backend.
 
-A layer of random bytes is written as the packer writes it: once straight into the backend, once to the disk and from there into the
-backend, and once to the disk and from there by a bare upload, without a check whether the blob exists and without verification.
-Each measurement is a separate process, to measure its memory. The servers are those of the tests; Azurite and MinIO are
-measured if ``make acceptance`` has installed them.
+A layer of random bytes is written as the packer writes it: once straight into the backend, once to the disk
+and from there into the backend, and once to the disk and from there by a bare upload, without a check whether
+the blob exists and without verification. Each measurement is a separate process, to measure its memory. The
+servers are those of the tests; Azurite and MinIO are measured if ``make acceptance`` has installed them.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def main() -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         measure(int(sys.argv[1]), sys.argv[2])
-        # As nixery.cli.main does, for the same reason: obstore's threads may abort an interpreter that is being finalised.
+        # As nixery.cli.main does, for the same reason: obstore's threads may abort an interpreter that is
+        # being finalised.
         sys.stdout.flush()
         os._exit(0)
     else:

@@ -1,7 +1,7 @@
 """Run the conformance suite against Debian's docker-registry: ``python -m scripts.conformance``.
 
-Nixery builds a small image, skopeo copies it to docker-registry under several tags, and the suite tests it there. Another
-registry shows that the suite can fail, and fails for the right reasons.
+Nixery builds a small image, skopeo copies it to docker-registry under several tags, and the suite tests it
+there. Another registry shows that the suite can fail, and fails for the right reasons.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m scripts.crash [--rounds 100] [--seed 7]
 
-Prints the seed and the moment of each round; the same seed gives the same moments, as shares of a build. Half of the moments are
-shares of the whole build, half of the time after Nix: packing and storing.
+Prints the seed and the moment of each round; the same seed gives the same moments, as shares of a build. Half
+of the moments are shares of the whole build, half of the time after Nix: packing and storing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from scripts.crash.rounds import Crash
 # The latest moment, as a share of an uninterrupted build: a build may take longer.
 _LATEST = 1.15
 
-# The fastest of this many uninterrupted builds counts: after a slow one, most moments would come after the end of a build.
+# The fastest of this many uninterrupted builds counts: after a slow one, most moments would come after the
+# end of a build.
 _MEASURED = 3
 
 

@@ -1,7 +1,7 @@
 """From a server to a running container, step by step: ``python -m scripts.demo``, run by ``make demo``.
 
-Serves on a free port with an empty storage, pulls an image with skopeo by tag and by digest, unpacks it with umoci and
-runs it with runc. All files are in a temporary directory below ``var`` and are deleted in the end.
+Serves on a free port with an empty storage, pulls an image with skopeo by tag and by digest, unpacks it with
+umoci and runs it with runc. All files are in a temporary directory below ``var`` and are deleted in the end.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Try the dashboard, the alerts and the table of metrics: ``python -m scripts.operations``, run by ``make operations``.
 
-A real server builds and fails, a real Prometheus scrapes it, and every expression has to have series. Takes half a minute.
+A real server builds and fails, a real Prometheus scrapes it, and every expression has to have series. Takes
+half a minute.
 """
 
 from __future__ import annotations

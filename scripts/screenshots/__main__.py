@@ -1,6 +1,7 @@
 """Take the screenshots in docs/screenshots: ``python -m scripts.screenshots``, run by ``make screenshots``.
 
-A real server serves Debian's packages, and Chromium shows its pages. A few minutes the first time, while Nix fetches.
+A real server serves Debian's packages, and Chromium shows its pages. A few minutes the first time, while Nix
+fetches.
 """
 
 from __future__ import annotations

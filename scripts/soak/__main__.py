@@ -2,7 +2,8 @@
 
     SOAK_SECONDS=600 python -m scripts.soak
 
-The server has its own Nix store and storage. The exit status is 1 if a response was wrong or anything has grown.
+The server has its own Nix store and storage. The exit status is 1 if a response was wrong or anything has
+grown.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ _OK, _NOT_FOUND, _UNPROCESSABLE, _BUSY = 200, 404, 422, 429
 # Seconds for one response, which may wait in the queue and for a build.
 _TIMEOUT = 120
 
-# Bytes to read ahead. With a small buffer, a large blob takes hundreds of turns of an event loop with hundreds of clients, and the
-# loop would be measured instead of the server.
+# Bytes to read ahead. With a small buffer, a large blob takes hundreds of turns of an event loop with
+# hundreds of clients, and the loop would be measured instead of the server.
 _READ_AHEAD = 4 * 1024 * 1024
 
 _ACCEPT = "application/vnd.oci.image.manifest.v1+json"

@@ -154,8 +154,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     nix = Nix(settings.nix_timeout, collector, options, expression, gate=resources.gate)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
-    # Caches of evaluations and images, keyed by everything that may change a result. An expression may refer to anything, so
-    # its results are not cached.
+    # Caches of evaluations and images, keyed by everything that may change a result. An expression may refer
+    # to anything, so its results are not cached.
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
     identity = canonical_json(

@@ -73,8 +73,8 @@ class LRUCache(Generic[Key, Value]):
 class TTLCache(Generic[Key, Value]):
     """An ``LRUCache`` whose entries also expire, each after its own time to live.
 
-    Not ``cachetools.TLRUCache``, which hashes a key three times and takes twice as long: each cached manifest costs
-    a look-up here.
+    Not ``cachetools.TLRUCache``, which hashes a key three times and takes twice as long: each cached manifest
+    costs a look-up here.
 
     Args:
         capacity: bytes of all entries together; expired ones count until they are evicted.

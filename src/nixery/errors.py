@@ -79,8 +79,8 @@ class NixeryError(Exception):
     def without_frames(self) -> Self:
         """Return an equal error without a traceback, to remember, or to raise in place of a remembered one.
 
-        A traceback holds the variables of every function that the error passed, such as a whole request, and grows
-        with each raise.
+        A traceback holds the variables of every function that the error passed, such as a whole request, and
+        grows with each raise.
         """
         error = type(self).__new__(type(self), *self.args)
         vars(error).update(vars(self))
@@ -204,7 +204,8 @@ class ClosureTooLarge(RequestError):
     Attributes:
         size: of its closure, in bytes (NAR size).
         limit: in bytes.
-        largest: its largest store paths without their directory, with their own sizes in bytes, the largest first.
+        largest: its largest store paths without their directory, with their own sizes in bytes, the largest
+            first.
     """
 
     def __init__(self, size: int, limit: int, largest: tuple[tuple[str, int], ...]) -> None:

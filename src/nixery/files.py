@@ -1,8 +1,9 @@
 """Open and read files safely that another process or a package's author may have replaced.
 
-A name may have become a symlink to a file of the server, a FIFO that blocks its reader for ever, or an endless
-device. The functions here follow no symlink at the end of a path (``Beneath``: nowhere in a name), never wait for
-a writer, read only regular files, and read no more than the caller allows. Directories are private to one user.
+A name may have become a symlink to a file of the server, a FIFO that blocks its reader for ever, or an
+endless device. The functions here follow no symlink at the end of a path (``Beneath``: nowhere in a name),
+never wait for a writer, read only regular files, and read no more than the caller allows. Directories are
+private to one user.
 """
 
 from __future__ import annotations
@@ -150,8 +151,8 @@ class Beneath:
             flags: ``LIST``, ``READ`` or ``ASK``.
 
         Raises:
-            OSError: it cannot be opened: ``ELOOP`` or ``ENOTDIR`` if a component is a symlink, ``EXDEV`` if the name could lead out of
-                the directory.
+            OSError: it cannot be opened: ``ELOOP`` or ``ENOTDIR`` if a component is a symlink, ``EXDEV`` if
+                the name could lead out of the directory.
         """
         components = name.split(b"/")
         if not {b"", b".", b".."}.isdisjoint(components) or b"\0" in name:
@@ -228,8 +229,9 @@ def hand_over(path: Path | int, directory: Path) -> None:
 def remove_tree(directory: Path) -> None:
     """Remove a directory and its contents, as far as possible; blocks.
 
-    The contents may be hostile, a commit's files for example: ``shutil.rmtree`` recurses into each level and gives up
-    after a thousand. Here, directories move up to the first level before they are emptied; no symlink is followed.
+    The contents may be hostile, a commit's files for example: ``shutil.rmtree`` recurses into each level and
+    gives up after a thousand. Here, directories move up to the first level before they are emptied; no
+    symlink is followed.
     """
     with suppress(OSError):
         top = os.open(directory, LIST)

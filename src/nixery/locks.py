@@ -1,10 +1,10 @@
 """Locks, and directories that live as long as a process, shared by the processes of one machine.
 
-Both are locked with ``flock``, so the kernel releases them when a process ends, even by ``kill -9``. Then the next
-process can tell leftovers from files in use, and removes them. Processes start and end concurrently: a name that
-another process has listed may be deleted, or belong to another file, when it is opened. So a process removes only a
-file that it has opened and locked, and that still has its name. Nothing here blocks on a lock for long: a thread
-that waits cannot be cancelled.
+Both are locked with ``flock``, so the kernel releases them when a process ends, even by ``kill -9``. Then the
+next process can tell leftovers from files in use, and removes them. Processes start and end concurrently: a
+name that another process has listed may be deleted, or belong to another file, when it is opened. So a
+process removes only a file that it has opened and locked, and that still has its name. Nothing here blocks on
+a lock for long: a thread that waits cannot be cancelled.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ _UNSAFE_CHARACTERS = re.compile(f"[{_UNSAFE}]+")
 _UNSAFE_BUT_TAB = re.compile(rf"(?!\t)[{_UNSAFE}]")
 _UNSAFE_IN_LINES = re.compile(rf"(?:(?![\t\n])[{_UNSAFE}])+")
 
-# Control sequences, control strings such as titles of windows, and other escape sequences (ECMA-48, 5.3 to 5.6).
+# Control sequences, control strings such as titles of windows, and other escape sequences (ECMA-48, 5.3 to
+# 5.6).
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 # A wait of a request for shared work; cancelling it does not cancel the work.
 Wait = asyncio.Future[Any]
 
-# Ids that proxies and clients send: UUIDs, ULIDs, Amazon's "Root=1-...". Only characters that are safe in logs and
-# header fields.
+# Ids that proxies and clients send: UUIDs, ULIDs, Amazon's "Root=1-...". Only characters that are safe in
+# logs and header fields.
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 

@@ -1,6 +1,7 @@
 """URLs of package sources: the address for programs, the public form for people, and the secrets.
 
-Every text about a source that leaves the process (errors, warnings, logs, annotations) passes through this module.
+Every text about a source that leaves the process (errors, warnings, logs, annotations) passes through this
+module.
 """
 
 from __future__ import annotations

@@ -117,7 +117,8 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
         platforms = settings.platforms or (native_platform(settings.build_environment),)
         confinement = probe.confinement() if probe else None
 
-    # Confinement is waived if only this machine can request builds, or the operator accepts what builders can reach.
+    # Confinement is waived if only this machine can request builds, or the operator accepts what builders can
+    # reach.
     waived = address is None or settings.nix_sandbox == "off" or is_loopback(address)
     if confinement is not None and settings.nix_sandbox == "on":
         _try(problems, lambda: require_sandbox(confinement))
@@ -146,8 +147,8 @@ def _sandbox(settings: Settings, confinement: Confinement | None, *, waived: boo
     asked = _SANDBOX[settings.nix_sandbox]
     if asked is not None or confinement is None or not owns_store():
         return asked
-    # If builds ask for a sandbox, Nix has no fallback, even if the machine runs out of namespaces later. After a failed
-    # probe, the gate accepts only a sandbox.
+    # If builds ask for a sandbox, Nix has no fallback, even if the machine runs out of namespaces later.
+    # After a failed probe, the gate accepts only a sandbox.
     return confinement.sandbox == "on" or (confinement.sandbox == "unknown" and not waived) or None
 
 

@@ -59,8 +59,8 @@ def test_index(client: Client, two_platforms: str) -> None:
 
 
 def test_zstd(client: Client, zstd: str, notes: Notes) -> None:
-    # An image of this test alone: a client that has an image with the same config downloads nothing, however its layers are
-    # compressed, and podman keeps the digest of its first pull.
+    # An image of this test alone: a client that has an image with the same config downloads nothing, however
+    # its layers are compressed, and podman keeps the digest of its first pull.
     reference = f"{zstd}/coreutils/hello:latest"
     outcome = client.pull(reference)
     if client.knows_zstd:

@@ -63,7 +63,8 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
     assert set(OTHERS) == {*PATHS, METRICS}
     for path in ("/v2/", *HANDLERS, *OTHERS, *PAGES):
         get, head = description["paths"][path]["get"], description["paths"][path]["head"]
-        # HEAD answers as GET does, but for ranges (RFC 9110, 14.2) and for redirects to URLs that are signed for GET.
+        # HEAD answers as GET does, but for ranges (RFC 9110, 14.2) and for redirects to URLs that are signed
+        # for GET.
         responses = {
             status: response
             for status, response in get["responses"].items()

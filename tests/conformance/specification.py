@@ -1,7 +1,7 @@
 """The requirements on a server: of the distribution specification 1.1, and of the HTTP that it refers to.
 
-Some are shortened. Sentences about pushing, and about the descriptors in a list of referrers, are left out: testing
-them requires pushing.
+Some are shortened. Sentences about pushing, and about the descriptors in a list of referrers, are left out:
+testing them requires pushing.
 """
 
 from __future__ import annotations

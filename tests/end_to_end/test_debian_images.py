@@ -50,8 +50,8 @@ def test_jq_and_curl_run(tools: Container) -> None:
 
 
 def test_protocol_and_service_names_resolve(tools: Container) -> None:
-    # moreutils and git bring perl, which asks the C library, which reads /etc. No warning shows that the locale of
-    # LANG is found.
+    # moreutils and git bring perl, which asks the C library, which reads /etc. No warning shows that the
+    # locale of LANG is found.
     script = "perl=$(echo /nix/store/*-perl-*/bin/perl); $perl -e 'print scalar(getprotobyname(q(tcp)))'"
     assert tools.run("bash", "-c", script) == "6"
 

@@ -1,8 +1,8 @@
 """Debian's packages for two platforms: the index, the images that clients choose, and programs of the other platform.
 
-No builder of the Debian set runs a program of the target, so this machine makes both. QEMU's user mode emulation
-runs the programs of the other platform: its static binary is the first program of the container, since binfmt_misc may
-not be configured in the kernel.
+No builder of the Debian set runs a program of the target, so this machine makes both. QEMU's user mode
+emulation runs the programs of the other platform: its static binary is the first program of the container,
+since binfmt_misc may not be configured in the kernel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run docs/how-to/image-recipes.md: put its files into a package set, run its commands in bash, and compare their output.
 
-``nixery``, ``skopeo`` and the other programs are real. docker, podman and buildah are not installed with the tests'
-programs; stand-ins run skopeo, umoci and runc (``tests/support/container_engine.py``).
+``nixery``, ``skopeo`` and the other programs are real. docker, podman and buildah are not installed with the
+tests' programs; stand-ins run skopeo, umoci and runc (``tests/support/container_engine.py``).
 """
 
 from __future__ import annotations

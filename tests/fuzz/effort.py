@@ -1,7 +1,8 @@
 """How many examples the fuzz tests try.
 
-``make test`` tries the same inputs for the same code, so that a failure is due to a change. ``make fuzz`` multiplies the number of
-examples by ``FUZZ_EFFORT`` and draws new ones each time; Hypothesis keeps those that failed in ``.hypothesis`` and prints how to repeat them.
+``make test`` tries the same inputs for the same code, so that a failure is due to a change. ``make fuzz``
+multiplies the number of examples by ``FUZZ_EFFORT`` and draws new ones each time; Hypothesis keeps those that
+failed in ``.hypothesis`` and prints how to repeat them.
 """
 
 from __future__ import annotations

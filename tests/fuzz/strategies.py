@@ -11,9 +11,9 @@ from tests.fuzz.grammar import LETTERS
 
 HEX = "0123456789abcdef"
 
-# Each of them has fooled a check somewhere: ends of lines and strings, path and query, percent signs; digits and letters
-# to Python's \w and \d that are not in ASCII (Arabic-Indic 3, superscript 2, one half, full-width a, double-struck 0);
-# letters that are ASCII once their case is folded (long s, Kelvin, dotted I).
+# Each of them has fooled a check somewhere: ends of lines and strings, path and query, percent signs; digits
+# and letters to Python's \w and \d that are not in ASCII (Arabic-Indic 3, superscript 2, one half, full-width
+# a, double-struck 0); letters that are ASCII once their case is folded (long s, Kelvin, dotted I).
 _TRICKS = (
     *("\n", "\r", "\r\n", "\0", "\x7f", "\u2028", "\x85", "\ufeff", "\ufffd", " ", "\t", "+"),
     *("..", "/", "//", "/../", "/./", "\\", "?", "#", "%", "%2F", "%00", "%2e%2e", ":", "@", ";", "&", "="),

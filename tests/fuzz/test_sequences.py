@@ -96,7 +96,8 @@ def test_an_unfinished_body_delays_no_response(target: Target) -> None:
 
 
 def test_a_push_without_expect_is_refused(target: Target) -> None:
-    # The server responds and closes before it has read everything; a client that still sends may lose the response.
+    # The server responds and closes before it has read everything; a client that still sends may lose the
+    # response.
     sent = (
         b"PUT /v2/hello/manifests/x HTTP/1.1\r\n"
         + HOST_LINE

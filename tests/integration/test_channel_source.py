@@ -168,8 +168,8 @@ class _Endless(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        # Random bytes are not an archive, which shows only after the first of them. The server sends a bounded number, so that a
-        # failing test does not exhaust the memory.
+        # Random bytes are not an archive, which shows only after the first of them. The server sends a
+        # bounded number, so that a failing test does not exhaust the memory.
         piece = os.urandom(1 << 20)
         with suppress(OSError):
             while _Endless.sent < _MOST:

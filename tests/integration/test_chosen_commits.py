@@ -188,7 +188,8 @@ def test_the_rule_can_be_relaxed_and_tightened(forge: Forge) -> None:
     anything = forge.server(NIXERY_COMMITS="any")
     assert version(anything, topic) == "1.1"
     if forge.kind != "flake":
-        # This version of Nix fetches a flake's commit by the branch or the tag that leads to it, not by its id.
+        # This version of Nix fetches a flake's commit by the branch or the tag that leads to it, not by its
+        # id.
         assert version(anything, fork) == "6.0"
     # Another rule does not accept the commits of the first one.
     assert anything.stop() == 0

@@ -60,7 +60,8 @@ def test_an_edited_package_set_is_built_in_its_current_state(nixery: CommandLine
     package_set.mkdir()
     results = []
     for port in (80, 81, 80):
-        # An edit, and the command right after it: on a server, the pin of the first build would be valid for an hour.
+        # An edit, and the command right after it: on a server, the pin of the first build would be valid for
+        # an hour.
         (package_set / "default.nix").write_text(
             f"{{ ... }}: {{ web = {{ contents = [ ]; config.ExposedPorts = [ {port} ]; }}; }}"
         )

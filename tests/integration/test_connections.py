@@ -20,7 +20,8 @@ from tests.support.server import Server
 _IDLE = 30
 _MORE = 10
 
-# Bytes of memory that a slow reader may cost: a buffer of the web server, and the part of the file read for it.
+# Bytes of memory that a slow reader may cost: a buffer of the web server, and the part of the file read for
+# it.
 _PER_READER = 400 * 1024
 _READERS = 100
 

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.security
 
 _NOBODY = 65534
 
-# Root becomes the user nobody after all imports, since that user may not be able to read Python's files. It runs the command
-# itself, without the command line, which imports lazily.
+# Root becomes the user nobody after all imports, since that user may not be able to read Python's files. It
+# runs the command itself, without the command line, which imports lazily.
 _AS_NOBODY = f"""
 import encodings.idna, importlib.readers, os
 import uvloop, nixery.app, nixery.cli.logs, nixery.nix.processes, nixery.server.serve

@@ -70,7 +70,8 @@ def test_storage_is_full_while_layers_are_packed(start_server: StartServer, stor
     assert "No space left on device" in checks.pop("storage")
     assert set(checks.values()) == {"ok"}
     assert server.client.get("/healthz").status == 200
-    # Stored images are served, also by a server with empty caches and under names that no client has requested yet.
+    # Stored images are served, also by a server with empty caches and under names that no client has
+    # requested yet.
     assert validate(server.client.pull("hello")) == image
     assert server.client.manifest("hello", image.digest).status == 200
     assert server.client.manifest("big").status == 507

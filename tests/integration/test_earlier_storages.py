@@ -17,7 +17,8 @@ from tests.support.server import Server, clean_environment, free_port
 
 _STORAGES = Path(__file__).parent / "storages"
 
-# Written in November 2026, before storages had a version: six gzip images, one with two tags, and a zstd index.
+# Written in November 2026, before storages had a version: six gzip images, one with two tags, and a zstd
+# index.
 _NAMES = ("shell/hello", "tools", "images.web", "left/right/many", "arm64/hello", "hello")
 
 

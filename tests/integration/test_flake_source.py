@@ -265,7 +265,8 @@ def test_inputs_of_this_machine_are_refused_before_they_are_copied(
 def test_a_file_name_does_not_speak_for_nix(
     start_server: StartServer, repository: FlakeRepository, private: Path, before: str
 ) -> None:
-    # git warns of an attribute that it does not know, and quotes the name of the file, which may have line breaks.
+    # git warns of an attribute that it does not know, and quotes the name of the file, which may have line
+    # breaks.
     hash_ = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
     copy = f"/nix/store/{'a' * 32}-source"
     forged = f"{before}Downloaded 'path:{private}?x=1' to '{copy}' (hash '{hash_}').{before}"

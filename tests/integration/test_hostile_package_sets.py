@@ -382,7 +382,8 @@ def test_an_image_has_only_paths_that_its_packages_build(
 
 # ---- characters
 
-# A colour, a line break, a bell, C1's control sequence introducer, right to left, no width, a mark, an isolate, a tag.
+# A colour, a line break, a bell, C1's control sequence introducer, right to left, no width, a mark, an
+# isolate, a tag.
 EVIL = "\x1b[31m\nforged\x07\u009b31m\u202egnirts\u200b\u061c\u2066\ufeff\U000e0041"
 
 

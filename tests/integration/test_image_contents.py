@@ -124,7 +124,8 @@ def test_the_outputs_to_install_are_in_the_image(pull: Pull) -> None:
     assert "lib/library" not in filesystem
     assert "include" not in filesystem
     names = {path.split("-", 1)[1] for path in filesystem.store_paths}
-    # The program refers to the library: that output is in the image, but not at its root. Nothing refers to the header.
+    # The program refers to the library: that output is in the image, but not at its root. Nothing refers to
+    # the header.
     assert {"outputs-1.0", "outputs-1.0-bin", "outputs-1.0-man"} <= names
     assert "outputs-1.0-dev" not in names
 

@@ -109,7 +109,8 @@ async def test_nothing_to_realise(builder: Nix) -> None:
 
 
 async def test_counting_evaluates_each_of_many_broken_packages(tmp_path: Path) -> None:
-    # A client's request starts a bounded number of processes; a command with thousands of names has to find all.
+    # A client's request starts a bounded number of processes; a command with thousands of names has to find
+    # all.
     names = [f"p{number}" for number in range(16)]
     broken = " ".join(f'{name} = 1 + "{name}";' for name in names)
     (tmp_path / "default.nix").write_text(

@@ -105,7 +105,8 @@ def test_a_nix_that_ignores_sigterm_is_killed(start_server: StartServer, tmp_pat
     wait_until(lambda: "sleep 39" in children_of(server.process.pid).values(), "Nix runs")
     processes = children_of(server.process.pid)
     stop_in_time(server)
-    # The process that reads Nix's settings at start-up ignores signals, too; the warden kills it after some seconds.
+    # The process that reads Nix's settings at start-up ignores signals, too; the warden kills it after some
+    # seconds.
     wait_until(lambda: not any(map(is_running, processes)), f"all of {processes} have ended", 7)
 
 

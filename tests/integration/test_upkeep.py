@@ -150,7 +150,8 @@ class Pulling:
         self._threads = [threading.Thread(target=target) for target in (self._pull_steadily, self._in_turns)]
         self.wrong: list[str] = []
         self.pulls = 0
-        # Times of the last pull of the image that is always in use, and of the start of its uninterrupted use.
+        # Times of the last pull of the image that is always in use, and of the start of its uninterrupted
+        # use.
         self.pulled = self.since = time.monotonic()
 
     def __enter__(self) -> Self:

@@ -32,8 +32,8 @@ from tests.storage_contract.conftest import OpenStorage
 from tests.storage_contract.test_blobs import listed
 from tests.support.object_stores import ObjectStore
 
-# Seconds of grace, and until it is over. No test can set a storage's times, and a bucket's have whole seconds:
-# a stored object may look a second older than it is, and the collection a second younger.
+# Seconds of grace, and until it is over. No test can set a storage's times, and a bucket's have whole
+# seconds: a stored object may look a second older than it is, and the collection a second younger.
 GRACE = 3.0
 AGED = 4.5
 
@@ -98,7 +98,8 @@ async def test_unused_images_are_deleted_as_a_whole(backend: ObjectStore, open_a
     await Leases(server.records, GRACE).acquire(new.digests)
     await Collector(storage.blobs, storage.records, GRACE).collect(RetentionPolicy(max_size=0))
     assert {blob.digest for blob in await listed(storage)} == {digest for digest, _ in new.parts}
-    # A server that has just sent the old image must not consider it complete: it would serve an image with deleted layers.
+    # A server that has just sent the old image must not consider it complete: it would serve an image with
+    # deleted layers.
     assert not await are_there(server.blobs, old.parts)
     assert await are_there(server.blobs, new.parts)
     assert await keys(storage.records, USES) == {digest.hex for digest in new.digests}

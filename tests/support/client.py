@@ -53,7 +53,8 @@ class RegistryClient:
 
     Attributes:
         timeout: seconds.
-        source: the address to connect from. To a server, each address of ``127.0.0.0/8`` is a different client.
+        source: the address to connect from. To a server, each address of ``127.0.0.0/8`` is a different
+            client.
     """
 
     host: str

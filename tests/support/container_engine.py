@@ -2,9 +2,10 @@
 
     python -m tests.support.container_engine docker run --rm 127.0.0.1:8080/hello
 
-The scripts that ``install`` makes run it as a program. It knows only the commands and options that the recipes of the documentation use.
-Unlike an engine, it runs all containers of an image in one root file system and publishes no ports. The first process of a container of
-another architecture runs under QEMU's user mode emulation.
+The scripts that ``install`` makes run it as a program. It knows only the commands and options that the
+recipes of the documentation use. Unlike an engine, it runs all containers of an image in one root file system
+and publishes no ports. The first process of a container of another architecture runs under QEMU's user mode
+emulation.
 """
 
 from __future__ import annotations

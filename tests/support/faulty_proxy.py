@@ -39,7 +39,8 @@ class FaultyProxy:
     """A proxy that fails with every n-th request.
 
     Attributes:
-        fault: ``error`` answers 503 without asking the server; ``cut`` ends the connection after half of the body.
+        fault: ``error`` answers 503 without asking the server; ``cut`` ends the connection after half of the
+            body.
         every: n.
         faults: how often it has failed.
         requests: methods and paths, in order.

@@ -94,7 +94,8 @@ def _file_system(directory: Path) -> str:
 def short_lived_directory(prefix: str) -> Iterator[Path]:
     """Make a directory for a container runtime, and delete it in the end with all that is mounted in it.
 
-    It is outside pytest's directories, which are kept, and has a short path: a socket's may have at most 107 bytes.
+    It is outside pytest's directories, which are kept, and has a short path: a socket's may have at most 107
+    bytes.
     """
     directory = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
     try:

@@ -1,7 +1,8 @@
 """Google's XML API, which the bucket client uses, in front of fake-gcs-server, which writes, copies and lists by the JSON API.
 
-Of the XML API, fake-gcs-server implements reading (with ranges) and deleting. It refuses uploads, copies and multipart uploads
-(400, ``invalid uploadType``), and its lists have no pages. This proxy keeps parts until their upload is completed.
+Of the XML API, fake-gcs-server implements reading (with ranges) and deleting. It refuses uploads, copies and
+multipart uploads (400, ``invalid uploadType``), and its lists have no pages. This proxy keeps parts until
+their upload is completed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A private Nix store, whose garbage a test may collect.
 
-Its processes have a directory of the test mounted at ``/nix`` in their own mount namespace: store paths are as usual, and the
-store of the machine is unreachable.
+Its processes have a directory of the test mounted at ``/nix`` in their own mount namespace: store paths are
+as usual, and the store of the machine is unreachable.
 """
 
 from __future__ import annotations

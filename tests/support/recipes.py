@@ -4,8 +4,9 @@ The form of the page:
 
 - a recipe is a section of the third level below ``## Recipes``;
 - a file is a fenced block below a line with nothing but the file's name, as code, and a colon;
-- commands are in fenced blocks of the language ``console``, after ``$``, with as many lines as bash needs to complete them. The lines below
-  are the output, in which ``...`` stands for anything. Without such lines, any output is accepted.
+- commands are in fenced blocks of the language ``console``, after ``$``, with as many lines as bash needs to
+  complete them. The lines below are the output, in which ``...`` stands for anything. Without such lines, any
+  output is accepted.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def test_escaped_lines_keep_line_breaks() -> None:
     assert plain("one\n\x1b[31mtwo\x1b[0m") == "one\ntwo"
 
 
-# Unicode categories: control, format, surrogate, and separators of lines and paragraphs. They move a cursor, or are
-# invisible.
+# Unicode categories: control, format, surrogate, and separators of lines and paragraphs. They move a cursor,
+# or are invisible.
 UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # Of those, hints within a word, and visible signs.
 HARMLESS = {0x00AD, *range(0x0600, 0x0606), 0x06DD, 0x070F, 0x0890, 0x0891, 0x08E2, 0x110BD, 0x110CD}

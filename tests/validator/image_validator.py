@@ -1,7 +1,7 @@
 """Validate an image by recomputing everything that can be recomputed.
 
-Sources: the OCI image specification 1.1 (descriptor.md, manifest.md, config.md, layer.md) and what this project
-promises on top of it: canonical bytes, owner 0:0, one fixed time, no host's names.
+Sources: the OCI image specification 1.1 (descriptor.md, manifest.md, config.md, layer.md) and what this
+project promises on top of it: canonical bytes, owner 0:0, one fixed time, no host's names.
 """
 
 from __future__ import annotations

@@ -26,11 +26,12 @@ from nixery.storage.blobs import BlobStore, are_still_there, are_there
 from nixery.storage.leases import Leases
 from nixery.storage.records import IMAGES, RecordStore
 
-# Seconds for which a check that a cached image's blobs exist is valid; the check takes longer than a cached response.
+# Seconds for which a check that a cached image's blobs exist is valid; the check takes longer than a cached
+# response.
 VERIFIED_TTL = 1.0
 
-# Bytes of manifests in memory; one has about 10 to 20 KB. And of those that were verified a moment ago, which share
-# these objects as long as the first cache has them.
+# Bytes of manifests in memory; one has about 10 to 20 KB. And of those that were verified a moment ago, which
+# share these objects as long as the first cache has them.
 _CAPACITY = 56 * 1024 * 1024
 _VERIFIED_CAPACITY = 8 * 1024 * 1024
 
@@ -63,8 +64,8 @@ class BuildCache:
         records: map the key of an image to its manifests.
         blobs: of the images. An image with a lost blob is not found.
         leases: leases of the images that are found.
-        identity: of everything besides the package set and the request that determines an image: this program,
-            the packer, the popularity data, the number of layers.
+        identity: of everything besides the package set and the request that determines an image: this
+            program, the packer, the popularity data, the number of layers.
         clock: seconds; only differences matter.
 
     Attributes:
@@ -170,8 +171,8 @@ class BuildCache:
             self._identity,
             pin.source,
             pin.identity,
-            # The image contains these, and they may differ for the same content: a change in a working tree, before
-            # and after its commit.
+            # The image contains these, and they may differ for the same content: a change in a working tree,
+            # before and after its commit.
             pin.revision,
             pin.url,
             pin.created,

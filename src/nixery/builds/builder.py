@@ -1,7 +1,7 @@
 """The data path, top to bottom: ``ImageBuilder.build`` has each step of a build in order.
 
-``Images.get`` pins the tag, and ``BuildCoordinator`` looks for a finished image before it starts a build. From
-there: evaluate, realise, closure, layers, pack, store, manifest.
+``Images.get`` pins the tag, and ``BuildCoordinator`` looks for a finished image before it starts a build.
+From there: evaluate, realise, closure, layers, pack, store, manifest.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ from nixery.storage.leases import Leases
 First = TypeVar("First")
 Second = TypeVar("Second")
 
-# Attempts at a build whose blobs are deleted while it runs. Blobs that it stored itself remain for the next one.
+# Attempts at a build whose blobs are deleted while it runs. Blobs that it stored itself remain for the next
+# one.
 _STORE_ATTEMPTS = 3
 
 # Attempts at a build whose derivations Nix's garbage collector deletes before they are realised.
@@ -62,8 +63,8 @@ _REALISE_ATTEMPTS = 6
 # Paths that the error about a closure that is too large names.
 _MOST_NAMED_PATHS = 5
 
-# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); nixery's manifests are always smaller than
-# the config.
+# Bytes. containerd and Docker accept no larger config or manifest (4 MiB); nixery's manifests are always
+# smaller than the config.
 _LARGEST_CONFIG = 4 * 1024 * 1024
 
 
@@ -137,13 +138,14 @@ class ImageBuilder:
                             raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
 
                         budget = (contents.definition and contents.definition.layers) or self._bounds.layers
-                        # The root file system takes one layer; even with a budget of 1, store paths have another one.
+                        # The root file system takes one layer; even with a budget of 1, store paths have
+                        # another one.
                         budget = max(1, budget - 1)
                         groups = await asyncio.to_thread(group_into_layers, closure, self._popularity, budget)
                         observe(Grouped(len(groups) + 1))
 
-                        # The root file system is planned while the first layers are packed. It comes last, since it is
-                        # the only layer that no other image shares.
+                        # The root file system is planned while the first layers are packed. It comes last,
+                        # since it is the only layer that no other image shares.
                         planning = asyncio.to_thread(_plan_root, request, contents, closure)
                         layers, root = await _both(self._layers.publish(groups, closure, observe), planning)
                         if root.clashes:
@@ -189,8 +191,9 @@ class ImageBuilder:
 class _Retries:
     """Decides whether a build is tried again after an error.
 
-    A new derivation is protected only while the process that wrote it runs. Nix's garbage collector may delete it
-    in the hundredths of a second before the next process; then the next attempt pauses the collector.
+    A new derivation is protected only while the process that wrote it runs. Nix's garbage collector may
+    delete it in the hundredths of a second before the next process; then the next attempt pauses the
+    collector.
     """
 
     def __init__(self, nix: Nix, source: PackageSource, pin: Pin) -> None:

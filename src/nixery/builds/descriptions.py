@@ -31,8 +31,8 @@ _AT_ONCE, _QUEUE = 4, 64
 # Of a package: licences, characters of its name and of its version, and of its description.
 _LICENCES, _NAME, _DESCRIPTION = 16, 100, 500
 
-# Of an image: packages, and characters of their licences and descriptions. A list may stand for thousands, and
-# the server writes all of them for each view of the image.
+# Of an image: packages, and characters of their licences and descriptions. A list may stand for thousands,
+# and the server writes all of them for each view of the image.
 _PACKAGES, _TEXTS = 2000, 256 * 1024
 
 

@@ -27,8 +27,8 @@ _LONGEST = 256 * 1024
 # SPDX specification, annex D: an "idstring".
 _NO_IDENTIFIER = re.compile(r"[^a-zA-Z0-9.-]+")
 
-# Stable names instead of store paths, so that they can be replaced by a mounted file. In the config rather than in
-# a shell's start-up file, so that `exec` has them as well.
+# Stable names instead of store paths, so that they can be replaced by a mounted file. In the config rather
+# than in a shell's start-up file, so that `exec` has them as well.
 _CERTIFICATES = f"/{CA_BUNDLE.decode()}"
 _ENV = (
     "PATH=/bin:/usr/bin:/sbin:/usr/sbin",
@@ -102,8 +102,8 @@ class ImageIndex:
 def execution_parameters(request: ImageRequest, contents: Contents, tree: Tree) -> ExecutionParameters:
     """Derive how containers of an image start.
 
-    A definition takes precedence. Without one there is never an ``Entrypoint``, so that ``docker run IMAGE COMMAND``
-    works.
+    A definition takes precedence. Without one there is never an ``Entrypoint``, so that ``docker run IMAGE
+    COMMAND`` works.
 
     Args:
         request: an image with a shell starts it.

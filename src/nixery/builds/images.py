@@ -108,7 +108,8 @@ class Images:
             TagUnknown: the package source has no such tag.
             SourceUnreachable: the source cannot be asked.
             StorageError: the pin cannot be stored.
-            TooBusy: the queue for tags or for builds is full. Builds that were started continue, and a retry joins them.
+            TooBusy: the queue for tags or for builds is full. Builds that were started continue, and a retry
+                joins them.
         """
         self._check_package_count(requests[0])
         pin = await self._pins.confirmed(tag)

@@ -63,8 +63,8 @@ class LayerRecord(BaseModel):
 class LayerPublisher:
     """Finds or packs layers, each of them once on this machine.
 
-    A layer's identity depends on its contents and on how it is packed, never on where or when: the NAR hashes of
-    its store paths, and the packer's own identity.
+    A layer's identity depends on its contents and on how it is packed, never on where or when: the NAR hashes
+    of its store paths, and the packer's own identity.
     """
 
     def __init__(self, blobs: BlobStore, records: RecordStore, packing: Packing) -> None:
@@ -73,7 +73,8 @@ class LayerPublisher:
         self._packer = packing.packer
         self._locks = packing.locks
         self._executor = ThreadPoolExecutor(packing.workers, thread_name_prefix="packing")
-        # Taken before the lock of a layer, which is an open file, so that no more locks than threads are held.
+        # Taken before the lock of a layer, which is an open file, so that no more locks than threads are
+        # held.
         self._workers = asyncio.Semaphore(packing.workers)
         self._wanted: Counter[str] = Counter()
         self._in_flight: SingleFlight[str, Layer] = SingleFlight()
@@ -105,8 +106,8 @@ class LayerPublisher:
         return entries, self._identity(map(repr, entries))
 
     def _identity(self, parts: Iterable[str]) -> str:
-        # No part can contain a line break, so it can separate them. They are hashed one by one: together, the names
-        # of a root file system would take four times their bytes.
+        # No part can contain a line break, so it can separate them. They are hashed one by one: together, the
+        # names of a root file system would take four times their bytes.
         digest = hashlib.sha256(self._packer.identity.encode())
         for part in parts:
             digest.update(b"\n" + part.encode())
@@ -147,7 +148,8 @@ class LayerPublisher:
                     layer = await self._pack_alone(identity, contents, observe)
                 if layer is not None:
                     return layer
-                # Another process packs it. If that process is killed, its lock is free, and there is no layer.
+                # Another process packs it. If that process is killed, its lock is free, and there is no
+                # layer.
                 await asyncio.sleep(_POLL)
 
         self._wanted[identity] += 1
@@ -192,8 +194,8 @@ class LayerPublisher:
             layer = self._layer(Digest.parse(record.digest), record.size, Digest.parse(record.diff_id))
         except (ValidationError, InvalidDigest):
             return None  # torn, or of another version: packing overwrites it
-        # Renewed before the check, so that a collector sees that it is about to be used. A full or read-only storage
-        # deletes nothing, and can still serve the layer.
+        # Renewed before the check, so that a collector sees that it is about to be used. A full or read-only
+        # storage deletes nothing, and can still serve the layer.
         with suppress(StorageError):
             await self._records.renew(LAYERS, identity, content)
         blob = await self._blobs.find(layer.descriptor.digest)

@@ -41,8 +41,8 @@ from nixery.storage.records import PACKAGES, RecordStore
 
 LISTED: TypeAdapter[dict[str, Details]] = TypeAdapter(dict[str, Details])
 
-# Concurrent and queued listings of package sets. Each evaluates a whole set, and may use all the memory that an
-# evaluation is allowed.
+# Concurrent and queued listings of package sets. Each evaluates a whole set, and may use all the memory that
+# an evaluation is allowed.
 _AT_ONCE, _QUEUE = 1, 4
 
 # Bytes of remembered failures.
@@ -109,7 +109,8 @@ class PackageNames:
             within = (name for name in self._containing(text) if not name.startswith(text))
             found += islice(within, limit - len(found))
         if not found and _FUZZY <= len(text) <= _LONGEST_FUZZY:
-            # The first letter is rarely mistyped, and a comparison with all names would take ten times as long.
+            # The first letter is rarely mistyped, and a comparison with all names would take ten times as
+            # long.
             first, last = bisect_left(self._names, text[0]), bisect_left(self._names, text[0] + "\x7f")
             near = process.extract(
                 text,
@@ -215,7 +216,8 @@ class PackageIndex:
                     try:
                         return await self._nix.index(self._platform, package_set, details=True)
                     except (AnswerTooLarge, NixTimedOut, EvaluationFailed, NixUnusable):
-                        # The set is too large, or has errors that Nix cannot catch. Its names can still be listed.
+                        # The set is too large, or has errors that Nix cannot catch. Its names can still be
+                        # listed.
                         return await self._nix.index(self._platform, package_set, details=False)
             except BuildError as error:
                 # The search field sends a request for each key that a user types.

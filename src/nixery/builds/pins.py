@@ -158,8 +158,8 @@ class LookUpBounds:
 
     Attributes:
         tags: concurrent and waiting look-ups of branches and tags, and confirmations of pins.
-        commits: the same for searches of a history for a commit, which may fetch for minutes: branches and tags do
-            not wait for them, even if clients make up many commits.
+        commits: the same for searches of a history for a commit, which may fetch for minutes: branches and
+            tags do not wait for them, even if clients make up many commits.
     """
 
     tags: Slots = field(default_factory=lambda: Slots(_LOOK_UPS, _WAITING, busy=TooBusy.LOOKUPS))
@@ -185,9 +185,9 @@ class _Held:
 class Pins:
     """Resolves tags, each at most once in its time to live.
 
-    A pin is stored, so that all servers on one storage give the same answers and a restart changes nothing. A pin in use
-    is refreshed before it expires, and remains the answer until then: all servers change over at the same time. A tag
-    that cannot move is resolved once.
+    A pin is stored, so that all servers on one storage give the same answers and a restart changes nothing. A
+    pin in use is refreshed before it expires, and remains the answer until then: all servers change over at
+    the same time. A tag that cannot move is resolved once.
 
     Args:
         source: resolves tags.
@@ -340,7 +340,8 @@ class Pins:
         return pinned
 
     def _is_valid(self, reference: Reference, until: float) -> bool:
-        # A pin with longer to live than any has was written under other settings, or before the clock was set back.
+        # A pin with longer to live than any has was written under other settings, or before the clock was set
+        # back.
         longest = max(self._time_to_live, _COOLDOWN) + _SKEW
         return not reference.moving or 0 < until - self._clock() <= longest
 
@@ -382,8 +383,8 @@ class Pins:
     async def _write_commit(self, reference: Reference, term: Term) -> None:
         """Record the pinned commit of a branch or tag under its own digits as well.
 
-        Clients may ask for it later, even when no branch leads to it any more. That is one record for each state of
-        the source that the server saw; clients cannot add more.
+        Clients may ask for it later, even when no branch leads to it any more. That is one record for each
+        state of the source that the server saw; clients cannot add more.
         """
         if not reference.moving or COMMIT.fullmatch(term.revision) is None:
             return

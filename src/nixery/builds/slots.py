@@ -107,8 +107,8 @@ class Slots:
         """Wait for a slot, and hold it during the context. It counts for one of the clients of the running work.
 
         Args:
-            on_queued: called with the position in the queue, from 1, whenever it changes; not called if a slot
-                is free.
+            on_queued: called with the position in the queue, from 1, whenever it changes; not called if a
+                slot is free.
 
         Raises:
             TooBusy: the queue is full, or another client displaced this work.
@@ -126,8 +126,8 @@ class Slots:
     async def turn(self) -> AsyncIterator[None]:
         """Like ``slot``, for work that blocks the event loop for milliseconds and awaits nothing.
 
-        The work begins after all earlier requests are in the queue or rejected. Otherwise they would wait for the
-        event loop itself, where clients have no shares and requests of disconnected clients remain.
+        The work begins after all earlier requests are in the queue or rejected. Otherwise they would wait for
+        the event loop itself, where clients have no shares and requests of disconnected clients remain.
 
         Raises:
             TooBusy: as ``slot``.
@@ -206,7 +206,8 @@ class Slots:
 
     def _enter_queues(self, waiting: _Waiting) -> None:
         for client in waiting.parties.clients:
-            # Joining takes no place in the queue; but if a client's queue is full, work that it joins is not added.
+            # Joining takes no place in the queue; but if a client's queue is full, work that it joins is not
+            # added.
             if self._count(client) < self._most_waiting:
                 queue = self._queues.get(client)
                 if queue is None:

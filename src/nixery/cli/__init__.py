@@ -94,9 +94,9 @@ app.add_typer(storage, name="storage", rich_help_panel=_STORAGE)
 def main() -> None:
     """Run the command line.
 
-    The process exits after all other exit handlers, but before the interpreter is finalised: obstore has threads that cannot be
-    stopped, and one that needs the interpreter while it is finalised aborts the process
-    (https://github.com/PyO3/pyo3-async-runtimes/issues/40).
+    The process exits after all other exit handlers, but before the interpreter is finalised: obstore has
+    threads that cannot be stopped, and one that needs the interpreter while it is finalised aborts the
+    process (https://github.com/PyO3/pyo3-async-runtimes/issues/40).
     """
     status = [1]
     # Exit handlers run in reverse order; only logging's was registered before this one.

@@ -93,8 +93,8 @@ def build(
 ) -> None:
     """Build an image without a server, push it or write it to files, and print its digest.
 
-    The image is the one that a server with the same settings would answer for NAME.
-    An expression evaluates to a derivation, a list of them, or an image definition: --expr '[ pkgs.git pkgs.jq ]'. Examples:
+    The image is the one that a server with the same settings would answer for NAME. An expression evaluates
+    to a derivation, a list of them, or an image definition: --expr '[ pkgs.git pkgs.jq ]'. Examples:
 
     nixery build shell/git --output registry:registry.example.com/tools/git:1
 

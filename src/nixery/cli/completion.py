@@ -48,8 +48,9 @@ def complete_output(incomplete: str) -> list[str]:
 def complete_name(incomplete: str) -> list[str]:
     """Offer package names for the last part of an image name, the shortest first.
 
-    The names are those of the package set that ``nixery check`` or a server listed last, from a record in the storage directory;
-    without one, for example because the storage is a bucket, only meta-packages are offered.
+    The names are those of the package set that ``nixery check`` or a server listed last, from a record in the
+    storage directory; without one, for example because the storage is a bucket, only meta-packages are
+    offered.
     """
     before, slash, part = incomplete.rpartition("/")
     part = part.lower()
@@ -66,8 +67,8 @@ def _listed(beginning: str) -> set[str]:
         content = (read_regular(records[0], _LARGEST) if records else None) or b""
     except OSError:
         return set()
-    # A JSON object whose members are objects. Parsing all of it would take half a second. Quotation marks within strings are
-    # escaped, so this search finds only names of members.
+    # A JSON object whose members are objects. Parsing all of it would take half a second. Quotation marks
+    # within strings are escaped, so this search finds only names of members.
     content = content.lower()
     found = set()
     # A name may begin with a digit; its attribute then begins with an underscore.

@@ -107,7 +107,7 @@ def print_line(text: str) -> None:
 
 
 def _write_traceback(sio: TextIO, exc_info: ExcInfo) -> None:
-    # Without local variables: they may be large, and contain secrets. A message may quote what a client sent, so the lines are
-    # indented to differ from those of the log.
+    # Without local variables: they may be large, and contain secrets. A message may quote what a client sent,
+    # so the lines are indented to differ from those of the log.
     for part in traceback.format_exception(*exc_info):
         sio.writelines(f"\n    | {escaped(line)}" for line in part.rstrip("\n").split("\n"))

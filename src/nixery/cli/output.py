@@ -1,6 +1,7 @@
 """How commands show progress: bars on a terminal, log lines elsewhere, JSON for programs.
 
-Only results go to stdout. An ``Activity`` shows one step after the other; a ``Reporter`` shows builds and pushes.
+Only results go to stdout. An ``Activity`` shows one step after the other; a ``Reporter`` shows builds and
+pushes.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def scrub(
 ) -> None:
     """Verify all stored blobs and records, and quarantine broken ones; exit with 1 if there were any.
 
-    Servers may keep running. A broken blob moves to quarantine/ in the storage; the next pull of its image's tag builds it again.
+    Servers may keep running. A broken blob moves to quarantine/ in the storage; the next pull of its image's
+    tag builds it again.
     """
     from rich.filesize import decimal
 

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 _WRONG_SETTINGS = 2
 
-# Seconds from the end of serving to that of the process, at most: a thread cannot be ended, and may be reading a large
-# package set, or waiting for a disk. Container runtimes kill after ten seconds in total.
+# Seconds from the end of serving to that of the process, at most: a thread cannot be ended, and may be
+# reading a large package set, or waiting for a disk. Container runtimes kill after ten seconds in total.
 _EXIT_TIMEOUT = 0.5
 
 
 def serve() -> None:
     """Serve the registry. All settings are environment variables; docs/reference/settings.md lists them.
 
-    Example: PORT=8080 NIXERY_CHANNEL=nixos-unstable NIXERY_STORAGE_BACKEND=filesystem STORAGE_PATH=/var/lib/nixery nixery serve
+    Example: PORT=8080 NIXERY_CHANNEL=nixos-unstable NIXERY_STORAGE_BACKEND=filesystem
+        STORAGE_PATH=/var/lib/nixery nixery serve
     """
     import uvloop
 

@@ -1,21 +1,24 @@
 """Deleting the blobs that no image in use holds.
 
-An image is in use while there are *leases* on its manifests (``nixery.storage.leases``). A collection keeps the most recently used
-images that fit into the limits, whole images at a time, with all blobs that their manifests hold. It deletes every other blob that
-is older than the grace period. A blob that was stored, leased or, as a layer, reused within the grace period is never deleted: a
-pull in progress may ask for it, or a build may be about to use it.
+An image is in use while there are *leases* on its manifests (``nixery.storage.leases``). A collection keeps
+the most recently used images that fit into the limits, whole images at a time, with all blobs that their
+manifests hold. It deletes every other blob that is older than the grace period. A blob that was stored,
+leased or, as a layer, reused within the grace period is never deleted: a pull in progress may ask for it, or
+a build may be about to use it.
 
-**Why no blob in use is deleted.** Other tasks and processes build and pull meanwhile. The collector *condemns* each batch of blobs
-in a record before it looks again for leases and reused layers, and then deletes only blobs that still no image holds. A process
-that leases an image writes the lease first, then reads that record, and after that looks for all blobs of the image. Either its
-lease is written before the collector's second look, and the collector keeps the image; or it is written after, and then the blobs
-were condemned before: the process waits until the batch is done, sees which blobs are missing, and builds them again, after which
-they are young. In every order of these steps, it never serves an image whose blobs are deleted afterwards. Renewing the layers that a
-build in progress reuses only saves work; the build's own check at its end guarantees correctness.
+**Why no blob in use is deleted.** Other tasks and processes build and pull meanwhile. The collector
+*condemns* each batch of blobs in a record before it looks again for leases and reused layers, and then
+deletes only blobs that still no image holds. A process that leases an image writes the lease first, then
+reads that record, and after that looks for all blobs of the image. Either its lease is written before the
+collector's second look, and the collector keeps the image; or it is written after, and then the blobs were
+condemned before: the process waits until the batch is done, sees which blobs are missing, and builds them
+again, after which they are young. In every order of these steps, it never serves an image whose blobs are
+deleted afterwards. Renewing the layers that a build in progress reuses only saves work; the build's own check
+at its end guarantees correctness.
 
-**A collection that is interrupted** at any moment leaves garbage and no other damage: a record is deleted after the blob that it
-points to, an image counts as stored only if all its blobs are, and a manifest is served by digest only if its blobs were there when
-it was leased.
+**A collection that is interrupted** at any moment leaves garbage and no other damage: a record is deleted
+after the blob that it points to, an image counts as stored only if all its blobs are, and a manifest is
+served by digest only if its blobs were there when it was leased.
 """
 
 from __future__ import annotations
@@ -113,7 +116,8 @@ Observe = Callable[[GcResult], None]
 class CollectionLock:
     """The record of the kind ``collections`` of one collection; see ``nixery.storage.leases`` for who reads it.
 
-    It is renewed while the context lasts. A record not renewed for ``LEASE`` seconds belongs to a dead process.
+    It is renewed while the context lasts. A record not renewed for ``LEASE`` seconds belongs to a dead
+    process.
 
     Args:
         records: shared by all.
@@ -137,8 +141,8 @@ class CollectionLock:
         self._writing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        # Written before looking for others, so that of two collections that start together at least one sees the other; if both do,
-        # both end.
+        # Written before looking for others, so that of two collections that start together at least one sees
+        # the other; if both do, both end.
         await self._write(b"")
         try:
             await self._require_no_other()
@@ -162,8 +166,8 @@ class CollectionLock:
     async def condemn(self, digests: Iterable[Digest]) -> None:
         """Record the blobs that are about to be deleted, in place of the previous ones.
 
-        On a full storage, neither this nor a lease can be written: the collector then deletes blobs without condemning them, or
-        the storage would stay full.
+        On a full storage, neither this nor a lease can be written: the collector then deletes blobs without
+        condemning them, or the storage would stay full.
 
         Raises:
             StorageError: it cannot be written.
@@ -316,8 +320,8 @@ class _Collection:
         await self._lock.condemn(())
 
     async def _delete_leftovers(self, lock: CollectionLock) -> None:
-        # Of processes that were killed while they stored or deleted a blob. They take little room, but have to be condemned as blobs
-        # are: another process may be storing such a blob now.
+        # Of processes that were killed while they stored or deleted a blob. They take little room, but have
+        # to be condemned as blobs are: another process may be storing such a blob now.
         leftovers: list[ListedBlob] = []
         async for leftover in self._blobs.scan_leftovers():
             if leftover.modified < self._cutoff:

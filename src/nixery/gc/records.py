@@ -1,7 +1,8 @@
 """Records: the schema of each kind, and deleting records without blobs, too old ones, and too many.
 
-The collector follows records by their schemas, and the scrubber checks them. Schemas belong to the code that writes a kind, so
-their list is here, above that code; the list of bounds is in ``nixery.storage.records``, below it.
+The collector follows records by their schemas, and the scrubber checks them. Schemas belong to the code that
+writes a kind, so their list is here, above that code; the list of bounds is in ``nixery.storage.records``,
+below it.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def _readable(read: Callable[[bytes], object]) -> Check:
     return lambda content: decode(read, content) is not None
 
 
-# Whether a record matches the schema of its kind. A record of the kind ``collections`` belongs to its collector alone.
+# Whether a record matches the schema of its kind. A record of the kind ``collections`` belongs to its
+# collector alone.
 CHECKS: Mapping[str, Check] = {
     IMAGES: _readable(read_image),
     LAYERS: _readable(read_layer),
@@ -127,14 +129,16 @@ async def delete_pointless_records(
 ) -> int:
     """Delete records of deleted blobs, and records that were not used for a long time; return how many.
 
-    A record may be renewed just before it is deleted. So a record that points to a blob is deleted after the blob: the process
-    that renewed it then finds the blob missing, and writes the record again when it has stored the blob.
+    A record may be renewed just before it is deleted. So a record that points to a blob is deleted after the
+    blob: the process that renewed it then finds the blob missing, and writes the record again when it has
+    stored the blob.
 
     Args:
         records: of a storage.
         blobs: of the same storage.
         cutoff: records that were written after it are kept.
-        oldest: tags, pins, evaluations and batches that were not written after it are deleted; ``None`` for none.
+        oldest: tags, pins, evaluations and batches that were not written after it are deleted; ``None`` for
+            none.
 
     Raises:
         StorageError: the storage fails.

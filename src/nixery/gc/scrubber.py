@@ -55,8 +55,9 @@ class Checked:
 class Scrubber:
     """Compares every blob with its digest and its size, and every record with the schema of its kind.
 
-    It moves a broken blob to the quarantine; its image is built again at the next pull of its tag, since an image that lost a blob
-    does not count as stored. It deletes a torn record; the code that needs it writes it again.
+    It moves a broken blob to the quarantine; its image is built again at the next pull of its tag, since an
+    image that lost a blob does not count as stored. It deletes a torn record; the code that needs it writes
+    it again.
 
     Args:
         blobs: of a storage.
@@ -139,7 +140,8 @@ class Scrubber:
         if check(content):
             return Checked(len(content))
         if kind == USES and is_digest(key):
-            # Its key names the blob. Deleting the record could delete a lease that a server has just acquired.
+            # Its key names the blob. Deleting the record could delete a lease that a server has just
+            # acquired.
             await self._records.put(kind, key, key.encode())
         else:
             await self._records.delete(kind, key)

@@ -18,7 +18,8 @@ from nixery.storage.blobs import BlobStore
 from nixery.storage.files import FileSystemUse
 from nixery.storage.records import KINDS, USES, RecordStore
 
-# Seconds between two checks by the use of the file system, and between two by a listing of all blobs, which costs more.
+# Seconds between two checks by the use of the file system, and between two by a listing of all blobs, which
+# costs more.
 _CHECK_EVERY = 10.0
 _LIST_EVERY = 300.0
 

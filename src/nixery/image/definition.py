@@ -1,6 +1,7 @@
 """Images by definition: ``{ contents = [ ... ]; config = { Cmd = [ ... ]; ... }; layers = 40; }`` in a package set.
 
-The fields of ``config`` are those of the image specification (config.md), and ``Healthcheck`` as Docker has it.
+The fields of ``config`` are those of the image specification (config.md), and ``Healthcheck`` as Docker has
+it.
 """
 
 from __future__ import annotations

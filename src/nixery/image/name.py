@@ -32,8 +32,8 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII)
 
-# Tools for signatures, referrers and attestations look for tags of this form on every image; it never means an image
-# (referrers tag schema of the distribution specification, cosign's naming).
+# Tools for signatures, referrers and attestations look for tags of this form on every image; it never means
+# an image (referrers tag schema of the distribution specification, cosign's naming).
 _DERIVED_FROM_DIGEST = re.compile(r"sha256-[0-9a-f]{64}(\.(sig|att|sbom))?", re.ASCII)
 
 # Docker asks a mirror for `hello` as `library/hello`, which has two components.
@@ -41,7 +41,8 @@ _OFFICIAL = 2
 
 _PLATFORMS = {"amd64": AMD64, "arm64": ARM64}
 
-# Near names of one missing package, and the similarity, 0 to 1, below which a name is noise rather than a hint.
+# Near names of one missing package, and the similarity, 0 to 1, below which a name is noise rather than a
+# hint.
 _MOST_NEAR_NAMES = 3
 _LEAST_SIMILARITY = 0.6
 

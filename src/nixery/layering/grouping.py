@@ -52,8 +52,8 @@ def group_into_layers(closure: Closure, popularity: Popularity, budget: int) -> 
 def count_inputs(closure: Closure) -> dict[StorePath, int]:
     """Count the paths that each path depends on, including itself: it changes when any of them changes.
 
-    The number is the same in every image. A set of paths is an integer with a bit for each path, so the time is
-    O(references x paths / 64).
+    The number is the same in every image. A set of paths is an integer with a bit for each path, so the time
+    is O(references x paths / 64).
 
     Returns:
         The counts, in an order in which every path follows those that it refers to.

@@ -32,8 +32,8 @@ class Popularity:
         found: dict[str, int] = {}
         for key, count in self.counts.items():
             name = without_version(key)
-            # The largest, not the sum: a set with three versions of a library would make the next version three times
-            # as popular as any of them.
+            # The largest, not the sum: a set with three versions of a library would make the next version
+            # three times as popular as any of them.
             found[name] = max(count, found.get(name, 0))
         # A key without a version is meant for all versions.
         found.update((key, count) for key, count in self.counts.items() if key in found)

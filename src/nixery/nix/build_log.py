@@ -1,7 +1,7 @@
 """Read Nix's ``internal-json`` log while it builds, and report progress at a pace that people can follow.
 
-Source: ``logging.cc`` and ``logging.hh`` of Nix; the numbers have been the same since 2.0. Each line is ``@nix``
-and a JSON object: *start* and *stop* of an activity, a *result* within one, or a *msg*.
+Source: ``logging.cc`` and ``logging.hh`` of Nix; the numbers have been the same since 2.0. Each line is
+``@nix`` and a JSON object: *start* and *stop* of an activity, a *result* within one, or a *msg*.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pydantic_core import from_json
 from nixery.nix.error_message import reports_full_disk
 from nixery.plain_text import plain_text, shortened
 
-# Seconds between two reports, and builders' lines in one; a builder may write a hundred thousand lines a second.
+# Seconds between two reports, and builders' lines in one; a builder may write a hundred thousand lines a
+# second.
 _INTERVAL = 0.1
 _LINES = 100
 

@@ -5,7 +5,8 @@ A builder can read every variable of the process that builds: a fixed-output der
 its evaluation (``builtins.getEnv``). Neither gets a secret: this module drops variables outside of the list,
 and also listed ones whose value contains a login, for example a proxy's.
 
-Every environment has the mark by which the warden finds the processes of a server (``nixery.nix.processes.guarded``).
+Every environment has the mark by which the warden finds the processes of a server
+(``nixery.nix.processes.guarded``).
 """
 
 from __future__ import annotations

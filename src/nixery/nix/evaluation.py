@@ -50,8 +50,9 @@ from nixery.nix.packages import (
 )
 from nixery.nix.processes import Completed, run_command
 
-# Limit in bytes for Nix's answer to one evaluation. `packages.nix` bounds the answer for each package, so this
-# is some 10,000 of them. Parsing this much JSON holds the interpreter lock for about a tenth of a second.
+# Limit in bytes for Nix's answer to one evaluation. `packages.nix` bounds the answer for each package, so
+# this is some 10,000 of them. Parsing this much JSON holds the interpreter lock for about a tenth of a
+# second.
 _LARGEST_ANSWER = 8 * 1024 * 1024
 
 # The same for the list of a whole package set; that of nixpkgs has 7 MB.

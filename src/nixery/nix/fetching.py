@@ -24,7 +24,8 @@ _READ_TIMEOUT = 60
 # Bytes of address space for reading the inputs of a flake.
 _MEMORY = 2 * 1024**3
 
-# Limit in bytes for the inputs that a flake declares. The largest flakes in use have some hundred, and 100 kB.
+# Limit in bytes for the inputs that a flake declares. The largest flakes in use have some hundred, and 100
+# kB.
 _LARGEST_INPUTS = 1024 * 1024
 
 _EXPRESSIONS = files("nixery.nix") / "expressions"
@@ -95,8 +96,8 @@ async def fetch_archive(url: str, temporary: Path, context: ProcessContext) -> P
     Args:
         url: of the archive; it may hold secrets.
         temporary: for Nix's cache of URLs; belongs to this process.
-        context: for fetching. Nix may keep an archive in memory, and a server may send one without end, so its
-            memory should be limited.
+        context: for fetching. Nix may keep an archive in memory, and a server may send one without end, so
+            its memory should be limited.
 
     Raises:
         FetchFailed: the archive does not exist, or cannot be fetched.

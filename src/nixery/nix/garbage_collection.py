@@ -1,7 +1,7 @@
 """Protect store paths from Nix's garbage collector, and make it wait.
 
-Nix keeps every path that an indirect root leads to: a symlink anywhere, which Nix registers. The server's roots
-are in a directory of its process, so that the next process removes the roots of a killed one.
+Nix keeps every path that an indirect root leads to: a symlink anywhere, which Nix registers. The server's
+roots are in a directory of its process, so that the next process removes the roots of a killed one.
 
 The collector locks a file before it searches for roots, and a process that registers a temporary root takes the
 same lock, shared (``LocalStore::collectGarbage`` and ``addTempRoot`` in Nix's ``gc.cc``, since 2.0). Holding

@@ -16,8 +16,8 @@ _NETWORKS = (
     "tarball+https:// file+http:// file+https:// github: gitlab: sourcehut:"
 )
 
-# Limit in bytes for a builder's log: Nix holds a line in memory until it ends, and keeps logs for ever. It is the
-# limit of nixpkgs' own build farm (Hydra's max_log_size).
+# Limit in bytes for a builder's log: Nix holds a line in memory until it ends, and keeps logs for ever. It is
+# the limit of nixpkgs' own build farm (Hydra's max_log_size).
 _LOG = ("--option", "max-build-log-size", str(64 * 1024 * 1024))
 
 _SEARCH_PATH = "NIX_PATH"

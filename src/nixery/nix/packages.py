@@ -52,7 +52,8 @@ class Definition:
         attribute: its attribute path in the set.
         execution: its ``config``.
         layers: the most layers of the image; ``None`` for the server's default.
-        installables: what the config refers to and Nix must provide: ``<derivation>!<output>``, or a store path.
+        installables: what the config refers to and Nix must provide: ``<derivation>!<output>``, or a store
+            path.
         store_paths: the paths that the config refers to.
     """
 

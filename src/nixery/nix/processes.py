@@ -33,8 +33,8 @@ _WARDEN_TIMEOUT = 5
 
 _CHUNK = 65536
 
-# Longer lines on stderr are cut. And bytes of a line that `run_command` keeps: more than a log shows, to allow
-# for escape sequences.
+# Longer lines on stderr are cut. And bytes of a line that `run_command` keeps: more than a log shows, to
+# allow for escape sequences.
 _LONGEST_LINE = 1 << 20
 _LONGEST_KEPT_LINE = 16 * 1024
 
@@ -168,8 +168,8 @@ async def run(
         async with deadline:
             answer, _, exit_code = await asyncio.gather(answering, logging, process.wait())
     except BaseException:
-        # Even if the program itself has ended, others of its group may hold the streams open. A second cancellation
-        # must not interrupt this.
+        # Even if the program itself has ended, others of its group may hold the streams open. A second
+        # cancellation must not interrupt this.
         await asyncio.shield(_end(process, (answering, logging)))
         raise
     return Completed(exit_code, answer)

@@ -38,7 +38,8 @@ from nixery.nix.sandbox import BuilderGate
 _TIMED_OUT = 0x01
 _BUILD_FAILURE = 100
 
-# Nix itself stops a builder after its timeout and names it. The server's own deadline is this many seconds later.
+# Nix itself stops a builder after its timeout and names it. The server's own deadline is this many seconds
+# later.
 _GRACE = 10
 
 # Limit in seconds for listing a package set.
@@ -101,8 +102,8 @@ class Nix:
         """Look names up in a package set, all in one evaluation.
 
         Returns:
-            For each name: one package; all packages of a list; a definition and its contents; or why it is not
-            available. Empty for an optional name that the set does not have.
+            For each name: one package; all packages of a list; a definition and its contents; or why it is
+            not available. Empty for an optional name that the set does not have.
 
         Raises:
             EvaluationFailed: the set itself is broken.

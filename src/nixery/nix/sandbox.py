@@ -32,8 +32,8 @@ from nixery.files import read_beginning
 Sandbox = Literal["on", "optional", "off", "elsewhere", "unknown"]
 User = Literal["root", "server", "own", "unknown"]
 
-# Seconds: for a builder's report, which the start of the server waits for; and for Nix to end the builder after
-# that.
+# Seconds: for a builder's report, which the start of the server waits for; and for Nix to end the builder
+# after that.
 _REPORT_TIMEOUT = 10.0
 _GRACE = 4.0
 
@@ -82,12 +82,13 @@ class Confinement:
     """How builders are confined.
 
     Attributes:
-        sandbox: ``on`` for all builders; ``optional`` if a package may opt out; ``off``; ``elsewhere`` if they run
-            on another machine; ``unknown``.
+        sandbox: ``on`` for all builders; ``optional`` if a package may opt out; ``off``; ``elsewhere`` if
+            they run on another machine; ``unknown``.
         user: the user that builders run as, seen from outside of a sandbox: ``root``, but not root of a user
             namespace; ``server``, the user of this process; ``own``, another user; ``unknown``. With an
             optional sandbox, the user of a builder that opted out.
-        owns_store: whether this user owns the store paths that are the builder's inputs, and so can change them.
+        owns_store: whether this user owns the store paths that are the builder's inputs, and so can change
+            them.
         reads_storage: whether the builder could read a file of the server that no other user may read.
         reason: why the confinement is unknown.
     """
@@ -165,7 +166,8 @@ def require_sandbox(confinement: Confinement) -> None:
 def require_confinement(confinement: Confinement, host: str) -> None:
     """Refuse to serve other machines if a builder could take over the server.
 
-    If the probe failed, the server may start, since it can serve stored images; ``BuilderGate`` holds builds back.
+    If the probe failed, the server may start, since it can serve stored images; ``BuilderGate`` holds builds
+    back.
 
     Args:
         confinement: of this server's builders.

@@ -68,8 +68,8 @@ class NixStore:
             NixUnusable: Nix cannot be run.
         """
         with self._collector.root() as root:
-            # Otherwise a collector that is searching for roots may already have passed the place of this root, and
-            # scan the processes only after this short one has ended.
+            # Otherwise a collector that is searching for roots may already have passed the place of this
+            # root, and scan the processes only after this short one has ended.
             async with self._collector.paused():
                 completed, stderr = await run_command(
                     _COPY_TIMEOUT,
@@ -77,8 +77,9 @@ class NixStore:
                     context=self._context,
                 )
             if completed.exit_code != 0:
-                # Whether its files exist proves nothing: the collector takes a path out of the database before
-                # it deletes them. If that happens during the command, Nix reports a failed build of the tree.
+                # Whether its files exist proves nothing: the collector takes a path out of the database
+                # before it deletes them. If that happens during the command, Nix reports a failed build of
+                # the tree.
                 if reports_missing_path(stderr) or f"build of '{path}' failed" in explanation(stderr):
                     raise PathsCollected(str(path))
                 raise _unusable("nix-store --realise", stderr)
@@ -98,7 +99,8 @@ class TreeCache:
     def __init__(self, store: NixStore) -> None:
         self._store = store
         self._trees: LRUCache[str, Path] = LRUCache(_CAPACITY)
-        # One lock for each commit: an existing tree does not wait for another one that takes minutes to fetch.
+        # One lock for each commit: an existing tree does not wait for another one that takes minutes to
+        # fetch.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, commit: str, make: Make) -> Path:

@@ -1,10 +1,10 @@
 """Warden: a program that ends the child processes of a killed server. Uses the standard library only.
 
-A killed server (``kill -9``, out of memory) cannot end its children, and its Nix processes run in separate sessions. So
-each server starts this program in its own session, with a pipe as its standard input that carries no data.
-When the server ends, for any reason, the pipe closes. Then the warden sends SIGTERM to every process with the
-server's mark in its environment, and a few seconds later SIGKILL to those that are left and to all of their
-descendants.
+A killed server (``kill -9``, out of memory) cannot end its children, and its Nix processes run in separate
+sessions. So each server starts this program in its own session, with a pipe as its standard input that
+carries no data. When the server ends, for any reason, the pipe closes. Then the warden sends SIGTERM to every
+process with the server's mark in its environment, and a few seconds later SIGKILL to those that are left and
+to all of their descendants.
 
 A process that the server was about to start holds the pipe open until it has its mark, so none is missed.
 """

@@ -1,9 +1,10 @@
 """The documents of an image as exact bytes: config, manifest and index.
 
-The OCI forms follow the image specification (config.md, manifest.md, image-index.md, descriptor.md, media-types.md).
-The same image is also available in Docker's media types (manifest schema 2), for clients that know no others. The two
-families are never mixed: containers/image refuses a manifest of one with layers of the other. Docker has no media type
-for zstd; containers/image refuses those that some tools use instead (its pull request 2906).
+The OCI forms follow the image specification (config.md, manifest.md, image-index.md, descriptor.md,
+media-types.md). The same image is also available in Docker's media types (manifest schema 2), for clients
+that know no others. The two families are never mixed: containers/image refuses a manifest of one with layers
+of the other. Docker has no media type for zstd; containers/image refuses those that some tools use instead
+(its pull request 2906).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from nixery.oci.digest import Digest
 # every path in a Nix store, because some tools take the epoch for "unknown".
 _NO_DATE = 1
 
-# The end of the year 9999, since RFC 3339 has four digits for a year. A commit can have any number as its date.
+# The end of the year 9999, since RFC 3339 has four digits for a year. A commit can have any number as its
+# date.
 _LATEST = 253_402_300_799
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from nixery.errors import StorageError, shown
 from nixery.packing import tar
 
-# Bytes of every chunk but the last: a compressor's output may depend on how its input is cut. Large enough for
-# digest and compressor to run without the interpreter lock most of the time.
+# Bytes of every chunk but the last: a compressor's output may depend on how its input is cut. Large enough
+# for digest and compressor to run without the interpreter lock most of the time.
 CHUNK = 1 << 20
 
 # Files of up to this many bytes are read by one call into a separate object, which is cheaper than the calls

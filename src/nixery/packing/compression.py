@@ -1,10 +1,11 @@
 """Compression of layers.
 
 Clients verify the compressed bytes, so they must be the same on every machine. Measured with ISA-L 2.31 (isal
-1.9.1) on emulated processors from Nehalem to AVX2 ones: levels 1 and 2 give the same bytes on all of them, level 3
-has a variant for AVX2 that gives others. Hence level 2 for gzip, which is also the fastest here. A sample of the
-compressor's output (``_fingerprint``) is part of every layer's identity, beside its name, version and level; so a
-machine or a library that compresses differently makes its own layers and never claims those of another.
+1.9.1) on emulated processors from Nehalem to AVX2 ones: levels 1 and 2 give the same bytes on all of them,
+level 3 has a variant for AVX2 that gives others. Hence level 2 for gzip, which is also the fastest here. A
+sample of the compressor's output (``_fingerprint``) is part of every layer's identity, beside its name,
+version and level; so a machine or a library that compresses differently makes its own layers and never claims
+those of another.
 """
 
 from __future__ import annotations

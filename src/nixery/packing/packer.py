@@ -12,8 +12,8 @@ from nixery.oci.digest import Digest
 from nixery.packing.archive import Archive
 from nixery.packing.compression import Compression
 
-# Version of the archive's format: raise it with every change to the bytes of a layer, so that older layers are not
-# reused.
+# Version of the archive's format: raise it with every change to the bytes of a layer, so that older layers
+# are not reused.
 _FORMAT = "nixery layer 1"
 
 # Adds the contents of a layer to an archive.

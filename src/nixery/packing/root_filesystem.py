@@ -1,15 +1,15 @@
 """The last layer of an image: the files that programs and users expect at ``/``, as symlinks into the store.
 
-The outputs of the requested packages are laid over each other. A directory that only one of them has becomes one
-symlink. Three kinds are real directories: one that several outputs have; everything at the top and below ``/etc``,
-because runtimes mount files there and people add to it; and ``/lib/locale``, to which this module adds. The contents of a
-package's ``usr/bin`` are in ``/bin``, where ``/usr/bin`` leads. If two packages have a file of the same name, the
-one with the lower ``meta.priority`` wins, then the one whose name comes first. Files that every system has are
-added last; a package that brings one of them keeps its own.
+The outputs of the requested packages are laid over each other. A directory that only one of them has becomes
+one symlink. Three kinds are real directories: one that several outputs have; everything at the top and below
+``/etc``, because runtimes mount files there and people add to it; and ``/lib/locale``, to which this module
+adds. The contents of a package's ``usr/bin`` are in ``/bin``, where ``/usr/bin`` leads. If two packages have
+a file of the same name, the one with the lower ``meta.priority`` wins, then the one whose name comes first.
+Files that every system has are added last; a package that brings one of them keeps its own.
 
 Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
-names that are not UTF-8. All entries have the same times, and the same owner except directories that an image's
-user is to write into.
+names that are not UTF-8. All entries have the same times, and the same owner except directories that an
+image's user is to write into.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ ACCOUNTS = {
 # Without it the C library does not look into /etc/hosts, where runtimes write the names of containers.
 _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
 
-# Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. C.utf8 is the locale that
-# LANG names; a C library that was not built by Nix looks for locales in /usr/lib/locale, and for time zones in
-# /usr/share/zoneinfo.
+# Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. C.utf8 is the
+# locale that LANG names; a C library that was not built by Nix looks for locales in /usr/lib/locale, and for
+# time zones in /usr/share/zoneinfo.
 _CLOSURE_FILES = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
 
 # Directories whose namesakes below /usr are symlinks to them.
 BELOW_USR = (b"bin", b"lib", b"share")
 
-# At a package's top level: names that are not part of a file system, or belong to the kernel and to the runtime.
+# At a package's top level: names that are not part of a file system, or belong to the kernel and to the
+# runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"sys", b"tmp"})
 
 _LOCALES = b"lib/locale"
@@ -287,9 +288,9 @@ class _Merge:
             raise UnsafeContents(first.path, f"it is below more than {_DEEPEST} directories")
         if len(first.path) > LONGEST_PATH:
             raise UnsafeContents(first.path, f"its name has more than {LONGEST_PATH:,} bytes")
-        # At the top and in etc, packages have symlinks to directories as well (sbin -> bin, etc/ssl -> a configuration).
-        # One that leads out of the image (etc -> /etc) must not bring in files of this machine. Not further down:
-        # symlinks that lead up again would never end.
+        # At the top and in etc, packages have symlinks to directories as well (sbin -> bin, etc/ssl -> a
+        # configuration). One that leads out of the image (etc -> /etc) must not bring in files of this
+        # machine. Not further down: symlinks that lead up again would never end.
         above, _, _ = name.rpartition(b"/")
         follow = above in (b"", b"etc")
         directories = [s for s in sources if s.is_directory or (follow and self._files.is_directory(s.path))]

@@ -36,11 +36,12 @@ _MOST_OPEN = 32
 # has 20,000.
 _MOST_NAMES = 1 << 20
 
-# Names that are sorted in one step, which takes some hundredths of a second. A sort holds the interpreter's lock, so
-# that of a million names stopped the whole server for two seconds.
+# Names that are sorted in one step, which takes some hundredths of a second. A sort holds the interpreter's
+# lock, so that of a million names stopped the whole server for two seconds.
 _SORTED_AT_ONCE = 1 << 14
 
-# Least bytes of a name in Nix's archive format (Nix manual, "Nix Archive"); this bounds the number of names as well.
+# Least bytes of a name in Nix's archive format (Nix manual, "Nix Archive"); this bounds the number of names
+# as well.
 _LEAST_NAR_SIZE = 100
 
 
@@ -59,8 +60,8 @@ def add_store_paths(archive: Archive, paths: Iterable[PathInfo], store: bytes = 
         store: directory of the paths on this machine; in the image they are always in ``/nix/store``.
 
     Raises:
-        StorageError: a store path cannot be read, has a file of a type that Nix does not store, or more bytes than Nix
-            has registered.
+        StorageError: a store path cannot be read, has a file of a type that Nix does not store, or more bytes
+            than Nix has registered.
         UnsafeContents: a name is not allowed in an image.
     """
     above = b""

@@ -1,8 +1,9 @@
 """Tar headers, byte for byte.
 
-Format: POSIX ustar, with a pax extended header where a name, a link target, a size or an id does not fit (POSIX.1-2017,
-pax, "ustar Interchange Format" and "pax Header Block"). The image specification (layer.md) requires both.
-Not ``tarfile``, whose headers take five times as long to make, and whose bytes may change with Python.
+Format: POSIX ustar, with a pax extended header where a name, a link target, a size or an id does not fit
+(POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block"). The image specification (layer.md)
+requires both. Not ``tarfile``, whose headers take five times as long to make, and whose bytes may change with
+Python.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _LONGEST_NAME, _LONGEST_PREFIX = 100, 155
 _BLOCK = Struct("100s 24s 12s 12s 8s 1s 100s 88s 167s").pack
 _LARGEST_SIZE = 8**11 - 1
 
-# The constant part of every checksum: fields that are the same in all headers, and the checksum's own, which counts
-# as eight spaces.
+# The constant part of every checksum: fields that are the same in all headers, and the checksum's own, which
+# counts as eight spaces.
 _CONSTANT_SUM = sum(_MTIME + _MAGIC_TO_DEVICE + b" " * 8)
 _LARGEST_ID = 8**7 - 1
 _PAX_HEADER_NAME = b"././@PaxHeader"
@@ -106,7 +107,8 @@ def _permissions(mode: int, user: int, group: int, kind: bytes) -> tuple[bytes, 
 
 def _split(name: bytes) -> tuple[bytes, bytes | None]:
     """Split a long name at a slash so that both parts fit; the second part is None if there is no such slash."""
-    # At least one and at most 100 bytes must follow the slash, so a directory's own last slash does not count.
+    # At least one and at most 100 bytes must follow the slash, so a directory's own last slash does not
+    # count.
     slash = name.find(b"/", len(name) - _LONGEST_NAME - 1, len(name) - 1)
     if 0 < slash <= _LONGEST_PREFIX:
         return name[:slash], name[slash + 1 :]
@@ -116,8 +118,9 @@ def _split(name: bytes) -> tuple[bytes, bytes | None]:
 def _ustar_block(
     name: bytes, prefix: bytes, permissions: tuple[bytes, int], size: int, kind: bytes, target: bytes
 ) -> bytes:
-    # The sum of all bytes. The bytes of a field add up to less than 65521, so the lower half of its Adler-32 is their
-    # sum plus one (RFC 1950, 9), in a tenth of the time of `sum`. Most fields are empty in most headers.
+    # The sum of all bytes. The bytes of a field add up to less than 65521, so the lower half of its Adler-32
+    # is their sum plus one (RFC 1950, 9), in a tenth of the time of `sum`. Most fields are empty in most
+    # headers.
     fields, checksum = permissions
     length, length_sum = _length(size)
     checksum += length_sum + (adler32(name) & 0xFFFF) - 1

@@ -1,7 +1,7 @@
 """The user of an image definition: an entry in ``/etc/passwd``, and directories to write into.
 
-Runtimes refuse to start as a user without an entry. They create a missing working directory or mount point, but for
-root; and Docker and Podman give a volume the owner of its directory in the image.
+Runtimes refuse to start as a user without an entry. They create a missing working directory or mount point,
+but for root; and Docker and Podman give a volume the owner of its directory in the image.
 """
 
 from __future__ import annotations

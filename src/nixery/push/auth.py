@@ -1,6 +1,7 @@
 """Authorisation for a registry: Basic, or a token from a token server (distribution, "Token Authentication").
 
-Credentials are those of ``docker login`` and ``podman login``. Docker's file is ``$DOCKER_CONFIG/config.json`` or ``~/.docker/config.json``; Podman's (containers-auth.json(5)) is
+Credentials are those of ``docker login`` and ``podman login``. Docker's file is
+``$DOCKER_CONFIG/config.json`` or ``~/.docker/config.json``; Podman's (containers-auth.json(5)) is
 ``$REGISTRY_AUTH_FILE``, which is then the only one, or ``$XDG_RUNTIME_DIR/containers/auth.json``.
 """
 

@@ -75,7 +75,8 @@ class PushOptions:
     """How to push.
 
     Attributes:
-        tls_verify: whether the certificate has to be trusted; if not, plain HTTP is allowed, too, as it always is for loopback.
+        tls_verify: whether the certificate has to be trusted; if not, plain HTTP is allowed, too, as it
+            always is for loopback.
         mount_from: name of a repository on the same host to mount blobs from; or empty.
         delay: seconds before the second attempt.
     """

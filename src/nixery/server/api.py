@@ -36,7 +36,8 @@ _ROUTE = re.compile(
 # Results of a search by default, and at most.
 _DEFAULT_LIMIT, _LARGEST_LIMIT = 20, 100
 
-# Seconds that a client waits for a package set to be listed. The listing continues, and answers the next request.
+# Seconds that a client waits for a package set to be listed. The listing continues, and answers the next
+# request.
 _LISTING_TIMEOUT = 20.0
 
 # Concurrent searches, and waiting ones: each blocks the event loop for up to 15 ms.
@@ -142,7 +143,8 @@ class Builds:
         Raises:
             NixeryError: the name or the tag is invalid, or too many builds are waiting.
         """
-        # A form of another site can post, but not with this type (Fetch standard, "CORS-safelisted request-header").
+        # A form of another site can post, but not with this type (Fetch standard, "CORS-safelisted
+        # request-header").
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return errors_body(415, "UNSUPPORTED", "send application/json")
         if request.body is None:
@@ -194,7 +196,8 @@ class Builds:
         return StreamResponse(200, None, lambda: self._events(build, after), headers)
 
     async def _events(self, build: str, after: int) -> AsyncGenerator[bytes, None]:
-        # HTML standard, 9.2: a comment keeps the connection open; after an end, the client reconnects unless the server forbids it.
+        # HTML standard, 9.2: a comment keeps the connection open; after an end, the client reconnects unless
+        # the server forbids it.
         last, is_first = -1, True
         async with aclosing(self._builds.follow(build, after)) as changes:
             async for report, lines in changes:
@@ -203,7 +206,8 @@ class Builds:
                     continue
                 last = report.number
                 kind = "end" if report.is_over else "change"
-                # The first change contains the whole log. The following ones are small, with a pause between them.
+                # The first change contains the whole log. The following ones are small, with a pause between
+                # them.
                 async with self._builds.turn() if is_first else nullcontext():
                     data = json_content(_change(report, lines))
                 is_first = False

@@ -1,7 +1,7 @@
 """The application as the web server calls it: routes a request to a handler, and sends the response.
 
-RSGI is granian's own interface. Unlike ASGI it has a call for a part of a file, and takes an answer as a whole, which
-costs half as much for a small one.
+RSGI is granian's own interface. Unlike ASGI it has a call for a part of a file, and takes an answer as a
+whole, which costs half as much for a small one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _LARGEST_BODY = 16 * 1024
 # Limit on the pieces of a body: each costs as much as a small request, and may be a single byte.
 _MOST_PIECES = 64
 
-# Seconds for a request's body to arrive. Meanwhile, its connection counts among those that the server accepts.
+# Seconds for a request's body to arrive. Meanwhile, its connection counts among those that the server
+# accepts.
 _BODY_TIMEOUT = 10.0
 
 # Characters of a path in a log line.

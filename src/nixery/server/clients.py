@@ -40,8 +40,8 @@ _PUBLIC_HOST = re.compile(
 )
 _UNKNOWN_HOST = "localhost"
 
-# A valid Host field (RFC 9110, 7.2, and RFC 3986, 3.2): a name or an address, and a port. Repeated fields were joined
-# with a comma, which no DNS name can contain.
+# A valid Host field (RFC 9110, 7.2, and RFC 3986, 3.2): a name or an address, and a port. Repeated fields
+# were joined with a comma, which no DNS name can contain.
 _HOST_FIELD = re.compile(
     r"(?:[a-z0-9._~!$&'()*+;=%-]{0,255}|\[[0-9a-f:.]{2,45}\])(?::\d{0,5})?", re.ASCII | re.IGNORECASE
 )
@@ -128,7 +128,8 @@ def peer_key(peer: str) -> tuple[Address | None, str]:
 def host(request: Request) -> str:
     """Return the public host and port: from ``NIXERY_PUBLIC_URL``, else from a trusted proxy or the client.
 
-    A client's wrong host affects only its own response: caches must not store a response that contains a host.
+    A client's wrong host affects only its own response: caches must not store a response that contains a
+    host.
     """
     if request.public_url is not None:
         return request.public_url.partition("://")[2]
@@ -201,11 +202,11 @@ def _is_cross_site(request: Request) -> bool:
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if origin is site is None:
         # To a server without TLS, browsers omit these fields from requests that need no permission, such as
-        # one for an image. None of the server's pages requests a path below /v2, and registry clients do not identify
-        # as browsers.
+        # one for an image. None of the server's pages requests a path below /v2, and registry clients do not
+        # identify as browsers.
         return request.path.startswith("/v2/") and headers.get("user-agent", "").startswith("Mozilla/")
-    # Prefer the browser's own statement about the site to a comparison of names, unless the public name is known: a
-    # page can have its own name resolve to the server's address, and then has the same origin.
+    # Prefer the browser's own statement about the site to a comparison of names, unless the public name is
+    # known: a page can have its own name resolve to the server's address, and then has the same origin.
     decides = site is not None and request.public_url is None
     if origin is not None and not decides and not _is_own(request, origin):
         return True

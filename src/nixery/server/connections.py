@@ -69,8 +69,8 @@ _SO_COOKIE = 57
 # have arrived yet.
 _KEEP_ALIVE_AFTER = 2.0
 
-# Bytes of a body that the web server may hold in addition to those that it got before its socket was found: about a
-# piece of a blob. And seconds between two polls of a socket with a full buffer, at first and at most.
+# Bytes of a body that the web server may hold in addition to those that it got before its socket was found:
+# about a piece of a blob. And seconds between two polls of a socket with a full buffer, at first and at most.
 _AHEAD = 256 * 1024
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 
@@ -274,9 +274,9 @@ class Connections:
                 total -= 1
                 yield from self._end_one(theirs.pop(), Reason.SHARE)
         while total > bounds.total:
-            # A connection whose request is just arriving must not be ended in favour of a client whose many connections
-            # are all busy. So choose the client with the most among those with a kept-alive connection first,
-            # then among all.
+            # A connection whose request is just arriving must not be ended in favour of a client whose many
+            # connections are all busy. So choose the client with the most among those with a kept-alive
+            # connection first, then among all.
             theirs = max(
                 of_client.values(), key=lambda some: (_is_kept_alive(some, now), len(some), _age(some))
             )
@@ -314,8 +314,8 @@ class Backpressure:
     """Waits while the web server holds too much of one body because its client does not read.
 
     The web server's own call to send a piece returns at once, and the piece stays in memory until the kernel
-    takes it. Without a wait, a client that reads nothing would make the server hold the whole body. On systems
-    other than Linux, this never waits.
+    takes it. Without a wait, a client that reads nothing would make the server hold the whole body. On
+    systems other than Linux, this never waits.
 
     Args:
         peer: the client's address and port, as the web server writes them.
@@ -332,8 +332,8 @@ class Backpressure:
     async def admit(self, size: int) -> bool:
         """Wait until the web server may get another piece, and count it.
 
-        Call it before each piece rather than after it: a client may close its connection after the last piece of a
-        complete body.
+        Call it before each piece rather than after it: a client may close its connection after the last piece
+        of a complete body.
 
         Returns:
             Whether to send the piece; false if the connection is closed.

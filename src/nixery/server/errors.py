@@ -60,9 +60,10 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     UnsafeContents: (422, "MANIFEST_UNKNOWN"),
     # The package set.
     EvaluationFailed: (500, "UNKNOWN"),
-    # There is no such manifest, since it cannot be built. Not a 5xx: docker, podman, buildah and skopeo show no message of
-    # a 5xx, and crane and containerd retry at once. Not UNKNOWN: podman and buildah would retry three times. Not 404:
-    # containerd would show only the status, and a package that cannot be built is not a missing one.
+    # There is no such manifest, since it cannot be built. Not a 5xx: docker, podman, buildah and skopeo show
+    # no message of a 5xx, and crane and containerd retry at once. Not UNKNOWN: podman and buildah would retry
+    # three times. Not 404: containerd would show only the status, and a package that cannot be built is not a
+    # missing one.
     BuildFailed: (422, "MANIFEST_UNKNOWN"),
     # The package set is the cause, as for a failed build.
     AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
@@ -77,8 +78,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # The storage.
     StorageError: (500, "UNKNOWN"),
     BlobVerificationFailed: (500, "UNKNOWN"),
-    # RFC 4918, 11.5. The server is the cause and not the request, although docker and podman show no message of a 5xx.
-    # containerd does not retry a 507 at once; a retry would need the room again.
+    # RFC 4918, 11.5. The server is the cause and not the request, although docker and podman show no message
+    # of a 5xx. containerd does not retry a 507 at once; a retry would need the room again.
     StorageFull: (507, "UNKNOWN"),
     # The server.
     InternalError: (500, "UNKNOWN"),

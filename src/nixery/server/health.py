@@ -61,8 +61,8 @@ class Health:
         """Routes of a listener that clients reach.
 
         Args:
-            private: whether only this machine reaches the listener. Then requests that no proxy forwarded see the
-                results of the checks, and metrics.
+            private: whether only this machine reaches the listener. Then requests that no proxy forwarded see
+                the results of the checks, and metrics.
         """
 
         async def ready(request: Request) -> BytesResponse:

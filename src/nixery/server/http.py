@@ -131,8 +131,9 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     """Parse a ``Range`` header (RFC 9110, section 14).
 
     Returns:
-        The range, clamped to the representation; ``None`` to answer with all of it: there is no header, it has another
-        unit or several ranges (14.2 allows to ignore it), or its end lies before its beginning (14.1.1).
+        The range, clamped to the representation; ``None`` to answer with all of it: there is no header, it
+        has another unit or several ranges (14.2 allows to ignore it), or its end lies before its beginning
+        (14.1.1).
 
     Raises:
         UnsatisfiableRange: it begins after the end, or asks for the last zero bytes.

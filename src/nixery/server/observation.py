@@ -17,7 +17,8 @@ from nixery.telemetry.metrics import RequestCounts
 if TYPE_CHECKING:
     from nixery.telemetry.traces import RequestSpan, Traces
 
-# Route classes by the first part of a path, and by whole paths; few of them, for any paths that clients request.
+# Route classes by the first part of a path, and by whole paths; few of them, for any paths that clients
+# request.
 _FIRST = {
     "": "page",
     "api": "api",

@@ -20,7 +20,8 @@ from nixery.server.app import Application
 from nixery.server.connections import ConnectionBounds, Connections
 from nixery.server.observation import Observation
 
-# Seconds from the signal to the end: for ending Nix, then for sending responses. Container runtimes kill after ten.
+# Seconds from the signal to the end: for ending Nix, then for sending responses. Container runtimes kill
+# after ten.
 _SHUTDOWN_TIMEOUT = 9.0
 
 # Seconds of them for ending builds: Nix and its children have four.
@@ -75,8 +76,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then end the builds, finish sending responses and return.
 
-    The web server is embedded: it runs in this process, so that there is one process id to stop, and builds end
-    before connections are drained. Otherwise a pull that waits for a build would delay the shutdown.
+    The web server is embedded: it runs in this process, so that there is one process id to stop, and builds
+    end before connections are drained. Otherwise a pull that waits for a build would delay the shutdown.
 
     Args:
         listeners: each has its own web server, so that too many connections to one do not block another.
@@ -180,8 +181,8 @@ def listening_address(host: str, port: int, settings: str = "NIXERY_HOST, PORT")
     Raises:
         SettingsError: the server cannot listen on it.
     """
-    # The web server takes addresses only, no names, and lets several processes share a port; independent registries
-    # must not.
+    # The web server takes addresses only, no names, and lets several processes share a port; independent
+    # registries must not.
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

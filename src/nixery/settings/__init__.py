@@ -1,8 +1,8 @@
 """The settings: frozen, checked, and described for the reference page.
 
-This is the only package that gives environment variables a meaning; the command line passes the environment in. Each subject
-has a class, with its variables as fields, and ``Settings`` has them all. Variables of the original Nixery keep its
-names; new ones begin with ``NIXERY_``.
+This is the only package that gives environment variables a meaning; the command line passes the environment
+in. Each subject has a class, with its variables as fields, and ``Settings`` has them all. Variables of the
+original Nixery keep its names; new ones begin with ``NIXERY_``.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class _Group(BaseSettings):
     """Settings of one subject.
 
     Attributes:
-        environment: the mapping that the settings were read from. Not a setting, and not shown: it may hold secrets.
+        environment: the mapping that the settings were read from. Not a setting, and not shown: it may hold
+            secrets.
     """
 
     model_config = SettingsConfigDict(
@@ -423,8 +424,8 @@ class StorageSettings(_Group):
         backend = given.get("NIXERY_STORAGE_BACKEND")
         defaults: dict[str, object] = {}
         if backend in _DISKLESS_BACKENDS:
-            # No file on this machine has to be kept. A bucket verifies its own checksums, and reading all of it may
-            # cost money.
+            # No file on this machine has to be kept. A bucket verifies its own checksums, and reading all of
+            # it may cost money.
             caches = given.get("environment", {}).get("XDG_CACHE_HOME") or Path.home() / ".cache"
             defaults = {"STORAGE_PATH": str(Path(caches) / "nixery"), "NIXERY_SCRUB_RATE": 0}
         if backend in _HIGH:

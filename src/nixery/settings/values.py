@@ -1,8 +1,8 @@
 """Parse and check single values of settings.
 
-URLs of package sources are checked for secrets: every user of a machine can read the arguments of all processes. User
-info of a URL reaches git through the environment; a secret that has no such way is refused here, and the error says
-where to put it instead.
+URLs of package sources are checked for secrets: every user of a machine can read the arguments of all
+processes. User info of a URL reaches git through the environment; a secret that has no such way is refused
+here, and the error says where to put it instead.
 """
 
 from __future__ import annotations

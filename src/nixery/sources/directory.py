@@ -71,8 +71,9 @@ _Version = tuple[int, int, int, int, int]
 class DirectorySource:
     """A ``PackageSource`` for a directory, or for a single Nix file.
 
-    Nix reads the directory in place, so that files may refer to their neighbours. There are no copies of old states:
-    an image is served as long as its pin lasts, but a new build uses the current state, and moves the pin.
+    Nix reads the directory in place, so that files may refer to their neighbours. There are no copies of old
+    states: an image is served as long as its pin lasts, but a new build uses the current state, and moves the
+    pin.
 
     Args:
         path: absolute. Symlinks are followed at each use, so that moving one can replace the package set.
@@ -228,7 +229,8 @@ class Fingerprint:
         return total.hexdigest()
 
     def _entries(self, root: bytes, known: dict[_Version, bytes]) -> Iterator[tuple[bytes, bytes, bytes]]:
-        # Names are relative to their tree; trees that symlinks lead to are numbered in the order of discovery.
+        # Names are relative to their tree; trees that symlinks lead to are numbered in the order of
+        # discovery.
         trees = [root]
         left = _MOST_ENTRIES
         for number, tree in enumerate(trees):  # grows on the way

@@ -163,8 +163,8 @@ class FlakeTrees:
     Args:
         flake: of the operator.
         location: the same, for messages.
-        fetching: the context of commands that fetch it. Its memory should be limited, since a server may send an
-            archive without end.
+        fetching: the context of commands that fetch it. Its memory should be limited, since a server may send
+            an archive without end.
     """
 
     def __init__(self, flake: FlakeReference, location: SourceLocation, fetching: ProcessContext) -> None:

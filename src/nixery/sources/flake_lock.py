@@ -179,7 +179,8 @@ def _check_url(name: str, url: str) -> None:
         return
     scheme, separator, _ = url.partition("://")
     if not separator:
-        # The lock resolves the name in a registry. A directory may look like one, but not with an explicit scheme.
+        # The lock resolves the name in a registry. A directory may look like one, but not with an explicit
+        # scheme.
         if not _REGISTERED.fullmatch(url):
             raise FlakeRefused(
                 f"input {_shown(name)} refers to this machine, or has an unknown form; {_NETWORKS}"

@@ -38,11 +38,12 @@ _REMOTE_REFERENCES = "refs/remote/"
 _KEPT_REFERENCES = "refs/nixery"
 _KINDS = ("heads", "tags")
 
-# Limit in bytes for the list of a commit's files, of which each takes 54 and its name: a million files at most. That
-# of nixpkgs has 5 MB.
+# Limit in bytes for the list of a commit's files, of which each takes 54 and its name: a million files at
+# most. That of nixpkgs has 5 MB.
 _LARGEST_LIST = 64 * 1024 * 1024
 
-# The message of a server that serves commits by their digits, and does not have this one (git's upload-pack.c).
+# The message of a server that serves commits by their digits, and does not have this one (git's
+# upload-pack.c).
 _COMMIT_MISSING = "not our ref"
 
 # Most recently used commits that are kept; a pin to another one fetches it again. And packs that git may have
@@ -214,8 +215,8 @@ class GitRepository:
             SourceUnreachable: the repository does not answer.
             StorageError: the copy is damaged, or the disk is full.
         """
-        # A commit that is here needs no lock, which another server's fetch may hold for minutes. Marked before it is
-        # looked for, so that it is not dropped in between.
+        # A commit that is here needs no lock, which another server's fetch may hold for minutes. Marked
+        # before it is looked for, so that it is not dropped in between.
         await asyncio.to_thread(self._touch, commit)
         if (date := await _date(self._copy, commit)) is not None:
             return date
@@ -231,8 +232,8 @@ class GitRepository:
         """Write a commit's files, as a tar archive.
 
         Raises:
-            AnswerTooLarge: the commit has too many files. A push of a few kilobytes may hold billions: trees that
-                contain one tree many times, which contains another one many times.
+            AnswerTooLarge: the commit has too many files. A push of a few kilobytes may hold billions: trees
+                that contain one tree many times, which contains another one many times.
             StorageError: the copy is damaged, or the disk is full.
         """
         try:
@@ -270,8 +271,8 @@ class GitRepository:
         oldest = sorted((commit for commit in commits if commit != newest), key=lambda commit: used[commit])
         for commit in oldest[: len(commits) - _KEPT]:
             await copy.require("update-ref", "-d", f"{_KEPT_REFERENCES}/{commit}")
-        # A few packs of garbage cost less than repacking for each commit. References stay loose files, whose times
-        # _last_use reads.
+        # A few packs of garbage cost less than repacking for each commit. References stay loose files, whose
+        # times _last_use reads.
         collect = ("-c", "gc.auto=6700", "-c", f"gc.autoPackLimit={_PACKS}", "-c", "gc.autoDetach=false")
         keep = ("-c", "gc.packRefs=false", "-c", "gc.pruneExpire=now", "-c", "gc.reflogExpire=now")
         await copy.run(*collect, *keep, "gc", "--auto", "--quiet")

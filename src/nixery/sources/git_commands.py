@@ -1,7 +1,7 @@
 """Run git against a remote repository, and on bare copies of it in the storage.
 
-Git has the operator's credentials, never asks for any, and does not trust the remote. Servers on one storage share
-the copies; one git process at a time fetches into each.
+Git has the operator's credentials, never asks for any, and does not trust the remote. Servers on one storage
+share the copies; one git process at a time fetches into each.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ LOOK_UP_TIMEOUT = 60
 # Seconds between two attempts to get a lock that another server holds.
 _POLL = 0.1
 
-# Limit in bytes for a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4 GB.
+# Limit in bytes for a file that git writes: a pack, or the archive of a commit. All of nixpkgs' history is 4
+# GB.
 _LARGEST_FILE = 16 * 1024**3
 
-# Limit in bytes for the memory of git, without the packs that it maps. A commit can have a message of any length,
-# or thousands of placeholders for it (`export-subst`), all in memory. Repacking all of nixpkgs takes 2 GB.
+# Limit in bytes for the memory of git, without the packs that it maps. A commit can have a message of any
+# length, or thousands of placeholders for it (`export-subst`), all in memory. Repacking all of nixpkgs takes
+# 2 GB.
 _MOST_MEMORY = 4 * 1024**3
 
-# Each of these features is unnecessary here and can make git run a program. `GitRepository` collects garbage, in
-# the foreground.
+# Each of these features is unnecessary here and can make git run a program. `GitRepository` collects garbage,
+# in the foreground.
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",
@@ -58,8 +60,8 @@ _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIX
 # of its key into the files. The operator's keys are no part of a package set.
 _NO_KEYS = {"GNUPGHOME": "/dev/null"}
 
-# For `sh -c`: limits for it and its children, for each file that they write (blocks of 512 bytes) and for memory (blocks of
-# 1024 bytes). The operator may have set a lower limit for memory already.
+# For `sh -c`: limits for it and its children, for each file that they write (blocks of 512 bytes) and for
+# memory (blocks of 1024 bytes). The operator may have set a lower limit for memory already.
 _BOUNDED = 'ulimit -f "$1" && { ulimit -d "$2" 2>/dev/null || :; } && shift 2 && exec "$@"'
 
 
@@ -120,8 +122,8 @@ class Git:
     def listed(self, output: str) -> Mapping[str, str]:
         """Parse the output of ``git ls-remote``: the commits, by the names of their references.
 
-        git does not check the names that a server sends. One with a line break makes a line of the server's choice, whose
-        commit would become an option of git, a path, or a part of a URL.
+        git does not check the names that a server sends. One with a line break makes a line of the server's
+        choice, whose commit would become an option of git, a path, or a part of a URL.
 
         Raises:
             SourceUnreachable: a line has no commit.

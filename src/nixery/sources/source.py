@@ -56,8 +56,8 @@ class Pin:
         identity: identifies the state within the source: a commit, or a digest of the content.
         revision: the state in a form for people.
         url: a public location of it; ``None`` if there is none.
-        created: its date in seconds since the epoch; ``None`` if unknown. Authors of commits can write any number,
-            so a date outside of the years 1 to 9999 becomes ``None``.
+        created: its date in seconds since the epoch; ``None`` if unknown. Authors of commits can write any
+            number, so a date outside of the years 1 to 9999 becomes ``None``.
     """
 
     source: str
@@ -109,8 +109,8 @@ class PackageSource(Protocol):
         """Provide the package set of a pin for Nix, while the context lasts.
 
         Raises:
-            PackageSetChanged: at the beginning or at the end: the source has another state by now and keeps no old
-                ones.
+            PackageSetChanged: at the beginning or at the end: the source has another state by now and keeps
+                no old ones.
             SourceUnreachable: the source does not answer.
         """
         ...

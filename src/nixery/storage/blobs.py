@@ -6,15 +6,16 @@
     blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  their number, in decimal digits
     quarantine/<64 hex digits>                              bytes that were found broken
 
-**Why each blob has its size beside it.** A blob must not be served in part, and hashing it before each download would cost a read
-of all of it. A size that was stored apart from the bytes detects a file that a full disk, a crash or a restored backup cut short,
-for one more small read: a look-up in a directory takes 18 µs instead of 6 µs, and one in a bucket sends two requests at once.
-Layer records have sizes, too, but a blob is asked for by its digest, which leads to no record; and manifests and configs have no
-records at all. A blob without its size, or with another one, counts as missing, and the next build stores it again. The scrubber
+**Why each blob has its size beside it.** A blob must not be served in part, and hashing it before each
+download would cost a read of all of it. A size that was stored apart from the bytes detects a file that a
+full disk, a crash or a restored backup cut short, for one more small read: a look-up in a directory takes 18
+µs instead of 6 µs, and one in a bucket sends two requests at once. Layer records have sizes, too, but a blob
+is asked for by its digest, which leads to no record; and manifests and configs have no records at all. A blob
+without its size, or with another one, counts as missing, and the next build stores it again. The scrubber
 finds wrong bytes of the right size.
 
-The size is written before the bytes or at the same time, and deleted after them. So a blob is found once both exist, and a
-size alone is a leftover that the collector deletes.
+The size is written before the bytes or at the same time, and deleted after them. So a blob is found once both
+exist, and a size alone is a leftover that the collector deletes.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ QUARANTINED = 64
 # Bytes that are hashed on the event loop: at most some 50 microseconds.
 _HASHED_INLINE = 64 * 1024
 
-# Seconds for which ``find_cached`` assumes that a blob of a remote storage still exists. Without it, each layer of a warm pull
-# would cost two requests, and each check of an image two for each of its layers.
+# Seconds for which ``find_cached`` assumes that a blob of a remote storage still exists. Without it, each
+# layer of a warm pull would cost two requests, and each check of an image two for each of its layers.
 PRESENCE_TTL = 300.0
 
 # Bytes of memory for the blobs that are known to exist.
@@ -196,8 +197,8 @@ class BlobStore:
     async def find_cached(self, digest: Digest) -> StoredBlob | None:
         """Look a blob up as ``find`` does, or trust a recent look-up where a look-up costs a request.
 
-        For blobs in use, and for responses that a client can do without: another process may have deleted the blob
-        since. Callers that rely on a blob from now on call ``find``.
+        For blobs in use, and for responses that a client can do without: another process may have deleted the
+        blob since. Callers that rely on a blob from now on call ``find``.
 
         Raises:
             StorageError: the storage does not answer.
@@ -348,7 +349,8 @@ class BlobStore:
         async for entry in self._driver.list(_DIRECTORY):
             name = entry.name.removesuffix(_SUFFIX)
             digest = _digest_of(name)
-            # The listing is in order, so a blob is listed right before its size; a blob stored meanwhile is looked up.
+            # The listing is in order, so a blob is listed right before its size; a blob stored meanwhile is
+            # looked up.
             is_orphan = (
                 digest is not None and name == blob_name(digest) and name not in {entry.name, previous}
             )

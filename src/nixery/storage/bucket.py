@@ -1,8 +1,8 @@
 """A storage in a bucket of S3, Google Cloud Storage or Azure, or in memory (obstore).
 
-Objects have the names that the files of a storage directory have (``nixery.storage.filesystem``), below a prefix, and
-``uploads/<random>`` for uploads in parts. An upload in parts gets its final name by a copy within the bucket, after all parts
-arrived, so that neither a broken upload nor a second writer can be seen.
+Objects have the names that the files of a storage directory have (``nixery.storage.filesystem``), below a
+prefix, and ``uploads/<random>`` for uploads in parts. An upload in parts gets its final name by a copy within
+the bucket, after all parts arrived, so that neither a broken upload nor a second writer can be seen.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # obstore has no types at run time
 
 Store = S3Store | GCSStore | AzureStore | MemoryStore
 
-# Bytes of a part. S3 takes 10,000 parts of at least 5 MiB each, so the largest layer has 80 GB. A smaller object is uploaded
-# in one request.
+# Bytes of a part. S3 takes 10,000 parts of at least 5 MiB each, so the largest layer has 80 GB. A smaller
+# object is uploaded in one request.
 PART = 8 * 1024 * 1024
 
 # Parts of one object that are uploaded at the same time.
@@ -41,7 +41,8 @@ CONCURRENCY = 3
 # server for another URL.
 LIFETIME = timedelta(minutes=10)
 
-# Bytes that a store copies in one request; S3's limit is 5 GiB. A larger object is downloaded and uploaded again.
+# Bytes that a store copies in one request; S3's limit is 5 GiB. A larger object is downloaded and uploaded
+# again.
 _LARGEST_COPY = 5 * 1024**3
 
 # Bytes of a piece of a stream: of a client that reads slowly, two or three are in memory.
@@ -50,7 +51,8 @@ _CHUNK = 256 * 1024
 # Objects that are listed in a request.
 _PAGE = 1000
 
-# Seconds for which a listing that breaks off is resumed, counted from the last object, and between two attempts.
+# Seconds for which a listing that breaks off is resumed, counted from the last object, and between two
+# attempts.
 _RETRY_FOR, _PAUSE = 10.0, 0.1
 
 _DELETE_ATTEMPTS = 3
@@ -200,8 +202,9 @@ class BucketDriver:
     async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
         """See ``Driver.list``.
 
-        obstore retries a request that fails, but not a response that breaks off: the listing resumes after the last object.
-        S3 and Google start at ``after`` themselves; obstore skips what Azure lists before it.
+        obstore retries a request that fails, but not a response that breaks off: the listing resumes after
+        the last object. S3 and Google start at ``after`` themselves; obstore skips what Azure lists before
+        it.
         """
         last = self.bucket.key(after) if after else None
         until = time.monotonic() + _RETRY_FOR
@@ -242,7 +245,8 @@ class BucketDriver:
             raise StorageError(f"there is no bucket {self.name}") from error
 
     async def _delete(self, key: str) -> None:
-        # As a listing: obstore does not retry a deletion whose response breaks off. Repeating it does no harm.
+        # As a listing: obstore does not retry a deletion whose response breaks off. Repeating it does no
+        # harm.
         for left in reversed(range(_DELETE_ATTEMPTS)):
             try:
                 with self.bucket.doing("delete from"):
@@ -313,7 +317,8 @@ class BucketUpload:
             found = self._look_up(self._name)
             if found is None or found["size"] != self._size:
                 raise
-        # S3 has compared each part with its SHA-256, which the signature covers. The size shows that all of them arrived.
+        # S3 has compared each part with its SHA-256, which the signature covers. The size shows that all of
+        # them arrived.
         self._require_all(self._name)
 
     def discard(self) -> None:
@@ -321,7 +326,8 @@ class BucketUpload:
         if self._upload is None:
             return
         with suppress(Exception):
-            # An upload cannot be aborted with obstore, and its parts would be invisible; a complete one can be deleted.
+            # An upload cannot be aborted with obstore, and its parts would be invisible; a complete one can
+            # be deleted.
             if not self._upload.closed():
                 self._upload.close()
         with suppress(StorageError, FileNotFoundError), self._bucket.doing("write to"):
@@ -381,7 +387,8 @@ def _is_denied(error: BaseException | None) -> bool:
     """Whether the permissions or the credentials are wrong, so that a retry fails as well."""
     text = str(error)
     status = _HTTP_STATUS.search(text)
-    # obstore has no error of its own for a listing that is denied, and S3 reports deletions in a list of results.
+    # obstore has no error of its own for a listing that is denied, and S3 reports deletions in a list of
+    # results.
     return (
         isinstance(error, (PermissionDeniedError, UnauthenticatedError))
         or (status is not None and status[1].startswith("403"))

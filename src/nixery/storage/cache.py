@@ -1,12 +1,14 @@
 """Copies of a bucket's blobs on this machine's disk.
 
-``cache/<64 hex digits>`` in the storage directory. A file is renamed there after it was synced and its digest was found right, so
-every copy is whole after a crash. If the disk does not take a copy, clients get the bucket's bytes without one. A second server on
-the same directory has its own bound, and finds the copies of both.
+``cache/<64 hex digits>`` in the storage directory. A file is renamed there after it was synced and its digest
+was found right, so every copy is whole after a crash. If the disk does not take a copy, clients get the
+bucket's bytes without one. A second server on the same directory has its own bound, and finds the copies of
+both.
 
-Disks lose bits. So a copy of an earlier process is compared with its digest before it is served, once, when a client first asks
-for it or its image. No request waits for that: clients get the bucket's bytes until it is done, and if the copy is broken. The
-scrubber reads the originals, and is off for a bucket by default, so it would not find a broken copy.
+Disks lose bits. So a copy of an earlier process is compared with its digest before it is served, once, when a
+client first asks for it or its image. No request waits for that: clients get the bucket's bytes until it is
+done, and if the copy is broken. The scrubber reads the originals, and is off for a bucket by default, so it
+would not find a broken copy.
 """
 
 from __future__ import annotations

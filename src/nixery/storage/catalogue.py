@@ -1,11 +1,12 @@
 """Discovery: the tags that were built, and the manifests that are attached to others.
 
-Each tag has a record of the kind ``tags-in-order``, whose key is the name of its image, a zero byte and the tag, encoded so that keys
-have the order of these texts. So a page of names or tags is a short part of a listing, and costs no read of a record, however many
-there are. An image is listed under one of its names, since clients can ask for it under any number of others.
+Each tag has a record of the kind ``tags-in-order``, whose key is the name of its image, a zero byte and the
+tag, encoded so that keys have the order of these texts. So a page of names or tags is a short part of a
+listing, and costs no read of a record, however many there are. An image is listed under one of its names,
+since clients can ask for it under any number of others.
 
-In storages of version 1, tags have records of the kind ``tags``, under hashes. ``Catalogue.migrate`` moves them; until it is done,
-listings have both.
+In storages of version 1, tags have records of the kind ``tags``, under hashes. ``Catalogue.migrate`` moves
+them; until it is done, listings have both.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _RENEW_AFTER = 3600.0
 # Bytes for the tags that this process knows to be recorded; each pull would read its record again otherwise.
 _RECORDED_CAPACITY = 8 * 1024 * 1024
 
-# Tags of one name that a listing of names reads before it asks for those after that name: what a bucket sends in a response.
+# Tags of one name that a listing of names reads before it asks for those after that name: what a bucket sends
+# in a response.
 _SKIPPED = 1000
 
 # Keys that one page reads. The collector leaves no more, but another writer may have planted any number.
@@ -80,7 +82,8 @@ class ReferrerRecord(BaseModel):
 class Catalogue:
     """Tags by name, and referrers by the manifest that they refer to.
 
-    Each tag and each referrer has its own record, so that servers on one storage never overwrite each other's.
+    Each tag and each referrer has its own record, so that servers on one storage never overwrite each
+    other's.
 
     Args:
         records: of the storage.
@@ -190,7 +193,8 @@ class Catalogue:
         async with aclosing(self._records.scan(TAGS_IN_ORDER, after=begin)) as listing:
             async for listed in listing:
                 read += 1
-                # Other tags of the last name. Decoding their keys would block the event loop for ten times as long.
+                # Other tags of the last name. Decoding their keys would block the event loop for ten times as
+                # long.
                 named = _name_and_tag(listed.key) if listed.key > past else None
                 if named is not None:
                     found.append(named[0])
@@ -223,8 +227,8 @@ class Catalogue:
     async def migrate(self) -> int:
         """Move the tags of a storage of version 1 to where they are listed; return how many there were.
 
-        It can be interrupted at any time, and several servers can do it at once: a record is deleted after its
-        successor was written.
+        It can be interrupted at any time, and several servers can do it at once: a record is deleted after
+        its successor was written.
 
         Raises:
             StorageError: the storage fails.
@@ -296,7 +300,8 @@ def _key_after(name: str) -> str:
 
 
 def _bounded(text: str) -> str:
-    # No name or tag is longer than this, or has one of these characters: the rest does not decide which of them follow.
+    # No name or tag is longer than this, or has one of these characters: the rest does not decide which of
+    # them follow.
     return re.split("[\0\1]", text[: LONGEST_NAME + 1], maxsplit=1)[0]
 
 

@@ -31,8 +31,8 @@ _DIRECTORIES = {
     "sources": 0,
 }
 
-# The kind of records whose keys may be longer than a file name, the end of the name of a directory for a part of such a key, and
-# the most of them in one path (nixery.storage.records).
+# The kind of records whose keys may be longer than a file name, the end of the name of a directory for a part
+# of such a key, and the most of them in one path (nixery.storage.records).
 _LONG_KEYS, _PART, _MOST_PARTS = "records/tags-in-order", "+", 3
 
 _CANNOT_WRITE = "cannot write to the storage"

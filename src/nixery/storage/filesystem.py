@@ -2,15 +2,15 @@
 
 ::
 
-    version                                                 the version of this layout (nixery.storage.versions)
-    blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and manifests (nixery.storage.blobs)
-    blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  their sizes (nixery.storage.blobs)
-    quarantine/<64 hex digits>                              broken blobs
+    version                                                 the version of this layout
+    (nixery.storage.versions) blobs/sha256/<first 2 hex digits>/<64 hex digits>       layers, configs and
+    manifests (nixery.storage.blobs) blobs/sha256/<first 2 hex digits>/<64 hex digits>.size  their sizes
+    (nixery.storage.blobs) quarantine/<64 hex digits>                              broken blobs
     records/<kind>/<first 2 characters>/<key>               small documents (nixery.storage.records)
     temporary/server-<random>/<random>                      unfinished files, by server process
 
-Directories and files are private to one user. Every file is written to ``temporary/``, synced, and renamed to its place, so that
-a name always stands for a whole file or for none.
+Directories and files are private to one user. Every file is written to ``temporary/``, synced, and renamed to
+its place, so that a name always stands for a whole file or for none.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ _FIRST_BATCH, _BATCH = 64, 1024
 # Levels of directories in a listing. A record with a long key has 7.
 _DEPTH = 10
 
-# Levels of directories that stay when they are empty: there are few of them. Clients choose the names of deeper ones.
+# Levels of directories that stay when they are empty: there are few of them. Clients choose the names of
+# deeper ones.
 _KEPT = 3
 
 

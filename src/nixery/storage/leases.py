@@ -1,13 +1,14 @@
 """Leases: records of the images in use, for the garbage collector.
 
-Using an image *acquires leases* on its manifests and indexes: each has a record of the kind ``uses`` under its digest, and the time
-of that record is the time of the last use. The record holds the digests of all documents that were leased together, as the two
-manifests of an image are. A lease lasts for the grace period.
+Using an image *acquires leases* on its manifests and indexes: each has a record of the kind ``uses`` under
+its digest, and the time of that record is the time of the last use. The record holds the digests of all
+documents that were leased together, as the two manifests of an image are. A lease lasts for the grace period.
 
-A collector (``nixery.gc.collector``) writes the blobs that it is about to delete into a record of the kind ``collections`` *before*
-it looks for new leases; a process that acquires a lease reads that record *after* it wrote the lease. So one of the two sees the
-other, in any order of events: either the collector keeps the blob, or the process waits until the blob is deleted, notices that, and
-makes it again. That takes no lock, only a storage where a read sees the writes before it.
+A collector (``nixery.gc.collector``) writes the blobs that it is about to delete into a record of the kind
+``collections`` *before* it looks for new leases; a process that acquires a lease reads that record *after* it
+wrote the lease. So one of the two sees the other, in any order of events: either the collector keeps the
+blob, or the process waits until the blob is deleted, notices that, and makes it again. That takes no lock,
+only a storage where a read sees the writes before it.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.storage.records import COLLECTIONS, USES, RecordStore, decode
 
-# Seconds after which a collector that does not renew its record counts as dead. It renews it far more often, and deletes nothing if
-# it could not.
+# Seconds after which a collector that does not renew its record counts as dead. It renews it far more often,
+# and deletes nothing if it could not.
 COLLECTION_LEASE = 15.0
 
 # Seconds between two polls of a collector that has condemned a blob.
 _PAUSE = 0.05
 
-# Fractions of the grace period after which a lease is renewed, and after which it has to be acquired again, with a check that all
-# blobs exist.
+# Fractions of the grace period after which a lease is renewed, and after which it has to be acquired again,
+# with a check that all blobs exist.
 _RENEW_AFTER = 1 / 6
 _EXPIRES_AFTER = 1 / 2
 
@@ -141,8 +142,9 @@ class Leases:
         return True
 
     async def _wait_until_not_condemned(self, digests: set[str]) -> None:
-        # A collector is dead when its record has not changed for a while by this process's clock, which is independent of the storage's clock.
-        # This is cached, so that a killed collector delays each condemned blob once rather than every image.
+        # A collector is dead when its record has not changed for a while by this process's clock, which is
+        # independent of the storage's clock. This is cached, so that a killed collector delays each condemned
+        # blob once rather than every image.
         while True:
             is_condemned = False
             listing = [listed async for listed in self._records.scan(COLLECTIONS)]

@@ -18,7 +18,8 @@ from nixery.storage.blobs import BlobStore, StoredBlob, StoredFile
 
 _REFERENCE = "org.opencontainers.image.ref.name"
 
-# The name that containerd, Docker and Podman give to an image that they load. Without it, Podman takes the tag for a name.
+# The name that containerd, Docker and Podman give to an image that they load. Without it, Podman takes the
+# tag for a name.
 _NAME = "io.containerd.image.name"
 
 

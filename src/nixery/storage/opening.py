@@ -26,7 +26,8 @@ from nixery.storage.versions import NAME, check_version, has_objects
 if TYPE_CHECKING:  # obstore has no types at run time
     from obstore.store import ClientConfig, RetryConfig
 
-# obstore retries errors of the server, lost connections and timeouts, with pauses that double, for a minute at most.
+# obstore retries errors of the server, lost connections and timeouts, with pauses that double, for a minute
+# at most.
 _RETRY: RetryConfig = {
     "max_retries": 8,
     "retry_timeout": timedelta(seconds=60),

@@ -71,15 +71,17 @@ class PopularityCopies:
 def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popularity:
     """Fetch and check popularity data, or use the last copy if it cannot be fetched; blocks.
 
-    A server without its configured data must not start: it would group layers differently, and give images other
-    digests than its neighbours. Invalid data stops it as well, while the operator who changed it is present.
+    A server without its configured data must not start: it would group layers differently, and give images
+    other digests than its neighbours. Invalid data stops it as well, while the operator who changed it is
+    present.
 
     Args:
         url: an http, https or file URL, or a path.
         copies: of fetched data; ``None`` to keep none.
 
     Raises:
-        SettingsError: it cannot be fetched and there is no copy, or it is not an object of counts by package name.
+        SettingsError: it cannot be fetched and there is no copy, or it is not an object of counts by package
+            name.
         StorageError: the copy cannot be written.
     """
     shown = redacted(url)
@@ -110,8 +112,8 @@ def load_popularity(url: str, copies: PopularityCopies | None = None) -> Popular
 def _fetch(url: str) -> bytes:
     if not url.startswith(("http://", "https://")):
         return _read(url)
-    # httpx has a timeout for each read only: a server that trickles, even in its header fields, would block for ever.
-    # A daemon thread does not keep the process from exiting.
+    # httpx has a timeout for each read only: a server that trickles, even in its header fields, would block
+    # for ever. A daemon thread does not keep the process from exiting.
     answers: SimpleQueue[bytes | Exception] = SimpleQueue()
     threading.Thread(target=_download, args=(url, answers), daemon=True).start()
     try:

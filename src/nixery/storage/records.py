@@ -4,15 +4,15 @@
 
     records/<kind>/<first 2 characters of the key>/<key>
 
-A key of more than 200 characters is cut into directories, since a file name has at most 255 bytes: ``<200 characters>+/<rest>``.
-That keeps the order of keys.
+A key of more than 200 characters is cut into directories, since a file name has at most 255 bytes: ``<200
+characters>+/<rest>``. That keeps the order of keys.
 
-``KINDS`` lists all kinds. Clients may cause any number of records, so each kind has bounds: the size of a record, the number of
-records, and the age of one that is neither written nor renewed. The store refuses larger records and treats them as missing;
-``nixery.gc.records`` deletes records that are too old or too many.
+``KINDS`` lists all kinds. Clients may cause any number of records, so each kind has bounds: the size of a
+record, the number of records, and the age of one that is neither written nor renewed. The store refuses
+larger records and treats them as missing; ``nixery.gc.records`` deletes records that are too old or too many.
 
-Other programs may have written to the storage, and later versions may change a schema. So readers validate a record (``decode``), and treat
-a torn or foreign one as missing.
+Other programs may have written to the storage, and later versions may change a schema. So readers validate a
+record (``decode``), and treat a torn or foreign one as missing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class RecordKind:
         age: seconds since a record was last written or renewed, after which it is deleted.
         leads_to_blobs: whether it is useless without its blobs. When the file system runs out of inodes, the
             collector first deletes records for which this is false.
-        is_ordered: whether its keys are texts in their order (``ordered_key``), rather than hexadecimal digits.
+        is_ordered: whether its keys are texts in their order (``ordered_key``), rather than hexadecimal
+            digits.
     """
 
     largest: int
@@ -227,7 +228,8 @@ def decode(read: Callable[[bytes], Content], content: bytes | None) -> Content |
     """Read a record; ``None`` if it is missing, torn, or was written with another schema.
 
     Args:
-        read: the schema: parses and validates a record, for example ``model_validate_json`` of a pydantic model.
+        read: the schema: parses and validates a record, for example ``model_validate_json`` of a pydantic
+            model.
         content: of the record.
     """
     if content is None:

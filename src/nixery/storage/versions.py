@@ -3,7 +3,8 @@
 1. Storages without that object. Tags have records of the kind ``tags``.
 2. Tags have records of the kind ``tags-in-order`` (``nixery.storage.catalogue``).
 
-A server migrates a storage in place while it serves; commands work on both versions. A storage of a later version is refused.
+A server migrates a storage in place while it serves; commands work on both versions. A storage of a later
+version is refused.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ async def has_objects(driver: Driver, directory: str) -> bool:
 async def migrate(driver: Driver, catalogue: Catalogue) -> None:
     """Migrate a storage to the current version, and record that.
 
-    Servers of earlier versions may still write to a storage, so a server looks for their records at every start.
+    Servers of earlier versions may still write to a storage, so a server looks for their records at every
+    start.
 
     Raises:
         StorageError: the storage fails, or has a later version by now.

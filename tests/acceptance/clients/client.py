@@ -41,7 +41,8 @@ class Client(Protocol):
 
     Attributes:
         name: its name in the report.
-        mirrored: a host whose images it pulls through the server under test as a mirror; ``None`` if it has no mirrors.
+        mirrored: a host whose images it pulls through the server under test as a mirror; ``None`` if it has
+            no mirrors.
         missing: its message for a missing package.
         failure: its message for a failed build.
         knows_zstd: whether it supports zstd layers; older Dockers do not.

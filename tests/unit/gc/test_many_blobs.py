@@ -1,6 +1,7 @@
 """Many blobs in bounded memory: separate processes collect and scrub them, and the kernel reports their peak.
 
-``make test`` uses more blobs than a batch of deletions holds; ``make gc-many`` uses a hundred thousand (``GC_BLOBS``).
+``make test`` uses more blobs than a batch of deletions holds; ``make gc-many`` uses a hundred thousand
+(``GC_BLOBS``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ LAYERS = 4
 IMAGES = BLOBS // (LAYERS + 2) // 2
 DAY = 24 * 3600
 
-# MiB above the memory of a process that only imports everything: for a batch, and for the state of each blob and image.
+# MiB above the memory of a process that only imports everything: for a batch, and for the state of each blob
+# and image.
 ALLOWED = 16 + BLOBS * 512 // 2**20
 
 

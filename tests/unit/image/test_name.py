@@ -190,7 +190,8 @@ def test_the_order_of_attributes_changes_nothing() -> None:
 
 
 def test_near_names_of_a_large_set_with_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Another algorithm would hold the interpreter's lock for seconds for a set with tens of thousands of long names.
+    # Another algorithm would hold the interpreter's lock for seconds for a set with tens of thousands of long
+    # names.
     scorers = []
     extract = process.extract
 

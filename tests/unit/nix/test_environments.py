@@ -149,6 +149,7 @@ def test_withheld_variables_are_listed() -> None:
 
 
 def test_long_names_are_refused_early() -> None:
-    # As long as a variable can be (MAX_ARG_STRLEN); a search that begins anew at each character would take minutes.
+    # As long as a variable can be (MAX_ARG_STRLEN); a search that begins anew at each character would take
+    # minutes.
     value = "a" * 131_000
     assert build_environment({"NIX_CONFIG": value})["NIX_CONFIG"] == value

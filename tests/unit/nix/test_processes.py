@@ -225,8 +225,8 @@ pytestmark = pytest.mark.security
 
 _NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups") if os.geteuid() == 0 else ()
 
-# Root becomes another user after all imports, since that user may have no access to this checkout. Changing the user
-# hides a process as well, so the flag is set again.
+# Root becomes another user after all imports, since that user may have no access to this checkout. Changing
+# the user hides a process as well, so the flag is set again.
 _HIDE = """
 import ctypes, os, sys
 from nixery.nix.processes import hide_from_builders

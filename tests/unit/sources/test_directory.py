@@ -113,7 +113,8 @@ async def test_the_revision_of_a_working_tree_is_its_commit(tmp_path: Path) -> N
     assert (await pin()).revision == dirty.revision
     assert (await pin()).identity != dirty.identity
     second = repository.commit("1.1")
-    # The revision is looked up again only when the content has changed, so the next server notices a commit alone.
+    # The revision is looked up again only when the content has changed, so the next server notices a commit
+    # alone.
     assert (
         await DirectorySource(package_set.parent, os.environ).resolve(source.reference("x"))
     ).revision == second

@@ -235,7 +235,8 @@ async def test_a_git_without_the_lock_does_not_inherit_it(
 async def test_git_archive_reveals_no_keys_of_the_operator(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With `export-subst`, git runs gpg on the signature of a commit, and writes gpg's output about the user's keys into its files.
+    # With `export-subst`, git runs gpg on the signature of a commit, and writes gpg's output about the user's
+    # keys into its files.
     (repository.directory / ".gitattributes").write_text("* export-subst\n")
     (repository.directory / "default.nix").write_text('"$Format:%GS$"')
     repository.git("add", "--all")

@@ -15,7 +15,8 @@ from nixery.plain_text import escaped_lines
 from nixery.server.errors import heading, retry_headers, status_and_code
 from nixery.server.http import BytesResponse
 
-# Scripts and styles are the server's own files; nothing loads from other hosts, and no other page may frame these.
+# Scripts and styles are the server's own files; nothing loads from other hosts, and no other page may frame
+# these.
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",

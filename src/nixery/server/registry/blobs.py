@@ -28,8 +28,8 @@ _SMALL = 64 * 1024
 class Blobs:
     """Answers with blobs.
 
-    Any name gives access to any blob: images share layers, and clients mount them under any name that they know. Rules about
-    who may read a blob belong here.
+    Any name gives access to any blob: images share layers, and clients mount them under any name that they
+    know. Rules about who may read a blob belong here.
 
     Args:
         leases: renews the leases of images whose blobs are requested.
@@ -67,8 +67,8 @@ class Blobs:
         }
         if matches(request, etag):
             return NotModified(headers)
-        # Only GET has ranges (RFC 9110, 14.2). If If-Range names another blob, the client has the beginning of that
-        # one, and needs all of this one (13.1.5).
+        # Only GET has ranges (RFC 9110, 14.2). If If-Range names another blob, the client has the beginning
+        # of that one, and needs all of this one (13.1.5).
         has_range = request.method == "GET" and request.headers.get("if-range", etag) == etag
         wanted = request.headers.get("range") if has_range else None
         try:

@@ -19,8 +19,8 @@ from nixery.storage.catalogue import Catalogue
 # Entries of a page by default, and at most.
 _PAGE = 1000
 
-# Concurrent listings, and waiting ones. A page of many names may read tens of thousands of keys, and a listing continues
-# after its client has disconnected.
+# Concurrent listings, and waiting ones. A page of many names may read tens of thousands of keys, and a
+# listing continues after its client has disconnected.
 _AT_ONCE, _QUEUE = 2, 64
 
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)

@@ -32,17 +32,17 @@ _MANIFEST_TYPES = (
     MediaType.DOCKER_INDEX,
 )
 
-# Bytes up to which any blob is parsed to learn whether it is a manifest: a layer or a config may have 4 MiB, and the
-# event loop parses it. A larger blob has to end as canonical manifests do (``oci.documents``).
+# Bytes up to which any blob is parsed to learn whether it is a manifest: a layer or a config may have 4 MiB,
+# and the event loop parses it. A larger blob has to end as canonical manifests do (``oci.documents``).
 _SMALL = 64 * 1024
 _ENDS = {
     f'"mediaType":"{media_type.value}","schemaVersion":2}}'.encode(): media_type
     for media_type in _MANIFEST_TYPES
 }
 
-# Concurrent reads of manifests from the storage, and waiting ones, which exceed the default number of connections.
-# Any client can request a layer or a config as a manifest, and the server has to read all of it to refuse: without a
-# limit, each connection would hold a document in memory.
+# Concurrent reads of manifests from the storage, and waiting ones, which exceed the default number of
+# connections. Any client can request a layer or a config as a manifest, and the server has to read all of it
+# to refuse: without a limit, each connection would hold a document in memory.
 _READS, _WAITING = 16, 2048
 
 # Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
@@ -127,8 +127,8 @@ class Manifests:
 def _negotiate(accept: str, found: Image | ImageIndex) -> Document:
     """Choose the family of media types, and between an index and the manifest of its first platform.
 
-    A client that accepts none of these types gets OCI's manifest, never a 406. So does one that wants Docker's, if the
-    layers are compressed in a way that only OCI has a name for.
+    A client that accepts none of these types gets OCI's manifest, never a 406. So does one that wants
+    Docker's, if the layers are compressed in a way that only OCI has a name for.
     """
     accepted = {part.partition(";")[0].strip().lower() for part in accept[:_LONGEST_ACCEPT].split(",")}
     knows_docker = not accepted.isdisjoint((MediaType.DOCKER_MANIFEST, MediaType.DOCKER_INDEX))
