@@ -23,7 +23,7 @@ from nixery.image.platform import AMD64, Platform
 from nixery.layering.popularity import Popularity
 from nixery.locks import FileLocks
 from nixery.nix.build_log import ProgressCallback, ignore_progress
-from nixery.nix.packages import Details, Evaluated, PackageSet
+from nixery.nix.packages import Details, EvaluatedItem, PackageSet
 from nixery.nix.realisation import Nix
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
@@ -64,7 +64,7 @@ class RecordingBuilder:
         optional: Sequence[str],
         platform: Platform,  # noqa: ARG002
         package_set: PackageSet,  # noqa: ARG002
-    ) -> Mapping[str, Sequence[Evaluated]]:
+    ) -> Mapping[str, Sequence[EvaluatedItem]]:
         self.requests.append((wanted, optional))
         if not wanted:
             raise PackagesUnavailable(())  # the image with nothing in it would have to be built

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 
 from nixery.errors import StorageError
-from nixery.storage.driver import Entry
+from nixery.storage.driver import StoredObject
 
 _PIECE = 1 << 20
 
@@ -25,12 +25,12 @@ class DictionaryDriver:
         self.name = f"dictionary://{place}"
         self._objects = _PLACES.setdefault(place, {})
 
-    async def stat(self, name: str) -> Entry | None:
+    async def stat(self, name: str) -> StoredObject | None:
         return self.entry(name)
 
-    def entry(self, name: str) -> Entry | None:
+    def entry(self, name: str) -> StoredObject | None:
         found = self._objects.get(name)
-        return None if found is None else Entry(name, len(found[0]), found[1])
+        return None if found is None else StoredObject(name, len(found[0]), found[1])
 
     async def read(self, name: str, largest: int) -> bytes | None:
         found = self._objects.get(name)
@@ -64,7 +64,7 @@ class DictionaryDriver:
     async def delete(self, name: str) -> None:
         self._objects.pop(name, None)
 
-    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[StoredObject, None]:
         for name in sorted(self._objects):
             entry = self.entry(name) if name.startswith(f"{directory}/") and name > after else None
             if entry is not None:
@@ -85,7 +85,7 @@ class _Upload:
     def write(self, data: bytes, /) -> None:
         self._written += data
 
-    def commit(self, name: str, beside: Mapping[str, bytes]) -> Entry:
+    def commit(self, name: str, beside: Mapping[str, bytes]) -> StoredObject:
         for other, content in beside.items():
             self._driver.put(other, content)
         found = self._driver.entry(name)

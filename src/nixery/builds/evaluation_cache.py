@@ -17,12 +17,12 @@ from nixery.caching import CacheCounts, LRUCache
 from nixery.closure import StorePath
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
-from nixery.nix.packages import Definition, Evaluated, Package
+from nixery.nix.packages import Definition, EvaluatedItem, Package
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import Pin
 from nixery.storage.records import EVALUATIONS, KINDS, RecordStore
 
-EVALUATED: TypeAdapter[Sequence[Evaluated]] = TypeAdapter(Sequence[Evaluated])
+EVALUATED: TypeAdapter[Sequence[EvaluatedItem]] = TypeAdapter(Sequence[EvaluatedItem])
 
 # Bytes of results in memory, encoded as in records.
 _CAPACITY = 16 * 1024 * 1024
@@ -44,9 +44,9 @@ class EvaluationCache:
         self._identity = identity
         self.counts = CacheCounts()
         # With the keys of the records.
-        self._recent: LRUCache[str, Sequence[Evaluated]] = LRUCache(_CAPACITY)
+        self._recent: LRUCache[str, Sequence[EvaluatedItem]] = LRUCache(_CAPACITY)
 
-    async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[Evaluated] | None:
+    async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[EvaluatedItem] | None:
         """Return the result for a name; ``None`` if there is none whose derivations still exist.
 
         Raises:
@@ -63,7 +63,7 @@ class EvaluationCache:
         self.counts.misses += 1
         return None
 
-    def add(self, pin: Pin, platform: Platform, name: str, found: Sequence[Evaluated]) -> None:
+    def add(self, pin: Pin, platform: Platform, name: str, found: Sequence[EvaluatedItem]) -> None:
         """Cache the result for a name in memory."""
         if not any(_is_transient(item) for item in found):
             self._recent.put(self._key(pin, platform, name), found, len(EVALUATED.dump_json(found)))
@@ -92,12 +92,12 @@ class EvaluationCache:
         return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
-def _is_transient(item: Evaluated) -> bool:
+def _is_transient(item: EvaluatedItem) -> bool:
     # An evaluation may fetch something, and so fail for once.
     return isinstance(item, UnavailablePackage) and item.reason is Reason.THROWS
 
 
-def _read(content: bytes) -> Sequence[Evaluated] | None:
+def _read(content: bytes) -> Sequence[EvaluatedItem] | None:
     """Read a record; ``None`` if it is torn, or has something other than store paths where those belong."""
     try:
         found = EVALUATED.validate_json(content)
@@ -109,7 +109,7 @@ def _read(content: bytes) -> Sequence[Evaluated] | None:
     return found
 
 
-def _store_paths(item: Evaluated) -> list[str]:
+def _store_paths(item: EvaluatedItem) -> list[str]:
     """All paths that this result passes to Nix, or to code that reads the store."""
     match item:
         case Package():
@@ -124,7 +124,7 @@ def _derivations(definition: Definition) -> list[str]:
     return [installable.partition("!")[0] for installable in definition.installables]
 
 
-def _can_be_realised(found: Sequence[Evaluated]) -> bool:
+def _can_be_realised(found: Sequence[EvaluatedItem]) -> bool:
     """Whether the derivations exist; Nix's garbage collector deletes them together with their outputs."""
     derivations = [str(item.derivation) for item in found if isinstance(item, Package)]
     for definition in found:

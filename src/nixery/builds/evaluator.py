@@ -9,7 +9,7 @@ from dataclasses import replace
 from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.name import ImageRequest
-from nixery.nix.packages import Contents, Definition, Evaluated, Package
+from nixery.nix.packages import Contents, Definition, EvaluatedItem, Package
 from nixery.nix.realisation import Nix
 from nixery.sources.source import PackageSource, Pin
 
@@ -77,7 +77,7 @@ class Evaluator:
         found = await asyncio.gather(*(self._find(request, pin, name) for name in _names(request)))
         return [item for items in found for item in items or () if isinstance(item, Package)]
 
-    async def _find(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[Evaluated] | None:
+    async def _find(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
         cached = await self._cache.find(pin, request.platform, name) if self._cache else None
         if cached is None:
             return None
@@ -92,7 +92,7 @@ def _names(request: ImageRequest) -> Sequence[str]:
     return (*request.packages, *request.optional_packages)
 
 
-def _contents(request: ImageRequest, items: Sequence[Evaluated]) -> Contents:
+def _contents(request: ImageRequest, items: Sequence[EvaluatedItem]) -> Contents:
     name = "/".join(request.requested)
     unavailable = [item for item in items if isinstance(item, UnavailablePackage)]
     if unavailable:
@@ -113,5 +113,5 @@ def _explained(item: UnavailablePackage, request: ImageRequest) -> UnavailablePa
     return item
 
 
-def _is_missing(item: Evaluated) -> bool:
+def _is_missing(item: EvaluatedItem) -> bool:
     return isinstance(item, UnavailablePackage) and item.reason is Reason.MISSING

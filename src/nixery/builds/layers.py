@@ -23,7 +23,7 @@ from nixery.layering.grouping import LayerGroup
 from nixery.locks import FileLocks
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Layer
-from nixery.packing.packer import Contents, LayerPacker
+from nixery.packing.packer import AddContents, LayerPacker
 from nixery.packing.root_filesystem import Entry, RootFilesystem, add_entries
 from nixery.packing.store_tree import add_store_paths
 from nixery.storage.blobs import BlobStore
@@ -133,7 +133,7 @@ class LayerPublisher:
     async def _publish(
         self,
         identity: str,
-        contents: Contents,
+        contents: AddContents,
         packages: Sequence[str],
         observe: Observe,
     ) -> Layer:
@@ -172,7 +172,7 @@ class LayerPublisher:
             except _Abandoned:
                 continue  # earlier callers cancelled it, but this one still needs the layer
 
-    async def _pack_alone(self, identity: str, contents: Contents, observe: Observe) -> Layer | None:
+    async def _pack_alone(self, identity: str, contents: AddContents, observe: Observe) -> Layer | None:
         """Pack a layer, or find it; ``None`` if another process is packing it."""
         with self._locks.attempt(identity) as is_ours:
             if not is_ours:
@@ -202,7 +202,7 @@ class LayerPublisher:
         # The record only says that the layer was stored once: its blob may be lost, or truncated.
         return layer if blob is not None and blob.size == layer.descriptor.size else None
 
-    async def _pack(self, identity: str, contents: Contents) -> Layer:
+    async def _pack(self, identity: str, contents: AddContents) -> Layer:
         # From here on the thread reads store paths, which the waiting build protects from deletion.
         self._require_wanted(identity)
         check = partial(self._require_wanted, identity)
@@ -226,7 +226,7 @@ class LayerPublisher:
         if identity not in self._wanted:
             raise _Abandoned
 
-    def _pack_blocking(self, contents: Contents, check: Callable[[], None]) -> Layer:
+    def _pack_blocking(self, contents: AddContents, check: Callable[[], None]) -> Layer:
         with self._blobs.create() as writer:
             diff_id = self._packer.pack(contents, writer, check)
             blob = writer.commit()

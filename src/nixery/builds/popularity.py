@@ -21,7 +21,7 @@ from nixery.builds.pins import Pins
 from nixery.closure import StorePath
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
-from nixery.nix.packages import Contents, Evaluated, Package
+from nixery.nix.packages import Contents, EvaluatedItem, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import PackageSource, Pin
@@ -319,7 +319,7 @@ def batches(names: Sequence[str]) -> list[Sequence[str]]:
     return [*parts, part] if part else parts
 
 
-def _batch(items: Sequence[Evaluated]) -> Batch:
+def _batch(items: Sequence[EvaluatedItem]) -> Batch:
     packages = tuple(item for item in items if isinstance(item, Package))
     unavailable = [item for item in items if isinstance(item, UnavailablePackage)]
     contents = Contents(packages)

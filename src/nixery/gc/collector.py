@@ -116,7 +116,7 @@ Observe = Callable[[GcResult], None]
 class CollectionLock:
     """The record of the kind ``collections`` of one collection; see ``nixery.storage.leases`` for who reads it.
 
-    It is renewed while the context lasts. A record not renewed for ``LEASE`` seconds belongs to a dead
+    It is renewed while the context lasts. A record not renewed for ``COLLECTION_LEASE`` seconds belongs to a dead
     process.
 
     Args:

@@ -65,7 +65,7 @@ class Definition:
     store_paths: tuple[StorePath, ...] = ()
 
 
-Evaluated = Package | Definition | UnavailablePackage
+EvaluatedItem = Package | Definition | UnavailablePackage
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from nixery.nix.error_message import collected_path, explanation, reports_full_d
 from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw
 from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.options import NixOptions
-from nixery.nix.packages import Details, Evaluated, NixExpression, PackageSet
+from nixery.nix.packages import Details, EvaluatedItem, NixExpression, PackageSet
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
 from nixery.nix.sandbox import BuilderGate
 
@@ -98,7 +98,7 @@ class Nix:
 
     async def evaluate(
         self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
-    ) -> Mapping[str, Sequence[Evaluated]]:
+    ) -> Mapping[str, Sequence[EvaluatedItem]]:
         """Look names up in a package set, all in one evaluation.
 
         Returns:
@@ -118,7 +118,7 @@ class Nix:
         )
         items = await evaluation.of(wanted, optional)
         explained = 0
-        found: dict[str, list[Evaluated]] = {name: [] for name in (*wanted, *optional)}
+        found: dict[str, list[EvaluatedItem]] = {name: [] for name in (*wanted, *optional)}
         for item in items:
             if not isinstance(item, Flaw):
                 found[item.requested_name].append(item)

@@ -17,7 +17,7 @@ from nixery.packing.compression import Compression
 _FORMAT = "nixery layer 1"
 
 # Adds the contents of a layer to an archive.
-Contents = Callable[[Archive], None]
+AddContents = Callable[[Archive], None]
 
 Piece = TypeVar("Piece")
 
@@ -43,7 +43,7 @@ class LayerPacker:
         self.media_type = compression.media_type
         self.identity = f"{_FORMAT}, {compression.identity}"
 
-    def pack(self, contents: Contents, sink: Sink, check: Callable[[], None]) -> Digest:
+    def pack(self, contents: AddContents, sink: Sink, check: Callable[[], None]) -> Digest:
         """Write a layer to the sink as a compressed tar.
 
         Args:

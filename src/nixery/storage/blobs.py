@@ -32,7 +32,7 @@ from nixery.caching import CacheCounts, LRUCache
 from nixery.errors import BlobUnknown, BlobVerificationFailed, InvalidDigest, StorageError
 from nixery.oci.digest import Digest
 from nixery.storage.cache import BlobCache
-from nixery.storage.driver import Driver, Entry, Upload
+from nixery.storage.driver import Driver, StoredObject, Upload
 
 # Clients refuse larger manifests, so a larger document is neither a manifest nor a config.
 LARGEST_DOCUMENT = 4 * 1024 * 1024
@@ -371,7 +371,7 @@ class BlobStore:
             self._cache.forget(digest)
 
 
-def _stored(digest: Digest, entry: Entry) -> StoredBlob:
+def _stored(digest: Digest, entry: StoredObject) -> StoredBlob:
     if entry.path is None:
         return StoredBlob(digest, entry.size)
     return StoredFile(digest, entry.size, entry.path)

@@ -23,7 +23,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
 from nixery.errors import BlobVerificationFailed, StorageError
-from nixery.storage.driver import Entry
+from nixery.storage.driver import StoredObject
 
 if TYPE_CHECKING:  # obstore has no types at run time
     from obstore import Attributes, ObjectMeta, WritableFile
@@ -130,7 +130,7 @@ class BucketDriver:
         self.name = bucket.name
         self.bucket = bucket
 
-    async def stat(self, name: str) -> Entry | None:
+    async def stat(self, name: str) -> StoredObject | None:
         """See ``Driver.stat``."""
         try:
             with self.bucket.doing("look up an object in"):
@@ -138,9 +138,9 @@ class BucketDriver:
         except FileNotFoundError:
             return None
 
-    def _entry(self, found: ObjectMeta) -> Entry:
+    def _entry(self, found: ObjectMeta) -> StoredObject:
         name = found["path"].removeprefix(self.bucket.prefix)
-        return Entry(name, found["size"], found["last_modified"].timestamp())
+        return StoredObject(name, found["size"], found["last_modified"].timestamp())
 
     async def read(self, name: str, largest: int) -> bytes | None:
         """See ``Driver.read``. The contents of a larger object are not transferred."""
@@ -199,7 +199,7 @@ class BucketDriver:
         with suppress(FileNotFoundError):
             await self._delete(self.bucket.key(name))
 
-    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[StoredObject, None]:
         """See ``Driver.list``.
 
         obstore retries a request that fails, but not a response that breaks off: the listing resumes after
@@ -289,7 +289,7 @@ class BucketUpload:
             self._upload.write(bytes(self._pending))
         self._pending = bytearray()
 
-    def commit(self, name: str, beside: Mapping[str, bytes]) -> Entry:
+    def commit(self, name: str, beside: Mapping[str, bytes]) -> StoredObject:
         """See ``Upload.commit``."""
         found = self._look_up(name)
         if found is None or found["size"] != self._size or not all(map(self._holds, beside.items())):
@@ -304,7 +304,7 @@ class BucketUpload:
                 with self._bucket.writing():
                     _copy(self._bucket, self._name, name, self._size)
             found = self._require_all(name)
-        return Entry(name, self._size, found["last_modified"].timestamp())
+        return StoredObject(name, self._size, found["last_modified"].timestamp())
 
     def _complete(self, upload: WritableFile) -> None:
         if self._pending:

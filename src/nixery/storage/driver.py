@@ -18,7 +18,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredObject:
     """An object of a storage.
 
     Attributes:
@@ -46,7 +46,7 @@ class Upload(Protocol):
         """
         ...
 
-    def commit(self, name: str, beside: Mapping[str, bytes]) -> Entry:
+    def commit(self, name: str, beside: Mapping[str, bytes]) -> StoredObject:
         """Give the written bytes a name, after storing small objects that have to exist first.
 
         Nothing is written if an object of the same size has the name and all objects beside it are as given.
@@ -76,7 +76,7 @@ class Driver(Protocol):
     name: str
     is_remote: bool
 
-    async def stat(self, name: str) -> Entry | None:
+    async def stat(self, name: str) -> StoredObject | None:
         """Look an object up; ``None`` if it is missing.
 
         Raises:
@@ -147,7 +147,7 @@ class Driver(Protocol):
         """
         ...
 
-    def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+    def list(self, directory: str, after: str = "") -> AsyncGenerator[StoredObject, None]:
         """Yield the objects below a directory, at any depth, in the order of their whole names, page by page.
 
         In that order, a directory sorts as its name with a slash at its end does: ``a-b`` comes before

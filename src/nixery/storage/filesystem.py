@@ -30,7 +30,7 @@ from nixery.files import (
     read_regular,
     require_directory,
 )
-from nixery.storage.driver import Entry
+from nixery.storage.driver import StoredObject
 from nixery.storage.files import make_directory, move_to_place, temporary_file, write_all, write_file
 
 # Bytes that are read at a time.
@@ -80,7 +80,7 @@ class FilesystemDriver:
     def _path(self, name: str) -> str:
         return f"{self.name}/{name}"
 
-    async def stat(self, name: str) -> Entry | None:
+    async def stat(self, name: str) -> StoredObject | None:
         """See ``Driver.stat``. Takes some microseconds, which are not worth leaving the event loop for."""
         return _stat(name, self._path(name))
 
@@ -147,7 +147,7 @@ class FilesystemDriver:
         """See ``Driver.delete``."""
         await asyncio.to_thread(_delete, self._root / name, name.count("/") - _KEPT)
 
-    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[StoredObject, None]:
         """See ``Driver.list``. Memory grows with the largest directory.
 
         Files that appear or disappear meanwhile may be left out. Symlinks are not followed.
@@ -188,7 +188,7 @@ class _FileUpload:
         write_all(self._descriptor, data)
         self._size += len(data)
 
-    def commit(self, name: str, beside: Mapping[str, bytes]) -> Entry:
+    def commit(self, name: str, beside: Mapping[str, bytes]) -> StoredObject:
         """See ``Upload.commit``."""
         place = self._root / name
         found = _stat(name, str(place))
@@ -202,7 +202,7 @@ class _FileUpload:
         for other, content in beside.items():
             write_file(self._temporary, self._root / other, content)
         move_to_place(self._descriptor, self._path, place)
-        return Entry(name, self._size, status.st_mtime, place)
+        return StoredObject(name, self._size, status.st_mtime, place)
 
     def _holds(self, item: tuple[str, bytes]) -> bool:
         name, content = item
@@ -212,14 +212,18 @@ class _FileUpload:
             raise storage_error(f"cannot read {name}", error) from error
 
 
-def _stat(name: str, path: str) -> Entry | None:
+def _stat(name: str, path: str) -> StoredObject | None:
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise storage_error(f"cannot look up {name}", error) from error
-    return Entry(name, status.st_size, status.st_mtime, Path(path)) if stat.S_ISREG(status.st_mode) else None
+    return (
+        StoredObject(name, status.st_size, status.st_mtime, Path(path))
+        if stat.S_ISREG(status.st_mode)
+        else None
+    )
 
 
 def _move(path: Path, place: Path) -> None:
@@ -266,7 +270,7 @@ def _walk(path: str, name: str, after: str, depth: int) -> Iterator[tuple[str, o
             yield from _walk(entry.path, below[:-1], after, depth - 1)
 
 
-def _look_up(entries: Iterator[tuple[str, os.DirEntry[str]]]) -> Iterator[Entry]:
+def _look_up(entries: Iterator[tuple[str, os.DirEntry[str]]]) -> Iterator[StoredObject]:
     for name, entry in entries:
         try:
             status = entry.stat(follow_symlinks=False)
@@ -275,4 +279,4 @@ def _look_up(entries: Iterator[tuple[str, os.DirEntry[str]]]) -> Iterator[Entry]
         except OSError as error:
             raise storage_error(f"cannot look up {name}", error) from error
         if stat.S_ISREG(status.st_mode):
-            yield Entry(name, status.st_size, status.st_mtime)
+            yield StoredObject(name, status.st_size, status.st_mtime)

@@ -8,7 +8,7 @@ from contextlib import aclosing, contextmanager
 from prometheus_client import CollectorRegistry, Counter
 
 from nixery.errors import StorageError
-from nixery.storage.driver import Driver, Entry, Upload
+from nixery.storage.driver import Driver, StoredObject, Upload
 
 _OPERATIONS = ("find", "read", "write", "list", "delete")
 
@@ -46,7 +46,7 @@ class CountedDriver:
         self._driver = driver
         self._errors = errors
 
-    async def stat(self, name: str) -> Entry | None:
+    async def stat(self, name: str) -> StoredObject | None:
         """See ``Driver.stat``."""
         try:  # for each download of a large blob, so without a context manager
             return await self._driver.stat(name)
@@ -95,7 +95,7 @@ class CountedDriver:
         with self._errors.counted("delete"):
             await self._driver.delete(name)
 
-    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[StoredObject, None]:
         """See ``Driver.list``."""
         with self._errors.counted("list"):
             async with aclosing(self._driver.list(directory, after)) as entries:

@@ -16,7 +16,7 @@ from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailableP
 from nixery.image.name import parse_image_name
 from nixery.image.platform import Platform
 from nixery.nix.build_log import ProgressCallback, ignore_progress
-from nixery.nix.packages import Contents, Definition, Details, Evaluated, NixFiles, Package, PackageSet
+from nixery.nix.packages import Contents, Definition, Details, EvaluatedItem, NixFiles, Package, PackageSet
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
 from nixery.storage.records import RecordStore
@@ -70,7 +70,7 @@ class World:
 
     async def evaluate(
         self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
-    ) -> Mapping[str, Sequence[Evaluated]]:
+    ) -> Mapping[str, Sequence[EvaluatedItem]]:
         assert package_set == SET
         self.asked.append({*wanted, *optional})
         return {**{name: _found(name, platform) for name in wanted}, **dict.fromkeys(optional, ())}
@@ -95,7 +95,7 @@ class World:
         raise NotImplementedError(paths)
 
 
-def _found(name: str, platform: Platform) -> Sequence[Evaluated]:
+def _found(name: str, platform: Platform) -> Sequence[EvaluatedItem]:
     path = StorePath("a" * 32 + f"-{name}-{platform.architecture.name}")
     if name.startswith("missing"):
         return (UnavailablePackage(name, Reason.MISSING, near_names=("git",)),)

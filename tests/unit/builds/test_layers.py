@@ -19,7 +19,7 @@ from nixery.locks import FileLocks
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Layer
 from nixery.packing.compression import compression
-from nixery.packing.packer import Contents, LayerPacker, Sink
+from nixery.packing.packer import AddContents, LayerPacker, Sink
 from nixery.packing.root_filesystem import Content, Entry, RootFilesystem, Tree
 from nixery.storage.blobs import BlobStore, StoredFile
 from nixery.storage.filesystem import FilesystemDriver
@@ -129,7 +129,7 @@ def stop_in_the_middle(publisher: Publisher) -> tuple[threading.Event, threading
     begun, may_go_on = threading.Event(), threading.Event()
     pack = publisher.layers._packer.pack
 
-    def slowly(contents: Contents, sink: Sink, check: Callable[[], None]) -> Digest:
+    def slowly(contents: AddContents, sink: Sink, check: Callable[[], None]) -> Digest:
         begun.set()
         may_go_on.wait(10)
         check()

@@ -13,11 +13,11 @@ from nixery.errors import StorageError
 from nixery.oci.digest import Digest
 from nixery.packing.archive import Archive
 from nixery.packing.compression import Compression, compression
-from nixery.packing.packer import BackgroundStage, Contents, LayerPacker
+from nixery.packing.packer import AddContents, BackgroundStage, LayerPacker
 from nixery.packing.store_tree import add_store_paths
 
 
-def pack(contents: Contents, way: Compression | None = None) -> tuple[bytes, Digest]:
+def pack(contents: AddContents, way: Compression | None = None) -> tuple[bytes, Digest]:
     sink = io.BytesIO()
     diff_id = LayerPacker(way or compression("gzip")).pack(contents, sink, lambda: None)
     return sink.getvalue(), diff_id
@@ -27,7 +27,7 @@ def nothing(_: Archive) -> None:
     """Add nothing."""
 
 
-def file_of(content: bytes) -> Contents:
+def file_of(content: bytes) -> AddContents:
     def add(archive: Archive) -> None:
         archive.directory(b"d")
         archive.file(b"d/f", 0o444, content)

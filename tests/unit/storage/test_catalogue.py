@@ -11,7 +11,7 @@ import pytest
 from nixery.oci.digest import Digest
 from nixery.storage import catalogue as catalogue_module
 from nixery.storage.catalogue import Catalogue, TagRecord
-from nixery.storage.driver import Entry
+from nixery.storage.driver import StoredObject
 from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.records import RecordStore, ordered_key
 
@@ -35,7 +35,7 @@ class CountingDriver(FilesystemDriver):
         self.calls.append(f"read {name}")
         return await super().read(name, largest)
 
-    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[StoredObject, None]:
         self.calls.append(f"list {directory}")
         number = 0
         async for entry in super().list(directory, after):

@@ -8,7 +8,7 @@ import pytest
 
 from nixery.errors import StorageError
 from nixery.settings import StorageSettings
-from nixery.storage.driver import Entry
+from nixery.storage.driver import StoredObject
 from nixery.storage.filesystem import FilesystemDriver
 from nixery.storage.opening import open_storage, try_out
 from nixery.storage.options import Backend, StorageOptions
@@ -47,7 +47,7 @@ class Denied(DictionaryDriver):
         self._require("read")
         return await super().read(name, largest)
 
-    async def list(self, directory: str, after: str = "") -> AsyncGenerator[Entry, None]:
+    async def list(self, directory: str, after: str = "") -> AsyncGenerator[StoredObject, None]:
         self._require("list")
         async for entry in super().list(directory, after):
             yield entry
