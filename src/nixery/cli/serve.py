@@ -27,8 +27,7 @@ _EXIT_TIMEOUT = 0.5
 def serve() -> None:
     """Serve the registry. All settings are environment variables; docs/reference/settings.md lists them.
 
-    Example: PORT=8080 NIXERY_CHANNEL=nixos-unstable NIXERY_STORAGE_BACKEND=filesystem
-        STORAGE_PATH=/var/lib/nixery nixery serve
+    Example: PORT=8080 NIXERY_CHANNEL=nixos-unstable NIXERY_STORAGE_BACKEND=filesystem STORAGE_PATH=/var/lib/nixery nixery serve
     """
     import uvloop
 
