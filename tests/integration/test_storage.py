@@ -46,6 +46,7 @@ def test_layout(start_server: StartServer) -> None:
         "blobs",
         "records",
         "temporary",
+        "version",
         "gc-roots",
         "locks",
     }

@@ -352,7 +352,7 @@ def test_scrub_prints_json(start_server: StartServer) -> None:
     completed = nixery(server.storage, "scrub", "--json")
     broken = {finding["what"] for finding in json.loads(completed.stdout)["broken"]}
     assert completed.returncode == 1
-    assert broken == {image.layer_digests[0], f"tags/{tag.name}"}
+    assert broken == {image.layer_digests[0], f"tags-in-order/{tag.name}"}
     assert nixery(server.storage, "scrub", "--rate", "1").returncode == 0
 
 
