@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -17,13 +17,11 @@ from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.pins import Pins
 from nixery.builds.slots import Slots
-from nixery.closure import Closure, StorePath
 from nixery.errors import PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.platform import AMD64, Platform
 from nixery.layering.popularity import Popularity
 from nixery.locks import FileLocks
-from nixery.nix.build_log import ProgressCallback, ignore_progress
-from nixery.nix.packages import Details, EvaluatedItem, PackageSet
+from nixery.nix.packages import EvaluatedItem, PackageSet
 from nixery.nix.realisation import Nix
 from nixery.oci.digest import Digest
 from nixery.packing.compression import compression
@@ -70,25 +68,6 @@ class RecordingBuilder:
             raise PackagesUnavailable(())  # the image with nothing in it would have to be built
         missing = {name: (UnavailablePackage(name, Reason.MISSING),) for name in wanted}
         return {**missing, **dict.fromkeys(optional, ())}
-
-    async def index(
-        self, platform: Platform, package_set: PackageSet, *, details: bool
-    ) -> Mapping[str, Details]:
-        raise AssertionError(platform, package_set, details)
-
-    def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
-        raise NotImplementedError
-
-    def realise(
-        self,
-        installables: Sequence[str],
-        tell: ProgressCallback = ignore_progress,
-        on_begun: Callable[[], None] = lambda: None,
-    ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
-        raise AssertionError(installables, tell, on_begun)
-
-    async def closure(self, paths: Sequence[StorePath]) -> Closure:
-        raise AssertionError(paths)
 
 
 @dataclass

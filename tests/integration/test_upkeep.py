@@ -200,9 +200,9 @@ def test_pulls_and_builds_while_garbage_is_collected_in_a_loop(
     No test here changes the times of files: servers rely on the times of their own uses.
     """
     grace = {"NIXERY_STORAGE_GRACE": f"{GRACE}s", "NIXERY_PIN_TTL": "3600"}
-    collector_paused = start_server(STORAGE_PATH=str(tmp_path / "undisturbed"))
-    expected = {name: validate(collector_paused.client.pull(name)) for name in NAMES}
-    assert collector_paused.stop() == 0
+    undisturbed = start_server(STORAGE_PATH=str(tmp_path / "undisturbed"))
+    expected = {name: validate(undisturbed.client.pull(name)) for name in NAMES}
+    assert undisturbed.stop() == 0
     servers = [start_server(**grace), start_server(**grace)]
     always = expected[ALWAYS]
     servers[0].client.pull(ALWAYS)

@@ -31,7 +31,7 @@ LOCALE_ARCHIVE = b"lib/locale/locale-archive"
 
 _CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
 
-# Some programs look up their user and fail without an entry; some change to the user nobody.
+# Programs that look up their user fail without an entry, and servers drop privileges to the user ``nobody``.
 PASSWD, GROUP = b"etc/passwd", b"etc/group"
 ACCOUNTS = {
     PASSWD: b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",

@@ -313,7 +313,7 @@ class BucketUpload:
             with self._bucket.writing():
                 upload.close()
         except StorageError:
-            # Perhaps only the response got lost: a retry is told that there is no such upload.
+            # If the bucket completed the upload and only its response was lost, the retry fails: the upload is closed.
             found = self._look_up(self._name)
             if found is None or found["size"] != self._size:
                 raise

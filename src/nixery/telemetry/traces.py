@@ -71,7 +71,7 @@ class RequestSpan:
 
 
 class Traces:
-    """Sends traces in a background thread; a ``Tracer``, a ``BuildObserver`` and a ``StageListener``.
+    """Sends traces in a background thread; a ``BuildObserver`` and a ``StageListener``.
 
     Args:
         service: name of the service, unless ``OTEL_SERVICE_NAME`` is set.

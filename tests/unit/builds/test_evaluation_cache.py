@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,12 +11,11 @@ import pytest
 
 from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.evaluator import Evaluator
-from nixery.closure import Closure, StorePath
+from nixery.closure import StorePath
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.name import parse_image_name
 from nixery.image.platform import Platform
-from nixery.nix.build_log import ProgressCallback, ignore_progress
-from nixery.nix.packages import Contents, Definition, Details, EvaluatedItem, NixFiles, Package, PackageSet
+from nixery.nix.packages import Contents, Definition, EvaluatedItem, NixFiles, Package, PackageSet
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
 from nixery.storage.records import RecordStore
@@ -74,25 +73,6 @@ class World:
         assert package_set == SET
         self.asked.append({*wanted, *optional})
         return {**{name: _found(name, platform) for name in wanted}, **dict.fromkeys(optional, ())}
-
-    async def index(
-        self, platform: Platform, package_set: PackageSet, *, details: bool
-    ) -> Mapping[str, Details]:
-        raise NotImplementedError(platform, package_set, details)
-
-    def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
-        raise NotImplementedError
-
-    def realise(
-        self,
-        installables: Sequence[str],
-        tell: ProgressCallback = ignore_progress,
-        on_begun: Callable[[], None] = lambda: None,
-    ) -> AbstractAsyncContextManager[frozenset[StorePath]]:
-        raise NotImplementedError(installables, tell, on_begun)
-
-    async def closure(self, paths: Sequence[StorePath]) -> Closure:
-        raise NotImplementedError(paths)
 
 
 def _found(name: str, platform: Platform) -> Sequence[EvaluatedItem]:

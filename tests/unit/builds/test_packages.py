@@ -89,7 +89,7 @@ def test_a_large_set_is_searched_the_same_way() -> None:
 
 
 class Source:
-    """Stands in for ``PackageSource`` and ``NixBuilder``; each tag has a separate pin."""
+    """Stands in for ``PackageSource`` and ``Nix``; each tag has a separate pin."""
 
     description = "fake:"
 
