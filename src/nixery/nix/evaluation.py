@@ -1,7 +1,7 @@
 """Evaluate names in a package set with ``nix-instantiate``, and find the packages that make an evaluation fail.
 
-The programs are ``expressions/packages.nix`` and ``expressions/index.nix``. A request goes in as JSON in an
-argument, and the answer comes back as JSON; no client text becomes part of an expression.
+The program is ``expressions/packages.nix``. A request goes in as JSON in an argument, and the answer comes
+back as JSON; no client text becomes part of an expression.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -41,22 +41,18 @@ from nixery.nix.options import NixOptions
 from nixery.nix.packages import (
     DEFAULT_PRIORITY,
     Definition,
-    Details,
     Flake,
     NixExpression,
     NixFiles,
     Package,
     PackageSet,
 )
-from nixery.nix.processes import Completed, run_command
+from nixery.nix.processes import Completed, ProcessContext, run_command
 
 # Limit in bytes for Nix's answer to one evaluation. `packages.nix` bounds the answer for each package, so
 # this is some 10,000 of them. Parsing this much JSON holds the interpreter lock for about a tenth of a
 # second.
 _LARGEST_ANSWER = 8 * 1024 * 1024
-
-# The same for the list of a whole package set; that of nixpkgs has 7 MB.
-_LARGEST_INDEX = 24 * 1024 * 1024
 
 # Processes that one client request may start. Usually it starts one; if an error cannot be caught, finding
 # one package among sixty takes fourteen.
@@ -133,30 +129,6 @@ class Evaluation:
         lines = tuple(self._without_location(line) for line in found)
         raise EvaluationFailed(lines, explanation(lines))
 
-    async def index(self, *, details: bool) -> Mapping[str, Details]:
-        """List the package set.
-
-        Raises:
-            EvaluationFailed: the set, or something that the listing evaluated, is broken.
-            AnswerTooLarge: the answer exceeds its limit.
-            NixTimedOut: it timed out.
-            NixUnusable: Nix cannot be run.
-        """
-        try:
-            completed, stderr = await self._instantiate(
-                json.dumps({"details": details}), "index.nix", _LARGEST_INDEX
-            )
-        except AnswerTooLarge as error:
-            raise AnswerTooLarge("the list of the package set", error.limit) from None
-        if completed.exit_code != 0:
-            if not details:
-                await self.of((), ())  # raises a more exact error
-            raise EvaluationFailed((), without_paths(explanation(stderr)))
-        try:
-            return await asyncio.to_thread(_parse_index, completed.stdout)
-        except ValidationError as error:
-            raise NixUnusable("cannot parse Nix's list of a package set") from error
-
     async def explain(self, flaw: Flaw) -> UnavailablePackage:
         """Add Nix's error message, if there is one, to the reason why a package is not available."""
         package = flaw.package
@@ -212,23 +184,16 @@ class Evaluation:
         return tuple(items)
 
     async def _instantiate(
-        self, argument: str, program: str = "packages.nix", limit: int = _LARGEST_ANSWER
+        self, argument: str
     ) -> tuple[Completed, Sequence[str]]:
         self._left -= 1
         package_set = self._readable_package_set()
-        with as_file(files("nixery.nix") / "expressions") as expressions:
+        with instantiation(self._platform, package_set, self._options, argument, _LARGEST_ANSWER) as (
+            arguments,
+            context,
+        ):
             return await run_command(
-                self._timeout,
-                "nix-instantiate",
-                *_program(package_set, expressions / program),
-                *("--eval", "--strict", "--json"),
-                "--read-write-mode",  # or Nix writes no derivations, and there is nothing to realise
-                *_package_set_arguments(self._package_set),
-                *("--argstr", "system", self._platform.nix_system),
-                *("--argstr", "request", argument),
-                *self._expression_arguments(),
-                *self._options.for_evaluation(package_set, str(expressions)),
-                context=self._options.context(package_set, limit),
+                self._timeout, *arguments, *self._expression_arguments(), context=context
             )
 
     def _without_location(self, line: str) -> str:
@@ -252,21 +217,48 @@ class Evaluation:
         return ("--argstr", "name", self._expression.attribute, "--arg", "expression", self._expression.text)
 
 
-def _program(package_set: PackageSet, file: Path) -> Sequence[str]:
-    match package_set:
-        case Flake(pure=True):
-            # A pure evaluation reads no file of this machine, including this one.
-            return ("--expr", file.read_text())
-        case _:
-            return (str(file),)
+@contextmanager
+def instantiation(  # noqa: PLR0913 -- everything that a command depends on
+    platform: Platform,
+    package_set: PackageSet,
+    options: NixOptions,
+    request: str,
+    limit: int,
+    *,
+    read_only: bool = False,
+) -> Iterator[tuple[Sequence[str], ProcessContext]]:
+    """Make the command that runs ``expressions/packages.nix``, while the context lasts.
 
-
-def _package_set_arguments(package_set: PackageSet) -> Sequence[str]:
-    match package_set:
-        case NixFiles(path):
-            return ("--argstr", "packageSet", str(path))
-        case Flake(reference):
-            return ("--argstr", "flake", reference)
+    Args:
+        platform: that packages are built for.
+        package_set: to evaluate.
+        options: of the operator.
+        request: JSON.
+        limit: of the answer, in bytes.
+        read_only: whether no derivation is written. They cannot be realised then.
+    """
+    # An evaluation that builds has to write.
+    mode = "--readonly-mode" if read_only and not options.import_from_derivation else "--read-write-mode"
+    with as_file(files("nixery.nix") / "expressions") as expressions:
+        program = expressions / "packages.nix"
+        match package_set:
+            case Flake(reference, pure=pure):
+                # A pure evaluation reads no file of this machine, including this one.
+                arguments = ["--expr", program.read_text()] if pure else [str(program)]
+                arguments += ["--argstr", "flake", reference]
+            case NixFiles(path):
+                arguments = [str(program), "--argstr", "packageSet", str(path)]
+        yield (
+            (
+                "nix-instantiate",
+                *arguments,
+                *("--eval", "--strict", "--json", mode),
+                *("--argstr", "system", platform.nix_system),
+                *("--argstr", "request", request),
+                *options.for_evaluation(package_set, str(expressions)),
+            ),
+            options.context(package_set, limit),
+        )
 
 
 class _Available(BaseModel):
@@ -331,7 +323,6 @@ class _Answer(BaseModel):
 
 
 _ANSWER = TypeAdapter(_Answer)
-_INDEX = TypeAdapter(dict[str, Details])
 
 _REASONS = {
     "broken": Reason.BROKEN,
@@ -374,10 +365,6 @@ def parse_answer(stdout: bytes) -> tuple[Item, ...]:
         raise NixUnusable(f"cannot parse Nix's answer to an evaluation: {reason}") from error
     near_names = _near_names(answer)
     return tuple(_interpret(package, near_names.get(package.name, ())) for package in answer.packages)
-
-
-def _parse_index(stdout: bytes) -> Mapping[str, Details]:
-    return _INDEX.validate_json(stdout.decode(errors="replace"))
 
 
 def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:

@@ -110,12 +110,16 @@ class ProcessContext:
         descriptors: the only open files that it and its children inherit, for example a lock that outlives
             this process.
         answer: limit of stdout in bytes.
+        niceness: priority of the scheduler, from 0 to 19, which is the lowest (nice(1)).
+        on_start: called with the name of the program.
     """
 
     environment: Mapping[str, str] = field(repr=False)
     memory: int | None = None
     descriptors: tuple[int, ...] = ()
     answer: int = USUAL_ANSWER
+    niceness: int = 0
+    on_start: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
 
 
 async def run(
@@ -156,6 +160,10 @@ async def run(
         ) from error
     with suppress(OSError), open(f"/proc/{process.pid}/oom_score_adj", "wb", buffering=0) as score:  # noqa: ASYNC230, PTH123 -- no disk
         score.write(_FIRST_TO_END)
+    context.on_start(arguments[0])
+    if context.niceness:
+        with suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, context.niceness)
     if context.memory is not None:
         with suppress(ProcessLookupError):
             limit = (context.memory, context.memory)
@@ -271,11 +279,12 @@ async def run_command(
             arguments, lambda line: lines.append(line[:_LONGEST_KEPT_LINE]), Deadline(seconds), context
         )
     except TimeoutError:
-        raise NixTimedOut(None, seconds, _readable(lines)) from None
-    return completed, _readable(lines)
+        raise NixTimedOut(None, seconds, readable(lines)) from None
+    return completed, readable(lines)
 
 
-def _readable(lines: Iterable[bytes]) -> tuple[str, ...]:
+def readable(lines: Iterable[bytes]) -> tuple[str, ...]:
+    """Return lines of a program as plain text, without hashes of this machine's files."""
     return tuple(without_hashes_of_files(plain(line.decode(errors="replace"))) for line in lines)
 
 

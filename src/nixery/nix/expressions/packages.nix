@@ -17,7 +17,7 @@ let
   inherit (builtins)
     attrNames concatLists deepSeq elem elemAt filter foldl' fromJSON genList getContext hasAttr head isAttrs isBool
     isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings seq split
-    stringLength toJSON tryEval typeOf unsafeDiscardStringContext;
+    stringLength toJSON trace tryEval typeOf unsafeDiscardStringContext;
 
   # The largest values that this server accepts from a package set, in bytes and in numbers. For a larger
   # value, the answer has its size, for the error message; the value itself never leaves the evaluation. With
@@ -36,7 +36,12 @@ let
     nesting = 32; # of lists within each other: the position of an item is in the answer
     references = 2000; # of a definition to derivations
     nearNames = 5; # missing names that get suggestions
-    attribute = 255; # of a suggested name: clients cannot request longer ones
+    attribute = 255; # of a suggested or listed name: clients cannot request longer ones
+    # The index leaves out longer values.
+    homepage = 1024;
+    programs = 200;
+    program = 64; # also the name of a platform
+    platforms = 100;
   };
 
   arguments = fromJSON request;
@@ -280,10 +285,11 @@ let
         inherit installables;
       };
 
-  report =
-    name:
+  report = name: reportFound name (lookUp name);
+
+  reportFound =
+    name: found:
     let
-      found = lookUp name;
       tried = tryEval found.value;
       path = joinPath found.path;
     in
@@ -343,8 +349,79 @@ let
       { name = package.within; value = if isAttrs within && !isDerivation within then filter (name: stringLength name <= limits.attribute) (attrNames within) else [ ]; }
     ) missing
   );
+
+  # ---- The package index (nixery.nix.indexing)
+
+  # The attribute at a path, as `reportFound` expects it.
+  at =
+    path:
+    let
+      value = foldl' (outer: name: outer.${name}) set path;
+    in
+    { kind = "found"; inherit value path; };
+
+  # The names in a set; null if it is none. One that throws is none.
+  namesOf =
+    path:
+    let
+      tried = tryEval (foldl' (outer: name: if isAttrs outer then outer.${name} or null else null) set path);
+    in
+    if tried.success && isAttrs tried.value && !isDerivation tried.value then
+      filter (name: stringLength name <= limits.attribute) (attrNames tried.value)
+    else
+      null;
+
+  shorter = limit: text: if stringLength text > limit then "" else text;
+  few = limit: list: genList (elemAt list) (if length list < limit then length list else limit);
+  strings = limit: longest: list: few limit (filter (text: isString text && stringLength text <= longest) list);
+
+  # What people read about a package, whether it is available or not.
+  about =
+    value:
+    let
+      meta = safely isAttrs { } (value.meta or { });
+      read = isWanted: fallback: field: safely isWanted fallback (meta.${field} or fallback);
+      fullName = parseDrvName (safely isString "" (value.name or ""));
+      homepage = safe "" (let found = meta.homepage or ""; in if isList found && found != [ ] then head found else found);
+      outputs = strings limits.outputs limits.name (safely isList [ "out" ] (value.outputs or [ "out" ]));
+      pathOf = output: safely isString "" (unsafeDiscardStringContext "${(value.${output} or value).outPath}");
+    in
+    {
+      pname = shorter limits.name (safely isString fullName.name (value.pname or fullName.name));
+      version = shorter limits.name (safely isString fullName.version (value.version or fullName.version));
+      description = shorter limits.description (read isString "" "description");
+      homepage = if isString homepage then shorter limits.homepage homepage else "";
+      licences = let found = safe [ ] (licence (meta.license or [ ])); in if sum found > limits.licences then [ ] else found;
+      mainProgram = shorter limits.name (read isString "" "mainProgram");
+      programs = strings limits.programs limits.program (read isList [ ] "programs");
+      platforms = strings limits.platforms limits.program (read isList [ ] "platforms");
+      outputs = filter (output: output.path != "") (
+        map (name: { inherit name; path = shorter limits.path (pathOf name); }) (if isDerivation value then outputs else [ ])
+      );
+    };
+
+  # An attribute: what a request for it would get, what people read about it, and, if it is a set that asks for it
+  # like nixpkgs' own, the names in it.
+  entry =
+    path:
+    let
+      found = at path;
+      tried = tryEval found.value;
+      value = if tried.success then tried.value else null;
+      isSet = isAttrs value && !isDerivation value && !isDefinition value;
+    in
+    {
+      inherit path;
+      items = if isSet then [ ] else reportFound "" found;
+      about = if isSet || !isAttrs value then null else about value;
+      set = if isSet && safely isBool false (value.recurseForDerivations or false) then namesOf path else null;
+    };
 in
 if arguments.diagnose or null != null then
   diagnose arguments.diagnose
+else if arguments ? sets then
+  map namesOf arguments.sets
+else if arguments ? index then
+  foldl' (done: path: trace "${arguments.mark} ${toJSON (entry path)}" done) true arguments.index
 else
   seq (attrNames set) { packages = wanted ++ optional; inherit names; }

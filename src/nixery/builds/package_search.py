@@ -1,0 +1,163 @@
+"""Search a package set by names, programs, and words of descriptions, while a user types."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
+
+# The most names that are sorted for one search.
+_MANY = 2000
+
+# A search for similar names: least and greatest length of its text, and the least similarity (0 to 1).
+# Longer texts take several times as long for each of maybe 100,000 names, and no user types them.
+_FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
+
+# Words of a search, and words that the last one may be the beginning of.
+_MOST_WORDS, _MOST_COMPLETED = 8, 256
+
+_WORD = re.compile(r"[a-z0-9][a-z0-9+#]*", re.ASCII)
+
+# Words that most descriptions have.
+_COMMON = frozenset({"a", "an", "and", "by", "for", "from", "in", "is", "it", "of", "on", "or", "that", "the", "to", "with"})
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPackage:
+    """What a search shows of a package, a list of packages, or an image definition.
+
+    Attributes:
+        name: a component of image names that selects it.
+        attribute: its path in the package set, for people.
+        version: may be empty.
+        description: likewise.
+        programs: that it installs, where the package set says so.
+        reason: why it is not available; empty if it is, or if that is not known yet.
+        alias_of: the name of the package that this is another name of; empty for most.
+    """
+
+    name: str
+    attribute: str
+    version: str = ""
+    description: str = ""
+    programs: tuple[str, ...] = ()
+    reason: str = ""
+    alias_of: str = ""
+
+
+class PackageSearch:
+    """An immutable index of packages. Making one of 100,000 packages takes a second or two.
+
+    Args:
+        packages: in any order, with distinct names.
+    """
+
+    def __init__(self, packages: Iterable[FoundPackage]) -> None:
+        # Shorter names are better answers, so a position in this list is also a rank.
+        self._packages = sorted(packages, key=lambda package: (len(package.name), package.name))
+        self._position = {package.name: number for number, package in enumerate(self._packages)}
+        self._names = sorted(self._position)
+        # Searching one text takes a tenth of the time of searching all names.
+        self._text = "\n".join(["", *self._position, ""])
+        words: dict[str, array[int]] = {}
+        programs: dict[str, list[int]] = {}
+        for number, package in enumerate(self._packages):
+            for program in package.programs:
+                programs.setdefault(program.lower(), []).append(number)
+            text = " ".join((package.name, package.description, *package.programs)).lower()
+            for word in set(_WORD.findall(text)) - _COMMON:
+                words.setdefault(word, array("I")).append(number)
+        self._programs = programs
+        self._postings = words
+        self._words = sorted(words)
+
+    def __len__(self) -> int:
+        return len(self._packages)
+
+    def search(self, text: str, limit: int) -> Sequence[FoundPackage]:
+        """Find packages, the best first: names that begin with a text, the program of that name, names that contain it.
+
+        Then packages whose name, programs and description have all its words, the last of which may be
+        incomplete; else similar names.
+        """
+        text = text.lower().strip()
+        if not text.isprintable() or limit <= 0:
+            return []
+        found = dict.fromkeys(islice(self._candidates(text, limit), limit))
+        if not found and _FUZZY <= len(text) <= _LONGEST_FUZZY:
+            found = dict.fromkeys(self._similar(text, limit))
+        return [self._packages[number] for number in found]
+
+    def get(self, name: str) -> FoundPackage | None:
+        """Return a package; ``None`` if there is none of that name."""
+        number = self._position.get(name)
+        return None if number is None else self._packages[number]
+
+    def similar(self, name: str, limit: int) -> Sequence[str]:
+        """Return names that are similar to one, the most similar first."""
+        return [self._packages[number].name for number in self._similar(name.lower(), limit)]
+
+    def _candidates(self, text: str, limit: int) -> Iterator[int]:
+        """Yield positions, each once, the best first."""
+        seen: set[int] = set()
+        for numbers in (
+            self._exact(text),
+            self._beginning(text, limit),
+            self._containing(text) if text else (),
+            self._with_words(text, limit),
+        ):
+            for number in numbers:
+                if number not in seen:
+                    seen.add(number)
+                    yield number
+
+    def _exact(self, text: str) -> Iterator[int]:
+        if text in self._position:
+            yield self._position[text]
+        # The package that is named like its program, and then the one with the shortest name.
+        yield from self._programs.get(text, ())
+
+    def _beginning(self, text: str, limit: int) -> Iterable[int]:
+        first, last = bisect_left(self._names, text), bisect_left(self._names, text + "\x7f")
+        if last - first > _MANY:
+            # Among so many, a scan by length soon finds enough.
+            return (n for n, package in enumerate(self._packages) if package.name.startswith(text))
+        return heapq.nsmallest(limit, (self._position[name] for name in self._names[first:last]))
+
+    def _containing(self, text: str) -> Iterator[int]:
+        """Names that contain a text, the shortest first."""
+        at = self._text.find(text)
+        while at >= 0:
+            end = self._text.find("\n", at)
+            yield self._position[self._text[self._text.rfind("\n", 0, at) + 1 : end]]
+            at = self._text.find(text, end)
+
+    def _with_words(self, text: str, limit: int) -> Sequence[int]:
+        words = [word for word in dict.fromkeys(_WORD.findall(text)) if word not in _COMMON][:_MOST_WORDS]
+        if not words:
+            return ()
+        first = bisect_left(self._words, words[-1])
+        last = bisect_left(self._words, words[-1] + "\x7f", first)
+        found = set[int]().union(*(self._postings[word] for word in self._words[first : min(last, first + _MOST_COMPLETED)]))
+        for word in words[:-1]:
+            found.intersection_update(self._postings.get(word, ()))
+        return heapq.nsmallest(limit, found)
+
+    def _similar(self, text: str, limit: int) -> list[int]:
+        # The first letter is rarely mistyped, and a comparison with all names would take ten times as long.
+        first, last = bisect_left(self._names, text[:1]), bisect_left(self._names, text[:1] + "\x7f")
+        near = process.extract(
+            text[:_LONGEST_FUZZY],
+            self._names[first:last],
+            scorer=OSA.normalized_similarity,
+            score_cutoff=_SIMILAR,
+            limit=limit,
+        )
+        return [self._position[name] for name, _, _ in near]

@@ -1,0 +1,202 @@
+"""Evaluate a whole package set, attribute by attribute, for the package index.
+
+``expressions/packages.nix`` reports each attribute on a line of its own as soon as it has evaluated it
+(``builtins.trace``). So one attribute that ends the evaluation, however it does that (``abort``, a missing
+argument, infinite recursion, no memory, a signal), costs this attribute alone: the next process continues
+after it. The lines begin with a mark that the package set cannot know, since it could print lines itself.
+
+Nothing is written to the Nix store (``--readonly-mode``): the derivations of all of nixpkgs take a gigabyte for each
+state, and three times as long.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from pydantic import TypeAdapter, ValidationError
+
+from nixery.errors import AnswerTooLarge, EvaluationFailed, NixUnusable
+from nixery.image.platform import Platform
+from nixery.nix.build_log import LOG_TAIL
+from nixery.nix.error_message import explanation, reports_machine_error, without_paths
+from nixery.nix.evaluation import instantiation
+from nixery.nix.options import NixOptions
+from nixery.nix.packages import PackageSet
+from nixery.nix.processes import Deadline, ProcessContext, readable, run, run_command
+
+# Names of attributes, from the top of the package set.
+AttributePath = tuple[str, ...]
+
+# Bytes of all names of some sets; those of nixpkgs' top level have 150 kB, and of rPackages 400 kB.
+_LARGEST_NAMES = 24 * 1024 * 1024
+
+# Bytes of one attribute's line. Lists and definitions may be longer; they are evaluated when a client asks.
+_LONGEST_ENTRY = 64 * 1024
+
+# Bytes of the attribute paths for one process, as one argument of a command: Linux allows 128 KiB.
+_ARGUMENT = 100_000
+
+# Bytes of a line on stderr that are kept for an error message.
+_LONGEST_LINE = 16 * 1024
+
+# Seconds for one attribute.
+_ATTRIBUTE_TIMEOUT = 60.0
+
+# The scheduler's lowest priority but one (nice(1)): requests come first.
+_NICENESS = 18
+
+# Errors that what was evaluated before may have caused: the attribute gets another attempt, with a process of its own.
+_EXHAUSTED = re.compile(r"out of memory|stack overflow|cannot allocate", re.IGNORECASE)
+
+_NAMES = TypeAdapter(list[list[str] | None])
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """An attribute as the evaluation reported it.
+
+    Attributes:
+        path: of the attribute.
+        entry: one line of JSON, untrusted; ``None`` if the evaluation failed.
+        error: Nix's message on one line, if it failed.
+    """
+
+    path: AttributePath
+    entry: bytes | None
+    error: str = ""
+
+
+class IndexEvaluation:
+    """Evaluates the attributes of one package set.
+
+    Args:
+        platform: that packages are built for.
+        package_set: to evaluate.
+        options: of the operator.
+        timeout: seconds for a list of names.
+    """
+
+    def __init__(
+        self, platform: Platform, package_set: PackageSet, options: NixOptions, timeout: float
+    ) -> None:
+        self._platform = platform
+        self._package_set = package_set
+        self._options = options
+        self._timeout = timeout
+
+    async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
+        """Return the names of the attributes in each set; ``None`` for an attribute that is missing or no set.
+
+        Raises:
+            EvaluationFailed: the package set, or one of the sets, is broken.
+            AnswerTooLarge: the names exceed their limit.
+            NixTimedOut: it timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        request = json.dumps({"sets": sets})
+        with self._instantiation(request) as (arguments, context):
+            try:
+                completed, stderr = await run_command(self._timeout, *arguments, context=context)
+            except AnswerTooLarge as error:
+                raise AnswerTooLarge("the list of the package set", error.limit) from None
+        if completed.exit_code != 0:
+            self._raise_machine_error(completed.exit_code, stderr)
+            raise EvaluationFailed((), without_paths(explanation(stderr)))
+        try:
+            return _NAMES.validate_json(completed.stdout.decode(errors="replace"))
+        except ValidationError as error:
+            raise NixUnusable("cannot parse Nix's list of a package set") from error
+
+    async def describe(
+        self, paths: Sequence[AttributePath], report: Callable[[Reported], None], failures: int
+    ) -> int:
+        """Report every attribute, in the order of the paths; return how many failed.
+
+        Args:
+            paths: of attributes.
+            report: called for each.
+            failures: after this many, the others are reported as failed without an evaluation.
+
+        Raises:
+            EvaluationFailed: the package set itself is broken.
+            NixUnusable: Nix cannot be run, or this machine is the cause of an error.
+        """
+        left, failed, is_usable = deque(paths), 0, False
+        while left:
+            if failed >= failures:
+                for path in left:
+                    report(Reported(path, None, "not evaluated: too many attributes fail before it"))
+                return failed + len(left)
+            begun = len(left)
+            error = await self._describe(_first(left, _ARGUMENT), left, report)
+            if error is None:
+                continue
+            if len(left) < begun:
+                is_usable = True
+                if _EXHAUSTED.search(error):
+                    continue  # to be the first one of the next process
+            elif not is_usable:
+                await self.names([()])  # raises if the package set itself is broken
+                is_usable = True
+            report(Reported(left.popleft(), None, error))
+            failed += 1
+        return failed
+
+    async def _describe(
+        self, paths: Sequence[AttributePath], left: deque[AttributePath], report: Callable[[Reported], None]
+    ) -> str | None:
+        """Evaluate paths in one process, and remove those that it reported; return the error of the next one."""
+        mark = secrets.token_hex(16)
+        prefix = f"trace: {mark} ".encode()
+        end = len(left) - len(paths)
+        lines: deque[bytes] = deque(maxlen=LOG_TAIL)
+        deadline = Deadline(_ATTRIBUTE_TIMEOUT)
+
+        def read_line(line: bytes) -> None:
+            if line.startswith(prefix) and len(left) > end:
+                deadline.extend()
+                lines.clear()
+                entry = line[len(prefix) :]
+                report(Reported(left.popleft(), entry if len(entry) <= _LONGEST_ENTRY else b""))
+            else:
+                lines.append(line[:_LONGEST_LINE])
+
+        with self._instantiation(json.dumps({"index": paths, "mark": mark})) as (arguments, context):
+            try:
+                completed = await run(arguments, read_line, deadline, context)
+            except TimeoutError:
+                return f"evaluation timed out after {_ATTRIBUTE_TIMEOUT:.0f} s"
+        stderr, exit_code = readable(lines), completed.exit_code
+        if len(left) == end:
+            return None
+        self._raise_machine_error(exit_code, stderr)
+        if exit_code < 0:
+            return explanation(stderr) or f"out of memory: the evaluation was ended by signal {-exit_code}"
+        return without_paths(explanation(stderr)) or "the evaluation ended without an error message"
+
+    def _raise_machine_error(self, exit_code: int, stderr: Sequence[str]) -> None:
+        if exit_code > 0 and not _EXHAUSTED.search(explanation(stderr)) and reports_machine_error(stderr):
+            raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
+
+    @contextmanager
+    def _instantiation(self, request: str) -> Iterator[tuple[Sequence[str], ProcessContext]]:
+        with instantiation(
+            self._platform, self._package_set, self._options, request, _LARGEST_NAMES, read_only=True
+        ) as (arguments, context):
+            yield arguments, replace(context, niceness=_NICENESS)
+
+
+def _first(paths: deque[AttributePath], size: int) -> list[AttributePath]:
+    found: list[AttributePath] = []
+    for path in paths:
+        size -= sum(len(json.dumps(name)) + 2 for name in path) + 4
+        if size < 0 and found:
+            break
+        found.append(path)
+    return found
