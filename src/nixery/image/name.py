@@ -1,8 +1,9 @@
-"""The names of images: repository names, references (tags and digests), and near names for misspelled packages.
+"""The names of images: repository names and references (tags and digests).
 
 The path components of a repository name are the contents of the image. ``shell``, ``amd64`` and ``arm64`` are
 meta-packages at the beginning of a name; after the first real package they are names like any other. So
-``shell/git`` is git in an image with a shell, and ``git/shell`` is the packages *git* and *shell*.
+``shell/git`` is git in an image with a shell, and ``git/shell`` is the packages *git* and *shell*. ``spelling.py``
+has the rule by which a component selects an attribute of a package set.
 
 Source: distribution specification, "Pulling manifests".
 """
@@ -12,9 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-
-from rapidfuzz import process
-from rapidfuzz.distance import OSA
 
 from nixery.errors import InvalidName, InvalidReference
 from nixery.image.platform import AMD64, ARM64, Platform
@@ -28,8 +26,9 @@ SHELL_PACKAGES = ("bashInteractive", "coreutils", "moreutils", "nano")
 # In every image, if the package set has them: TLS roots, and the names of protocols and services.
 ALWAYS_INCLUDED = ("cacert", "iana-etc")
 
-_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
+# Between slashes: the packages.
+COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{COMPONENT}(?:/{COMPONENT})*", re.ASCII)
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII)
 
 # Tools for signatures, referrers and attestations look for tags of this form on every image; it never means
@@ -41,10 +40,8 @@ _OFFICIAL = 2
 
 _PLATFORMS = {"amd64": AMD64, "arm64": ARM64}
 
-# Near names of one missing package, and the similarity, 0 to 1, below which a name is noise rather than a
-# hint.
-_MOST_NEAR_NAMES = 3
-_LEAST_SIMILARITY = 0.6
+# At the beginning of a name, these are no packages.
+META_PACKAGES = frozenset({"shell", *_PLATFORMS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,8 @@ def validate_name(name: str) -> None:
         raise InvalidName(
             name,
             "each component between slashes has lower-case letters and digits, "
-            "separated by single '.', '_', '__' or any number of '-'",
+            "separated by single '.', '_', '__' or any number of '-'; '__' and two hexadecimal digits are any other "
+            "character, so 'g__2b__2b' is 'g++'",
         )
 
 
@@ -131,7 +129,7 @@ def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[Imag
     if len(components) == _OFFICIAL and components[0] == "library":
         del components[0]
     first_package = next(
-        (i for i, component in enumerate(components) if component != "shell" and component not in _PLATFORMS),
+        (i for i, component in enumerate(components) if component not in META_PACKAGES),
         len(components),
     )
     meta_packages, requested = components[:first_package], _canonical(components[first_package:])
@@ -162,7 +160,7 @@ def canonical_name(name: str) -> str:
     shell = ["shell"] if request.shell else []
     # A package with the name of a meta-package must follow another package; `library` must not come before a
     # single one.
-    packages = sorted(request.requested, key=lambda package: (package in {"shell", *_PLATFORMS}, package))
+    packages = sorted(request.requested, key=lambda package: (package in META_PACKAGES, package))
     components = [*platform, *shell, *packages]
     if components[0] == "library" and len(components) == _OFFICIAL:
         components.insert(0, "library")
@@ -171,39 +169,3 @@ def canonical_name(name: str) -> str:
 
 def _canonical(packages: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(packages)))
-
-
-class NearNames:
-    """The names of one set, searched for those that a client may have meant.
-
-    Args:
-        within: attribute path of the set; empty for the package set itself.
-        attributes: of the set.
-    """
-
-    def __init__(self, within: str, attributes: Sequence[str]) -> None:
-        prefix = f"{within}.".lower() if within else ""
-        self._names = sorted({name for attribute in attributes if (name := _as_component(prefix, attribute))})
-
-    def of(self, wanted: str) -> tuple[str, ...]:
-        """Return the names most similar to a missing one, in the form that clients use, the best first."""
-        found = process.extract(
-            wanted,
-            self._names,
-            # Not Damerau-Levenshtein, which takes fifty times as long for long names while it holds the
-            # interpreter lock: with 30,000 names of 250 letters, up to nine seconds for each missing name.
-            scorer=OSA.normalized_similarity,
-            score_cutoff=_LEAST_SIMILARITY,
-            limit=_MOST_NEAR_NAMES,
-        )
-        return tuple(name for name, _, _ in found)
-
-
-def _as_component(prefix: str, attribute: str) -> str | None:
-    # At the top level, case does not matter; inside nested sets, clients can only ask for lower case.
-    name = prefix + (attribute if prefix else attribute.lower().removeprefix("_"))
-    try:
-        validate_name(name)
-    except InvalidName:
-        return None
-    return name

@@ -28,8 +28,8 @@ from nixery.errors import (
     UnavailablePackage,
 )
 from nixery.image.definition import parse_definition
-from nixery.image.name import NearNames
 from nixery.image.platform import Platform
+from nixery.image.spelling import NearNames
 from nixery.nix.error_message import (
     collected_path,
     explanation,
@@ -279,7 +279,8 @@ class _Available(BaseModel):
 class _Missing(BaseModel):
     status: Literal["missing"]
     name: str
-    within: str
+    within: str  # key of the set in `names`
+    depth: int  # components of the name that led into the set
 
 
 class _NotAPackage(BaseModel):
@@ -371,8 +372,10 @@ def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:
     missing = [package for package in answer.packages if isinstance(package, _Missing)][
         :_MOST_WITH_NEAR_NAMES
     ]
-    sets = {within: NearNames(within, answer.names.get(within, ())) for within in {p.within for p in missing}}
-    return {package.name: sets[package.within].of(package.name) for package in missing}
+    # Clients get their own spelling of the set back.
+    places = {p.name: (".".join(p.name.split(".")[: p.depth]), p.within) for p in missing}
+    sets = {place: NearNames(place[0], answer.names.get(place[1], ())) for place in set(places.values())}
+    return {name: sets[place].of(name) for name, place in places.items()}
 
 
 def _interpret(item: _AnswerItem, near: tuple[str, ...]) -> Item:

@@ -15,9 +15,9 @@
 }:
 let
   inherit (builtins)
-    attrNames concatLists deepSeq elem elemAt filter foldl' fromJSON genList getContext hasAttr head isAttrs isBool
-    isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings seq split
-    stringLength toJSON trace tryEval typeOf unsafeDiscardStringContext;
+    attrNames concatLists concatStringsSep deepSeq elem elemAt filter foldl' fromJSON genList getContext hasAttr head
+    isAttrs isBool isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings
+    seq split stringLength substring toJSON trace tryEval typeOf unsafeDiscardStringContext;
 
   # The largest values that this server accepts from a package set, in bytes and in numbers. For a larger
   # value, the answer has its size, for the error message; the value itself never leaves the evaluation. With
@@ -36,7 +36,7 @@ let
     nesting = 32; # of lists within each other: the position of an item is in the answer
     references = 2000; # of a definition to derivations
     nearNames = 5; # missing names that get suggestions
-    attribute = 255; # of a suggested or listed name: clients cannot request longer ones
+    attribute = 255; # of a suggested or listed name, or of a spelling: clients cannot request longer ones
     # The index leaves out longer values.
     homepage = 1024;
     programs = 200;
@@ -65,20 +65,119 @@ let
   lower = filter (c: isString c && c != "") (split "" "abcdefghijklmnopqrstuvwxyz");
   toLower = replaceStrings upper lower;
 
-  # Registry names are lower case and may start with a digit, attribute names are neither.
-  # `attrNames` is sorted by bytes, so an ambiguous folding has one answer.
-  spellings = name: [ name ] ++ (if match "[0-9].*" name != null then [ "_${name}" ] else [ ]);
-  # Made at most once. Of several attributes that fold to one name, `listToAttrs` takes the first.
-  foldedNames = listToAttrs (map (attribute: { name = toLower attribute; value = attribute; }) (attrNames set));
-  topLevel =
-    name:
+  # The spelling of attributes in image names. `image/spelling.py` has the same rule, and explains it.
+  metaPackages = [ "amd64" "arm64" "shell" ];
+  component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
+  escape = "__(2[1-9a-f]|[3-6][0-9a-f]|7[0-9a-e])";
+  charactersOf = text: genList (i: substring i 1 text) (stringLength text);
+  # 0x21 to 0x7e
+  escapable = charactersOf "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~";
+  hexadecimal = code: substring (code / 16) 1 "0123456789abcdef" + substring (code - code / 16 * 16) 1 "0123456789abcdef";
+  codes = genList (i: { code = hexadecimal (33 + i); character = elemAt escapable i; }) (length escapable);
+  characterOf = listToAttrs (map (entry: { name = entry.code; value = entry.character; }) codes);
+  escapeOf = listToAttrs (map (entry: { name = entry.character; value = "__${entry.code}"; }) codes);
+  literal = listToAttrs (map (name: { inherit name; value = null; }) (charactersOf "abcdefghijklmnopqrstuvwxyz0123456789"));
+  isSeparator = character: character == "_" || character == "-";
+
+  decoded =
+    part: concatStringsSep "" (map (piece: if isString piece then piece else characterOf.${head piece}) (split escape part));
+  hasEscape = part: decoded part != part;
+  marked = attribute: "x" + concatStringsSep "" (map (character: escapeOf.${character}) (charactersOf attribute));
+  encoded =
+    attribute:
     let
-      exact = filter (spelling: hasAttr spelling set) (spellings name);
-      folded = map (key: foldedNames.${key}) (
-        filter (key: hasAttr key foldedNames) (map toLower (spellings name))
+      characters = charactersOf attribute;
+      isLiteral = i: i < length characters && hasAttr (elemAt characters i) literal;
+      stands = i: isSeparator (elemAt characters i) && i > 0 && !isSeparator (elemAt characters (i - 1)) && isLiteral (i + 1);
+      part = concatStringsSep "" (
+        genList (
+          i: let character = elemAt characters i; in if isLiteral i || stands i then character else escapeOf.${character}
+        ) (length characters)
       );
     in
-    if exact != [ ] then exact else folded;
+    if substring 0 1 part == "_" then "x${part}" else part;
+
+  # `attrNames` is sorted by bytes, so an ambiguous folding has one answer. The dictionary is made at most once. Of
+  # several attributes that fold to one name, `listToAttrs` takes the first.
+  foldedNames = listToAttrs (map (attribute: { name = toLower attribute; value = attribute; }) (attrNames set));
+  topNames = { attributes = set; isTop = true; ofFolded = folded: foldedNames.${folded} or null; };
+  # A client may lead into as many sets as its name has components. So there is no dictionary for each: comparing
+  # lengths first takes a tenth of the time.
+  nestedNames = attributes: {
+    inherit attributes;
+    isTop = false;
+    ofFolded =
+      folded:
+      let
+        size = stringLength folded;
+        found = filter (attribute: stringLength attribute == size && toLower attribute == folded) (attrNames attributes);
+      in
+      if found == [ ] then null else head found;
+  };
+
+  firstOf = default: values: let found = filter (value: value != null) values; in if found == [ ] then default else head found;
+
+  # The attribute that is selected by a part without escapes, or null.
+  direct =
+    names: part:
+    let
+      forms = [ part ] ++ (if match "[0-9].*" part != null then [ "_${part}" ] else [ ]);
+      exact = filter (form: hasAttr form names.attributes) forms;
+    in
+    if exact != [ ] then head exact else firstOf null (map (form: names.ofFolded (toLower form)) forms);
+
+  # The attribute that an escaped spelling stands for, or null.
+  escaped =
+    names: part:
+    let
+      isMarked = substring 0 1 part == "x" && hasEscape (substring 1 4 part);
+      unmarked = decoded (if isMarked then substring 1 (stringLength part) part else part);
+      selected =
+        candidate:
+        if encoded candidate != part then
+          null
+        else if hasAttr candidate names.attributes then
+          candidate
+        else if toLower candidate == candidate then
+          names.ofFolded candidate
+        else
+          null;
+      inFull = if hasAttr unmarked names.attributes && marked unmarked == part then unmarked else null;
+    in
+    if hasEscape part then firstOf inFull (map selected [ unmarked (decoded part) ]) else null;
+
+  # The part that selects an attribute of printable ASCII, or null.
+  spell =
+    names: attribute:
+    let
+      folded = toLower attribute;
+      short = if match "_[0-9].*" folded != null then substring 1 (stringLength folded) folded else folded;
+      canBePlain =
+        stringLength short <= limits.attribute
+        && match component short != null
+        && (if match ".*\\..*" short != null then names.isTop && short == attribute else !(names.isTop && elem short metaPackages));
+      chosen = part: let found = direct names part; in if found == null then escaped names part else found;
+      selects = part: stringLength part <= limits.attribute && hasEscape part && chosen part == attribute;
+    in
+    if canBePlain && direct names short == attribute then
+      short
+    else
+      firstOf null (filter selects [ (encoded folded) (encoded attribute) (marked attribute) ]);
+
+  # The attribute that a component without dots selects, or null. An attribute has one spelling, so that a client
+  # cannot make an image for each of many.
+  select =
+    names: part:
+    let
+      found = direct names part;
+      written = escaped names part;
+    in
+    if found != null then
+      found
+    else if written != null && spell names written == part then
+      written
+    else
+      null;
 
   # found { value, path } | missing { within } | throws { }
   enter =
@@ -90,12 +189,13 @@ let
         outer = tryEval state.value;
         # An output has all outputs again (`hello.out.out.out`): endless names for one package, and an image
         # for each.
-        isOutput = isDerivation outer.value && elem component (safely isList [ ] (outer.value.outputs or [ "out" ]));
+        isOutput = isDerivation outer.value && elem attribute (safely isList [ ] (outer.value.outputs or [ "out" ]));
+        attribute = if isAttrs outer.value then select (nestedNames outer.value) component else null;
       in
       if !outer.success then
         { kind = "throws"; inherit (state) path; }
-      else if isAttrs outer.value && hasAttr component outer.value && !(state.isOutput or false) then
-        { kind = "found"; value = outer.value.${component}; path = state.path ++ [ component ]; inherit isOutput; }
+      else if attribute != null && !(state.isOutput or false) then
+        { kind = "found"; value = outer.value.${attribute}; path = state.path ++ [ attribute ]; inherit isOutput; }
       else
         { kind = "missing"; within = state.path; value = outer.value; };
 
@@ -103,17 +203,17 @@ let
     name:
     let
       components = filter isString (split "\\." name);
-      top = topLevel (head components);
+      top = select topNames (head components);
       rest = genList (i: elemAt components (i + 1)) (length components - 1);
       found = attribute: { kind = "found"; value = set.${attribute}; path = [ attribute ]; };
     in
     # A set may have attributes with dots in their names (`python3.11`); those win over a way into a set.
     if hasAttr name set then
       found name
-    else if top == [ ] then
+    else if top == null then
       { kind = "missing"; within = [ ]; value = set; }
     else
-      foldl' enter (found (head top)) rest;
+      foldl' enter (found top) rest;
 
   # { field, size, limit } of the first value that is too large, or null.
   tooLarge =
@@ -262,7 +362,7 @@ let
   definition =
     value:
     let
-      json = toJSON (plain (removeAttrs value [ "contents" ]));
+      json = toJSON (plain (removeAttrs value [ "contents" "meta" ]));
       tried = tryEval (deepSeq json json);
       context = getContext tried.value;
       # Strings know what they refer to: `Cmd = [ "${pkgs.nginx}/bin/nginx" ]` needs nginx in the image.
@@ -294,7 +394,7 @@ let
       path = joinPath found.path;
     in
     if found.kind == "missing" then
-      [ { inherit name; status = "missing"; within = joinPath found.within; } ]
+      [ { inherit name; status = "missing"; within = toJSON found.within; depth = length found.within; } ]
     else if found.kind == "throws" || !tried.success then
       [ { inherit name; attribute = path; status = "throws"; position = [ ]; } ]
     else
@@ -331,7 +431,7 @@ let
       contents = if isDefinition value then value.contents else value;
     in
     if position == null then
-      deepSeq (plain (removeAttrs value [ "contents" ])) true
+      deepSeq (plain (removeAttrs value [ "contents" "meta" ])) true
     else
       (foldl' elemAt contents position).drvPath;
 
@@ -400,8 +500,8 @@ let
       );
     };
 
-  # An attribute: what a request for it would get, what people read about it, and, if it is a set that asks for it
-  # like nixpkgs' own, the names in it.
+  # An attribute: what a request for it would get, what people read about it, and whether it is a set of packages,
+  # as nixpkgs marks them.
   entry =
     path:
     let
@@ -413,8 +513,9 @@ let
     {
       inherit path;
       items = if isSet then [ ] else reportFound "" found;
+      kind = if isSet then "set" else if isDefinition value then "definition" else if isList value then "list" else "package";
       about = if isSet || !isAttrs value then null else about value;
-      set = if isSet && safely isBool false (value.recurseForDerivations or false) then namesOf path else null;
+      recurse = isSet && safely isBool false (value.recurseForDerivations or false);
     };
 in
 if arguments.diagnose or null != null then

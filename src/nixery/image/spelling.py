@@ -1,0 +1,224 @@
+"""The spelling of attribute names in image names: which attribute a component selects, and how to write one.
+
+Image names have lower-case letters and digits, separated by ``.``, ``_``, ``__`` or dashes; attribute names may
+have any character. The look-up (``nix/expressions/packages.nix`` has the same rule) takes the first of
+
+1. the attribute with the written name, or with ``_`` before it if it begins with a digit;
+2. the attribute that differs from these in case alone, the first in byte order;
+3. the attribute that an *escaped* spelling stands for: ``__`` and two hexadecimal digits are one character, so
+   ``g__2b__2b`` is ``g++``. Without an escaped capital letter, case does not matter here either.
+
+A component cannot begin with an escape, so an ``x`` precedes one: ``x__40angular`` is ``@angular``, or
+``x@angular`` if the set has no ``@angular``. Where all of that leads to another attribute, each character is
+escaped after an ``x``: ``x__61__2b`` is ``a+`` in a set that also has an attribute ``a__2b``.
+
+Rule 3 accepts nothing but the spelling that ``spell`` returns. Otherwise a client could write a package in
+endless ways (``h__65llo``), and each would be an image of its own, with a digest of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
+
+from nixery.image.name import COMPONENT, LONGEST_NAME, META_PACKAGES
+
+# The printable characters of ASCII but the space, 0x21 to 0x7e.
+_ESCAPE = re.compile(r"__(2[1-9a-f]|[3-6][0-9a-f]|7[0-9a-e])", re.ASCII)
+_ESCAPABLE = re.compile(r"[!-~]+", re.ASCII)
+_COMPONENT = re.compile(COMPONENT, re.ASCII)
+
+# Separators may stand for themselves between two characters of which neither is a separator, and the second one
+# is no escape; all other characters but lower-case letters and digits are escaped.
+_TO_ESCAPE = re.compile(r"[^a-z0-9_-]|(?:^|(?<=[_-]))[_-]|[_-](?![a-z0-9])", re.ASCII)
+
+_MARKER = "x"
+_CAPITALS = {letter: letter + 0x20 for letter in range(0x41, 0x5B)}
+_ANY_CAPITAL = re.compile(r"[A-Z]", re.ASCII)
+
+# Near names of one missing package, and the similarity, 0 to 1, below which a name is noise rather than a
+# hint.
+_MOST_NEAR_NAMES = 3
+_LEAST_SIMILARITY = 0.6
+
+
+class AttributeNames:
+    """The attribute names of a package set and of sets within it: what components select, and how to write paths.
+
+    A component of an image name is the spellings of an attribute path, joined by dots. A component that is the
+    name of a top-level attribute, dots included, selects that attribute.
+
+    Args:
+        sets: the attribute names of each known set, by the attribute path of the set; ``()`` is the package set
+            itself. 100,000 names take some tenths of a second.
+    """
+
+    def __init__(self, sets: Mapping[tuple[str, ...], Iterable[str]]) -> None:
+        self._sets = {path: _SetNames(names, is_top=not path) for path, names in sets.items()}
+
+    def resolve(self, component: str) -> tuple[str, ...] | None:
+        """Return the attribute path that a component selects; ``None`` if it leads to no name of a known set."""
+        top = self._sets.get(())
+        if top is not None and component in top.names:
+            return (component,)
+        path: tuple[str, ...] = ()
+        for part in component.split("."):
+            within = self._sets.get(path)
+            attribute = within.select(part) if within is not None else None
+            if attribute is None:
+                return None
+            path = (*path, attribute)
+        return path
+
+    def spell(self, path: Sequence[str]) -> str | None:
+        """Return the component that selects an attribute path.
+
+        ``None`` if there is none: the path leaves the known sets, its spelling is too long, a name has characters
+        other than printable ASCII, or a top-level attribute with dots in its name hides it.
+        """
+        path = tuple(path)
+        parts = []
+        for depth, attribute in enumerate(path):
+            within = self._sets.get(path[:depth])
+            part = within.spell(attribute) if within is not None else None
+            if part is None:
+                return None
+            parts.append(part)
+        component = ".".join(parts)
+        return component if len(component) <= LONGEST_NAME and self.resolve(component) == path else None
+
+
+class NearNames:
+    """The names of one set, searched for those that a client may have meant.
+
+    Args:
+        within: the set, as the client wrote it; empty for the package set itself.
+        attributes: of the set.
+    """
+
+    def __init__(self, within: str, attributes: Iterable[str]) -> None:
+        prefix = f"{within}." if within else ""
+        names = _SetNames(attributes, is_top=not within)
+        # Compared by what people read and mistype, which is not what they have to write: `libstdc++6`.
+        spelled = sorted(
+            (_folded(prefix + attribute), prefix + part)
+            for attribute in names.names
+            if (part := names.spell(attribute)) is not None
+        )
+        found = [(read, written) for read, written in spelled if len(written) <= LONGEST_NAME]
+        self._read = [read for read, _ in found]
+        self._written = [written for _, written in found]
+
+    def of(self, wanted: str) -> tuple[str, ...]:
+        """Return the names most similar to a missing one, in the form that clients use, the best first."""
+        found = process.extract(
+            _folded(_decoded(wanted)),
+            self._read,
+            # Not Damerau-Levenshtein, which takes fifty times as long for long names while it holds the
+            # interpreter lock: with 30,000 names of 250 letters, up to nine seconds for each missing name.
+            scorer=OSA.normalized_similarity,
+            score_cutoff=_LEAST_SIMILARITY,
+            limit=_MOST_NEAR_NAMES,
+        )
+        return tuple(self._written[index] for _, _, index in found)
+
+
+class _SetNames:
+    """The attribute names of one set.
+
+    Attributes:
+        names: of the attributes.
+    """
+
+    def __init__(self, names: Iterable[str], *, is_top: bool) -> None:
+        self.names = frozenset(names)
+        self._is_top = is_top
+        self._by_folded: dict[str, str] = {}
+        for name in sorted(self.names):
+            self._by_folded.setdefault(_folded(name), name)
+
+    def select(self, part: str) -> str | None:
+        """Return the attribute that a part without dots selects."""
+        found = self._direct(part)
+        if found is not None:
+            return found
+        found = self._escaped(part)
+        return found if found is not None and self.spell(found) == part else None
+
+    def spell(self, attribute: str) -> str | None:
+        """Return the part that selects an attribute; ``None`` if there is none."""
+        if attribute not in self.names:
+            return None
+        plain = _folded(attribute)
+        if plain[:1] == "_" and "0" <= plain[1:2] <= "9":
+            plain = plain[1:]
+        if self._can_be_plain(plain, attribute) and self._direct(plain) == attribute:
+            return plain
+        if _ESCAPABLE.fullmatch(attribute) is None:
+            return None
+        for part in (_encoded(_folded(attribute)), _encoded(attribute), _marked(attribute)):
+            if len(part) <= LONGEST_NAME and _ESCAPE.search(part) and self._chosen(part) == attribute:
+                return part
+        return None
+
+    def _can_be_plain(self, plain: str, attribute: str) -> bool:
+        if len(plain) > LONGEST_NAME or _COMPONENT.fullmatch(plain) is None:
+            return False
+        # A dot leads into a set, except in a whole name of the package set, in which case matters.
+        if "." in plain:
+            return self._is_top and plain == attribute
+        return not (self._is_top and plain in META_PACKAGES)
+
+    def _chosen(self, part: str) -> str | None:
+        # A plain reading wins.
+        plain = self._direct(part)
+        return self._escaped(part) if plain is None else plain
+
+    def _direct(self, part: str) -> str | None:
+        forms = (part, f"_{part}") if "0" <= part[:1] <= "9" else (part,)
+        for form in forms:
+            if form in self.names:
+                return form
+        for form in forms:
+            if (found := self._by_folded.get(_folded(form))) is not None:
+                return found
+        return None
+
+    def _escaped(self, part: str) -> str | None:
+        if _ESCAPE.search(part) is None:
+            return None
+        # First without the marker: a name that begins with it has another spelling, and `+` has none.
+        is_marked = part.startswith(_MARKER) and _ESCAPE.match(part, 1)
+        unmarked = _decoded(part[1:] if is_marked else part)
+        for decoded in (unmarked, _decoded(part)):
+            if _encoded(decoded) == part:
+                if decoded in self.names:
+                    return decoded
+                if not _ANY_CAPITAL.search(decoded) and decoded in self._by_folded:
+                    return self._by_folded[decoded]
+        return unmarked if unmarked in self.names and _marked(unmarked) == part else None
+
+
+def _folded(name: str) -> str:
+    # As Nix does it: in ASCII alone.
+    return name.lower() if name.isascii() else name.translate(_CAPITALS)
+
+
+def _decoded(part: str) -> str:
+    return _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), part)
+
+
+def _encoded(attribute: str) -> str:
+    part = _TO_ESCAPE.sub(lambda character: _escape(character[0]), attribute)
+    return _MARKER + part if part.startswith("_") else part
+
+
+def _marked(attribute: str) -> str:
+    return _MARKER + "".join(map(_escape, attribute))
+
+
+def _escape(character: str) -> str:
+    return f"__{ord(character):02x}"
