@@ -23,7 +23,7 @@ from nixery.builds.events import BuildObserver, LoggingObserver
 from nixery.builds.history import BuildHistory
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
-from nixery.builds.packages import PackageIndex
+from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.slots import Share, Slots
@@ -150,7 +150,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl, bounds=bounds)
 
     # Nix.
-    options = _nix_options(settings, sandbox=resources.sandbox)
+    options = _nix_options(settings, metrics, sandbox=resources.sandbox)
     nix = Nix(settings.nix_timeout, collector, options, expression, gate=resources.gate)
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
@@ -166,7 +166,17 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
 
     # Builds.
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, resources.locks))
-    evaluator = Evaluator(source, nix, evaluations)
+    index = PackageIndex(
+        pins,
+        source,
+        nix,
+        resources.platforms[0],
+        records,
+        evaluation,
+        settings.index_sets,
+        failure_time_to_live=settings.failure_ttl,
+    )
+    evaluator = Evaluator(source, nix, evaluations, index if expression is None else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     builder = ImageBuilder(evaluator, nix, layers, blobs, leases, resources.popularity, image_bounds)
     history = BuildHistory(records)
@@ -183,8 +193,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
 
-    # The package index, and counts of references.
-    index = PackageIndex(pins, source, nix, resources.platforms[0], records, evaluation, settings.failure_ttl)
+    # Counts of references.
     counting = ReferenceCounting(
         pins,
         source,
@@ -247,6 +256,10 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     if resources.address is not None:
         background = _background(settings, resources, blobs, records)
         background.append(migrate_with_retries(storage.driver, catalogue))
+        if settings.index:
+            pins.watch(index.want)
+            metrics.watch_index(lambda: index.progress)
+            background.append(index.run())
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
         history.start()
@@ -301,7 +314,7 @@ def _package_source(settings: Settings, resources: Resources, store: NixStore) -
     raise AssertionError("the settings have one source")
 
 
-def _nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
+def _nix_options(settings: Settings, metrics: Metrics, *, sandbox: bool | None) -> NixOptions:
     return NixOptions(
         every_command=settings.nix_arguments,
         sandbox=sandbox,
@@ -310,6 +323,8 @@ def _nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
         fetching=settings.fetch_environment,
         building=settings.build_environment,
         memory=settings.evaluation_bytes,
+        on_start=metrics.nix_started,
+        on_index_start=metrics.nix_index_started,
     )
 
 

@@ -66,12 +66,14 @@ class PathInfo:
         nar_hash: SHA-256 of its NAR serialisation in hexadecimal digits, which identifies its content.
         nar_size: size of that serialisation in bytes, without the paths that it refers to.
         references: the store paths that it refers to, without itself; sorted.
+        deriver: the derivation that built it, if Nix knows it; else empty.
     """
 
     path: StorePath
     nar_hash: str
     nar_size: int
     references: tuple[StorePath, ...]
+    deriver: str = ""
 
 
 class Closure:

@@ -72,6 +72,10 @@ class _BlobsLostError(Exception):
     """Blobs of the image were deleted while it was built."""
 
 
+class _WrongDeriverError(Exception):
+    """The package index names a store path that another derivation has built."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageBounds:
     """Limits of an image.
@@ -121,8 +125,9 @@ class ImageBuilder:
         while True:
             try:
                 async with retries.collector_paused() as resume_collector:
-                    contents = await self._evaluator.contents(request, pin)
+                    contents = await self._evaluator.contents(request, pin, indexed=retries.may_use_index)
                     packages = contents.packages
+                    retries.relies_on_index = any(package.is_realised for package in packages)
                     observe(Evaluated(packages))
 
                     async with self._nix.realise(
@@ -132,6 +137,7 @@ class ImageBuilder:
                         _require_provided(contents, provided)
 
                         closure = await self._nix.closure(contents.store_paths)
+                        _require_derivers(contents, closure)
                         size = sum(info.nar_size for info in closure)
                         observe(Realised(len(closure), size))
                         if self._bounds.closure is not None and size > self._bounds.closure:
@@ -158,7 +164,7 @@ class ImageBuilder:
                     await self._evaluator.keep(request, pin)
                     observe(Stored(image.manifest.descriptor.digest, len(layers)))
                     return image
-            except (_BlobsLostError, RequestError, BuildError) as error:
+            except (_BlobsLostError, _WrongDeriverError, RequestError, BuildError) as error:
                 await retries.handle(error)
 
     async def _store(
@@ -194,6 +200,10 @@ class _Retries:
     A new derivation is protected only while the process that wrote it runs. Nix's garbage collector may
     delete it in the hundredths of a second before the next process; then the next attempt pauses the
     collector.
+
+    Attributes:
+        may_use_index: whether the package index may name outputs without their derivation.
+        relies_on_index: whether this attempt uses such outputs. If it fails, the next one evaluates.
     """
 
     def __init__(self, nix: Nix, source: PackageSource, pin: Pin) -> None:
@@ -201,13 +211,18 @@ class _Retries:
         self._source = source
         self._pin = pin
         self._collected = self._lost = 0
+        self.may_use_index = True
+        self.relies_on_index = False
 
     def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         """Pause Nix's garbage collector if it has disturbed an attempt; the context yields what resumes it."""
         return self._nix.collector_paused() if self._collected else nullcontext(lambda: None)
 
-    async def handle(self, error: _BlobsLostError | RequestError | BuildError) -> None:
+    async def handle(self, error: _BlobsLostError | _WrongDeriverError | RequestError | BuildError) -> None:
         """Return if the build is to be tried again; raise the error, or one that explains it, otherwise."""
+        if self.relies_on_index and isinstance(error, _WrongDeriverError | PathsCollected | BuildFailed):
+            self.may_use_index = self.relies_on_index = False
+            return
         match error:
             case PathsCollected() if self._collected + 1 < _REALISE_ATTEMPTS:
                 self._collected += 1
@@ -223,6 +238,8 @@ class _Retries:
                 raise StorageError(
                     "stored blobs keep disappearing; is another process deleting files in the storage?"
                 ) from None
+            case _WrongDeriverError():
+                raise AssertionError("an attempt without the index has no outputs of it")
         # The cause may have been cached, or fixed since the source was read.
         await self._source.confirm(self._pin)
         raise error
@@ -251,6 +268,18 @@ def _require_provided(contents: Contents, provided: Collection[StorePath]) -> No
         if path not in provided:
             explanation = f"{attribute} names {path}, which none of its derivations builds"
             raise PackagesUnavailable((UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation),))
+
+
+def _require_derivers(contents: Contents, closure: Closure) -> None:
+    """Reject outputs of the package index that Nix did not build from the derivation that the index names.
+
+    A package set can claim any path. Nix's own database says where a path comes from.
+    """
+    for package in contents.packages:
+        if package.is_realised and any(
+            closure[path].deriver != str(package.derivation) for path in package.outputs.values()
+        ):
+            raise _WrongDeriverError
 
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:

@@ -1,4 +1,4 @@
-"""The evaluator: the contents of an image, from the cache of evaluations or from Nix."""
+"""The evaluator: the contents of an image, from the cache of evaluations, the package index, or Nix."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nixery.builds.evaluation_cache import EvaluationCache
+from nixery.builds.package_index import PackageIndex
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.name import ImageRequest
 from nixery.nix.packages import Contents, Definition, EvaluatedItem, Package
@@ -19,24 +20,34 @@ _MOST_PACKAGES = 5000
 
 
 class Evaluator:
-    """Finds the contents of images: from the cache, or by one evaluation of all names that it does not have.
+    """Finds the contents of images: from the cache or the index, or by one evaluation of all other names.
 
     Args:
         source: provides package sets.
         nix: evaluates.
         cache: of results; ``None`` if they depend on more than the package set.
+        index: of the package set; ``None`` likewise.
 
     Attributes:
         source: as above.
     """
 
-    def __init__(self, source: PackageSource, nix: Nix, cache: EvaluationCache | None) -> None:
+    def __init__(
+        self, source: PackageSource, nix: Nix, cache: EvaluationCache | None, index: PackageIndex | None = None
+    ) -> None:
         self.source = source
         self._nix = nix
         self._cache = cache
+        self._index = index
 
-    async def contents(self, request: ImageRequest, pin: Pin) -> Contents:
+    async def contents(self, request: ImageRequest, pin: Pin, *, indexed: bool = True) -> Contents:
         """Evaluate everything that a request asks for.
+
+        Args:
+            request: for an image.
+            pin: the state of the package source.
+            indexed: whether the package index may answer. It may name outputs that are in the Nix store without
+                their derivation.
 
         Raises:
             PackagesUnavailable: with every unavailable package.
@@ -47,6 +58,12 @@ class Evaluator:
         names = _names(request)
         cached = await asyncio.gather(*(self._find(request, pin, name) for name in names))
         found = dict(zip(names, cached, strict=True))
+        if self._index is not None and indexed:
+            unknown = [name for name in names if found[name] is None]
+            listed = await asyncio.gather(*(self._index.find(pin, request.platform, name) for name in unknown))
+            found.update(
+                (name, _expected(request, name, items)) for name, items in zip(unknown, listed, strict=True)
+            )
         unknown = [name for name in names if found[name] is None]
         if unknown:
             wanted = [name for name in unknown if name in request.packages]
@@ -81,11 +98,20 @@ class Evaluator:
         cached = await self._cache.find(pin, request.platform, name) if self._cache else None
         if cached is None:
             return None
-        if name in request.packages:
-            # The cached result of a missing optional name is empty; a required name needs the reason.
-            return cached or None
-        # A client may have required the name and got the answer that it is missing; here it may be.
-        return [item for item in cached if not _is_missing(item)]
+        return _expected(request, name, cached)
+
+
+def _expected(
+    request: ImageRequest, name: str, found: Sequence[EvaluatedItem] | None
+) -> Sequence[EvaluatedItem] | None:
+    """Return a known result as this request expects it; ``None`` if it needs another one."""
+    if found is None:
+        return None
+    if name in request.packages:
+        # The cached result of a missing optional name is empty; a required name needs the reason.
+        return found or None
+    # A client may have required the name and got the answer that it is missing; here it may be.
+    return [item for item in found if not _is_missing(item)]
 
 
 def _names(request: ImageRequest) -> Sequence[str]:

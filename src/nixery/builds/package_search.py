@@ -81,6 +81,9 @@ class PackageSearch:
     def __len__(self) -> int:
         return len(self._packages)
 
+    def __iter__(self) -> Iterator[FoundPackage]:
+        return iter(self._packages)
+
     def search(self, text: str, limit: int) -> Sequence[FoundPackage]:
         """Find packages, the best first: names that begin with a text, the program of that name, names that contain it.
 

@@ -224,6 +224,11 @@ class Pins:
         self._attempts: SingleFlight[Reference, Pinned] = SingleFlight()
         self._timers: dict[Reference, asyncio.TimerHandle] = {}
         self._refreshes: set[asyncio.Task[None]] = set()
+        self._watchers: list[Callable[[Pin], None]] = []
+
+    def watch(self, watcher: Callable[[Pin], None]) -> None:
+        """Call a function with each pin that a tag of the source gets, now or soon; not with commits that clients choose."""
+        self._watchers.append(watcher)
 
     async def pin(self, tag: str) -> Pinned:
         """Return the pin of a tag.
@@ -370,6 +375,7 @@ class Pins:
                 if record.current.identity != term.identity:
                     await self._write_commit(reference, term)
                 await self._records.write(reference, PinRecord(current=record.current, next=term))
+                self._report(reference, term.pin(self._source.description))
         except NixeryError as error:
             _log.warning("pin not refreshed", reference=redacted(reference.name), reason=str(error))
 
@@ -397,6 +403,7 @@ class Pins:
 
     def _hold(self, reference: Reference, term: Term) -> Pinned:
         pinned = Pinned(term.pin(self._source.description))
+        self._report(reference, pinned.pin)
         if not reference.moving:
             self._held.put(reference, _Held(pinned, math.inf), _SIZE)
         elif (remaining := term.until - self._clock()) > 0:
@@ -406,6 +413,11 @@ class Pins:
                 self._timers[reference].cancel()
             self._timers[reference] = asyncio.get_running_loop().call_later(delay, self._due, reference)
         return pinned
+
+    def _report(self, reference: Reference, pin: Pin) -> None:
+        if not reference.rule:
+            for watcher in self._watchers:
+                watcher(pin)
 
     def _due(self, reference: Reference) -> None:
         del self._timers[reference]

@@ -21,7 +21,7 @@ from nixery.plain_text import escaped
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nixery.builds.packages import PackageIndex
+    from nixery.builds.package_index import PackageIndex
     from nixery.cli.output import Activity
     from nixery.settings import Settings
 

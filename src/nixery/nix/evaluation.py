@@ -241,13 +241,14 @@ def instantiation(  # noqa: PLR0913 -- everything that a command depends on
     mode = "--readonly-mode" if read_only and not options.import_from_derivation else "--read-write-mode"
     with as_file(files("nixery.nix") / "expressions") as expressions:
         program = expressions / "packages.nix"
+        # A pure evaluation reads no file of this machine, including this one.
+        is_pure = isinstance(package_set, Flake) and package_set.pure
+        arguments = ["--expr", program.read_text()] if is_pure else [str(program)]
         match package_set:
-            case Flake(reference, pure=pure):
-                # A pure evaluation reads no file of this machine, including this one.
-                arguments = ["--expr", program.read_text()] if pure else [str(program)]
+            case Flake(reference):
                 arguments += ["--argstr", "flake", reference]
             case NixFiles(path):
-                arguments = [str(program), "--argstr", "packageSet", str(path)]
+                arguments += ["--argstr", "packageSet", str(path)]
         yield (
             (
                 "nix-instantiate",
@@ -315,11 +316,13 @@ class _Definition(BaseModel):
     installables: list[str]
 
 
-_AnswerItem = _Available | _Missing | _NotAPackage | _Flawed | _TooLarge | _Definition
+AnswerItem = Annotated[
+    _Available | _Missing | _NotAPackage | _Flawed | _TooLarge | _Definition, Field(discriminator="status")
+]
 
 
 class _Answer(BaseModel):
-    packages: list[Annotated[_AnswerItem, Field(discriminator="status")]]
+    packages: list[AnswerItem]
     names: dict[str, list[str]]
 
 
@@ -365,7 +368,7 @@ def parse_answer(stdout: bytes) -> tuple[Item, ...]:
         reason = f"{where}: {problem['msg']}" if where else problem["msg"]
         raise NixUnusable(f"cannot parse Nix's answer to an evaluation: {reason}") from error
     near_names = _near_names(answer)
-    return tuple(_interpret(package, near_names.get(package.name, ())) for package in answer.packages)
+    return tuple(interpret(package, near_names.get(package.name, ())) for package in answer.packages)
 
 
 def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:
@@ -378,7 +381,8 @@ def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:
     return {name: sets[place].of(name) for name, place in places.items()}
 
 
-def _interpret(item: _AnswerItem, near: tuple[str, ...]) -> Item:
+def interpret(item: AnswerItem, near: tuple[str, ...] = ()) -> Item:
+    """Check an item of an answer, and make it a package, a definition, or the reason for neither."""
     match item:
         case _Available():
             return _package(item)

@@ -18,17 +18,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from nixery.errors import AnswerTooLarge, EvaluationFailed, NixUnusable
+from nixery.errors import AnswerTooLarge, EvaluationFailed, NixUnusable, Reason
 from nixery.image.platform import Platform
 from nixery.nix.build_log import LOG_TAIL
 from nixery.nix.error_message import explanation, reports_machine_error, without_paths
-from nixery.nix.evaluation import instantiation
+from nixery.nix.evaluation import AnswerItem, Flaw, instantiation, interpret
 from nixery.nix.options import NixOptions
-from nixery.nix.packages import PackageSet
+from nixery.nix.packages import Attribute, PackageSet
 from nixery.nix.processes import Deadline, ProcessContext, readable, run, run_command
+from nixery.plain_text import shortened
 
 # Names of attributes, from the top of the package set.
 AttributePath = tuple[str, ...]
@@ -53,6 +55,9 @@ _NICENESS = 18
 
 # Errors that what was evaluated before may have caused: the attribute gets another attempt, with a process of its own.
 _EXHAUSTED = re.compile(r"out of memory|stack overflow|cannot allocate", re.IGNORECASE)
+
+# Characters of the reason why a package is not available.
+_LONGEST_REASON = 500
 
 _NAMES = TypeAdapter(list[list[str] | None])
 
@@ -200,3 +205,66 @@ def _first(paths: deque[AttributePath], size: int) -> list[AttributePath]:
             break
         found.append(path)
     return found
+
+
+class _Output(BaseModel):
+    name: str
+    path: str
+
+
+class _About(BaseModel):
+    pname: str
+    version: str
+    description: str
+    homepage: str
+    licences: list[str]
+    mainProgram: str  # noqa: N815 -- nixpkgs' name
+    programs: list[str]
+    platforms: list[str]
+    outputs: list[_Output]
+
+
+class _Entry(BaseModel):
+    path: list[str]
+    kind: Literal["package", "list", "definition", "set"]
+    recurse: bool
+    items: list[AnswerItem]
+    about: _About | None
+
+
+def parse_entry(path: AttributePath, entry: bytes) -> Attribute:
+    """Parse the entry of an attribute; one that is not about this path is an attribute of which nothing is known."""
+    try:
+        # Nix's strings are bytes, and older versions print them unescaped.
+        found = _Entry.model_validate_json(entry.decode(errors="replace"))
+    except ValidationError:
+        return Attribute(path, "package" if not entry else "other")
+    if tuple(found.path) != path:
+        return Attribute(path, "other")
+    items = [interpret(item) for item in found.items]
+    flaws = [item.package for item in items if isinstance(item, Flaw)]
+    usable = tuple(item for item in items if not isinstance(item, Flaw))
+    about = found.about
+    is_package = found.kind != "package" or any(flaw.reason is not Reason.NOT_A_PACKAGE for flaw in flaws) or usable
+    return Attribute(
+        path=path,
+        kind=found.kind if is_package else "other",
+        items=None if flaws or found.kind == "set" else usable,
+        recurse=found.recurse,
+        reason=shortened(str(flaws[0].reason), _LONGEST_REASON) if flaws and is_package else "",
+        **({} if about is None else _described(about)),
+    )
+
+
+def _described(about: _About) -> dict[str, Any]:
+    return {
+        "name": about.pname,
+        "version": about.version,
+        "description": about.description,
+        "homepage": about.homepage,
+        "licences": tuple(about.licences),
+        "main_program": about.mainProgram,
+        "programs": tuple(about.programs),
+        "platforms": tuple(about.platforms),
+        "outputs": {output.name: output.path for output in about.outputs},
+    }

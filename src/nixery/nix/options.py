@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nixery.nix.packages import Flake, NixFiles, PackageSet
@@ -35,6 +35,8 @@ class NixOptions:
         fetching: of evaluations that do neither, and so may fetch with logins.
         building: of commands that build, or that query the store.
         memory: of evaluations, in bytes; ``None`` for no limit.
+        on_start: called with the name of each program that is started for a request.
+        on_index_start: the same for the package index.
     """
 
     every_command: tuple[str, ...] = ()
@@ -44,6 +46,8 @@ class NixOptions:
     fetching: Mapping[str, str] = field(default_factory=dict, repr=False)
     building: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: int | None = None
+    on_start: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
+    on_index_start: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
 
     @property
     def identity(self) -> str:
@@ -71,7 +75,7 @@ class NixOptions:
                 environment = {name: value for name, value in environment.items() if name != _SEARCH_PATH}
             case _:
                 pass
-        return ProcessContext(environment, self.memory, answer=limit)
+        return ProcessContext(environment, self.memory, answer=limit, on_start=self.on_start)
 
     def for_evaluation(self, package_set: PackageSet, expressions: str) -> Sequence[str]:
         """Return options that restrict an evaluation to what it needs.
@@ -108,7 +112,7 @@ class NixOptions:
         Args:
             limit: of the output, in bytes.
         """
-        return ProcessContext(self.building, answer=limit)
+        return ProcessContext(self.building, answer=limit, on_start=self.on_start)
 
     @property
     def for_building(self) -> Sequence[str]:

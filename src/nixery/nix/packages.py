@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nixery.closure import StorePath
@@ -29,6 +29,8 @@ class Package:
         licences: SPDX identifiers where the set has them, else short names.
         main_program: the program in ``bin/`` that the package is for, if the set names it.
         priority: decides name clashes; the lower number wins.
+        is_realised: whether its outputs are in the Nix store, so that no derivation is needed. The closure tells
+            whether this derivation built them.
     """
 
     requested_name: str
@@ -41,6 +43,7 @@ class Package:
     licences: tuple[str, ...] = ()
     main_program: str | None = None
     priority: int = DEFAULT_PRIORITY
+    is_realised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,11 @@ class Contents:
     @property
     def installables(self) -> list[str]:
         """The outputs that Nix must provide, in Nix's syntax, sorted."""
-        outputs = {f"{p.derivation}!{output}" for p in self.packages for output in p.outputs}
+        outputs = {
+            str(path) if package.is_realised else f"{package.derivation}!{output}"
+            for package in self.packages
+            for output, path in package.outputs.items()
+        }
         return sorted(outputs.union(self.definition.installables if self.definition else ()))
 
     @property
@@ -94,11 +101,40 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
-    """Details of a package in a list of packages; empty where unknown."""
+class Attribute:
+    """An attribute of a package set, evaluated for the package index.
 
+    Attributes:
+        path: names from the top of the set.
+        kind: ``package``, ``list``, ``definition``, ``set`` (of attributes) or ``other``.
+        items: what a request for it would get; ``None`` if only an evaluation can say.
+        recurse: whether it is a set of packages, as nixpkgs marks them.
+        reason: why it is not available; empty if it is.
+        name: without version (``pname``).
+        version: may be empty, as all that follows.
+        description: one line.
+        homepage: a URL.
+        licences: SPDX identifiers where the set has them, else short names.
+        main_program: the program that it is for.
+        programs: that it installs.
+        platforms: that it supports, in Nix's words.
+        outputs: all of them, not only those that are installed: store paths by name.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    items: tuple[EvaluatedItem, ...] | None = None
+    recurse: bool = False
+    reason: str = ""
+    name: str = ""
     version: str = ""
     description: str = ""
+    homepage: str = ""
+    licences: tuple[str, ...] = ()
+    main_program: str = ""
+    programs: tuple[str, ...] = ()
+    platforms: tuple[str, ...] = ()
+    outputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from nixery.closure import STORE_DIRECTORY, Closure, PathInfo, StorePath
@@ -29,8 +30,9 @@ from nixery.nix.build_log import BuildLog, ProgressCallback, ProgressFeed, ignor
 from nixery.nix.error_message import collected_path, explanation, reports_full_disk, without_paths
 from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw
 from nixery.nix.garbage_collection import NixGarbageCollector
+from nixery.nix.indexing import IndexEvaluation
 from nixery.nix.options import NixOptions
-from nixery.nix.packages import Details, EvaluatedItem, NixExpression, PackageSet
+from nixery.nix.packages import EvaluatedItem, NixExpression, PackageSet
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
 from nixery.nix.sandbox import BuilderGate
 
@@ -41,9 +43,6 @@ _BUILD_FAILURE = 100
 # Nix itself stops a builder after its timeout and names it. The server's own deadline is this many seconds
 # later.
 _GRACE = 10
-
-# Limit in seconds for listing a package set.
-_INDEX_TIMEOUT = 60.0
 
 # Processes of one evaluation in a batch, which holds thousands of names of which many may not evaluate.
 BATCH_PROCESSES = 100_000
@@ -129,35 +128,28 @@ class Nix:
                 found[item.package.name].append(item.package)
         return found
 
-    async def index(
-        self, platform: Platform, package_set: PackageSet, *, details: bool
-    ) -> Mapping[str, Details]:
-        """List the attributes at the top of a package set that may be packages.
+    def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
+        """Evaluate a whole package set, without writing to the store.
 
         Args:
-            platform: that the packages would be built for.
-            package_set: to list.
-            details: whether to evaluate each attribute, which may fail for the whole set, and take long.
+            platform: that packages are built for.
+            package_set: to evaluate.
+        """
+        options = replace(self._options, on_start=self._options.on_index_start)
+        return IndexEvaluation(platform, package_set, options, self._timeout)
+
+    async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
+        """Return the names of all attributes at the top of a package set, sorted; some may be no packages.
 
         Raises:
-            EvaluationFailed: the set is broken, or an attribute that was evaluated.
+            EvaluationFailed: the set is broken.
             AnswerTooLarge: the list exceeds its limit.
             NixTimedOut: evaluation timed out.
             NixUnusable: Nix cannot be run.
         """
         await self._before_evaluation()
-        seconds = min(self._timeout, _INDEX_TIMEOUT)
-        return await Evaluation(platform, package_set, seconds, self._options).index(details=details)
-
-    async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
-        """Return all attribute names of a set, sorted; some may be no packages.
-
-        Raises:
-            BuildError: as ``index``.
-        """
-        return sorted(
-            await Evaluation(platform, package_set, self._timeout, self._options).index(details=False)
-        )
+        (names,) = await self.indexing(platform, package_set).names([()])
+        return sorted(names or ())
 
     def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         """Keep Nix's garbage collector waiting, if possible, from an evaluation until its results are realised.
@@ -357,11 +349,11 @@ def parse_registrations(text: str) -> Iterator[PathInfo]:
     for line in lines:
         path = StorePath.parse(line)
         try:
-            nar_hash, nar_size, _deriver, count = next(lines), int(next(lines)), next(lines), int(next(lines))
+            nar_hash, nar_size, deriver, count = next(lines), int(next(lines)), next(lines), int(next(lines))
             references = {StorePath.parse(next(lines)) for _ in range(count)}
         except StopIteration:
             raise ValueError(f"the registration of {path} is cut off") from None
-        yield PathInfo(path, nar_hash, nar_size, tuple(sorted(references - {path})))
+        yield PathInfo(path, nar_hash, nar_size, tuple(sorted(references - {path})), deriver)
 
 
 def _closure(registrations: Sequence[str]) -> Closure:

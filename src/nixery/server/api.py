@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nixery.builds.descriptions import ImageDescription, ImageDescriptions
 from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
-from nixery.builds.packages import ListedPackage, PackageIndex, PackageNames
+from nixery.builds.package_index import PackageIndex
+from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.slots import Slots
 from nixery.errors import InvalidReference, ManifestUnknown, NixeryError, TooBusy
 from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
@@ -92,7 +93,7 @@ class Packages:
             return errors_body(404, "NAME_UNKNOWN", f"the package set has no {name}")
         return _json(_package(package))
 
-    async def _names(self, request: Request) -> PackageNames | None:
+    async def _names(self, request: Request) -> PackageSearch | None:
         tag = request.query.get("tag", "latest")
         match parse_reference(tag):
             case Tag(name=name):
@@ -356,7 +357,7 @@ def _unknown(build: str) -> Response:
     return errors_body(404, "BUILD_UNKNOWN", f"no such build: {build}; the server keeps only recent ones")
 
 
-def _package(package: ListedPackage) -> dict[str, str]:
+def _package(package: FoundPackage) -> dict[str, str]:
     return {"name": package.name, "version": package.version, "description": package.description}
 
 

@@ -271,6 +271,15 @@ class ServerSettings(_Group):
         return half if self.max_queued_per_client is None else self.max_queued_per_client
 
 
+# Sets of packages that nixpkgs does not mark, or that have several names; and the definitions of images, as the
+# documentation names them. Sets that a package set does not have are left out.
+_SETS = (
+    "images,python3Packages,perlPackages,nodePackages,haskellPackages,rubyPackages,rPackages,luaPackages,"
+    "ocamlPackages,phpPackages,phpExtensions,beamPackages,elmPackages,coqPackages,emacsPackages,vimPlugins,"
+    "gnome,kdePackages,xorg,linuxPackages,texlive.combined"
+)
+
+
 class SourceSettings(_Group):
     """Package sources, and what names and tags stand for."""
 
@@ -324,6 +333,18 @@ class SourceSettings(_Group):
     """
     optional_platforms: _Platforms = Field((), alias="NIXERY_PLATFORMS_OPTIONAL")
     """Platforms of `NIXERY_PLATFORMS` that an index omits if they cannot be built."""
+    index: bool = Field(True, alias="NIXERY_INDEX")
+    """Whether the server evaluates all packages of the states that its tags stand for, in the background.
+    With `0`, searches know names alone, and every first request for a package waits for its evaluation.
+    """
+    index_sets: Annotated[
+        tuple[tuple[str, ...], ...],
+        _text(values.attribute_paths),
+        Doc("attribute paths", "`images`, and the sets of packages of nixpkgs"),
+    ] = Field(values.attribute_paths(_SETS), alias="NIXERY_INDEX_SETS")
+    """Sets whose packages are indexed, separated by commas, besides the package set itself and the sets
+    that it marks with `recurseForDerivations`.
+    """
     pin_ttl: _Seconds = Field(3600, alias="NIXERY_PIN_TTL", ge=0, le=_DAY)
     """Time for which a tag keeps its meaning; with `0`, every request asks the source."""
 

@@ -26,6 +26,8 @@ _NETRC = "a netrc file (netrc-file in nix.conf) or access-tokens in nix.conf"
 
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _REMOTE_HELPER = re.compile(r"[a-zA-Z0-9]+::")
+_ATTRIBUTE_PATH = re.compile(r"[a-zA-Z_][\w'-]*(\.[a-zA-Z_][\w'-]*)*", re.ASCII)
+
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
 
 # zstd levels above 19 need more memory than a packing worker may use.
@@ -160,6 +162,19 @@ def package_set(path: Path) -> Path:
         raise ValueError(f"{path} has no default.nix; expected a Nix package set")
     # Not resolved: a symlink may be moved to the next version while the server runs.
     return path.absolute()
+
+
+def attribute_paths(text: str) -> tuple[tuple[str, ...], ...]:
+    """Parse attribute paths that are separated by commas.
+
+    Raises:
+        ValueError: one is no path of plain attribute names.
+    """
+    paths = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    wrong = [path for path in paths if not _ATTRIBUTE_PATH.fullmatch(path)]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is no attribute path; write for example python3Packages,images")
+    return tuple(tuple(path.split(".")) for path in paths)
 
 
 def git_url(url: str) -> str:

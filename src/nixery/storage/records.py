@@ -73,6 +73,7 @@ IMAGES = "images"
 EVALUATIONS = "evaluations"
 BUILDS = "builds"
 PACKAGES = "packages"
+PACKAGE_DETAILS = "package-details"
 BATCHES = "batches"
 BATCH_CLOSURES = "batch-closures"
 PINS = "pins"
@@ -91,6 +92,7 @@ KINDS: Mapping[str, RecordKind] = {
     EVALUATIONS: RecordKind(4 * _MIB, 50_000, 30 * _DAY),
     BUILDS: RecordKind(1 * _MIB, 1000, 30 * _DAY),
     PACKAGES: RecordKind(64 * _MIB, 10, 90 * _DAY),
+    PACKAGE_DETAILS: RecordKind(16 * _MIB, 5000, 90 * _DAY),
     BATCHES: RecordKind(16 * _MIB, 1000, 90 * _DAY),
     BATCH_CLOSURES: RecordKind(64 * _MIB, 1000, 90 * _DAY),
     PINS: RecordKind(16 * _KIB, 50_000, 90 * _DAY),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import (
@@ -35,6 +36,7 @@ from nixery.builds.events import (
     Stage,
     Stored,
 )
+from nixery.builds.package_index import Progress
 from nixery.caching import CacheCounts
 from nixery.errors import (
     BuildDeadlineExceeded,
@@ -89,6 +91,8 @@ class Metrics:
         requests: counts requests.
         builds: observes builds.
         storage_errors: counts errors of the storage.
+        nix_started: counts the start of a program of Nix for a request.
+        nix_index_started: the same for the package index.
     """
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
@@ -102,6 +106,14 @@ class Metrics:
         self.builds = BuildMetrics(self._registry)
         self.storage_errors = StorageErrors(self._registry)
         self._registry.register(NixProcesses())
+        started = Counter(
+            "nixery_nix_processes",
+            "Commands of Nix that were started, for requests and for the package index.",
+            ("program", "purpose"),
+            registry=self._registry,
+        )
+        self.nix_started = partial(_count_start, started, "request")
+        self.nix_index_started = partial(_count_start, started, "index")
         Info("nixery_build", "Version of the server.", registry=self._registry).info({"version": __version__})
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -110,6 +122,10 @@ class Metrics:
     def watch(self, caches: Mapping[str, CacheCounts]) -> None:
         """Add caches, by the name of their contents, and the reuse of layers."""
         self._registry.register(CacheCollector({**caches, "layer": self.builds.layers}))
+
+    def watch_index(self, progress: Callable[[], Progress | None]) -> None:
+        """Add the progress of the package index."""
+        self._registry.register(IndexCollector(progress))
 
     def families(self) -> Iterator[Metric]:
         """Yield all metrics with their current values."""
@@ -288,12 +304,41 @@ class CacheCollector(Collector):
         yield from (hits, misses)
 
 
+class IndexCollector(Collector):
+    """The progress of the package index.
+
+    Args:
+        progress: of the state that is or was evaluated last.
+    """
+
+    def __init__(self, progress: Callable[[], Progress | None]) -> None:
+        self._progress = progress
+
+    def collect(self) -> Iterator[Metric]:
+        """See ``Collector``."""
+        family = GaugeMetricFamily(
+            "nixery_index_attributes",
+            "Attributes of the package set that was indexed last: evaluated, failed, or waiting.",
+            labels=("state",),
+        )
+        progress = self._progress()
+        if progress is not None:
+            family.add_metric(("evaluated",), progress.evaluated - progress.failed)
+            family.add_metric(("failed",), progress.failed)
+            family.add_metric(("waiting",), progress.attributes - progress.evaluated)
+        yield family
+
+
 class NixProcesses(Collector):
     """Running commands of Nix that this process started, read from ``/proc``; without their own children."""
 
     def collect(self) -> Iterator[Metric]:
         """See ``Collector``."""
         yield GaugeMetricFamily("nixery_nix_processes", "Running commands of Nix.", value=_count())
+
+
+def _count_start(counter: Counter, purpose: str, program: str) -> None:
+    counter.labels(program, purpose).inc()
 
 
 def _count() -> int:
