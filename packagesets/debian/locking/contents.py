@@ -39,8 +39,6 @@ _LINKED = (
         re.compile(r"openjdk-\d+-(jre|jdk)-headless"),
     ),
 )
-# The first two parts of the paths above.
-_PLACES = ([b"usr", b"bin"], [b"usr", b"sbin"], [b"usr", b"games"], [b"usr", b"lib"])
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{0,127}")
 
 
@@ -96,10 +94,9 @@ def _owned(blocks: Iterable[bytes]) -> Iterator[tuple[str, str]]:
 
 
 def _is_elsewhere(block: bytes) -> bool:
-    """Whether all lines are in one directory without programs, such as usr/share/: the lines of an index are sorted."""
-    first = block[1:65].split(b"/", 2)[:2]
-    last = block[block.rfind(b"\n", 0, -1) + 1 :][:64].split(b"/", 2)[:2]
-    return first == last and first not in _PLACES
+    """Whether all lines are in usr/share/, as most are: an index is sorted by path."""
+    last = block.rfind(b"\n", 0, -1) + 1
+    return block.startswith(b"\nusr/share/") and block.startswith(b"usr/share/", last)
 
 
 def _pairs(match: re.Match[bytes]) -> Iterator[tuple[str, str]]:
