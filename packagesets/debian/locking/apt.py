@@ -120,6 +120,7 @@ class Apt:
     def download(self, index: ContentsIndex, file: Path, seconds: float) -> None:
         """Download `index` to `file`; apt checks the hash, and no file becomes larger than the index."""
         command = ["prlimit", f"--fsize={index.size}", "/usr/lib/apt/apt-helper", *self.options]
+        command += ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"]
         if os.geteuid() == 0:
             command += ["-o", "APT::Sandbox::User=root"]
         command += ["download-file", index.url, str(file), f"SHA256:{index.sha256}"]
@@ -163,6 +164,8 @@ def _run(command: list[str], title: str | None = None, seconds: float | None = N
     except subprocess.TimeoutExpired:
         raise LockError(f"{title} took too long") from None
     if done.returncode != 0:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise LockError(f"{title} failed: {reason[-1] if reason else 'it did not say why'}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it did not say why"]
+        # The last line of apt often only counts the errors.
+        reason = next((line for line in lines if line.startswith("E: ")), lines[-1])
+        raise LockError(f"{title} failed: {reason.removeprefix('E: ')}")
     return done.stdout.decode(errors="replace")
