@@ -76,6 +76,8 @@ let
         inherit (record) description;
         platforms = [ system ];
         priority = record.priority or 5;
+        # Names of files in bin/, for search. A lock from before lock.py read Contents indexes has none.
+        programs = record.programs or [ ];
       }
       // builtins.intersectAttrs { homepage = null; mainProgram = null; unfree = null; } record;
     };

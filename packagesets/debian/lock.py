@@ -12,13 +12,15 @@ import argparse
 import platform
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from locking.aliases import resolve_aliases
 from locking.apt import ARCHITECTURES, TRIPLETS, apt_for
 from locking.errors import LockError
 from locking.index import parse_index
-from locking.records import make_records
+from locking.programs import read_programs
+from locking.records import add_programs, make_records
 from locking.resolving import by_name
 from locking.writing import fingerprint_of, is_current, write_lock
 
@@ -38,16 +40,26 @@ def lock_system(system: str, lock: Path, *, update: bool) -> str:
     if update or not apt.has_lists():
         apt.update()
     fingerprint = fingerprint_of(apt.fingerprint(), *_generator_sources())
-    if is_current(lock, system, fingerprint):
+    if not update and is_current(lock, system, fingerprint):
         return f"{system}: the lock is up to date"
-    packages = by_name(parse_index(apt.stanzas(), architecture))
-    if not packages:
-        raise LockError(f"apt knows no package for {architecture}: run apt-get update and look at its errors")
-    records = make_records(packages, TRIPLETS[architecture])
-    write_lock(lock, system, fingerprint, records, resolve_aliases(packages))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_programs, apt, lock / "contents")
+        packages = by_name(parse_index(apt.stanzas(), architecture))
+        if not packages:
+            raise LockError(
+                f"apt knows no package for {architecture}: run apt-get update and look at its errors"
+            )
+        records = make_records(packages, TRIPLETS[architecture])
+        programs = reading.result()
+    add_programs(records, programs.names)
+    # Programs that were missing are no reason to make the lock again, unless --update finds them.
+    fingerprint = f"{fingerprint}-{fingerprint_of(programs.indexes)}"
+    if not is_current(lock, system, fingerprint):
+        write_lock(lock, system, fingerprint, records, resolve_aliases(packages))
     return (
         f"{system}: locked {len(records.packages)} packages in {len(records.groups)} derivations"
         f" ({records.unmet} unmet dependencies), {time.monotonic() - started:.1f} s"
+        + (f"; some programs are unknown: {programs.failure}" if programs.failure else "")
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from locking.contents import parse_release
 from locking.errors import LockError
 
 ARCHITECTURES = {
@@ -52,6 +53,22 @@ Acquire::Languages "none";
 #clear Acquire::IndexTargets::deb::DEP-11-icons-large-hidpi;
 """
 
+# An index target of our own: apt says where its files are, and `apt-get update` does not fetch them.
+_CONTENTS = (
+    "-o", "Acquire::IndexTargets::deb::nixery-contents::MetaKey=$(COMPONENT)/Contents-$(ARCHITECTURE)",
+    "-o", "Acquire::IndexTargets::deb::nixery-contents::ShortDescription=Contents",
+    "-o", "Acquire::IndexTargets::deb::nixery-contents::Description=Contents",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ContentsIndex:
+    """A compressed Contents index that a signed Release file lists: its URL, its hash, its size in bytes."""
+
+    url: str
+    sha256: str
+    size: int
+
 
 @dataclass(frozen=True, slots=True)
 class Apt:
@@ -83,6 +100,32 @@ class Apt:
         command = ["apt-cache", *self.options, "-o", "Dir::State::status=/dev/null", "dumpavail"]
         yield from _run(command).split("\n\n")
 
+    def contents(self) -> list[ContentsIndex]:
+        """The Contents indexes that the sources offer, by the Release files that apt has fetched and verified."""
+        question = ["indextargets", "--no-release-info", "--format", "$(METAKEY) $(URI) $(FILENAME)"]
+        answer = _run(["apt-get", *self.options, *_CONTENTS, *question, "Created-By: nixery-contents"])
+        found: dict[str, ContentsIndex] = {}
+        for line in answer.splitlines():
+            key, url, file = [*line.split(" ", 2), "", ""][:3]
+            prefix = file.rpartition(key.replace("/", "_"))[0]
+            text = _first_text(Path(f"{prefix}InRelease"), Path(f"{prefix}Release"))
+            listed = parse_release(text).get(f"{key}.gz")
+            if listed is not None:
+                by_hash = f"{url.rpartition('/')[0]}/by-hash/SHA256/{listed.sha256}"
+                found[listed.sha256] = ContentsIndex(
+                    by_hash if "\nAcquire-By-Hash: yes\n" in text else f"{url}.gz", listed.sha256, listed.size
+                )
+        return list(found.values())
+
+    def download(self, index: ContentsIndex, file: Path, seconds: float) -> None:
+        """Download `index` to `file`; apt checks the hash, and no file becomes larger than the index."""
+        command = ["prlimit", f"--fsize={index.size}", "/usr/lib/apt/apt-helper", *self.options]
+        command += ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20"]
+        if os.geteuid() == 0:
+            command += ["-o", "APT::Sandbox::User=root"]
+        command += ["download-file", index.url, str(file), f"SHA256:{index.sha256}"]
+        _run(command, "the download of a Contents index", seconds)
+
 
 def native_architecture() -> str:
     """Debian's name of the architecture that the machine's own apt is set up for."""
@@ -109,12 +152,20 @@ def apt_for(architecture: str, private: Path) -> Apt:
     return Apt(architecture, directory / "lists", ("-c", str(configuration)))
 
 
-def _run(command: list[str]) -> str:
+def _first_text(*files: Path) -> str:
+    return next((file.read_text(errors="replace") for file in files if file.is_file()), "")
+
+
+def _run(command: list[str], title: str | None = None, seconds: float | None = None) -> str:
+    title = title or f"{command[0]} {command[-1]}"
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, env=environment, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise LockError(f"{title} took too long") from None
     if done.returncode != 0:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise LockError(
-            f"{command[0]} {command[-1]} failed: {reason[-1] if reason else 'it did not say why'}"
-        )
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it did not say why"]
+        # The last line of apt often only counts the errors.
+        reason = next((line for line in lines if line.startswith("E: ")), lines[-1])
+        raise LockError(f"{title} failed: {reason.removeprefix('E: ')}")
     return done.stdout.decode(errors="replace")

@@ -38,6 +38,13 @@ def make_records(packages: Mapping[str, Package], triplet: str) -> Records:
     return Records(records, groups, unmet)
 
 
+def add_programs(records: Records, programs: Mapping[str, list[str]]) -> None:
+    """Add to each package's record the names of its programs, as far as they are known."""
+    for name, record in records.packages.items():
+        if programs.get(name):
+            record["programs"] = programs[name]
+
+
 def _dependency_graph(packages: Mapping[str, Package]) -> tuple[dict[str, set[str]], int]:
     resolver = Resolver(packages)
     graph: dict[str, set[str]] = {}

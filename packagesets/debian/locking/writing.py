@@ -22,9 +22,13 @@ def fingerprint_of(*parts: object) -> str:
 
 
 def is_current(lock: Path, system: str, fingerprint: str) -> bool:
-    """Whether the lock that is there was made from the same indexes by the same generator."""
+    """Whether the lock that is there was made from the same indexes by the same generator.
+
+    `fingerprint` may be the beginning of the lock's own.
+    """
     return (lock / f"{system}.fingerprint").is_file() and (
-        (lock / f"{system}.fingerprint").read_text() == fingerprint and (lock / f"{system}.json").is_file()
+        (lock / f"{system}.fingerprint").read_text().startswith(fingerprint)
+        and (lock / f"{system}.json").is_file()
     )
 
 
@@ -41,7 +45,7 @@ def write_lock(
     shutil.rmtree(lock / generation, ignore_errors=True)
     temporary.rename(lock / generation)
     previous = _generation(lock, system)
-    _replace(
+    replace_file(
         lock / f"{system}.json",
         _encode(
             {
@@ -51,7 +55,7 @@ def write_lock(
             }
         ),
     )
-    _replace(lock / f"{system}.fingerprint", fingerprint)
+    replace_file(lock / f"{system}.fingerprint", fingerprint)
     for old in lock.glob(f"*{system}-*"):
         if old.is_dir() and old.name not in (generation, previous):
             shutil.rmtree(old, ignore_errors=True)
@@ -79,7 +83,8 @@ def _encode(content: object) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write `text` to `path` so that no reader meets a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
