@@ -48,7 +48,7 @@ _ARGUMENT = 100_000
 _LONGEST_LINE = 16 * 1024
 
 # Seconds for one attribute.
-_ATTRIBUTE_TIMEOUT = 60.0
+_ATTRIBUTE_TIMEOUT = 30.0
 
 # The scheduler's lowest priority but one (nice(1)): requests come first.
 _NICENESS = 18
