@@ -33,7 +33,11 @@ class Evaluator:
     """
 
     def __init__(
-        self, source: PackageSource, nix: Nix, cache: EvaluationCache | None, index: PackageIndex | None = None
+        self,
+        source: PackageSource,
+        nix: Nix,
+        cache: EvaluationCache | None,
+        index: PackageIndex | None = None,
     ) -> None:
         self.source = source
         self._nix = nix
@@ -60,7 +64,9 @@ class Evaluator:
         found = dict(zip(names, cached, strict=True))
         if self._index is not None and indexed:
             unknown = [name for name in names if found[name] is None]
-            listed = await asyncio.gather(*(self._index.find(pin, request.platform, name) for name in unknown))
+            listed = await asyncio.gather(
+                *(self._index.find(pin, request.platform, name) for name in unknown)
+            )
             found.update(
                 (name, _expected(request, name, items)) for name, items in zip(unknown, listed, strict=True)
             )

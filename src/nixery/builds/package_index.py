@@ -59,8 +59,8 @@ PART = 1000
 # Attributes of an index, and names on the way to one. nixpkgs has 100,000, most of them in five sets.
 _MOST_ATTRIBUTES, _DEEPEST = 300_000, 4
 
-# Attributes of a part that end the evaluation; each costs a process.
-_MOST_FAILURES = 200
+# Attributes of a state that end the evaluation; each costs a process. In nixpkgs, a few hundred of 100,000 do.
+_MOST_FAILURES = 10_000
 
 # Lists of names, concurrent and queued: each evaluates the top of a package set.
 _AT_ONCE, _QUEUE = 1, 4
@@ -161,18 +161,35 @@ class PackageVersion:
 class StateIndex:
     """The index of one state of the source, as far as it is made.
 
+    Requests need the names alone, so rows and the search are made when they are first used: call ``prepare`` in
+    a thread before.
+
     Args:
         key: of its record.
         header: its names.
-        rows: what is known about attributes.
+        rows: returns what is known about attributes.
     """
 
-    def __init__(self, key: str, header: _Header, rows: Iterable[_Row] = ()) -> None:
+    def __init__(self, key: str, header: _Header, rows: Callable[[], Iterable[_Row]] = tuple) -> None:
         self.key = key
         self.header = header
-        self.rows = {row.path: row for row in rows}
+        self._read_rows = rows
         self._list()
-        self.search = PackageSearch(self._found())
+
+    @cached_property
+    def rows(self) -> dict[AttributePath, _Row]:
+        """What is known about attributes."""
+        return {row.path: row for row in self._read_rows()}
+
+    @cached_property
+    def search(self) -> PackageSearch:
+        """Searches the rows as they were at its first use."""
+        return PackageSearch(self._found())
+
+    def prepare(self) -> StateIndex:
+        """Make rows and search; return this index."""
+        _ = self.search
+        return self
 
     def add(self, names: _Names) -> None:
         """Add a round of names."""
@@ -222,7 +239,9 @@ class StateIndex:
             if row.identity:
                 same.setdefault(row.identity, []).append(row)
         for rows in same.values():
-            original = min(rows, key=lambda row: (not row.is_original, len(row.path), len(row.path[-1]), row.path))
+            original = min(
+                rows, key=lambda row: (not row.is_original, len(row.path), len("".join(row.path)), row.path)
+            )
             for row in rows:
                 row.alias_of = original.path if row is not original else ()
         self.header.is_complete = True
@@ -241,7 +260,12 @@ class StateIndex:
         self._starts: list[int] = []
         self.parts: list[tuple[str, Sequence[AttributePath]]] = []
         for round_ in self.header.rounds:
-            paths = [path for set_, names in round_ for name in names if (path := (*set_, name)) not in self._number]
+            paths = [
+                path
+                for set_, names in round_
+                for name in names
+                if (path := (*set_, name)) not in self._number
+            ]
             first = len(self._number)
             self._number.update((path, first + number) for number, path in enumerate(paths))
             for start in range(0, len(paths), PART):
@@ -265,7 +289,13 @@ class StateIndex:
             else:
                 alias_of = self._names.spell(row.alias_of) if row.alias_of else None
                 yield FoundPackage(
-                    name, ".".join(path), row.version, row.description, row.programs, row.reason, alias_of or ""
+                    name,
+                    ".".join(path),
+                    row.version,
+                    row.description,
+                    row.programs,
+                    row.reason,
+                    alias_of or "",
                 )
 
 
@@ -283,7 +313,12 @@ def decode_index(content: bytes, key: str = "") -> StateIndex:
     header = _Header.model_validate_json(_decompressed(content[first:second], _LARGEST_ROWS))
     if not header.rounds:
         raise ValueError("the record of an index has no names")
-    return StateIndex(key, header, _ROWS.validate_json(_decompressed(content[second:], _LARGEST_ROWS)))
+    # A torn record has no rows; they are read again from the parts.
+    return StateIndex(key, header, lambda: decode(_decode_rows, content[second:]) or ())
+
+
+def _decode_rows(content: bytes) -> list[_Row]:
+    return _ROWS.validate_json(_decompressed(content, _LARGEST_ROWS))
 
 
 def decode_part(content: bytes) -> list[bytes]:
@@ -353,9 +388,9 @@ class PackageIndex:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.LISTINGS)
         self._recent: cachetools.LRUCache[Pin, StateIndex] = cachetools.LRUCache(_IN_MEMORY)
         self._in_flight: SingleFlight[Pin, StateIndex | None] = SingleFlight()
-        self._versions: cachetools.LRUCache[tuple[str, float], tuple[_Header, Mapping[AttributePath, str]]] = (
-            cachetools.LRUCache(_STORED)
-        )
+        self._versions: cachetools.LRUCache[
+            tuple[str, float], tuple[_Header, Mapping[AttributePath, str]]
+        ] = cachetools.LRUCache(_STORED)
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
@@ -472,7 +507,9 @@ class PackageIndex:
         self.progress = state.progress
         if state.header.is_complete:
             return
-        _log.info("indexing the package set", revision=redacted(pin.revision), attributes=self.progress.attributes)
+        _log.info(
+            "indexing the package set", revision=redacted(pin.revision), attributes=self.progress.attributes
+        )
         begun = time.monotonic()
         async with self._source.open(pin) as package_set:
             evaluation = self._nix.indexing(self._platform, package_set)
@@ -511,7 +548,7 @@ class PackageIndex:
             state = await self._in_flight.run(pin, partial(self._listed, pin))
         if state is None:
             raise AssertionError("listing returns an index, or raises")
-        return state
+        return await asyncio.to_thread(state.prepare)
 
     def _key(self, pin: Pin) -> str:
         parts = [self._identity, pin.source, pin.identity, self._platform.nix_system]
@@ -546,7 +583,8 @@ class PackageIndex:
     async def _store(self, pin: Pin, state: StateIndex) -> None:
         """Make what is known searchable, here and on other servers."""
         rows = list(state.rows.values())
-        self._recent[pin] = made = await asyncio.to_thread(StateIndex, state.key, state.header, rows)
+        made = StateIndex(state.key, state.header, lambda: rows)
+        self._recent[pin] = await asyncio.to_thread(made.prepare)
         # With a full storage, the index works from memory.
         with suppress(StorageError):
             await self._records.put(PACKAGES, made.key, await asyncio.to_thread(made.encoded))
@@ -568,7 +606,7 @@ class PackageIndex:
             nonlocal searchable
             while left:
                 key, paths = left.popleft()
-                lines = await self._part(pin, key, paths, evaluation)
+                lines = await self._part(pin, state, key, paths, evaluation)
                 rows = await asyncio.to_thread(_rows, paths, lines)
                 state.rows.update((row.path, row) for row in rows)
                 self.progress = state.progress
@@ -585,14 +623,20 @@ class PackageIndex:
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def _part(
-        self, pin: Pin, key: str, paths: Sequence[AttributePath], evaluation: IndexEvaluation
+        self,
+        pin: Pin,
+        state: StateIndex,
+        key: str,
+        paths: Sequence[AttributePath],
+        evaluation: IndexEvaluation,
     ) -> Sequence[bytes]:
         content = await self._records.get(PACKAGE_DETAILS, key)
         lines = await asyncio.to_thread(decode, decode_part, content)
         if lines is not None and len(lines) == len(paths):
             return lines
         found: list[Reported] = []
-        await evaluation.describe(paths, found.append, _MOST_FAILURES)
+        left = max(0, _MOST_FAILURES - state.progress.failed)
+        await evaluation.describe(paths, found.append, left)
         await self._source.confirm(pin)
         lines = [_line(reported) for reported in found]
         with suppress(StorageError):

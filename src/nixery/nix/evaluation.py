@@ -183,9 +183,7 @@ class Evaluation:
             items += found if isinstance(found, tuple) else await self._find_culprits(*of_half, found)
         return tuple(items)
 
-    async def _instantiate(
-        self, argument: str
-    ) -> tuple[Completed, Sequence[str]]:
+    async def _instantiate(self, argument: str) -> tuple[Completed, Sequence[str]]:
         self._left -= 1
         package_set = self._readable_package_set()
         with instantiation(self._platform, package_set, self._options, argument, _LARGEST_ANSWER) as (
@@ -218,7 +216,7 @@ class Evaluation:
 
 
 @contextmanager
-def instantiation(  # noqa: PLR0913 -- everything that a command depends on
+def instantiation(
     platform: Platform,
     package_set: PackageSet,
     options: NixOptions,

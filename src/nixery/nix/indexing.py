@@ -245,7 +245,9 @@ def parse_entry(path: AttributePath, entry: bytes) -> Attribute:
     flaws = [item.package for item in items if isinstance(item, Flaw)]
     usable = tuple(item for item in items if not isinstance(item, Flaw))
     about = found.about
-    is_package = found.kind != "package" or any(flaw.reason is not Reason.NOT_A_PACKAGE for flaw in flaws) or usable
+    is_package = (
+        found.kind != "package" or any(flaw.reason is not Reason.NOT_A_PACKAGE for flaw in flaws) or usable
+    )
     return Attribute(
         path=path,
         kind=found.kind if is_package else "other",
