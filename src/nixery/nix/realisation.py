@@ -128,13 +128,17 @@ class Nix:
                 found[item.package.name].append(item.package)
         return found
 
-    def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
-        """Evaluate a whole package set, without writing to the store.
+    async def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
+        """Evaluate a whole package set, without writing to the store unless evaluations build.
 
         Args:
             platform: that packages are built for.
             package_set: to evaluate.
+
+        Raises:
+            NixUnusable: evaluations build, and builders are not confined.
         """
+        await self._before_evaluation()
         options = replace(self._options, on_start=self._options.on_index_start)
         return IndexEvaluation(platform, package_set, options, self._timeout)
 
@@ -147,8 +151,8 @@ class Nix:
             NixTimedOut: evaluation timed out.
             NixUnusable: Nix cannot be run.
         """
-        await self._before_evaluation()
-        (names,) = await self.indexing(platform, package_set).names([()])
+        evaluation = await self.indexing(platform, package_set)
+        (names,) = await evaluation.names([()])
         return sorted(names or ())
 
     def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
