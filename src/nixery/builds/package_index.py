@@ -37,6 +37,7 @@ from nixery.errors import (
     BuildError,
     EvaluationFailed,
     NixeryError,
+    PackageSetChanged,
     Reason,
     StorageError,
     TooBusy,
@@ -450,10 +451,17 @@ class PackageIndex:
         """
         return (await self._state(await self._pin(tag))).progress
 
-    async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[EvaluatedItem] | None:
+    async def find(
+        self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True
+    ) -> Sequence[EvaluatedItem] | None:
         """Return what an evaluation of a name would return; ``None`` if only an evaluation can tell.
 
-        Packages whose outputs are in the Nix store need no derivation; the others need one that exists.
+        Args:
+            pin: the state of the source.
+            platform: that packages are built for.
+            name: a component of an image name.
+            realisable: whether Nix has to be able to provide the packages: their derivations exist, or their
+                outputs do.
 
         Raises:
             StorageError: the storage cannot be read.
@@ -472,7 +480,12 @@ class PackageIndex:
         attribute = await self._read(state, path)
         if attribute is None or attribute.items is None:
             return None
-        return await asyncio.to_thread(_usable, attribute.items, name)
+        items = [
+            replace(item, requested_name=name)
+            for item in attribute.items
+            if not isinstance(item, UnavailablePackage)
+        ]
+        return await asyncio.to_thread(_realisable, items) if realisable else items
 
     def want(self, pin: Pin) -> None:
         """Have a state evaluated in the background."""
@@ -492,6 +505,8 @@ class PackageIndex:
             pin = self._waiting.pop()
             try:
                 await self.evaluate(pin)
+            except PackageSetChanged:
+                pass  # the pin that replaces it is wanted, too
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
@@ -725,8 +740,8 @@ def _versions(content: bytes | None) -> tuple[_Header, Mapping[AttributePath, st
     return state.header, {path: row.version for path, row in state.rows.items() if row.version}
 
 
-def _usable(items: Sequence[EvaluatedItem], name: str) -> Sequence[EvaluatedItem] | None:
-    """Return items as the result of a request, if Nix can realise them without an evaluation."""
+def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:
+    """Return items if Nix can realise them without an evaluation."""
     found: list[EvaluatedItem] = []
     for item in items:
         match item:
@@ -735,12 +750,10 @@ def _usable(items: Sequence[EvaluatedItem], name: str) -> Sequence[EvaluatedItem
                     if not all(os.path.lexists(str(path)) for path in item.outputs.values()):
                         return None
                     item = replace(item, is_realised=True)  # noqa: PLW2901 -- the same package
-                found.append(replace(item, requested_name=name))
+                found.append(item)
             case Definition():
                 derivations = {installable.partition("!")[0] for installable in item.installables}
                 if not all(map(os.path.lexists, derivations)):
                     return None
-                found.append(replace(item, requested_name=name))
-            case UnavailablePackage():
-                return None
+                found.append(item)
     return found
