@@ -89,7 +89,7 @@ HEADER = b"nixery package index 1\n"
 
 _log = structlog.get_logger("nixery.index")
 
-_Names = list[tuple[AttributePath, list[str]]]
+Names = list[tuple[AttributePath, list[str]]]
 
 
 class _Row(BaseModel):
@@ -125,7 +125,7 @@ class _Header(BaseModel):
     source: str
     revision: str
     created: int | None
-    rounds: list[_Names]
+    rounds: list[Names]
     is_complete: bool = False
 
 
@@ -177,6 +177,13 @@ class StateIndex:
         self._read_rows = rows
         self._list()
 
+    @classmethod
+    def listed(cls, key: str, pin: Pin, names: Names) -> StateIndex:
+        """Make the index of a state of which only names are known."""
+        return cls(
+            key, _Header(source=pin.source, revision=pin.revision, created=pin.created, rounds=[names])
+        )
+
     @cached_property
     def rows(self) -> dict[AttributePath, _Row]:
         """What is known about attributes."""
@@ -192,7 +199,7 @@ class StateIndex:
         _ = self.search
         return self
 
-    def add(self, names: _Names) -> None:
+    def add(self, names: Names) -> None:
         """Add a round of names."""
         self.header.rounds.append(names)
         self._list()
@@ -301,11 +308,25 @@ class StateIndex:
 
 
 def decode_index(content: bytes, key: str = "") -> StateIndex:
-    """Decode the record of an index.
+    """Decode the record of an index; torn rows are read again from the parts.
 
     Raises:
         ValueError: it is torn, or has another schema.
     """
+    header, rows = _split(content)
+    return StateIndex(key, header, lambda: decode(_decode_rows, rows) or ())
+
+
+def validate_index(content: bytes) -> Sequence[object]:
+    """Check the record of an index, rows included; return the rows.
+
+    Raises:
+        ValueError: it is torn, or has another schema.
+    """
+    return _decode_rows(_split(content)[1])
+
+
+def _split(content: bytes) -> tuple[_Header, bytes]:
     if not content.startswith(HEADER):
         raise ValueError("not the record of an index")
     start = content.index(b"\n\n") + 2
@@ -314,8 +335,7 @@ def decode_index(content: bytes, key: str = "") -> StateIndex:
     header = _Header.model_validate_json(_decompressed(content[first:second], _LARGEST_ROWS))
     if not header.rounds:
         raise ValueError("the record of an index has no names")
-    # A torn record has no rows; they are read again from the parts.
-    return StateIndex(key, header, lambda: decode(_decode_rows, content[second:]) or ())
+    return header, content[second:]
 
 
 def _decode_rows(content: bytes) -> list[_Row]:
@@ -590,8 +610,7 @@ class PackageIndex:
             # The search field sends a request for each key that a user types.
             self._failures.put(pin, error.without_frames(), size_of_error(error), self._failure_time_to_live)
             raise
-        header = _Header(source=pin.source, revision=pin.revision, created=pin.created, rounds=[names])
-        state = await asyncio.to_thread(StateIndex, self._key(pin), header)
+        state = await asyncio.to_thread(StateIndex.listed, self._key(pin), pin, names)
         await self._store(pin, state)
         return self._recent[pin]
 
@@ -677,7 +696,7 @@ class PackageIndex:
             await self._records.delete(PACKAGES, key)
 
 
-async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath]) -> _Names:
+async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath]) -> Names:
     """List the names in some sets; a set whose evaluation fails has none, unless it is the package set itself."""
     try:
         found = await evaluation.names(sets)

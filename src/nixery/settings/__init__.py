@@ -340,7 +340,7 @@ class SourceSettings(_Group):
     index_sets: Annotated[
         tuple[tuple[str, ...], ...],
         _text(values.attribute_paths),
-        Doc("attribute paths", "`images`, and the sets of packages of nixpkgs"),
+        Doc(default="`images`, and the sets of packages of nixpkgs"),
     ] = Field(values.attribute_paths(_SETS), alias="NIXERY_INDEX_SETS")
     """Sets whose packages are indexed, separated by commas, besides the package set itself and the sets
     that it marks with `recurseForDerivations`.
