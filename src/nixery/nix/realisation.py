@@ -17,6 +17,7 @@ from nixery.closure import STORE_DIRECTORY, Closure, PathInfo, StorePath
 from nixery.errors import (
     AnswerTooLarge,
     BuildFailed,
+    EvaluationFailed,
     NixStoreFull,
     NixTimedOut,
     NixUnusable,
@@ -29,6 +30,7 @@ from nixery.nix.build_log import BuildLog, ProgressCallback, ProgressFeed, ignor
 from nixery.nix.error_message import collected_path, explanation, reports_full_disk, without_paths
 from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw
 from nixery.nix.garbage_collection import NixGarbageCollector
+from nixery.nix.minimum_version import MinimumVersions
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import Details, EvaluatedItem, NixExpression, PackageSet
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
@@ -91,6 +93,7 @@ class Nix:
     ) -> None:
         self._gate = gate
         self._collector = collector
+        self._versions = MinimumVersions(options.environment)
         self._options = options
         self._expression = expression
         self._processes = processes
@@ -116,7 +119,8 @@ class Nix:
         evaluation = Evaluation(
             platform, package_set, self._timeout, self._options, self._expression, self._processes
         )
-        items = await evaluation.of(wanted, optional)
+        async with self._explaining_old_nix(package_set):
+            items = await evaluation.of(wanted, optional)
         explained = 0
         found: dict[str, list[EvaluatedItem]] = {name: [] for name in (*wanted, *optional)}
         for item in items:
@@ -147,7 +151,8 @@ class Nix:
         """
         await self._before_evaluation()
         seconds = min(self._timeout, _INDEX_TIMEOUT)
-        return await Evaluation(platform, package_set, seconds, self._options).index(details=details)
+        async with self._explaining_old_nix(package_set):
+            return await Evaluation(platform, package_set, seconds, self._options).index(details=details)
 
     async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
         """Return all attribute names of a set, sorted; some may be no packages.
@@ -155,9 +160,14 @@ class Nix:
         Raises:
             BuildError: as ``index``.
         """
-        return sorted(
-            await Evaluation(platform, package_set, self._timeout, self._options).index(details=False)
-        )
+        async with self._explaining_old_nix(package_set):
+            return sorted(
+                await Evaluation(platform, package_set, self._timeout, self._options).index(details=False)
+            )
+
+    async def check_version(self, package_set: PackageSet) -> None:
+        """Log a warning if a package set needs a newer Nix."""
+        await self._versions.outdated(package_set)
 
     def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         """Keep Nix's garbage collector waiting, if possible, from an evaluation until its results are realised.
@@ -277,6 +287,17 @@ class Nix:
     async def _before_evaluation(self) -> None:
         if self._gate is not None and self._options.import_from_derivation:
             await self._gate.enter()
+
+    @asynccontextmanager
+    async def _explaining_old_nix(self, package_set: PackageSet) -> AsyncIterator[None]:
+        """Replace the error of an evaluation that failed because this Nix is too old."""
+        outdated = await self._versions.outdated(package_set)
+        try:
+            yield
+        except EvaluationFailed as error:
+            if outdated is None:
+                raise
+            raise EvaluationFailed(error.log_tail, str(outdated)) from error
 
     async def _realise(
         self, wanted: Sequence[str], root: Path, report: ProgressCallback, on_started: Callable[[], None]
