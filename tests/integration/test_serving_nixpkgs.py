@@ -255,8 +255,15 @@ def test_sources_and_binaries_from_files(farm: Farm, tmp_path: Path, directories
 
 @pytest.mark.parametrize("is_trusted", [True, False])
 def test_behind_a_proxy_with_an_authority_of_its_own(
-    farm: Farm, tmp_path: Path, directories: ExitStack, *, is_trusted: bool
+    farm: Farm,
+    tmp_path: Path,
+    directories: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_trusted: bool,
 ) -> None:
+    for variable in ("GIT_SSL_CAINFO", "NIX_SSL_CERT_FILE", "CURL_CA_BUNDLE", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
     # No name server knows these names: only the proxy leads to them.
     names = ("channel.example", "archives.example", "cache.example")
     authority = trustme.CA()
