@@ -11,8 +11,8 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import trustme
 
 from tests.integration.conftest import StartServer
 from tests.support.command_line import CommandLine
-from tests.support.forward_proxy import forward_proxy
+from tests.support.forward_proxy import ForwardProxy, forward_proxy
 from tests.support.git_server import git_server
 from tests.support.nix import wait_until
 from tests.support.private_nix import PrivateNix
@@ -253,43 +253,78 @@ def test_sources_and_binaries_from_files(farm: Farm, tmp_path: Path, directories
         assert version(server) == "built"
 
 
-@pytest.mark.parametrize("is_trusted", [True, False])
-def test_behind_a_proxy_with_an_authority_of_its_own(
-    farm: Farm,
-    tmp_path: Path,
-    directories: ExitStack,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    is_trusted: bool,
-) -> None:
+BehindProxy = Callable[..., AbstractContextManager[tuple[Server, ForwardProxy]]]
+
+_NAMES = ("channel.example", "archives.example", "cache.example")
+
+
+@pytest.fixture
+def behind_proxy(
+    farm: Farm, tmp_path: Path, directories: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> BehindProxy:
+    """Start servers whose names for channel, archives and cache only a proxy knows, which has an own authority."""
     for variable in ("GIT_SSL_CAINFO", "NIX_SSL_CERT_FILE", "CURL_CA_BUNDLE", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
-    # No name server knows these names: only the proxy leads to them.
-    names = ("channel.example", "archives.example", "cache.example")
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(context)
-    (authority if is_trusted else trustme.CA()).cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    authority.issue_cert(*_NAMES).configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     nix = private_nix(tmp_path / "served", directories)
     (tmp_path / "served" / "etc" / "nix.conf").write_text(
         configuration("public-cache", "https://cache.example/cache", farm.key)
     )
-    with git_server(farm.web, context) as web, forward_proxy(dict.fromkeys(names, web.port)) as proxy:
-        settings = {
-            **nix.environment(),
-            "NIXERY_CHANNEL": _CHANNEL,
-            "NIXERY_CHANNEL_REPO": "https://channel.example/nixpkgs",
-            "NIXERY_CHANNEL_URL": "https://archives.example/archives/{rev}.tar.gz",
-            "HTTPS_PROXY": proxy.url,
-            "SSL_CERT_FILE": str(tmp_path / "authority.pem"),
-        }
-        with running_server(tmp_path, settings, launcher=nix.launcher) as server:
-            if is_trusted:
-                assert version(server) == "built"
-            else:
-                assert server.client.manifest("hello").status == 503
-    hosts = {target.partition(":")[0] for target in proxy.targets}
-    assert hosts == (set(names) if is_trusted else {"channel.example"})
+
+    @contextmanager
+    def start(login: str = "", **settings: str) -> Iterator[tuple[Server, ForwardProxy]]:
+        with git_server(farm.web, context) as web:
+            ports = dict.fromkeys(_NAMES, web.port)
+            with forward_proxy(ports, login) as proxy:
+                usual = {
+                    **nix.environment(),
+                    "NIXERY_CHANNEL": _CHANNEL,
+                    "NIXERY_CHANNEL_REPO": "https://channel.example/nixpkgs",
+                    "NIXERY_CHANNEL_URL": "https://archives.example/archives/{rev}.tar.gz",
+                    "HTTPS_PROXY": proxy.url,
+                    "SSL_CERT_FILE": str(tmp_path / "authority.pem"),
+                }
+                with running_server(tmp_path, {**usual, **settings}, launcher=nix.launcher) as server:
+                    yield server, proxy
+
+    return start
+
+
+def hosts(proxy: ForwardProxy) -> set[str]:
+    return {target.partition(":")[0] for target in proxy.targets}
+
+
+def test_behind_a_proxy_with_an_authority_of_its_own(behind_proxy: BehindProxy) -> None:
+    with behind_proxy() as (server, proxy):
+        assert version(server) == "built"
+    assert hosts(proxy) == set(_NAMES)
+
+
+@pytest.mark.security
+def test_another_authority_is_not_trusted(behind_proxy: BehindProxy, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    with behind_proxy(SSL_CERT_FILE=str(tmp_path / "other.pem")) as (server, proxy):
+        assert server.client.manifest("hello").status == 503
+    assert hosts(proxy) == {"channel.example"}
+
+
+def test_a_proxy_with_a_login(behind_proxy: BehindProxy) -> None:
+    with behind_proxy("user:secret", NIXERY_BUILD_ENVIRONMENT="HTTPS_PROXY") as (server, proxy):
+        assert version(server) == "built"
+    assert hosts(proxy) == set(_NAMES)
+
+
+@pytest.mark.security
+def test_the_login_of_a_proxy_is_not_for_builders(behind_proxy: BehindProxy) -> None:
+    # Nix tries five times, longer each time, in the hope that the cache answers.
+    once = "download-attempts = 1"
+    with behind_proxy("user:secret", NIX_CONFIG=once) as (server, proxy):
+        assert server.client.manifest("hello").status == 422
+        assert "variables with a login are withheld from builders" in server.log
+    assert hosts(proxy) == {"channel.example", "archives.example"}
 
 
 @pytest.fixture
