@@ -353,14 +353,19 @@ def test_a_set_that_needs_a_newer_nix(start_server: StartServer, demanding_set: 
     assert server.log.count("Nix is too old for the package set") == 1
 
 
-def test_a_channel_that_needs_a_newer_nix(
-    start_server: StartServer, demanding_set: Path, tmp_path: Path
+@pytest.mark.parametrize(("variable", "scheme"), [("NIXERY_PKGS_REPO", "file"), ("NIXERY_FLAKE", "git+file")])
+def test_a_commit_that_needs_a_newer_nix(
+    start_server: StartServer, demanding_set: Path, tmp_path: Path, variable: str, scheme: str
 ) -> None:
     repository = Repository(tmp_path / "nixpkgs")
     shutil.copytree(demanding_set, repository.directory, dirs_exist_ok=True)
+    (repository.directory / "flake.nix").write_text(
+        "{ outputs = { self }: { legacyPackages.x86_64-linux = import ./. { }; }; }"
+    )
     repository.git("add", "--all")
     repository.git("commit", "--quiet", "--message", "release")
-    server = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=repository.url)
+    source = {"NIXERY_PKGS_PATH": None, variable: f"{scheme}://{repository.directory}"}
+    server = start_server(**source, NIXERY_PLATFORMS="linux/amd64")
     assert _DEMAND in server.client.manifest("hello").error["message"]
     assert "Nix is too old for the package set" in server.log
 

@@ -1,7 +1,7 @@
 """The oldest Nix that a package set accepts, compared with the Nix of this machine.
 
-nixpkgs declares it in ``lib/minver.nix``, a string, and since 25.11 in ``lib/minfeatures.nix``, an expression
-that compares versions. An older Nix ends an evaluation of nixpkgs with an abort, or with an error about a
+nixpkgs declares it in ``lib/minver.nix``, a string, and in newer states in ``lib/minfeatures.nix``, an
+expression that compares versions. An older Nix ends an evaluation of nixpkgs with an abort, or with an error about a
 missing builtin, neither of which says what the operator can do.
 
 Anyone who can write to a package source can write these files. They are read as data, within bounds, and are
@@ -20,7 +20,6 @@ from pathlib import Path
 import structlog
 
 from nixery.caching import LRUCache
-from nixery.closure import STORE_DIRECTORY
 from nixery.files import READ, Beneath, read_descriptor
 from nixery.nix.machine import release
 from nixery.nix.packages import Flake, NixFiles, PackageSet
@@ -40,7 +39,7 @@ _FILES = (
     ),
 )
 
-# Bytes of remembered package sets that were reported.
+# Bytes of the names of package sets that were reported.
 _CAPACITY = 64 * 1024
 
 _ADVICE = "docs/how-to/serve-nixpkgs.md says how to get a newer one"
@@ -124,10 +123,8 @@ def _directory(package_set: PackageSet) -> Path | None:
     match package_set:
         case NixFiles(path):
             return path
-        case Flake(reference):
-            location = reference.partition("?")[0].removeprefix("path:")
-            # Trees of other references are not on this machine yet.
-            return Path(location) if location.startswith(f"{STORE_DIRECTORY}/") else None
+        case Flake(tree=tree):
+            return tree
 
 
 def _read(beneath: Beneath, name: bytes) -> str:

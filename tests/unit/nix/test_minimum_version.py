@@ -10,7 +10,7 @@ import pytest
 from nixery.nix.minimum_version import MinimumVersions, OutdatedNix, required_version
 from nixery.nix.packages import Flake, NixFiles
 
-# As in nixpkgs 24.11 and 26.05.
+# Like the files of nixpkgs.
 MINVER = '# Expose the minimum required version for evaluating Nixpkgs\n"2.18"\n'
 MINFEATURES = """\
 let
