@@ -16,7 +16,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -85,11 +85,18 @@ class IndexEvaluation:
         package_set: to evaluate.
         options: of the operator.
         timeout: seconds for a list of names.
+        explaining: a context that improves the error of a package set that does not evaluate at all.
     """
 
     def __init__(
-        self, platform: Platform, package_set: PackageSet, options: NixOptions, timeout: float
+        self,
+        platform: Platform,
+        package_set: PackageSet,
+        options: NixOptions,
+        timeout: float,
+        explaining: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
+        self._explaining = explaining
         self._platform = platform
         self._package_set = package_set
         self._options = options
@@ -112,7 +119,8 @@ class IndexEvaluation:
                 raise AnswerTooLarge("the list of the package set", error.limit) from None
         if completed.exit_code != 0:
             self._raise_machine_error(completed.exit_code, stderr)
-            raise EvaluationFailed((), without_paths(explanation(stderr)))
+            async with self._explaining():
+                raise EvaluationFailed((), without_paths(explanation(stderr)))
         try:
             return _NAMES.validate_json(completed.stdout.decode(errors="replace"))
         except ValidationError as error:

@@ -296,7 +296,7 @@ class SourceSettings(_Group):
     channel: Annotated[str | None, Doc(default="*one source is required*")] = Field(
         None, alias="NIXERY_CHANNEL", pattern=_CHANNEL
     )
-    """Package source: nixpkgs, at a channel such as `nixos-24.05` or at a commit."""
+    """Package source: nixpkgs, at a channel such as `nixos-26.05` or at a commit."""
     flake: Annotated[
         Annotated[str, AfterValidator(values.flake_reference)] | None, Doc(default="*one source is required*")
     ] = Field(None, alias="NIXERY_FLAKE")
