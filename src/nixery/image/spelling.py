@@ -61,8 +61,7 @@ class AttributeNames:
 
     def resolve(self, component: str) -> tuple[str, ...] | None:
         """Return the attribute path that a component selects; ``None`` if it leads to no name of a known set."""
-        top = self._sets.get(())
-        if top is not None and component in top.names:
+        if () in self._sets and component in self._sets[()].names:
             return (component,)
         path: tuple[str, ...] = ()
         for part in component.split("."):
@@ -88,7 +87,8 @@ class AttributeNames:
                 return None
             parts.append(part)
         component = ".".join(parts)
-        return component if len(component) <= LONGEST_NAME and self.resolve(component) == path else None
+        is_hidden = len(parts) != 1 and component in self._sets[()].names
+        return None if is_hidden or not parts or len(component) > LONGEST_NAME else component
 
 
 class NearNames:
