@@ -26,9 +26,9 @@ from rapidfuzz.distance import OSA
 
 from nixery.image.name import COMPONENT, LONGEST_NAME, META_PACKAGES
 
-# The printable characters of ASCII but the space, 0x21 to 0x7e.
-_ESCAPE = re.compile(r"__(2[1-9a-f]|[3-6][0-9a-f]|7[0-9a-e])", re.ASCII)
-_ESCAPABLE = re.compile(r"[!-~]+", re.ASCII)
+# The printable characters of ASCII, 0x20 to 0x7e. nixpkgs has had an attribute with a space.
+_ESCAPE = re.compile(r"__([2-6][0-9a-f]|7[0-9a-e])", re.ASCII)
+_ESCAPABLE = re.compile(r"[ -~]+", re.ASCII)
 _COMPONENT = re.compile(COMPONENT, re.ASCII)
 
 # Separators may stand for themselves between two characters of which neither is a separator, and the second one

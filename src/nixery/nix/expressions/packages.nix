@@ -63,15 +63,15 @@ let
   # The spelling of attributes in image names. `image/spelling.py` has the same rule, and explains it.
   metaPackages = [ "amd64" "arm64" "shell" ];
   component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
-  escape = "__(2[1-9a-f]|[3-6][0-9a-f]|7[0-9a-e])";
+  escape = "__([2-6][0-9a-f]|7[0-9a-e])";
   charactersOf = text: genList (i: substring i 1 text) (stringLength text);
-  # 0x21 to 0x7e
+  # 0x20 to 0x7e
   escapable = charactersOf (
-    "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
+    " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
   );
   digit = value: substring value 1 "0123456789abcdef";
   hexadecimal = code: digit (code / 16) + digit (code - code / 16 * 16);
-  codes = genList (i: { code = hexadecimal (33 + i); character = elemAt escapable i; }) (length escapable);
+  codes = genList (i: { code = hexadecimal (32 + i); character = elemAt escapable i; }) (length escapable);
   characterOf = listToAttrs (map (entry: { name = entry.code; value = entry.character; }) codes);
   escapeOf = listToAttrs (map (entry: { name = entry.character; value = "__${entry.code}"; }) codes);
   literal = listToAttrs (map (name: { inherit name; value = null; }) (charactersOf "0123456789abcdefghijklmnopqrstuvwxyz"));
