@@ -81,7 +81,8 @@ let
     part:
     concatStringsSep "" (map (piece: if isString piece then piece else characterOf.${head piece}) (split escape part));
   hasEscape = part: decoded part != part;
-  marked = attribute: "x" + concatStringsSep "" (map (character: escapeOf.${character}) (charactersOf attribute));
+  escapedCharacter = character: escapeOf.${character} or character;
+  marked = attribute: "x" + concatStringsSep "" (map escapedCharacter (charactersOf attribute));
   encoded =
     attribute:
     let
@@ -92,7 +93,7 @@ let
         i: isSeparator (elemAt characters i) && i > 0 && !isSeparator (elemAt characters (i - 1)) && isLiteral (i + 1);
       part = concatStringsSep "" (
         genList (
-          i: let character = elemAt characters i; in if isLiteral i || stands i then character else escapeOf.${character}
+          i: let character = elemAt characters i; in if isLiteral i || stands i then character else escapedCharacter character
         ) (length characters)
       );
     in
