@@ -92,7 +92,7 @@ class AttributeNames:
                 return None
             parts.append(part)
         component = ".".join(parts)
-        is_hidden = len(parts) != 1 and component in self._sets[()].names
+        is_hidden = len(parts) > 1 and component in self._sets[()].names
         return None if is_hidden or not parts or len(component) > LONGEST_NAME else component
 
 
@@ -236,7 +236,7 @@ def _encoded(attribute: str) -> str:
 
 
 def _marked(attribute: str) -> str:
-    return _MARKER + "".join(map(_ESCAPES.__getitem__, attribute))
+    return _MARKER + "".join(_ESCAPES.get(character, character) for character in attribute)
 
 
 def _escape(character: re.Match[str]) -> str:

@@ -147,6 +147,13 @@ def test_paths_without_a_spelling(path: tuple[str, ...]) -> None:
 def test_components_that_lead_nowhere(component: str) -> None:
     assert AttributeNames(_SETS).resolve(component) is None
     assert AttributeNames({}).resolve(component) is None
+    assert AttributeNames({}).spell(()) is None
+
+
+@pytest.mark.parametrize("component", ["\u00e9__2b", "x__2b\u00e9", "x__61\u00e9", "G__2b"])
+def test_a_text_that_is_no_component_selects_nothing(component: str) -> None:
+    names = ["\u00e9+", "+\u00e9", "a\u00e9", "G+", "g+"]
+    assert AttributeNames({(): names}).resolve(component) is None
 
 
 # Characters that could be confused, in names that are short enough to collide, and some of all kinds.
