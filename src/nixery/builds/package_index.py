@@ -558,8 +558,8 @@ class PackageIndex:
                     break
                 names = await _names_in(evaluation, sets)
                 await self._source.confirm(pin)
-                state.add(names)
-        state.complete()
+                await asyncio.to_thread(state.add, names)
+        await asyncio.to_thread(state.complete)
         await self._store(pin, state)
         self.progress = state.progress
         _log.info(
