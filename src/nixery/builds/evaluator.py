@@ -92,13 +92,19 @@ class Evaluator:
             await self._cache.keep(pin, request.platform, _names(request))
 
     async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
-        """Return those packages of a request that are in the cache.
+        """Return those packages of a request that are in the cache or the index.
 
         Raises:
             StorageError: the storage cannot be read.
         """
-        found = await asyncio.gather(*(self._find(request, pin, name) for name in _names(request)))
+        found = await asyncio.gather(*(self._known(request, pin, name) for name in _names(request)))
         return [item for items in found for item in items or () if isinstance(item, Package)]
+
+    async def _known(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
+        found = await self._find(request, pin, name)
+        if found is None and self._index is not None:
+            found = await self._index.find(pin, request.platform, name, realisable=False)
+        return found
 
     async def _find(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
         cached = await self._cache.find(pin, request.platform, name) if self._cache else None

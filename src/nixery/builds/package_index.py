@@ -38,6 +38,7 @@ from nixery.errors import (
     BuildError,
     EvaluationFailed,
     NixeryError,
+    PackageSetChanged,
     PackageSetError,
     Reason,
     SourceUnreachable,
@@ -97,7 +98,7 @@ HEADER = b"nixery package index 1\n"
 
 _log = structlog.get_logger("nixery.index")
 
-_Names = list[tuple[AttributePath, list[str]]]
+Names = list[tuple[AttributePath, list[str]]]
 
 
 class _Row(BaseModel):
@@ -139,7 +140,7 @@ class _Header(BaseModel):
     source: str
     revision: str
     created: int | None
-    rounds: list[_Names]
+    rounds: list[Names]
     is_complete: bool = False
 
 
@@ -192,6 +193,13 @@ class StateIndex:
         self._text = 0
         self._list()
 
+    @classmethod
+    def listed(cls, key: str, pin: Pin, names: Names) -> StateIndex:
+        """Make the index of a state of which only names are known."""
+        return cls(
+            key, _Header(source=pin.source, revision=pin.revision, created=pin.created, rounds=[names])
+        )
+
     @cached_property
     def rows(self) -> dict[AttributePath, _Row]:
         """What is known about attributes."""
@@ -213,7 +221,7 @@ class StateIndex:
         _ = self.search
         return self
 
-    def add(self, names: _Names) -> None:
+    def add(self, names: Names) -> None:
         """Add a round of names."""
         self.header.rounds.append(names)
         self._list()
@@ -338,13 +346,12 @@ class StateIndex:
 
 
 def decode_index(content: bytes, key: str = "") -> StateIndex:
-    """Decode the record of an index.
+    """Decode the record of an index; torn rows are read again from the parts.
 
     Raises:
         ValueError: it is torn, or has another schema.
     """
-    header, rows = _halves(content)
-    # A torn record has no rows; they are read again from the parts.
+    header, rows = _split(content)
     return StateIndex(key, header, lambda: decode(_decode_rows, rows) or ())
 
 
@@ -354,10 +361,19 @@ def decode_header(content: bytes) -> _Header:
     Raises:
         ValueError: see ``decode_index``.
     """
-    return _halves(content)[0]
+    return _split(content)[0]
 
 
-def _halves(content: bytes) -> tuple[_Header, bytes]:
+def validate_index(content: bytes) -> Sequence[object]:
+    """Check the record of an index, rows included; return the rows.
+
+    Raises:
+        ValueError: it is torn, or has another schema.
+    """
+    return _decode_rows(_split(content)[1])
+
+
+def _split(content: bytes) -> tuple[_Header, bytes]:
     if not content.startswith(HEADER):
         raise ValueError("not the record of an index")
     # The header's own line break may be the first of an empty line, if there are no names.
@@ -503,10 +519,17 @@ class PackageIndex:
         """
         return (await self._state(await self._pin(tag))).progress
 
-    async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[EvaluatedItem] | None:
+    async def find(
+        self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True
+    ) -> Sequence[EvaluatedItem] | None:
         """Return what an evaluation of a name would return; ``None`` if only an evaluation can tell.
 
-        Packages whose outputs are in the Nix store need no derivation; the others need one that exists.
+        Args:
+            pin: the state of the source.
+            platform: that packages are built for.
+            name: a component of an image name.
+            realisable: whether Nix has to be able to provide the packages: their derivations exist, or their
+                outputs do.
 
         Raises:
             StorageError: the storage cannot be read.
@@ -525,7 +548,12 @@ class PackageIndex:
         attribute = await self._read(state, path)
         if attribute is None or attribute.items is None:
             return None
-        return await asyncio.to_thread(_usable, attribute.items, name)
+        items = [
+            replace(item, requested_name=name)
+            for item in attribute.items
+            if not isinstance(item, UnavailablePackage)
+        ]
+        return await asyncio.to_thread(_realisable, items) if realisable else items
 
     def want(self, pin: Pin) -> None:
         """Have a state evaluated in the background."""
@@ -545,6 +573,8 @@ class PackageIndex:
             pin = self._waiting.pop()
             try:
                 await self.evaluate(pin)
+            except PackageSetChanged:
+                pass  # the pin that replaces it is wanted, too
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
@@ -638,8 +668,7 @@ class PackageIndex:
             # The search field sends a request for each key that a user types.
             self._failures.put(pin, error.without_frames(), size_of_error(error), self._failure_time_to_live)
             raise
-        header = _Header(source=pin.source, revision=pin.revision, created=pin.created, rounds=[names])
-        state = await asyncio.to_thread(StateIndex, self._key(pin), header)
+        state = await asyncio.to_thread(StateIndex.listed, self._key(pin), pin, names)
         return await self._store(pin, state)
 
     async def _store(self, pin: Pin, state: StateIndex) -> StateIndex:
@@ -734,7 +763,7 @@ class PackageIndex:
             await self._records.delete(PACKAGES, key)
 
 
-async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], room: int) -> _Names:
+async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], room: int) -> Names:
     """List the names in some sets.
 
     A set whose evaluation fails, or that has more names than there is room for, has none, unless it is the package
@@ -751,7 +780,7 @@ async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], 
                 if not path:
                     raise
                 found.append(None)
-    listed: _Names = []
+    listed: Names = []
     for path, names in zip(sets, found, strict=True):
         if names is None:
             continue
@@ -817,8 +846,8 @@ def _versions(content: bytes | None) -> tuple[_Header, Mapping[AttributePath, st
     return state.header, {path: row.version for path, row in state.rows.items() if row.version}
 
 
-def _usable(items: Sequence[EvaluatedItem], name: str) -> Sequence[EvaluatedItem] | None:
-    """Return items as the result of a request, if Nix can realise them without an evaluation."""
+def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:
+    """Return items if Nix can realise them without an evaluation."""
     found: list[EvaluatedItem] = []
     for item in items:
         match item:
@@ -827,12 +856,10 @@ def _usable(items: Sequence[EvaluatedItem], name: str) -> Sequence[EvaluatedItem
                     if not all(os.path.lexists(str(path)) for path in item.outputs.values()):
                         return None
                     item = replace(item, is_realised=True)  # noqa: PLW2901 -- the same package
-                found.append(replace(item, requested_name=name))
+                found.append(item)
             case Definition():
                 derivations = {installable.partition("!")[0] for installable in item.installables}
                 if not all(map(os.path.lexists, derivations)):
                     return None
-                found.append(replace(item, requested_name=name))
-            case UnavailablePackage():
-                return None
+                found.append(item)
     return found

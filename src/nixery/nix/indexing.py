@@ -16,7 +16,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -86,6 +86,7 @@ class IndexEvaluation:
         options: of the operator.
         timeout: seconds for a list of names.
         attribute_timeout: seconds for one attribute.
+        explaining: a context that improves the error of a package set that does not evaluate at all.
     """
 
     def __init__(
@@ -94,8 +95,10 @@ class IndexEvaluation:
         package_set: PackageSet,
         options: NixOptions,
         timeout: float,
+        explaining: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         attribute_timeout: float = _ATTRIBUTE_TIMEOUT,
     ) -> None:
+        self._explaining = explaining
         self._platform = platform
         self._package_set = package_set
         self._options = options
@@ -129,7 +132,8 @@ class IndexEvaluation:
         if completed.exit_code != 0:
             if completed.exit_code > 0 and _reports_machine_error(explanation(stderr)):
                 raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
-            raise EvaluationFailed((), without_paths(explanation(stderr)))
+            async with self._explaining():
+                raise EvaluationFailed((), without_paths(explanation(stderr)))
         try:
             found = _NAMES.validate_json(completed.stdout.decode(errors="replace"))
         except ValidationError as error:

@@ -296,7 +296,7 @@ class SourceSettings(_Group):
     channel: Annotated[str | None, Doc(default="*one source is required*")] = Field(
         None, alias="NIXERY_CHANNEL", pattern=_CHANNEL
     )
-    """Package source: nixpkgs, at a channel such as `nixos-24.05` or at a commit."""
+    """Package source: nixpkgs, at a channel such as `nixos-26.05` or at a commit."""
     flake: Annotated[
         Annotated[str, AfterValidator(values.flake_reference)] | None, Doc(default="*one source is required*")
     ] = Field(None, alias="NIXERY_FLAKE")
@@ -340,7 +340,7 @@ class SourceSettings(_Group):
     index_sets: Annotated[
         tuple[tuple[str, ...], ...],
         _text(values.attribute_paths),
-        Doc("attribute paths", "`images`, and the sets of packages of nixpkgs"),
+        Doc(default="`images`, and the sets of packages of nixpkgs"),
     ] = Field(values.attribute_paths(_SETS), alias="NIXERY_INDEX_SETS")
     """Sets whose packages are indexed, separated by commas, besides the package set itself and the sets
     that it marks with `recurseForDerivations`.

@@ -68,30 +68,37 @@ let
   # The spelling of attributes in image names. `image/spelling.py` has the same rule, and explains it.
   metaPackages = [ "amd64" "arm64" "shell" ];
   component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
-  escape = "__(2[1-9a-f]|[3-6][0-9a-f]|7[0-9a-e])";
+  escape = "__([2-6][0-9a-f]|7[0-9a-e])";
   charactersOf = text: genList (i: substring i 1 text) (stringLength text);
-  # 0x21 to 0x7e
-  escapable = charactersOf "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~";
-  hexadecimal = code: substring (code / 16) 1 "0123456789abcdef" + substring (code - code / 16 * 16) 1 "0123456789abcdef";
-  codes = genList (i: { code = hexadecimal (33 + i); character = elemAt escapable i; }) (length escapable);
+  # 0x20 to 0x7e
+  escapable = charactersOf (
+    " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
+  );
+  digit = value: substring value 1 "0123456789abcdef";
+  hexadecimal = code: digit (code / 16) + digit (code - code / 16 * 16);
+  codes = genList (i: { code = hexadecimal (32 + i); character = elemAt escapable i; }) (length escapable);
   characterOf = listToAttrs (map (entry: { name = entry.code; value = entry.character; }) codes);
   escapeOf = listToAttrs (map (entry: { name = entry.character; value = "__${entry.code}"; }) codes);
-  literal = listToAttrs (map (name: { inherit name; value = null; }) (charactersOf "abcdefghijklmnopqrstuvwxyz0123456789"));
+  literal = listToAttrs (map (name: { inherit name; value = null; }) (charactersOf "0123456789abcdefghijklmnopqrstuvwxyz"));
   isSeparator = character: character == "_" || character == "-";
 
   decoded =
-    part: concatStringsSep "" (map (piece: if isString piece then piece else characterOf.${head piece}) (split escape part));
+    part:
+    concatStringsSep "" (map (piece: if isString piece then piece else characterOf.${head piece}) (split escape part));
   hasEscape = part: decoded part != part;
-  marked = attribute: "x" + concatStringsSep "" (map (character: escapeOf.${character}) (charactersOf attribute));
+  escapedCharacter = character: escapeOf.${character} or character;
+  marked = attribute: "x" + concatStringsSep "" (map escapedCharacter (charactersOf attribute));
   encoded =
     attribute:
     let
       characters = charactersOf attribute;
       isLiteral = i: i < length characters && hasAttr (elemAt characters i) literal;
-      stands = i: isSeparator (elemAt characters i) && i > 0 && !isSeparator (elemAt characters (i - 1)) && isLiteral (i + 1);
+      # A separator between two characters, of which the first is no separator, and the second is not escaped.
+      stands =
+        i: isSeparator (elemAt characters i) && i > 0 && !isSeparator (elemAt characters (i - 1)) && isLiteral (i + 1);
       part = concatStringsSep "" (
         genList (
-          i: let character = elemAt characters i; in if isLiteral i || stands i then character else escapeOf.${character}
+          i: let character = elemAt characters i; in if isLiteral i || stands i then character else escapedCharacter character
         ) (length characters)
       );
     in
@@ -101,21 +108,30 @@ let
   # several attributes that fold to one name, `listToAttrs` takes the first.
   foldedNames = listToAttrs (map (attribute: { name = toLower attribute; value = attribute; }) (attrNames set));
   topNames = { attributes = set; isTop = true; ofFolded = folded: foldedNames.${folded} or null; };
-  # A client may lead into as many sets as its name has components. So there is no dictionary for each: comparing
-  # lengths first takes a tenth of the time.
-  nestedNames = attributes: {
-    inherit attributes;
-    isTop = false;
-    ofFolded =
-      folded:
-      let
-        size = stringLength folded;
-        found = filter (attribute: stringLength attribute == size && toLower attribute == folded) (attrNames attributes);
-      in
-      if found == [ ] then null else head found;
-  };
+  # A name of 255 characters may lead into 127 sets, so there is no dictionary for each: comparing lengths first takes
+  # a tenth of the time.
+  nestedNames =
+    attributes:
+    let
+      sorted = attrNames attributes;
+    in
+    {
+      inherit attributes;
+      isTop = false;
+      ofFolded =
+        folded:
+        let
+          size = stringLength folded;
+        in
+        firstOf null (filter (attribute: stringLength attribute == size && toLower attribute == folded) sorted);
+    };
 
-  firstOf = default: values: let found = filter (value: value != null) values; in if found == [ ] then default else head found;
+  firstOf =
+    default: values:
+    let
+      found = filter (value: value != null) values;
+    in
+    if found == [ ] then default else head found;
 
   # The attribute that is selected by a part without escapes, or null.
   direct =
@@ -152,10 +168,12 @@ let
     let
       folded = toLower attribute;
       short = if match "_[0-9].*" folded != null then substring 1 (stringLength folded) folded else folded;
+      # A dot leads into a set, except in a whole name of the package set.
+      hasDot = match ".*\\..*" short != null;
       canBePlain =
         stringLength short <= limits.attribute
         && match component short != null
-        && (if match ".*\\..*" short != null then names.isTop && short == attribute else !(names.isTop && elem short metaPackages));
+        && (if hasDot then names.isTop && short == attribute else !(names.isTop && elem short metaPackages));
       chosen = part: let found = direct names part; in if found == null then escaped names part else found;
       selects = part: stringLength part <= limits.attribute && hasEscape part && chosen part == attribute;
     in
