@@ -49,6 +49,12 @@ def test_the_package_with_a_program_comes_before_names_that_begin_with_the_text(
     assert found("PG_DUMP") == ["postgresql-client-17"]
 
 
+def test_a_package_comes_before_its_alias_with_the_same_program() -> None:
+    packages = [FoundPackage("pq", "pq", programs=("psql",), alias_of="libpq")]
+    search = PackageSearch([*packages, FoundPackage("libpq", "libpq", programs=("psql",))])
+    assert [package.name for package in search.search("psql", 2)] == ["libpq", "pq"]
+
+
 def test_a_name_comes_before_a_program() -> None:
     search = PackageSearch([FoundPackage("a", "a", programs=("tool",)), FoundPackage("tool", "tool")])
     assert [package.name for package in search.search("tool", 2)] == ["tool", "a"]
