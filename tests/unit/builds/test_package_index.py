@@ -8,6 +8,7 @@ import json
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def store_path(name: str) -> str:
     return f"/nix/store/{HASH}{len(name) % 10}-{name}"
 
 
-def entry(path: AttributePath, **about: Any) -> bytes:
+def entry(path: AttributePath, **about: Any) -> bytes:  # noqa: ANN401 -- fields of JSON
     """A line of ``packages.nix`` for a package."""
     name = about.pop("name", path[-1])
     outputs = about.pop("outputs", {"out": store_path(name)})
@@ -146,7 +147,7 @@ class Source:
         return failed
 
 
-def index(source: Source, records: RecordStore, **arguments: Any) -> PackageIndex:
+def index(source: Source, records: RecordStore, **arguments: Any) -> PackageIndex:  # noqa: ANN401 -- of the constructor
     pins = Pins(source, records, 3600)  # type: ignore[arg-type]
     options: dict[str, Any] = {"processes": 1, "failure_time_to_live": 30, "clock": lambda: source.now}
     return PackageIndex(pins, source, source, AMD64, records, "program", **{**options, **arguments})  # type: ignore[arg-type]
@@ -491,7 +492,7 @@ async def test_the_index_works_with_a_full_storage(
 async def test_a_part_larger_than_its_kind_is_searched_and_left_to_evaluations(
     records: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {**KINDS, PACKAGE_DETAILS: package_index_kind(100)}
+    small = {**KINDS, PACKAGE_DETAILS: replace(KINDS[PACKAGE_DETAILS], largest=100)}
     monkeypatch.setattr("nixery.storage.records.KINDS", small)
     one = index(Source(), records)
     await one.evaluate(pin())
@@ -500,10 +501,6 @@ async def test_a_part_larger_than_its_kind_is_searched_and_left_to_evaluations(
     assert package.version == "2.0"
     assert await keys(records, PACKAGE_DETAILS) == []
     assert await one.find(pin(), AMD64, "git") is None
-
-
-def package_index_kind(largest: int) -> Any:
-    return type(KINDS[PACKAGE_DETAILS])(largest, 10, 100.0)
 
 
 async def test_a_storage_that_cannot_be_read_fails_the_run(
