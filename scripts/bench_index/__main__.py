@@ -243,7 +243,7 @@ def _searches() -> dict[str, float]:
 
 def _packages(chance: random.Random) -> Iterator[FoundPackage]:
     names: set[str] = set()
-    prefixes, shares = zip(*_SETS, strict=True)
+    prefixes, shares = [prefix for prefix, _ in _SETS], [share for _, share in _SETS]
     while len(names) < _NAMES:
         parts = chance.choices(_SYLLABLES, k=chance.randint(1, 4))
         stem = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(1, 7)))
@@ -290,7 +290,7 @@ async def _evaluate(settings: Settings) -> dict[str, float]:
     resources = prepare(settings, serving=False)
     (request, *_) = requests_for(_IMAGE, resources.platforms)
     async with assemble(settings, resources) as components:
-        await components.images.get([request], "latest")  # realises its store paths
+        await components.images.get((request,), "latest")  # realises its store paths
         pin = (await components.pins.pin("latest")).pin
         await components.index.evaluate(pin)
 
