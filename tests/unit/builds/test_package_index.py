@@ -430,6 +430,18 @@ async def test_several_processes_share_the_parts_of_a_state(
         zstandard.compress(b'{"error": 5}\n{"error": ' + b"[" * 5000),
         zstandard.compress(b'{"error"\n{"error": "\\ud800"}'),
     ],
+    ids=[
+        "empty",
+        "no header",
+        "header alone",
+        "no length",
+        "wrong length",
+        "no lines",
+        "one line",
+        "no text",
+        "deep",
+        "no error",
+    ],
 )
 async def test_torn_records_are_made_again_or_say_nothing(
     records: RecordStore, kind: str, content: bytes
