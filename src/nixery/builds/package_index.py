@@ -734,7 +734,10 @@ def _row(attribute: Attribute) -> _Row:
         programs=tuple(program for program in programs if program),
         reason=attribute.reason,
         recurse=attribute.recurse,
-        identity="".join(attribute.outputs.values()) if attribute.kind == "package" else "",
+        # Packages of Debian that depend on each other are one derivation, but no other names of each other.
+        identity="\0".join((attribute.name, attribute.description, *attribute.outputs.values()))
+        if attribute.kind == "package" and attribute.outputs
+        else "",
         is_original=attribute.path[-1].lower() == attribute.name.lower(),
     )
 

@@ -220,7 +220,7 @@ function compose(section) {
     more.href = packagePage(found.name, tag.value || "latest");
     more.tabIndex = -1; // an option has no other contents for a screen reader
     more.setAttribute("aria-hidden", "true");
-    more.addEventListener("mousedown", (event) => event.stopPropagation());
+    more.addEventListener("mousedown", (event) => { event.preventDefault(); event.stopPropagation(); }); // keeps the list open
     item.append(title, about(found), more);
     item.addEventListener("mousedown", (event) => { event.preventDefault(); add(found.name); });
     return item;
