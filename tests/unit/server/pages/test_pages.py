@@ -134,9 +134,11 @@ async def test_the_page_of_a_package_has_its_versions_and_how_to_pull_it(site: S
         "/nix/store/0-git",
         '<code class="break">git:latest</code>',
         f'<a href="/packages/git?tag={"0" * 40}" title="{"0" * 40}">{"0" * 12}</a>',
-        "8,249 of 31,293 packages are described",
     ):
         assert word in page
+    _, page = await site.get("/packages/later")
+    assert "not evaluated yet" in page
+    assert "8,249 of 31,293 packages are described" in page
 
 
 async def test_the_page_of_an_unavailable_package_says_why(site: Site) -> None:

@@ -215,7 +215,7 @@ function compose(section) {
     item.setAttribute("role", "option");
     const title = element("b", found.name);
     title.append(element("span", found.version, "version"));
-    if (found.attribute !== found.name) title.append(element("span", found.attribute, "attribute"));
+    if (found.attribute.toLowerCase() !== found.name) title.append(element("span", found.attribute, "attribute"));
     const more = element("a", "details", "more");
     more.href = packagePage(found.name, tag.value || "latest");
     more.tabIndex = -1; // an option has no other contents for a screen reader
