@@ -310,6 +310,7 @@ def _nix_options(settings: Settings, *, sandbox: bool | None) -> NixOptions:
         fetching=settings.fetch_environment,
         building=settings.build_environment,
         memory=settings.evaluation_bytes,
+        configuration=settings.package_configuration,
     )
 
 

@@ -111,6 +111,9 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
             if temporary
             else None
         )
+        configuration = settings.package_configuration
+        if configuration is not None:
+            _try(problems, lambda: configuration.check(settings.build_environment))
         popularity = _try(problems, lambda: _popularity(settings, temporary))
         address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
         admin_address = _try(problems, lambda: _admin_address(settings)) if serving else None

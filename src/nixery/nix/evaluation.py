@@ -15,6 +15,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Literal
 
+import structlog
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nixery.closure import STORE_DIRECTORY, StorePath
@@ -30,9 +31,12 @@ from nixery.errors import (
 from nixery.image.definition import parse_definition
 from nixery.image.name import NearNames
 from nixery.image.platform import Platform
+from nixery.nix.build_log import LOG_TAIL
 from nixery.nix.error_message import (
+    NixMessage,
     collected_path,
     explanation,
+    relative,
     reports_full_disk,
     reports_machine_error,
     without_paths,
@@ -49,6 +53,8 @@ from nixery.nix.packages import (
     PackageSet,
 )
 from nixery.nix.processes import Completed, run_command
+from nixery.nix.refusals import Refusal
+from nixery.plain_text import shortened
 
 # Limit in bytes for Nix's answer to one evaluation. `packages.nix` bounds the answer for each package, so
 # this is some 10,000 of them. Parsing this much JSON holds the interpreter lock for about a tenth of a
@@ -65,6 +71,12 @@ MOST_PROCESSES = 16
 # Missing packages for which similar names are searched: in a large set, each search takes a while.
 _MOST_WITH_NEAR_NAMES = 5
 
+# Lines of stderr: a trace may have thousands, and the message is at its beginning or at its end.
+_FIRST_LINES = _LAST_LINES = 100
+
+# Characters of a message in the log.
+_LONGEST_LOGGED = 4000
+
 _NOT_ISOLATED = "too many packages of this request do not evaluate; this one was not evaluated separately"
 
 
@@ -74,10 +86,13 @@ class Flaw:
 
     Attributes:
         position: its place in nested lists; ``None`` for the config of a definition.
+        refusal: the meta-data of a package that the package set may refuse; its reason is a guess, since it may
+            fail for another one.
     """
 
     package: UnavailablePackage
     position: tuple[int, ...] | None = ()
+    refusal: Refusal | None = None
 
 
 Item = Package | Definition | Flaw
@@ -130,8 +145,8 @@ class Evaluation:
             await self.of((), ())
             return await self._find_culprits(packages, optional, found)
         # Clients must not learn the set's path on this machine.
-        lines = tuple(self._without_location(line) for line in found)
-        raise EvaluationFailed(lines, explanation(lines))
+        lines = tuple(relative(line, self._root) for line in found[-LOG_TAIL:])
+        raise EvaluationFailed(lines, self._said(found))
 
     async def index(self, *, details: bool) -> Mapping[str, Details]:
         """List the package set.
@@ -151,30 +166,63 @@ class Evaluation:
         if completed.exit_code != 0:
             if not details:
                 await self.of((), ())  # raises a more exact error
-            raise EvaluationFailed((), without_paths(explanation(stderr)))
+            raise EvaluationFailed((), self._said(stderr))
         try:
             return await asyncio.to_thread(_parse_index, completed.stdout)
         except ValidationError as error:
             raise NixUnusable("cannot parse Nix's list of a package set") from error
 
     async def explain(self, flaw: Flaw) -> UnavailablePackage:
-        """Add Nix's error message, if there is one, to the reason why a package is not available."""
+        """Explain why a package is not available: by its meta-data, and by Nix's error message if there is one."""
         package = flaw.package
-        if package.explanation or package.reason is Reason.MISSING or self._left <= 0:
+        if package.explanation or package.reason is Reason.MISSING:
             return package
+        if self._left <= 0:
+            return explanation_of_flaw(flaw)
         # tryEval reports that something was thrown, but not what. Without it, Nix prints the message.
         try:
-            _, stderr = await self._instantiate(request_argument(diagnose=flaw))
+            _, stderr = await self._instantiate(request_argument(diagnose=flaw), trace=True)
         except AnswerTooLarge:
-            return package
-        return UnavailablePackage(package.name, package.reason, explanation(stderr))
+            return explanation_of_flaw(flaw)
+        message = NixMessage.parse(stderr)
+        found = Refusal.parse(message)
+        _log.info(
+            "package does not evaluate",
+            package=package.name,
+            reason=str(found.reason if found else package.reason),
+            message=shortened(message.text, _LONGEST_LOGGED),
+            position=str(message.positions[0]) if message.positions else None,
+        )
+        if found is None:
+            return replace(package, explanation=message.relative_to(self._root))
+        return explanation_of_flaw(flaw, found)
+
+    async def arguments(self) -> frozenset[str]:
+        """Return the names of the arguments that the package set declares; a flake declares none.
+
+        Raises:
+            EvaluationFailed: the package set does not evaluate.
+            NixTimedOut: it timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        if isinstance(self._package_set, Flake):
+            return frozenset()
+        completed, stderr = await self._instantiate("", "arguments.nix")
+        if completed.exit_code != 0:
+            raise EvaluationFailed((), self._said(stderr))
+        try:
+            return _ARGUMENTS.validate_json(completed.stdout)
+        except ValidationError as error:
+            raise NixUnusable("cannot parse Nix's list of arguments") from error
 
     async def _evaluate(
         self, packages: Sequence[str], optional: Sequence[str]
     ) -> tuple[Item, ...] | list[str]:
         """Evaluate names; if the set makes that fail, return the end of stderr as a list."""
         try:
-            completed, stderr = await self._instantiate(request_argument(packages, optional))
+            # A client may request any name, and reading a trace takes a while: only for a single name.
+            single = len(packages) + len(optional) == 1
+            completed, stderr = await self._instantiate(request_argument(packages, optional), trace=single)
         except AnswerTooLarge as error:
             what = ", ".join((*packages, *optional)) or "the package set"
             raise AnswerTooLarge(f"what the package set says about {what}", error.limit) from None
@@ -199,7 +247,7 @@ class Evaluation:
         # the request finds the packages that cause them.
         names = [*packages, *optional]
         if len(names) == 1:
-            return (Flaw(UnavailablePackage(names[0], Reason.THROWS, explanation(stderr))),)
+            return (Flaw(UnavailablePackage(names[0], Reason.THROWS, self._said(stderr))),)
         middle = len(names) // 2
         items: list[Item] = []
         for half in (names[:middle], names[middle:]):
@@ -212,7 +260,12 @@ class Evaluation:
         return tuple(items)
 
     async def _instantiate(
-        self, argument: str, program: str = "packages.nix", limit: int = _LARGEST_ANSWER
+        self,
+        argument: str,
+        program: str = "packages.nix",
+        limit: int = _LARGEST_ANSWER,
+        *,
+        trace: bool = False,
     ) -> tuple[Completed, Sequence[str]]:
         self._left -= 1
         package_set = self._readable_package_set()
@@ -222,6 +275,7 @@ class Evaluation:
                 "nix-instantiate",
                 *_program(package_set, expressions / program),
                 *("--eval", "--strict", "--json"),
+                *(("--show-trace",) if trace else ()),
                 "--read-write-mode",  # or Nix writes no derivations, and there is nothing to realise
                 *_package_set_arguments(self._package_set),
                 *("--argstr", "system", self._platform.nix_system),
@@ -229,12 +283,22 @@ class Evaluation:
                 *self._expression_arguments(),
                 *self._options.for_evaluation(package_set, str(expressions)),
                 context=self._options.context(package_set, limit),
+                first=_FIRST_LINES,
+                last=_LAST_LINES,
             )
 
-    def _without_location(self, line: str) -> str:
-        if isinstance(self._package_set, NixFiles):
-            return line.replace(f"{self._package_set.path}/", "")
-        return line
+    def _said(self, stderr: Sequence[str]) -> str:
+        """Describe Nix's error to clients, who must not learn a path of this machine."""
+        return NixMessage.parse(stderr).relative_to(self._root)
+
+    @property
+    def _root(self) -> str | None:
+        match self._package_set:
+            case NixFiles(path):
+                # A set in one file may read its neighbours.
+                return str(path.parent if path.is_file() else path)
+            case Flake():
+                return None
 
     def _readable_package_set(self) -> PackageSet:
         # An expression from the command line may refer to files of its author.
@@ -298,11 +362,21 @@ class _NotAPackage(BaseModel):
     type: str
 
 
+class _Grounds(BaseModel):
+    fullName: str  # noqa: N815 -- the names of `packages.nix`
+    pname: str
+    licences: list[str]
+    vulnerabilities: list[str]
+    platforms: list[str]
+    configurable: bool
+
+
 class _Flawed(BaseModel):
     status: Literal["broken", "unfree", "insecure", "wrong platform", "throws"]
     name: str
     attribute: str
     position: list[int] | None
+    grounds: _Grounds | None = None
 
 
 class _TooLarge(BaseModel):
@@ -332,6 +406,7 @@ class _Answer(BaseModel):
 
 _ANSWER = TypeAdapter(_Answer)
 _INDEX = TypeAdapter(dict[str, Details])
+_ARGUMENTS = TypeAdapter(frozenset[str])
 
 _REASONS = {
     "broken": Reason.BROKEN,
@@ -342,6 +417,8 @@ _REASONS = {
 }
 
 _NIX_TYPES = {"lambda": "function", "set": "set of packages"}
+
+_log = structlog.get_logger("nixery.nix")
 
 _OUTPUT = re.compile(r"[0-9a-zA-Z+\-._?=]+", re.ASCII)
 # Store paths within longer texts.
@@ -405,7 +482,39 @@ def _interpret(item: _AnswerItem, near: tuple[str, ...]) -> Item:
             return Flaw(UnavailablePackage(name, Reason.TOO_LARGE, explanation))
         case _Flawed(name=name, position=place):
             reason = UnavailablePackage(name, _REASONS[item.status])
-            return Flaw(reason, None if place is None else tuple(place))
+            return Flaw(reason, None if place is None else tuple(place), _refusal(item))
+
+
+def _refusal(item: _Flawed) -> Refusal | None:
+    if item.grounds is None:
+        return None
+    found = item.grounds
+    return Refusal(
+        _REASONS[item.status],
+        found.fullName,
+        found.pname,
+        found.licences,
+        found.vulnerabilities,
+        found.platforms,
+        configurable=found.configurable,
+    )
+
+
+def explanation_of_flaw(flaw: Flaw, found: Refusal | None = None) -> UnavailablePackage:
+    """Explain why the package set refuses a package.
+
+    Args:
+        flaw: a name with its meta-data.
+        found: the refusal that nixpkgs reports; ``None`` if only the meta-data is known.
+    """
+    package, known = flaw.package, flaw.refusal
+    if found is not None and known is not None:
+        found = found.found_in(known)
+    refusal = found or known
+    if refusal is None or refusal.reason is Reason.THROWS:
+        return package
+    of = known.name if known is not None else refusal.name
+    return UnavailablePackage(package.name, refusal.reason, refusal.explanation(of))
 
 
 def _place(attribute: str, position: Sequence[int]) -> str:

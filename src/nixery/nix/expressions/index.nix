@@ -6,13 +6,20 @@
   packageSet ? null, # absolute path
   flake ? null, # or a locked reference
   system, # e.g. "x86_64-linux"
+  packageConfiguration ? null, # of the operator: nixpkgs' `config`, and `overlays`
   request, # JSON: { details : whether to evaluate each attribute }
 }:
 let
-  inherit (builtins) deepSeq fromJSON isAttrs isFunction isString mapAttrs stringLength tryEval;
+  inherit (builtins) deepSeq fromJSON functionArgs isAttrs isFunction isString mapAttrs stringLength tryEval;
 
   imported = import packageSet;
-  called = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+  # The arguments that the set declares; a functor may declare them as well. A set gets no others.
+  declared = if isFunction imported then functionArgs imported else imported.__functionArgs or { };
+  configuration =
+    (if packageConfiguration == null || !(declared ? config) then { } else { config = removeAttrs packageConfiguration [ "overlays" ]; })
+    // (if packageConfiguration ? overlays && declared ? overlays then { inherit (packageConfiguration) overlays; } else { });
+  called =
+    if isFunction imported || imported ? __functor then imported ({ inherit system; } // configuration) else imported;
   ofFlake = outputs: (outputs.legacyPackages.${system} or { }) // (outputs.packages.${system} or { });
   set = if flake == null then called else ofFlake (builtins.getFlake flake);
 
