@@ -246,7 +246,8 @@ def _configuration(configuration: PackageConfiguration, takes: frozenset[str]) -
 
     summary = configuration.check(build_environment(os.environ))
     found = f"{VARIABLE} sets {summary} (sha256:{configuration.identity[:12]})"
-    ignored = [name for name in ("config", "overlays") if name not in takes]
+    used = {"config": summary.keys, "overlays": summary.overlays}
+    ignored = [name for name, content in used.items() if content and name not in takes]
     advice = f"the package set declares no argument {' or '.join(ignored)}" if ignored else ""
     if ignored:
         advice += f"; {VARIABLE} has no effect there"

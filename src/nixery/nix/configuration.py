@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -73,6 +73,23 @@ _CHECKED: TypeAdapter[_NoSet | _NoOverlays | _Set] = TypeAdapter(
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """The content of a configuration, for the operator.
+
+    Attributes:
+        keys: of nixpkgs' ``config``.
+        overlays: their number.
+    """
+
+    keys: Sequence[str]
+    overlays: int
+
+    def __str__(self) -> str:
+        counted = [f"{self.overlays} overlay{'' if self.overlays == 1 else 's'}"] if self.overlays else []
+        return ", ".join([*self.keys, *counted]) or "nothing"
+
+
+@dataclass(frozen=True, slots=True)
 class PackageConfiguration:
     """A configuration of the package set.
 
@@ -115,8 +132,8 @@ class PackageConfiguration:
         """Identify the configuration without disclosing it: the SHA-256 of the expression."""
         return hashlib.sha256(self.expression.encode()).hexdigest()
 
-    def check(self, environment: Mapping[str, str]) -> str:
-        """Evaluate the configuration by itself; return its keys, and its number of overlays, for the operator.
+    def check(self, environment: Mapping[str, str]) -> Summary:
+        """Evaluate the configuration by itself.
 
         Blocks for some hundredths of a second.
 
@@ -164,8 +181,7 @@ class PackageConfiguration:
             case _NoOverlays():
                 raise _wrong("overlays is not a list of functions; write overlays = [ (final: prev: { … }) ]")
             case _Set(keys=keys, overlays=overlays):
-                counted = [f"{overlays} overlay{'' if overlays == 1 else 's'}"] if overlays else []
-                return ", ".join([*keys, *counted]) or "empty"
+                return Summary(keys, overlays)
 
 
 def _wrong(reason: str) -> SettingsError:

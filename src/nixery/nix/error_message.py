@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from nixery.nix.machine import is_out_of_space
@@ -72,6 +72,9 @@ class Position:
     column: int
     attribute: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
 
 @dataclass(frozen=True, slots=True)
 class NixMessage:
@@ -122,9 +125,8 @@ class NixMessage:
         parts = [relative(self.text, root)]
         position = next((found for found in self.positions if _within(found.file, root) is not None), None)
         if position is not None and parts[0]:
-            attribute = f"{position.attribute}, " if position.attribute else ""
-            file = _within(position.file, root)
-            parts.append(f", at {attribute}{file}:{position.line}:{position.column}")
+            within = replace(position, file=_within(position.file, root) or "")
+            parts.append(f", at {within}" + (f" ({position.attribute})" if position.attribute else ""))
         if self.suggestion:
             parts.append(f"; {relative(self.suggestion, root)}")
         length = _LONGEST - sum(map(len, parts[1:]))

@@ -513,7 +513,7 @@ def explanation_of_flaw(flaw: Flaw, found: Refusal | None = None) -> Unavailable
     refusal = found or known
     if refusal is None or refusal.reason is Reason.THROWS:
         return package
-    of = known.name if known is not None else refusal.name
+    of = (known.name if known is not None else "") or refusal.name
     return UnavailablePackage(package.name, refusal.reason, refusal.explanation(of))
 
 

@@ -22,13 +22,15 @@ _MOST, _LONGEST = 5, 120
 
 _NAME = re.compile(r"[0-9a-zA-Z+._?=-]{1,256}", re.ASCII)
 
-# The message of all versions so far, and of the newest ones.
+# The message of all versions so far, and of the newest ones, with quotes of both kinds.
 _MESSAGES = (
-    re.compile(r"Package ['‘](?P<name>[^'’]+)['’] in \S+ (?P<why>.+?), refusing to evaluate"),
-    re.compile(r"Refusing to evaluate package ['‘](?P<name>[^'’]+)['’] in \S+ because it (?P<why>.+)"),
+    re.compile(r"Package ['\u2018](?P<name>[^'\u2019]+)['\u2019] in \S+ (?P<why>.+?), refusing to evaluate"),
+    re.compile(
+        r"Refusing to evaluate package ['\u2018](?P<name>[^'\u2019]+)['\u2019] in \S+ because it (?P<why>.+)"
+    ),
 )
 _WHY = (
-    (re.compile(r"has an unfree license \([‘'](?P<given>[^’')]*)"), Reason.UNFREE),
+    (re.compile(r"has an unfree license \([\u2018'](?P<given>[^\u2019')]*)"), Reason.UNFREE),
     (re.compile(r"is marked as broken"), Reason.BROKEN),
     (re.compile(r"is marked as insecure"), Reason.INSECURE),
     (re.compile(r"is not (?:supported|available) on"), Reason.WRONG_PLATFORM),
@@ -75,7 +77,8 @@ class Refusal:
 
     def found_in(self, requested: Refusal) -> Refusal:
         """Complete the refusal in a message with the meta-data of the requested package, if it is that package."""
-        if self.name != requested.name:
+        # A refused package may refuse to tell its name; one with a refused dependency tells it.
+        if requested.name and self.name != requested.name:
             return replace(self, configurable=requested.configurable)
         return replace(
             self,

@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from nixery.errors import SettingsError
 from nixery.image.platform import Platform
+from nixery.nix.configuration import VARIABLE, PackageConfiguration
 from nixery.nix.environments import (
     build_environment,
     fetch_environment,
@@ -37,7 +38,6 @@ from nixery.nix.environments import (
     withheld_variables,
     without_secrets,
 )
-from nixery.nix.configuration import VARIABLE, PackageConfiguration
 from nixery.quantities import DiskMark, seconds, size
 from nixery.settings import values
 from nixery.sources.source import REACHABLE, CommitRule

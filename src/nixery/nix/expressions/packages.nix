@@ -153,7 +153,7 @@ let
       "unfree"
     else if safely isBool false (meta.insecure or false) || safely isList [ ] (meta.knownVulnerabilities or [ ]) != [ ] then
       "insecure"
-    else if !(elem system (safely isList [ system ] (meta.platforms or [ system ]))) then
+    else if !(elem system (safely (v: isList v && all isString v) [ system ] (meta.platforms or [ system ]))) then
       "wrong platform"
     else if elem system (safely isList [ ] (meta.badPlatforms or [ ])) then
       "wrong platform"
@@ -169,6 +169,9 @@ let
       all (l: if isAttrs l then l.free or true else true) licences
     );
   allows = key: safely isBool false (configuration.config.${key} or false);
+
+  # Older states of nixpkgs describe platforms by patterns of parsed names.
+  platformName = platform: if isAttrs platform then platform.kernel.name or platform.cpu.name or null else platform;
 
   # What an explanation of a flaw needs, with bounds; each text is optional.
   grounds =
@@ -189,7 +192,7 @@ let
       pname = bounded (safely isString "" (derivation.pname or (parseDrvName fullName).name));
       licences = texts (licence (meta.license or [ ]));
       vulnerabilities = texts (meta.knownVulnerabilities or [ ]);
-      platforms = texts (meta.platforms or [ ]);
+      platforms = texts (map platformName (safely isList [ ] (meta.platforms or [ ])));
       configurable = declared ? config;
     };
 
