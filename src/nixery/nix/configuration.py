@@ -167,7 +167,8 @@ class PackageConfiguration:
         if ended.returncode != 0:
             message = NixMessage.parse(ended.stderr.splitlines())
             said = message.text or f"Nix ended with status {ended.returncode}"
-            place = f" (line {message.line}, column {message.column})" if message.line else ""
+            at = message.positions[0] if message.positions else None
+            place = f" (line {at.line}, column {at.column})" if at else ""
             raise _wrong(f"it does not evaluate by itself, without other files: {said}{place}")
         try:
             found = _CHECKED.validate_json(ended.stdout)

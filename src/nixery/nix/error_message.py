@@ -51,7 +51,7 @@ _PATH = re.compile(
 # newer ones `«string»`.
 _POSITION = re.compile(r"at (?P<file>\S.*?):(?P<line>[0-9]+):(?P<column>[0-9]+):?", re.ASCII)
 
-_ATTRIBUTE = re.compile(r"… while evaluating (the attribute '[^']*')")
+_ATTRIBUTE = re.compile(r"… while evaluating the (attribute '[^']*')")
 _SUGGESTION = "Did you mean "
 
 # The tree of a flake, or of one of its inputs, in the Nix store.
@@ -64,7 +64,7 @@ class Position:
 
     Attributes:
         file: as Nix writes it: an absolute path, or a word for an expression without a file.
-        attribute: that Nix evaluated there, as ``the attribute 'x'``; empty if Nix names none.
+        attribute: that Nix evaluated there, as ``attribute 'x'``; empty if Nix names none.
     """
 
     file: str
@@ -126,7 +126,7 @@ class NixMessage:
         position = next((found for found in self.positions if _within(found.file, root) is not None), None)
         if position is not None and parts[0]:
             within = replace(position, file=_within(position.file, root) or "")
-            parts.append(f", at {within}" + (f" ({position.attribute})" if position.attribute else ""))
+            parts.append(f", at {within}" + (f", {position.attribute}" if position.attribute else ""))
         if self.suggestion:
             parts.append(f"; {relative(self.suggestion, root)}")
         length = _LONGEST - sum(map(len, parts[1:]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -67,6 +68,10 @@ _LARGEST_INDEX = 24 * 1024 * 1024
 # Processes that one client request may start. Usually it starts one; if an error cannot be caught, finding
 # one package among sixty takes fourteen.
 MOST_PROCESSES = 16
+
+# Signals that end a process because of its own work. An administrator, or the kernel without memory, sends
+# others.
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 # Missing packages for which similar names are searched: in a large set, each search takes a while.
 _MOST_WITH_NEAR_NAMES = 5
@@ -232,6 +237,9 @@ class Evaluation:
         gone = collected_path([explanation(stderr)])
         if gone is not None:
             raise PathsCollected(gone)
+        if -completed.exit_code in _CRASHES and (packages or optional):
+            # A package can make Nix crash, for example by a recursion in a library. The others go on without it.
+            return [f"error: Nix crashed ({signal.Signals(-completed.exit_code).name})"]
         if completed.exit_code < 0 or reports_machine_error(stderr):
             if reports_full_disk(explanation(stderr)):
                 raise NixStoreFull
