@@ -24,9 +24,11 @@ _NAME = re.compile(r"[0-9a-zA-Z+._?=-]{1,256}", re.ASCII)
 
 # The message of all versions so far, and of the newest ones, with quotes of both kinds.
 _MESSAGES = (
-    re.compile(r"Package ['\u2018](?P<name>[^'\u2019]+)['\u2019] in \S+ (?P<why>.+?), refusing to evaluate"),
     re.compile(
-        r"Refusing to evaluate package ['\u2018](?P<name>[^'\u2019]+)['\u2019] in \S+ because it (?P<why>.+)"
+        r"Package ['\u2018](?P<name>[^'\u2019]+)['\u2019] in \S.*? (?P<why>(?:has|is) .+?), refusing to evaluate"
+    ),
+    re.compile(
+        r"Refusing to evaluate package ['\u2018](?P<name>[^'\u2019]+)['\u2019] in \S.*? because it (?P<why>.+)"
     ),
 )
 _WHY = (
@@ -99,7 +101,7 @@ class Refusal:
             Reason.UNFREE: f"licence {_listed(self.licences)}"
             if self.licences
             else "its licence is not free",
-            Reason.BROKEN: "marked as broken",
+            Reason.BROKEN: "marked as broken" if of != self.name else "",
             Reason.INSECURE: _listed(self.vulnerabilities) or "marked as insecure",
             Reason.WRONG_PLATFORM: f"only for {_listed(self.platforms)}" if self.platforms else "",
         }[self.reason]
