@@ -112,8 +112,7 @@ class PackageConfiguration:
             text = _content(Path(text)).strip()
         elif not text:
             return None
-        if len(text.encode()) > _LARGEST:
-            raise ValueError(f"it has {len(text.encode()):,} bytes, and {_LARGEST:,} is the limit")
+        _require_size(text.encode(), "it")
         if "\0" in text:
             raise ValueError("it has a null byte")
         without_secrets((text,))
@@ -123,8 +122,7 @@ class PackageConfiguration:
         if document is None:
             return cls(text)
         expression = _configuration(document)
-        if len(expression.encode()) > _LARGEST:
-            raise ValueError(f"it has too many bytes as a Nix expression, of which {_LARGEST:,} is the limit")
+        _require_size(expression.encode(), "it, as a Nix expression,")
         return cls(expression)
 
     @property
@@ -189,10 +187,16 @@ def _wrong(reason: str) -> SettingsError:
     return SettingsError((f"{VARIABLE} is wrong: {reason}",))
 
 
+def _require_size(content: bytes, what: str) -> None:
+    if len(content) > _LARGEST:
+        raise ValueError(f"{what} has more than {_LARGEST:,} bytes, the limit")
+
+
 def _content(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
+        _require_size(content, str(path))
         return content.decode()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
