@@ -170,17 +170,18 @@ def test_commands_use_it(reasons: CommandLine) -> None:
 
 
 def test_check_shows_what_is_in_force(reasons: CommandLine, tmp_path: Path) -> None:
-    def configuration(**settings: str) -> dict[str, Any]:
-        findings = json.loads(reasons("check", "--json", **settings).stdout)
+    def configuration(package_set: Path) -> dict[str, Any]:
+        settings = {VARIABLE: overlay, "NIXERY_PKGS_PATH": str(package_set)}
+        findings = json.loads(reasons("check", "--json", status=0, **settings).stdout)
         (found,) = [finding for finding in findings if finding["what"] == "config"]
         return dict(found)
 
     overlay = "{ allowUnfree = true; overlays = [ (final: prev: { }) ]; }"
-    found = configuration(NIXERY_NIXPKGS_CONFIG=overlay)
+    found = configuration(SET)
     assert found["found"].startswith(f"{VARIABLE} sets allowUnfree, 1 overlay (sha256:")
     assert not found["advice"]
     (tmp_path / "default.nix").write_text(f"{{ system, config ? {{ }} }}@given: import {SET} given")
-    found = configuration(NIXERY_NIXPKGS_CONFIG=overlay, NIXERY_PKGS_PATH=str(tmp_path))
+    found = configuration(tmp_path)
     assert found["advice"] == f"the package set declares no argument overlays; {VARIABLE} has no effect there"
 
 
@@ -235,6 +236,26 @@ def test_an_error_has_no_path_of_the_server_and_one_line(start_server: StartServ
         assert "/etc/passwd" not in text
         assert "\n" not in response.error["message"]
         assert "\\u001b" not in response.body.decode()
+
+
+@pytest.mark.security
+def test_an_evaluation_that_times_out_shows_no_path(start_server: StartServer, tmp_path: Path) -> None:
+    place = tmp_path / "secret-place"
+    place.mkdir()
+    (place / "default.nix").write_text(
+        """
+        { system }:
+        let list = builtins.genList (n: n) 30000; in
+        { slow = builtins.trace "at ${toString ./.}/x" (builtins.foldl' (a: _: builtins.foldl' (b: _: b) a list) 0 list); }
+        """
+    )
+    client = start_server(NIXERY_PKGS_PATH=str(place), NIX_TIMEOUT="1").client
+    response = client.manifest("slow")
+    assert response.status == 504
+    (build,) = client.get("/api/v1/builds").json()["builds"]
+    seen = client.get(f"/api/v1/builds/{build['id']}").body + client.get(f"/builds/{build['id']}").body
+    assert b"at x" in seen
+    assert b"secret-place" not in response.body + seen
 
 
 def test_an_attribute_that_fails_takes_nothing_from_the_others(

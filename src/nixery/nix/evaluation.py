@@ -24,6 +24,7 @@ from nixery.errors import (
     AnswerTooLarge,
     EvaluationFailed,
     NixStoreFull,
+    NixTimedOut,
     NixUnusable,
     PathsCollected,
     Reason,
@@ -278,22 +279,27 @@ class Evaluation:
         self._left -= 1
         package_set = self._readable_package_set()
         with as_file(files("nixery.nix") / "expressions") as expressions:
-            return await run_command(
-                self._timeout,
-                "nix-instantiate",
-                *_program(package_set, expressions / program),
-                *("--eval", "--strict", "--json"),
-                *(("--show-trace",) if trace else ()),
-                "--read-write-mode",  # or Nix writes no derivations, and there is nothing to realise
-                *_package_set_arguments(self._package_set),
-                *("--argstr", "system", self._platform.nix_system),
-                *("--argstr", "request", argument),
-                *self._expression_arguments(),
-                *self._options.for_evaluation(package_set, str(expressions)),
-                context=self._options.context(package_set, limit),
-                first=_FIRST_LINES,
-                last=_LAST_LINES,
-            )
+            try:
+                return await run_command(
+                    self._timeout,
+                    "nix-instantiate",
+                    *_program(package_set, expressions / program),
+                    *("--eval", "--strict", "--json"),
+                    *(("--show-trace",) if trace else ()),
+                    "--read-write-mode",  # or Nix writes no derivations, and there is nothing to realise
+                    *_package_set_arguments(self._package_set),
+                    *("--argstr", "system", self._platform.nix_system),
+                    *("--argstr", "request", argument),
+                    *self._expression_arguments(),
+                    *self._options.for_evaluation(package_set, str(expressions)),
+                    context=self._options.context(package_set, limit),
+                    first=_FIRST_LINES,
+                    last=_LAST_LINES,
+                )
+            except NixTimedOut as error:
+                # A package may have written the path of its set (`builtins.trace`).
+                lines = tuple(relative(line, self._root) for line in error.log_tail)
+                raise NixTimedOut(error.derivation, error.seconds, lines) from None
 
     def _said(self, stderr: Sequence[str]) -> str:
         """Describe Nix's error to clients, who must not learn a path of this machine."""
