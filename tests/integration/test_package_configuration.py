@@ -149,6 +149,7 @@ def test_a_restricted_evaluation_takes_it_as_well(start_server: StartServer, tmp
         ("{ allowUnfree = tru; }", "undefined variable 'tru' (line 1, column 17)"),
         ("{ allowUnfree = ", "syntax error, unexpected end of file"),
         ("[ ]", "it is a list; expected an attribute set"),
+        ("{ pkgs, ... }: { }", "it is a function; expected an attribute set"),
         ("{ overlays = 1; }", "overlays is not a list of functions"),
         ("{ overlays = [ { } ]; }", "overlays is not a list of functions"),
         ('{ x = throw "no"; }', "without other files: no"),

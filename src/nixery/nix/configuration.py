@@ -174,6 +174,7 @@ class PackageConfiguration:
             raise _wrong("cannot parse Nix's answer") from error
         match found:
             case _NoSet(type=kind):
+                kind = "function" if kind == "lambda" else kind
                 raise _wrong(
                     f"it is a {kind}; expected an attribute set, for example {{ allowUnfree = true; }}"
                 )
