@@ -184,6 +184,8 @@ def test_check_shows_what_is_in_force(reasons: CommandLine, tmp_path: Path) -> N
     (tmp_path / "default.nix").write_text(f"{{ system, config ? {{ }} }}@given: import {SET} given")
     found = configuration(tmp_path)
     assert found["advice"] == f"the package set declares no argument overlays; {VARIABLE} has no effect there"
+    wrong = reasons("check", status=1, NIXERY_NIXPKGS_CONFIG="{ allowUnfree = tru; }").stdout
+    assert f"WRONG config   {VARIABLE} is wrong: " in wrong
 
 
 # ---- errors in the words of Nix

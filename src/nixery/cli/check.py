@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from nixery.builds.packages import PackageIndex
     from nixery.cli.output import Activity
-    from nixery.nix.configuration import PackageConfiguration
+    from nixery.nix.configuration import PackageConfiguration, Summary
     from nixery.settings import Settings
 
 _WRONG = 1
@@ -36,6 +36,7 @@ _OLDEST_NIX = (2, 8)
 # Bytes of free space below which the check fails: many images take more.
 _LOW_SPACE = 1 << 30
 
+_CONFIGURATION = "docs/how-to/choose-a-package-source.md has examples"
 _SAFER = "docs/explanation/deployments.md describes safer deployments"
 
 
@@ -120,7 +121,13 @@ def _findings(shown: Activity) -> Iterator[Finding]:
     yield storage
     if nix.right and storage.right:
         shown.begin("evaluating the package source")
-        yield from _source(settings.package_configuration)
+        configuration = settings.package_configuration
+        try:
+            summary = configuration.check(settings.build_environment) if configuration else None
+        except SettingsError as error:
+            yield Finding("config", False, str(error), _CONFIGURATION)
+        else:
+            yield from _source(configuration, summary)
 
 
 def _nix(environment: Mapping[str, str]) -> Finding:
@@ -204,7 +211,7 @@ def _storage(settings: Settings) -> Finding:
         )
 
 
-def _source(configuration: PackageConfiguration | None) -> list[Finding]:
+def _source(configuration: PackageConfiguration | None, summary: Summary | None) -> list[Finding]:
     """Check the package source, and whether its package set takes the operator's configuration."""
     from nixery.cli.session import open_session, run
     from nixery.image.name import requests_for
@@ -220,9 +227,9 @@ def _source(configuration: PackageConfiguration | None) -> list[Finding]:
                 pinned = await components.pins.pin("latest")
                 warning = pinned.warning
                 found.append(f"{redacted(pinned.pin.source)} is pinned to {pinned.pin.revision}")
-                if configuration is not None:
+                if configuration is not None and summary is not None:
                     takes = await components.evaluator.arguments(resources.platforms[0], pinned.pin)
-                    configured.append(_configuration(configuration, takes))
+                    configured.append(_configuration(configuration, summary, takes))
                 (request,) = requests_for("shell", resources.platforms[:1])
                 await components.evaluator.contents(request, pinned.pin)
             except PackagesUnavailable as error:
@@ -240,11 +247,9 @@ def _source(configuration: PackageConfiguration | None) -> list[Finding]:
     return [run(command, quiet=True), *configured]
 
 
-def _configuration(configuration: PackageConfiguration, takes: frozenset[str]) -> Finding:
+def _configuration(configuration: PackageConfiguration, summary: Summary, takes: frozenset[str]) -> Finding:
     from nixery.nix.configuration import VARIABLE
-    from nixery.nix.environments import build_environment
 
-    summary = configuration.check(build_environment(os.environ))
     found = f"{VARIABLE} sets {summary} (sha256:{configuration.identity[:12]})"
     used = {"config": summary.keys, "overlays": summary.overlays}
     ignored = [name for name, content in used.items() if content and name not in takes]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from nixery.errors import SettingsError
+from nixery.errors import NixUnusable, SettingsError
 from nixery.nix.environments import without_secrets
 from nixery.nix.error_message import NixMessage
 
@@ -140,6 +140,7 @@ class PackageConfiguration:
 
         Raises:
             SettingsError: it does not evaluate, or is not an attribute set.
+            NixUnusable: Nix cannot be run.
         """
         command = (
             *("nix-instantiate", "--eval", "--strict", "--json"),
@@ -159,7 +160,7 @@ class PackageConfiguration:
                 errors="replace",
             )
         except OSError as error:
-            raise _wrong(f"Nix cannot check it: cannot run nix-instantiate: {error.strerror}") from error
+            raise NixUnusable(f"cannot run nix-instantiate: {error.strerror}") from error
         except subprocess.TimeoutExpired:
             raise _wrong(f"its evaluation takes longer than {_TIMEOUT} seconds") from None
         if ended.returncode != 0:
@@ -171,7 +172,7 @@ class PackageConfiguration:
         try:
             found = _CHECKED.validate_json(ended.stdout)
         except ValidationError as error:
-            raise _wrong("cannot parse Nix's answer") from error
+            raise NixUnusable(f"cannot parse Nix's answer to a check of {VARIABLE}") from error
         match found:
             case _NoSet(type=kind):
                 kind = "function" if kind == "lambda" else kind

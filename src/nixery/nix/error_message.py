@@ -12,8 +12,9 @@ from typing import Self
 from nixery.nix.machine import is_out_of_space
 from nixery.plain_text import plain_text, shortened
 
-# Characters of an explanation; most clients show it on one line.
+# Characters of an explanation; most clients show it on one line. And of the text that it is made from.
 _LONGEST = 2000
+_LONGEST_TEXT = 8 * _LONGEST
 
 # In versions of Nix before 2.20, a pure evaluation reads any file of this machine by its hash. So errors must
 # not reveal one.
@@ -109,7 +110,7 @@ class NixMessage:
         details = rest[: next((i for i, line in enumerate(rest) if _ends_message(line)), len(rest))]
         suggestion = next((line for line in rest if line.startswith(_SUGGESTION)), "")
         return cls(
-            " ".join(text),
+            shortened(" ".join(text), _LONGEST_TEXT),
             tuple(filter(None, details)),
             # A newer version prints the outermost first.
             (*_positions(rest), *reversed(_positions(lines[: starts[-1]]))),
@@ -134,7 +135,7 @@ class NixMessage:
 
 
 def _ends_message(line: str) -> bool:
-    return line.startswith(("… ", "(use '--show-trace'", "(stack trace truncated")) or (
+    return line.startswith(("… ", "at «none»", "(use '--show-trace'", "(stack trace truncated")) or (
         _POSITION.fullmatch(line) is not None
     )
 

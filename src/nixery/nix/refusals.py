@@ -20,6 +20,10 @@ from nixery.plain_text import plain_text, shortened
 # Of each list, and characters of each item, that an explanation shows.
 _MOST, _LONGEST = 5, 120
 
+# Characters of a message that are read: an author's text may be as long as a log, and the expressions below
+# take quadratic time for some.
+_LONGEST_MESSAGE = 2000
+
 _NAME = re.compile(r"[0-9a-zA-Z+._?=-]{1,256}", re.ASCII)
 
 # The message of all versions so far, and of the newest ones, with quotes of both kinds.
@@ -65,7 +69,8 @@ class Refusal:
     @classmethod
     def parse(cls, message: NixMessage) -> Self | None:
         """Read nixpkgs' message; ``None`` for any other."""
-        match = next((found for form in _MESSAGES if (found := form.match(message.text))), None)
+        text = message.text[:_LONGEST_MESSAGE]
+        match = next((found for form in _MESSAGES if (found := form.match(text))), None)
         if match is None:
             return None
         kinds = ((form.match(match["why"]), reason) for form, reason in _WHY)

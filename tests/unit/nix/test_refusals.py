@@ -49,6 +49,11 @@ def test_other_messages_are_no_refusal(message: str) -> None:
     assert Refusal.parse(NixMessage.parse([f"error: {message}"])) is None
 
 
+def test_a_message_of_megabytes_is_read_in_part() -> None:
+    line = "error: Package \u2018x\u2019 in y" + " is z" * 500_000
+    assert Refusal.parse(NixMessage.parse([line])) is None
+
+
 def test_known_issues_are_listed_within_bounds() -> None:
     issues = [f"        - CVE-{number} \x1b[31m{'x' * 500}" for number in range(8)]
     found = parsed(OLD.format("is marked as insecure"), "", "", "Known issues:", *issues, "", "a) advice")
