@@ -257,8 +257,8 @@ def test_an_evaluation_that_times_out_shows_no_path(start_server: StartServer, t
     assert response.status == 504
     (build,) = client.get("/api/v1/builds").json()["builds"]
     seen = response.body
-    for place in ("/api/v1/builds", "/builds"):
-        seen += client.get(f"{place}/{build['id']}").body
+    for path in ("/api/v1/builds", "/builds"):
+        seen += client.get(f"{path}/{build['id']}").body
     assert b"trace: at x" in seen
     assert b"secret-place" not in seen
 
