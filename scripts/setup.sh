@@ -3,7 +3,8 @@
 #
 #   1. programs: installed from Debian as root; other users get the command
 #   2. Nix:      the user's own configuration, or a private one in var/nix for root without a daemon, with build users
-#                (made if there are none) and the sandbox where the machine allows it
+#                (made if there are none) and the sandbox where the machine allows it; next to it, in
+#                var/nix/public-cache, the same with the public binary cache of nixpkgs, for scripts/serve.sh
 #   3. .venv:    the pinned Python requirements and this project, editable
 #   4. the package set's lock, for each SYSTEM (default: x86_64-linux and this machine's)
 #
@@ -119,11 +120,24 @@ ensure_build_users() {
     has_build_users
 }
 
+# nix_configuration GROUP SANDBOX [public-cache]: print it.
 nix_configuration() {
-    cat <<END
+    if [ "${3:-}" = public-cache ]; then
+        cat <<'END'
+# Written by scripts/setup.sh: takes what it can from the public binary cache of nixpkgs.
+substituters = https://cache.nixos.org
+trusted-public-keys = cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=
+# Seconds. Without it, a machine without a network waits for five minutes before it builds from source.
+connect-timeout = 10
+END
+    else
+        cat <<'END'
 # Written by scripts/setup.sh: builds from source, without a binary cache.
-build-users-group = $1
 substituters =
+END
+    fi
+    cat <<END
+build-users-group = $1
 experimental-features = nix-command flakes
 max-jobs = auto
 sandbox = $2
@@ -160,6 +174,8 @@ private_configuration() {
         [ -n "$users" ] || [ -z "$group" ] || continue
         if builds "$group" "$sandbox"; then
             nix_configuration "$group" "$sandbox" | write_if_changed var/nix/nix.conf
+            mkdir -p var/nix/public-cache
+            nix_configuration "$group" "$sandbox" public-cache | write_if_changed var/nix/public-cache/nix.conf
             return
         fi
         say "Nix cannot build here with sandbox = $sandbox and build-users-group = $group: $(tail -n 1 var/log/nix-trial.log)"
@@ -215,6 +231,9 @@ ensure_lock() {
     quietly lock.log /usr/bin/python3 packagesets/debian/lock.py "${arguments[@]}" ||
         fail 'the package set could not be locked'
 }
+
+# Tests source this file for its functions.
+[ "${BASH_SOURCE[0]}" = "$0" ] || return 0
 
 systems=("$@")
 mkdir -p var/log var/nix

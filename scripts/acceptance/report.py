@@ -14,6 +14,7 @@ from typing import Any
 TESTS = {
     "test_pull_by_tag": "pull by tag",
     "test_run": "run",
+    "test_escaped_name": "escaped name",
     "test_pull_by_digest": "pull by digest",
     "test_many_layers": "many layers",
     "test_index": "index",

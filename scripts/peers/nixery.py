@@ -10,6 +10,9 @@ from scripts.peers.process import HOST, Peer, free_port, running
 
 _NIXERY = ".venv/bin/nixery"
 
+# Sources of the operator's environment, which would contradict the package set that is to be served.
+_OTHER_SOURCES = ("NIXERY_CHANNEL", "NIXERY_PKGS_REPO", "NIXERY_FLAKE")
+
 
 @contextmanager
 def nixery(directory: Path, package_set: str, settings: Mapping[str, str] | None = None) -> Iterator[Peer]:
@@ -29,5 +32,6 @@ def nixery(directory: Path, package_set: str, settings: Mapping[str, str] | None
         "NIX_TIMEOUT": "150",
         **(settings or {}),
     }
-    with running("nixery", (_NIXERY, "serve"), port, directory / "nixery.log", environment) as peer:
+    command = ("env", *(f"--unset={source}" for source in _OTHER_SOURCES), _NIXERY, "serve")
+    with running("nixery", command, port, directory / "nixery.log", environment) as peer:
         yield peer

@@ -27,7 +27,7 @@ from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
 from nixery.builds.slots import Share, Slots
-from nixery.errors import StorageError, TagUnknown, TooBusy
+from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
 from nixery.gc.scrubber import Scrubber
 from nixery.gc.watermark import WatermarkMonitor, Watermarks
@@ -251,7 +251,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         await asyncio.gather(layers.close(), images.close(), index.close())
         await history.close()
 
-    ahead = asyncio.create_task(_read_ahead(source))
+    ahead = asyncio.create_task(_read_ahead(source, nix))
     # Commands end before any background work is due.
     background = []
     if resources.address is not None:
@@ -326,6 +326,7 @@ def _nix_options(settings: Settings, metrics: Metrics, *, sandbox: bool | None) 
         memory=settings.evaluation_bytes,
         on_start=metrics.nix_started,
         on_index_start=metrics.nix_index_started,
+        configuration=settings.package_configuration,
     )
 
 
@@ -367,10 +368,13 @@ def _traces(settings: Settings) -> Traces | None:
     return Traces()
 
 
-async def _read_ahead(source: PackageSource) -> None:
+async def _read_ahead(source: PackageSource, nix: Nix) -> None:
     # Other sources would contact another server about tags that clients may never request.
     if isinstance(source, DirectorySource):
         await source.look_ahead()
+        with suppress(NixeryError):  # the first request reports it
+            async with source.open(await source.resolve(source.reference("latest"))) as package_set:
+                await nix.check_version(package_set)
 
 
 def _background(

@@ -30,6 +30,16 @@ def test_run(client: Client, registry: str) -> None:
     assert client.run(reference, "hello") == "Hello, world!"
 
 
+def test_escaped_name(client: Client, server: Server, registry: str, notes: Notes) -> None:
+    """Clients accept the spellings of names with `@`, `/`, `+` and capitals."""
+    name = "x__40hello__2fc__2b__2b/nested.hello__2b__2b/libstdc__2b__2b6"
+    reference = f"{registry}/{name}:latest"
+    client.pull(reference).expect_success()
+    assert client.digest(reference) == server.client.digest(name)
+    assert client.run(reference, "hello") == "Hello, world!"
+    notes.note("`@Hello/c++`")
+
+
 @pytest.mark.usefixtures("notes")
 def test_pull_by_digest(client: Client, server: Server, registry: str) -> None:
     digest = server.client.digest("tree")

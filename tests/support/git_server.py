@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,12 +151,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def git_server(directory: Path) -> Iterator[GitServer]:
-    """Serve the repositories and the files of a directory on a free port of the loopback interface."""
+def git_server(directory: Path, tls: ssl.SSLContext | None = None) -> Iterator[GitServer]:
+    """Serve the repositories and the files of a directory on a free port of the loopback interface.
+
+    Args:
+        directory: with the repositories.
+        tls: serve HTTPS.
+    """
 
     class Handler(_Handler):
         served = GitServer()
 
     Handler.directory = directory
-    with serving(Handler) as Handler.served.port:
+    with serving(Handler, tls=tls) as Handler.served.port:
         yield Handler.served

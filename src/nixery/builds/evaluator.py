@@ -10,6 +10,7 @@ from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.package_index import PackageIndex
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.name import ImageRequest
+from nixery.image.platform import Platform
 from nixery.nix.packages import Contents, Definition, EvaluatedItem, Package
 from nixery.nix.realisation import Nix
 from nixery.sources.source import PackageSource, Pin
@@ -33,7 +34,11 @@ class Evaluator:
     """
 
     def __init__(
-        self, source: PackageSource, nix: Nix, cache: EvaluationCache | None, index: PackageIndex | None = None
+        self,
+        source: PackageSource,
+        nix: Nix,
+        cache: EvaluationCache | None,
+        index: PackageIndex | None = None,
     ) -> None:
         self.source = source
         self._nix = nix
@@ -60,7 +65,9 @@ class Evaluator:
         found = dict(zip(names, cached, strict=True))
         if self._index is not None and indexed:
             unknown = [name for name in names if found[name] is None]
-            listed = await asyncio.gather(*(self._index.find(pin, request.platform, name) for name in unknown))
+            listed = await asyncio.gather(
+                *(self._index.find(pin, request.platform, name) for name in unknown)
+            )
             found.update(
                 (name, _expected(request, name, items)) for name, items in zip(unknown, listed, strict=True)
             )
@@ -76,6 +83,16 @@ class Evaluator:
             found.update((name, evaluated.get(name, ())) for name in unknown)
         return _contents(request, [item for items in found.values() for item in items or ()])
 
+    async def arguments(self, platform: Platform, pin: Pin) -> frozenset[str]:
+        """Return the names of the arguments that the package set declares.
+
+        Raises:
+            PackageSetChanged: that state of the package set no longer exists.
+            BuildError: Nix cannot evaluate.
+        """
+        async with self.source.open(pin) as package_set:
+            return await self._nix.arguments(platform, package_set)
+
     async def keep(self, request: ImageRequest, pin: Pin) -> None:
         """Store the results of a built image, so that they survive a restart.
 
@@ -86,13 +103,19 @@ class Evaluator:
             await self._cache.keep(pin, request.platform, _names(request))
 
     async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
-        """Return those packages of a request that are in the cache.
+        """Return those packages of a request that are in the cache or the index.
 
         Raises:
             StorageError: the storage cannot be read.
         """
-        found = await asyncio.gather(*(self._find(request, pin, name) for name in _names(request)))
+        found = await asyncio.gather(*(self._known(request, pin, name) for name in _names(request)))
         return [item for items in found for item in items or () if isinstance(item, Package)]
+
+    async def _known(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
+        found = await self._find(request, pin, name)
+        if found is None and self._index is not None:
+            found = await self._index.find(pin, request.platform, name, realisable=False)
+        return found
 
     async def _find(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
         cached = await self._cache.find(pin, request.platform, name) if self._cache else None

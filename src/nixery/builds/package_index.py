@@ -37,6 +37,7 @@ from nixery.errors import (
     BuildError,
     EvaluationFailed,
     NixeryError,
+    PackageSetChanged,
     Reason,
     StorageError,
     TooBusy,
@@ -59,8 +60,8 @@ PART = 1000
 # Attributes of an index, and names on the way to one. nixpkgs has 100,000, most of them in five sets.
 _MOST_ATTRIBUTES, _DEEPEST = 300_000, 4
 
-# Attributes of a part that end the evaluation; each costs a process.
-_MOST_FAILURES = 200
+# Attributes of a state that end the evaluation; each costs a process. In nixpkgs, a few hundred of 100,000 do.
+_MOST_FAILURES = 10_000
 
 # Lists of names, concurrent and queued: each evaluates the top of a package set.
 _AT_ONCE, _QUEUE = 1, 4
@@ -91,7 +92,7 @@ HEADER = b"nixery package index 1\n"
 
 _log = structlog.get_logger("nixery.index")
 
-_Names = list[tuple[AttributePath, list[str]]]
+Names = list[tuple[AttributePath, list[str]]]
 
 
 class _Row(BaseModel):
@@ -127,7 +128,7 @@ class _Header(BaseModel):
     source: str
     revision: str
     created: int | None
-    rounds: list[_Names]
+    rounds: list[Names]
     is_complete: bool = False
 
 
@@ -181,21 +182,45 @@ class _StateVersions:
 class StateIndex:
     """The index of one state of the source, as far as it is made.
 
+    Requests need the names alone, so rows and the search are made when they are first used: call ``prepare`` in
+    a thread before.
+
     Args:
         key: of its record.
         header: its names.
-        rows: what is known about attributes.
+        rows: returns what is known about attributes.
     """
 
-    def __init__(self, key: str, header: _Header, rows: Iterable[_Row] = ()) -> None:
+    def __init__(self, key: str, header: _Header, rows: Callable[[], Iterable[_Row]] = tuple) -> None:
         self.key = key
         self.header = header
-        self.rows = {row.path: row for row in rows}
+        self._read_rows = rows
         self._progress: Progress | None = None
         self._list()
-        self.search = PackageSearch(self._found())
 
-    def add(self, names: _Names) -> None:
+    @classmethod
+    def listed(cls, key: str, pin: Pin, names: Names) -> StateIndex:
+        """Make the index of a state of which only names are known."""
+        return cls(
+            key, _Header(source=pin.source, revision=pin.revision, created=pin.created, rounds=[names])
+        )
+
+    @cached_property
+    def rows(self) -> dict[AttributePath, _Row]:
+        """What is known about attributes."""
+        return {row.path: row for row in self._read_rows()}
+
+    @cached_property
+    def search(self) -> PackageSearch:
+        """Searches the rows as they were at its first use."""
+        return PackageSearch(self._found())
+
+    def prepare(self) -> StateIndex:
+        """Make rows and search; return this index."""
+        _ = self.search
+        return self
+
+    def add(self, names: Names) -> None:
         """Add a round of names."""
         self.header.rounds.append(names)
         self._list()
@@ -247,7 +272,9 @@ class StateIndex:
             if row.identity:
                 same.setdefault(row.identity, []).append(row)
         for rows in same.values():
-            original = min(rows, key=lambda row: (not row.is_original, len(row.path), len(row.path[-1]), row.path))
+            original = min(
+                rows, key=lambda row: (not row.is_original, len(row.path), len("".join(row.path)), row.path)
+            )
             for row in rows:
                 row.alias_of = original.path if row is not original else ()
         self.header.is_complete = True
@@ -266,7 +293,12 @@ class StateIndex:
         self._starts: list[int] = []
         self.parts: list[tuple[str, Sequence[AttributePath]]] = []
         for round_ in self.header.rounds:
-            paths = [path for set_, names in round_ for name in names if (path := (*set_, name)) not in self._number]
+            paths = [
+                path
+                for set_, names in round_
+                for name in names
+                if (path := (*set_, name)) not in self._number
+            ]
             first = len(self._number)
             self._number.update((path, first + number) for number, path in enumerate(paths))
             for start in range(0, len(paths), PART):
@@ -290,20 +322,36 @@ class StateIndex:
             else:
                 alias_of = self._names.spell(row.alias_of) if row.alias_of else None
                 yield FoundPackage(
-                    name, ".".join(path), row.version, row.description, row.programs, row.reason, alias_of or ""
+                    name,
+                    ".".join(path),
+                    row.version,
+                    row.description,
+                    row.programs,
+                    row.reason,
+                    alias_of or "",
                 )
 
 
 def decode_index(content: bytes, key: str = "") -> StateIndex:
-    """Decode the record of an index.
+    """Decode the record of an index; torn rows are read again from the parts.
 
     Raises:
         ValueError: it is torn, or has another schema.
     """
-    return StateIndex(key, *_decode_rows(content))
+    header, rows = _split(content)
+    return StateIndex(key, header, lambda: decode(_decode_rows, rows) or ())
 
 
-def _decode_rows(content: bytes) -> tuple[_Header, list[_Row]]:
+def validate_index(content: bytes) -> Sequence[object]:
+    """Check the record of an index, rows included; return the rows.
+
+    Raises:
+        ValueError: it is torn, or has another schema.
+    """
+    return _decode_rows(_split(content)[1])
+
+
+def _split(content: bytes) -> tuple[_Header, bytes]:
     if not content.startswith(HEADER):
         raise ValueError("not the record of an index")
     start = content.index(b"\n\n") + 2
@@ -312,7 +360,11 @@ def _decode_rows(content: bytes) -> tuple[_Header, list[_Row]]:
     header = _Header.model_validate_json(_decompressed(content[first:second], _LARGEST_ROWS))
     if not header.rounds:
         raise ValueError("the record of an index has no names")
-    return header, _ROWS.validate_json(_decompressed(content[second:], _LARGEST_ROWS))
+    return header, content[second:]
+
+
+def _decode_rows(content: bytes) -> list[_Row]:
+    return _ROWS.validate_json(_decompressed(content, _LARGEST_ROWS))
 
 
 def decode_part(content: bytes) -> list[bytes]:
@@ -435,7 +487,9 @@ class PackageIndex:
         if not any(paths.values()):
             return {}
         stored = await self._stored_versions()
-        return {name: found for name, path in paths.items() if path and (found := self._versions_of(path, stored))}
+        return {
+            name: found for name, path in paths.items() if path and (found := self._versions_of(path, stored))
+        }
 
     async def state_progress(self, tag: str) -> Progress:
         """Return the progress of a tag's index.
@@ -449,10 +503,17 @@ class PackageIndex:
         is_ahead = current is not None and current.revision == progress.revision and not progress.is_complete
         return current if current is not None and is_ahead else progress
 
-    async def find(self, pin: Pin, platform: Platform, name: str) -> Sequence[EvaluatedItem] | None:
+    async def find(
+        self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True
+    ) -> Sequence[EvaluatedItem] | None:
         """Return what an evaluation of a name would return; ``None`` if only an evaluation can tell.
 
-        Packages whose outputs are in the Nix store need no derivation; the others need one that exists.
+        Args:
+            pin: the state of the source.
+            platform: that packages are built for.
+            name: a component of an image name.
+            realisable: whether Nix has to be able to provide the packages: their derivations exist, or their
+                outputs do.
 
         Raises:
             StorageError: the storage cannot be read.
@@ -471,7 +532,12 @@ class PackageIndex:
         attribute = await self._read(state, path)
         if attribute is None or attribute.items is None:
             return None
-        return await asyncio.to_thread(_usable, attribute.items, name)
+        items = [
+            replace(item, requested_name=name)
+            for item in attribute.items
+            if not isinstance(item, UnavailablePackage)
+        ]
+        return await asyncio.to_thread(_realisable, items) if realisable else items
 
     def want(self, pin: Pin) -> None:
         """Have a state evaluated in the background."""
@@ -491,6 +557,8 @@ class PackageIndex:
             pin = self._waiting.pop()
             try:
                 await self.evaluate(pin)
+            except PackageSetChanged:
+                pass  # the pin that replaces it is wanted, too
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
@@ -506,7 +574,9 @@ class PackageIndex:
         self.progress = state.progress
         if state.header.is_complete:
             return
-        _log.info("indexing the package set", revision=redacted(pin.revision), attributes=self.progress.attributes)
+        _log.info(
+            "indexing the package set", revision=redacted(pin.revision), attributes=self.progress.attributes
+        )
         begun = time.monotonic()
         async with self._source.open(pin) as package_set:
             evaluation = self._nix.indexing(self._platform, package_set)
@@ -520,8 +590,8 @@ class PackageIndex:
                     break
                 names = await _names_in(evaluation, sets)
                 await self._source.confirm(pin)
-                state.add(names)
-        state.complete()
+                await asyncio.to_thread(state.add, names)
+        await asyncio.to_thread(state.complete)
         await self._store(pin, state)
         self.progress = state.progress
         _log.info(
@@ -545,7 +615,7 @@ class PackageIndex:
             state = await self._in_flight.run(pin, partial(self._listed, pin))
         if state is None:
             raise AssertionError("listing returns an index, or raises")
-        return state
+        return await asyncio.to_thread(state.prepare)
 
     def _key(self, pin: Pin) -> str:
         parts = [self._identity, pin.source, pin.identity, self._platform.nix_system]
@@ -572,15 +642,15 @@ class PackageIndex:
             # The search field sends a request for each key that a user types.
             self._failures.put(pin, error.without_frames(), size_of_error(error), self._failure_time_to_live)
             raise
-        header = _Header(source=pin.source, revision=pin.revision, created=pin.created, rounds=[names])
-        state = await asyncio.to_thread(StateIndex, self._key(pin), header)
+        state = await asyncio.to_thread(StateIndex.listed, self._key(pin), pin, names)
         await self._store(pin, state)
         return self._recent[pin]
 
     async def _store(self, pin: Pin, state: StateIndex) -> None:
         """Make what is known searchable, here and on other servers."""
         rows = list(state.rows.values())
-        self._recent[pin] = made = await asyncio.to_thread(StateIndex, state.key, state.header, rows)
+        made = StateIndex(state.key, state.header, lambda: rows)
+        self._recent[pin] = await asyncio.to_thread(made.prepare)
         # With a full storage, the index works from memory.
         with suppress(StorageError):
             await self._records.put(PACKAGES, made.key, await asyncio.to_thread(made.encoded))
@@ -602,7 +672,7 @@ class PackageIndex:
             nonlocal searchable
             while left:
                 key, paths = left.popleft()
-                lines = await self._part(pin, key, paths, evaluation)
+                lines = await self._part(pin, state, key, paths, evaluation)
                 rows = await asyncio.to_thread(_rows, paths, lines)
                 state.rows.update((row.path, row) for row in rows)
                 self.progress = state.progress
@@ -619,14 +689,20 @@ class PackageIndex:
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def _part(
-        self, pin: Pin, key: str, paths: Sequence[AttributePath], evaluation: IndexEvaluation
+        self,
+        pin: Pin,
+        state: StateIndex,
+        key: str,
+        paths: Sequence[AttributePath],
+        evaluation: IndexEvaluation,
     ) -> Sequence[bytes]:
         content = await self._records.get(PACKAGE_DETAILS, key)
         lines = await asyncio.to_thread(decode, decode_part, content)
         if lines is not None and len(lines) == len(paths):
             return lines
         found: list[Reported] = []
-        await evaluation.describe(paths, found.append, _MOST_FAILURES)
+        left = max(0, _MOST_FAILURES - state.progress.failed)
+        await evaluation.describe(paths, found.append, left)
         await self._source.confirm(pin)
         lines = [_line(reported) for reported in found]
         with suppress(StorageError):
@@ -669,7 +745,9 @@ class PackageIndex:
                 self._versions[key, modified] = state
                 if state.header.source == self._source.description:
                     found.append(state)
-        found.sort(key=lambda state: (state.header.created or state.modified, state.header.revision), reverse=True)
+        found.sort(
+            key=lambda state: (state.header.created or state.modified, state.header.revision), reverse=True
+        )
         self._known_versions[None] = found
         return found
 
@@ -683,7 +761,7 @@ class PackageIndex:
             await self._records.delete(PACKAGES, key)
 
 
-async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath]) -> _Names:
+async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath]) -> Names:
     """List the names in some sets; a set whose evaluation fails has none, unless it is the package set itself."""
     try:
         found = await evaluation.names(sets)
@@ -743,12 +821,14 @@ def _row(attribute: Attribute) -> _Row:
 
 
 def _versions(content: bytes, modified: float) -> _StateVersions:
-    header, rows = _decode_rows(content)
-    return _StateVersions(header, {row.path: row.version for row in rows if row.version}, modified)
+    header, rows = _split(content)
+    return _StateVersions(
+        header, {row.path: row.version for row in _decode_rows(rows) if row.version}, modified
+    )
 
 
-def _usable(items: Sequence[EvaluatedItem], name: str) -> Sequence[EvaluatedItem] | None:
-    """Return items as the result of a request, if Nix can realise them without an evaluation."""
+def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:
+    """Return items if Nix can realise them without an evaluation."""
     found: list[EvaluatedItem] = []
     for item in items:
         match item:
@@ -757,12 +837,10 @@ def _usable(items: Sequence[EvaluatedItem], name: str) -> Sequence[EvaluatedItem
                     if not all(os.path.lexists(str(path)) for path in item.outputs.values()):
                         return None
                     item = replace(item, is_realised=True)  # noqa: PLW2901 -- the same package
-                found.append(replace(item, requested_name=name))
+                found.append(item)
             case Definition():
                 derivations = {installable.partition("!")[0] for installable in item.installables}
                 if not all(map(os.path.lexists, derivations)):
                     return None
-                found.append(replace(item, requested_name=name))
-            case UnavailablePackage():
-                return None
+                found.append(item)
     return found

@@ -26,7 +26,9 @@ _MOST_WORDS, _MOST_COMPLETED = 8, 256
 _WORD = re.compile(r"[a-z0-9][a-z0-9+#]*", re.ASCII)
 
 # Words that most descriptions have.
-_COMMON = frozenset({"a", "an", "and", "by", "for", "from", "in", "is", "it", "of", "on", "or", "that", "the", "to", "with"})
+_COMMON = frozenset(
+    {"a", "an", "and", "by", "for", "from", "in", "is", "it", "of", "on", "or", "that", "the", "to", "with"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,9 @@ class PackageSearch:
             return ()
         first = bisect_left(self._words, words[-1])
         last = bisect_left(self._words, words[-1] + "\x7f", first)
-        found = set[int]().union(*(self._postings[word] for word in self._words[first : min(last, first + _MOST_COMPLETED)]))
+        found = set[int]().union(
+            *(self._postings[word] for word in self._words[first : min(last, first + _MOST_COMPLETED)])
+        )
         for word in words[:-1]:
             found.intersection_update(self._postings.get(word, ()))
         return heapq.nsmallest(limit, found)

@@ -17,7 +17,7 @@ from nixery.builds.build_cache import ImageRecord
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
 from nixery.builds.layers import LayerRecord
-from nixery.builds.package_index import decode_index, decode_part
+from nixery.builds.package_index import decode_part, validate_index
 from nixery.builds.pins import PinRecord
 from nixery.builds.popularity import BATCH, REFERENCES
 from nixery.errors import InvalidDigest
@@ -105,7 +105,7 @@ CHECKS: Mapping[str, Check] = {
     LAYERS: _readable(read_layer),
     EVALUATIONS: _readable(EVALUATED.validate_json),
     BUILDS: _readable(BuildReport.model_validate_json),
-    PACKAGES: _readable(decode_index),
+    PACKAGES: _readable(validate_index),
     PACKAGE_DETAILS: _readable(decode_part),
     BATCHES: _readable(BATCH.validate_json),
     BATCH_CLOSURES: _readable(REFERENCES.validate_json),

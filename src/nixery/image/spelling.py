@@ -19,16 +19,18 @@ endless ways (``h__65llo``), and each would be an image of its own, with a diges
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 from nixery.image.name import COMPONENT, LONGEST_NAME, META_PACKAGES
 
-# The printable characters of ASCII but the space, 0x21 to 0x7e.
-_ESCAPE = re.compile(r"__(2[1-9a-f]|[3-6][0-9a-f]|7[0-9a-e])", re.ASCII)
-_ESCAPABLE = re.compile(r"[!-~]+", re.ASCII)
+# The printable characters of ASCII, 0x20 to 0x7e. nixpkgs has had an attribute with a space.
+_ESCAPES = {chr(code): f"__{code:02x}" for code in range(0x20, 0x7F)}
+_CHARACTERS = {escape: character for character, escape in _ESCAPES.items()}
+_ESCAPE = re.compile(r"__([2-6][0-9a-f]|7[0-9a-e])", re.ASCII)
+_ESCAPABLE = re.compile(r"[ -~]+", re.ASCII)
 _COMPONENT = re.compile(COMPONENT, re.ASCII)
 
 # Separators may stand for themselves between two characters of which neither is a separator, and the second one
@@ -36,12 +38,15 @@ _COMPONENT = re.compile(COMPONENT, re.ASCII)
 _TO_ESCAPE = re.compile(r"[^a-z0-9_-]|(?:^|(?<=[_-]))[_-]|[_-](?![a-z0-9])", re.ASCII)
 
 _MARKER = "x"
+# Characters that an escape adds.
+_GROWTH = 3
 _CAPITALS = {letter: letter + 0x20 for letter in range(0x41, 0x5B)}
 _ANY_CAPITAL = re.compile(r"[A-Z]", re.ASCII)
 
-# Near names of one missing package, and the similarity, 0 to 1, below which a name is noise rather than a
-# hint.
+# Near names of one missing package, similar names of which they are the first that have a spelling, and the
+# similarity, 0 to 1, below which a name is noise rather than a hint.
 _MOST_NEAR_NAMES = 3
+_MOST_SPELLED = 10
 _LEAST_SIMILARITY = 0.6
 
 
@@ -61,8 +66,7 @@ class AttributeNames:
 
     def resolve(self, component: str) -> tuple[str, ...] | None:
         """Return the attribute path that a component selects; ``None`` if it leads to no name of a known set."""
-        top = self._sets.get(())
-        if top is not None and component in top.names:
+        if () in self._sets and component in self._sets[()].names:
             return (component,)
         path: tuple[str, ...] = ()
         for part in component.split("."):
@@ -88,7 +92,8 @@ class AttributeNames:
                 return None
             parts.append(part)
         component = ".".join(parts)
-        return component if len(component) <= LONGEST_NAME and self.resolve(component) == path else None
+        is_hidden = len(parts) > 1 and component in self._sets[()].names
+        return None if is_hidden or not parts or len(component) > LONGEST_NAME else component
 
 
 class NearNames:
@@ -100,17 +105,16 @@ class NearNames:
     """
 
     def __init__(self, within: str, attributes: Iterable[str]) -> None:
-        prefix = f"{within}." if within else ""
-        names = _SetNames(attributes, is_top=not within)
-        # Compared by what people read and mistype, which is not what they have to write: `libstdc++6`.
-        spelled = sorted(
-            (_folded(prefix + attribute), prefix + part)
-            for attribute in names.names
-            if (part := names.spell(attribute)) is not None
+        self._prefix = f"{within}." if within else ""
+        self._set = _SetNames(attributes, is_top=not within)
+        # Compared by what people read and mistype, `libstdc++6`. Only the names that are found are spelled.
+        candidates = sorted(
+            (_folded(self._prefix + attribute), attribute)
+            for attribute in self._set.names
+            if _ESCAPABLE.fullmatch(attribute)
         )
-        found = [(read, written) for read, written in spelled if len(written) <= LONGEST_NAME]
-        self._read = [read for read, _ in found]
-        self._written = [written for _, written in found]
+        self._read = [read for read, _ in candidates]
+        self._attributes = [attribute for _, attribute in candidates]
 
     def of(self, wanted: str) -> tuple[str, ...]:
         """Return the names most similar to a missing one, in the form that clients use, the best first."""
@@ -121,9 +125,12 @@ class NearNames:
             # interpreter lock: with 30,000 names of 250 letters, up to nine seconds for each missing name.
             scorer=OSA.normalized_similarity,
             score_cutoff=_LEAST_SIMILARITY,
-            limit=_MOST_NEAR_NAMES,
+            limit=_MOST_SPELLED,
         )
-        return tuple(self._written[index] for _, _, index in found)
+        spelled = ((score, self._set.spell(self._attributes[index])) for _, score, index in found)
+        names = ((-score, self._prefix + part) for score, part in spelled if part is not None)
+        best = sorted((score, len(name), name) for score, name in names if len(name) <= LONGEST_NAME)
+        return tuple(name for _, _, name in best[:_MOST_NEAR_NAMES])
 
 
 class _SetNames:
@@ -159,10 +166,8 @@ class _SetNames:
             return plain
         if _ESCAPABLE.fullmatch(attribute) is None:
             return None
-        for part in (_encoded(_folded(attribute)), _encoded(attribute), _marked(attribute)):
-            if len(part) <= LONGEST_NAME and _ESCAPE.search(part) and self._chosen(part) == attribute:
-                return part
-        return None
+        escaped = (part for part in _escaped_spellings(attribute) if self._chosen(part) == attribute)
+        return next(escaped, None)
 
     def _can_be_plain(self, plain: str, attribute: str) -> bool:
         if len(plain) > LONGEST_NAME or _COMPONENT.fullmatch(plain) is None:
@@ -193,7 +198,7 @@ class _SetNames:
         # First without the marker: a name that begins with it has another spelling, and `+` has none.
         is_marked = part.startswith(_MARKER) and _ESCAPE.match(part, 1)
         unmarked = _decoded(part[1:] if is_marked else part)
-        for decoded in (unmarked, _decoded(part)):
+        for decoded in (unmarked, _MARKER + unmarked) if is_marked else (unmarked,):
             if _encoded(decoded) == part:
                 if decoded in self.names:
                     return decoded
@@ -208,17 +213,36 @@ def _folded(name: str) -> str:
 
 
 def _decoded(part: str) -> str:
-    return _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), part)
+    return _ESCAPE.sub(_unescape, part)
+
+
+def _escaped_spellings(attribute: str) -> Iterator[str]:
+    """The escaped spellings that a name may have, the shortest first; none is too long."""
+    folded = _folded(attribute)
+    for name in (folded,) if folded == attribute else (folded, attribute):
+        # Not written first: a set may have tens of thousands of long names with special characters alone.
+        escapes = len(_TO_ESCAPE.findall(name))
+        if escapes and len(name) + _GROWTH * escapes <= LONGEST_NAME:
+            part = _encoded(name)
+            if len(part) <= LONGEST_NAME:
+                yield part
+    if len(_MARKER) + (1 + _GROWTH) * len(attribute) <= LONGEST_NAME:
+        yield _marked(attribute)
 
 
 def _encoded(attribute: str) -> str:
-    part = _TO_ESCAPE.sub(lambda character: _escape(character[0]), attribute)
+    part = _TO_ESCAPE.sub(_escape, attribute)
     return _MARKER + part if part.startswith("_") else part
 
 
 def _marked(attribute: str) -> str:
-    return _MARKER + "".join(map(_escape, attribute))
+    return _MARKER + "".join(_ESCAPES.get(character, character) for character in attribute)
 
 
-def _escape(character: str) -> str:
-    return f"__{ord(character):02x}"
+def _escape(character: re.Match[str]) -> str:
+    # A component from elsewhere may have other characters; it selects nothing.
+    return _ESCAPES.get(character[0], character[0])
+
+
+def _unescape(escape: re.Match[str]) -> str:
+    return _CHARACTERS[escape[0]]

@@ -88,12 +88,14 @@ def withheld_variables(ours: Mapping[str, str], named: Collection[str] = ()) -> 
 
 def fetch_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
     """Return the environment of Nix commands that fetch, and run no author's code: with logins."""
-    return {name: value for name, value in ours.items() if _FETCH.fullmatch(name)}
+    return _with_certificates_for_git({name: value for name, value in ours.items() if _FETCH.fullmatch(name)})
 
 
 def git_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
     """Return the environment in which git contacts a repository, with logins."""
-    return {name: value for name, value in ours.items() if _REPOSITORY.fullmatch(name)}
+    return _with_certificates_for_git(
+        {name: value for name, value in ours.items() if _REPOSITORY.fullmatch(name)}
+    )
 
 
 def credential_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
@@ -129,6 +131,12 @@ def without_secrets(arguments: tuple[str, ...]) -> tuple[str, ...]:
             "it has a secret, and every user of the machine can read arguments; put access-tokens and logins into nix.conf or NIX_CONFIG"
         )
     return arguments
+
+
+def _with_certificates_for_git(environment: dict[str, str]) -> Mapping[str, str]:
+    # Unlike Nix and Python, git reads SSL_CERT_FILE only if it was built with OpenSSL; Debian's has GnuTLS.
+    authorities = environment.get("SSL_CERT_FILE")
+    return {"GIT_SSL_CAINFO": authorities, **environment} if authorities else environment
 
 
 def _has_login(name: str, value: str) -> bool:

@@ -158,10 +158,12 @@ class Flake:
     Attributes:
         reference: locked, so that it never changes its meaning.
         pure: whether the evaluation reads only the flake and its locked inputs.
+        tree: of the flake in the Nix store, which may have been collected; ``None`` if unknown.
     """
 
     reference: str
     pure: bool = True
+    tree: Path | None = None
 
 
 PackageSet = NixFiles | Flake

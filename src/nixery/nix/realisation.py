@@ -12,12 +12,14 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nixery.closure import STORE_DIRECTORY, Closure, PathInfo, StorePath
 from nixery.errors import (
     AnswerTooLarge,
     BuildFailed,
+    EvaluationFailed,
     NixStoreFull,
     NixTimedOut,
     NixUnusable,
@@ -28,9 +30,10 @@ from nixery.files import read_beginning
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog, ProgressCallback, ProgressFeed, ignore_progress
 from nixery.nix.error_message import collected_path, explanation, reports_full_disk, without_paths
-from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw
+from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw, explanation_of_flaw
 from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.indexing import IndexEvaluation
+from nixery.nix.minimum_version import MinimumVersions
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import EvaluatedItem, NixExpression, PackageSet
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
@@ -90,6 +93,7 @@ class Nix:
     ) -> None:
         self._gate = gate
         self._collector = collector
+        self._versions = MinimumVersions(options.environment)
         self._options = options
         self._expression = expression
         self._processes = processes
@@ -115,7 +119,8 @@ class Nix:
         evaluation = Evaluation(
             platform, package_set, self._timeout, self._options, self._expression, self._processes
         )
-        items = await evaluation.of(wanted, optional)
+        async with self._explaining_old_nix(package_set):
+            items = await evaluation.of(wanted, optional)
         explained = 0
         found: dict[str, list[EvaluatedItem]] = {name: [] for name in (*wanted, *optional)}
         for item in items:
@@ -125,8 +130,18 @@ class Nix:
                 explained += 1
                 found[item.package.name].append(await evaluation.explain(item))
             else:
-                found[item.package.name].append(item.package)
+                found[item.package.name].append(explanation_of_flaw(item))
         return found
+
+    async def arguments(self, platform: Platform, package_set: PackageSet) -> frozenset[str]:
+        """Return the names of the arguments that a package set declares; a flake declares none.
+
+        Raises:
+            EvaluationFailed: the package set does not evaluate.
+            NixTimedOut: it timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        return await Evaluation(platform, package_set, self._timeout, self._options).arguments()
 
     def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
         """Evaluate a whole package set, without writing to the store.
@@ -136,7 +151,8 @@ class Nix:
             package_set: to evaluate.
         """
         options = replace(self._options, on_start=self._options.on_index_start)
-        return IndexEvaluation(platform, package_set, options, self._timeout)
+        explaining = partial(self._explaining_old_nix, package_set)
+        return IndexEvaluation(platform, package_set, options, self._timeout, explaining)
 
     async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
         """Return the names of all attributes at the top of a package set, sorted; some may be no packages.
@@ -150,6 +166,10 @@ class Nix:
         await self._before_evaluation()
         (names,) = await self.indexing(platform, package_set).names([()])
         return sorted(names or ())
+
+    async def check_version(self, package_set: PackageSet) -> None:
+        """Log a warning if a package set needs a newer Nix."""
+        await self._versions.outdated(package_set)
 
     def collector_paused(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         """Keep Nix's garbage collector waiting, if possible, from an evaluation until its results are realised.
@@ -269,6 +289,17 @@ class Nix:
     async def _before_evaluation(self) -> None:
         if self._gate is not None and self._options.import_from_derivation:
             await self._gate.enter()
+
+    @asynccontextmanager
+    async def _explaining_old_nix(self, package_set: PackageSet) -> AsyncIterator[None]:
+        """Replace the error of an evaluation that failed because this Nix is too old."""
+        outdated = await self._versions.outdated(package_set)
+        try:
+            yield
+        except EvaluationFailed as error:
+            if outdated is None:
+                raise
+            raise EvaluationFailed(error.log_tail, str(outdated)) from error
 
     async def _realise(
         self, wanted: Sequence[str], root: Path, report: ProgressCallback, on_started: Callable[[], None]

@@ -84,7 +84,8 @@ class FlakeSource:
         self._rule = rule
         self._store = store
         self._trees = FlakeTrees(reference, location, fetching)
-        self._checked: LRUCache[str, bool] = LRUCache(_CAPACITY)
+        # The trees that were checked, by the identity of their pins.
+        self._checked: LRUCache[str, Path] = LRUCache(_CAPACITY)
 
     def reference(self, tag: str) -> Reference:
         """See ``PackageSource.reference``."""
@@ -122,7 +123,7 @@ class FlakeSource:
                 tree = await self._trees.fetch(_without_directory(pin.identity))
                 await self._require_sound(pin.identity, tree.path)
             # A commit, which Nix can fetch again.
-            yield Flake(pin.identity)
+            yield Flake(pin.identity, tree=self._checked.get(pin.identity))
             return
         async with AsyncExitStack() as stack:
             try:
@@ -131,7 +132,7 @@ class FlakeSource:
                 # It was the only copy of the pinned state.
                 raise PackageSetChanged from None
             await self._require_sound(pin.identity, Path(copy))
-            yield Flake(pin.identity)
+            yield Flake(pin.identity, tree=Path(copy))
 
     def _published(self, locked: str) -> str | None:
         location = SourceLocation.parse(locked.partition("?")[0], public=self._location.public)
@@ -154,7 +155,7 @@ class FlakeSource:
     async def _require_sound(self, identity: str, tree: Path) -> None:
         if self._checked.get(identity) is None:
             await self._trees.require_sound(tree, _directory(identity))
-            self._checked.put(identity, True, len(identity))
+            self._checked.put(identity, tree, len(identity))
 
 
 class FlakeTrees:

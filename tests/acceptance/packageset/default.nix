@@ -1,4 +1,4 @@
-# The package set of the acceptance tests: all of Debian's packages, and two test packages.
+# The package set of the acceptance tests: all of Debian's packages, and some for tests.
 { system }:
 let
   package =
@@ -10,8 +10,9 @@ let
       args = [ "-e" "-c" script ];
       PATH = "/usr/bin:/bin";
     };
+  debian = import ../../../packagesets/debian { inherit system; };
 in
-import ../../../packagesets/debian { inherit system; }
+debian
 // {
   # Its builder fails, and says why in its last line.
   failing = package "failing-1.0" ''
@@ -25,4 +26,8 @@ import ../../../packagesets/debian { inherit system; }
     mkdir -p $out/share
     /usr/bin/python3 -c 'import random, sys; sys.stdout.buffer.write(random.Random(1).randbytes(32 << 20))' > $out/share/ballast
   '';
+
+  # Image names have neither `@` nor `+`, and no capital letters.
+  "@Hello/c++" = debian.hello;
+  nested."Hello++" = debian.hello;
 }

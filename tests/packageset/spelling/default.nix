@@ -36,7 +36,7 @@ let
     # ---- dots
     "python3.11" "Python3.12" "python3" "a.b.c"
     # ---- names that look like escapes
-    "a__2b" "a+" "b__2b" "c__2B" "c+" "x__40literal" "@literal" "__2b" "x__2b" "d__7f" "d__20" "e__zz" "x+marked" "+marked"
+    "a__2b" "a+" "b__2b" "c__2B" "c+" "x__40literal" "@literal" "__2b" "x__2b" "d__7f" "d__20" "e__1f" "f__20" "f " "e__zz" "x+marked" "+marked"
     # ---- meta-packages
     "shell" "amd64" "arm64" "library" "x"
   ];

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from nixery.builds.history import BuildReport
+from nixery.builds.package_index import StateIndex
 from nixery.builds.pins import Term
 from nixery.builds.popularity import BATCH, Batch
 from nixery.errors import StorageError
@@ -16,6 +18,7 @@ from nixery.gc import scrubber
 from nixery.gc.records import CHECKS
 from nixery.gc.scrubber import Checked, Finding, Scrubber
 from nixery.oci.digest import Digest
+from nixery.sources.source import Pin
 from nixery.storage.blobs import ListedBlob
 from nixery.storage.catalogue import Catalogue, TagRecord
 from nixery.storage.records import USES
@@ -95,7 +98,8 @@ async def valid_records(store: Store) -> None:
         "builds": BuildReport(id="1", name="git", platform="linux/amd64", revision="a", created=1)
         .model_dump_json()
         .encode(),
-        "packages": b'{"git": {"version": "1", "description": ""}}',
+        "packages": StateIndex.listed("ab" * 32, Pin("a", "b", "c"), [((), ["git"])]).encoded(),
+        "package-details": zstandard.compress(b"{}"),
         "pins": b'{"current": %s}' % Term(identity="a", revision="b", until=1).model_dump_json().encode(),
         "referrers": b'{"digest": "%s"}' % str(digest).encode(),
     }

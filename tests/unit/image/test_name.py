@@ -1,18 +1,13 @@
 import itertools
 import re
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rapidfuzz import process
-from rapidfuzz.distance import OSA
 
 from nixery.errors import InvalidDigest, InvalidName, InvalidReference
 from nixery.image.name import (
     SHELL_PACKAGES,
-    NearNames,
     Tag,
     canonical_name,
     parse_image_name,
@@ -158,47 +153,3 @@ def test_a_malformed_digest_is_no_tag() -> None:
 def test_tags_derived_from_a_digest_are_recognised(suffix: str) -> None:
     assert Tag(f"sha256-{'0' * 64}{suffix}").is_derived_from_digest
     assert not Tag(f"sha256-{'0' * 63}{suffix}").is_derived_from_digest
-
-
-def near_names(wanted: str, within: str, attributes: Sequence[str]) -> tuple[str, ...]:
-    return NearNames(within, attributes).of(wanted)
-
-
-def test_the_most_similar_come_first() -> None:
-    assert near_names("htpo", "", ["http", "htop", "zsh"])[0] == "htop"
-
-
-def test_without_similar_names_there_is_no_hint() -> None:
-    assert near_names("qqqqqqqq", "", ["htop", "zsh"]) == ()
-
-
-def test_near_names_have_the_form_that_clients_use() -> None:
-    assert near_names("1pasword", "", ["_1password"]) == ("1password",)
-    assert near_names("haskelpackages", "", ["haskellPackages"]) == ("haskellpackages",)
-    assert near_names("g+", "", ["g++"]) == ()
-
-
-def test_names_inside_a_set_carry_its_path_and_keep_their_case() -> None:
-    assert near_names("pythonpackages.reqests", "pythonPackages", ["requests", "Requests"]) == (
-        "pythonpackages.requests",
-    )
-
-
-def test_the_order_of_attributes_changes_nothing() -> None:
-    names = ["aab", "aac", "aad", "aae", "aaf"]
-    assert near_names("aaa", "", names) == near_names("aaa", "", names[::-1])
-
-
-def test_near_names_of_a_large_set_with_long_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Another algorithm would hold the interpreter's lock for seconds for a set with tens of thousands of long
-    # names.
-    scorers = []
-    extract = process.extract
-
-    def observed(*arguments: Any, **options: Any) -> object:  # noqa: ANN401 -- any argument
-        scorers.append(options["scorer"])
-        return extract(*arguments, **options)
-
-    monkeypatch.setattr(process, "extract", observed)
-    near_names("htpo", "", ["htop"])
-    assert scorers == [OSA.normalized_similarity]

@@ -153,3 +153,11 @@ def test_long_names_are_refused_early() -> None:
     # minutes.
     value = "a" * 131_000
     assert build_environment({"NIX_CONFIG": value})["NIX_CONFIG"] == value
+
+
+def test_the_authorities_of_a_machine_are_those_of_git() -> None:
+    for environment in (fetch_environment, git_environment):
+        assert environment({"SSL_CERT_FILE": "/all.pem"})["GIT_SSL_CAINFO"] == "/all.pem"
+        both = {"SSL_CERT_FILE": "/all.pem", "GIT_SSL_CAINFO": "/git.pem"}
+        assert environment(both)["GIT_SSL_CAINFO"] == "/git.pem"
+        assert "GIT_SSL_CAINFO" not in environment({"NIX_SSL_CERT_FILE": "/nix.pem"})

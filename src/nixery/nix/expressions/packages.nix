@@ -8,6 +8,7 @@
   packageSet ? null, # absolute path
   flake ? null, # or a locked reference
   system, # e.g. "x86_64-linux"
+  packageConfiguration ? null, # of the operator: nixpkgs' `config`, and `overlays`
   request, # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null }
   # From the command line alone: one more attribute, `name`. The server has none.
   name ? null,
@@ -15,9 +16,10 @@
 }:
 let
   inherit (builtins)
-    attrNames concatLists concatStringsSep deepSeq elem elemAt filter foldl' fromJSON genList getContext hasAttr head
-    isAttrs isBool isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings
-    seq split stringLength substring toJSON trace tryEval typeOf unsafeDiscardStringContext;
+    all attrNames concatLists concatStringsSep deepSeq elem elemAt filter foldl' fromJSON functionArgs genList
+    getContext hasAttr head isAttrs isBool isFunction isInt isList isString length listToAttrs map mapAttrs match
+    parseDrvName replaceStrings seq split stringLength substring toJSON trace tryEval typeOf
+    unsafeDiscardStringContext;
 
   # The largest values that this server accepts from a package set, in bytes and in numbers. For a larger
   # value, the answer has its size, for the error message; the value itself never leaves the evaluation. With
@@ -32,6 +34,8 @@ let
     config = 262144; # as JSON
     outputs = 32;
     contents = 2000; # derivations of a list, or of a definition
+    grounds = 20; # licences, vulnerabilities or platforms of a package that the set refuses
+    ground = 128; # one of them, which is cut
     flaws = 10; # reported for a name; one is enough to refuse it
     nesting = 32; # of lists within each other: the position of an item is in the answer
     references = 2000; # of a definition to derivations
@@ -46,7 +50,13 @@ let
 
   arguments = fromJSON request;
   imported = import packageSet;
-  called = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+  # The arguments that the set declares; a functor may declare them as well. A set gets no others.
+  declared = if isFunction imported then functionArgs imported else imported.__functionArgs or { };
+  configuration =
+    (if packageConfiguration == null || !(declared ? config) then { } else { config = removeAttrs packageConfiguration [ "overlays" ]; })
+    // (if packageConfiguration ? overlays && declared ? overlays then { inherit (packageConfiguration) overlays; } else { });
+  called =
+    if isFunction imported || imported ? __functor then imported ({ inherit system; } // configuration) else imported;
   ofFlake = outputs: (outputs.legacyPackages.${system} or { }) // (outputs.packages.${system} or { });
   packages = if flake == null then called else ofFlake (builtins.getFlake flake);
   set =
@@ -68,30 +78,37 @@ let
   # The spelling of attributes in image names. `image/spelling.py` has the same rule, and explains it.
   metaPackages = [ "amd64" "arm64" "shell" ];
   component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
-  escape = "__(2[1-9a-f]|[3-6][0-9a-f]|7[0-9a-e])";
+  escape = "__([2-6][0-9a-f]|7[0-9a-e])";
   charactersOf = text: genList (i: substring i 1 text) (stringLength text);
-  # 0x21 to 0x7e
-  escapable = charactersOf "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~";
-  hexadecimal = code: substring (code / 16) 1 "0123456789abcdef" + substring (code - code / 16 * 16) 1 "0123456789abcdef";
-  codes = genList (i: { code = hexadecimal (33 + i); character = elemAt escapable i; }) (length escapable);
+  # 0x20 to 0x7e
+  escapable = charactersOf (
+    " !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~"
+  );
+  digit = value: substring value 1 "0123456789abcdef";
+  hexadecimal = code: digit (code / 16) + digit (code - code / 16 * 16);
+  codes = genList (i: { code = hexadecimal (32 + i); character = elemAt escapable i; }) (length escapable);
   characterOf = listToAttrs (map (entry: { name = entry.code; value = entry.character; }) codes);
   escapeOf = listToAttrs (map (entry: { name = entry.character; value = "__${entry.code}"; }) codes);
-  literal = listToAttrs (map (name: { inherit name; value = null; }) (charactersOf "abcdefghijklmnopqrstuvwxyz0123456789"));
+  literal = listToAttrs (map (name: { inherit name; value = null; }) (charactersOf "0123456789abcdefghijklmnopqrstuvwxyz"));
   isSeparator = character: character == "_" || character == "-";
 
   decoded =
-    part: concatStringsSep "" (map (piece: if isString piece then piece else characterOf.${head piece}) (split escape part));
+    part:
+    concatStringsSep "" (map (piece: if isString piece then piece else characterOf.${head piece}) (split escape part));
   hasEscape = part: decoded part != part;
-  marked = attribute: "x" + concatStringsSep "" (map (character: escapeOf.${character}) (charactersOf attribute));
+  escapedCharacter = character: escapeOf.${character} or character;
+  marked = attribute: "x" + concatStringsSep "" (map escapedCharacter (charactersOf attribute));
   encoded =
     attribute:
     let
       characters = charactersOf attribute;
       isLiteral = i: i < length characters && hasAttr (elemAt characters i) literal;
-      stands = i: isSeparator (elemAt characters i) && i > 0 && !isSeparator (elemAt characters (i - 1)) && isLiteral (i + 1);
+      # A separator between two characters, of which the first is no separator, and the second is not escaped.
+      stands =
+        i: isSeparator (elemAt characters i) && i > 0 && !isSeparator (elemAt characters (i - 1)) && isLiteral (i + 1);
       part = concatStringsSep "" (
         genList (
-          i: let character = elemAt characters i; in if isLiteral i || stands i then character else escapeOf.${character}
+          i: let character = elemAt characters i; in if isLiteral i || stands i then character else escapedCharacter character
         ) (length characters)
       );
     in
@@ -101,21 +118,30 @@ let
   # several attributes that fold to one name, `listToAttrs` takes the first.
   foldedNames = listToAttrs (map (attribute: { name = toLower attribute; value = attribute; }) (attrNames set));
   topNames = { attributes = set; isTop = true; ofFolded = folded: foldedNames.${folded} or null; };
-  # A client may lead into as many sets as its name has components. So there is no dictionary for each: comparing
-  # lengths first takes a tenth of the time.
-  nestedNames = attributes: {
-    inherit attributes;
-    isTop = false;
-    ofFolded =
-      folded:
-      let
-        size = stringLength folded;
-        found = filter (attribute: stringLength attribute == size && toLower attribute == folded) (attrNames attributes);
-      in
-      if found == [ ] then null else head found;
-  };
+  # A name of 255 characters may lead into 127 sets, so there is no dictionary for each: comparing lengths first takes
+  # a tenth of the time.
+  nestedNames =
+    attributes:
+    let
+      sorted = attrNames attributes;
+    in
+    {
+      inherit attributes;
+      isTop = false;
+      ofFolded =
+        folded:
+        let
+          size = stringLength folded;
+        in
+        firstOf null (filter (attribute: stringLength attribute == size && toLower attribute == folded) sorted);
+    };
 
-  firstOf = default: values: let found = filter (value: value != null) values; in if found == [ ] then default else head found;
+  firstOf =
+    default: values:
+    let
+      found = filter (value: value != null) values;
+    in
+    if found == [ ] then default else head found;
 
   # The attribute that is selected by a part without escapes, or null.
   direct =
@@ -152,10 +178,12 @@ let
     let
       folded = toLower attribute;
       short = if match "_[0-9].*" folded != null then substring 1 (stringLength folded) folded else folded;
+      # A dot leads into a set, except in a whole name of the package set.
+      hasDot = match ".*\\..*" short != null;
       canBePlain =
         stringLength short <= limits.attribute
         && match component short != null
-        && (if match ".*\\..*" short != null then names.isTop && short == attribute else !(names.isTop && elem short metaPackages));
+        && (if hasDot then names.isTop && short == attribute else !(names.isTop && elem short metaPackages));
       chosen = part: let found = direct names part; in if found == null then escaped names part else found;
       selects = part: stringLength part <= limits.attribute && hasEscape part && chosen part == attribute;
     in
@@ -241,21 +269,56 @@ let
   # Why an existing attribute does not evaluate, according to its meta-data.
   flaw =
     meta:
-    if safely isBool false (meta.broken or false) then
+    if safely isBool false (meta.broken or false) && !(allows "allowBroken") then
       "broken"
-    else if safely isBool false (meta.unsupported or false) then
+    else if safely isBool false (meta.unsupported or false) && !(allows "allowUnsupportedSystem") then
       "wrong platform"
-    else if safely isBool false (meta.unfree or false) || freeOf meta == false then
+    else if (safely isBool false (meta.unfree or false) || freeOf meta == false) && !(allows "allowUnfree") then
       "unfree"
     else if safely isBool false (meta.insecure or false) || safely isList [ ] (meta.knownVulnerabilities or [ ]) != [ ] then
       "insecure"
-    else if !(elem system (safely isList [ system ] (meta.platforms or [ system ]))) then
+    else if !(elem system (safely (v: isList v && all isString v) [ system ] (meta.platforms or [ system ]))) then
       "wrong platform"
     else if elem system (safely isList [ ] (meta.badPlatforms or [ ])) then
       "wrong platform"
     else
       "throws";
-  freeOf = meta: safely isBool true (let l = meta.license or { }; in if isAttrs l then l.free or true else true);
+  freeOf =
+    meta:
+    safely isBool true (
+      let
+        given = meta.license or [ ];
+        licences = if isList given then given else [ given ];
+      in
+      all (l: if isAttrs l then l.free or true else true) licences
+    );
+  allows = key: safely isBool false (configuration.config.${key} or false);
+
+  # Older states of nixpkgs describe platforms by patterns of parsed names.
+  platformName = platform: if isAttrs platform then platform.kernel.name or platform.cpu.name or null else platform;
+
+  # What an explanation of a flaw needs, with bounds; each text is optional.
+  grounds =
+    meta: derivation:
+    let
+      texts =
+        values:
+        let
+          strings = filter isString (safely isList [ ] values);
+          few = genList (elemAt strings) (if length strings < limits.grounds then length strings else limits.grounds);
+        in
+        map (substring 0 limits.ground) few;
+      bounded = text: if stringLength text <= limits.name then text else "";
+      fullName = bounded (safely isString "" (derivation.name or ""));
+    in
+    {
+      inherit fullName;
+      pname = bounded (safely isString "" (derivation.pname or (parseDrvName fullName).name));
+      licences = texts (licence (meta.license or [ ]));
+      vulnerabilities = texts (meta.knownVulnerabilities or [ ]);
+      platforms = texts (map platformName (safely isList [ ] (meta.platforms or [ ])));
+      configurable = declared ? config;
+    };
 
   describe =
     derivation:
@@ -270,7 +333,7 @@ let
       fullName = parseDrvName (safely isString "package" (derivation.name or "package"));
     in
     if !derivationPath.success then
-      { status = flaw meta; }
+      { status = flaw meta; grounds = grounds meta derivation; }
     else
       let
         found = {
