@@ -654,6 +654,7 @@ class PackageIndex:
         # With a full storage, the index works from memory.
         with suppress(StorageError):
             await self._records.put(PACKAGES, made.key, await asyncio.to_thread(made.encoded))
+            self._known_versions.clear()
             await self._evict()
 
     async def _evaluate(
@@ -720,7 +721,7 @@ class PackageIndex:
 
     def _versions_of(self, path: AttributePath, states: Sequence[_StateVersions]) -> list[PackageVersion]:
         tags = self._pins.tags
-        found = {}
+        found: dict[PackageVersion, None] = {}
         for state in states:
             header, version = state.header, state.versions.get(path)
             if version:
