@@ -124,9 +124,9 @@ class IndexEvaluation:
                 completed, stderr = await run_command(self._timeout, *arguments, context=context)
             except AnswerTooLarge as error:
                 raise AnswerTooLarge("the list of the package set", error.limit) from None
-        if completed.exit_code != 0:
-            self._raise_machine_error(completed.exit_code, stderr)
-            async with self._explaining():
+        async with self._explaining():
+            if completed.exit_code != 0:
+                self._raise_machine_error(completed.exit_code, stderr)
                 raise EvaluationFailed((), self._said(stderr))
         try:
             return _NAMES.validate_json(completed.stdout.decode(errors="replace"))
