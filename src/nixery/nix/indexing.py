@@ -54,7 +54,7 @@ _ARGUMENT = 100_000
 # Bytes of a line on stderr that are kept for an error message.
 _LONGEST_LINE = 16 * 1024
 
-# Seconds for one attribute.
+# Seconds for one attribute, by default.
 _ATTRIBUTE_TIMEOUT = 30.0
 
 # The scheduler's lowest priority but one (nice(1)): requests come first.
@@ -92,6 +92,7 @@ class IndexEvaluation:
         package_set: to evaluate.
         options: of the operator.
         timeout: seconds for a list of names.
+        attribute_timeout: seconds for one attribute.
         explaining: a context that improves the error of a package set that does not evaluate at all.
     """
 
@@ -102,12 +103,14 @@ class IndexEvaluation:
         options: NixOptions,
         timeout: float,
         explaining: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+        attribute_timeout: float = _ATTRIBUTE_TIMEOUT,
     ) -> None:
         self._explaining = explaining
         self._platform = platform
         self._package_set = package_set
         self._options = options
         self._timeout = timeout
+        self._attribute_timeout = attribute_timeout
 
     async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
         """Return the names of the attributes in each set; ``None`` for an attribute that is missing or no set.
@@ -118,20 +121,33 @@ class IndexEvaluation:
             NixTimedOut: it timed out.
             NixUnusable: Nix cannot be run.
         """
-        request = json.dumps({"sets": sets})
-        with self._instantiation(request) as (arguments, context):
+        left, found = deque(sets), list[list[str] | None]()
+        while left:
+            # All of them may exceed one argument of a command.
+            batch = _first(left, _ARGUMENT)
+            found += await self._names(batch)
+            for _ in batch:
+                left.popleft()
+        return found
+
+    async def _names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
+        with self._instantiation(json.dumps({"sets": sets})) as (arguments, context):
             try:
                 completed, stderr = await run_command(self._timeout, *arguments, context=context)
             except AnswerTooLarge as error:
                 raise AnswerTooLarge("the list of the package set", error.limit) from None
-        if completed.exit_code != 0:
-            self._raise_machine_error(completed.exit_code, stderr)
-            async with self._explaining():
+        async with self._explaining():
+            if completed.exit_code > 0 and _reports_machine_error(explanation(stderr)):
+                raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
+            if completed.exit_code != 0:
                 raise EvaluationFailed((), self._said(stderr))
         try:
-            return _NAMES.validate_json(completed.stdout.decode(errors="replace"))
+            found = _NAMES.validate_json(completed.stdout.decode(errors="replace"))
         except ValidationError as error:
             raise NixUnusable("cannot parse Nix's list of a package set") from error
+        if len(found) != len(sets):
+            raise NixUnusable("Nix's list of a package set has another length than the question")
+        return found
 
     async def describe(
         self, paths: Sequence[AttributePath], report: Callable[[Reported], None], failures: int
@@ -157,12 +173,15 @@ class IndexEvaluation:
             error = await self._describe(_first(left, _ARGUMENT), left, report)
             if error is None:
                 continue
+            is_machine_error = _reports_machine_error(error)
             if len(left) < begun:
                 is_usable = True
-                if _EXHAUSTED.search(error):
+                if is_machine_error or _EXHAUSTED.search(error):
                     continue  # to be the first one of the next process
-            elif not is_usable:
-                await self.names([()])  # raises if the package set itself is broken
+            elif is_machine_error or not is_usable:
+                # Raises if this machine is the cause, or the package set itself is broken. Otherwise the words are
+                # those of the attribute: `abort "Permission denied"`.
+                await self.names([()])
                 is_usable = True
             report(Reported(left.popleft(), None, error))
             failed += 1
@@ -176,7 +195,7 @@ class IndexEvaluation:
         prefix = f"trace: {mark} ".encode()
         end = len(left) - len(paths)
         lines: deque[bytes] = deque(maxlen=LOG_TAIL)
-        deadline = Deadline(_ATTRIBUTE_TIMEOUT)
+        deadline = Deadline(self._attribute_timeout)
 
         def read_line(line: bytes) -> None:
             if line.startswith(prefix) and len(left) > end:
@@ -191,18 +210,13 @@ class IndexEvaluation:
             try:
                 completed = await run(arguments, read_line, deadline, context)
             except TimeoutError:
-                return f"evaluation timed out after {_ATTRIBUTE_TIMEOUT:.0f} s"
+                return f"evaluation timed out after {self._attribute_timeout:g} s"
         stderr, exit_code = readable(lines), completed.exit_code
         if len(left) == end:
             return None
-        self._raise_machine_error(exit_code, stderr)
         if exit_code < 0:
             return self._said(stderr) or f"out of memory: the evaluation was ended by signal {-exit_code}"
         return self._said(stderr) or "the evaluation ended without an error message"
-
-    def _raise_machine_error(self, exit_code: int, stderr: Sequence[str]) -> None:
-        if exit_code > 0 and not _EXHAUSTED.search(explanation(stderr)) and reports_machine_error(stderr):
-            raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
 
     def _said(self, stderr: Sequence[str]) -> str:
         """Describe Nix's error to clients, who must not learn a path of this machine."""
@@ -215,6 +229,10 @@ class IndexEvaluation:
             context,
         ):
             yield arguments, replace(context, answer=_LARGEST_NAMES, niceness=_NICENESS)
+
+
+def _reports_machine_error(message: str) -> bool:
+    return _EXHAUSTED.search(message) is None and reports_machine_error([f"error: {message}"])
 
 
 def _first(paths: deque[AttributePath], size: int) -> list[AttributePath]:

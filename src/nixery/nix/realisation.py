@@ -143,13 +143,17 @@ class Nix:
         """
         return await Evaluation(platform, package_set, self._timeout, self._options).arguments()
 
-    def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
-        """Evaluate a whole package set, without writing to the store.
+    async def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
+        """Evaluate a whole package set, without writing to the store unless evaluations build.
 
         Args:
             platform: that packages are built for.
             package_set: to evaluate.
+
+        Raises:
+            NixUnusable: evaluations build, and builders are not confined.
         """
+        await self._before_evaluation()
         options = replace(self._options, on_start=self._options.on_index_start)
         explaining = partial(self._explaining_old_nix, package_set)
         return IndexEvaluation(platform, package_set, options, self._timeout, explaining)
@@ -163,8 +167,8 @@ class Nix:
             NixTimedOut: evaluation timed out.
             NixUnusable: Nix cannot be run.
         """
-        await self._before_evaluation()
-        (names,) = await self.indexing(platform, package_set).names([()])
+        evaluation = await self.indexing(platform, package_set)
+        (names,) = await evaluation.names([()])
         return sorted(names or ())
 
     async def check_version(self, package_set: PackageSet) -> None:
