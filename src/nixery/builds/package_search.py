@@ -155,7 +155,13 @@ class PackageSearch:
         )
         for word in words[:-1]:
             found.intersection_update(self._postings.get(word, ()))
-        return heapq.nsmallest(limit, found)
+
+        def rank(number: int) -> tuple[int, int]:
+            # What is called so comes before what is described so.
+            name = self._packages[number].name
+            return -sum(word in name for word in words), number
+
+        return heapq.nsmallest(limit, heapq.nsmallest(_MANY, found), key=rank)
 
     def _similar(self, text: str, limit: int) -> list[int]:
         # The first letter is rarely mistyped, and a comparison with all names would take ten times as long.
