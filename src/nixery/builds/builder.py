@@ -88,6 +88,17 @@ class ImageBounds:
     layers: int
     closure: int | None = None
 
+    def require(self, closure: Closure) -> int:
+        """Return the size of a closure in bytes (NAR size).
+
+        Raises:
+            ClosureTooLarge: it exceeds the limit.
+        """
+        size = sum(info.nar_size for info in closure)
+        if self.closure is not None and size > self.closure:
+            raise ClosureTooLarge(size, self.closure, _largest(closure))
+        return size
+
 
 class ImageBuilder:
     """Builds images; the caller checks the cache first."""
@@ -138,10 +149,8 @@ class ImageBuilder:
 
                         closure = await self._nix.closure(contents.store_paths)
                         _require_derivers(contents, closure)
-                        size = sum(info.nar_size for info in closure)
-                        observe(Realised(len(closure), size))
-                        if self._bounds.closure is not None and size > self._bounds.closure:
-                            raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
+                        observe(Realised(len(closure), sum(info.nar_size for info in closure)))
+                        self._bounds.require(closure)
 
                         budget = (contents.definition and contents.definition.layers) or self._bounds.layers
                         # The root file system takes one layer; even with a budget of 1, store paths have
@@ -271,15 +280,8 @@ def _require_provided(contents: Contents, provided: Collection[StorePath]) -> No
 
 
 def _require_derivers(contents: Contents, closure: Closure) -> None:
-    """Reject outputs of the package index that Nix did not build from the derivation that the index names.
-
-    A package set can claim any path. Nix's own database says where a path comes from.
-    """
-    for package in contents.packages:
-        if package.is_realised and any(
-            closure[path].deriver != str(package.derivation) for path in package.outputs.values()
-        ):
-            raise _WrongDeriverError
+    if not contents.is_built_in(closure):
+        raise _WrongDeriverError
 
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:

@@ -83,6 +83,9 @@ _COOLDOWN = 60.0
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
 
+# Failed attributes that the log names.
+_LOGGED_FAILURES = 5
+
 # A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
 HEADER = b"nixery package index 1\n"
 
@@ -495,6 +498,7 @@ class PackageIndex:
             revision=redacted(pin.revision),
             attributes=self.progress.attributes,
             failed=self.progress.failed,
+            first_failed=", ".join(attribute for attribute, _ in self.progress.failures[:_LOGGED_FAILURES]),
             seconds=round(time.monotonic() - begun, 1),
         )
 
