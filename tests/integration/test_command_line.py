@@ -215,9 +215,9 @@ def test_json_output_is_an_event_per_line(nixery: CommandLine) -> None:
 
 def test_check_accepts_valid_settings(nixery: CommandLine) -> None:
     findings = json.loads(nixery("check", "--json").stdout)
-    assert [finding["what"] for finding in findings] == ["settings", "nix", "sandbox", "storage", "source"]
+    assert [finding["what"] for finding in findings] == ["settings", "nix", "sandbox", "storage", "source", "index"]
     assert all(finding["right"] for finding in findings)
-    assert "it evaluates" in findings[-1]["found"]
+    assert "it evaluates" in findings[-2]["found"]
 
 
 def test_check_names_the_settings_that_a_server_also_needs(nixery: CommandLine) -> None:

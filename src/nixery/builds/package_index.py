@@ -582,11 +582,15 @@ class PackageIndex:
 
         workers = [asyncio.ensure_future(work()) for _ in range(self._processes)]
         try:
-            await asyncio.gather(*workers)
+            await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         finally:
+            # Once: `gather` would also cancel them, and a second cancellation ends the wait for their processes.
             for worker in workers:
                 worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            ended = await asyncio.gather(*workers, return_exceptions=True)
+        for result in ended:
+            if isinstance(result, Exception):
+                raise result
 
     async def _part(
         self, pin: Pin, key: str, paths: Sequence[AttributePath], evaluation: IndexEvaluation

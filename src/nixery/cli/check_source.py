@@ -24,6 +24,8 @@ _TIMEOUT = 60
 # Seconds between two looks at the progress of an index.
 _LOOK_EVERY = 0.2
 
+_SOURCES = "docs/reference/sources.md describes package sources"
+
 # Failed attributes that are printed; --json has those that the index keeps.
 _SHOWN_FAILURES = 10
 
@@ -40,20 +42,20 @@ def check_source(shown: Activity, *, indexed: bool, make_index: bool) -> list[Fi
     from nixery.image.name import requests_for
     from nixery.source_location import redacted
 
-    found: list[str] = []
-
     async def command() -> list[Finding]:
         async with open_session() as (components, resources):
             try:
                 pinned = await components.pins.pin("latest")
-                found.append(f"{redacted(pinned.pin.source)} is pinned to {redacted(pinned.pin.revision)}")
-                (request,) = requests_for("shell", resources.platforms[:1])
+            except NixeryError as error:
+                return [Finding("source", False, str(error), _SOURCES)]
+            found = [f"{redacted(pinned.pin.source)} is pinned to {redacted(pinned.pin.revision)}"]
+            (request,) = requests_for("shell", resources.platforms[:1])
+            try:
                 await components.evaluator.contents(request, pinned.pin)
             except PackagesUnavailable as error:
                 found.append(f"it evaluates, but cannot make shell images: {error}")
             except NixeryError as error:
-                advice = "docs/reference/sources.md describes package sources"
-                return [Finding("source", False, "; ".join([*found, str(error)]), advice)]
+                return [Finding("source", False, "; ".join([*found, str(error)]), _SOURCES)]
             else:
                 found.append("it evaluates")
             right = pinned.warning is None
@@ -107,6 +109,7 @@ def _remedy(progress: Progress, *, indexed: bool) -> list[str]:
 
 async def _evaluate(index: PackageIndex, pin: Pin, shown: Activity) -> None:
     """Evaluate a state, and show the progress: sets within the package set add attributes."""
+    shown.begin("evaluating the package set")
     evaluation = asyncio.ensure_future(index.evaluate(pin))
     total = done = 0
     try:
