@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 from tests.integration.conftest import StartServer
 from tests.support.command_line import CommandLine
 from tests.support.nix import NixSpy, wait_until
-from tests.support.server import clean_environment
 
 PACKAGES = """
 { system }:
@@ -143,9 +141,7 @@ def test_one_evaluation_serves_several_names(nixery: CommandLine, spy: NixSpy) -
         ("web/web2", "NIXERY_MAX_PACKAGES"),
     ],
 )
-def test_an_invalid_name_costs_the_other_names_nothing(
-    nixery: CommandLine, name: str, message: str
-) -> None:
+def test_an_invalid_name_costs_the_other_names_nothing(nixery: CommandLine, name: str, message: str) -> None:
     wrong, right = checked(nixery, name, "alpha", status=1, NIXERY_MAX_PACKAGES="1")
     assert message in wrong["error"]
     assert right["right"]

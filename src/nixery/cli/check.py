@@ -76,7 +76,7 @@ def check(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME[:TAG]]...",
+            metavar="NAME[:TAG]",
             autocompletion=complete_name,
             help="Images, e.g. shell/git: print what each would be, instead of checking the settings.",
         ),
