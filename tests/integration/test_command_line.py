@@ -215,7 +215,14 @@ def test_json_output_is_an_event_per_line(nixery: CommandLine) -> None:
 
 def test_check_accepts_valid_settings(nixery: CommandLine) -> None:
     findings = json.loads(nixery("check", "--json").stdout)
-    assert [finding["what"] for finding in findings] == ["settings", "nix", "sandbox", "storage", "source", "index"]
+    assert [finding["what"] for finding in findings] == [
+        "settings",
+        "nix",
+        "sandbox",
+        "storage",
+        "source",
+        "index",
+    ]
     assert all(finding["right"] for finding in findings)
     assert "it evaluates" in findings[-2]["found"]
 

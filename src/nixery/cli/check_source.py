@@ -76,13 +76,17 @@ async def _index(
     from nixery.source_location import redacted
 
     try:
-        names = await asyncio.wait_for(index.names("latest"), _TIMEOUT)
-        if make is not None:
-            await make()
-        progress = await index.state_progress("latest")
+        await asyncio.wait_for(index.names("latest"), _TIMEOUT)
     except (NixeryError, TimeoutError) as error:
         reason = str(error) or f"listing the package set took more than {_TIMEOUT} seconds"
         return Finding("index", make is None, f"there is none, and completion has no package names: {reason}")
+    if make is not None:
+        try:
+            await make()
+        except NixeryError as error:
+            return Finding("index", False, f"cannot evaluate the whole package set: {error}")
+    # The evaluation finds sets with more names.
+    names, progress = await index.names("latest"), await index.state_progress("latest")
     state = "all" if progress.is_complete else f"{progress.evaluated:,}"
     counts = f"{progress.attributes:,} attributes at {redacted(progress.revision)}: {state} evaluated, {progress.failed:,} failed"
     return Finding(

@@ -53,7 +53,7 @@ class World:
         assert pin == PIN
         self.evaluated.append(request.packages)
         if self.is_broken:
-            raise EvaluationFailed("it is broken")
+            raise EvaluationFailed(("it is broken",))
         missing = [name for name in request.packages if name not in self.names]
         if missing:
             raise PackagesUnavailable(tuple(UnavailablePackage(name, Reason.MISSING) for name in missing))
