@@ -31,7 +31,8 @@ in {
   gamma = program "gamma";
   unfree = package "unfree" { meta.unfree = true; drvPath = throw "unfree is refused"; };
   Broken = throw "out of order";
-  aborts = abort "aborts gave up";
+  Zaborts = abort "aborts gave up";
+  aborts = { recurseForDerivations = true; inner = abort "inner gave up"; };
   web = { contents = [ (program "alpha") ]; config.Cmd = [ "alpha" ]; };
   hostile = package "hostile" { version = "1\n\\u001b[31m"; };
 }
@@ -184,22 +185,22 @@ def test_check_shows_the_index_and_makes_it_on_request(nixery: CommandLine) -> N
         return dict(found)
 
     before = index()
-    assert (before["attributes"], before["evaluated"], before["is_complete"]) == (8, 0, False)
+    assert (before["attributes"], before["evaluated"], before["is_complete"]) == (9, 0, False)
     assert "`nixery check --index` evaluates it here" in before["found"]
     made = index("--index")
-    assert (made["evaluated"], made["failed"], made["is_complete"]) == (8, 1, True)
-    assert [failure["attribute"] for failure in made["failures"]] == ["aborts"]
+    assert (made["evaluated"], made["failed"], made["is_complete"]) == (11, 2, True)
+    assert [failure["attribute"] for failure in made["failures"]] == ["Zaborts", "aborts.inner"]
     # It is stored.
     assert index() == made
     shown = nixery("check").stdout.splitlines()
-    (line,) = (line for line in shown if line.startswith("      aborts "))
+    (line,) = (line for line in shown if line.startswith("      Zaborts "))
     assert "aborts gave up" in line
 
 
 def test_making_an_index_shows_a_bar(nixery: CommandLine) -> None:
     shown = nixery.on_terminal("check", "--index")
     assert "evaluating the package set" in shown
-    assert "8 names can be completed" in shown
+    assert "9 names can be completed" in shown
 
 
 def test_an_index_is_made_without_names(nixery: CommandLine) -> None:
@@ -210,4 +211,4 @@ def test_the_log_names_the_attributes_that_failed(start_server: StartServer, pac
     server = start_server(NIXERY_PKGS_PATH=str(package_set))
     wait_until(lambda: "indexed the package set" in server.log, "the index")
     (line,) = (line for line in server.log.splitlines() if "indexed the package set" in line)
-    assert "aborts" in line
+    assert "Zaborts, aborts.inner" in line

@@ -139,7 +139,8 @@ class Progress:
         revision: the state of the source.
         attributes: as many as are known so far.
         evaluated: number of these.
-        failures: attributes whose evaluation failed, and the reasons; at most 100.
+        failures: attributes whose evaluation failed, and the reasons; those at the top of the package set first, at
+            most 100.
         failed: number of all of them.
         is_complete: whether all attributes are evaluated.
     """
@@ -203,6 +204,7 @@ class StateIndex:
     def progress(self) -> Progress:
         """How far it is."""
         failed = [row for row in self.rows.values() if row.kind == "failed"]
+        failed.sort(key=lambda row: (len(row.path), row.path))
         return Progress(
             revision=self.header.revision,
             attributes=len(self._number),

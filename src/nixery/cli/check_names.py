@@ -58,7 +58,7 @@ def check_names(names: Sequence[str], *, as_json: bool) -> bool:
     from nixery.cli.output import activity
     from nixery.cli.session import open_session, run
 
-    with activity(quiet=as_json) as shown:
+    with activity("images", quiet=as_json) as shown:
 
         async def command() -> list[_Asked]:
             async with open_session() as (components, resources):
