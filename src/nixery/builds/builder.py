@@ -280,8 +280,15 @@ def _require_provided(contents: Contents, provided: Collection[StorePath]) -> No
 
 
 def _require_derivers(contents: Contents, closure: Closure) -> None:
-    if not contents.is_built_in(closure):
-        raise _WrongDeriverError
+    """Reject outputs of the package index that Nix did not build from the derivation that the index names.
+
+    A package set can claim any path. Nix's own database says where a path comes from.
+    """
+    for package in contents.packages:
+        if package.is_realised and any(
+            closure[path].deriver != str(package.derivation) for path in package.outputs.values()
+        ):
+            raise _WrongDeriverError
 
 
 def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:

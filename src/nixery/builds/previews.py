@@ -13,6 +13,7 @@ from nixery.builds.images import require_package_count
 from nixery.errors import (
     AnswerTooLarge,
     BuildError,
+    ClosureTooLarge,
     InvalidName,
     PackagesUnavailable,
     RequestError,
@@ -92,7 +93,7 @@ class ImagePreviews:
             if len(together) > 1:
                 # The previews explain what is wrong with their own packages.
                 with suppress(PackagesUnavailable, InvalidName, AnswerTooLarge):
-                    await self._evaluator.contents(_combined(together), pin)
+                    await self._contents(_combined(together), pin)
 
     async def preview(self, request: ImageRequest, pin: Pin) -> ImagePreview:
         """Preview an image; the result holds what is wrong with it.
@@ -118,18 +119,7 @@ class ImagePreviews:
             return ImagePreview(request, error=error)
 
     async def _available(self, request: ImageRequest, pin: Pin) -> ImagePreview:
-        contents = await self._evaluator.contents(request, pin)
-        found = await self._of(request, contents)
-        if found is None:
-            # As for a build, the index may not name outputs that another derivation built.
-            contents = await self._evaluator.contents(request, pin, indexed=False)
-            found = await self._of(request, contents)
-        if found is None:
-            raise AssertionError("an evaluation without the index names derivations")
-        return found
-
-    async def _of(self, request: ImageRequest, contents: Contents) -> ImagePreview | None:
-        """Return the preview of an image with these contents; ``None`` if another derivation built outputs that the index names."""
+        contents = await self._contents(request, pin)
         plan = await self._nix.plan(contents.installables)
         origins = _Origins(plan)
         found = ImagePreview(
@@ -138,22 +128,20 @@ class ImagePreviews:
             definition=contents.definition.attribute if contents.definition else "",
             plan=plan,
         )
-        realised = [package for package in contents.packages if package.is_realised]
-        if realised and not plan.is_empty:
-            outputs = [path for package in realised for path in package.outputs.values()]
-            if not Contents(tuple(realised)).is_built_in(await self._nix.closure(outputs)):
-                return None
         if not plan.is_empty:
             return found
         closure = await self._nix.closure(contents.store_paths)
-        if not contents.is_built_in(closure):
-            return None
         found = replace(found, paths=len(closure), size=sum(info.nar_size for info in closure))
         try:
             self._bounds.require(closure)
-        except RequestError as error:
+        except ClosureTooLarge as error:
             return replace(found, error=error)
         return found
+
+    async def _contents(self, request: ImageRequest, pin: Pin) -> Contents:
+        # Without the index: a command would read all of it, which takes longer than an evaluation, and it may
+        # name outputs that another derivation built.
+        return await self._evaluator.contents(request, pin, indexed=False)
 
 
 class _Origins:
@@ -165,7 +153,7 @@ class _Origins:
         outputs = package.outputs.values()
         if not self._unknown.isdisjoint(outputs):
             return Origin.UNKNOWN
-        if package.derivation in self._builds and not package.is_realised:
+        if package.derivation in self._builds:
             return Origin.BUILD
         return Origin.STORE if self._downloads.isdisjoint(outputs) else Origin.DOWNLOAD
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nixery.closure import Closure, StorePath
+from nixery.closure import StorePath
 from nixery.errors import UnavailablePackage
 from nixery.oci.documents import ExecutionParameters
 
@@ -98,18 +98,6 @@ class Contents:
         """The paths whose closure is the image, sorted."""
         outputs = {path for package in self.packages for path in package.outputs.values()}
         return sorted(outputs.union(self.definition.store_paths if self.definition else ()))
-
-    def is_built_in(self, closure: Closure) -> bool:
-        """Whether Nix built the outputs that the package index names from the derivations that it names.
-
-        A package set can claim any path. Nix's own database says where a path comes from.
-        """
-        return all(
-            closure[path].deriver == str(package.derivation)
-            for package in self.packages
-            if package.is_realised
-            for path in package.outputs.values()
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,22 +35,19 @@ class World:
 
     Attributes:
         names: of the set.
-        indexed: names that the index has as outputs without a derivation.
-        built_by_others: names whose outputs have another deriver.
         evaluated: the names of each evaluation.
         planned: the answer to a dry run.
     """
 
     def __init__(self) -> None:
         self.names = {"a", "b", "cacert"}
-        self.indexed: set[str] = set()
-        self.built_by_others: set[str] = set()
         self.evaluated: list[tuple[str, ...]] = []
         self.planned = Plan()
         self.is_broken = False
 
     async def contents(self, request: ImageRequest, pin: Pin, *, indexed: bool = True) -> Contents:
-        assert pin == PIN
+        # The index may name outputs that another derivation built.
+        assert (pin, indexed) == (PIN, False)
         self.evaluated.append(request.packages)
         if self.is_broken:
             raise EvaluationFailed(("it is broken",))
@@ -59,26 +56,17 @@ class World:
             raise PackagesUnavailable(tuple(UnavailablePackage(name, Reason.MISSING) for name in missing))
         return Contents(
             tuple(
-                Package(
-                    name,
-                    name,
-                    path(f"{name}.drv"),
-                    {"out": path(name)},
-                    name,
-                    is_realised=indexed and name in self.indexed,
-                )
+                Package(name, name, path(f"{name}.drv"), {"out": path(name)}, name)
                 for name in request.packages
             )
         )
 
     async def plan(self, installables: Sequence[str]) -> Plan:
-        return self.planned if any("!" in installable for installable in installables) else Plan()
+        assert all(installable.endswith(".drv!out") for installable in installables)
+        return self.planned
 
     async def closure(self, paths: Sequence[StorePath]) -> Closure:
-        derivers = {
-            one: "/nix/store/other.drv" if one.name in self.built_by_others else f"{one}.drv" for one in paths
-        }
-        return Closure(PathInfo(one, "00", 10, (), deriver) for one, deriver in derivers.items())
+        return Closure(PathInfo(one, "00", 10, ()) for one in paths)
 
 
 @pytest.fixture
@@ -112,19 +100,6 @@ async def test_packages_have_the_origins_of_the_plan(world: World, previews: Ima
     world.planned = Plan(unknown=(path("a"),))
     found = await previews.preview(request("a"), PIN)
     assert found.packages[0][1] is Origin.UNKNOWN
-
-
-async def test_an_output_of_another_derivation_is_not_in_the_store(
-    world: World, previews: ImagePreviews
-) -> None:
-    """A package set can claim any path; the index then names what Nix did not build for this package."""
-    world.indexed, world.built_by_others = {"a"}, {"a"}
-    world.planned = Plan(builds=(path("a.drv"),))
-    for name in ("a", "a/b"):
-        found = await previews.preview(request(name), PIN)
-        assert found.packages[0][1] is Origin.BUILD
-    world.built_by_others = set()
-    assert (await previews.preview(request("a"), PIN)).packages[0][1] is Origin.STORE
 
 
 async def test_the_other_packages_of_an_unavailable_image_are_previewed(previews: ImagePreviews) -> None:
