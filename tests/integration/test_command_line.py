@@ -301,6 +301,7 @@ HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
         (("build", "shell/hello"), "linux/amd64 shell/hello", "sha256:"),
         (("inspect", "shell/hello"), "linux/amd64 shell/hello", "layers"),
         (("check",), "evaluating the package source", "names can be completed"),
+        (("check", "hello"), "asking Nix and its binary caches", "linux/amd64"),
         (("gc",), "finding images in use", "deleted 0 blobs"),
         (("scrub",), "scrubbing", "0 broken"),
         (("storage", "copy", "{cache}", "{cache}2"), "copying", "blobs copied"),
