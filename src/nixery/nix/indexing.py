@@ -22,11 +22,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from nixery.errors import AnswerTooLarge, EvaluationFailed, NixUnusable, Reason
+from nixery.errors import AnswerTooLarge, EvaluationFailed, NixUnusable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.nix.build_log import LOG_TAIL
-from nixery.nix.error_message import explanation, reports_machine_error, without_paths
-from nixery.nix.evaluation import AnswerItem, Flaw, instantiation, interpret
+from nixery.nix.error_message import NixMessage, explanation, reports_machine_error, without_paths
+from nixery.nix.evaluation import (
+    AnswerItem,
+    Flaw,
+    explanation_of_flaw,
+    instantiation,
+    interpret,
+    root_of,
+)
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import Attribute, PackageSet
 from nixery.nix.processes import Deadline, ProcessContext, readable, run, run_command
@@ -129,11 +136,11 @@ class IndexEvaluation:
                 completed, stderr = await run_command(self._timeout, *arguments, context=context)
             except AnswerTooLarge as error:
                 raise AnswerTooLarge("the list of the package set", error.limit) from None
-        if completed.exit_code != 0:
+        async with self._explaining():
             if completed.exit_code > 0 and _reports_machine_error(explanation(stderr)):
                 raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
-            async with self._explaining():
-                raise EvaluationFailed((), without_paths(explanation(stderr)))
+            if completed.exit_code != 0:
+                raise EvaluationFailed((), self._said(stderr))
         try:
             found = _NAMES.validate_json(completed.stdout.decode(errors="replace"))
         except ValidationError as error:
@@ -208,17 +215,20 @@ class IndexEvaluation:
         if len(left) == end:
             return None
         if exit_code < 0:
-            message = explanation(stderr) or f"out of memory: the evaluation was ended by signal {-exit_code}"
-        else:
-            message = explanation(stderr) or "the evaluation ended without an error message"
-        return without_paths(message)
+            return self._said(stderr) or f"out of memory: the evaluation was ended by signal {-exit_code}"
+        return self._said(stderr) or "the evaluation ended without an error message"
+
+    def _said(self, stderr: Sequence[str]) -> str:
+        """Describe Nix's error to clients, who must not learn a path of this machine."""
+        return NixMessage.parse(stderr).relative_to(root_of(self._package_set))
 
     @contextmanager
     def _instantiation(self, request: str) -> Iterator[tuple[Sequence[str], ProcessContext]]:
-        with instantiation(
-            self._platform, self._package_set, self._options, request, _LARGEST_NAMES, read_only=True
-        ) as (arguments, context):
-            yield arguments, replace(context, niceness=_NICENESS)
+        with instantiation(self._platform, self._package_set, self._options, request, read_only=True) as (
+            arguments,
+            context,
+        ):
+            yield arguments, replace(context, answer=_LARGEST_NAMES, niceness=_NICENESS)
 
 
 def _reports_machine_error(message: str) -> bool:
@@ -270,7 +280,7 @@ def parse_entry(path: AttributePath, entry: bytes) -> Attribute:
     if tuple(found.path) != path:
         return Attribute(path, "other")
     items = [interpret(item) for item in found.items]
-    flaws = [item.package for item in items if isinstance(item, Flaw)]
+    flaws = [explanation_of_flaw(item) for item in items if isinstance(item, Flaw)]
     usable = tuple(item for item in items if not isinstance(item, Flaw))
     about = found.about
     is_package = (
@@ -281,9 +291,14 @@ def parse_entry(path: AttributePath, entry: bytes) -> Attribute:
         kind=found.kind if is_package else "other",
         items=None if flaws or found.kind == "set" else usable,
         recurse=found.recurse,
-        reason=shortened(str(flaws[0].reason), _LONGEST_REASON) if flaws and is_package else "",
+        reason=_reason(flaws[0]) if flaws and is_package else "",
         **({} if about is None else _described(about)),
     )
+
+
+def _reason(package: UnavailablePackage) -> str:
+    reason = f"{package.reason}: {package.explanation}" if package.explanation else str(package.reason)
+    return shortened(reason, _LONGEST_REASON)
 
 
 def _described(about: _About) -> dict[str, Any]:
