@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient
-from tests.support.nix import wait_until
+from tests.support.nix import PACKAGE_SETS, wait_until
 from tests.support.repository import Repository
 from tests.support.server import HOST, Server
 
@@ -146,7 +146,9 @@ def test_package_names_are_completed(client: RegistryClient) -> None:
     assert client.get("/api/v1/packages/nothing-like-it").error["code"] == "NAME_UNKNOWN"
 
 
-def test_a_package_is_described(client: RegistryClient) -> None:
+def test_a_package_is_described(start_server: StartServer) -> None:
+    client = start_server(NIXERY_INDEX="1", NIXERY_PKGS_PATH=str(PACKAGE_SETS / "index")).client
+
     def is_complete() -> bool:
         return bool(get(client, "/api/v1/index")["complete"])
 
