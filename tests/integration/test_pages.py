@@ -146,8 +146,11 @@ def test_package_names_are_completed(client: RegistryClient) -> None:
     assert client.get("/api/v1/packages/nothing-like-it").error["code"] == "NAME_UNKNOWN"
 
 
-def test_a_package_is_described(start_server: StartServer) -> None:
-    client = start_server(NIXERY_INDEX="1", NIXERY_PKGS_PATH=str(PACKAGE_SETS / "index")).client
+def test_a_package_is_described(start_server: StartServer, tmp_path: Path) -> None:
+    # An attribute takes half a minute.
+    package_set = tmp_path / "set.nix"
+    package_set.write_text(f'arguments: removeAttrs (import {PACKAGE_SETS} arguments) [ "endless" ]\n')
+    client = start_server(NIXERY_INDEX="1", NIXERY_PKGS_PATH=str(package_set)).client
 
     def is_complete() -> bool:
         return bool(get(client, "/api/v1/index")["complete"])
