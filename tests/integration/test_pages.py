@@ -184,7 +184,7 @@ def test_an_unknown_tag_is_explained_by_the_versions_of_known_states(
     old = repository.commit("3.10")
     repository.git("branch", "stable")
     new = repository.commit("3.11")
-    server = start_server(NIXERY_PKGS_REPO=repository.url, NIXERY_PKGS_PATH=None)
+    server = start_server(NIXERY_PKGS_REPO=repository.url, NIXERY_PKGS_PATH=None, NIXERY_INDEX="1")
     client = server.client
 
     def versions(tag: str) -> list[tuple[str, str, str]]:
