@@ -345,9 +345,7 @@ def test_images_of_indexed_packages_are_the_same_and_need_no_evaluation(
 
 
 @pytest.mark.security
-def test_a_package_that_claims_the_output_of_another_derivation_gets_none(
-    private: PrivateNix, tmp_path: Path
-) -> None:
+def test_a_claimed_store_path_is_not_served(private: PrivateNix, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "default.nix").write_text(
