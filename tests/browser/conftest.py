@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (package_set / "default.nix").write_text(
         f"arguments: import {_PACKAGES} (arguments // {{ salt = {salt}; }})\n"
     )
-    settings = {"NIXERY_PKGS_PATH": str(package_set), **nix_environment(directory)}
+    settings = {"NIXERY_PKGS_PATH": str(package_set), "NIXERY_INDEX": "1", **nix_environment(directory)}
     with running_server(directory / "server", settings) as server:
         yield server
         assert server.stop() == 0
