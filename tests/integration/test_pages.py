@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient
-from tests.support.nix import PACKAGE_SETS, wait_until
+from tests.support.nix import wait_until
 from tests.support.repository import Repository
 from tests.support.server import HOST, Server
 
