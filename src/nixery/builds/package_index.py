@@ -158,6 +158,7 @@ class PackageIndex:
         )
         self._reading_versions: SingleFlight[None, Sequence[StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
+        self._default: Pin | None = None
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
 
@@ -257,22 +258,27 @@ class PackageIndex:
         ]
         return await asyncio.to_thread(_realisable, items) if realisable else items
 
-    def want(self, pin: Pin) -> None:
-        """Have a state evaluated in the background."""
+    def want(self, pin: Pin, is_default: bool = False) -> None:  # noqa: FBT001, FBT002 -- called by ``Pins.watch``
+        """Have a state evaluated in the background; clients name other states, so that of the default tag comes first."""
         state = self._recent.get(pin)
-        if pin not in self._waiting and not (state and state.header.is_complete):
+        if state is not None and state.header.is_complete:
+            return
+        if is_default:
+            self._default = pin
+        elif pin not in self._waiting:
             self._waiting.append(pin)
-            self._wanted.set()
+        self._wanted.set()
 
     async def run(self) -> None:
         """Evaluate the states that are wanted, beginning with the one of the default tag, for ever."""
         with suppress(NixeryError):  # the first request reports it
-            self.want((await self._pins.pin("latest")).pin)
+            self.want((await self._pins.pin("latest")).pin, is_default=True)
         while True:
-            while not self._waiting:
+            while self._default is None and not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
-            pin = self._waiting.pop()
+            pin = self._default or self._waiting.pop()
+            self._default = None
             try:
                 await self.evaluate(pin)
             except PackageSetChanged:
