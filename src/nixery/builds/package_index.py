@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Annotated
 
 import cachetools
 import structlog
@@ -34,6 +35,7 @@ from nixery.builds.pins import Pins
 from nixery.builds.slots import Slots
 from nixery.caching import SingleFlight, TTLCache, size_of_error
 from nixery.errors import (
+    AnswerTooLarge,
     BuildError,
     EvaluationFailed,
     NixeryError,
@@ -45,7 +47,7 @@ from nixery.errors import (
 )
 from nixery.image.platform import Platform
 from nixery.image.spelling import AttributeNames, NearNames
-from nixery.nix.indexing import AttributePath, IndexEvaluation, Reported, parse_entry
+from nixery.nix.indexing import MOST_ATTRIBUTES, AttributePath, IndexEvaluation, Reported, parse_entry
 from nixery.nix.packages import Attribute, Definition, EvaluatedItem, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
@@ -57,8 +59,8 @@ from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore, decod
 # bounded.
 PART = 1000
 
-# Attributes of an index, and names on the way to one. nixpkgs has 100,000, most of them in five sets.
-_MOST_ATTRIBUTES, _DEEPEST = 300_000, 4
+# Names on the way to an attribute. nixpkgs has 100,000 attributes, most of them in five sets.
+_DEEPEST = 4
 
 # Attributes of a state that end the evaluation; each costs a process. In nixpkgs, a few hundred of 100,000 do.
 _MOST_FAILURES = 10_000
@@ -76,7 +78,18 @@ _FAILURES = 1024 * 1024
 _IN_MEMORY, _STORED = 3, 5
 
 # Bytes of a decompressed part, and of the rows of a record.
-_LARGEST_PART, _LARGEST_ROWS = 128 * 1024 * 1024, 256 * 1024 * 1024
+_LARGEST_PART, _LARGEST_ROWS = 32 * 1024 * 1024, 128 * 1024 * 1024
+
+# Bytes of descriptions, programs and reasons of a state, roughly as they are in memory. nixpkgs has 15 MB. Rows beyond
+# it have none.
+_LARGEST_TEXT, _OF_A_TEXT = 64 * 1024 * 1024, 64
+
+# Bytes of the parts of a state in the storage. nixpkgs has 30 MB. A client that asks for a package of another part
+# waits for its evaluation.
+_LARGEST_STATE = 256 * 1024 * 1024
+
+# Seconds after which another state that waits is evaluated. A run continues where an earlier one ended.
+_TURN = 7200.0
 
 # Seconds after which a run that failed is tried again.
 _COOLDOWN = 60.0
@@ -106,8 +119,16 @@ class _Row(BaseModel):
     identity: str = Field(default="", exclude=True)
     is_original: bool = Field(default=False, exclude=True)
 
+    @property
+    def size(self) -> int:
+        """Bytes of its texts, roughly as they are in memory."""
+        texts = (self.description, self.reason, *self.programs)
+        return sum(len(text) + _OF_A_TEXT for text in texts if text)
 
-_ROWS: TypeAdapter[list[_Row]] = TypeAdapter(list[_Row])
+
+_WITHOUT_TEXTS: Mapping[str, object] = {"description": "", "programs": (), "reason": ""}
+
+_ROWS: TypeAdapter[list[_Row]] = TypeAdapter(Annotated[list[_Row], Field(max_length=MOST_ATTRIBUTES)])
 
 
 class _Header(BaseModel):
@@ -169,12 +190,17 @@ class StateIndex:
         key: of its record.
         header: its names.
         rows: returns what is known about attributes.
+
+    Attributes:
+        stored: bytes of its parts that are stored, by key, as far as this object knows.
     """
 
     def __init__(self, key: str, header: _Header, rows: Callable[[], Iterable[_Row]] = tuple) -> None:
         self.key = key
         self.header = header
+        self.stored: dict[str, int] = {}
         self._read_rows = rows
+        self._text: int | None = None  # bytes of all rows; counted when a row is added
         self._list()
 
     @classmethod
@@ -198,6 +224,17 @@ class StateIndex:
         """Make rows and search; return this index."""
         _ = self.search
         return self
+
+    def describe(self, rows: Iterable[_Row]) -> None:
+        """Add what is known about attributes; no texts beyond the limit."""
+        if self._text is None:
+            self._text = sum(row.size for row in self.rows.values())
+        for row in rows:
+            known = self.rows.get(row.path)
+            self._text -= known.size if known else 0
+            kept = row if self._text + row.size <= _LARGEST_TEXT else row.model_copy(update=_WITHOUT_TEXTS)
+            self._text += kept.size
+            self.rows[row.path] = kept
 
     def add(self, names: Names) -> None:
         """Add a round of names."""
@@ -238,7 +275,7 @@ class StateIndex:
         """Return the sets of packages whose names are not listed, up to the limits."""
         known = {path for names in self.header.rounds for path, _ in names}
         found = [row.path for row in self.rows.values() if row.recurse and len(row.path) < _DEEPEST]
-        return sorted(set(found) - known) if len(self._number) < _MOST_ATTRIBUTES else []
+        return sorted(set(found) - known) if len(self._number) < MOST_ATTRIBUTES else []
 
     def complete(self) -> None:
         """Mark aliases: of the attributes that are the same package, the one with the package's own name is no alias."""
@@ -263,24 +300,23 @@ class StateIndex:
 
     def _list(self) -> None:
         """Number all attributes, and cut each round into parts."""
-        self._names = AttributeNames({path: names for round_ in self.header.rounds for path, names in round_})
-        self._number: dict[AttributePath, int] = {}
-        self._starts: list[int] = []
-        self.parts: list[tuple[str, Sequence[AttributePath]]] = []
+        names = AttributeNames({path: names for round_ in self.header.rounds for path, names in round_})
+        number: dict[AttributePath, int] = {}
+        starts: list[int] = []
+        parts: list[tuple[str, Sequence[AttributePath]]] = []
         for round_ in self.header.rounds:
             paths = [
-                path
-                for set_, names in round_
-                for name in names
-                if (path := (*set_, name)) not in self._number
+                path for set_, found in round_ for name in found if (path := (*set_, name)) not in number
             ]
-            first = len(self._number)
-            self._number.update((path, first + number) for number, path in enumerate(paths))
+            first = len(number)
+            number.update((path, first + position) for position, path in enumerate(paths))
             for start in range(0, len(paths), PART):
                 part = paths[start : start + PART]
                 key = hashlib.sha256(canonical_json([self.key, part])).hexdigest()
-                self._starts.append(first + start)
-                self.parts.append((key, part))
+                starts.append(first + start)
+                parts.append((key, part))
+        # All at once, since another thread may use this object.
+        self._names, self._number, self._starts, self.parts = names, number, starts, parts
 
     def _found(self) -> Iterator[FoundPackage]:
         found = set()
@@ -524,9 +560,18 @@ class PackageIndex:
                 await self._wanted.wait()
             pin = self._waiting.pop()
             try:
-                await self.evaluate(pin)
+                async with asyncio.timeout(_TURN):
+                    await self.evaluate(pin)
             except PackageSetChanged:
                 pass  # the pin that replaces it is wanted, too
+            except TimeoutError:
+                _log.warning(
+                    "indexing takes too long; other states come first", revision=redacted(pin.revision)
+                )
+                with suppress(ValueError):  # it was wanted again meanwhile
+                    self._waiting.remove(pin)
+                if len(self._waiting) < _MOST_WAITING:
+                    self._waiting.appendleft(pin)
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
@@ -556,10 +601,11 @@ class PackageIndex:
                 sets = state.sets_to_enter()
                 if not sets:
                     break
-                names = await _names_in(evaluation, sets)
+                names = await _names_in(evaluation, sets, MOST_ATTRIBUTES - self.progress.attributes)
                 await self._source.confirm(pin)
-                state.add(names)
-        state.complete()
+                await asyncio.to_thread(state.add, names)
+                self.progress = state.progress
+        await asyncio.to_thread(state.complete)
         await self._store(pin, state)
         self.progress = state.progress
         _log.info(
@@ -605,7 +651,9 @@ class PackageIndex:
             raise failure.without_frames()
         try:
             async with self._slots.slot(), self._source.open(pin) as package_set:
-                names = await _names_in(self._nix.indexing(self._platform, package_set), self._sets)
+                names = await _names_in(
+                    self._nix.indexing(self._platform, package_set), self._sets, MOST_ATTRIBUTES
+                )
         except BuildError as error:
             # The search field sends a request for each key that a user types.
             self._failures.put(pin, error.without_frames(), size_of_error(error), self._failure_time_to_live)
@@ -642,7 +690,7 @@ class PackageIndex:
                 key, paths = left.popleft()
                 lines = await self._part(pin, state, key, paths, evaluation)
                 rows = await asyncio.to_thread(_rows, paths, lines)
-                state.rows.update((row.path, row) for row in rows)
+                state.describe(rows)
                 self.progress = state.progress
                 if len(state.rows) > 2 * searchable:
                     searchable = len(state.rows)
@@ -666,16 +714,19 @@ class PackageIndex:
     ) -> Sequence[bytes]:
         content = await self._records.get(PACKAGE_DETAILS, key)
         lines = await asyncio.to_thread(decode, decode_part, content)
-        if lines is not None and len(lines) == len(paths):
+        if content is not None and lines is not None and len(lines) == len(paths):
+            state.stored[key] = len(content)
             return lines
         found: list[Reported] = []
         left = max(0, _MOST_FAILURES - state.progress.failed)
         await evaluation.describe(paths, found.append, left)
         await self._source.confirm(pin)
         lines = [_line(reported) for reported in found]
-        with suppress(StorageError):
-            content = await asyncio.to_thread(zstandard.compress, b"\n".join(lines))
-            await self._records.put(PACKAGE_DETAILS, key, content)
+        content = await asyncio.to_thread(zstandard.compress, b"\n".join(lines))
+        if sum(state.stored.values()) + len(content) <= _LARGEST_STATE:
+            state.stored[key] = len(content)
+            with suppress(StorageError):
+                await self._records.put(PACKAGE_DETAILS, key, content)
         return lines
 
     async def _read(self, state: StateIndex, path: AttributePath) -> Attribute | None:
@@ -696,20 +747,28 @@ class PackageIndex:
             await self._records.delete(PACKAGES, key)
 
 
-async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath]) -> Names:
-    """List the names in some sets; a set whose evaluation fails has none, unless it is the package set itself."""
+async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], most: int) -> Names:
+    """List the names in some sets; none of a set that is missing or fails, unless it is the package set itself.
+
+    Nor of a set that would exceed the most names. Each set is in the list, or it would be listed again for ever.
+    """
     try:
         found = await evaluation.names(sets)
-    except EvaluationFailed:
+    except (EvaluationFailed, AnswerTooLarge):
         found = []
         for path in sets:
             try:
                 found += await evaluation.names([path])
-            except EvaluationFailed:
+            except (EvaluationFailed, AnswerTooLarge):
                 if not path:
                     raise
                 found.append(None)
-    return [(path, names) for path, names in zip(sets, found, strict=True) if names is not None]
+    listed = []
+    for path, names in zip(sets, found, strict=True):
+        within = names if names is not None and len(names) <= most else []
+        most -= len(within)
+        listed.append((path, within))
+    return listed
 
 
 def _line(reported: Reported) -> bytes:

@@ -23,6 +23,11 @@ _FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
 # Words of a search, and words that the last one may be the beginning of.
 _MOST_WORDS, _MOST_COMPLETED = 8, 256
 
+# Package authors write any number of words. Distinct ones that are found: nixpkgs has 150,000. Packages that are
+# found by one word, the shortest names; and packages with one of the completed words that a search looks at, which
+# takes some milliseconds.
+_MOST_DISTINCT, _MOST_WITH_WORD, _MOST_LOOKED_AT = 500_000, 50_000, 100_000
+
 _WORD = re.compile(r"[a-z0-9][a-z0-9+#]*", re.ASCII)
 
 # Words that most descriptions have.
@@ -75,7 +80,13 @@ class PackageSearch:
                 programs.setdefault(program.lower(), []).append(number)
             text = " ".join((package.name, package.description, *package.programs)).lower()
             for word in set(_WORD.findall(text)) - _COMMON:
-                words.setdefault(word, array("I")).append(number)
+                postings = words.get(word)
+                if postings is None:
+                    if len(words) == _MOST_DISTINCT:
+                        continue
+                    postings = words[word] = array("I")
+                if len(postings) < _MOST_WITH_WORD:
+                    postings.append(number)
         self._programs = programs
         self._postings = words
         self._words = sorted(words)
@@ -150,9 +161,12 @@ class PackageSearch:
             return ()
         first = bisect_left(self._words, words[-1])
         last = bisect_left(self._words, words[-1] + "\x7f", first)
-        found = set[int]().union(
-            *(self._postings[word] for word in self._words[first : min(last, first + _MOST_COMPLETED)])
-        )
+        found: set[int] = set()
+        looked_at = 0
+        for word in self._words[first : min(last, first + _MOST_COMPLETED)]:
+            postings = self._postings[word][: _MOST_LOOKED_AT - looked_at]
+            found.update(postings)
+            looked_at += len(postings)
         for word in words[:-1]:
             found.intersection_update(self._postings.get(word, ()))
         return heapq.nsmallest(limit, found)

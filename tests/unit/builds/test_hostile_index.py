@@ -1,0 +1,179 @@
+"""Bounds of the package index, with package sets whose authors make everything as large and as slow as they may."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from nixery.builds import package_index, package_search
+from nixery.builds.package_index import PackageIndex
+from nixery.builds.package_search import FoundPackage, PackageSearch
+from nixery.builds.pins import Pins
+from nixery.image.platform import AMD64, Platform
+from nixery.nix.indexing import AttributePath, Reported
+from nixery.nix.packages import NixFiles, PackageSet
+from nixery.sources.source import Pin, Reference
+from nixery.storage.records import PACKAGE_DETAILS, RecordStore
+
+pytestmark = pytest.mark.security
+
+DESCRIPTION = "word " * 100
+
+
+class HostileSet:
+    """Stands in for the package source, for Nix and for its evaluations."""
+
+    description = "fake:"
+
+    def __init__(self, names: dict[AttributePath, list[str] | None]) -> None:
+        self.names_of = names
+        self.listed: list[AttributePath] = []
+        self.slow = ""
+        self.begun, self.described = asyncio.Event(), asyncio.Event()
+
+    def reference(self, tag: str) -> Reference:
+        return Reference(tag, moving=False)
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002
+        return True
+
+    async def resolve(self, reference: Reference) -> Pin:
+        return Pin("fake:", reference.name, reference.name)
+
+    async def confirm(self, pin: Pin) -> None:
+        """Nothing changes."""
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
+        yield NixFiles(Path("/nowhere") / pin.identity, self_contained=True)
+
+    def indexing(self, platform: Platform, package_set: PackageSet) -> HostileEvaluation:
+        assert platform == AMD64
+        assert isinstance(package_set, NixFiles)
+        return HostileEvaluation(self, package_set.path.name)
+
+
+class HostileEvaluation:
+    def __init__(self, set_: HostileSet, identity: str) -> None:
+        self._set = set_
+        self._identity = identity
+
+    async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
+        self._set.listed += sets
+        assert len(self._set.listed) < 20, "a set is listed again and again"
+        return [self._set.names_of.get(path) for path in sets]
+
+    async def describe(
+        self,
+        paths: Sequence[AttributePath],
+        report: Callable[[Reported], None],
+        failures: int,  # noqa: ARG002
+    ) -> int:
+        self._set.begun.set()
+        if self._set.slow == self._identity:
+            await asyncio.Event().wait()
+        for path in paths:
+            about = dict.fromkeys(("pname", "version", "homepage", "mainProgram"), "")
+            lists: dict[str, list[str]] = {
+                name: [] for name in ("licences", "programs", "platforms", "outputs")
+            }
+            kind = "set" if path[-1].startswith("set") else "package"
+            broken = {"status": "broken", "name": "", "attribute": path[-1], "position": []}
+            entry = {
+                "path": path,
+                "kind": kind,
+                "recurse": kind == "set",
+                "items": [] if kind == "set" else [broken],
+                "about": None if kind == "set" else {**about, **lists, "description": DESCRIPTION},
+            }
+            report(Reported(path, json.dumps(entry).encode()))
+        self._set.described.set()
+        return 0
+
+
+def index(set_: HostileSet, records: RecordStore) -> PackageIndex:
+    pins = Pins(set_, records, 3600)  # type: ignore[arg-type]
+    return PackageIndex(pins, set_, set_, AMD64, records, "program", processes=1)  # type: ignore[arg-type]
+
+
+async def indexed(set_: HostileSet, records: RecordStore) -> PackageSearch:
+    one = index(set_, records)
+    await one.evaluate(Pin("fake:", "latest", "latest"))
+    assert one.progress is not None
+    assert one.progress.is_complete
+    return await one.names("latest")
+
+
+async def test_texts_of_a_state_are_bounded(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package_index, "_LARGEST_TEXT", 10 * len(DESCRIPTION), raising=False)
+    monkeypatch.setattr(package_index, "PART", 7)
+    found = await indexed(HostileSet({(): [f"p{number}" for number in range(100)]}), records)
+    assert len(found) == 100
+    assert 1 <= sum(package.description != "" for package in found) <= 10
+
+
+async def test_stored_parts_of_a_state_are_bounded(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "_LARGEST_STATE", 2000, raising=False)
+    monkeypatch.setattr(package_index, "PART", 10)
+    set_ = HostileSet({(): [f"p{number}" for number in range(500)]})
+    assert len(await indexed(set_, records)) == 500
+    sizes = [
+        len(await records.get(PACKAGE_DETAILS, record.key) or b"")
+        async for record in records.scan(PACKAGE_DETAILS)
+    ]
+    assert 1 <= sum(sizes) <= 2000
+
+
+@pytest.mark.parametrize("names", [None, ["p"] * 1000])
+async def test_a_set_that_cannot_be_listed_is_listed_once(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch, names: list[str] | None
+) -> None:
+    monkeypatch.setattr(package_index, "MOST_ATTRIBUTES", 100, raising=False)
+    set_ = HostileSet({(): ["p", "set"], ("set",): names})
+    assert [package.name for package in await indexed(set_, records)] == ["p"]
+    assert set_.listed == [(), ("set",)]
+
+
+async def test_a_slow_state_does_not_keep_another_one_waiting(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "_TURN", 0.1, raising=False)
+    set_ = HostileSet({(): ["p"]})
+    set_.slow = "latest"
+    one = index(set_, records)
+    running = asyncio.ensure_future(one.run())
+    try:
+        async with asyncio.timeout(30):  # bounds a hang
+            await set_.begun.wait()
+            one.want(Pin("fake:", "other", "other"))
+            await set_.described.wait()
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+def search(description: str) -> PackageSearch:
+    return PackageSearch(FoundPackage(f"p{number}", "p", description=description) for number in range(100))
+
+
+def test_a_search_looks_at_a_bounded_number_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = " ".join(f"zq{number}" for number in range(50))
+    monkeypatch.setattr(package_search, "_MOST_LOOKED_AT", 10, raising=False)
+    assert len(search(words).search("zq", 100)) == 10
+    monkeypatch.setattr(package_search, "_MOST_WITH_WORD", 5, raising=False)
+    assert len(search(words).search("zq", 100)) == 5
+
+
+def test_the_number_of_distinct_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package_search, "_MOST_DISTINCT", 20, raising=False)
+    words = [f"zq{number:02}" for number in range(50)]
+    found = search(" ".join(words))
+    assert sum(bool(found.search(f"{word} {word}", 1)) for word in words) <= 20
