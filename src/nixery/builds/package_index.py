@@ -80,12 +80,12 @@ _IN_MEMORY, _STORED = 3, 5
 # Bytes of a decompressed part, and of the rows of a record.
 _LARGEST_PART, _LARGEST_ROWS = 32 * 1024 * 1024, 128 * 1024 * 1024
 
-# Bytes of descriptions, programs and reasons of a state, roughly as they are in memory. nixpkgs has 15 MB. Rows beyond
-# it have none.
-_LARGEST_TEXT, _OF_A_TEXT = 64 * 1024 * 1024, 64
+# Bytes of descriptions, programs and reasons of a state, each with what Python adds; some 120 for a package of
+# nixpkgs or Debian. Rows beyond it have none.
+_LARGEST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
 
-# Bytes of the parts of a state in the storage. nixpkgs has 30 MB. A client that asks for a package of another part
-# waits for its evaluation.
+# Bytes of the parts of a state in the storage. A client that asks for a package of another part waits for its
+# evaluation.
 _LARGEST_STATE = 256 * 1024 * 1024
 
 # Seconds after which another state that waits is evaluated. A run continues where an earlier one ended.

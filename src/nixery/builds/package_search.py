@@ -23,10 +23,9 @@ _FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
 # Words of a search, and words that the last one may be the beginning of.
 _MOST_WORDS, _MOST_COMPLETED = 8, 256
 
-# Package authors write any number of words. Distinct ones that are found: nixpkgs has 150,000. Packages that are
-# found by one word, the shortest names; and packages with one of the completed words that a search looks at, which
-# takes some milliseconds.
-_MOST_DISTINCT, _MOST_WITH_WORD, _MOST_LOOKED_AT = 500_000, 50_000, 100_000
+# Package authors write any number of words. The most distinct words; packages that one word finds, those with the
+# shortest names; and packages with completed words that one search looks at, which takes some milliseconds.
+_MOST_DISTINCT, _MOST_WITH_WORD, _MOST_LOOKED_AT = 300_000, 50_000, 100_000
 
 _WORD = re.compile(r"[a-z0-9][a-z0-9+#]*", re.ASCII)
 

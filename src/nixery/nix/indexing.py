@@ -40,7 +40,7 @@ AttributePath = tuple[str, ...]
 _LARGEST_NAMES, MOST_ATTRIBUTES = 8 * 1024 * 1024, 300_000
 
 # Bytes of one attribute's line. Lists and definitions may be longer; they are evaluated when a client asks. So are
-# attributes after those whose lines are longer on average than the second number; nixpkgs' have 2 to 3 kB.
+# attributes after others whose lines are longer on average than the second number; those of Debian's set have 900.
 _LONGEST_ENTRY, _AVERAGE_ENTRY = 64 * 1024, 8 * 1024
 
 # Bytes of the attribute paths for one process, as one argument of a command: Linux allows 128 KiB.
@@ -49,7 +49,7 @@ _ARGUMENT = 100_000
 # Bytes of a line on stderr that are kept for an error message.
 _LONGEST_LINE = 16 * 1024
 
-# Seconds for one attribute, and for all of one call, most of which have 1000: nixpkgs' take a minute.
+# Seconds for one attribute, and for all of one call.
 _ATTRIBUTE_TIMEOUT, _TIMEOUT = 30.0, 1800.0
 
 # The scheduler's lowest priority but one (nice(1)): requests come first.
