@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from nixery.errors import EvaluationFailed
 from nixery.image.platform import AMD64
 from nixery.nix import indexing
 from nixery.nix.indexing import IndexEvaluation, Reported
@@ -60,11 +59,3 @@ async def test_slow_attributes_do_not_add_up(
     monkeypatch.setattr(indexing, "_TIMEOUT", 0, raising=False)
     errors = {reported.error for reported in await described(evaluation)}
     assert errors == {"not evaluated: too many attributes take too long before it"}
-
-
-async def test_the_number_of_attributes_is_bounded(
-    evaluation: IndexEvaluation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(indexing, "MOST_ATTRIBUTES", 99, raising=False)
-    with pytest.raises(EvaluationFailed, match="it has more than 99 attributes"):
-        await evaluation.names([()])

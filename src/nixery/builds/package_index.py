@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Annotated
 
 import cachetools
 import structlog
@@ -40,14 +39,16 @@ from nixery.errors import (
     EvaluationFailed,
     NixeryError,
     PackageSetChanged,
+    PackageSetError,
     Reason,
+    SourceUnreachable,
     StorageError,
     TooBusy,
     UnavailablePackage,
 )
 from nixery.image.platform import Platform
 from nixery.image.spelling import AttributeNames, NearNames
-from nixery.nix.indexing import MOST_ATTRIBUTES, AttributePath, IndexEvaluation, Reported, parse_entry
+from nixery.nix.indexing import AttributePath, IndexEvaluation, Reported, parse_entry
 from nixery.nix.packages import Attribute, Definition, EvaluatedItem, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
@@ -59,8 +60,8 @@ from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore, decod
 # bounded.
 PART = 1000
 
-# Names on the way to an attribute. nixpkgs has 100,000 attributes, most of them in five sets.
-_DEEPEST = 4
+# Attributes of an index, and names on the way to one. nixpkgs has 100,000, most of them in five sets.
+_MOST_ATTRIBUTES, _DEEPEST = 300_000, 4
 
 # Attributes of a state that end the evaluation; each costs a process. In nixpkgs, a few hundred of 100,000 do.
 _MOST_FAILURES = 10_000
@@ -77,16 +78,16 @@ _FAILURES = 1024 * 1024
 # States in memory, and in the storage.
 _IN_MEMORY, _STORED = 3, 5
 
-# Bytes of a decompressed part, and of the rows of a record.
-_LARGEST_PART, _LARGEST_ROWS = 32 * 1024 * 1024, 128 * 1024 * 1024
-
-# Bytes of descriptions, programs and reasons of a state, each with what Python adds; some 120 for a package of
-# nixpkgs or Debian. Rows beyond it have none.
-_LARGEST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
+# Bytes of all descriptions, programs and reasons in the rows of an index, each with what Python adds; some 120 for a
+# package of nixpkgs or Debian. Later rows have none.
+_MOST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
 
 # Bytes of the parts of a state in the storage. A client that asks for a package of another part waits for its
 # evaluation.
 _LARGEST_STATE = 256 * 1024 * 1024
+
+# Bytes of a decompressed part, and of the rows of a record.
+_LARGEST_PART, _LARGEST_ROWS = 32 * 1024 * 1024, 128 * 1024 * 1024
 
 # Seconds after which another state that waits is evaluated. A run continues where an earlier one ended.
 _TURN = 7200.0
@@ -94,8 +95,17 @@ _TURN = 7200.0
 # Seconds after which a run that failed is tried again.
 _COOLDOWN = 60.0
 
+# Seconds for which the versions in the stored indexes are not read again.
+_VERSIONS_TTL = 10.0
+
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
+
+# The reason if a failure has no message.
+_UNKNOWN = "evaluation failed"
+
+# Failed attributes that the log names.
+_LOGGED_FAILURES = 5
 
 # A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
 HEADER = b"nixery package index 1\n"
@@ -119,16 +129,14 @@ class _Row(BaseModel):
     identity: str = Field(default="", exclude=True)
     is_original: bool = Field(default=False, exclude=True)
 
-    @property
-    def size(self) -> int:
-        """Bytes of its texts, roughly as they are in memory."""
-        texts = (self.description, self.reason, *self.programs)
-        return sum(len(text) + _OF_A_TEXT for text in texts if text)
+
+class _Failure(BaseModel):
+    """The line of an attribute whose evaluation failed."""
+
+    error: str
 
 
-_WITHOUT_TEXTS: Mapping[str, object] = {"description": "", "programs": (), "reason": ""}
-
-_ROWS: TypeAdapter[list[_Row]] = TypeAdapter(Annotated[list[_Row], Field(max_length=MOST_ATTRIBUTES)])
+_ROWS: TypeAdapter[list[_Row]] = TypeAdapter(list[_Row])
 
 
 class _Header(BaseModel):
@@ -158,7 +166,8 @@ class Progress:
         revision: the state of the source.
         attributes: as many as are known so far.
         evaluated: number of these.
-        failures: attributes whose evaluation failed, and the reasons; at most 100.
+        failures: attributes whose evaluation failed, and the reasons; those at the top of the package set first, at
+            most 100.
         failed: number of all of them.
         is_complete: whether all attributes are evaluated.
     """
@@ -173,11 +182,28 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class PackageVersion:
-    """The version of a package in one state of the source, and the date of the state in seconds since the epoch."""
+    """The version of a package in one state of the source.
+
+    Attributes:
+        revision: the state of the source.
+        version: of the package.
+        created: the date of the state in seconds since the epoch, if it is known.
+        tag: a tag that stands for that state now; empty if there is none.
+    """
 
     revision: str
     version: str
     created: int | None
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _StateVersions:
+    """The versions of all packages of a state, and the time when its index was stored."""
+
+    header: _Header
+    versions: Mapping[AttributePath, str]
+    modified: float
 
 
 class StateIndex:
@@ -198,9 +224,10 @@ class StateIndex:
     def __init__(self, key: str, header: _Header, rows: Callable[[], Iterable[_Row]] = tuple) -> None:
         self.key = key
         self.header = header
-        self.stored: dict[str, int] = {}
         self._read_rows = rows
-        self._text: int | None = None  # bytes of all rows; counted when a row is added
+        self.stored: dict[str, int] = {}
+        self._progress: Progress | None = None
+        self._text: int | None = None
         self._list()
 
     @classmethod
@@ -220,26 +247,35 @@ class StateIndex:
         """Searches the rows as they were at its first use."""
         return PackageSearch(self._found())
 
+    def copy(self) -> StateIndex:
+        """Return an index that may change independently."""
+        header = self.header.model_copy(update={"rounds": list(self.header.rounds)})
+        rows = list(self.rows.values())
+        return StateIndex(self.key, header, lambda: rows)
+
     def prepare(self) -> StateIndex:
         """Make rows and search; return this index."""
         _ = self.search
         return self
 
-    def describe(self, rows: Iterable[_Row]) -> None:
-        """Add what is known about attributes; no texts beyond the limit."""
-        if self._text is None:
-            self._text = sum(row.size for row in self.rows.values())
-        for row in rows:
-            known = self.rows.get(row.path)
-            self._text -= known.size if known else 0
-            kept = row if self._text + row.size <= _LARGEST_TEXT else row.model_copy(update=_WITHOUT_TEXTS)
-            self._text += kept.size
-            self.rows[row.path] = kept
-
     def add(self, names: Names) -> None:
         """Add a round of names."""
         self.header.rounds.append(names)
         self._list()
+
+    def add_rows(self, rows: Iterable[_Row]) -> None:
+        """Add rows; above the limit, without what searches could do without."""
+        if self._text is None:
+            self._text = sum(map(_text_of, self.rows.values()))
+        for row in rows:
+            before = self.rows.get(row.path)
+            text = self._text + _text_of(row) - (_text_of(before) if before is not None else 0)
+            if text > _MOST_TEXT:
+                text -= _text_of(row)
+                row = row.model_copy(update={"description": "", "programs": (), "reason": row.reason[:80]})  # noqa: PLW2901 -- the same row
+                text += _text_of(row)
+            self._text = text
+            self.rows[row.path] = row
 
     def path(self, name: str) -> AttributePath | None:
         """Return the attribute that a component of an image name selects; ``None`` if it leads out of the index."""
@@ -261,21 +297,31 @@ class StateIndex:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        failed = [row for row in self.rows.values() if row.kind == "failed"]
-        return Progress(
-            revision=self.header.revision,
-            attributes=len(self._number),
-            evaluated=len(self.rows),
-            failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
-            failed=len(failed),
-            is_complete=self.header.is_complete,
-        )
+        known, current = self._progress, (len(self._number), len(self.rows), self.header.is_complete)
+        # Every search shows it, and rows are only added.
+        if known is None or (known.attributes, known.evaluated, known.is_complete) != current:
+            failed = [row for row in self.rows.values() if row.kind == "failed"]
+            failed.sort(key=lambda row: (len(row.path), row.path))
+            self._progress = known = Progress(
+                revision=self.header.revision,
+                attributes=len(self._number),
+                evaluated=len(self.rows),
+                failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
+                failed=len(failed),
+                is_complete=self.header.is_complete,
+            )
+        return known
 
     def sets_to_enter(self) -> list[AttributePath]:
         """Return the sets of packages whose names are not listed, up to the limits."""
         known = {path for names in self.header.rounds for path, _ in names}
         found = [row.path for row in self.rows.values() if row.recurse and len(row.path) < _DEEPEST]
-        return sorted(set(found) - known) if len(self._number) < MOST_ATTRIBUTES else []
+        return sorted(set(found) - known) if self.room else []
+
+    @property
+    def room(self) -> int:
+        """The number of attributes that may still be added."""
+        return max(0, _MOST_ATTRIBUTES - len(self._number))
 
     def complete(self) -> None:
         """Mark aliases: of the attributes that are the same package, the one with the package's own name is no alias."""
@@ -300,23 +346,24 @@ class StateIndex:
 
     def _list(self) -> None:
         """Number all attributes, and cut each round into parts."""
-        names = AttributeNames({path: names for round_ in self.header.rounds for path, names in round_})
-        number: dict[AttributePath, int] = {}
-        starts: list[int] = []
-        parts: list[tuple[str, Sequence[AttributePath]]] = []
+        self._names = AttributeNames({path: names for round_ in self.header.rounds for path, names in round_})
+        self._number: dict[AttributePath, int] = {}
+        self._starts: list[int] = []
+        self.parts: list[tuple[str, Sequence[AttributePath]]] = []
         for round_ in self.header.rounds:
             paths = [
-                path for set_, found in round_ for name in found if (path := (*set_, name)) not in number
+                path
+                for set_, names in round_
+                for name in names
+                if (path := (*set_, name)) not in self._number
             ]
-            first = len(number)
-            number.update((path, first + position) for position, path in enumerate(paths))
+            first = len(self._number)
+            self._number.update((path, first + number) for number, path in enumerate(paths))
             for start in range(0, len(paths), PART):
                 part = paths[start : start + PART]
                 key = hashlib.sha256(canonical_json([self.key, part])).hexdigest()
-                starts.append(first + start)
-                parts.append((key, part))
-        # All at once, since another thread may use this object.
-        self._names, self._number, self._starts, self.parts = names, number, starts, parts
+                self._starts.append(first + start)
+                self.parts.append((key, part))
 
     def _found(self) -> Iterator[FoundPackage]:
         found = set()
@@ -353,6 +400,15 @@ def decode_index(content: bytes, key: str = "") -> StateIndex:
     return StateIndex(key, header, lambda: decode(_decode_rows, rows) or ())
 
 
+def decode_header(content: bytes) -> _Header:
+    """Decode the record of an index without its rows.
+
+    Raises:
+        ValueError: see ``decode_index``.
+    """
+    return _split(content)[0]
+
+
 def validate_index(content: bytes) -> Sequence[object]:
     """Check the record of an index, rows included; return the rows.
 
@@ -365,7 +421,8 @@ def validate_index(content: bytes) -> Sequence[object]:
 def _split(content: bytes) -> tuple[_Header, bytes]:
     if not content.startswith(HEADER):
         raise ValueError("not the record of an index")
-    start = content.index(b"\n\n") + 2
+    # The header's own line break may be the first of an empty line, if there are no names.
+    start = content.index(b"\n\n", len(HEADER)) + 2
     first = start + 16
     second = first + int(content[start:first], 16)
     header = _Header.model_validate_json(_decompressed(content[first:second], _LARGEST_ROWS))
@@ -445,9 +502,14 @@ class PackageIndex:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.LISTINGS)
         self._recent: cachetools.LRUCache[Pin, StateIndex] = cachetools.LRUCache(_IN_MEMORY)
         self._in_flight: SingleFlight[Pin, StateIndex | None] = SingleFlight()
-        self._versions: cachetools.LRUCache[
-            tuple[str, float], tuple[_Header, Mapping[AttributePath, str]]
-        ] = cachetools.LRUCache(_STORED)
+        # Besides the complete indexes, as many others may be stored.
+        self._versions: cachetools.LRUCache[tuple[str, float], _StateVersions] = cachetools.LRUCache(
+            2 * _STORED
+        )
+        self._known_versions: cachetools.TTLCache[None, Sequence[_StateVersions]] = cachetools.TTLCache(
+            1, _VERSIONS_TTL, clock
+        )
+        self._reading_versions: SingleFlight[None, Sequence[_StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
@@ -480,24 +542,25 @@ class PackageIndex:
         Raises:
             NixeryError: see ``names``.
         """
-        state = await self._state(await self._pin(tag))
-        path = state.path(name)
-        if path is None:
-            return []
-        found = []
-        async for listed in self._records.scan(PACKAGES):
-            key = (listed.key, listed.modified)
-            known = self._versions.get(key)
-            if known is None:
-                content = await self._records.get(PACKAGES, listed.key)
-                known = await asyncio.to_thread(_versions, content)
-                if known is None:
-                    continue
-                self._versions[key] = known
-            header, versions = known
-            if header.source == state.header.source and versions.get(path):
-                found.append(PackageVersion(header.revision, versions[path], header.created))
-        return sorted(set(found), key=lambda one: (-(one.created or 0), one.revision))
+        path = (await self._state(await self._pin(tag))).path(name)
+        return [] if path is None else self._versions_of(path, await self._stored_versions())
+
+    async def known_versions(self, names: Sequence[str]) -> Mapping[str, Sequence[PackageVersion]]:
+        """Return the versions of packages as ``versions`` does, without listing a state for it.
+
+        Names that no state in memory has are left out.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        states = list(self._recent.values())
+        paths = {name: next(filter(None, (state.path(name) for state in states)), None) for name in names}
+        if not any(paths.values()):
+            return {}
+        stored = await self._stored_versions()
+        return {
+            name: found for name, path in paths.items() if path and (found := self._versions_of(path, stored))
+        }
 
     async def state_progress(self, tag: str) -> Progress:
         """Return the progress of a tag's index.
@@ -505,7 +568,11 @@ class PackageIndex:
         Raises:
             NixeryError: see ``names``.
         """
-        return (await self._state(await self._pin(tag))).progress
+        progress = (await self._state(await self._pin(tag))).progress
+        current = self.progress
+        # What is searchable is a little behind.
+        is_ahead = current is not None and current.revision == progress.revision and not progress.is_complete
+        return current if current is not None and is_ahead else progress
 
     async def find(
         self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True
@@ -575,6 +642,10 @@ class PackageIndex:
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
+                # The package set would fail again.
+                is_final = isinstance(error, PackageSetError) and not isinstance(error, SourceUnreachable)
+                if not is_final and len(self._waiting) < _MOST_WAITING and pin not in self._waiting:
+                    self._waiting.appendleft(pin)
 
     async def evaluate(self, pin: Pin) -> None:
         """Evaluate all attributes of a state; continue where an earlier run ended.
@@ -583,28 +654,32 @@ class PackageIndex:
             PackageSetChanged: that state no longer exists.
             NixeryError: Nix cannot evaluate the package set, or the source does not answer.
         """
-        state = await self._state(pin)
+        # Requests use the other one meanwhile.
+        state = await asyncio.to_thread((await self._state(pin)).copy)
         self.progress = state.progress
-        if state.header.is_complete:
+        # The rows of a torn record are read again from the parts.
+        if state.header.is_complete and self.progress.evaluated >= self.progress.attributes:
             return
+        state.header.is_complete = False
         _log.info(
             "indexing the package set", revision=redacted(pin.revision), attributes=self.progress.attributes
         )
         begun = time.monotonic()
         async with self._source.open(pin) as package_set:
-            evaluation = self._nix.indexing(self._platform, package_set)
-            done = 0
+            evaluation = await self._nix.indexing(self._platform, package_set)
+            done, entered = 0, set[AttributePath]()
             while True:
                 parts = state.parts[done:]
                 await self._evaluate(pin, state, parts, evaluation)
                 done += len(parts)
-                sets = state.sets_to_enter()
+                # Names in a set may not be listable, although the set evaluates.
+                sets = [path for path in await asyncio.to_thread(state.sets_to_enter) if path not in entered]
                 if not sets:
                     break
-                names = await _names_in(evaluation, sets, MOST_ATTRIBUTES - self.progress.attributes)
+                entered.update(sets)
+                names = await _names_in(evaluation, sets, state.room)
                 await self._source.confirm(pin)
                 await asyncio.to_thread(state.add, names)
-                self.progress = state.progress
         await asyncio.to_thread(state.complete)
         await self._store(pin, state)
         self.progress = state.progress
@@ -613,12 +688,13 @@ class PackageIndex:
             revision=redacted(pin.revision),
             attributes=self.progress.attributes,
             failed=self.progress.failed,
+            first_failed=", ".join(attribute for attribute, _ in self.progress.failures[:_LOGGED_FAILURES]),
             seconds=round(time.monotonic() - begun, 1),
         )
 
     async def close(self) -> None:
         """Stop listing."""
-        await self._in_flight.close()
+        await asyncio.gather(self._in_flight.close(), self._reading_versions.close())
 
     async def _pin(self, tag: str) -> Pin:
         return (await self._pins.pin(tag)).pin
@@ -651,26 +727,26 @@ class PackageIndex:
             raise failure.without_frames()
         try:
             async with self._slots.slot(), self._source.open(pin) as package_set:
-                names = await _names_in(
-                    self._nix.indexing(self._platform, package_set), self._sets, MOST_ATTRIBUTES
-                )
+                evaluation = await self._nix.indexing(self._platform, package_set)
+                names = await _names_in(evaluation, self._sets, _MOST_ATTRIBUTES)
         except BuildError as error:
             # The search field sends a request for each key that a user types.
             self._failures.put(pin, error.without_frames(), size_of_error(error), self._failure_time_to_live)
             raise
         state = await asyncio.to_thread(StateIndex.listed, self._key(pin), pin, names)
-        await self._store(pin, state)
-        return self._recent[pin]
+        return await self._store(pin, state)
 
-    async def _store(self, pin: Pin, state: StateIndex) -> None:
-        """Make what is known searchable, here and on other servers."""
-        rows = list(state.rows.values())
-        made = StateIndex(state.key, state.header, lambda: rows)
+    async def _store(self, pin: Pin, state: StateIndex) -> StateIndex:
+        """Make what is known searchable, here and on other servers; return what searches use."""
+        made = await asyncio.to_thread(state.copy)
         self._recent[pin] = await asyncio.to_thread(made.prepare)
         # With a full storage, the index works from memory.
         with suppress(StorageError):
             await self._records.put(PACKAGES, made.key, await asyncio.to_thread(made.encoded))
+            self._known_versions.clear()
             await self._evict()
+        # Others may have displaced it from the cache.
+        return made
 
     async def _evaluate(
         self,
@@ -690,7 +766,7 @@ class PackageIndex:
                 key, paths = left.popleft()
                 lines = await self._part(pin, state, key, paths, evaluation)
                 rows = await asyncio.to_thread(_rows, paths, lines)
-                state.describe(rows)
+                state.add_rows(rows)
                 self.progress = state.progress
                 if len(state.rows) > 2 * searchable:
                     searchable = len(state.rows)
@@ -698,11 +774,15 @@ class PackageIndex:
 
         workers = [asyncio.ensure_future(work()) for _ in range(self._processes)]
         try:
-            await asyncio.gather(*workers)
+            await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         finally:
+            # Once: `gather` would also cancel them, and a second cancellation ends the wait for their processes.
             for worker in workers:
                 worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            ended = await asyncio.gather(*workers, return_exceptions=True)
+        for result in ended:
+            if isinstance(result, Exception):
+                raise result
 
     async def _part(
         self,
@@ -737,20 +817,63 @@ class PackageIndex:
         content = await self._records.get(PACKAGE_DETAILS, key)
         return await asyncio.to_thread(_attribute_of, content, path, number)
 
+    def _versions_of(self, path: AttributePath, states: Sequence[_StateVersions]) -> list[PackageVersion]:
+        tags = self._pins.tags
+        found: dict[PackageVersion, None] = {}
+        for state in states:
+            header, version = state.header, state.versions.get(path)
+            if version:
+                tag = tags.get(header.revision) or self._pins.exact_tag(header.revision) or ""
+                found.setdefault(PackageVersion(header.revision, version, header.created, tag), None)
+        return list(found)
+
+    async def _stored_versions(self) -> Sequence[_StateVersions]:
+        """Read the versions in all stored indexes of this source, the latest state first."""
+        known = self._known_versions.get(None)
+        return known if known is not None else await self._reading_versions.run(None, self._read_versions)
+
+    async def _read_versions(self) -> Sequence[_StateVersions]:
+        listed = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
+        found = []
+        for modified, key in listed[-2 * _STORED :]:
+            state = self._versions.get((key, modified))
+            if state is None:
+                content = await self._records.get(PACKAGES, key)
+                state = await asyncio.to_thread(decode, partial(_versions, modified=modified), content)
+            if state is not None:
+                self._versions[key, modified] = state
+                if state.header.source == self._source.description:
+                    found.append(state)
+        found.sort(
+            key=lambda state: (state.header.created or state.modified, state.header.revision), reverse=True
+        )
+        self._known_versions[None] = found
+        return found
+
     async def _evict(self) -> None:
+        """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose."""
         stored = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
-        for _, key in stored[:-_STORED]:
+        left = {True: _STORED, False: _STORED}
+        for _, key in reversed(stored):
             content = await self._records.get(PACKAGES, key)
-            state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
-            for part, _ in state.parts if state else ():
-                await self._records.delete(PACKAGE_DETAILS, part)
+            header = await asyncio.to_thread(decode, decode_header, content)
+            is_complete = header is not None and header.is_complete
+            left[is_complete] -= 1
+            if left[is_complete] >= 0:
+                continue
+            # Another server may work on one that is not complete, and need its parts.
+            if is_complete:
+                state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
+                for part, _ in state.parts if state else ():
+                    await self._records.delete(PACKAGE_DETAILS, part)
             await self._records.delete(PACKAGES, key)
 
 
-async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], most: int) -> Names:
-    """List the names in some sets; none of a set that is missing or fails, unless it is the package set itself.
+async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], room: int) -> Names:
+    """List the names in some sets.
 
-    Nor of a set that would exceed the most names. Each set is in the list, or it would be listed again for ever.
+    A set whose evaluation fails, or that has more names than there is room for, has none, unless it is the package
+    set itself.
     """
     try:
         found = await evaluation.names(sets)
@@ -763,11 +886,18 @@ async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], 
                 if not path:
                     raise
                 found.append(None)
-    listed = []
+    listed: Names = []
     for path, names in zip(sets, found, strict=True):
-        within = names if names is not None and len(names) <= most else []
-        most -= len(within)
-        listed.append((path, within))
+        if names is None:
+            continue
+        if len(names) > room:
+            if not path:
+                raise EvaluationFailed(
+                    (), f"the package set has {len(names)} attributes; {room} is the limit"
+                )
+            continue
+        room -= len(names)
+        listed.append((path, names))
     return listed
 
 
@@ -780,8 +910,8 @@ def _line(reported: Reported) -> bytes:
 
 def _attribute(path: AttributePath, line: bytes) -> Attribute:
     if line.startswith(b'{"error"'):
-        error = str(json.loads(line).get("error", ""))
-        return Attribute(path, "failed", reason=error or "evaluation failed")
+        failure = decode(_Failure.model_validate_json, line)
+        return Attribute(path, "failed", reason=failure.error if failure and failure.error else _UNKNOWN)
     return parse_entry(path, line)
 
 
@@ -790,6 +920,10 @@ def _attribute_of(content: bytes | None, path: AttributePath, number: int) -> At
     if lines is None or number >= len(lines):
         return None
     return decode(partial(_attribute, path), lines[number])
+
+
+def _text_of(row: _Row) -> int:
+    return sum(len(text) + _OF_A_TEXT for text in (row.description, row.reason, *row.programs) if text)
 
 
 def _rows(paths: Sequence[AttributePath], lines: Sequence[bytes]) -> list[_Row]:
@@ -806,16 +940,19 @@ def _row(attribute: Attribute) -> _Row:
         programs=tuple(program for program in programs if program),
         reason=attribute.reason,
         recurse=attribute.recurse,
-        identity="".join(attribute.outputs.values()) if attribute.kind == "package" else "",
+        # Packages of Debian that depend on each other are one derivation, but no other names of each other.
+        identity="\0".join((attribute.name, attribute.description, *attribute.outputs.values()))
+        if attribute.kind == "package" and attribute.outputs
+        else "",
         is_original=attribute.path[-1].lower() == attribute.name.lower(),
     )
 
 
-def _versions(content: bytes | None) -> tuple[_Header, Mapping[AttributePath, str]] | None:
-    state = decode(decode_index, content)
-    if state is None:
-        return None
-    return state.header, {path: row.version for path, row in state.rows.items() if row.version}
+def _versions(content: bytes, modified: float) -> _StateVersions:
+    header, rows = _split(content)
+    return _StateVersions(
+        header, {row.path: row.version for row in _decode_rows(rows) if row.version}, modified
+    )
 
 
 def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:

@@ -14,6 +14,7 @@ from nixery.builds import package_index, package_search
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pins
+from nixery.errors import EvaluationFailed
 from nixery.image.platform import AMD64, Platform
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, PackageSet
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.security
 
 DESCRIPTION = "word " * 100
 
+PIN = Pin("fake:", "latest", "latest")
+
 
 class HostileSet:
     """Stands in for the package source, for Nix and for its evaluations."""
@@ -32,8 +35,8 @@ class HostileSet:
 
     def __init__(self, names: dict[AttributePath, list[str] | None]) -> None:
         self.names_of = names
-        self.listed: list[AttributePath] = []
         self.slow = ""
+        self.stops_after = 1000
         self.begun, self.described = asyncio.Event(), asyncio.Event()
 
     def reference(self, tag: str) -> Reference:
@@ -52,7 +55,7 @@ class HostileSet:
     async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
         yield NixFiles(Path("/nowhere") / pin.identity, self_contained=True)
 
-    def indexing(self, platform: Platform, package_set: PackageSet) -> HostileEvaluation:
+    async def indexing(self, platform: Platform, package_set: PackageSet) -> HostileEvaluation:
         assert platform == AMD64
         assert isinstance(package_set, NixFiles)
         return HostileEvaluation(self, package_set.path.name)
@@ -64,8 +67,6 @@ class HostileEvaluation:
         self._identity = identity
 
     async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
-        self._set.listed += sets
-        assert len(self._set.listed) < 20, "a set is listed again and again"
         return [self._set.names_of.get(path) for path in sets]
 
     async def describe(
@@ -75,6 +76,9 @@ class HostileEvaluation:
         failures: int,  # noqa: ARG002
     ) -> int:
         self._set.begun.set()
+        self._set.stops_after -= 1
+        if self._set.stops_after < 0:
+            raise EvaluationFailed((), "interrupted")
         if self._set.slow == self._identity:
             await asyncio.Event().wait()
         for path in paths:
@@ -82,14 +86,13 @@ class HostileEvaluation:
             lists: dict[str, list[str]] = {
                 name: [] for name in ("licences", "programs", "platforms", "outputs")
             }
-            kind = "set" if path[-1].startswith("set") else "package"
             broken = {"status": "broken", "name": "", "attribute": path[-1], "position": []}
             entry = {
                 "path": path,
-                "kind": kind,
-                "recurse": kind == "set",
-                "items": [] if kind == "set" else [broken],
-                "about": None if kind == "set" else {**about, **lists, "description": DESCRIPTION},
+                "kind": "package",
+                "recurse": False,
+                "items": [broken],
+                "about": {**about, **lists, "description": DESCRIPTION},
             }
             report(Reported(path, json.dumps(entry).encode()))
         self._set.described.set()
@@ -103,14 +106,14 @@ def index(set_: HostileSet, records: RecordStore) -> PackageIndex:
 
 async def indexed(set_: HostileSet, records: RecordStore) -> PackageSearch:
     one = index(set_, records)
-    await one.evaluate(Pin("fake:", "latest", "latest"))
+    await one.evaluate(PIN)
     assert one.progress is not None
     assert one.progress.is_complete
     return await one.names("latest")
 
 
 async def test_texts_of_a_state_are_bounded(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package_index, "_LARGEST_TEXT", 10 * len(DESCRIPTION), raising=False)
+    monkeypatch.setattr(package_index, "_MOST_TEXT", 10 * (len(DESCRIPTION) + 64))
     monkeypatch.setattr(package_index, "PART", 7)
     found = await indexed(HostileSet({(): [f"p{number}" for number in range(100)]}), records)
     assert len(found) == 100
@@ -131,14 +134,18 @@ async def test_stored_parts_of_a_state_are_bounded(
     assert 1 <= sum(sizes) <= 2000
 
 
-@pytest.mark.parametrize("names", [None, ["p"] * 1000])
-async def test_a_set_that_cannot_be_listed_is_listed_once(
-    records: RecordStore, monkeypatch: pytest.MonkeyPatch, names: list[str] | None
+async def test_texts_are_bounded_in_an_index_that_continues(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package_index, "MOST_ATTRIBUTES", 100, raising=False)
-    set_ = HostileSet({(): ["p", "set"], ("set",): names})
-    assert [package.name for package in await indexed(set_, records)] == ["p"]
-    assert set_.listed == [(), ("set",)]
+    monkeypatch.setattr(package_index, "_MOST_TEXT", 10 * (len(DESCRIPTION) + 64))
+    monkeypatch.setattr(package_index, "PART", 7)
+    set_ = HostileSet({(): [f"p{number}" for number in range(100)]})
+    for stop in range(1, 15):
+        set_.stops_after = stop
+        with suppress(EvaluationFailed):
+            await index(set_, records).evaluate(PIN)
+    found = await index(set_, records).names("latest")
+    assert 1 <= sum(package.description != "" for package in found) <= 10
 
 
 async def test_a_slow_state_does_not_keep_another_one_waiting(
