@@ -78,8 +78,8 @@ _FAILURES = 1024 * 1024
 # States in memory, and in the storage.
 _IN_MEMORY, _STORED = 3, 5
 
-# Bytes of all descriptions, programs and reasons in the rows of an index, each with what Python adds; some 120 for a
-# package of nixpkgs or Debian. Later rows have none.
+# Bytes of all descriptions and programs in the rows of an index, each with what Python adds; some 120 for a package of
+# nixpkgs or Debian. Later rows have none.
 _MOST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
 
 # Bytes of the parts of a state in the storage. A client that asks for a package of another part waits for its
@@ -273,7 +273,6 @@ class StateIndex:
             if text > _MOST_TEXT:
                 text -= _text_of(row)
                 row = row.model_copy(update={"description": "", "programs": (), "reason": row.reason[:80]})  # noqa: PLW2901 -- the same row
-                text += _text_of(row)
             self._text = text
             self.rows[row.path] = row
 
@@ -923,7 +922,7 @@ def _attribute_of(content: bytes | None, path: AttributePath, number: int) -> At
 
 
 def _text_of(row: _Row) -> int:
-    return sum(len(text) + _OF_A_TEXT for text in (row.description, row.reason, *row.programs) if text)
+    return sum(len(text) + _OF_A_TEXT for text in (row.description, *row.programs) if text)
 
 
 def _rows(paths: Sequence[AttributePath], lines: Sequence[bytes]) -> list[_Row]:

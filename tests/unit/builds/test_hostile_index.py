@@ -100,7 +100,7 @@ class HostileEvaluation:
 
 
 def index(set_: HostileSet, records: RecordStore) -> PackageIndex:
-    pins = Pins(set_, records, 3600)  # type: ignore[arg-type]
+    pins = Pins(set_, records, 3600)
     return PackageIndex(pins, set_, set_, AMD64, records, "program", processes=1)  # type: ignore[arg-type]
 
 
