@@ -665,6 +665,7 @@ class PackageIndex:
                     self._waiting.remove(pin)
                 if len(self._waiting) < _MOST_WAITING:
                     self._waiting.appendleft(pin)
+                await asyncio.sleep(_COOLDOWN)
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)

@@ -152,6 +152,7 @@ async def test_a_slow_state_does_not_keep_another_one_waiting(
     records: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package_index, "_TURN", 0.1, raising=False)
+    monkeypatch.setattr(package_index, "_COOLDOWN", 0)
     set_ = HostileSet({(): ["p"]})
     set_.slow = "latest"
     one = index(set_, records)
