@@ -35,6 +35,7 @@ class HostileSet:
 
     def __init__(self, names: dict[AttributePath, list[str] | None]) -> None:
         self.names_of = names
+        self.writes: list[bool] = []
         self.slow = ""
         self.stops_after = 1000
         self.begun, self.described = asyncio.Event(), asyncio.Event()
@@ -55,7 +56,10 @@ class HostileSet:
     async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
         yield NixFiles(Path("/nowhere") / pin.identity, self_contained=True)
 
-    async def indexing(self, platform: Platform, package_set: PackageSet) -> HostileEvaluation:
+    async def indexing(
+        self, platform: Platform, package_set: PackageSet, *, write_derivations: bool = False
+    ) -> HostileEvaluation:
+        self.writes.append(write_derivations)
         assert platform == AMD64
         assert isinstance(package_set, NixFiles)
         return HostileEvaluation(self, package_set.path.name)
@@ -89,9 +93,9 @@ class HostileEvaluation:
             broken = {"status": "broken", "name": "", "attribute": path[-1], "position": []}
             entry = {
                 "path": path,
-                "kind": "package",
-                "recurse": False,
-                "items": [broken],
+                "kind": "set" if path[-1] == "set" else "package",
+                "recurse": path[-1] == "set",
+                "items": [] if path[-1] == "set" else [broken],
                 "about": {**about, **lists, "description": DESCRIPTION},
             }
             report(Reported(path, json.dumps(entry).encode()))
@@ -146,6 +150,16 @@ async def test_texts_are_bounded_in_an_index_that_continues(
             await index(set_, records).evaluate(PIN)
     found = await index(set_, records).names("latest")
     assert 1 <= sum(package.description != "" for package in found) <= 10
+
+
+async def test_derivations_of_a_small_set_with_a_large_one_inside_are_not_written(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "_FEW", 10)
+    set_ = HostileSet({(): ["p", "set"], ("set",): [f"p{number}" for number in range(20)]})
+    assert len(await indexed(set_, records)) == 21
+    # The list of names, and the two sets.
+    assert set_.writes == [False, True, False]
 
 
 async def test_a_slow_state_does_not_keep_another_one_waiting(
