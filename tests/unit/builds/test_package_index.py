@@ -316,7 +316,7 @@ async def test_attributes_are_bounded(records: RecordStore, monkeypatch: pytest.
 
 
 async def test_texts_of_an_index_are_bounded(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_records, "_MOST_TEXT", 5 * len(TEXT))
+    monkeypatch.setattr(index_records, "_MOST_TEXT", 5 * (len(TEXT) + 64))
     one = index(Source({(): [f"p{n}" for n in range(20)]}), records)
     await one.evaluate(pin())
     described = [package for package in await one.names("latest") if package.description]
@@ -601,7 +601,9 @@ async def test_searches_of_commits_evict_no_complete_index(records: RecordStore)
     assert source.described == [("git",)]
 
 
-async def test_the_default_tag_comes_first_then_the_newest_of_a_bounded_number_of_others(records: RecordStore) -> None:
+async def test_the_default_tag_comes_first_then_the_newest_of_a_bounded_number_of_others(
+    records: RecordStore,
+) -> None:
     source = Source()
     one = index(source, records)
     for number in range(10):
