@@ -216,9 +216,22 @@ class StateIndex:
         return StateIndex(self.key, header, lambda: rows)
 
     def prepare(self) -> StateIndex:
-        """Make rows and search; return this index."""
-        _ = self.search
+        """Make the search and the progress, and release the rows; return this index.
+
+        So many objects would make Python's garbage collector stop all threads for long.
+        """
+        if "search" not in self.__dict__:
+            _ = self.search, self.progress
+            self.__dict__.pop("rows", None)
         return self
+
+    def settle(self) -> bytes:
+        """Prepare an index that does not change any more, and return its record, from which it reads rows if needed."""
+        content, _ = self.encoded(), self.progress
+        rows = _split(content)[1]
+        self._read_rows = lambda: decode(_decode_rows, rows) or ()
+        self.__dict__.pop("rows", None)
+        return content
 
     def add(self, names: Names) -> None:
         """Add a round of names."""
@@ -227,6 +240,7 @@ class StateIndex:
 
     def add_rows(self, rows: Iterable[Row]) -> None:
         """Add rows; above the limit, without what searches could do without."""
+        self._progress = None
         if self._text is None:
             self._text = sum(map(_text_of, self.rows.values()))
         for row in rows:
@@ -258,9 +272,8 @@ class StateIndex:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        known, current = self._progress, (len(self._number), len(self.rows), self.header.is_complete)
-        # Every search shows it, and rows are only added.
-        if known is None or (known.attributes, known.evaluated, known.is_complete) != current:
+        known = self._progress
+        if known is None:
             failed = [row for row in self.rows.values() if row.kind == "failed"]
             failed.sort(key=lambda row: (len(row.path), row.path))
             self._progress = known = Progress(
@@ -297,6 +310,7 @@ class StateIndex:
             for row in rows:
                 row.alias_of = original.path if row is not original else ()
         self.header.is_complete = True
+        self._progress = None
 
     def encoded(self) -> bytes:
         """Encode the record."""
@@ -307,6 +321,7 @@ class StateIndex:
 
     def _list(self) -> None:
         """Number all attributes, and cut each round into parts."""
+        self._progress = None
         self._names = AttributeNames({path: names for round_ in self.header.rounds for path, names in round_})
         self._number: dict[AttributePath, int] = {}
         self._starts: list[int] = []

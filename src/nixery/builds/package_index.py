@@ -404,10 +404,11 @@ class PackageIndex:
     async def _store(self, pin: Pin, state: StateIndex) -> StateIndex:
         """Make what is known searchable, here and on other servers; return what searches use."""
         made = await asyncio.to_thread(state.copy)
-        self._recent[pin] = await asyncio.to_thread(made.prepare)
+        content = await asyncio.to_thread(made.settle)
+        self._recent[pin] = made
         # With a full storage, the index works from memory.
         with suppress(StorageError):
-            await self._records.put(PACKAGES, made.key, await asyncio.to_thread(made.encoded))
+            await self._records.put(PACKAGES, made.key, content)
             self._known_versions.clear()
             await self._evict()
         # Others may have displaced it from the cache.

@@ -7,8 +7,8 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
@@ -35,8 +35,7 @@ _COMMON = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FoundPackage:
+class FoundPackage(NamedTuple):
     """What a search shows of a package, a list of packages, or an image definition.
 
     Attributes:
@@ -61,14 +60,19 @@ class FoundPackage:
 class PackageSearch:
     """An immutable index of packages. Making one of 100,000 packages takes a second or two.
 
+    It consists of strings, numbers and plain tuples of them: Python's garbage collector stops all threads while it
+    looks at every other object, for half a second with 60,000 packages.
+
     Args:
         packages: in any order, with distinct names.
     """
 
     def __init__(self, packages: Iterable[FoundPackage]) -> None:
         # Shorter names are better answers, so a position in this list is also a rank.
-        self._packages = sorted(packages, key=lambda package: (len(package.name), package.name))
-        self._position = {package.name: number for number, package in enumerate(self._packages)}
+        ranked = sorted(packages, key=lambda package: (len(package.name), package.name))
+        self._packages = [tuple(package) for package in ranked]
+        self._ranked = [package.name for package in ranked]
+        self._position = {name: number for number, name in enumerate(self._ranked)}
         self._names = sorted(self._position)
         # Of the names in that order: a set of nixpkgs has 20,000 names with the same beginning.
         self._positions = array("I", map(self._position.__getitem__, self._names))
@@ -76,7 +80,7 @@ class PackageSearch:
         self._text = "\n".join(["", *self._position, ""])
         words: dict[str, array[int]] = {}
         programs: dict[str, list[int]] = {}
-        for number, package in enumerate(self._packages):
+        for number, package in enumerate(ranked):
             for program in package.programs:
                 programs.setdefault(program.lower(), []).append(number)
             text = " ".join((package.name, package.description, *package.programs)).lower()
@@ -88,17 +92,22 @@ class PackageSearch:
                     postings = words[word] = array("I")
                 if len(postings) < _MOST_WITH_WORD:
                     postings.append(number)
-        for numbers in programs.values():
-            numbers.sort(key=lambda number: bool(self._packages[number].alias_of))
-        self._programs = programs
-        self._postings = words
+        self._programs = {
+            program: tuple(sorted(numbers, key=lambda number: bool(ranked[number].alias_of)))
+            for program, numbers in programs.items()
+        }
         self._words = sorted(words)
+        # The packages with the first word, then those with the second, and where each begins.
+        self._postings, self._starts = array("I"), array("L", [0])
+        for word in self._words:
+            self._postings.extend(words[word])
+            self._starts.append(len(self._postings))
 
     def __len__(self) -> int:
         return len(self._packages)
 
     def __iter__(self) -> Iterator[FoundPackage]:
-        return iter(self._packages)
+        return map(FoundPackage._make, self._packages)
 
     def search(self, text: str, limit: int) -> Sequence[FoundPackage]:
         """Find packages, the best first: names that begin with a text, the program of that name, names that contain it.
@@ -112,16 +121,16 @@ class PackageSearch:
         found = dict.fromkeys(islice(self._candidates(text, limit), limit))
         if not found and _FUZZY <= len(text) <= _LONGEST_FUZZY:
             found = dict.fromkeys(self._similar(text, limit))
-        return [self._packages[number] for number in found]
+        return [FoundPackage._make(self._packages[number]) for number in found]
 
     def get(self, name: str) -> FoundPackage | None:
         """Return a package; ``None`` if there is none of that name."""
         number = self._position.get(name)
-        return None if number is None else self._packages[number]
+        return None if number is None else FoundPackage._make(self._packages[number])
 
     def similar(self, name: str, limit: int) -> Sequence[str]:
         """Return names that are similar to one, the most similar first."""
-        return [self._packages[number].name for number in self._similar(name.lower(), limit)]
+        return [self._ranked[number] for number in self._similar(name.lower(), limit)]
 
     def _candidates(self, text: str, limit: int) -> Iterator[int]:
         """Yield positions, each once, the best first."""
@@ -165,19 +174,24 @@ class PackageSearch:
         last = bisect_left(self._words, words[-1] + "\x7f", first)
         found: set[int] = set()
         looked_at = 0
-        for word in self._words[first : min(last, first + _MOST_COMPLETED)]:
-            postings = self._postings[word][: _MOST_LOOKED_AT - looked_at]
+        for at in range(first, min(last, first + _MOST_COMPLETED)):
+            postings = self._with_word(at)[: _MOST_LOOKED_AT - looked_at]
             found.update(postings)
             looked_at += len(postings)
         for word in words[:-1]:
-            found.intersection_update(self._postings.get(word, ()))
+            at = bisect_left(self._words, word)
+            is_known = at < len(self._words) and self._words[at] == word
+            found.intersection_update(self._with_word(at) if is_known else ())
 
         def rank(number: int) -> tuple[int, int]:
             # What is called so comes before what is described so.
-            name = self._packages[number].name
+            name = self._ranked[number]
             return -sum(word in name for word in words), number
 
         return heapq.nsmallest(limit, heapq.nsmallest(_MOST_RANKED, found), key=rank)
+
+    def _with_word(self, at: int) -> array[int]:
+        return self._postings[self._starts[at] : self._starts[at + 1]]
 
     def _similar(self, text: str, limit: int) -> list[int]:
         # The first letter is rarely mistyped, and a comparison with all names would take ten times as long.
