@@ -66,6 +66,9 @@ _MOST_FAILURES = 10_000
 # Lists of names, concurrent and queued: each evaluates the top of a package set.
 _AT_ONCE, _QUEUE = 1, 4
 
+# Searches that are made at once, and that wait: one of 100,000 packages takes seconds of the interpreter lock.
+_MADE_AT_ONCE, _MADE_LATER = 1, 16
+
 # States that wait to be evaluated; the oldest ones make room.
 _MOST_WAITING = 4
 
@@ -193,6 +196,11 @@ class StateIndex:
     def search(self) -> PackageSearch:
         """Searches the rows as they were at its first use."""
         return PackageSearch(self._found())
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether rows and search are made."""
+        return "search" in self.__dict__
 
     def prepare(self) -> StateIndex:
         """Make rows and search; return this index."""
@@ -408,7 +416,10 @@ class PackageIndex:
         self._failures: TTLCache[Pin, BuildError] = TTLCache(_FAILURES, clock)
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.LISTINGS)
         self._recent: cachetools.LRUCache[Pin, StateIndex] = cachetools.LRUCache(_IN_MEMORY)
-        self._in_flight: SingleFlight[Pin, StateIndex | None] = SingleFlight()
+        self._making = Slots(_MADE_AT_ONCE, _MADE_LATER, busy=TooBusy.SEARCHES)
+        # Separate, since a build must not wait for a list of names, nor fail with one.
+        self._reading: SingleFlight[Pin, StateIndex | None] = SingleFlight()
+        self._opening: SingleFlight[Pin, StateIndex] = SingleFlight()
         self._versions: cachetools.LRUCache[
             tuple[str, float], tuple[_Header, Mapping[AttributePath, str]]
         ] = cachetools.LRUCache(_STORED)
@@ -488,7 +499,7 @@ class PackageIndex:
         """
         if platform != self._platform:
             return None
-        state = self._recent.get(pin) or await self._in_flight.run(pin, partial(self._stored, pin))
+        state = await self._known(pin)
         if state is None:
             return None
         path = state.path(name)
@@ -572,18 +583,26 @@ class PackageIndex:
 
     async def close(self) -> None:
         """Stop listing."""
-        await self._in_flight.close()
+        await asyncio.gather(self._reading.close(), self._opening.close())
 
     async def _pin(self, tag: str) -> Pin:
         return (await self._pins.pin(tag)).pin
 
     async def _state(self, pin: Pin) -> StateIndex:
-        state = self._recent.get(pin) or await self._in_flight.run(pin, partial(self._stored, pin))
+        state = self._recent.get(pin)
+        if state is not None and state.is_prepared:
+            return state
+        return await self._opening.run(pin, partial(self._open, pin))
+
+    async def _open(self, pin: Pin) -> StateIndex:
+        state = await self._known(pin)
         if state is None:
-            state = await self._in_flight.run(pin, partial(self._listed, pin))
-        if state is None:
-            raise AssertionError("listing returns an index, or raises")
-        return await asyncio.to_thread(state.prepare)
+            return await self._listed(pin)
+        async with self._making.slot():
+            return await asyncio.to_thread(state.prepare)
+
+    async def _known(self, pin: Pin) -> StateIndex | None:
+        return self._recent.get(pin) or await self._reading.run(pin, partial(self._stored, pin))
 
     def _key(self, pin: Pin) -> str:
         parts = [self._identity, pin.source, pin.identity, self._platform.nix_system]
