@@ -483,7 +483,7 @@ class PackageIndex:
         return (await self._state(await self._pin(tag))).progress
 
     async def find(
-        self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True
+        self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True, suggest: bool = True
     ) -> Sequence[EvaluatedItem] | None:
         """Return what an evaluation of a name would return; ``None`` if only an evaluation can tell.
 
@@ -493,6 +493,7 @@ class PackageIndex:
             name: a component of an image name.
             realisable: whether Nix has to be able to provide the packages: their derivations exist, or their
                 outputs do.
+            suggest: whether a missing name gets near names: a search of all names, with the interpreter lock.
 
         Raises:
             StorageError: the storage cannot be read.
@@ -506,7 +507,7 @@ class PackageIndex:
         if path is None:
             if state.path(name.partition(".")[0]) is not None:
                 return None  # in a set that is not in the index
-            near = await asyncio.to_thread(lambda: state.near_names.of(name))
+            near = await asyncio.to_thread(lambda: state.near_names.of(name)) if suggest else ()
             return [UnavailablePackage(name, Reason.MISSING, near_names=near)]
         attribute = await self._read(state, path)
         if attribute is None or attribute.items is None:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from nixery.builds.evaluator import Evaluator
 from nixery.builds.package_index import PackageIndex, StateIndex
 from nixery.builds.pins import Pins
-from nixery.errors import EvaluationFailed
+from nixery.errors import EvaluationFailed, PackagesUnavailable
+from nixery.image.name import parse_image_name
 from nixery.image.platform import AMD64
+from nixery.image.spelling import NearNames
 from nixery.nix.packages import NixFiles, PackageSet
 from nixery.sources.source import Pin, Reference
 from nixery.storage.records import PACKAGES, RecordStore
@@ -123,3 +126,26 @@ async def test_concurrent_searches_are_made_one_at_a_time(
         may_end.set()
     first, again, other = await asyncio.gather(*searches)
     assert (len(made), first is again, len(other)) == (2, True, 1)
+
+
+async def test_few_missing_names_of_a_request_get_near_names(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[str] = []
+    near = NearNames.of
+
+    def counted(names: NearNames, wanted: str) -> tuple[str, ...]:
+        searched.append(wanted)
+        return near(names, wanted)
+
+    monkeypatch.setattr(NearNames, "of", counted)
+    source = Source()
+    one = index(source, records)
+    await store(one, records, pin())
+    evaluator = Evaluator(source, None, None, one)  # type: ignore[arg-type]
+    names = [f"gitt{number}" for number in range(30)]
+    with pytest.raises(PackagesUnavailable) as error:
+        await evaluator.contents(parse_image_name("/".join(names), AMD64), pin())
+    assert sorted(package.name for package in error.value.packages) == sorted(names)
+    assert len(searched) == 5
+    assert sum(package.near_names == ("git",) for package in error.value.packages) == 5
