@@ -325,6 +325,7 @@ def _nix_options(settings: Settings, metrics: Metrics, *, sandbox: bool | None) 
         memory=settings.evaluation_bytes,
         on_start=metrics.nix_started,
         on_index_start=metrics.nix_index_started,
+        configuration=settings.package_configuration,
     )
 
 

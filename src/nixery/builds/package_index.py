@@ -34,11 +34,14 @@ from nixery.builds.pins import Pins
 from nixery.builds.slots import Slots
 from nixery.caching import SingleFlight, TTLCache, size_of_error
 from nixery.errors import (
+    AnswerTooLarge,
     BuildError,
     EvaluationFailed,
     NixeryError,
     PackageSetChanged,
+    PackageSetError,
     Reason,
+    SourceUnreachable,
     StorageError,
     TooBusy,
     UnavailablePackage,
@@ -78,6 +81,9 @@ _FAILURES = 1024 * 1024
 # States in memory, and in the storage.
 _IN_MEMORY, _STORED = 3, 5
 
+# Characters of all descriptions, programs and reasons in the rows of an index; later rows have none.
+_MOST_TEXT = 64 * 1024 * 1024
+
 # Bytes of a decompressed part, and of the rows of a record.
 _LARGEST_PART, _LARGEST_ROWS = 128 * 1024 * 1024, 256 * 1024 * 1024
 
@@ -86,6 +92,9 @@ _COOLDOWN = 60.0
 
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
+
+# The reason if a failure has no message.
+_UNKNOWN = "evaluation failed"
 
 # A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
 HEADER = b"nixery package index 1\n"
@@ -108,6 +117,12 @@ class _Row(BaseModel):
     recurse: bool = Field(default=False, exclude=True)
     identity: str = Field(default="", exclude=True)
     is_original: bool = Field(default=False, exclude=True)
+
+
+class _Failure(BaseModel):
+    """The line of an attribute whose evaluation failed."""
+
+    error: str
 
 
 _ROWS: TypeAdapter[list[_Row]] = TypeAdapter(list[_Row])
@@ -178,6 +193,7 @@ class StateIndex:
         self.key = key
         self.header = header
         self._read_rows = rows
+        self._text = 0
         self._list()
 
     @classmethod
@@ -202,6 +218,12 @@ class StateIndex:
         """Whether rows and search are made."""
         return "search" in self.__dict__
 
+    def copy(self) -> StateIndex:
+        """Return an index that may change independently."""
+        header = self.header.model_copy(update={"rounds": list(self.header.rounds)})
+        rows = list(self.rows.values())
+        return StateIndex(self.key, header, lambda: rows)
+
     def prepare(self) -> StateIndex:
         """Make rows and search; return this index."""
         _ = self.search
@@ -211,6 +233,17 @@ class StateIndex:
         """Add a round of names."""
         self.header.rounds.append(names)
         self._list()
+
+    def add_rows(self, rows: Iterable[_Row]) -> None:
+        """Add rows; above the limit, without what searches could do without."""
+        for row in rows:
+            before = self.rows.get(row.path)
+            text = self._text + _text_of(row) - (_text_of(before) if before is not None else 0)
+            if text > _MOST_TEXT:
+                row = row.model_copy(update={"description": "", "programs": (), "reason": row.reason[:80]})  # noqa: PLW2901 -- the same row
+            else:
+                self._text = text
+            self.rows[row.path] = row
 
     def path(self, name: str) -> AttributePath | None:
         """Return the attribute that a component of an image name selects; ``None`` if it leads out of the index."""
@@ -246,7 +279,12 @@ class StateIndex:
         """Return the sets of packages whose names are not listed, up to the limits."""
         known = {path for names in self.header.rounds for path, _ in names}
         found = [row.path for row in self.rows.values() if row.recurse and len(row.path) < _DEEPEST]
-        return sorted(set(found) - known) if len(self._number) < _MOST_ATTRIBUTES else []
+        return sorted(set(found) - known) if self.room else []
+
+    @property
+    def room(self) -> int:
+        """The number of attributes that may still be added."""
+        return max(0, _MOST_ATTRIBUTES - len(self._number))
 
     def complete(self) -> None:
         """Mark aliases: of the attributes that are the same package, the one with the package's own name is no alias."""
@@ -325,6 +363,15 @@ def decode_index(content: bytes, key: str = "") -> StateIndex:
     return StateIndex(key, header, lambda: decode(_decode_rows, rows) or ())
 
 
+def decode_header(content: bytes) -> _Header:
+    """Decode the record of an index without its rows.
+
+    Raises:
+        ValueError: see ``decode_index``.
+    """
+    return _split(content)[0]
+
+
 def validate_index(content: bytes) -> Sequence[object]:
     """Check the record of an index, rows included; return the rows.
 
@@ -337,7 +384,8 @@ def validate_index(content: bytes) -> Sequence[object]:
 def _split(content: bytes) -> tuple[_Header, bytes]:
     if not content.startswith(HEADER):
         raise ValueError("not the record of an index")
-    start = content.index(b"\n\n") + 2
+    # The header's own line break may be the first of an empty line, if there are no names.
+    start = content.index(b"\n\n", len(HEADER)) + 2
     first = start + 16
     second = first + int(content[start:first], 16)
     header = _Header.model_validate_json(_decompressed(content[first:second], _LARGEST_ROWS))
@@ -542,6 +590,10 @@ class PackageIndex:
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
+                # The package set would fail again.
+                is_final = isinstance(error, PackageSetError) and not isinstance(error, SourceUnreachable)
+                if not is_final and len(self._waiting) < _MOST_WAITING and pin not in self._waiting:
+                    self._waiting.appendleft(pin)
 
     async def evaluate(self, pin: Pin) -> None:
         """Evaluate all attributes of a state; continue where an earlier run ended.
@@ -550,28 +602,33 @@ class PackageIndex:
             PackageSetChanged: that state no longer exists.
             NixeryError: Nix cannot evaluate the package set, or the source does not answer.
         """
-        state = await self._state(pin)
+        # Requests use the other one meanwhile.
+        state = await asyncio.to_thread((await self._state(pin)).copy)
         self.progress = state.progress
-        if state.header.is_complete:
+        # The rows of a torn record are read again from the parts.
+        if state.header.is_complete and self.progress.evaluated >= self.progress.attributes:
             return
+        state.header.is_complete = False
         _log.info(
             "indexing the package set", revision=redacted(pin.revision), attributes=self.progress.attributes
         )
         begun = time.monotonic()
         async with self._source.open(pin) as package_set:
-            evaluation = self._nix.indexing(self._platform, package_set)
-            done = 0
+            evaluation = await self._nix.indexing(self._platform, package_set)
+            done, entered = 0, set[AttributePath]()
             while True:
                 parts = state.parts[done:]
                 await self._evaluate(pin, state, parts, evaluation)
                 done += len(parts)
-                sets = state.sets_to_enter()
+                # Names in a set may not be listable, although the set evaluates.
+                sets = [path for path in await asyncio.to_thread(state.sets_to_enter) if path not in entered]
                 if not sets:
                     break
-                names = await _names_in(evaluation, sets)
+                entered.update(sets)
+                names = await _names_in(evaluation, sets, state.room)
                 await self._source.confirm(pin)
-                state.add(names)
-        state.complete()
+                await asyncio.to_thread(state.add, names)
+        await asyncio.to_thread(state.complete)
         await self._store(pin, state)
         self.progress = state.progress
         _log.info(
@@ -625,24 +682,25 @@ class PackageIndex:
             raise failure.without_frames()
         try:
             async with self._slots.slot(), self._source.open(pin) as package_set:
-                names = await _names_in(self._nix.indexing(self._platform, package_set), self._sets)
+                evaluation = await self._nix.indexing(self._platform, package_set)
+                names = await _names_in(evaluation, self._sets, _MOST_ATTRIBUTES)
         except BuildError as error:
             # The search field sends a request for each key that a user types.
             self._failures.put(pin, error.without_frames(), size_of_error(error), self._failure_time_to_live)
             raise
         state = await asyncio.to_thread(StateIndex.listed, self._key(pin), pin, names)
-        await self._store(pin, state)
-        return self._recent[pin]
+        return await self._store(pin, state)
 
-    async def _store(self, pin: Pin, state: StateIndex) -> None:
-        """Make what is known searchable, here and on other servers."""
-        rows = list(state.rows.values())
-        made = StateIndex(state.key, state.header, lambda: rows)
+    async def _store(self, pin: Pin, state: StateIndex) -> StateIndex:
+        """Make what is known searchable, here and on other servers; return what searches use."""
+        made = await asyncio.to_thread(state.copy)
         self._recent[pin] = await asyncio.to_thread(made.prepare)
         # With a full storage, the index works from memory.
         with suppress(StorageError):
             await self._records.put(PACKAGES, made.key, await asyncio.to_thread(made.encoded))
             await self._evict()
+        # Others may have displaced it from the cache.
+        return made
 
     async def _evaluate(
         self,
@@ -662,7 +720,7 @@ class PackageIndex:
                 key, paths = left.popleft()
                 lines = await self._part(pin, state, key, paths, evaluation)
                 rows = await asyncio.to_thread(_rows, paths, lines)
-                state.rows.update((row.path, row) for row in rows)
+                state.add_rows(rows)
                 self.progress = state.progress
                 if len(state.rows) > 2 * searchable:
                     searchable = len(state.rows)
@@ -707,29 +765,54 @@ class PackageIndex:
         return await asyncio.to_thread(_attribute_of, content, path, number)
 
     async def _evict(self) -> None:
+        """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose."""
         stored = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
-        for _, key in stored[:-_STORED]:
+        left = {True: _STORED, False: _STORED}
+        for _, key in reversed(stored):
             content = await self._records.get(PACKAGES, key)
-            state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
-            for part, _ in state.parts if state else ():
-                await self._records.delete(PACKAGE_DETAILS, part)
+            header = await asyncio.to_thread(decode, decode_header, content)
+            is_complete = header is not None and header.is_complete
+            left[is_complete] -= 1
+            if left[is_complete] >= 0:
+                continue
+            # Another server may work on one that is not complete, and need its parts.
+            if is_complete:
+                state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
+                for part, _ in state.parts if state else ():
+                    await self._records.delete(PACKAGE_DETAILS, part)
             await self._records.delete(PACKAGES, key)
 
 
-async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath]) -> Names:
-    """List the names in some sets; a set whose evaluation fails has none, unless it is the package set itself."""
+async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], room: int) -> Names:
+    """List the names in some sets.
+
+    A set whose evaluation fails, or that has more names than there is room for, has none, unless it is the package
+    set itself.
+    """
     try:
         found = await evaluation.names(sets)
-    except EvaluationFailed:
+    except (EvaluationFailed, AnswerTooLarge):
         found = []
         for path in sets:
             try:
                 found += await evaluation.names([path])
-            except EvaluationFailed:
+            except (EvaluationFailed, AnswerTooLarge):
                 if not path:
                     raise
                 found.append(None)
-    return [(path, names) for path, names in zip(sets, found, strict=True) if names is not None]
+    listed: Names = []
+    for path, names in zip(sets, found, strict=True):
+        if names is None:
+            continue
+        if len(names) > room:
+            if not path:
+                raise EvaluationFailed(
+                    (), f"the package set has {len(names)} attributes; {room} is the limit"
+                )
+            continue
+        room -= len(names)
+        listed.append((path, names))
+    return listed
 
 
 def _line(reported: Reported) -> bytes:
@@ -741,8 +824,8 @@ def _line(reported: Reported) -> bytes:
 
 def _attribute(path: AttributePath, line: bytes) -> Attribute:
     if line.startswith(b'{"error"'):
-        error = str(json.loads(line).get("error", ""))
-        return Attribute(path, "failed", reason=error or "evaluation failed")
+        failure = decode(_Failure.model_validate_json, line)
+        return Attribute(path, "failed", reason=failure.error if failure and failure.error else _UNKNOWN)
     return parse_entry(path, line)
 
 
@@ -751,6 +834,10 @@ def _attribute_of(content: bytes | None, path: AttributePath, number: int) -> At
     if lines is None or number >= len(lines):
         return None
     return decode(partial(_attribute, path), lines[number])
+
+
+def _text_of(row: _Row) -> int:
+    return len(row.description) + len(row.reason) + sum(map(len, row.programs))
 
 
 def _rows(paths: Sequence[AttributePath], lines: Sequence[bytes]) -> list[_Row]:

@@ -76,6 +76,8 @@ class PackageSearch:
             text = " ".join((package.name, package.description, *package.programs)).lower()
             for word in set(_WORD.findall(text)) - _COMMON:
                 words.setdefault(word, array("I")).append(number)
+        for numbers in programs.values():
+            numbers.sort(key=lambda number: bool(self._packages[number].alias_of))
         self._programs = programs
         self._postings = words
         self._words = sorted(words)
@@ -126,7 +128,7 @@ class PackageSearch:
     def _exact(self, text: str) -> Iterator[int]:
         if text in self._position:
             yield self._position[text]
-        # The package that is named like its program, and then the one with the shortest name.
+        # Packages before their aliases, and short names before others.
         yield from self._programs.get(text, ())
 
     def _beginning(self, text: str, limit: int) -> Iterable[int]:

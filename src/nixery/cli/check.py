@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from nixery.builds.package_index import PackageIndex
     from nixery.cli.output import Activity
+    from nixery.nix.configuration import PackageConfiguration, Summary
     from nixery.settings import Settings
 
 _WRONG = 1
@@ -35,6 +36,7 @@ _OLDEST_NIX = (2, 8)
 # Bytes of free space below which the check fails: many images take more.
 _LOW_SPACE = 1 << 30
 
+_CONFIGURATION = "docs/how-to/choose-a-package-source.md has examples"
 _SAFER = "docs/explanation/deployments.md describes safer deployments"
 
 
@@ -43,7 +45,7 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        what: settings, nix, git, sandbox, storage or source.
+        what: settings, nix, git, sandbox, storage, source or config.
         right: whether it works.
         found: a description.
         advice: how to fix it; passed checks may have advice, too.
@@ -119,7 +121,13 @@ def _findings(shown: Activity) -> Iterator[Finding]:
     yield storage
     if nix.right and storage.right:
         shown.begin("evaluating the package source")
-        yield _source()
+        configuration = settings.package_configuration
+        try:
+            summary = configuration.check(settings.build_environment) if configuration else None
+        except SettingsError as error:
+            yield Finding("config", False, str(error), _CONFIGURATION)
+        else:
+            yield from _source(configuration, summary)
 
 
 def _nix(environment: Mapping[str, str]) -> Finding:
@@ -203,12 +211,14 @@ def _storage(settings: Settings) -> Finding:
         )
 
 
-def _source() -> Finding:
+def _source(configuration: PackageConfiguration | None, summary: Summary | None) -> list[Finding]:
+    """Check the package source, and whether its package set takes the operator's configuration."""
     from nixery.cli.session import open_session, run
     from nixery.image.name import requests_for
     from nixery.source_location import redacted
 
     found: list[str] = []
+    configured: list[Finding] = []
 
     async def command() -> Finding:
         async with open_session() as (components, resources):
@@ -217,6 +227,9 @@ def _source() -> Finding:
                 pinned = await components.pins.pin("latest")
                 warning = pinned.warning
                 found.append(f"{redacted(pinned.pin.source)} is pinned to {pinned.pin.revision}")
+                if configuration is not None and summary is not None:
+                    takes = await components.evaluator.arguments(resources.platforms[0], pinned.pin)
+                    configured.append(_configuration(configuration, summary, takes))
                 (request,) = requests_for("shell", resources.platforms[:1])
                 await components.evaluator.contents(request, pinned.pin)
             except PackagesUnavailable as error:
@@ -231,7 +244,19 @@ def _source() -> Finding:
                 return Finding("source", False, "; ".join([*found, warning]), "make it reachable")
             return Finding("source", right=True, found="; ".join(found))
 
-    return run(command, quiet=True)
+    return [run(command, quiet=True), *configured]
+
+
+def _configuration(configuration: PackageConfiguration, summary: Summary, takes: frozenset[str]) -> Finding:
+    from nixery.nix.configuration import VARIABLE
+
+    found = f"{VARIABLE} sets {summary} (sha256:{configuration.identity[:12]})"
+    used = {"config": summary.keys, "overlays": summary.overlays}
+    ignored = [name for name, content in used.items() if content and name not in takes]
+    advice = f"the package set declares no argument {' or '.join(ignored)}" if ignored else ""
+    if ignored:
+        advice += f"; {VARIABLE} has no effect there"
+    return Finding("config", right=True, found=found, advice=advice)
 
 
 async def _listed(index: PackageIndex) -> list[str]:

@@ -30,7 +30,7 @@ from nixery.files import read_beginning
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog, ProgressCallback, ProgressFeed, ignore_progress
 from nixery.nix.error_message import collected_path, explanation, reports_full_disk, without_paths
-from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw
+from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw, explanation_of_flaw
 from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.indexing import IndexEvaluation
 from nixery.nix.minimum_version import MinimumVersions
@@ -130,16 +130,30 @@ class Nix:
                 explained += 1
                 found[item.package.name].append(await evaluation.explain(item))
             else:
-                found[item.package.name].append(item.package)
+                found[item.package.name].append(explanation_of_flaw(item))
         return found
 
-    def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
-        """Evaluate a whole package set, without writing to the store.
+    async def arguments(self, platform: Platform, package_set: PackageSet) -> frozenset[str]:
+        """Return the names of the arguments that a package set declares; a flake declares none.
+
+        Raises:
+            EvaluationFailed: the package set does not evaluate.
+            NixTimedOut: it timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        return await Evaluation(platform, package_set, self._timeout, self._options).arguments()
+
+    async def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
+        """Evaluate a whole package set, without writing to the store unless evaluations build.
 
         Args:
             platform: that packages are built for.
             package_set: to evaluate.
+
+        Raises:
+            NixUnusable: evaluations build, and builders are not confined.
         """
+        await self._before_evaluation()
         options = replace(self._options, on_start=self._options.on_index_start)
         explaining = partial(self._explaining_old_nix, package_set)
         return IndexEvaluation(platform, package_set, options, self._timeout, explaining)
@@ -153,8 +167,8 @@ class Nix:
             NixTimedOut: evaluation timed out.
             NixUnusable: Nix cannot be run.
         """
-        await self._before_evaluation()
-        (names,) = await self.indexing(platform, package_set).names([()])
+        evaluation = await self.indexing(platform, package_set)
+        (names,) = await evaluation.names([()])
         return sorted(names or ())
 
     async def check_version(self, package_set: PackageSet) -> None:
