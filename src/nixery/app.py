@@ -50,6 +50,7 @@ from nixery.server.health import Health
 from nixery.server.observation import Observation
 from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
+from nixery.server.published_packages import PublishedPackages
 from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
@@ -206,7 +207,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
     metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
     registry = Registry(
-        Manifests(images, blobs, leases, catalogue, resources.platforms),
+        Manifests(images, blobs, leases, catalogue, resources.platforms, index),
         Blobs(blobs, small_blobs, leases, redirect=settings.blob_delivery != "proxy"),
         Discovery(catalogue, public=settings.public_builds),
         log_links=settings.public_builds,
@@ -341,12 +342,13 @@ def _pages(
     platforms, public = resources.platforms, settings.public_builds
     bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
     published = PublishedBuilds(history, bounds, public=public)
+    packages = PublishedPackages(index)
     api = Api(
-        Packages(index),
+        Packages(packages),
         Builds(published, images, platforms),
         ImageDocuments(descriptions, platforms, compare=public),
     )
-    return {"/api/": api.answer, "/": Pages(published, descriptions, platforms).answer}
+    return {"/api/": api.answer, "/": Pages(published, packages, descriptions, platforms).answer}
 
 
 def _traces(settings: Settings) -> Traces | None:

@@ -90,6 +90,9 @@ _LARGEST_PART, _LARGEST_ROWS = 128 * 1024 * 1024, 256 * 1024 * 1024
 # Seconds after which a run that failed is tried again.
 _COOLDOWN = 60.0
 
+# Seconds for which the versions in the stored indexes are not read again.
+_VERSIONS_TTL = 10.0
+
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
 
@@ -170,11 +173,28 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class PackageVersion:
-    """The version of a package in one state of the source, and the date of the state in seconds since the epoch."""
+    """The version of a package in one state of the source.
+
+    Attributes:
+        revision: the state of the source.
+        version: of the package.
+        created: the date of the state in seconds since the epoch, if it is known.
+        tag: a tag that stands for that state now; empty if there is none.
+    """
 
     revision: str
     version: str
     created: int | None
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _StateVersions:
+    """The versions of all packages of a state, and the time when its index was stored."""
+
+    header: _Header
+    versions: Mapping[AttributePath, str]
+    modified: float
 
 
 class StateIndex:
@@ -193,6 +213,7 @@ class StateIndex:
         self.key = key
         self.header = header
         self._read_rows = rows
+        self._progress: Progress | None = None
         self._text = 0
         self._list()
 
@@ -265,15 +286,19 @@ class StateIndex:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        failed = [row for row in self.rows.values() if row.kind == "failed"]
-        return Progress(
-            revision=self.header.revision,
-            attributes=len(self._number),
-            evaluated=len(self.rows),
-            failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
-            failed=len(failed),
-            is_complete=self.header.is_complete,
-        )
+        known, current = self._progress, (len(self._number), len(self.rows), self.header.is_complete)
+        # Every search shows it, and rows are only added.
+        if known is None or (known.attributes, known.evaluated, known.is_complete) != current:
+            failed = [row for row in self.rows.values() if row.kind == "failed"]
+            self._progress = known = Progress(
+                revision=self.header.revision,
+                attributes=len(self._number),
+                evaluated=len(self.rows),
+                failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
+                failed=len(failed),
+                is_complete=self.header.is_complete,
+            )
+        return known
 
     def sets_to_enter(self) -> list[AttributePath]:
         """Return the sets of packages whose names are not listed, up to the limits."""
@@ -468,9 +493,14 @@ class PackageIndex:
         # Separate, since a build must not wait for a list of names, nor fail with one.
         self._reading: SingleFlight[Pin, StateIndex | None] = SingleFlight()
         self._opening: SingleFlight[Pin, StateIndex] = SingleFlight()
-        self._versions: cachetools.LRUCache[
-            tuple[str, float], tuple[_Header, Mapping[AttributePath, str]]
-        ] = cachetools.LRUCache(_STORED)
+        # Besides the complete indexes, as many others may be stored.
+        self._versions: cachetools.LRUCache[tuple[str, float], _StateVersions] = cachetools.LRUCache(
+            2 * _STORED
+        )
+        self._known_versions: cachetools.TTLCache[None, Sequence[_StateVersions]] = cachetools.TTLCache(
+            1, _VERSIONS_TTL, clock
+        )
+        self._reading_versions: SingleFlight[None, Sequence[_StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
@@ -503,24 +533,25 @@ class PackageIndex:
         Raises:
             NixeryError: see ``names``.
         """
-        state = await self._state(await self._pin(tag))
-        path = state.path(name)
-        if path is None:
-            return []
-        found = []
-        async for listed in self._records.scan(PACKAGES):
-            key = (listed.key, listed.modified)
-            known = self._versions.get(key)
-            if known is None:
-                content = await self._records.get(PACKAGES, listed.key)
-                known = await asyncio.to_thread(_versions, content)
-                if known is None:
-                    continue
-                self._versions[key] = known
-            header, versions = known
-            if header.source == state.header.source and versions.get(path):
-                found.append(PackageVersion(header.revision, versions[path], header.created))
-        return sorted(set(found), key=lambda one: (-(one.created or 0), one.revision))
+        path = (await self._state(await self._pin(tag))).path(name)
+        return [] if path is None else self._versions_of(path, await self._stored_versions())
+
+    async def known_versions(self, names: Sequence[str]) -> Mapping[str, Sequence[PackageVersion]]:
+        """Return the versions of packages as ``versions`` does, without listing a state for it.
+
+        Names that no state in memory has are left out.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        states = list(self._recent.values())
+        paths = {name: next(filter(None, (state.path(name) for state in states)), None) for name in names}
+        if not any(paths.values()):
+            return {}
+        stored = await self._stored_versions()
+        return {
+            name: found for name, path in paths.items() if path and (found := self._versions_of(path, stored))
+        }
 
     async def state_progress(self, tag: str) -> Progress:
         """Return the progress of a tag's index.
@@ -528,7 +559,11 @@ class PackageIndex:
         Raises:
             NixeryError: see ``names``.
         """
-        return (await self._state(await self._pin(tag))).progress
+        progress = (await self._state(await self._pin(tag))).progress
+        current = self.progress
+        # What is searchable is a little behind.
+        is_ahead = current is not None and current.revision == progress.revision and not progress.is_complete
+        return current if current is not None and is_ahead else progress
 
     async def find(
         self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True, suggest: bool = True
@@ -641,7 +676,8 @@ class PackageIndex:
 
     async def close(self) -> None:
         """Stop listing."""
-        await asyncio.gather(self._reading.close(), self._opening.close())
+        flights = (self._reading, self._opening, self._reading_versions)
+        await asyncio.gather(*(flight.close() for flight in flights))
 
     async def _pin(self, tag: str) -> Pin:
         return (await self._pins.pin(tag)).pin
@@ -698,6 +734,7 @@ class PackageIndex:
         # With a full storage, the index works from memory.
         with suppress(StorageError):
             await self._records.put(PACKAGES, made.key, await asyncio.to_thread(made.encoded))
+            self._known_versions.clear()
             await self._evict()
         # Others may have displaced it from the cache.
         return made
@@ -763,6 +800,39 @@ class PackageIndex:
         key, number = located
         content = await self._records.get(PACKAGE_DETAILS, key)
         return await asyncio.to_thread(_attribute_of, content, path, number)
+
+    def _versions_of(self, path: AttributePath, states: Sequence[_StateVersions]) -> list[PackageVersion]:
+        tags = self._pins.tags
+        found: dict[PackageVersion, None] = {}
+        for state in states:
+            header, version = state.header, state.versions.get(path)
+            if version:
+                tag = tags.get(header.revision) or self._pins.exact_tag(header.revision) or ""
+                found.setdefault(PackageVersion(header.revision, version, header.created, tag), None)
+        return list(found)
+
+    async def _stored_versions(self) -> Sequence[_StateVersions]:
+        """Read the versions in all stored indexes of this source, the latest state first."""
+        known = self._known_versions.get(None)
+        return known if known is not None else await self._reading_versions.run(None, self._read_versions)
+
+    async def _read_versions(self) -> Sequence[_StateVersions]:
+        listed = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
+        found = []
+        for modified, key in listed[-2 * _STORED :]:
+            state = self._versions.get((key, modified))
+            if state is None:
+                content = await self._records.get(PACKAGES, key)
+                state = await asyncio.to_thread(decode, partial(_versions, modified=modified), content)
+            if state is not None:
+                self._versions[key, modified] = state
+                if state.header.source == self._source.description:
+                    found.append(state)
+        found.sort(
+            key=lambda state: (state.header.created or state.modified, state.header.revision), reverse=True
+        )
+        self._known_versions[None] = found
+        return found
 
     async def _evict(self) -> None:
         """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose."""
@@ -854,16 +924,19 @@ def _row(attribute: Attribute) -> _Row:
         programs=tuple(program for program in programs if program),
         reason=attribute.reason,
         recurse=attribute.recurse,
-        identity="".join(attribute.outputs.values()) if attribute.kind == "package" else "",
+        # Packages of Debian that depend on each other are one derivation, but no other names of each other.
+        identity="\0".join((attribute.name, attribute.description, *attribute.outputs.values()))
+        if attribute.kind == "package" and attribute.outputs
+        else "",
         is_original=attribute.path[-1].lower() == attribute.name.lower(),
     )
 
 
-def _versions(content: bytes | None) -> tuple[_Header, Mapping[AttributePath, str]] | None:
-    state = decode(decode_index, content)
-    if state is None:
-        return None
-    return state.header, {path: row.version for path, row in state.rows.items() if row.version}
+def _versions(content: bytes, modified: float) -> _StateVersions:
+    header, rows = _split(content)
+    return _StateVersions(
+        header, {row.path: row.version for row in _decode_rows(rows) if row.version}, modified
+    )
 
 
 def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:

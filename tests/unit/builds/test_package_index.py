@@ -8,8 +8,9 @@ import json
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import zstandard
@@ -30,7 +31,8 @@ from nixery.errors import (
 from nixery.image.platform import AMD64, ARM64, Platform
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, Package, PackageSet
-from nixery.sources.source import Pin, Reference
+from nixery.nix.realisation import Nix
+from nixery.sources.source import PackageSource, Pin, Reference
 from nixery.storage.records import KINDS, PACKAGE_DETAILS, PACKAGES, RecordStore
 from tests.support.event_loop import eventually, until_done
 
@@ -42,7 +44,7 @@ def store_path(name: str) -> str:
     return f"/nix/store/{HASH}{len(name) % 10}-{name}"
 
 
-def entry(path: AttributePath, **about: Any) -> bytes:
+def entry(path: AttributePath, **about: Any) -> bytes:  # noqa: ANN401 -- fields of JSON
     """A line of ``packages.nix`` for a package."""
     name = about.pop("name", path[-1])
     outputs = about.pop("outputs", {"out": store_path(name)})
@@ -77,7 +79,7 @@ class Source:
     description = "fake:"
 
     def __init__(self, sets: Mapping[AttributePath, Sequence[str]] | None = None) -> None:
-        self.sets = dict(sets or {(): ["git"]})
+        self.sets: dict[AttributePath, Sequence[str]] = {(): ["git"], **(sets or {})}
         self.lines: dict[AttributePath, bytes] = {}
         self.failing: dict[AttributePath, str] = {}
         self.unlisted: set[AttributePath] = set()
@@ -146,10 +148,13 @@ class Source:
         return failed
 
 
-def index(source: Source, records: RecordStore, **arguments: Any) -> PackageIndex:
-    pins = Pins(source, records, 3600)  # type: ignore[arg-type]
+def index(source: Source, records: RecordStore, **arguments: Any) -> PackageIndex:  # noqa: ANN401 -- of the constructor
+    pins = Pins(cast("PackageSource", source), records, 3600)
     options: dict[str, Any] = {"processes": 1, "failure_time_to_live": 30, "clock": lambda: source.now}
-    return PackageIndex(pins, source, source, AMD64, records, "program", **{**options, **arguments})  # type: ignore[arg-type]
+    nix = cast("Nix", source)
+    return PackageIndex(
+        pins, cast("PackageSource", source), nix, AMD64, records, "program", **{**options, **arguments}
+    )
 
 
 def pin(tag: str = "latest") -> Pin:
@@ -368,16 +373,20 @@ async def test_an_interruption_in_a_later_round_loses_no_set(records: RecordStor
 
 
 @pytest.mark.usefixtures("small_parts")
-async def test_two_servers_on_one_storage_share_the_work(records: RecordStore) -> None:
+async def test_two_servers_on_one_storage_share_the_work(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each begins with another part; by chance, it could be the same one.
+    starts = iter([0, 10])
+    monkeypatch.setattr("nixery.builds.package_index.secrets.randbelow", lambda _: next(starts))
     names = [f"p{n:02}" for n in range(40)]
     first, second = Source({(): names}), Source({(): names})
     one, other = index(first, records), index(second, records)
     await one.names("latest")
     await asyncio.gather(one.evaluate(pin()), other.evaluate(pin()))
     assert {*first.described, *second.described} == {(name,) for name in names}
-    # Parts in progress at the same moment may be evaluated twice.
-    assert len(first.described) < 40
-    assert len(second.described) < 40
+    # A part that both have in progress is evaluated twice.
+    assert len(first.described) + len(second.described) <= 44
     assert second.listed == []
     for each in (one, other):
         assert {package.version for package in await each.names("latest")} == {"2.0"}
@@ -491,7 +500,7 @@ async def test_the_index_works_with_a_full_storage(
 async def test_a_part_larger_than_its_kind_is_searched_and_left_to_evaluations(
     records: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {**KINDS, PACKAGE_DETAILS: package_index_kind(100)}
+    small = {**KINDS, PACKAGE_DETAILS: replace(KINDS[PACKAGE_DETAILS], largest=100)}
     monkeypatch.setattr("nixery.storage.records.KINDS", small)
     one = index(Source(), records)
     await one.evaluate(pin())
@@ -500,10 +509,6 @@ async def test_a_part_larger_than_its_kind_is_searched_and_left_to_evaluations(
     assert package.version == "2.0"
     assert await keys(records, PACKAGE_DETAILS) == []
     assert await one.find(pin(), AMD64, "git") is None
-
-
-def package_index_kind(largest: int) -> Any:
-    return type(KINDS[PACKAGE_DETAILS])(largest, 10, 100.0)
 
 
 async def test_a_storage_that_cannot_be_read_fails_the_run(

@@ -66,6 +66,17 @@ def test_all_words_have_to_be_in_name_programs_or_description_in_any_order() -> 
     assert found("json nothing") == []
 
 
+def test_what_is_called_so_comes_before_what_is_described_so() -> None:
+    search = PackageSearch(
+        [
+            FoundPackage("pfm", "pfm", description="A PostgreSQL client with windows"),
+            FoundPackage("postgresql-client-17", "postgresql-client-17", description="Programs"),
+        ]
+    )
+    found = [package.name for package in search.search("postgresql client", 2)]
+    assert found == ["postgresql-client-17", "pfm"]
+
+
 def test_the_last_word_may_be_incomplete() -> None:
     assert found("json proc") == ["jq", "yajl"]
     assert found("proc json") == []
