@@ -30,7 +30,7 @@ import zstandard
 from pydantic import BaseModel, Field, TypeAdapter
 
 from nixery.builds.package_search import FoundPackage, PackageSearch
-from nixery.builds.pins import Pins
+from nixery.builds.pins import DEFAULT_TAG, Pins
 from nixery.builds.slots import Slots
 from nixery.caching import SingleFlight, TTLCache, size_of_error
 from nixery.errors import (
@@ -459,6 +459,7 @@ class PackageIndex:
         processes: concurrent processes of Nix.
         failure_time_to_live: seconds for which a failure is the answer without another attempt.
         clock: seconds; only differences matter.
+        public: whether clients may see which other tags and states were requested.
 
     Attributes:
         progress: of the state that was evaluated last; ``None`` before the first.
@@ -476,8 +477,11 @@ class PackageIndex:
         processes: int | None = None,
         failure_time_to_live: float = 0,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        public: bool = True,
     ) -> None:
         self._pins = pins
+        self._public = public
         self._source = source
         self._nix = nix
         self._platform = platform
@@ -533,8 +537,14 @@ class PackageIndex:
         Raises:
             NixeryError: see ``names``.
         """
-        path = (await self._state(await self._pin(tag))).path(name)
-        return [] if path is None else self._versions_of(path, await self._stored_versions())
+        pin = await self._pin(tag)
+        path = (await self._state(pin)).path(name)
+        if path is None:
+            return []
+        tags = self._pins.tags
+        if not self._public:
+            tags = {pin.revision: tag, **_default_of(tags)}
+        return self._versions_of(path, await self._stored_versions(), tags)
 
     async def known_versions(self, names: Sequence[str]) -> Mapping[str, Sequence[PackageVersion]]:
         """Return the versions of packages as ``versions`` does, without listing a state for it.
@@ -549,8 +559,11 @@ class PackageIndex:
         if not any(paths.values()):
             return {}
         stored = await self._stored_versions()
+        tags = self._pins.tags if self._public else _default_of(self._pins.tags)
         return {
-            name: found for name, path in paths.items() if path and (found := self._versions_of(path, stored))
+            name: found
+            for name, path in paths.items()
+            if path and (found := self._versions_of(path, stored, tags))
         }
 
     async def state_progress(self, tag: str) -> Progress:
@@ -801,12 +814,13 @@ class PackageIndex:
         content = await self._records.get(PACKAGE_DETAILS, key)
         return await asyncio.to_thread(_attribute_of, content, path, number)
 
-    def _versions_of(self, path: AttributePath, states: Sequence[_StateVersions]) -> list[PackageVersion]:
-        tags = self._pins.tags
+    def _versions_of(
+        self, path: AttributePath, states: Sequence[_StateVersions], tags: Mapping[str, str]
+    ) -> list[PackageVersion]:
         found: dict[PackageVersion, None] = {}
         for state in states:
             header, version = state.header, state.versions.get(path)
-            if version:
+            if version and (self._public or header.revision in tags):
                 tag = tags.get(header.revision) or self._pins.exact_tag(header.revision) or ""
                 found.setdefault(PackageVersion(header.revision, version, header.created, tag), None)
         return list(found)
@@ -851,6 +865,10 @@ class PackageIndex:
                 for part, _ in state.parts if state else ():
                     await self._records.delete(PACKAGE_DETAILS, part)
             await self._records.delete(PACKAGES, key)
+
+
+def _default_of(tags: Mapping[str, str]) -> Mapping[str, str]:
+    return {revision: tag for revision, tag in tags.items() if tag == DEFAULT_TAG}
 
 
 async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], room: int) -> Names:

@@ -728,6 +728,34 @@ async def test_versions_of_a_package_in_all_stored_states_the_latest_first(recor
     assert await one.versions("a", "nothing") == []
 
 
+class MovingTags(Source):
+    """All tags are branches; ``states`` says which of them stand for the state of another one."""
+
+    states: Mapping[str, str] = {"same": "latest"}
+
+    def reference(self, tag: str) -> Reference:
+        return Reference(tag, moving=True)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        return pin(self.states.get(reference.name, reference.name))
+
+
+@pytest.mark.parametrize(
+    ("public", "shown"), [(True, ["secret", "latest", "ours"]), (False, ["latest", "ours"])]
+)
+async def test_versions_show_tags_of_other_clients_only_if_builds_are_public(
+    records: RecordStore, *, public: bool, shown: list[str]
+) -> None:
+    one = index(MovingTags(), records, public=public)
+    for tag in ("latest", "secret", "ours", "same"):
+        await one.names(tag)
+        await one.evaluate(pin(MovingTags.states.get(tag, tag)))
+    found = await one.versions("ours", "git")
+    assert sorted((each.revision, each.tag) for each in found) == sorted((tag, tag) for tag in shown)
+    known = (await one.known_versions(["git"]))["git"]
+    assert sorted(each.tag for each in known) == (sorted(shown) if public else ["latest"])
+
+
 # ---- Listing for searches
 
 
