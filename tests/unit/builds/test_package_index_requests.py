@@ -30,6 +30,7 @@ class Source:
     def __init__(self) -> None:
         self.opened = asyncio.Event()
         self.may_fail = asyncio.Event()
+        self.failure: EvaluationFailed | None = EvaluationFailed((), "broken")
 
     def reference(self, tag: str) -> Reference:
         return Reference(tag, moving=False)
@@ -47,7 +48,8 @@ class Source:
     async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
         self.opened.set()
         await self.may_fail.wait()
-        raise EvaluationFailed((), "broken")
+        if self.failure is not None:
+            raise self.failure
         yield NixFiles(Path("/nowhere") / pin.identity, self_contained=True)
 
 
@@ -56,7 +58,7 @@ def pin(tag: str = "latest") -> Pin:
 
 
 def index(source: Source, records: RecordStore) -> PackageIndex:
-    pins = Pins(source, records, 3600)  # type: ignore[arg-type]
+    pins = Pins(source, records, 3600)
     return PackageIndex(pins, source, None, AMD64, records, "program")  # type: ignore[arg-type]
 
 
