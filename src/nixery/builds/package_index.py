@@ -72,7 +72,7 @@ _AT_ONCE, _QUEUE = 1, 4
 # Searches that are made at once, and that wait: one of 100,000 packages takes seconds of the interpreter lock.
 _MADE_AT_ONCE, _MADE_LATER = 1, 16
 
-# States that wait to be evaluated; the oldest ones make room.
+# States that wait to be evaluated; the oldest ones make room, except for the one of the default tag.
 _MOST_WAITING = 4
 
 # Bytes of remembered failures.
@@ -447,6 +447,7 @@ class PackageIndex:
 
     The names of a state are listed when somebody searches it. Everything else is evaluated in the background,
     one state at a time: for the states that the source's own tags stand for, not for commits that clients choose.
+    The state of the default tag comes first.
 
     Args:
         pins: of tags.
@@ -618,9 +619,20 @@ class PackageIndex:
     def want(self, pin: Pin) -> None:
         """Have a state evaluated in the background."""
         state = self._recent.get(pin)
-        if pin not in self._waiting and not (state and state.header.is_complete):
-            self._waiting.append(pin)
-            self._wanted.set()
+        if pin in self._waiting or (state and state.header.is_complete):
+            return
+        if len(self._waiting) == _MOST_WAITING:
+            # Clients can name any branch. They must not keep the default tag from being indexed.
+            default = self._pins.default
+            self._waiting.remove(next(one for one in self._waiting if one != default))
+        self._waiting.append(pin)
+        self._wanted.set()
+
+    def _next(self) -> Pin:
+        default = self._pins.default
+        pin = default if default in self._waiting else self._waiting[-1]
+        self._waiting.remove(pin)
+        return pin
 
     async def run(self) -> None:
         """Evaluate the states that are wanted, beginning with the one of the default tag, for ever."""
@@ -630,7 +642,7 @@ class PackageIndex:
             while not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
-            pin = self._waiting.pop()
+            pin = self._next()
             try:
                 await self.evaluate(pin)
             except PackageSetChanged:

@@ -292,6 +292,12 @@ class Pins:
         return revision if reference.name == revision else None
 
     @property
+    def default(self) -> Pin | None:
+        """The pin of the default tag, if it is in memory. Not a use of it."""
+        held = self._held.get(self._source.reference(DEFAULT_TAG))
+        return held.pinned.pin if held is not None else None
+
+    @property
     def tags(self) -> Mapping[str, str]:
         """Tags by the revision that they stand for now, as far as this server has looked them up lately.
 

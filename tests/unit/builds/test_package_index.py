@@ -581,6 +581,23 @@ async def test_waiting_states_are_bounded_and_the_newest_comes_first(records: Re
     assert list(dict.fromkeys(source.opened)) == ["latest", "tag-9", "tag-8", "tag-7"]
 
 
+async def test_other_tags_do_not_keep_the_default_tag_from_being_indexed(records: RecordStore) -> None:
+    source = MovingTags()
+    one = index(source, records)
+    one._pins.watch(one.want)
+    source.may_end.clear()
+    running = asyncio.ensure_future(one.run())
+    await eventually(lambda: source.listed)
+    source.states = {"latest": "new"}
+    await one._pins.replace("latest", pin())
+    for number in range(10):
+        one.want(pin(f"tag-{number}"))
+    source.may_end.set()
+    await eventually(lambda: one.progress and one.progress.revision == "tag-7" and one.progress.is_complete)
+    running.cancel()
+    assert list(dict.fromkeys(source.opened)) == ["latest", "new", "tag-9", "tag-8", "tag-7"]
+
+
 async def test_commits_that_clients_choose_are_not_wanted(records: RecordStore) -> None:
     one = index(Source(), records)
     one._pins.watch(one.want)
