@@ -26,6 +26,7 @@ from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
+from nixery.builds.previews import ImagePreviews
 from nixery.builds.slots import Share, Slots
 from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
@@ -96,6 +97,7 @@ class Components:
         pins: what tags mean.
         evaluator: what the package set says about a request.
         index: names of packages.
+        previews: describes images without building them.
         counting: counts references across the package set.
         ahead: reads data in advance; no request depends on it, but it makes the first one faster.
         close: ends all builds; call it before stopping the server.
@@ -108,6 +110,7 @@ class Components:
     pins: Pins
     evaluator: Evaluator
     index: PackageIndex
+    previews: ImagePreviews
     counting: ReferenceCounting
     ahead: asyncio.Task[None]
     close: Callable[[], Awaitable[None]]
@@ -192,6 +195,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
     build_bounds = BuildBounds(slots, settings.build_timeout)
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
+    previews = ImagePreviews(evaluator, nix, image_bounds, settings.max_packages)
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
 
@@ -265,7 +269,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
         history.start()
-        yield Components(application, admin, images, blobs, pins, evaluator, index, counting, ahead, close)
+        yield Components(
+            application, admin, images, blobs, pins, evaluator, index, previews, counting, ahead, close
+        )
     finally:
         for task in tasks:
             task.cancel()

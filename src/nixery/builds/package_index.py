@@ -99,6 +99,9 @@ _SHOWN_FAILURES = 100
 # The reason if a failure has no message.
 _UNKNOWN = "evaluation failed"
 
+# Failed attributes that the log names.
+_LOGGED_FAILURES = 5
+
 # A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
 HEADER = b"nixery package index 1\n"
 
@@ -158,7 +161,8 @@ class Progress:
         revision: the state of the source.
         attributes: as many as are known so far.
         evaluated: number of these.
-        failures: attributes whose evaluation failed, and the reasons; at most 100.
+        failures: attributes whose evaluation failed, and the reasons; those at the top of the package set first, at
+            most 100.
         failed: number of all of them.
         is_complete: whether all attributes are evaluated.
     """
@@ -290,6 +294,7 @@ class StateIndex:
         # Every search shows it, and rows are only added.
         if known is None or (known.attributes, known.evaluated, known.is_complete) != current:
             failed = [row for row in self.rows.values() if row.kind == "failed"]
+            failed.sort(key=lambda row: (len(row.path), row.path))
             self._progress = known = Progress(
                 revision=self.header.revision,
                 attributes=len(self._number),
@@ -696,6 +701,7 @@ class PackageIndex:
             revision=redacted(pin.revision),
             attributes=self.progress.attributes,
             failed=self.progress.failed,
+            first_failed=", ".join(attribute for attribute, _ in self.progress.failures[:_LOGGED_FAILURES]),
             seconds=round(time.monotonic() - begun, 1),
         )
 
@@ -790,11 +796,15 @@ class PackageIndex:
 
         workers = [asyncio.ensure_future(work()) for _ in range(self._processes)]
         try:
-            await asyncio.gather(*workers)
+            await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         finally:
+            # Once: `gather` would also cancel them, and a second cancellation ends the wait for their processes.
             for worker in workers:
                 worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            ended = await asyncio.gather(*workers, return_exceptions=True)
+        for result in ended:
+            if isinstance(result, Exception):
+                raise result
 
     async def _part(
         self,

@@ -17,6 +17,9 @@ from rapidfuzz.distance import OSA
 # Longer texts take several times as long for each of maybe 100,000 names, and no user types them.
 _FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
 
+# Matches of words that are ranked by their names.
+_MOST_RANKED = 2000
+
 # Words of a search, and words that the last one may be the beginning of.
 _MOST_WORDS, _MOST_COMPLETED = 8, 256
 
@@ -164,7 +167,7 @@ class PackageSearch:
             name = self._packages[number].name
             return -sum(word in name for word in words), number
 
-        return heapq.nsmallest(limit, heapq.nsmallest(_MANY, found), key=rank)
+        return heapq.nsmallest(limit, heapq.nsmallest(_MOST_RANKED, found), key=rank)
 
     def _similar(self, text: str, limit: int) -> list[int]:
         # The first letter is rarely mistyped, and a comparison with all names would take ten times as long.

@@ -36,6 +36,7 @@ from nixery.nix.indexing import IndexEvaluation
 from nixery.nix.minimum_version import MinimumVersions
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import EvaluatedItem, NixExpression, PackageSet
+from nixery.nix.plan import Plan, PlanReader
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
 from nixery.nix.sandbox import BuilderGate
 
@@ -245,22 +246,27 @@ class Nix:
         except ValueError as error:
             raise NixUnusable(f"cannot parse the output of nix-store --dump-db: {error}") from error
 
-    async def to_build(self, installables: Sequence[str]) -> list[str]:
-        """Return the derivations that Nix would have to build for some outputs, absolute and sorted.
+    async def plan(self, installables: Sequence[str]) -> Plan:
+        """Return what Nix would do to provide some outputs, without doing it. It asks binary caches.
+
+        Args:
+            installables: in Nix's syntax.
 
         Raises:
+            AnswerTooLarge: the list of installables exceeds its limit.
             NixTimedOut: it timed out.
             NixUnusable: Nix cannot be run.
         """
-        found: list[str] = []
-        last: list[str] = []
+        if not installables:
+            return Plan()
+        _require_short(installables)
+        reader = PlanReader()
+        last = ""
 
         def read_line(line: bytes) -> None:
-            # Below "these 2 derivations will be built:"; paths that can be fetched are outputs.
-            text = line.decode(errors="replace")
-            last[:] = [text]
-            if text.startswith(f"  {STORE_DIRECTORY}/") and text.endswith(_DERIVATION):
-                found.append(text.strip())
+            nonlocal last
+            last = line.decode(errors="replace")
+            reader.read_line(last)
 
         arguments = ("nix-store", "--realise", "--dry-run", *installables, *self._options.for_building)
         try:
@@ -268,8 +274,8 @@ class Nix:
         except TimeoutError:
             raise NixTimedOut(None, self._timeout) from None
         if completed.exit_code != 0:
-            raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(''.join(last))}")
-        return sorted(found)
+            raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(last)}")
+        return await asyncio.to_thread(_with_sources, reader.plan)
 
     async def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
         """Yield every derivation that some derivations need, as ``<hash>-<name>``, and the names of its inputs.
@@ -308,8 +314,7 @@ class Nix:
     async def _realise(
         self, wanted: Sequence[str], root: Path, report: ProgressCallback, on_started: Callable[[], None]
     ) -> frozenset[StorePath]:
-        if sum(map(len, wanted)) > ARGUMENTS:
-            raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
+        _require_short(wanted)
         deadline = Deadline(self._timeout + _GRACE)
         feed = ProgressFeed(report)
 
@@ -368,6 +373,12 @@ class Nix:
                 raise PathsCollected(gone)
             raise NixUnusable(f"nix-store {arguments[0]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()
+
+
+def _require_short(installables: Sequence[str]) -> None:
+    """Reject installables that do not fit into the arguments of a command."""
+    if sum(map(len, installables)) > ARGUMENTS:
+        raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
 
 
 def parse_registrations(text: str) -> Iterator[PathInfo]:
@@ -431,6 +442,10 @@ def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
         for info in parse_registrations(text)
         if is_package(info.path)
     ]
+
+
+def _with_sources(plan: Plan) -> Plan:
+    return replace(plan, sources=tuple(path for path in plan.builds if _is_fixed_output(str(path))))
 
 
 def _is_fixed_output(derivation: str) -> bool:
