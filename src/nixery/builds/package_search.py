@@ -23,9 +23,6 @@ _MOST_RANKED = 2000
 # Words of a search, and words that the last one may be the beginning of.
 _MOST_WORDS, _MOST_COMPLETED = 8, 256
 
-# Packages with all words of a search that are compared.
-_MANY = 2000
-
 _WORD = re.compile(r"[a-z0-9][a-z0-9+#]*", re.ASCII)
 
 # Words that most descriptions have.
