@@ -97,13 +97,16 @@ def main() -> int:
     sets = {"Debian": _DEBIAN, **{Path(path).name: path for path in sys.argv[1:] if path}}
     made: dict[str, dict[str, float]] = {}
     try:
-        with console.status("searching") as status:
+        with (
+            console.status("searching") as status,
+            tempfile.TemporaryDirectory(prefix="index-", dir="var") as directory,
+        ):
             search = _searches()
             for name, path in sets.items():
                 status.update(f"indexing {name}")
-                made[name] = _index(path)
+                made[name] = asyncio.run(_make(_settings(path, f"{directory}/{len(made)}")))
             status.update(f"evaluating {_IMAGE}")
-            evaluation = _evaluations()
+            evaluation = asyncio.run(_evaluate(_settings(_DEBIAN, f"{directory}/0")))
     except NixeryError as error:
         console.print(str(error), style="red", markup=False)
         return 1
@@ -118,11 +121,6 @@ def main() -> int:
 
 
 # ---- Making an index
-
-
-def _index(package_set: str) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="index-", dir="var") as directory:
-        return asyncio.run(_make(_settings(package_set, directory)))
 
 
 async def _make(settings: Settings) -> dict[str, float]:
@@ -281,18 +279,11 @@ def _texts(chance: random.Random, packages: list[FoundPackage]) -> Iterator[str]
 # ---- Evaluating an image
 
 
-def _evaluations() -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="index-", dir="var") as directory:
-        return asyncio.run(_evaluate(_settings(_DEBIAN, directory)))
-
-
 async def _evaluate(settings: Settings) -> dict[str, float]:
     resources = prepare(settings, serving=False)
     (request, *_) = requests_for(_IMAGE, resources.platforms)
     async with assemble(settings, resources) as components:
         await components.images.get((request,), "latest")  # realises its store paths
-        pin = (await components.pins.pin("latest")).pin
-        await components.index.evaluate(pin)
 
     async def measure(*, indexed: bool) -> float:
         async def contents(components: Components) -> float:

@@ -12,6 +12,8 @@ import secrets
 import shutil
 import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -25,7 +27,7 @@ _SIMILAR = "shell/python3/jq"
 _FAILING = "shell/jq-color"
 
 # Seconds; packages may have to be fetched first.
-_BUILD_TIMEOUT = 900
+_BUILD_TIMEOUT = _INDEX_TIMEOUT = 900
 # Milliseconds.
 _PAGE_TIMEOUT = 60_000
 
@@ -67,9 +69,11 @@ def _take(server: Peer, browser: Browser) -> None:
     _pull(server, "postgresql")
     _pull(server, _FAILING)
 
+    _wait_for_index(server)
     page = _open(server, browser, "/")
     _compose(page, ("git", "python3"), "postgresql")
     _save(page, "compose")
+    _save(_open(server, browser, "/packages/git"), "package")
 
     page = _open(server, browser, "/")
     _compose(page, tuple(_IMAGE.split("/")[1:]), "")
@@ -122,6 +126,17 @@ def _compose(page: Page, chosen: tuple[str, ...], typed: str) -> None:
 def _save(page: Page, name: str) -> None:
     page.screenshot(path=_DIRECTORY / f"{name}.png", animations="disabled")
     print(f"{_DIRECTORY}/{name}.png")
+
+
+def _wait_for_index(server: Peer) -> None:
+    """Wait until the server has evaluated all packages: two minutes for Debian's."""
+    end = time.monotonic() + _INDEX_TIMEOUT
+    while time.monotonic() < end:
+        with urllib.request.urlopen(f"http://{server.address}/api/v1/index", timeout=60) as response:
+            if json.load(response)["complete"]:
+                return
+        time.sleep(1)
+    raise PeerError("the package index is not complete")
 
 
 def _pull(server: Peer, image: str) -> None:

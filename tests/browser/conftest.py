@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.support.nix import nix_environment
+from tests.support.repository import Repository
 from tests.support.server import HOST, Server, running_server
 
 _PACKAGES = Path(__file__).parent / "packageset"
@@ -33,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (package_set / "default.nix").write_text(
         f"arguments: import {_PACKAGES} (arguments // {{ salt = {salt}; }})\n"
     )
-    settings = {"NIXERY_PKGS_PATH": str(package_set), **nix_environment(directory)}
+    settings = {"NIXERY_PKGS_PATH": str(package_set), "NIXERY_INDEX": "1", **nix_environment(directory)}
     with running_server(directory / "server", settings) as server:
         yield server
         assert server.stop() == 0
@@ -43,6 +44,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def address(server: Server) -> str:
     return f"http://{HOST}:{server.port}"
+
+
+@pytest.fixture
+def versioned(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The address of a server whose packages come from a repository, and the latest commit."""
+    repository = Repository(tmp_path / "repository")
+    commit = repository.commit("1.0")
+    settings = {"NIXERY_PKGS_REPO": repository.url, **nix_environment(tmp_path)}
+    with running_server(tmp_path / "server", settings) as server:
+        yield f"{HOST}:{server.port}", commit
 
 
 @pytest.fixture(scope="session")

@@ -94,6 +94,26 @@ def test_a_package_has_a_page(open_page: OpenPage, server: Server, shoot: Shoot,
     shoot(page, "packages-dark" if dark else "packages")
 
 
+def test_the_lines_to_pull_are_pinned_to_a_commit(
+    open_page: OpenPage, versioned: tuple[str, str], shoot: Shoot
+) -> None:
+    address, commit = versioned
+    page = open_page(f"http://{address}/images/shell/hello")
+    pinned = page.get_by_text(f"docker run --rm -it {address}/shell/hello:{commit}")
+    expect(pinned).to_have_count(0)
+    page.get_by_role("button", name="Pin this state").press("Enter")
+    expect(pinned).to_be_visible()
+    expect(page.get_by_text(f"--image={address}/shell/hello:{commit} nixery")).to_be_visible()
+    shoot(page, "pinned")
+    page.get_by_role("button", name="Use the tag latest again").click()
+    expect(page.get_by_text(f"docker run --rm -it {address}/shell/hello:latest")).to_be_visible()
+    # Without a script, it is a link.
+    page = open_page(f"http://{address}/images/shell/hello", script=False)
+    page.get_by_role("link", name="Pin this state").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"shell/hello:{commit}")
+    expect(page.get_by_role("link", name="Pin this state")).to_have_count(0)
+
+
 def test_a_composed_name_is_kept(open_page: OpenPage) -> None:
     page = open_page("/")
     box = page.get_by_role("combobox", name="Packages")

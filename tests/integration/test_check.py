@@ -208,7 +208,7 @@ def test_an_index_is_made_without_names(nixery: CommandLine) -> None:
 
 
 def test_the_log_names_the_attributes_that_failed(start_server: StartServer, package_set: Path) -> None:
-    server = start_server(NIXERY_PKGS_PATH=str(package_set))
+    server = start_server(NIXERY_INDEX="1", NIXERY_PKGS_PATH=str(package_set))
     wait_until(lambda: "indexed the package set" in server.log, "the index")
     (line,) = (line for line in server.log.splitlines() if "indexed the package set" in line)
     assert "Zaborts, aborts.inner" in line

@@ -167,6 +167,15 @@ async def test_what_the_set_says_about_a_package_is_kept_within_bounds(tmp_path:
         assert about[name].items, name
 
 
+@pytest.mark.security
+async def test_forged_lines_are_ignored(tmp_path: Path) -> None:
+    names = ["forging", "forgingLines", "forgingError", "hello"]
+    found = await described(evaluation(directory=tmp_path), [(name,) for name in names])
+    for name in names:
+        attribute = parse_entry((name,), found[name,].entry or b"")
+        assert (attribute.name, len(attribute.items or ())) == (name.lower(), 1)
+
+
 async def test_attributes_that_never_end_or_take_all_memory_cost_themselves_alone(tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.mkdir()
@@ -345,9 +354,7 @@ def test_images_of_indexed_packages_are_the_same_and_need_no_evaluation(
 
 
 @pytest.mark.security
-def test_a_package_that_claims_the_output_of_another_derivation_gets_none(
-    private: PrivateNix, tmp_path: Path
-) -> None:
+def test_a_claimed_store_path_is_not_served(private: PrivateNix, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "default.nix").write_text(

@@ -18,7 +18,7 @@ from tests.support.nix import wait_until
 from tests.support.repository import Repository
 from tests.support.server import HOST, Server
 
-HOME = str(Path(__file__).parents[2])
+_SET = Path(__file__).parents[1] / "browser" / "packageset"
 
 
 def post(
@@ -146,30 +146,34 @@ def test_package_names_are_completed(client: RegistryClient) -> None:
     assert client.get("/api/v1/packages/nothing-like-it").error["code"] == "NAME_UNKNOWN"
 
 
-def test_a_package_is_described(client: RegistryClient) -> None:
+def test_a_package_is_described(start_server: StartServer) -> None:
+    client = start_server(NIXERY_INDEX="1", NIXERY_PKGS_PATH=str(_SET)).client
+
     def is_complete() -> bool:
         return bool(get(client, "/api/v1/index")["complete"])
 
     wait_until(is_complete, "a complete index", every=0.2)
     index = get(client, "/api/v1/index")
-    assert index["evaluated"] == index["attributes"] > 20
-    assert len(index["failures"]) == index["failed"] > 0
-    assert not any(HOME in failure["reason"] for failure in index["failures"])
-    hello = get(client, "/api/v1/packages/hello")
-    assert (hello["available"], hello["kind"]) == (True, "package")
-    assert hello["outputs"]["out"].startswith("/nix/store/")
+    assert index["evaluated"] == index["attributes"] > 10
+    (failure,) = index["failures"]
+    assert (failure["attribute"], index["failed"]) == ("failing", 1)
+    assert "no value today" in failure["reason"]
+    assert [one["name"] for one in get(client, "/api/v1/packages?q=alphactl")["packages"]] == ["alphatools"]
+    alpha = get(client, "/api/v1/packages/alpha__2b__2b")
+    assert (alpha["attribute"], alpha["available"], alpha["kind"]) == ("alpha++", True, "package")
+    assert alpha["outputs"]["out"].startswith("/nix/store/")
     web = get(client, "/api/v1/packages/images.web")
-    assert (web["kind"], [package["name"] for package in web["contents"]]) == (
-        "definition",
-        ["hello", "greeting"],
-    )
+    assert (web["kind"], web["description"]) == ("definition", "Serves letters")
+    assert [package["name"] for package in web["contents"]] == ["beta", "gamma"]
     assert b"Image definition" in client.get("/packages/images.web").body
-    tools = get(client, "/api/v1/packages/tools")
-    assert (tools["kind"], len(tools["contents"])) == ("list", 3)
+    letters = get(client, "/api/v1/packages/letters")
+    assert (letters["kind"], [one["name"] for one in letters["contents"]]) == ("list", ["alpha", "beta"])
     # A directory has no versions to pin.
-    client.manifest("hello")
-    assert get(client, "/api/v1/images/hello")["pin"]["tag"] is None
-    assert b'id="pin"' not in client.get("/images/hello").body
+    client.manifest("delta")
+    assert get(client, "/api/v1/images/delta")["pin"]["tag"] is None
+    page = client.get("/images/delta").body
+    assert b'id="pin"' not in page
+    assert b'<a href="/packages/delta">delta</a>' in page
 
 
 def test_an_unknown_tag_is_explained_by_the_versions_of_known_states(
@@ -179,7 +183,7 @@ def test_an_unknown_tag_is_explained_by_the_versions_of_known_states(
     old = repository.commit("3.10")
     repository.git("branch", "stable")
     new = repository.commit("3.11")
-    server = start_server(NIXERY_PKGS_REPO=repository.url, NIXERY_PKGS_PATH=None)
+    server = start_server(NIXERY_PKGS_REPO=repository.url, NIXERY_PKGS_PATH=None, NIXERY_INDEX="1")
     client = server.client
 
     def versions(tag: str) -> list[tuple[str, str, str]]:

@@ -17,7 +17,8 @@ import json
 import os
 import secrets
 import time
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -192,13 +193,39 @@ class PackageVersion:
     tag: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class _StateVersions:
-    """The versions of all packages of a state, and the time when its index was stored."""
+    """The versions of all packages of a state, in a few bytes for each: a server keeps those of several states.
 
-    header: _Header
-    versions: Mapping[AttributePath, str]
-    modified: float
+    Args:
+        header: of the state's index.
+        rows: have the versions.
+        modified: when the index was stored.
+    """
+
+    def __init__(self, header: _Header, rows: Iterable[_Row], modified: float) -> None:
+        self.source, self.revision, self.created = header.source, header.revision, header.created
+        self.date = float(modified if header.created is None else header.created)
+        numbers: dict[str, int] = {}
+        found = sorted(
+            (_short_hash(row.path), numbers.setdefault(row.version, len(numbers)))
+            for row in rows
+            if row.version
+        )
+        self._hashes = array("Q", (hash_ for hash_, _ in found))
+        self._numbers = array("L", (number for _, number in found))
+        self._versions = list(numbers)
+
+    def of(self, path: AttributePath) -> str:
+        """Return the version of a package; empty if it is unknown."""
+        wanted = _short_hash(path)
+        at = bisect_left(self._hashes, wanted)
+        if at == len(self._hashes) or self._hashes[at] != wanted:
+            return ""
+        return self._versions[self._numbers[at]]
+
+
+def _short_hash(path: AttributePath) -> int:
+    return int.from_bytes(hashlib.blake2b(canonical_json(list(path)), digest_size=8).digest(), "big")
 
 
 class StateIndex:
@@ -841,10 +868,10 @@ class PackageIndex:
     ) -> list[PackageVersion]:
         found: dict[PackageVersion, None] = {}
         for state in states:
-            header, version = state.header, state.versions.get(path)
-            if version and (self._public or header.revision in tags):
-                tag = tags.get(header.revision) or self._pins.exact_tag(header.revision) or ""
-                found.setdefault(PackageVersion(header.revision, version, header.created, tag), None)
+            is_shown = self._public or state.revision in tags
+            if is_shown and (version := state.of(path)):
+                tag = tags.get(state.revision) or self._pins.exact_tag(state.revision) or ""
+                found.setdefault(PackageVersion(state.revision, version, state.created, tag), None)
         return list(found)
 
     async def _stored_versions(self) -> Sequence[_StateVersions]:
@@ -862,11 +889,9 @@ class PackageIndex:
                 state = await asyncio.to_thread(decode, partial(_versions, modified=modified), content)
             if state is not None:
                 self._versions[key, modified] = state
-                if state.header.source == self._source.description:
+                if state.source == self._source.description:
                     found.append(state)
-        found.sort(
-            key=lambda state: (state.header.created or state.modified, state.header.revision), reverse=True
-        )
+        found.sort(key=lambda state: (state.date, state.revision), reverse=True)
         self._known_versions[None] = found
         return found
 
@@ -974,9 +999,7 @@ def _row(attribute: Attribute) -> _Row:
 
 def _versions(content: bytes, modified: float) -> _StateVersions:
     header, rows = _split(content)
-    return _StateVersions(
-        header, {row.path: row.version for row in _decode_rows(rows) if row.version}, modified
-    )
+    return _StateVersions(header, _decode_rows(rows), modified)
 
 
 def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:

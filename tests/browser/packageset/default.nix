@@ -28,6 +28,7 @@ rec {
   };
   "alpha++" = package "alpha++" "17" "The first letter, incremented" "MIT" (sized 1000);
   images.web = { contents = [ beta gamma ]; config.Cmd = [ "web" ]; meta.description = "Serves letters"; };
+  letters = [ alpha [ beta ] ];
   failing = builtins.abort "no value today";
 
   alpha = package "alpha" "1.2.3" "The first letter" "MIT" (sized 600000);

@@ -86,6 +86,7 @@ class Source:
         self.listed: list[Sequence[AttributePath]] = []
         self.described: list[AttributePath] = []
         self.allowed: list[int] = []
+        self.are_moving = False
         self.is_broken = self.is_unusable = self.has_changed = False
         self.now = 0.0
         self.running = self.most_running = 0
@@ -95,7 +96,7 @@ class Source:
         self.opened: list[str] = []
 
     def reference(self, tag: str) -> Reference:
-        return Reference(tag, moving=False, rule=tag if tag.startswith("commit") else "")
+        return Reference(tag, moving=self.are_moving, rule=tag if tag.startswith("commit") else "")
 
     def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002 -- any
         return True
@@ -429,6 +430,18 @@ async def test_several_processes_share_the_parts_of_a_state(
         zstandard.compress(b"\xff\n{}\n[]"),
         zstandard.compress(b'{"error": 5}\n{"error": ' + b"[" * 5000),
         zstandard.compress(b'{"error"\n{"error": "\\ud800"}'),
+    ],
+    ids=[
+        "empty",
+        "no header",
+        "header alone",
+        "no length",
+        "wrong length",
+        "no lines",
+        "one line",
+        "no text",
+        "deep",
+        "no error",
     ],
 )
 async def test_torn_records_are_made_again_or_say_nothing(
@@ -771,6 +784,49 @@ async def test_versions_show_tags_of_other_clients_only_if_builds_are_public(
     assert sorted((each.revision, each.tag) for each in found) == sorted((tag, tag) for tag in shown)
     known = (await one.known_versions(["git"]))["git"]
     assert sorted(each.tag for each in known) == (sorted(shown) if public else ["latest"])
+
+
+async def test_known_versions_list_nothing_and_are_read_once(records: RecordStore) -> None:
+    source = Source()
+    one = index(source, records)
+    assert await one.known_versions(["git"]) == {}
+    assert (source.listed, source.described) == ([], [])
+    source.lines[("git",)] = entry(("git",), version="2.0")
+    await one.evaluate(pin("a"))
+    found = await one.known_versions(["git", "nothing"])
+    assert {name: [each.version for each in versions] for name, versions in found.items()} == {"git": ["2.0"]}
+    listed = len(source.listed)
+    # What this server stores is known at once, and what others store after a while.
+    source.lines[("git",)] = entry(("git",), version="2.1")
+    await index(source, records).evaluate(pin("bb"))
+    assert len((await one.known_versions(["git"]))["git"]) == 1
+    source.now += 60
+    found = await one.known_versions(["git"])
+    assert [each.version for each in found["git"]] == ["2.1", "2.0"]
+    assert len(source.listed) == listed + 1
+
+
+async def test_versions_have_the_tag_of_their_state(records: RecordStore) -> None:
+    source = Source()
+    one = index(source, records)
+    await one.evaluate(pin("a"))
+    assert [each.tag for each in await one.versions("a", "git")] == [""]
+    source.are_moving = True
+    await one.names("a")
+    assert [each.tag for each in await one.versions("a", "git")] == ["a"]
+
+
+async def test_packages_of_one_derivation_are_aliases_only_if_they_have_one_name(
+    records: RecordStore,
+) -> None:
+    source = Source({(): ["git", "gitk", "git-alias"]})
+    outputs = {"out": store_path("group")}
+    for name, own in (("git", "git"), ("git-alias", "git"), ("gitk", "gitk")):
+        source.lines[name,] = entry((name,), name=own, outputs=outputs)
+    one = index(source, records)
+    await one.evaluate(pin())
+    aliases = {package.name: package.alias_of for package in await one.names("latest")}
+    assert aliases == {"git": "", "gitk": "", "git-alias": "git"}
 
 
 # ---- Listing for searches

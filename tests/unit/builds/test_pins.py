@@ -603,3 +603,32 @@ async def test_a_client_with_a_full_share_keeps_no_other_client_on_an_old_pin(wo
     pinned = await asked
     assert (pinned.pin.identity, pinned.warning) == ("latest is two", None)
     await asyncio.gather(*others)
+
+
+class SourceWithCommits(MovingSource):
+    """A source with commits as tags, or without."""
+
+    def __init__(self, *, accepted: bool) -> None:
+        super().__init__()
+        self._accepted = accepted
+
+    def reference(self, tag: str) -> Reference:
+        if len(tag) == 40 and not self._accepted:
+            raise TagUnknown(tag, "commits are no tags here")
+        return Reference("HEAD" if tag == "latest" else tag, moving=len(tag) != 40)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_a_state_has_an_exact_tag_if_commits_are_tags(records: RecordStore, accepted: bool) -> None:  # noqa: FBT001
+    pins = Pins(SourceWithCommits(accepted=accepted), records, HOUR)
+    commit = "0" * 40
+    assert pins.exact_tag(commit) == (commit if accepted else None)
+    assert pins.exact_tag("sha256-of-a-directory") is None
+
+
+async def test_states_have_the_tags_that_were_looked_up(records: RecordStore) -> None:
+    pins = Pins(SourceWithCommits(accepted=True), records, HOUR)
+    for tag in ("latest", "stable", "1" * 40):
+        await pins.pin(tag)
+    assert pins.tags == {"HEAD is one": "latest", "stable is one": "stable"}
+    await pins.close()

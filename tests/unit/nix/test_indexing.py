@@ -106,7 +106,7 @@ async def test_no_reason_has_a_path_of_the_server(tmp_path: Path, ending: str) -
     script = f"""case "$*" in *'"sets"'*) echo '[[]]'; exit ;; esac
     echo "error: cannot read /srv/set/secret.nix" >&2; {ending}"""
     found = await described(evaluation(tmp_path, script), "a")
-    assert found == [("a", False, "cannot read …")]
+    assert found == [("a", False, "cannot read secret.nix")]
 
 
 async def test_a_process_that_is_killed_ran_out_of_memory(tmp_path: Path) -> None:
