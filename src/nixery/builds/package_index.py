@@ -662,7 +662,7 @@ class PackageIndex:
 
     def _next(self) -> Pin:
         default = self._pins.default
-        pin = default if default in self._waiting else self._waiting[-1]
+        pin = default if default is not None and default in self._waiting else self._waiting[-1]
         self._waiting.remove(pin)
         return pin
 
