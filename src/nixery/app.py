@@ -179,6 +179,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         evaluation,
         settings.index_sets,
         failure_time_to_live=settings.failure_ttl,
+        write_derivations=settings.index_derivations,
         public=settings.public_builds,
     )
     evaluator = Evaluator(source, nix, evaluations, index if expression is None else None)

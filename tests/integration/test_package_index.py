@@ -321,6 +321,9 @@ def derivations(private: PrivateNix) -> list[str]:
     return [path.name for path in store.glob("*.drv") if not path.name.endswith("-nixery-probe.drv")]
 
 
+# As for a large package set, whose derivations are not written.
+READ_ONLY = {"NIXERY_INDEX": "1", "NIXERY_INDEX_DERIVATIONS": "0"}
+
 IMAGES = ("hello", "libpq/jq", "tools", "images.plain", "python3packages.numpy", "shellcheck", "greeter")
 
 
@@ -337,7 +340,7 @@ def test_images_of_indexed_packages_are_the_same_and_need_no_evaluation(
     without_derivations(private)
     with running_server(
         tmp_path / "indexing",
-        {**private.environment(), "NIXERY_PKGS_PATH": str(SET), "NIXERY_INDEX": "1"},
+        {**private.environment(), **READ_ONLY, "NIXERY_PKGS_PATH": str(SET)},
         launcher=private.launcher,
     ) as server:
         wait_for_index(server)
@@ -351,6 +354,20 @@ def test_images_of_indexed_packages_are_the_same_and_need_no_evaluation(
         assert server.client.manifest("twice").status == 200
         assert started(server, "nix-instantiate", "request") > 0
     assert indexed == evaluated
+
+
+def test_the_first_build_of_a_package_of_a_small_set_needs_no_evaluation(
+    private: PrivateNix, tmp_path: Path
+) -> None:
+    with running_server(
+        tmp_path / "server",
+        {**private.environment(), "NIXERY_PKGS_PATH": str(SET), "NIXERY_INDEX": "1"},
+        launcher=private.launcher,
+    ) as server:
+        wait_for_index(server)
+        for name in IMAGES:
+            server.client.pull(name)
+        assert started(server, "nix-instantiate", "request") == 0
 
 
 @pytest.mark.security
@@ -372,7 +389,7 @@ def test_a_claimed_store_path_is_not_served(private: PrivateNix, tmp_path: Path)
     )
     with running_server(
         tmp_path / "server",
-        {**private.environment(), "NIXERY_PKGS_PATH": str(package_set), "NIXERY_INDEX": "1"},
+        {**private.environment(), **READ_ONLY, "NIXERY_PKGS_PATH": str(package_set)},
         launcher=private.launcher,
     ) as server:
         wait_for_index(server)

@@ -106,6 +106,9 @@ _LOGGED_FAILURES = 5
 # A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
 HEADER = b"nixery package index 1\n"
 
+# Attributes of a set whose derivations are written unless the operator decides: some ten megabytes.
+_FEW = 2000
+
 _log = structlog.get_logger("nixery.index")
 
 Names = list[tuple[AttributePath, list[str]]]
@@ -489,6 +492,8 @@ class PackageIndex:
         records: shared by all servers.
         identity: of this program and its options, which determine what an evaluation returns.
         sets: besides the top of the package set, and besides the sets that ask for it.
+        write_derivations: whether an index writes derivations to the Nix store, so that first builds need no
+            evaluation; ``None`` for small package sets.
         processes: concurrent processes of Nix.
         failure_time_to_live: seconds for which a failure is the answer without another attempt.
         clock: seconds; only differences matter.
@@ -511,6 +516,7 @@ class PackageIndex:
         failure_time_to_live: float = 0,
         clock: Callable[[], float] = time.monotonic,
         *,
+        write_derivations: bool | None = None,
         public: bool = True,
     ) -> None:
         self._pins = pins
@@ -520,6 +526,7 @@ class PackageIndex:
         self._platform = platform
         self._records = records
         self._identity = canonical_json([identity, *sets]).decode()
+        self._write_derivations = write_derivations
         self._sets = [(), *sets]
         self._processes = processes or os.cpu_count() or 1
         self._failure_time_to_live = failure_time_to_live
@@ -706,7 +713,10 @@ class PackageIndex:
         )
         begun = time.monotonic()
         async with self._source.open(pin) as package_set:
-            evaluation = await self._nix.indexing(self._platform, package_set)
+            write = self._write_derivations
+            if write is None:
+                write = self.progress.attributes <= _FEW
+            evaluation = await self._nix.indexing(self._platform, package_set, write_derivations=write)
             done, entered = 0, set[AttributePath]()
             while True:
                 parts = state.parts[done:]
@@ -820,6 +830,13 @@ class PackageIndex:
                 if len(state.rows) > 2 * searchable:
                     searchable = len(state.rows)
                     await self._store(pin, state)
+                    _log.info(
+                        "indexing the package set",
+                        revision=redacted(pin.revision),
+                        attributes=self.progress.attributes,
+                        evaluated=self.progress.evaluated,
+                        failed=self.progress.failed,
+                    )
 
         workers = [asyncio.ensure_future(work()) for _ in range(self._processes)]
         try:

@@ -306,7 +306,6 @@ def instantiation(
     request: str,
     *,
     program: str = "packages.nix",
-    read_only: bool = False,
 ) -> Iterator[tuple[Sequence[str], ProcessContext]]:
     """Make the command that runs one of ``expressions/``, while the context lasts.
 
@@ -316,10 +315,11 @@ def instantiation(
         options: of the operator.
         request: JSON.
         program: its file.
-        read_only: whether no derivation is written. They cannot be realised then.
     """
     # An evaluation that builds has to write.
-    mode = "--readonly-mode" if read_only and not options.import_from_derivation else "--read-write-mode"
+    mode = (
+        "--readonly-mode" if options.read_only and not options.import_from_derivation else "--read-write-mode"
+    )
     with as_file(files("nixery.nix") / "expressions") as expressions:
         file = expressions / program
         # A pure evaluation reads no file of this machine, including this one.

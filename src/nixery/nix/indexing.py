@@ -5,8 +5,8 @@
 argument, infinite recursion, no memory, a signal), costs this attribute alone: the next process continues
 after it. The lines begin with a mark that the package set cannot know, since it could print lines itself.
 
-Nothing is written to the Nix store (``--readonly-mode``): the derivations of all of nixpkgs take a gigabyte for each
-state, and three times as long.
+For a large package set nothing is written to the Nix store (``--readonly-mode``): the derivations of all of nixpkgs
+take a gigabyte for each state, and two to three times as long.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class IndexEvaluation:
 
     @contextmanager
     def _instantiation(self, request: str) -> Iterator[tuple[Sequence[str], ProcessContext]]:
-        with instantiation(self._platform, self._package_set, self._options, request, read_only=True) as (
+        with instantiation(self._platform, self._package_set, self._options, request) as (
             arguments,
             context,
         ):

@@ -36,6 +36,7 @@ class NixOptions:
         fetching: of evaluations that do neither, and so may fetch with logins.
         building: of commands that build, or that query the store.
         memory: of evaluations, in bytes; ``None`` for no limit.
+        read_only: whether evaluations write no derivations, which cannot be realised then.
         on_start: called with the name of each program that is started for a request.
         on_index_start: the same for the package index.
         configuration: of the package set; ``None`` for the set's own defaults. Flakes take none.
@@ -48,6 +49,7 @@ class NixOptions:
     fetching: Mapping[str, str] = field(default_factory=dict, repr=False)
     building: Mapping[str, str] = field(default_factory=dict, repr=False)
     memory: int | None = None
+    read_only: bool = False
     on_start: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
     on_index_start: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
     configuration: PackageConfiguration | None = None

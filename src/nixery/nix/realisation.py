@@ -144,18 +144,24 @@ class Nix:
         """
         return await Evaluation(platform, package_set, self._timeout, self._options).arguments()
 
-    async def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
-        """Evaluate a whole package set, without writing to the store unless evaluations build.
+    async def indexing(
+        self, platform: Platform, package_set: PackageSet, *, write_derivations: bool = False
+    ) -> IndexEvaluation:
+        """Evaluate a whole package set.
 
         Args:
             platform: that packages are built for.
             package_set: to evaluate.
+            write_derivations: whether derivations are written to the Nix store. Evaluations that build always
+                write.
 
         Raises:
             NixUnusable: evaluations build, and builders are not confined.
         """
         await self._before_evaluation()
-        options = replace(self._options, on_start=self._options.on_index_start)
+        options = replace(
+            self._options, read_only=not write_derivations, on_start=self._options.on_index_start
+        )
         explaining = partial(self._explaining_old_nix, package_set)
         return IndexEvaluation(platform, package_set, options, self._timeout, explaining)
 

@@ -30,8 +30,12 @@ class World:
         assert pin == PIN
         yield
 
-    async def indexing(self, platform: Platform, package_set: None) -> World:
+    async def indexing(
+        self, platform: Platform, package_set: None, *, write_derivations: bool = False
+    ) -> World:
+        # Of 1001 attributes, derivations are written; a list of names writes none anyway.
         assert (platform, package_set) == (AMD64, None)
+        assert isinstance(write_derivations, bool)
         return self
 
     async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
@@ -61,7 +65,9 @@ async def test_an_interrupted_index_ends_after_all_its_processes(records: Record
     world = World()
     index = PackageIndex(world, world, world, AMD64, records, "program", processes=2)  # type: ignore[arg-type]
     evaluation = asyncio.ensure_future(index.evaluate(PIN))
-    await world.both_run.wait()
+    running = asyncio.ensure_future(world.both_run.wait())
+    await asyncio.wait((evaluation, running), return_when=asyncio.FIRST_COMPLETED)
+    assert not evaluation.done()
     evaluation.cancel()
     with suppress(asyncio.CancelledError):
         await evaluation

@@ -94,6 +94,7 @@ class Source:
         self.may_end.set()
         self.before_part: Callable[[], None] = lambda: None
         self.opened: list[str] = []
+        self.wrote_derivations = False
 
     def reference(self, tag: str) -> Reference:
         return Reference(tag, moving=self.are_moving, rule=tag if tag.startswith("commit") else "")
@@ -113,8 +114,11 @@ class Source:
         self.opened.append(pin.identity)
         yield NixFiles(Path("/nowhere") / pin.identity, self_contained=True)
 
-    async def indexing(self, platform: Platform, package_set: PackageSet) -> Source:
+    async def indexing(
+        self, platform: Platform, package_set: PackageSet, *, write_derivations: bool = False
+    ) -> Source:
         assert (platform, isinstance(package_set, NixFiles)) == (AMD64, True)
+        self.wrote_derivations = write_derivations
         return self
 
     async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
@@ -229,6 +233,20 @@ async def test_searches_see_parts_while_others_are_evaluated(records: RecordStor
     await one.evaluate(pin())
     assert seen[0] == 0
     assert 0 < seen[-1] < 8
+
+
+@pytest.mark.parametrize(
+    ("names", "setting", "written"),
+    [(3, None, True), (2001, None, False), (3, False, False), (2001, True, True)],
+)
+async def test_derivations_of_small_sets_are_written_unless_the_operator_decides(
+    records: RecordStore, *, names: int, setting: bool | None, written: bool
+) -> None:
+    source = Source({(): [f"name{number}" for number in range(names)]})
+    pins = Pins(source, records, 3600)
+    index = PackageIndex(pins, source, source, AMD64, records, "program", write_derivations=setting)  # type: ignore[arg-type]
+    await index.evaluate((await pins.pin("latest")).pin)
+    assert source.wrote_derivations is written
 
 
 async def test_a_failed_attribute_is_listed_with_its_reason(records: RecordStore) -> None:
