@@ -713,12 +713,13 @@ class PackageIndex:
         )
         begun = time.monotonic()
         async with self._source.open(pin) as package_set:
-            write = self._write_derivations
-            if write is None:
-                write = self.progress.attributes <= _FEW
-            evaluation = await self._nix.indexing(self._platform, package_set, write_derivations=write)
             done, entered = 0, set[AttributePath]()
             while True:
+                write = self._write_derivations
+                if write is None:
+                    # In each round: a small set may hold large ones.
+                    write = state.progress.attributes <= _FEW
+                evaluation = await self._nix.indexing(self._platform, package_set, write_derivations=write)
                 parts = state.parts[done:]
                 await self._evaluate(pin, state, parts, evaluation)
                 done += len(parts)

@@ -249,6 +249,18 @@ async def test_derivations_of_small_sets_are_written_unless_the_operator_decides
     assert source.wrote_derivations is written
 
 
+async def test_a_large_set_within_a_small_one_has_no_derivations_written(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "_FEW", 4)
+    source = Source({(): ["git", "large"], ("large",): [f"p{number}" for number in range(8)]})
+    one = index(source, records)
+    listed: list[bool] = []
+    source.before_part = lambda: listed.append(source.wrote_derivations)
+    await one.evaluate(pin())
+    assert listed == [True, False]
+
+
 async def test_a_failed_attribute_is_listed_with_its_reason(records: RecordStore) -> None:
     source = Source({(): ["git", "hevm"]})
     source.failing[("hevm",)] = "stack overflow"
