@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nixery.app import Components, assemble
-from nixery.builds import package_index
+from nixery.builds import index_records
 from nixery.image.platform import AMD64
 from nixery.nix.indexing import IndexEvaluation, Reported, parse_entry
 from nixery.nix.options import NixOptions
@@ -252,7 +252,7 @@ async def test_the_index_says_of_every_attribute_what_an_evaluation_says(
 async def test_an_index_in_parts_says_the_same(
     settings: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package_index, "PART", 7)
+    monkeypatch.setattr(index_records, "PART", 7)
     async with components(settings, SET) as made:
         pin = (await made.pins.pin("latest")).pin
         await made.index.evaluate(pin)

@@ -1,9 +1,8 @@
 """The package index: every attribute of a state of the package source, evaluated before a client asks for it.
 
-An index is one record with all names and what a search shows of them (kind ``packages``), and parts with
-everything else (kind ``package-details``), a line for each attribute. A part is written once, when Nix has
-evaluated its attributes. So an interrupted run continues with the missing parts, and servers on one storage share
-the work: each begins with another part.
+An index has a record with all names, and parts with everything else (``index_records``). A part is written once,
+when Nix has evaluated its attributes. So an interrupted run continues with the missing parts, and servers on one
+storage share the work: each begins with another part.
 
 A request reads one line of one part. A server's memory holds the names, versions and descriptions of a few
 states.
@@ -13,23 +12,34 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import secrets
 import time
-from array import array
-from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 
 import cachetools
 import structlog
 import zstandard
-from pydantic import BaseModel, Field, TypeAdapter
 
+from nixery.builds.index_records import (
+    MOST_ATTRIBUTES,
+    Names,
+    PackageVersion,
+    Progress,
+    StateIndex,
+    StateVersions,
+    attribute_of,
+    decode_header,
+    decode_index,
+    decode_part,
+    decode_versions,
+    encode_line,
+    rows_of,
+)
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import DEFAULT_TAG, Pins
 from nixery.builds.slots import Slots
@@ -48,21 +58,13 @@ from nixery.errors import (
     UnavailablePackage,
 )
 from nixery.image.platform import Platform
-from nixery.image.spelling import AttributeNames, NearNames
-from nixery.nix.indexing import AttributePath, IndexEvaluation, Reported, parse_entry
+from nixery.nix.indexing import AttributePath, IndexEvaluation, Reported
 from nixery.nix.packages import Attribute, Definition, EvaluatedItem, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.source_location import redacted
 from nixery.sources.source import PackageSource, Pin
 from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore, decode
-
-# Attributes of a part. One process evaluates them: it evaluates once what they have in common, and its memory is
-# bounded.
-PART = 1000
-
-# Attributes of an index, and names on the way to one. nixpkgs has 100,000, most of them in five sets.
-_MOST_ATTRIBUTES, _DEEPEST = 300_000, 4
 
 # Attributes of a state that end the evaluation; each costs a process. In nixpkgs, a few hundred of 100,000 do.
 _MOST_FAILURES = 10_000
@@ -82,399 +84,19 @@ _FAILURES = 1024 * 1024
 # States in memory, and in the storage.
 _IN_MEMORY, _STORED = 3, 5
 
-# Characters of all descriptions, programs and reasons in the rows of an index; later rows have none.
-_MOST_TEXT = 64 * 1024 * 1024
-
-# Bytes of a decompressed part, and of the rows of a record.
-_LARGEST_PART, _LARGEST_ROWS = 128 * 1024 * 1024, 256 * 1024 * 1024
-
 # Seconds after which a run that failed is tried again.
 _COOLDOWN = 60.0
 
 # Seconds for which the versions in the stored indexes are not read again.
 _VERSIONS_TTL = 10.0
 
-# Failed attributes in a report of the progress.
-_SHOWN_FAILURES = 100
-
-# The reason if a failure has no message.
-_UNKNOWN = "evaluation failed"
-
 # Failed attributes that the log names.
 _LOGGED_FAILURES = 5
-
-# A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
-HEADER = b"nixery package index 1\n"
 
 # Attributes of a set whose derivations are written unless the operator decides: some ten megabytes.
 _FEW = 2000
 
 _log = structlog.get_logger("nixery.index")
-
-Names = list[tuple[AttributePath, list[str]]]
-
-
-class _Row(BaseModel):
-    """What a search and the progress need to know about an attribute; outputs and name only while it is made."""
-
-    path: AttributePath
-    kind: str
-    version: str = ""
-    description: str = ""
-    programs: tuple[str, ...] = ()
-    reason: str = ""
-    alias_of: AttributePath = ()
-    recurse: bool = Field(default=False, exclude=True)
-    identity: str = Field(default="", exclude=True)
-    is_original: bool = Field(default=False, exclude=True)
-
-
-class _Failure(BaseModel):
-    """The line of an attribute whose evaluation failed."""
-
-    error: str
-
-
-_ROWS: TypeAdapter[list[_Row]] = TypeAdapter(list[_Row])
-
-
-class _Header(BaseModel):
-    """An index without its rows.
-
-    Attributes:
-        source: the source of its pin.
-        revision: likewise.
-        created: likewise.
-        rounds: the sets whose attributes were listed at a time, with the names in them. Sets of one round were
-            found in the one before.
-        is_complete: whether every attribute has a row.
-    """
-
-    source: str
-    revision: str
-    created: int | None
-    rounds: list[Names]
-    is_complete: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The progress of an index.
-
-    Attributes:
-        revision: the state of the source.
-        attributes: as many as are known so far.
-        evaluated: number of these.
-        failures: attributes whose evaluation failed, and the reasons; those at the top of the package set first, at
-            most 100.
-        failed: number of all of them.
-        is_complete: whether all attributes are evaluated.
-    """
-
-    revision: str
-    attributes: int
-    evaluated: int
-    failures: tuple[tuple[str, str], ...]
-    failed: int
-    is_complete: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PackageVersion:
-    """The version of a package in one state of the source.
-
-    Attributes:
-        revision: the state of the source.
-        version: of the package.
-        created: the date of the state in seconds since the epoch, if it is known.
-        tag: a tag that stands for that state now; empty if there is none.
-    """
-
-    revision: str
-    version: str
-    created: int | None
-    tag: str = ""
-
-
-class _StateVersions:
-    """The versions of all packages of a state, in a few bytes for each: a server keeps those of several states.
-
-    Args:
-        header: of the state's index.
-        rows: have the versions.
-        modified: when the index was stored.
-    """
-
-    def __init__(self, header: _Header, rows: Iterable[_Row], modified: float) -> None:
-        self.source, self.revision, self.created = header.source, header.revision, header.created
-        self.date = float(modified if header.created is None else header.created)
-        numbers: dict[str, int] = {}
-        found = sorted(
-            (_short_hash(row.path), numbers.setdefault(row.version, len(numbers)))
-            for row in rows
-            if row.version
-        )
-        self._hashes = array("Q", (hash_ for hash_, _ in found))
-        self._numbers = array("L", (number for _, number in found))
-        self._versions = list(numbers)
-
-    def of(self, path: AttributePath) -> str:
-        """Return the version of a package; empty if it is unknown."""
-        wanted = _short_hash(path)
-        at = bisect_left(self._hashes, wanted)
-        if at == len(self._hashes) or self._hashes[at] != wanted:
-            return ""
-        return self._versions[self._numbers[at]]
-
-
-def _short_hash(path: AttributePath) -> int:
-    return int.from_bytes(hashlib.blake2b(canonical_json(list(path)), digest_size=8).digest(), "big")
-
-
-class StateIndex:
-    """The index of one state of the source, as far as it is made.
-
-    Requests need the names alone, so rows and the search are made when they are first used: call ``prepare`` in
-    a thread before.
-
-    Args:
-        key: of its record.
-        header: its names.
-        rows: returns what is known about attributes.
-    """
-
-    def __init__(self, key: str, header: _Header, rows: Callable[[], Iterable[_Row]] = tuple) -> None:
-        self.key = key
-        self.header = header
-        self._read_rows = rows
-        self._progress: Progress | None = None
-        self._text = 0
-        self._list()
-
-    @classmethod
-    def listed(cls, key: str, pin: Pin, names: Names) -> StateIndex:
-        """Make the index of a state of which only names are known."""
-        return cls(
-            key, _Header(source=pin.source, revision=pin.revision, created=pin.created, rounds=[names])
-        )
-
-    @cached_property
-    def rows(self) -> dict[AttributePath, _Row]:
-        """What is known about attributes."""
-        return {row.path: row for row in self._read_rows()}
-
-    @cached_property
-    def search(self) -> PackageSearch:
-        """Searches the rows as they were at its first use."""
-        return PackageSearch(self._found())
-
-    @property
-    def is_prepared(self) -> bool:
-        """Whether rows and search are made."""
-        return "search" in self.__dict__
-
-    def copy(self) -> StateIndex:
-        """Return an index that may change independently."""
-        header = self.header.model_copy(update={"rounds": list(self.header.rounds)})
-        rows = list(self.rows.values())
-        return StateIndex(self.key, header, lambda: rows)
-
-    def prepare(self) -> StateIndex:
-        """Make rows and search; return this index."""
-        _ = self.search
-        return self
-
-    def add(self, names: Names) -> None:
-        """Add a round of names."""
-        self.header.rounds.append(names)
-        self._list()
-
-    def add_rows(self, rows: Iterable[_Row]) -> None:
-        """Add rows; above the limit, without what searches could do without."""
-        for row in rows:
-            before = self.rows.get(row.path)
-            text = self._text + _text_of(row) - (_text_of(before) if before is not None else 0)
-            if text > _MOST_TEXT:
-                row = row.model_copy(update={"description": "", "programs": (), "reason": row.reason[:80]})  # noqa: PLW2901 -- the same row
-            else:
-                self._text = text
-            self.rows[row.path] = row
-
-    def path(self, name: str) -> AttributePath | None:
-        """Return the attribute that a component of an image name selects; ``None`` if it leads out of the index."""
-        return self._names.resolve(name)
-
-    def part_of(self, path: AttributePath) -> tuple[str, int] | None:
-        """Return the key of the part that has an attribute, and its line there."""
-        number = self._number.get(path)
-        if number is None:
-            return None
-        part = bisect_right(self._starts, number) - 1
-        return self.parts[part][0], number - self._starts[part]
-
-    @cached_property
-    def near_names(self) -> NearNames:
-        """The names at the top of the package set."""
-        return NearNames("", next((names for path, names in self.header.rounds[0] if not path), ()))
-
-    @property
-    def progress(self) -> Progress:
-        """How far it is."""
-        known, current = self._progress, (len(self._number), len(self.rows), self.header.is_complete)
-        # Every search shows it, and rows are only added.
-        if known is None or (known.attributes, known.evaluated, known.is_complete) != current:
-            failed = [row for row in self.rows.values() if row.kind == "failed"]
-            failed.sort(key=lambda row: (len(row.path), row.path))
-            self._progress = known = Progress(
-                revision=self.header.revision,
-                attributes=len(self._number),
-                evaluated=len(self.rows),
-                failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
-                failed=len(failed),
-                is_complete=self.header.is_complete,
-            )
-        return known
-
-    def sets_to_enter(self) -> list[AttributePath]:
-        """Return the sets of packages whose names are not listed, up to the limits."""
-        known = {path for names in self.header.rounds for path, _ in names}
-        found = [row.path for row in self.rows.values() if row.recurse and len(row.path) < _DEEPEST]
-        return sorted(set(found) - known) if self.room else []
-
-    @property
-    def room(self) -> int:
-        """The number of attributes that may still be added."""
-        return max(0, _MOST_ATTRIBUTES - len(self._number))
-
-    def complete(self) -> None:
-        """Mark aliases: of the attributes that are the same package, the one with the package's own name is no alias."""
-        same: dict[str, list[_Row]] = {}
-        for row in self.rows.values():
-            if row.identity:
-                same.setdefault(row.identity, []).append(row)
-        for rows in same.values():
-            original = min(
-                rows, key=lambda row: (not row.is_original, len(row.path), len("".join(row.path)), row.path)
-            )
-            for row in rows:
-                row.alias_of = original.path if row is not original else ()
-        self.header.is_complete = True
-
-    def encoded(self) -> bytes:
-        """Encode the record."""
-        names = "\n".join(package.name for package in self.search).encode()
-        header = zstandard.compress(self.header.model_dump_json().encode())
-        rows = zstandard.compress(_ROWS.dump_json(list(self.rows.values()), exclude_defaults=True))
-        return b"".join((HEADER, names, b"\n\n", b"%016x" % len(header), header, rows))
-
-    def _list(self) -> None:
-        """Number all attributes, and cut each round into parts."""
-        self._names = AttributeNames({path: names for round_ in self.header.rounds for path, names in round_})
-        self._number: dict[AttributePath, int] = {}
-        self._starts: list[int] = []
-        self.parts: list[tuple[str, Sequence[AttributePath]]] = []
-        for round_ in self.header.rounds:
-            paths = [
-                path
-                for set_, names in round_
-                for name in names
-                if (path := (*set_, name)) not in self._number
-            ]
-            first = len(self._number)
-            self._number.update((path, first + number) for number, path in enumerate(paths))
-            for start in range(0, len(paths), PART):
-                part = paths[start : start + PART]
-                key = hashlib.sha256(canonical_json([self.key, part])).hexdigest()
-                self._starts.append(first + start)
-                self.parts.append((key, part))
-
-    def _found(self) -> Iterator[FoundPackage]:
-        found = set()
-        for path in self._number:
-            row = self.rows.get(path)
-            if row is not None and row.kind in {"set", "other"}:
-                continue
-            name = self._names.spell(path)
-            if name is None or name in found:
-                continue
-            found.add(name)
-            if row is None:
-                yield FoundPackage(name, ".".join(path))
-            else:
-                alias_of = self._names.spell(row.alias_of) if row.alias_of else None
-                yield FoundPackage(
-                    name,
-                    ".".join(path),
-                    row.version,
-                    row.description,
-                    row.programs,
-                    row.reason,
-                    alias_of or "",
-                )
-
-
-def decode_index(content: bytes, key: str = "") -> StateIndex:
-    """Decode the record of an index; torn rows are read again from the parts.
-
-    Raises:
-        ValueError: it is torn, or has another schema.
-    """
-    header, rows = _split(content)
-    return StateIndex(key, header, lambda: decode(_decode_rows, rows) or ())
-
-
-def decode_header(content: bytes) -> _Header:
-    """Decode the record of an index without its rows.
-
-    Raises:
-        ValueError: see ``decode_index``.
-    """
-    return _split(content)[0]
-
-
-def validate_index(content: bytes) -> Sequence[object]:
-    """Check the record of an index, rows included; return the rows.
-
-    Raises:
-        ValueError: it is torn, or has another schema.
-    """
-    return _decode_rows(_split(content)[1])
-
-
-def _split(content: bytes) -> tuple[_Header, bytes]:
-    if not content.startswith(HEADER):
-        raise ValueError("not the record of an index")
-    # The header's own line break may be the first of an empty line, if there are no names.
-    start = content.index(b"\n\n", len(HEADER)) + 2
-    first = start + 16
-    second = first + int(content[start:first], 16)
-    header = _Header.model_validate_json(_decompressed(content[first:second], _LARGEST_ROWS))
-    if not header.rounds:
-        raise ValueError("the record of an index has no names")
-    return header, content[second:]
-
-
-def _decode_rows(content: bytes) -> list[_Row]:
-    return _ROWS.validate_json(_decompressed(content, _LARGEST_ROWS))
-
-
-def decode_part(content: bytes) -> list[bytes]:
-    """Decode a part: a line for each attribute.
-
-    Raises:
-        ValueError: it is torn.
-    """
-    return _decompressed(content, _LARGEST_PART).split(b"\n")
-
-
-def _decompressed(content: bytes, limit: int) -> bytes:
-    try:
-        size = zstandard.frame_content_size(content)
-        if not 0 <= size <= limit:
-            raise ValueError(f"{size} bytes after decompression; {limit} is the limit")
-        return zstandard.decompress(content, max_output_size=limit)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
 
 
 class PackageIndex:
@@ -538,13 +160,13 @@ class PackageIndex:
         self._reading: SingleFlight[Pin, StateIndex | None] = SingleFlight()
         self._opening: SingleFlight[Pin, StateIndex] = SingleFlight()
         # Besides the complete indexes, as many others may be stored.
-        self._versions: cachetools.LRUCache[tuple[str, float], _StateVersions] = cachetools.LRUCache(
+        self._versions: cachetools.LRUCache[tuple[str, float], StateVersions] = cachetools.LRUCache(
             2 * _STORED
         )
-        self._known_versions: cachetools.TTLCache[None, Sequence[_StateVersions]] = cachetools.TTLCache(
+        self._known_versions: cachetools.TTLCache[None, Sequence[StateVersions]] = cachetools.TTLCache(
             1, _VERSIONS_TTL, clock
         )
-        self._reading_versions: SingleFlight[None, Sequence[_StateVersions]] = SingleFlight()
+        self._reading_versions: SingleFlight[None, Sequence[StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
@@ -788,7 +410,7 @@ class PackageIndex:
         try:
             async with self._slots.slot(), self._source.open(pin) as package_set:
                 evaluation = await self._nix.indexing(self._platform, package_set)
-                names = await _names_in(evaluation, self._sets, _MOST_ATTRIBUTES)
+                names = await _names_in(evaluation, self._sets, MOST_ATTRIBUTES)
         except BuildError as error:
             # The search field sends a request for each key that a user types.
             self._failures.put(pin, error.without_frames(), size_of_error(error), self._failure_time_to_live)
@@ -825,7 +447,7 @@ class PackageIndex:
             while left:
                 key, paths = left.popleft()
                 lines = await self._part(pin, state, key, paths, evaluation)
-                rows = await asyncio.to_thread(_rows, paths, lines)
+                rows = await asyncio.to_thread(rows_of, paths, lines)
                 state.add_rows(rows)
                 self.progress = state.progress
                 if len(state.rows) > 2 * searchable:
@@ -867,7 +489,7 @@ class PackageIndex:
         left = max(0, _MOST_FAILURES - state.progress.failed)
         await evaluation.describe(paths, found.append, left)
         await self._source.confirm(pin)
-        lines = [_line(reported) for reported in found]
+        lines = [encode_line(reported) for reported in found]
         with suppress(StorageError):
             content = await asyncio.to_thread(zstandard.compress, b"\n".join(lines))
             await self._records.put(PACKAGE_DETAILS, key, content)
@@ -879,10 +501,10 @@ class PackageIndex:
             return None
         key, number = located
         content = await self._records.get(PACKAGE_DETAILS, key)
-        return await asyncio.to_thread(_attribute_of, content, path, number)
+        return await asyncio.to_thread(attribute_of, content, path, number)
 
     def _versions_of(
-        self, path: AttributePath, states: Sequence[_StateVersions], tags: Mapping[str, str]
+        self, path: AttributePath, states: Sequence[StateVersions], tags: Mapping[str, str]
     ) -> list[PackageVersion]:
         found: dict[PackageVersion, None] = {}
         for state in states:
@@ -892,19 +514,19 @@ class PackageIndex:
                 found.setdefault(PackageVersion(state.revision, version, state.created, tag), None)
         return list(found)
 
-    async def _stored_versions(self) -> Sequence[_StateVersions]:
+    async def _stored_versions(self) -> Sequence[StateVersions]:
         """Read the versions in all stored indexes of this source, the latest state first."""
         known = self._known_versions.get(None)
         return known if known is not None else await self._reading_versions.run(None, self._read_versions)
 
-    async def _read_versions(self) -> Sequence[_StateVersions]:
+    async def _read_versions(self) -> Sequence[StateVersions]:
         listed = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
         found = []
         for modified, key in listed[-2 * _STORED :]:
             state = self._versions.get((key, modified))
             if state is None:
                 content = await self._records.get(PACKAGES, key)
-                state = await asyncio.to_thread(decode, partial(_versions, modified=modified), content)
+                state = await asyncio.to_thread(decode, partial(decode_versions, modified=modified), content)
             if state is not None:
                 self._versions[key, modified] = state
                 if state.source == self._source.description:
@@ -966,58 +588,6 @@ async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], 
         room -= len(names)
         listed.append((path, names))
     return listed
-
-
-def _line(reported: Reported) -> bytes:
-    if reported.entry is not None:
-        return reported.entry
-    # Nix sorts names of members, so its own lines begin with another one.
-    return json.dumps({"error": reported.error, "path": reported.path}).encode()
-
-
-def _attribute(path: AttributePath, line: bytes) -> Attribute:
-    if line.startswith(b'{"error"'):
-        failure = decode(_Failure.model_validate_json, line)
-        return Attribute(path, "failed", reason=failure.error if failure and failure.error else _UNKNOWN)
-    return parse_entry(path, line)
-
-
-def _attribute_of(content: bytes | None, path: AttributePath, number: int) -> Attribute | None:
-    lines = decode(decode_part, content)
-    if lines is None or number >= len(lines):
-        return None
-    return decode(partial(_attribute, path), lines[number])
-
-
-def _text_of(row: _Row) -> int:
-    return len(row.description) + len(row.reason) + sum(map(len, row.programs))
-
-
-def _rows(paths: Sequence[AttributePath], lines: Sequence[bytes]) -> list[_Row]:
-    return [_row(_attribute(path, line)) for path, line in zip(paths, lines, strict=True)]
-
-
-def _row(attribute: Attribute) -> _Row:
-    programs = dict.fromkeys((attribute.main_program, *attribute.programs))
-    return _Row(
-        path=attribute.path,
-        kind=attribute.kind,
-        version=attribute.version,
-        description=attribute.description,
-        programs=tuple(program for program in programs if program),
-        reason=attribute.reason,
-        recurse=attribute.recurse,
-        # Packages of Debian that depend on each other are one derivation, but no other names of each other.
-        identity="\0".join((attribute.name, attribute.description, *attribute.outputs.values()))
-        if attribute.kind == "package" and attribute.outputs
-        else "",
-        is_original=attribute.path[-1].lower() == attribute.name.lower(),
-    )
-
-
-def _versions(content: bytes, modified: float) -> _StateVersions:
-    header, rows = _split(content)
-    return _StateVersions(header, _decode_rows(rows), modified)
 
 
 def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:

@@ -14,7 +14,8 @@ from nixery.plain_text import escaped_document
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from nixery.builds.package_index import PackageIndex, Progress
+    from nixery.builds.index_records import Progress
+    from nixery.builds.package_index import PackageIndex
     from nixery.cli.output import Activity
     from nixery.nix.configuration import PackageConfiguration, Summary
     from nixery.sources.source import Pin

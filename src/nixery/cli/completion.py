@@ -21,7 +21,7 @@ _META_PACKAGES = ("amd64", "arm64", "shell")
 # Limit on offered names: more than a person reads, and few enough for any shell.
 _MOST = 500
 
-# The beginning of a record with an index: ``nixery.builds.package_index.HEADER``.
+# The beginning of a record with an index: ``nixery.builds.index_records.HEADER``.
 HEADER = b"nixery package index 1\n"
 
 # Bytes of a record that are read, and records: 300,000 names have 8 MB.

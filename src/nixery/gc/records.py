@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from nixery.builds.build_cache import ImageRecord
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
+from nixery.builds.index_records import decode_part, validate_index
 from nixery.builds.layers import LayerRecord
-from nixery.builds.package_index import decode_part, validate_index
 from nixery.builds.pins import PinRecord
 from nixery.builds.popularity import BATCH, REFERENCES
 from nixery.errors import InvalidDigest

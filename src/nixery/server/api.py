@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nixery.builds.descriptions import ImageDescription, ImageDescriptions
 from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
-from nixery.builds.package_index import Progress
+from nixery.builds.index_records import Progress
 from nixery.builds.package_search import FoundPackage
 from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
 from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for

@@ -7,7 +7,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from nixery.builds.package_index import PackageIndex, PackageVersion, Progress
+from nixery.builds.index_records import PackageVersion, Progress
+from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage
 from nixery.builds.slots import Slots
 from nixery.errors import InvalidReference, PackageUnknown, TooBusy

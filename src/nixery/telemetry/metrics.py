@@ -36,7 +36,7 @@ from nixery.builds.events import (
     Stage,
     Stored,
 )
-from nixery.builds.package_index import Progress
+from nixery.builds.index_records import Progress
 from nixery.caching import CacheCounts
 from nixery.errors import (
     BuildDeadlineExceeded,

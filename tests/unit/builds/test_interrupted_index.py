@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from nixery.builds.package_index import PART, PackageIndex
+from nixery.builds.index_records import PART
+from nixery.builds.package_index import PackageIndex
 from nixery.image.platform import AMD64, Platform
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.sources.source import Pin

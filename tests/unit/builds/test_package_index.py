@@ -15,8 +15,9 @@ from typing import Any, cast
 import pytest
 import zstandard
 
-from nixery.builds import package_index
-from nixery.builds.package_index import HEADER, PackageIndex, decode_index, decode_part
+from nixery.builds import index_records, package_index
+from nixery.builds.index_records import HEADER, decode_index, decode_part
+from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import Pins
 from nixery.errors import (
     EvaluationFailed,
@@ -172,7 +173,7 @@ async def keys(records: RecordStore, kind: str) -> list[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package_index, "PART", 2)
+    monkeypatch.setattr(index_records, "PART", 2)
 
 
 # ---- Making an index
@@ -311,7 +312,8 @@ async def test_a_set_within_itself_ends(records: RecordStore) -> None:
 
 
 async def test_attributes_are_bounded(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package_index, "_MOST_ATTRIBUTES", 10)
+    for module in (package_index, index_records):
+        monkeypatch.setattr(module, "MOST_ATTRIBUTES", 10)
     names = [f"p{n}" for n in range(9)]
     source = Source(
         {(): ["small", "large"], ("small",): names[:3], ("large",): names, ("small", "p1"): names}
@@ -326,7 +328,7 @@ async def test_attributes_are_bounded(records: RecordStore, monkeypatch: pytest.
 
 
 async def test_texts_of_an_index_are_bounded(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package_index, "_MOST_TEXT", 5 * len(TEXT))
+    monkeypatch.setattr(index_records, "_MOST_TEXT", 5 * len(TEXT))
     one = index(Source({(): [f"p{n}" for n in range(20)]}), records)
     await one.evaluate(pin())
     described = [package for package in await one.names("latest") if package.description]
@@ -437,7 +439,7 @@ async def test_an_index_survives_a_restart(records: RecordStore) -> None:
 async def test_several_processes_share_the_parts_of_a_state(
     records: RecordStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package_index, "PART", 1)
+    monkeypatch.setattr(index_records, "PART", 1)
     source = Source({(): [f"p{n}" for n in range(20)]})
     await index(source, records, processes=4).evaluate(pin())
     assert len(source.described) == len(set(source.described)) == 20
@@ -506,7 +508,7 @@ async def test_torn_rows_are_read_again_from_the_parts(records: RecordStore) -> 
 
 
 def test_a_record_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package_index, "_LARGEST_PART", 1000)
+    monkeypatch.setattr(index_records, "_LARGEST_PART", 1000)
     with pytest.raises(ValueError, match="1001 bytes after decompression; 1000 is the limit"):
         decode_part(zstandard.compress(bytes(1001)))
     # A frame need not say how large its content is.

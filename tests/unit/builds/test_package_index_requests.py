@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from nixery.builds.evaluator import Evaluator
-from nixery.builds.package_index import PackageIndex, StateIndex
+from nixery.builds.index_records import StateIndex
+from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import Pins
 from nixery.errors import EvaluationFailed, PackagesUnavailable
 from nixery.image.name import parse_image_name

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nixery.builds import package_index
-from nixery.builds.package_index import StateIndex, _Header
+from nixery.builds import index_records
+from nixery.builds.index_records import Header, StateIndex
 from nixery.builds.popularity import Basis
 from nixery.cli import completion
 from nixery.cli.completion import complete_basis, complete_name, complete_output, complete_platform
@@ -24,7 +24,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def keep(place: Path, *names: str) -> None:
     """Store the record of an index of which only the names are known."""
-    header = _Header(source="", revision="", created=None, rounds=[[((), list(names))]])
+    header = Header(source="", revision="", created=None, rounds=[[((), list(names))]])
     place.write_bytes(StateIndex("", header).encoded())
 
 
@@ -42,7 +42,7 @@ def test_names_are_spelled_as_in_image_names(records: Path) -> None:
 
 
 def test_the_mark_of_a_record_is_that_of_the_index() -> None:
-    assert completion.HEADER == package_index.HEADER
+    assert completion.HEADER == index_records.HEADER
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from nixery.builds.history import BuildReport
-from nixery.builds.package_index import StateIndex
+from nixery.builds.index_records import StateIndex
 from nixery.builds.pins import Term
 from nixery.builds.popularity import BATCH, Batch
 from nixery.errors import StorageError

@@ -15,7 +15,8 @@ from nixery.builds.descriptions import DescribedLayer, DescribedPackage, ImageDe
 from nixery.builds.history import BuildHistory
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Found, Images
-from nixery.builds.package_index import PackageIndex, PackageVersion, Progress
+from nixery.builds.index_records import PackageVersion, Progress
+from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pinned
 from nixery.closure import StorePath

@@ -13,7 +13,8 @@ from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.events import Build, Failed, Started
 from nixery.builds.history import BuildHistory
 from nixery.builds.images import Images
-from nixery.builds.package_index import PackageIndex, Progress
+from nixery.builds.index_records import Progress
+from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.errors import NixeryError
 from nixery.image.name import ImageRequest, requests_for

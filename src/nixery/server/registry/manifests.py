@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
-from nixery.builds.package_index import PackageIndex, PackageVersion
+from nixery.builds.index_records import PackageVersion
+from nixery.builds.package_index import PackageIndex
 from nixery.builds.slots import Slots
 from nixery.caching import LRUCache
 from nixery.errors import ManifestUnknown, NixeryError, TagUnknown, TooBusy
