@@ -75,7 +75,7 @@ _AT_ONCE, _QUEUE = 1, 4
 # Searches that are made at once, and that wait: one of 100,000 packages takes seconds of the interpreter lock.
 _MADE_AT_ONCE, _MADE_LATER = 1, 16
 
-# States that wait to be evaluated; the oldest ones make room, except for the one of the default tag.
+# States that wait to be evaluated; the oldest ones make room.
 _MOST_WAITING = 4
 
 # Bytes of remembered failures.
@@ -104,7 +104,6 @@ class PackageIndex:
 
     The names of a state are listed when somebody searches it. Everything else is evaluated in the background,
     one state at a time: for the states that the source's own tags stand for, not for commits that clients choose.
-    The state of the default tag comes first.
 
     Args:
         pins: of tags.
@@ -168,6 +167,7 @@ class PackageIndex:
         )
         self._reading_versions: SingleFlight[None, Sequence[StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
+        self._default: Pin | None = None
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
 
@@ -277,33 +277,27 @@ class PackageIndex:
         ]
         return await asyncio.to_thread(_realisable, items) if realisable else items
 
-    def want(self, pin: Pin) -> None:
-        """Have a state evaluated in the background."""
+    def want(self, pin: Pin, is_default: bool = False) -> None:  # noqa: FBT001, FBT002 -- called by ``Pins.watch``
+        """Have a state evaluated in the background; clients name other states, so that of the default tag comes first."""
         state = self._recent.get(pin)
-        if pin in self._waiting or (state and state.header.is_complete):
+        if state is not None and state.header.is_complete:
             return
-        if len(self._waiting) == _MOST_WAITING:
-            # Clients can name any branch. They must not keep the default tag from being indexed.
-            default = self._pins.default
-            self._waiting.remove(next(one for one in self._waiting if one != default))
-        self._waiting.append(pin)
+        if is_default:
+            self._default = pin
+        elif pin not in self._waiting:
+            self._waiting.append(pin)
         self._wanted.set()
-
-    def _next(self) -> Pin:
-        default = self._pins.default
-        pin = default if default is not None and default in self._waiting else self._waiting[-1]
-        self._waiting.remove(pin)
-        return pin
 
     async def run(self) -> None:
         """Evaluate the states that are wanted, beginning with the one of the default tag, for ever."""
         with suppress(NixeryError):  # the first request reports it
-            self.want((await self._pins.pin("latest")).pin)
+            self.want((await self._pins.pin("latest")).pin, is_default=True)
         while True:
-            while not self._waiting:
+            while self._default is None and not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
-            pin = self._next()
+            pin = self._default or self._waiting.pop()
+            self._default = None
             try:
                 await self.evaluate(pin)
             except PackageSetChanged:

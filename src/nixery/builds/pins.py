@@ -233,10 +233,14 @@ class Pins:
         self._attempts: SingleFlight[Reference, Pinned] = SingleFlight()
         self._timers: dict[Reference, asyncio.TimerHandle] = {}
         self._refreshes: set[asyncio.Task[None]] = set()
-        self._watchers: list[Callable[[Pin], None]] = []
+        self._watchers: list[Callable[[Pin, bool], None]] = []
 
-    def watch(self, watcher: Callable[[Pin], None]) -> None:
-        """Call a function with each pin that a tag of the source gets, now or soon; not with commits that clients choose."""
+    def watch(self, watcher: Callable[[Pin, bool], None]) -> None:
+        """Call a function with each pin that a tag of the source gets, now or soon; not with commits that clients choose.
+
+        Args:
+            watcher: gets the pin, and whether it is that of the default tag.
+        """
         self._watchers.append(watcher)
 
     async def pin(self, tag: str) -> Pinned:
@@ -290,12 +294,6 @@ class Pins:
         except TagUnknown:
             return None
         return revision if reference.name == revision else None
-
-    @property
-    def default(self) -> Pin | None:
-        """The pin of the default tag, if it is in memory. Not a use of it."""
-        held = self._held.get(self._source.reference(DEFAULT_TAG))
-        return held.pinned.pin if held is not None else None
 
     @property
     def tags(self) -> Mapping[str, str]:
@@ -454,7 +452,7 @@ class Pins:
     def _report(self, reference: Reference, pin: Pin) -> None:
         if not reference.rule:
             for watcher in self._watchers:
-                watcher(pin)
+                watcher(pin, reference == self._source.reference(DEFAULT_TAG))
 
     def _due(self, reference: Reference) -> None:
         del self._timers[reference]

@@ -613,34 +613,23 @@ async def test_searches_of_commits_evict_no_complete_index(records: RecordStore)
     assert source.described == [("git",)]
 
 
-async def test_waiting_states_are_bounded_and_the_newest_comes_first(records: RecordStore) -> None:
+async def test_the_default_tag_comes_first_then_the_newest_of_a_bounded_number_of_others(
+    records: RecordStore,
+) -> None:
     source = Source()
     one = index(source, records)
     for number in range(10):
         one.want(pin(f"tag-{number}"))
         one.want(pin(f"tag-{number}"))
     running = asyncio.ensure_future(one.run())
-    await eventually(lambda: one.progress and one.progress.revision == "tag-7" and one.progress.is_complete)
-    running.cancel()
-    # The default tag takes a place as well.
-    assert list(dict.fromkeys(source.opened)) == ["latest", "tag-9", "tag-8", "tag-7"]
-
-
-async def test_other_tags_do_not_keep_the_default_tag_from_being_indexed(records: RecordStore) -> None:
-    source = MovingTags()
-    one = index(source, records)
-    one._pins.watch(one.want)
-    source.may_end.clear()
-    running = asyncio.ensure_future(one.run())
-    await eventually(lambda: source.listed)
-    source.states = {"latest": "new"}
-    await one._pins.replace("latest", pin())
-    for number in range(10):
+    await eventually(lambda: one.progress and one.progress.revision == "tag-6" and one.progress.is_complete)
+    assert list(dict.fromkeys(source.opened)) == ["latest", "tag-9", "tag-8", "tag-7", "tag-6"]
+    one.want(pin("moved"), is_default=True)
+    for number in range(10, 20):
         one.want(pin(f"tag-{number}"))
-    source.may_end.set()
-    await eventually(lambda: one.progress and one.progress.revision == "tag-7" and one.progress.is_complete)
+    await eventually(lambda: one.progress and one.progress.revision == "tag-16" and one.progress.is_complete)
     running.cancel()
-    assert list(dict.fromkeys(source.opened)) == ["latest", "new", "tag-9", "tag-8", "tag-7"]
+    assert list(dict.fromkeys(source.opened))[5:] == ["moved", "tag-19", "tag-18", "tag-17", "tag-16"]
 
 
 async def test_commits_that_clients_choose_are_not_wanted(records: RecordStore) -> None:
