@@ -34,11 +34,12 @@ PART = 1000
 # Attributes of an index, and names on the way to one. nixpkgs has 100,000, most of them in five sets.
 MOST_ATTRIBUTES, _DEEPEST = 300_000, 4
 
-# Characters of all descriptions, programs and reasons in the rows of an index; later rows have none.
-_MOST_TEXT = 64 * 1024 * 1024
+# Bytes of all descriptions and programs in the rows of an index, each with what Python adds; some 120 for a package of
+# nixpkgs or Debian. Later rows have none.
+_MOST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
 
 # Bytes of a decompressed part, and of the rows of a record.
-_LARGEST_PART, _LARGEST_ROWS = 128 * 1024 * 1024, 256 * 1024 * 1024
+_LARGEST_PART, _LARGEST_ROWS = 32 * 1024 * 1024, 128 * 1024 * 1024
 
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
@@ -179,14 +180,18 @@ class StateIndex:
         key: of its record.
         header: its names.
         rows: returns what is known about attributes.
+
+    Attributes:
+        stored: bytes of its parts that are stored, by key, as far as this object knows.
     """
 
     def __init__(self, key: str, header: Header, rows: Callable[[], Iterable[Row]] = tuple) -> None:
         self.key = key
         self.header = header
         self._read_rows = rows
+        self.stored: dict[str, int] = {}
         self._progress: Progress | None = None
-        self._text = 0
+        self._text: int | None = None
         self._list()
 
     @classmethod
@@ -227,13 +232,15 @@ class StateIndex:
 
     def add_rows(self, rows: Iterable[Row]) -> None:
         """Add rows; above the limit, without what searches could do without."""
+        if self._text is None:
+            self._text = sum(map(_text_of, self.rows.values()))
         for row in rows:
             before = self.rows.get(row.path)
             text = self._text + _text_of(row) - (_text_of(before) if before is not None else 0)
             if text > _MOST_TEXT:
+                text -= _text_of(row)
                 row = row.model_copy(update={"description": "", "programs": (), "reason": row.reason[:80]})  # noqa: PLW2901 -- the same row
-            else:
-                self._text = text
+            self._text = text
             self.rows[row.path] = row
 
     def path(self, name: str) -> AttributePath | None:
@@ -437,7 +444,7 @@ def attribute_of(content: bytes | None, path: AttributePath, number: int) -> Att
 
 
 def _text_of(row: Row) -> int:
-    return len(row.description) + len(row.reason) + sum(map(len, row.programs))
+    return sum(len(text) + _OF_A_TEXT for text in (row.description, *row.programs) if text)
 
 
 def rows_of(paths: Sequence[AttributePath], lines: Sequence[bytes]) -> list[Row]:

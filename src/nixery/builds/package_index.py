@@ -84,6 +84,13 @@ _FAILURES = 1024 * 1024
 # States in memory, and in the storage.
 _IN_MEMORY, _STORED = 3, 5
 
+# Bytes of the parts of a state in the storage. A client that asks for a package of another part waits for its
+# evaluation.
+_LARGEST_STATE = 256 * 1024 * 1024
+
+# Seconds after which another state that waits is evaluated. A run continues where an earlier one ended.
+_TURN = 7200.0
+
 # Seconds after which a run that failed is tried again.
 _COOLDOWN = 60.0
 
@@ -299,9 +306,19 @@ class PackageIndex:
             pin = self._default or self._waiting.pop()
             self._default = None
             try:
-                await self.evaluate(pin)
+                async with asyncio.timeout(_TURN):
+                    await self.evaluate(pin)
             except PackageSetChanged:
                 pass  # the pin that replaces it is wanted, too
+            except TimeoutError:
+                _log.warning(
+                    "indexing takes too long; other states come first", revision=redacted(pin.revision)
+                )
+                with suppress(ValueError):  # it was wanted again meanwhile
+                    self._waiting.remove(pin)
+                if len(self._waiting) < _MOST_WAITING:
+                    self._waiting.appendleft(pin)
+                await asyncio.sleep(_COOLDOWN)
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
@@ -333,8 +350,8 @@ class PackageIndex:
             while True:
                 write = self._write_derivations
                 if write is None:
-                    # In each round: a small set may hold large ones.
-                    write = state.progress.attributes <= _FEW
+                    # A package set of few attributes may have any number in the sets within it.
+                    write = state.room >= MOST_ATTRIBUTES - _FEW
                 evaluation = await self._nix.indexing(self._platform, package_set, write_derivations=write)
                 parts = state.parts[done:]
                 await self._evaluate(pin, state, parts, evaluation)
@@ -477,16 +494,19 @@ class PackageIndex:
     ) -> Sequence[bytes]:
         content = await self._records.get(PACKAGE_DETAILS, key)
         lines = await asyncio.to_thread(decode, decode_part, content)
-        if lines is not None and len(lines) == len(paths):
+        if content is not None and lines is not None and len(lines) == len(paths):
+            state.stored[key] = len(content)
             return lines
         found: list[Reported] = []
         left = max(0, _MOST_FAILURES - state.progress.failed)
         await evaluation.describe(paths, found.append, left)
         await self._source.confirm(pin)
         lines = [encode_line(reported) for reported in found]
-        with suppress(StorageError):
-            content = await asyncio.to_thread(zstandard.compress, b"\n".join(lines))
-            await self._records.put(PACKAGE_DETAILS, key, content)
+        content = await asyncio.to_thread(zstandard.compress, b"\n".join(lines))
+        if sum(state.stored.values()) + len(content) <= _LARGEST_STATE:
+            state.stored[key] = len(content)
+            with suppress(StorageError):
+                await self._records.put(PACKAGE_DETAILS, key, content)
         return lines
 
     async def _read(self, state: StateIndex, path: AttributePath) -> Attribute | None:

@@ -23,6 +23,10 @@ _MOST_RANKED = 2000
 # Words of a search, and words that the last one may be the beginning of.
 _MOST_WORDS, _MOST_COMPLETED = 8, 256
 
+# Package authors write any number of words. The most distinct words; packages that one word finds, those with the
+# shortest names; and packages with completed words that one search looks at, which takes some milliseconds.
+_MOST_DISTINCT, _MOST_WITH_WORD, _MOST_LOOKED_AT = 300_000, 50_000, 100_000
+
 _WORD = re.compile(r"[a-z0-9][a-z0-9+#]*", re.ASCII)
 
 # Words that most descriptions have.
@@ -77,7 +81,13 @@ class PackageSearch:
                 programs.setdefault(program.lower(), []).append(number)
             text = " ".join((package.name, package.description, *package.programs)).lower()
             for word in set(_WORD.findall(text)) - _COMMON:
-                words.setdefault(word, array("I")).append(number)
+                postings = words.get(word)
+                if postings is None:
+                    if len(words) == _MOST_DISTINCT:
+                        continue
+                    postings = words[word] = array("I")
+                if len(postings) < _MOST_WITH_WORD:
+                    postings.append(number)
         for numbers in programs.values():
             numbers.sort(key=lambda number: bool(self._packages[number].alias_of))
         self._programs = programs
@@ -153,9 +163,12 @@ class PackageSearch:
             return ()
         first = bisect_left(self._words, words[-1])
         last = bisect_left(self._words, words[-1] + "\x7f", first)
-        found = set[int]().union(
-            *(self._postings[word] for word in self._words[first : min(last, first + _MOST_COMPLETED)])
-        )
+        found: set[int] = set()
+        looked_at = 0
+        for word in self._words[first : min(last, first + _MOST_COMPLETED)]:
+            postings = self._postings[word][: _MOST_LOOKED_AT - looked_at]
+            found.update(postings)
+            looked_at += len(postings)
         for word in words[:-1]:
             found.intersection_update(self._postings.get(word, ()))
 

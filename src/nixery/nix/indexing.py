@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
@@ -43,10 +44,11 @@ from nixery.plain_text import shortened
 AttributePath = tuple[str, ...]
 
 # Bytes of all names of some sets; those of nixpkgs' top level have 150 kB, and of rPackages 400 kB.
-_LARGEST_NAMES = 24 * 1024 * 1024
+_LARGEST_NAMES = 8 * 1024 * 1024
 
-# Bytes of one attribute's line. Lists and definitions may be longer; they are evaluated when a client asks.
-_LONGEST_ENTRY = 64 * 1024
+# Bytes of one attribute's line. Lists and definitions may be longer; they are evaluated when a client asks. So are
+# attributes after others whose lines are longer on average than the second number; those of Debian's set have 900.
+_LONGEST_ENTRY, _AVERAGE_ENTRY = 64 * 1024, 8 * 1024
 
 # Bytes of the attribute paths for one process, as one argument of a command: Linux allows 128 KiB.
 _ARGUMENT = 100_000
@@ -54,8 +56,8 @@ _ARGUMENT = 100_000
 # Bytes of a line on stderr that are kept for an error message.
 _LONGEST_LINE = 16 * 1024
 
-# Seconds for one attribute, by default.
-_ATTRIBUTE_TIMEOUT = 30.0
+# Seconds for one attribute, by default, and for all of one call.
+_ATTRIBUTE_TIMEOUT, _TIMEOUT = 30.0, 1800.0
 
 # The scheduler's lowest priority but one (nice(1)): requests come first.
 _NICENESS = 18
@@ -164,13 +166,15 @@ class IndexEvaluation:
             NixUnusable: Nix cannot be run, or this machine is the cause of an error.
         """
         left, failed, is_usable = deque(paths), 0, False
+        bounds = _Bounds(len(paths))
         while left:
-            if failed >= failures:
+            if failed >= failures or bounds.is_over:
+                what = "take too long" if bounds.is_over else "fail"
                 for path in left:
-                    report(Reported(path, None, "not evaluated: too many attributes fail before it"))
+                    report(Reported(path, None, f"not evaluated: too many attributes {what} before it"))
                 return failed + len(left)
             begun = len(left)
-            error = await self._describe(_first(left, _ARGUMENT), left, report)
+            error = await self._describe(_first(left, _ARGUMENT), left, report, bounds)
             if error is None:
                 continue
             is_machine_error = _reports_machine_error(error)
@@ -183,12 +187,16 @@ class IndexEvaluation:
                 # those of the attribute: `abort "Permission denied"`.
                 await self.names([()])
                 is_usable = True
-            report(Reported(left.popleft(), None, error))
+            report(Reported(left.popleft(), None, shortened(error, _LONGEST_REASON)))
             failed += 1
         return failed
 
     async def _describe(
-        self, paths: Sequence[AttributePath], left: deque[AttributePath], report: Callable[[Reported], None]
+        self,
+        paths: Sequence[AttributePath],
+        left: deque[AttributePath],
+        report: Callable[[Reported], None],
+        bounds: _Bounds,
     ) -> str | None:
         """Evaluate paths in one process, and remove those that it reported; return the error of the next one."""
         mark = secrets.token_hex(16)
@@ -199,10 +207,10 @@ class IndexEvaluation:
 
         def read_line(line: bytes) -> None:
             if line.startswith(prefix) and len(left) > end:
-                deadline.extend()
+                if not bounds.is_over:
+                    deadline.extend()
                 lines.clear()
-                entry = line[len(prefix) :]
-                report(Reported(left.popleft(), entry if len(entry) <= _LONGEST_ENTRY else b""))
+                report(Reported(left.popleft(), bounds.entry(line[len(prefix) :])))
             else:
                 lines.append(line[:_LONGEST_LINE])
 
@@ -233,6 +241,26 @@ class IndexEvaluation:
 
 def _reports_machine_error(message: str) -> bool:
     return _EXHAUSTED.search(message) is None and reports_machine_error([f"error: {message}"])
+
+
+class _Bounds:
+    """The bounds of all attributes of one call, since a package author can make each as large and slow as one may be."""
+
+    def __init__(self, attributes: int) -> None:
+        self._until = time.monotonic() + _TIMEOUT
+        self._left = max(_LONGEST_ENTRY, attributes * _AVERAGE_ENTRY)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self._until
+
+    def entry(self, entry: bytes) -> bytes:
+        """Return an entry; an empty one in place of one that is too large."""
+        if len(entry) > min(_LONGEST_ENTRY, self._left):
+            return b""
+        self._left -= len(entry)
+        return entry
 
 
 def _first(paths: deque[AttributePath], size: int) -> list[AttributePath]:

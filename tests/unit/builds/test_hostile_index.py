@@ -1,0 +1,201 @@
+"""Bounds of the package index, with package sets whose authors make everything as large and as slow as they may."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from nixery.builds import index_records, package_index, package_search
+from nixery.builds.package_index import PackageIndex
+from nixery.builds.package_search import FoundPackage, PackageSearch
+from nixery.builds.pins import Pins
+from nixery.errors import EvaluationFailed
+from nixery.image.platform import AMD64, Platform
+from nixery.nix.indexing import AttributePath, Reported
+from nixery.nix.packages import NixFiles, PackageSet
+from nixery.sources.source import Pin, Reference
+from nixery.storage.records import PACKAGE_DETAILS, RecordStore
+
+pytestmark = pytest.mark.security
+
+DESCRIPTION = "word " * 100
+
+PIN = Pin("fake:", "latest", "latest")
+
+
+class HostileSet:
+    """Stands in for the package source, for Nix and for its evaluations."""
+
+    description = "fake:"
+
+    def __init__(self, names: dict[AttributePath, list[str] | None]) -> None:
+        self.names_of = names
+        self.writes: list[bool] = []
+        self.slow = ""
+        self.stops_after = 1000
+        self.begun, self.described = asyncio.Event(), asyncio.Event()
+
+    def reference(self, tag: str) -> Reference:
+        return Reference(tag, moving=False)
+
+    def may_mean(self, reference: Reference, pin: Pin) -> bool:  # noqa: ARG002
+        return True
+
+    async def resolve(self, reference: Reference) -> Pin:
+        return Pin("fake:", reference.name, reference.name)
+
+    async def confirm(self, pin: Pin) -> None:
+        """Nothing changes."""
+
+    @asynccontextmanager
+    async def open(self, pin: Pin) -> AsyncIterator[PackageSet]:
+        yield NixFiles(Path("/nowhere") / pin.identity, self_contained=True)
+
+    async def indexing(
+        self, platform: Platform, package_set: PackageSet, *, write_derivations: bool = False
+    ) -> HostileEvaluation:
+        self.writes.append(write_derivations)
+        assert platform == AMD64
+        assert isinstance(package_set, NixFiles)
+        return HostileEvaluation(self, package_set.path.name)
+
+
+class HostileEvaluation:
+    def __init__(self, set_: HostileSet, identity: str) -> None:
+        self._set = set_
+        self._identity = identity
+
+    async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
+        return [self._set.names_of.get(path) for path in sets]
+
+    async def describe(
+        self,
+        paths: Sequence[AttributePath],
+        report: Callable[[Reported], None],
+        failures: int,  # noqa: ARG002
+    ) -> int:
+        self._set.begun.set()
+        self._set.stops_after -= 1
+        if self._set.stops_after < 0:
+            raise EvaluationFailed((), "interrupted")
+        if self._set.slow == self._identity:
+            await asyncio.Event().wait()
+        for path in paths:
+            about = dict.fromkeys(("pname", "version", "homepage", "mainProgram"), "")
+            lists: dict[str, list[str]] = {
+                name: [] for name in ("licences", "programs", "platforms", "outputs")
+            }
+            broken = {"status": "broken", "name": "", "attribute": path[-1], "position": []}
+            entry = {
+                "path": path,
+                "kind": "set" if path[-1] == "set" else "package",
+                "recurse": path[-1] == "set",
+                "items": [] if path[-1] == "set" else [broken],
+                "about": {**about, **lists, "description": DESCRIPTION},
+            }
+            report(Reported(path, json.dumps(entry).encode()))
+        self._set.described.set()
+        return 0
+
+
+def index(set_: HostileSet, records: RecordStore) -> PackageIndex:
+    pins = Pins(set_, records, 3600)
+    return PackageIndex(pins, set_, set_, AMD64, records, "program", processes=1)  # type: ignore[arg-type]
+
+
+async def indexed(set_: HostileSet, records: RecordStore) -> PackageSearch:
+    one = index(set_, records)
+    await one.evaluate(PIN)
+    assert one.progress is not None
+    assert one.progress.is_complete
+    return await one.names("latest")
+
+
+async def test_texts_of_a_state_are_bounded(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_records, "_MOST_TEXT", 10 * (len(DESCRIPTION) + 64))
+    monkeypatch.setattr(index_records, "PART", 7)
+    found = await indexed(HostileSet({(): [f"p{number}" for number in range(100)]}), records)
+    assert len(found) == 100
+    assert 1 <= sum(package.description != "" for package in found) <= 10
+
+
+async def test_stored_parts_of_a_state_are_bounded(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "_LARGEST_STATE", 2000, raising=False)
+    monkeypatch.setattr(index_records, "PART", 10)
+    set_ = HostileSet({(): [f"p{number}" for number in range(500)]})
+    assert len(await indexed(set_, records)) == 500
+    sizes = [
+        len(await records.get(PACKAGE_DETAILS, record.key) or b"")
+        async for record in records.scan(PACKAGE_DETAILS)
+    ]
+    assert 1 <= sum(sizes) <= 2000
+
+
+async def test_texts_are_bounded_in_an_index_that_continues(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_records, "_MOST_TEXT", 10 * (len(DESCRIPTION) + 64))
+    monkeypatch.setattr(index_records, "PART", 7)
+    set_ = HostileSet({(): [f"p{number}" for number in range(100)]})
+    for stop in range(1, 15):
+        set_.stops_after = stop
+        with suppress(EvaluationFailed):
+            await index(set_, records).evaluate(PIN)
+    found = await index(set_, records).names("latest")
+    assert 1 <= sum(package.description != "" for package in found) <= 10
+
+
+async def test_derivations_of_a_small_set_with_a_large_one_inside_are_not_written(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "_FEW", 10)
+    set_ = HostileSet({(): ["p", "set"], ("set",): [f"p{number}" for number in range(20)]})
+    assert len(await indexed(set_, records)) == 21
+    # The list of names, and the two sets.
+    assert set_.writes == [False, True, False]
+
+
+async def test_a_slow_state_does_not_keep_another_one_waiting(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "_TURN", 0.1, raising=False)
+    monkeypatch.setattr(package_index, "_COOLDOWN", 0)
+    set_ = HostileSet({(): ["p"]})
+    set_.slow = "latest"
+    one = index(set_, records)
+    running = asyncio.ensure_future(one.run())
+    try:
+        async with asyncio.timeout(30):  # bounds a hang
+            await set_.begun.wait()
+            one.want(Pin("fake:", "other", "other"))
+            await set_.described.wait()
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+def search(description: str) -> PackageSearch:
+    return PackageSearch(FoundPackage(f"p{number}", "p", description=description) for number in range(100))
+
+
+def test_a_search_looks_at_a_bounded_number_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = " ".join(f"zq{number}" for number in range(50))
+    monkeypatch.setattr(package_search, "_MOST_LOOKED_AT", 10, raising=False)
+    assert len(search(words).search("zq", 100)) == 10
+    monkeypatch.setattr(package_search, "_MOST_WITH_WORD", 5, raising=False)
+    assert len(search(words).search("zq", 100)) == 5
+
+
+def test_the_number_of_distinct_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package_search, "_MOST_DISTINCT", 20, raising=False)
+    words = [f"zq{number:02}" for number in range(50)]
+    found = search(" ".join(words))
+    assert sum(bool(found.search(f"{word} {word}", 1)) for word in words) <= 20
