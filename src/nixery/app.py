@@ -180,6 +180,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         settings.index_sets,
         failure_time_to_live=settings.failure_ttl,
         write_derivations=settings.index_derivations,
+        public=settings.public_builds,
     )
     evaluator = Evaluator(source, nix, evaluations, index if expression is None else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nixery.builds.evaluation_cache import EvaluationCache
@@ -18,6 +18,9 @@ from nixery.sources.source import PackageSource, Pin
 # Packages of an image, including those of lists and definitions. Their outputs have to fit into the arguments
 # of one command.
 _MOST_PACKAGES = 5000
+
+# Missing names of a request that get near names, as in an evaluation.
+_MOST_SUGGESTED = 5
 
 
 class Evaluator:
@@ -65,12 +68,8 @@ class Evaluator:
         found = dict(zip(names, cached, strict=True))
         if self._index is not None and indexed:
             unknown = [name for name in names if found[name] is None]
-            listed = await asyncio.gather(
-                *(self._index.find(pin, request.platform, name) for name in unknown)
-            )
-            found.update(
-                (name, _expected(request, name, items)) for name, items in zip(unknown, listed, strict=True)
-            )
+            listed = await self._listed(self._index, request, pin, unknown)
+            found.update((name, _expected(request, name, items)) for name, items in listed.items())
         unknown = [name for name in names if found[name] is None]
         if unknown:
             wanted = [name for name in unknown if name in request.packages]
@@ -114,7 +113,21 @@ class Evaluator:
     async def _known(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
         found = await self._find(request, pin, name)
         if found is None and self._index is not None:
-            found = await self._index.find(pin, request.platform, name, realisable=False)
+            found = await self._index.find(pin, request.platform, name, realisable=False, suggest=False)
+        return found
+
+    async def _listed(
+        self, index: PackageIndex, request: ImageRequest, pin: Pin, names: Sequence[str]
+    ) -> Mapping[str, Sequence[EvaluatedItem] | None]:
+        """Find names in the index; the first missing ones get near names."""
+        items = await asyncio.gather(
+            *(index.find(pin, request.platform, name, suggest=False) for name in names)
+        )
+        found = dict(zip(names, items, strict=True))
+        missing = [name for name in names if any(map(_is_missing, found[name] or ()))]
+        for name in missing[:_MOST_SUGGESTED]:
+            if name in request.packages:
+                found[name] = await index.find(pin, request.platform, name)
         return found
 
     async def _find(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:

@@ -209,6 +209,11 @@ class StateIndex:
         """Searches the rows as they were at its first use."""
         return PackageSearch(self._found())
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether rows and search are made."""
+        return "search" in self.__dict__
+
     def copy(self) -> StateIndex:
         """Return an index that may change independently."""
         header = self.header.model_copy(update={"rounds": list(self.header.rounds)})

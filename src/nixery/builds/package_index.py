@@ -41,7 +41,7 @@ from nixery.builds.index_records import (
     rows_of,
 )
 from nixery.builds.package_search import FoundPackage, PackageSearch
-from nixery.builds.pins import Pins
+from nixery.builds.pins import DEFAULT_TAG, Pins
 from nixery.builds.slots import Slots
 from nixery.caching import SingleFlight, TTLCache, size_of_error
 from nixery.errors import (
@@ -71,6 +71,9 @@ _MOST_FAILURES = 10_000
 
 # Lists of names, concurrent and queued: each evaluates the top of a package set.
 _AT_ONCE, _QUEUE = 1, 4
+
+# Searches that are made at once, and that wait: one of 100,000 packages takes seconds of the interpreter lock.
+_MADE_AT_ONCE, _MADE_LATER = 1, 16
 
 # States that wait to be evaluated; the oldest ones make room.
 _MOST_WAITING = 4
@@ -122,6 +125,7 @@ class PackageIndex:
         processes: concurrent processes of Nix.
         failure_time_to_live: seconds for which a failure is the answer without another attempt.
         clock: seconds; only differences matter.
+        public: whether clients may see which other tags and states were requested.
 
     Attributes:
         progress: of the state that was evaluated last; ``None`` before the first.
@@ -141,8 +145,10 @@ class PackageIndex:
         clock: Callable[[], float] = time.monotonic,
         *,
         write_derivations: bool | None = None,
+        public: bool = True,
     ) -> None:
         self._pins = pins
+        self._public = public
         self._source = source
         self._nix = nix
         self._platform = platform
@@ -155,7 +161,10 @@ class PackageIndex:
         self._failures: TTLCache[Pin, BuildError] = TTLCache(_FAILURES, clock)
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.LISTINGS)
         self._recent: cachetools.LRUCache[Pin, StateIndex] = cachetools.LRUCache(_IN_MEMORY)
-        self._in_flight: SingleFlight[Pin, StateIndex | None] = SingleFlight()
+        self._making = Slots(_MADE_AT_ONCE, _MADE_LATER, busy=TooBusy.SEARCHES)
+        # Separate, since a build must not wait for a list of names, nor fail with one.
+        self._reading: SingleFlight[Pin, StateIndex | None] = SingleFlight()
+        self._opening: SingleFlight[Pin, StateIndex] = SingleFlight()
         # Besides the complete indexes, as many others may be stored.
         self._versions: cachetools.LRUCache[tuple[str, float], StateVersions] = cachetools.LRUCache(
             2 * _STORED
@@ -197,8 +206,14 @@ class PackageIndex:
         Raises:
             NixeryError: see ``names``.
         """
-        path = (await self._state(await self._pin(tag))).path(name)
-        return [] if path is None else self._versions_of(path, await self._stored_versions())
+        pin = await self._pin(tag)
+        path = (await self._state(pin)).path(name)
+        if path is None:
+            return []
+        tags = self._pins.tags
+        if not self._public:
+            tags = {pin.revision: tag, **_default_of(tags)}
+        return self._versions_of(path, await self._stored_versions(), tags)
 
     async def known_versions(self, names: Sequence[str]) -> Mapping[str, Sequence[PackageVersion]]:
         """Return the versions of packages as ``versions`` does, without listing a state for it.
@@ -213,8 +228,11 @@ class PackageIndex:
         if not any(paths.values()):
             return {}
         stored = await self._stored_versions()
+        tags = self._pins.tags if self._public else _default_of(self._pins.tags)
         return {
-            name: found for name, path in paths.items() if path and (found := self._versions_of(path, stored))
+            name: found
+            for name, path in paths.items()
+            if path and (found := self._versions_of(path, stored, tags))
         }
 
     async def state_progress(self, tag: str) -> Progress:
@@ -230,7 +248,7 @@ class PackageIndex:
         return current if current is not None and is_ahead else progress
 
     async def find(
-        self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True
+        self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True, suggest: bool = True
     ) -> Sequence[EvaluatedItem] | None:
         """Return what an evaluation of a name would return; ``None`` if only an evaluation can tell.
 
@@ -240,20 +258,21 @@ class PackageIndex:
             name: a component of an image name.
             realisable: whether Nix has to be able to provide the packages: their derivations exist, or their
                 outputs do.
+            suggest: whether a missing name gets near names: a search of all names, with the interpreter lock.
 
         Raises:
             StorageError: the storage cannot be read.
         """
         if platform != self._platform:
             return None
-        state = self._recent.get(pin) or await self._in_flight.run(pin, partial(self._stored, pin))
+        state = await self._known(pin)
         if state is None:
             return None
         path = state.path(name)
         if path is None:
             if state.path(name.partition(".")[0]) is not None:
                 return None  # in a set that is not in the index
-            near = await asyncio.to_thread(lambda: state.near_names.of(name))
+            near = await asyncio.to_thread(lambda: state.near_names.of(name)) if suggest else ()
             return [UnavailablePackage(name, Reason.MISSING, near_names=near)]
         attribute = await self._read(state, path)
         if attribute is None or attribute.items is None:
@@ -359,18 +378,27 @@ class PackageIndex:
 
     async def close(self) -> None:
         """Stop listing."""
-        await asyncio.gather(self._in_flight.close(), self._reading_versions.close())
+        flights = (self._reading, self._opening, self._reading_versions)
+        await asyncio.gather(*(flight.close() for flight in flights))
 
     async def _pin(self, tag: str) -> Pin:
         return (await self._pins.pin(tag)).pin
 
     async def _state(self, pin: Pin) -> StateIndex:
-        state = self._recent.get(pin) or await self._in_flight.run(pin, partial(self._stored, pin))
+        state = self._recent.get(pin)
+        if state is not None and state.is_prepared:
+            return state
+        return await self._opening.run(pin, partial(self._open, pin))
+
+    async def _open(self, pin: Pin) -> StateIndex:
+        state = await self._known(pin)
         if state is None:
-            state = await self._in_flight.run(pin, partial(self._listed, pin))
-        if state is None:
-            raise AssertionError("listing returns an index, or raises")
-        return await asyncio.to_thread(state.prepare)
+            return await self._listed(pin)
+        async with self._making.slot():
+            return await asyncio.to_thread(state.prepare)
+
+    async def _known(self, pin: Pin) -> StateIndex | None:
+        return self._recent.get(pin) or await self._reading.run(pin, partial(self._stored, pin))
 
     def _key(self, pin: Pin) -> str:
         parts = [self._identity, pin.source, pin.identity, self._platform.nix_system]
@@ -490,11 +518,13 @@ class PackageIndex:
         content = await self._records.get(PACKAGE_DETAILS, key)
         return await asyncio.to_thread(attribute_of, content, path, number)
 
-    def _versions_of(self, path: AttributePath, states: Sequence[StateVersions]) -> list[PackageVersion]:
-        tags = self._pins.tags
+    def _versions_of(
+        self, path: AttributePath, states: Sequence[StateVersions], tags: Mapping[str, str]
+    ) -> list[PackageVersion]:
         found: dict[PackageVersion, None] = {}
         for state in states:
-            if version := state.of(path):
+            is_shown = self._public or state.revision in tags
+            if is_shown and (version := state.of(path)):
                 tag = tags.get(state.revision) or self._pins.exact_tag(state.revision) or ""
                 found.setdefault(PackageVersion(state.revision, version, state.created, tag), None)
         return list(found)
@@ -537,6 +567,10 @@ class PackageIndex:
                 for part, _ in state.parts if state else ():
                     await self._records.delete(PACKAGE_DETAILS, part)
             await self._records.delete(PACKAGES, key)
+
+
+def _default_of(tags: Mapping[str, str]) -> Mapping[str, str]:
+    return {revision: tag for revision, tag in tags.items() if tag == DEFAULT_TAG}
 
 
 async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], room: int) -> Names:

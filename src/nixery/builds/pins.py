@@ -47,6 +47,9 @@ _SLOW = 3.0
 _CAPACITY = 8 * 1024 * 1024
 _SIZE = 512
 
+# The tag that every source has, and that clients use unless told otherwise.
+DEFAULT_TAG = "latest"
+
 # Tags whose states are shown with their names.
 _NAMED = 256
 
@@ -294,12 +297,13 @@ class Pins:
 
     @property
     def tags(self) -> Mapping[str, str]:
-        """Tags by the revision that they stand for now, as far as this server has looked them up lately."""
-        default = self._source.reference("latest")
-        return {
-            revision: "latest" if reference == default else reference.name
-            for reference, revision in self._revisions.items()
-        }
+        """Tags by the revision that they stand for now, as far as this server has looked them up lately.
+
+        Of several tags with one revision, the default tag wins.
+        """
+        tags = {revision: reference.name for reference, revision in self._revisions.items()}
+        default = self._revisions.get(self._source.reference(DEFAULT_TAG))
+        return tags if default is None else {**tags, default: DEFAULT_TAG}
 
     async def confirmed(self, tag: str) -> Pin:
         """Return the pin of a tag whose package set is still available, or the pin that replaces it.
@@ -448,7 +452,7 @@ class Pins:
     def _report(self, reference: Reference, pin: Pin) -> None:
         if not reference.rule:
             for watcher in self._watchers:
-                watcher(pin, reference == self._source.reference("latest"))
+                watcher(pin, reference == self._source.reference(DEFAULT_TAG))
 
     def _due(self, reference: Reference) -> None:
         del self._timers[reference]

@@ -250,6 +250,18 @@ async def test_derivations_of_small_sets_are_written_unless_the_operator_decides
     assert source.wrote_derivations is written
 
 
+async def test_a_large_set_within_a_small_one_has_no_derivations_written(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_index, "_FEW", 4)
+    source = Source({(): ["git", "large"], ("large",): [f"p{number}" for number in range(8)]})
+    one = index(source, records)
+    listed: list[bool] = []
+    source.before_part = lambda: listed.append(source.wrote_derivations)
+    await one.evaluate(pin())
+    assert listed == [True, False]
+
+
 async def test_a_failed_attribute_is_listed_with_its_reason(records: RecordStore) -> None:
     source = Source({(): ["git", "hevm"]})
     source.failing[("hevm",)] = "stack overflow"
@@ -765,6 +777,34 @@ async def test_versions_of_a_package_in_all_stored_states_the_latest_first(recor
     found = await one.versions("a", "git")
     assert [(each.revision, each.version) for each in found] == [("ccc", "2.2"), ("bb", "2.1"), ("a", "2.0")]
     assert await one.versions("a", "nothing") == []
+
+
+class MovingTags(Source):
+    """All tags are branches; ``states`` says which of them stand for the state of another one."""
+
+    states: Mapping[str, str] = {"same": "latest"}
+
+    def reference(self, tag: str) -> Reference:
+        return Reference(tag, moving=True)
+
+    async def resolve(self, reference: Reference) -> Pin:
+        return pin(self.states.get(reference.name, reference.name))
+
+
+@pytest.mark.parametrize(
+    ("public", "shown"), [(True, ["secret", "latest", "ours"]), (False, ["latest", "ours"])]
+)
+async def test_versions_show_tags_of_other_clients_only_if_builds_are_public(
+    records: RecordStore, *, public: bool, shown: list[str]
+) -> None:
+    one = index(MovingTags(), records, public=public)
+    for tag in ("latest", "secret", "ours", "same"):
+        await one.names(tag)
+        await one.evaluate(pin(MovingTags.states.get(tag, tag)))
+    found = await one.versions("ours", "git")
+    assert sorted((each.revision, each.tag) for each in found) == sorted((tag, tag) for tag in shown)
+    known = (await one.known_versions(["git"]))["git"]
+    assert sorted(each.tag for each in known) == (sorted(shown) if public else ["latest"])
 
 
 async def test_known_versions_list_nothing_and_are_read_once(records: RecordStore) -> None:
