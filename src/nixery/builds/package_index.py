@@ -326,6 +326,10 @@ class PackageIndex:
                 is_final = isinstance(error, PackageSetError) and not isinstance(error, SourceUnreachable)
                 if not is_final and len(self._waiting) < _MOST_WAITING and pin not in self._waiting:
                     self._waiting.appendleft(pin)
+            except Exception:
+                # A defect must not end the indexing of all later states without a word.
+                _log.exception("package set not indexed", revision=redacted(pin.revision))
+                await asyncio.sleep(_COOLDOWN)
 
     async def evaluate(self, pin: Pin) -> None:
         """Evaluate all attributes of a state; continue where an earlier run ended.
