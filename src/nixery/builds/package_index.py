@@ -326,7 +326,7 @@ class PackageIndex:
                 is_final = isinstance(error, PackageSetError) and not isinstance(error, SourceUnreachable)
                 if not is_final and len(self._waiting) < _MOST_WAITING and pin not in self._waiting:
                     self._waiting.appendleft(pin)
-            except Exception:
+            except Exception:  # noqa: BLE001 -- logged
                 # A defect must not end the indexing of all later states without a word.
                 _log.exception("package set not indexed", revision=redacted(pin.revision))
                 await asyncio.sleep(_COOLDOWN)
