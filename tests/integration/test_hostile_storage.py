@@ -6,14 +6,18 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from nixery.builds.package_index import HEADER
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient
-from tests.support.server import Server, run_server
+from tests.support.server import Server, clean_environment, run_server
 from tests.validator.image_validator import validate
 
 pytestmark = pytest.mark.security
@@ -212,3 +216,43 @@ def test_stored_files_are_private(start_server: StartServer, tmp_path: Path) -> 
     assert open_to_others == []
     # So are the files of its child processes.
     assert "Umask:\t0077\n" in Path(f"/proc/{server.process.pid}/status").read_text()
+
+
+# Bytes of address space; a scrub of usual records takes a third of it.
+_MEMORY = 2_000_000_000
+
+
+def _index(header: bytes, rows: bytes) -> bytes:
+    compressed = zstandard.compress(header)
+    return HEADER + b"hello\n\n%016x" % len(compressed) + compressed + zstandard.compress(rows)
+
+
+_NAMES = b'{"source":"","revision":"","created":null,"rounds":[[[[],["hello"]]]]}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    {
+        "rows": ("packages", _index(_NAMES, b"[" + b"0," * 60_000_000 + b"0]")),
+        "names": ("packages", _index(b'{"rounds":[' + b"0," * 5_000_000 + b"0]}", b"")),
+        "lines": ("package-details", zstandard.compress(b"aa\n" * 40_000_000)),
+        "members": ("evaluations", b'[{"licences":[' + b"0," * 2_000_000 + b"0]}]"),
+        "references": ("batch-closures", b'{"a":[' + b"0," * 8_000_000 + b"0]}"),
+    }.values(),
+    ids=["rows", "names", "lines", "members", "references"],
+)
+def test_a_record_takes_no_multiple_of_its_size_in_memory(kind: str, content: bytes, tmp_path: Path) -> None:
+    """A record of some kilobytes can have gigabytes of values, and an error for each."""
+    path = tmp_path / "storage" / "records" / kind / "ab" / ("ab" * 32)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    settings = {"STORAGE_PATH": str(tmp_path / "storage"), "NIXERY_STORAGE_BACKEND": "filesystem"}
+    completed = subprocess.run(
+        ["prlimit", f"--as={_MEMORY}", sys.executable, "-m", "nixery", "scrub"],
+        env=clean_environment({**settings, "MALLOC_ARENA_MAX": "2"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode in {0, 1}, completed.stderr[-1000:]
+    assert "Traceback" not in completed.stderr, completed.stderr[-1000:]

@@ -27,7 +27,7 @@ from functools import cached_property, partial
 import cachetools
 import structlog
 import zstandard
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field
 
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pins
@@ -51,7 +51,7 @@ from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.source_location import redacted
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore, decode
+from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, ListedRecord, RecordStore, decode
 
 # Attributes of a part. One process evaluates them: it evaluates once what they have in common, and its memory is
 # bounded.
@@ -75,8 +75,11 @@ _FAILURES = 1024 * 1024
 # States in memory, and in the storage.
 _IN_MEMORY, _STORED = 3, 5
 
-# Bytes of a decompressed part, and of the rows of a record.
-_LARGEST_PART, _LARGEST_ROWS = 128 * 1024 * 1024, 256 * 1024 * 1024
+# Bytes after decompression: of a part, of the names in a record, of the rows, and of one line of a part or of the
+# rows. nixpkgs has 3 MB of names and 20 MB of rows. While it is parsed, a text that another program wrote may take
+# hundreds of times its size.
+_LARGEST_PART = 128 * 1024 * 1024
+_LARGEST_HEADER, _LARGEST_ROWS, _LARGEST_LINE = 16 * 1024 * 1024, 48 * 1024 * 1024, 256 * 1024
 
 # Seconds after which a run that failed is tried again.
 _COOLDOWN = 60.0
@@ -105,9 +108,6 @@ class _Row(BaseModel):
     recurse: bool = Field(default=False, exclude=True)
     identity: str = Field(default="", exclude=True)
     is_original: bool = Field(default=False, exclude=True)
-
-
-_ROWS: TypeAdapter[list[_Row]] = TypeAdapter(list[_Row])
 
 
 class _Header(BaseModel):
@@ -255,11 +255,20 @@ class StateIndex:
         self.header.is_complete = True
 
     def encoded(self) -> bytes:
-        """Encode the record."""
+        """Encode the record.
+
+        Raises:
+            StorageError: no server would read it, since it is too large.
+        """
         names = "\n".join(package.name for package in self.search).encode()
-        header = zstandard.compress(self.header.model_dump_json().encode())
-        rows = zstandard.compress(_ROWS.dump_json(list(self.rows.values()), exclude_defaults=True))
-        return b"".join((HEADER, names, b"\n\n", b"%016x" % len(header), header, rows))
+        header = _compressed(self.header.model_dump_json().encode(), _LARGEST_HEADER)
+        rows = [row.model_dump_json(exclude_defaults=True).encode() for row in self.rows.values()]
+        if len(self._number) >= _MOST_ATTRIBUTES:
+            raise StorageError(
+                f"cannot write the record of a package index: it has {len(self._number)} names, and {_MOST_ATTRIBUTES} is the limit"
+            )
+        compressed = _compressed(b"\n".join(rows), _LARGEST_ROWS)
+        return b"".join((HEADER, names, b"\n\n", b"%016x" % len(header), header, compressed))
 
     def _list(self) -> None:
         """Number all attributes, and cut each round into parts."""
@@ -329,17 +338,22 @@ def validate_index(content: bytes) -> Sequence[object]:
 def _split(content: bytes) -> tuple[_Header, bytes]:
     if not content.startswith(HEADER):
         raise ValueError("not the record of an index")
-    start = content.index(b"\n\n") + 2
+    start = content.index(b"\n\n", len(HEADER)) + 2
     first = start + 16
     second = first + int(content[start:first], 16)
-    header = _Header.model_validate_json(_decompressed(content[first:second], _LARGEST_ROWS))
+    text = _decompressed(content[first:second], _LARGEST_HEADER)
+    if text.count(b",") > _MOST_ATTRIBUTES:
+        raise ValueError(f"the record of an index has more than {_MOST_ATTRIBUTES} names")
+    header = _Header.model_validate_json(text)
     if not header.rounds:
         raise ValueError("the record of an index has no names")
     return header, content[second:]
 
 
 def _decode_rows(content: bytes) -> list[_Row]:
-    return _ROWS.validate_json(_decompressed(content, _LARGEST_ROWS))
+    # One at a time: the errors of all of them would fill the memory.
+    lines = _lines(content, _LARGEST_ROWS, _MOST_ATTRIBUTES)
+    return [_Row.model_validate_json(line) for line in lines if line]
 
 
 def decode_part(content: bytes) -> list[bytes]:
@@ -348,7 +362,26 @@ def decode_part(content: bytes) -> list[bytes]:
     Raises:
         ValueError: it is torn.
     """
-    return _decompressed(content, _LARGEST_PART).split(b"\n")
+    return _lines(content, _LARGEST_PART, PART)
+
+
+def _lines(content: bytes, limit: int, most: int) -> list[bytes]:
+    text = _decompressed(content, limit)
+    if text.count(b"\n") >= most:
+        raise ValueError(f"more than {most} lines")
+    lines = text.split(b"\n")
+    longest = max(map(len, lines))
+    if longest > _LARGEST_LINE:
+        raise ValueError(f"a line of {longest} bytes; {_LARGEST_LINE} is the limit")
+    return lines
+
+
+def _compressed(text: bytes, limit: int) -> bytes:
+    if len(text) > limit:
+        raise StorageError(
+            f"cannot write the record of a package index: it has {len(text)} bytes, and {limit} is the limit"
+        )
+    return zstandard.compress(text)
 
 
 def _decompressed(content: bytes, limit: int) -> bytes:
@@ -449,7 +482,7 @@ class PackageIndex:
         if path is None:
             return []
         found = []
-        async for listed in self._records.scan(PACKAGES):
+        for listed in await self._newest():
             key = (listed.key, listed.modified)
             known = self._versions.get(key)
             if known is None:
@@ -687,13 +720,25 @@ class PackageIndex:
         return await asyncio.to_thread(_attribute_of, content, path, number)
 
     async def _evict(self) -> None:
-        stored = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
-        for _, key in stored[:-_STORED]:
+        newest = {record.key for record in await self._newest()}
+        async for record in self._records.scan(PACKAGES):
+            key = record.key
+            if key in newest:
+                continue
             content = await self._records.get(PACKAGES, key)
             state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
             for part, _ in state.parts if state else ():
                 await self._records.delete(PACKAGE_DETAILS, part)
             await self._records.delete(PACKAGES, key)
+
+    async def _newest(self) -> list[ListedRecord]:
+        """The states that are kept in the storage. It may have any number of others, which somebody else wrote."""
+        newest: list[ListedRecord] = []
+        async for record in self._records.scan(PACKAGES):
+            newest.append(record)
+            if len(newest) > _STORED:
+                newest.remove(min(newest, key=lambda record: (record.modified, record.key)))
+        return newest
 
 
 async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath]) -> Names:
