@@ -233,22 +233,6 @@ def test_a_network_is_served_before_nix_can_be_used_but_nothing_is_built(
     assert spy.calls_of("nix-store", "--realise") == []
 
 
-def test_an_evaluation_that_may_build_waits_for_the_confinement_of_builders(
-    serve: dict[str, str], spy: NixSpy, tmp_path: Path
-) -> None:
-    """With import from derivation, listing and indexing a package set run builders, too."""
-    (spy.directory / "nix-build").write_text("#!/bin/sh\nexit 1\n")
-    environment = {**serve, **spy.environment(), "NIXERY_ALLOW_IFD": "true"}
-    with in_network_namespace(environment, tmp_path) as log:
-        origin = f"http://127.0.0.1:{serve['PORT']}"
-        answers = [
-            request_in_namespace(log, f"{origin}{path}")
-            for path in ("/v2/hello/manifests/latest", "/api/v1/packages?q=hello")
-        ]
-    assert all("builders are not known to be confined" in answer for answer in answers)
-    assert spy.calls_of("nix-instantiate", "request") == []
-
-
 def test_a_required_sandbox(
     start_server: StartServer, spy: NixSpy, serve: dict[str, str], tmp_path: Path
 ) -> None:

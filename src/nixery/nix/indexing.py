@@ -15,8 +15,8 @@ import json
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -85,7 +85,6 @@ class IndexEvaluation:
         package_set: to evaluate.
         options: of the operator.
         timeout: seconds for a list of names.
-        enter: waits until an evaluation may begin; called before each process.
         explaining: a context that improves the error of a package set that does not evaluate at all.
     """
 
@@ -95,10 +94,8 @@ class IndexEvaluation:
         package_set: PackageSet,
         options: NixOptions,
         timeout: float,
-        enter: Callable[[], Awaitable[None]],
         explaining: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
-        self._enter = enter
         self._explaining = explaining
         self._platform = platform
         self._package_set = package_set
@@ -115,7 +112,7 @@ class IndexEvaluation:
             NixUnusable: Nix cannot be run.
         """
         request = json.dumps({"sets": sets})
-        async with self._instantiation(request) as (arguments, context):
+        with self._instantiation(request) as (arguments, context):
             try:
                 completed, stderr = await run_command(self._timeout, *arguments, context=context)
             except AnswerTooLarge as error:
@@ -183,7 +180,7 @@ class IndexEvaluation:
             else:
                 lines.append(line[:_LONGEST_LINE])
 
-        async with self._instantiation(json.dumps({"index": paths, "mark": mark})) as (arguments, context):
+        with self._instantiation(json.dumps({"index": paths, "mark": mark})) as (arguments, context):
             try:
                 completed = await run(arguments, read_line, deadline, context)
             except TimeoutError:
@@ -200,9 +197,8 @@ class IndexEvaluation:
         if exit_code > 0 and not _EXHAUSTED.search(explanation(stderr)) and reports_machine_error(stderr):
             raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
 
-    @asynccontextmanager
-    async def _instantiation(self, request: str) -> AsyncIterator[tuple[Sequence[str], ProcessContext]]:
-        await self._enter()
+    @contextmanager
+    def _instantiation(self, request: str) -> Iterator[tuple[Sequence[str], ProcessContext]]:
         with instantiation(
             self._platform, self._package_set, self._options, request, _LARGEST_NAMES, read_only=True
         ) as (arguments, context):

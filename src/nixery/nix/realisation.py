@@ -142,9 +142,7 @@ class Nix:
         """
         options = replace(self._options, on_start=self._options.on_index_start)
         explaining = partial(self._explaining_old_nix, package_set)
-        return IndexEvaluation(
-            platform, package_set, options, self._timeout, self._before_evaluation, explaining
-        )
+        return IndexEvaluation(platform, package_set, options, self._timeout, explaining)
 
     async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
         """Return the names of all attributes at the top of a package set, sorted; some may be no packages.
@@ -155,6 +153,7 @@ class Nix:
             NixTimedOut: evaluation timed out.
             NixUnusable: Nix cannot be run.
         """
+        await self._before_evaluation()
         (names,) = await self.indexing(platform, package_set).names([()])
         return sorted(names or ())
 
