@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -231,6 +232,35 @@ def test_a_network_is_served_before_nix_can_be_used_but_nothing_is_built(
     assert "builders are not known to be confined" in answer
     assert spy.calls_of("nix-instantiate", "request")
     assert spy.calls_of("nix-store", "--realise") == []
+
+
+_READS_WHAT_IT_BUILDS = """
+{ system, ... }:
+let
+  built = derivation {
+    name = "@salt@";
+    inherit system;
+    builder = "/bin/sh";
+    args = [ "-c" "echo built > $out" ];
+  };
+in
+{ ${builtins.substring 0 5 (builtins.readFile built)} = { }; }
+"""
+
+
+def test_the_package_index_builds_nothing_before_the_confinement_is_known(
+    serve: dict[str, str], spy: NixSpy, tmp_path: Path
+) -> None:
+    (spy.directory / "nix-build").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "set").mkdir()
+    text = _READS_WHAT_IT_BUILDS.replace("@salt@", f"nixery-test-{secrets.token_hex(8)}")
+    (tmp_path / "set" / "default.nix").write_text(text)
+    environment = {**serve, **spy.environment(), "NIXERY_ALLOW_IFD": "true"}
+    environment["NIXERY_PKGS_PATH"] = str(tmp_path / "set")
+    with in_network_namespace(environment, tmp_path) as log:
+        wait_until(lambda: b"package set not indexed" in log.read_bytes(), "the index gives up", 30)
+    assert "builders are not known to be confined" in log.read_text()
+    assert spy.calls_of("nix-instantiate", "request") == []
 
 
 def test_a_required_sandbox(

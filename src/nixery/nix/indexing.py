@@ -15,8 +15,8 @@ import json
 import re
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -86,17 +86,20 @@ class IndexEvaluation:
         options: of the operator.
         timeout: seconds for a list of names.
         explaining: a context that improves the error of a package set that does not evaluate at all.
+        prepare: awaited before each process; raises if it may not start.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- everything that an evaluation depends on
         self,
         platform: Platform,
         package_set: PackageSet,
         options: NixOptions,
         timeout: float,
         explaining: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+        prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._explaining = explaining
+        self._prepare = prepare
         self._platform = platform
         self._package_set = package_set
         self._options = options
@@ -112,7 +115,7 @@ class IndexEvaluation:
             NixUnusable: Nix cannot be run.
         """
         request = json.dumps({"sets": sets})
-        with self._instantiation(request) as (arguments, context):
+        async with self._instantiation(request) as (arguments, context):
             try:
                 completed, stderr = await run_command(self._timeout, *arguments, context=context)
             except AnswerTooLarge as error:
@@ -180,7 +183,7 @@ class IndexEvaluation:
             else:
                 lines.append(line[:_LONGEST_LINE])
 
-        with self._instantiation(json.dumps({"index": paths, "mark": mark})) as (arguments, context):
+        async with self._instantiation(json.dumps({"index": paths, "mark": mark})) as (arguments, context):
             try:
                 completed = await run(arguments, read_line, deadline, context)
             except TimeoutError:
@@ -197,8 +200,10 @@ class IndexEvaluation:
         if exit_code > 0 and not _EXHAUSTED.search(explanation(stderr)) and reports_machine_error(stderr):
             raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
 
-    @contextmanager
-    def _instantiation(self, request: str) -> Iterator[tuple[Sequence[str], ProcessContext]]:
+    @asynccontextmanager
+    async def _instantiation(self, request: str) -> AsyncIterator[tuple[Sequence[str], ProcessContext]]:
+        if self._prepare is not None:
+            await self._prepare()
         with instantiation(
             self._platform, self._package_set, self._options, request, _LARGEST_NAMES, read_only=True
         ) as (arguments, context):

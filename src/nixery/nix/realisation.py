@@ -134,7 +134,7 @@ class Nix:
         return found
 
     def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
-        """Evaluate a whole package set, without writing to the store.
+        """Evaluate a whole package set, without writing to the store unless evaluations may build.
 
         Args:
             platform: that packages are built for.
@@ -142,7 +142,9 @@ class Nix:
         """
         options = replace(self._options, on_start=self._options.on_index_start)
         explaining = partial(self._explaining_old_nix, package_set)
-        return IndexEvaluation(platform, package_set, options, self._timeout, explaining)
+        return IndexEvaluation(
+            platform, package_set, options, self._timeout, explaining, self._before_evaluation
+        )
 
     async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
         """Return the names of all attributes at the top of a package set, sorted; some may be no packages.
@@ -153,7 +155,6 @@ class Nix:
             NixTimedOut: evaluation timed out.
             NixUnusable: Nix cannot be run.
         """
-        await self._before_evaluation()
         (names,) = await self.indexing(platform, package_set).names([()])
         return sorted(names or ())
 
