@@ -23,8 +23,8 @@ _FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
 # Words of a search, and words that the last one may be the beginning of.
 _MOST_WORDS, _MOST_COMPLETED = 8, 256
 
-# Words and programs that a search knows. nixpkgs has a tenth of that; each takes some 200 bytes of memory.
-_MOST_KNOWN = 1_000_000
+# Programs that a search knows; each takes some 200 bytes of memory. nixpkgs has 40,000.
+_MOST_PROGRAMS = 1_000_000
 
 _WORD = re.compile(r"[a-z0-9][a-z0-9+#]*", re.ASCII)
 
@@ -75,12 +75,11 @@ class PackageSearch:
         programs: dict[str, list[int]] = {}
         for number, package in enumerate(self._packages):
             for program in map(str.lower, package.programs):
-                if program in programs or len(programs) < _MOST_KNOWN:
+                if program in programs or len(programs) < _MOST_PROGRAMS:
                     programs.setdefault(program, []).append(number)
             text = " ".join((package.name, package.description, *package.programs)).lower()
             for word in set(_WORD.findall(text)) - _COMMON:
-                if word in words or len(words) < _MOST_KNOWN:
-                    words.setdefault(word, array("I")).append(number)
+                words.setdefault(word, array("I")).append(number)
         self._programs = programs
         self._postings = words
         self._words = sorted(words)
