@@ -142,6 +142,28 @@ def test_records_that_lead_to_other_blobs(start_server: StartServer) -> None:
         assert server.stop() == 0, number
 
 
+def test_an_evaluation_that_names_outputs_of_another_derivation(start_server: StartServer) -> None:
+    """Only the package index may name outputs without their derivation; such a build starts over once."""
+    server = start_server(NIXERY_INDEX="0")
+    images = {name: server.client.pull(name) for name in NAMES}
+    assert server.stop() == 0
+    evaluations = [path for path in records(server) if "evaluations" in path.parts]
+    derivations = {
+        item["derivation"]["base_name"] for path in evaluations for item in json.loads(path.read_bytes())
+    }
+    for path in evaluations:
+        items = json.loads(path.read_bytes())
+        for item in items:
+            other = next(name for name in sorted(derivations) if name != item["derivation"]["base_name"])
+            item.update(is_realised=True, derivation={"base_name": other})
+        replace(path, json.dumps(items).encode())
+    for path in records(server):
+        if "images" in path.parts:
+            path.unlink()
+    server = start_server(NIXERY_INDEX="0")
+    assert {name: server.client.pull(name) for name in NAMES} == images
+
+
 def check_digest(client: RegistryClient, name: str) -> None:
     response = client.manifest(name)
     assert response.status == 200, response
