@@ -89,7 +89,7 @@ class IndexEvaluation:
         prepare: awaited before each process; raises if it may not start.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- everything that an evaluation depends on
+    def __init__(
         self,
         platform: Platform,
         package_set: PackageSet,
