@@ -17,6 +17,7 @@ import zstandard
 from nixery.builds.package_index import HEADER
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient
+from tests.support.nix import wait_until
 from tests.support.server import Server, clean_environment, run_server
 from tests.validator.image_validator import validate
 
@@ -162,6 +163,33 @@ def test_an_evaluation_that_names_outputs_of_another_derivation(start_server: St
             path.unlink()
     server = start_server(NIXERY_INDEX="0")
     assert {name: server.client.pull(name) for name in NAMES} == images
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"error"', b'{"error": ' + b"[" * 100_000, b'{"error": "\\ud800"}', b"\xff"],
+    ids=["cut off", "nested", "surrogate", "bytes"],
+)
+def test_parts_of_the_package_index(line: bytes, start_server: StartServer, tmp_path: Path) -> None:
+    """A server evaluates the package set in the background even if all stored parts are torn."""
+    package_set = tmp_path / "default.nix"
+    package_set.write_text(
+        '{ system, ... }: { hello = derivation { name = "hello"; inherit system; builder = "x"; }; }'
+    )
+    server = start_server(NIXERY_PKGS_PATH=str(package_set))
+    wait_until(lambda: '"indexed the package set"' in server.log, "the index is complete", 30)
+    assert server.stop() == 0
+    for path in records(server):
+        if "package-details" in path.parts:
+            lines = zstandard.decompress(path.read_bytes()).count(b"\n") + 1
+            replace(path, zstandard.compress(b"\n".join([line] * lines)))
+        elif "packages" in path.parts:
+            path.unlink()
+    server = start_server(NIXERY_PKGS_PATH=str(package_set))
+    wait_until(lambda: '"indexed the package set"' in server.log, "the index is complete", 30)
+    assert server.client.get("/api/v1/packages?q=hello").status == 200
+    # Its builder does not exist; the server says so, rather than that it cannot read a record.
+    assert server.client.manifest("hello").status == 422
 
 
 def check_digest(client: RegistryClient, name: str) -> None:

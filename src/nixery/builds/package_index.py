@@ -110,6 +110,12 @@ class _Row(BaseModel):
     is_original: bool = Field(default=False, exclude=True)
 
 
+class _Failure(BaseModel):
+    """A line of a part, for an attribute whose evaluation failed."""
+
+    error: str
+
+
 class _Header(BaseModel):
     """An index without its rows.
 
@@ -563,6 +569,10 @@ class PackageIndex:
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
+            except Exception:  # noqa: BLE001 -- logged with its traceback
+                # Keep running: no caller would notice that the task has ended.
+                _log.exception("indexing failed", revision=redacted(pin.revision))
+                await asyncio.sleep(_COOLDOWN)
 
     async def evaluate(self, pin: Pin) -> None:
         """Evaluate all attributes of a state; continue where an earlier run ended.
@@ -766,8 +776,8 @@ def _line(reported: Reported) -> bytes:
 
 def _attribute(path: AttributePath, line: bytes) -> Attribute:
     if line.startswith(b'{"error"'):
-        error = str(json.loads(line).get("error", ""))
-        return Attribute(path, "failed", reason=error or "evaluation failed")
+        failure = decode(_Failure.model_validate_json, line)
+        return Attribute(path, "failed", reason=(failure and failure.error) or "evaluation failed")
     return parse_entry(path, line)
 
 
