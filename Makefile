@@ -20,6 +20,7 @@
 #   make bench-pack        measure packing, and compare it with the bound and a pipe
 #   make bench-storage     measure reading, writing and memory of each storage backend
 #   make bench-cold        measure the first request for an image, by step
+#   make bench-index       measure the package index of Debian's set: its making, searches, and requests; NIXPKGS=DIR make bench-index adds that set
 #   make crash             kill a server at 100 random moments of cold builds; ROUNDS=10 SEED=7 make crash sets others
 #   make soak              run a few hundred clients for ten minutes and check for leaks; SOAK_SECONDS=60 make soak is shorter
 #   make operations        check the dashboard, the alerts and the metrics' documentation with a real Prometheus; half a minute
@@ -36,7 +37,7 @@ BIN := .venv/bin
 # Set-up writes the environment with the Nix configuration to use.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test test-plain-user audit acceptance browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-storage crash soak gc-many operations lock clean
+.PHONY: help setup demo serve test test-plain-user audit acceptance browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-index bench-storage crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -127,6 +128,9 @@ bench-storage: setup
 
 bench-cold: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_cold
+
+bench-index: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.bench_index $${NIXPKGS:+"$$NIXPKGS"}
 
 crash: setup
 	@$(WITH_NIX) exec $(BIN)/python -m scripts.crash --rounds $${ROUNDS:-100} $${SEED:+--seed $$SEED}

@@ -26,6 +26,7 @@ from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import LookUpBounds, Pins
 from nixery.builds.popularity import BATCH_TIMEOUT, BatchRecords, ReferenceCounting
+from nixery.builds.previews import ImagePreviews
 from nixery.builds.slots import Share, Slots
 from nixery.errors import NixeryError, StorageError, TagUnknown, TooBusy
 from nixery.gc.collector import Collector
@@ -50,6 +51,7 @@ from nixery.server.health import Health
 from nixery.server.observation import Observation
 from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
+from nixery.server.published_packages import PublishedPackages
 from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
@@ -95,6 +97,7 @@ class Components:
         pins: what tags mean.
         evaluator: what the package set says about a request.
         index: names of packages.
+        previews: describes images without building them.
         counting: counts references across the package set.
         ahead: reads data in advance; no request depends on it, but it makes the first one faster.
         close: ends all builds; call it before stopping the server.
@@ -107,6 +110,7 @@ class Components:
     pins: Pins
     evaluator: Evaluator
     index: PackageIndex
+    previews: ImagePreviews
     counting: ReferenceCounting
     ahead: asyncio.Task[None]
     close: Callable[[], Awaitable[None]]
@@ -190,6 +194,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
     build_bounds = BuildBounds(slots, settings.build_timeout)
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
+    previews = ImagePreviews(evaluator, nix, image_bounds, settings.max_packages)
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
     images = Images(pins, builds, indexes, settings.max_packages)
 
@@ -206,7 +211,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
     metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
     registry = Registry(
-        Manifests(images, blobs, leases, catalogue, resources.platforms),
+        Manifests(images, blobs, leases, catalogue, resources.platforms, index),
         Blobs(blobs, small_blobs, leases, redirect=settings.blob_delivery != "proxy"),
         Discovery(catalogue, public=settings.public_builds),
         log_links=settings.public_builds,
@@ -263,7 +268,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
         history.start()
-        yield Components(application, admin, images, blobs, pins, evaluator, index, counting, ahead, close)
+        yield Components(
+            application, admin, images, blobs, pins, evaluator, index, previews, counting, ahead, close
+        )
     finally:
         for task in tasks:
             task.cancel()
@@ -325,6 +332,7 @@ def _nix_options(settings: Settings, metrics: Metrics, *, sandbox: bool | None) 
         memory=settings.evaluation_bytes,
         on_start=metrics.nix_started,
         on_index_start=metrics.nix_index_started,
+        configuration=settings.package_configuration,
     )
 
 
@@ -340,12 +348,13 @@ def _pages(
     platforms, public = resources.platforms, settings.public_builds
     bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
     published = PublishedBuilds(history, bounds, public=public)
+    packages = PublishedPackages(index)
     api = Api(
-        Packages(index),
+        Packages(packages),
         Builds(published, images, platforms),
         ImageDocuments(descriptions, platforms, compare=public),
     )
-    return {"/api/": api.answer, "/": Pages(published, descriptions, platforms).answer}
+    return {"/api/": api.answer, "/": Pages(published, packages, descriptions, platforms).answer}
 
 
 def _traces(settings: Settings) -> Traces | None:

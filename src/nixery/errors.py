@@ -11,6 +11,7 @@
     │   ├── BlobUnknown
     │   ├── ManifestUnknown
     │   ├── TagUnknown                the package source has no such branch, commit, ...
+    │   ├── PackageUnknown            the package set has no such package
     │   ├── PackagesUnavailable       missing, broken, unfree, ...: names them all
     │   ├── ClosureTooLarge           names the largest store paths
     │   └── UnsafeContents            names the file of a package
@@ -46,6 +47,7 @@ Errors carry data. ``server/errors.py`` alone maps them to a status and a code; 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -149,6 +151,16 @@ class TagUnknown(RequestError):
     def __init__(self, tag: str, reason: str) -> None:
         super().__init__(f"tag {tag}: {reason}")
         self.tag = tag
+        self.reason = reason
+
+
+class PackageUnknown(RequestError):
+    """The package set has no package of a name."""
+
+    def __init__(self, name: str, near_names: Sequence[str] = ()) -> None:
+        hint = f"; did you mean {' or '.join(near_names)}?" if near_names else ""
+        super().__init__(f"the package set has no {name}{hint}")
+        self.name = name
 
 
 class Reason(StrEnum):
@@ -430,6 +442,7 @@ class TooBusy(Unavailable):
     DESCRIPTIONS = "it describes {limit} images at once, and {waiting} more are queued"
     REPORTS = "it renders {limit} list of builds at once, and {waiting} more are queued"
     CATALOGUE = "it lists names or tags for {limit} requests at once, and {waiting} more are queued"
+    PACKAGES = "it describes {limit} packages at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from nixery.errors import SettingsError, StorageError
+from nixery.errors import NixUnusable, SettingsError, StorageError
 from nixery.image.platform import Platform
 from nixery.layering.popularity import Popularity
 from nixery.locks import FileLocks, ProcessDirectory
@@ -111,6 +111,7 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
             if temporary
             else None
         )
+        _try(problems, lambda: _check_configuration(settings))
         popularity = _try(problems, lambda: _popularity(settings, temporary))
         address = _try(problems, lambda: listening_address(settings.host, settings.port)) if serving else None
         admin_address = _try(problems, lambda: _admin_address(settings)) if serving else None
@@ -156,6 +157,13 @@ def _admin_address(settings: Settings) -> str | None:
     if settings.admin_port is None:
         return None
     return listening_address(settings.admin_host, settings.admin_port, "NIXERY_ADMIN_HOST, NIXERY_ADMIN_PORT")
+
+
+def _check_configuration(settings: Settings) -> None:
+    if settings.package_configuration is not None:
+        # Without Nix, a server still serves stored images, and its builds report the error.
+        with suppress(NixUnusable):
+            settings.package_configuration.check(settings.build_environment)
 
 
 def _popularity(settings: Settings, temporary: ProcessDirectory | None) -> Popularity:

@@ -36,13 +36,22 @@ HANDLERS = {
     "/v2/{name}/referrers/{digest}": Discovery.referrers,
     "/api/v1/packages": Packages.search,
     "/api/v1/packages/{package}": Packages.get,
+    "/api/v1/index": Packages.progress,
     "/api/v1/builds": Builds.recent,
     "/api/v1/builds/{build}": Builds.get,
     "/api/v1/builds/{build}/events": Builds.events,
     "/api/v1/images/{image}": ImageDocuments.get,
 }
 POSTS = {"/api/v1/builds": Builds.begin}
-PAGES = {"/", "/images", "/images/{image}", "/builds/{build}", "/static/{file}"}
+PAGES = {
+    "/",
+    "/images",
+    "/images/{image}",
+    "/packages",
+    "/packages/{package}",
+    "/builds/{build}",
+    "/static/{file}",
+}
 
 
 @pytest.fixture(scope="module")

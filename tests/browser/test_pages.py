@@ -18,9 +18,9 @@ def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, buil
     box = page.get_by_role("combobox", name="Packages")
     box.press_sequentially("alp")
     options = page.get_by_role("listbox", name="Packages").get_by_role("option")
-    expect(options).to_have_count(2)
     expect(options.first).to_contain_text("alpha1.2.3The first letter")
     expect(box).to_have_attribute("aria-expanded", "true")
+    expect(options.nth(1)).to_contain_text("alphabet")
     box.press("ArrowDown")
     expect(box).to_have_attribute("aria-activedescendant", "suggestion-1")
     box.press("Enter")
@@ -45,6 +45,53 @@ def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, buil
     box.press("Backspace")
     expect(page.get_by_role("list", name="Chosen packages").get_by_role("listitem")).to_have_count(0)
     assert built
+
+
+def test_completion_finds_programs_and_descriptions(open_page: OpenPage, shoot: Shoot) -> None:
+    page = open_page("/")
+    box = page.get_by_role("combobox", name="Packages")
+    options = page.get_by_role("listbox", name="Packages").get_by_role("option")
+    box.press_sequentially("alpha beta ")
+    chips = page.get_by_role("list", name="Chosen packages").get_by_role("listitem")
+    expect(chips).to_have_count(2)
+    # A space between words of a description ends no name.
+    box.press_sequentially("fourth letter")
+    expect(options).to_have_count(1)
+    expect(options).to_contain_text("delta")
+    box.press("Enter")
+    expect(chips).to_have_count(3)
+    box.press_sequentially("alphactl")
+    expect(options.first).to_contain_text("alphatools")
+    box.fill("")
+    box.press_sequentially("al")
+    expect(options.filter(has_text="another name of alphabet")).to_have_count(1)
+    unavailable = options.filter(has_text="alphaunfree")
+    expect(unavailable).to_contain_text("unfree")
+    expect(unavailable).to_have_class("unavailable")
+    expect(options.filter(has_text="alpha++")).to_contain_text("alpha__2b__2b")
+    shoot(page, "completion")
+    options.filter(has_text="alpha++").get_by_text("details").click()
+    page.wait_for_url("**/packages/alpha__2b__2b")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_package_has_a_page(open_page: OpenPage, server: Server, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
+    page = open_page("/packages?q=tools", dark=dark, script=False)
+    page.get_by_role("link", name="alphatools").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("alphatools 1.0")
+    expect(page.get_by_text("https://alpha.example/")).to_be_visible()
+    expect(
+        page.get_by_text(f"docker run --rm -it 127.0.0.1:{server.port}/shell/alphatools:latest")
+    ).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("1.0 latest"))).to_be_visible()
+    shoot(page, "package-dark" if dark else "package")
+    page.goto("/packages/images.web")
+    expect(page.get_by_role("row", name="beta 0.9")).to_be_visible()
+    page.goto("/packages/alphaunfree")
+    expect(page.get_by_text("Not available: unfree")).to_be_visible()
+    page.goto("/packages?q=alpha")
+    expect(page.get_by_role("row", name=re.compile("failing.*no value today"))).to_be_visible()
+    shoot(page, "packages-dark" if dark else "packages")
 
 
 def test_a_composed_name_is_kept(open_page: OpenPage) -> None:
@@ -171,7 +218,7 @@ def test_the_pages_work_without_scripts(open_page: OpenPage, built: str) -> None
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_pages_fit_a_narrow_screen(open_page: OpenPage, built: str, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
     page = open_page("/", width=360, dark=dark)
-    for path in ("/", f"/images/{built}"):
+    for path in ("/", f"/images/{built}", "/packages?q=alpha", "/packages/alphatools"):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     page.goto("/")
@@ -183,13 +230,13 @@ def test_the_pages_fit_a_narrow_screen(open_page: OpenPage, built: str, shoot: S
 def test_the_keyboard_reaches_everything_in_order(open_page: OpenPage) -> None:
     page = open_page("/")
     reached = []
-    for _ in range(9):
+    for _ in range(10):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
         )
-    assert reached[:4] == ["Skip to the content", "nixery", "Compose", "Builds"]
-    assert reached[4:8] == ["packages", "platform", "tag", "shell"]
+    assert reached[:5] == ["Skip to the content", "nixery", "Compose", "Packages", "Builds"]
+    assert reached[5:9] == ["packages", "platform", "tag", "shell"]
 
 
 def test_the_content_security_policy_allows_own_files_only(open_page: OpenPage, server: Server) -> None:

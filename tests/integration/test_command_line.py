@@ -215,9 +215,16 @@ def test_json_output_is_an_event_per_line(nixery: CommandLine) -> None:
 
 def test_check_accepts_valid_settings(nixery: CommandLine) -> None:
     findings = json.loads(nixery("check", "--json").stdout)
-    assert [finding["what"] for finding in findings] == ["settings", "nix", "sandbox", "storage", "source"]
+    assert [finding["what"] for finding in findings] == [
+        "settings",
+        "nix",
+        "sandbox",
+        "storage",
+        "source",
+        "index",
+    ]
     assert all(finding["right"] for finding in findings)
-    assert "it evaluates" in findings[-1]["found"]
+    assert "it evaluates" in findings[-2]["found"]
 
 
 def test_check_names_the_settings_that_a_server_also_needs(nixery: CommandLine) -> None:
@@ -294,6 +301,7 @@ HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
         (("build", "shell/hello"), "linux/amd64 shell/hello", "sha256:"),
         (("inspect", "shell/hello"), "linux/amd64 shell/hello", "layers"),
         (("check",), "evaluating the package source", "names can be completed"),
+        (("check", "hello"), "asking Nix and its binary caches", "linux/amd64"),
         (("gc",), "finding images in use", "deleted 0 blobs"),
         (("scrub",), "scrubbing", "0 broken"),
         (("storage", "copy", "{cache}", "{cache}2"), "copying", "blobs copied"),

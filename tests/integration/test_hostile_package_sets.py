@@ -549,6 +549,9 @@ def test_no_command_prints_unsafe_characters(
         "inspect labelled --json",
         "build failing --json",
         "check",
+        "check --index",
+        "check hello labelled",
+        "check hello labelled --json",
     ):
         arguments = command.split()
         fails = arguments[0] == "build" and arguments[1] not in BUILT

@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +14,11 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient
+from tests.support.nix import wait_until
+from tests.support.repository import Repository
 from tests.support.server import HOST, Server
+
+HOME = str(Path(__file__).parents[2])
 
 
 def post(
@@ -139,6 +144,62 @@ def test_package_names_are_completed(client: RegistryClient) -> None:
     assert answer["total"] > 20
     assert get(client, "/api/v1/packages/camelcase")["name"] == "camelcase"
     assert client.get("/api/v1/packages/nothing-like-it").error["code"] == "NAME_UNKNOWN"
+
+
+def test_a_package_is_described(client: RegistryClient) -> None:
+    def is_complete() -> bool:
+        return bool(get(client, "/api/v1/index")["complete"])
+
+    wait_until(is_complete, "a complete index", every=0.2)
+    index = get(client, "/api/v1/index")
+    assert index["evaluated"] == index["attributes"] > 20
+    assert len(index["failures"]) == index["failed"] > 0
+    assert not any(HOME in failure["reason"] for failure in index["failures"])
+    hello = get(client, "/api/v1/packages/hello")
+    assert (hello["available"], hello["kind"]) == (True, "package")
+    assert hello["outputs"]["out"].startswith("/nix/store/")
+    web = get(client, "/api/v1/packages/images.web")
+    assert (web["kind"], [package["name"] for package in web["contents"]]) == (
+        "definition",
+        ["hello", "greeting"],
+    )
+    assert b"Image definition" in client.get("/packages/images.web").body
+    tools = get(client, "/api/v1/packages/tools")
+    assert (tools["kind"], len(tools["contents"])) == ("list", 3)
+    # A directory has no versions to pin.
+    client.manifest("hello")
+    assert get(client, "/api/v1/images/hello")["pin"]["tag"] is None
+    assert b'id="pin"' not in client.get("/images/hello").body
+
+
+def test_an_unknown_tag_is_explained_by_the_versions_of_known_states(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    repository = Repository(tmp_path / "repository")
+    old = repository.commit("3.10")
+    repository.git("branch", "stable")
+    new = repository.commit("3.11")
+    server = start_server(NIXERY_PKGS_REPO=repository.url, NIXERY_PKGS_PATH=None)
+    client = server.client
+
+    def versions(tag: str) -> list[tuple[str, str, str]]:
+        found = get(client, f"/api/v1/packages/hello?tag={tag}")["versions"]
+        return [(one["version"], one["revision"], one["tag"]) for one in found]
+
+    expected = [("3.10", old, "stable"), ("3.11", new, "latest")]
+    wait_until(
+        lambda: sorted(versions("stable")) == sorted(versions("latest")) == expected, "two states", every=0.5
+    )
+    message = client.get("/v2/hello/manifests/3.11").error["message"]
+    assert "a tag is a state of the package set, not a version of a package; here, hello is 3.1" in message
+    assert "3.11 at latest" in message
+    assert "3.10 at stable" in message
+    assert "\n" not in message
+    assert f'href="/images/hello:{new}"' in client.get("/images/hello").body.decode()
+    assert client.get(f"/images/hello:{new}").status == 200
+    page = client.get("/packages/hello").body
+    assert b"hello:stable" in page
+    assert old.encode() in page
 
 
 def test_builds_that_are_not_public_are_hidden(start_server: StartServer) -> None:

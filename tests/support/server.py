@@ -121,6 +121,9 @@ def running_server(
             "NIXERY_STORAGE_BACKEND": "filesystem",
             "STORAGE_PATH": str(storage),
             "NIX_TIMEOUT": "30",
+            # Otherwise each server evaluates its whole package set in the background: `tests/packageset` has
+            # an attribute that takes half a minute, and tests count processes of Nix and calls of a spy.
+            "NIXERY_INDEX": "0",
             **settings,
         }
     )

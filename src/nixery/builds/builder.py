@@ -88,6 +88,17 @@ class ImageBounds:
     layers: int
     closure: int | None = None
 
+    def require(self, closure: Closure) -> int:
+        """Return the size of a closure in bytes (NAR size).
+
+        Raises:
+            ClosureTooLarge: it exceeds the limit.
+        """
+        size = sum(info.nar_size for info in closure)
+        if self.closure is not None and size > self.closure:
+            raise ClosureTooLarge(size, self.closure, _largest(closure))
+        return size
+
 
 class ImageBuilder:
     """Builds images; the caller checks the cache first."""
@@ -138,10 +149,8 @@ class ImageBuilder:
 
                         closure = await self._nix.closure(contents.store_paths)
                         _require_derivers(contents, closure)
-                        size = sum(info.nar_size for info in closure)
-                        observe(Realised(len(closure), size))
-                        if self._bounds.closure is not None and size > self._bounds.closure:
-                            raise ClosureTooLarge(size, self._bounds.closure, _largest(closure))
+                        observe(Realised(len(closure), sum(info.nar_size for info in closure)))
+                        self._bounds.require(closure)
 
                         budget = (contents.definition and contents.definition.layers) or self._bounds.layers
                         # The root file system takes one layer; even with a budget of 1, store paths have

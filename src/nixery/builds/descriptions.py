@@ -70,12 +70,17 @@ class DescribedLayer:
 
 @dataclass(frozen=True, slots=True)
 class DescribedPackage:
-    """A package of an image; licences and description may be unknown, and then are empty."""
+    """A package of an image; licences and description may be unknown, and then are empty.
+
+    Attributes:
+        component: of the image's name, which selected it; empty if that is unknown.
+    """
 
     name: str
     version: str
     licences: tuple[str, ...]
     description: str
+    component: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,10 @@ class ImageDescriptions:
             TagUnknown, SourceUnreachable, StorageError: as ``Pins.pin``.
         """
         return (await self._pins.pin(tag)).pin
+
+    def exact_tag(self, pin: Pin) -> str | None:
+        """See ``Pins.exact_tag``."""
+        return self._pins.exact_tag(pin.revision)
 
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
         """Describe an image; ``None`` if it is not stored.
@@ -219,16 +228,13 @@ def _parsed(model: type[Parsed], content: bytes | None) -> Parsed | None:
 def _packages(known: Sequence[Package], annotation: str) -> tuple[DescribedPackage, ...]:
     """The packages of the evaluation, or else of the annotation, which has no licences."""
     if known:
-        packages = {
-            DescribedPackage(
-                shortened(p.name, _NAME),
-                shortened(p.version, _NAME),
-                p.licences[:_LICENCES],
-                shortened(p.description, _DESCRIPTION),
-            )
-            for p in known
-        }
-        in_order = sorted(packages, key=lambda package: (package.name, package.version))
+        packages: dict[tuple[str, str, tuple[str, ...], str], str] = {}
+        for p in known:
+            name, version = shortened(p.name, _NAME), shortened(p.version, _NAME)
+            shown = (name, version, p.licences[:_LICENCES], shortened(p.description, _DESCRIPTION))
+            packages.setdefault(shown, p.requested_name)
+        described = [DescribedPackage(*shown, component) for shown, component in packages.items()]
+        in_order = sorted(described, key=lambda package: (package.name, package.version))
         return tuple(_within_limits(in_order[:_PACKAGES]))
     pairs = [entry.partition(" ") for entry in annotation.split(", ") if entry]
     return tuple(DescribedPackage(name, version, (), "") for name, _, version in pairs[:_PACKAGES])

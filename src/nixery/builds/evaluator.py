@@ -10,6 +10,7 @@ from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.package_index import PackageIndex
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.name import ImageRequest
+from nixery.image.platform import Platform
 from nixery.nix.packages import Contents, Definition, EvaluatedItem, Package
 from nixery.nix.realisation import Nix
 from nixery.sources.source import PackageSource, Pin
@@ -81,6 +82,16 @@ class Evaluator:
                     self._cache.add(pin, request.platform, name, items)
             found.update((name, evaluated.get(name, ())) for name in unknown)
         return _contents(request, [item for items in found.values() for item in items or ()])
+
+    async def arguments(self, platform: Platform, pin: Pin) -> frozenset[str]:
+        """Return the names of the arguments that the package set declares.
+
+        Raises:
+            PackageSetChanged: that state of the package set no longer exists.
+            BuildError: Nix cannot evaluate.
+        """
+        async with self.source.open(pin) as package_set:
+            return await self._nix.arguments(platform, package_set)
 
     async def keep(self, request: ImageRequest, pin: Pin) -> None:
         """Store the results of a built image, so that they survive a restart.

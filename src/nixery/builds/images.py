@@ -88,7 +88,7 @@ class Images:
             TooBusy: the queue is full.
             ShuttingDown: this was closed before the build ended.
         """
-        self._check_package_count(requests[0])
+        require_package_count(requests[0], self._most_packages)
         pinned = await self._pins.pin(tag)
         listed = tag if self._pins.selects(tag) else _LISTED
         for _ in range(_ATTEMPTS):
@@ -111,7 +111,7 @@ class Images:
             TooBusy: the queue for tags or for builds is full. Builds that were started continue, and a retry
                 joins them.
         """
-        self._check_package_count(requests[0])
+        require_package_count(requests[0], self._most_packages)
         pin = await self._pins.confirmed(tag)
         return [await self._builds.begin(request, pin) for request in requests]
 
@@ -119,11 +119,17 @@ class Images:
         """End all builds."""
         await asyncio.gather(self._builds.close(), self._pins.close())
 
-    def _check_package_count(self, request: ImageRequest) -> None:
-        asked_for = request.requested
-        if len(asked_for) > self._most_packages:
-            limit = f"{self._most_packages} is the limit (NIXERY_MAX_PACKAGES)"
-            raise InvalidName("/".join(asked_for), f"it asks for {len(asked_for)} packages, and {limit}")
+
+def require_package_count(request: ImageRequest, most: int) -> None:
+    """Check the number of packages that a client named.
+
+    Raises:
+        InvalidName: it exceeds the limit.
+    """
+    asked_for = request.requested
+    if len(asked_for) > most:
+        limit = f"{most} is the limit (NIXERY_MAX_PACKAGES)"
+        raise InvalidName("/".join(asked_for), f"it asks for {len(asked_for)} packages, and {limit}")
 
 
 class Indexes:

@@ -34,11 +34,14 @@ from nixery.builds.pins import Pins
 from nixery.builds.slots import Slots
 from nixery.caching import SingleFlight, TTLCache, size_of_error
 from nixery.errors import (
+    AnswerTooLarge,
     BuildError,
     EvaluationFailed,
     NixeryError,
     PackageSetChanged,
+    PackageSetError,
     Reason,
+    SourceUnreachable,
     StorageError,
     TooBusy,
     UnavailablePackage,
@@ -51,7 +54,7 @@ from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.source_location import redacted
 from nixery.sources.source import PackageSource, Pin
-from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, ListedRecord, RecordStore, decode
+from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore, decode
 
 # Attributes of a part. One process evaluates them: it evaluates once what they have in common, and its memory is
 # bounded.
@@ -75,6 +78,9 @@ _FAILURES = 1024 * 1024
 # States in memory, and in the storage.
 _IN_MEMORY, _STORED = 3, 5
 
+# Characters of all descriptions, programs and reasons in the rows of an index; later rows have none.
+_MOST_TEXT = 64 * 1024 * 1024
+
 # Bytes after decompression: of a part, of the names in a record, of the rows, and of one line of a part or of the
 # rows. nixpkgs has 3 MB of names and 20 MB of rows. While it is parsed, a text that another program wrote may take
 # hundreds of times its size.
@@ -84,8 +90,17 @@ _LARGEST_HEADER, _LARGEST_ROWS, _LARGEST_LINE = 16 * 1024 * 1024, 48 * 1024 * 10
 # Seconds after which a run that failed is tried again.
 _COOLDOWN = 60.0
 
+# Seconds for which the versions in the stored indexes are not read again.
+_VERSIONS_TTL = 10.0
+
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
+
+# The reason if a failure has no message.
+_UNKNOWN = "evaluation failed"
+
+# Failed attributes that the log names.
+_LOGGED_FAILURES = 5
 
 # A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
 HEADER = b"nixery package index 1\n"
@@ -111,7 +126,7 @@ class _Row(BaseModel):
 
 
 class _Failure(BaseModel):
-    """A line of a part, for an attribute whose evaluation failed."""
+    """The line of an attribute whose evaluation failed."""
 
     error: str
 
@@ -143,7 +158,8 @@ class Progress:
         revision: the state of the source.
         attributes: as many as are known so far.
         evaluated: number of these.
-        failures: attributes whose evaluation failed, and the reasons; at most 100.
+        failures: attributes whose evaluation failed, and the reasons; those at the top of the package set first, at
+            most 100.
         failed: number of all of them.
         is_complete: whether all attributes are evaluated.
     """
@@ -158,11 +174,28 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class PackageVersion:
-    """The version of a package in one state of the source, and the date of the state in seconds since the epoch."""
+    """The version of a package in one state of the source.
+
+    Attributes:
+        revision: the state of the source.
+        version: of the package.
+        created: the date of the state in seconds since the epoch, if it is known.
+        tag: a tag that stands for that state now; empty if there is none.
+    """
 
     revision: str
     version: str
     created: int | None
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _StateVersions:
+    """The versions of all packages of a state, and the time when its index was stored."""
+
+    header: _Header
+    versions: Mapping[AttributePath, str]
+    modified: float
 
 
 class StateIndex:
@@ -181,6 +214,8 @@ class StateIndex:
         self.key = key
         self.header = header
         self._read_rows = rows
+        self._progress: Progress | None = None
+        self._text = 0
         self._list()
 
     @classmethod
@@ -200,6 +235,12 @@ class StateIndex:
         """Searches the rows as they were at its first use."""
         return PackageSearch(self._found())
 
+    def copy(self) -> StateIndex:
+        """Return an index that may change independently."""
+        header = self.header.model_copy(update={"rounds": list(self.header.rounds)})
+        rows = list(self.rows.values())
+        return StateIndex(self.key, header, lambda: rows)
+
     def prepare(self) -> StateIndex:
         """Make rows and search; return this index."""
         _ = self.search
@@ -209,6 +250,17 @@ class StateIndex:
         """Add a round of names."""
         self.header.rounds.append(names)
         self._list()
+
+    def add_rows(self, rows: Iterable[_Row]) -> None:
+        """Add rows; above the limit, without what searches could do without."""
+        for row in rows:
+            before = self.rows.get(row.path)
+            text = self._text + _text_of(row) - (_text_of(before) if before is not None else 0)
+            if text > _MOST_TEXT:
+                row = row.model_copy(update={"description": "", "programs": (), "reason": row.reason[:80]})  # noqa: PLW2901 -- the same row
+            else:
+                self._text = text
+            self.rows[row.path] = row
 
     def path(self, name: str) -> AttributePath | None:
         """Return the attribute that a component of an image name selects; ``None`` if it leads out of the index."""
@@ -230,21 +282,31 @@ class StateIndex:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        failed = [row for row in self.rows.values() if row.kind == "failed"]
-        return Progress(
-            revision=self.header.revision,
-            attributes=len(self._number),
-            evaluated=len(self.rows),
-            failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
-            failed=len(failed),
-            is_complete=self.header.is_complete,
-        )
+        known, current = self._progress, (len(self._number), len(self.rows), self.header.is_complete)
+        # Every search shows it, and rows are only added.
+        if known is None or (known.attributes, known.evaluated, known.is_complete) != current:
+            failed = [row for row in self.rows.values() if row.kind == "failed"]
+            failed.sort(key=lambda row: (len(row.path), row.path))
+            self._progress = known = Progress(
+                revision=self.header.revision,
+                attributes=len(self._number),
+                evaluated=len(self.rows),
+                failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
+                failed=len(failed),
+                is_complete=self.header.is_complete,
+            )
+        return known
 
     def sets_to_enter(self) -> list[AttributePath]:
         """Return the sets of packages whose names are not listed, up to the limits."""
         known = {path for names in self.header.rounds for path, _ in names}
         found = [row.path for row in self.rows.values() if row.recurse and len(row.path) < _DEEPEST]
-        return sorted(set(found) - known) if len(self._number) < _MOST_ATTRIBUTES else []
+        return sorted(set(found) - known) if self.room else []
+
+    @property
+    def room(self) -> int:
+        """The number of attributes that may still be added."""
+        return max(0, _MOST_ATTRIBUTES - len(self._number))
 
     def complete(self) -> None:
         """Mark aliases: of the attributes that are the same package, the one with the package's own name is no alias."""
@@ -332,18 +394,30 @@ def decode_index(content: bytes, key: str = "") -> StateIndex:
     return StateIndex(key, header, lambda: decode(_decode_rows, rows) or ())
 
 
+def decode_header(content: bytes) -> _Header:
+    """Decode the record of an index without its rows.
+
+    Raises:
+        ValueError: see ``decode_index``.
+    """
+    return _split(content)[0]
+
+
 def validate_index(content: bytes) -> Sequence[object]:
     """Check the record of an index, rows included; return the rows.
 
     Raises:
         ValueError: it is torn, or has another schema.
     """
+    if content.startswith(b'{"') and content.endswith(b"}}"):
+        return ()  # of an earlier version: not torn, and replaced by the next index
     return _decode_rows(_split(content)[1])
 
 
 def _split(content: bytes) -> tuple[_Header, bytes]:
     if not content.startswith(HEADER):
         raise ValueError("not the record of an index")
+    # The header's own line break may be the first of an empty line, if there are no names.
     start = content.index(b"\n\n", len(HEADER)) + 2
     first = start + 16
     second = first + int(content[start:first], 16)
@@ -448,9 +522,14 @@ class PackageIndex:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.LISTINGS)
         self._recent: cachetools.LRUCache[Pin, StateIndex] = cachetools.LRUCache(_IN_MEMORY)
         self._in_flight: SingleFlight[Pin, StateIndex | None] = SingleFlight()
-        self._versions: cachetools.LRUCache[
-            tuple[str, float], tuple[_Header, Mapping[AttributePath, str]]
-        ] = cachetools.LRUCache(_STORED)
+        # Besides the complete indexes, as many others may be stored.
+        self._versions: cachetools.LRUCache[tuple[str, float], _StateVersions] = cachetools.LRUCache(
+            2 * _STORED
+        )
+        self._known_versions: cachetools.TTLCache[None, Sequence[_StateVersions]] = cachetools.TTLCache(
+            1, _VERSIONS_TTL, clock
+        )
+        self._reading_versions: SingleFlight[None, Sequence[_StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
@@ -483,24 +562,25 @@ class PackageIndex:
         Raises:
             NixeryError: see ``names``.
         """
-        state = await self._state(await self._pin(tag))
-        path = state.path(name)
-        if path is None:
-            return []
-        found = []
-        for listed in await self._newest():
-            key = (listed.key, listed.modified)
-            known = self._versions.get(key)
-            if known is None:
-                content = await self._records.get(PACKAGES, listed.key)
-                known = await asyncio.to_thread(_versions, content)
-                if known is None:
-                    continue
-                self._versions[key] = known
-            header, versions = known
-            if header.source == state.header.source and versions.get(path):
-                found.append(PackageVersion(header.revision, versions[path], header.created))
-        return sorted(set(found), key=lambda one: (-(one.created or 0), one.revision))
+        path = (await self._state(await self._pin(tag))).path(name)
+        return [] if path is None else self._versions_of(path, await self._stored_versions())
+
+    async def known_versions(self, names: Sequence[str]) -> Mapping[str, Sequence[PackageVersion]]:
+        """Return the versions of packages as ``versions`` does, without listing a state for it.
+
+        Names that no state in memory has are left out.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        states = list(self._recent.values())
+        paths = {name: next(filter(None, (state.path(name) for state in states)), None) for name in names}
+        if not any(paths.values()):
+            return {}
+        stored = await self._stored_versions()
+        return {
+            name: found for name, path in paths.items() if path and (found := self._versions_of(path, stored))
+        }
 
     async def state_progress(self, tag: str) -> Progress:
         """Return the progress of a tag's index.
@@ -508,7 +588,11 @@ class PackageIndex:
         Raises:
             NixeryError: see ``names``.
         """
-        return (await self._state(await self._pin(tag))).progress
+        progress = (await self._state(await self._pin(tag))).progress
+        current = self.progress
+        # What is searchable is a little behind.
+        is_ahead = current is not None and current.revision == progress.revision and not progress.is_complete
+        return current if current is not None and is_ahead else progress
 
     async def find(
         self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True
@@ -569,6 +653,10 @@ class PackageIndex:
             except NixeryError as error:
                 _log.warning("package set not indexed", revision=redacted(pin.revision), reason=str(error))
                 await asyncio.sleep(_COOLDOWN)
+                # The package set would fail again.
+                is_final = isinstance(error, PackageSetError) and not isinstance(error, SourceUnreachable)
+                if not is_final and len(self._waiting) < _MOST_WAITING and pin not in self._waiting:
+                    self._waiting.appendleft(pin)
             except Exception:  # noqa: BLE001 -- logged with its traceback
                 # Keep running: no caller would notice that the task has ended.
                 _log.exception("indexing failed", revision=redacted(pin.revision))
@@ -581,28 +669,33 @@ class PackageIndex:
             PackageSetChanged: that state no longer exists.
             NixeryError: Nix cannot evaluate the package set, or the source does not answer.
         """
-        state = await self._state(pin)
+        # Requests use the other one meanwhile.
+        state = await asyncio.to_thread((await self._state(pin)).copy)
         self.progress = state.progress
-        if state.header.is_complete:
+        # The rows of a torn record are read again from the parts.
+        if state.header.is_complete and self.progress.evaluated >= self.progress.attributes:
             return
+        state.header.is_complete = False
         _log.info(
             "indexing the package set", revision=redacted(pin.revision), attributes=self.progress.attributes
         )
         begun = time.monotonic()
         async with self._source.open(pin) as package_set:
-            evaluation = self._nix.indexing(self._platform, package_set)
-            done = 0
+            evaluation = await self._nix.indexing(self._platform, package_set)
+            done, entered = 0, set[AttributePath]()
             while True:
                 parts = state.parts[done:]
                 await self._evaluate(pin, state, parts, evaluation)
                 done += len(parts)
-                sets = state.sets_to_enter()
+                # Names in a set may not be listable, although the set evaluates.
+                sets = [path for path in await asyncio.to_thread(state.sets_to_enter) if path not in entered]
                 if not sets:
                     break
-                names = await _names_in(evaluation, sets)
+                entered.update(sets)
+                names = await _names_in(evaluation, sets, state.room)
                 await self._source.confirm(pin)
-                state.add(names)
-        state.complete()
+                await asyncio.to_thread(state.add, names)
+        await asyncio.to_thread(state.complete)
         await self._store(pin, state)
         self.progress = state.progress
         _log.info(
@@ -610,12 +703,13 @@ class PackageIndex:
             revision=redacted(pin.revision),
             attributes=self.progress.attributes,
             failed=self.progress.failed,
+            first_failed=", ".join(attribute for attribute, _ in self.progress.failures[:_LOGGED_FAILURES]),
             seconds=round(time.monotonic() - begun, 1),
         )
 
     async def close(self) -> None:
         """Stop listing."""
-        await self._in_flight.close()
+        await asyncio.gather(self._in_flight.close(), self._reading_versions.close())
 
     async def _pin(self, tag: str) -> Pin:
         return (await self._pins.pin(tag)).pin
@@ -648,24 +742,26 @@ class PackageIndex:
             raise failure.without_frames()
         try:
             async with self._slots.slot(), self._source.open(pin) as package_set:
-                names = await _names_in(self._nix.indexing(self._platform, package_set), self._sets)
+                evaluation = await self._nix.indexing(self._platform, package_set)
+                names = await _names_in(evaluation, self._sets, _MOST_ATTRIBUTES)
         except BuildError as error:
             # The search field sends a request for each key that a user types.
             self._failures.put(pin, error.without_frames(), size_of_error(error), self._failure_time_to_live)
             raise
         state = await asyncio.to_thread(StateIndex.listed, self._key(pin), pin, names)
-        await self._store(pin, state)
-        return self._recent[pin]
+        return await self._store(pin, state)
 
-    async def _store(self, pin: Pin, state: StateIndex) -> None:
-        """Make what is known searchable, here and on other servers."""
-        rows = list(state.rows.values())
-        made = StateIndex(state.key, state.header, lambda: rows)
+    async def _store(self, pin: Pin, state: StateIndex) -> StateIndex:
+        """Make what is known searchable, here and on other servers; return what searches use."""
+        made = await asyncio.to_thread(state.copy)
         self._recent[pin] = await asyncio.to_thread(made.prepare)
         # With a full storage, the index works from memory.
         with suppress(StorageError):
             await self._records.put(PACKAGES, made.key, await asyncio.to_thread(made.encoded))
+            self._known_versions.clear()
             await self._evict()
+        # Others may have displaced it from the cache.
+        return made
 
     async def _evaluate(
         self,
@@ -685,7 +781,7 @@ class PackageIndex:
                 key, paths = left.popleft()
                 lines = await self._part(pin, state, key, paths, evaluation)
                 rows = await asyncio.to_thread(_rows, paths, lines)
-                state.rows.update((row.path, row) for row in rows)
+                state.add_rows(rows)
                 self.progress = state.progress
                 if len(state.rows) > 2 * searchable:
                     searchable = len(state.rows)
@@ -693,11 +789,15 @@ class PackageIndex:
 
         workers = [asyncio.ensure_future(work()) for _ in range(self._processes)]
         try:
-            await asyncio.gather(*workers)
+            await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         finally:
+            # Once: `gather` would also cancel them, and a second cancellation ends the wait for their processes.
             for worker in workers:
                 worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            ended = await asyncio.gather(*workers, return_exceptions=True)
+        for result in ended:
+            if isinstance(result, Exception):
+                raise result
 
     async def _part(
         self,
@@ -729,42 +829,88 @@ class PackageIndex:
         content = await self._records.get(PACKAGE_DETAILS, key)
         return await asyncio.to_thread(_attribute_of, content, path, number)
 
+    def _versions_of(self, path: AttributePath, states: Sequence[_StateVersions]) -> list[PackageVersion]:
+        tags = self._pins.tags
+        found: dict[PackageVersion, None] = {}
+        for state in states:
+            header, version = state.header, state.versions.get(path)
+            if version:
+                tag = tags.get(header.revision) or self._pins.exact_tag(header.revision) or ""
+                found.setdefault(PackageVersion(header.revision, version, header.created, tag), None)
+        return list(found)
+
+    async def _stored_versions(self) -> Sequence[_StateVersions]:
+        """Read the versions in all stored indexes of this source, the latest state first."""
+        known = self._known_versions.get(None)
+        return known if known is not None else await self._reading_versions.run(None, self._read_versions)
+
+    async def _read_versions(self) -> Sequence[_StateVersions]:
+        listed = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
+        found = []
+        for modified, key in listed[-2 * _STORED :]:
+            state = self._versions.get((key, modified))
+            if state is None:
+                content = await self._records.get(PACKAGES, key)
+                state = await asyncio.to_thread(decode, partial(_versions, modified=modified), content)
+            if state is not None:
+                self._versions[key, modified] = state
+                if state.header.source == self._source.description:
+                    found.append(state)
+        found.sort(
+            key=lambda state: (state.header.created or state.modified, state.header.revision), reverse=True
+        )
+        self._known_versions[None] = found
+        return found
+
     async def _evict(self) -> None:
-        newest = {record.key for record in await self._newest()}
-        async for record in self._records.scan(PACKAGES):
-            key = record.key
-            if key in newest:
-                continue
+        """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose."""
+        stored = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
+        left = {True: _STORED, False: _STORED}
+        for _, key in reversed(stored):
             content = await self._records.get(PACKAGES, key)
-            state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
-            for part, _ in state.parts if state else ():
-                await self._records.delete(PACKAGE_DETAILS, part)
+            header = await asyncio.to_thread(decode, decode_header, content)
+            is_complete = header is not None and header.is_complete
+            left[is_complete] -= 1
+            if left[is_complete] >= 0:
+                continue
+            # Another server may work on one that is not complete, and need its parts.
+            if is_complete:
+                state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
+                for part, _ in state.parts if state else ():
+                    await self._records.delete(PACKAGE_DETAILS, part)
             await self._records.delete(PACKAGES, key)
 
-    async def _newest(self) -> list[ListedRecord]:
-        """The states that are kept in the storage. It may have any number of others, which somebody else wrote."""
-        newest: list[ListedRecord] = []
-        async for record in self._records.scan(PACKAGES):
-            newest.append(record)
-            if len(newest) > _STORED:
-                newest.remove(min(newest, key=lambda record: (record.modified, record.key)))
-        return newest
 
+async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], room: int) -> Names:
+    """List the names in some sets.
 
-async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath]) -> Names:
-    """List the names in some sets; a set whose evaluation fails has none, unless it is the package set itself."""
+    A set whose evaluation fails, or that has more names than there is room for, has none, unless it is the package
+    set itself.
+    """
     try:
         found = await evaluation.names(sets)
-    except EvaluationFailed:
+    except (EvaluationFailed, AnswerTooLarge):
         found = []
         for path in sets:
             try:
                 found += await evaluation.names([path])
-            except EvaluationFailed:
+            except (EvaluationFailed, AnswerTooLarge):
                 if not path:
                     raise
                 found.append(None)
-    return [(path, names) for path, names in zip(sets, found, strict=True) if names is not None]
+    listed: Names = []
+    for path, names in zip(sets, found, strict=True):
+        if names is None:
+            continue
+        if len(names) > room:
+            if not path:
+                raise EvaluationFailed(
+                    (), f"the package set has {len(names)} attributes; {room} is the limit"
+                )
+            continue
+        room -= len(names)
+        listed.append((path, names))
+    return listed
 
 
 def _line(reported: Reported) -> bytes:
@@ -777,7 +923,7 @@ def _line(reported: Reported) -> bytes:
 def _attribute(path: AttributePath, line: bytes) -> Attribute:
     if line.startswith(b'{"error"'):
         failure = decode(_Failure.model_validate_json, line)
-        return Attribute(path, "failed", reason=(failure and failure.error) or "evaluation failed")
+        return Attribute(path, "failed", reason=failure.error if failure and failure.error else _UNKNOWN)
     return parse_entry(path, line)
 
 
@@ -786,6 +932,10 @@ def _attribute_of(content: bytes | None, path: AttributePath, number: int) -> At
     if lines is None or number >= len(lines):
         return None
     return decode(partial(_attribute, path), lines[number])
+
+
+def _text_of(row: _Row) -> int:
+    return len(row.description) + len(row.reason) + sum(map(len, row.programs))
 
 
 def _rows(paths: Sequence[AttributePath], lines: Sequence[bytes]) -> list[_Row]:
@@ -802,16 +952,19 @@ def _row(attribute: Attribute) -> _Row:
         programs=tuple(program for program in programs if program),
         reason=attribute.reason,
         recurse=attribute.recurse,
-        identity="".join(attribute.outputs.values()) if attribute.kind == "package" else "",
+        # Packages of Debian that depend on each other are one derivation, but no other names of each other.
+        identity="\0".join((attribute.name, attribute.description, *attribute.outputs.values()))
+        if attribute.kind == "package" and attribute.outputs
+        else "",
         is_original=attribute.path[-1].lower() == attribute.name.lower(),
     )
 
 
-def _versions(content: bytes | None) -> tuple[_Header, Mapping[AttributePath, str]] | None:
-    state = decode(decode_index, content)
-    if state is None:
-        return None
-    return state.header, {path: row.version for path, row in state.rows.items() if row.version}
+def _versions(content: bytes, modified: float) -> _StateVersions:
+    header, rows = _split(content)
+    return _StateVersions(
+        header, {row.path: row.version for row in _decode_rows(rows) if row.version}, modified
+    )
 
 
 def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:

@@ -13,12 +13,12 @@ from itertools import islice
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-# The most names that are sorted for one search.
-_MANY = 2000
-
 # A search for similar names: least and greatest length of its text, and the least similarity (0 to 1).
 # Longer texts take several times as long for each of maybe 100,000 names, and no user types them.
 _FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
+
+# Matches of words that are ranked by their names.
+_MOST_RANKED = 2000
 
 # Words of a search, and words that the last one may be the beginning of.
 _MOST_WORDS, _MOST_COMPLETED = 8, 256
@@ -69,6 +69,8 @@ class PackageSearch:
         self._packages = sorted(packages, key=lambda package: (len(package.name), package.name))
         self._position = {package.name: number for number, package in enumerate(self._packages)}
         self._names = sorted(self._position)
+        # Of the names in that order: a set of nixpkgs has 20,000 names with the same beginning.
+        self._positions = array("I", map(self._position.__getitem__, self._names))
         # Searching one text takes a tenth of the time of searching all names.
         self._text = "\n".join(["", *self._position, ""])
         words: dict[str, array[int]] = {}
@@ -80,6 +82,8 @@ class PackageSearch:
             text = " ".join((package.name, package.description, *package.programs)).lower()
             for word in set(_WORD.findall(text)) - _COMMON:
                 words.setdefault(word, array("I")).append(number)
+        for numbers in programs.values():
+            numbers.sort(key=lambda number: bool(self._packages[number].alias_of))
         self._programs = programs
         self._postings = words
         self._words = sorted(words)
@@ -130,15 +134,14 @@ class PackageSearch:
     def _exact(self, text: str) -> Iterator[int]:
         if text in self._position:
             yield self._position[text]
-        # The package that is named like its program, and then the one with the shortest name.
+        # Packages before their aliases, and short names before others.
         yield from self._programs.get(text, ())
 
     def _beginning(self, text: str, limit: int) -> Iterable[int]:
+        if not text:
+            return range(len(self._packages))
         first, last = bisect_left(self._names, text), bisect_left(self._names, text + "\x7f")
-        if last - first > _MANY:
-            # Among so many, a scan by length soon finds enough.
-            return (n for n, package in enumerate(self._packages) if package.name.startswith(text))
-        return heapq.nsmallest(limit, (self._position[name] for name in self._names[first:last]))
+        return heapq.nsmallest(limit, self._positions[first:last])
 
     def _containing(self, text: str) -> Iterator[int]:
         """Names that contain a text, the shortest first."""
@@ -159,7 +162,13 @@ class PackageSearch:
         )
         for word in words[:-1]:
             found.intersection_update(self._postings.get(word, ()))
-        return heapq.nsmallest(limit, found)
+
+        def rank(number: int) -> tuple[int, int]:
+            # What is called so comes before what is described so.
+            name = self._packages[number].name
+            return -sum(word in name for word in words), number
+
+        return heapq.nsmallest(limit, heapq.nsmallest(_MOST_RANKED, found), key=rank)
 
     def _similar(self, text: str, limit: int) -> list[int]:
         # The first letter is rarely mistyped, and a comparison with all names would take ten times as long.

@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
 
+import cachetools
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
@@ -45,6 +46,9 @@ _SLOW = 3.0
 # Bytes of pins in memory, and of one of them, roughly.
 _CAPACITY = 8 * 1024 * 1024
 _SIZE = 512
+
+# Tags whose states are shown with their names.
+_NAMED = 256
 
 # Concurrent and waiting look-ups of tags, by default.
 _LOOK_UPS, _WAITING = 16, 2048
@@ -219,6 +223,8 @@ class Pins:
         self._bounds = bounds or LookUpBounds()
         # With an expiry that is checked on use, since the clock may be set back (see ``_is_valid``).
         self._held: LRUCache[Reference, _Held] = LRUCache(_CAPACITY)
+        # Of moving tags, for people.
+        self._revisions: cachetools.LRUCache[Reference, str] = cachetools.LRUCache(_NAMED)
         self._unknown: TTLCache[Reference, TagUnknown] = TTLCache(_CAPACITY, clock)
         self._renewals: SingleFlight[Reference, Pinned] = SingleFlight()
         self._attempts: SingleFlight[Reference, Pinned] = SingleFlight()
@@ -271,6 +277,25 @@ class Pins:
             TagUnknown: the tag can never exist.
         """
         return bool(self._source.reference(tag).name)
+
+    def exact_tag(self, revision: str) -> str | None:
+        """Return the tag that always means one state of the source; ``None`` if it accepts no commits as tags."""
+        if COMMIT.fullmatch(revision) is None:
+            return None
+        try:
+            reference = self._source.reference(revision)
+        except TagUnknown:
+            return None
+        return revision if reference.name == revision else None
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Tags by the revision that they stand for now, as far as this server has looked them up lately."""
+        default = self._source.reference("latest")
+        return {
+            revision: "latest" if reference == default else reference.name
+            for reference, revision in self._revisions.items()
+        }
 
     async def confirmed(self, tag: str) -> Pin:
         """Return the pin of a tag whose package set is still available, or the pin that replaces it.
@@ -404,6 +429,8 @@ class Pins:
     def _hold(self, reference: Reference, term: Term) -> Pinned:
         pinned = Pinned(term.pin(self._source.description))
         self._report(reference, pinned.pin)
+        if reference.moving:
+            self._revisions[reference] = pinned.pin.revision
         if not reference.moving:
             self._held.put(reference, _Held(pinned, math.inf), _SIZE)
         elif (remaining := term.until - self._clock()) > 0:

@@ -236,11 +236,9 @@ class ReferenceCounting:
 
     async def _basis(self, found: Sequence[tuple[str, Batch]], watcher: Watcher) -> Basis:
         for _, batch in found:
-            missing = await self._nix.to_build(batch.installables)
+            missing = (await self._nix.plan(batch.installables)).builds
             if missing:
-                examples = ", ".join(
-                    StorePath.parse(path).name.removesuffix(".drv") for path in missing[:_EXAMPLES]
-                )
+                examples = ", ".join(path.name.removesuffix(".drv") for path in missing[:_EXAMPLES])
                 watcher.note(
                     f"some packages would have to be built ({examples}, ...): "
                     "counting references from derivations to their inputs, not references within closures"

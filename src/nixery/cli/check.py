@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -10,22 +9,25 @@ import shutil
 import socket
 import subprocess
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nixery.errors import NixeryError, PackagesUnavailable, SettingsError, StorageError
+from nixery.cli.completion import complete_name
+from nixery.errors import NixeryError, SettingsError, StorageError
 from nixery.plain_text import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from nixery.builds.package_index import PackageIndex
     from nixery.cli.output import Activity
     from nixery.settings import Settings
 
 _WRONG = 1
+
+# Characters of the longest subject of a finding.
+_WIDTH = 8
 
 # Seconds; a first evaluation may have to read the whole package set.
 _TIMEOUT = 60
@@ -35,6 +37,7 @@ _OLDEST_NIX = (2, 8)
 # Bytes of free space below which the check fails: many images take more.
 _LOW_SPACE = 1 << 30
 
+_CONFIGURATION = "docs/how-to/choose-a-package-source.md has examples"
 _SAFER = "docs/explanation/deployments.md describes safer deployments"
 
 
@@ -43,16 +46,25 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        what: settings, nix, git, sandbox, storage or source.
+        what: settings, nix, git, sandbox, storage, source, config or index; or the name of an image.
         right: whether it works.
         found: a description.
         advice: how to fix it; passed checks may have advice, too.
+        facts: details for programs.
+        lines: further lines of the description.
     """
 
     what: str
     right: bool
     found: str
     advice: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for programs: everything but the lines, which say the same as the facts."""
+        said = {"what": self.what, "right": self.right, "found": self.found, "advice": self.advice}
+        return said | self.facts
 
     @property
     def mark(self) -> tuple[str, str]:
@@ -62,33 +74,77 @@ class Finding:
 
 
 def check(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of findings.")] = False,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME[:TAG]",
+            autocompletion=complete_name,
+            help="Images, e.g. shell/git: print what each would be, instead of checking the settings.",
+        ),
+    ] = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Also evaluate the whole package set for the package index.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: a list of findings, or of images.")
+    ] = False,
 ) -> None:
-    """Check settings, Nix, storage and package source, and print how to fix what is wrong.
+    """Check settings, Nix, storage and package source, and print how to fix what is wrong; or print what images would be.
 
-    Exits with 1 if something is wrong. Example: NIXERY_CHANNEL=nixos-unstable nixery check
+    For an image: its packages, the state of the package source, what is not available and why, whether Nix has
+    its store paths, can download them or would build them, and their size. Nix builds and downloads no package.
+
+    --index takes minutes for a large package set. Interrupt it at any time; the next run resumes.
+
+    Exits with 1 if something is wrong, or if an image cannot be made. Examples:
+
+        NIXERY_CHANNEL=nixos-unstable nixery check
+
+        nixery check shell/git arm64/jq images.web:main
     """
-    from rich.console import Console
-
     from nixery.cli.output import activity
 
-    with activity(quiet=as_json) as shown:
-        findings = list(_findings(shown))
+    if names:
+        if index:
+            raise typer.BadParameter("--index is for a check without names")
+        from nixery.cli.check_names import check_names
+
+        if not check_names(names, as_json=as_json):
+            raise typer.Exit(_WRONG)
+        return
+    with activity("attributes", quiet=as_json) as shown:
+        findings = list(_findings(shown, index=index))
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        typer.echo(json.dumps([finding.as_json() for finding in findings], indent=2))
     else:
-        console = Console()
-        for finding in findings:
-            mark, style = finding.mark
-            console.print(f"[{style}]{mark}[/] {finding.what:<9}", end="")
-            console.print(escaped(finding.found), markup=False, highlight=False, soft_wrap=True)
-            if finding.advice:
-                console.print(f"      {finding.advice}", markup=False, highlight=False, soft_wrap=True)
+        print_findings(findings, _WIDTH)
     if not all(finding.right for finding in findings):
         raise typer.Exit(_WRONG)
 
 
-def _findings(shown: Activity) -> Iterator[Finding]:
+def print_findings(findings: Iterable[Finding], width: int) -> None:
+    """Print findings on stdout.
+
+    Args:
+        findings: to print; their texts may be untrusted.
+        width: of the column with their subjects, in characters.
+    """
+    from rich.console import Console
+
+    console = Console()
+    for finding in findings:
+        mark, style = finding.mark
+        console.print(f"[{style}]{mark}[/]", end=" ")
+        console.print(
+            f"{escaped(finding.what):<{width}}", markup=False, highlight=False, soft_wrap=True, end=" "
+        )
+        for number, line in enumerate((finding.found, *finding.lines, *filter(None, [finding.advice]))):
+            margin = "      " if number else ""
+            console.print(f"{margin}{escaped(line)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
+    from nixery.cli.check_source import check_source
     from nixery.cli.session import missing_for_a_server, user_settings
     from nixery.nix.environments import build_environment
     from nixery.startup import releases
@@ -119,7 +175,14 @@ def _findings(shown: Activity) -> Iterator[Finding]:
     yield storage
     if nix.right and storage.right:
         shown.begin("evaluating the package source")
-        yield _source()
+        configuration = settings.package_configuration
+        try:
+            summary = configuration.check(settings.build_environment) if configuration else None
+        except SettingsError as error:
+            yield Finding("config", False, str(error), _CONFIGURATION)
+            return
+        configured = (configuration, summary) if configuration and summary else None
+        yield from check_source(shown, configured, indexed=settings.index, make_index=index)
 
 
 def _nix(environment: Mapping[str, str]) -> Finding:
@@ -201,42 +264,3 @@ def _storage(settings: Settings) -> Finding:
             str(error),
             "docs/how-to/store-images-in-a-bucket.md has the variables and permissions",
         )
-
-
-def _source() -> Finding:
-    from nixery.cli.session import open_session, run
-    from nixery.image.name import requests_for
-    from nixery.source_location import redacted
-
-    found: list[str] = []
-
-    async def command() -> Finding:
-        async with open_session() as (components, resources):
-            warning: str | None = None
-            try:
-                pinned = await components.pins.pin("latest")
-                warning = pinned.warning
-                found.append(f"{redacted(pinned.pin.source)} is pinned to {pinned.pin.revision}")
-                (request,) = requests_for("shell", resources.platforms[:1])
-                await components.evaluator.contents(request, pinned.pin)
-            except PackagesUnavailable as error:
-                found.append(f"it evaluates, but cannot make shell images: {error}")
-            except NixeryError as error:
-                advice = "docs/reference/sources.md describes package sources"
-                return Finding("source", False, "; ".join([*found, str(error)]), advice)
-            else:
-                found.append("it evaluates")
-            found.extend(await _listed(components.index))
-            if warning:
-                return Finding("source", False, "; ".join([*found, warning]), "make it reachable")
-            return Finding("source", right=True, found="; ".join(found))
-
-    return run(command, quiet=True)
-
-
-async def _listed(index: PackageIndex) -> list[str]:
-    """List the package set, for completion in the shell and on pages. Some sets cannot be listed, which is not an error."""
-    with suppress(NixeryError, TimeoutError):
-        names = await asyncio.wait_for(index.names("latest"), _TIMEOUT)
-        return [f"{len(names):,} names can be completed"]
-    return []

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from nixery.files import read_regular
+from nixery.files import read_beginning
 from nixery.image.platform import SUPPORTED
 
 OUTPUT_KINDS = ("oci:", "oci-archive:", "docker-archive:", "registry:")
@@ -21,8 +21,11 @@ _META_PACKAGES = ("amd64", "arm64", "shell")
 # Limit on offered names: more than a person reads, and few enough for any shell.
 _MOST = 500
 
-# Bytes of a list of packages that is read.
-_LARGEST = 64 * 1024 * 1024
+# The beginning of a record with an index: ``nixery.builds.package_index.HEADER``.
+HEADER = b"nixery package index 1\n"
+
+# Bytes of a record that are read, and records: 300,000 names have 8 MB.
+_LARGEST, _RECORDS = 16 * 1024 * 1024, 5
 
 
 def complete_platform(incomplete: str) -> list[str]:
@@ -48,7 +51,7 @@ def complete_output(incomplete: str) -> list[str]:
 def complete_name(incomplete: str) -> list[str]:
     """Offer package names for the last part of an image name, the shortest first.
 
-    The names are those of the package set that ``nixery check`` or a server listed last, from a record in the
+    The names are those of the package index that ``nixery check`` or a server stored last, from a record in the
     storage directory; without one, for example because the storage is a bucket, only meta-packages are
     offered.
     """
@@ -63,25 +66,31 @@ def complete_name(incomplete: str) -> list[str]:
 def _listed(beginning: str) -> set[str]:
     storage = Path(os.environ.get("STORAGE_PATH") or user_storage())
     records = sorted((storage / "records" / "packages").glob("*/*"), key=_modified, reverse=True)
-    try:
-        content = (read_regular(records[0], _LARGEST) if records else None) or b""
-    except OSError:
-        return set()
-    # A JSON object whose members are objects. Parsing all of it would take half a second. Quotation marks
-    # within strings are escaped, so this search finds only names of members.
-    content = content.lower()
-    found = set()
-    # A name may begin with a digit; its attribute then begins with an underscore.
-    for begin in (f'"{beginning}', *([f'"_{beginning}'] if beginning[0].isdigit() else [])):
-        at = content.find(begin.encode())
-        while at >= 0:
-            end = content.find(b'"', at + 1)
-            if content[at - 1 : at] in (b"{", b",") and content[end : end + 3] == b'":{':
-                name = content[at + len(begin) - len(beginning) : end].decode(errors="replace")
-                # Clients cannot request other names, and a package set may have any.
-                if _NAME.fullmatch(name):
-                    found.add(name)
-            at = content.find(begin.encode(), at + 1)
+    for record in records[:_RECORDS]:
+        try:
+            content = read_beginning(record, _LARGEST)
+        except OSError:
+            continue  # deleted since it was listed, or not a regular file
+        if content.startswith(HEADER):  # an older version wrote others
+            return _beginning_with(beginning, content)
+    return set()
+
+
+def _beginning_with(beginning: str, record: bytes) -> set[str]:
+    """Find names in the record of a package index: one in a line, up to an empty line."""
+    end = record.find(b"\n\n", len(HEADER) - 1)
+    if end < 0:
+        end = record.rfind(b"\n")  # longer than what was read
+    found: set[str] = set()
+    text = f"\n{beginning}".encode()
+    at = record.find(text, len(HEADER) - 1, end)
+    # The shortest names come first.
+    while at >= 0 and len(found) < _MOST:
+        line_end = record.find(b"\n", at + 1)
+        name = record[at + 1 : line_end].decode(errors="replace")
+        if _NAME.fullmatch(name):
+            found.add(name)
+        at = record.find(text, line_end, end)
     return found
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from typing import Annotated, Literal
 
+import structlog
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nixery.closure import STORE_DIRECTORY, StorePath
@@ -22,6 +24,7 @@ from nixery.errors import (
     AnswerTooLarge,
     EvaluationFailed,
     NixStoreFull,
+    NixTimedOut,
     NixUnusable,
     PathsCollected,
     Reason,
@@ -30,9 +33,12 @@ from nixery.errors import (
 from nixery.image.definition import parse_definition
 from nixery.image.platform import Platform
 from nixery.image.spelling import NearNames
+from nixery.nix.build_log import LOG_TAIL
 from nixery.nix.error_message import (
+    NixMessage,
     collected_path,
     explanation,
+    relative,
     reports_full_disk,
     reports_machine_error,
     without_paths,
@@ -48,6 +54,8 @@ from nixery.nix.packages import (
     PackageSet,
 )
 from nixery.nix.processes import Completed, ProcessContext, run_command
+from nixery.nix.refusals import Refusal
+from nixery.plain_text import shortened
 
 # Limit in bytes for Nix's answer to one evaluation. `packages.nix` bounds the answer for each package, so
 # this is some 10,000 of them. Parsing this much JSON holds the interpreter lock for about a tenth of a
@@ -58,8 +66,18 @@ _LARGEST_ANSWER = 8 * 1024 * 1024
 # one package among sixty takes fourteen.
 MOST_PROCESSES = 16
 
+# Signals that end a process because of its own work. An administrator, or the kernel without memory, sends
+# others.
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
+
 # Missing packages for which similar names are searched: in a large set, each search takes a while.
 _MOST_WITH_NEAR_NAMES = 5
+
+# Lines of stderr: a trace may have thousands, and the message is at its beginning or at its end.
+_FIRST_LINES = _LAST_LINES = 100
+
+# Characters of a message in the log.
+_LONGEST_LOGGED = 4000
 
 _NOT_ISOLATED = "too many packages of this request do not evaluate; this one was not evaluated separately"
 
@@ -70,10 +88,13 @@ class Flaw:
 
     Attributes:
         position: its place in nested lists; ``None`` for the config of a definition.
+        refusal: the meta-data of a package that the package set may refuse; its reason is a guess, since it may
+            fail for another one.
     """
 
     package: UnavailablePackage
     position: tuple[int, ...] | None = ()
+    refusal: Refusal | None = None
 
 
 Item = Package | Definition | Flaw
@@ -126,27 +147,60 @@ class Evaluation:
             await self.of((), ())
             return await self._find_culprits(packages, optional, found)
         # Clients must not learn the set's path on this machine.
-        lines = tuple(self._without_location(line) for line in found)
-        raise EvaluationFailed(lines, explanation(lines))
+        lines = tuple(relative(line, self._root) for line in found[-LOG_TAIL:])
+        raise EvaluationFailed(lines, self._said(found))
 
     async def explain(self, flaw: Flaw) -> UnavailablePackage:
-        """Add Nix's error message, if there is one, to the reason why a package is not available."""
+        """Explain why a package is not available: by its meta-data, and by Nix's error message if there is one."""
         package = flaw.package
-        if package.explanation or package.reason is Reason.MISSING or self._left <= 0:
+        if package.explanation or package.reason is Reason.MISSING:
             return package
+        if self._left <= 0:
+            return explanation_of_flaw(flaw)
         # tryEval reports that something was thrown, but not what. Without it, Nix prints the message.
         try:
-            _, stderr = await self._instantiate(request_argument(diagnose=flaw))
+            _, stderr = await self._instantiate(request_argument(diagnose=flaw), trace=True)
         except AnswerTooLarge:
-            return package
-        return UnavailablePackage(package.name, package.reason, explanation(stderr))
+            return explanation_of_flaw(flaw)
+        message = NixMessage.parse(stderr)
+        found = Refusal.parse(message)
+        _log.info(
+            "package does not evaluate",
+            package=package.name,
+            reason=str(found.reason if found else package.reason),
+            message=shortened(message.text, _LONGEST_LOGGED),
+            position=str(message.positions[0]) if message.positions else None,
+        )
+        if found is None:
+            return replace(package, explanation=message.relative_to(self._root))
+        return explanation_of_flaw(flaw, found)
+
+    async def arguments(self) -> frozenset[str]:
+        """Return the names of the arguments that the package set declares; a flake declares none.
+
+        Raises:
+            EvaluationFailed: the package set does not evaluate.
+            NixTimedOut: it timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        if isinstance(self._package_set, Flake):
+            return frozenset()
+        completed, stderr = await self._instantiate("", "arguments.nix")
+        if completed.exit_code != 0:
+            raise EvaluationFailed((), self._said(stderr))
+        try:
+            return _ARGUMENTS.validate_json(completed.stdout)
+        except ValidationError as error:
+            raise NixUnusable("cannot parse Nix's list of arguments") from error
 
     async def _evaluate(
         self, packages: Sequence[str], optional: Sequence[str]
     ) -> tuple[Item, ...] | list[str]:
         """Evaluate names; if the set makes that fail, return the end of stderr as a list."""
         try:
-            completed, stderr = await self._instantiate(request_argument(packages, optional))
+            # A client may request any name, and reading a trace takes a while: only for a single name.
+            single = len(packages) + len(optional) == 1
+            completed, stderr = await self._instantiate(request_argument(packages, optional), trace=single)
         except AnswerTooLarge as error:
             what = ", ".join((*packages, *optional)) or "the package set"
             raise AnswerTooLarge(f"what the package set says about {what}", error.limit) from None
@@ -156,6 +210,9 @@ class Evaluation:
         gone = collected_path([explanation(stderr)])
         if gone is not None:
             raise PathsCollected(gone)
+        if -completed.exit_code in _CRASHES and (packages or optional):
+            # A package can make Nix crash, for example by a recursion in a library. The others go on without it.
+            return [f"error: Nix crashed ({signal.Signals(-completed.exit_code).name})"]
         if completed.exit_code < 0 or reports_machine_error(stderr):
             if reports_full_disk(explanation(stderr)):
                 raise NixStoreFull
@@ -171,7 +228,7 @@ class Evaluation:
         # the request finds the packages that cause them.
         names = [*packages, *optional]
         if len(names) == 1:
-            return (Flaw(UnavailablePackage(names[0], Reason.THROWS, explanation(stderr))),)
+            return (Flaw(UnavailablePackage(names[0], Reason.THROWS, self._said(stderr))),)
         middle = len(names) // 2
         items: list[Item] = []
         for half in (names[:middle], names[middle:]):
@@ -183,21 +240,37 @@ class Evaluation:
             items += found if isinstance(found, tuple) else await self._find_culprits(*of_half, found)
         return tuple(items)
 
-    async def _instantiate(self, argument: str) -> tuple[Completed, Sequence[str]]:
+    async def _instantiate(
+        self, argument: str, program: str = "packages.nix", *, trace: bool = False
+    ) -> tuple[Completed, Sequence[str]]:
         self._left -= 1
         package_set = self._readable_package_set()
-        with instantiation(self._platform, package_set, self._options, argument, _LARGEST_ANSWER) as (
+        with instantiation(self._platform, package_set, self._options, argument, program=program) as (
             arguments,
             context,
         ):
-            return await run_command(
-                self._timeout, *arguments, *self._expression_arguments(), context=context
-            )
+            try:
+                return await run_command(
+                    self._timeout,
+                    *arguments,
+                    *(("--show-trace",) if trace else ()),
+                    *self._expression_arguments(),
+                    context=context,
+                    first=_FIRST_LINES,
+                    last=_LAST_LINES,
+                )
+            except NixTimedOut as error:
+                # A package may have written the path of its set (`builtins.trace`).
+                lines = tuple(relative(line, self._root) for line in error.log_tail)
+                raise NixTimedOut(error.derivation, error.seconds, lines) from None
 
-    def _without_location(self, line: str) -> str:
-        if isinstance(self._package_set, NixFiles):
-            return line.replace(f"{self._package_set.path}/", "")
-        return line
+    def _said(self, stderr: Sequence[str]) -> str:
+        """Describe Nix's error to clients, who must not learn a path of this machine."""
+        return NixMessage.parse(stderr).relative_to(self._root)
+
+    @property
+    def _root(self) -> str | None:
+        return root_of(self._package_set)
 
     def _readable_package_set(self) -> PackageSet:
         # An expression from the command line may refer to files of its author.
@@ -215,33 +288,43 @@ class Evaluation:
         return ("--argstr", "name", self._expression.attribute, "--arg", "expression", self._expression.text)
 
 
+def root_of(package_set: PackageSet) -> str | None:
+    """Return the directory of a package set, to which positions are relative; ``None`` for a flake."""
+    match package_set:
+        case NixFiles(path):
+            # A set in one file may read its neighbours.
+            return str(path.parent if path.is_file() else path)
+        case Flake():
+            return None
+
+
 @contextmanager
 def instantiation(
     platform: Platform,
     package_set: PackageSet,
     options: NixOptions,
     request: str,
-    limit: int,
     *,
+    program: str = "packages.nix",
     read_only: bool = False,
 ) -> Iterator[tuple[Sequence[str], ProcessContext]]:
-    """Make the command that runs ``expressions/packages.nix``, while the context lasts.
+    """Make the command that runs one of ``expressions/``, while the context lasts.
 
     Args:
         platform: that packages are built for.
         package_set: to evaluate.
         options: of the operator.
         request: JSON.
-        limit: of the answer, in bytes.
+        program: its file.
         read_only: whether no derivation is written. They cannot be realised then.
     """
     # An evaluation that builds has to write.
     mode = "--readonly-mode" if read_only and not options.import_from_derivation else "--read-write-mode"
     with as_file(files("nixery.nix") / "expressions") as expressions:
-        program = expressions / "packages.nix"
+        file = expressions / program
         # A pure evaluation reads no file of this machine, including this one.
         is_pure = isinstance(package_set, Flake) and package_set.pure
-        arguments = ["--expr", program.read_text()] if is_pure else [str(program)]
+        arguments = ["--expr", file.read_text()] if is_pure else [str(file)]
         match package_set:
             case Flake(reference):
                 arguments += ["--argstr", "flake", reference]
@@ -256,7 +339,7 @@ def instantiation(
                 *("--argstr", "request", request),
                 *options.for_evaluation(package_set, str(expressions)),
             ),
-            options.context(package_set, limit),
+            options.context(package_set, _LARGEST_ANSWER),
         )
 
 
@@ -290,11 +373,21 @@ class _NotAPackage(BaseModel):
     type: str
 
 
+class _Grounds(BaseModel):
+    fullName: str  # noqa: N815 -- the names of `packages.nix`
+    pname: str
+    licences: list[str]
+    vulnerabilities: list[str]
+    platforms: list[str]
+    configurable: bool
+
+
 class _Flawed(BaseModel):
     status: Literal["broken", "unfree", "insecure", "wrong platform", "throws"]
     name: str
     attribute: str
     position: list[int] | None
+    grounds: _Grounds | None = None
 
 
 class _TooLarge(BaseModel):
@@ -325,6 +418,7 @@ class _Answer(BaseModel):
 
 
 _ANSWER = TypeAdapter(_Answer)
+_ARGUMENTS = TypeAdapter(frozenset[str])
 
 _REASONS = {
     "broken": Reason.BROKEN,
@@ -335,6 +429,8 @@ _REASONS = {
 }
 
 _NIX_TYPES = {"lambda": "function", "set": "set of packages"}
+
+_log = structlog.get_logger("nixery.nix")
 
 _OUTPUT = re.compile(r"[0-9a-zA-Z+\-._?=]+", re.ASCII)
 # Store paths within longer texts.
@@ -397,7 +493,39 @@ def interpret(item: AnswerItem, near: tuple[str, ...] = ()) -> Item:
             return Flaw(UnavailablePackage(name, Reason.TOO_LARGE, explanation))
         case _Flawed(name=name, position=place):
             reason = UnavailablePackage(name, _REASONS[item.status])
-            return Flaw(reason, None if place is None else tuple(place))
+            return Flaw(reason, None if place is None else tuple(place), _refusal(item))
+
+
+def _refusal(item: _Flawed) -> Refusal | None:
+    if item.grounds is None:
+        return None
+    found = item.grounds
+    return Refusal(
+        _REASONS[item.status],
+        found.fullName,
+        found.pname,
+        found.licences,
+        found.vulnerabilities,
+        found.platforms,
+        configurable=found.configurable,
+    )
+
+
+def explanation_of_flaw(flaw: Flaw, found: Refusal | None = None) -> UnavailablePackage:
+    """Explain why the package set refuses a package.
+
+    Args:
+        flaw: a name with its meta-data.
+        found: the refusal that nixpkgs reports; ``None`` if only the meta-data is known.
+    """
+    package, known = flaw.package, flaw.refusal
+    if found is not None and known is not None:
+        found = found.found_in(known)
+    refusal = found or known
+    if refusal is None or refusal.reason is Reason.THROWS:
+        return package
+    of = (known.name if known is not None else "") or refusal.name
+    return UnavailablePackage(package.name, refusal.reason, refusal.explanation(of))
 
 
 def _place(attribute: str, position: Sequence[int]) -> str:

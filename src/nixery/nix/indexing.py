@@ -15,18 +15,25 @@ import json
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from nixery.errors import AnswerTooLarge, EvaluationFailed, NixUnusable, Reason
+from nixery.errors import AnswerTooLarge, EvaluationFailed, NixUnusable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
 from nixery.nix.build_log import LOG_TAIL
-from nixery.nix.error_message import explanation, reports_machine_error, without_paths
-from nixery.nix.evaluation import AnswerItem, Flaw, instantiation, interpret
+from nixery.nix.error_message import NixMessage, explanation, reports_machine_error, without_paths
+from nixery.nix.evaluation import (
+    AnswerItem,
+    Flaw,
+    explanation_of_flaw,
+    instantiation,
+    interpret,
+    root_of,
+)
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import Attribute, PackageSet
 from nixery.nix.processes import Deadline, ProcessContext, readable, run, run_command
@@ -47,7 +54,7 @@ _ARGUMENT = 100_000
 # Bytes of a line on stderr that are kept for an error message.
 _LONGEST_LINE = 16 * 1024
 
-# Seconds for one attribute.
+# Seconds for one attribute, by default.
 _ATTRIBUTE_TIMEOUT = 30.0
 
 # The scheduler's lowest priority but one (nice(1)): requests come first.
@@ -85,8 +92,8 @@ class IndexEvaluation:
         package_set: to evaluate.
         options: of the operator.
         timeout: seconds for a list of names.
+        attribute_timeout: seconds for one attribute.
         explaining: a context that improves the error of a package set that does not evaluate at all.
-        prepare: awaited before each process; raises if it may not start.
     """
 
     def __init__(
@@ -96,14 +103,14 @@ class IndexEvaluation:
         options: NixOptions,
         timeout: float,
         explaining: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
-        prepare: Callable[[], Awaitable[None]] | None = None,
+        attribute_timeout: float = _ATTRIBUTE_TIMEOUT,
     ) -> None:
         self._explaining = explaining
-        self._prepare = prepare
         self._platform = platform
         self._package_set = package_set
         self._options = options
         self._timeout = timeout
+        self._attribute_timeout = attribute_timeout
 
     async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
         """Return the names of the attributes in each set; ``None`` for an attribute that is missing or no set.
@@ -114,20 +121,33 @@ class IndexEvaluation:
             NixTimedOut: it timed out.
             NixUnusable: Nix cannot be run.
         """
-        request = json.dumps({"sets": sets})
-        async with self._instantiation(request) as (arguments, context):
+        left, found = deque(sets), list[list[str] | None]()
+        while left:
+            # All of them may exceed one argument of a command.
+            batch = _first(left, _ARGUMENT)
+            found += await self._names(batch)
+            for _ in batch:
+                left.popleft()
+        return found
+
+    async def _names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
+        with self._instantiation(json.dumps({"sets": sets})) as (arguments, context):
             try:
                 completed, stderr = await run_command(self._timeout, *arguments, context=context)
             except AnswerTooLarge as error:
                 raise AnswerTooLarge("the list of the package set", error.limit) from None
-        if completed.exit_code != 0:
-            self._raise_machine_error(completed.exit_code, stderr)
-            async with self._explaining():
-                raise EvaluationFailed((), without_paths(explanation(stderr)))
+        async with self._explaining():
+            if completed.exit_code > 0 and _reports_machine_error(explanation(stderr)):
+                raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
+            if completed.exit_code != 0:
+                raise EvaluationFailed((), self._said(stderr))
         try:
-            return _NAMES.validate_json(completed.stdout.decode(errors="replace"))
+            found = _NAMES.validate_json(completed.stdout.decode(errors="replace"))
         except ValidationError as error:
             raise NixUnusable("cannot parse Nix's list of a package set") from error
+        if len(found) != len(sets):
+            raise NixUnusable("Nix's list of a package set has another length than the question")
+        return found
 
     async def describe(
         self, paths: Sequence[AttributePath], report: Callable[[Reported], None], failures: int
@@ -153,12 +173,15 @@ class IndexEvaluation:
             error = await self._describe(_first(left, _ARGUMENT), left, report)
             if error is None:
                 continue
+            is_machine_error = _reports_machine_error(error)
             if len(left) < begun:
                 is_usable = True
-                if _EXHAUSTED.search(error):
+                if is_machine_error or _EXHAUSTED.search(error):
                     continue  # to be the first one of the next process
-            elif not is_usable:
-                await self.names([()])  # raises if the package set itself is broken
+            elif is_machine_error or not is_usable:
+                # Raises if this machine is the cause, or the package set itself is broken. Otherwise the words are
+                # those of the attribute: `abort "Permission denied"`.
+                await self.names([()])
                 is_usable = True
             report(Reported(left.popleft(), None, error))
             failed += 1
@@ -172,7 +195,7 @@ class IndexEvaluation:
         prefix = f"trace: {mark} ".encode()
         end = len(left) - len(paths)
         lines: deque[bytes] = deque(maxlen=LOG_TAIL)
-        deadline = Deadline(_ATTRIBUTE_TIMEOUT)
+        deadline = Deadline(self._attribute_timeout)
 
         def read_line(line: bytes) -> None:
             if line.startswith(prefix) and len(left) > end:
@@ -183,31 +206,33 @@ class IndexEvaluation:
             else:
                 lines.append(line[:_LONGEST_LINE])
 
-        async with self._instantiation(json.dumps({"index": paths, "mark": mark})) as (arguments, context):
+        with self._instantiation(json.dumps({"index": paths, "mark": mark})) as (arguments, context):
             try:
                 completed = await run(arguments, read_line, deadline, context)
             except TimeoutError:
-                return f"evaluation timed out after {_ATTRIBUTE_TIMEOUT:.0f} s"
+                return f"evaluation timed out after {self._attribute_timeout:g} s"
         stderr, exit_code = readable(lines), completed.exit_code
         if len(left) == end:
             return None
-        self._raise_machine_error(exit_code, stderr)
         if exit_code < 0:
-            return explanation(stderr) or f"out of memory: the evaluation was ended by signal {-exit_code}"
-        return without_paths(explanation(stderr)) or "the evaluation ended without an error message"
+            return self._said(stderr) or f"out of memory: the evaluation was ended by signal {-exit_code}"
+        return self._said(stderr) or "the evaluation ended without an error message"
 
-    def _raise_machine_error(self, exit_code: int, stderr: Sequence[str]) -> None:
-        if exit_code > 0 and not _EXHAUSTED.search(explanation(stderr)) and reports_machine_error(stderr):
-            raise NixUnusable(f"Nix could not evaluate: {without_paths(explanation(stderr))}")
+    def _said(self, stderr: Sequence[str]) -> str:
+        """Describe Nix's error to clients, who must not learn a path of this machine."""
+        return NixMessage.parse(stderr).relative_to(root_of(self._package_set))
 
-    @asynccontextmanager
-    async def _instantiation(self, request: str) -> AsyncIterator[tuple[Sequence[str], ProcessContext]]:
-        if self._prepare is not None:
-            await self._prepare()
-        with instantiation(
-            self._platform, self._package_set, self._options, request, _LARGEST_NAMES, read_only=True
-        ) as (arguments, context):
-            yield arguments, replace(context, niceness=_NICENESS)
+    @contextmanager
+    def _instantiation(self, request: str) -> Iterator[tuple[Sequence[str], ProcessContext]]:
+        with instantiation(self._platform, self._package_set, self._options, request, read_only=True) as (
+            arguments,
+            context,
+        ):
+            yield arguments, replace(context, answer=_LARGEST_NAMES, niceness=_NICENESS)
+
+
+def _reports_machine_error(message: str) -> bool:
+    return _EXHAUSTED.search(message) is None and reports_machine_error([f"error: {message}"])
 
 
 def _first(paths: deque[AttributePath], size: int) -> list[AttributePath]:
@@ -255,7 +280,7 @@ def parse_entry(path: AttributePath, entry: bytes) -> Attribute:
     if tuple(found.path) != path:
         return Attribute(path, "other")
     items = [interpret(item) for item in found.items]
-    flaws = [item.package for item in items if isinstance(item, Flaw)]
+    flaws = [explanation_of_flaw(item) for item in items if isinstance(item, Flaw)]
     usable = tuple(item for item in items if not isinstance(item, Flaw))
     about = found.about
     is_package = (
@@ -266,9 +291,14 @@ def parse_entry(path: AttributePath, entry: bytes) -> Attribute:
         kind=found.kind if is_package else "other",
         items=None if flaws or found.kind == "set" else usable,
         recurse=found.recurse,
-        reason=shortened(str(flaws[0].reason), _LONGEST_REASON) if flaws and is_package else "",
+        reason=_reason(flaws[0]) if flaws and is_package else "",
         **({} if about is None else _described(about)),
     )
+
+
+def _reason(package: UnavailablePackage) -> str:
+    reason = f"{package.reason}: {package.explanation}" if package.explanation else str(package.reason)
+    return shortened(reason, _LONGEST_REASON)
 
 
 def _described(about: _About) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from nixery.nix.configuration import PackageConfiguration
 from nixery.nix.packages import Flake, NixFiles, PackageSet
 from nixery.nix.processes import USUAL_ANSWER, ProcessContext
 from nixery.oci.documents import canonical_json
@@ -37,6 +38,7 @@ class NixOptions:
         memory: of evaluations, in bytes; ``None`` for no limit.
         on_start: called with the name of each program that is started for a request.
         on_index_start: the same for the package index.
+        configuration: of the package set; ``None`` for the set's own defaults. Flakes take none.
     """
 
     every_command: tuple[str, ...] = ()
@@ -48,12 +50,16 @@ class NixOptions:
     memory: int | None = None
     on_start: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
     on_index_start: Callable[[str], None] = field(default=lambda _: None, repr=False, compare=False)
+    configuration: PackageConfiguration | None = None
 
     @property
     def identity(self) -> str:
         """Identify the options that change the result of an evaluation."""
         search_path = self.environment.get(_SEARCH_PATH, "")
-        return canonical_json([self.every_command, self.import_from_derivation, search_path]).decode()
+        configuration = self.configuration.identity if self.configuration else ""
+        return canonical_json(
+            [self.every_command, self.import_from_derivation, search_path, configuration]
+        ).decode()
 
     def context(self, package_set: PackageSet, limit: int) -> ProcessContext:
         """Return the context of an evaluation: without secrets, and with bounded memory.
@@ -104,6 +110,8 @@ class NixOptions:
         if self.import_from_derivation:
             # The evaluation builds as well, so the same limits apply to its builders.
             options += (*self._sandboxing, *_LOG)
+        if self.configuration is not None and isinstance(package_set, NixFiles):
+            options += ["--arg", "packageConfiguration", self.configuration.expression]
         return [*options, *self.every_command]
 
     def store(self, limit: int = USUAL_ANSWER) -> ProcessContext:

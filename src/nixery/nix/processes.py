@@ -258,14 +258,16 @@ def _signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -
 
 
 async def run_command(
-    seconds: float, *arguments: str, context: ProcessContext
+    seconds: float, *arguments: str, context: ProcessContext, first: int = 0, last: int = LOG_TAIL
 ) -> tuple[Completed, Sequence[str]]:
-    """Run a command; return its result, and the last lines of its stderr.
+    """Run a command; return its result, and the first and the last lines of its stderr.
 
     Args:
         seconds: the timeout.
         arguments: the program and its arguments.
         context: of the program.
+        first: number of lines of the beginning.
+        last: number of lines of the end.
 
     Raises:
         NixTimedOut: it timed out.
@@ -273,14 +275,18 @@ async def run_command(
         NixUnusable: it cannot be started.
     """
     # Decoded only at the end, since most lines of a flood are never shown.
-    lines: deque[bytes] = deque(maxlen=LOG_TAIL)
+    beginning: list[bytes] = []
+    end: deque[bytes] = deque(maxlen=last)
+
+    def keep(line: bytes) -> None:
+        kept = beginning if len(beginning) < first else end
+        kept.append(line[:_LONGEST_KEPT_LINE])
+
     try:
-        completed = await run(
-            arguments, lambda line: lines.append(line[:_LONGEST_KEPT_LINE]), Deadline(seconds), context
-        )
+        completed = await run(arguments, keep, Deadline(seconds), context)
     except TimeoutError:
-        raise NixTimedOut(None, seconds, readable(lines)) from None
-    return completed, readable(lines)
+        raise NixTimedOut(None, seconds, readable([*beginning, *end][-LOG_TAIL:])) from None
+    return completed, readable([*beginning, *end])
 
 
 def readable(lines: Iterable[bytes]) -> tuple[str, ...]:

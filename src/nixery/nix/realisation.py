@@ -30,12 +30,13 @@ from nixery.files import read_beginning
 from nixery.image.platform import Platform
 from nixery.nix.build_log import BuildLog, ProgressCallback, ProgressFeed, ignore_progress
 from nixery.nix.error_message import collected_path, explanation, reports_full_disk, without_paths
-from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw
+from nixery.nix.evaluation import MOST_PROCESSES, Evaluation, Flaw, explanation_of_flaw
 from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.indexing import IndexEvaluation
 from nixery.nix.minimum_version import MinimumVersions
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import EvaluatedItem, NixExpression, PackageSet
+from nixery.nix.plan import Plan, PlanReader
 from nixery.nix.processes import ARGUMENTS, Deadline, in_batches, run, run_command
 from nixery.nix.sandbox import BuilderGate
 
@@ -130,21 +131,33 @@ class Nix:
                 explained += 1
                 found[item.package.name].append(await evaluation.explain(item))
             else:
-                found[item.package.name].append(item.package)
+                found[item.package.name].append(explanation_of_flaw(item))
         return found
 
-    def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
-        """Evaluate a whole package set, without writing to the store unless evaluations may build.
+    async def arguments(self, platform: Platform, package_set: PackageSet) -> frozenset[str]:
+        """Return the names of the arguments that a package set declares; a flake declares none.
+
+        Raises:
+            EvaluationFailed: the package set does not evaluate.
+            NixTimedOut: it timed out.
+            NixUnusable: Nix cannot be run.
+        """
+        return await Evaluation(platform, package_set, self._timeout, self._options).arguments()
+
+    async def indexing(self, platform: Platform, package_set: PackageSet) -> IndexEvaluation:
+        """Evaluate a whole package set, without writing to the store unless evaluations build.
 
         Args:
             platform: that packages are built for.
             package_set: to evaluate.
+
+        Raises:
+            NixUnusable: evaluations build, and builders are not confined.
         """
+        await self._before_evaluation()
         options = replace(self._options, on_start=self._options.on_index_start)
         explaining = partial(self._explaining_old_nix, package_set)
-        return IndexEvaluation(
-            platform, package_set, options, self._timeout, explaining, self._before_evaluation
-        )
+        return IndexEvaluation(platform, package_set, options, self._timeout, explaining)
 
     async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
         """Return the names of all attributes at the top of a package set, sorted; some may be no packages.
@@ -155,7 +168,8 @@ class Nix:
             NixTimedOut: evaluation timed out.
             NixUnusable: Nix cannot be run.
         """
-        (names,) = await self.indexing(platform, package_set).names([()])
+        evaluation = await self.indexing(platform, package_set)
+        (names,) = await evaluation.names([()])
         return sorted(names or ())
 
     async def check_version(self, package_set: PackageSet) -> None:
@@ -232,22 +246,27 @@ class Nix:
         except ValueError as error:
             raise NixUnusable(f"cannot parse the output of nix-store --dump-db: {error}") from error
 
-    async def to_build(self, installables: Sequence[str]) -> list[str]:
-        """Return the derivations that Nix would have to build for some outputs, absolute and sorted.
+    async def plan(self, installables: Sequence[str]) -> Plan:
+        """Return what Nix would do to provide some outputs, without doing it. It asks binary caches.
+
+        Args:
+            installables: in Nix's syntax.
 
         Raises:
+            AnswerTooLarge: the list of installables exceeds its limit.
             NixTimedOut: it timed out.
             NixUnusable: Nix cannot be run.
         """
-        found: list[str] = []
-        last: list[str] = []
+        if not installables:
+            return Plan()
+        _require_short(installables)
+        reader = PlanReader()
+        last = ""
 
         def read_line(line: bytes) -> None:
-            # Below "these 2 derivations will be built:"; paths that can be fetched are outputs.
-            text = line.decode(errors="replace")
-            last[:] = [text]
-            if text.startswith(f"  {STORE_DIRECTORY}/") and text.endswith(_DERIVATION):
-                found.append(text.strip())
+            nonlocal last
+            last = line.decode(errors="replace")
+            reader.read_line(last)
 
         arguments = ("nix-store", "--realise", "--dry-run", *installables, *self._options.for_building)
         try:
@@ -255,8 +274,8 @@ class Nix:
         except TimeoutError:
             raise NixTimedOut(None, self._timeout) from None
         if completed.exit_code != 0:
-            raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(''.join(last))}")
-        return sorted(found)
+            raise NixUnusable(f"nix-store --realise --dry-run failed: {without_paths(last)}")
+        return await asyncio.to_thread(_with_sources, reader.plan)
 
     async def inputs(self, derivations: Iterable[str]) -> AsyncIterator[tuple[str, list[str]]]:
         """Yield every derivation that some derivations need, as ``<hash>-<name>``, and the names of its inputs.
@@ -295,8 +314,7 @@ class Nix:
     async def _realise(
         self, wanted: Sequence[str], root: Path, report: ProgressCallback, on_started: Callable[[], None]
     ) -> frozenset[StorePath]:
-        if sum(map(len, wanted)) > ARGUMENTS:
-            raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
+        _require_short(wanted)
         deadline = Deadline(self._timeout + _GRACE)
         feed = ProgressFeed(report)
 
@@ -355,6 +373,12 @@ class Nix:
                 raise PathsCollected(gone)
             raise NixUnusable(f"nix-store {arguments[0]} failed: {without_paths(explanation(stderr))}")
         return completed.stdout.decode()
+
+
+def _require_short(installables: Sequence[str]) -> None:
+    """Reject installables that do not fit into the arguments of a command."""
+    if sum(map(len, installables)) > ARGUMENTS:
+        raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
 
 
 def parse_registrations(text: str) -> Iterator[PathInfo]:
@@ -418,6 +442,10 @@ def _inputs(text: str, fixed: dict[str, bool]) -> list[tuple[str, list[str]]]:
         for info in parse_registrations(text)
         if is_package(info.path)
     ]
+
+
+def _with_sources(plan: Plan) -> Plan:
+    return replace(plan, sources=tuple(path for path in plan.builds if _is_fixed_output(str(path))))
 
 
 def _is_fixed_output(derivation: str) -> bool:

@@ -14,38 +14,35 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nixery.builds.descriptions import ImageDescription, ImageDescriptions
 from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
-from nixery.builds.package_index import PackageIndex
-from nixery.builds.package_search import FoundPackage, PackageSearch
-from nixery.builds.slots import Slots
-from nixery.errors import InvalidReference, ManifestUnknown, NixeryError, TooBusy
+from nixery.builds.package_index import Progress
+from nixery.builds.package_search import FoundPackage
+from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
 from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
+from nixery.plain_text import shortened
 from nixery.server.clients import image_path
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response, StreamResponse, json_content
 from nixery.server.published_builds import PublishedBuilds
+from nixery.server.published_packages import LARGEST_LIMIT, PackageDetails, PublishedPackages, is_available
 from nixery.sources.source import Pin
 
 _ROUTE = re.compile(
-    r"/api/v1/(?:(?P<list>packages|builds)"
+    r"/api/v1/(?:(?P<list>packages|builds|index)"
     r"|packages/(?P<package>[^/]+)"
     r"|builds/(?P<build>[0-9a-f]{1,64})(?P<events>/events)?"
     r"|images/(?P<image>.+))",
     re.DOTALL,
 )
 
-# Results of a search by default, and at most.
-_DEFAULT_LIMIT, _LARGEST_LIMIT = 20, 100
+# Results of a search by default.
+_DEFAULT_LIMIT = 20
 
-# Seconds that a client waits for a package set to be listed. The listing continues, and answers the next
-# request.
-_LISTING_TIMEOUT = 20.0
+# Of a package in a list: characters of its description, and programs. Characters of a reason.
+_SHORT_DESCRIPTION, _FEW_PROGRAMS, _LONGEST_REASON = 500, 20, 500
 
-# Concurrent searches, and waiting ones: each blocks the event loop for up to 15 ms.
-_AT_ONCE, _QUEUE = 1, 64
-
-# Characters of a query that are used; no name is longer.
-_LONGEST_QUERY = 255
+# The kinds of attributes that images can have.
+_KINDS = frozenset({"package", "list", "definition"})
 
 # Builds of a list.
 _LISTED = 50
@@ -56,54 +53,53 @@ _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
 
 class Packages:
-    """``packages``: searches the package set, while a name is being typed."""
+    """``packages`` and ``index``: searches the package set, while a name is being typed, and describes packages."""
 
-    def __init__(self, index: PackageIndex) -> None:
-        self._index = index
-        self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
+    def __init__(self, packages: PublishedPackages) -> None:
+        self._packages = packages
 
     async def search(self, request: Request) -> Response:
-        """Find packages by parts of their names.
+        """Find packages by parts of their names, by programs, and by words of their descriptions.
 
         Raises:
             TooBusy: too many searches are waiting.
             NixeryError: the package set is unavailable, or cannot be listed.
         """
-        names = await self._names(request)
-        if names is None:
-            return _listing_in_progress()
-        text = request.query.get("q", "")[:_LONGEST_QUERY]
         wanted = request.query.get("limit", "")
-        limit = min(int(wanted), _LARGEST_LIMIT) if _NUMBER.fullmatch(wanted) else _DEFAULT_LIMIT
-        async with self._slots.turn():
-            found = names.search(text, limit) if limit else ()
-        return _json({"packages": [_package(package) for package in found], "total": len(names)})
+        limit = min(int(wanted), LARGEST_LIMIT) if _NUMBER.fullmatch(wanted) else _DEFAULT_LIMIT
+        found = await self._packages.find(request, limit)
+        if found is None:
+            return listing_in_progress()
+        packages = [_package(package, found.progress) for package in found.packages]
+        return _json({"packages": packages, "total": found.total, "index": _progress(found.progress)})
 
     async def get(self, request: Request, name: str) -> Response:
         """Describe one package.
 
         Raises:
+            TooBusy: too many descriptions are waiting.
             NixeryError: the package set is unavailable, or cannot be listed.
         """
-        names = await self._names(request)
-        if names is None:
-            return _listing_in_progress()
-        package = names.get(name)
-        if package is None:
-            return errors_body(404, "NAME_UNKNOWN", f"the package set has no {name}")
-        return _json(_package(package))
+        details = await self._packages.describe(request, name)
+        if details is None:
+            return listing_in_progress()
+        # Off the event loop: a package may have thousands of texts.
+        return await asyncio.to_thread(lambda: _json(_details(details)))
 
-    async def _names(self, request: Request) -> PackageSearch | None:
-        tag = request.query.get("tag", "latest")
-        match parse_reference(tag):
-            case Tag(name=name):
-                pass
-            case _:
-                raise InvalidReference(tag)
-        try:
-            return await asyncio.wait_for(self._index.names(name), _LISTING_TIMEOUT)
-        except TimeoutError:
-            return None
+    async def progress(self, request: Request) -> Response:
+        """Describe the progress of the index, with attributes whose evaluation failed.
+
+        Raises:
+            NixeryError: the package set is unavailable, or cannot be listed.
+        """
+        found = await self._packages.find(request, 0)
+        if found is None:
+            return listing_in_progress()
+        failures = [
+            {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
+            for attribute, reason in found.progress.failures
+        ]
+        return _json({**_progress(found.progress), "failures": failures})
 
 
 class _Wanted(BaseModel):
@@ -245,7 +241,7 @@ class ImageDocuments:
             "name": named.name,
             "tag": named.tag,
             # The source may be a directory of this machine, whose path clients must not learn.
-            "pin": {"revision": named.pin.revision, "url": named.pin.url},
+            "pin": {"revision": named.pin.revision, "url": named.pin.url, "tag": named.exact_tag},
             "platforms": [_image(description, self._platforms) for description in named.found],
         }
         # Off the event loop: an author may have given an image thousands of packages.
@@ -275,10 +271,12 @@ class Api:
         except NixeryError as error:
             return error_response(error)
 
-    async def _read(self, request: Request, match: re.Match[str]) -> Response:
+    async def _read(self, request: Request, match: re.Match[str]) -> Response:  # noqa: PLR0911 -- a route each
         match match.groupdict():
             case {"list": "packages"}:
                 return await self._packages.search(request)
+            case {"list": "index"}:
+                return await self._packages.progress(request)
             case {"list": "builds"}:
                 return await self._builds.recent(request)
             case {"package": str(name)}:
@@ -297,6 +295,7 @@ class NamedImage:
 
     Attributes:
         pin: the state of the package source that the tag stands for.
+        exact_tag: the tag that stands for that state for ever; ``None`` if the source accepts no commits as tags.
         found: descriptions of the stored images.
         missing: requests whose image was not built yet.
     """
@@ -304,6 +303,7 @@ class NamedImage:
     name: str
     tag: str
     pin: Pin
+    exact_tag: str | None
     found: Sequence[ImageDescription]
     missing: Sequence[ImageRequest]
 
@@ -337,6 +337,7 @@ async def describe(
         name,
         tag,
         pin,
+        descriptions.exact_tag(pin),
         [description for description in found if description is not None],
         [request for request, description in zip(requests, found, strict=True) if description is None],
     )
@@ -348,7 +349,8 @@ def _json(
     return BytesResponse(status, json_content(document), {**_HEADERS, **(headers or {})})
 
 
-def _listing_in_progress() -> Response:
+def listing_in_progress() -> Response:
+    """Answer a request that has waited long enough for the list of a package set."""
     message = "the package set is being listed: try again in a few seconds"
     return errors_body(503, "UNKNOWN", message, headers={"Retry-After": "5"})
 
@@ -357,8 +359,49 @@ def _unknown(build: str) -> Response:
     return errors_body(404, "BUILD_UNKNOWN", f"no such build: {build}; the server keeps only recent ones")
 
 
-def _package(package: FoundPackage) -> dict[str, str]:
-    return {"name": package.name, "version": package.version, "description": package.description}
+def _package(package: FoundPackage, progress: Progress) -> dict[str, Any]:
+    return {
+        "name": package.name,
+        "attribute": package.attribute,
+        "version": package.version,
+        "description": shortened(package.description, _SHORT_DESCRIPTION),
+        "programs": list(package.programs[:_FEW_PROGRAMS]),
+        "available": is_available(package, progress),
+        "reason": shortened(package.reason, _LONGEST_REASON) or None,
+        "alias_of": package.alias_of or None,
+    }
+
+
+def _details(details: PackageDetails) -> dict[str, Any]:
+    package, attribute = details.package, details.attribute
+    return {
+        **_package(package, details.progress),
+        "description": package.description,
+        "programs": list(package.programs),
+        "available": is_available(package, details.progress) if attribute is None else not attribute.reason,
+        "kind": attribute.kind if attribute is not None and attribute.kind in _KINDS else None,
+        "homepage": (attribute and attribute.homepage) or None,
+        "licences": list(attribute.licences) if attribute else [],
+        "main_program": (attribute and attribute.main_program) or None,
+        "platforms": list(attribute.platforms) if attribute else [],
+        "outputs": dict(attribute.outputs) if attribute else {},
+        "contents": [{"name": name, "version": version} for name, version in details.contents],
+        "versions": [
+            {"version": one.version, "revision": one.revision, "tag": one.tag or None, "created": one.created}
+            for one in details.versions
+        ],
+        "index": _progress(details.progress),
+    }
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    return {
+        "revision": progress.revision,
+        "attributes": progress.attributes,
+        "evaluated": progress.evaluated,
+        "failed": progress.failed,
+        "complete": progress.is_complete,
+    }
 
 
 def _build(report: BuildReport, *, log: bool) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from nixery.errors import (
     NixUnusable,
     PackageSetChanged,
     PackagesUnavailable,
+    PackageUnknown,
     PathsCollected,
     PlatformFailed,
     ShuttingDown,
@@ -54,6 +55,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     BlobUnknown: (404, "BLOB_UNKNOWN"),
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     TagUnknown: (404, "MANIFEST_UNKNOWN"),
+    PackageUnknown: (404, "NAME_UNKNOWN"),
     PackagesUnavailable: (404, "MANIFEST_UNKNOWN"),
     # As for a failed build: there is no such manifest, and clients have to show the message.
     ClosureTooLarge: (422, "MANIFEST_UNKNOWN"),
@@ -118,6 +120,8 @@ def status_and_code(error: NixeryError) -> tuple[int, str]:
 
 def heading(error: NixeryError) -> str:
     """Return the heading of the page that shows an error."""
+    if isinstance(error, PackageUnknown):
+        return "No such package"
     status, _ = status_and_code(error)
     return _HEADINGS.get(status, _HEADING)
 

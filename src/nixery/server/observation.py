@@ -25,6 +25,7 @@ _FIRST = {
     "builds": "page",
     "healthz": "health",
     "images": "page",
+    "packages": "page",
     "metrics": "metrics",
     "readyz": "health",
     "static": "page",

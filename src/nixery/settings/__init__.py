@@ -29,6 +29,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from nixery.errors import SettingsError
 from nixery.image.platform import Platform
+from nixery.nix.configuration import VARIABLE, PackageConfiguration
 from nixery.nix.environments import (
     build_environment,
     fetch_environment,
@@ -325,6 +326,15 @@ class SourceSettings(_Group):
         Field(None, alias="NIXERY_PUBLIC_SOURCE")
     )
     """Where clients see the URL of the source: in errors and images (`1`), or nowhere (`0`)."""
+    package_configuration: Annotated[
+        PackageConfiguration | None,
+        _text(PackageConfiguration.parse),
+        Doc(default="the package set's own", may_be_empty=True),
+    ] = Field(None, alias="NIXERY_NIXPKGS_CONFIG")
+    """Configuration of the package set: a Nix attribute set such as `{ allowUnfree = true; }`, the same in
+    JSON, or the path of a `.nix` or `.json` file, which the server reads once at the start. Its keys are
+    those of nixpkgs' `config`, and `overlays`; in JSON, `allowUnfreePredicate` is a list of package names.
+    """
     platforms: Annotated[_Platforms, Doc(default="the platform that Nix builds for")] = Field(
         (), alias="NIXERY_PLATFORMS"
     )
@@ -360,6 +370,11 @@ class SourceSettings(_Group):
             problems.append(f"no package source: set one of {', '.join(_SOURCES)}")
         if len(given) > 1:
             problems.append(f"{' and '.join(given)} are set; set only one package source")
+        if environment.get(VARIABLE, "").strip() and given == ["NIXERY_FLAKE"]:
+            problems.append(
+                f"{VARIABLE} is set, but the packages of NIXERY_FLAKE take no configuration; unset it, and have the "
+                "flake import nixpkgs with its own config and overlays"
+            )
         return problems
 
 

@@ -16,7 +16,20 @@ let
   # Large enough to stand out on a map, and incompressible.
   sized = count: "mkdir -p $out/share; head -c ${toString count} /dev/urandom > $out/share/$name; echo built $name";
 in
-{
+rec {
+  # For the completion.
+  alphatools =
+    let tools = package "alphatools" "1.0" "Tools for the first letter" "MIT" (sized 1000); in
+    tools // { meta = tools.meta // { mainProgram = "alphactl"; homepage = "https://alpha.example/"; platforms = [ "x86_64-linux" "aarch64-linux" ]; }; };
+  aliasofalphabet = alphabet;
+  alphaunfree = package "alphaunfree" "6" "All letters, for a fee" "Unfree" (sized 1000) // {
+    drvPath = throw "unfree";
+    meta = { description = "All letters, for a fee"; unfree = true; };
+  };
+  "alpha++" = package "alpha++" "17" "The first letter, incremented" "MIT" (sized 1000);
+  images.web = { contents = [ beta gamma ]; config.Cmd = [ "web" ]; meta.description = "Serves letters"; };
+  failing = builtins.abort "no value today";
+
   alpha = package "alpha" "1.2.3" "The first letter" "MIT" (sized 600000);
   alphabet = package "alphabet" "2.0" "All letters, in their order" "BSD-3-Clause" (sized 350000);
   beta = package "beta" "0.9" "The second letter" "Apache-2.0" (sized 220000);

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nixery.builds.packages import LISTED
+from nixery.builds import package_index
+from nixery.builds.package_index import StateIndex, _Header
 from nixery.builds.popularity import Basis
+from nixery.cli import completion
 from nixery.cli.completion import complete_basis, complete_name, complete_output, complete_platform
-from nixery.nix.packages import Details
-
-# Texts that look like members.
-AWKWARD = 'x,"gitk":{"'
 
 
 @pytest.fixture
@@ -25,7 +23,9 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def keep(place: Path, *names: str) -> None:
-    place.write_bytes(LISTED.dump_json({name: Details("1,", AWKWARD) for name in names}))
+    """Store the record of an index of which only the names are known."""
+    header = _Header(source="", revision="", created=None, rounds=[[((), list(names))]])
+    place.write_bytes(StateIndex("", header).encoded())
 
 
 def test_the_shortest_name_comes_first(records: Path) -> None:
@@ -34,6 +34,44 @@ def test_the_shortest_name_comes_first(records: Path) -> None:
     assert complete_name("shell/htop/GI") == ["shell/htop/git", "shell/htop/gitweb"]
     assert complete_name("1p") == ["1password"]
     assert complete_name("s") == ["shell"]
+
+
+def test_names_are_spelled_as_in_image_names(records: Path) -> None:
+    keep(records / "abc", "libstdc++6", "libstdc")
+    assert complete_name("libstd") == ["libstdc", "libstdc__2b__2b6"]
+
+
+def test_the_mark_of_a_record_is_that_of_the_index() -> None:
+    assert completion.HEADER == package_index.HEADER
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"git":{"version":"1"}}',
+        completion.HEADER,
+        completion.HEADER + b"gi\xfft\ngit$(id)\n" + b"git" * 1000 + b"\n\n",
+        completion.HEADER + b"htop\n\ngitless\n" + bytes(range(256)),
+    ],
+    ids=["older", "torn", "hostile", "names in the rest"],
+)
+def test_other_records_offer_no_names(records: Path, content: bytes) -> None:
+    (records / "abc").write_bytes(content)
+    assert complete_name("gi") == []
+
+
+def test_a_record_of_an_older_version_does_not_hide_the_others(records: Path) -> None:
+    keep(records / "abc", "git")
+    os.utime(records / "abc", (1, 1))
+    (records / "abd").write_bytes(b'{"gitless":{}}')
+    os.mkfifo(records / "abe")
+    assert complete_name("gi") == ["git"]
+
+
+def test_a_long_list_is_read_in_part(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(records / "abc", "gi", "git", "gitweb")
+    monkeypatch.setattr(completion, "_LARGEST", len(completion.HEADER) + len("gi\ngit\ngitw"))
+    assert complete_name("gi") == ["gi", "git"]
 
 
 def test_the_number_of_names_is_bounded(records: Path) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from nixery.nix.error_message import (
+    NixMessage,
     collected_path,
     explanation,
     reports_full_disk,
@@ -32,6 +33,81 @@ def test_the_explanation_is_the_last_error_of_a_trace() -> None:
 
 def test_an_explanation_has_no_colours_and_one_line() -> None:
     assert explanation(["\x1b[31;1merror:\x1b[0m it is", "       broken", "", "more"]) == "it is broken"
+
+
+OLD = """\
+error: attribute 'helo' missing
+
+       at /srv/set/pkgs/top-level/all-packages.nix:123:5:
+
+          122|   deep = f 0;
+          123|   near = lib.helo;
+             |     ^
+       Did you mean one of hello or help?
+(use '--show-trace' to show detailed location information)
+"""
+OLD_TRACE = """\
+error: it is gone
+       for good
+
+       nobody missed it
+
+       \u2026 while evaluating the attribute 'outer'
+
+       at /opt/nixery/packages.nix:9:9:
+
+       \u2026 while evaluating the attribute 'buildInputs'
+
+       at /srv/set/default.nix:5:3:
+
+            4| in {
+            5|   throwing = throw "x";
+       \u2026 while evaluating the attribute 'outermost'
+
+       at /srv/set/other.nix:1:1:
+"""
+NEW = """\
+error:
+       \u2026 while evaluating the attribute 'drvPath'
+         at /srv/set/outer.nix:3:5:
+            2|
+       \u2026 while calling the 'throw' builtin
+         at /srv/set/pkgs/inner.nix:7:9:
+            6|
+
+       error: it is gone
+"""
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        (
+            OLD,
+            "attribute 'helo' missing, at pkgs/top-level/all-packages.nix:123:5; did you mean one of hello or help?",
+        ),
+        (OLD_TRACE, "it is gone for good, at default.nix:5:3, attribute 'buildInputs'"),
+        (NEW, "it is gone, at pkgs/inner.nix:7:9"),
+        ("error: out of memory\n", "out of memory"),
+        ("error: opening file '/etc/x': no\n\n       at /etc/other.nix:1:2:\n", "opening file '\u2026': no"),
+        ("", ""),
+    ],
+)
+def test_an_error_is_described_with_its_position_in_the_set(stderr: str, said: str) -> None:
+    assert NixMessage.parse(stderr.splitlines()).relative_to("/srv/set") == said
+
+
+def test_positions_of_a_flake_are_those_of_its_trees() -> None:
+    store = f"/nix/store/{'a' * 32}-source"
+    message = NixMessage.parse(["error: no", "", f"at {store}/pkgs/x.nix:1:2:"])
+    assert message.relative_to(None) == "no, at pkgs/x.nix:1:2"
+
+
+def test_a_description_is_bounded_and_keeps_position_and_suggestion() -> None:
+    lines = ["error: " + "x" * 5000, "", "at /srv/set/a.nix:1:2:", "Did you mean b?"]
+    said = NixMessage.parse(lines).relative_to("/srv/set")
+    assert len(said) == 2000
+    assert said.endswith("x\u2026, at a.nix:1:2; did you mean b?")
 
 
 def test_without_an_error_the_explanation_is_empty() -> None:
@@ -67,6 +143,20 @@ def test_a_disk_error_counts_as_full_only_on_a_full_disk() -> None:
 def test_paths_of_this_machine_are_removed() -> None:
     message = "cannot open '/nix/var/nix/db/db.sqlite' for /nix/store/abc-x and a/b"
     assert without_paths(message) == "cannot open '…' for /nix/store/abc-x and a/b"
+
+
+@pytest.mark.parametrize(
+    "kept", ["https://example.org/a/b?c", "~/.config/nixpkgs/config.nix", "a/b", "../x", "1 / 2"]
+)
+def test_texts_that_are_no_paths_of_this_machine_stay(kept: str) -> None:
+    assert without_paths(f"see {kept} for it") == f"see {kept} for it"
+
+
+@pytest.mark.parametrize(
+    "path", ["/srv/x", "file:///srv/x", "file:/srv/x", "path:/srv/x", "at=/srv/x", "(/srv/x", "\u2018/srv/x"]
+)
+def test_no_form_of_a_path_stays(path: str) -> None:
+    assert "srv" not in without_paths(f"see {path} for it")
 
 
 GONE = "/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-gone-1.0.drv"

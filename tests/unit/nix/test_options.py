@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from nixery.nix.configuration import PackageConfiguration
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import Flake, NixFiles, PackageSet
 
@@ -17,6 +18,8 @@ def test_options_with_an_effect_on_results_change_the_identity() -> None:
         replace(OPTIONS, import_from_derivation=True),
         replace(OPTIONS, environment={"NIX_PATH": "nixpkgs=/two"}),
         replace(OPTIONS, environment={}),
+        replace(OPTIONS, configuration=PackageConfiguration("{ }")),
+        replace(OPTIONS, configuration=PackageConfiguration("{ allowUnfree = true; }")),
     ]
     assert len({options.identity for options in (OPTIONS, *others)}) == len(others) + 1
 
@@ -71,3 +74,12 @@ def test_an_evaluation_that_builds_uses_the_sandbox() -> None:
         assert "--option sandbox true --option sandbox-fallback false" in options
         others = replace(sandboxed, import_from_derivation=False)
         assert "sandbox" not in " ".join(others.for_evaluation(kind, "/expressions"))
+
+
+def test_the_configuration_is_an_argument_of_evaluations_of_files_alone() -> None:
+    configured = replace(OPTIONS, configuration=PackageConfiguration("{ a = 1; }"))
+    for kind in (NixFiles(SET, self_contained=True), NixFiles(SET, self_contained=False)):
+        options = list(configured.for_evaluation(kind, "/expressions"))
+        assert options[options.index("--arg") :][:3] == ["--arg", "packageConfiguration", "{ a = 1; }"]
+        assert "--arg" not in OPTIONS.for_evaluation(kind, "/expressions")
+    assert "--arg" not in configured.for_evaluation(Flake("x"), "/expressions")

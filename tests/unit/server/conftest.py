@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -13,10 +15,14 @@ from nixery.builds.descriptions import DescribedLayer, DescribedPackage, ImageDe
 from nixery.builds.history import BuildHistory
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Found, Images
+from nixery.builds.package_index import PackageIndex, PackageVersion, Progress
+from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pinned
-from nixery.errors import NixeryError
+from nixery.closure import StorePath
+from nixery.errors import NixeryError, TagUnknown
 from nixery.image.name import ImageRequest
 from nixery.image.platform import AMD64, ARM64
+from nixery.nix.packages import Attribute, Definition, Package
 from nixery.oci.digest import Digest
 from nixery.oci.documents import (
     Descriptor,
@@ -71,13 +77,83 @@ class FakeDescriptions:
     async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
         return PIN
 
+    def exact_tag(self, pin: Pin) -> str | None:
+        return pin.revision
+
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
         assert (pin, compare) == (PIN, self._public)
         if "git" not in request.requested or request.platform != AMD64:
             return None
-        package = DescribedPackage("git", "2.47", ("GPL-2.0-only",), "a tool")
+        package = DescribedPackage("git", "2.47", ("GPL-2.0-only",), "a tool", "git-full")
         layer = DescribedLayer("sha256:1", 7, ("git",))
         return ImageDescription("linux/amd64", "sha256:0", (package,), (layer,), {"Cmd": ["sh"]}, {}, ())
+
+
+GIT = FoundPackage("git", "git", "2.47", "a tool", ("git",))
+LIBRARY = FoundPackage("libstdc__2b__2b6", "libstdc++6", "12", "a library")
+SLACK = FoundPackage("slack", "slack", "4", "a <b>chat</b>", (), "unfree")
+WEB = FoundPackage("images.web", "images.web", "", "serves pages")
+ALIAS = FoundPackage("gitfull", "gitFull", "2.47", "a tool", ("git",), alias_of="git")
+UNKNOWN = FoundPackage("later", "later")
+
+FAILURE = ("broken", "attribute 'x' <missing>")
+
+
+class FakeIndex:
+    """A ``PackageIndex`` of one package set, which may be slow."""
+
+    def __init__(self) -> None:
+        self.listed = asyncio.Event()
+        self.listed.set()
+        self.progress = Progress("r1", 31293, 8249, (FAILURE,), 101, is_complete=False)
+        self.attributes = {
+            "git": Attribute(
+                ("git",),
+                "package",
+                version="2.47",
+                homepage="https://git.example/",
+                licences=("GPL-2.0-only",),
+                main_program="git",
+                platforms=("x86_64-linux",),
+                outputs={"out": "/nix/store/0-git"},
+            ),
+            "slack": Attribute(("slack",), "package", reason="unfree", homepage="javascript:alert(1)"),
+            "images.web": Attribute(
+                ("images", "web"), "definition", (Definition("", "images.web", ExecutionParameters()), HELLO)
+            ),
+        }
+
+    async def names(self, tag: str) -> PackageSearch:
+        await self.listed.wait()
+        if tag not in {"latest", "v1"}:
+            raise TagUnknown(tag, "the source has no such tag")
+        return PackageSearch([GIT, LIBRARY, SLACK, WEB, ALIAS, UNKNOWN])
+
+    async def state_progress(self, tag: str) -> Progress:
+        await self.names(tag)
+        return self.progress
+
+    async def attribute(self, tag: str, name: str) -> tuple[FoundPackage, Attribute | None] | None:
+        found = (await self.names(tag)).get(name)
+        return None if found is None else (found, self.attributes.get(name))
+
+    async def versions(self, tag: str, name: str) -> list[PackageVersion]:
+        await self.names(tag)
+        return (await self.known_versions([name])).get(name, [])
+
+    async def known_versions(self, names: Sequence[str]) -> Mapping[str, list[PackageVersion]]:
+        await self.listed.wait()
+        known = [
+            PackageVersion("1" * 40, "2.47", 1_700_000_000, "latest"),
+            PackageVersion("0" * 40, "2.44", None, "0" * 40),
+            PackageVersion("old", "2.30", None),
+        ]
+        return {name: known for name in names if name == "git"}
+
+
+HELLO = Package(
+    "", "images.web.contents", StorePath("/nix/store/" + "0" * 32 + "-hello.drv"), {}, "hello", "2.10"
+)
 
 
 @dataclass
@@ -93,12 +169,19 @@ class StoredImage:
     layer: bytes
 
     def registry(
-        self, *, public: bool = True, built: Image | ImageIndex | None = None, log_links: bool = False
+        self,
+        *,
+        public: bool = True,
+        built: Image | ImageIndex | None = None,
+        log_links: bool = False,
+        index: FakeIndex | None = None,
     ) -> tuple[Registry, FakeImages]:
         """Wire a registry with empty caches."""
         images = FakeImages(built or self.image)
         registry = Registry(
-            Manifests(images, self.blobs, self.leases, self.catalogue, [AMD64]),
+            Manifests(
+                images, self.blobs, self.leases, self.catalogue, [AMD64], cast("PackageIndex | None", index)
+            ),
             Blobs(self.blobs, SmallBlobs(self.blobs), self.leases),
             Discovery(self.catalogue, public=public),
             log_links=log_links,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -13,30 +13,17 @@ from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.events import Build, Failed, Started
 from nixery.builds.history import BuildHistory
 from nixery.builds.images import Images
-from nixery.builds.packages import PackageIndex, PackageNames
-from nixery.errors import NixeryError, TagUnknown
+from nixery.builds.package_index import PackageIndex, Progress
+from nixery.builds.package_search import FoundPackage, PackageSearch
+from nixery.errors import NixeryError
 from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64
-from nixery.nix.packages import Details
-from nixery.server import api as module
+from nixery.server import published_packages as module
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.http import BytesResponse, Request, Response, StreamResponse
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
-from tests.unit.server.conftest import PIN, FakeDescriptions
-
-
-class FakeIndex:
-    """A ``PackageIndex`` of one package set, which may be slow."""
-
-    def __init__(self) -> None:
-        self.listed = asyncio.Event()
-        self.listed.set()
-
-    async def names(self, tag: str) -> PackageNames:
-        await self.listed.wait()
-        if tag != "latest":
-            raise TagUnknown(tag, "the source has no such tag")
-        return PackageNames({"git": Details("2.47", "a tool"), "gitweb": Details("2.47", "a page")})
+from nixery.server.published_packages import PublishedPackages
+from tests.unit.server.conftest import FAILURE, PIN, FakeDescriptions, FakeIndex
 
 
 class FakeImages:
@@ -60,7 +47,7 @@ class Server:
         platforms = (AMD64, ARM64)
         builds = Builds(published, cast("Images", self.images), platforms)
         images = ImageDocuments(cast("ImageDescriptions", FakeDescriptions()), platforms, compare=True)
-        self.api = Api(Packages(cast("PackageIndex", self.index)), builds, images)
+        self.api = Api(Packages(PublishedPackages(cast("PackageIndex", self.index))), builds, images)
 
     async def ask(
         self,
@@ -96,13 +83,91 @@ def server(history: BuildHistory) -> Server:
     return Server(history)
 
 
+INDEX = {"revision": "r1", "attributes": 31293, "evaluated": 8249, "failed": 101, "complete": False}
+
+
 async def test_packages_are_searched_by_name(server: Server) -> None:
-    git = {"name": "git", "version": "2.47", "description": "a tool"}
-    assert await server.json("packages", q="git", limit="1") == {"packages": [git], "total": 2}
+    git = {
+        "name": "git",
+        "attribute": "git",
+        "version": "2.47",
+        "description": "a tool",
+        "programs": ["git"],
+        "available": True,
+        "reason": None,
+        "alias_of": None,
+    }
+    expected = {"packages": [git], "total": 6, "index": INDEX}
+    assert await server.json("packages", q="git", limit="1") == expected
     assert len((await server.json("packages", q="git", limit="no number"))["packages"]) == 2
-    assert await server.json("packages", q="git", limit="0") == {"packages": [], "total": 2}
-    assert await server.json("packages/git") == git
-    assert (await server.json("packages/htop", 404))["errors"][0]["code"] == "NAME_UNKNOWN"
+    assert await server.json("packages", q="git", limit="0") == {**expected, "packages": []}
+
+
+async def test_results_say_what_stands_in_the_way(server: Server) -> None:
+    found = {one["name"]: one for one in (await server.json("packages", q=""))["packages"]}
+    assert (found["slack"]["available"], found["slack"]["reason"]) == (False, "unfree")
+    assert found["gitfull"]["alias_of"] == "git"
+    assert found["libstdc__2b__2b6"]["attribute"] == "libstdc++6"
+    # Not evaluated yet.
+    assert found["later"]["available"] is None
+    server.index.progress = replace(server.index.progress, is_complete=True)
+    found = {one["name"]: one for one in (await server.json("packages", q=""))["packages"]}
+    assert found["later"]["available"] is True
+
+
+async def test_a_package_is_described_with_its_versions(server: Server) -> None:
+    found = await server.json("packages/git")
+    assert (found["kind"], found["available"], found["main_program"]) == ("package", True, "git")
+    assert (found["homepage"], found["licences"]) == ("https://git.example/", ["GPL-2.0-only"])
+    assert found["outputs"] == {"out": "/nix/store/0-git"}
+    assert [(one["version"], one["tag"]) for one in found["versions"]] == [
+        ("2.47", "latest"),
+        ("2.44", "0" * 40),
+        ("2.30", None),
+    ]
+    assert found["index"] == INDEX
+    found = await server.json("packages/slack")
+    assert (found["available"], found["reason"], found["versions"]) == (False, "unfree", [])
+    found = await server.json("packages/later")
+    assert (found["kind"], found["available"], found["outputs"]) == (None, None, {})
+
+
+async def test_an_image_definition_is_described_with_its_contents(server: Server) -> None:
+    found = await server.json("packages/images.web")
+    assert (found["kind"], found["description"]) == ("definition", "serves pages")
+    assert found["contents"] == [{"name": "hello", "version": "2.10"}]
+
+
+async def test_an_unknown_package_has_near_names(server: Server) -> None:
+    (error,) = (await server.json("packages/glt", 404))["errors"]
+    assert error["code"] == "NAME_UNKNOWN"
+    assert error["message"].startswith("the package set has no glt; did you mean git")
+    assert len((await server.json("packages/" + "x" * 60_000, 404))["errors"][0]["message"]) < 400
+
+
+async def test_the_progress_of_the_index_has_what_failed(server: Server) -> None:
+    attribute, reason = FAILURE
+    failures = [{"attribute": attribute, "reason": reason}]
+    assert await server.json("index") == {**INDEX, "failures": failures}
+    server.index.progress = Progress("r1", 1, 1, (("x", "y" * 100_000),), 1, is_complete=True)
+    (failure,) = (await server.json("index"))["failures"]
+    assert len(failure["reason"]) == 500
+
+
+async def test_the_answer_of_a_search_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tuple(f"{n:064}" for n in range(200))
+    large = [
+        FoundPackage(f"p{n}", "a" * 255, "1" * 256, "d" * 4096, programs, "r" * 9999) for n in range(200)
+    ]
+
+    async def names(tag: str) -> PackageSearch:  # noqa: ARG001 -- of every tag
+        return PackageSearch(large)
+
+    monkeypatch.setattr(server.index, "names", names)
+    answer = await server.ask("packages", query={"limit": "100000"})
+    assert isinstance(answer, BytesResponse)
+    assert len(json.loads(answer.content)["packages"]) == 100
+    assert answer.length < 512 * 1024
 
 
 async def test_an_unknown_tag_is_an_error(server: Server) -> None:
@@ -117,7 +182,8 @@ async def test_a_client_does_not_wait_long_for_a_listing(
     server.index.listed.clear()
     answer = await server.ask("packages", query={"q": "git"})
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-    assert (await server.ask("packages/git")).status == 503
+    for path in ("packages/git", "index"):
+        assert (await server.ask(path)).status == 503
 
 
 async def test_a_build_is_started_for_each_platform(server: Server) -> None:
@@ -181,7 +247,7 @@ async def test_a_stored_image_is_described_for_its_platforms(server: Server) -> 
     for path, tag in (("images/shell/git", "latest"), ("images/shell/git:v1", "v1")):
         document = await server.json(path)
         assert (document["name"], document["tag"]) == ("shell/git", tag)
-        assert document["pin"] == {"revision": PIN.revision, "url": PIN.url}
+        assert document["pin"] == {"revision": PIN.revision, "url": PIN.url, "tag": PIN.revision}
         (image,) = document["platforms"]
         assert (image["platform"], image["size"]) == ("linux/amd64", 7)
         assert image["layers"] == [{"digest": "sha256:1", "size": 7, "packages": ["git"]}]

@@ -9,6 +9,8 @@ from nixery.quantities import DiskMark
 from nixery.settings import Settings, StorageSettings
 from scripts.reference.settings import SettingRow, render, settings_rows
 
+CONFIGURATION = "NIXERY_NIXPKGS_CONFIG"
+
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -64,6 +66,24 @@ def test_a_directory_without_a_package_set_is_rejected(environment: dict[str, st
 def test_an_empty_variable_is_rejected(environment: dict[str, str]) -> None:
     (line,) = problems(environment | {"STORAGE_PATH": " "})
     assert line == "STORAGE_PATH is wrong: it is empty; set a value, or unset the variable"
+
+
+def test_a_package_configuration_may_be_empty(environment: dict[str, str]) -> None:
+    assert Settings.from_environment(environment).package_configuration is None
+    assert Settings.from_environment(environment | {CONFIGURATION: ""}).package_configuration is None
+
+
+def test_a_package_configuration_that_cannot_be_read_is_one_line(environment: dict[str, str]) -> None:
+    (line,) = problems(environment | {CONFIGURATION: "/nowhere/config.nix"})
+    assert line == f"{CONFIGURATION} is wrong: cannot read /nowhere/config.nix: No such file or directory"
+
+
+def test_a_flake_takes_no_package_configuration(environment: dict[str, str]) -> None:
+    del environment["NIXERY_PKGS_PATH"]
+    environment["NIXERY_FLAKE"] = "github:example/packages"
+    Settings.from_environment(environment | {CONFIGURATION: ""})
+    (line,) = problems(environment | {CONFIGURATION: "{ allowUnfree = true; }"})
+    assert "take no configuration" in line
 
 
 @pytest.mark.parametrize("budget", ["1", "120"])

@@ -8,6 +8,7 @@
   packageSet ? null, # absolute path
   flake ? null, # or a locked reference
   system, # e.g. "x86_64-linux"
+  packageConfiguration ? null, # of the operator: nixpkgs' `config`, and `overlays`
   request, # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null }
   # From the command line alone: one more attribute, `name`. The server has none.
   name ? null,
@@ -15,9 +16,10 @@
 }:
 let
   inherit (builtins)
-    attrNames concatLists concatStringsSep deepSeq elem elemAt filter foldl' fromJSON genList getContext hasAttr head
-    isAttrs isBool isFunction isInt isList isString length listToAttrs map mapAttrs match parseDrvName replaceStrings
-    seq split stringLength substring toJSON trace tryEval typeOf unsafeDiscardStringContext;
+    all attrNames concatLists concatStringsSep deepSeq elem elemAt filter foldl' fromJSON functionArgs genList
+    getContext hasAttr head isAttrs isBool isFunction isInt isList isString length listToAttrs map mapAttrs match
+    parseDrvName replaceStrings seq split stringLength substring toJSON trace tryEval typeOf
+    unsafeDiscardStringContext;
 
   # The largest values that this server accepts from a package set, in bytes and in numbers. For a larger
   # value, the answer has its size, for the error message; the value itself never leaves the evaluation. With
@@ -32,6 +34,8 @@ let
     config = 262144; # as JSON
     outputs = 32;
     contents = 2000; # derivations of a list, or of a definition
+    grounds = 20; # licences, vulnerabilities or platforms of a package that the set refuses
+    ground = 128; # one of them, which is cut
     flaws = 10; # reported for a name; one is enough to refuse it
     nesting = 32; # of lists within each other: the position of an item is in the answer
     references = 2000; # of a definition to derivations
@@ -46,7 +50,13 @@ let
 
   arguments = fromJSON request;
   imported = import packageSet;
-  called = if isFunction imported || imported ? __functor then imported { inherit system; } else imported;
+  # The arguments that the set declares; a functor may declare them as well. A set gets no others.
+  declared = if isFunction imported then functionArgs imported else imported.__functionArgs or { };
+  configuration =
+    (if packageConfiguration == null || !(declared ? config) then { } else { config = removeAttrs packageConfiguration [ "overlays" ]; })
+    // (if packageConfiguration ? overlays && declared ? overlays then { inherit (packageConfiguration) overlays; } else { });
+  called =
+    if isFunction imported || imported ? __functor then imported ({ inherit system; } // configuration) else imported;
   ofFlake = outputs: (outputs.legacyPackages.${system} or { }) // (outputs.packages.${system} or { });
   packages = if flake == null then called else ofFlake (builtins.getFlake flake);
   set =
@@ -259,21 +269,56 @@ let
   # Why an existing attribute does not evaluate, according to its meta-data.
   flaw =
     meta:
-    if safely isBool false (meta.broken or false) then
+    if safely isBool false (meta.broken or false) && !(allows "allowBroken") then
       "broken"
-    else if safely isBool false (meta.unsupported or false) then
+    else if safely isBool false (meta.unsupported or false) && !(allows "allowUnsupportedSystem") then
       "wrong platform"
-    else if safely isBool false (meta.unfree or false) || freeOf meta == false then
+    else if (safely isBool false (meta.unfree or false) || freeOf meta == false) && !(allows "allowUnfree") then
       "unfree"
     else if safely isBool false (meta.insecure or false) || safely isList [ ] (meta.knownVulnerabilities or [ ]) != [ ] then
       "insecure"
-    else if !(elem system (safely isList [ system ] (meta.platforms or [ system ]))) then
+    else if !(elem system (safely (v: isList v && all isString v) [ system ] (meta.platforms or [ system ]))) then
       "wrong platform"
     else if elem system (safely isList [ ] (meta.badPlatforms or [ ])) then
       "wrong platform"
     else
       "throws";
-  freeOf = meta: safely isBool true (let l = meta.license or { }; in if isAttrs l then l.free or true else true);
+  freeOf =
+    meta:
+    safely isBool true (
+      let
+        given = meta.license or [ ];
+        licences = if isList given then given else [ given ];
+      in
+      all (l: if isAttrs l then l.free or true else true) licences
+    );
+  allows = key: safely isBool false (configuration.config.${key} or false);
+
+  # Older states of nixpkgs describe platforms by patterns of parsed names.
+  platformName = platform: if isAttrs platform then platform.kernel.name or platform.cpu.name or null else platform;
+
+  # What an explanation of a flaw needs, with bounds; each text is optional.
+  grounds =
+    meta: derivation:
+    let
+      texts =
+        values:
+        let
+          strings = filter isString (safely isList [ ] values);
+          few = genList (elemAt strings) (if length strings < limits.grounds then length strings else limits.grounds);
+        in
+        map (substring 0 limits.ground) few;
+      bounded = text: if stringLength text <= limits.name then text else "";
+      fullName = bounded (safely isString "" (derivation.name or ""));
+    in
+    {
+      inherit fullName;
+      pname = bounded (safely isString "" (derivation.pname or (parseDrvName fullName).name));
+      licences = texts (licence (meta.license or [ ]));
+      vulnerabilities = texts (meta.knownVulnerabilities or [ ]);
+      platforms = texts (map platformName (safely isList [ ] (meta.platforms or [ ])));
+      configurable = declared ? config;
+    };
 
   describe =
     derivation:
@@ -288,7 +333,7 @@ let
       fullName = parseDrvName (safely isString "package" (derivation.name or "package"));
     in
     if !derivationPath.success then
-      { status = flaw meta; }
+      { status = flaw meta; grounds = grounds meta derivation; }
     else
       let
         found = {

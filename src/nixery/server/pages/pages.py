@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from urllib.parse import quote
 
@@ -22,9 +22,11 @@ from nixery.server.http import BytesResponse, Request, Response
 from nixery.server.pages.templating import Templates, duration
 from nixery.server.pages.treemap import MAP, treemap
 from nixery.server.published_builds import PublishedBuilds
+from nixery.server.published_packages import PublishedPackages
 
 _ROUTE = re.compile(
-    r"/(?:|(?P<compose>images)|images/(?P<image>.+)|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z.]+))",
+    r"/(?:|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|packages/(?P<package>[^/]+)"
+    r"|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z.]+))",
     re.DOTALL,
 )
 
@@ -37,7 +39,13 @@ _STATIC = {
 # Builds of each list on the first page.
 _LISTED = 12
 
+# Results of a search without a script.
+_FOUND = 50
+
 _EXAMPLE = "shell/git"
+
+# Headings of pages about attributes, by their kind.
+_KINDS = {"list": "List of packages", "definition": "Image definition"}
 
 # Stages of a build in order, with their titles.
 _STAGES = {
@@ -74,14 +82,20 @@ class Pages:
 
     Args:
         builds: reports of builds.
+        packages: of the package set.
         descriptions: of images.
         platforms: of a name without a platform.
     """
 
     def __init__(
-        self, builds: PublishedBuilds, descriptions: ImageDescriptions, platforms: Sequence[Platform]
+        self,
+        builds: PublishedBuilds,
+        packages: PublishedPackages,
+        descriptions: ImageDescriptions,
+        platforms: Sequence[Platform],
     ) -> None:
         self._builds = builds
+        self._packages = packages
         self._descriptions = descriptions
         self._platforms = platforms
         self._templates = Templates()
@@ -105,6 +119,10 @@ class Pages:
                         return self._build(build)
                 case {"image": str(image)}:
                     return await self._image(request, image)
+                case {"search": str()}:
+                    return await self._search(request)
+                case {"package": str(name)}:
+                    return await self._package(request, name)
                 case {"compose": str()}:
                     return _composed(request)
                 case _:
@@ -152,6 +170,7 @@ class Pages:
             tag=named.tag,
             pin=named.pin,
             lines=_pull_lines(request, f"{named.name}:{named.tag}"),
+            exact_tag=named.exact_tag if named.exact_tag != named.tag else None,
             images=[(description, treemap(description)) for description in named.found],
             missing=[str(one.platform) for one in named.missing],
             shared=[
@@ -160,6 +179,51 @@ class Pages:
             ],
             view=MAP,
         )
+
+    async def _search(self, request: Request) -> Response:
+        found = await self._packages.find(request, _FOUND if request.query.get("q") else 0)
+        if found is None:
+            return self._listing_in_progress()
+        return self._templates.response(
+            "packages.html",
+            text=request.query.get("q", ""),
+            tag=request.query.get("tag", "latest"),
+            found=found,
+        )
+
+    async def _package(self, request: Request, name: str) -> Response:
+        details = await self._packages.describe(request, name)
+        if details is None:
+            return self._listing_in_progress()
+        tag = request.query.get("tag", "latest")
+        attribute, package = details.attribute, details.package
+        # A container of a package alone has no shell to try it with.
+        image = (
+            package.name
+            if attribute is not None and attribute.kind == "definition"
+            else f"shell/{package.name}"
+        )
+        # Off the event loop: a definition may have thousands of packages.
+        return await asyncio.to_thread(
+            self._templates.response,
+            "package.html",
+            package=package,
+            attribute=attribute,
+            details=details,
+            kind=_KINDS.get(attribute.kind, "Package") if attribute is not None else "Package",
+            available=details.is_available,
+            tag=tag,
+            image=f"{image}:{tag}",
+            lines=_pull_lines(request, f"{image}:{tag}"),
+        )
+
+    def _listing_in_progress(self) -> Response:
+        page = self._error(
+            503,
+            "Listing the packages",
+            "The server lists the package set. Reload this page in a few seconds.",
+        )
+        return replace(page, headers={**page.headers, "Retry-After": "5"})
 
     def _file(self, name: str) -> Response:
         if name not in self._static:
@@ -175,7 +239,7 @@ class Pages:
         message = "this is a container registry: pull an image, for example HOST/shell/git"
         return errors_body(404, "UNSUPPORTED", message)
 
-    def _error(self, status: int, title: str, message: str) -> Response:
+    def _error(self, status: int, title: str, message: str) -> BytesResponse:
         return self._templates.response("error.html", status, title=title, message=message)
 
 

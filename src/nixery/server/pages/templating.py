@@ -45,7 +45,7 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = (size, duration, moment, iso, short, derivation, breakable)
+        filters = (size, duration, moment, iso, short, derivation, breakable, grouped)
         self._environment.filters.update({filter_.__name__: filter_ for filter_ in filters})
 
     def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
@@ -102,6 +102,11 @@ def derivation(file: str) -> str:
 def breakable(name: str) -> Markup:
     """Allow line breaks between the packages of an image name."""
     return Markup("/<wbr>").join(name.split("/"))
+
+
+def grouped(number: int) -> str:
+    """Format a number with commas between thousands."""
+    return f"{number:,}"
 
 
 def iso(time: float) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Images
+from nixery.builds.package_index import PackageIndex, PackageVersion
 from nixery.builds.slots import Slots
 from nixery.caching import LRUCache
-from nixery.errors import ManifestUnknown, TooBusy
-from nixery.image.name import Tag, parse_reference, requests_for, validate_name
+from nixery.errors import ManifestUnknown, NixeryError, TagUnknown, TooBusy
+from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for, validate_name
 from nixery.image.platform import Platform
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Descriptor, Document, MediaType, referenced_blobs
+from nixery.plain_text import shortened
 from nixery.server.http import IMMUTABLE, BytesResponse, NotModified, Request, Response, matches
+from nixery.source_location import COMMIT
 from nixery.storage.blobs import BlobStore, are_there
 from nixery.storage.catalogue import Catalogue
 from nixery.storage.leases import Leases
@@ -48,11 +52,26 @@ _READS, _WAITING = 16, 2048
 # Characters of ``Accept`` that are parsed: clients that list all types they know need a tenth of them.
 _LONGEST_ACCEPT = 8192
 
+# In the error about an unknown tag: packages, the latest states for each, and characters of versions and tags; and the
+# seconds that the answer waits for them.
+_EXPLAINED, _SHOWN = 2, 3
+_LONGEST_VERSION, _LONGEST_TAG = 40, 64
+_VERSIONS_TIMEOUT = 2.0
+
 _WILDCARDS = frozenset({"*/*", "application/*"})
 
 
 class Manifests:
-    """Answers with manifests and indexes."""
+    """Answers with manifests and indexes.
+
+    Args:
+        images: builds them.
+        blobs: has the stored ones.
+        leases: of what clients are pulling.
+        catalogue: of names and tags.
+        platforms: of a name without a platform.
+        index: knows versions of packages, for the error about an unknown tag; ``None`` without any.
+    """
 
     def __init__(
         self,
@@ -61,8 +80,10 @@ class Manifests:
         leases: Leases,
         catalogue: Catalogue,
         platforms: Sequence[Platform],
+        index: PackageIndex | None = None,
     ) -> None:
         self._images = images
+        self._index = index
         self._platforms = platforms
         self._blobs = blobs
         self._leases = leases
@@ -85,7 +106,11 @@ class Manifests:
                 validate_name(name)
                 raise ManifestUnknown(str(tag), "does not exist: nothing is attached to that image")
             case Tag() as tag:
-                found = await self._images.get(requests_for(name, self._platforms), tag.name)
+                requests = requests_for(name, self._platforms)
+                try:
+                    found = await self._images.get(requests, tag.name)
+                except TagUnknown as error:
+                    raise await self._explained(error, requests[0]) from None
                 image = found.image
                 document = image.index if isinstance(image, ImageIndex) else image.manifest
                 await self._catalogue.record_tag(name, found.tag, document.descriptor.digest)
@@ -95,6 +120,22 @@ class Manifests:
                     # RFC 7234, 5.5.7; containerd shows it.
                     headers["Warning"] = f'299 - "{_quotable(found.pinned.warning)}"'
                 return _answer(request, _negotiate(request.headers.get("accept", ""), image), headers)
+
+    async def _explained(self, error: TagUnknown, request: ImageRequest) -> TagUnknown:
+        """Add the versions that the client may have meant: users expect tags such as ``python3:3.11``."""
+        if self._index is None or not request.requested or COMMIT.fullmatch(error.tag):
+            return error
+        try:
+            versions = self._index.known_versions(request.requested[:_EXPLAINED])
+            found = await asyncio.wait_for(versions, _VERSIONS_TIMEOUT)
+        except (TimeoutError, NixeryError):
+            found = {}
+        known = "; ".join(f"{name} is {_at_tags(versions)}" for name, versions in found.items())
+        hint = f"; here, {known}" if known else ""
+        return TagUnknown(
+            error.tag,
+            f"{error.reason} (a tag is a state of the package set, not a version of a package{hint})",
+        )
 
     def _cached(self, digest: Digest) -> Document | None:
         return self._documents.get(digest) if self._leases.renew([digest]) else None
@@ -122,6 +163,14 @@ class Manifests:
         if content is None or media_type is None:
             return None
         return Document(Descriptor(media_type, digest, len(content)), content)
+
+
+def _at_tags(versions: Sequence[PackageVersion]) -> str:
+    shown = []
+    for one in versions[:_SHOWN]:
+        tag = one.tag or one.revision
+        shown.append(f"{shortened(one.version, _LONGEST_VERSION)} at {shortened(tag, _LONGEST_TAG)}")
+    return ", ".join(shown)
 
 
 def _negotiate(accept: str, found: Image | ImageIndex) -> Document:

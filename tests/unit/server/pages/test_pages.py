@@ -10,13 +10,16 @@ import pytest
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.events import Build, Failed, Started
 from nixery.builds.history import BuildHistory
+from nixery.builds.package_index import PackageIndex
 from nixery.errors import NixeryError
 from nixery.image.name import requests_for
 from nixery.image.platform import AMD64
+from nixery.server import published_packages
 from nixery.server.http import BytesResponse, Request
 from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
-from tests.unit.server.conftest import PIN, FakeDescriptions
+from nixery.server.published_packages import PublishedPackages
+from tests.unit.server.conftest import PIN, FakeDescriptions, FakeIndex
 
 
 class Site:
@@ -28,7 +31,10 @@ class Site:
         for event in (Started(), Failed(NixeryError("no <compiler>"))):
             history.observe(self.build, event)
         published = PublishedBuilds(history, FollowerBounds(1, 1), public=public)
-        self._pages = Pages(published, cast("ImageDescriptions", FakeDescriptions(public=public)), (AMD64,))
+        self.index = FakeIndex()
+        packages = PublishedPackages(cast("PackageIndex", self.index))
+        descriptions = cast("ImageDescriptions", FakeDescriptions(public=public))
+        self._pages = Pages(published, packages, descriptions, (AMD64,))
 
     async def get(
         self,
@@ -104,10 +110,89 @@ async def test_the_page_of_an_image_that_was_not_built_offers_to_build_it(site: 
     assert 'data-name="htop" data-tag="latest"' in page
 
 
+async def test_the_page_of_an_image_offers_its_commit(site: Site) -> None:
+    _, page = await site.get("/images/shell/git:v1")
+    assert f'id="pin" href="/images/shell/git:{PIN.revision}" data-tag="v1"' in page
+    _, page = await site.get(f"/images/shell/git:{PIN.revision}")
+    assert 'id="pin"' not in page
+
+
+async def test_the_packages_of_an_image_have_links(site: Site) -> None:
+    _, page = await site.get("/images/shell/git:v1")
+    assert '<a href="/packages/git-full?tag=v1">git</a>' in page
+    _, page = await site.get("/images/shell/git")
+    assert '<a href="/packages/git-full">git</a>' in page
+
+
+async def test_the_page_of_a_package_has_its_versions_and_how_to_pull_it(site: Site) -> None:
+    answer, page = await site.get("/packages/git")
+    assert answer.status == 200
+    for word in (
+        "registry.example/<wbr>shell/<wbr>git:latest",
+        '<a href="https://git.example/" rel="noreferrer nofollow">',
+        "GPL-2.0-only",
+        "/nix/store/0-git",
+        '<code class="break">git:latest</code>',
+        f'<a href="/packages/git?tag={"0" * 40}" title="{"0" * 40}">{"0" * 12}</a>',
+    ):
+        assert word in page
+    _, page = await site.get("/packages/later")
+    assert "not evaluated yet" in page
+    assert "8,249 of 31,293 packages are described" in page
+
+
+async def test_the_page_of_an_unavailable_package_says_why(site: Site) -> None:
+    _, page = await site.get("/packages/slack")
+    assert "Not available: unfree" in page
+    assert "docker" not in page
+    assert "a &lt;b&gt;chat&lt;/b&gt;" in page
+    # A script is no link.
+    assert 'href="javascript' not in page
+    assert "javascript:alert(1)" in page
+
+
+async def test_an_image_definition_has_a_page(site: Site) -> None:
+    _, page = await site.get("/packages/images.web", query={"tag": "v1"})
+    for word in (
+        "Image definition",
+        "serves pages",
+        "registry.example/<wbr>images.web:v1",
+        ">hello</th><td>2.10",
+    ):
+        assert word in page
+
+
+async def test_packages_are_found_without_a_script(site: Site) -> None:
+    _, page = await site.get("/packages", query={"q": "tool", "tag": "v1"})
+    assert '<a href="/packages/git?tag=v1">git</a>' in page
+    assert "another name of git" in page
+    _, page = await site.get("/packages", query={"q": "slack"})
+    assert '<span class="why">unfree</span>' in page
+    _, page = await site.get("/packages", query={"q": '"><script>'})
+    assert "<script>" not in page
+    assert "No package has a similar name" in page
+
+
+async def test_attributes_that_do_not_evaluate_are_listed(site: Site) -> None:
+    _, page = await site.get("/packages")
+    assert "attribute &#39;x&#39; &lt;missing&gt;" in page
+    assert "101 in this state of the package set, of which these are the first 1" in page
+
+
+async def test_a_page_does_not_wait_long_for_a_listing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published_packages, "_LISTING_TIMEOUT", 0)
+    site.index.listed.clear()
+    for path in ("/packages", "/packages/git"):
+        answer, page = await site.get(path)
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+        assert "Listing the packages" in page
+
+
 @pytest.mark.parametrize(
     ("path", "status", "title"),
     [
         ("/builds/0123", 404, "No such build"),
+        ("/packages/none", 404, "No such package"),
         ("/images/Not a name", 400, "Not a valid image name"),
         (f"/images/git:sha256-{'0' * 64}", 404, "No such image"),
         ("/static/none", 404, "Not found"),

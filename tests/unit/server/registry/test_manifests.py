@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from nixery.errors import BuildFailed, ManifestUnknown
+from nixery.errors import BuildFailed, ManifestUnknown, TagUnknown
 from nixery.image.platform import AMD64
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Document, MediaType
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.server.http import BytesResponse, NotModified, Request
 from nixery.server.registry import Registry
+from nixery.server.registry import manifests as module
 from nixery.server.registry.manifests import Manifests
 from nixery.storage.blobs import StoredBlob
-from tests.unit.server.conftest import PIN, StoredImage, store_image
+from tests.unit.server.conftest import PIN, FakeIndex, StoredImage, store_image
 
 
 async def get(registry: Registry, reference: object, **headers: str) -> BytesResponse:
@@ -62,6 +63,36 @@ async def test_an_outdated_pin_is_a_warning_in_a_quoted_string(stored: StoredIma
     images.warning = 'cannot reach "https://example.org": n\u00f6\n'
     answer = await get(registry, "latest")
     assert answer.headers["Warning"] == '299 - "cannot reach  https://example.org : n  "'
+
+
+async def test_the_error_about_an_unknown_tag_has_the_known_versions(stored: StoredImage) -> None:
+    registry, images = stored.registry(index=FakeIndex())
+    images.error = TagUnknown("2.4", "the package source has no such tag")
+    answer = await get(registry, "2.4")
+    assert code(answer) == (404, "MANIFEST_UNKNOWN")
+    assert json.loads(answer.content)["errors"][0]["message"] == (
+        "tag 2.4: the package source has no such tag (a tag is a state of the package set, not a version of a package; "
+        f"here, git is 2.47 at latest, 2.44 at {'0' * 40}, 2.30 at old)"
+    )
+    # No index, no hint; and a commit is no version.
+    registry, images = stored.registry()
+    images.error = TagUnknown("2.4", "no")
+    assert b"version" not in (await get(registry, "2.4")).content
+    registry, images = stored.registry(index=FakeIndex())
+    images.error = TagUnknown("0" * 40, "no")
+    assert b"version" not in (await get(registry, "0" * 40)).content
+
+
+async def test_an_unknown_tag_does_not_wait_for_versions(
+    stored: StoredImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_VERSIONS_TIMEOUT", 0)
+    index = FakeIndex()
+    index.listed.clear()
+    registry, images = stored.registry(index=index)
+    images.error = TagUnknown("2.4", "no")
+    message = json.loads((await get(registry, "2.4")).content)["errors"][0]["message"]
+    assert message == "tag 2.4: no (a tag is a state of the package set, not a version of a package)"
 
 
 @pytest.mark.parametrize(

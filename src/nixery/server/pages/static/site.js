@@ -54,6 +54,34 @@ function copyButtons() {
   }
 }
 
+const grouped = (number) => number.toLocaleString("en");
+const packagePage = (name, tag) => `/packages/${encodeURIComponent(name)}${tag === "latest" ? "" : `?tag=${encodeURIComponent(tag)}`}`;
+
+// Replaces the tag of the lines by the commit that it stands for, and back. Without a script, the link leads to the page
+// of the image at that commit.
+function pinning(link) {
+  const { tag, exact } = link.dataset, help = $("pin-help");
+  const explanation = [...help.childNodes];
+  let pinned = false;
+  link.setAttribute("role", "button");
+  link.setAttribute("aria-pressed", "false");
+  link.addEventListener("keydown", (event) => { if (event.key === " ") { event.preventDefault(); link.click(); } });
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // in a new tab, as any link
+    event.preventDefault();
+    const [from, to] = pinned ? [exact, tag] : [tag, exact];
+    for (const code of document.querySelectorAll("code[data-line]")) {
+      const words = code.textContent.split(" ").map((word) => word.endsWith(`:${from}`) ? word.slice(0, -from.length) + to : word);
+      code.replaceChildren(...words.map(breakable).flatMap((word, index) => (index ? [" ", word] : [word])));
+    }
+    pinned = !pinned;
+    link.setAttribute("aria-pressed", String(pinned));
+    link.textContent = pinned ? `Use the tag ${tag} again` : "Pin this state";
+    help.replaceChildren(...(pinned ? ["The lines pull this state of the packages, now and later."] : explanation));
+    say(pinned ? "The lines have the commit" : `The lines have the tag ${tag}`);
+  });
+}
+
 async function build(name, tag, button) {
   const problem = $("problem");
   problem.hidden = true;
@@ -81,7 +109,7 @@ function compose(section) {
   document.documentElement.classList.add("scripted");
   const input = $("packages"), chips = $("chips"), list = $("suggestions"), platform = $("platform"), tag = $("tag");
   const shell = $("shell"), button = $("build"), chosen = [];
-  let options = [], active = -1, asked = 0, timer;
+  let options = [], active = -1, asked = 0, committing = false, timer;
 
   input.removeAttribute("name");
   const hidden = element("input");
@@ -91,7 +119,8 @@ function compose(section) {
   for (const [name, value] of Object.entries({
     role: "combobox", "aria-expanded": "false", "aria-controls": "suggestions", "aria-autocomplete": "list",
   })) input.setAttribute(name, value);
-  $("packages-help").textContent = "Type, choose with the arrow keys, and press Enter. Backspace removes the last one.";
+  const help = "Type a name, a program or a description, choose with the arrow keys, and press Enter. Backspace removes the last one.";
+  $("packages-help").textContent = help;
 
   const typed = () => input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
   const name = () => [platform.value, shell.checked ? "shell" : "", ...chosen, ...typed()].filter(Boolean).join("/");
@@ -112,7 +141,9 @@ function compose(section) {
     hidden.value = [...chosen, ...typed()].join(" ");
     button.disabled = !name();
     chips.replaceChildren(...chosen.map((package_) => {
-      const chip = element("li", package_);
+      const chip = element("li"), link = element("a", package_);
+      link.href = packagePage(package_, tag.value || "latest");
+      chip.append(link);
       const remove = element("button", "×");
       remove.type = "button";
       remove.setAttribute("aria-label", `Remove ${package_}`);
@@ -157,49 +188,100 @@ function compose(section) {
     } else input.removeAttribute("aria-activedescendant");
   }
 
+  async function search(text, limit) {
+    const query = new URLSearchParams({ q: text, limit: String(limit), tag: tag.value || "latest" });
+    const response = await fetch(`/api/v1/packages?${query}`);
+    if (!response.ok) throw new Error(response.statusText);
+    const answer = await response.json();
+    const { attributes, evaluated, complete } = answer.index;
+    answer.progress = complete ? "" : `${grouped(evaluated)} of ${grouped(attributes)} packages are described.`;
+    $("packages-help").textContent = [help, answer.progress].join(" ").trim();
+    return answer;
+  }
+
+  // What a suggestion tells besides the name: why it is not available, what it is another name of, the description.
+  function about(found) {
+    const made = element("span", undefined, "about");
+    if (found.reason) made.append(element("span", found.reason, "why"), " ");
+    if (found.alias_of) made.append(`another name of ${found.alias_of}${found.description ? ": " : ""}`);
+    made.append(found.description);
+    made.title = made.textContent;
+    return made;
+  }
+
+  function suggestion(found, index) {
+    const item = element("li", undefined, found.available === false ? "unavailable" : undefined);
+    item.id = `suggestion-${index}`;
+    item.setAttribute("role", "option");
+    const title = element("b", found.name);
+    title.append(element("span", found.version, "version"));
+    if (found.attribute.toLowerCase() !== found.name) title.append(element("span", found.attribute, "attribute"));
+    const more = element("a", "details", "more");
+    more.href = packagePage(found.name, tag.value || "latest");
+    more.tabIndex = -1; // an option has no other contents for a screen reader
+    more.setAttribute("aria-hidden", "true");
+    more.addEventListener("mousedown", (event) => { event.preventDefault(); event.stopPropagation(); }); // keeps the list open
+    item.append(title, about(found), more);
+    item.addEventListener("mousedown", (event) => { event.preventDefault(); add(found.name); });
+    return item;
+  }
+
   async function suggest() {
     const text = input.value.trim().toLowerCase();
     if (!text) return close();
     const question = ++asked;
     let answer;
     try {
-      const query = new URLSearchParams({ q: text, limit: "12", tag: tag.value || "latest" });
-      const response = await fetch(`/api/v1/packages?${query}`);
-      if (!response.ok) return;
-      answer = await response.json();
+      answer = await search(text, 12);
     } catch {
       return;
     }
     if (question !== asked) return; // the input has changed since
     options = answer.packages.filter((found) => !chosen.includes(found.name));
-    list.replaceChildren(...options.map((found, index) => {
-      const item = element("li");
-      item.id = `suggestion-${index}`;
-      item.setAttribute("role", "option");
-      const title = element("b", found.name);
-      title.append(element("span", found.version, "version"));
-      item.append(title, element("span", found.description, "about"));
-      item.addEventListener("mousedown", (event) => { event.preventDefault(); add(found.name); });
-      return item;
-    }));
+    list.replaceChildren(...options.map(suggestion));
     if (!options.length) list.append(element("li", "No package has a similar name.", "none"));
+    if (answer.progress) list.append(element("li", answer.progress, "progress"));
+    for (const note of list.querySelectorAll(".none, .progress")) note.setAttribute("role", "presentation");
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     select(options.length ? 0 : -1);
     say(options.length ? `${options.length} packages found` : "No package found");
   }
 
+  // A space ends the name of a package, or is between words of a description: a name is chosen if there is such a package.
+  async function commitWords() {
+    if (committing) return;
+    committing = true;
+    try {
+      for (let match; (match = /^\s*([^\s,]+)\s+/.exec(input.value)); ) {
+        const word = match[1].toLowerCase();
+        const { packages } = await search(word, 1);
+        if (packages[0]?.name !== word || !input.value.startsWith(match[0])) break;
+        const rest = input.value.slice(match[0].length);
+        add(word);
+        input.value = rest;
+        show();
+        if (rest) suggest();
+      }
+    } catch {
+      // The text stays as it is; its words are part of the name.
+    } finally {
+      committing = false;
+    }
+  }
+
   input.addEventListener("input", () => {
     show();
     clearTimeout(timer);
     timer = setTimeout(suggest, 60);
+    if (/\S\s/.test(input.value)) commitWords();
   });
   input.addEventListener("keydown", (event) => {
     if (event.key === "ArrowDown" && options.length) select((active + 1) % options.length);
     else if (event.key === "ArrowUp" && options.length) select((active + options.length - 1) % options.length);
     else if (event.key === "Escape") close();
     else if (event.key === "Enter" && input.value.trim()) add(active >= 0 ? options[active].name : typed()[0]);
-    else if ((event.key === " " || event.key === ",") && input.value.trim()) add(typed()[0]);
+    else if (event.key === "," && input.value.trim()) add(typed()[0]);
     else if (event.key === "Backspace" && !input.value && chosen.length) return drop(chosen.at(-1));
     else return;
     event.preventDefault();
@@ -208,7 +290,7 @@ function compose(section) {
   for (const field of [platform, tag, shell]) field.addEventListener("input", show);
   button.addEventListener("click", () => build(name(), tag.value || "latest", button));
   show();
-  fetch("/api/v1/packages?limit=0").catch(() => {}); // so that names are available when the user starts to type
+  search("", 0).catch(() => {}); // so that names are available when the user starts to type
 }
 
 function follow(page) {
@@ -280,6 +362,7 @@ function follow(page) {
 }
 
 copyButtons();
+if ($("pin")) pinning($("pin"));
 if ($("compose")) compose($("compose"));
 if ($("build-page")) follow($("build-page"));
 if ($("build")) {

@@ -1,0 +1,1 @@
+"""The package index: how fast it is made, what it takes, and how fast it answers."""

@@ -1,0 +1,163 @@
+"""The package set for clients: bounded searches, and descriptions of packages from the index."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from nixery.builds.package_index import PackageIndex, PackageVersion, Progress
+from nixery.builds.package_search import FoundPackage
+from nixery.builds.slots import Slots
+from nixery.errors import InvalidReference, PackageUnknown, TooBusy
+from nixery.image.name import Tag, parse_reference
+from nixery.nix.packages import Attribute, Package
+from nixery.plain_text import shortened
+from nixery.server.http import Request
+
+# Results of a search at most.
+LARGEST_LIMIT = 100
+
+# Seconds that a client waits for a package set to be listed. The listing continues, and answers the next
+# request.
+_LISTING_TIMEOUT = 20.0
+
+# Concurrent searches, and waiting ones: each blocks the event loop for up to 15 ms.
+_AT_ONCE, _QUEUE = 1, 64
+
+# Descriptions of packages that are read at once: each decompresses a part of an index.
+_DESCRIBED_AT_ONCE = 2
+
+# Similar names in the error about an unknown package.
+_NEAR = 3
+
+# Characters of a query that are used; no name is longer.
+_LONGEST_QUERY = 255
+
+Listed = TypeVar("Listed")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPackages:
+    """The result of a search.
+
+    Attributes:
+        packages: the best first.
+        total: names in the whole package set.
+        progress: of the index of the package set.
+    """
+
+    packages: Sequence[FoundPackage]
+    total: int
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class PackageDetails:
+    """Everything that is known about a package.
+
+    Attributes:
+        package: as a search finds it.
+        attribute: its evaluation; ``None`` if it is not evaluated yet.
+        versions: in the states of the source whose indexes are kept, the latest first.
+        progress: of the index of the package set.
+    """
+
+    package: FoundPackage
+    attribute: Attribute | None
+    versions: Sequence[PackageVersion]
+    progress: Progress
+
+    @property
+    def is_available(self) -> bool | None:
+        """Whether it can be a part of an image; ``None`` if that is not known yet."""
+        return (
+            is_available(self.package, self.progress) if self.attribute is None else not self.attribute.reason
+        )
+
+    @property
+    def contents(self) -> Sequence[tuple[str, str]]:
+        """Name and version of each package in a list or an image definition."""
+        if self.attribute is None or self.attribute.kind == "package":
+            return ()
+        items = self.attribute.items or ()
+        return [(item.name, item.version) for item in items if isinstance(item, Package)]
+
+
+class PublishedPackages:
+    """Searches and describes the packages of a state of the package source, which a request's ``tag`` selects.
+
+    Args:
+        index: of the package set.
+    """
+
+    def __init__(self, index: PackageIndex) -> None:
+        self._index = index
+        self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
+        self._descriptions = Slots(_DESCRIBED_AT_ONCE, _QUEUE, busy=TooBusy.PACKAGES)
+
+    async def find(self, request: Request, limit: int) -> FoundPackages | None:
+        """Search for the text of a request; ``None`` if the package set is still being listed.
+
+        Raises:
+            TooBusy: too many searches are waiting.
+            NixeryError: the package set is unavailable, or cannot be listed.
+        """
+        tag = _tag(request)
+        names = await _within_time(self._index.names(tag))
+        progress = await _within_time(self._index.state_progress(tag))
+        if names is None or progress is None:
+            return None
+        text = request.query.get("q", "")[:_LONGEST_QUERY]
+        found: Sequence[FoundPackage] = ()
+        if limit:
+            async with self._slots.turn():
+                found = names.search(text, limit)
+        return FoundPackages(found, len(names), progress)
+
+    async def describe(self, request: Request, name: str) -> PackageDetails | None:
+        """Describe the package that a component of an image name selects; ``None`` if the set is still being listed.
+
+        Raises:
+            PackageUnknown: the package set has none of that name.
+            TooBusy: too many descriptions are waiting.
+            NixeryError: the package set is unavailable, or cannot be listed.
+        """
+        tag = _tag(request)
+        progress = await _within_time(self._index.state_progress(tag))
+        if progress is None:
+            return None
+        async with self._descriptions.slot():
+            found = await self._index.attribute(tag, name)
+            versions = await self._index.versions(tag, name) if found is not None else ()
+        if found is None:
+            names = await self._index.names(tag)
+            async with self._slots.turn():
+                near = names.similar(name[:_LONGEST_QUERY], _NEAR)
+            raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
+        package, attribute = found
+        return PackageDetails(package, attribute, versions, progress)
+
+
+def is_available(package: FoundPackage, progress: Progress) -> bool | None:
+    """Whether a package is available; ``None`` if that is not known before the package set is evaluated."""
+    if package.reason:
+        return False
+    return True if progress.is_complete or package.version or package.description else None
+
+
+def _tag(request: Request) -> str:
+    tag = request.query.get("tag", "latest")
+    match parse_reference(tag):
+        case Tag(name=name):
+            return name
+        case _:
+            raise InvalidReference(tag)
+
+
+async def _within_time(listing: Coroutine[Any, Any, Listed]) -> Listed | None:
+    try:
+        return await asyncio.wait_for(listing, _LISTING_TIMEOUT)
+    except TimeoutError:
+        return None

@@ -1,0 +1,214 @@
+"""``nixery check NAME ...`` and the package index in ``nixery check``, with real Nix."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import StartServer
+from tests.support.command_line import CommandLine
+from tests.support.nix import NixSpy, wait_until
+
+PACKAGES = """
+{ system }:
+let
+  package = name: extra: derivation {
+    inherit name system;
+    builder = "/bin/sh";
+    args = [ "-e" "-c" "mkdir -p $out/bin; echo ${name} > $out/bin/${name}" ];
+    PATH = "/usr/bin:/bin";
+    nixeryTestSalt = "SALT";
+  } // { pname = name; version = "1.5"; meta = { }; } // extra;
+  program = name: package name { };
+in {
+  alpha = program "alpha";
+  beta = program "beta";
+  gamma = program "gamma";
+  unfree = package "unfree" { meta.unfree = true; drvPath = throw "unfree is refused"; };
+  Broken = throw "out of order";
+  Zaborts = abort "aborts gave up";
+  aborts = { recurseForDerivations = true; inner = abort "inner gave up"; };
+  web = { contents = [ (program "alpha") ]; config.Cmd = [ "alpha" ]; };
+  hostile = package "hostile" { version = "1\n\\u001b[31m"; };
+}
+"""
+
+
+@pytest.fixture
+def package_set(tmp_path: Path, salt: str) -> Path:
+    directory = tmp_path / "checked-set"
+    directory.mkdir()
+    text = PACKAGES.replace("SALT", salt + tmp_path.name).replace("\\u001b", "\x1b")
+    (directory / "default.nix").write_text(text)
+    return directory
+
+
+@pytest.fixture
+def nixery(settings: Mapping[str, str], package_set: Path, tmp_path: Path) -> CommandLine:
+    return CommandLine({**settings, "NIXERY_PKGS_PATH": str(package_set)}, tmp_path)
+
+
+def checked(nixery: CommandLine, *names: str, status: int = 0, **settings: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(
+        nixery("check", "--json", *names, status=status, **settings).stdout
+    )
+    return found
+
+
+def origins(image: dict[str, Any]) -> dict[str, str]:
+    return {package["attribute"]: package["from"] for package in image["packages"]}
+
+
+def test_packages_are_in_the_store_or_would_be_built(nixery: CommandLine) -> None:
+    nixery("build", "alpha", "--quiet")
+    alpha, both = checked(nixery, "alpha", "alpha/beta:1.0")
+    assert (alpha["image"], alpha["platform"], alpha["right"]) == ("alpha:latest", "linux/amd64", True)
+    assert origins(alpha) == {"alpha": "store"}
+    assert alpha["packages"][0]["version"] == "1.5"
+    assert (alpha["paths"], alpha["builds"]) == (1, [])
+    assert alpha["size"] > 0
+    assert both["image"] == "alpha/beta:1.0"
+    assert both["revision"] == alpha["revision"]
+    assert origins(both) == {"alpha": "store", "beta": "build"}
+    assert (both["paths"], both["size"]) == (None, None)
+    assert [path.partition("-")[2] for path in both["builds"]] == ["beta.drv"]
+    # Nothing was built.
+    (beta,) = (package for package in both["packages"] if package["attribute"] == "beta")
+    assert not os.path.lexists(beta["outputs"]["out"])
+
+
+def test_a_path_of_a_binary_cache_would_be_downloaded(nixery: CommandLine, tmp_path: Path) -> None:
+    (image,) = checked(nixery, "gamma")
+    (package,) = image["packages"]
+    path = Path(package["outputs"]["out"])
+    cache = tmp_path / "cache-of-binaries"
+    cache.mkdir()
+    (cache / "nix-cache-info").write_text("StoreDir: /nix/store\n")
+    (cache / f"{path.name[:32]}.narinfo").write_text(
+        f"StorePath: {path}\nURL: nar/gamma.nar\nCompression: none\nFileHash: sha256:{'0' * 52}\n"
+        f"FileSize: {1 << 20}\nNarHash: sha256:{'0' * 52}\nNarSize: {3 << 20}\nReferences: \n"
+    )
+    options = f"--option substituters file://{cache} --option require-sigs false"
+    (image,) = checked(nixery, "gamma", NIXERY_NIX_OPTIONS=options)
+    assert origins(image) == {"gamma": "download"}
+    assert (image["downloads"], image["builds"]) == ([str(path)], [])
+    assert (image["download_size"], image["unpacked_size"]) == (1 << 20, 3 << 20)
+    shown = nixery("check", "gamma", NIXERY_NIX_OPTIONS=options).stdout
+    assert "Nix would download 1 store path of 1.0 MB (3.1 MB unpacked)" in shown
+    assert not path.exists()
+
+
+def test_unavailable_packages_are_explained_in_the_words_of_the_registry(
+    nixery: CommandLine, start_server: StartServer, package_set: Path
+) -> None:
+    names = ("alpha/alpah", "broken", "unfree/beta")
+    images = checked(nixery, *names, status=1)
+    client = start_server(NIXERY_PKGS_PATH=str(package_set)).client
+    for name, image in zip(names, images, strict=True):
+        assert not image["right"]
+        assert image["error"] == client.manifest(name).json()["errors"][0]["message"]
+    assert images[0]["unavailable"] == [
+        {"name": "alpah", "reason": "missing", "explanation": "", "near_names": ["alpha"]}
+    ]
+    assert "alpha" in origins(images[0])
+    assert origins(images[2]) == {"beta": "build"}
+    shown = nixery("check", "alpha/alpah", "beta", status=1).stdout.splitlines()
+    assert shown[0].startswith("WRONG alpha/alpah:latest linux/amd64 1 package not available")
+    assert "      alpah (missing; did you mean alpha?)" in shown
+    assert any(line.startswith("ok    beta:latest linux/amd64 ") for line in shown)
+
+
+def test_one_evaluation_serves_several_names(nixery: CommandLine, spy: NixSpy) -> None:
+    images = checked(nixery, "alpha", "beta/gamma", "web", "nosuch", status=1, **spy.environment())
+    assert [image["right"] for image in images] == [True, True, True, False]
+    assert len(spy.calls_of("nix-instantiate", "request")) == 1
+    assert images[2]["definition"] == "web"
+    assert spy.calls_of("nix-store", "--realise", "--add-root") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("UPPER", "invalid image name 'UPPER'"),
+        ("amd64/arm64/alpha", "it asks for amd64 and arm64 at once"),
+        ("alpha:a/b", "invalid reference 'a/b'"),
+        ("alpha:sha256:" + "0" * 64, "is a digest"),
+        ("alpha/beta", "NIXERY_MAX_PACKAGES"),
+        ("web/web2", "NIXERY_MAX_PACKAGES"),
+    ],
+)
+def test_an_invalid_name_costs_the_other_names_nothing(nixery: CommandLine, name: str, message: str) -> None:
+    wrong, right = checked(nixery, name, "alpha", status=1, NIXERY_MAX_PACKAGES="1")
+    assert message in wrong["error"]
+    assert right["right"]
+
+
+def test_an_image_beyond_the_limit_is_wrong(nixery: CommandLine) -> None:
+    nixery("build", "alpha", "--quiet")
+    (image,) = checked(nixery, "alpha", status=1, NIXERY_MAX_CLOSURE="1")
+    assert "NIXERY_MAX_CLOSURE" in image["error"]
+
+
+def test_each_platform_is_an_image_of_its_own(nixery: CommandLine) -> None:
+    images = checked(nixery, "alpha", "arm64/beta", NIXERY_PLATFORMS="linux/amd64,linux/arm64")
+    assert [(image["image"], image["platform"]) for image in images] == [
+        ("alpha:latest", "linux/amd64"),
+        ("alpha:latest", "linux/arm64"),
+        ("arm64/beta:latest", "linux/arm64"),
+    ]
+
+
+@pytest.mark.security
+def test_text_of_a_package_set_stays_on_its_line(nixery: CommandLine) -> None:
+    shown = nixery("check", "hostile").stdout
+    assert "\x1b" not in shown
+    assert r"hostile 1\n\x1b[31m" in shown
+    assert "\x1b" not in checked(nixery, "hostile")[0]["packages"][0]["version"]
+
+
+def test_a_broken_package_set_is_the_error_of_each_name(nixery: CommandLine, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-set"
+    broken.mkdir()
+    (broken / "default.nix").write_text('{ system }: throw "out of order"')
+    images = checked(nixery, "alpha", "beta", status=1, NIXERY_PKGS_PATH=str(broken))
+    assert all("out of order" in image["error"] for image in images)
+
+
+def test_check_shows_the_index_and_makes_it_on_request(nixery: CommandLine) -> None:
+    def index(*options: str) -> dict[str, Any]:
+        (found,) = (one for one in checked(nixery, *options) if one["what"] == "index")
+        return dict(found)
+
+    before = index()
+    assert (before["attributes"], before["evaluated"], before["is_complete"]) == (9, 0, False)
+    assert "`nixery check --index` evaluates it here" in before["found"]
+    made = index("--index")
+    assert (made["evaluated"], made["failed"], made["is_complete"]) == (11, 2, True)
+    assert [failure["attribute"] for failure in made["failures"]] == ["Zaborts", "aborts.inner"]
+    # It is stored.
+    assert index() == made
+    shown = nixery("check").stdout.splitlines()
+    (line,) = (line for line in shown if line.startswith("      Zaborts "))
+    assert "aborts gave up" in line
+
+
+def test_making_an_index_shows_a_bar(nixery: CommandLine) -> None:
+    shown = nixery.on_terminal("check", "--index")
+    assert "evaluating the package set" in shown
+    assert "9 names can be completed" in shown
+
+
+def test_an_index_is_made_without_names(nixery: CommandLine) -> None:
+    assert "--index" in nixery("check", "--index", "alpha", status=2).stderr
+
+
+def test_the_log_names_the_attributes_that_failed(start_server: StartServer, package_set: Path) -> None:
+    server = start_server(NIXERY_PKGS_PATH=str(package_set))
+    wait_until(lambda: "indexed the package set" in server.log, "the index")
+    (line,) = (line for line in server.log.splitlines() if "indexed the package set" in line)
+    assert "Zaborts, aborts.inner" in line

@@ -1,0 +1,1 @@
+{ value }: { inherit value; name = undefinedvariable; }
