@@ -30,7 +30,7 @@ class World:
         assert pin == PIN
         yield
 
-    def indexing(self, platform: Platform, package_set: None) -> World:
+    async def indexing(self, platform: Platform, package_set: None) -> World:
         assert (platform, package_set) == (AMD64, None)
         return self
 
