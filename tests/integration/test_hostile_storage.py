@@ -176,7 +176,7 @@ def test_parts_of_the_package_index(line: bytes, start_server: StartServer, tmp_
     package_set.write_text(
         '{ system, ... }: { hello = derivation { name = "hello"; inherit system; builder = "x"; }; }'
     )
-    server = start_server(NIXERY_PKGS_PATH=str(package_set))
+    server = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_INDEX="1")
     wait_until(lambda: '"indexed the package set"' in server.log, "the index is complete", 30)
     assert server.stop() == 0
     for path in records(server):
@@ -185,7 +185,7 @@ def test_parts_of_the_package_index(line: bytes, start_server: StartServer, tmp_
             replace(path, zstandard.compress(b"\n".join([line] * lines)))
         elif "packages" in path.parts:
             path.unlink()
-    server = start_server(NIXERY_PKGS_PATH=str(package_set))
+    server = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_INDEX="1")
     wait_until(lambda: '"indexed the package set"' in server.log, "the index is complete", 30)
     assert server.client.get("/api/v1/packages?q=hello").status == 200
     # Its builder does not exist; the server says so, rather than that it cannot read a record.
