@@ -6,14 +6,19 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from nixery.builds.index_records import HEADER
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient
-from tests.support.server import Server, run_server
+from tests.support.nix import wait_until
+from tests.support.server import Server, clean_environment, run_server
 from tests.validator.image_validator import validate
 
 pytestmark = pytest.mark.security
@@ -138,6 +143,55 @@ def test_records_that_lead_to_other_blobs(start_server: StartServer) -> None:
         assert server.stop() == 0, number
 
 
+def test_an_evaluation_that_names_outputs_of_another_derivation(start_server: StartServer) -> None:
+    """Only the package index may name outputs without their derivation; such a build starts over once."""
+    server = start_server(NIXERY_INDEX="0")
+    images = {name: server.client.pull(name) for name in NAMES}
+    assert server.stop() == 0
+    evaluations = [path for path in records(server) if "evaluations" in path.parts]
+    derivations = {
+        item["derivation"]["base_name"] for path in evaluations for item in json.loads(path.read_bytes())
+    }
+    for path in evaluations:
+        items = json.loads(path.read_bytes())
+        for item in items:
+            other = next(name for name in sorted(derivations) if name != item["derivation"]["base_name"])
+            item.update(is_realised=True, derivation={"base_name": other})
+        replace(path, json.dumps(items).encode())
+    for path in records(server):
+        if "images" in path.parts:
+            path.unlink()
+    server = start_server(NIXERY_INDEX="0")
+    assert {name: server.client.pull(name) for name in NAMES} == images
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"error"', b'{"error": ' + b"[" * 100_000, b'{"error": "\\ud800"}', b"\xff"],
+    ids=["cut off", "nested", "surrogate", "bytes"],
+)
+def test_parts_of_the_package_index(line: bytes, start_server: StartServer, tmp_path: Path) -> None:
+    """A server evaluates the package set in the background even if all stored parts are torn."""
+    package_set = tmp_path / "default.nix"
+    package_set.write_text(
+        '{ system, ... }: { hello = derivation { name = "hello"; inherit system; builder = "x"; }; }'
+    )
+    server = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_INDEX="1")
+    wait_until(lambda: '"indexed the package set"' in server.log, "the index is complete", 30)
+    assert server.stop() == 0
+    for path in records(server):
+        if "package-details" in path.parts:
+            lines = zstandard.decompress(path.read_bytes()).count(b"\n") + 1
+            replace(path, zstandard.compress(b"\n".join([line] * lines)))
+        elif "packages" in path.parts:
+            path.unlink()
+    server = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_INDEX="1")
+    wait_until(lambda: '"indexed the package set"' in server.log, "the index is complete", 30)
+    assert server.client.get("/api/v1/packages?q=hello").status == 200
+    # Its builder does not exist; the server says so, rather than that it cannot read a record.
+    assert server.client.manifest("hello").status == 422
+
+
 def check_digest(client: RegistryClient, name: str) -> None:
     response = client.manifest(name)
     assert response.status == 200, response
@@ -212,3 +266,43 @@ def test_stored_files_are_private(start_server: StartServer, tmp_path: Path) -> 
     assert open_to_others == []
     # So are the files of its child processes.
     assert "Umask:\t0077\n" in Path(f"/proc/{server.process.pid}/status").read_text()
+
+
+# Bytes of address space; a scrub of usual records takes a third of it.
+_MEMORY = 2_000_000_000
+
+
+def _index(header: bytes, rows: bytes) -> bytes:
+    compressed = zstandard.compress(header)
+    return HEADER + b"hello\n\n%016x" % len(compressed) + compressed + zstandard.compress(rows)
+
+
+_NAMES = b'{"source":"","revision":"","created":null,"rounds":[[[[],["hello"]]]]}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    {
+        "rows": ("packages", _index(_NAMES, b"[" + b"0," * 60_000_000 + b"0]")),
+        "names": ("packages", _index(b'{"rounds":[' + b"0," * 5_000_000 + b"0]}", b"")),
+        "lines": ("package-details", zstandard.compress(b"aa\n" * 40_000_000)),
+        "members": ("evaluations", b'[{"licences":[' + b"0," * 2_000_000 + b"0]}]"),
+        "references": ("batch-closures", b'{"a":[' + b"0," * 8_000_000 + b"0]}"),
+    }.values(),
+    ids=["rows", "names", "lines", "members", "references"],
+)
+def test_a_record_takes_no_multiple_of_its_size_in_memory(kind: str, content: bytes, tmp_path: Path) -> None:
+    """A record of some kilobytes can have gigabytes of values, and an error for each."""
+    path = tmp_path / "storage" / "records" / kind / "ab" / ("ab" * 32)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    settings = {"STORAGE_PATH": str(tmp_path / "storage"), "NIXERY_STORAGE_BACKEND": "filesystem"}
+    completed = subprocess.run(
+        ["prlimit", f"--as={_MEMORY}", sys.executable, "-m", "nixery", "scrub"],
+        env=clean_environment({**settings, "MALLOC_ARENA_MAX": "2"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode in {0, 1}, completed.stderr[-1000:]
+    assert "Traceback" not in completed.stderr, completed.stderr[-1000:]

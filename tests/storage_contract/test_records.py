@@ -50,6 +50,15 @@ async def test_renewing_a_record_updates_its_time(storage: Storage) -> None:
     assert await storage.records.get("tags", KEYS[1]) == b"content"
 
 
+async def test_a_record_of_too_many_values_is_missing(storage: Storage) -> None:
+    most = KINDS["evaluations"].commas
+    assert most is not None
+    await storage.records.put("evaluations", KEYS[0], b"," * most)
+    assert await storage.records.get("evaluations", KEYS[0]) == b"," * most
+    await storage.records.put("evaluations", KEYS[0], b"," * (most + 1))
+    assert await storage.records.get("evaluations", KEYS[0]) is None
+
+
 async def test_no_record_is_larger_than_its_kind_allows(storage: Storage) -> None:
     largest = KINDS["tags"].largest
     await storage.records.put("tags", KEYS[0], b"x" * largest)

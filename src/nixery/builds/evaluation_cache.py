@@ -102,6 +102,8 @@ def _read(content: bytes) -> Sequence[EvaluatedItem] | None:
     try:
         found = EVALUATED.validate_json(content)
         for item in found:
+            if isinstance(item, Package) and item.is_realised:
+                return None  # only the package index says that, and a build tries it once
             for path in _store_paths(item):
                 StorePath.parse(path)
     except ValueError:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import zstandard
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field
 
 from nixery.builds.package_search import FoundPackage, PackageSearch
+from nixery.errors import StorageError
 from nixery.image.spelling import AttributeNames, NearNames
 from nixery.nix.indexing import AttributePath, Reported, parse_entry
 from nixery.nix.packages import Attribute
@@ -38,8 +39,11 @@ MOST_ATTRIBUTES, _DEEPEST = 300_000, 4
 # nixpkgs or Debian. Later rows have none.
 _MOST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
 
-# Bytes of a decompressed part, and of the rows of a record.
-_LARGEST_PART, _LARGEST_ROWS = 32 * 1024 * 1024, 128 * 1024 * 1024
+# Bytes after decompression: of a part, of the names in a record, of the rows, and of one line of a part or of the
+# rows. nixpkgs has 3 MB of names and 20 MB of rows. While it is parsed, a text that another program wrote may take
+# hundreds of times its size.
+_LARGEST_PART = 32 * 1024 * 1024
+_LARGEST_HEADER, _LARGEST_ROWS, _LARGEST_LINE = 16 * 1024 * 1024, 48 * 1024 * 1024, 256 * 1024
 
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
@@ -72,9 +76,6 @@ class _Failure(BaseModel):
     """The line of an attribute whose evaluation failed."""
 
     error: str
-
-
-_ROWS: TypeAdapter[list[Row]] = TypeAdapter(list[Row])
 
 
 class Header(BaseModel):
@@ -231,7 +232,11 @@ class StateIndex:
         return self
 
     def settle(self) -> bytes:
-        """Prepare an index that does not change any more, and return its record, from which it reads rows if needed."""
+        """Prepare an index that does not change any more, and return its record, from which it reads rows if needed.
+
+        Raises:
+            StorageError: no server would read it, since it is too large.
+        """
         content, _ = self.encoded(), self.progress
         rows = _split(content)[1]
         self._read_rows = lambda: decode(_decode_rows, rows) or ()
@@ -318,10 +323,20 @@ class StateIndex:
         self._progress = None
 
     def encoded(self) -> bytes:
-        """Encode the record."""
+        """Encode the record.
+
+        Raises:
+            StorageError: no server would read it, since it is too large.
+        """
         names = "\n".join(package.name for package in self.search).encode()
-        header = zstandard.compress(self.header.model_dump_json().encode())
-        rows = zstandard.compress(_ROWS.dump_json(list(self.rows.values()), exclude_defaults=True))
+        if len(self._number) >= MOST_ATTRIBUTES:
+            raise StorageError(
+                f"cannot write the record of a package index: it has {len(self._number)} names, "
+                f"and {MOST_ATTRIBUTES} is the limit"
+            )
+        header = _compressed(self.header.model_dump_json().encode(), _LARGEST_HEADER)
+        lines = [row.model_dump_json(exclude_defaults=True).encode() for row in self.rows.values()]
+        rows = _compressed(b"\n".join(lines), _LARGEST_ROWS)
         return b"".join((HEADER, names, b"\n\n", b"%016x" % len(header), header, rows))
 
     def _list(self) -> None:
@@ -396,6 +411,8 @@ def validate_index(content: bytes) -> Sequence[object]:
     Raises:
         ValueError: it is torn, or has another schema.
     """
+    if content.startswith(b'{"') and content.endswith(b"}}"):
+        return ()  # of an earlier version: not torn, and replaced by the next index
     return _decode_rows(_split(content)[1])
 
 
@@ -406,14 +423,20 @@ def _split(content: bytes) -> tuple[Header, bytes]:
     start = content.index(b"\n\n", len(HEADER)) + 2
     first = start + 16
     second = first + int(content[start:first], 16)
-    header = Header.model_validate_json(_decompressed(content[first:second], _LARGEST_ROWS))
+    text = _decompressed(content[first:second], _LARGEST_HEADER)
+    # Between names, and around the paths of sets.
+    if text.count(b",") > 2 * MOST_ATTRIBUTES:
+        raise ValueError(f"the record of an index has more than {MOST_ATTRIBUTES} names")
+    header = Header.model_validate_json(text)
     if not header.rounds:
         raise ValueError("the record of an index has no names")
     return header, content[second:]
 
 
 def _decode_rows(content: bytes) -> list[Row]:
-    return _ROWS.validate_json(_decompressed(content, _LARGEST_ROWS))
+    # One at a time: the errors of all of them would fill the memory.
+    lines = _lines(content, _LARGEST_ROWS, MOST_ATTRIBUTES)
+    return [Row.model_validate_json(line) for line in lines if line]
 
 
 def decode_part(content: bytes) -> list[bytes]:
@@ -422,7 +445,26 @@ def decode_part(content: bytes) -> list[bytes]:
     Raises:
         ValueError: it is torn.
     """
-    return _decompressed(content, _LARGEST_PART).split(b"\n")
+    return _lines(content, _LARGEST_PART, PART)
+
+
+def _lines(content: bytes, limit: int, most: int) -> list[bytes]:
+    text = _decompressed(content, limit)
+    if text.count(b"\n") >= most:
+        raise ValueError(f"more than {most} lines")
+    lines = text.split(b"\n")
+    longest = max(map(len, lines))
+    if longest > _LARGEST_LINE:
+        raise ValueError(f"a line of {longest} bytes; {_LARGEST_LINE} is the limit")
+    return lines
+
+
+def _compressed(text: bytes, limit: int) -> bytes:
+    if len(text) > limit:
+        raise StorageError(
+            f"cannot write the record of a package index: it has {len(text)} bytes, and {limit} is the limit"
+        )
+    return zstandard.compress(text)
 
 
 def _decompressed(content: bytes, limit: int) -> bytes:

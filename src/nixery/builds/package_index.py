@@ -436,9 +436,13 @@ class PackageIndex:
     async def _store(self, pin: Pin, state: StateIndex) -> StateIndex:
         """Make what is known searchable, here and on other servers; return what searches use."""
         made = await asyncio.to_thread(state.copy)
-        content = await asyncio.to_thread(made.settle)
-        self._recent[pin] = made
-        # With a full storage, the index works from memory.
+        # If it is too large, or with a full storage, the index works from memory.
+        content: bytes | None = None
+        with suppress(StorageError):
+            content = await asyncio.to_thread(made.settle)
+        self._recent[pin] = await asyncio.to_thread(made.prepare)
+        if content is None:
+            return made
         with suppress(StorageError):
             await self._records.put(PACKAGES, made.key, content)
             self._known_versions.clear()

@@ -23,6 +23,9 @@ _MOST_RANKED = 2000
 # Words of a search, and words that the last one may be the beginning of.
 _MOST_WORDS, _MOST_COMPLETED = 8, 256
 
+# Programs that a search knows; each takes some 200 bytes of memory. nixpkgs has 40,000.
+_MOST_PROGRAMS = 1_000_000
+
 # Package authors write any number of words. The most distinct words; packages that one word finds, those with the
 # shortest names; and packages with completed words that one search looks at, which takes some milliseconds.
 _MOST_DISTINCT, _MOST_WITH_WORD, _MOST_LOOKED_AT = 300_000, 50_000, 100_000
@@ -81,8 +84,9 @@ class PackageSearch:
         words: dict[str, array[int]] = {}
         programs: dict[str, list[int]] = {}
         for number, package in enumerate(ranked):
-            for program in package.programs:
-                programs.setdefault(program.lower(), []).append(number)
+            for program in map(str.lower, package.programs):
+                if program in programs or len(programs) < _MOST_PROGRAMS:
+                    programs.setdefault(program, []).append(number)
             text = " ".join((package.name, package.description, *package.programs)).lower()
             for word in set(_WORD.findall(text)) - _COMMON:
                 postings = words.get(word)

@@ -54,6 +54,8 @@ class RecordKind:
         largest: bytes of a record.
         most: number of records; beyond it, the oldest ones are deleted.
         age: seconds since a record was last written or renewed, after which it is deleted.
+        commas: in a record that can be read; ``None`` for no limit. They bound the values in JSON: pydantic takes a
+            kilobyte for each wrong one, and a foreign record may have a million of two bytes.
         leads_to_blobs: whether it is useless without its blobs. When the file system runs out of inodes, the
             collector first deletes records for which this is false.
         is_ordered: whether its keys are texts in their order (``ordered_key``), rather than hexadecimal
@@ -63,6 +65,7 @@ class RecordKind:
     largest: int
     most: int
     age: float
+    commas: int | None = None
     leads_to_blobs: bool = False
     is_ordered: bool = False
 
@@ -89,12 +92,12 @@ TAGS = "tags"
 KINDS: Mapping[str, RecordKind] = {
     LAYERS: RecordKind(4 * _KIB, 500_000, 365 * _DAY, leads_to_blobs=True),
     IMAGES: RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
-    EVALUATIONS: RecordKind(4 * _MIB, 50_000, 30 * _DAY),
-    BUILDS: RecordKind(1 * _MIB, 1000, 30 * _DAY),
+    EVALUATIONS: RecordKind(4 * _MIB, 50_000, 30 * _DAY, commas=50_000),
+    BUILDS: RecordKind(1 * _MIB, 1000, 30 * _DAY, commas=100_000),
     PACKAGES: RecordKind(64 * _MIB, 10, 90 * _DAY),
     PACKAGE_DETAILS: RecordKind(16 * _MIB, 5000, 90 * _DAY),
-    BATCHES: RecordKind(16 * _MIB, 1000, 90 * _DAY),
-    BATCH_CLOSURES: RecordKind(64 * _MIB, 1000, 90 * _DAY),
+    BATCHES: RecordKind(16 * _MIB, 1000, 90 * _DAY, commas=100_000),
+    BATCH_CLOSURES: RecordKind(64 * _MIB, 1000, 90 * _DAY, commas=250_000),
     PINS: RecordKind(16 * _KIB, 50_000, 90 * _DAY),
     TAGS_IN_ORDER: RecordKind(4 * _KIB, 50_000, 90 * _DAY, is_ordered=True),
     TAGS: RecordKind(4 * _KIB, 50_000, 90 * _DAY),
@@ -125,12 +128,16 @@ class RecordStore:
         self._driver = driver
 
     async def get(self, kind: str, key: str) -> bytes | None:
-        """Return a record; ``None`` if it is missing, or larger than its kind allows.
+        """Return a record; ``None`` if it is missing, or exceeds the bounds of its kind.
 
         Raises:
             StorageError: the storage cannot be read.
         """
-        return await self._driver.read(record_name(kind, key), KINDS[kind].largest)
+        name, bounds = record_name(kind, key), KINDS[kind]
+        content = await self._driver.read(name, bounds.largest)
+        if content is None or bounds.commas is None or content.count(b",") <= bounds.commas:
+            return content
+        return None
 
     async def put(self, kind: str, key: str, content: bytes) -> None:
         """Write a record.

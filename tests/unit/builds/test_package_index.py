@@ -418,8 +418,8 @@ async def test_two_servers_on_one_storage_share_the_work(
     await one.names("latest")
     await asyncio.gather(one.evaluate(pin()), other.evaluate(pin()))
     assert {*first.described, *second.described} == {(name,) for name in names}
-    # A part that both have in progress is evaluated twice.
-    assert len(first.described) + len(second.described) <= 44
+    # A part that both have in progress is evaluated twice; without sharing, all of them would be.
+    assert len(first.described) + len(second.described) < 2 * len(names)
     assert second.listed == []
     for each in (one, other):
         assert {package.version for package in await each.names("latest")} == {"2.0"}
