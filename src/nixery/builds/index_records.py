@@ -15,9 +15,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from sys import getsizeof
+from typing import Annotated
 
 import zstandard
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.errors import StorageError
@@ -25,7 +27,7 @@ from nixery.image.spelling import AttributeNames, NearNames
 from nixery.nix.indexing import AttributePath, Reported, parse_entry
 from nixery.nix.packages import Attribute
 from nixery.oci.documents import canonical_json
-from nixery.sources.source import Pin
+from nixery.sources.source import EARLIEST, LATEST, Pin
 from nixery.storage.records import decode
 
 # Attributes of a part. One process evaluates them: it evaluates once what they have in common, and its memory is
@@ -35,8 +37,8 @@ PART = 1000
 # Attributes of an index, and names on the way to one. nixpkgs has 100,000, most of them in five sets.
 MOST_ATTRIBUTES, _DEEPEST = 300_000, 4
 
-# Bytes of all descriptions and programs in the rows of an index, each with what Python adds; some 120 for a package of
-# nixpkgs or Debian. Later rows have none.
+# Bytes of all versions, descriptions and programs in the rows of an index, each with what Python adds; some 200 for a
+# package of nixpkgs or Debian. Later rows have none.
 _MOST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
 
 # Bytes after decompression: of a part, of the names in a record, of the rows, and of one line of a part or of the
@@ -44,6 +46,12 @@ _MOST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
 # hundreds of times its size.
 _LARGEST_PART = 32 * 1024 * 1024
 _LARGEST_HEADER, _LARGEST_ROWS, _LARGEST_LINE = 16 * 1024 * 1024, 48 * 1024 * 1024, 256 * 1024
+
+# Bytes of memory for the distinct versions of a state; those of nixpkgs take 2 MB. Others are unknown.
+_MOST_VERSIONS = 8 * 1024 * 1024
+
+# Characters of all names of a path; clients can request 255.
+_LONGEST_PATH = 2048
 
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
@@ -57,16 +65,29 @@ HEADER = b"nixery package index 1\n"
 Names = list[tuple[AttributePath, list[str]]]
 
 
+def _bounded(path: AttributePath) -> AttributePath:
+    if sum(map(len, path)) + len(path) > _LONGEST_PATH:
+        raise ValueError(f"an attribute path of more than {_LONGEST_PATH} characters")
+    return path
+
+
+# Values of records, as ``packages.nix`` bounds them. The paths of all attributes repeat that of their set, and pages
+# and the API show all of these.
+_Path = Annotated[AttributePath, AfterValidator(_bounded)]
+_Name = Annotated[str, Field(max_length=256)]
+_Text = Annotated[str, Field(max_length=4096)]
+
+
 class Row(BaseModel):
     """What a search and the progress need to know about an attribute; outputs and name only while it is made."""
 
-    path: AttributePath
+    path: _Path
     kind: str
-    version: str = ""
-    description: str = ""
-    programs: tuple[str, ...] = ()
-    reason: str = ""
-    alias_of: AttributePath = ()
+    version: _Name = ""
+    description: _Text = ""
+    programs: tuple[_Name, ...] = ()
+    reason: _Text = ""
+    alias_of: _Path = ()
     recurse: bool = Field(default=False, exclude=True)
     identity: str = Field(default="", exclude=True)
     is_original: bool = Field(default=False, exclude=True)
@@ -75,7 +96,7 @@ class Row(BaseModel):
 class _Failure(BaseModel):
     """The line of an attribute whose evaluation failed."""
 
-    error: str
+    error: _Text
 
 
 class Header(BaseModel):
@@ -90,10 +111,10 @@ class Header(BaseModel):
         is_complete: whether every attribute has a row.
     """
 
-    source: str
-    revision: str
-    created: int | None
-    rounds: list[Names]
+    source: Annotated[str, Field(max_length=128 * 1024)]
+    revision: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+    created: Annotated[int, Field(ge=EARLIEST, le=LATEST)] | None
+    rounds: list[list[tuple[_Path, list[_Name]]]]
     is_complete: bool = False
 
 
@@ -149,11 +170,16 @@ class StateVersions:
         self.source, self.revision, self.created = header.source, header.revision, header.created
         self.date = float(modified if header.created is None else header.created)
         numbers: dict[str, int] = {}
-        found = sorted(
-            (_short_hash(row.path), numbers.setdefault(row.version, len(numbers)))
-            for row in rows
-            if row.version
-        )
+        left = _MOST_VERSIONS
+        found = []
+        for row in rows:
+            if row.version and row.version not in numbers:
+                left -= getsizeof(row.version)
+                if left >= 0:
+                    numbers[row.version] = len(numbers)
+            if row.version in numbers:
+                found.append((_short_hash(row.path), numbers[row.version]))
+        found.sort()
         self._hashes = array("Q", (hash_ for hash_, _ in found))
         self._numbers = array("L", (number for _, number in found))
         self._versions = list(numbers)
@@ -258,7 +284,9 @@ class StateIndex:
             text = self._text + _text_of(row) - (_text_of(before) if before is not None else 0)
             if text > _MOST_TEXT:
                 text -= _text_of(row)
-                row = row.model_copy(update={"description": "", "programs": (), "reason": row.reason[:80]})  # noqa: PLW2901 -- the same row
+                row = row.model_copy(  # noqa: PLW2901 -- the same row
+                    update={"version": "", "description": "", "programs": (), "reason": row.reason[:80]}
+                )
             self._text = text
             self.rows[row.path] = row
 
@@ -501,7 +529,7 @@ def attribute_of(content: bytes | None, path: AttributePath, number: int) -> Att
 
 
 def _text_of(row: Row) -> int:
-    return sum(len(text) + _OF_A_TEXT for text in (row.description, *row.programs) if text)
+    return sum(len(text) + _OF_A_TEXT for text in (row.version, row.description, *row.programs) if text)
 
 
 def rows_of(paths: Sequence[AttributePath], lines: Sequence[bytes]) -> list[Row]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 import os
 import secrets
 import time
@@ -543,9 +544,8 @@ class PackageIndex:
         return known if known is not None else await self._reading_versions.run(None, self._read_versions)
 
     async def _read_versions(self) -> Sequence[StateVersions]:
-        listed = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
         found = []
-        for modified, key in listed[-2 * _STORED :]:
+        for modified, key in await self._latest(2 * _STORED):
             state = self._versions.get((key, modified))
             if state is None:
                 content = await self._records.get(PACKAGES, key)
@@ -558,11 +558,20 @@ class PackageIndex:
         self._known_versions[None] = found
         return found
 
+    async def _latest(self, number: int) -> list[tuple[float, str]]:
+        """List the records that were written last, the latest one at the end; others may have written millions."""
+        found: list[tuple[float, str]] = []
+        async for record in self._records.scan(PACKAGES):
+            heapq.heappush(found, (record.modified, record.key))
+            if len(found) > number:
+                heapq.heappop(found)
+        return sorted(found)
+
     async def _evict(self) -> None:
         """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose."""
-        stored = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
         left = {True: _STORED, False: _STORED}
-        for _, key in reversed(stored):
+        # The collector deletes any others.
+        for _, key in reversed(await self._latest(4 * _STORED)):
             content = await self._records.get(PACKAGES, key)
             header = await asyncio.to_thread(decode, decode_header, content)
             is_complete = header is not None and header.is_complete

@@ -19,9 +19,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nixery.errors import AnswerTooLarge, EvaluationFailed, NixUnusable, Reason, UnavailablePackage
 from nixery.image.platform import Platform
@@ -273,20 +273,24 @@ def _first(paths: deque[AttributePath], size: int) -> list[AttributePath]:
     return found
 
 
+# The bounds of ``packages.nix``: another program may have written the entry.
+_Name = Annotated[str, Field(max_length=256)]
+
+
 class _Output(BaseModel):
-    name: str
-    path: str
+    name: _Name
+    path: _Name
 
 
 class _About(BaseModel):
-    pname: str
-    version: str
-    description: str
-    homepage: str
+    pname: _Name
+    version: _Name
+    description: Annotated[str, Field(max_length=4096)]
+    homepage: Annotated[str, Field(max_length=1024)]
     licences: list[str]
-    mainProgram: str  # noqa: N815 -- nixpkgs' name
-    programs: list[str]
-    platforms: list[str]
+    mainProgram: _Name  # noqa: N815 -- nixpkgs' name
+    programs: list[_Name]
+    platforms: list[_Name]
     outputs: list[_Output]
 
 

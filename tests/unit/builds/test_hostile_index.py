@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from nixery.builds import index_records, package_index, package_search
+from nixery.builds.index_records import HEADER, Header, PackageVersion, Row, StateIndex, StateVersions
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pins
@@ -19,7 +21,7 @@ from nixery.image.platform import AMD64, Platform
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, PackageSet
 from nixery.sources.source import Pin, Reference
-from nixery.storage.records import PACKAGE_DETAILS, RecordStore
+from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore
 
 pytestmark = pytest.mark.security
 
@@ -199,3 +201,79 @@ def test_the_number_of_distinct_words_is_bounded(monkeypatch: pytest.MonkeyPatch
     words = [f"zq{number:02}" for number in range(50)]
     found = search(" ".join(words))
     assert sum(bool(found.search(f"{word} {word}", 1)) for word in words) <= 20
+
+
+def planted(**fields: object) -> bytes:
+    """The record of an index of this source, written by another program."""
+    version = fields.pop("version", "2")
+    header = {"source": "fake:", "revision": "planted", "created": None, "rounds": [[[[], ["p"]]]], **fields}
+    names = zstandard.compress(json.dumps({**header, "is_complete": True}).encode())
+    rows = zstandard.compress(json.dumps({"path": ["p"], "kind": "package", "version": version}).encode())
+    return HEADER + b"p\n\n%016x" % len(names) + names + rows
+
+
+async def versions(records: RecordStore) -> list[PackageVersion]:
+    one = index(HostileSet({(): ["p"]}), records)
+    await one.names("latest")
+    found = await one.versions("latest", "p")
+    assert await one.known_versions(["p"]) == ({"p": found} if found else {})
+    return found
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"created": 10**400},
+        {"created": 10**14},
+        {"revision": "x" * 100_000},
+        {"revision": "two\nlines"},
+        {"rounds": [[[[], ["p"]], [["x" * 100_000], ["p"]]]]},
+        {"rounds": [[[[], ["p", "x" * 100_000]]]]},
+        {"version": "x" * 100_000},
+    ],
+    ids=["endless date", "no date", "revision", "line break", "path", "name", "version"],
+)
+async def test_planted_values_that_no_index_has(fields: dict[str, object], records: RecordStore) -> None:
+    """The page of a package, and the error about an unknown tag, show the versions in all records of the storage."""
+    await records.put(PACKAGES, "ab" * 32, planted())
+    assert [found.revision for found in await versions(records)] == ["planted"]
+    await records.put(PACKAGES, "ab" * 32, planted(**fields))
+    assert await versions(records) == []
+
+
+async def test_any_number_of_planted_records_is_neither_read_nor_kept_in_memory(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(100):
+        await records.put(PACKAGES, f"{number:02x}" * 32, planted())
+    read: list[str] = []
+    get = records.get
+
+    async def counted(kind: str, key: str) -> bytes | None:
+        if kind == PACKAGES:
+            read.append(key)
+        return await get(kind, key)
+
+    monkeypatch.setattr(records, "get", counted)
+    one = index(HostileSet({(): ["p"]}), records)
+    await one.names("latest")
+    assert len(read) <= 25
+
+
+def test_the_versions_of_a_state_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_records, "_MOST_VERSIONS", 5000, raising=False)
+    rows = [Row(path=(f"p{number}",), kind="package", version=f"{number:0200}") for number in range(100)]
+    header = Header(source="", revision="x", created=None, rounds=[[]])
+    state = StateVersions(header, rows, 0)
+    known = [row for row in rows if state.of(row.path) == row.version]
+    assert 10 <= len(known) <= 20
+    assert all(state.of(row.path) == "" for row in rows if row not in known)
+
+
+def test_versions_count_as_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_records, "_MOST_TEXT", 10 * (200 + 64))
+    state = StateIndex.listed("", PIN, [((), [f"p{number}" for number in range(100)])])
+    state.add_rows(
+        Row(path=(f"p{number}",), kind="package", version=f"{number:0200}") for number in range(100)
+    )
+    assert 1 <= sum(row.version != "" for row in state.rows.values()) <= 10

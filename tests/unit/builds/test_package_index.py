@@ -328,7 +328,7 @@ async def test_attributes_are_bounded(records: RecordStore, monkeypatch: pytest.
 
 
 async def test_texts_of_an_index_are_bounded(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_records, "_MOST_TEXT", 5 * (len(TEXT) + 64))
+    monkeypatch.setattr(index_records, "_MOST_TEXT", 5 * (len(TEXT) + len("2.0") + 2 * 64))
     one = index(Source({(): [f"p{n}" for n in range(20)]}), records)
     await one.evaluate(pin())
     described = [package for package in await one.names("latest") if package.description]
