@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from pydantic import TypeAdapter
 
 from nixery.caching import CacheCounts, LRUCache
-from nixery.closure import StorePath
 from nixery.errors import Reason, UnavailablePackage
 from nixery.image.platform import Platform
+from nixery.nix.evaluation import require_valid
 from nixery.nix.packages import Definition, EvaluatedItem, Package
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import Pin
@@ -98,28 +98,18 @@ def _is_transient(item: EvaluatedItem) -> bool:
 
 
 def _read(content: bytes) -> Sequence[EvaluatedItem] | None:
-    """Read a record; ``None`` if it is torn, or has something other than store paths where those belong."""
+    """Read a record; ``None`` if it is torn, or has what no evaluation returns."""
     try:
         found = EVALUATED.validate_json(content)
         for item in found:
+            if isinstance(item, UnavailablePackage):
+                return None  # a record has none, and another program's explanation may have megabytes
             if isinstance(item, Package) and item.is_realised:
                 return None  # only the package index says that, and a build tries it once
-            for path in _store_paths(item):
-                StorePath.parse(path)
+            require_valid(item)
     except ValueError:
         return None  # overwritten by the next build
     return found
-
-
-def _store_paths(item: EvaluatedItem) -> list[str]:
-    """All paths that this result passes to Nix, or to code that reads the store."""
-    match item:
-        case Package():
-            return [str(item.derivation), *map(str, item.outputs.values())]
-        case Definition():
-            return [*_derivations(item), *map(str, item.store_paths)]
-        case UnavailablePackage():
-            return []
 
 
 def _derivations(definition: Definition) -> list[str]:

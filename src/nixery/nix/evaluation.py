@@ -432,7 +432,7 @@ _NIX_TYPES = {"lambda": "function", "set": "set of packages"}
 
 _log = structlog.get_logger("nixery.nix")
 
-_OUTPUT = re.compile(r"[0-9a-zA-Z+\-._?=]+", re.ASCII)
+_OUTPUT = re.compile(r"[0-9a-zA-Z+\-._?=]{1,256}", re.ASCII)
 # Store paths within longer texts.
 _STORE_PATH = re.compile(rf"{STORE_DIRECTORY}/[0-9a-z]{{32}}-[0-9a-zA-Z+\-._?=]+")
 
@@ -494,6 +494,26 @@ def interpret(item: AnswerItem, near: tuple[str, ...] = ()) -> Item:
         case _Flawed(name=name, position=place):
             reason = UnavailablePackage(name, _REASONS[item.status])
             return Flaw(reason, None if place is None else tuple(place), _refusal(item))
+
+
+def require_valid(item: Package | Definition) -> None:
+    """Check that an evaluation can have returned an item that another program may have written.
+
+    Raises:
+        ValueError: it has another path, name of an output, config or number of layers than ``interpret`` returns.
+    """
+    match item:
+        case Package():
+            for path in (item.derivation, *item.outputs.values()):
+                StorePath.parse(str(path))
+            for name in item.outputs:
+                _output_name(name)
+        case Definition():
+            for installable in item.installables:
+                _store_name(installable)
+            for path in item.store_paths:
+                StorePath.parse(str(path))
+            parse_definition(json.dumps({"config": item.execution.as_json(), "layers": item.layers}))
 
 
 def _refusal(item: _Flawed) -> Refusal | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -18,7 +19,7 @@ from nixery.image.platform import Platform
 from nixery.nix.packages import Contents, Definition, EvaluatedItem, NixFiles, Package, PackageSet
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
-from nixery.storage.records import RecordStore
+from nixery.storage.records import EVALUATIONS, RecordStore
 
 if TYPE_CHECKING:
     from nixery.nix.realisation import Nix
@@ -240,3 +241,56 @@ async def test_a_record_with_anything_but_store_paths_is_ignored(
     await world.built("image/git")
     assert {"image"} & world.asked[-1]
     assert len(world.asked) == 2
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found["execution"].update(working_directory="/a" * 1000),
+        lambda found: found["execution"].update(working_directory="../etc"),
+        lambda found: found["execution"].update(volumes=[f"/{number}" for number in range(1000)]),
+        lambda found: found["execution"].update(user="9" * 5000),
+        lambda found: found["execution"].update(env=["PATH\0"]),
+        lambda found: found.update(layers=10**12),
+        lambda found: found.update(installables=[found["installables"][0] + "x" * 100_000]),
+        lambda found: found.update(installables=[found["installables"][0] + "^*"]),
+    ],
+    ids=["deep", "above", "volumes", "user", "variable", "layers", "long output", "other output"],
+)
+async def test_a_planted_definition_that_no_evaluation_returns(
+    change: Callable[[dict[str, Any]], None], world: World
+) -> None:
+    """A million nested directories took all memory, or the worker thread for ever, before anything bounded them."""
+    first = await world.built("image")
+    for record in [record async for record in world.records.scan(EVALUATIONS)]:
+        items = json.loads(await world.records.get(EVALUATIONS, record.key) or b"")
+        for item in items:
+            if "execution" in item:
+                change(item)
+                await world.records.put(EVALUATIONS, record.key, json.dumps(items).encode())
+    assert await world.evaluator().contents(parse_image_name("image"), PIN) == first
+    assert world.asked[1:] == [{"image"}]
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("output", ["", "*", "x" * 100_000], ids=["none", "other", "long"])
+async def test_a_planted_package_with_an_output_that_no_package_has(output: str, world: World) -> None:
+    first = await world.built("git")
+    for record in [record async for record in world.records.scan(EVALUATIONS)]:
+        items = json.loads(await world.records.get(EVALUATIONS, record.key) or b"")
+        for item in items:
+            if item["name"] == "git":
+                item["outputs"] = {output: item["outputs"]["out"]}
+                await world.records.put(EVALUATIONS, record.key, json.dumps(items).encode())
+    assert await world.evaluator().contents(parse_image_name("git"), PIN) == first
+
+
+@pytest.mark.security
+async def test_a_planted_explanation(world: World) -> None:
+    """No record has one: the error that clients get would be as large as the record, and anybody's words."""
+    first = await world.built("git")
+    planted = {"name": "git", "reason": "does not evaluate", "explanation": "x" * 1_000_000, "near_names": []}
+    for record in [record async for record in world.records.scan(EVALUATIONS)]:
+        await world.records.put(EVALUATIONS, record.key, json.dumps([planted]).encode())
+    assert await world.evaluator().contents(parse_image_name("git"), PIN) == first
