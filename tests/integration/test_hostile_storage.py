@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from nixery.builds.index_records import HEADER
+from nixery.builds.index_records import HEADER, decode_index
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient
 from tests.support.nix import wait_until
@@ -190,6 +190,27 @@ def test_parts_of_the_package_index(line: bytes, start_server: StartServer, tmp_
     assert server.client.get("/api/v1/packages?q=hello").status == 200
     # Its builder does not exist; the server says so, rather than that it cannot read a record.
     assert server.client.manifest("hello").status == 422
+
+
+@pytest.mark.parametrize("created", [10**400, 10**14], ids=["no number", "no date"])
+def test_the_date_of_a_planted_index(created: int, start_server: StartServer, tmp_path: Path) -> None:
+    """The page of a package shows its versions in all stored indexes."""
+    package_set = tmp_path / "default.nix"
+    package_set.write_text(
+        '{ system, ... }: { hello = derivation { name = "hello-1"; inherit system; builder = "x"; }; }'
+    )
+    server = start_server(NIXERY_PKGS_PATH=str(package_set), NIXERY_INDEX="1")
+    wait_until(lambda: '"indexed the package set"' in server.log, "the index is complete", 30)
+    (stored,) = [path for path in records(server) if "packages" in path.parts]
+    index = decode_index(stored.read_bytes())
+    index.header = index.header.model_copy(update={"created": created, "revision": "planted"})
+    planted = stored.parents[1] / "ab" / ("ab" * 32)
+    planted.parent.mkdir(exist_ok=True)
+    planted.write_bytes(index.encoded())
+    for path in ("/packages/hello", "/api/v1/packages/hello"):
+        answer = server.client.get(path)
+        assert answer.status == 200, answer
+        assert b"planted" not in answer.body
 
 
 def check_digest(client: RegistryClient, name: str) -> None:
