@@ -76,6 +76,9 @@ _AT_ONCE, _QUEUE = 1, 4
 # Searches that are made at once, and that wait: one of 100,000 packages takes seconds of the interpreter lock.
 _MADE_AT_ONCE, _MADE_LATER = 1, 16
 
+# Parts that requests read at once, for each of their packages: one may have 48 MiB with its compressed form.
+_READ_AT_ONCE = 8
+
 # States that wait to be evaluated; the oldest ones make room.
 _MOST_WAITING = 4
 
@@ -163,6 +166,7 @@ class PackageIndex:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.LISTINGS)
         self._recent: cachetools.LRUCache[Pin, StateIndex] = cachetools.LRUCache(_IN_MEMORY)
         self._making = Slots(_MADE_AT_ONCE, _MADE_LATER, busy=TooBusy.SEARCHES)
+        self._parts = asyncio.Semaphore(_READ_AT_ONCE)
         # Separate, since a build must not wait for a list of names, nor fail with one.
         self._reading: SingleFlight[Pin, StateIndex | None] = SingleFlight()
         self._opening: SingleFlight[Pin, StateIndex] = SingleFlight()
@@ -524,8 +528,9 @@ class PackageIndex:
         if located is None:
             return None
         key, number = located
-        content = await self._records.get(PACKAGE_DETAILS, key)
-        return await asyncio.to_thread(attribute_of, content, path, number)
+        async with self._parts:
+            content = await self._records.get(PACKAGE_DETAILS, key)
+            return await asyncio.to_thread(attribute_of, content, path, number)
 
     def _versions_of(
         self, path: AttributePath, states: Sequence[StateVersions], tags: Mapping[str, str]

@@ -277,3 +277,26 @@ def test_versions_count_as_texts(monkeypatch: pytest.MonkeyPatch) -> None:
         Row(path=(f"p{number}",), kind="package", version=f"{number:0200}") for number in range(100)
     )
     assert 1 <= sum(row.version != "" for row in state.rows.values()) <= 10
+
+
+async def test_a_request_holds_few_parts_in_memory_at_once(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_records, "PART", 1)
+    names = [f"p{number}" for number in range(40)]
+    one = index(HostileSet({(): names}), records)
+    await one.evaluate(PIN)
+    held = most_held = 0
+    get = records.get
+
+    async def counted(kind: str, key: str) -> bytes | None:
+        nonlocal held, most_held
+        held += 1
+        most_held = max(held, most_held)
+        content = await get(kind, key)
+        held -= 1
+        return content
+
+    monkeypatch.setattr(records, "get", counted)
+    await asyncio.gather(*(one.find(PIN, AMD64, name) for name in names))
+    assert 1 < most_held <= 8
