@@ -52,6 +52,9 @@ _KEEP_ALIVE = 15.0
 # Seconds since the epoch, up to the year 9999. Others may have written the record of a report.
 Time = Annotated[float, Field(ge=0, le=253402300799, allow_inf_nan=False)]
 
+# Numbers that a page can show; likewise.
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
 _log = structlog.get_logger("nixery.build")
 
 
@@ -80,7 +83,7 @@ class Line(BaseModel):
         number: of the change of the report that added it.
     """
 
-    number: int
+    number: Count
     derivation: str
     text: str
 
@@ -115,25 +118,25 @@ class BuildReport(BaseModel):
     revision: str
     created: Time
     request_id: str | None = None
-    number: int = 0
+    number: Count = 0
     state: State = State.WAITING
     ended: Time | None = None
-    position: int | None = None
+    position: Count | None = None
     stages: list[StageReport] = []
-    packages: int | None = None
-    paths: int | None = None
-    size: int | None = None
-    fetched: int = 0
-    to_fetch: int = 0
+    packages: Count | None = None
+    paths: Count | None = None
+    size: Count | None = None
+    fetched: Count = 0
+    to_fetch: Count = 0
     building: list[str] = []
-    built: int = 0
-    layers: int | None = None
-    packed: int = 0
-    packed_bytes: int = 0
-    reused: int = 0
-    reused_bytes: int = 0
+    built: Count = 0
+    layers: Count | None = None
+    packed: Count = 0
+    packed_bytes: Count = 0
+    reused: Count = 0
+    reused_bytes: Count = 0
     log: Annotated[list[Line], Field(repr=False)] = []
-    dropped: int = 0
+    dropped: Count = 0
     manifest: str | None = None
     error: str | None = None
 

@@ -112,6 +112,19 @@ async def test_a_torn_record_of_a_build_is_ignored(records: RecordStore) -> None
     assert history.recent() == []
 
 
+@pytest.mark.parametrize("field", ["size", "fetched", "packed_bytes"])
+async def test_a_planted_number_that_no_page_can_show(field: str, records: RecordStore) -> None:
+    report = BuildReport(
+        id="00ff", name="git", platform="linux/amd64", revision="a", created=1, ended=2, layers=1
+    )
+    planted = {**report.model_dump(), field: 10**400}
+    await records.put("builds", "00ff", json.dumps(planted).encode())
+    history = BuildHistory(records)
+    history.start()
+    await history.close()
+    assert history.recent() == []
+
+
 async def test_only_the_last_builds_are_kept(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nixery.builds.history._KEPT", 3)
     history = BuildHistory(records)
