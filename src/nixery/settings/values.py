@@ -26,6 +26,8 @@ _NETRC = "a netrc file (netrc-file in nix.conf) or access-tokens in nix.conf"
 
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _REMOTE_HELPER = re.compile(r"[a-zA-Z0-9]+::")
+# Characters of an attribute path; image names are shorter.
+_LONGEST_ATTRIBUTE_PATH = 255
 _ATTRIBUTE_PATH = re.compile(r"[a-zA-Z_][\w'-]*(\.[a-zA-Z_][\w'-]*)*", re.ASCII)
 
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
@@ -171,7 +173,9 @@ def attribute_paths(text: str) -> tuple[tuple[str, ...], ...]:
         ValueError: one is no path of plain attribute names.
     """
     paths = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    wrong = [path for path in paths if not _ATTRIBUTE_PATH.fullmatch(path)]
+    wrong = [
+        path for path in paths if not _ATTRIBUTE_PATH.fullmatch(path) or len(path) > _LONGEST_ATTRIBUTE_PATH
+    ]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is no attribute path; write for example python3Packages,images")
     return tuple(tuple(path.split(".")) for path in paths)

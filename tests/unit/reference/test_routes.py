@@ -38,8 +38,9 @@ def test_a_router_has_the_route(method: str, path: str, answer: str, statuses: s
 
 def test_every_kind_of_route_is_listed() -> None:
     paths = {path for _, path, *_ in ROUTES}
-    assert paths >= WHOLE | PATHS | {METRICS, "/", "/images", "/api/v1/packages", "/api/v1/builds"}
+    pages_and_api = {"/", "/images", "/packages", "/api/v1/packages", "/api/v1/builds", "/api/v1/index"}
+    assert paths >= WHOLE | PATHS | {METRICS} | pages_and_api
     for kind in ("manifests", "blobs", "referrers", "tags"):
         assert any(f"/{kind}/" in path for path in paths)
-    groups = {*api._ROUTE.groupindex, *pages._ROUTE.groupindex} - {"list", "compose", "events"}
+    groups = {*api._ROUTE.groupindex, *pages._ROUTE.groupindex} - {"list", "compose", "events", "search"}
     assert groups == set(re.findall(r"\{(package|build|image|file)\}", " ".join(paths)))
