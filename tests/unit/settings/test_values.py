@@ -86,3 +86,10 @@ def test_a_problem_with_a_url_does_not_quote_its_secret() -> None:
 def test_lists_are_separated_by_commas_and_arguments_as_in_a_shell() -> None:
     assert values.comma_separated(" a, b,,c ") == ("a", "b", "c")
     assert values.shell_words("--option cores '4 5'") == ("--option", "cores", "4 5")
+
+
+@pytest.mark.parametrize("text", ["a b", "a..b", "-a", "a.1", "a" * 256])
+def test_a_path_of_attributes_has_plain_names_and_a_bound(text: str) -> None:
+    assert values.attribute_paths(" images, xorg.libs ,images") == (("images",), ("xorg", "libs"))
+    with pytest.raises(ValueError, match="is no attribute path"):
+        values.attribute_paths(text)
