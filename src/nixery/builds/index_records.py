@@ -9,6 +9,7 @@ of them, so each field is validated, and what is torn counts as missing.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from array import array
 from bisect import bisect_left, bisect_right
@@ -48,7 +49,8 @@ _LARGEST_HEADER, _LARGEST_ROWS, _LARGEST_LINE = 16 * 1024 * 1024, 48 * 1024 * 10
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
 
-# The reason if a failure has no message.
+# The kind of an attribute whose evaluation failed, and the reason if a failure has no message.
+_FAILED = "failed"
 _UNKNOWN = "evaluation failed"
 
 # A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
@@ -193,6 +195,7 @@ class StateIndex:
         self.stored: dict[str, int] = {}
         self._progress: Progress | None = None
         self._text: int | None = None
+        self._first_failed: Sequence[Row] = ()
         self._list()
 
     @classmethod
@@ -244,15 +247,20 @@ class StateIndex:
         return content
 
     def add(self, names: Names) -> None:
-        """Add a round of names."""
+        """Add a round of names. Counts all rows again, so call it in a thread."""
         self.header.rounds.append(names)
         self._list()
+        _ = self.progress
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
-        """Add rows; above the limit, without what searches could do without."""
-        self._progress = None
+    def add_rows(self, rows: Iterable[Row] = ()) -> None:
+        """Add rows; above the limit, without what searches could do without.
+
+        The first call counts all rows that the index has: half a second for many, so make it in a thread.
+        """
+        progress = self.progress
         if self._text is None:
             self._text = sum(map(_text_of, self.rows.values()))
+        failed, added, is_repaired = progress.failed, dict[AttributePath, Row](), False
         for row in rows:
             before = self.rows.get(row.path)
             text = self._text + _text_of(row) - (_text_of(before) if before is not None else 0)
@@ -260,7 +268,16 @@ class StateIndex:
                 text -= _text_of(row)
                 row = row.model_copy(update={"description": "", "programs": (), "reason": row.reason[:80]})  # noqa: PLW2901 -- the same row
             self._text = text
-            self.rows[row.path] = row
+            self.rows[row.path] = added[row.path] = row
+            had_failed = before is not None and before.kind == _FAILED
+            failed += (row.kind == _FAILED) - had_failed
+            is_repaired |= had_failed and row.kind != _FAILED
+        # A shown failure that is none any more makes room for one that only a look at all rows finds.
+        self._progress = None
+        if not is_repaired:
+            self._count(
+                [*(row for row in self._first_failed if row.path not in added), *added.values()], failed
+            )
 
     def path(self, name: str) -> AttributePath | None:
         """Return the attribute that a component of an image name selects; ``None`` if it leads out of the index."""
@@ -283,18 +300,28 @@ class StateIndex:
     def progress(self) -> Progress:
         """How far it is."""
         known = self._progress
-        if known is None:
-            failed = [row for row in self.rows.values() if row.kind == "failed"]
-            failed.sort(key=lambda row: (len(row.path), row.path))
-            self._progress = known = Progress(
-                revision=self.header.revision,
-                attributes=len(self._number),
-                evaluated=len(self.rows),
-                failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
-                failed=len(failed),
-                is_complete=self.header.is_complete,
-            )
-        return known
+        return self._count(self.rows.values()) if known is None else known
+
+    def _count(self, rows: Iterable[Row], failed: int | None = None) -> Progress:
+        """Set the progress, and return it.
+
+        Args:
+            rows: all failures that it may show are among them.
+            failed: number of all failures; ``None`` for those of the rows.
+        """
+        found = [row for row in rows if row.kind == _FAILED]
+        self._first_failed = heapq.nsmallest(
+            _SHOWN_FAILURES, found, key=lambda row: (len(row.path), row.path)
+        )
+        self._progress = Progress(
+            revision=self.header.revision,
+            attributes=len(self._number),
+            evaluated=len(self.rows),
+            failures=tuple((".".join(row.path), row.reason) for row in self._first_failed),
+            failed=len(found) if failed is None else failed,
+            is_complete=self.header.is_complete,
+        )
+        return self._progress
 
     def sets_to_enter(self) -> list[AttributePath]:
         """Return the sets of packages whose names are not listed, up to the limits."""
@@ -488,7 +515,7 @@ def encode_line(reported: Reported) -> bytes:
 def _attribute(path: AttributePath, line: bytes) -> Attribute:
     if line.startswith(b'{"error"'):
         failure = decode(_Failure.model_validate_json, line)
-        return Attribute(path, "failed", reason=failure.error if failure and failure.error else _UNKNOWN)
+        return Attribute(path, _FAILED, reason=failure.error if failure and failure.error else _UNKNOWN)
     return parse_entry(path, line)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nixery.builds import index_records, package_index, package_search
+from nixery.builds.index_records import Row, StateIndex
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pins
@@ -199,3 +200,34 @@ def test_the_number_of_distinct_words_is_bounded(monkeypatch: pytest.MonkeyPatch
     words = [f"zq{number:02}" for number in range(50)]
     found = search(" ".join(words))
     assert sum(bool(found.search(f"{word} {word}", 1)) for word in words) <= 20
+
+
+class Rows(dict[AttributePath, Row]):
+    """Counts how often somebody looks at all of them."""
+
+    looks = 0
+
+    def values(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 -- the type of a built-in class
+        self.looks += 1
+        return super().values()
+
+
+def test_the_progress_of_an_index_costs_the_same_with_each_part() -> None:
+    names = [f"p{number}" for number in range(500)]
+    state = StateIndex.listed("key", PIN, [((), names)])
+    rows = state.__dict__["rows"] = Rows()
+    state.add_rows([])
+    begun = rows.looks
+    for number, name in enumerate(reversed(names)):
+        state.add_rows([Row(path=(name,), kind="failed" if number % 3 else "package", reason=name)])
+        assert state.progress.evaluated == number + 1
+    assert rows.looks == begun
+    # Again: the same, another reason, and a failure that is none any more.
+    state.add_rows([Row(path=(name,), kind="failed", reason="again") for name in ("p498", "p497", "p10")])
+    state.add_rows([Row(path=(name,), kind="package") for name in ("p1", "p0", "p100")])
+    again = StateIndex("key", state.header, lambda: list(rows.values()))
+    assert state.progress == again.progress
+    assert state.progress.failed == sum(row.kind == "failed" for row in rows.values())
+    assert len(state.progress.failures) == 100
+    assert ("p10", "again") in state.progress.failures
+    assert "p100" not in dict(state.progress.failures)
