@@ -46,6 +46,9 @@ _MOST_TEXT, _OF_A_TEXT = 32 * 1024 * 1024, 64
 _LARGEST_PART = 32 * 1024 * 1024
 _LARGEST_HEADER, _LARGEST_ROWS, _LARGEST_LINE = 16 * 1024 * 1024, 48 * 1024 * 1024, 256 * 1024
 
+# Commas in the names of a record: between names, around the paths of sets, and within names. They bound the values.
+_MOST_COMMAS = 2 * MOST_ATTRIBUTES
+
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
 
@@ -238,12 +241,19 @@ class StateIndex:
         """Prepare an index that does not change any more, and return its record, from which it reads rows if needed.
 
         Raises:
-            StorageError: no server would read it, since it is too large.
+            StorageError: no server would read it, since it is too large; then it has no rows.
         """
-        content, _ = self.encoded(), self.progress
-        rows = _split(content)[1]
-        self._read_rows = lambda: decode(_decode_rows, rows) or ()
-        self.__dict__.pop("rows", None)
+        try:
+            content = self.encoded()
+            rows = _split(content)[1]
+            self._read_rows = lambda: decode(_decode_rows, rows) or ()
+        except StorageError:
+            # A server that needs the rows reads the parts: hundreds of thousands would fill the memory.
+            self._read_rows = tuple
+            raise
+        finally:
+            _ = self.progress
+            self.__dict__.pop("rows", None)
         return content
 
     def add(self, names: Names) -> None:
@@ -361,7 +371,13 @@ class StateIndex:
                 f"cannot write the record of a package index: it has {len(self._number)} names, "
                 f"and {MOST_ATTRIBUTES} is the limit"
             )
-        header = _compressed(self.header.model_dump_json().encode(), _LARGEST_HEADER)
+        listed = self.header.model_dump_json().encode()
+        if listed.count(b",") > _MOST_COMMAS:
+            raise StorageError(
+                "cannot write the record of a package index: its names have too many commas, "
+                f"{_MOST_COMMAS} is the limit"
+            )
+        header = _compressed(listed, _LARGEST_HEADER)
         lines = [row.model_dump_json(exclude_defaults=True).encode() for row in self.rows.values()]
         rows = _compressed(b"\n".join(lines), _LARGEST_ROWS)
         return b"".join((HEADER, names, b"\n\n", b"%016x" % len(header), header, rows))
@@ -451,8 +467,7 @@ def _split(content: bytes) -> tuple[Header, bytes]:
     first = start + 16
     second = first + int(content[start:first], 16)
     text = _decompressed(content[first:second], _LARGEST_HEADER)
-    # Between names, and around the paths of sets.
-    if text.count(b",") > 2 * MOST_ATTRIBUTES:
+    if text.count(b",") > _MOST_COMMAS:
         raise ValueError(f"the record of an index has more than {MOST_ATTRIBUTES} names")
     header = Header.model_validate_json(text)
     if not header.rounds:

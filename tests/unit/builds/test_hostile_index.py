@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,7 +209,7 @@ class Rows(dict[AttributePath, Row]):
 
     looks = 0
 
-    def values(self):  # type: ignore[no-untyped-def]  # noqa: ANN202 -- the type of a built-in class
+    def values(self) -> Any:  # noqa: ANN401 -- the type of a built-in class
         self.looks += 1
         return super().values()
 
@@ -231,3 +233,29 @@ def test_the_progress_of_an_index_costs_the_same_with_each_part() -> None:
     assert len(state.progress.failures) == 100
     assert ("p10", "again") in state.progress.failures
     assert "p100" not in dict(state.progress.failures)
+
+
+def rows_in_memory() -> int:
+    return sum(type(one) is Row for one in gc.get_objects())
+
+
+async def test_an_index_that_no_record_can_hold_keeps_no_rows(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()
+    before = rows_in_memory()
+    monkeypatch.setattr(index_records, "_LARGEST_HEADER", 100)
+    one = index(HostileSet({(): [f"p{number}" for number in range(200)]}), records)
+    await one.evaluate(PIN)
+    gc.collect()
+    assert rows_in_memory() == before
+    assert (await one.state_progress("latest")).evaluated == 200
+    (found,) = (await one.names("latest")).search("p17", 1)
+    assert found.description == DESCRIPTION
+
+
+async def test_names_of_commas_end_no_index(records: RecordStore) -> None:
+    names = [f"p{number}{',' * 250}" for number in range(2500)]
+    one = index(HostileSet({(): ["hello", *names]}), records)
+    await one.evaluate(PIN)
+    assert [package.name for package in (await one.names("latest")).search("hello", 1)] == ["hello"]

@@ -155,9 +155,7 @@ async def test_few_missing_names_of_a_request_get_near_names(
     assert sum(package.near_names == ("package",) for package in error.value.packages) == 5
 
 
-async def test_a_request_with_many_names_reads_few_parts_at_once(
-    storage: Path, records: RecordStore
-) -> None:
+async def test_a_request_with_many_names_reads_few_parts_at_once(storage: Path, records: RecordStore) -> None:
     class Counting(RecordStore):
         now = most = total = 0
 
