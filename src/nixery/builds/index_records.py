@@ -26,7 +26,7 @@ from nixery.image.spelling import AttributeNames, NearNames
 from nixery.nix.indexing import AttributePath, Reported, parse_entry
 from nixery.nix.packages import Attribute
 from nixery.oci.documents import canonical_json
-from nixery.sources.source import Pin
+from nixery.sources.source import EARLIEST, LATEST, Pin
 from nixery.storage.records import decode
 
 # Attributes of a part. One process evaluates them: it evaluates once what they have in common, and its memory is
@@ -97,7 +97,7 @@ class Header(BaseModel):
 
     source: str
     revision: str
-    created: int | None
+    created: int | None = Field(ge=EARLIEST, le=LATEST)
     rounds: list[Names]
     is_complete: bool = False
 

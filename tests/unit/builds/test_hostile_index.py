@@ -7,10 +7,12 @@ import gc
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from nixery.builds import index_records, package_index, package_search
 from nixery.builds.index_records import Row, StateIndex
@@ -22,7 +24,7 @@ from nixery.image.platform import AMD64, Platform
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, PackageSet
 from nixery.sources.source import Pin, Reference
-from nixery.storage.records import PACKAGE_DETAILS, RecordStore
+from nixery.storage.records import PACKAGE_DETAILS, RecordStore, decode
 
 pytestmark = pytest.mark.security
 
@@ -259,3 +261,12 @@ async def test_names_of_commas_end_no_index(records: RecordStore) -> None:
     one = index(HostileSet({(): ["hello", *names]}), records)
     await one.evaluate(PIN)
     assert [package.name for package in (await one.names("latest")).search("hello", 1)] == ["hello"]
+
+
+@pytest.mark.parametrize("created", [10**400, -(10**20)])
+def test_a_record_with_a_date_that_no_calendar_has_counts_as_missing(created: int) -> None:
+    listed = StateIndex.listed("key", PIN, [((), ["p"])])
+    header = json.dumps({**listed.header.model_dump(), "created": created}).encode()
+    parts = [zstandard.compress(text) for text in (header, b"")]
+    content = b"".join((index_records.HEADER, b"p\n\n%016x" % len(parts[0]), *parts))
+    assert decode(partial(index_records.decode_versions, modified=0), content) is None
