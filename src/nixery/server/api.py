@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,7 +25,13 @@ from nixery.server.clients import image_path
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response, StreamResponse, json_content
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.published_packages import LARGEST_LIMIT, PackageDetails, PublishedPackages, is_available
+from nixery.server.published_packages import (
+    LARGEST_LIMIT,
+    FoundPackages,
+    PackageDetails,
+    PublishedPackages,
+    is_available,
+)
 from nixery.sources.source import Pin
 
 _ROUTE = re.compile(
@@ -70,8 +77,7 @@ class Packages:
         found = await self._packages.find(request, limit)
         if found is None:
             return listing_in_progress()
-        packages = [_package(package, found.progress) for package in found.packages]
-        return _json({"packages": packages, "total": found.total, "index": _progress(found.progress)})
+        return await self._packages.written(partial(_found, found))
 
     async def get(self, request: Request, name: str) -> Response:
         """Describe one package.
@@ -83,8 +89,7 @@ class Packages:
         details = await self._packages.describe(request, name)
         if details is None:
             return listing_in_progress()
-        # Off the event loop: a package may have thousands of texts.
-        return await asyncio.to_thread(lambda: _json(_details(details)))
+        return await self._packages.written(lambda: _json(_details(details)))
 
     async def progress(self, request: Request) -> Response:
         """Describe the progress of the index, with attributes whose evaluation failed.
@@ -95,11 +100,7 @@ class Packages:
         found = await self._packages.find(request, 0)
         if found is None:
             return listing_in_progress()
-        failures = [
-            {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
-            for attribute, reason in found.progress.failures
-        ]
-        return _json({**_progress(found.progress), "failures": failures})
+        return await self._packages.written(partial(_failures, found.progress))
 
 
 class _Wanted(BaseModel):
@@ -357,6 +358,19 @@ def listing_in_progress() -> Response:
 
 def _unknown(build: str) -> Response:
     return errors_body(404, "BUILD_UNKNOWN", f"no such build: {build}; the server keeps only recent ones")
+
+
+def _found(found: FoundPackages) -> Response:
+    packages = [_package(package, found.progress) for package in found.packages]
+    return _json({"packages": packages, "total": found.total, "index": _progress(found.progress)})
+
+
+def _failures(progress: Progress) -> Response:
+    failures = [
+        {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
+        for attribute, reason in progress.failures
+    ]
+    return _json({**_progress(progress), "failures": failures})
 
 
 def _package(package: FoundPackage, progress: Progress) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -19,6 +21,7 @@ from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.errors import NixeryError
 from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64
+from nixery.server import api as api_module
 from nixery.server import published_packages as module
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.http import BytesResponse, Request, Response, StreamResponse
@@ -282,3 +285,32 @@ async def test_an_image_that_was_not_built_is_unknown(
 async def test_other_methods_are_not_allowed(server: Server, path: str, method: str, allowed: str) -> None:
     answer = await server.ask(path, method)
     assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("path", ["packages", "packages/git", "index"])
+async def test_answers_about_packages_are_written_in_turns_off_the_event_loop(
+    path: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    loop, begun, may_end = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    written = api_module.json_content
+
+    def slow(document: Any) -> bytes:  # noqa: ANN401 -- JSON is anything
+        threads.append(threading.get_ident())
+        loop.call_soon_threadsafe(begun.set)
+        if threads[-1] != threading.main_thread().ident:
+            may_end.wait(60)
+        return written(document)
+
+    monkeypatch.setattr(api_module, "json_content", slow)
+    answers = [asyncio.ensure_future(server.json(path, q="git")) for _ in range(3)]
+    try:
+        await begun.wait()
+        await asyncio.to_thread(int)  # the threads have begun all earlier calls
+        assert len(threads) == 1
+    finally:
+        may_end.set()
+    first, second, third = await asyncio.gather(*answers)
+    assert first == second == third
+    assert threading.main_thread().ident not in threads

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from urllib.parse import quote
 
@@ -184,12 +185,14 @@ class Pages:
         found = await self._packages.find(request, _FOUND if request.query.get("q") else 0)
         if found is None:
             return self._listing_in_progress()
-        return self._templates.response(
+        page = partial(
+            self._templates.response,
             "packages.html",
             text=request.query.get("q", ""),
             tag=request.query.get("tag", "latest"),
             found=found,
         )
+        return await self._packages.written(page)
 
     async def _package(self, request: Request, name: str) -> Response:
         details = await self._packages.describe(request, name)
@@ -203,8 +206,7 @@ class Pages:
             if attribute is not None and attribute.kind == "definition"
             else f"shell/{package.name}"
         )
-        # Off the event loop: a definition may have thousands of packages.
-        return await asyncio.to_thread(
+        page = partial(
             self._templates.response,
             "package.html",
             package=package,
@@ -216,6 +218,7 @@ class Pages:
             image=f"{image}:{tag}",
             lines=_pull_lines(request, f"{image}:{tag}"),
         )
+        return await self._packages.written(page)
 
     def _listing_in_progress(self) -> Response:
         page = self._error(
