@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,10 +30,6 @@ _AT_ONCE, _QUEUE = 1, 64
 # Descriptions of packages that are read at once: each decompresses a part of an index.
 _DESCRIBED_AT_ONCE = 2
 
-# Answers that are written at once: package authors decide how long their texts are, and how many characters have to be
-# escaped. A page of a search takes up to a sixth of a second.
-_WRITTEN_AT_ONCE = 1
-
 # Similar names in the error about an unknown package.
 _NEAR = 3
 
@@ -41,7 +37,6 @@ _NEAR = 3
 _LONGEST_QUERY = 255
 
 Listed = TypeVar("Listed")
-Written = TypeVar("Written")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +97,6 @@ class PublishedPackages:
         self._index = index
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
         self._descriptions = Slots(_DESCRIBED_AT_ONCE, _QUEUE, busy=TooBusy.PACKAGES)
-        self._answers = Slots(_WRITTEN_AT_ONCE, _QUEUE, busy=TooBusy.ANSWERS)
 
     async def find(self, request: Request, limit: int) -> FoundPackages | None:
         """Search for the text of a request; ``None`` if the package set is still being listed.
@@ -145,15 +139,6 @@ class PublishedPackages:
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
         return PackageDetails(package, attribute, versions, progress)
-
-    async def written(self, write: Callable[[], Written]) -> Written:
-        """Have a thread write an answer about packages; clients take turns.
-
-        Raises:
-            TooBusy: too many answers are waiting.
-        """
-        async with self._answers.slot():
-            return await asyncio.to_thread(write)
 
 
 def is_available(package: FoundPackage, progress: Progress) -> bool | None:

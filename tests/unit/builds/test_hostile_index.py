@@ -263,7 +263,7 @@ async def test_names_of_commas_end_no_index(records: RecordStore) -> None:
     assert [package.name for package in (await one.names("latest")).search("hello", 1)] == ["hello"]
 
 
-@pytest.mark.parametrize("created", [10**400, -(10**20)])
+@pytest.mark.parametrize("created", [10**400, -(10**20)], ids=["late", "early"])
 def test_a_record_with_a_date_that_no_calendar_has_counts_as_missing(created: int) -> None:
     listed = StateIndex.listed("key", PIN, [((), ["p"])])
     header = json.dumps({**listed.header.model_dump(), "created": created}).encode()

@@ -21,10 +21,9 @@ from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.errors import NixeryError
 from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64
-from nixery.server import api as api_module
 from nixery.server import published_packages as module
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
-from nixery.server.http import BytesResponse, Request, Response, StreamResponse
+from nixery.server.http import AnswerWriter, BytesResponse, Request, Response, StreamResponse, json_content
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.server.published_packages import PublishedPackages
 from tests.unit.server.conftest import FAILURE, PIN, FakeDescriptions, FakeIndex
@@ -50,8 +49,11 @@ class Server:
         published = PublishedBuilds(self.history, FollowerBounds(10, 10), public=True)
         platforms = (AMD64, ARM64)
         builds = Builds(published, cast("Images", self.images), platforms)
-        images = ImageDocuments(cast("ImageDescriptions", FakeDescriptions()), platforms, compare=True)
-        self.api = Api(Packages(PublishedPackages(cast("PackageIndex", self.index))), builds, images)
+        writer = AnswerWriter()
+        images = ImageDocuments(
+            cast("ImageDescriptions", FakeDescriptions()), platforms, writer, compare=True
+        )
+        self.api = Api(Packages(PublishedPackages(cast("PackageIndex", self.index)), writer), builds, images)
 
     async def ask(
         self,
@@ -288,22 +290,21 @@ async def test_other_methods_are_not_allowed(server: Server, path: str, method: 
 
 
 @pytest.mark.security
-@pytest.mark.parametrize("path", ["packages", "packages/git", "index"])
+@pytest.mark.parametrize("path", ["packages", "packages/git", "index", "images/git"])
 async def test_answers_about_packages_are_written_in_turns_off_the_event_loop(
     path: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[int] = []
     loop, begun, may_end = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-    written = api_module.json_content
 
     def slow(document: Any) -> bytes:  # noqa: ANN401 -- JSON is anything
         threads.append(threading.get_ident())
         loop.call_soon_threadsafe(begun.set)
         if threads[-1] != threading.main_thread().ident:
             may_end.wait(60)
-        return written(document)
+        return json_content(document)
 
-    monkeypatch.setattr(api_module, "json_content", slow)
+    monkeypatch.setattr("nixery.server.api.json_content", slow)
     answers = [asyncio.ensure_future(server.json(path, q="git")) for _ in range(3)]
     try:
         await begun.wait()

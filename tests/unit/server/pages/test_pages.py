@@ -17,7 +17,7 @@ from nixery.errors import NixeryError
 from nixery.image.name import requests_for
 from nixery.image.platform import AMD64
 from nixery.server import published_packages
-from nixery.server.http import BytesResponse, Request
+from nixery.server.http import AnswerWriter, BytesResponse, Request
 from nixery.server.pages.pages import Pages
 from nixery.server.pages.templating import Templates
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
@@ -37,7 +37,7 @@ class Site:
         self.index = FakeIndex()
         packages = PublishedPackages(cast("PackageIndex", self.index))
         descriptions = cast("ImageDescriptions", FakeDescriptions(public=public))
-        self._pages = Pages(published, packages, descriptions, (AMD64,))
+        self._pages = Pages(published, packages, descriptions, (AMD64,), AnswerWriter())
 
     async def get(
         self,
@@ -248,9 +248,10 @@ async def test_pages_are_read_only(site: Site) -> None:
 
 @pytest.mark.security
 @pytest.mark.parametrize(
-    ("path", "query"), [("/packages", {"q": "git"}), ("/packages", {}), ("/packages/git", {})]
+    ("path", "query"),
+    [("/packages", {"q": "git"}), ("/packages", {}), ("/packages/git", {}), ("/images/git", {})],
 )
-async def test_pages_of_packages_are_written_in_turns_off_the_event_loop(
+async def test_pages_with_texts_of_authors_are_written_in_turns_off_the_event_loop(
     path: str, query: Mapping[str, str], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[int] = []
