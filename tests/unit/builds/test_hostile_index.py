@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import zstandard
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
 from nixery.builds import index_records, package_index, package_search
 from nixery.builds.index_records import Row, StateIndex
@@ -21,6 +23,7 @@ from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pins
 from nixery.errors import EvaluationFailed
 from nixery.image.platform import AMD64, Platform
+from nixery.image.spelling import NearNames
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, PackageSet
 from nixery.sources.source import Pin, Reference
@@ -270,3 +273,26 @@ def test_a_record_with_a_date_that_no_calendar_has_counts_as_missing(created: in
     parts = [zstandard.compress(text) for text in (header, b"")]
     content = b"".join((index_records.HEADER, b"p\n\n%016x" % len(parts[0]), *parts))
     assert decode(partial(index_records.decode_versions, modified=0), content) is None
+
+
+@pytest.mark.parametrize("kind", ["search", "near names"])
+def test_few_names_are_compared_with_the_interpreter_lock_at_a_time(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    extract = process.extract
+
+    def counted(query: str, choices: Sequence[str], **options: Any) -> Any:  # noqa: ANN401 -- as there
+        compared.append(len(choices))
+        return extract(query, choices, **options)
+
+    names = [f"p{number:06}" for number in range(10_000)]
+    best = [name for name, _, _ in extract("p00999x", names, scorer=OSA.normalized_similarity, limit=3)]
+    monkeypatch.setattr(process, "extract", counted)
+    if kind == "search":
+        found = PackageSearch(FoundPackage(name, name) for name in names).similar("p00999x", 3)
+    else:
+        found = NearNames("", names).of("p00999x")
+    assert list(found) == best
+    assert sum(compared) == len(names)
+    assert max(compared) <= 2000

@@ -315,3 +315,21 @@ async def test_answers_about_packages_are_written_in_turns_off_the_event_loop(
     first, second, third = await asyncio.gather(*answers)
     assert first == second == third
     assert threading.main_thread().ident not in threads
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(("path", "method"), [("packages", "search"), ("packages/gti", "similar")])
+async def test_searches_do_not_block_the_event_loop(
+    path: str, method: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    search = getattr(PackageSearch, method)
+
+    def counted(names: PackageSearch, text: str, limit: int) -> object:
+        threads.append(threading.get_ident())
+        return search(names, text, limit)
+
+    monkeypatch.setattr(PackageSearch, method, counted)
+    await server.ask(path, query={"q": "git"})
+    assert len(threads) == 1
+    assert threads[0] != threading.main_thread().ident
