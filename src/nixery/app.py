@@ -48,6 +48,7 @@ from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application, Handler
 from nixery.server.clients import Clients
 from nixery.server.health import Health
+from nixery.server.http import AnswerWriter
 from nixery.server.observation import Observation
 from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
@@ -350,13 +351,13 @@ def _pages(
     platforms, public = resources.platforms, settings.public_builds
     bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
     published = PublishedBuilds(history, bounds, public=public)
-    packages = PublishedPackages(index)
+    packages, writer = PublishedPackages(index), AnswerWriter()
     api = Api(
-        Packages(packages),
+        Packages(packages, writer),
         Builds(published, images, platforms),
-        ImageDocuments(descriptions, platforms, compare=public),
+        ImageDocuments(descriptions, platforms, writer, compare=public),
     )
-    return {"/api/": api.answer, "/": Pages(published, packages, descriptions, platforms).answer}
+    return {"/api/": api.answer, "/": Pages(published, packages, descriptions, platforms, writer).answer}
 
 
 def _traces(settings: Settings) -> Traces | None:

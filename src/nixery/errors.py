@@ -443,6 +443,7 @@ class TooBusy(Unavailable):
     REPORTS = "it renders {limit} list of builds at once, and {waiting} more are queued"
     CATALOGUE = "it lists names or tags for {limit} requests at once, and {waiting} more are queued"
     PACKAGES = "it describes {limit} packages at once, and {waiting} more are queued"
+    ANSWERS = "it writes {limit} answer about packages or images at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"

@@ -9,6 +9,7 @@ of them, so each field is validated, and what is torn counts as missing.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from array import array
 from bisect import bisect_left, bisect_right
@@ -53,10 +54,14 @@ _MOST_VERSIONS = 8 * 1024 * 1024
 # Characters of all names of a path; clients can request 255.
 _LONGEST_PATH = 2048
 
+# Commas in the names of a record: between names, around the paths of sets, and within names. They bound the values.
+_MOST_COMMAS = 2 * MOST_ATTRIBUTES
+
 # Failed attributes in a report of the progress.
 _SHOWN_FAILURES = 100
 
-# The reason if a failure has no message.
+# The kind of an attribute whose evaluation failed, and the reason if a failure has no message.
+_FAILED = "failed"
 _UNKNOWN = "evaluation failed"
 
 # A record begins with this line, and then the names for completion in a shell: one in a line, then an empty line.
@@ -219,6 +224,7 @@ class StateIndex:
         self.stored: dict[str, int] = {}
         self._progress: Progress | None = None
         self._text: int | None = None
+        self._first_failed: Sequence[Row] = ()
         self._list()
 
     @classmethod
@@ -261,24 +267,36 @@ class StateIndex:
         """Prepare an index that does not change any more, and return its record, from which it reads rows if needed.
 
         Raises:
-            StorageError: no server would read it, since it is too large.
+            StorageError: no server would read it, since it is too large; then it has no rows.
         """
-        content, _ = self.encoded(), self.progress
-        rows = _split(content)[1]
-        self._read_rows = lambda: decode(_decode_rows, rows) or ()
-        self.__dict__.pop("rows", None)
+        try:
+            content = self.encoded()
+            rows = _split(content)[1]
+            self._read_rows = lambda: decode(_decode_rows, rows) or ()
+        except StorageError:
+            # A server that needs the rows reads the parts: hundreds of thousands would fill the memory.
+            self._read_rows = tuple
+            raise
+        finally:
+            _ = self.progress
+            self.__dict__.pop("rows", None)
         return content
 
     def add(self, names: Names) -> None:
-        """Add a round of names."""
+        """Add a round of names. Counts all rows again, so call it in a thread."""
         self.header.rounds.append(names)
         self._list()
+        _ = self.progress
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
-        """Add rows; above the limit, without what searches could do without."""
-        self._progress = None
+    def add_rows(self, rows: Iterable[Row] = ()) -> None:
+        """Add rows; above the limit, without what searches could do without.
+
+        The first call counts all rows that the index has: half a second for many, so make it in a thread.
+        """
+        progress = self.progress
         if self._text is None:
             self._text = sum(map(_text_of, self.rows.values()))
+        failed, added, is_repaired = progress.failed, dict[AttributePath, Row](), False
         for row in rows:
             before = self.rows.get(row.path)
             text = self._text + _text_of(row) - (_text_of(before) if before is not None else 0)
@@ -288,7 +306,16 @@ class StateIndex:
                     update={"version": "", "description": "", "programs": (), "reason": row.reason[:80]}
                 )
             self._text = text
-            self.rows[row.path] = row
+            self.rows[row.path] = added[row.path] = row
+            had_failed = before is not None and before.kind == _FAILED
+            failed += (row.kind == _FAILED) - had_failed
+            is_repaired |= had_failed and row.kind != _FAILED
+        # A shown failure that is none any more makes room for one that only a look at all rows finds.
+        self._progress = None
+        if not is_repaired:
+            self._count(
+                [*(row for row in self._first_failed if row.path not in added), *added.values()], failed
+            )
 
     def path(self, name: str) -> AttributePath | None:
         """Return the attribute that a component of an image name selects; ``None`` if it leads out of the index."""
@@ -311,18 +338,28 @@ class StateIndex:
     def progress(self) -> Progress:
         """How far it is."""
         known = self._progress
-        if known is None:
-            failed = [row for row in self.rows.values() if row.kind == "failed"]
-            failed.sort(key=lambda row: (len(row.path), row.path))
-            self._progress = known = Progress(
-                revision=self.header.revision,
-                attributes=len(self._number),
-                evaluated=len(self.rows),
-                failures=tuple((".".join(row.path), row.reason) for row in failed[:_SHOWN_FAILURES]),
-                failed=len(failed),
-                is_complete=self.header.is_complete,
-            )
-        return known
+        return self._count(self.rows.values()) if known is None else known
+
+    def _count(self, rows: Iterable[Row], failed: int | None = None) -> Progress:
+        """Set the progress, and return it.
+
+        Args:
+            rows: all failures that it may show are among them.
+            failed: number of all failures; ``None`` for those of the rows.
+        """
+        found = [row for row in rows if row.kind == _FAILED]
+        self._first_failed = heapq.nsmallest(
+            _SHOWN_FAILURES, found, key=lambda row: (len(row.path), row.path)
+        )
+        self._progress = Progress(
+            revision=self.header.revision,
+            attributes=len(self._number),
+            evaluated=len(self.rows),
+            failures=tuple((".".join(row.path), row.reason) for row in self._first_failed),
+            failed=len(found) if failed is None else failed,
+            is_complete=self.header.is_complete,
+        )
+        return self._progress
 
     def sets_to_enter(self) -> list[AttributePath]:
         """Return the sets of packages whose names are not listed, up to the limits."""
@@ -362,7 +399,13 @@ class StateIndex:
                 f"cannot write the record of a package index: it has {len(self._number)} names, "
                 f"and {MOST_ATTRIBUTES} is the limit"
             )
-        header = _compressed(self.header.model_dump_json().encode(), _LARGEST_HEADER)
+        listed = self.header.model_dump_json().encode()
+        if listed.count(b",") > _MOST_COMMAS:
+            raise StorageError(
+                "cannot write the record of a package index: its names have too many commas, "
+                f"{_MOST_COMMAS} is the limit"
+            )
+        header = _compressed(listed, _LARGEST_HEADER)
         lines = [row.model_dump_json(exclude_defaults=True).encode() for row in self.rows.values()]
         rows = _compressed(b"\n".join(lines), _LARGEST_ROWS)
         return b"".join((HEADER, names, b"\n\n", b"%016x" % len(header), header, rows))
@@ -452,8 +495,7 @@ def _split(content: bytes) -> tuple[Header, bytes]:
     first = start + 16
     second = first + int(content[start:first], 16)
     text = _decompressed(content[first:second], _LARGEST_HEADER)
-    # Between names, and around the paths of sets.
-    if text.count(b",") > 2 * MOST_ATTRIBUTES:
+    if text.count(b",") > _MOST_COMMAS:
         raise ValueError(f"the record of an index has more than {MOST_ATTRIBUTES} names")
     header = Header.model_validate_json(text)
     if not header.rounds:
@@ -516,7 +558,7 @@ def encode_line(reported: Reported) -> bytes:
 def _attribute(path: AttributePath, line: bytes) -> Attribute:
     if line.startswith(b'{"error"'):
         failure = decode(_Failure.model_validate_json, line)
-        return Attribute(path, "failed", reason=failure.error if failure and failure.error else _UNKNOWN)
+        return Attribute(path, _FAILED, reason=failure.error if failure and failure.error else _UNKNOWN)
     return parse_entry(path, line)
 
 

@@ -76,8 +76,9 @@ _AT_ONCE, _QUEUE = 1, 4
 # Searches that are made at once, and that wait: one of 100,000 packages takes seconds of the interpreter lock.
 _MADE_AT_ONCE, _MADE_LATER = 1, 16
 
-# Parts that requests read at once, for each of their packages: one may have 48 MiB with its compressed form.
-_READ_AT_ONCE = 8
+# Parts that requests read at once, and that wait: each takes up to a hundred megabytes, and one request may name 128
+# packages.
+_READ_AT_ONCE, _READ_LATER = 2, 16_384
 
 # States that wait to be evaluated; the oldest ones make room.
 _MOST_WAITING = 4
@@ -166,7 +167,7 @@ class PackageIndex:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.LISTINGS)
         self._recent: cachetools.LRUCache[Pin, StateIndex] = cachetools.LRUCache(_IN_MEMORY)
         self._making = Slots(_MADE_AT_ONCE, _MADE_LATER, busy=TooBusy.SEARCHES)
-        self._parts = asyncio.Semaphore(_READ_AT_ONCE)
+        self._parts = Slots(_READ_AT_ONCE, _READ_LATER, busy=TooBusy.PACKAGES)
         # Separate, since a build must not wait for a list of names, nor fail with one.
         self._reading: SingleFlight[Pin, StateIndex | None] = SingleFlight()
         self._opening: SingleFlight[Pin, StateIndex] = SingleFlight()
@@ -345,6 +346,7 @@ class PackageIndex:
         """
         # Requests use the other one meanwhile.
         state = await asyncio.to_thread((await self._state(pin)).copy)
+        await asyncio.to_thread(state.add_rows)
         self.progress = state.progress
         # The rows of a torn record are read again from the parts.
         if state.header.is_complete and self.progress.evaluated >= self.progress.attributes:
@@ -374,8 +376,7 @@ class PackageIndex:
                 await self._source.confirm(pin)
                 await asyncio.to_thread(state.add, names)
         await asyncio.to_thread(state.complete)
-        await self._store(pin, state)
-        self.progress = state.progress
+        self.progress = (await self._store(pin, state)).progress
         _log.info(
             "indexed the package set",
             revision=redacted(pin.revision),
@@ -528,7 +529,7 @@ class PackageIndex:
         if located is None:
             return None
         key, number = located
-        async with self._parts:
+        async with self._parts.slot():
             content = await self._records.get(PACKAGE_DETAILS, key)
             return await asyncio.to_thread(attribute_of, content, path, number)
 

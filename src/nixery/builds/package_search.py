@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from rapidfuzz import process
-from rapidfuzz.distance import OSA
+from nixery.image.spelling import most_similar
 
 # A search for similar names: least and greatest length of its text, and the least similarity (0 to 1).
 # Longer texts take several times as long for each of maybe 100,000 names, and no user types them.
@@ -200,11 +199,6 @@ class PackageSearch:
     def _similar(self, text: str, limit: int) -> list[int]:
         # The first letter is rarely mistyped, and a comparison with all names would take ten times as long.
         first, last = bisect_left(self._names, text[:1]), bisect_left(self._names, text[:1] + "\x7f")
-        near = process.extract(
-            text[:_LONGEST_FUZZY],
-            self._names[first:last],
-            scorer=OSA.normalized_similarity,
-            score_cutoff=_SIMILAR,
-            limit=limit,
-        )
-        return [self._position[name] for name, _, _ in near]
+        names = self._names[first:last]
+        near = most_similar(text[:_LONGEST_FUZZY], names, _SIMILAR, limit)
+        return [self._position[names[index]] for index, _ in near]

@@ -49,6 +49,9 @@ _MOST_NEAR_NAMES = 3
 _MOST_SPELLED = 10
 _LEAST_SIMILARITY = 0.6
 
+# Names that are compared at once, with the interpreter lock: a package author may write 300,000 of any length.
+_COMPARED = 2000
+
 
 class AttributeNames:
     """The attribute names of a package set and of sets within it: what components select, and how to write paths.
@@ -118,19 +121,36 @@ class NearNames:
 
     def of(self, wanted: str) -> tuple[str, ...]:
         """Return the names most similar to a missing one, in the form that clients use, the best first."""
-        found = process.extract(
-            _folded(_decoded(wanted)),
-            self._read,
-            # Not Damerau-Levenshtein, which takes fifty times as long for long names while it holds the
-            # interpreter lock: with 30,000 names of 250 letters, up to nine seconds for each missing name.
-            scorer=OSA.normalized_similarity,
-            score_cutoff=_LEAST_SIMILARITY,
-            limit=_MOST_SPELLED,
-        )
-        spelled = ((score, self._set.spell(self._attributes[index])) for _, score, index in found)
+        found = most_similar(_folded(_decoded(wanted)), self._read, _LEAST_SIMILARITY, _MOST_SPELLED)
+        spelled = ((score, self._set.spell(self._attributes[index])) for index, score in found)
         names = ((-score, self._prefix + part) for score, part in spelled if part is not None)
         best = sorted((score, len(name), name) for score, name in names if len(name) <= LONGEST_NAME)
         return tuple(name for _, _, name in best[:_MOST_NEAR_NAMES])
+
+
+def most_similar(wanted: str, names: Sequence[str], least: float, limit: int) -> list[tuple[int, float]]:
+    """Return the positions of the names that are most similar to a text, and their similarity, the best first.
+
+    Several hundred thousand names take tenths of a second; other threads run meanwhile.
+
+    Args:
+        wanted: the text.
+        names: to compare with it.
+        least: similarity, 0 to 1.
+        limit: of the result.
+    """
+    found: list[tuple[int, float]] = []
+    for start in range(0, len(names), _COMPARED):
+        near = process.extract(
+            wanted,
+            names[start : start + _COMPARED],
+            # Not Damerau-Levenshtein, which takes fifty times as long for long names.
+            scorer=OSA.normalized_similarity,
+            score_cutoff=least,
+            limit=limit,
+        )
+        found += [(start + index, score) for _, score, index in near]
+    return sorted(found, key=lambda one: -one[1])[:limit]
 
 
 class _SetNames:

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,9 +23,22 @@ from nixery.image.platform import Platform
 from nixery.plain_text import shortened
 from nixery.server.clients import image_path
 from nixery.server.errors import error_response, errors_body
-from nixery.server.http import BytesResponse, Request, Response, StreamResponse, json_content
+from nixery.server.http import (
+    AnswerWriter,
+    BytesResponse,
+    Request,
+    Response,
+    StreamResponse,
+    json_content,
+)
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.published_packages import LARGEST_LIMIT, PackageDetails, PublishedPackages, is_available
+from nixery.server.published_packages import (
+    LARGEST_LIMIT,
+    FoundPackages,
+    PackageDetails,
+    PublishedPackages,
+    is_available,
+)
 from nixery.sources.source import Pin
 
 _ROUTE = re.compile(
@@ -53,10 +67,16 @@ _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
 
 class Packages:
-    """``packages`` and ``index``: searches the package set, while a name is being typed, and describes packages."""
+    """``packages`` and ``index``: searches the package set, while a name is being typed, and describes packages.
 
-    def __init__(self, packages: PublishedPackages) -> None:
+    Args:
+        packages: of the package set.
+        writer: of answers.
+    """
+
+    def __init__(self, packages: PublishedPackages, writer: AnswerWriter) -> None:
         self._packages = packages
+        self._writer = writer
 
     async def search(self, request: Request) -> Response:
         """Find packages by parts of their names, by programs, and by words of their descriptions.
@@ -70,8 +90,7 @@ class Packages:
         found = await self._packages.find(request, limit)
         if found is None:
             return listing_in_progress()
-        packages = [_package(package, found.progress) for package in found.packages]
-        return _json({"packages": packages, "total": found.total, "index": _progress(found.progress)})
+        return await self._writer.write(partial(_found, found))
 
     async def get(self, request: Request, name: str) -> Response:
         """Describe one package.
@@ -83,8 +102,7 @@ class Packages:
         details = await self._packages.describe(request, name)
         if details is None:
             return listing_in_progress()
-        # Off the event loop: a package may have thousands of texts.
-        return await asyncio.to_thread(lambda: _json(_details(details)))
+        return await self._writer.write(lambda: _json(_details(details)))
 
     async def progress(self, request: Request) -> Response:
         """Describe the progress of the index, with attributes whose evaluation failed.
@@ -95,11 +113,7 @@ class Packages:
         found = await self._packages.find(request, 0)
         if found is None:
             return listing_in_progress()
-        failures = [
-            {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
-            for attribute, reason in found.progress.failures
-        ]
-        return _json({**_progress(found.progress), "failures": failures})
+        return await self._writer.write(partial(_failures, found.progress))
 
 
 class _Wanted(BaseModel):
@@ -217,13 +231,20 @@ class ImageDocuments:
     Args:
         descriptions: of images.
         platforms: of a name without a platform.
+        writer: of answers.
         compare: whether the names of other images may be shown.
     """
 
     def __init__(
-        self, descriptions: ImageDescriptions, platforms: Sequence[Platform], *, compare: bool
+        self,
+        descriptions: ImageDescriptions,
+        platforms: Sequence[Platform],
+        writer: AnswerWriter,
+        *,
+        compare: bool,
     ) -> None:
         self._descriptions = descriptions
+        self._writer = writer
         self._platforms = platforms
         self._compare = compare
 
@@ -244,8 +265,7 @@ class ImageDocuments:
             "pin": {"revision": named.pin.revision, "url": named.pin.url, "tag": named.exact_tag},
             "platforms": [_image(description, self._platforms) for description in named.found],
         }
-        # Off the event loop: an author may have given an image thousands of packages.
-        return await asyncio.to_thread(_json, answer)
+        return await self._writer.write(partial(_json, answer))
 
 
 class Api:
@@ -357,6 +377,19 @@ def listing_in_progress() -> Response:
 
 def _unknown(build: str) -> Response:
     return errors_body(404, "BUILD_UNKNOWN", f"no such build: {build}; the server keeps only recent ones")
+
+
+def _found(found: FoundPackages) -> Response:
+    packages = [_package(package, found.progress) for package in found.packages]
+    return _json({"packages": packages, "total": found.total, "index": _progress(found.progress)})
+
+
+def _failures(progress: Progress) -> Response:
+    failures = [
+        {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
+        for attribute, reason in progress.failures
+    ]
+    return _json({**_progress(progress), "failures": failures})
 
 
 def _package(package: FoundPackage, progress: Progress) -> dict[str, Any]:

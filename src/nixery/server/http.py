@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from nixery.builds.slots import Slots
+from nixery.errors import TooBusy
 from nixery.plain_text import escaped_document, escaped_lines
 
 # Content under its digest cannot change.
@@ -18,6 +21,12 @@ _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
 
 # Characters of ``If-None-Match`` that are parsed: a hundred digests.
 _LONGEST_CONDITION = 8192
+
+# Answers that are written at once, and that wait: package authors decide how long their texts are, and how many
+# characters have to be escaped. A page takes up to a quarter of a second.
+_WRITTEN_AT_ONCE, _QUEUE = 1, 64
+
+Written = TypeVar("Written")
 
 
 # Not frozen, as the responses below: that would cost a microsecond and a half, a tenth of a cached answer.
@@ -217,3 +226,19 @@ class AnswerProtocol(Protocol):
     ) -> None: ...
     def response_stream(self, status: int, headers: Fields, /) -> Transport: ...  # noqa: D102
     def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+class AnswerWriter:
+    """Writes answers with texts of package authors in a thread; clients take turns."""
+
+    def __init__(self) -> None:
+        self._slots = Slots(_WRITTEN_AT_ONCE, _QUEUE, busy=TooBusy.ANSWERS)
+
+    async def write(self, answer: Callable[[], Written]) -> Written:
+        """Call a function that writes an answer.
+
+        Raises:
+            TooBusy: too many answers are waiting.
+        """
+        async with self._slots.slot():
+            return await asyncio.to_thread(answer)

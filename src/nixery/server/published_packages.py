@@ -24,7 +24,7 @@ LARGEST_LIMIT = 100
 # request.
 _LISTING_TIMEOUT = 20.0
 
-# Concurrent searches, and waiting ones: each blocks the event loop for up to 15 ms.
+# Concurrent searches, and waiting ones: each takes up to 15 ms in nixpkgs, and up to 200 ms if an author chose the names.
 _AT_ONCE, _QUEUE = 1, 64
 
 # Descriptions of packages that are read at once: each decompresses a part of an index.
@@ -113,8 +113,8 @@ class PublishedPackages:
         text = request.query.get("q", "")[:_LONGEST_QUERY]
         found: Sequence[FoundPackage] = ()
         if limit:
-            async with self._slots.turn():
-                found = names.search(text, limit)
+            async with self._slots.slot():
+                found = await asyncio.to_thread(names.search, text, limit)
         return FoundPackages(found, len(names), progress)
 
     async def describe(self, request: Request, name: str) -> PackageDetails | None:
@@ -134,8 +134,8 @@ class PublishedPackages:
             versions = await self._index.versions(tag, name) if found is not None else ()
         if found is None:
             names = await self._index.names(tag)
-            async with self._slots.turn():
-                near = names.similar(name[:_LONGEST_QUERY], _NEAR)
+            async with self._slots.slot():
+                near = await asyncio.to_thread(names.similar, name[:_LONGEST_QUERY], _NEAR)
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
         return PackageDetails(package, attribute, versions, progress)

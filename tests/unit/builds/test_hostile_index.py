@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
+from rapidfuzz import process
+from rapidfuzz.distance import OSA
 
 from nixery.builds import index_records, package_index, package_search
 from nixery.builds.index_records import HEADER, Header, PackageVersion, Row, StateIndex, StateVersions
@@ -18,10 +23,11 @@ from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pins
 from nixery.errors import EvaluationFailed
 from nixery.image.platform import AMD64, Platform
+from nixery.image.spelling import NearNames
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, PackageSet
 from nixery.sources.source import Pin, Reference
-from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore
+from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore, decode
 
 pytestmark = pytest.mark.security
 
@@ -300,3 +306,92 @@ async def test_a_request_holds_few_parts_in_memory_at_once(
     monkeypatch.setattr(records, "get", counted)
     await asyncio.gather(*(one.find(PIN, AMD64, name) for name in names))
     assert 1 < most_held <= 8
+
+
+class Rows(dict[AttributePath, Row]):
+    """Counts how often somebody looks at all of them."""
+
+    looks = 0
+
+    def values(self) -> Any:  # noqa: ANN401 -- the type of a built-in class
+        self.looks += 1
+        return super().values()
+
+
+def test_the_progress_of_an_index_costs_the_same_with_each_part() -> None:
+    names = [f"p{number}" for number in range(500)]
+    state = StateIndex.listed("key", PIN, [((), names)])
+    rows = state.__dict__["rows"] = Rows()
+    state.add_rows([])
+    begun = rows.looks
+    for number, name in enumerate(reversed(names)):
+        state.add_rows([Row(path=(name,), kind="failed" if number % 3 else "package", reason=name)])
+        assert state.progress.evaluated == number + 1
+    assert rows.looks == begun
+    # Again: the same, another reason, and a failure that is none any more.
+    state.add_rows([Row(path=(name,), kind="failed", reason="again") for name in ("p498", "p497", "p10")])
+    state.add_rows([Row(path=(name,), kind="package") for name in ("p1", "p0", "p100")])
+    again = StateIndex("key", state.header, lambda: list(rows.values()))
+    assert state.progress == again.progress
+    assert state.progress.failed == sum(row.kind == "failed" for row in rows.values())
+    assert len(state.progress.failures) == 100
+    assert ("p10", "again") in state.progress.failures
+    assert "p100" not in dict(state.progress.failures)
+
+
+def rows_in_memory() -> int:
+    return sum(type(one) is Row for one in gc.get_objects())
+
+
+async def test_an_index_that_no_record_can_hold_keeps_no_rows(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()
+    before = rows_in_memory()
+    monkeypatch.setattr(index_records, "_LARGEST_HEADER", 100)
+    one = index(HostileSet({(): [f"p{number}" for number in range(200)]}), records)
+    await one.evaluate(PIN)
+    gc.collect()
+    assert rows_in_memory() == before
+    assert (await one.state_progress("latest")).evaluated == 200
+    (found,) = (await one.names("latest")).search("p17", 1)
+    assert found.description == DESCRIPTION
+
+
+async def test_names_of_commas_end_no_index(records: RecordStore) -> None:
+    names = [f"p{number}{',' * 250}" for number in range(2500)]
+    one = index(HostileSet({(): ["hello", *names]}), records)
+    await one.evaluate(PIN)
+    assert [package.name for package in (await one.names("latest")).search("hello", 1)] == ["hello"]
+
+
+@pytest.mark.parametrize("created", [10**400, -(10**20)], ids=["late", "early"])
+def test_a_record_with_a_date_that_no_calendar_has_counts_as_missing(created: int) -> None:
+    listed = StateIndex.listed("key", PIN, [((), ["p"])])
+    header = json.dumps({**listed.header.model_dump(), "created": created}).encode()
+    parts = [zstandard.compress(text) for text in (header, b"")]
+    content = b"".join((index_records.HEADER, b"p\n\n%016x" % len(parts[0]), *parts))
+    assert decode(partial(index_records.decode_versions, modified=0), content) is None
+
+
+@pytest.mark.parametrize("kind", ["search", "near names"])
+def test_few_names_are_compared_with_the_interpreter_lock_at_a_time(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    extract = process.extract
+
+    def counted(query: str, choices: Sequence[str], **options: Any) -> Any:  # noqa: ANN401 -- as there
+        compared.append(len(choices))
+        return extract(query, choices, **options)
+
+    names = [f"p{number:06}" for number in range(10_000)]
+    best = [name for name, _, _ in extract("p00999x", names, scorer=OSA.normalized_similarity, limit=3)]
+    monkeypatch.setattr(process, "extract", counted)
+    if kind == "search":
+        found = PackageSearch(FoundPackage(name, name) for name in names).similar("p00999x", 3)
+    else:
+        found = NearNames("", names).of("p00999x")
+    assert list(found) == best
+    assert sum(compared) == len(names)
+    assert max(compared) <= 2000

@@ -20,7 +20,8 @@ from nixery.image.platform import AMD64
 from nixery.image.spelling import NearNames
 from nixery.nix.packages import NixFiles, PackageSet
 from nixery.sources.source import Pin, Reference
-from nixery.storage.records import PACKAGES, RecordStore
+from nixery.storage.filesystem import FilesystemDriver
+from nixery.storage.records import PACKAGE_DETAILS, PACKAGES, RecordStore
 
 
 class Source:
@@ -152,3 +153,29 @@ async def test_few_missing_names_of_a_request_get_near_names(
     assert sorted(package.name for package in error.value.packages) == sorted(names)
     assert len(searched) == 5
     assert sum(package.near_names == ("package",) for package in error.value.packages) == 5
+
+
+async def test_a_request_with_many_names_reads_few_parts_at_once(storage: Path, records: RecordStore) -> None:
+    class Counting(RecordStore):
+        now = most = total = 0
+
+        async def get(self, kind: str, key: str) -> bytes | None:
+            if kind != PACKAGE_DETAILS:
+                return await super().get(kind, key)
+            self.now += 1
+            self.total += 1
+            self.most = max(self.most, self.now)
+            try:
+                return await super().get(kind, key)
+            finally:
+                self.now -= 1
+
+    counting = Counting(FilesystemDriver(storage, storage / "temporary"))
+    one = index(Source(), counting)
+    names = [f"package{number}" for number in range(100)]
+    listed = StateIndex.listed(one._key(pin()), pin(), [((), names)])
+    await records.put(PACKAGES, listed.key, listed.encoded())
+    found = await asyncio.gather(*(one.find(pin(), AMD64, name) for name in names))
+    assert found == [None] * len(names)
+    assert counting.total == len(names)
+    assert counting.most <= 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -21,7 +23,7 @@ from nixery.image.name import ImageRequest, requests_for
 from nixery.image.platform import AMD64, ARM64
 from nixery.server import published_packages as module
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
-from nixery.server.http import BytesResponse, Request, Response, StreamResponse
+from nixery.server.http import AnswerWriter, BytesResponse, Request, Response, StreamResponse, json_content
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.server.published_packages import PublishedPackages
 from tests.unit.server.conftest import FAILURE, PIN, FakeDescriptions, FakeIndex
@@ -47,8 +49,11 @@ class Server:
         published = PublishedBuilds(self.history, FollowerBounds(10, 10), public=True)
         platforms = (AMD64, ARM64)
         builds = Builds(published, cast("Images", self.images), platforms)
-        images = ImageDocuments(cast("ImageDescriptions", FakeDescriptions()), platforms, compare=True)
-        self.api = Api(Packages(PublishedPackages(cast("PackageIndex", self.index))), builds, images)
+        writer = AnswerWriter()
+        images = ImageDocuments(
+            cast("ImageDescriptions", FakeDescriptions()), platforms, writer, compare=True
+        )
+        self.api = Api(Packages(PublishedPackages(cast("PackageIndex", self.index)), writer), builds, images)
 
     async def ask(
         self,
@@ -282,3 +287,49 @@ async def test_an_image_that_was_not_built_is_unknown(
 async def test_other_methods_are_not_allowed(server: Server, path: str, method: str, allowed: str) -> None:
     answer = await server.ask(path, method)
     assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("path", ["packages", "packages/git", "index", "images/git"])
+async def test_answers_about_packages_are_written_in_turns_off_the_event_loop(
+    path: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    loop, begun, may_end = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def slow(document: Any) -> bytes:  # noqa: ANN401 -- JSON is anything
+        threads.append(threading.get_ident())
+        loop.call_soon_threadsafe(begun.set)
+        if threads[-1] != threading.main_thread().ident:
+            may_end.wait(60)
+        return json_content(document)
+
+    monkeypatch.setattr("nixery.server.api.json_content", slow)
+    answers = [asyncio.ensure_future(server.json(path, q="git")) for _ in range(3)]
+    try:
+        await begun.wait()
+        await asyncio.to_thread(int)  # the threads have begun all earlier calls
+        assert len(threads) == 1
+    finally:
+        may_end.set()
+    first, second, third = await asyncio.gather(*answers)
+    assert first == second == third
+    assert threading.main_thread().ident not in threads
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(("path", "method"), [("packages", "search"), ("packages/gti", "similar")])
+async def test_searches_do_not_block_the_event_loop(
+    path: str, method: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    search = getattr(PackageSearch, method)
+
+    def counted(names: PackageSearch, text: str, limit: int) -> object:
+        threads.append(threading.get_ident())
+        return search(names, text, limit)
+
+    monkeypatch.setattr(PackageSearch, method, counted)
+    await server.ask(path, query={"q": "git"})
+    assert len(threads) == 1
+    assert threads[0] != threading.main_thread().ident

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from nixery.image.platform import SUPPORTED, Platform
 from nixery.server.api import describe
 from nixery.server.clients import host, image_path, is_encrypted
 from nixery.server.errors import errors_body
-from nixery.server.http import BytesResponse, Request, Response
+from nixery.server.http import AnswerWriter, BytesResponse, Request, Response
 from nixery.server.pages.templating import Templates, duration
 from nixery.server.pages.treemap import MAP, treemap
 from nixery.server.published_builds import PublishedBuilds
@@ -85,6 +85,7 @@ class Pages:
         packages: of the package set.
         descriptions: of images.
         platforms: of a name without a platform.
+        writer: of answers.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class Pages:
         packages: PublishedPackages,
         descriptions: ImageDescriptions,
         platforms: Sequence[Platform],
+        writer: AnswerWriter,
     ) -> None:
+        self._writer = writer
         self._builds = builds
         self._packages = packages
         self._descriptions = descriptions
@@ -162,34 +165,38 @@ class Pages:
 
     async def _image(self, request: Request, image: str) -> Response:
         named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
-        # Off the event loop: an author may have given an image thousands of packages.
-        return await asyncio.to_thread(
-            self._templates.response,
-            "image.html",
-            name=named.name,
-            tag=named.tag,
-            pin=named.pin,
-            lines=_pull_lines(request, f"{named.name}:{named.tag}"),
-            exact_tag=named.exact_tag if named.exact_tag != named.tag else None,
-            images=[(description, treemap(description)) for description in named.found],
-            missing=[str(one.platform) for one in named.missing],
-            shared=[
-                (shared, image_path(shared.build.name, shared.build.platform, self._platforms))
-                for shared in (named.found[0].shared if named.found else ())
-            ],
-            view=MAP,
-        )
+
+        def page() -> Response:
+            return self._templates.response(
+                "image.html",
+                name=named.name,
+                tag=named.tag,
+                pin=named.pin,
+                lines=_pull_lines(request, f"{named.name}:{named.tag}"),
+                exact_tag=named.exact_tag if named.exact_tag != named.tag else None,
+                images=[(description, treemap(description)) for description in named.found],
+                missing=[str(one.platform) for one in named.missing],
+                shared=[
+                    (shared, image_path(shared.build.name, shared.build.platform, self._platforms))
+                    for shared in (named.found[0].shared if named.found else ())
+                ],
+                view=MAP,
+            )
+
+        return await self._writer.write(page)
 
     async def _search(self, request: Request) -> Response:
         found = await self._packages.find(request, _FOUND if request.query.get("q") else 0)
         if found is None:
             return self._listing_in_progress()
-        return self._templates.response(
+        page = partial(
+            self._templates.response,
             "packages.html",
             text=request.query.get("q", ""),
             tag=request.query.get("tag", "latest"),
             found=found,
         )
+        return await self._writer.write(page)
 
     async def _package(self, request: Request, name: str) -> Response:
         details = await self._packages.describe(request, name)
@@ -203,8 +210,7 @@ class Pages:
             if attribute is not None and attribute.kind == "definition"
             else f"shell/{package.name}"
         )
-        # Off the event loop: a definition may have thousands of packages.
-        return await asyncio.to_thread(
+        page = partial(
             self._templates.response,
             "package.html",
             package=package,
@@ -216,6 +222,7 @@ class Pages:
             image=f"{image}:{tag}",
             lines=_pull_lines(request, f"{image}:{tag}"),
         )
+        return await self._writer.write(page)
 
     def _listing_in_progress(self) -> Response:
         page = self._error(

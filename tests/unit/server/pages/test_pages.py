@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Mapping
 from typing import cast
 
@@ -15,8 +17,9 @@ from nixery.errors import NixeryError
 from nixery.image.name import requests_for
 from nixery.image.platform import AMD64
 from nixery.server import published_packages
-from nixery.server.http import BytesResponse, Request
+from nixery.server.http import AnswerWriter, BytesResponse, Request
 from nixery.server.pages.pages import Pages
+from nixery.server.pages.templating import Templates
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
 from nixery.server.published_packages import PublishedPackages
 from tests.unit.server.conftest import PIN, FakeDescriptions, FakeIndex
@@ -34,7 +37,7 @@ class Site:
         self.index = FakeIndex()
         packages = PublishedPackages(cast("PackageIndex", self.index))
         descriptions = cast("ImageDescriptions", FakeDescriptions(public=public))
-        self._pages = Pages(published, packages, descriptions, (AMD64,))
+        self._pages = Pages(published, packages, descriptions, (AMD64,), AnswerWriter())
 
     async def get(
         self,
@@ -241,3 +244,34 @@ async def test_an_unknown_path_is_a_page_for_browsers_and_json_for_programs(site
 async def test_pages_are_read_only(site: Site) -> None:
     answer, _ = await site.get("/", method="POST")
     assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [("/packages", {"q": "git"}), ("/packages", {}), ("/packages/git", {}), ("/images/git", {})],
+)
+async def test_pages_with_texts_of_authors_are_written_in_turns_off_the_event_loop(
+    path: str, query: Mapping[str, str], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    loop, begun, may_end = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    response = Templates.response
+
+    def slow(templates: Templates, template: str, status: int = 200, **values: object) -> BytesResponse:
+        threads.append(threading.get_ident())
+        loop.call_soon_threadsafe(begun.set)
+        if threads[-1] != threading.main_thread().ident:
+            may_end.wait(60)
+        return response(templates, template, status, **values)
+
+    monkeypatch.setattr(Templates, "response", slow)
+    pages = [asyncio.ensure_future(site.get(path, query=query)) for _ in range(3)]
+    try:
+        await begun.wait()
+        await asyncio.to_thread(int)  # the threads have begun all earlier calls
+        assert len(threads) == 1
+    finally:
+        may_end.set()
+    assert [answer.status for answer, _ in await asyncio.gather(*pages)] == [200, 200, 200]
+    assert threading.main_thread().ident not in threads
