@@ -15,6 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Annotated
 
 import zstandard
 from pydantic import BaseModel, Field
@@ -25,7 +26,7 @@ from nixery.image.spelling import AttributeNames, NearNames
 from nixery.nix.indexing import AttributePath, Reported, parse_entry
 from nixery.nix.packages import Attribute
 from nixery.oci.documents import canonical_json
-from nixery.sources.source import Pin
+from nixery.sources.source import EARLIEST, LATEST, Pin
 from nixery.storage.records import decode
 
 # Attributes of a part. One process evaluates them: it evaluates once what they have in common, and its memory is
@@ -92,7 +93,7 @@ class Header(BaseModel):
 
     source: str
     revision: str
-    created: int | None
+    created: Annotated[int, Field(ge=EARLIEST, le=LATEST)] | None
     rounds: list[Names]
     is_complete: bool = False
 

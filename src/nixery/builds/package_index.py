@@ -175,6 +175,9 @@ class PackageIndex:
         self._reading_versions: SingleFlight[None, Sequence[StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
         self._default: Pin | None = None
+        # The state that most requests need. Clients that name others must not displace it.
+        self._latest: Pin | None = None
+        pins.watch(self._watch)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
 
@@ -385,6 +388,10 @@ class PackageIndex:
         flights = (self._reading, self._opening, self._reading_versions)
         await asyncio.gather(*(flight.close() for flight in flights))
 
+    def _watch(self, pin: Pin, is_default: bool) -> None:  # noqa: FBT001 -- called by ``Pins.watch``
+        if is_default:
+            self._latest = pin
+
     async def _pin(self, tag: str) -> Pin:
         return (await self._pins.pin(tag)).pin
 
@@ -415,8 +422,13 @@ class PackageIndex:
             return None
         state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
         if state is not None:
-            self._recent[pin] = state
+            self._remember(pin, state)
         return state
+
+    def _remember(self, pin: Pin, state: StateIndex) -> None:
+        if self._latest is not None:
+            self._recent.get(self._latest)  # a use: another state makes room
+        self._recent[pin] = state
 
     async def _listed(self, pin: Pin) -> StateIndex:
         failure = self._failures.get(pin)
@@ -440,7 +452,7 @@ class PackageIndex:
         content: bytes | None = None
         with suppress(StorageError):
             content = await asyncio.to_thread(made.settle)
-        self._recent[pin] = await asyncio.to_thread(made.prepare)
+        self._remember(pin, await asyncio.to_thread(made.prepare))
         if content is None:
             return made
         with suppress(StorageError):
@@ -559,10 +571,19 @@ class PackageIndex:
         return found
 
     async def _evict(self) -> None:
-        """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose."""
-        stored = sorted([(record.modified, record.key) async for record in self._records.scan(PACKAGES)])
+        """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose.
+
+        The index of the default tag counts as the last one: clients may name any number of branches.
+        """
+        latest = None if self._latest is None else self._key(self._latest)
+        stored = sorted(
+            [
+                (record.key == latest, record.modified, record.key)
+                async for record in self._records.scan(PACKAGES)
+            ]
+        )
         left = {True: _STORED, False: _STORED}
-        for _, key in reversed(stored):
+        for _, _, key in reversed(stored):
             content = await self._records.get(PACKAGES, key)
             header = await asyncio.to_thread(decode, decode_header, content)
             is_complete = header is not None and header.is_complete

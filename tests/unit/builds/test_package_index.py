@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from nixery.builds import index_records, package_index
-from nixery.builds.index_records import HEADER, decode_index, decode_part
+from nixery.builds.index_records import HEADER, StateIndex, decode_index, decode_part
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import Pins
 from nixery.errors import (
@@ -34,7 +34,7 @@ from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, Package, PackageSet
 from nixery.nix.realisation import Nix
 from nixery.sources.source import PackageSource, Pin, Reference
-from nixery.storage.records import KINDS, PACKAGE_DETAILS, PACKAGES, RecordStore
+from nixery.storage.records import KINDS, PACKAGE_DETAILS, PACKAGES, RecordStore, decode
 from tests.support.event_loop import eventually, until_done
 
 TEXT = "of a package"
@@ -507,6 +507,19 @@ async def test_torn_rows_are_read_again_from_the_parts(records: RecordStore) -> 
     assert source.described == [("git",)]
 
 
+@pytest.mark.parametrize("date", [10**15, 10**400], ids=["after the calendar", "no number of seconds"])
+async def test_a_record_with_an_impossible_date_is_torn(records: RecordStore, date: int) -> None:
+    """Otherwise each page that shows versions would fail, and each answer about an unknown tag."""
+    source = Source()
+    planted = StateIndex.listed("0" * 64, pin(), [((), ["git"])])
+    planted.header.created = date
+    await records.put(PACKAGES, planted.key, planted.encoded())
+    one = index(source, records)
+    await one.evaluate(pin("latest"))
+    assert [each.created for each in await one.versions("latest", "git")] == [len("latest")]
+    assert decode(decode_index, planted.encoded()) is None
+
+
 def test_a_record_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_records, "_LARGEST_PART", 1000)
     with pytest.raises(ValueError, match="1001 bytes after decompression; 1000 is the limit"):
@@ -611,6 +624,30 @@ async def test_searches_of_commits_evict_no_complete_index(records: RecordStore)
     again = index(source, records)
     await again.evaluate(pin())
     assert source.described == [("git",)]
+
+
+async def test_other_branches_do_not_evict_the_index_of_the_default_tag(records: RecordStore) -> None:
+    one = index(Source(), records)
+    await one.names("latest")
+    await one.evaluate(pin())
+    for number in range(8):
+        await one.names(f"branch-{number}")
+        await one.evaluate(pin(f"branch-{number}"))
+    assert len(await keys(records, PACKAGES)) == len(await keys(records, PACKAGE_DETAILS)) == 5
+    found = await index(Source(), records).attribute("latest", "git")
+    assert found is not None
+    assert found[1] is not None
+
+
+async def test_searches_of_other_states_do_not_displace_the_default_tag_from_memory(
+    records: RecordStore,
+) -> None:
+    one = index(Source(), records)
+    latest = await one.names("latest")
+    for _ in range(2):
+        for number in range(4):
+            await one.names(f"commit-{number}")
+    assert await one.names("latest") is latest
 
 
 async def test_the_default_tag_comes_first_then_the_newest_of_a_bounded_number_of_others(
