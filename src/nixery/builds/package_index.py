@@ -75,6 +75,9 @@ _AT_ONCE, _QUEUE = 1, 4
 # Searches that are made at once, and that wait: one of 100,000 packages takes seconds of the interpreter lock.
 _MADE_AT_ONCE, _MADE_LATER = 1, 16
 
+# Parts that requests read at once: an image of a hundred packages may need as many, of up to 8 MB each.
+_READ_AT_ONCE = 4
+
 # States that wait to be evaluated; the oldest ones make room.
 _MOST_WAITING = 4
 
@@ -165,6 +168,7 @@ class PackageIndex:
         # Separate, since a build must not wait for a list of names, nor fail with one.
         self._reading: SingleFlight[Pin, StateIndex | None] = SingleFlight()
         self._opening: SingleFlight[Pin, StateIndex] = SingleFlight()
+        self._parts = asyncio.Semaphore(_READ_AT_ONCE)
         # Besides the complete indexes, as many others may be stored.
         self._versions: cachetools.LRUCache[tuple[str, float], StateVersions] = cachetools.LRUCache(
             2 * _STORED
@@ -535,8 +539,9 @@ class PackageIndex:
         if located is None:
             return None
         key, number = located
-        content = await self._records.get(PACKAGE_DETAILS, key)
-        return await asyncio.to_thread(attribute_of, content, path, number)
+        async with self._parts:
+            content = await self._records.get(PACKAGE_DETAILS, key)
+            return await asyncio.to_thread(attribute_of, content, path, number)
 
     def _versions_of(
         self, path: AttributePath, states: Sequence[StateVersions], tags: Mapping[str, str]

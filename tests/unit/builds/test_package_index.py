@@ -766,6 +766,36 @@ async def test_a_package_needs_its_derivation_or_all_its_outputs(
     assert not package.is_realised
 
 
+async def test_an_image_of_many_packages_reads_few_parts_at_once(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part may have 8 MB."""
+    monkeypatch.setattr(index_records, "PART", 1)
+    names = [f"package{number}" for number in range(40)]
+    one = index(Source({(): names}), records)
+    await one.evaluate(pin())
+    held = most = 0
+    get, parse = records.get, package_index.attribute_of
+
+    async def counted(kind: str, key: str) -> bytes | None:
+        nonlocal held, most
+        content = await get(kind, key)
+        held += kind == PACKAGE_DETAILS
+        most = max(most, held)
+        return content
+
+    def parsed(content: bytes | None, path: AttributePath, number: int) -> object:
+        nonlocal held
+        held -= 1
+        return parse(content, path, number)
+
+    monkeypatch.setattr(records, "get", counted)
+    monkeypatch.setattr(package_index, "attribute_of", parsed)
+    found = await asyncio.gather(*(one.find(pin(), AMD64, name, realisable=False) for name in names))
+    assert all(found)
+    assert most <= 4
+
+
 async def test_a_requested_name_is_as_the_client_wrote_it(records: RecordStore, existing: set[str]) -> None:
     source = Source({(): ["ShellCheck"]})
     one = index(source, records)
