@@ -775,7 +775,7 @@ async def test_an_image_of_many_packages_reads_few_parts_at_once(
     one = index(Source({(): names}), records)
     await one.evaluate(pin())
     held = most = 0
-    get, parse = records.get, package_index.attribute_of
+    get, parse = records.get, index_records.attribute_of
 
     async def counted(kind: str, key: str) -> bytes | None:
         nonlocal held, most
@@ -790,7 +790,7 @@ async def test_an_image_of_many_packages_reads_few_parts_at_once(
         return parse(content, path, number)
 
     monkeypatch.setattr(records, "get", counted)
-    monkeypatch.setattr(package_index, "attribute_of", parsed)
+    monkeypatch.setattr("nixery.builds.package_index.attribute_of", parsed)
     found = await asyncio.gather(*(one.find(pin(), AMD64, name, realisable=False) for name in names))
     assert all(found)
     assert most <= 4
