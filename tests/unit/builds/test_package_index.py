@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -527,6 +528,27 @@ def test_a_record_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.M
     # A frame need not say how large its content is.
     with pytest.raises(ValueError, match="limit"):
         decode_part(zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10)))
+
+
+async def test_a_copy_does_not_wait_for_the_rows_of_another_index() -> None:
+    """The event loop uses the copy; a client's request may have a thread read the rows of another state."""
+    copy = StateIndex.listed("0" * 64, pin(), [((), ["git"])]).copy()
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow() -> tuple[()]:
+        begun.set()
+        may_end.wait(60)
+        return ()
+
+    other = StateIndex("1" * 64, copy.header, slow)
+    reading = asyncio.ensure_future(asyncio.to_thread(lambda: other.rows))
+    try:
+        await asyncio.to_thread(begun.wait, 60)
+        async with asyncio.timeout(10):
+            assert (await asyncio.to_thread(lambda: copy.progress)).evaluated == 0
+    finally:
+        may_end.set()
+        await reading
 
 
 async def test_a_set_without_names_is_stored(records: RecordStore) -> None:
