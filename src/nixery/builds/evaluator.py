@@ -19,6 +19,9 @@ from nixery.sources.source import PackageSource, Pin
 # of one command.
 _MOST_PACKAGES = 5000
 
+# Records of evaluations that one request reads at once: each may hold thousands of packages, in 4 MiB of JSON.
+_READ_AT_ONCE = 8
+
 # Missing names of a request that get near names, as in an evaluation.
 _MOST_SUGGESTED = 5
 
@@ -64,8 +67,7 @@ class Evaluator:
             BuildError: Nix cannot evaluate.
         """
         names = _names(request)
-        cached = await asyncio.gather(*(self._find(request, pin, name) for name in names))
-        found = dict(zip(names, cached, strict=True))
+        found = await self._cached(request, pin, names)
         if self._index is not None and indexed:
             unknown = [name for name in names if found[name] is None]
             listed = await self._listed(self._index, request, pin, unknown)
@@ -130,6 +132,25 @@ class Evaluator:
                 found[name] = await index.find(pin, request.platform, name)
         return found
 
+    async def _cached(
+        self, request: ImageRequest, pin: Pin, names: Sequence[str]
+    ) -> dict[str, Sequence[EvaluatedItem] | None]:
+        """Find names in the cache, up to the most packages of an image.
+
+        Raises:
+            InvalidName: they stand for more.
+        """
+        found: dict[str, Sequence[EvaluatedItem] | None] = {}
+        packages = 0
+        for start in range(0, len(names), _READ_AT_ONCE):
+            some = names[start : start + _READ_AT_ONCE]
+            items = await asyncio.gather(*(self._find(request, pin, name) for name in some))
+            found.update(zip(some, items, strict=True))
+            packages += sum(len(each or ()) for each in items)
+            if packages > _MOST_PACKAGES:
+                raise _too_many(request, f"at least {packages}")
+        return found
+
     async def _find(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
         cached = await self._cache.find(pin, request.platform, name) if self._cache else None
         if cached is None:
@@ -165,8 +186,13 @@ def _contents(request: ImageRequest, items: Sequence[EvaluatedItem]) -> Contents
         raise InvalidName(name, f"{attributes} are image definitions; an image can have one")
     packages = tuple(item for item in items if isinstance(item, Package))
     if len(packages) > _MOST_PACKAGES:
-        raise InvalidName(name, f"it stands for {len(packages)} packages, and {_MOST_PACKAGES} is the limit")
+        raise _too_many(request, str(len(packages)))
     return Contents(packages, definitions[0] if definitions else None)
+
+
+def _too_many(request: ImageRequest, packages: str) -> InvalidName:
+    name = "/".join(request.requested)
+    return InvalidName(name, f"it stands for {packages} packages, and {_MOST_PACKAGES} is the limit")
 
 
 def _explained(item: UnavailablePackage, request: ImageRequest) -> UnavailablePackage:

@@ -251,7 +251,11 @@ class StateIndex:
         """Return an index that may change independently."""
         header = self.header.model_copy(update={"rounds": list(self.header.rounds)})
         rows = list(self.rows.values())
-        return StateIndex(self.key, header, lambda: rows)
+        made = StateIndex(self.key, header, lambda: rows)
+        # Here, in a thread: until Python 3.12, all instances of `cached_property` share one lock, and another thread
+        # may hold it for seconds.
+        _ = made.rows
+        return made
 
     def prepare(self) -> StateIndex:
         """Make the search and the progress, and release the rows; return this index.

@@ -181,6 +181,9 @@ class PackageIndex:
         self._reading_versions: SingleFlight[None, Sequence[StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
         self._default: Pin | None = None
+        # The state that most requests need. Clients that name others must not displace it.
+        self._latest: Pin | None = None
+        pins.watch(self._watch)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
 
@@ -391,6 +394,10 @@ class PackageIndex:
         flights = (self._reading, self._opening, self._reading_versions)
         await asyncio.gather(*(flight.close() for flight in flights))
 
+    def _watch(self, pin: Pin, is_default: bool) -> None:  # noqa: FBT001 -- called by ``Pins.watch``
+        if is_default:
+            self._latest = pin
+
     async def _pin(self, tag: str) -> Pin:
         return (await self._pins.pin(tag)).pin
 
@@ -421,8 +428,13 @@ class PackageIndex:
             return None
         state = await asyncio.to_thread(decode, partial(decode_index, key=key), content)
         if state is not None:
-            self._recent[pin] = state
+            self._remember(pin, state)
         return state
+
+    def _remember(self, pin: Pin, state: StateIndex) -> None:
+        if self._latest is not None:
+            self._recent.get(self._latest)  # a use: another state makes room
+        self._recent[pin] = state
 
     async def _listed(self, pin: Pin) -> StateIndex:
         failure = self._failures.get(pin)
@@ -446,7 +458,7 @@ class PackageIndex:
         content: bytes | None = None
         with suppress(StorageError):
             content = await asyncio.to_thread(made.settle)
-        self._recent[pin] = await asyncio.to_thread(made.prepare)
+        self._remember(pin, await asyncio.to_thread(made.prepare))
         if content is None:
             return made
         with suppress(StorageError):
@@ -551,7 +563,7 @@ class PackageIndex:
 
     async def _read_versions(self) -> Sequence[StateVersions]:
         found = []
-        for modified, key in await self._latest(2 * _STORED):
+        for modified, key in await self._newest(2 * _STORED):
             state = self._versions.get((key, modified))
             if state is None:
                 content = await self._records.get(PACKAGES, key)
@@ -564,7 +576,7 @@ class PackageIndex:
         self._known_versions[None] = found
         return found
 
-    async def _latest(self, number: int) -> list[tuple[float, str]]:
+    async def _newest(self, number: int) -> list[tuple[float, str]]:
         """List the records that were written last, the latest one at the end; others may have written millions."""
         found: list[tuple[float, str]] = []
         async for record in self._records.scan(PACKAGES):
@@ -574,10 +586,16 @@ class PackageIndex:
         return sorted(found)
 
     async def _evict(self) -> None:
-        """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose."""
-        left = {True: _STORED, False: _STORED}
+        """Keep the last complete indexes, and the last other ones: clients cause these, with commits that they choose.
+
+        The index of the default tag counts as the last one: clients may name any number of branches.
+        """
+        default = None if self._latest is None else self._key(self._latest)
         # The collector deletes any others.
-        for _, key in reversed(await self._latest(4 * _STORED)):
+        stored = await self._newest(4 * _STORED)
+        stored.sort(key=lambda one: (one[1] == default, one[0]))
+        left = {True: _STORED, False: _STORED}
+        for _, key in reversed(stored):
             content = await self._records.get(PACKAGES, key)
             header = await asyncio.to_thread(decode, decode_header, content)
             is_complete = header is not None and header.is_complete

@@ -113,6 +113,7 @@ class PublishedBuilds:
         return report.model_copy(
             update={
                 "name": _HIDDEN,
+                "revision": _HIDDEN,  # may be of a branch that only its client knows
                 "log": [],
                 "dropped": 0,
                 "building": [],

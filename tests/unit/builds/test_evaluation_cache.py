@@ -209,6 +209,26 @@ async def test_an_image_with_too_many_packages_is_rejected(world: World) -> None
         await world.evaluator().contents(parse_image_name("many1/many2/many3/many4"), PIN)
 
 
+async def test_stored_lists_beyond_the_most_packages_of_an_image_are_not_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of a hundred lists, each with its own record, took a gigabyte."""
+    names = [f"many{number}" for number in range(30)]
+    for name in names:
+        await world.built(name)
+    read: list[str] = []
+    get = world.records.get
+
+    async def counted(kind: str, key: str) -> bytes | None:
+        read.append(key)
+        return await get(kind, key)
+
+    monkeypatch.setattr(world.records, "get", counted)
+    with pytest.raises(InvalidName, match=r"stands for at least \d+ packages, and 5000 is the limit"):
+        await world.evaluator().contents(parse_image_name("/".join(names)), PIN)
+    assert len(read) <= 8
+
+
 async def test_an_evaluation_is_stored_only_after_its_image_is_built(world: World) -> None:
     evaluator = world.evaluator()
     for number in range(5):

@@ -197,6 +197,7 @@ async def test_closing_ends_followers(records: RecordStore) -> None:
 
 async def test_a_private_server_hides_names_and_logs_of_builds(records: RecordStore) -> None:
     history, one = BuildHistory(records), replace(build("secret"), request_id="secret-1")
+    one = replace(one, pin=replace(one.pin, revision="secret branch"))
     tell(history, one, Started(), Building(("x-secret.drv",), 0), LogLines((("x-secret.drv", "secret"),)))
     hidden = PublishedBuilds(history, FollowerBounds(10, 10), public=False)
     seen = [hidden.get(one.id), *hidden.recent()]

@@ -26,6 +26,10 @@ class World:
         self.running: list[asyncio.Event] = []
         self.both_run = asyncio.Event()
 
+    def watch(self, watcher: Callable[[Pin, bool], None]) -> None:
+        """No tag gets another pin."""
+        assert callable(watcher)
+
     @asynccontextmanager
     async def open(self, pin: Pin) -> AsyncIterator[None]:
         assert pin == PIN

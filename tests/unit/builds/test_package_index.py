@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ import pytest
 import zstandard
 
 from nixery.builds import index_records, package_index
-from nixery.builds.index_records import HEADER, decode_index, decode_part
+from nixery.builds.index_records import HEADER, StateIndex, decode_index, decode_part
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.pins import Pins
 from nixery.errors import (
@@ -34,7 +35,7 @@ from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, Package, PackageSet
 from nixery.nix.realisation import Nix
 from nixery.sources.source import PackageSource, Pin, Reference
-from nixery.storage.records import KINDS, PACKAGE_DETAILS, PACKAGES, RecordStore
+from nixery.storage.records import KINDS, PACKAGE_DETAILS, PACKAGES, RecordStore, decode
 from tests.support.event_loop import eventually, until_done
 
 TEXT = "of a package"
@@ -507,6 +508,19 @@ async def test_torn_rows_are_read_again_from_the_parts(records: RecordStore) -> 
     assert source.described == [("git",)]
 
 
+@pytest.mark.parametrize("date", [10**15, 10**400], ids=["after the calendar", "no number of seconds"])
+async def test_a_record_with_an_impossible_date_is_torn(records: RecordStore, date: int) -> None:
+    """Otherwise each page that shows versions would fail, and each answer about an unknown tag."""
+    source = Source()
+    planted = StateIndex.listed("0" * 64, pin(), [((), ["git"])])
+    planted.header.created = date
+    await records.put(PACKAGES, planted.key, planted.encoded())
+    one = index(source, records)
+    await one.evaluate(pin("latest"))
+    assert [each.created for each in await one.versions("latest", "git")] == [len("latest")]
+    assert decode(decode_index, planted.encoded()) is None
+
+
 def test_a_record_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_records, "_LARGEST_PART", 1000)
     with pytest.raises(ValueError, match="1001 bytes after decompression; 1000 is the limit"):
@@ -514,6 +528,27 @@ def test_a_record_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.M
     # A frame need not say how large its content is.
     with pytest.raises(ValueError, match="limit"):
         decode_part(zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10)))
+
+
+async def test_a_copy_does_not_wait_for_the_rows_of_another_index() -> None:
+    """The event loop uses the copy; a client's request may have a thread read the rows of another state."""
+    copy = StateIndex.listed("0" * 64, pin(), [((), ["git"])]).copy()
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow() -> tuple[()]:
+        begun.set()
+        may_end.wait(60)
+        return ()
+
+    other = StateIndex("1" * 64, copy.header, slow)
+    reading = asyncio.ensure_future(asyncio.to_thread(lambda: other.rows))
+    try:
+        await asyncio.to_thread(begun.wait, 60)
+        async with asyncio.timeout(10):
+            assert (await asyncio.to_thread(lambda: copy.progress)).evaluated == 0
+    finally:
+        may_end.set()
+        await reading
 
 
 async def test_a_set_without_names_is_stored(records: RecordStore) -> None:
@@ -611,6 +646,30 @@ async def test_searches_of_commits_evict_no_complete_index(records: RecordStore)
     again = index(source, records)
     await again.evaluate(pin())
     assert source.described == [("git",)]
+
+
+async def test_other_branches_do_not_evict_the_index_of_the_default_tag(records: RecordStore) -> None:
+    one = index(Source(), records)
+    await one.names("latest")
+    await one.evaluate(pin())
+    for number in range(8):
+        await one.names(f"branch-{number}")
+        await one.evaluate(pin(f"branch-{number}"))
+    assert len(await keys(records, PACKAGES)) == len(await keys(records, PACKAGE_DETAILS)) == 5
+    found = await index(Source(), records).attribute("latest", "git")
+    assert found is not None
+    assert found[1] is not None
+
+
+async def test_searches_of_other_states_do_not_displace_the_default_tag_from_memory(
+    records: RecordStore,
+) -> None:
+    one = index(Source(), records)
+    latest = await one.names("latest")
+    for _ in range(2):
+        for number in range(4):
+            await one.names(f"commit-{number}")
+    assert await one.names("latest") is latest
 
 
 async def test_the_default_tag_comes_first_then_the_newest_of_a_bounded_number_of_others(
@@ -727,6 +786,36 @@ async def test_a_package_needs_its_derivation_or_all_its_outputs(
     (package,) = await one.find(pin(), AMD64, "git") or ()
     assert isinstance(package, Package)
     assert not package.is_realised
+
+
+async def test_an_image_of_many_packages_reads_few_parts_at_once(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part may have 8 MB."""
+    monkeypatch.setattr(index_records, "PART", 1)
+    names = [f"package{number}" for number in range(40)]
+    one = index(Source({(): names}), records)
+    await one.evaluate(pin())
+    held = most = 0
+    get, parse = records.get, index_records.attribute_of
+
+    async def counted(kind: str, key: str) -> bytes | None:
+        nonlocal held, most
+        content = await get(kind, key)
+        held += kind == PACKAGE_DETAILS
+        most = max(most, held)
+        return content
+
+    def parsed(content: bytes | None, path: AttributePath, number: int) -> object:
+        nonlocal held
+        held -= 1
+        return parse(content, path, number)
+
+    monkeypatch.setattr(records, "get", counted)
+    monkeypatch.setattr("nixery.builds.package_index.attribute_of", parsed)
+    found = await asyncio.gather(*(one.find(pin(), AMD64, name, realisable=False) for name in names))
+    assert all(found)
+    assert most <= 4
 
 
 async def test_a_requested_name_is_as_the_client_wrote_it(records: RecordStore, existing: set[str]) -> None:
