@@ -180,9 +180,9 @@ class PackageIndex:
         )
         self._reading_versions: SingleFlight[None, Sequence[StateVersions]] = SingleFlight()
         self._waiting: deque[Pin] = deque(maxlen=_MOST_WAITING)
-        self._default: Pin | None = None
+        self._wanted_first: Pin | None = None
         # The state that most requests need. Clients that name others must not displace it.
-        self._latest: Pin | None = None
+        self._default_state: Pin | None = None
         pins.watch(self._watch)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
@@ -299,7 +299,7 @@ class PackageIndex:
         if state is not None and state.header.is_complete:
             return
         if is_default:
-            self._default = pin
+            self._wanted_first = pin
         elif pin not in self._waiting:
             self._waiting.append(pin)
         self._wanted.set()
@@ -309,11 +309,11 @@ class PackageIndex:
         with suppress(NixeryError):  # the first request reports it
             self.want((await self._pins.pin("latest")).pin, is_default=True)
         while True:
-            while self._default is None and not self._waiting:
+            while self._wanted_first is None and not self._waiting:
                 self._wanted.clear()
                 await self._wanted.wait()
-            pin = self._default or self._waiting.pop()
-            self._default = None
+            pin = self._wanted_first or self._waiting.pop()
+            self._wanted_first = None
             try:
                 async with asyncio.timeout(_TURN):
                     await self.evaluate(pin)
@@ -396,7 +396,7 @@ class PackageIndex:
 
     def _watch(self, pin: Pin, is_default: bool) -> None:  # noqa: FBT001 -- called by ``Pins.watch``
         if is_default:
-            self._latest = pin
+            self._default_state = pin
 
     async def _pin(self, tag: str) -> Pin:
         return (await self._pins.pin(tag)).pin
@@ -432,8 +432,8 @@ class PackageIndex:
         return state
 
     def _remember(self, pin: Pin, state: StateIndex) -> None:
-        if self._latest is not None:
-            self._recent.get(self._latest)  # a use: another state makes room
+        if self._default_state is not None:
+            self._recent.get(self._default_state)  # a use: another state makes room
         self._recent[pin] = state
 
     async def _listed(self, pin: Pin) -> StateIndex:
@@ -590,7 +590,7 @@ class PackageIndex:
 
         The index of the default tag counts as the last one: clients may name any number of branches.
         """
-        default = None if self._latest is None else self._key(self._latest)
+        default = None if self._default_state is None else self._key(self._default_state)
         # The collector deletes any others.
         stored = await self._newest(4 * _STORED)
         stored.sort(key=lambda one: (one[1] == default, one[0]))

@@ -217,7 +217,8 @@ class ServerSettings(_Group):
     """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
-    API show neither, errors link to no log, and `_catalog` and `tags/list` answer 403.
+    API show neither, nor tags and commits that other clients asked for, errors link to no log, and
+    `_catalog` and `tags/list` answer 403.
     """
     failure_ttl: _Seconds = Field(30, alias="NIXERY_FAILURE_TTL", ge=0, le=_DAY)
     """Time for which the server remembers a failed build, or a failed listing of a package set, and
