@@ -14,7 +14,7 @@ import pytest
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient, Response
 from tests.support.command_line import CommandLine
-from tests.support.nix import NixSpy
+from tests.support.nix import NixSpy, wait_until
 from tests.support.server import Server
 
 pytestmark = pytest.mark.security
@@ -190,9 +190,11 @@ def test_an_overlong_description_is_left_out(start_server: StartServer, tmp_path
     place = package_set(
         tmp_path / "set", f"{_LONG} {{ hello = {HELLO} // {{ meta.description = long 22; }}; }}", salt
     )
-    client = start_server(NIXERY_PKGS_PATH=place).client
+    client = start_server(NIXERY_PKGS_PATH=place, NIXERY_INDEX="1").client
     assert client.manifest("hello").status == 200
-    assert client.get("/api/v1/packages/hello").json() == {"name": "hello", "version": "", "description": ""}
+    wait_until(lambda: client.get("/api/v1/index").json()["complete"], "the package set is indexed")
+    found = client.get("/api/v1/packages/hello").json()
+    assert (found["name"], found["description"], found["available"]) == ("hello", "", True)
     assert len(client.get("/images/hello").body) < 20_000
 
 
