@@ -183,6 +183,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         write_derivations=settings.index_derivations,
         public=settings.public_builds,
     )
+    metrics.watch_index(lambda: index.progress)
     evaluator = Evaluator(source, nix, evaluations, index if expression is None else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
     builder = ImageBuilder(evaluator, nix, layers, blobs, leases, resources.popularity, image_bounds)
@@ -266,7 +267,6 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         background.append(migrate_with_retries(storage.driver, catalogue))
         if settings.index:
             pins.watch(index.want)
-            metrics.watch_index(lambda: index.progress)
             background.append(index.run())
     tasks = [ahead, *(asyncio.ensure_future(work) for work in background)]
     try:
