@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client.core import Metric
 
+from nixery.builds.index_records import Progress
 from nixery.caching import CacheCounts
 from nixery.telemetry.metrics import Metrics
 
@@ -20,6 +21,7 @@ def render() -> str:
     """Return a table with the name, the type, the labels and the meaning of each metric."""
     metrics = Metrics()
     metrics.watch({cache: CacheCounts() for cache in _CACHES})
+    metrics.watch_index(lambda: Progress("", 1, 1, (), 0, is_complete=True))
     rows = [_row(family) for family in sorted(metrics.families(), key=_order)]
     return "\n".join(["| Metric | Type | Labels | Meaning |", "|---|---|---|---|", *rows, ""])
 
