@@ -112,6 +112,13 @@ class Metrics:
             ("program", "purpose"),
             registry=self._registry,
         )
+        # A series that begins with 0 says that nothing was started.
+        for program, purpose in (
+            ("nix-instantiate", "request"),
+            ("nix-store", "request"),
+            ("nix-instantiate", "index"),
+        ):
+            started.labels(program, purpose)
         self.nix_started = partial(_count_start, started, "request")
         self.nix_index_started = partial(_count_start, started, "index")
         Info("nixery_build", "Version of the server.", registry=self._registry).info({"version": __version__})
