@@ -6,7 +6,7 @@ argument, infinite recursion, no memory, a signal), costs this attribute alone: 
 after it. The lines begin with a mark that the package set cannot know, since it could print lines itself.
 
 For a large package set nothing is written to the Nix store (``--readonly-mode``): the derivations of all of nixpkgs
-take a gigabyte for each state, and two to three times as long.
+take a gigabyte for each state.
 """
 
 from __future__ import annotations

@@ -360,8 +360,8 @@ class SourceSettings(_Group):
         bool | None, Doc(default="only of package sets with at most 2000 attributes")
     ] = Field(None, alias="NIXERY_INDEX_DERIVATIONS")
     """Whether indexing also writes derivations to the Nix store, so that even the first build of a
-    package starts no evaluation. For all of Debian that takes a gigabyte and 250,000 files for each
-    state, and three times as long.
+    package starts no evaluation. For all of Debian that takes a gigabyte and 120,000 files for each
+    state, and some more time.
     """
     pin_ttl: _Seconds = Field(3600, alias="NIXERY_PIN_TTL", ge=0, le=_DAY)
     """Time for which a tag keeps its meaning; with `0`, every request asks the source."""
