@@ -368,19 +368,24 @@ async def test_names_that_image_names_cannot_have_are_found_by_their_spelling(re
 # ---- Resuming and sharing
 
 
+async def interrupt(source: Source, records: RecordStore, after: int) -> None:
+    """Evaluate a set, and fail when some attributes are described."""
+
+    def fail() -> None:
+        if len(source.described) == after:
+            raise NixUnusable("this machine is shutting down")
+
+    source.before_part = fail
+    with pytest.raises(NixUnusable):
+        await index(source, records).evaluate(pin())
+    source.before_part = lambda: None
+
+
 @pytest.mark.usefixtures("small_parts")
 async def test_an_interrupted_run_continues_with_the_missing_parts(records: RecordStore) -> None:
     names = [f"p{n}" for n in range(10)]
     source = Source({(): names})
-
-    def interrupt() -> None:
-        if len(source.described) == 6:
-            raise NixUnusable("this machine is shutting down")
-
-    source.before_part = interrupt
-    with pytest.raises(NixUnusable):
-        await index(source, records).evaluate(pin())
-    source.before_part = lambda: None
+    await interrupt(source, records, after=6)
     one = index(source, records)
     await one.evaluate(pin())
     assert sorted(source.described) == [(name,) for name in names]
@@ -391,15 +396,7 @@ async def test_an_interrupted_run_continues_with_the_missing_parts(records: Reco
 @pytest.mark.usefixtures("small_parts")
 async def test_an_interruption_in_a_later_round_loses_no_set(records: RecordStore) -> None:
     source = Source({(): ["a", "marked"], ("marked",): ["b", "deeper"], ("marked", "deeper"): ["c"]})
-
-    def interrupt() -> None:
-        if len(source.described) == 4:
-            raise NixUnusable("this machine is shutting down")
-
-    source.before_part = interrupt
-    with pytest.raises(NixUnusable):
-        await index(source, records).evaluate(pin())
-    source.before_part = lambda: None
+    await interrupt(source, records, after=4)
     one = index(source, records)
     await one.evaluate(pin())
     assert len(source.described) == len(set(source.described)) == 5
