@@ -75,6 +75,8 @@ let
       meta = {
         inherit (record) description;
         platforms = [ system ];
+        # Debian's programs look for files of other packages at their places in the file system hierarchy.
+        fhs = true;
         priority = record.priority or 5;
         # Names of files in bin/, for search. A lock from before lock.py read Contents indexes has none.
         programs = record.programs or [ ];

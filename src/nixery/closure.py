@@ -92,6 +92,17 @@ class Closure:
                 if reference not in self._infos:
                     raise ValueError(f"{info.path} refers to {reference}, which is not in the closure")
 
+    def reachable(self, paths: Iterable[StorePath]) -> set[StorePath]:
+        """Return paths of the closure together with all that they refer to, directly or not."""
+        found: set[StorePath] = set()
+        waiting = list(paths)
+        while waiting:
+            path = waiting.pop()
+            if path not in found:
+                found.add(path)
+                waiting.extend(self._infos[path].references)
+        return found
+
     def __iter__(self) -> Iterator[PathInfo]:
         return iter(self._infos.values())
 

@@ -40,11 +40,17 @@ from nixery.errors import (
 from nixery.image.name import ImageRequest
 from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
-from nixery.nix.packages import Contents, Package
+from nixery.nix.packages import DEFAULT_PRIORITY, Contents, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.root_filesystem import InstalledOutput, RootFilesystem, plan_root_filesystem
+from nixery.packing.root_filesystem import (
+    InstalledOutput,
+    RootFilesystem,
+    complete_below_usr,
+    plan_root_filesystem,
+)
+from nixery.packing.system_files import add_system_files
 from nixery.packing.user_files import add_user_files
 from nixery.sources.source import PackageSource, Pin
 from nixery.storage.blobs import BlobStore, are_there
@@ -297,18 +303,30 @@ def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:
 
 
 def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:
-    outputs = {
+    requested = {
         InstalledOutput(
             path, package.name, package.priority, package.requested_name in request.optional_packages
         )
         for package in contents.packages
         for path in package.outputs.values()
     }
+    expectant = [
+        path
+        for package in contents.packages
+        if package.fhs and package.requested_name not in request.optional_packages
+        for path in package.outputs.values()
+    ]
+    dependencies = closure.reachable(expectant) - {output.path for output in requested}
+    outputs = requested | {
+        InstalledOutput(path, path.package_name, DEFAULT_PRIORITY, implicit=True) for path in dependencies
+    }
     with ClosureFiles(info.path for info in closure) as files:
         root = plan_root_filesystem(outputs, files)
+        add_system_files(root.tree, files)
         if contents.definition is not None:
             defined = contents.definition.execution
             add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)
+        complete_below_usr(root.tree)
     return root
 
 

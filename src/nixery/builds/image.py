@@ -10,7 +10,8 @@ from nixery.image.name import ALWAYS_INCLUDED, SHELL_PACKAGES, ImageRequest
 from nixery.nix.packages import Contents, Package
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Document, ExecutionParameters, referenced_blobs
-from nixery.packing.root_filesystem import CA_BUNDLE, LOCALE_ARCHIVE, ZONEINFO, Link, Tree
+from nixery.packing.root_filesystem import Link, Tree
+from nixery.packing.system_files import CA_BUNDLE, LOCALE_ARCHIVE, ZONEINFO
 from nixery.plain_text import escaped, escaped_lines
 from nixery.source_location import COMMIT
 from nixery.sources.source import Pin
@@ -31,7 +32,7 @@ _NO_IDENTIFIER = re.compile(r"[^a-zA-Z0-9.-]+")
 # than in a shell's start-up file, so that `exec` has them as well.
 _CERTIFICATES = f"/{CA_BUNDLE.decode()}"
 _ENV = (
-    "PATH=/bin:/usr/bin:/sbin:/usr/sbin",
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     f"SSL_CERT_FILE={_CERTIFICATES}",
     f"NIX_SSL_CERT_FILE={_CERTIFICATES}",
     f"GIT_SSL_CAINFO={_CERTIFICATES}",

@@ -356,6 +356,7 @@ class _Available(BaseModel):
     licences: list[str]
     mainProgram: str | None  # noqa: N815 -- nixpkgs' name
     priority: int | None
+    fhs: bool
 
 
 class _Missing(BaseModel):
@@ -569,6 +570,7 @@ def _package(item: _Available) -> Package | Flaw:
         licences=tuple(item.licences),
         main_program=item.mainProgram,
         priority=DEFAULT_PRIORITY if item.priority is None else item.priority,
+        fhs=item.fhs,
     )
 
 

@@ -29,6 +29,8 @@ class Package:
         licences: SPDX identifiers where the set has them, else short names.
         main_program: the program in ``bin/`` that the package is for, if the set names it.
         priority: decides name clashes; the lower number wins.
+        fhs: whether its programs look for files of its dependencies in the file system hierarchy (``/usr/share``),
+            so that the image has the files of its whole closure there.
         is_realised: whether its outputs are in the Nix store, so that no derivation is needed. The closure tells
             whether this derivation built them.
     """
@@ -43,6 +45,7 @@ class Package:
     licences: tuple[str, ...] = ()
     main_program: str | None = None
     priority: int = DEFAULT_PRIORITY
+    fhs: bool = False
     is_realised: bool = False
 
 

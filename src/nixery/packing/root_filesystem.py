@@ -1,11 +1,18 @@
 """The last layer of an image: the files that programs and users expect at ``/``, as symlinks into the store.
 
-The outputs of the requested packages are laid over each other. A directory that only one of them has becomes
-one symlink. Three kinds are real directories: one that several outputs have; everything at the top and below
-``/etc``, because runtimes mount files there and people add to it; and ``/lib/locale``, to which this module
-adds. The contents of a package's ``usr/bin`` are in ``/bin``, where ``/usr/bin`` leads. If two packages have
-a file of the same name, the one with the lower ``meta.priority`` wins, then the one whose name comes first.
-Files that every system has are added last; a package that brings one of them keeps its own.
+The outputs of the requested packages are laid over each other. The directories of the file system hierarchy
+(``BASE_DIRECTORIES``) are real directories in every image, because people copy and mount files into them:
+BuildKit refuses to copy a directory over a symlink, and Buildah replaces the symlink. So is every directory
+below ``/etc`` and ``/var``, where programs write, and every directory that several outputs have. A
+directory elsewhere that only one output has becomes one symlink, which keeps the layer small.
+
+Packages of Nix have their files at the top (``bin``), those of other systems below ``usr`` (``usr/bin``). In
+the image both names lead to the files of both: ``/usr/bin``, ``/usr/sbin`` and ``/usr/lib`` have a symlink
+for each name in ``/bin``, ``/sbin`` and ``/lib``; ``/share``, ``/include`` and ``/libexec`` are symlinks to
+the directories below ``/usr``.
+
+If two packages have a file of the same name, the one with the lower ``meta.priority`` wins, then the one
+whose name comes first.
 
 Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
 names that are not UTF-8. All entries have the same times, and the same owner except directories that an
@@ -25,35 +32,57 @@ from nixery.files import LONGEST_PATH
 from nixery.packing.archive import Archive
 from nixery.packing.closure_files import ClosureFiles
 
-CA_BUNDLE = b"etc/ssl/certs/ca-bundle.crt"
-ZONEINFO = b"share/zoneinfo"
-LOCALE_ARCHIVE = b"lib/locale/locale-archive"
-
-_CA_CERTIFICATES = b"etc/ssl/certs/ca-certificates.crt"
-
-# Programs that look up their user fail without an entry, and servers drop privileges to the user ``nobody``.
-PASSWD, GROUP = b"etc/passwd", b"etc/group"
-ACCOUNTS = {
-    PASSWD: b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-    GROUP: b"root:x:0:\nnobody:x:65534:\n",
+# In every image, with their modes (Filesystem Hierarchy Standard 3.0).
+BASE_DIRECTORIES = {
+    b"bin": 0o755,
+    b"etc": 0o755,
+    b"home": 0o755,
+    b"lib": 0o755,
+    b"mnt": 0o755,
+    b"opt": 0o755,
+    b"root": 0o700,
+    b"run": 0o755,
+    b"sbin": 0o755,
+    b"srv": 0o755,
+    b"tmp": 0o1777,
+    b"usr": 0o755,
+    b"usr/bin": 0o755,
+    b"usr/include": 0o755,
+    b"usr/lib": 0o755,
+    b"usr/libexec": 0o755,
+    b"usr/local": 0o755,
+    b"usr/local/bin": 0o755,
+    b"usr/local/lib": 0o755,
+    b"usr/local/sbin": 0o755,
+    b"usr/local/share": 0o755,
+    b"usr/sbin": 0o755,
+    b"usr/share": 0o755,
+    b"var": 0o755,
+    b"var/cache": 0o755,
+    b"var/lib": 0o755,
+    b"var/log": 0o755,
+    b"var/tmp": 0o1777,
 }
 
-# Without it the C library does not look into /etc/hosts, where runtimes write the names of containers.
-_NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"
+# Below /usr, each name has a symlink to the same name at the top.
+_LINKED_BELOW_USR = (b"bin", b"lib", b"sbin")
 
-# Scripts begin with #!/bin/sh or #!/usr/bin/env, and the C library's system() calls /bin/sh. C.utf8 is the
-# locale that LANG names; a C library that was not built by Nix looks for locales in /usr/lib/locale, and for
-# time zones in /usr/share/zoneinfo.
-_CLOSURE_FILES = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
+# At the top, symlinks to the directories below /usr.
+_MOVED_BELOW_USR = (b"include", b"libexec", b"share")
 
-# Directories whose namesakes below /usr are symlinks to them.
-BELOW_USR = (b"bin", b"lib", b"share")
+# Packages may have these at the top or below usr.
+_BELOW_USR = (*_LINKED_BELOW_USR, *_MOVED_BELOW_USR)
+
+# Programs keep their sockets in /run, whose older name is /var/run.
+_VAR_RUN = b"var/run"
+_OF_THE_RUNTIME = (b"lock", b"run", b"tmp")
 
 # At a package's top level: names that are not part of a file system, or belong to the kernel and to the
 # runtime.
-_LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"sys", b"tmp"})
+_LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"run", b"sys", b"tmp"})
 
-_LOCALES = b"lib/locale"
+# Directories that are real although only one package has them: system files are added to them.
+_ADDED_TO = frozenset({b"lib/locale"})
 
 # Levels of directories that are merged. The deepest of Debian's packages has 20.
 _DEEPEST = 128
@@ -70,7 +99,7 @@ class InstalledOutput:
         path: of the output.
         package: its name, for the warning about a clash.
         priority: the lower number wins.
-        implicit: whether it is in every image rather than requested.
+        implicit: whether nobody requested it: it is in every image, or a dependency.
     """
 
     path: StorePath
@@ -134,11 +163,11 @@ class RootFilesystem:
 
 
 def plan_root_filesystem(outputs: Iterable[InstalledOutput], files: ClosureFiles) -> RootFilesystem:
-    """Merge outputs, and add the files that every system has.
+    """Merge outputs into a tree with the base directories, which ``complete_below_usr`` has to complete.
 
     Args:
-        outputs: of the requested packages, realised, in any order.
-        files: of the image; a shell and ``env`` are looked up here if no output has them.
+        outputs: realised, in any order.
+        files: of the image.
 
     Raises:
         StorageError: a package cannot be read.
@@ -149,8 +178,47 @@ def plan_root_filesystem(outputs: Iterable[InstalledOutput], files: ClosureFiles
         _Source(str(output.path).encode(), output.package) for output in sorted(outputs, key=lambda o: o.rank)
     ]
     tree = merge.directories([source for source in sources if files.is_directory(source.path)], b"")
-    add_system_files(tree, files)
+    for name, mode in BASE_DIRECTORIES.items():
+        tree.directory(before_completion(name), mode)
+    tree.add(_VAR_RUN, Link(b"../run"))
     return RootFilesystem(tree, tuple(merge.clashes))
+
+
+def before_completion(name: bytes) -> bytes:
+    """Return where a name is in a tree that ``complete_below_usr`` has not completed yet."""
+    first, _, rest = name.partition(b"/")
+    return rest if first == b"usr" and rest.partition(b"/")[0] in _BELOW_USR else name
+
+
+def complete_below_usr(tree: Tree) -> None:
+    """Give the files at the top of a tree their names below ``/usr``; later additions would have one name only."""
+    usr = tree.directory(b"usr")
+    for name in _MOVED_BELOW_USR:
+        usr.children[name] = tree.directory(name)
+        tree.children[name] = Link(b"usr/" + name)
+    for name in _LINKED_BELOW_USR:
+        _link(tree.directory(name), usr.directory(name), name + b"/", b"../../")
+
+
+def _link(source: Tree, target: Tree, name: bytes, up: bytes) -> None:
+    """Link all names of a directory in another one, which keeps its own; directories are made, not linked.
+
+    Args:
+        source: its files are the targets.
+        target: its counterpart.
+        name: of the source, with a slash.
+        up: from the target to the root.
+    """
+    levels = [(source, target, name, up)]
+    while levels:
+        source, target, name, up = levels.pop()
+        for base_name, node in source.children.items():
+            if isinstance(node, Tree):
+                directory = target.children.setdefault(base_name, Tree(mode=node.mode, owner=node.owner))
+                if isinstance(directory, Tree):
+                    levels.append((node, directory, name + base_name + b"/", up + b"../"))
+            else:
+                target.children.setdefault(base_name, Link(up + name + base_name))
 
 
 def add_entries(archive: Archive, entries: Iterable[Entry]) -> None:
@@ -236,6 +304,22 @@ class Tree:
             directory = child
         directory.children.setdefault(last, node)
 
+    def directory(self, name: bytes, mode: int = 0o755) -> Tree:
+        """Return the directory at a path; make it, instead of anything else that is there.
+
+        Args:
+            name: of the directory.
+            mode: that it gets.
+        """
+        tree = self
+        for component in name.split(b"/"):
+            child = tree.children.get(component)
+            if not isinstance(child, Tree):
+                child = tree.children[component] = Tree()
+            tree = child
+        tree.mode = mode
+        return tree
+
     def remove(self, name: bytes) -> None:
         """Remove the node at a path, if there is one."""
         above, _, last = name.rpartition(b"/")
@@ -267,7 +351,7 @@ class _Merge:
                 providers.setdefault(child, []).append(found)
         if not name:
             self._merge_below_usr(sources, providers)
-        left_out = {b"": _LEFT_OUT, b"usr": BELOW_USR}.get(name, ())
+        left_out = {b"": _LEFT_OUT, b"usr": _BELOW_USR, b"var": _OF_THE_RUNTIME}.get(name, ())
         tree = Tree()
         for base_name in sorted(providers):
             if base_name not in left_out:
@@ -276,7 +360,7 @@ class _Merge:
         return tree
 
     def _merge_below_usr(self, sources: Sequence[_Source], providers: dict[bytes, list[_Source]]) -> None:
-        for child in BELOW_USR:
+        for child in _BELOW_USR:
             for directory, package, _ in sources:
                 below = os.path.join(directory, b"usr", child)
                 if self._files.is_directory(below):
@@ -292,7 +376,7 @@ class _Merge:
         # configuration). One that leads out of the image (etc -> /etc) must not bring in files of this
         # machine. Not further down: symlinks that lead up again would never end.
         above, _, _ = name.rpartition(b"/")
-        follow = above in (b"", b"etc")
+        follow = above in (b"", b"etc") or name in BASE_DIRECTORIES
         directories = [s for s in sources if s.is_directory or (follow and self._files.is_directory(s.path))]
         entered = {source.path for source in directories}
         for other in others if len(self.clashes) < _MOST_CLASHES else ():
@@ -300,45 +384,15 @@ class _Merge:
             if not both and not self._files.are_one(first.path, other.path):
                 clash = NameClash(name.decode(errors="replace"), first.package, other.package)
                 self.clashes.append(clash)
+        if name in BASE_DIRECTORIES:
+            return self.directories(directories, name)
         if first.path not in entered:
             return Link(first.path)
-        if len(directories) == 1 and b"/" in name and not name.startswith(b"etc/") and name != _LOCALES:
+        if len(directories) == 1 and not _is_real(name):
             return Link(first.path)
         return self.directories(directories, name)
 
 
-def add_system_files(tree: Tree, files: ClosureFiles) -> None:
-    """Add to a tree of packages the system files that it lacks.
-
-    Raises:
-        StorageError: a package cannot be read.
-        UnsafeContents: see ``ClosureFiles``.
-    """
-    tree.add(b"bin", Tree())
-    for name, content in ACCOUNTS.items():
-        tree.add(name, Content(content))
-    tree.add(b"etc/nsswitch.conf", Content(_NSSWITCH))
-    tree.add(b"root", Tree(mode=0o700))
-    tree.add(b"tmp", Tree(mode=0o1777))
-    tree.add(b"var/tmp", Tree(mode=0o1777))
-    tree.add(b"usr/bin", Link(b"../bin"))
-    for name, other in ((CA_BUNDLE, _CA_CERTIFICATES), (_CA_CERTIFICATES, CA_BUNDLE)):
-        if isinstance(tree.get(name), Link):
-            # A link to the name rather than into the store: replacing that file then replaces both.
-            tree.add(other, Link(os.path.basename(name)))
-    candidates = sorted(files.closure, key=lambda path: (path.name, path.base_name))
-    for name in _CLOSURE_FILES:
-        present = tree.get(name)
-        if isinstance(present, Link) and not files.exists(present.target):
-            # A package's bin/sh -> /bin/sh would lead to itself.
-            tree.remove(name)
-            present = None
-        if present is None:
-            places = (str(path).encode() + b"/" + name for path in candidates)
-            target = next((file for file in places if files.exists(file)), None)
-            if target is not None:
-                tree.add(name, Link(target))
-    # Programs have paths below /usr compiled in. Last, so that no link is dangling.
-    for name in (b"lib", b"share"):
-        if name in tree.children:
-            tree.add(b"usr/" + name, Link(b"../" + name))
+def _is_real(name: bytes) -> bool:
+    """Whether a directory is real in the image even if only one package has it."""
+    return b"/" not in name or name.startswith((b"etc/", b"var/")) or name in _ADDED_TO

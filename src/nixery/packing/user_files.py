@@ -14,7 +14,8 @@ from itertools import count
 
 from nixery.errors import UnsafeContents
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.root_filesystem import ACCOUNTS, GROUP, PASSWD, Content, Link, Tree
+from nixery.packing.root_filesystem import Content, Link, Tree, before_completion
+from nixery.packing.system_files import ACCOUNTS, GROUP, PASSWD
 
 # The first one that `useradd` gives.
 _FIRST = 1000
@@ -63,7 +64,7 @@ def add_user_files(
     # Sorted, a directory comes before what it holds.
     for name in sorted({home, *map(_name, volumes)}):
         if name and name.partition("/")[0] not in _LEFT_OUT:
-            tree.add(name.encode(), Tree(owner=owner))
+            tree.add(before_completion(name.encode()), Tree(owner=owner))
 
 
 def _name(place: str) -> str:

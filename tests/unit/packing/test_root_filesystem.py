@@ -19,8 +19,10 @@ from nixery.packing.root_filesystem import (
     RootFilesystem,
     Symlink,
     Tree,
+    complete_below_usr,
     plan_root_filesystem,
 )
+from nixery.packing.system_files import add_system_files
 
 
 @pytest.fixture
@@ -45,7 +47,10 @@ def package(store: Path, name: str, *files: str, links: dict[str, str] | None = 
 
 def planned(store: Path, outputs: Sequence[InstalledOutput], closure: Sequence[StorePath]) -> RootFilesystem:
     with ClosureFiles(closure, bytes(store)) as files:
-        return plan_root_filesystem(outputs, files)
+        root = plan_root_filesystem(outputs, files)
+        add_system_files(root.tree, files)
+        complete_below_usr(root.tree)
+        return root
 
 
 def plan(store: Path, *paths: StorePath, priorities: dict[StorePath, int] | None = None) -> RootFilesystem:

@@ -7,7 +7,8 @@ import pytest
 from nixery.closure import StorePath
 from nixery.errors import UnsafeContents
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.root_filesystem import ACCOUNTS, Content, Link, Tree
+from nixery.packing.root_filesystem import Content, Link, Tree
+from nixery.packing.system_files import ACCOUNTS
 from nixery.packing.user_files import add_user_files
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65533:nobody:/:/bin/false\n"

@@ -347,6 +347,7 @@ let
           licences = safe [ ] (licence (meta.license or [ ]));
           mainProgram = safely isString null (meta.mainProgram or null);
           priority = safely isInt null (meta.priority or null);
+          fhs = safely isBool false (meta.fhs or false);
         };
         description = safely isString "" (meta.description or "");
         paths = [ found.derivation ] ++ map (output: found.outputs.${output}) outputs;
@@ -369,7 +370,7 @@ let
     meta:
     let
       read = [
-        "badPlatforms" "broken" "description" "insecure" "knownVulnerabilities" "license" "mainProgram"
+        "badPlatforms" "broken" "description" "fhs" "insecure" "knownVulnerabilities" "license" "mainProgram"
         "outputsToInstall" "platforms" "priority" "unfree" "unsupported"
       ];
       kept = filter (key: hasAttr key meta && (tryEval (deepSeq meta.${key} true)).success) read;
