@@ -38,7 +38,7 @@ from nixery.nix.machine import require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
-from nixery.nix.realisation import BATCH_PROCESSES, Nix
+from nixery.nix.realisation import BATCH_PROCESSES, Nix, TimeLimits
 from nixery.nix.sandbox import is_loopback
 from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
@@ -156,7 +156,13 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
 
     # Nix.
     options = _nix_options(settings, metrics, sandbox=resources.sandbox)
-    nix = Nix(settings.nix_timeout, collector, options, expression, gate=resources.gate)
+    nix = Nix(
+        TimeLimits(settings.nix_timeout, settings.evaluation_timeout),
+        collector,
+        options,
+        expression,
+        gate=resources.gate,
+    )
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
     # Caches of evaluations and images, keyed by everything that may change a result. An expression may refer
@@ -206,7 +212,12 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     counting = ReferenceCounting(
         pins,
         source,
-        Nix(max(settings.nix_timeout, BATCH_TIMEOUT), collector, options, processes=BATCH_PROCESSES),
+        Nix(
+            TimeLimits(settings.nix_timeout, max(settings.evaluation_timeout, BATCH_TIMEOUT)),
+            collector,
+            options,
+            processes=BATCH_PROCESSES,
+        ),
         BatchRecords(records, evaluation),
         settings.max_builds,
     )

@@ -253,7 +253,7 @@ class ServerSettings(_Group):
     """Number of packages that one name may ask for; the grammar of names ends at 128."""
     max_closure: Annotated[_Size, Doc(default="`20GiB`")] = Field(20 * _GIB, alias="NIXERY_MAX_CLOSURE", ge=0)
     """Size of all store paths of an image (NAR size); `0` for no limit."""
-    build_timeout: _Seconds = Field(3600, alias="NIXERY_BUILD_TIMEOUT", ge=1, le=_WEEK)
+    build_timeout: _Seconds = Field(7200, alias="NIXERY_BUILD_TIMEOUT", ge=1, le=_WEEK)
     """Time limit of a whole image, without its time in the queue."""
     send_timeout: _Seconds = Field(300, alias="NIXERY_SEND_TIMEOUT", ge=1, le=_DAY)
     """Time after which the server disconnects a client that reads nothing of its response."""
@@ -511,14 +511,22 @@ class StorageSettings(_Group):
         return problems
 
 
+# Seconds. Builders compile, which takes as long as it takes; an evaluation of all of nixpkgs takes some seconds for a name.
+_EVALUATION_TIMEOUT = 60
+
+
 class NixSettings(_Group):
     """How Nix is run."""
 
     model_config = SettingsConfigDict(title="Nix")
 
     # Nix does not accept arbitrarily large numbers.
-    nix_timeout: _Seconds = Field(60, alias="NIX_TIMEOUT", ge=1, le=_WEEK)
-    """Time limit of a builder, and of an evaluation."""
+    nix_timeout: _Seconds = Field(3600, alias="NIX_TIMEOUT", ge=1, le=_WEEK)
+    """Time limit of a builder."""
+    longest_evaluation: Annotated[
+        _Seconds | None, Doc(default="`NIX_TIMEOUT` if that is set, otherwise `60`")
+    ] = Field(None, alias="NIXERY_EVALUATION_TIMEOUT", ge=1, le=_WEEK)
+    """Time limit of an evaluation."""
     nix_arguments: Annotated[
         tuple[str, ...], BeforeValidator(values.shell_words), AfterValidator(without_secrets), _MAY_BE_EMPTY
     ] = Field((), alias="NIXERY_NIX_OPTIONS")
@@ -537,6 +545,13 @@ class NixSettings(_Group):
     """Names of variables, separated by commas, that builders get in addition to those without secrets;
     for example `SSH_AUTH_SOCK`.
     """
+
+    @property
+    def evaluation_timeout(self) -> int:
+        """Seconds for an evaluation. A server that sets ``NIX_TIMEOUT`` alone limits evaluations by it, as before."""
+        if self.longest_evaluation is not None:
+            return self.longest_evaluation
+        return self.nix_timeout if "nix_timeout" in self.model_fields_set else _EVALUATION_TIMEOUT
 
     @property
     def build_environment(self) -> Mapping[str, str]:
