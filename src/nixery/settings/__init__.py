@@ -8,8 +8,10 @@ original Nixery keep its names; new ones begin with ``NIXERY_``.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -511,6 +513,14 @@ class StorageSettings(_Group):
         return problems
 
 
+_PREFIX = "NIXERY_"
+
+# Variables of a Kubernetes service called "nixery", and of services whose names begin so (Kubernetes
+# documentation, "Accessing the Service"); NIXERY_PORT itself has the URL of the service.
+_OF_A_SERVICE = re.compile(
+    r"\w+_(?:SERVICE_(?:HOST|PORT)(?:_\w+)?=.*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?=.*|PORT=(?:tcp|udp|sctp)://.*)"
+)
+
 # Seconds. Builders compile, which takes as long as it takes; an evaluation of all of nixpkgs takes some seconds for a name.
 _EVALUATION_TIMEOUT = 60
 
@@ -654,3 +664,23 @@ class LogSettings(_Group):
 # Pydantic orders fields from the last base to the first, and reports problems in that order.
 class Settings(LogSettings, LayerSettings, NixSettings, StorageSettings, SourceSettings, ServerSettings):
     """All settings of a server or a command."""
+
+    @property
+    def unknown_variables(self) -> Mapping[str, str]:
+        """Variables that begin like a setting and are none, each with the most similar setting, or an empty string.
+
+        In a cluster with a service called ``nixery``, Kubernetes sets variables of that service, which are
+        left out.
+        """
+        known = [str(field.alias) for field in type(self).model_fields.values()]
+        # Without what all of them have in common, which would make any two of them similar.
+        words = [name.removeprefix(_PREFIX) for name in known if name.startswith(_PREFIX)]
+        unknown = sorted(
+            name
+            for name, value in self.environment.items()
+            if name.startswith(_PREFIX)
+            and name not in known
+            and not _OF_A_SERVICE.fullmatch(f"{name}={value}")
+        )
+        near = {name: get_close_matches(name.removeprefix(_PREFIX), words, 1) for name in unknown}
+        return {name: _PREFIX + words[0] if words else "" for name, words in near.items()}

@@ -337,3 +337,22 @@ def test_evaluations_have_a_limit_of_their_own(
     environment: dict[str, str], variables: dict[str, str], seconds: int
 ) -> None:
     assert Settings.from_environment(environment | variables).evaluation_timeout == seconds
+
+
+def test_unknown_variables_are_named_with_a_similar_setting(environment: dict[str, str]) -> None:
+    environment |= {
+        "NIXERY_PUBLIC_ULR": "https://registry.example.org",
+        "NIXERY_ADMN_PORT": "8081",
+        "NIXERY_QQQ": "1",
+        # Kubernetes sets these for a service called "nixery", or "nixery-web".
+        "NIXERY_SERVICE_HOST": "10.0.0.1",
+        "NIXERY_SERVICE_PORT_HTTP": "80",
+        "NIXERY_PORT": "tcp://10.0.0.1:80",
+        "NIXERY_PORT_80_TCP_ADDR": "10.0.0.1",
+        "NIXERY_WEB_SERVICE_PORT": "80",
+    }
+    assert Settings.from_environment(environment).unknown_variables == {
+        "NIXERY_ADMN_PORT": "NIXERY_ADMIN_PORT",
+        "NIXERY_PUBLIC_ULR": "NIXERY_PUBLIC_URL",
+        "NIXERY_QQQ": "",
+    }
