@@ -101,6 +101,7 @@ class Components:
         previews: describes images without building them.
         counting: counts references across the package set.
         ahead: reads data in advance; no request depends on it, but it makes the first one faster.
+        drain: starts no more builds, and waits for the running ones.
         close: ends all builds; call it before stopping the server.
     """
 
@@ -114,6 +115,7 @@ class Components:
     previews: ImagePreviews
     counting: ReferenceCounting
     ahead: asyncio.Task[None]
+    drain: Callable[[], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
 
 
@@ -244,8 +246,12 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         with suppress(TagUnknown):  # the source answered that it has no such tag
             await pins.require_known("latest")
 
+    async def accepts_builds() -> None:
+        builds.require_accepting()
+
     health = Health(
         {
+            "server": accepts_builds,
             "storage": blobs.probe,
             "nix": partial(asyncio.to_thread, require_usable_nix),
             "source": source_is_usable,
@@ -283,7 +289,18 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     try:
         history.start()
         yield Components(
-            application, admin, images, blobs, pins, evaluator, index, previews, counting, ahead, close
+            application,
+            admin,
+            images,
+            blobs,
+            pins,
+            evaluator,
+            index,
+            previews,
+            counting,
+            ahead,
+            builds.drain,
+            close,
         )
     finally:
         for task in tasks:

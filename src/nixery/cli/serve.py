@@ -77,7 +77,8 @@ async def _serve(settings: Settings, resources: Resources) -> None:
             listeners.append(
                 server.Listener(admin, resources.admin_address, settings.admin_port, server.ADMIN_CONNECTIONS)
             )
-        await server.serve(listeners, application.observation, settings.send_timeout, components.close)
+        end = server.BuildsEnd(components.drain, settings.drain_timeout, components.close)
+        await server.serve(listeners, application.observation, settings.send_timeout, end)
         _force_exit_after_timeout()
 
 

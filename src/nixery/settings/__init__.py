@@ -40,6 +40,7 @@ from nixery.nix.environments import (
     withheld_variables,
     without_secrets,
 )
+from nixery.nix.processes import MARK
 from nixery.quantities import DiskMark, seconds, size
 from nixery.settings import values
 from nixery.sources.source import REACHABLE, CommitRule
@@ -257,6 +258,10 @@ class ServerSettings(_Group):
     """Size of all store paths of an image (NAR size); `0` for no limit."""
     build_timeout: _Seconds = Field(7200, alias="NIXERY_BUILD_TIMEOUT", ge=1, le=_WEEK)
     """Time limit of a whole image, without its time in the queue."""
+    drain_timeout: _Seconds = Field(0, alias="NIXERY_DRAIN_TIMEOUT", ge=0, le=_WEEK)
+    """Time for which running builds may go on after SIGTERM, while the server starts no new ones; the
+    platform has to wait for ten seconds longer before it kills the server.
+    """
     send_timeout: _Seconds = Field(300, alias="NIXERY_SEND_TIMEOUT", ge=1, le=_DAY)
     """Time after which the server disconnects a client that reads nothing of its response."""
 
@@ -679,7 +684,7 @@ class Settings(LogSettings, LayerSettings, NixSettings, StorageSettings, SourceS
             name
             for name, value in self.environment.items()
             if name.startswith(_PREFIX)
-            and name not in known
+            and name not in {*known, MARK}
             and not _OF_A_SERVICE.fullmatch(f"{name}={value}")
         )
         near = {name: get_close_matches(name.removeprefix(_PREFIX), words, 1) for name in unknown}

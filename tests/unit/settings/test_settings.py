@@ -300,7 +300,7 @@ def test_every_number_that_is_not_a_count_has_a_unit() -> None:
         "NIXERY_SEND_TIMEOUT",
     }
     timed |= {"NIXERY_STORAGE_GRACE", "NIXERY_CACHE_SIZE", "NIXERY_MAX_CLOSURE", "NIXERY_SCRUB_RATE"}
-    timed |= {"NIXERY_EVALUATION_MEMORY"}
+    timed |= {"NIXERY_EVALUATION_MEMORY", "NIXERY_EVALUATION_TIMEOUT", "NIXERY_DRAIN_TIMEOUT"}
     assert {row.variable for row in settings_rows() if row.unit} == timed
 
 
@@ -344,6 +344,8 @@ def test_unknown_variables_are_named_with_a_similar_setting(environment: dict[st
         "NIXERY_PUBLIC_ULR": "https://registry.example.org",
         "NIXERY_ADMN_PORT": "8081",
         "NIXERY_QQQ": "1",
+        # The server marks itself and its processes.
+        "NIXERY_STARTED_BY": "1",
         # Kubernetes sets these for a service called "nixery", or "nixery-web".
         "NIXERY_SERVICE_HOST": "10.0.0.1",
         "NIXERY_SERVICE_PORT_HTTP": "80",
