@@ -324,7 +324,7 @@ def _package_source(settings: Settings, resources: Resources, store: NixStore) -
         return SourceLocation.parse(url, public=settings.is_public(url), local=resources.address is None)
 
     if settings.package_set is not None:
-        return DirectorySource(settings.package_set, settings.build_environment)
+        return DirectorySource(settings.package_set, settings.build_environment, temporary)
     if settings.repository is not None:
         location = place(settings.repository)
         repository = GitRepository(location, copies, git, settings.commits)
