@@ -178,8 +178,8 @@ class RootFilesystem:
                         break
                     case Link(target):
                         yield Symlink(name, target)
-                    case Content(content):
-                        yield GeneratedFile(name, content)
+                    case Content(content, mode):
+                        yield GeneratedFile(name, content, mode)
             else:
                 levels.pop()
 
@@ -285,6 +285,7 @@ class Content:
     """A generated file."""
 
     content: bytes
+    mode: int = 0o644
 
 
 @dataclass(slots=True)
