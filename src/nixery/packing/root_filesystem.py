@@ -82,7 +82,7 @@ _OF_THE_RUNTIME = (b"lock", b"run", b"tmp")
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"run", b"sys", b"tmp"})
 
 # Directories that are real although only one package has them: system files are added to them.
-_ADDED_TO = frozenset({b"lib/locale"})
+_ADDED_TO = frozenset({b"lib/locale", b"lib/ssl", b"share/fonts"})
 
 # Levels of directories that are merged. The deepest of Debian's packages has 20.
 _DEEPEST = 128
