@@ -46,7 +46,7 @@ class InvalidFacts(ValueError):
     """A package set's facts cannot be written to os-release; the message names the key."""
 
 
-def os_release(facts: Mapping[str, str]) -> bytes:
+def os_release_file(facts: Mapping[str, str]) -> bytes:
     """Write the facts of a package set as a file; those of ``DEFAULT_FACTS`` if there are none.
 
     ``ID`` and ``NAME`` are required. ``PRETTY_NAME`` is the name and the version unless the facts say

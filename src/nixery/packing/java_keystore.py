@@ -20,6 +20,9 @@ _MOST_CERTIFICATES = 2000
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([^-]*)-----END CERTIFICATE-----")
 
+# Bytes of a certificate after its header. DER writes smaller lengths in one byte.
+_SIZES = range(1 << 8, 1 << 16)
+
 _MAGIC, _VERSION, _TRUSTED = 0xFEEDFEED, 2, 2
 
 # The time of all files of an image, in milliseconds.
@@ -64,8 +67,8 @@ def _certificates(bundle: bytes) -> Iterator[bytes]:
 
 def _is_one_sequence(der: bytes) -> bool:
     """Whether the bytes are one DER sequence with a length in two bytes, as every certificate's."""
-    header, content = der[:4], der[4:]
-    return header == b"\x30\x82" + len(content).to_bytes(4)[2:]
+    header, size = der[:4], len(der) - len(der[:4])
+    return size in _SIZES and header == b"\x30\x82" + size.to_bytes(2)
 
 
 def _text(text: str) -> bytes:

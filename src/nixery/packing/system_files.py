@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from nixery.closure import STORE_DIRECTORY, StorePath
 from nixery.errors import UnsafeContents
-from nixery.image.os_release import os_release
+from nixery.image.os_release import os_release_file
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.java_keystore import MOST_BYTES, java_keystore
 from nixery.packing.root_filesystem import Content, Link, Tree
@@ -83,16 +83,16 @@ _OUR_FONTS_CONF = b"""<?xml version="1.0"?>
 _CLOSURE_FILES = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
 
 
-def add_system_files(tree: Tree, files: ClosureFiles, facts: Mapping[str, str] | None = None) -> None:
+def add_system_files(tree: Tree, files: ClosureFiles, os_release: Mapping[str, str] | None = None) -> None:
     """Add to a tree of packages the system files that it lacks.
 
     Args:
         tree: before its completion.
         files: of the image.
-        facts: of the package set, for ``/etc/os-release``.
+        os_release: facts of the package set, for ``/etc/os-release``.
 
     Raises:
-        InvalidFacts: see ``os_release``.
+        InvalidFacts: see ``os_release_file``.
         StorageError: a package cannot be read.
         UnsafeContents: see ``ClosureFiles``.
     """
@@ -102,7 +102,7 @@ def add_system_files(tree: Tree, files: ClosureFiles, facts: Mapping[str, str] |
     for name, content in default_accounts(tree).items():
         tree.add(name, Content(content))
     tree.add(b"etc/nsswitch.conf", Content(_NSSWITCH))
-    _add_os_release(tree, files, facts or {})
+    _add_os_release(tree, files, os_release or {})
     _add_certificates(tree, files, candidates)
     _add_fonts(tree, files, candidates)
 
@@ -156,7 +156,7 @@ def _add_os_release(tree: Tree, files: ClosureFiles, facts: Mapping[str, str]) -
     content = next((content for content in contents if content is not None), None)
     for name in _OS_RELEASE_OF_PACKAGES:
         tree.remove(name)
-    tree.add(_OS_RELEASE_BELOW_USR, Content(os_release(facts) if content is None else content))
+    tree.add(_OS_RELEASE_BELOW_USR, Content(os_release_file(facts) if content is None else content))
     tree.add(_OS_RELEASE, Link(b"../" + _OS_RELEASE_BELOW_USR))
 
 
