@@ -61,10 +61,12 @@ _OS_RELEASE, _OS_RELEASE_BELOW_USR = b"etc/os-release", b"usr/lib/os-release"
 _OS_RELEASE_OF_PACKAGES = (_OS_RELEASE, b"lib/os-release")
 _LONGEST_OS_RELEASE = 1 << 16
 
-# fontconfig of Debian and of Nix reads this file. It keeps its cache in memory if it can write to no directory.
+# fontconfig of Debian and of Nix reads this file. Every user may write to the cache, as to /tmp: without one,
+# each process reads all fonts and says so on stderr.
 _FONTS_CONF = b"etc/fonts/fonts.conf"
 _FONTS_CONF_DIRECTORY = b"etc/fonts/conf.d"
 _FONTS = b"share/fonts"
+_FONTS_CACHE = b"var/cache/fontconfig"
 _OUR_FONTS_CONF = b"""<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
 <fontconfig>
@@ -201,6 +203,8 @@ def _add_fonts(tree: Tree, files: ClosureFiles, candidates: Sequence[StorePath])
         base_name = path.base_name.encode()
         if base_name not in installed and files.is_directory(_inside(path, _FONTS)):
             tree.add(_FONTS + b"/" + base_name, Link(_inside(path, _FONTS)))
+    if tree.get(_FONTS) is not None:
+        tree.add(_FONTS_CACHE, Tree(mode=0o1777))
 
 
 def _store_names(tree: Tree) -> set[bytes]:

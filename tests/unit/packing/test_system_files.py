@@ -209,6 +209,7 @@ def test_the_configuration_of_fonts_names_the_directories_of_the_image(store: Pa
     directories = [element.text for element in configuration.iter("dir")]
     assert directories[:2] == ["/usr/share/fonts", "/usr/local/share/fonts"]
     assert [element.text for element in configuration.iter("include")] == ["/etc/fonts/conf.d"]
+    assert planned(store).get(b"var/cache/fontconfig") is None
 
 
 def test_fonts_of_the_whole_closure_are_found(store: Path) -> None:
@@ -221,6 +222,9 @@ def test_fonts_of_the_whole_closure_are_found(store: Path) -> None:
     assert isinstance(fonts, Tree)
     assert set(fonts.children) == {b"truetype", other.base_name.encode()}
     assert target(tree, f"usr/share/fonts/{other.base_name}") == f"{other}/share/fonts"
+    cache = tree.get(b"var/cache/fontconfig")
+    assert isinstance(cache, Tree)
+    assert cache.mode == 0o1777
     tree = planned(store, installed, also, others=[other])
     fonts = tree.get(b"usr/share/fonts")
     assert isinstance(fonts, Tree)
