@@ -44,6 +44,7 @@ from nixery.nix.packages import DEFAULT_PRIORITY, Contents, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
 from nixery.packing.closure_files import ClosureFiles
+from nixery.packing.nix_database import add_nix_database
 from nixery.packing.root_filesystem import (
     InstalledOutput,
     RootFilesystem,
@@ -326,6 +327,7 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
         if contents.definition is not None:
             defined = contents.definition.execution
             add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)
+        add_nix_database(root.tree, files, closure, contents.store_paths)
         complete_below_usr(root.tree)
     return root
 
