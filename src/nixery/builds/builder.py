@@ -324,10 +324,11 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
     with ClosureFiles(info.path for info in closure) as files:
         root = plan_root_filesystem(outputs, files)
         add_system_files(root.tree, files)
+        user = (0, 0)
         if contents.definition is not None:
             defined = contents.definition.execution
-            add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)
-        add_nix_database(root.tree, files, closure, contents.store_paths)
+            user = add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)
+        add_nix_database(root.tree, files, closure, contents.store_paths, user)
         complete_below_usr(root.tree)
     return root
 

@@ -3,6 +3,10 @@
 Without them, Nix starts with an empty database: it takes the image's own store paths for garbage, which
 ``nix-collect-garbage`` deletes, and for missing, so that nothing builds. With them, the image is what Nix
 itself would have installed: all paths are valid, and the roots keep them.
+
+Nix writes into its state even for a query, so without a daemon it works for root alone, or for the user that
+owns the state: here, that is the user of an image definition. Into the store, that user's group may write,
+but the sticky bit keeps everyone but root from replacing the image's own paths.
 """
 
 from __future__ import annotations
@@ -15,7 +19,14 @@ from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import Content, Link, Tree
 from nixery.packing.sqlite_file import Index, Row, Table, Trigger, database
 
-_STATE = b"nix/var/nix"
+_STORE, _STATE, _LOGS = b"nix/store", b"nix/var/nix", b"nix/var/log/nix"
+
+_SHARED = 0o1775
+
+_ROOT = (0, 0)
+
+# Below the state.
+_DIRECTORIES = (b"db", b"gcroots", b"profiles", b"temproots")
 
 # Any of them is Nix.
 _PROGRAMS = (b"bin/nix-store", b"bin/nix")
@@ -74,7 +85,13 @@ _DERIVATION_OUTPUTS = """CREATE TABLE DerivationOutputs (
 )"""
 
 
-def add_nix_database(tree: Tree, files: ClosureFiles, closure: Closure, roots: Iterable[StorePath]) -> None:
+def add_nix_database(
+    tree: Tree,
+    files: ClosureFiles,
+    closure: Closure,
+    roots: Iterable[StorePath],
+    user: tuple[int, int] = _ROOT,
+) -> None:
     """Add Nix's state to an image that contains Nix, and a configuration unless a package has one.
 
     Args:
@@ -82,6 +99,7 @@ def add_nix_database(tree: Tree, files: ClosureFiles, closure: Closure, roots: I
         files: of the image.
         closure: all store paths of the image.
         roots: the paths whose closure that is.
+        user: the ids of the image's user and its group.
 
     Raises:
         StorageError: a package cannot be read.
@@ -89,14 +107,16 @@ def add_nix_database(tree: Tree, files: ClosureFiles, closure: Closure, roots: I
     """
     if not any(_leads_to_a_file(tree, files, program) for program in _PROGRAMS):
         return
-    tree.add(_STATE + b"/db/db.sqlite", Content(nix_database(closure)))
-    tree.add(_STATE + b"/db/schema", Content(_SCHEMA_VERSION))
+    if user != _ROOT:
+        tree.add(_STORE, Tree(mode=_SHARED, owner=(0, user[1])))
+    for directory in (_STATE, *(_STATE + b"/" + name for name in _DIRECTORIES), _LOGS):
+        tree.add(directory, Tree(owner=user))
+    tree.add(_STATE + b"/db/db.sqlite", Content(nix_database(closure), user))
+    tree.add(_STATE + b"/db/schema", Content(_SCHEMA_VERSION, user))
     for root in roots:
         tree.add(_STATE + b"/gcroots/image/" + root.base_name.encode(), Link(str(root).encode()))
     # Nix makes this link only together with the directory; without it, the collector deletes profiles.
     tree.add(_STATE + b"/gcroots/profiles", Link(b"/" + _STATE + b"/profiles"))
-    for directory in (b"profiles", b"temproots"):
-        tree.add(_STATE + b"/" + directory, Tree())
     tree.add(b"etc/nix/nix.conf", Content(_CONFIGURATION))
 
 

@@ -45,7 +45,7 @@ class _Entry:
 
 def add_user_files(
     tree: Tree, files: ClosureFiles, user: str | None, working_directory: str | None, volumes: Iterable[str]
-) -> None:
+) -> tuple[int, int]:
     """Add the user's entry, and the directories that belong to the user, unless the tree has them.
 
     Args:
@@ -54,6 +54,9 @@ def add_user_files(
         user: as in the config: ``name``, ``id``, ``name:group`` or ``id:id``; ``None`` for root.
         working_directory: absolute; also the home of a new user.
         volumes: absolute.
+
+    Returns:
+        The ids of the user and its group.
 
     Raises:
         StorageError: a package's ``/etc/passwd`` or ``/etc/group`` cannot be read.
@@ -65,6 +68,7 @@ def add_user_files(
     for name in sorted({home, *map(_name, volumes)}):
         if name and name.partition("/")[0] not in _LEFT_OUT:
             tree.add(before_completion(name.encode()), Tree(owner=owner))
+    return owner
 
 
 def _name(place: str) -> str:

@@ -112,3 +112,25 @@ def test_references_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_REFERENCES", 3)
     with pytest.raises(UnsafeContents, match="-tool cannot be in an image: with it, the store paths"):
         nix_database(CLOSURE)
+
+
+def test_the_state_belongs_to_the_user_of_the_image(files: ClosureFiles) -> None:
+    tree = tree_with(f"{NIX}/bin/nix-store")
+    add_nix_database(tree, files, CLOSURE, [NIX], (1000, 100))
+    state = (
+        "nix/var/nix",
+        "nix/var/nix/db",
+        "nix/var/nix/gcroots",
+        "nix/var/nix/profiles",
+        "nix/var/nix/temproots",
+    )
+    for name in (*state, "nix/var/nix/db/db.sqlite", "nix/var/nix/db/schema", "nix/var/log/nix"):
+        node = tree.get(name.encode())
+        assert isinstance(node, Tree | Content)
+        assert node.owner == (1000, 100), name
+    store = tree.get(b"nix/store")
+    assert isinstance(store, Tree)
+    assert (store.mode, store.owner) == (0o1775, (0, 100))
+    above = tree.get(b"nix")
+    assert isinstance(above, Tree)
+    assert above.owner == (0, 0)
