@@ -420,7 +420,8 @@ def parse_registrations(text: str) -> Iterator[PathInfo]:
             references = {StorePath.parse(next(lines)) for _ in range(count)}
         except StopIteration:
             raise ValueError(f"the registration of {path} is cut off") from None
-        yield PathInfo(path, nar_hash, nar_size, tuple(sorted(references - {path})), deriver)
+        others = tuple(sorted(references - {path}))
+        yield PathInfo(path, nar_hash, nar_size, others, deriver, path in references)
 
 
 def _closure(registrations: Sequence[str]) -> Closure:

@@ -15,8 +15,8 @@ If two packages have a file of the same name, the one with the lower ``meta.prio
 whose name comes first.
 
 Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
-names that are not UTF-8. All entries have the same times, and the same owner except directories that an
-image's user is to write into.
+names that are not UTF-8. All entries have the same times, and the same owner except directories and files
+that an image's user is to write into.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ class RootFilesystem:
                         break
                     case Link(target):
                         yield Symlink(name, target)
-                    case Content(content, mode):
-                        yield GeneratedFile(name, content, mode)
+                    case Content(content, mode, owner):
+                        yield GeneratedFile(name, content, mode, owner)
             else:
                 levels.pop()
 
@@ -240,8 +240,8 @@ def add_entries(archive: Archive, entries: Iterable[Entry]) -> None:
                 archive.directory(name, mode, owner)
             case Symlink(name, target):
                 archive.symlink(name, target)
-            case GeneratedFile(name, content, mode):
-                archive.file(name, mode, content)
+            case GeneratedFile(name, content, mode, owner):
+                archive.file(name, mode, content, owner)
 
 
 class Directory(NamedTuple):
@@ -268,6 +268,7 @@ class GeneratedFile(NamedTuple):
     name: bytes
     content: bytes
     mode: int = 0o644
+    owner: tuple[int, int] = (0, 0)
 
 
 Entry = Directory | Symlink | GeneratedFile
@@ -282,10 +283,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A generated file."""
+    """A generated file; its owner is the ids of a user and a group."""
 
     content: bytes
     mode: int = 0o644
+    owner: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)

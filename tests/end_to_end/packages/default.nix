@@ -114,4 +114,9 @@ debian
       cp archive/usr/lib/locale/locale-archive $out/lib/locale/
     '';
   };
+
+  nixuser = {
+    contents = [ debian.nix-bin debian.bash debian.coreutils debian.gnugrep debian.gnused debian.diffutils ];
+    config = { User = "builder"; WorkingDir = "/work"; };
+  };
 }
