@@ -8,6 +8,7 @@ Each image is built by nixery, unpacked, and its main program started as root an
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import subprocess
 import sys
@@ -75,6 +76,19 @@ def main(arguments: list[str]) -> int:
         return 2
     if options.packages:
         chosen = [package for package in packages if package.name in options.packages]
+    with (options.directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f"debian-smoke: another run uses {options.directory}; wait, or name another --directory",
+                file=sys.stderr,
+            )
+            return 2
+        return _run(chosen, results, options)
+
+
+def _run(chosen: Sequence[Package], results: Results, options: argparse.Namespace) -> int:
     pins = _pin(chosen)
     known = {package.name: results.read(package.name) for package in chosen}
     left = [

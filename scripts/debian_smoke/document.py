@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scripts.acceptance.report import release
 from scripts.debian_smoke.packages import BEST_KNOWN, Package
+from scripts.debian_smoke.reasons import Reason, read_reasons
 from scripts.debian_smoke.results import Result, Results
 
 PAGE = Path("docs/reference/debian-package-set.md")
-REASONS = Path(__file__).with_name("reasons.toml")
 
 # Names on a line of the list of packages that start.
 _COLUMNS = 100
@@ -32,9 +31,8 @@ def write(packages: Sequence[Package], results: Results) -> None:
     found = results.of(package.name for package in packages)
     if not found:
         raise DocumentError("there are no results to write: make debian-smoke")
-    reasons = {package: str(line["reason"]) for package, line in tomllib.loads(REASONS.read_text()).items()}
     system = release()
-    section = "\n".join(markdown(system, packages, found, reasons))
+    section = "\n".join(markdown(system, packages, found, read_reasons()))
     begin, end = f"<!-- smoke: {system} -->", f"<!-- end of smoke: {system} -->"
     text = f"{begin}\n\n{section}\n\n{end}"
     page = PAGE.read_text()
@@ -44,7 +42,7 @@ def write(packages: Sequence[Package], results: Results) -> None:
 
 
 def markdown(
-    system: str, packages: Sequence[Package], results: Sequence[Result], reasons: Mapping[str, str]
+    system: str, packages: Sequence[Package], results: Sequence[Result], reasons: Mapping[str, Reason]
 ) -> Iterator[str]:
     """Render the results, line by line.
 
@@ -63,7 +61,8 @@ def markdown(
         yield "| package | command | root | plain user | why |"
         yield "|---|---|---|---|---|"
         for result in failures:
-            why = reasons.get(result.package) or first_fault(result)
+            reason = reasons.get(result.package)
+            why = first_fault(result) if reason is None else reason.text
             users = " | ".join("starts" if result.started(user) else "fails" for user in ("root", "plain"))
             yield f"| `{result.package}` | `{_command(result)}` | {users} | {_escape(why)} |"
     yield ""

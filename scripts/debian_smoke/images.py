@@ -138,11 +138,13 @@ def _read(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bool
 class Workshop:
     """A directory that images are built in, one after the other."""
 
-    def __init__(self, directory: Path, package_set: Path) -> None:
+    def __init__(
+        self, directory: Path, package_set: Path, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self._image = directory / "image"
         self._storage = directory / "storage"
         self._environment = {
-            **_ENVIRONMENT,
+            **environment,
             "NIXERY_PKGS_PATH": str(package_set),
             "NIXERY_STORAGE_BACKEND": "filesystem",
             "STORAGE_PATH": str(self._storage),
