@@ -300,15 +300,8 @@ def test_links_to_directories_in_etc_are_entered(store: Path) -> None:
     entries = by_name(root)
     assert link(entries["etc/ssl/openssl.cnf"]) == f"{z}/etc/ssl/openssl.cnf"
     assert link(entries["etc/ssl/certs/mine"]) == f"{z}/etc/ssl/certs/mine"
-    assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
+    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
     assert root.clashes == ()
-
-
-def test_certificates_are_found_under_both_names(store: Path) -> None:
-    ca = package(store, "ca", "etc/ssl/certs/ca-bundle.crt")
-    entries = by_name(plan(store, ca))
-    assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
-    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == "ca-bundle.crt"
 
 
 def test_a_shell_of_the_closure_is_bin_sh(store: Path) -> None:
