@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,16 @@ def test_rank_decides_before_the_place_in_a_package(store: Path) -> None:
     outputs = [InstalledOutput(requested, "z", 5), InstalledOutput(dependency, "a", 5, implicit=True)]
     entries = by_name(planned(store, outputs, [requested, dependency]))
     assert link(entries["bin/x"]) == f"{requested}/usr/bin/x"
+
+
+def test_a_dependency_has_no_names_of_its_own_at_the_top(store: Path) -> None:
+    terminals = package(store, "terminals", "x/xterm", "share/terminals/xterm", "bin/tset")
+    dependency = InstalledOutput(terminals, "terminals", 5, implicit=True)
+    entries = by_name(planned(store, [dependency], [terminals]))
+    assert "x" not in entries
+    assert {"bin/tset", "usr/share/terminals/xterm"} <= entries.keys()
+    requested = replace(dependency, implicit=False)
+    assert "x/xterm" in by_name(planned(store, [requested], [terminals]))
 
 
 def test_two_names_of_one_file_do_not_clash(store: Path) -> None:
