@@ -69,7 +69,7 @@ class _User:
 
 def add_user_files(
     tree: Tree, files: ClosureFiles, user: str | None, working_directory: str | None, volumes: Iterable[str]
-) -> None:
+) -> tuple[int, int]:
     """Add the user's entries, and the directories that belong to the user, unless the tree has them.
 
     Args:
@@ -78,6 +78,9 @@ def add_user_files(
         user: as in the config: ``name``, ``id``, ``name:group`` or ``id:id``; ``None`` for root.
         working_directory: absolute.
         volumes: absolute.
+
+    Returns:
+        The ids of the user and its group.
 
     Raises:
         StorageError: a package's ``/etc/passwd`` or ``/etc/group`` cannot be read.
@@ -91,6 +94,7 @@ def add_user_files(
     for place in sorted({_name(place) for place in (home, working_directory, *volumes) if place}):
         if _can_be_given(tree, place):
             _give(tree, place, owner)
+    return owner
 
 
 def _name(place: str) -> str:
