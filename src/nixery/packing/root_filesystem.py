@@ -15,8 +15,8 @@ If two packages have a file of the same name, the one with the lower ``meta.prio
 whose name comes first.
 
 Names are relative to the image's root, without a leading or trailing slash, and bytes: a store path may hold
-names that are not UTF-8. All entries have the same times, and the same owner except directories that an
-image's user is to write into.
+names that are not UTF-8. All entries have the same times, and the same owner except directories and files
+that an image's user is to write into.
 """
 
 from __future__ import annotations
@@ -102,6 +102,10 @@ _OF_THE_RUNTIME = (b"lock", b"run", b"tmp")
 # runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"run", b"sys", b"tmp"})
 
+# The names at the top that the image has of a dependency: others are private to the package, such as the
+# entries of a terminal database.
+_OF_THE_HIERARCHY = {name.partition(b"/")[0] for name in BASE_DIRECTORIES} | {*_BELOW_USR, b"lib32", b"lib64"}
+
 # Directories of one package are real down to this level of their names at the top: in the image,
 # /usr/share/postgresql/15/extension, but not the directories in it.
 _REAL_LEVELS = 4
@@ -178,8 +182,8 @@ class RootFilesystem:
                         break
                     case Link(target):
                         yield Symlink(name, target)
-                    case Content(content):
-                        yield GeneratedFile(name, content)
+                    case Content(content, mode, owner):
+                        yield GeneratedFile(name, content, mode, owner)
             else:
                 levels.pop()
 
@@ -240,8 +244,8 @@ def add_entries(archive: Archive, entries: Iterable[Entry]) -> None:
                 archive.directory(name, mode, owner)
             case Symlink(name, target):
                 archive.symlink(name, target)
-            case GeneratedFile(name, content, mode):
-                archive.file(name, mode, content)
+            case GeneratedFile(name, content, mode, owner):
+                archive.file(name, mode, content, owner)
 
 
 class Directory(NamedTuple):
@@ -268,6 +272,7 @@ class GeneratedFile(NamedTuple):
     name: bytes
     content: bytes
     mode: int = 0o644
+    owner: tuple[int, int] = (0, 0)
 
 
 Entry = Directory | Symlink | GeneratedFile
@@ -282,9 +287,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A generated file."""
+    """A generated file; its owner is the ids of a user and a group."""
 
     content: bytes
+    mode: int = 0o644
+    owner: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
@@ -364,6 +371,8 @@ class _Merge:
         for directory, output, _ in sources:
             # The listing also tells which names are directories, which saves a look-up for each.
             for child, is_directory in self._files.names(directory):
+                if not name and output.implicit and child not in _OF_THE_HIERARCHY:
+                    continue
                 found = _Source(directory + b"/" + child, output, is_directory)
                 providers.setdefault(child, []).append(found)
         if not name:
