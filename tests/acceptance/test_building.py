@@ -82,6 +82,9 @@ def _with_docker(docker: Docker, *, by_buildkit: bool) -> Builder:
 
 
 def _run(client: Docker | Podman, image: str, script: str, *, as_root: bool) -> str:
+    if "/" in image:
+        # Docker would print the progress of the pull together with the output of the script.
+        client.pull(image).expect_success()
     options = ("--user=0:0",) if as_root else ()
     return client.run_with(options, image, "sh", "-c", script).expect_success()
 
@@ -139,9 +142,10 @@ def write_rootfs(root: Path) -> None:
         (root / name).symlink_to(target)
 
 
-@pytest.fixture
-def context(tmp_path: Path, registry: str) -> Path:
-    """A directory to build from."""
+@pytest.fixture(scope="module")
+def built(builder: Builder, tmp_path_factory: pytest.TempPathFactory, registry: str) -> str:
+    """The name of an image that a builder made of another one."""
+    tmp_path = tmp_path_factory.mktemp("context")
     write_rootfs(tmp_path / "rootfs")
     (tmp_path / "Dockerfile").write_text(DOCKERFILE.format(registry=registry))
     (tmp_path / "owned").mkdir()
@@ -153,7 +157,8 @@ def context(tmp_path: Path, registry: str) -> Path:
     (added / "share" / "more" / "f").touch()
     with tarfile.open(tmp_path / "more.tar", "w") as archive:
         archive.add(added, "usr")
-    return tmp_path
+    builder.build(tmp_path, "built").expect_success()
+    return "built"
 
 
 def names(listing: str) -> dict[str, str]:
@@ -162,10 +167,9 @@ def names(listing: str) -> dict[str, str]:
     return {name: rest for name, _, rest in lines if name not in OF_THE_RUNTIME}
 
 
-def test_an_image_keeps_its_files_below_copied_ones(builder: Builder, context: Path, registry: str) -> None:
-    builder.build(context, "built").expect_success()
+def test_an_image_keeps_its_files_below_copied_ones(builder: Builder, built: str, registry: str) -> None:
     before = names(builder.run(f"{registry}/{IMAGE}", LISTING, True))
-    after = names(builder.run("built", LISTING, True))
+    after = names(builder.run(built, LISTING, True))
     changed = {name for name in before if after.get(name) != before[name]}
     # Docker copies to the file that /usr/bin/tac leads to, Buildah replaces the symlink.
     assert changed - {"usr/bin/tac"} == set(REPLACED)
@@ -174,10 +178,9 @@ def test_an_image_keeps_its_files_below_copied_ones(builder: Builder, context: P
     assert new == ADDED
 
 
-def test_programs_run_in_a_built_image(builder: Builder, context: Path) -> None:
-    builder.build(context, "built").expect_success()
+def test_programs_run_in_a_built_image(builder: Builder, built: str) -> None:
     for program in ("x", "v", "y", "z", "w", "shuf", "shred", "/usr/bin/shred", "tac"):
-        assert builder.run("built", program, False) == "program\n", program
+        assert builder.run(built, program, False) == "program\n", program
     prints = {
         "id -u; pwd": "1000\n/usr/src/app\n",
         "id -un": "web\n",
@@ -189,7 +192,7 @@ def test_programs_run_in_a_built_image(builder: Builder, context: Path) -> None:
         "git init -q /tmp/r && cat /tmp/r/.git/HEAD": "ref: refs/heads/master\n",
     }
     for script, printed in prints.items():
-        assert builder.run("built", script, False) == printed, script
+        assert builder.run(built, script, False) == printed, script
 
 
 def test_docker_copies_into_a_container(docker: Docker, tmp_path: Path, registry: str) -> None:
