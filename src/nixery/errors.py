@@ -175,6 +175,8 @@ class Reason(StrEnum):
     NOT_A_PACKAGE = "not a package"
     TOO_LARGE = "too large"
     INVALID_DEFINITION = "not a valid image definition"
+    INCOMPLETE = "incomplete"
+    INVALID_META_PACKAGE = "not a valid meta-package"
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,7 +322,7 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
     }
     with ClosureFiles(info.path for info in closure) as files:
         root = plan_root_filesystem(outputs, files)
-        add_system_files(root.tree, files)
+        add_system_files(root.tree, files, contents.os_release)
         if contents.definition is not None:
             defined = contents.definition.execution
             add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)

@@ -71,7 +71,31 @@ class Definition:
     store_paths: tuple[StorePath, ...] = ()
 
 
-EvaluatedItem = Package | Definition | UnavailablePackage
+@dataclass(frozen=True, slots=True)
+class MetaPackageFound:
+    """A meta-package without its packages, which follow it.
+
+    Attributes:
+        requested_name: as written in the image request.
+        command: what a container of an image with it runs by default; may be empty.
+    """
+
+    requested_name: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a package set says of itself.
+
+    Attributes:
+        os_release: variables of ``/etc/os-release``, sorted by name.
+    """
+
+    os_release: Mapping[str, str]
+
+
+EvaluatedItem = Package | Definition | MetaPackageFound | Facts | UnavailablePackage
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +105,14 @@ class Contents:
     Attributes:
         packages: the packages whose outputs are installed.
         definition: the image definition that was requested, if any.
+        command: what a container of the image runs by default, of its meta-packages; empty if they say nothing.
+        os_release: variables that the package set has for ``/etc/os-release``.
     """
 
     packages: tuple[Package, ...]
     definition: Definition | None = None
+    command: tuple[str, ...] = ()
+    os_release: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def installables(self) -> list[str]:
@@ -109,7 +137,7 @@ class Attribute:
 
     Attributes:
         path: names from the top of the set.
-        kind: ``package``, ``list``, ``definition``, ``set`` (of attributes) or ``other``.
+        kind: ``package``, ``list``, ``definition``, ``meta-package``, ``set`` (of attributes), ``facts`` or ``other``.
         items: what a request for it would get; ``None`` if only an evaluation can say.
         recurse: whether it is a set of packages, as nixpkgs marks them.
         reason: why it is not available; empty if it is.

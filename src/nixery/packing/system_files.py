@@ -6,6 +6,7 @@ They are added to the packages' own files; a package that brings one of them kee
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import Content, Link, Tree
@@ -32,8 +33,13 @@ _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\nservices: files\npr
 _CLOSURE_FILES = (b"bin/sh", b"bin/env", b"lib/locale/C.utf8", LOCALE_ARCHIVE, ZONEINFO)
 
 
-def add_system_files(tree: Tree, files: ClosureFiles) -> None:
+def add_system_files(tree: Tree, files: ClosureFiles, os_release: Mapping[str, str]) -> None:
     """Add to a tree of packages the system files that it lacks.
+
+    Args:
+        tree: of the packages.
+        files: of the image.
+        os_release: what the package set says of itself for ``/etc/os-release``.
 
     Raises:
         StorageError: a package cannot be read.
@@ -42,6 +48,11 @@ def add_system_files(tree: Tree, files: ClosureFiles) -> None:
     for name, content in ACCOUNTS.items():
         tree.add(name, Content(content))
     tree.add(b"etc/nsswitch.conf", Content(_NSSWITCH))
+    variables = {"ID": "nixery", **os_release}
+    tree.add(
+        b"etc/os-release",
+        Content("".join(f'{name}="{value}"\n' for name, value in variables.items()).encode()),
+    )
     for name, other in ((CA_BUNDLE, _CA_CERTIFICATES), (_CA_CERTIFICATES, CA_BUNDLE)):
         if isinstance(tree.get(name), Link):
             # A link to the name rather than into the store: replacing that file then replaces both.
