@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nixery.closure import STORE_DIRECTORY, StorePath
 from nixery.errors import (
+    EVALUATION_TIMEOUT,
     AnswerTooLarge,
     EvaluationFailed,
     NixStoreFull,
@@ -32,6 +33,7 @@ from nixery.errors import (
 )
 from nixery.image.definition import parse_definition
 from nixery.image.meta_packages import META_PACKAGES
+from nixery.image.os_release import InvalidFacts, os_release_file
 from nixery.image.platform import Platform
 from nixery.image.spelling import NearNames
 from nixery.nix.build_log import LOG_TAIL
@@ -82,9 +84,8 @@ _FIRST_LINES = _LAST_LINES = 100
 # Characters of a message in the log.
 _LONGEST_LOGGED = 4000
 
-# The bounds of `packages.nix`: characters of a word or a fact, words of a meta-package's command, and facts.
-_LONGEST_TEXT, _LONGEST_COMMAND, _MOST_FACTS = 256, 16, 32
-_FACT = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
+# The bounds of `packages.nix` for the command of a meta-package: words, and characters of each.
+_LONGEST_COMMAND, _LONGEST_WORD = 16, 256
 
 _NOT_ISOLATED = "too many packages of this request do not evaluate; this one was not evaluated separately"
 
@@ -269,7 +270,9 @@ class Evaluation:
             except NixTimedOut as error:
                 # A package may have written the path of its set (`builtins.trace`).
                 lines = tuple(relative(line, self._root) for line in error.log_tail)
-                raise NixTimedOut(error.derivation, error.seconds, lines) from None
+                raise NixTimedOut(
+                    error.derivation, error.seconds, lines, setting=EVALUATION_TIMEOUT
+                ) from None
 
     def _said(self, stderr: Sequence[str]) -> str:
         """Describe Nix's error to clients, who must not learn a path of this machine."""
@@ -542,7 +545,7 @@ def interpret(item: AnswerItem, near: tuple[str, ...] = ()) -> Item:
         case _MetaPackage(name=name, command=command):
             return MetaPackageFound(name, tuple(command))
         case _Facts():
-            return Facts(_acceptable(item.osRelease))
+            return _facts(item)
         case _Flawed(name=name, position=place):
             reason = UnavailablePackage(name, _REASONS[item.status])
             return Flaw(reason, None if place is None else tuple(place), _refusal(item))
@@ -586,8 +589,7 @@ def require_valid(item: Package | Definition | MetaPackageFound | Facts) -> None
         case MetaPackageFound(command=command):
             _require_command(command)
         case Facts(os_release=given):
-            if _acceptable(given) != given:
-                raise ValueError("facts that no evaluation returns")
+            os_release_file(given)
         case Package():
             for path in (item.derivation, *item.outputs.values()):
                 StorePath.parse(str(path))
@@ -642,18 +644,17 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _require_command(command: Sequence[str]) -> None:
-    if len(command) > _LONGEST_COMMAND or any(len(word) > _LONGEST_TEXT or "\0" in word for word in command):
+    if len(command) > _LONGEST_COMMAND or any(len(word) > _LONGEST_WORD or "\0" in word for word in command):
         raise ValueError("a command that no meta-package has")
 
 
-def _acceptable(given: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the facts that fit into ``/etc/os-release``: one line each, of printable characters."""
-    found = {
-        key: value
-        for key, value in sorted(given.items())
-        if _FACT.fullmatch(key) and 0 < len(value) <= _LONGEST_TEXT and value.isprintable()
-    }
-    return dict(list(found.items())[:_MOST_FACTS])
+def _facts(item: _Facts) -> Facts | Flaw:
+    try:
+        os_release_file(item.osRelease)
+    except InvalidFacts as error:
+        explanation = f"nixery.osRelease: {error}"
+        return Flaw(UnavailablePackage(item.name, Reason.INVALID_FACTS, explanation))
+    return Facts(item.osRelease)
 
 
 def _package(item: _Available) -> Package | Flaw:

@@ -89,7 +89,7 @@ class Facts:
     """What a package set says of itself.
 
     Attributes:
-        os_release: variables of ``/etc/os-release``, sorted by name.
+        os_release: for ``/etc/os-release``; valid.
     """
 
     os_release: Mapping[str, str]
@@ -106,7 +106,7 @@ class Contents:
         packages: the packages whose outputs are installed.
         definition: the image definition that was requested, if any.
         command: what a container of the image runs by default, of its meta-packages; empty if they say nothing.
-        os_release: variables that the package set has for ``/etc/os-release``.
+        os_release: what the package set says of itself for ``/etc/os-release``; valid, and empty if it says nothing.
     """
 
     packages: tuple[Package, ...]

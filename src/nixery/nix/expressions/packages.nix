@@ -47,7 +47,7 @@ let
     metaContents = 200; # names that it stands for, each with the length of a name
     command = 16; # words of its command, likewise
     facts = 32; # of the set about itself
-    fact = 256; # one of them
+    fact = 1000; # one of them
     # The index leaves out longer values.
     homepage = 1024;
     programs = 200;
@@ -254,21 +254,19 @@ let
       codeName = safely isString "" (set.lib.trivial.codeName or "");
       version = release + (if codeName == "" then "" else " (${codeName})");
       ofNixpkgs = {
+        ID = "nixpkgs";
+        ID_LIKE = "nixos";
         NAME = "nixpkgs";
-        PRETTY_NAME = "nixpkgs ${version}";
         VERSION = version;
         VERSION_ID = release;
-        VERSION_CODENAME = toLower codeName;
-      };
+      }
+      // (if codeName == "" then { } else { VERSION_CODENAME = toLower codeName; });
       given = if said ? osRelease then attributesOf said.osRelease else if release == "" then { } else ofNixpkgs;
-      valueOf = key: safely isString "" given.${key};
-      isFact = key: match "[A-Z][A-Z0-9_]*" key != null && stringLength key <= limits.metaName && valueOf key != "" && stringLength (valueOf key) <= limits.fact;
+      # One character more than a value may have: the error comes from the check of the values (image/os_release.py).
+      textOf = key: unsafeDiscardStringContext (substring 0 (limits.fact + 1) (safely isString "" given.${key}));
+      keys = filter (key: stringLength key <= limits.name) (attrNames given);
     in
-    listToAttrs (
-      map (name: { inherit name; value = unsafeDiscardStringContext (valueOf name); }) (
-        few limits.facts (filter isFact (attrNames given))
-      )
-    );
+    listToAttrs (map (name: { inherit name; value = textOf name; }) (few limits.facts keys));
 
   # Those of every set, in full; and those of this set, as it wrote them.
   defaultMetaPackages = arguments.metaPackages or { };
