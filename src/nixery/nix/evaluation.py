@@ -572,8 +572,8 @@ def _unavailable(
         case _InvalidMetaPackage(name=name, attribute=attribute, field=where):
             place = f"nixery.metaPackages.{attribute}" + (f".{where}" if where else "")
             explanation = (
-                f"{place}: it is a list of attribute paths, or a set of packages, optional, command (lists of "
-                "strings) and description"
+                f"{place} is not valid; a meta-package is a list of attribute paths, or a set of packages, "
+                "optional, command (lists of strings) and description (a string)"
             )
             return UnavailablePackage(name, Reason.INVALID_META_PACKAGE, explanation)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nixery.closure import StorePath
 from nixery.errors import UnavailablePackage
+from nixery.image.meta_packages import FACTS
 from nixery.oci.documents import ExecutionParameters
 
 # Nix's own default for meta.priority; a lower number wins a name clash.
@@ -93,6 +94,11 @@ class Facts:
     """
 
     os_release: Mapping[str, str]
+
+    @property
+    def requested_name(self) -> str:
+        """The name in requests."""
+        return FACTS
 
 
 EvaluatedItem = Package | Definition | MetaPackageFound | Facts | UnavailablePackage
