@@ -107,6 +107,8 @@ class Image:
         specification["process"] |= {
             "args": list(command),
             "terminal": False,
+            # umoci forbids set-uid programs, engines do not by default.
+            "noNewPrivileges": False,
             # umoci adds HOME of root; runc sets it for a user, as engines do.
             "env": execution.get("Env", []),
             "cwd": execution.get("WorkingDir") or "/",
