@@ -67,6 +67,7 @@ class PathInfo:
         nar_size: size of that serialisation in bytes, without the paths that it refers to.
         references: the store paths that it refers to, without itself; sorted.
         deriver: the derivation that built it, if Nix knows it; else empty.
+        refers_to_itself: whether its files contain its own path.
     """
 
     path: StorePath
@@ -74,6 +75,7 @@ class PathInfo:
     nar_size: int
     references: tuple[StorePath, ...]
     deriver: str = ""
+    refers_to_itself: bool = False
 
 
 class Closure:

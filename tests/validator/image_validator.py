@@ -29,6 +29,9 @@ _BUDGET = 94
 # The time of every path in a Nix store.
 _MTIME = 1
 
+# Files and directories that belong to the user of an image with Nix.
+_STATE_OF_NIX = ("nix/var/nix", "nix/var/log/nix")
+
 _OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 _OCI_LAYERS = {
@@ -223,7 +226,7 @@ def _name(name: str, normal: str) -> Iterator[str]:
 def _metadata(member: tarfile.TarInfo, writable: frozenset[str]) -> Iterator[str]:
     if member.type not in _ALLOWED_TYPES or member.sparse is not None:
         yield f"{member.name!r} is of type {member.type!r}"
-    if (member.uid, member.gid) != (0, 0) and not (member.isdir() and _normal(member.name) in writable):
+    if (member.uid, member.gid) != (0, 0) and not _may_be_the_users(member, writable):
         yield f"{member.name!r} belongs to {member.uid}:{member.gid}"
     if member.uname or member.gname:
         yield f"{member.name!r} has names of a host: {member.uname!r}:{member.gname!r}"
@@ -232,6 +235,15 @@ def _metadata(member: tarfile.TarInfo, writable: frozenset[str]) -> Iterator[str
     unexpected = set(member.pax_headers) - {"path", "linkpath", "size", "hdrcharset", "uid", "gid"}
     if unexpected:
         yield f"{member.name!r} has extended headers {sorted(unexpected)}"
+
+
+def _may_be_the_users(member: tarfile.TarInfo, writable: frozenset[str]) -> bool:
+    name = _normal(member.name)
+    if writable and name == "nix/store":
+        # That user's group may add store paths, and replace none.
+        return member.uid == 0 and member.mode == 0o1775
+    is_state = any(name == place or name.startswith(f"{place}/") for place in _STATE_OF_NIX)
+    return bool(writable) and (is_state or (member.isdir() and name in writable))
 
 
 def _roles(image: PulledImage) -> Iterator[str]:

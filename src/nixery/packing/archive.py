@@ -51,10 +51,10 @@ class Archive:
         """Append a symlink; its target is written as it is."""
         self._append(tar.symlink(name, target))
 
-    def file(self, name: bytes, mode: int, content: bytes) -> None:
-        """Append a file with the given content."""
+    def file(self, name: bytes, mode: int, content: bytes, owner: tuple[int, int] = (0, 0)) -> None:
+        """Append a file with the given content; its owner is the ids of a user and a group."""
         size = len(content)
-        self._append(tar.file(name, mode, size) + content + tar.padding(size))
+        self._append(tar.file(name, mode, size, owner) + content + tar.padding(size))
 
     def file_from(self, descriptor: int, name: bytes, mode: int, size: int) -> None:
         """Append a copy of an open file, which is read from its beginning.

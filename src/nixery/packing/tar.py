@@ -58,9 +58,9 @@ def symlink(name: bytes, target: bytes) -> bytes:
     return _header(name, 0o777, 0, b"2", target)
 
 
-def file(name: bytes, mode: int, size: int) -> bytes:
+def file(name: bytes, mode: int, size: int, owner: tuple[int, int] = _ROOT) -> bytes:
     """Return the header blocks of a file; its content follows, padded to whole blocks."""
-    return _header(name, mode, size, b"0")
+    return _header(name, mode, size, b"0", owner=owner)
 
 
 def padding(size: int) -> bytes:

@@ -9,11 +9,12 @@ from nixery.nix.realisation import _is_fixed_output, parse_registrations
 A, B = "/nix/store/" + "a" * 32 + "-a", "/nix/store/" + "b" * 32 + "-b"
 
 
-def test_registrations_are_parsed_without_self_references() -> None:
+def test_registrations_are_parsed_with_self_references_apart() -> None:
     text = f"{A}\n00ff\n160\n\n2\n{A}\n{B}\n{B}\nff00\n8\n{B}.drv\n0\n"
     first, second = parse_registrations(text)
     assert (first.nar_hash, first.nar_size, first.references) == ("00ff", 160, (StorePath.parse(B),))
     assert (second.nar_hash, second.references) == ("ff00", ())
+    assert (first.refers_to_itself, second.refers_to_itself) == (True, False)
 
 
 @pytest.mark.parametrize(
