@@ -5,6 +5,8 @@ A builder can read every variable of the process that builds: a fixed-output der
 its evaluation (``builtins.getEnv``). Neither gets a secret: this module drops variables outside of the list,
 and also listed ones whose value contains a login, for example a proxy's.
 
+Nix also reads its configuration files, which ``RESTRICTED`` overrides for the evaluation of untrusted expressions.
+
 Every environment has the mark by which the warden finds the processes of a server
 (``nixery.nix.processes.guarded``).
 """
@@ -60,6 +62,13 @@ _LOGIN = re.compile(
 
 # Options of Nix that are secrets, or pass variables to builders.
 _SECRET_OPTION = re.compile(r"(?:extra-)?(?:access-tokens|impure-env)", re.ASCII)
+
+# Options of an evaluation that reads nothing but what the command names, whatever the configuration of Nix says: no
+# search path, which such an evaluation may read, and no functions that run programs.
+RESTRICTED = (
+    *("--option", "restrict-eval", "true", "--option", "nix-path", ""),
+    *("--option", "allow-unsafe-native-code-during-evaluation", "false"),
+)
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nixery.nix.configuration import PackageConfiguration
+from nixery.nix.environments import RESTRICTED
 from nixery.nix.packages import Flake, NixFiles, PackageSet
 from nixery.nix.processes import USUAL_ANSWER, ProcessContext
 from nixery.oci.documents import canonical_json
@@ -96,7 +97,7 @@ class NixOptions:
         match package_set:
             case NixFiles(path, self_contained=True):
                 # It reads nothing outside, and no environment variable (Nix manual, restrict-eval).
-                options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
+                options += [*RESTRICTED, "--option", "allowed-uris", _NETWORKS]
                 # Older versions do not restrict `fetchTree`, a part of flakes.
                 options += ["--option", "experimental-features", ""]
                 options += ["-I", f"nixery-package-set={path}", "-I", f"nixery-expressions={expressions}"]
@@ -105,7 +106,7 @@ class NixOptions:
             case Flake(pure=pure):
                 if pure:
                     # A pure evaluation can read any file by its hash, unless it is restricted as well.
-                    options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
+                    options += [*RESTRICTED, "--option", "allowed-uris", _NETWORKS]
                 options += ["--option", "extra-experimental-features", "nix-command flakes"]
                 # Only the new commands of Nix evaluate purely by default.
                 options += ["--option", "pure-eval", str(pure).lower()]
