@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient, Response
+from tests.support.git_server import git_server
 from tests.support.nix import NixSpy
 from tests.support.pulled_image import PulledImage
 from tests.support.repository import Repository
@@ -233,6 +234,36 @@ def test_an_evaluation_has_no_other_search_path(
     response = manifest(server.client, "latest", "outside")
     assert response.status == 404
     assert "not found in the Nix search path" in response.error["message"]
+
+
+@pytest.mark.security
+def test_an_evaluation_fetches_no_submodules_of_this_machine(
+    start: Servers, repository: Repository, tmp_path: Path
+) -> None:
+    private = Repository(tmp_path / "private")
+    private.commit("1.0")
+    configuration = tmp_path / "gitconfig"
+    # As operators set it for submodules of their own, and as older versions of git have it by default.
+    configuration.write_text('[protocol "file"]\n\tallow = always\n')
+    fetched = Repository(tmp_path / "served" / "fetched")
+    fetched.git(
+        "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(private.directory), "sub"
+    )
+    revision = fetched.commit("1.0")
+    with git_server(tmp_path / "served") as web:
+        url = f"{web.url}/fetched/.git"
+        repository.write(
+            "1.0",
+            outside=f'''"${{builtins.fetchGit {{
+              url = "{url}"; ref = "main"; rev = "{revision}"; submodules = true;
+            }}}}/sub/default.nix"''',
+        )
+        repository.git("add", "--all")
+        repository.git("commit", "--quiet", "--message", "fetches")
+        server = start(GIT_CONFIG_GLOBAL=str(configuration), XDG_CACHE_HOME=str(tmp_path / "cache"))
+        response = manifest(server.client, "latest", "outside")
+    assert response.status == 404
+    assert "program 'git' failed" in response.error["message"]
 
 
 @pytest.mark.security

@@ -14,7 +14,7 @@ Every environment has the mark by which the warden finds the processes of a serv
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 # Search path, user, language, and directories of the user's files.
 _PROCESS = r"PATH|HOME|USER|LOGNAME|TMPDIR|TZ|LANG|LANGUAGE|LC_\w+|LOCALE_ARCHIVE|XDG_\w+_(HOME|DIRS)|NIXERY_STARTED_BY"
@@ -70,6 +70,30 @@ RESTRICTED = (
     *("--option", "allow-unsafe-native-code-during-evaluation", "false"),
 )
 
+# Settings of a git that reads hostile repositories; they override those of all files. Most of these features are
+# unnecessary here and can make git run a program; `GitRepository` collects garbage, in the foreground. A submodule
+# cannot be a repository of this machine, as in newer versions of git by default, and a commit's signature, which
+# `export-subst` can write into files, shows no name of the operator's keys.
+SAFE_GIT = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.alternateRefsCommand": "true",
+    "submodule.recurse": "false",
+    "fetch.recurseSubmodules": "false",
+    "fetch.writeCommitGraph": "true",
+    "transfer.bundleURI": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "protocol.file.allow": "user",
+    "protocol.ext.allow": "never",
+    "gpg.program": "false",
+    "gpg.openpgp.program": "false",
+    "gpg.x509.program": "false",
+}
+
+# Otherwise git maps whole packs of any size, and fails if it may not.
+_FEW_MAPPINGS = {"core.packedGitWindowSize": "32m", "core.packedGitLimit": "512m"}
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -110,6 +134,23 @@ def git_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
 def credential_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
     """Return the variables that locate logins for registries, for this process and for credential helpers."""
     return {name: value for name, value in ours.items() if _HELPER.fullmatch(name)}
+
+
+def with_safe_git(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment for a Nix that runs git on hostile repositories, in little address space."""
+    return with_git_settings(environment, [*SAFE_GIT.items(), *_FEW_MAPPINGS.items()])
+
+
+def with_git_settings(
+    environment: Mapping[str, str], settings: Sequence[tuple[str, str]]
+) -> Mapping[str, str]:
+    """Add settings to an environment, which hides them from other users; they override those of all files."""
+    given = environment.get("GIT_CONFIG_COUNT", "0")
+    start = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else 0
+    added = {"GIT_CONFIG_COUNT": str(start + len(settings))}
+    for number, (key, value) in enumerate(settings, start):
+        added |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return {**environment, **added}
 
 
 def variable_names(value: object) -> object:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nixery.nix.configuration import PackageConfiguration
-from nixery.nix.environments import RESTRICTED
+from nixery.nix.environments import RESTRICTED, with_safe_git
 from nixery.nix.packages import Flake, NixFiles, PackageSet
 from nixery.nix.processes import USUAL_ANSWER, ProcessContext
 from nixery.oci.documents import canonical_json
@@ -73,9 +73,12 @@ class NixOptions:
         """
         environment = self.environment
         match package_set:
-            case NixFiles(self_contained=True) | Flake(pure=True) if not self.import_from_derivation:
-                # It reads no variable (``restrict-eval``, ``pure-eval``) and runs no builder.
-                environment = self.fetching
+            case NixFiles(self_contained=True) | Flake(pure=True):
+                if not self.import_from_derivation:
+                    # It reads no variable (``restrict-eval``, ``pure-eval``) and runs no builder.
+                    environment = self.fetching
+                # It may fetch any repository.
+                environment = with_safe_git(environment)
             case _:
                 pass
         match package_set:

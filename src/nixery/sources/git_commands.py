@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nixery.errors import NixTimedOut, NixUnusable, StorageError
+from nixery.nix.environments import SAFE_GIT, with_git_settings
 from nixery.nix.processes import USUAL_ANSWER, ProcessContext, run_command
 from nixery.source_location import COMMIT, SourceLocation
 from nixery.sources.source import Disclosure
@@ -35,23 +36,6 @@ _LARGEST_FILE = 16 * 1024**3
 # length, or thousands of placeholders for it (`export-subst`), all in memory. Repacking all of nixpkgs takes
 # 2 GB.
 _MOST_MEMORY = 4 * 1024**3
-
-# Each of these features is unnecessary here and can make git run a program. `GitRepository` collects garbage,
-# in the foreground.
-_SETTINGS = {
-    "core.hooksPath": "/dev/null",
-    "core.fsmonitor": "false",
-    "core.alternateRefsCommand": "true",
-    "submodule.recurse": "false",
-    "fetch.recurseSubmodules": "false",
-    "fetch.writeCommitGraph": "true",
-    "transfer.bundleURI": "false",
-    "gc.auto": "0",
-    "maintenance.auto": "false",
-}
-
-# Otherwise git maps whole packs of any size, and fails if it may not.
-_FEW_MAPPINGS = {"core.packedGitWindowSize": "32m", "core.packedGitLimit": "512m"}
 
 # A shell's argument; the secrets are only in the environment, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
@@ -91,7 +75,7 @@ class Git:
             "GIT_DEFAULT_REF_FORMAT": "files",
             "GIT_NO_LAZY_FETCH": "1",
         }
-        settings = list(_SETTINGS.items())
+        settings = list(SAFE_GIT.items())
         if location.username is not None:
             # For this host alone, even if the server redirects to another one.
             where = "credential.{0.scheme}://{0.netloc}".format(urlsplit(location.address))
@@ -300,23 +284,6 @@ def lines_of(output: str) -> Sequence[str]:
     would become the names of two.
     """
     return [line for line in output.split("\n") if line]
-
-
-def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
-    """Return an environment for a git that another program starts: without hooks, and for little address space."""
-    return with_git_settings(environment, [*_SETTINGS.items(), *_FEW_MAPPINGS.items()])
-
-
-def with_git_settings(
-    environment: Mapping[str, str], settings: Sequence[tuple[str, str]]
-) -> Mapping[str, str]:
-    """Add settings to an environment, which hides them from other users; they override those of all files."""
-    given = environment.get("GIT_CONFIG_COUNT", "0")
-    start = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else 0
-    added = {"GIT_CONFIG_COUNT": str(start + len(settings))}
-    for number, (key, value) in enumerate(settings, start):
-        added |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return {**environment, **added}
 
 
 def _is_local(address: str) -> bool:
