@@ -72,8 +72,7 @@ RESTRICTED = (
 
 # Settings of a git that reads hostile repositories; they override those of all files. Most of these features are
 # unnecessary here and can make git run a program; `GitRepository` collects garbage, in the foreground. A submodule
-# cannot be a repository of this machine, as in newer versions of git by default, and a commit's signature, which
-# `export-subst` can write into files, shows no name of the operator's keys.
+# cannot be a repository of this machine, as in newer versions of git by default.
 SAFE_GIT = {
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",
@@ -86,9 +85,6 @@ SAFE_GIT = {
     "maintenance.auto": "false",
     "protocol.file.allow": "user",
     "protocol.ext.allow": "never",
-    "gpg.program": "false",
-    "gpg.openpgp.program": "false",
-    "gpg.x509.program": "false",
 }
 
 # Otherwise git maps whole packs of any size, and fails if it may not.

@@ -40,9 +40,16 @@ _MOST_MEMORY = 4 * 1024**3
 # A shell's argument; the secrets are only in the environment, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
 
-# For some placeholders of `export-subst`, git archive runs gpg on the commit's signature and writes the name
-# of its key into the files. The operator's keys are no part of a package set.
-_NO_KEYS = {"GNUPGHOME": "/dev/null"}
+# For commands on local objects, which need no login. For some placeholders of `export-subst`, git archive runs gpg
+# on the commit's signature and writes the name of its key into the files; and it has the filters of its
+# configuration convert those that the commit's own `.gitattributes` names. Keys and filters of the operator, which may
+# decrypt files for example, are no part of a package set.
+_ALONE = {
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GNUPGHOME": "/dev/null",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_SYSTEM": "/dev/null",
+}
 
 # For `sh -c`: limits for it and its children, for each file that they write (blocks of 512 bytes) and for
 # memory (blocks of 1024 bytes). The operator may have set a lower limit for memory already.
@@ -131,9 +138,7 @@ class Git:
             StorageError: git timed out or is not installed.
         """
         try:
-            return await self._run(
-                arguments, seconds, {"GIT_ALLOW_PROTOCOL": "none", **_NO_KEYS}, descriptors, answer
-            )
+            return await self._run(arguments, seconds, _ALONE, descriptors, answer)
         except (NixUnusable, NixTimedOut) as error:
             raise StorageError(f"git {_command_of(arguments)} failed: {error}") from error
 
