@@ -136,6 +136,13 @@ debian
     '';
   };
 
+  # Its closure has a font, which nobody asked for.
+  poster = package {
+    name = "poster";
+    font = debian.fonts-dejavu-core;
+    script = "mkdir -p $out/share/poster; ln -s $font $out/share/poster/font";
+  };
+
   # One locale as a directory, as Debian has it, without its links to others.
   german = package {
     name = "german";
