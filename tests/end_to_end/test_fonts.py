@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,14 @@ def fonts(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container
     return pull(server.port, name, "latest", tmp_path_factory.mktemp("fonts"))
 
 
-def pictures(container: Container, directory: Path, user: int, environment: str) -> list[str]:
+def pictures(container: Container, directory: Path, user: int, files: Mapping[str, Path]) -> list[str]:
     """Render two words of different letters."""
-    files = {}
+    files = dict(files)
     for word in ("Hello", "World"):
         picture = directory / f"{word}.svg"
         picture.write_text(_PICTURE.format(word))
         files[f"/srv/{word}.svg"] = picture
-    script = f"{environment} rsvg-convert /srv/$0.svg | base64 --wrap=0"
+    script = "rsvg-convert /srv/$0.svg | base64 --wrap=0"
     return [
         container.run("bash", "-c", script, word, user=user, files=files, env={"HOME": "/"})
         for word in ("Hello", "World")
@@ -38,18 +39,20 @@ def pictures(container: Container, directory: Path, user: int, environment: str)
 
 @pytest.mark.parametrize("user", [0, 1000])
 def test_text_is_rendered_with_the_fonts_of_the_image(fonts: Container, tmp_path: Path, user: int) -> None:
-    first, second = pictures(fonts, tmp_path, user, "")
+    first, second = pictures(fonts, tmp_path, user, {})
     # fontconfig would report errors, such as a cache that it cannot write to, in the same output.
     assert first.startswith("iVBORw0KGgo")
     assert first != second
-    # Without the configuration, there is no font, and all letters are the same box.
-    without = pictures(fonts, tmp_path, user, "FONTCONFIG_FILE=/none FONTCONFIG_PATH=/none 2>&-")
-    assert first not in without
+    # Without a font, all letters are the same box.
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    first, second = pictures(fonts, tmp_path, user, {"/usr/share/fonts": empty})
+    assert first == second
 
 
 def test_fonts_of_the_closure_are_found_without_a_request(server: Server, tmp_path: Path) -> None:
     container = pull(server.port, "bash/coreutils/librsvg2-bin/poster", "latest", tmp_path)
     (directory,) = (container.root / "usr/share/fonts").iterdir()
-    assert directory.name.endswith("-fonts-dejavu-core-2.37-6") or "fonts-dejavu-core" in directory.name
-    first, second = pictures(container, tmp_path, 1000, "")
+    assert "-fonts-dejavu-core-" in directory.name
+    first, second = pictures(container, tmp_path, 1000, {})
     assert first != second

@@ -40,7 +40,7 @@ def test_programs_that_look_up_the_user_work(numeric: Container) -> None:
     script = """
         set -e
         ssh-keygen -q -t ed25519 -N '' -f ~/key
-        ssh -T -G example.org | head -n 1
+        ssh -T -G example.org | head -n 2 | tail -n 1
         ssh -T -o BatchMode=yes -o ConnectTimeout=1 127.0.0.1 -p 1 2>&1 | tail -n 1
         git config --global user.email a@b
         git init -q ~/repository; cd ~/repository; git commit -q --allow-empty -m x; git log --format='%an %ae'
