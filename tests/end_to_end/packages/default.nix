@@ -114,7 +114,12 @@ debian
 
       func main() {
       	if len(os.Args) < 2 {
-      		fmt.Println("built")
+      		place, failure := time.LoadLocation("Europe/Berlin")
+      		if failure != nil {
+      			fmt.Println("built", failure)
+      			return
+      		}
+      		fmt.Println("built", time.Unix(1782864000, 0).In(place).Format(time.RFC3339))
       		return
       	}
       	answer, failure := http.Get(os.Args[1])
@@ -123,8 +128,6 @@ debian
       		os.Exit(1)
       	}
       	io.Copy(os.Stdout, answer.Body)
-      	place, failure := time.LoadLocation("Europe/Berlin")
-      	fmt.Println(time.Unix(1782864000, 0).In(place).Format(time.RFC3339), failure)
       }
     '';
     script = ''
