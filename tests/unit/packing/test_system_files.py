@@ -134,7 +134,10 @@ def test_all_names_of_the_certificates_lead_to_one(store: Path, name: str) -> No
 
 
 def test_a_package_with_both_names_of_its_certificates(store: Path) -> None:
-    contents = {"etc/ssl/certs/ca-bundle.crt": BUNDLE, "etc/ssl/certs/ca-certificates.crt": "ca-bundle.crt"}
+    contents: dict[str, bytes | str] = {
+        "etc/ssl/certs/ca-bundle.crt": BUNDLE,
+        "etc/ssl/certs/ca-certificates.crt": "ca-bundle.crt",
+    }
     cacert = package(store, "cacert", contents)
     _assert_one_bundle(planned(store, cacert), f"{cacert}/etc/ssl/certs/ca-certificates.crt")
 
