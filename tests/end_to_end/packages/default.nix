@@ -142,7 +142,7 @@ debian
   # Its closure has a font, which nobody asked for.
   poster = package {
     name = "poster";
-    font = debian.fonts-dejavu-core;
+    font = debian.fonts-inconsolata;
     script = "mkdir -p $out/share/poster; ln -s $font $out/share/poster/font";
   };
 

@@ -228,7 +228,11 @@ def test_fonts_of_the_whole_closure_are_found(store: Path) -> None:
     cache = tree.get(b"var/cache/fontconfig")
     assert isinstance(cache, Tree)
     assert cache.mode == 0o1777
+    (store / also.base_name / "var/cache/fontconfig").mkdir(parents=True)
     tree = planned(store, installed, also, others=[other])
+    cache = tree.get(b"var/cache/fontconfig")
+    assert isinstance(cache, Tree)
+    assert cache.mode == 0o1777
     fonts = tree.get(b"usr/share/fonts")
     assert isinstance(fonts, Tree)
     assert set(fonts.children) == {b"truetype", other.base_name.encode()}
