@@ -9,6 +9,7 @@
 #   make browser           test the pages in Debian's Chromium; as root, it installs it; screenshots in var/screenshots
 #   make acceptance-new    the same with the clients of Debian testing, in a chroot; not part of continuous integration
 #   make test-new-nix      unit and integration tests with the Nix of Debian testing, in a chroot
+#   make debian-smoke      start the programs of Debian's 400 best-known packages in images; resumes; PART=1/10 make debian-smoke tries a tenth
 #   make fuzz              run the fuzz tests with more, random inputs; FUZZ_EFFORT=100 make fuzz runs more
 #   make docs              write the generated reference pages, and build the documentation in var/site
 #   make screenshots       take docs/screenshots of a server with Debian's packages; as root, it installs Chromium
@@ -37,7 +38,7 @@ BIN := .venv/bin
 # Set-up writes the environment with the Nix configuration to use.
 WITH_NIX := . var/nix/environment &&
 
-.PHONY: help setup demo serve test test-plain-user audit acceptance browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-index bench-storage crash soak gc-many operations lock clean
+.PHONY: help setup demo serve test test-plain-user audit acceptance debian-smoke browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-index bench-storage crash soak gc-many operations lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,6 +76,9 @@ acceptance:
 	@stores=$$(grep -v : var/acceptance/stores | paste -sd ,); [ -z "$$stores" ] || { \
 	    $(BIN)/pytest -n $(JOBS) --dist loadgroup tests/storage_contract --buckets "$$stores" --junitxml=var/acceptance/stores.xml && \
 	    $(BIN)/python scripts/no_skips.py var/acceptance/stores.xml; }
+
+debian-smoke: setup
+	@$(WITH_NIX) exec $(BIN)/python -m scripts.debian_smoke --part $${PART:-1/1} --jobs $(JOBS) $${AGAIN:+--again $$AGAIN}
 
 browser: setup
 	@scripts/install_chromium.sh

@@ -14,7 +14,7 @@ from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
 from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.options import NixOptions
-from nixery.nix.realisation import Nix
+from nixery.nix.realisation import Nix, TimeLimits
 
 _PACKAGE_SET = "packagesets/debian"
 
@@ -84,7 +84,7 @@ def realise(*names: str) -> Subject:
     with tempfile.TemporaryDirectory(prefix="roots-", dir="var") as directory:
         collector = NixGarbageCollector(Path("/nix/var/nix"), Path(directory).resolve())
         options = NixOptions(building=os.environ)
-        nix = Nix(_QUERY, collector, options)
+        nix = Nix(TimeLimits(_QUERY, _QUERY), collector, options)
         closure = asyncio.run(nix.closure(requested))
     groups = group_into_layers(closure, Popularity(), _STORE_LAYERS)
     layers = [[path.base_name for path in group.paths] for group in groups]

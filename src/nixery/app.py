@@ -38,7 +38,7 @@ from nixery.nix.machine import require_usable_nix
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import NixExpression
 from nixery.nix.processes import ProcessContext
-from nixery.nix.realisation import BATCH_PROCESSES, Nix
+from nixery.nix.realisation import BATCH_PROCESSES, Nix, TimeLimits
 from nixery.nix.sandbox import is_loopback
 from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
@@ -101,6 +101,7 @@ class Components:
         previews: describes images without building them.
         counting: counts references across the package set.
         ahead: reads data in advance; no request depends on it, but it makes the first one faster.
+        drain: starts no more builds, and waits for the running ones.
         close: ends all builds; call it before stopping the server.
     """
 
@@ -114,6 +115,7 @@ class Components:
     previews: ImagePreviews
     counting: ReferenceCounting
     ahead: asyncio.Task[None]
+    drain: Callable[[], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
 
 
@@ -156,7 +158,13 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
 
     # Nix.
     options = _nix_options(settings, metrics, sandbox=resources.sandbox)
-    nix = Nix(settings.nix_timeout, collector, options, expression, gate=resources.gate)
+    nix = Nix(
+        TimeLimits(settings.nix_timeout, settings.evaluation_timeout),
+        collector,
+        options,
+        expression,
+        gate=resources.gate,
+    )
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
     # Caches of evaluations and images, keyed by everything that may change a result. An expression may refer
@@ -208,7 +216,12 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     counting = ReferenceCounting(
         pins,
         source,
-        Nix(max(settings.nix_timeout, BATCH_TIMEOUT), collector, options, processes=BATCH_PROCESSES),
+        Nix(
+            TimeLimits(settings.nix_timeout, max(settings.evaluation_timeout, BATCH_TIMEOUT)),
+            collector,
+            options,
+            processes=BATCH_PROCESSES,
+        ),
         BatchRecords(records, evaluation),
         settings.max_builds,
     )
@@ -235,8 +248,12 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         with suppress(TagUnknown):  # the source answered that it has no such tag
             await pins.require_known("latest")
 
+    async def accepts_builds() -> None:
+        builds.require_accepting()
+
     health = Health(
         {
+            "server": accepts_builds,
             "storage": blobs.probe,
             "nix": partial(asyncio.to_thread, require_usable_nix),
             "source": source_is_usable,
@@ -274,7 +291,18 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     try:
         history.start()
         yield Components(
-            application, admin, images, blobs, pins, evaluator, index, previews, counting, ahead, close
+            application,
+            admin,
+            images,
+            blobs,
+            pins,
+            evaluator,
+            index,
+            previews,
+            counting,
+            ahead,
+            builds.drain,
+            close,
         )
     finally:
         for task in tasks:
@@ -298,7 +326,7 @@ def _package_source(settings: Settings, resources: Resources, store: NixStore) -
         return SourceLocation.parse(url, public=settings.is_public(url), local=resources.address is None)
 
     if settings.package_set is not None:
-        return DirectorySource(settings.package_set, settings.build_environment)
+        return DirectorySource(settings.package_set, settings.build_environment, temporary)
     if settings.repository is not None:
         location = place(settings.repository)
         repository = GitRepository(location, copies, git, settings.commits)

@@ -316,12 +316,24 @@ class NixError(BuildError):
     """Nix, or the machine that it runs on, is the cause."""
 
 
-class NixTimedOut(NixError):
-    """A builder ran longer than ``NIX_TIMEOUT`` seconds, or Nix as a whole made no progress for that long."""
+# The setting that limits an evaluation; NIX_TIMEOUT limits a builder.
+EVALUATION_TIMEOUT = "NIXERY_EVALUATION_TIMEOUT"
 
-    def __init__(self, derivation: str | None, seconds: float, log_tail: tuple[str, ...] = ()) -> None:
-        what = f"building {derivation}" if derivation else "Nix"
-        super().__init__(f"{what} took longer than {seconds:g} seconds (NIX_TIMEOUT)")
+
+class NixTimedOut(NixError):
+    """A builder or an evaluation ran longer than its setting allows, or Nix made no progress for that long."""
+
+    def __init__(
+        self,
+        derivation: str | None,
+        seconds: float,
+        log_tail: tuple[str, ...] = (),
+        *,
+        setting: str = "NIX_TIMEOUT",
+    ) -> None:
+        evaluates = setting == EVALUATION_TIMEOUT
+        what = f"building {derivation}" if derivation else "the evaluation" if evaluates else "Nix"
+        super().__init__(f"{what} took longer than {seconds:g} seconds ({setting})")
         self.derivation = derivation
         self.seconds = seconds
         self.log_tail = log_tail

@@ -118,7 +118,7 @@ def test_a_build_beyond_its_total_timeout_is_ended(start_server: StartServer, sa
     # The timeout of a queued build begins when the build does.
     fast = InBackground(server.client, "/v2/slow/hello/manifests/latest").start()
     refused = slow.result()
-    assert (refused.status, refused.error["code"]) == (504, "UNKNOWN")
+    assert (refused.status, refused.error["code"]) == (422, "MANIFEST_UNKNOWN")
     assert "NIXERY_BUILD_TIMEOUT" in refused.error["message"]
     assert fast.result().status == 200
     wait_until(lambda: not processes_with_environment(salt), "no builder is left")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from tests.integration.conftest import StartServer
 from tests.support.command_line import CommandLine
 from tests.support.nix import NixSpy, wait_until
+from tests.support.repository import Repository
 
 PACKAGES = """
 { system }:
@@ -212,3 +214,28 @@ def test_the_log_names_the_attributes_that_failed(start_server: StartServer, pac
     wait_until(lambda: "indexed the package set" in server.log, "the index")
     (line,) = (line for line in server.log.splitlines() if "indexed the package set" in line)
     assert "Zaborts, aborts.inner" in line
+
+
+def test_a_pin_does_not_hide_a_source_that_is_gone(settings: Mapping[str, str], tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    repository.commit("1.0")
+    nixery = CommandLine(
+        {
+            **{name: value for name, value in settings.items() if name != "NIXERY_PKGS_PATH"},
+            "NIXERY_PKGS_REPO": repository.url,
+            "NIXERY_PIN_TTL": "3600",
+        },
+        tmp_path,
+    )
+
+    def source(status: int) -> dict[str, Any]:
+        return next(finding for finding in checked(nixery, status=status) if finding["what"] == "source")
+
+    assert source(0)["right"]
+    newer = repository.commit("2.0")
+    assert f"a newer state is {newer}" in source(0)["found"]
+    shutil.rmtree(tmp_path / "repository")
+    gone = source(1)
+    assert not gone["right"]
+    assert "what is pinned is served, but no newer state can be found" in gone["found"]
+    assert "credentials" in gone["advice"]

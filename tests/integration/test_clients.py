@@ -159,7 +159,7 @@ def test_health_and_metrics_have_their_own_port(start_server: StartServer) -> No
     server = start_server(NIXERY_ADMIN_PORT=str(port))
     admin, public = RegistryClient(HOST, port), server.client
     assert admin.get("/healthz").json() == {"status": "ok"}
-    assert set(admin.get("/readyz").json()["checks"]) == {"storage", "nix", "source"}
+    assert set(admin.get("/readyz").json()["checks"]) == {"server", "storage", "nix", "source"}
     assert b"nixery_http_requests_total" in admin.get("/metrics").body
     assert admin.get("/v2/").status == 404
     assert public.get("/healthz").json() == {"status": "ok"}

@@ -15,7 +15,7 @@ from nixery.nix.evaluation import MOST_PROCESSES
 from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.options import NixOptions
 from nixery.nix.packages import Contents, NixFiles, Package
-from nixery.nix.realisation import BATCH_PROCESSES, Nix
+from nixery.nix.realisation import BATCH_PROCESSES, Nix, TimeLimits
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def builder(tmp_path: Path, settings: Mapping[str, str], monkeypatch: pytest.Mon
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     options = NixOptions(environment=os.environ, building=os.environ)
-    return Nix(30, NixGarbageCollector(Path("/nix/var/nix"), tmp_path), options)
+    return Nix(TimeLimits(30, 30), NixGarbageCollector(Path("/nix/var/nix"), tmp_path), options)
 
 
 async def evaluated(builder: Nix, name: str) -> Package:
@@ -121,6 +121,6 @@ async def test_counting_evaluates_each_of_many_broken_packages(tmp_path: Path) -
     collector = NixGarbageCollector(Path("/nix/var/nix"), tmp_path)
     found = []
     for processes in (MOST_PROCESSES, BATCH_PROCESSES):
-        nix = Nix(30, collector, options, processes=processes)
+        nix = Nix(TimeLimits(30, 30), collector, options, processes=processes)
         found.append((await nix.evaluate([*names, "zz"], [], AMD64, package_set))["zz"])
     assert [isinstance(items[0], Package) for items in found] == [False, True]

@@ -87,7 +87,7 @@ def test_a_running_build_is_counted_until_it_ends(start_server: StartServer, spy
         waiting = InBackground(server.client, "/v2/sleeps/manifests/latest").start()
         wait_until(lambda: bool(spy.calls_of("nix-store", "--realise")), "the build begins")
         assert (value(server, "nixery_builds_running"), value(server, "nixery_nix_processes")) == (1, 1)
-        assert waiting.result().status == 504
+        assert waiting.result().status == 422
     assert value(server, "nixery_builds_total", outcome="timed_out") == 1
     assert value(server, "nixery_nix_processes") == 0
 

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import pytest
 
+from nixery.packing.root_filesystem import BASE_DIRECTORIES
 from tests.integration.conftest import Pull
 from tests.support.server import Server
 
 
-def test_standard_directories_have_their_modes(pull: Pull) -> None:
+def test_base_directories_have_their_modes(pull: Pull) -> None:
     filesystem = pull("hello").filesystem
-    modes = {name: filesystem.members[name].mode for name in ("bin", "etc", "root", "tmp", "var/tmp", "usr")}
-    assert modes == {
-        "bin": 0o755,
-        "etc": 0o755,
+    modes = {
+        "etc/ssl/certs": 0o755,
+        "home": 0o755,
         "root": 0o700,
+        "run/lock": 0o1777,
         "tmp": 0o1777,
+        "usr/lib": 0o755,
+        "usr/local/bin": 0o755,
         "var/tmp": 0o1777,
-        "usr": 0o755,
     }
-    assert all(filesystem.members[name].isdir() for name in modes)
+    for name, mode in {**dict.fromkeys(text(BASE_DIRECTORIES), 0o755), **modes, "var/empty": 0o555}.items():
+        member = filesystem.members[name]
+        assert member.isdir(), name
+        assert (member.mode, member.uid, member.gid) == (mode, 0, 0), name
 
 
-def test_usr_bin_is_bin(pull: Pull) -> None:
-    filesystem = pull("hello").filesystem
-    assert filesystem.find("usr/bin").linkname == "../bin"
+def text(names: Iterable[bytes]) -> Iterator[str]:
+    return (name.decode() for name in names)
+
+
+def test_usr_bin_has_the_names_of_bin(pull: Pull) -> None:
+    filesystem = pull("shell/hello").filesystem
+    assert filesystem.members["usr/bin/hello"].linkname == "../../bin/hello"
+    assert filesystem.names_in("usr/bin") == filesystem.names_in("bin")
     assert filesystem.read("usr/bin/hello") == filesystem.read("bin/hello")
 
 
@@ -57,8 +69,12 @@ def test_certificates_have_both_names(pull: Pull) -> None:
         assert "/nix/store" not in image.env[variable]
 
 
-def test_path_begins_with_bin(pull: Pull) -> None:
-    assert pull("hello").env["PATH"].split(":")[0] == "/bin"
+def test_the_path_begins_with_directories_for_programs_of_users(pull: Pull) -> None:
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    image = pull("hello")
+    assert image.env["PATH"] == path
+    for directory in path.split(":"):
+        assert image.filesystem.members[directory.removeprefix("/")].isdir()
 
 
 @pytest.mark.parametrize(
@@ -79,10 +95,12 @@ def test_sh_and_env_are_missing_without_a_shell(pull: Pull) -> None:
 )
 def test_no_link_of_the_root_dangles(pull: Pull, name: str) -> None:
     image = pull(name)
-    links = [member.name for member in image.layers[-1].members() if member.issym()]
+    links = [member for member in image.layers[-1].members() if member.issym()]
     assert links
     for link in links:
-        assert link in image.filesystem, link
+        # A symlink of a package may dangle.
+        exists = link.name in image.filesystem or link.linkname.removeprefix("/") in image.filesystem.members
+        assert exists, link.name
 
 
 def test_clashing_files_are_taken_from_the_first_package_by_name(pull: Pull) -> None:
@@ -102,9 +120,10 @@ def test_clashing_files_are_taken_by_priority_before_name(pull: Pull) -> None:
     assert pull("clasha/clashb/clashpriority").filesystem.read("bin/clash") == b"priority\n"
 
 
-def test_a_file_wins_over_a_directory_by_name(pull: Pull) -> None:
+def test_a_file_never_replaces_a_base_directory(pull: Pull) -> None:
     filesystem = pull("clashfile/emptydirectory").filesystem
-    assert filesystem.read("share") == b"file\n"
+    assert "share/emptydirectory" in filesystem
+    assert filesystem.members["usr/share"].isdir()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tests.support.nix import (
     started_by,
     wait_until,
 )
+from tests.support.packing_gate import PackingGate
 from tests.support.repository import Repository
 from tests.support.server import Server
 
@@ -175,3 +176,45 @@ def test_the_port_is_free_at_once(start_server: StartServer) -> None:
     with pytest.raises(OSError, match="refused"):
         server.client.get("/v2/")
     assert start_server(PORT=str(server.port)).client.get("/v2/").status == 200
+
+
+def test_a_running_build_ends_before_the_server_does(start_server: StartServer, tmp_path: Path) -> None:
+    gate = PackingGate.install(tmp_path / "gate")
+    server = start_server(NIXERY_DRAIN_TIMEOUT="60", NIXERY_MAX_BUILDS="1", **gate.environment())
+    running = InBackground(server.client, "/v2/hello/manifests/latest").start()
+    gate.wait()
+    queued = InBackground(server.client, "/v2/greeting/manifests/latest").start()
+    wait_until(
+        lambda: b"nixery_builds_queued 1.0" in server.client.get("/metrics").body, "the second build waits"
+    )
+    server.terminate()
+    wait_until(lambda: server.client.get("/readyz").status == 503, "the server says that it stops")
+    refused = server.client.manifest("nano")
+    assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+    assert server.client.get("/healthz").status == 200
+    gate.open()
+    assert running.result().status == 200
+    waited = queued.result()
+    assert (waited.status, waited.headers["retry-after"]) == (503, "5")
+    assert server.wait(_LIMIT) == 0
+    assert "Traceback" not in server.log
+
+
+def test_a_second_signal_ends_the_wait_for_builds(start_server: StartServer, tmp_path: Path) -> None:
+    gate = PackingGate.install(tmp_path / "gate")
+    server = start_server(NIXERY_DRAIN_TIMEOUT="600", **gate.environment())
+    running = InBackground(server.client, "/v2/hello/manifests/latest").start()
+    gate.wait()
+    server.terminate()
+    wait_until(lambda: server.client.get("/readyz").status == 503, "the server says that it stops")
+    gate.open()
+    stop_in_time(server)
+    assert running.result().status in {200, 503}
+
+
+def test_a_build_that_takes_longer_than_the_wait_is_ended(start_server: StartServer) -> None:
+    server = start_server(NIXERY_DRAIN_TIMEOUT="1", NIX_TIMEOUT="60")
+    running = InBackground(server.client, "/v2/sleeps/manifests/latest").start()
+    wait_until(lambda: bool(started_by(server.process.pid)), "Nix runs")
+    stop_in_time(server)
+    assert running.result().status == 503

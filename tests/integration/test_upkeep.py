@@ -367,3 +367,10 @@ def test_a_watermark_is_enforced_in_the_background(start_server: StartServer) ->
         time.sleep(0.05)
     assert blobs(server.storage) == set()
     assert server.client.pull("hello") == old
+
+
+def test_gc_says_that_the_grace_period_kept_things(start_server: StartServer) -> None:
+    server = start_server()
+    server.client.pull("hello")
+    assert "NIXERY_STORAGE_GRACE" in nixery(server.storage, "gc", "--max-age", "1m", "--dry-run").stderr
+    assert not nixery(server.storage, "gc", "--max-age", "1d", "--dry-run").stderr

@@ -119,6 +119,9 @@ class BuildCoordinator:
         self._unattended: set[asyncio.Task[None]] = set()
         # By the id of a build that ``begin`` started: done once it has a slot or a place in the queue.
         self._admissions: dict[str, asyncio.Future[None]] = {}
+        self._running: set[_Key] = set()
+        self._draining = False
+        self._ended = asyncio.Event()
 
     async def image(self, request: ImageRequest, pin: Pin) -> Image:
         """Return the requested image once all of its parts are stored.
@@ -181,6 +184,22 @@ class BuildCoordinator:
             await asyncio.shield(admission)  # other callers may wait for it
         return build
 
+    def require_accepting(self) -> None:
+        """Check that a new build would start.
+
+        Raises:
+            ShuttingDown: it would not: ``drain`` was called.
+        """
+        if self._draining:
+            raise ShuttingDown
+
+    async def drain(self) -> None:
+        """Start no more builds, and return once none is running. Requests for stored images are still answered."""
+        self._draining = True
+        while self._running:
+            self._ended.clear()
+            await self._ended.wait()
+
     async def close(self) -> None:
         """End all builds."""
         await self._in_flight.close()
@@ -223,7 +242,10 @@ class BuildCoordinator:
                 image = await self._find(request, pin, observe)
             if image is not None:
                 return image
+            self.require_accepting()
             async with self._bounds.slots.slot(queued):
+                self.require_accepting()
+                self._running.add((pin, request))
                 # Another server on the same storage may have built it meanwhile.
                 image = await self._find(request, pin, observe) if waited else None
                 if image is not None:
@@ -252,6 +274,8 @@ class BuildCoordinator:
             raise internal from error
         finally:
             del self._builds[pin, request]
+            self._running.discard((pin, request))
+            self._ended.set()
         return image
 
     async def _find(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image | None:

@@ -11,7 +11,7 @@ from nixery.nix.packages import Contents, Package
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Document, ExecutionParameters, referenced_blobs
 from nixery.packing.root_filesystem import Link, Tree
-from nixery.packing.system_files import CA_BUNDLE, LOCALE_ARCHIVE, ZONEINFO
+from nixery.packing.system_files import CA_BUNDLE, JAVA_KEYSTORE, LOCALE_ARCHIVE, ZONEINFO
 from nixery.plain_text import escaped, escaped_lines
 from nixery.source_location import COMMIT
 from nixery.sources.source import Pin
@@ -39,8 +39,13 @@ _ENV = (
     "LANG=C.UTF-8",
 )
 
-# Only for images with these files: a C library that has one of the variables looks nowhere else.
-_ENV_FOR_FILES = (("TZDIR", ZONEINFO), ("LOCALE_ARCHIVE", LOCALE_ARCHIVE))
+# Only for images with these files: a C library that has one of the first two looks nowhere else, nor does
+# Nix's Java with the last one, which other Javas ignore.
+_ENV_FOR_FILES = (
+    ("TZDIR", b"usr/" + ZONEINFO),
+    ("LOCALE_ARCHIVE", b"usr/" + LOCALE_ARCHIVE),
+    ("JAVAX_NET_SSL_TRUSTSTORE", JAVA_KEYSTORE),
+)
 
 
 @dataclass(frozen=True, slots=True)

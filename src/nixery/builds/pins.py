@@ -319,6 +319,14 @@ class Pins:
             pin = (await self.replace(tag, pin)).pin
         return pin
 
+    async def ask(self, tag: str) -> Pin:
+        """Ask the source what a tag means now; changes no pin.
+
+        Raises:
+            TagUnknown, SourceUnreachable, TooBusy: see ``pin``.
+        """
+        return await self._ask(self._source.reference(tag))
+
     async def replace(self, tag: str, outdated: Pin) -> Pinned:
         """Replace a pin whose package set is no longer available.
 
@@ -412,9 +420,12 @@ class Pins:
         except NixeryError as error:
             _log.warning("pin not refreshed", reference=redacted(reference.name), reason=str(error))
 
-    async def _look_up(self, reference: Reference, start: float) -> Term:
+    async def _ask(self, reference: Reference) -> Pin:
         async with (self._bounds.commits if reference.rule else self._bounds.tags).slot():
-            pin = await self._source.resolve(reference)
+            return await self._source.resolve(reference)
+
+    async def _look_up(self, reference: Reference, start: float) -> Term:
+        pin = await self._ask(reference)
         source, name = redacted(pin.source), redacted(reference.name)
         _log.info("pinned", source=source, reference=name, revision=pin.revision)
         return Term.of(pin, start + self._time_to_live)

@@ -7,12 +7,19 @@ import os
 import re
 from contextlib import closing
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nixery.cli.completion import complete_name, complete_output, complete_platform, complete_truth
+from nixery.cli.completion import (
+    OUTPUT_KINDS,
+    complete_name,
+    complete_output,
+    complete_platform,
+    complete_truth,
+)
 from nixery.errors import StorageError
 from nixery.image.platform import Platform
 
@@ -150,6 +157,8 @@ def build(
 def parse_output(text: str, tag: str) -> FileOutput | Target:
     """Parse ``oci:DIRECTORY``, ``oci-archive:FILE``, ``docker-archive:FILE``, ``registry:TARGET``, or a path.
 
+    A path with a colon needs a slash before the colon; other words in front of a colon are no kinds.
+
     Args:
         text: value of the option.
         tag: of the image.
@@ -170,6 +179,12 @@ def parse_output(text: str, tag: str) -> FileOutput | Target:
             return FileOutput(Path(rest).absolute(), archive=False)
         case "oci-archive" | "docker-archive":
             return FileOutput(Path(rest).absolute(), archive=True)
+        case word if word and "/" not in word:
+            kinds = ", ".join(kind.rstrip(":") for kind in OUTPUT_KINDS)
+            near = "".join(
+                f"; did you mean {name}?" for name in get_close_matches(word, kinds.split(", "), 1)
+            )
+            raise ValueError(f"{word!r} is not a kind of output ({kinds}){near}; a path is written ./{text}")
         case _:
             return FileOutput(Path(text).absolute(), archive=text.endswith(".tar"))
 

@@ -161,7 +161,11 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
         return
     missing = missing_for_a_server()
     of_a_server = f"; a server also needs {', '.join(missing)}" if missing else ""
-    yield Finding("settings", right=True, found=f"nothing is missing or wrong{of_a_server}")
+    unknown = "; ".join(
+        f"{name} is not a setting" + (f", did you mean {near}?" if near else "")
+        for name, near in settings.unknown_variables.items()
+    )
+    yield Finding("settings", right=True, found=f"nothing is missing or wrong{of_a_server}", advice=unknown)
     flawed = {found.program: found.warning for found in releases(settings) if found.warning}
     git = flawed.pop("git", "")
     yield replace(nix, advice=nix.advice or "; ".join(flawed.values()))

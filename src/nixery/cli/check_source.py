@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from nixery.builds.index_records import Progress
     from nixery.builds.package_index import PackageIndex
+    from nixery.builds.pins import Pinned, Pins
     from nixery.cli.output import Activity
     from nixery.nix.configuration import PackageConfiguration, Summary
     from nixery.sources.source import Pin
@@ -27,6 +28,8 @@ _TIMEOUT = 60
 _LOOK_EVERY = 0.2
 
 _SOURCES = "docs/reference/sources.md describes package sources"
+
+_UNREACHABLE = "make it reachable; a private repository needs valid credentials"
 
 # Failed attributes that are printed; --json has those that the index keeps.
 _SHOWN_FAILURES = 10
@@ -71,15 +74,29 @@ def check_source(
                 return [Finding("source", False, "; ".join([*found, str(error)]), _SOURCES)]
             else:
                 found.append("it evaluates")
-            right = pinned.warning is None
-            if pinned.warning:
-                found.append(pinned.warning)
-            source = Finding("source", right, "; ".join(found), "" if right else "make it reachable")
+            reachable, said = await _asked(components.pins, pinned)
+            source = Finding(
+                "source", reachable, "; ".join([*found, *said]), "" if reachable else _UNREACHABLE
+            )
             shown.begin("listing the package set")
             maker = partial(_evaluate, components.index, pinned.pin, shown) if make_index else None
             return [source, *findings, await _index(components.index, maker, indexed=indexed)]
 
     return run(command, quiet=True)
+
+
+async def _asked(pins: Pins, pinned: Pinned) -> tuple[bool, list[str]]:
+    """Ask the source itself: while a pin holds, images are served without it, and its failure shows only later."""
+    from nixery.source_location import redacted
+
+    if pinned.warning:
+        return False, [pinned.warning]
+    try:
+        now = await pins.ask("latest")
+    except NixeryError as error:
+        return False, [f"what is pinned is served, but no newer state can be found: {error}"]
+    is_newer = now.identity != pinned.pin.identity
+    return True, [f"a newer state is {redacted(now.revision)}"] if is_newer else []
 
 
 def _configuration(configuration: PackageConfiguration, summary: Summary, takes: frozenset[str]) -> Finding:

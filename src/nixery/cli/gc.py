@@ -52,7 +52,7 @@ def gc(
     from nixery.cli.session import open_storage_session, run
     from nixery.gc.collector import Collector, RetentionPolicy
 
-    async def command() -> GcResult:
+    async def command() -> tuple[GcResult, float]:
         with open_storage_session() as (settings, opened), activity("blobs", quiet=as_json) as shown:
             shown.begin("finding images in use")
 
@@ -65,9 +65,16 @@ def gc(
 
             collector = Collector(opened.blobs, opened.records, settings.storage_grace)
             policy = RetentionPolicy(max_age, max_size)
-            return await collector.collect(policy, dry_run=dry_run, observe=observe)
+            result = await collector.collect(policy, dry_run=dry_run, observe=observe)
+            return result, settings.storage_grace
 
-    result = run(command, quiet=True)
+    result, grace = run(command, quiet=True)
+    if max_age is not None and max_age < grace:
+        typer.echo(
+            f"nothing that was stored or used in the last {grace:g} seconds (NIXERY_STORAGE_GRACE) is deleted,"
+            f" so --max-age has no effect below that",
+            err=True,
+        )
     if as_json:
         typer.echo(json.dumps(asdict(result)))
         return

@@ -65,6 +65,10 @@ async def _serve(settings: Settings, resources: Resources) -> None:
             "variables with a login are withheld from builders; name them in NIXERY_BUILD_ENVIRONMENT if builders may read them",
             variables=settings.withheld_variables,
         )
+    for name, near in settings.unknown_variables.items():
+        structlog.get_logger("nixery.settings").warning(
+            "unknown setting", variable=name, **({"did_you_mean": near} if near else {})
+        )
     async with assemble(settings, resources) as components:
         application, admin = components.application, components.admin
         bounds = ConnectionBounds(settings.max_connections, settings.max_connections_per_client)
@@ -73,7 +77,8 @@ async def _serve(settings: Settings, resources: Resources) -> None:
             listeners.append(
                 server.Listener(admin, resources.admin_address, settings.admin_port, server.ADMIN_CONNECTIONS)
             )
-        await server.serve(listeners, application.observation, settings.send_timeout, components.close)
+        end = server.BuildsEnd(components.drain, settings.drain_timeout, components.close)
+        await server.serve(listeners, application.observation, settings.send_timeout, end)
         _force_exit_after_timeout()
 
 

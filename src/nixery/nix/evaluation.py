@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nixery.closure import STORE_DIRECTORY, StorePath
 from nixery.errors import (
+    EVALUATION_TIMEOUT,
     AnswerTooLarge,
     EvaluationFailed,
     NixStoreFull,
@@ -262,7 +263,9 @@ class Evaluation:
             except NixTimedOut as error:
                 # A package may have written the path of its set (`builtins.trace`).
                 lines = tuple(relative(line, self._root) for line in error.log_tail)
-                raise NixTimedOut(error.derivation, error.seconds, lines) from None
+                raise NixTimedOut(
+                    error.derivation, error.seconds, lines, setting=EVALUATION_TIMEOUT
+                ) from None
 
     def _said(self, stderr: Sequence[str]) -> str:
         """Describe Nix's error to clients, who must not learn a path of this machine."""

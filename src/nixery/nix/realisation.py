@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -69,11 +69,24 @@ _FIXED_OUTPUT = re.compile(rb'Derive\(\[\("out","[^"]*","[^"]+"')
 _HEAD = 1024
 
 
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Time limits in seconds.
+
+    Attributes:
+        builder: for one builder, and for a query of the store.
+        evaluation: for one evaluation.
+    """
+
+    builder: float
+    evaluation: float
+
+
 class Nix:
     """Nix on this machine.
 
     Args:
-        timeout: seconds, for a builder and for an evaluation.
+        limits: of builders and evaluations.
         collector: of the Nix store.
         options: of the operator.
         expression: added to every package set.
@@ -84,7 +97,7 @@ class Nix:
 
     def __init__(
         self,
-        timeout: float,
+        limits: TimeLimits,
         collector: NixGarbageCollector,
         options: NixOptions,
         expression: NixExpression | None = None,
@@ -98,7 +111,8 @@ class Nix:
         self._options = options
         self._expression = expression
         self._processes = processes
-        self._timeout = timeout
+        self._timeout = limits.builder
+        self._evaluation_timeout = limits.evaluation
 
     async def evaluate(
         self, wanted: Sequence[str], optional: Sequence[str], platform: Platform, package_set: PackageSet
@@ -118,7 +132,7 @@ class Nix:
         """
         await self._before_evaluation()
         evaluation = Evaluation(
-            platform, package_set, self._timeout, self._options, self._expression, self._processes
+            platform, package_set, self._evaluation_timeout, self._options, self._expression, self._processes
         )
         async with self._explaining_old_nix(package_set):
             items = await evaluation.of(wanted, optional)
@@ -142,7 +156,8 @@ class Nix:
             NixTimedOut: it timed out.
             NixUnusable: Nix cannot be run.
         """
-        return await Evaluation(platform, package_set, self._timeout, self._options).arguments()
+        evaluation = Evaluation(platform, package_set, self._evaluation_timeout, self._options)
+        return await evaluation.arguments()
 
     async def indexing(
         self, platform: Platform, package_set: PackageSet, *, write_derivations: bool = False
@@ -163,7 +178,7 @@ class Nix:
             self._options, read_only=not write_derivations, on_start=self._options.on_index_start
         )
         explaining = partial(self._explaining_old_nix, package_set)
-        return IndexEvaluation(platform, package_set, options, self._timeout, explaining)
+        return IndexEvaluation(platform, package_set, options, self._evaluation_timeout, explaining)
 
     async def names(self, platform: Platform, package_set: PackageSet) -> list[str]:
         """Return the names of all attributes at the top of a package set, sorted; some may be no packages.

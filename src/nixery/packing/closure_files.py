@@ -165,17 +165,32 @@ class ClosureFiles:
             return None
         if not stat.S_ISREG(place.mode):
             raise UnsafeContents(file, "it should be a regular file")
+        content = self._read(place, file, limit + 1)
+        if len(content) > limit:
+            raise UnsafeContents(file, f"it has more than {limit:,} bytes")
+        return content
+
+    def read_beginning(self, file: bytes, size: int) -> bytes | None:
+        """Read at most ``size`` bytes from the beginning of a file; ``None`` if no regular file has the name.
+
+        Raises:
+            StorageError: it cannot be read.
+            UnsafeContents: the image needs more look-ups than its limit.
+        """
+        place = self._find(file)
+        if place is None or not stat.S_ISREG(place.mode):
+            return None
+        return self._read(place, file, size)
+
+    def _read(self, place: _Place, file: bytes, limit: int) -> bytes:
         try:
             descriptor = self._beneath.open(place.name, READ)
             try:
-                content = read_descriptor(descriptor, limit + 1)
+                return read_descriptor(descriptor, limit)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise unreadable(file, error) from error
-        if len(content) > limit:
-            raise UnsafeContents(file, f"it has more than {limit:,} bytes")
-        return content
 
     def _find(self, file: bytes) -> _Place | None:
         """Resolve a name; ``None`` if it leads out of the closure or does not exist."""

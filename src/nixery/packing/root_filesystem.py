@@ -1,15 +1,15 @@
 """The last layer of an image: the files that programs and users expect at ``/``, as symlinks into the store.
 
-The outputs of the requested packages are laid over each other. The directories of the file system hierarchy
-(``BASE_DIRECTORIES``) are real directories in every image, because people copy and mount files into them:
-BuildKit refuses to copy a directory over a symlink, and Buildah replaces the symlink. So is every directory
-below ``/etc`` and ``/var``, where programs write, and every directory that several outputs have. A
-directory elsewhere that only one output has becomes one symlink, which keeps the layer small.
+The outputs of the requested packages are laid over each other. People copy and mount files into an image:
+BuildKit refuses to copy a directory over a symlink, and Buildah replaces the symlink. So the directories of the
+file system hierarchy (``BASE_DIRECTORIES``) are real directories in every image, and so are the directories of
+packages near the root and everywhere below ``/etc`` and ``/var``. A directory further down that only one output
+has becomes one symlink, which keeps the layer small: a symlink for each file takes 4 KiB on most disks.
 
 Packages of Nix have their files at the top (``bin``), those of other systems below ``usr`` (``usr/bin``). In
-the image both names lead to the files of both: ``/usr/bin``, ``/usr/sbin`` and ``/usr/lib`` have a symlink
-for each name in ``/bin``, ``/sbin`` and ``/lib``; ``/share``, ``/include`` and ``/libexec`` are symlinks to
-the directories below ``/usr``.
+the image both names lead to the files of both: ``/bin``, ``/sbin`` and ``/lib`` have the same names as their
+counterparts below ``/usr``; ``/share``, ``/include`` and ``/libexec`` are symlinks to the directories below
+``/usr``.
 
 If two packages have a file of the same name, the one with the lower ``meta.priority`` wins, then the one
 whose name comes first.
@@ -32,39 +32,60 @@ from nixery.files import LONGEST_PATH
 from nixery.packing.archive import Archive
 from nixery.packing.closure_files import ClosureFiles
 
-# In every image, with their modes (Filesystem Hierarchy Standard 3.0).
+# In every image, with their modes: the directories that the base images of Debian, Alpine and Red Hat have, or
+# two of them, except /boot. The Filesystem Hierarchy Standard 3.0 describes them.
 BASE_DIRECTORIES = {
     b"bin": 0o755,
+    b"dev": 0o755,
     b"etc": 0o755,
+    b"etc/opt": 0o755,
+    b"etc/profile.d": 0o755,
+    b"etc/ssl": 0o755,
+    b"etc/ssl/certs": 0o755,
     b"home": 0o755,
     b"lib": 0o755,
+    b"media": 0o755,
     b"mnt": 0o755,
     b"opt": 0o755,
+    b"proc": 0o755,
     b"root": 0o700,
     b"run": 0o755,
+    b"run/lock": 0o1777,
     b"sbin": 0o755,
     b"srv": 0o755,
+    b"sys": 0o755,
     b"tmp": 0o1777,
     b"usr": 0o755,
     b"usr/bin": 0o755,
+    b"usr/games": 0o755,
     b"usr/include": 0o755,
     b"usr/lib": 0o755,
     b"usr/libexec": 0o755,
     b"usr/local": 0o755,
     b"usr/local/bin": 0o755,
+    b"usr/local/etc": 0o755,
+    b"usr/local/games": 0o755,
+    b"usr/local/include": 0o755,
     b"usr/local/lib": 0o755,
     b"usr/local/sbin": 0o755,
     b"usr/local/share": 0o755,
+    b"usr/local/src": 0o755,
     b"usr/sbin": 0o755,
     b"usr/share": 0o755,
+    b"usr/src": 0o755,
     b"var": 0o755,
     b"var/cache": 0o755,
+    b"var/empty": 0o555,
     b"var/lib": 0o755,
+    b"var/local": 0o755,
     b"var/log": 0o755,
+    b"var/mail": 0o755,
+    b"var/opt": 0o755,
+    b"var/spool": 0o755,
     b"var/tmp": 0o1777,
 }
 
-# Below /usr, each name has a symlink to the same name at the top.
+# Each name below /usr is a name at the top as well.
 _LINKED_BELOW_USR = (b"bin", b"lib", b"sbin")
 
 # At the top, symlinks to the directories below /usr.
@@ -73,16 +94,21 @@ _MOVED_BELOW_USR = (b"include", b"libexec", b"share")
 # Packages may have these at the top or below usr.
 _BELOW_USR = (*_LINKED_BELOW_USR, *_MOVED_BELOW_USR)
 
-# Programs keep their sockets in /run, whose older name is /var/run.
-_VAR_RUN = b"var/run"
+# Programs keep their sockets and locks in /run, whose directories have older names.
+_OLDER_NAMES = {b"var/lock": b"../run/lock", b"var/run": b"../run"}
 _OF_THE_RUNTIME = (b"lock", b"run", b"tmp")
 
 # At a package's top level: names that are not part of a file system, or belong to the kernel and to the
 # runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"run", b"sys", b"tmp"})
 
-# Directories that are real although only one package has them: system files are added to them.
-_ADDED_TO = frozenset({b"lib/locale"})
+# The names at the top that the image has of a dependency: others are private to the package, such as the
+# entries of a terminal database.
+_OF_THE_HIERARCHY = {name.partition(b"/")[0] for name in BASE_DIRECTORIES} | {*_BELOW_USR, b"lib32", b"lib64"}
+
+# Directories of one package are real down to this level of their names at the top: in the image,
+# /usr/share/postgresql/15/extension, but not the directories in it.
+_REAL_LEVELS = 4
 
 # Levels of directories that are merged. The deepest of Debian's packages has 20.
 _DEEPEST = 128
@@ -99,7 +125,7 @@ class InstalledOutput:
         path: of the output.
         package: its name, for the warning about a clash.
         priority: the lower number wins.
-        implicit: whether nobody requested it: it is in every image, or a dependency.
+        implicit: not requested: it is in every image, or a dependency.
     """
 
     path: StorePath
@@ -115,7 +141,7 @@ class InstalledOutput:
 
 @dataclass(frozen=True, slots=True)
 class NameClash:
-    """A file name that several packages have.
+    """A file name that several requested packages have.
 
     Attributes:
         name: relative to the root.
@@ -156,8 +182,8 @@ class RootFilesystem:
                         break
                     case Link(target):
                         yield Symlink(name, target)
-                    case Content(content, owner):
-                        yield GeneratedFile(name, content, owner=owner)
+                    case Content(content, mode, owner):
+                        yield GeneratedFile(name, content, mode, owner)
             else:
                 levels.pop()
 
@@ -174,13 +200,12 @@ def plan_root_filesystem(outputs: Iterable[InstalledOutput], files: ClosureFiles
         UnsafeContents: packages have more names, deeper directories or longer links than an image may.
     """
     merge = _Merge(files)
-    sources = [
-        _Source(str(output.path).encode(), output.package) for output in sorted(outputs, key=lambda o: o.rank)
-    ]
+    sources = [_Source(str(output.path).encode(), output) for output in sorted(outputs, key=lambda o: o.rank)]
     tree = merge.directories([source for source in sources if files.is_directory(source.path)], b"")
-    for name, mode in BASE_DIRECTORIES.items():
-        tree.directory(before_completion(name), mode)
-    tree.add(_VAR_RUN, Link(b"../run"))
+    for name, mode in _BASE.items():
+        tree.directory(name, mode)
+    for name, target in _OLDER_NAMES.items():
+        tree.add(name, Link(target))
     return RootFilesystem(tree, tuple(merge.clashes))
 
 
@@ -190,6 +215,10 @@ def before_completion(name: bytes) -> bytes:
     return rest if first == b"usr" and rest.partition(b"/")[0] in _BELOW_USR else name
 
 
+# As in a tree that is not complete.
+_BASE = {before_completion(name): mode for name, mode in BASE_DIRECTORIES.items()}
+
+
 def complete_below_usr(tree: Tree) -> None:
     """Give the files at the top of a tree their names below ``/usr``; later additions would have one name only."""
     usr = tree.directory(b"usr")
@@ -197,28 +226,14 @@ def complete_below_usr(tree: Tree) -> None:
         usr.children[name] = tree.directory(name)
         tree.children[name] = Link(b"usr/" + name)
     for name in _LINKED_BELOW_USR:
-        _link(tree.directory(name), usr.directory(name), name + b"/", b"../../")
-
-
-def _link(source: Tree, target: Tree, name: bytes, up: bytes) -> None:
-    """Link all names of a directory in another one, which keeps its own; directories are made, not linked.
-
-    Args:
-        source: its files are the targets.
-        target: its counterpart.
-        name: of the source, with a slash.
-        up: from the target to the root.
-    """
-    levels = [(source, target, name, up)]
-    while levels:
-        source, target, name, up = levels.pop()
-        for base_name, node in source.children.items():
+        top, below = tree.directory(name), usr.directory(name)
+        for base_name, node in top.children.items():
             if isinstance(node, Tree):
-                directory = target.children.setdefault(base_name, Tree(mode=node.mode, owner=node.owner))
-                if isinstance(directory, Tree):
-                    levels.append((node, directory, name + base_name + b"/", up + b"../"))
+                # Files are copied and mounted into /usr/lib more often than into /lib.
+                below.children[base_name] = node
+                top.children[base_name] = Link(b"/".join((b"..", b"usr", name, base_name)))
             else:
-                target.children.setdefault(base_name, Link(up + name + base_name))
+                below.children[base_name] = Link(b"/".join((b"../..", name, base_name)))
 
 
 def add_entries(archive: Archive, entries: Iterable[Entry]) -> None:
@@ -275,6 +290,7 @@ class Content:
     """A generated file; its owner is the ids of a user and a group."""
 
     content: bytes
+    mode: int = 0o644
     owner: tuple[int, int] = (0, 0)
 
 
@@ -331,10 +347,16 @@ class Tree:
 
 
 class _Source(NamedTuple):
-    """A file of a package, and whether it is a directory itself rather than a symlink to one."""
+    """A file of a package.
+
+    Attributes:
+        path: of the file.
+        output: that it belongs to.
+        is_directory: whether it is a directory itself rather than a symlink to one.
+    """
 
     path: bytes
-    package: str
+    output: InstalledOutput
     is_directory: bool = True
 
 
@@ -346,10 +368,12 @@ class _Merge:
     def directories(self, sources: Sequence[_Source], name: bytes) -> Tree:
         """Merge directories, those that win clashes first."""
         providers: dict[bytes, list[_Source]] = {}
-        for directory, package, _ in sources:
+        for directory, output, _ in sources:
             # The listing also tells which names are directories, which saves a look-up for each.
             for child, is_directory in self._files.names(directory):
-                found = _Source(directory + b"/" + child, package, is_directory)
+                if not name and output.implicit and child not in _OF_THE_HIERARCHY:
+                    continue
+                found = _Source(directory + b"/" + child, output, is_directory)
                 providers.setdefault(child, []).append(found)
         if not name:
             self._merge_below_usr(sources, providers)
@@ -363,10 +387,12 @@ class _Merge:
 
     def _merge_below_usr(self, sources: Sequence[_Source], providers: dict[bytes, list[_Source]]) -> None:
         for child in _BELOW_USR:
-            for directory, package, _ in sources:
+            for directory, output, _ in sources:
                 below = os.path.join(directory, b"usr", child)
                 if self._files.is_directory(below):
-                    providers.setdefault(child, []).append(_Source(below, package))
+                    providers.setdefault(child, []).append(_Source(below, output))
+            if child in providers:
+                providers[child].sort(key=lambda source: source.output.rank)
 
     def _child(self, sources: Sequence[_Source], name: bytes) -> Tree | Link:
         first, *others = sources
@@ -378,15 +404,20 @@ class _Merge:
         # configuration). One that leads out of the image (etc -> /etc) must not bring in files of this
         # machine. Not further down: symlinks that lead up again would never end.
         above, _, _ = name.rpartition(b"/")
-        follow = above in (b"", b"etc") or name in BASE_DIRECTORIES
+        follow = above in (b"", b"etc") or name in _BASE
         directories = [s for s in sources if s.is_directory or (follow and self._files.is_directory(s.path))]
         entered = {source.path for source in directories}
+        if name in _BASE:
+            # A file in its place loses.
+            first, *others = sorted(sources, key=lambda source: source.path not in entered)
         for other in others if len(self.clashes) < _MOST_CLASHES else ():
+            if other.output.implicit:
+                continue  # users do not expect the files of a package that they did not request
             both = first.path in entered and other.path in entered
             if not both and not self._files.are_one(first.path, other.path):
-                clash = NameClash(name.decode(errors="replace"), first.package, other.package)
+                clash = NameClash(name.decode(errors="replace"), first.output.package, other.output.package)
                 self.clashes.append(clash)
-        if name in BASE_DIRECTORIES:
+        if name in _BASE:
             return self.directories(directories, name)
         if first.path not in entered:
             return Link(first.path)
@@ -397,4 +428,4 @@ class _Merge:
 
 def _is_real(name: bytes) -> bool:
     """Whether a directory is real in the image even if only one package has it."""
-    return b"/" not in name or name.startswith((b"etc/", b"var/")) or name in _ADDED_TO
+    return name.count(b"/") < _REAL_LEVELS or name.startswith((b"etc/", b"var/"))

@@ -1,7 +1,11 @@
-"""The user of an image definition: an entry in ``/etc/passwd``, and directories to write into.
+"""The user of an image definition: entries in ``/etc/passwd`` and ``/etc/group``, a home, places to write into.
 
-Runtimes refuse to start as a user without an entry. They create a missing working directory or mount point,
-but for root; and Docker and Podman give a volume the owner of its directory in the image.
+Runtimes refuse to start as a named user without an entry, and take ``HOME`` from it; programs look their user
+up. Runtimes create a missing working directory or mount point, but for root; and Docker and Podman give a
+volume the owner of its directory in the image.
+
+A directory of group 0 can be written by that group: OpenShift runs images as a user without an entry, with
+any number and group 0.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from itertools import count
 from nixery.errors import UnsafeContents
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import Content, Link, Tree, before_completion
-from nixery.packing.system_files import ACCOUNTS, GROUP, PASSWD
+from nixery.packing.system_files import GROUP, PASSWD, default_accounts, login_shell
 
 # The first one that `useradd` gives.
 _FIRST = 1000
@@ -35,24 +39,44 @@ _LARGEST_ID = (1 << 32) - 2
 # Names that belong to the store, the kernel or the runtime.
 _LEFT_OUT = frozenset({"nix", "dev", "proc", "sys"})
 
+# Fields of a line in /etc/passwd, and the position of the home.
+_FIELDS, _HOME = 7, 5
+
+# Homes in a package's file that nixery makes; by convention, the last two never exist or stay empty.
+_USABLE_HOME = re.compile(r"(/[a-zA-Z0-9_][a-zA-Z0-9_.+-]{0,63}){1,16}", re.ASCII)
+_NO_HOMES = frozenset({"/nonexistent", "/var/empty"})
+
+# A name that can be one of a directory.
+_PLAIN_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,254}", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """A line of a file; in /etc/group, the group is 0."""
+
     name: str
     number: int
     group: int
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class _User:
+    number: int
+    group: int
+    home: str | None
 
 
 def add_user_files(
     tree: Tree, files: ClosureFiles, user: str | None, working_directory: str | None, volumes: Iterable[str]
 ) -> tuple[int, int]:
-    """Add the user's entry, and the directories that belong to the user, unless the tree has them.
+    """Add the user's entries, and the directories that belong to the user, unless the tree has them.
 
     Args:
         tree: the root file system, otherwise complete.
         files: of the image, for the packages' ``/etc/passwd`` and ``/etc/group``.
         user: as in the config: ``name``, ``id``, ``name:group`` or ``id:id``; ``None`` for root.
-        working_directory: absolute; also the home of a new user.
+        working_directory: absolute.
         volumes: absolute.
 
     Returns:
@@ -62,12 +86,14 @@ def add_user_files(
         StorageError: a package's ``/etc/passwd`` or ``/etc/group`` cannot be read.
         UnsafeContents: one of them is not a regular file, is too large, or has ids that no user can have.
     """
-    home = _name(working_directory or "/")
-    owner = _Accounts(tree, files).owner(user, home) if user else _ROOT
+    owner, home = _ROOT, None
+    if user:
+        found = _Accounts(tree, files).user(user)
+        owner, home = (found.number, found.group), found.home
     # Sorted, a directory comes before what it holds.
-    for name in sorted({home, *map(_name, volumes)}):
-        if name and name.partition("/")[0] not in _LEFT_OUT:
-            tree.add(before_completion(name.encode()), Tree(owner=owner))
+    for place in sorted({_name(place) for place in (home, working_directory, *volumes) if place}):
+        if _can_be_given(tree, place):
+            _give(tree, place, owner)
     return owner
 
 
@@ -75,42 +101,90 @@ def _name(place: str) -> str:
     return posixpath.normpath(place).lstrip("/")
 
 
+def _can_be_given(tree: Tree, place: str) -> bool:
+    """Whether nixery makes a directory, or the image has nothing in it that is not the user's."""
+    if not place or place.partition("/")[0] in _LEFT_OUT:
+        return False
+    node: Tree | Link | Content | None = tree
+    for component in before_completion(place.encode()).split(b"/"):
+        if not isinstance(node, Tree):
+            return node is None
+        node = node.children.get(component)
+    # Directories with other modes are those of all users (/tmp) and root's.
+    return node is None or (isinstance(node, Tree) and not node.children and node.mode == Tree().mode)
+
+
+def _give(tree: Tree, place: str, owner: tuple[int, int]) -> None:
+    directory = tree.directory(before_completion(place.encode()))
+    directory.owner = owner
+    _, group = owner
+    directory.mode = 0o755 if group else 0o775
+
+
 class _Accounts:
     """``/etc/passwd`` and ``/etc/group``, each read once; finds or adds a user and a group."""
 
     def __init__(self, tree: Tree, files: ClosureFiles) -> None:
         self._tree = tree
-        self._contents = {name: _content(tree, files, name) for name in ACCOUNTS}
+        defaults = default_accounts(tree)
+        self._contents = {name: _content(tree, files, name, default) for name, default in defaults.items()}
         self._entries = {
             name: list(_entries(content, name, _origin(tree, name)))
             for name, content in self._contents.items()
         }
 
-    def owner(self, user: str, home: str) -> tuple[int, int]:
-        """Return the ids of a user and its group, as in the config; add those that the files lack."""
-        name, _, group = user.partition(":")
+    def user(self, user: str) -> _User:
+        """Return a user as in the config; add it, its group and its home if the files lack them."""
+        # Runtimes read 007 as 7.
+        name, group = (str(int(p)) if p.isdecimal() else p for p in (*user.split(":"), "")[:2])
         entry = self._find(PASSWD, name)
-        if name.isdecimal():
-            # As runtimes do: without a group in the config, the entry's group or root's.
-            user_id, group_id = int(name), entry.group if entry else 0
-        elif entry:
-            user_id, group_id = entry.number, entry.group
-        else:
-            user_id = self._free(PASSWD)
-            group_id = self._group(group or name)
-            # The format cannot express this value as a home directory.
-            home = home if home.isprintable() and ":" not in home else ""
-            self._append(PASSWD, f"{name}:x:{user_id}:{group_id}::/{home}:/bin/sh")
-        return user_id, self._group(group) if group else group_id
+        if entry is None:
+            return self._new_user(name, group)
+        group_id = self._group(group) if group else entry.group
+        home = None if entry.number == 0 else self._home(entry)
+        return _User(entry.number, group_id, home)
 
-    def _group(self, group: str) -> int:
-        if group.isdecimal():
-            return int(group)
+    def _new_user(self, name: str, group: str) -> _User:
+        if name.isdecimal():
+            number = int(name)
+            # Without a group, group 0, as in runtimes without an entry. Programs take digits for a number
+            # rather than a name.
+            group_id = self._group(group, f"user{number}" if group == name else None) if group else 0
+            name = f"user{number}"
+        else:
+            number = self._free(PASSWD)
+            group_id = self._group(group or name)
+        home = _home_of(name)
+        self._append(PASSWD, f"{name}:x:{number}:{group_id}:{name}:{home}:{login_shell(self._tree)}")
+        return _User(number, group_id, home)
+
+    def _home(self, entry: _Entry) -> str:
+        """Return the home of an existing user, after replacing one that cannot be the user's own."""
+        fields = entry.line.split(":")
+        home = fields[_HOME] if len(fields) == _FIELDS else ""
+        if _USABLE_HOME.fullmatch(home) and home not in _NO_HOMES and _can_be_given(self._tree, _name(home)):
+            return home
+        home = _home_of(entry.name if _PLAIN_NAME.fullmatch(entry.name) else f"user{entry.number}")
+        fields = (fields + [""] * _FIELDS)[:_FIELDS]
+        fields[_HOME] = home
+        self._replace(PASSWD, entry.line, ":".join(fields))
+        return home
+
+    def _group(self, group: str, name: str | None = None) -> int:
+        """Return the number of a group; add it if the file lacks it.
+
+        Args:
+            group: its name or its number.
+            name: that a number gets; by default, ``group7`` for 7.
+        """
         entry = self._find(GROUP, group)
         if entry:
             return entry.number
-        number = self._free(GROUP)
-        self._append(GROUP, f"{group}:x:{number}:")
+        if group.isdecimal():
+            number, name = int(group), name or f"group{group}"
+        else:
+            number, name = self._free(GROUP), group
+        self._append(GROUP, f"{name}:x:{number}:")
         return number
 
     def _find(self, file: bytes, name: str) -> _Entry | None:
@@ -126,21 +200,35 @@ class _Accounts:
         if content and not content.endswith(b"\n"):
             content += b"\n"
         added = line.encode() + b"\n"
-        self._contents[file] = content + added
         self._entries[file] += _entries(added, file, b"/" + file)
+        self._write(file, content + added)
+
+    def _replace(self, file: bytes, line: str, replacement: str) -> None:
+        lines = self._contents[file].split(b"\n")
+        # Decoded as in the entry, which may differ from the bytes.
+        position = [each.decode(errors="replace") for each in lines].index(line)
+        lines[position] = replacement.encode()
+        self._write(file, b"\n".join(lines))
+
+    def _write(self, file: bytes, content: bytes) -> None:
+        self._contents[file] = content
         above, _, last = file.rpartition(b"/")
         directory = self._tree.get(above)
         if isinstance(directory, Tree):
-            directory.children[last] = Content(self._contents[file])
+            directory.children[last] = Content(content)
 
 
-def _content(tree: Tree, files: ClosureFiles, name: bytes) -> bytes:
+def _home_of(name: str) -> str:
+    return f"/home/{name}"
+
+
+def _content(tree: Tree, files: ClosureFiles, name: bytes, default: bytes) -> bytes:
     node = tree.get(name)
     if isinstance(node, Content):
         return node.content
     content = files.read(node.target, _MOST_BYTES) if isinstance(node, Link) else None
     # For a directory, and for a link out of the image, the image gets the default file.
-    return ACCOUNTS[name] if content is None else content
+    return default if content is None else content
 
 
 def _origin(tree: Tree, name: bytes) -> bytes:
@@ -157,7 +245,7 @@ def _entries(content: bytes, name: bytes, origin: bytes) -> Iterator[_Entry]:
         if match := _LINE.match(line):
             # In a group's line, its members come next.
             group = (match[3] if name == PASSWD else "") or "0"
-            yield _Entry(match[1], _id(match[2], origin), _id(group, origin))
+            yield _Entry(match[1], _id(match[2], origin), _id(group, origin), line)
 
 
 def _id(digits: str, origin: bytes) -> int:

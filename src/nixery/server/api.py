@@ -61,6 +61,9 @@ _KINDS = frozenset({"package", "list", "definition"})
 # Builds of a list.
 _LISTED = 50
 
+# Characters of a wrong parameter in an error.
+_SHOWN = 20
+
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 
 _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
@@ -85,8 +88,11 @@ class Packages:
             TooBusy: too many searches are waiting.
             NixeryError: the package set is unavailable, or cannot be listed.
         """
-        wanted = request.query.get("limit", "")
-        limit = min(int(wanted), LARGEST_LIMIT) if _NUMBER.fullmatch(wanted) else _DEFAULT_LIMIT
+        wanted = request.query.get("limit", str(_DEFAULT_LIMIT))
+        limit = int(wanted) if _NUMBER.fullmatch(wanted) else -1
+        if not 0 <= limit <= LARGEST_LIMIT:
+            message = f"limit should be a number from 0 to {LARGEST_LIMIT}, not {shortened(wanted, _SHOWN)!r}"
+            return errors_body(400, "UNSUPPORTED", message)
         found = await self._packages.find(request, limit)
         if found is None:
             return listing_in_progress()

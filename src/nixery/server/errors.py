@@ -71,9 +71,9 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     AnswerTooLarge: (422, "MANIFEST_UNKNOWN"),
     PackageSetChanged: (503, "UNKNOWN"),
     SourceUnreachable: (503, "UNKNOWN"),
-    # Nix.
-    NixTimedOut: (504, "UNKNOWN"),
-    BuildDeadlineExceeded: (504, "UNKNOWN"),
+    # Nix. As for a failed build: clients show nothing of a 504 but its number.
+    NixTimedOut: (422, "MANIFEST_UNKNOWN"),
+    BuildDeadlineExceeded: (422, "MANIFEST_UNKNOWN"),
     NixStoreFull: (507, "UNKNOWN"),
     NixUnusable: (500, "UNKNOWN"),
     PathsCollected: (503, "UNKNOWN"),
@@ -97,12 +97,11 @@ _HEADINGS = {
     422: "This image cannot be built",
     429: "The server is busy",
     503: "Not available at the moment",
-    504: "The build took too long",
     507: "The server is out of space",
 }
 
 # Errors for which the log of the build has more than the message.
-_WITH_LOG = (BuildFailed, NixTimedOut, EvaluationFailed)
+_WITH_LOG = (BuildFailed, BuildDeadlineExceeded, NixTimedOut, EvaluationFailed)
 
 # Characters. Some messages quote a path, which may be longer than any other error.
 _LONGEST_MESSAGE = LONGEST_MESSAGE + 200
@@ -122,6 +121,8 @@ def heading(error: NixeryError) -> str:
     """Return the heading of the page that shows an error."""
     if isinstance(error, PackageUnknown):
         return "No such package"
+    if isinstance(_cause(error), NixTimedOut | BuildDeadlineExceeded):
+        return "The build took too long"
     status, _ = status_and_code(error)
     return _HEADINGS.get(status, _HEADING)
 

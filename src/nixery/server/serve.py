@@ -68,13 +68,30 @@ class Listener:
     bounds: ConnectionBounds
 
 
+@dataclass(frozen=True, slots=True)
+class BuildsEnd:
+    """How builds end when the server stops.
+
+    Attributes:
+        drain: starts no more builds, and returns once none is running.
+        seconds: for which running builds may go on.
+        close: ends builds; requests that wait for one get an answer that says to retry.
+    """
+
+    drain: Callable[[], Awaitable[None]]
+    seconds: float
+    close: Callable[[], Awaitable[None]]
+
+
 async def serve(
     listeners: Sequence[Listener],
     observation: Observation,
     send_timeout: float,
-    close: Callable[[], Awaitable[None]],
+    end: BuildsEnd,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then end the builds, finish sending responses and return.
+    """Serve until SIGTERM or SIGINT; then wait for builds, end them, finish sending responses and return.
+
+    While builds go on, stored images are served, and a second signal ends the wait.
 
     The web server is embedded: it runs in this process, so that there is one process id to stop, and builds
     end before connections are drained. Otherwise a pull that waits for a build would delay the shutdown.
@@ -83,7 +100,7 @@ async def serve(
         listeners: each has its own web server, so that too many connections to one do not block another.
         observation: the requests of all listeners.
         send_timeout: seconds after which a client that reads nothing is disconnected.
-        close: ends builds; requests that wait for one get an answer that says to retry.
+        end: of the builds.
     """
     bounds = _with_descriptors(listeners)
     servers = [_server(listener, bounds[listener.port]) for listener in listeners]
@@ -99,14 +116,22 @@ async def serve(
         _log.info("listening", address=one.address, port=one.port)
     stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if end.seconds and not serving.done():
+        _log.info("stopping when running builds have ended", seconds=end.seconds)
+        stop.clear()
+        stopping = asyncio.ensure_future(stop.wait())
+        draining = asyncio.ensure_future(end.drain())
+        ends = {serving, stopping, draining}
+        await asyncio.wait(ends, timeout=end.seconds, return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
     _log.info("stopping")
-    end = loop.time() + _SHUTDOWN_TIMEOUT
-    closing = asyncio.ensure_future(close())
+    until = loop.time() + _SHUTDOWN_TIMEOUT
+    closing = asyncio.ensure_future(end.close())
     # A thread that waits for a disk must not delay the shutdown.
     await asyncio.wait({closing}, timeout=_CLOSE_TIMEOUT)
     for server in servers:
         server.stop()  # type: ignore[no-untyped-call]
-    done, cut_off = await asyncio.wait({serving}, timeout=max(0.0, end - loop.time()))
+    done, cut_off = await asyncio.wait({serving}, timeout=max(0.0, until - loop.time()))
     if cut_off:
         _log.warning("responses were cut off", seconds=_SHUTDOWN_TIMEOUT)
     stopping.cancel()

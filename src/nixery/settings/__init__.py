@@ -8,8 +8,10 @@ original Nixery keep its names; new ones begin with ``NIXERY_``.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -38,6 +40,7 @@ from nixery.nix.environments import (
     withheld_variables,
     without_secrets,
 )
+from nixery.nix.processes import MARK
 from nixery.quantities import DiskMark, seconds, size
 from nixery.settings import values
 from nixery.sources.source import REACHABLE, CommitRule
@@ -253,8 +256,12 @@ class ServerSettings(_Group):
     """Number of packages that one name may ask for; the grammar of names ends at 128."""
     max_closure: Annotated[_Size, Doc(default="`20GiB`")] = Field(20 * _GIB, alias="NIXERY_MAX_CLOSURE", ge=0)
     """Size of all store paths of an image (NAR size); `0` for no limit."""
-    build_timeout: _Seconds = Field(3600, alias="NIXERY_BUILD_TIMEOUT", ge=1, le=_WEEK)
+    build_timeout: _Seconds = Field(7200, alias="NIXERY_BUILD_TIMEOUT", ge=1, le=_WEEK)
     """Time limit of a whole image, without its time in the queue."""
+    drain_timeout: _Seconds = Field(0, alias="NIXERY_DRAIN_TIMEOUT", ge=0, le=_WEEK)
+    """Time for which running builds may go on after SIGTERM, while the server starts no new ones; the
+    platform has to wait for ten seconds longer before it kills the server.
+    """
     send_timeout: _Seconds = Field(300, alias="NIXERY_SEND_TIMEOUT", ge=1, le=_DAY)
     """Time after which the server disconnects a client that reads nothing of its response."""
 
@@ -511,14 +518,30 @@ class StorageSettings(_Group):
         return problems
 
 
+_PREFIX = "NIXERY_"
+
+# Variables of a Kubernetes service called "nixery", and of services whose names begin so (Kubernetes
+# documentation, "Accessing the Service"); NIXERY_PORT itself has the URL of the service.
+_OF_A_SERVICE = re.compile(
+    r"\w+_(?:SERVICE_(?:HOST|PORT)(?:_\w+)?=.*|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?=.*|PORT=(?:tcp|udp|sctp)://.*)"
+)
+
+# Seconds. Builders compile, which takes as long as it takes; an evaluation of all of nixpkgs takes some seconds for a name.
+_EVALUATION_TIMEOUT = 60
+
+
 class NixSettings(_Group):
     """How Nix is run."""
 
     model_config = SettingsConfigDict(title="Nix")
 
     # Nix does not accept arbitrarily large numbers.
-    nix_timeout: _Seconds = Field(60, alias="NIX_TIMEOUT", ge=1, le=_WEEK)
-    """Time limit of a builder, and of an evaluation."""
+    nix_timeout: _Seconds = Field(3600, alias="NIX_TIMEOUT", ge=1, le=_WEEK)
+    """Time limit of a builder."""
+    longest_evaluation: Annotated[
+        _Seconds | None, Doc(default="`NIX_TIMEOUT` if that is set, otherwise `60`")
+    ] = Field(None, alias="NIXERY_EVALUATION_TIMEOUT", ge=1, le=_WEEK)
+    """Time limit of an evaluation."""
     nix_arguments: Annotated[
         tuple[str, ...], BeforeValidator(values.shell_words), AfterValidator(without_secrets), _MAY_BE_EMPTY
     ] = Field((), alias="NIXERY_NIX_OPTIONS")
@@ -537,6 +560,13 @@ class NixSettings(_Group):
     """Names of variables, separated by commas, that builders get in addition to those without secrets;
     for example `SSH_AUTH_SOCK`.
     """
+
+    @property
+    def evaluation_timeout(self) -> int:
+        """Seconds for an evaluation. A server that sets ``NIX_TIMEOUT`` alone limits evaluations by it, as before."""
+        if self.longest_evaluation is not None:
+            return self.longest_evaluation
+        return self.nix_timeout if "nix_timeout" in self.model_fields_set else _EVALUATION_TIMEOUT
 
     @property
     def build_environment(self) -> Mapping[str, str]:
@@ -639,3 +669,23 @@ class LogSettings(_Group):
 # Pydantic orders fields from the last base to the first, and reports problems in that order.
 class Settings(LogSettings, LayerSettings, NixSettings, StorageSettings, SourceSettings, ServerSettings):
     """All settings of a server or a command."""
+
+    @property
+    def unknown_variables(self) -> Mapping[str, str]:
+        """Variables that begin like a setting and are none, each with the most similar setting, or an empty string.
+
+        In a cluster with a service called ``nixery``, Kubernetes sets variables of that service, which are
+        left out.
+        """
+        known = [str(field.alias) for field in type(self).model_fields.values()]
+        # Without what all of them have in common, which would make any two of them similar.
+        words = [name.removeprefix(_PREFIX) for name in known if name.startswith(_PREFIX)]
+        unknown = sorted(
+            name
+            for name, value in self.environment.items()
+            if name.startswith(_PREFIX)
+            and name not in {*known, MARK}
+            and not _OF_A_SERVICE.fullmatch(f"{name}={value}")
+        )
+        near = {name: get_close_matches(name.removeprefix(_PREFIX), words, 1) for name in unknown}
+        return {name: _PREFIX + words[0] if words else "" for name, words in near.items()}

@@ -12,13 +12,22 @@ import io
 import os
 import re
 import stat
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from nixery.errors import NixeryError, NixTimedOut, NixUnusable, PackageSetChanged, SourceUnreachable
+from nixery.errors import (
+    AnswerTooLarge,
+    NixeryError,
+    NixTimedOut,
+    NixUnusable,
+    PackageSetChanged,
+    SourceUnreachable,
+)
 from nixery.files import LIST, READ
 from nixery.nix.packages import NixFiles
 from nixery.nix.processes import ProcessContext, run_command
@@ -47,8 +56,21 @@ _SETTINGS = (
     ("submodule.recurse", "false"),
 )
 
-# Filters change the content of files; a repository's own configuration defines them.
+# Filters change the content of files, by programs that a configuration names.
 _FILTER = re.compile(r"(filter\..*)\.(?:clean|smudge|process|required)", re.DOTALL)
+
+# Of a repository's own configuration, what decides whether a file counts as changed; none of it names a program.
+_COMPARING = re.compile(
+    r"core\.(?:autocrlf|eol|filemode|symlinks|ignorecase|excludesfile|attributesfile|checkstat|trustctime"
+    r"|sparsecheckout|sparsecheckoutcone)|status\.showuntrackedfiles"
+)
+
+# The head of a working tree: digits of SHA-1 or of SHA-256.
+_HEAD = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?", re.ASCII)
+_SHA1_DIGITS = 40
+
+# Files of a split index that are found.
+_MOST_SHARED = 16
 
 # Nanoseconds since its last change after which a file's time stamps show another change.
 _TIME_STAMP_MARGIN = 2_000_000_000
@@ -78,11 +100,13 @@ class DirectorySource:
     Args:
         path: absolute. Symlinks are followed at each use, so that moving one can replace the package set.
         environment: of git.
+        temporary: for a copy of git's configuration; ``None`` for the system's directory.
     """
 
-    def __init__(self, path: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, environment: Mapping[str, str], temporary: Path | None = None) -> None:
         self.description = f"path:{path}"
         self._environment = environment
+        self._temporary = temporary
         self._last: Pin | None = None
         self._path = path
         self._fingerprint = Fingerprint()
@@ -134,7 +158,7 @@ class DirectorySource:
                 raise SourceUnreachable(f"the package set cannot be read: {error.strerror}") from error
             if self._last is None or self._last.identity != fingerprint:
                 # The content identifies the state; git may have a better name for people.
-                state = await worktree_state(self._path.resolve(), self._environment)
+                state = await worktree_state(self._path.resolve(), self._environment, self._temporary)
                 revision, created = (state.revision, state.created) if state else (fingerprint, None)
                 self._last = Pin(self.description, fingerprint, revision, created=created)
             return self._last
@@ -153,7 +177,9 @@ class WorktreeState:
     created: int
 
 
-async def worktree_state(path: Path, environment: Mapping[str, str]) -> WorktreeState | None:
+async def worktree_state(
+    path: Path, environment: Mapping[str, str], temporary: Path | None = None
+) -> WorktreeState | None:
     """Return the state of a file or directory in a working tree; ``None`` outside of one, or without git.
 
     Commits to other parts of a large repository do not count: they do not change this part.
@@ -161,6 +187,7 @@ async def worktree_state(path: Path, environment: Mapping[str, str]) -> Worktree
     Args:
         path: of the file or directory.
         environment: of git.
+        temporary: see ``DirectorySource``.
     """
     is_directory = await asyncio.to_thread(path.is_dir)
     directory = path if is_directory else path.parent
@@ -168,32 +195,87 @@ async def worktree_state(path: Path, environment: Mapping[str, str]) -> Worktree
     # Writes nothing, and fetches no missing objects.
     alone = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "LC_ALL": "C"}
     environment = with_git_settings({**environment, **alone}, _SETTINGS)
-    names = await _ask(directory, environment, "config", "--list", "--name-only", "-z")
-    if names is None:
-        return None
-    filters = dict.fromkeys(match[1] for name in names.split("\0") if (match := _FILTER.fullmatch(name)))
-    unfiltered = [
-        (f"{driver}.{key}", value)
-        for driver in filters
-        for key, value in (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
-    ]
-    environment = with_git_settings(environment, unfiltered)
-    last, changes = await asyncio.gather(
+    last, is_unchanged = await asyncio.gather(
         _ask(directory, environment, "log", "-1", "--format=%H %ct", "--", part),
-        _ask(directory, environment, "status", "--porcelain", "--ignore-submodules=all", "--", part),
+        _is_unchanged(directory, part, environment, temporary),
     )
     if not last:
         return None
     commit = last.split()[0]
     date = commit_date(last.removeprefix(commit))
-    return WorktreeState(commit if changes == "" else f"{commit}-dirty", date)
+    return WorktreeState(commit if is_unchanged else f"{commit}-dirty", date)
+
+
+async def _is_unchanged(
+    directory: Path, part: str, environment: Mapping[str, str], temporary: Path | None
+) -> bool:
+    """Whether a part of a working tree is as in the last commit.
+
+    To compare a file, git runs the filters of its configuration, and whoever may write to the repository could
+    change that at any moment. So git gets the objects and the index of the repository, and a copy of the harmless
+    part of its configuration.
+    """
+    asked = ("--show-toplevel", "--git-path", "objects", "--git-path", "index", "--git-path", "info")
+    listed, located = await asyncio.gather(
+        _ask(directory, environment, "config", "--list", "-z"),
+        _ask(directory, environment, "rev-parse", "--path-format=absolute", *asked, "HEAD"),
+    )
+    found = (located or "").removesuffix("\n").split("\n")
+    if listed is None or len(found) != 5 or _HEAD.fullmatch(found[4]) is None:  # noqa: PLR2004 -- as many as asked
+        return False
+    root, objects, index, info, head = found
+    try:
+        with tempfile.TemporaryDirectory(dir=temporary) as repository:
+            await asyncio.to_thread(_make_repository, Path(repository), head, Path(index), info)
+            places = {
+                "GIT_DIR": repository,
+                "GIT_WORK_TREE": root,
+                "GIT_INDEX_FILE": index,
+                "GIT_OBJECT_DIRECTORY": objects,
+            }
+            environment = with_git_settings({**environment, **places}, _comparing(listed))
+            changes = await _ask(
+                directory, environment, "status", "--porcelain", "--ignore-submodules=all", "--", part
+            )
+    except OSError:
+        return False  # no room for a copy
+    return changes == ""
+
+
+def _make_repository(repository: Path, head: str, index: Path, info: str) -> None:
+    (repository / "refs").mkdir()
+    (repository / "HEAD").write_text(f"{head}\n")
+    if len(head) > _SHA1_DIGITS:
+        (repository / "config").write_text(
+            "[core]\n\trepositoryformatversion = 1\n[extensions]\n\tobjectFormat = sha256\n"
+        )
+    (repository / "info").symlink_to(info)
+    for shared in islice(index.parent.glob("sharedindex.*"), _MOST_SHARED):
+        (repository / shared.name).symlink_to(shared)
+
+
+def _comparing(listed: str) -> list[tuple[str, str]]:
+    """Return the settings of a comparison: harmless ones of the repository, and no filters at all.
+
+    Args:
+        listed: output of ``git config --list -z``.
+    """
+    settings = [setting.partition("\n") for setting in listed.split("\0")]
+    # A name alone means true.
+    copied = {
+        name: value if is_set else "true" for name, is_set, value in settings if _COMPARING.fullmatch(name)
+    }
+    # The operator's configuration may have filters as well.
+    filters = dict.fromkeys(match[1] for name, _, _ in settings if (match := _FILTER.fullmatch(name)))
+    off = (("clean", ""), ("smudge", ""), ("process", ""), ("required", "false"))
+    return [*copied.items(), *((f"{driver}.{key}", value) for driver in filters for key, value in off)]
 
 
 async def _ask(directory: Path, environment: Mapping[str, str], *arguments: str) -> str | None:
     command: Sequence[str] = ("git", "-C", str(directory), *arguments)
     try:
         completed, _ = await run_command(_GIT_TIMEOUT, *command, context=ProcessContext(environment))
-    except (NixUnusable, NixTimedOut):
+    except (NixUnusable, NixTimedOut, AnswerTooLarge):
         return None
     return completed.stdout.decode(errors="surrogateescape") if completed.exit_code == 0 else None
 

@@ -20,7 +20,7 @@ from nixery.nix.packages import NixFiles
 from nixery.nix.processes import ProcessContext, run_command
 from nixery.nix.trees import NixStore, TreeCache
 from nixery.source_location import COMMIT, SourceLocation
-from nixery.sources.git_commands import LOOK_UP_TIMEOUT, BareRepository, Git, LockedRepository
+from nixery.sources.git_commands import LOOK_UP_TIMEOUT, BareRepository, Git, LockedRepository, lines_of
 from nixery.sources.source import CommitRule, Pin, Reference, is_commit_of
 
 # Seconds to unpack a commit.
@@ -264,7 +264,7 @@ class GitRepository:
     async def _forget_old(self, copy: LockedRepository, newest: str) -> None:
         """Drop the references of commits that were not used recently, and with them their objects."""
         listed = await copy.require("for-each-ref", "--format=%(refname)", _KEPT_REFERENCES)
-        commits = [name.rpartition("/")[2] for name in listed.split()]
+        commits = [name.rpartition("/")[2] for name in lines_of(listed)]
         if len(commits) <= _KEPT:
             return
         used = await asyncio.to_thread(lambda: {commit: self._last_use(commit) for commit in commits})
@@ -366,7 +366,8 @@ class CommitHistory:
             "--format=%(refname)",
             *(f"{_REMOTE_REFERENCES}{kind}" for kind in _KINDS),
         )
-        names = (name.removeprefix(_REMOTE_REFERENCES) for name in output.split()) if status == 0 else ()
+        found = lines_of(output) if status == 0 else ()
+        names = (name.removeprefix(_REMOTE_REFERENCES) for name in found)
         return next((f"refs/{name}" for name in names if self._counts(name)), None)
 
     async def _look(self) -> None:

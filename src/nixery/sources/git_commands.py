@@ -128,7 +128,7 @@ class Git:
         Raises:
             SourceUnreachable: a line has no commit.
         """
-        lines = [line.partition("\t") for line in output.splitlines()]
+        lines = [line.partition("\t") for line in lines_of(output)]
         if not all(COMMIT.fullmatch(commit) for commit, _, _ in lines):
             raise self.disclosure.unreachable("its list of branches and tags has a line without a commit")
         return {name: commit for commit, _, name in lines}
@@ -291,6 +291,15 @@ class BareRepository(_Commands):
         for path in (*locks, *unfinished, *self.directory.glob("objects/info/**/*.lock")):
             if path.name != "nixery.lock":
                 path.unlink(missing_ok=True)
+
+
+def lines_of(output: str) -> Sequence[str]:
+    """Return the lines of git's output, one for each reference.
+
+    Only a line break separates them: the name of a branch may have any other separator that is not in ASCII, and
+    would become the names of two.
+    """
+    return [line for line in output.split("\n") if line]
 
 
 def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:

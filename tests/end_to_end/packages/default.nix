@@ -4,6 +4,8 @@
 let
   debian = import ../../../packagesets/debian { inherit system; };
 
+  triplet = builtins.replaceStrings [ "-linux" ] [ "-linux-gnu" ] system;
+
   package =
     {
       name,
@@ -44,6 +46,17 @@ debian
       printf '#!/usr/bin/env bash\necho "''${BASH_VERSION:+said by bash}"\n' > $out/bin/say
       printf '#!/bin/sh\necho said below usr\n' > $out/usr/bin/say-below-usr
       chmod +x $out/bin/say $out/usr/bin/say-below-usr
+    '';
+  };
+
+  # Another library by the name of the one that bash needs; in the image, it takes the name's place.
+  decoy = package {
+    name = "decoy";
+    meta.priority = 4;
+    zlib = debian.zlib1g;
+    script = ''
+      mkdir -p $out/lib/${triplet}
+      cp $zlib/lib/${triplet}/libz.so.1 $out/lib/${triplet}/libtinfo.so.6
     '';
   };
 

@@ -27,7 +27,7 @@ from nixery.layering.popularity import Popularity
 from nixery.locks import FileLocks
 from nixery.nix.garbage_collection import NixGarbageCollector
 from nixery.nix.options import NixOptions
-from nixery.nix.realisation import Nix
+from nixery.nix.realisation import Nix, TimeLimits
 from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
 from nixery.server.http import Request
@@ -75,7 +75,7 @@ async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
     leases = Leases(records, 3600)
     source = DirectorySource(tmp_path / "set", {})
     options = NixOptions((), None)
-    nix = Nix(5, NixGarbageCollector(tmp_path / "state", tmp_path / "roots"), options)
+    nix = Nix(TimeLimits(5, 5), NixGarbageCollector(tmp_path / "state", tmp_path / "roots"), options)
     layers = LayerPublisher(
         blobs, records, Packing(LayerPacker(compression("gzip")), 1, FileLocks(tmp_path / "locks"))
     )

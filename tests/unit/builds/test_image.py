@@ -7,7 +7,7 @@ from nixery.closure import StorePath
 from nixery.image.name import parse_image_name
 from nixery.nix.packages import Contents, Definition, Package
 from nixery.oci.documents import ExecutionParameters
-from nixery.packing.root_filesystem import Link, Tree
+from nixery.packing.root_filesystem import Link, Tree, complete_below_usr
 from nixery.sources.source import Pin
 
 PATH = StorePath("a" * 32 + "-p")
@@ -136,21 +136,26 @@ def test_programs_and_certificates_have_stable_paths_in_the_environment() -> Non
     env = dict(
         entry.split("=", 1) for entry in execution_parameters(parse_image_name("git"), of(), tree()).env
     )
-    assert env["PATH"].split(":")[0] == "/bin"
+    assert env["PATH"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     assert env["SSL_CERT_FILE"] == env["GIT_SSL_CAINFO"] == "/etc/ssl/certs/ca-bundle.crt"
     assert "HOME" not in env
 
 
-def test_variables_for_time_zones_and_locales_are_set_if_the_image_has_them() -> None:
+def test_variables_for_files_are_set_if_the_image_has_them() -> None:
     request = parse_image_name("git")
     root = tree()
     without = execution_parameters(request, of(), root).env
-    assert not [entry for entry in without if entry.startswith(("TZDIR", "LOCALE_ARCHIVE"))]
-    root.add(b"share/zoneinfo", Link(b"somewhere"))
-    assert execution_parameters(request, of(), root).env == (*without, "TZDIR=/share/zoneinfo")
-    root.add(b"lib/locale/locale-archive", Link(b"somewhere"))
-    both = execution_parameters(request, of(), root).env
-    assert both == (*without, "TZDIR=/share/zoneinfo", "LOCALE_ARCHIVE=/lib/locale/locale-archive")
+    names = ("TZDIR", "LOCALE_ARCHIVE", "JAVAX_NET_SSL_TRUSTSTORE")
+    assert not [entry for entry in without if entry.startswith(names)]
+    for file in (b"share/zoneinfo", b"lib/locale/locale-archive", b"etc/ssl/certs/java/cacerts"):
+        root.add(file, Link(b"somewhere"))
+    complete_below_usr(root)
+    assert execution_parameters(request, of(), root).env == (
+        *without,
+        "TZDIR=/usr/share/zoneinfo",
+        "LOCALE_ARCHIVE=/usr/lib/locale/locale-archive",
+        "JAVAX_NET_SSL_TRUSTSTORE=/etc/ssl/certs/java/cacerts",
+    )
 
 
 def defined(name: str, execution: ExecutionParameters, *packages: Package) -> ExecutionParameters:

@@ -31,6 +31,24 @@ def test_an_output_without_a_place_is_refused(text: str, advice: str) -> None:
         parse_output(text, "latest")
 
 
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("foo:bar", r"\./foo:bar"),
+        ("zip:bar.zip", "oci-archive"),
+        ("oci_archive:x", "did you mean oci-archive"),
+    ],
+)
+def test_an_unknown_kind_of_output_is_refused(text: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        parse_output(text, "latest")
+
+
+def test_a_path_may_have_a_colon(tmp_path: Path) -> None:
+    assert parse_output(f"{tmp_path}/a:b", "1") == FileOutput(tmp_path / "a:b", archive=False)
+    assert parse_output("./a:b.tar", "1") == FileOutput(Path.cwd() / "a:b.tar", archive=True)
+
+
 def test_a_file_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="File name too long"):
         check_outputs([parse_output(f"oci:{tmp_path}/{'a' * 300}", "latest")])

@@ -176,6 +176,21 @@ def test_only_regular_files_are_opened(
             link(store, "pipe")
         with pytest.raises(UnsafeContents, match=rf"{name} cannot be in an image: .* regular file"):
             read(files, f"{PATH}/{name}".encode())
+        assert files.read_beginning(f"{PATH}/{name}".encode(), 1) is None
+
+
+def test_a_file_is_read_up_to_a_size(files: ClosureFiles, store: Path) -> None:
+    file = store / PATH.base_name / "d" / "file"
+    file.write_bytes(b"beginning")
+    name = f"{PATH}/d/file".encode()
+    assert [files.read_beginning(name, size) for size in (0, 5, 9, 10)] == [
+        b"",
+        b"begin",
+        b"beginning",
+        b"beginning",
+    ]
+    assert files.read_beginning(f"{PATH}/d/none".encode(), 5) is None
+    assert files.read_beginning(f"{FOREIGN}/d/file".encode(), 5) is None
 
 
 def test_a_large_file_is_not_read(files: ClosureFiles, store: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from nixery.errors import UnsafeContents
 from nixery.packing import closure_files, root_filesystem
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import (
+    BASE_DIRECTORIES,
     Directory,
     Entry,
     GeneratedFile,
@@ -74,27 +76,97 @@ def test_programs_are_links_in_a_real_directory(store: Path) -> None:
     assert link(entries["bin/git"]) == f"{git}/bin/git"
 
 
-def test_a_directory_of_one_package_is_one_link(store: Path) -> None:
-    git = package(store, "git", "share/git/a", "share/git/b")
-    entries = by_name(plan(store, git))
-    assert link(entries["share/git"]) == f"{git}/share/git"
-    assert "share/git/a" not in entries
+@pytest.mark.parametrize("top", ["share", "lib", "libexec", "include"])
+def test_directories_of_one_package_are_real_to_the_third_level_below_the_base(store: Path, top: str) -> None:
+    a = package(store, "a", f"{top}/a/15/extension/sql/x", f"{top}/a/15/extension/y", f"usr/{top}/b/c/d/e/f")
+    entries = by_name(plan(store, a))
+    for real in ("a", "a/15", "a/15/extension", "b", "b/c", "b/c/d"):
+        assert isinstance(entries[f"usr/{top}/{real}"], Directory)
+    assert link(entries[f"usr/{top}/a/15/extension/y"]) == f"{a}/{top}/a/15/extension/y"
+    assert link(entries[f"usr/{top}/a/15/extension/sql"]) == f"{a}/{top}/a/15/extension/sql"
+    assert link(entries[f"usr/{top}/b/c/d/e"]) == f"{a}/usr/{top}/b/c/d/e"
+    assert f"usr/{top}/a/15/extension/sql/x" not in entries
 
 
 def test_directories_of_several_packages_are_merged(store: Path) -> None:
     a, b = (
-        package(store, "a", "share/man/man1/a"),
-        package(store, "b", "share/man/man1/b", "share/man/man5/b"),
+        package(store, "a", "share/1/2/3/4/5/a"),
+        package(store, "b", "share/1/2/3/4/5/b", "share/1/2/3/4/6/b"),
     )
     entries = by_name(plan(store, a, b))
-    assert link(entries["share/man/man1/a"]) == f"{a}/share/man/man1/a"
-    assert link(entries["share/man/man1/b"]) == f"{b}/share/man/man1/b"
-    assert link(entries["share/man/man5"]) == f"{b}/share/man/man5"
+    assert link(entries["usr/share/1/2/3/4/5/a"]) == f"{a}/share/1/2/3/4/5/a"
+    assert link(entries["usr/share/1/2/3/4/5/b"]) == f"{b}/share/1/2/3/4/5/b"
+    assert link(entries["usr/share/1/2/3/4/6"]) == f"{b}/share/1/2/3/4/6"
 
 
-def test_below_etc_every_directory_is_real(store: Path) -> None:
-    entries = by_name(plan(store, package(store, "a", "etc/ssl/certs/x")))
-    assert isinstance(entries["etc/ssl/certs"], Directory)
+@pytest.mark.parametrize("top", ["etc", "var"])
+def test_every_directory_below_etc_and_var_is_real(store: Path, top: str) -> None:
+    entries = by_name(plan(store, package(store, "a", f"{top}/1/2/3/4/5/6/x")))
+    assert isinstance(entries[f"{top}/1/2/3/4/5/6"], Directory)
+
+
+def test_base_directories_are_real_in_every_image(store: Path) -> None:
+    elsewhere = dict.fromkeys(("home", "lib", "opt", "share", "srv", "var", "usr/bin"), "/somewhere")
+    files = ("etc/ssl", "include", "media", "sbin")
+    for paths in ((), (package(store, "a", *files, links=elsewhere),)):
+        root = plan(store, *paths)
+        entries = by_name(root)
+        for name, mode in BASE_DIRECTORIES.items():
+            assert entries[name.decode()] == Directory(name, mode)
+        assert root.clashes == ()
+    old_names = {name: link(entries[name]) for name in ("include", "libexec", "share", "var/lock", "var/run")}
+    assert old_names == {
+        "include": "usr/include",
+        "libexec": "usr/libexec",
+        "share": "usr/share",
+        "var/lock": "../run/lock",
+        "var/run": "../run",
+    }
+
+
+def test_a_file_in_place_of_a_base_directory_loses(store: Path) -> None:
+    root = plan(store, package(store, "a", "share", "lib"), package(store, "b", "share/b", "lib/b"))
+    assert link(by_name(root)["usr/share/b"]).endswith("-b/share/b")
+    assert root.clashes == (NameClash("lib", "b", "a"), NameClash("share", "b", "a"))
+
+
+def test_names_at_the_top_and_below_usr_lead_to_the_same_files(store: Path, tmp_path: Path) -> None:
+    a = package(store, "a", "bin/x", "sbin/y", "lib/liba.so", "lib/a/1", "usr/lib/b/2", "usr/bin/z")
+    entries = by_name(plan(store, a))
+    names = {
+        "bin/x": "bin/x",
+        "usr/bin/x": "bin/x",
+        "bin/z": "usr/bin/z",
+        "usr/bin/z": "usr/bin/z",
+        "sbin/y": "sbin/y",
+        "usr/sbin/y": "sbin/y",
+        "lib/liba.so": "lib/liba.so",
+        "usr/lib/liba.so": "lib/liba.so",
+        "lib/a/1": "lib/a/1",
+        "usr/lib/a/1": "lib/a/1",
+        "lib/b/2": "usr/lib/b/2",
+        "usr/lib/b/2": "usr/lib/b/2",
+    }
+    root = tmp_path / "root"
+    unpack(entries, root, store)
+    for name, file in names.items():
+        assert (root / name).resolve() == store / a.base_name / file
+    # Of the two names of a directory, that below /usr is the real one.
+    assert isinstance(entries["usr/lib/a"], Directory)
+    assert link(entries["lib/a"]) == "../usr/lib/a"
+
+
+def unpack(entries: dict[str, Entry], root: Path, store: Path) -> None:
+    """Write a planned root file system, with the store paths where they are."""
+    root.mkdir()
+    for name, entry in entries.items():
+        match entry:
+            case Directory():
+                (root / name).mkdir()
+            case Symlink(_, target):
+                (root / name).symlink_to(target.decode().replace("/nix/store", str(store), 1))
+            case GeneratedFile(_, content):
+                (root / name).write_bytes(content)
 
 
 def test_a_name_clash_is_decided_by_priority_then_name_and_reported(store: Path) -> None:
@@ -110,7 +182,34 @@ def test_implicit_packages_lose_every_name_clash(store: Path) -> None:
     outputs = [InstalledOutput(cacert, "cacert", 1, implicit=True), InstalledOutput(own, "own", 5)]
     root = planned(store, outputs, [own, cacert])
     assert link(by_name(root)["etc/bundle"]) == f"{own}/etc/bundle"
-    assert root.clashes == (NameClash("etc/bundle", "own", "cacert"),)
+    # A warning is for a user who misses the file of a requested package.
+    assert root.clashes == ()
+
+
+def test_clashes_of_requested_packages_alone_are_reported(store: Path) -> None:
+    names = ("a", "b", "c", "d")
+    paths = {name: package(store, name, "bin/x", "share/x") for name in names}
+    outputs = [InstalledOutput(paths[name], name, 5, implicit=name in "ab") for name in names]
+    root = planned(store, outputs, list(paths.values()))
+    assert link(by_name(root)["bin/x"]) == f"{paths['c']}/bin/x"
+    assert root.clashes == (NameClash("bin/x", "c", "d"), NameClash("share/x", "c", "d"))
+
+
+def test_rank_decides_before_the_place_in_a_package(store: Path) -> None:
+    requested, dependency = package(store, "z", "usr/bin/x"), package(store, "a", "bin/x")
+    outputs = [InstalledOutput(requested, "z", 5), InstalledOutput(dependency, "a", 5, implicit=True)]
+    entries = by_name(planned(store, outputs, [requested, dependency]))
+    assert link(entries["bin/x"]) == f"{requested}/usr/bin/x"
+
+
+def test_a_dependency_has_no_names_of_its_own_at_the_top(store: Path) -> None:
+    terminals = package(store, "terminals", "x/xterm", "share/terminals/xterm", "bin/tset")
+    dependency = InstalledOutput(terminals, "terminals", 5, implicit=True)
+    entries = by_name(planned(store, [dependency], [terminals]))
+    assert "x" not in entries
+    assert {"bin/tset", "usr/share/terminals/xterm"} <= entries.keys()
+    requested = replace(dependency, implicit=False)
+    assert "x/xterm" in by_name(planned(store, [requested], [terminals]))
 
 
 def test_two_names_of_one_file_do_not_clash(store: Path) -> None:
@@ -135,9 +234,8 @@ def test_files_of_this_machine_are_not_included(store: Path) -> None:
     whole = StorePath("b" * 32 + "-b")
     (store / whole.base_name).symlink_to("/usr")
     entries = by_name(plan(store, a, whole))
-    assert link(entries["etc"]) == f"{a}/etc"
-    assert link(entries["opt"]) == f"{a}/opt"
-    assert not [name for name in entries if name.startswith(("opt/", "loop/", "share", "sbin"))]
+    assert link(entries["loop"]) == f"{a}/loop"
+    assert set(entries) - set(by_name(plan(store))) == {"bin/x", "usr/bin/x", "loop"}
 
 
 def test_loops_of_symlinks_end(store: Path) -> None:
@@ -145,7 +243,7 @@ def test_loops_of_symlinks_end(store: Path) -> None:
     root = plan(
         store, package(store, "a", "share/d/x", links=loops), package(store, "b", "share/d/y", links=loops)
     )
-    assert isinstance(by_name(root)["share/d/loop"], Symlink)
+    assert isinstance(by_name(root)["usr/share/d/loop"], Symlink)
 
 
 def test_order_changes_nothing(store: Path) -> None:
@@ -157,10 +255,7 @@ def test_files_that_every_system_has_are_added(store: Path) -> None:
     entries = by_name(plan(store, package(store, "a", "nix-support/x", "tmp/x", "proc/x")))
     modes = {name: entry.mode for name, entry in entries.items() if isinstance(entry, Directory)}
     assert (modes["tmp"], modes["var/tmp"], modes["root"]) == (0o1777, 0o1777, 0o700)
-    assert link(entries["usr/bin"]) == "../bin"
-    assert "nix-support" not in entries
-    assert "proc" not in entries
-    assert "tmp/x" not in entries
+    assert not [name for name in entries if name.startswith("nix") or name in ("proc/x", "tmp/x")]
     passwd, nsswitch = entries["etc/passwd"], entries["etc/nsswitch.conf"]
     assert isinstance(passwd, GeneratedFile)
     assert b"nobody:x:65534:65534" in passwd.content
@@ -168,25 +263,19 @@ def test_files_that_every_system_has_are_added(store: Path) -> None:
     assert b"hosts: files dns" in nsswitch.content
 
 
-def test_directories_below_usr_link_to_existing_directories_at_the_root(store: Path) -> None:
-    entries = by_name(plan(store, package(store, "a", "share/x")))
-    assert link(entries["usr/share"]) == "../share"
-    assert "usr/lib" not in entries
-
-
 def test_the_locale_of_the_closure_is_found_below_usr(store: Path) -> None:
     a, libc = package(store, "a", "bin/x"), package(store, "libc", "lib/locale/C.utf8/LC_CTYPE")
     entries = by_name(planned(store, [InstalledOutput(a, "a", 5)], [a, libc]))
-    assert link(entries["lib/locale/C.utf8"]) == f"{libc}/lib/locale/C.utf8"
-    assert link(entries["usr/lib"]) == "../lib"
+    assert link(entries["usr/lib/locale/C.utf8"]) == f"{libc}/lib/locale/C.utf8"
 
 
 def test_locales_of_a_package_leave_room_for_that_of_the_closure(store: Path) -> None:
     german = package(store, "german", "lib/locale/de_DE.utf8/LC_CTYPE")
     libc = package(store, "libc", "lib/locale/C.utf8/LC_CTYPE")
     entries = by_name(planned(store, [InstalledOutput(german, "german", 5)], [german, libc]))
-    assert link(entries["lib/locale/de_DE.utf8"]) == f"{german}/lib/locale/de_DE.utf8"
-    assert link(entries["lib/locale/C.utf8"]) == f"{libc}/lib/locale/C.utf8"
+    file = "lib/locale/de_DE.utf8/LC_CTYPE"
+    assert link(entries[f"usr/{file}"]) == f"{german}/{file}"
+    assert link(entries["usr/lib/locale/C.utf8"]) == f"{libc}/lib/locale/C.utf8"
 
 
 def test_time_zones_and_locales_of_the_closure_are_found(store: Path) -> None:
@@ -194,9 +283,8 @@ def test_time_zones_and_locales_of_the_closure_are_found(store: Path) -> None:
     tzdata = package(store, "tzdata", "share/zoneinfo/Europe/Berlin")
     locales = package(store, "locales", "lib/locale/locale-archive")
     entries = by_name(planned(store, [InstalledOutput(a, "a", 5)], [a, tzdata, locales]))
-    assert link(entries["share/zoneinfo"]) == f"{tzdata}/share/zoneinfo"
-    assert link(entries["lib/locale/locale-archive"]) == f"{locales}/lib/locale/locale-archive"
-    assert link(entries["usr/share"]) == "../share"
+    assert link(entries["usr/share/zoneinfo"]) == f"{tzdata}/share/zoneinfo"
+    assert link(entries["usr/lib/locale/locale-archive"]) == f"{locales}/lib/locale/locale-archive"
 
 
 def test_a_packages_own_file_wins(store: Path) -> None:
@@ -206,15 +294,14 @@ def test_a_packages_own_file_wins(store: Path) -> None:
     assert isinstance(entries["etc/group"], GeneratedFile)
 
 
-def test_usr_bin_is_always_bin(store: Path) -> None:
+def test_a_package_may_have_its_files_below_usr(store: Path) -> None:
     a, b = package(store, "a", "usr/bin/x", "usr/libexec/y"), package(store, "b", "bin/x", "usr/bin/z")
     root = plan(store, a, b)
     entries = by_name(root)
-    assert link(entries["usr/bin"]) == "../bin"
-    assert link(entries["bin/x"]) == f"{b}/bin/x"
+    assert link(entries["bin/x"]) == f"{a}/usr/bin/x"
     assert link(entries["bin/z"]) == f"{b}/usr/bin/z"
-    assert link(entries["usr/libexec"]) == f"{a}/usr/libexec"
-    assert root.clashes == (NameClash("bin/x", "b", "a"),)
+    assert link(entries["usr/libexec/y"]) == f"{a}/usr/libexec/y"
+    assert root.clashes == (NameClash("bin/x", "a", "b"),)
 
 
 def test_links_to_directories_in_etc_are_entered(store: Path) -> None:
@@ -224,15 +311,8 @@ def test_links_to_directories_in_etc_are_entered(store: Path) -> None:
     entries = by_name(root)
     assert link(entries["etc/ssl/openssl.cnf"]) == f"{z}/etc/ssl/openssl.cnf"
     assert link(entries["etc/ssl/certs/mine"]) == f"{z}/etc/ssl/certs/mine"
-    assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
+    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
     assert root.clashes == ()
-
-
-def test_certificates_are_found_under_both_names(store: Path) -> None:
-    ca = package(store, "ca", "etc/ssl/certs/ca-bundle.crt")
-    entries = by_name(plan(store, ca))
-    assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
-    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == "ca-bundle.crt"
 
 
 def test_a_shell_of_the_closure_is_bin_sh(store: Path) -> None:
@@ -265,10 +345,7 @@ def test_links_of_a_package_that_leave_the_closure_are_not_entered(store: Path, 
     for target in (f"{tmp_path}/outside", f"{foreign}", f"../{foreign.base_name}", "../../outside"):
         links = dict.fromkeys(("bin", "etc", "share", "usr", "lib", "opt"), target)
         a = package(store, f"p{abs(hash(target))}", links=links)
-        entries = by_name(plan(store, a))
-        assert not [name for name in entries if "foreign" in name or "secret" in name or name.endswith("/d")]
-        # System files are not added to them.
-        assert link(entries["etc"]) == f"{a}/etc"
+        assert list(plan(store, a).entries()) == list(plan(store).entries())
 
 
 def test_symlinks_are_compared_within_the_closure_only(store: Path) -> None:

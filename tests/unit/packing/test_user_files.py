@@ -8,7 +8,7 @@ from nixery.closure import StorePath
 from nixery.errors import UnsafeContents
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import Content, Link, Tree
-from nixery.packing.system_files import ACCOUNTS
+from nixery.packing.system_files import default_accounts
 from nixery.packing.user_files import add_user_files
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65533:nobody:/:/bin/false\n"
@@ -40,7 +40,7 @@ def files(package: Path) -> Iterator[ClosureFiles]:
 def with_link(name: str) -> Tree:
     """A root file system with a file of the package."""
     root = Tree()
-    for each, content in ACCOUNTS.items():
+    for each, content in default_accounts(root).items():
         root.add(each, Content(content))
     above, _, last = name.rpartition("/")
     directory = root.get(above.encode())
@@ -61,43 +61,72 @@ def content(tree: Tree, name: bytes) -> bytes:
     return file.content
 
 
+def test_directories_of_root(tree: Tree, files: ClosureFiles) -> None:
+    for user in (None, "root", "0", "00"):
+        add_user_files(tree, files, user, "/srv/web", ["/var/lib/web/data/"])
+        assert owner(tree, b"srv/web") == owner(tree, b"var/lib/web/data") == (0, 0)
+        assert (content(tree, b"etc/passwd"), content(tree, b"etc/group")) == (PASSWD, GROUP)
+    assert tree.get(b"home") is None
+
+
+@pytest.mark.parametrize(
+    ("user", "expected", "passwd", "group"),
+    [
+        ("web", (1000, 1000), b"web:x:1000:1000:web:/home/web:/bin/sh\n", b"web:x:1000:\n"),
+        ("web:www", (1000, 33), b"web:x:1000:33:web:/home/web:/bin/sh\n", b""),
+        ("web:5", (1000, 5), b"web:x:1000:5:web:/home/web:/bin/sh\n", b"group5:x:5:\n"),
+        ("web:staff", (1000, 1000), b"web:x:1000:1000:web:/home/web:/bin/sh\n", b"staff:x:1000:\n"),
+        ("7", (7, 0), b"user7:x:7:0:user7:/home/user7:/bin/sh\n", b""),
+        ("007:0", (7, 0), b"user7:x:7:0:user7:/home/user7:/bin/sh\n", b""),
+        ("7:7", (7, 7), b"user7:x:7:7:user7:/home/user7:/bin/sh\n", b"user7:x:7:\n"),
+        ("7:8", (7, 8), b"user7:x:7:8:user7:/home/user7:/bin/sh\n", b"group8:x:8:\n"),
+        ("7:www", (7, 33), b"user7:x:7:33:user7:/home/user7:/bin/sh\n", b""),
+        ("7:staff", (7, 1000), b"user7:x:7:1000:user7:/home/user7:/bin/sh\n", b"staff:x:1000:\n"),
+    ],
+)
+def test_a_user_without_an_entry_gets_one_and_a_home(
+    tree: Tree,
+    files: ClosureFiles,
+    user: str,
+    expected: tuple[int, int],
+    passwd: bytes,
+    group: bytes,
+) -> None:
+    add_user_files(tree, files, user, "/srv/web", ["/var/lib/web/data/"])
+    assert content(tree, b"etc/passwd") == PASSWD + passwd
+    assert content(tree, b"etc/group") == GROUP + group
+    places = (b"srv/web", b"var/lib/web/data", passwd.split(b":")[5][1:])
+    assert {owner(tree, place) for place in places} == {expected}
+    assert owner(tree, b"srv") == owner(tree, b"var/lib/web") == owner(tree, b"home") == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
-        (None, (0, 0)),
-        ("root", (0, 0)),
-        ("0", (0, 0)),
-        ("1234", (1234, 0)),
-        ("1234:5678", (1234, 5678)),
-        ("1234:www", (1234, 33)),
         ("nobody", (65534, 65533)),
         ("65534", (65534, 65533)),
         ("nobody:www", (65534, 33)),
-        ("nobody:7", (65534, 7)),
+        ("nobody:0", (65534, 0)),
     ],
 )
-def test_directories_belong_to_the_user(
-    tree: Tree, files: ClosureFiles, user: str | None, expected: tuple[int, int]
+def test_a_user_whose_home_belongs_to_root_gets_another_one(
+    tree: Tree, files: ClosureFiles, user: str, expected: tuple[int, int]
 ) -> None:
-    add_user_files(tree, files, user, "/srv/web", ["/var/lib/web/data/"])
-    assert owner(tree, b"srv/web") == owner(tree, b"var/lib/web/data") == expected
-    assert owner(tree, b"srv") == owner(tree, b"var/lib/web") == (0, 0)
-    assert (content(tree, b"etc/passwd"), content(tree, b"etc/group")) == (PASSWD, GROUP)
+    add_user_files(tree, files, user, "/srv", [])
+    assert content(tree, b"etc/passwd") == PASSWD.replace(b":/:", b":/home/nobody:")
+    assert content(tree, b"etc/group") == GROUP
+    assert owner(tree, b"home/nobody") == owner(tree, b"srv") == expected
 
 
-def test_an_unknown_user_gets_an_entry(tree: Tree, files: ClosureFiles) -> None:
-    add_user_files(tree, files, "web", "/srv/", [])
-    assert content(tree, b"etc/passwd") == PASSWD + b"web:x:1000:1000::/srv:/bin/sh\n"
-    assert content(tree, b"etc/group") == GROUP + b"web:x:1000:\n"
-    assert owner(tree, b"srv") == (1000, 1000)
+def test_directories_of_group_0_can_be_written_by_it(tree: Tree, files: ClosureFiles) -> None:
+    def modes(*names: bytes) -> set[int]:
+        directories = [tree.get(name) for name in names]
+        return {directory.mode for directory in directories if isinstance(directory, Tree)}
 
-
-@pytest.mark.parametrize("place", ["/a:b", "/a\nroot2:x:0:0::/:/bin/sh", "/", "//"])
-def test_a_directory_that_passwd_cannot_express_is_no_home(
-    tree: Tree, files: ClosureFiles, place: str
-) -> None:
-    add_user_files(tree, files, "web", place, [])
-    assert content(tree, b"etc/passwd") == PASSWD + b"web:x:1000:1000::/:/bin/sh\n"
+    add_user_files(tree, files, "7", "/srv/web", ["/data"])
+    assert modes(b"srv/web", b"data", b"home/user7") == {0o775}
+    add_user_files(tree, files, "8:8", "/srv/other", [])
+    assert modes(b"srv/other", b"home/user8", b"srv", b"home") == {0o755}
 
 
 def test_directories_within_each_other(tree: Tree, files: ClosureFiles) -> None:
@@ -105,21 +134,57 @@ def test_directories_within_each_other(tree: Tree, files: ClosureFiles) -> None:
     assert {owner(tree, name) for name in (b"a", b"a/b", b"a/b/c", b"a/b/c/d")} == {(7, 7)}
 
 
+def test_bash_is_the_shell_of_a_user(tree: Tree, files: ClosureFiles) -> None:
+    tree.add(b"bin/bash", Link(b"/nix/store/x/bin/bash"))
+    add_user_files(tree, files, "web", None, [])
+    assert content(tree, b"etc/passwd").endswith(b"web:x:1000:1000:web:/home/web:/bin/bash\n")
+
+
 @pytest.mark.parametrize(
-    ("user", "passwd", "group"),
+    ("home", "kept"),
     [
-        ("web:www", b"web:x:1000:33::/:/bin/sh\n", b""),
-        ("web:5", b"web:x:1000:5::/:/bin/sh\n", b""),
-        ("web:staff", b"web:x:1000:1000::/:/bin/sh\n", b"staff:x:1000:\n"),
-        ("7:staff", b"", b"staff:x:1000:\n"),
+        ("/var/lib/app", True),
+        ("/var/lib/there", True),
+        ("/var/lib/full", False),
+        ("/", False),
+        ("", False),
+        ("/var/empty", False),
+        ("/nonexistent", False),
+        ("/proc/self", False),
+        ("/nix/store/x", False),
+        ("/var/lib/../../etc", False),
+        ("/tmp", False),  # noqa: S108 -- of the image
+        ("/" + "x" * 65, False),
+        ("/x" * 17, False),
+        ("srv", False),
     ],
 )
-def test_an_unknown_group_gets_one(
-    tree: Tree, files: ClosureFiles, user: str, passwd: bytes, group: bytes
+def test_the_home_of_a_packages_user_is_made_or_replaced(
+    package: Path, files: ClosureFiles, home: str, *, kept: bool
 ) -> None:
-    add_user_files(tree, files, user, None, [])
-    assert content(tree, b"etc/passwd") == PASSWD + passwd
-    assert content(tree, b"etc/group") == GROUP + group
+    line = "app:x:7:7:App,,,:{}:/bin/false"
+    (package / "passwd").write_text(f"root:x:0:0::/root:\n{line.format(home)}\nz:x:9:9::/:\n")
+    tree = with_link("etc/passwd")
+    tree.add(b"var/lib/there", Tree())
+    tree.add(b"var/lib/full/file", Content(b""))
+    tree.add(b"tmp", Tree(mode=0o1777))
+    add_user_files(tree, files, "app", None, [])
+    expected = home if kept else "/home/app"
+    assert owner(tree, expected[1:].encode()) == (7, 7)
+    lines = (package / "passwd").read_text() if kept else content(tree, b"etc/passwd").decode()
+    assert lines.split("\n")[1] == line.format(expected)
+    assert (owner(tree, b"var/lib/full"), owner(tree, b"tmp")) == ((0, 0), (0, 0))
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "x" * 256, ".", "caf\xe9"])
+def test_a_name_that_is_no_file_name_makes_no_home(package: Path, files: ClosureFiles, name: str) -> None:
+    (package / "passwd").write_text(f"{name}:x:7:7::/:\nshort:x:8:8", encoding="latin-1")
+    tree = with_link("etc/passwd")
+    add_user_files(tree, files, "7", None, [])
+    assert owner(tree, b"home/user7") == (7, 7)
+    tree = with_link("etc/passwd")
+    add_user_files(tree, files, "short", None, [])
+    assert content(tree, b"etc/passwd").endswith(b"\nshort:x:8:8::/home/short:")
 
 
 def test_a_packages_own_passwd_is_read_and_added_to(package: Path, files: ClosureFiles) -> None:
@@ -129,7 +194,7 @@ def test_a_packages_own_passwd_is_read_and_added_to(package: Path, files: Closur
     assert owner(tree, b"app") == (1000, 7)
     assert isinstance(tree.get(b"etc/passwd"), Link)
     add_user_files(tree, files, "web", "/srv", [])
-    added = b"\nweb:x:1001:1000::/srv:/bin/sh\n"
+    added = b"\nweb:x:1001:1000:web:/home/web:/bin/sh\n"
     assert content(tree, b"etc/passwd") == (package / "passwd").read_bytes() + added
 
 
@@ -142,8 +207,8 @@ def test_a_symlink_out_of_the_image_counts_as_missing(
     (package / name.rpartition("/")[2]).symlink_to(target)
     tree = with_link(name)
     add_user_files(tree, files, "web", "/srv", [])
-    passwd, group = ACCOUNTS.values()
-    assert content(tree, b"etc/passwd") == passwd + b"web:x:1000:1000::/srv:/bin/sh\n"
+    passwd, group = default_accounts(Tree()).values()
+    assert content(tree, b"etc/passwd") == passwd + b"web:x:1000:1000:web:/home/web:/bin/sh\n"
     assert content(tree, b"etc/group") == group + b"web:x:1000:\n"
 
 
@@ -188,7 +253,7 @@ def test_lines_end_as_in_the_c_library(package: Path, files: ClosureFiles) -> No
 def test_store_paths_and_generated_files_are_covered_by_name(
     tree: Tree, files: ClosureFiles, place: str
 ) -> None:
-    add_user_files(tree, files, "7", place, [place])
+    add_user_files(tree, files, None, place, [place])
     assert set(tree.children) == {b"etc"}
 
 

@@ -105,8 +105,13 @@ async def test_packages_are_searched_by_name(server: Server) -> None:
     }
     expected = {"packages": [git], "total": 6, "index": INDEX}
     assert await server.json("packages", q="git", limit="1") == expected
-    assert len((await server.json("packages", q="git", limit="no number"))["packages"]) == 2
     assert await server.json("packages", q="git", limit="0") == {**expected, "packages": []}
+
+
+@pytest.mark.parametrize("limit", ["101", "100000", "-1", "no number", "٣", ""])
+async def test_a_limit_that_is_too_large_or_no_number_is_refused(server: Server, limit: str) -> None:
+    refused = await server.json("packages", 400, q="git", limit=limit)
+    assert "from 0 to 100" in refused["errors"][0]["message"]
 
 
 async def test_results_say_what_stands_in_the_way(server: Server) -> None:
@@ -170,7 +175,7 @@ async def test_the_answer_of_a_search_is_bounded(server: Server, monkeypatch: py
         return PackageSearch(large)
 
     monkeypatch.setattr(server.index, "names", names)
-    answer = await server.ask("packages", query={"limit": "100000"})
+    answer = await server.ask("packages", query={"limit": "100"})
     assert isinstance(answer, BytesResponse)
     assert len(json.loads(answer.content)["packages"]) == 100
     assert answer.length < 512 * 1024

@@ -32,7 +32,7 @@ def problems(environment: dict[str, str]) -> tuple[str, ...]:
 
 def test_settings_have_defaults(environment: dict[str, str]) -> None:
     settings = Settings.from_environment(environment)
-    assert (settings.host, settings.port, settings.nix_timeout) == ("127.0.0.1", 8080, 60)
+    assert (settings.host, settings.port, settings.nix_timeout) == ("127.0.0.1", 8080, 3600)
     assert settings.popularity_url is None
     assert settings.layer_budget == 94
     assert settings.packing_workers >= 1
@@ -265,7 +265,7 @@ def test_lists_may_be_empty(environment: dict[str, str]) -> None:
 def test_only_the_given_mapping_is_read(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIX_TIMEOUT", "17")
     monkeypatch.setenv("STORAGE_PATH", "/elsewhere")
-    assert Settings.from_environment(environment).nix_timeout == 60
+    assert Settings.from_environment(environment).nix_timeout == 3600
     del environment["STORAGE_PATH"]
     assert [line.split()[0] for line in problems(environment)] == ["STORAGE_PATH"]
 
@@ -300,7 +300,7 @@ def test_every_number_that_is_not_a_count_has_a_unit() -> None:
         "NIXERY_SEND_TIMEOUT",
     }
     timed |= {"NIXERY_STORAGE_GRACE", "NIXERY_CACHE_SIZE", "NIXERY_MAX_CLOSURE", "NIXERY_SCRUB_RATE"}
-    timed |= {"NIXERY_EVALUATION_MEMORY"}
+    timed |= {"NIXERY_EVALUATION_MEMORY", "NIXERY_EVALUATION_TIMEOUT", "NIXERY_DRAIN_TIMEOUT"}
     assert {row.variable for row in settings_rows() if row.unit} == timed
 
 
@@ -321,3 +321,40 @@ def test_the_reference_has_every_variable_once_under_six_headings() -> None:
     variables = [field.alias for field in Settings.model_fields.values() if field.alias]
     assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == variables
     assert len(re.findall(r"^## ", text, re.MULTILINE)) == 6
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, 60),
+        # Before NIXERY_EVALUATION_TIMEOUT there was one limit.
+        ({"NIX_TIMEOUT": "17"}, 17),
+        ({"NIX_TIMEOUT": "17", "NIXERY_EVALUATION_TIMEOUT": "40"}, 40),
+        ({"NIXERY_EVALUATION_TIMEOUT": "40"}, 40),
+    ],
+)
+def test_evaluations_have_a_limit_of_their_own(
+    environment: dict[str, str], variables: dict[str, str], seconds: int
+) -> None:
+    assert Settings.from_environment(environment | variables).evaluation_timeout == seconds
+
+
+def test_unknown_variables_are_named_with_a_similar_setting(environment: dict[str, str]) -> None:
+    environment |= {
+        "NIXERY_PUBLIC_ULR": "https://registry.example.org",
+        "NIXERY_ADMN_PORT": "8081",
+        "NIXERY_QQQ": "1",
+        # The server marks itself and its processes.
+        "NIXERY_STARTED_BY": "1",
+        # Kubernetes sets these for a service called "nixery", or "nixery-web".
+        "NIXERY_SERVICE_HOST": "10.0.0.1",
+        "NIXERY_SERVICE_PORT_HTTP": "80",
+        "NIXERY_PORT": "tcp://10.0.0.1:80",
+        "NIXERY_PORT_80_TCP_ADDR": "10.0.0.1",
+        "NIXERY_WEB_SERVICE_PORT": "80",
+    }
+    assert Settings.from_environment(environment).unknown_variables == {
+        "NIXERY_ADMN_PORT": "NIXERY_ADMIN_PORT",
+        "NIXERY_PUBLIC_ULR": "NIXERY_PUBLIC_URL",
+        "NIXERY_QQQ": "",
+    }

@@ -125,6 +125,59 @@ async def test_the_revision_of_a_working_tree_is_its_commit(tmp_path: Path) -> N
     ).revision == second
 
 
+@pytest.mark.security
+async def test_no_program_runs_whose_configuration_changes_meanwhile(tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repository")
+    commit = repository.commit("1.0")
+    (repository.directory / ".git/info/attributes").write_text("* filter=x\n")
+    (repository.directory / "default.nix").touch()  # git has to read its content
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    configuration = f'[filter "x"]\n\tclean = touch {tmp_path}/ran && cat\n'
+    # Each git that ends finds another configuration than the next one.
+    git.write_text(
+        f'#!/bin/sh\n{shutil.which("git")} "$@"\nstatus=$?\n'
+        f"echo '{configuration}' >> {repository.directory}/.git/config\nexit $status\n"
+    )
+    git.chmod(0o755)
+    source = DirectorySource(
+        repository.directory, {**os.environ, "PATH": f"{git.parent}:{os.environ['PATH']}"}
+    )
+    assert (await source.resolve(source.reference("latest"))).revision == commit
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["of a worktree", "with a split index", "sha256", "with exclusions"])
+async def test_the_revision_of_an_unusual_working_tree(tmp_path: Path, kind: str) -> None:
+    repository = Repository(tmp_path / "repository")
+    if kind == "sha256":
+        shutil.rmtree(repository.directory / ".git")
+        repository.git("init", "--quiet", "--object-format=sha256")
+    commit = repository.commit("1.0")
+    directory = repository.directory
+    if kind == "of a worktree":
+        directory = tmp_path / "worktree"
+        repository.git("worktree", "add", "--quiet", "--detach", str(directory), commit)
+    if kind == "with a split index":
+        repository.git("update-index", "--split-index")
+    if kind == "with exclusions":
+        (directory / ".git/info/exclude").write_text("result\n")
+        (directory / "result").write_text("")
+        repository.git("config", "core.autocrlf", "true")
+        package_set = directory / "default.nix"
+        package_set.write_bytes(package_set.read_bytes().replace(b"\n", b"\r\n"))
+        repository.git("add", "--all")
+        package_set.touch()  # git has to read its content
+
+    async def revision() -> str:
+        source = DirectorySource(directory, os.environ)
+        return (await source.resolve(source.reference("latest"))).revision
+
+    assert await revision() == commit
+    (directory / "other.nix").write_text("1")
+    assert await revision() == f"{commit}-dirty"
+
+
 async def test_changes_after_reading_ahead_are_seen(package_set: Path) -> None:
     source = DirectorySource(package_set, os.environ)
     await source.look_ahead()

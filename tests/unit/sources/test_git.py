@@ -430,6 +430,29 @@ async def test_patterns_select_branches(served: Repository, tmp_path: Path, web:
     ]
 
 
+@pytest.mark.security
+@pytest.mark.parametrize("separator", ["\x85", "\u2028", "\u3000"])
+@pytest.mark.parametrize("is_tip", [True, False])
+async def test_the_name_of_a_branch_is_not_taken_for_another_name(
+    served: Repository, tmp_path: Path, web: GitServer, separator: str, *, is_tip: bool
+) -> None:
+    # git accepts separators of lines and words that are not in ASCII.
+    main = served.commit("1.0")
+    served.git("checkout", "--quiet", "-b", f"main{separator}{main}")
+    commit = served.commit("666")
+    if not is_tip:
+        served.commit("667")
+    world = World(tmp_path, f"{web.url}/set/.git", "main")
+    assert [await world.accepts(one) for one in (commit, main)] == [False, True]
+
+
+@pytest.mark.security
+async def test_a_branch_of_any_name_does_not_hide_others(served: Repository, world: World) -> None:
+    main = served.commit("1.0")
+    served.git("branch", "x\u2028y")
+    assert await world.accepts(main)
+
+
 async def test_the_rule_any_accepts_every_commit(served: Repository, tmp_path: Path) -> None:
     assert await World(tmp_path, served.url, "any").accepts("f" * 40)
 

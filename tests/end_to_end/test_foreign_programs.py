@@ -1,0 +1,69 @@
+"""Programs of this machine, which is no part of an image, run in images."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.container import Container, pull
+from tests.support.server import Server
+
+pytestmark = pytest.mark.xdist_group("debian")
+
+LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
+LOADER = LOADERS[platform.machine()]
+USERS = pytest.mark.parametrize("user", [0, 1000])
+
+
+@pytest.fixture(scope="module")
+def image(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
+    name = "bash/coreutils/libstdc__2b__2b6/decoy"
+    return pull(server.port, name, "latest", tmp_path_factory.mktemp("foreign"))
+
+
+def program(name: str, *libraries: str) -> Path:
+    """Find a program of this machine that names the system's loader, and libraries without directories."""
+    found = shutil.which(name)
+    assert found is not None
+    assert patchelf("--print-interpreter", found) == [LOADER]
+    assert set(patchelf("--print-needed", found)) >= set(libraries)
+    assert patchelf("--print-rpath", found) == []
+    return Path(found)
+
+
+def patchelf(*arguments: str) -> list[str]:
+    finished = subprocess.run(["patchelf", *arguments], check=True, capture_output=True, text=True)
+    return finished.stdout.split()
+
+
+@USERS
+def test_a_program_finds_its_loader_and_the_c_library(image: Container, user: int) -> None:
+    files = {"/opt/echo": program("echo", "libc.so.6")}
+    assert image.run("/opt/echo", "foreign", files=files, user=user) == "foreign\n"
+
+
+@USERS
+def test_a_program_finds_the_cpp_library(image: Container, user: int) -> None:
+    files = {"/opt/patchelf": program("patchelf", "libstdc++.so.6", "libgcc_s.so.1")}
+    assert image.run("/opt/patchelf", "--version", files=files, user=user).startswith("patchelf ")
+
+
+def loaded(image: Container, *command: str, **files: Path) -> dict[str, str]:
+    """Ask the loader which files it would load, by the libraries' names."""
+    mounted = {f"/opt/{name}": file for name, file in files.items()}
+    lines = image.run(*command, env={"LD_TRACE_LOADED_OBJECTS": "1"}, files=mounted).splitlines()
+    found = (line.split() for line in lines if " => " in line)
+    return {name: file for name, _, file, *_ in found}
+
+
+def test_programs_of_nix_are_left_alone(image: Container) -> None:
+    # Both are bash. That of this machine would load another library by the name of one that it needs.
+    foreign = loaded(image, "/opt/bash", bash=program("bash", "libtinfo.so.6"))["libtinfo.so.6"]
+    assert "-decoy/" in str(image.find(foreign))
+    own = loaded(image, "/bin/bash")["libtinfo.so.6"]
+    assert "-libtinfo6-" in own
+    assert image.run("/bin/bash", "-c", "echo unchanged") == "unchanged\n"
