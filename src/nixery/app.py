@@ -154,7 +154,15 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         Slots(settings.max_builds, settings.max_queued, busy=TooBusy.LOOKUPS, share=share) for _ in range(2)
     )
     bounds = LookUpBounds(look_ups, histories)
-    pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl, bounds=bounds)
+    pins = Pins(
+        source,
+        records,
+        settings.pin_ttl,
+        failure_time_to_live=settings.failure_ttl,
+        bounds=bounds,
+        # The user of a command edits a source on the same machine. A server has clients to answer.
+        current_only=resources.address is None and settings.pin_ttl == 0,
+    )
 
     # Nix.
     options = _nix_options(settings, metrics, sandbox=resources.sandbox)
