@@ -108,7 +108,9 @@ class FlakeSource:
         await self._require_sound(identity, tree.path)
         shown = tree.rev or tree.narHash
         url = self._published(locked) if tree.rev else None
-        return Pin(self.description, identity, shown, url, tree.lastModified)
+        # Of a directory, it is the time of its newest file on this machine, which must not reach a digest.
+        created = None if locked.startswith("path:") else tree.lastModified
+        return Pin(self.description, identity, shown, url, created)
 
     async def confirm(self, pin: Pin) -> None:
         """See ``PackageSource.confirm``. A locked flake stays available."""
