@@ -13,7 +13,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 from nixery.errors import InvalidName
-from nixery.image.name import META_PACKAGES, validate_name
+from nixery.image.name import PREFIXES, validate_name
 from nixery.image.spelling import AttributeNames, NearNames
 
 
@@ -192,7 +192,7 @@ def test_a_package_has_one_name(attributes: list[str], component: str) -> None:
     except InvalidName:
         return
     path = names.resolve(component)
-    if path is not None and component not in META_PACKAGES:
+    if path is not None and component not in PREFIXES:
         assert names.spell(path) == component
 
 
