@@ -63,6 +63,7 @@ let
       inherit group;
       debs = map fetch record.members;
       dependencies = map (dependency: groups.${dependency}) record.dependencies;
+      essential = map (dependency: groups.${dependency}) (record.essential or index.essential);
     });
 
   groups = builtins.listToAttrs (map (name: { inherit name; value = buildGroup name; }) index.names);

@@ -51,6 +51,7 @@ def write_lock(
             {
                 "generation": generation,
                 "names": sorted(records.packages),
+                "essential": records.essential,
                 "aliases": dict(sorted(aliases.items())),
             }
         ),

@@ -111,8 +111,8 @@ def add_nix_database(
         tree.add(_STORE, Tree(mode=_SHARED, owner=(0, user[1])))
     for directory in (_STATE, *(_STATE + b"/" + name for name in _DIRECTORIES), _LOGS):
         tree.add(directory, Tree(owner=user))
-    tree.add(_STATE + b"/db/db.sqlite", Content(nix_database(closure), user))
-    tree.add(_STATE + b"/db/schema", Content(_SCHEMA_VERSION, user))
+    tree.add(_STATE + b"/db/db.sqlite", Content(nix_database(closure), owner=user))
+    tree.add(_STATE + b"/db/schema", Content(_SCHEMA_VERSION, owner=user))
     for root in roots:
         tree.add(_STATE + b"/gcroots/image/" + root.base_name.encode(), Link(str(root).encode()))
     # Nix makes this link only together with the directory; without it, the collector deletes profiles.
