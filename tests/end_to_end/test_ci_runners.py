@@ -84,10 +84,8 @@ def test_steps_of_github_pass_and_fail(
         "files": {"/__w/_temp/step.sh": script},
         "env": {"HOME": "/github/home"},
     }
-    script.write_text("GITHUB_OUTPUT=$(mktemp)
-echo answer=$(jq -n 42) > $GITHUB_OUTPUT
-cat $GITHUB_OUTPUT
-")
+    good = "GITHUB_OUTPUT=$(mktemp)\necho answer=$(jq -n 42) > $GITHUB_OUTPUT\ncat $GITHUB_OUTPUT\n"
+    script.write_text(good)
     assert job.status(*shell, "/__w/_temp/step.sh", **step) == (0, "answer=42\n")
     for bad in (
         "false\necho after\n",
