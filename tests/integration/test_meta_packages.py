@@ -110,6 +110,42 @@ def test_what_the_set_says_of_itself_is_in_os_release(client: RegistryClient) ->
     assert {"ID=acme", 'NAME="Acme \\"Tools\\""', "VERSION_ID=7"} <= set(lines)
 
 
+@pytest.mark.security
+def test_what_a_set_says_of_itself_has_bounds(tmp_path: Path, settings: Mapping[str, str]) -> None:
+    package_set = tmp_path / "set"
+    package_set.mkdir()
+    (package_set / "default.nix").write_text(
+        f"""{{ system }}:
+        let
+          repeated = number: text: builtins.genList (_: text) number;
+          long = number: builtins.concatStringsSep "" (repeated number "x");
+          entries = prefix: number: builtins.listToAttrs (
+            builtins.genList (i: {{ name = "${{prefix}}${{toString (1000 + i)}}"; value = [ "hello" ]; }}) number
+          );
+        in
+        import {PACKAGE_SETS} {{ inherit system; }} // {{
+          nixery.metaPackages = entries "z" 100 // {{
+            many = repeated 200 "hello";
+            toomany = repeated 201 "hello";
+            longer = [ (long 257) ];
+            words = {{ packages = [ "hello" ]; command = repeated 17 "a"; }};
+            word = {{ packages = [ "hello" ]; command = [ (long 257) ]; }};
+            described = {{ packages = [ "hello" ]; description = long 5000; }};
+            ${{long 65}} = [ "hello" ];
+          }};
+        }}"""
+    )
+    with running_server(tmp_path, {**settings, "NIXERY_PKGS_PATH": str(package_set)}) as server:
+        client = server.client
+        for name in ("toomany", "longer", "words", "word", "described"):
+            assert reason(client, name)[0] == "not a valid meta-package", name
+        assert client.manifest("many").status == 200
+        assert reason(client, "x" * 65)[0] == "missing"
+        # The first 64 names count: the letters of the others come later.
+        assert client.manifest("z1050").status == 200
+        assert reason(client, "z1090")[0] == "missing"
+
+
 def test_facts_that_os_release_cannot_have_are_refused(tmp_path: Path, settings: Mapping[str, str]) -> None:
     package_set = tmp_path / "set"
     package_set.mkdir()
