@@ -102,6 +102,10 @@ _OF_THE_RUNTIME = (b"lock", b"run", b"tmp")
 # runtime.
 _LEFT_OUT = frozenset({b"nix", b"nix-support", b"dev", b"proc", b"run", b"sys", b"tmp"})
 
+# The names at the top that the image has of a dependency: others are private to the package, such as the
+# entries of a terminal database.
+_OF_THE_HIERARCHY = {name.partition(b"/")[0] for name in BASE_DIRECTORIES} | {*_BELOW_USR, b"lib32", b"lib64"}
+
 # Directories of one package are real down to this level of their names at the top: in the image,
 # /usr/share/postgresql/15/extension, but not the directories in it.
 _REAL_LEVELS = 4
@@ -367,6 +371,8 @@ class _Merge:
         for directory, output, _ in sources:
             # The listing also tells which names are directories, which saves a look-up for each.
             for child, is_directory in self._files.names(directory):
+                if not name and output.implicit and child not in _OF_THE_HIERARCHY:
+                    continue
                 found = _Source(directory + b"/" + child, output, is_directory)
                 providers.setdefault(child, []).append(found)
         if not name:

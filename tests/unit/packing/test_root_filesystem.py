@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,16 @@ def test_rank_decides_before_the_place_in_a_package(store: Path) -> None:
     assert link(entries["bin/x"]) == f"{requested}/usr/bin/x"
 
 
+def test_a_dependency_has_no_names_of_its_own_at_the_top(store: Path) -> None:
+    terminals = package(store, "terminals", "x/xterm", "share/terminals/xterm", "bin/tset")
+    dependency = InstalledOutput(terminals, "terminals", 5, implicit=True)
+    entries = by_name(planned(store, [dependency], [terminals]))
+    assert "x" not in entries
+    assert {"bin/tset", "usr/share/terminals/xterm"} <= entries.keys()
+    requested = replace(dependency, implicit=False)
+    assert "x/xterm" in by_name(planned(store, [requested], [terminals]))
+
+
 def test_two_names_of_one_file_do_not_clash(store: Path) -> None:
     a = package(store, "a", "bin/x")
     b = package(store, "b", links={"bin/x": f"{a}/bin/x"})
@@ -300,15 +311,8 @@ def test_links_to_directories_in_etc_are_entered(store: Path) -> None:
     entries = by_name(root)
     assert link(entries["etc/ssl/openssl.cnf"]) == f"{z}/etc/ssl/openssl.cnf"
     assert link(entries["etc/ssl/certs/mine"]) == f"{z}/etc/ssl/certs/mine"
-    assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
+    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
     assert root.clashes == ()
-
-
-def test_certificates_are_found_under_both_names(store: Path) -> None:
-    ca = package(store, "ca", "etc/ssl/certs/ca-bundle.crt")
-    entries = by_name(plan(store, ca))
-    assert link(entries["etc/ssl/certs/ca-bundle.crt"]) == f"{ca}/etc/ssl/certs/ca-bundle.crt"
-    assert link(entries["etc/ssl/certs/ca-certificates.crt"]) == "ca-bundle.crt"
 
 
 def test_a_shell_of_the_closure_is_bin_sh(store: Path) -> None:
