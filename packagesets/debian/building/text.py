@@ -25,6 +25,10 @@ _UNTOUCHED = (
     "share/terminfo/",
     "lib/terminfo/",
     "include/",
+    # Declarations for a whole file system.
+    "lib/sysusers.d/",
+    "lib/tmpfiles.d/",
+    "lib/systemd/",
 )
 _LARGEST = 8 << 20
 # Directories that many packages fill: text that names them means all packages together, which no store path is.

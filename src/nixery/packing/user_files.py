@@ -51,8 +51,8 @@ _PLAIN_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,254}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """A line of a file; in /etc/group, the group is 0."""
+class AccountEntry:
+    """A line of ``/etc/passwd`` or ``/etc/group``; in the latter, the group is 0."""
 
     name: str
     number: int
@@ -126,11 +126,10 @@ class _Accounts:
 
     def __init__(self, tree: Tree, files: ClosureFiles) -> None:
         self._tree = tree
-        defaults = default_accounts(tree)
-        self._contents = {name: _content(tree, files, name, default) for name, default in defaults.items()}
+        found = {name: account_file(tree, files, name) for name in (PASSWD, GROUP)}
+        self._contents = {name: content for name, (content, _) in found.items()}
         self._entries = {
-            name: list(_entries(content, name, _origin(tree, name)))
-            for name, content in self._contents.items()
+            name: list(account_lines(content, name, origin)) for name, (content, origin) in found.items()
         }
 
     def user(self, user: str) -> _User:
@@ -158,7 +157,7 @@ class _Accounts:
         self._append(PASSWD, f"{name}:x:{number}:{group_id}:{name}:{home}:{login_shell(self._tree)}")
         return _User(number, group_id, home)
 
-    def _home(self, entry: _Entry) -> str:
+    def _home(self, entry: AccountEntry) -> str:
         """Return the home of an existing user, after replacing one that cannot be the user's own."""
         fields = entry.line.split(":")
         home = fields[_HOME] if len(fields) == _FIELDS else ""
@@ -187,7 +186,7 @@ class _Accounts:
         self._append(GROUP, f"{name}:x:{number}:")
         return number
 
-    def _find(self, file: bytes, name: str) -> _Entry | None:
+    def _find(self, file: bytes, name: str) -> AccountEntry | None:
         """Find an entry by its name or its number."""
         return next((entry for entry in self._entries[file] if name in (entry.name, str(entry.number))), None)
 
@@ -200,7 +199,7 @@ class _Accounts:
         if content and not content.endswith(b"\n"):
             content += b"\n"
         added = line.encode() + b"\n"
-        self._entries[file] += _entries(added, file, b"/" + file)
+        self._entries[file] += account_lines(added, file, b"/" + file)
         self._write(file, content + added)
 
     def _replace(self, file: bytes, line: str, replacement: str) -> None:
@@ -222,22 +221,33 @@ def _home_of(name: str) -> str:
     return f"/home/{name}"
 
 
-def _content(tree: Tree, files: ClosureFiles, name: bytes, default: bytes) -> bytes:
+def account_file(tree: Tree, files: ClosureFiles, name: bytes) -> tuple[bytes, bytes]:
+    """Return the content of ``/etc/passwd`` or ``/etc/group``, and the file that an error about it names.
+
+    Args:
+        tree: the root file system.
+        files: of the image.
+        name: ``PASSWD`` or ``GROUP``.
+
+    Raises:
+        StorageError: a package's file cannot be read.
+        UnsafeContents: it is not a regular file, or too large.
+    """
     node = tree.get(name)
+    origin = node.target if isinstance(node, Link) else b"/" + name
     if isinstance(node, Content):
-        return node.content
+        return node.content, origin
     content = files.read(node.target, _MOST_BYTES) if isinstance(node, Link) else None
     # For a directory, and for a link out of the image, the image gets the default file.
-    return default if content is None else content
+    return default_accounts(tree)[name] if content is None else content, origin
 
 
-def _origin(tree: Tree, name: bytes) -> bytes:
-    """The file that an error names: the package's, or the image's."""
-    node = tree.get(name)
-    return node.target if isinstance(node, Link) else b"/" + name
+def account_lines(content: bytes, name: bytes, origin: bytes) -> Iterator[AccountEntry]:
+    """Yield the entries of a file.
 
-
-def _entries(content: bytes, name: bytes, origin: bytes) -> Iterator[_Entry]:
+    Raises:
+        UnsafeContents: it has too many lines, or a number that no user can have.
+    """
     lines = content.decode(errors="replace").split("\n")
     if len(lines) > _MOST_LINES:
         raise UnsafeContents(origin, f"it has more than {_MOST_LINES:,} lines")
@@ -245,7 +255,7 @@ def _entries(content: bytes, name: bytes, origin: bytes) -> Iterator[_Entry]:
         if match := _LINE.match(line):
             # In a group's line, its members come next.
             group = (match[3] if name == PASSWD else "") or "0"
-            yield _Entry(match[1], _id(match[2], origin), _id(group, origin), line)
+            yield AccountEntry(match[1], _id(match[2], origin), _id(group, origin), line)
 
 
 def _id(digits: str, origin: bytes) -> int:
