@@ -249,8 +249,8 @@ def image_name(package: str) -> str:
 
 
 def _blob(layout: Path, descriptor: Mapping[str, Any]) -> Path:
-    algorithm, _, encoded = descriptor["digest"].partition(":")
-    return layout / "blobs" / algorithm / str(encoded)
+    algorithm, _, encoded = str(descriptor["digest"]).partition(":")
+    return layout / "blobs" / algorithm / encoded
 
 
 def _document(layout: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
