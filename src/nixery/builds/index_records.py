@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.errors import StorageError
+from nixery.image.meta_packages import SHELL
 from nixery.image.spelling import RESERVED, AttributeNames, NearNames
 from nixery.nix.indexing import AttributePath, Reported, parse_entry
 from nixery.nix.packages import Attribute
@@ -327,6 +328,18 @@ class StateIndex:
     def path(self, name: str) -> AttributePath | None:
         """Return the attribute that a component of an image name selects; ``None`` if it leads out of the index."""
         return self._names.resolve(name)
+
+    @property
+    def meta_packages(self) -> Sequence[tuple[str, AttributePath]]:
+        """Names of meta-packages that clients can use, and their paths, sorted."""
+        reserved = next((names for path, names in self.header.rounds[0] if path == (RESERVED,)), ())
+        found = [
+            ("shell", (RESERVED, name))
+            if name == SHELL
+            else (self._names.spell((RESERVED, name)), (RESERVED, name))
+            for name in reserved
+        ]
+        return sorted((name, path) for name, path in found if name is not None)
 
     def part_of(self, path: AttributePath) -> tuple[str, int] | None:
         """Return the key of the part that has an attribute, and its line there."""

@@ -210,6 +210,15 @@ class PackageIndex:
             return None
         return found, await self._read(state, path)
 
+    async def meta_packages(self, tag: str) -> Sequence[tuple[str, Attribute | None]]:
+        """Return the meta-packages of a tag's package set, by name; each is ``None`` before it is evaluated.
+
+        Raises:
+            NixeryError: see ``names``.
+        """
+        state = await self._state(await self._pin(tag))
+        return [(name, await self._read(state, path)) for name, path in state.meta_packages]
+
     async def versions(self, tag: str, name: str) -> list[PackageVersion]:
         """Return the versions of a package in all states whose indexes are stored, the latest state first.
 

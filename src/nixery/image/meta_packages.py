@@ -56,7 +56,7 @@ META_PACKAGES: Mapping[str, MetaPackage] = MappingProxyType(
             # Caches of GitHub are compressed with zstd. Node, which GitHub and editors bring along, needs libstdc++:
             # the first name is that of nixpkgs, the second one that of Debian.
             optional=(
-                *("zstd", "xz", "bzip2", "unzip", "diffutils", "which", "procps", "openssh"),
+                *("zstd", "xz", "bzip2", "unzip", "diffutils", "which", "hostname", "procps", "openssh"),
                 *("stdenv.cc.cc.lib", "libstdc++6"),
             ),
             command=("bash",),

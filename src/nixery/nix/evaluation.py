@@ -415,7 +415,10 @@ class _TooLarge(BaseModel):
 class _MetaPackage(BaseModel):
     status: Literal["meta-package"]
     name: str
-    command: list[str]
+    # Another program may have written an index, with other bounds.
+    command: Annotated[
+        list[Annotated[str, Field(max_length=_LONGEST_WORD)]], Field(max_length=_LONGEST_COMMAND)
+    ]
 
 
 class _Incomplete(BaseModel):
