@@ -44,7 +44,7 @@ from nixery.nix.packages import DEFAULT_PRIORITY, Contents, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.declarations import add_declared
+from nixery.packing.declared_accounts import add_declared_accounts
 from nixery.packing.foreign_programs import add_loader
 from nixery.packing.nix_database import add_nix_database
 from nixery.packing.root_filesystem import (
@@ -326,8 +326,8 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
     with ClosureFiles(info.path for info in closure) as files:
         root = plan_root_filesystem(outputs, files)
         add_system_files(root.tree, files, contents.os_release)
+        add_declared_accounts(root.tree, files)
         add_loader(root.tree, files, request.platform)
-        add_declared(root.tree, files)
         user = (0, 0)
         if contents.definition is not None:
             defined = contents.definition.execution
