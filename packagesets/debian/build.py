@@ -9,23 +9,29 @@ from pathlib import Path
 
 from building.elf import patch
 from building.errors import BuildError
-from building.links import make_links
+from building.installation import install
+from building.links import link_programs, link_siblings, make_links
 from building.metapackages import fill_metapackage
 from building.modules import lead_scripts, record_modules
 from building.outputs import Outputs
 from building.packages import adjust
+from building.references import record_dependencies
 from building.text import rewrite_file
-from building.unpack import Links, unpack
+from building.unpack import KEPT_EMPTY, Links, unpack
 
 
 def build(environment: Mapping[str, str]) -> None:
     """Unpack all .debs of the group, then make what is there work in the store."""
-    outputs = Outputs(environment["out"], environment["dependencies"].split())
+    outputs = Outputs(
+        environment["out"], environment["dependencies"].split(), environment["essential"].split()
+    )
     links = Links()
     Path(outputs.own).mkdir()
     for deb in environment["debs"].split():
         unpack(deb, outputs.own, links)
+    install(environment["group"], links, outputs)
     make_links(links, outputs)
+    link_siblings(outputs)
     for path in _files(outputs.own):
         with path.open("rb") as file:
             is_elf = file.read(4) == b"\x7fELF"
@@ -37,6 +43,8 @@ def build(environment: Mapping[str, str]) -> None:
     lead_scripts(outputs)
     adjust(environment["group"], outputs)
     fill_metapackage(outputs)
+    link_programs(links, outputs)
+    record_dependencies(outputs)
     _remove_empty_directories(outputs.own)
 
 
@@ -50,9 +58,10 @@ def _files(root: str) -> Iterator[Path]:
 
 
 def _remove_empty_directories(root: str) -> None:
-    """Empty directories (`bin` after its links were resolved away, `var/...`) would only clutter an image."""
+    """Empty directories (`bin` after its links were resolved away) would only clutter an image."""
     for directory, _, _ in os.walk(root, topdown=False):
-        if directory != root and not any(Path(directory).iterdir()):
+        relative = os.path.relpath(directory, root)
+        if directory != root and not relative.startswith(KEPT_EMPTY) and not any(Path(directory).iterdir()):
             Path(directory).rmdir()
 
 

@@ -63,6 +63,7 @@ let
       inherit group;
       debs = map fetch record.members;
       dependencies = map (dependency: groups.${dependency}) record.dependencies;
+      essential = map (dependency: groups.${dependency}) (record.essential or index.essential);
     });
 
   groups = builtins.listToAttrs (map (name: { inherit name; value = buildGroup name; }) index.names);
@@ -86,4 +87,7 @@ let
 
   packages = builtins.listToAttrs (map (name: { inherit name; value = package name; }) index.names);
 in
-packages // builtins.mapAttrs (_: name: packages.${name}) index.aliases
+packages // builtins.mapAttrs (_: name: packages.${name}) index.aliases // {
+  # What nixery asks a set of itself; no package of Debian has this name.
+  nixery.osRelease = index.osRelease or { };
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -29,6 +30,11 @@ _MOST_STORAGE = 3 * 1024**3
 
 PLAIN_USER = 1000
 """Id of a user and a group without entries in /etc/passwd and /etc/group."""
+
+# runc's message of a container that it cannot start, for which it exits with 1.
+_NOT_STARTED = re.compile(r'^time="[^"]*" level=error msg="runc run failed: (.*)"$', re.MULTILINE)
+# A shell's status for a program that is not there.
+_NOT_FOUND = 127
 
 # Docker's and podman's default for root.
 _CAPABILITIES = [
@@ -89,7 +95,10 @@ class Image:
                 )
             process.kill()
             status = process.wait()
-        return Run(status if ended else None, output.decode(errors="replace"))
+        text = output.decode(errors="replace")
+        if (refused := _NOT_STARTED.search(text)) is not None:
+            return Run(_NOT_FOUND, refused[1].replace('\\"', '"').rpartition("process: ")[2])
+        return Run(status if ended else None, text)
 
     def _specification(self, command: Sequence[str], user: int) -> dict[str, Any]:
         specification: dict[str, Any] = json.loads((self.bundle / "umoci.json").read_text())
@@ -98,6 +107,8 @@ class Image:
         specification["process"] |= {
             "args": list(command),
             "terminal": False,
+            # umoci forbids set-uid programs, engines do not by default.
+            "noNewPrivileges": False,
             # umoci adds HOME of root; runc sets it for a user, as engines do.
             "env": execution.get("Env", []),
             "cwd": execution.get("WorkingDir") or "/",

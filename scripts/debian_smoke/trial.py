@@ -14,7 +14,7 @@ from scripts.debian_smoke.results import Result, Start
 _USERS = {"plain": PLAIN_USER, "root": 0}
 
 # Seconds for one command; large interpreters take a few on a busy machine.
-_PATIENCE = 60
+_PATIENCE = 120
 # Characters of output in a result.
 _OUTPUT = 2000
 

@@ -25,6 +25,48 @@ def make_links(links: Links, outputs: Outputs) -> None:
         _make_link(relative, target, wanted, outputs)
 
 
+def link_programs(links: Links, outputs: Outputs) -> None:
+    """Give programs the names that they have in Debian outside `bin`; links between such places are not needed twice."""
+    own = Path(outputs.own)
+    for place in sorted(links.programs):
+        link = own / place
+        program = own / "bin" / link.name
+        if os.path.lexists(program) and not os.path.lexists(link):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(posixpath.relpath(f"bin/{link.name}", posixpath.dirname(place)))
+
+
+def link_siblings(outputs: Outputs) -> None:
+    """Link what direct dependencies have in a directory beside a program of this output.
+
+    A program outside `bin` looks for its data beside itself (chromium's `icudtl.dat`, which another package brings), and
+    its own place is in the store.
+    """
+    for directory in _private_directories(outputs.own):
+        relative = os.path.relpath(directory, outputs.own)
+        for dependency in outputs.declared:
+            for file in sorted(Path(dependency, relative).glob("*")):
+                link = directory / file.name
+                if not os.path.lexists(link):
+                    link.symlink_to(file)
+
+
+def _private_directories(own: str) -> list[Path]:
+    """The directories `lib/NAME` that have a program; those that many packages share have none but by accident."""
+    return [
+        directory
+        for directory in sorted(Path(own, "lib").glob("*"))
+        if directory.is_dir()
+        and not directory.is_symlink()
+        and not directory.name.endswith(("-linux-gnu", "-linux-gnueabihf"))
+        and any(_is_program(path) for path in directory.iterdir())
+    ]
+
+
+def _is_program(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and bool(path.stat().st_mode & 0o100)
+
+
 def _absolute(place: str, target: str) -> str:
     return posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
 

@@ -11,7 +11,7 @@ from building.outputs import Outputs
 from building.wrappers import wrap
 
 PERL, PYTHON = "perl-path", "python-path"
-_PERL_DIRECTORIES = ("share/perl5", "lib/*/perl5/5.*", "lib/*/perl5")
+_PERL_DIRECTORIES = ("share/perl5", "lib/*/perl5/5.*", "lib/*/perl5", "lib/*/perl/5.*", "share/perl/5.*")
 _PYTHON_DIRECTORIES = ("lib/python3/dist-packages",)
 _PERL_SHEBANG = re.compile(rb"\A#![^\n]*/bin/perl[^\n]*\n")
 _PYTHON_SHEBANG = re.compile(rb"\A#![^\n]*/bin/python3[0-9.]*[^\n]*\n")

@@ -11,12 +11,15 @@ from building.layout import output_path
 class Outputs:
     """The output under construction and, in order, the outputs it may refer to.
 
-    Only direct dependencies are searched: every reference is one that Debian declares, and closures stay small.
+    Only direct dependencies are searched, and after them the Essential packages, which Debian's packages use without
+    declaring it. Closures stay small: an Essential package is in them only if something refers to it.
     """
 
-    def __init__(self, own: str, dependencies: Sequence[str]) -> None:
+    def __init__(self, own: str, declared: Sequence[str], essential: Sequence[str] = ()) -> None:
         self.own = own
-        self.dependencies = tuple(dependencies)
+        self.declared = tuple(declared)
+        self.essential = tuple(output for output in essential if output not in declared)
+        self.dependencies = (*self.declared, *self.essential)
 
     def find(self, path: str) -> str | None:
         """The absolute place of Debian's `path` (`/usr/bin/env`) in the first output that has it."""

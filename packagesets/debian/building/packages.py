@@ -157,34 +157,43 @@ def _other_name(program: str, name: str) -> Callable[[Outputs], None]:
     return adjustment
 
 
-def _nodejs(outputs: Outputs) -> None:
-    """The modules that node loads from `share/nodejs`, in one place, for an image where `/usr/share` leads to `/share`."""
-    directory = Path(outputs.own, "share/nodejs")
-    for output in outputs.dependencies:
-        for module in sorted(Path(output, "share/nodejs").glob("*")):
-            link = directory / module.name
-            if not link.exists() and not link.is_symlink():
-                directory.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(module)
+_SITE_PREFIXES = "PREFIXES = [sys.prefix, sys.exec_prefix]"
+_SITE_PATHS = "    _trace(\"Processing global site-packages\")\n"
 
 
-def _bash(outputs: Outputs) -> None:
-    link = Path(outputs.own, "bin/sh")
-    if not link.exists():
-        link.symlink_to("bash")
+def _python(outputs: Outputs) -> None:
+    """Modules of other packages are below /usr in an image; what pip installs goes to /usr/local, as in Debian.
+
+    Python derives all its places from its own one, which is in the store. Modules of the standard library that Debian has
+    in packages of their own (tkinter, ensurepip) are found last.
+    """
+    for library in sorted(Path(outputs.own, "lib").glob("python3.*")):
+        site = library / "site.py"
+        if site.is_file():
+            other = f"/usr/lib/{library.name}"
+            text = site.read_text().replace(_SITE_PREFIXES, f'{_SITE_PREFIXES[:-1]}, "/usr"]')
+            added = f"    sys.path += [path for path in ({other!r}, '{other}/lib-dynload') if os.path.isdir(path)]\n"
+            site.write_text(text.replace(_SITE_PATHS, _SITE_PATHS + added))
+        sysconfig = library / "sysconfig.py"
+        if sysconfig.is_file():
+            text = sysconfig.read_text()
+            for base in ("{base}", "{platbase}"):
+                text = text.replace(f"'{base}/local", "'/usr/local")
+            sysconfig.write_text(text)
+        # It keeps pip from mixing its packages with apt's, which an image does not have.
+        (library / "EXTERNALLY-MANAGED").unlink(missing_ok=True)
 
 
 _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
     (r"git", _git),
-    (r"perl", _perl),
+    (r"perl-base", _perl),
     (r"vim", _vim),
-    (r"bash", _bash),
     (r"bat", _other_name("batcat", "bat")),
     (r"file", _file),
+    (r"python3", _python),
     (r"php\d+\.\d+-cli", _php),
     (r"fd-find", _other_name("fdfind", "fd")),
     (r"gcc-\d+|cpp-\d+", _gcc),
-    (r"nodejs|libnode\d+", _nodejs),
     (r"ncurses-base", _terminfo),
     (r"libtinfo\d+(t64)?", _libtinfo),
     (r"ca-certificates", _certificates),

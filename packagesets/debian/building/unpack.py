@@ -1,6 +1,5 @@
-"""Unpack .debs into the output, at the places that `layout` gives; links and alternatives are only collected."""
+"""Unpack .debs into the output, at the places that `layout` gives; links are only collected."""
 
-import re
 import shutil
 import subprocess
 import tarfile
@@ -10,17 +9,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from building.errors import BuildError
-from building.layout import is_left_out, output_path
+from building.layout import is_left_out, other_name, output_path
 
-_ALTERNATIVE = re.compile(r"--(?:install|slave)\s+(/\S+)\s+\S+\s+(/\S+)")
+# Directories of data and configuration, which programs expect to be there when they are empty.
+KEPT_EMPTY = ("etc/", "var/", "srv/")
+# A script is text of some kilobytes.
+_LARGEST_SCRIPT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory whose mode or owner is not that of every directory in a store path."""
+
+    path: str
+    mode: str
+    user: str
+    group: str
 
 
 @dataclass(slots=True)
 class Links:
-    """Symbolic links to make once all files are there: Debian's place of the link to its target, as the .deb has it."""
+    """What cannot be unpacked as it is. Links are made once all files are there: Debian's place of the link to its target.
+
+    `programs` are the places of programs outside `bin`, `scripts` the postinst scripts.
+    """
 
     declared: dict[str, str] = field(default_factory=dict)
     alternatives: dict[str, str] = field(default_factory=dict)
+    programs: set[str] = field(default_factory=set)
+    directories: list[Directory] = field(default_factory=list)
+    scripts: list[str] = field(default_factory=list)
 
 
 def unpack(deb: str, out: str, links: Links) -> None:
@@ -31,19 +49,7 @@ def unpack(deb: str, out: str, links: Links) -> None:
     with _tar_of(deb, "--ctrl-tarfile") as archive:
         for member in archive:
             if Path(member.name).name == "postinst" and (script := archive.extractfile(member)):
-                links.alternatives.update(declared_alternatives(script.read().decode(errors="replace")))
-
-
-def declared_alternatives(script: str) -> dict[str, str]:
-    """The links that a postinst script declares with update-alternatives, where it spells them out."""
-    joined = re.sub(r"\\\n\s*", " ", script)
-    found: dict[str, str] = {}
-    for line in joined.splitlines():
-        if "--install" in line:
-            for link, target in _ALTERNATIVE.findall(line):
-                if "$" not in link + target:
-                    found.setdefault(link, target)
-    return found
+                links.scripts.append(script.read(_LARGEST_SCRIPT).decode(errors="replace"))
 
 
 @contextmanager
@@ -66,10 +72,16 @@ def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, out: str, 
     if not relative or is_left_out(relative):
         return
     target = Path(out, relative)
+    place = member.name.lstrip(".")
+    if not member.isdir() and (name := other_name(place)):
+        links.programs.add(name)
     if member.issym():
-        links.declared[member.name.lstrip(".")] = member.linkname
+        links.declared[place] = member.linkname
     elif member.isdir():
         target.mkdir(parents=True, exist_ok=True)
+        if relative.startswith(KEPT_EMPTY) and (member.mode & 0o7777 != 0o755 or member.uid or member.gid):  # noqa: PLR2004
+            mode = f"{member.mode & 0o7777:04o}"
+            links.directories.append(Directory(place.rstrip("/"), mode, member.uname, member.gname))
     elif member.islnk():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)

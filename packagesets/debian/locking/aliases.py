@@ -151,12 +151,21 @@ PRIORITIES: Mapping[str, int] = {
 
 # What a package needs at run time and does not declare, because Debian always has it installed.
 EXTRA_DEPENDENCIES = (
+    (re.compile(r"bash"), ("dash",)),
+    # Wheels may expect a system to have it (PEP 600).
+    (re.compile(r"python3-pip"), ("libstdc++6",)),
     (re.compile(r"libtinfo\d+(t64)?"), ("ncurses-base",)),
     (re.compile(r"file"), ("libmagic-mgc",)),
     (re.compile(r"gcc-\d+"), ("libc6-dev", "linux-libc-dev")),
 )  # fmt: skip
-# Interpreters that scripts use undeclared, being Essential: every group outside their own closure depends on them.
-SHELLS = ("dash", "bash")
+# Essential and required packages whose programs scripts call undeclared. The builder of every group outside the closure of
+# one can use it; each may use those before it.
+ESSENTIAL = (
+    "dash", "bash", "coreutils", "sed", "grep", "mawk", "hostname", "findutils", "diffutils", "debianutils", "gzip", "tar",
+    "ncurses-bin", "util-linux", "bsdutils", "perl-base",
+)  # fmt: skip
+# Declared for programs that only maintainer scripts call: update-ca-certificates and add-shell.
+NEEDLESS = frozenset({("ca-certificates", "openssl"), ("bash", "debianutils"), ("dash", "debianutils")})
 
 # libtinfo's list of places for terminal descriptions is a text of 47 bytes inside the library; a store path with a
 # two-letter name is the only kind that fits.

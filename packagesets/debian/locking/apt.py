@@ -5,6 +5,7 @@ cannot be made for want of rights, gets a private configuration with its own lis
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from locking.contents import parse_release
 from locking.errors import LockError
+from locking.release import Release, parse_targets
 
 ARCHITECTURES = {
     "x86_64-linux": "amd64",
@@ -100,6 +102,15 @@ class Apt:
         command = ["apt-cache", *self.options, "-o", "Dir::State::status=/dev/null", "dumpavail"]
         yield from _run(command).split("\n\n")
 
+    def release(self) -> Release:
+        """The release that most packages are of, by the Release file that apt has fetched and verified."""
+        fields = "$(FILENAME)\t$(ORIGIN)\t$(CODENAME)\t$(VERSION)"
+        answer = _run(["apt-get", *self.options, "indextargets", "--format", fields, "Created-By: Packages"])
+        lines = (line.partition("\t") for line in answer.splitlines())
+        # A field that a Release file does not have stays as it is written here.
+        known = ((file, re.sub(r"\$\([A-Z]+\)", "", rest)) for file, _, rest in lines)
+        return parse_targets("".join(f"{_size_of(Path(file))}\t{rest}\n" for file, rest in known))
+
     def contents(self) -> list[ContentsIndex]:
         """The Contents indexes that the sources offer, by the Release files that apt has fetched and verified."""
         question = ["indextargets", "--no-release-info", "--format", "$(METAKEY) $(URI) $(FILENAME)"]
@@ -125,6 +136,11 @@ class Apt:
             command += ["-o", "APT::Sandbox::User=root"]
         command += ["download-file", index.url, str(file), f"SHA256:{index.sha256}"]
         _run(command, "the download of a Contents index", seconds)
+
+
+def _size_of(file: Path) -> int:
+    # Another format of the file that apt names may be the one that is there.
+    return max((one.stat().st_size for one in file.parent.glob(f"{file.stem}*")), default=0)
 
 
 def native_architecture() -> str:

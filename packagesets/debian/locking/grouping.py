@@ -32,9 +32,8 @@ class Family:
 
 FAMILIES = (
     Family("libc6", r"libc6|libc-bin|libgcc-s1|libcrypt1"),
-    Family("perl", r"perl|perl-base|libperl5\.\d+(?:t64)?|perl-modules-5\.\d+"),
-    Family("python", r"python(3\.\d+)(?:-minimal)?|libpython(3\.\d+)-(?:minimal|stdlib)"),
-    Family("python3", r"python3(?:-minimal)?|libpython3-stdlib"),
+    Family("python", r"python(3\.\d+)(?:-minimal|-venv)?|libpython(3\.\d+)-(?:minimal|stdlib)"),
+    Family("python3", r"python3(?:-minimal|-distutils|-lib2to3)?|libpython3-stdlib"),
     Family("gcc-", r"(?:gcc|cpp|g\+\+)-(\d+)(?:-{triplet})?|(?:libgcc|libstdc\+\+)-(\d+)-dev"),
     Family("golang-", r"golang-(1\.\d+)-(?:go|src)"),
     Family("openjdk-", r"openjdk-(\d+)-(?:jre|jdk)-headless"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from locking.aliases import PRIORITIES, SHELLS, STORE_NAMES, extra_dependencies, main_program
+from locking.aliases import ESSENTIAL, NEEDLESS, PRIORITIES, STORE_NAMES, extra_dependencies, main_program
 from locking.grouping import group_packages
 from locking.index import Package
 from locking.names import store_name, store_version
@@ -21,10 +21,15 @@ _REGISTRY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What the lock says, by name; `unmet` counts the dependencies that no package of the index meets."""
+    """What the lock says, by name.
+
+    `essential` are the groups that the builder of a group may use if its record does not say otherwise; `unmet` counts the
+    dependencies that no package of the index meets.
+    """
 
     packages: dict[str, Record]
     groups: dict[str, Record]
+    essential: list[str]
     unmet: int
 
 
@@ -33,9 +38,9 @@ def make_records(packages: Mapping[str, Package], triplet: str) -> Records:
     graph, unmet = _dependency_graph(packages)
     group_of = group_packages(graph, triplet)
     groups = _groups(packages, graph, group_of)
-    _add_shells(groups, group_of)
+    essential = _add_essential(groups, group_of)
     records = {name: _package_record(package, group_of[name]) for name, package in packages.items()}
-    return Records(records, groups, unmet)
+    return Records(records, groups, essential, unmet)
 
 
 def add_programs(records: Records, programs: Mapping[str, list[str]]) -> None:
@@ -51,7 +56,8 @@ def _dependency_graph(packages: Mapping[str, Package]) -> tuple[dict[str, set[st
     unmet = 0
     for name, package in packages.items():
         names, missing = resolver.dependencies(package)
-        graph[name] = names | {extra for extra in extra_dependencies(name) if extra in packages}
+        needed = {other for other in names if (name, other) not in NEEDLESS}
+        graph[name] = needed | {extra for extra in extra_dependencies(name) if extra in packages}
         unmet += len(missing)
     return graph, unmet
 
@@ -76,21 +82,34 @@ def _groups(
     for group, record in groups.items():
         record["name"] = STORE_NAMES.get(group) or store_name(group, packages[group].version)
         record["dependencies"] = sorted(dependencies[group] - {group})
+        record["essential"] = []
     return groups
 
 
-def _add_shells(groups: dict[str, Record], group_of: Mapping[str, str]) -> None:
-    shells = [group_of[name] for name in SHELLS if name in group_of]
+def _add_essential(groups: dict[str, Record], group_of: Mapping[str, str]) -> list[str]:
+    """Give each group the Essential packages that do not depend on it themselves; returns all of them."""
+    essential = list(dict.fromkeys(group_of[name] for name in ESSENTIAL if name in group_of))
+    for group in essential:
+        closure = _closure(groups, group)
+        for name, record in groups.items():
+            if name not in closure:
+                record["essential"].append(group)
+    for record in groups.values():
+        # Nearly all groups have all of them.
+        if record["essential"] == essential:
+            del record["essential"]
+    return essential
+
+
+def _closure(groups: Mapping[str, Record], group: str) -> set[str]:
     closure: set[str] = set()
-    waiting = list(shells)
+    waiting = [group]
     while waiting:
-        group = waiting.pop()
-        if group not in closure:
-            closure.add(group)
-            waiting.extend(groups[group]["dependencies"])
-    for group, record in groups.items():
-        if group not in closure:
-            record["dependencies"] = sorted({*record["dependencies"], *shells})
+        name = waiting.pop()
+        if name not in closure:
+            closure.add(name)
+            waiting += [*groups[name]["dependencies"], *groups[name]["essential"]]
+    return closure
 
 
 def _package_record(package: Package, group: str) -> Record:

@@ -331,7 +331,7 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
     }
     with ClosureFiles(info.path for info in closure) as files:
         root = plan_root_filesystem(outputs, files)
-        add_system_files(root.tree, files)
+        add_system_files(root.tree, files, contents.os_release)
         add_loader(root.tree, files, request.platform)
         user = (0, 0)
         if contents.definition is not None:

@@ -27,6 +27,7 @@ AVAILABLE: dict[str, Any] = {
     "licences": [],
     "mainProgram": None,
     "priority": None,
+    "fhs": False,
 }
 DEFINITION: dict[str, Any] = {
     "status": "definition",
