@@ -224,7 +224,7 @@ def test_an_archive_is_unpacked_over_a_running_container(
     )
 
 
-@pytest.mark.parametrize("options", [(), ("--read-only",)])
+@pytest.mark.parametrize("options", [(), ("--read-only", "--tmpfs=/tmp", "--tmpfs=/run")])
 @pytest.mark.parametrize("name", ["docker", "podman"])
 def test_files_and_directories_are_mounted(
     request: pytest.FixtureRequest, tmp_path: Path, registry: str, name: str, options: tuple[str, ...]
@@ -254,7 +254,14 @@ def test_files_and_directories_are_mounted(
         ),
         *("/etc/ssl/certs", "/usr/local/share/ca-certificates", "/var/spool/app", "/usr/src/app", "/mnt"),
     ]
-    files = ("/etc/app.conf", "/etc/resolv.conf", "/usr/local/bin/y", "/usr/bin/tac", "/run/secrets/f")
+    files = (
+        "/etc/app.conf",
+        "/etc/resolv.conf",
+        "/usr/local/bin/y",
+        "/usr/bin/tac",
+        "/run/secrets/f",
+        "/var/run/app.sock",
+    )
     mounts = [f"--volume={tmp_path}:{place}:ro" for place in directories]
     mounts += [f"--volume={tmp_path / 'f'}:{place}:ro" for place in files]
     places = [*(f"{place}/f" for place in directories), *files]

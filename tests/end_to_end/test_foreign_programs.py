@@ -76,8 +76,7 @@ def test_programs_of_nix_are_left_alone(image: Container) -> None:
 
 @pytest.fixture(scope="module")
 def python(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
-    name = "bash/python3/pip/libstdc__2b__2b6"
-    return pull(server.port, name, "latest", tmp_path_factory.mktemp("python"))
+    return pull(server.port, "bash/python3/pip", "latest", tmp_path_factory.mktemp("python"))
 
 
 @pytest.fixture(scope="module")

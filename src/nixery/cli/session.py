@@ -25,6 +25,9 @@ from nixery.storage.opening import Storage
 
 Result = TypeVar("Result")
 
+# Beginnings of flake references and repository URLs on this machine.
+_LOCAL = ("/", ".", "path:", "file:", "git+file:")
+
 _FAILED = 1
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -45,7 +48,7 @@ async def open_session(
     Raises:
         SettingsError: with every problem of the settings.
     """
-    settings = _with_fresh_directory(user_settings(without))
+    settings = _with_current_source(user_settings(without))
     resources = prepare(settings, serving=False)
     async with assemble(settings, resources, expression, observer) as components:
         yield components, resources
@@ -122,11 +125,11 @@ async def _cancellable(command: Callable[[], Awaitable[Result]]) -> Result:
     return await command()
 
 
-def _with_fresh_directory(settings: Settings) -> Settings:
-    """Disable the pin of a directory source, so that each command reads its current contents."""
-    flake = settings.flake or ""
-    is_directory = settings.package_set is not None or flake.startswith(("/", ".", "path:"))
-    if not is_directory or "NIXERY_PIN_TTL" in os.environ:
+def _with_current_source(settings: Settings) -> Settings:
+    """Disable the pins of a source on this machine, so that each command reads its current state."""
+    places = (settings.flake or "", settings.repository or "")
+    is_local = settings.package_set is not None or any(place.startswith(_LOCAL) for place in places)
+    if not is_local or "NIXERY_PIN_TTL" in os.environ:
         return settings
     return settings.model_copy(update={"pin_ttl": 0})
 
