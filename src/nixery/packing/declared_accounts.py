@@ -122,6 +122,9 @@ class _Declared:
         if not _NAME.fullmatch(name) or self._accounts.find(PASSWD, name):
             return
         number, _, group = numbers.partition(":")
+        own_group = None if group else self._accounts.find(GROUP, name)
+        if own_group is not None and not _NUMBER.fullmatch(number):
+            number = str(own_group.number)
         user_id = self._number(PASSWD, name, number)
         if not group:
             # The user's own, with the same number where that is free.

@@ -18,6 +18,7 @@ from nixery.packing.user_files import add_user_files
 _POSTGRES = {
     "sysusers.d/postgresql.conf": (
         "# PostgreSQL\n"
+        "g postgres -\n"
         "g ssl-cert -\n"
         'u postgres - "PostgreSQL administrator" /var/lib/postgresql /bin/bash\n'
         "m postgres ssl-cert\n"
