@@ -7,11 +7,13 @@ From there: evaluate, realise, closure, layers, pack, store, manifest.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from nixery.builds.creation_date import CreationDate
 from nixery.builds.evaluator import Evaluator
 from nixery.builds.events import (
     Evaluated,
@@ -121,6 +123,8 @@ class ImageBuilder:
         leases: Leases,
         popularity: Popularity,
         bounds: ImageBounds,
+        creation_date: CreationDate,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._evaluator = evaluator
         self._nix = nix
@@ -129,6 +133,8 @@ class ImageBuilder:
         self._leases = leases
         self._popularity = popularity
         self._bounds = bounds
+        self._creation_date = creation_date
+        self._clock = clock
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         """Build and store an image; try again if something that it needs is deleted meanwhile.
@@ -196,7 +202,8 @@ class ImageBuilder:
         annotations = image_annotations(request, packages, pin)
         # A definition's own labels take precedence.
         labelled = replace(execution, labels={**annotations, **readable_labels(execution.labels)})
-        config = image_config(request.platform.architecture, labelled, layers, pin.created)
+        created = self._creation_date.of(pin, self._clock())
+        config = image_config(request.platform.architecture, labelled, layers, created)
         if len(config.content) > _LARGEST_CONFIG:
             raise AnswerTooLarge(
                 "the config of the image, whose history names each store path,", _LARGEST_CONFIG
