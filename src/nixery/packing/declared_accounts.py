@@ -34,6 +34,9 @@ _OF_PACKAGES = ("/etc/", "/home/", "/opt/", "/run/", "/srv/", "/var/")
 # Numbers of system accounts that Debian and Fedora do not give to single packages.
 _DYNAMIC = range(200, 1000)
 
+# Subvolumes of file systems that have them are directories of the others.
+_DIRECTORY_TYPES = frozenset({"d", "D", "q", "Q", "v"})
+
 _NO_SHELL = "/bin/false"
 
 
@@ -59,12 +62,14 @@ def add_declared_accounts(tree: Tree, files: ClosureFiles) -> None:
         ("u", accounts.user),
         ("m", accounts.member),
     )
+    # Numbers that are declared before others take them.
+    users.sort(key=lambda words: _NUMBER.match("".join(words[2:3])) is None)
     for kind, action in actions:
         for words in users:
             if words[0].rstrip("!") == kind:
                 action(words[1:])
     for words in directories:
-        if words[0].rstrip("!-=~^$+") in ("d", "D"):
+        if words[0].rstrip("!-=~^$+") in _DIRECTORY_TYPES:
             _add_directory(tree, accounts, words[1:])
 
 
@@ -122,10 +127,13 @@ class _Declared:
         if not _NAME.fullmatch(name) or self._accounts.find(PASSWD, name):
             return
         number, _, group = numbers.partition(":")
+        own_group = None if group else self._accounts.find(GROUP, name)
+        if own_group is not None and not _NUMBER.fullmatch(number):
+            number = str(own_group.number)
         user_id = self._number(PASSWD, name, number)
-        if not group:
-            # The user's own, with the same number where that is free.
-            self.group((name, str(user_id)))
+        if not _NUMBER.fullmatch(group):
+            # The user's own has the same number where that is free.
+            self.group((group, "-") if group else (name, str(user_id)))
         group_id = self.number(GROUP, group or name)
         self._accounts.add_user(
             name,
@@ -170,6 +178,8 @@ def _add_directory(tree: Tree, accounts: _Declared, fields: Sequence[str]) -> No
     """
     path, mode, user, group = (*fields, "-", "-", "-")[:4]
     path = posixpath.normpath(path)
+    if path.startswith("/var/run/"):
+        path = path.removeprefix("/var")
     if not _PATH.fullmatch(path) or not path.startswith(_OF_PACKAGES):
         return
     name = path[1:].encode()
