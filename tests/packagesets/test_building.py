@@ -10,7 +10,7 @@ from building.links import make_links
 from building.outputs import Outputs
 from building.roomy_elf import patch_in_place
 from building.text import rewrite_text
-from building.unpack import Links, declared_alternatives
+from building.unpack import Links
 
 STORE = {
     "/bin/sh": "/nix/store/dash/bin/sh",
@@ -63,18 +63,6 @@ def test_absolute_paths_are_rewritten_where_a_file_is_known() -> None:
 )
 def test_parts_of_longer_paths_and_shared_directories_are_not_rewritten(text: str) -> None:
     assert rewrite(text) == text
-
-
-def test_alternatives_with_continuation_lines_and_slaves() -> None:
-    script = (
-        "update-alternatives --install /usr/bin/vi vi \\\n  /usr/bin/vim.basic 30 \\\n"
-        "  --slave /usr/share/man/man1/vi.1.gz vi.1.gz /usr/share/man/man1/vim.1.gz\n"
-        "update-alternatives --install /usr/bin/$i $i /usr/bin/x 1\n"
-    )
-    assert declared_alternatives(script) == {
-        "/usr/bin/vi": "/usr/bin/vim.basic",
-        "/usr/share/man/man1/vi.1.gz": "/usr/share/man/man1/vim.1.gz",
-    }
 
 
 def test_links_stay_inside_or_lead_to_dependencies_or_are_removed(tmp_path: Path) -> None:

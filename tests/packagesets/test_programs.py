@@ -98,6 +98,18 @@ def archive(architecture: str) -> Iterator[Archive]:
     archive.server.server_close()
 
 
+def test_a_pin_makes_the_lock_out_of_date(archive: Archive, architecture: str, tmp_path: Path) -> None:
+    apt = archive.apt(tmp_path / "apt", architecture)
+    before = apt.fingerprint()
+    assert apt.fingerprint() == before
+    (tmp_path / "apt/etc/preferences").write_text("Package: jq\nPin: version 1.0\nPin-Priority: 1001\n")
+    pinned = apt.fingerprint()
+    assert pinned != before
+    (tmp_path / "apt/etc/preferences.d").mkdir()
+    (tmp_path / "apt/etc/preferences.d/acme").write_text("Package: *\nPin: release n=sid\nPin-Priority: 50\n")
+    assert apt.fingerprint() not in (before, pinned)
+
+
 def test_programs_come_from_all_indexes_and_each_is_fetched_once(
     archive: Archive, architecture: str, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from building.layout import output_path
 from building.outputs import Outputs
-from building.shell import Command, commands
+from building.shell import TEMPORARY, Command, commands
 from building.unpack import Links
 
 # The names that adduser and the tools of shadow allow; a name cannot break the line that it is written into.
@@ -27,7 +27,14 @@ _PATH = re.compile(r"/[A-Za-z0-9_.@+,=/-]{1,300}")
 
 # Where scripts make files; everything else belongs to the machine or to the package's .deb.
 _WRITABLE = ("/etc/", "/var/", "/srv/", "/opt/", "/usr/share/", "/usr/lib/", "/usr/bin/", "/usr/sbin/")
-_OF_THE_SYSTEM = ("/var/run/", "/var/lock/", "/var/tmp/", "/var/lib/dpkg", "/var/lib/apt", "/etc/rc", "/etc/systemd/")
+_OF_THE_SYSTEM = (
+    "/var/run/",
+    "/var/lock/",
+    "/var/lib/dpkg",
+    "/var/lib/apt",
+    "/etc/rc",
+    "/etc/systemd/",
+)
 # A directory with an owner may also be one that the image gets when it starts.
 _OWNED = ("/etc/", "/var/", "/srv/", "/run/", "/home/")
 
@@ -56,7 +63,11 @@ class Accounts:
     def lines(self) -> list[str]:
         """The file's lines: groups, then users, which may name them."""
         memberships = [f"m {user} {group}" for user, group in sorted(self.members)]
-        return [*(self.groups[name] for name in sorted(self.groups)), *(self.users[n] for n in sorted(self.users)), *memberships]
+        return [
+            *(self.groups[name] for name in sorted(self.groups)),
+            *(self.users[n] for n in sorted(self.users)),
+            *memberships,
+        ]
 
 
 def install(group: str, links: Links, outputs: Outputs) -> None:
@@ -64,6 +75,7 @@ def install(group: str, links: Links, outputs: Outputs) -> None:
     installation = Installation(outputs, links)
     for script in links.scripts:
         installation.run(script)
+    installation.add_units()
     installation.declare(group)
 
 
@@ -75,15 +87,47 @@ class Installation:
         self._links = links
         self._accounts = Accounts()
         self._owners: dict[str, Owner] = {}
+        self._directory_of_script = "/"
+        self._temporary: dict[str, str] = {}
         for directory in links.directories:
             self._owner(directory.path, directory.mode, directory.user, directory.group)
 
     def run(self, script: str) -> None:
         """Do what a postinst does when its package is installed."""
+        self._directory_of_script = "/"
         for command in commands(script):
             name = posixpath.basename(command[0] or "")
             if action := _ACTIONS.get(name):
                 action(self, command[1:])
+
+    def change_directory(self, arguments: Command) -> None:
+        """`cd DIRECTORY`: names of files that follow are relative to it."""
+        self._directory_of_script = self._full((arguments or ("/",))[0] or "/")
+
+    def _full(self, name: str) -> str:
+        """An absolute name, in the directory that the script is in; with its last slash, which says that it is a directory."""
+        full = posixpath.normpath(posixpath.join(self._directory_of_script, name)) if name else ""
+        if full.startswith("/var/run/"):
+            full = full.removeprefix("/var")
+        return full + "/" if name.endswith("/") and full != "/" else full
+
+    def add_units(self) -> None:
+        """Declare the directories that systemd makes for the services of the package."""
+        for unit in sorted(Path(self._outputs.own, "lib/systemd/system").glob("*.service")):
+            if unit.is_file() and not unit.is_symlink():
+                self._add_unit(unit.read_text(errors="replace"))
+
+    def _add_unit(self, text: str) -> None:
+        found: list[tuple[str, str]] = re.findall(r"(?m)^([A-Za-z]+)=(.*?)[ \t]*$", text)
+        settings = dict(found)
+        user = settings.get("User", "root")
+        group = settings.get("Group", user)
+        for kind, above in _UNIT_DIRECTORIES.items():
+            mode = _mode(settings.get(f"{kind}DirectoryMode"))
+            for name in settings.get(f"{kind}Directory", "").split():
+                path = f"{above}/{name.partition(':')[0]}"
+                if posixpath.normpath(path) not in self._owners:
+                    self._directory(path, Owner(mode, user, group))
 
     def declare(self, name: str) -> None:
         """Write the accounts and owners that were found to files which `name` tells from other packages'."""
@@ -112,26 +156,39 @@ class Installation:
                     self._links.alternatives.setdefault(link, path)
 
     def adduser(self, arguments: Command) -> None:
-        """`adduser [--system] [--group] ... NAME [GROUP]`, as adduser(8) has it."""
+        """Declare what `adduser` adds: a system account, a group, or a membership."""
         options, names = _options(arguments, _ADDUSER_VALUES)
         if len(names) == 2:  # noqa: PLR2004  # a user and a group
             self._member(*names)
         elif "--group" in options and "--system" not in options:
             self.addgroup(arguments)
         elif len(names) == 1:
-            group = options.get("--ingroup") or options.get("--gid") or ("" if "--group" in options else "nogroup")
+            group = (
+                options.get("--ingroup")
+                or options.get("--gid")
+                or ("" if "--group" in options else "nogroup")
+            )
             home = options.get("--home") or ""
-            self._user(names[0], options.get("--uid"), group, options.get("--gecos"), home, options.get("--shell"))
+            self._user(
+                names[0], options.get("--uid"), group, options.get("--gecos"), home, options.get("--shell")
+            )
             if home and "--no-create-home" not in options:
                 self._owner(home, "0755", names[0], group or names[0])
 
     def useradd(self, arguments: Command) -> None:
-        """`useradd [-r] ... NAME`, as useradd(8) has it."""
+        """Declare the account that `useradd` adds."""
         options, names = _options(arguments, _USERADD_VALUES, _USERADD_LONG)
         if len(names) == 1:
             home = options.get("--home-dir") or ""
             shell = options.get("--shell")
-            self._user(names[0], options.get("--uid"), options.get("--gid") or "", options.get("--comment"), home, shell)
+            self._user(
+                names[0],
+                options.get("--uid"),
+                options.get("--gid") or "",
+                options.get("--comment"),
+                home,
+                shell,
+            )
             for group in (options.get("--groups") or "").split(","):
                 self._member(names[0], group)
             if home and ("--create-home" in options or "-m" in options):
@@ -145,14 +202,16 @@ class Installation:
                 self._member(name, group)
 
     def addgroup(self, arguments: Command) -> None:
-        """`addgroup [--system] [--gid ID] NAME`, and `groupadd`."""
+        """Read `addgroup [--system] [--gid ID] NAME`, and `groupadd`."""
         options, names = _options(arguments, _ADDUSER_VALUES, {"-g": "--gid"})
         number = options.get("--gid") or "-"
         for name in names[:1]:
             if _NAME.fullmatch(name):
-                self._accounts.groups.setdefault(name, f"g {name} {number if _NUMBER.fullmatch(number) else '-'}")
+                self._accounts.groups.setdefault(
+                    name, f"g {name} {number if _NUMBER.fullmatch(number) else '-'}"
+                )
 
-    def _user(  # noqa: PLR0913, PLR0917  # the fields of an account
+    def _user(
         self, name: str, number: str | None, group: str, text: str | None, home: str, shell: str | None
     ) -> None:
         if not _NAME.fullmatch(name):
@@ -171,7 +230,7 @@ class Installation:
     def mkdir(self, arguments: Command) -> None:
         """`mkdir [-p] [-m MODE] DIRECTORY...`."""
         options, names = _options(arguments, "m")
-        for name in names:
+        for name in map(self._full, names):
             self._directory(name, Owner(_mode(options.get("-m"))))
 
     def install(self, arguments: Command) -> None:
@@ -179,7 +238,7 @@ class Installation:
         options, names = _options(arguments, "mogtS")
         if "-d" in options or "--directory" in options:
             owner = Owner(_mode(options.get("-m")), options.get("-o") or "root", options.get("-g") or "root")
-            for name in names:
+            for name in map(self._full, names):
                 self._directory(name, owner)
         else:
             self.copy(tuple(names))
@@ -213,9 +272,15 @@ class Installation:
 
     def copy(self, arguments: Command) -> None:
         """`cp SOURCE... PLACE`, and `ucf SOURCE PLACE`: configuration that a script puts into place."""
-        _, names = _options(arguments, "")
+        _, names = _options(arguments, _UCF_VALUES)
         *sources, place = names or [""]
-        for source in sources:
+        place = self._full(place)
+        for name in sources:
+            source = self._full(name)
+            source = self._temporary.get(source, source)
+            if place.startswith(TEMPORARY):
+                self._temporary[place] = source
+                continue
             found = self._outputs.find(source) if _PATH.fullmatch(source) else None
             target = self._place(place, source)
             if found and target and Path(found).is_file():
@@ -226,11 +291,24 @@ class Installation:
         """`ln -s TARGET LINK`."""
         options, names = _options(arguments, "")
         if any("s" in option for option in options) and len(names) == 2:  # noqa: PLR2004  # target and link
-            target, link = names
+            target, link = names[0], self._full(names[1])
             if link.endswith("/") or Path(self._outputs.own, output_path(link)).is_dir():
                 link = f"{link.rstrip('/')}/{posixpath.basename(target)}"
             if target and self._place(link, target):
                 self._links.declared.setdefault(link, target)
+
+    def enable_php_module(self, arguments: Command) -> None:
+        """`php_invoke enmod VERSION INTERFACE MODULE`: a link to the module's configuration, whose name orders it."""
+        match arguments:
+            case ("enmod", str() as version, str() as interface, str() as module):
+                available = f"/etc/php/{version}/mods-available/{module}.ini"
+                file = Path(self._outputs.own, output_path(available))
+                if _PATH.fullmatch(available) and file.is_file():
+                    priority = re.search(r"(?m)^;\s*priority=(\d{1,3})", file.read_text(errors="replace"))
+                    name = f"{priority[1] if priority else '20'}-{module}.ini"
+                    for each in _PHP_INTERFACES if interface == "ALL" else (interface,):
+                        place = f"/etc/php/{version}/{each}/conf.d/{name}"
+                        self._links.declared.setdefault(place, available)
 
     def _place(self, place: str, source: str) -> Path | None:
         """Where in the output a script's file is to be; None if something is there or it does not belong to the package."""
@@ -256,21 +334,29 @@ class Installation:
 
     def _owner(self, path: str, mode: str, user: str, group: str) -> None:
         normal = posixpath.normpath(path)
-        if normal.startswith(_OWNED) and _PATH.fullmatch(path) and _MODE.fullmatch(mode):
+        if f"{normal}/".startswith(_OWNED) and _PATH.fullmatch(path) and _MODE.fullmatch(mode):
             names = [name if _NAME.fullmatch(name) else "root" for name in (user, group)]
             self._owners[normal] = Owner(mode.zfill(4), *names)
 
-    def _change(self, path: str, *, user: str | None = None, group: str | None = None, mode: str | None = None) -> None:
-        normal = posixpath.normpath(path)
-        is_own = Path(self._outputs.own, output_path(normal)).is_dir() if _PATH.fullmatch(path) else False
+    def _change(
+        self, path: str, *, user: str | None = None, group: str | None = None, mode: str | None = None
+    ) -> None:
+        normal = posixpath.normpath(self._full(path))
+        is_own = Path(self._outputs.own, output_path(normal)).is_dir() if _PATH.fullmatch(normal) else False
         if normal in self._owners or is_own:
             owner = self._owners.get(normal, Owner())
             self._owner(normal, mode or owner.mode, user or owner.user, group or owner.group)
 
 
+# What systemd makes for a service, by the first part of the setting's name.
+_UNIT_DIRECTORIES = {
+    "Runtime": "/run", "State": "/var/lib", "Cache": "/var/cache", "Logs": "/var/log", "Configuration": "/etc",
+}  # fmt: skip
+_PHP_INTERFACES = ("apache2", "cgi", "cli", "embed", "fpm", "phpdbg")
 _ADDUSER_VALUES = (
     "--home", "--shell", "--uid", "--gid", "--ingroup", "--gecos", "--comment", "--firstuid", "--lastuid", "--conf",
 )  # fmt: skip
+_UCF_VALUES = ("--sum-file", "--src-dir", "--state-dir", "--debug")
 _USERADD_VALUES = (
     "--home-dir", "--shell", "--uid", "--gid", "--comment", "--groups", "--base-dir", "--key", "--expiredate", "--password",
 )  # fmt: skip
@@ -295,6 +381,8 @@ _ACTIONS: dict[str, Callable[[Installation, Command], None]] = {
     "cp": Installation.copy,
     "ucf": Installation.copy,
     "ln": Installation.link,
+    "cd": Installation.change_directory,
+    "php_invoke": Installation.enable_php_module,
 }
 
 

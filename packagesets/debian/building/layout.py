@@ -8,7 +8,18 @@ import posixpath
 _DIRECTORIES = {"sbin": "bin", "games": "bin", "lib64": "lib", "lib32": "lib32", "libx32": "libx32"}
 _MOVED_UP = tuple(
     f"usr/{name}"
-    for name in ("bin/", "games/", "include/", "lib/", "lib32/", "lib64/", "libexec/", "libx32/", "sbin/", "share/")
+    for name in (
+        "bin/",
+        "games/",
+        "include/",
+        "lib/",
+        "lib32/",
+        "lib64/",
+        "libexec/",
+        "libx32/",
+        "sbin/",
+        "share/",
+    )
 )
 # Debian's directories of programs whose names `bin` has in an output, to where an image expects them.
 _OTHER_NAMES = (("/usr/sbin/", "sbin"), ("/sbin/", "sbin"), ("/usr/games/", "usr/games"))

@@ -37,29 +37,38 @@ def link_programs(links: Links, outputs: Outputs) -> None:
 
 
 def link_siblings(outputs: Outputs) -> None:
-    """Link what direct dependencies have in a directory beside a program of this output.
+    """Link what direct dependencies have in a directory of programs of this output.
 
-    A program outside `bin` looks for its data beside itself (chromium's `icudtl.dat`, which another package brings), and
-    its own place is in the store.
+    A program outside `bin` looks for its files beside itself (chromium's `icudtl.dat`, maven's `boot`, which other packages
+    bring), and its own place is in the store.
     """
     for directory in _private_directories(outputs.own):
         relative = os.path.relpath(directory, outputs.own)
         for dependency in outputs.declared:
-            for file in sorted(Path(dependency, relative).glob("*")):
-                link = directory / file.name
-                if not os.path.lexists(link):
-                    link.symlink_to(file)
+            _link_missing(Path(dependency, relative), directory)
+
+
+def _link_missing(source: Path, target: Path) -> None:
+    if not source.is_dir() or target.is_symlink():
+        return
+    for file in sorted(source.iterdir()):
+        link = target / file.name
+        if not os.path.lexists(link):
+            link.symlink_to(file)
+        elif link.is_dir() and file.is_dir():
+            _link_missing(file, link)
 
 
 def _private_directories(own: str) -> list[Path]:
-    """The directories `lib/NAME` that have a program; those that many packages share have none but by accident."""
+    """The directories `lib/NAME` and `share/NAME` that have a program at their top or in `bin`."""
     return [
         directory
-        for directory in sorted(Path(own, "lib").glob("*"))
+        for above in ("lib", "share")
+        for directory in sorted(Path(own, above).glob("*"))
         if directory.is_dir()
         and not directory.is_symlink()
         and not directory.name.endswith(("-linux-gnu", "-linux-gnueabihf"))
-        and any(_is_program(path) for path in directory.iterdir())
+        and any(_is_program(path) for pattern in ("*", "bin/*") for path in directory.glob(pattern))
     ]
 
 

@@ -1,14 +1,15 @@
 """Perl and Python modules outside the interpreter's own output: record where they are, and lead scripts to them.
 
 Debian puts all modules into one directory; here each package has its own. A package with modules therefore records their
-directories and its dependencies' in `nix-support/`, and scripts get the directories that their own package may use.
+directories and its dependencies' in `nix-support/`, and scripts get the directories that their own package may use: a
+Perl script by a `use lib` line, a Python script by the interpreter, which reads the record of the script's package.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from building.outputs import Outputs
-from building.wrappers import wrap
 
 PERL, PYTHON = "perl-path", "python-path"
 _PERL_DIRECTORIES = ("share/perl5", "lib/*/perl5/5.*", "lib/*/perl5", "lib/*/perl/5.*", "share/perl/5.*")
@@ -18,12 +19,12 @@ _PYTHON_SHEBANG = re.compile(rb"\A#![^\n]*/bin/python3[0-9.]*[^\n]*\n")
 
 
 def record_modules(outputs: Outputs) -> None:
-    """Write `nix-support/<kind>` when the package has modules of the kind."""
+    """Write `nix-support/<kind>` when the package has modules of the kind, or Python scripts."""
     for kind, patterns in ((PERL, _PERL_DIRECTORIES), (PYTHON, _PYTHON_DIRECTORIES)):
         own = [
             path for pattern in patterns for path in sorted(Path(outputs.own).glob(pattern)) if path.is_dir()
         ]
-        if own:
+        if own or (kind == PYTHON and outputs.search_path(kind) and _has_python_scripts(outputs)):
             directories = list(dict.fromkeys([*map(str, own), *outputs.search_path(kind)]))
             record = Path(outputs.own, "nix-support", kind)
             record.parent.mkdir(exist_ok=True)
@@ -31,17 +32,24 @@ def record_modules(outputs: Outputs) -> None:
 
 
 def lead_scripts(outputs: Outputs) -> None:
-    """Make the scripts in `bin` find the modules: Perl by a `use lib` line, Python by a wrapper."""
-    perl, python = outputs.search_path(PERL), outputs.search_path(PYTHON)
+    """Make the Perl scripts in `bin` find the modules."""
+    perl = outputs.search_path(PERL)
+    for path, content in _scripts(outputs) if perl else ():
+        if match := _PERL_SHEBANG.match(content):
+            line = f"use lib qw({' '.join(perl)});\n".encode()
+            path.write_bytes(content[: match.end()] + line + content[match.end() :])
+
+
+def _has_python_scripts(outputs: Outputs) -> bool:
+    return any(_PYTHON_SHEBANG.match(content) for _, content in _scripts(outputs))
+
+
+def _scripts(outputs: Outputs) -> Iterator[tuple[Path, bytes]]:
+    """The scripts in `bin` whose interpreter is in the store."""
     for path in sorted(Path(outputs.own, "bin").glob("*")):
         if path.is_symlink() or not path.is_file():
             continue
         with path.open("rb") as file:
             content = file.read(4) == b"#!/n" and path.read_bytes()
-        if not content:
-            continue
-        if perl and (match := _PERL_SHEBANG.match(content)):
-            line = f"use lib qw({' '.join(perl)});\n".encode()
-            path.write_bytes(content[: match.end()] + line + content[match.end() :])
-        elif python and _PYTHON_SHEBANG.match(content):
-            wrap(outputs, path.name, {"PYTHONPATH": ":".join(python)}, extend=True)
+        if content:
+            yield path, content

@@ -7,8 +7,6 @@ from pathlib import Path
 from building.outputs import Outputs
 from building.wrappers import WRAPPED, wrap, wrap_with_names
 
-_TERMINFO_PATH = b"/etc/terminfo:/lib/terminfo:/usr/share/terminfo\0"
-
 
 def _git(outputs: Outputs) -> None:
     own = Path(outputs.own)
@@ -41,25 +39,57 @@ def _vim(outputs: Outputs) -> None:
         wrap(outputs, "vim.basic", {"VIM": str(runtime.parent), "VIMRUNTIME": str(runtime)})
 
 
-def _terminfo(outputs: Outputs) -> None:
-    """Entries at the top of the output, for libtinfo's patched search path."""
-    own = Path(outputs.own)
-    for directory in ("lib/terminfo", "share/terminfo"):
-        for entry in sorted((own / directory).glob("?")):
-            link = own / entry.name
-            if not link.is_symlink():
-                link.symlink_to(f"{directory}/{entry.name}")
+def _base_accounts(outputs: Outputs) -> None:
+    """The accounts that every Debian has, with the numbers that it has assigned to them (base-passwd)."""
+    file = Path(outputs.own, "lib/sysusers.d/base-passwd.conf")
+    file.parent.mkdir(exist_ok=True)
+    groups = "".join(f"g {name} {number}\n" for name, number in _BASE_GROUPS.items())
+    users = "".join(
+        f'u {name} {number}:{number if name in _BASE_GROUPS else 65534} "{name}" {home} {shell}\n'
+        for name, (number, home, shell) in _BASE_USERS.items()
+    )
+    file.write_text(groups + users)
 
 
-def _libtinfo(outputs: Outputs) -> None:
-    entries = next((output for output in outputs.dependencies if output.endswith("-ti")), None)
-    if entries is None:
-        return
-    replacement = entries.encode().ljust(len(_TERMINFO_PATH), b"\0")
-    for library in sorted(Path(outputs.own, "lib").glob("*/libtinfo.so.*.*")):
-        content = library.read_bytes()
-        if len(replacement) == len(_TERMINFO_PATH) and _TERMINFO_PATH in content:
-            library.write_bytes(content.replace(_TERMINFO_PATH, replacement))
+_NO_LOGIN = "/usr/sbin/nologin"
+_BASE_USERS = {
+    "daemon": (1, "/usr/sbin", _NO_LOGIN), "bin": (2, "/bin", _NO_LOGIN), "sys": (3, "/dev", _NO_LOGIN),
+    "sync": (4, "/bin", "/bin/sync"), "games": (5, "/usr/games", _NO_LOGIN), "man": (6, "/var/cache/man", _NO_LOGIN),
+    "lp": (7, "/var/spool/lpd", _NO_LOGIN), "mail": (8, "/var/mail", _NO_LOGIN), "news": (9, "/var/spool/news", _NO_LOGIN),
+    "uucp": (10, "/var/spool/uucp", _NO_LOGIN), "proxy": (13, "/bin", _NO_LOGIN), "www-data": (33, "/var/www", _NO_LOGIN),
+    "backup": (34, "/var/backups", _NO_LOGIN), "list": (38, "/var/list", _NO_LOGIN), "irc": (39, "/run/ircd", _NO_LOGIN),
+}  # fmt: skip
+_BASE_GROUPS = {
+    "daemon": 1, "bin": 2, "sys": 3, "adm": 4, "tty": 5, "disk": 6, "lp": 7, "mail": 8, "news": 9, "uucp": 10, "man": 12,
+    "proxy": 13, "kmem": 15, "dialout": 20, "fax": 21, "voice": 22, "cdrom": 24, "floppy": 25, "tape": 26, "sudo": 27,
+    "audio": 29, "dip": 30, "www-data": 33, "backup": 34, "operator": 37, "list": 38, "irc": 39, "src": 40, "shadow": 42,
+    "utmp": 43, "video": 44, "sasl": 45, "plugdev": 46, "staff": 50, "games": 60, "users": 100,
+}  # fmt: skip
+
+
+def _pam(outputs: Outputs) -> None:
+    """The configuration that pam-auth-update makes of Debian's own profile: accounts of /etc/passwd."""
+    directory = Path(outputs.own, "etc/pam.d")
+    directory.mkdir(parents=True, exist_ok=True)
+    for kind, (control, arguments) in _PAM.items():
+        module = kind.partition("-")[0]
+        lines = [
+            f"{module} {control} pam_unix.so{arguments}",
+            f"{module} requisite pam_deny.so",
+            f"{module} required pam_permit.so",
+        ]
+        if module == "session":
+            lines = ["session required pam_permit.so", "session required pam_unix.so"]
+        (directory / f"common-{kind}").write_text("".join(f"{line}\n" for line in lines))
+
+
+_PAM = {
+    "account": ("[success=1 new_authtok_reqd=done default=ignore]", ""),
+    "auth": ("[success=1 default=ignore]", " nullok"),
+    "password": ("[success=1 default=ignore]", " obscure yescrypt"),
+    "session": ("", ""),
+    "session-noninteractive": ("", ""),
+}
 
 
 def _certificates(outputs: Outputs) -> None:
@@ -157,29 +187,58 @@ def _other_name(program: str, name: str) -> Callable[[Outputs], None]:
     return adjustment
 
 
-_SITE_PREFIXES = "PREFIXES = [sys.prefix, sys.exec_prefix]"
-_SITE_PATHS = "    _trace(\"Processing global site-packages\")\n"
+# Added to the module that Python imports at its start. Patching site.py would not do: Python has it built in.
+_SITE_CUSTOMIZATION = '''\
+import os
+import site
+import sys
+
+
+def _add_paths_of_packages():
+    """Add the modules of other packages, of the script's own package, and the packaged parts of the standard library."""
+    version = "python%d.%d" % sys.version_info[:2]
+    if sys.base_prefix in site.PREFIXES and "/usr" not in site.PREFIXES:
+        site.PREFIXES.append("/usr")
+        for directory in ("/usr/local/lib/" + version, "/usr/lib/python3"):
+            if os.path.isdir(directory + "/dist-packages"):
+                site.addsitedir(directory + "/dist-packages")
+    paths = []
+    for argument in sys.orig_argv[1:]:
+        if argument in ("-c", "-m"):
+            break
+        if not argument.startswith("-"):
+            output = "/".join(os.path.realpath(argument).split("/")[:4])
+            try:
+                with open(output + "/nix-support/python-path") as file:
+                    paths = file.read().split()
+            except OSError:
+                pass
+            break
+    for path in (*paths, "/usr/lib/" + version, "/usr/lib/" + version + "/lib-dynload"):
+        if path not in sys.path and os.path.isdir(path):
+            sys.path.append(path)
+
+
+_add_paths_of_packages()
+'''
 
 
 def _python(outputs: Outputs) -> None:
     """Modules of other packages are below /usr in an image; what pip installs goes to /usr/local, as in Debian.
 
-    Python derives all its places from its own one, which is in the store. Modules of the standard library that Debian has
-    in packages of their own (tkinter, ensurepip) are found last.
+    Python derives all its places from its own one, which is in the store.
     """
     for library in sorted(Path(outputs.own, "lib").glob("python3.*")):
-        site = library / "site.py"
-        if site.is_file():
-            other = f"/usr/lib/{library.name}"
-            text = site.read_text().replace(_SITE_PREFIXES, f'{_SITE_PREFIXES[:-1]}, "/usr"]')
-            added = f"    sys.path += [path for path in ({other!r}, '{other}/lib-dynload') if os.path.isdir(path)]\n"
-            site.write_text(text.replace(_SITE_PATHS, _SITE_PATHS + added))
-        sysconfig = library / "sysconfig.py"
-        if sysconfig.is_file():
-            text = sysconfig.read_text()
-            for base in ("{base}", "{platbase}"):
-                text = text.replace(f"'{base}/local", "'/usr/local")
-            sysconfig.write_text(text)
+        customization, sysconfig = library / "sitecustomize.py", library / "sysconfig.py"
+        if not sysconfig.is_file():
+            continue
+        debian = customization.read_text() if customization.is_file() else ""
+        customization.unlink(missing_ok=True)
+        customization.write_text(f"{_SITE_CUSTOMIZATION}\n{debian}")
+        text = sysconfig.read_text()
+        for base in ("{base}", "{platbase}"):
+            text = text.replace(f"'{base}/local", "'/usr/local")
+        sysconfig.write_text(text)
         # It keeps pip from mixing its packages with apt's, which an image does not have.
         (library / "EXTERNALLY-MANAGED").unlink(missing_ok=True)
 
@@ -194,8 +253,8 @@ _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
     (r"php\d+\.\d+-cli", _php),
     (r"fd-find", _other_name("fdfind", "fd")),
     (r"gcc-\d+|cpp-\d+", _gcc),
-    (r"ncurses-base", _terminfo),
-    (r"libtinfo\d+(t64)?", _libtinfo),
+    (r"libpam0g", _pam),
+    (r"libc6", _base_accounts),
     (r"ca-certificates", _certificates),
     (r"postgresql-\d+", _postgresql),
     (r"openjdk-\d+-(jre|jdk)-headless", _java),

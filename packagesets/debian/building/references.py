@@ -14,21 +14,25 @@ _SHELL_SHEBANG = re.compile(rb"\A#![ \t]*\S*/(?:env[ \t]+)?(?:ba|da|k|z)?sh\b")
 # The name of a command: at the start of a line or after what may come before a command.
 _CALLED = re.compile(
     rb"(?:^|[|;&(`{!]|\b(?:then|do|else|elif|if|while|until|exec|xargs|command|sudo|env|nohup|time)\b)"
-    rb"[ \t]*(?:[A-Za-z_][A-Za-z0-9_]*=[^\s;|&]*[ \t]+)*([a-z][a-z0-9_.-]*)(?![A-Za-z0-9_=(/.-])",
+    rb"[ \t]*(?:[A-Za-z_][A-Za-z0-9_]*=[^\s;|&]*[ \t]+)*"
+    rb"(?!(?:then|do|else|elif|if|while|until|exec|xargs|command|sudo|env|nohup|time)\b)([a-z][a-z0-9_.-]*)(?![A-Za-z0-9_=(/.-])",
     re.MULTILINE,
 )
 # These are built into every shell.
 _BUILT_IN = frozenset({"echo", "test", "true", "false", "printf", "pwd", "kill", "sh", "time", "env"})
 # The C library runs a shell for a program that calls one of these functions.
 _RUNS_A_SHELL = re.compile(rb"\0(?:system|popen)\0|/bin/sh\0")
-_ABSOLUTE = re.compile(rb"\0/(?:usr/)?s?bin/([a-z][a-z0-9_.+-]*)\0")
+_ABSOLUTE = re.compile(rb"(?<=\0)/(?:usr/)?s?bin/([a-z][a-z0-9_.+-]*)(?=\0)")
 _LARGEST = 256 << 20
 
 
 def record_dependencies(outputs: Outputs) -> None:
     """Write `nix-support/dependencies`: declared dependencies, and Essential ones that programs of this output call."""
     called = _called_essential(outputs)
-    used = [*filter(_has_files, outputs.declared), *(output for output in outputs.essential if output in called)]
+    used = [
+        *filter(_has_files, outputs.declared),
+        *(output for output in outputs.essential if output in called),
+    ]
     if used:
         record = Path(outputs.own, "nix-support/dependencies")
         record.parent.mkdir(exist_ok=True)

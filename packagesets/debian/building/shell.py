@@ -10,10 +10,12 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 # Of one script. The longest of Debian's calls some hundred commands.
 _MOST_COMMANDS = 20_000
+_MOST_STEPS = 200_000
 _DEEPEST = 40
 
 _OPERATORS = (
@@ -25,6 +27,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\+?=")
 _PARAMETER = re.compile(r"([A-Za-z_][A-Za-z0-9_]*|[0-9@*#?!$-])(?:(:?[-=+?]|%%?|##?)(.*))?", re.DOTALL)
 
+TEMPORARY = "/tmp/temporary."  # noqa: S108  # a name that stands for a file, which is never made
+"""The names of files that `mktemp` would make, without a number."""
+
 Command = tuple["str | None", ...]
 """The words of a command; None stands for a word that is not known."""
 
@@ -35,10 +40,8 @@ def commands(script: str, arguments: Sequence[str] = ("configure", "")) -> list[
     A postinst's arguments are `configure` and the version that was configured before, none.
     """
     interpreter = _Interpreter(list(arguments))
-    try:
+    with suppress(_Unreadable, _Exit, _Return, RecursionError):
         interpreter.run(_Parser(_tokens(script)).script())
-    except (_Unreadable, _Exit, RecursionError):
-        pass
     return interpreter.called
 
 
@@ -152,9 +155,7 @@ class _Lexer:
         if character == "\\":
             self._at += 2
             escaped = self._text[self._at - 1 : self._at]
-            return _Part(
-                "text", escaped if not quoted or escaped in '$`"\\' else "\\" + escaped, quoted=True
-            )
+            return _Part("text", escaped if not quoted or escaped in '$`"\\' else "\\" + escaped, quoted=True)
         if character == "`":
             end = self._text.find("`", self._at + 1)
             if end < 0:
@@ -407,7 +408,7 @@ class _Parser:
             self._at += 1
         while True:
             token = self._peek()
-            if token.operator in _REDIRECTIONS:
+            if self._is_redirection():
                 self._redirections()
             elif token.operator == "(" and len(words) == 1:
                 self._at += 1
@@ -422,14 +423,16 @@ class _Parser:
             raise _Unreadable
         return _Simple(words)
 
+    def _is_redirection(self) -> bool:
+        """Whether a redirection is next, which may begin with the number of a file descriptor."""
+        following = self._tokens[self._at + 1 : self._at + 2]
+        return self._peek().operator in _REDIRECTIONS or (
+            self._peek().plain.isdigit() and bool(following) and following[0].operator in _REDIRECTIONS
+        )
+
     def _redirections(self) -> None:
-        while True:
-            if self._peek().operator in _REDIRECTIONS:
-                self._at += 2
-            elif self._peek().plain.isdigit() and self._tokens[self._at + 1].operator in _REDIRECTIONS:
-                self._at += 3
-            else:
-                return
+        while self._is_redirection():
+            self._at += 3 if self._peek().plain else 2
 
 
 class _Interpreter:
@@ -439,6 +442,8 @@ class _Interpreter:
         self._arguments: list[str | None] = [*arguments]
         self._functions: dict[str, _Body] = {}
         self._depth = 0
+        self._temporary_files = 0
+        self._steps = 0
         # Branches above that may not be taken.
         self._uncertain = 0
 
@@ -449,7 +454,10 @@ class _Interpreter:
             status = self._node(node)
         return status
 
-    def _node(self, node: _Node) -> bool | None:
+    def _node(self, node: _Node) -> bool | None:  # noqa: C901  # one case for each kind of command
+        self._steps += 1
+        if self._steps > _MOST_STEPS or len(self.called) >= _MOST_COMMANDS:
+            raise _Unreadable
         match node:
             case _Simple(words):
                 return self._simple(words)
@@ -488,7 +496,7 @@ class _Interpreter:
         return status
 
     def _if(self, branches: list[tuple[_Body, _Body]], otherwise: _Body) -> bool | None:
-        possible = []
+        possible: list[_Body] = []
         for condition, body in branches:
             status = self.run(condition)
             if status is True and not possible:
@@ -529,38 +537,42 @@ class _Interpreter:
                 return
 
     def _simple(self, words: list[_Token]) -> bool | None:
+        fields = self._fields(self._assigned(words))
+        return self._call(fields[0], fields[1:]) if fields else True
+
+    def _assigned(self, words: list[_Token]) -> list[_Token]:
+        """Do the assignments that a command begins with; returns its other words."""
         while words and (match := _ASSIGNMENT.match(_start(words[0]))):
             value = _Token(parts=_without_start(words[0].parts, match.end()))
             self._variables[match[1]] = self._text(value)
             words = words[1:]
-        fields = self._fields(words)
-        if not fields:
-            return True
-        if len(self.called) >= _MOST_COMMANDS:
-            raise _Unreadable
-        name, *arguments = fields
+        return words
+
+    def _call(self, name: str | None, arguments: list[str | None]) -> bool | None:
         if name in self._functions:
             return self._function(self._functions[name], arguments)
-        if name in ("local", "export", "readonly", "typeset"):
-            for argument in arguments:
-                if argument and (match := _ASSIGNMENT.match(argument)):
-                    self._variables[match[1]] = argument[match.end() :]
-            return True
-        if name in ("set", "shift"):
-            self._positional(name, arguments)
-            return True
-        if name in ("exit", "exec", "return"):
-            if name == "exec" and arguments:
-                self.called.append((*arguments,))
-            if not self._uncertain:
-                raise _Return if name == "return" else _Exit
-            return None
-        if name == "unset":
-            for argument in arguments:
-                self._variables.pop(argument or "", None)
-            return True
-        self.called.append((*fields,))
-        return _status(name, arguments)
+        match name:
+            case "local" | "export" | "readonly" | "typeset":
+                for argument in arguments:
+                    if argument and (match := _ASSIGNMENT.match(argument)):
+                        self._variables[match[1]] = argument[match.end() :]
+            case "unset":
+                for argument in arguments:
+                    self._variables.pop(argument or "", None)
+            case "set" | "shift":
+                self._positional(name, arguments)
+            case "exit" | "return" | "exec":
+                self._leave(name, arguments)
+            case _:
+                self.called.append((name, *arguments))
+                return _status(name, arguments)
+        return True
+
+    def _leave(self, name: str, arguments: list[str | None]) -> None:
+        if name == "exec" and arguments:
+            self.called.append((*arguments,))
+        if not self._uncertain:
+            raise _Return if name == "return" else _Exit
 
     def _positional(self, name: str, arguments: list[str | None]) -> None:
         if name == "shift":
@@ -621,20 +633,19 @@ class _Interpreter:
         if part.kind == "output":
             return self._output(part.text)
         match = _PARAMETER.fullmatch(part.text)
-        if match is None:
-            return str(len(self._arguments)) if part.text == "#" else None
-        name, operator, operand = match[1], match[2] or "", match[3] or ""
+        return None if match is None else self._expanded(match[1], match[2] or "", match[3] or "")
+
+    def _expanded(self, name: str, operator: str, operand: str) -> str | None:
+        """The value of a parameter, after the operation of `${name:-operand}` and its relatives."""
         value = self._parameter(name)
-        if not operator:
-            return value
-        other = self._text(_quoted(operand))
+        other = self._text(_quoted(operand)) if operator else None
         if operator.startswith(("%", "#")):
             return _trimmed(value, operator, other)
         if operator.endswith(("-", "=")):
             return value or other
-        if operator.endswith("+"):
-            return other if value else ("" if name.isdigit() or name in self._variables else None)
-        return value
+        if operator.endswith("+") and not value:
+            return "" if name.isdigit() or name in self._variables else None
+        return other if operator.endswith("+") else value
 
     def _parameter(self, name: str) -> str | None:
         if name.isdigit():
@@ -656,7 +667,11 @@ class _Interpreter:
             return None
         match body:
             case [_AndOr([(";", False, _Simple(words))])]:
-                return _output([field or "" for field in fields]) if None not in (fields := self._fields(words)) else None
+                fields = self._fields(words)
+                if fields[:1] == ["mktemp"]:
+                    self._temporary_files += 1
+                    return f"{TEMPORARY}{self._temporary_files}"
+                return None if None in fields else _output([field or "" for field in fields])
         return None
 
 
@@ -735,12 +750,8 @@ def _test(terms: list[str | None]) -> bool | None:
         case ["!", *others]:
             answer = _test(others)
             return None if answer is None else not answer
-        case ["-z", str() as value]:
-            return not value
-        case ["-n", str() as value]:
-            return bool(value)
-        case [str() as one, "=" | "==", str() as other]:
-            return one == other
-        case [str() as one, "!=", str() as other]:
-            return one != other
+        case ["-z" | "-n" as operator, str() as value]:
+            return bool(value) == (operator == "-n")
+        case [str() as one, "=" | "==" | "!=" as operator, str() as other]:
+            return (one == other) != (operator == "!=")
     return None

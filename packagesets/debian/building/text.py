@@ -25,6 +25,10 @@ _UNTOUCHED = (
     "share/terminfo/",
     "lib/terminfo/",
     "include/",
+    # Declarations for a whole file system.
+    "lib/sysusers.d/",
+    "lib/tmpfiles.d/",
+    "lib/systemd/",
 )
 _LARGEST = 8 << 20
 # Directories that many packages fill: text that names them means all packages together, which no store path is.
@@ -62,6 +66,6 @@ def rewrite_file(path: Path, outputs: Outputs) -> None:
     content = path.read_bytes()
     if b"\0" in content[:8192] or b"/" not in content:
         return
-    rewritten = rewrite_text(content, outputs.find, outputs.find_program)
+    rewritten = rewrite_text(content, outputs.find_for_text, outputs.find_program)
     if rewritten != content:
         path.write_bytes(rewritten)

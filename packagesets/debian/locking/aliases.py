@@ -152,6 +152,10 @@ PRIORITIES: Mapping[str, int] = {
 # What a package needs at run time and does not declare, because Debian always has it installed.
 EXTRA_DEPENDENCIES = (
     (re.compile(r"bash"), ("dash",)),
+    # Its modules, and the configuration that leads to them.
+    (re.compile(r"libpam0g"), ("libpam-runtime",)),
+    # The formats that people convert most.
+    (re.compile(r"imagemagick-\d+\.q16"), ("libmagickcore-6.q16-6-extra", "libmagickcore-7.q16-10-extra")),
     # Wheels may expect a system to have it (PEP 600).
     (re.compile(r"python3-pip"), ("libstdc++6",)),
     (re.compile(r"libtinfo\d+(t64)?"), ("ncurses-base",)),
@@ -166,10 +170,6 @@ ESSENTIAL = (
 )  # fmt: skip
 # Declared for programs that only maintainer scripts call: update-ca-certificates and add-shell.
 NEEDLESS = frozenset({("ca-certificates", "openssl"), ("bash", "debianutils"), ("dash", "debianutils")})
-
-# libtinfo's list of places for terminal descriptions is a text of 47 bytes inside the library; a store path with a
-# two-letter name is the only kind that fits.
-STORE_NAMES: Mapping[str, str] = {"ncurses-base": "ti"}
 
 
 def resolve_aliases(names: Iterable[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ cannot be made for want of rights, gets a private configuration with its own lis
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -92,10 +93,27 @@ class Apt:
                 f"apt-get update brought no package index for {self.architecture}: does a source in /etc/apt offer it?"
             )
 
-    def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Name, size and modification time of each index: equal as long as the answers of apt are."""
+    def fingerprint(self) -> list[object]:
+        """Name, size and modification time of each index, and all preferences: equal as long as the answers of apt are."""
         found = ((path.name, path.stat()) for path in sorted(self.lists.glob("*_Packages*")))
-        return [(name, status.st_size, status.st_mtime_ns) for name, status in found]
+        indexes = [(name, status.st_size, status.st_mtime_ns) for name, status in found]
+        return [*indexes, *self._preferences()]
+
+    def _preferences(self) -> list[str]:
+        """The texts that pin packages to a version or a release."""
+        settings = (
+            "F",
+            "Dir::Etc::preferences/f",
+            "D",
+            "Dir::Etc::preferencesparts/d",
+            "R",
+            "APT::Default-Release",
+        )
+        answer = _run(["apt-config", *self.options, "shell", *settings])
+        found = dict(word.partition("=")[::2] for word in shlex.split(answer))
+        files = [Path(found.get("F", "")), *sorted(Path(found.get("D", "")).glob("*"))]
+        texts = [file.read_text(errors="replace") for file in files if file.is_file()]
+        return [found.get("R", ""), *texts]
 
     def stanzas(self) -> Iterator[str]:
         """The index entry of every package's candidate, whatever is installed on this machine."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from locking.aliases import ESSENTIAL, NEEDLESS, PRIORITIES, STORE_NAMES, extra_dependencies, main_program
+from locking.aliases import ESSENTIAL, NEEDLESS, PRIORITIES, extra_dependencies, main_program
 from locking.grouping import group_packages
 from locking.index import Package
 from locking.names import store_name, store_version
@@ -80,7 +80,7 @@ def _groups(
         )
         dependencies.setdefault(group, set()).update(group_of[dependency] for dependency in graph[name])
     for group, record in groups.items():
-        record["name"] = STORE_NAMES.get(group) or store_name(group, packages[group].version)
+        record["name"] = store_name(group, packages[group].version)
         record["dependencies"] = sorted(dependencies[group] - {group})
         record["essential"] = []
     return groups

@@ -15,7 +15,7 @@ from locking.versions import satisfies
 # tie half of Debian into one cycle.
 MAINTAINER_ONLY = frozenset(
     {
-        "adduser", "base-files", "debconf-2.0", "dpkg", "init-system-helpers", "install-info", "lsb-base",
+        "adduser", "base-files", "cdebconf", "debconf", "debconf-2.0", "dpkg", "init-system-helpers", "install-info", "lsb-base",
         "update-inetd", "ucf", "usrmerge", "usr-is-merged", "init", "systemd-standalone-sysusers",
     }
 )  # fmt: skip
