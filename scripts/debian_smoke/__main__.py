@@ -75,7 +75,12 @@ def main(arguments: list[str]) -> int:
         print(f"debian-smoke: {error}", file=sys.stderr)
         return 2
     if options.packages:
-        chosen = [package for package in packages if package.name in options.packages]
+        of_list = {package.name: package for package in packages}
+        unknown = [name for name in options.packages if name not in of_list]
+        if unknown:
+            print(f"debian-smoke: not in the list: {', '.join(unknown)}", file=sys.stderr)
+            return 2
+        chosen = [of_list[name] for name in options.packages]
     with (options.directory / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,8 +25,8 @@ _DELETE = 60
 
 # Bytes of a program's output that are kept; a program may print without an end.
 _OUTPUT = 64 * 1024
-# Bytes of blobs that are kept for the next images.
-_MOST_STORAGE = 3 * 1024**3
+# Bytes of blobs that are kept for the next images; unpacked, they have two or three times as many.
+_MOST_STORAGE = 1024**3
 
 PLAIN_USER = 1000
 """Id of a user and a group without entries in /etc/passwd and /etc/group."""
@@ -58,7 +58,7 @@ class Image:
     """An unpacked image.
 
     Attributes:
-        bundle: umoci's, with the root file system.
+        bundle: of runc, with the root file system and a template of the configuration.
         config: the image's config.
         layers_size: bytes of the compressed layers.
     """
@@ -101,15 +101,15 @@ class Image:
         return Run(status if ended else None, text)
 
     def _specification(self, command: Sequence[str], user: int) -> dict[str, Any]:
-        specification: dict[str, Any] = json.loads((self.bundle / "umoci.json").read_text())
+        specification: dict[str, Any] = json.loads((self.bundle / "template.json").read_text())
         execution = self.config.get("config", {})
         capabilities = _CAPABILITIES if user == 0 else []
         specification["process"] |= {
             "args": list(command),
             "terminal": False,
-            # umoci forbids set-uid programs, engines do not by default.
+            # Engines do not forbid set-uid programs by default.
             "noNewPrivileges": False,
-            # umoci adds HOME of root; runc sets it for a user, as engines do.
+            # runc adds HOME of the user, as engines do.
             "env": execution.get("Env", []),
             "cwd": execution.get("WorkingDir") or "/",
             "user": {"uid": user, "gid": user},
@@ -121,8 +121,9 @@ class Image:
                 "ambient": [],
             },
         }
-        # A machine without CAP_SYS_RESOURCE cannot set the limits that umoci asks for.
+        # A machine without CAP_SYS_RESOURCE cannot set the template's limits.
         specification["process"].pop("rlimits", None)
+        specification["root"]["readonly"] = False
         return specification
 
 
@@ -147,13 +148,18 @@ def _read(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bool
 
 
 class Workshop:
-    """A directory that images are built in, one after the other."""
+    """A directory that images are built in, one after the other.
+
+    Unpacked layers of store paths are kept with their blobs: an image gets hard links to the files that it shares with
+    images before it. Nothing writes to a store path, and each image's own layer is unpacked for it alone.
+    """
 
     def __init__(
         self, directory: Path, package_set: Path, environment: Mapping[str, str] = os.environ
     ) -> None:
         self._image = directory / "image"
         self._storage = directory / "storage"
+        self._layers = directory / "layers"
         self._environment = {
             **environment,
             "NIXERY_PKGS_PATH": str(package_set),
@@ -176,25 +182,47 @@ class Workshop:
         layout, bundle = self._image / "layout", self._image / "bundle"
         build = (sys.executable, "-m", "nixery", "build", "--quiet", "--output", f"oci:{layout}", name)
         self._call(build, _BUILD)
-        manifest = _blob(layout, json.loads((layout / "index.json").read_bytes())["manifests"][0])
-        self._call(("umoci", "unpack", "--image", f"{layout}:latest", str(bundle)), _UNPACK)
-        (bundle / "config.json").rename(bundle / "umoci.json")
-        image = Image(
-            bundle, _blob(layout, manifest["config"]), sum(layer["size"] for layer in manifest["layers"])
-        )
+        manifest = _document(layout, json.loads((layout / "index.json").read_bytes())["manifests"][0])
+        self._unpack([_blob(layout, layer) for layer in manifest["layers"]], bundle / "rootfs")
+        self._call(("runc", "spec", "--bundle", str(bundle)), _UNPACK)
+        (bundle / "config.json").rename(bundle / "template.json")
+        size = sum(layer["size"] for layer in manifest["layers"])
+        image = Image(bundle, _document(layout, manifest["config"]), size)
         shutil.rmtree(layout)
         return image
 
     def clear(self) -> None:
-        """Delete the image, and the blobs if they are many."""
-        if self._image.exists():
-            shutil.rmtree(self._image)
+        """Delete the image, and the layers if they are many."""
+        _delete(self._image)
         self._image.mkdir(parents=True)
         if self._storage.exists():
             size = sum(file.stat().st_size for file in self._storage.rglob("*") if file.is_file())
             if size > _MOST_STORAGE:
-                shutil.rmtree(self._storage)
+                _delete(self._storage)
+                _delete(self._layers)
         self._storage.mkdir(exist_ok=True)
+        self._layers.mkdir(exist_ok=True)
+
+    def _unpack(self, layers: Sequence[Path], root: Path) -> None:
+        """Make a root file system of layers; none of nixery's deletes a file of another one."""
+        *shared, own = layers
+        kept = [self._layers / layer.name for layer in shared]
+        for layer, directory in zip(shared, kept, strict=True):
+            if not directory.exists():
+                new = self._layers / "new"
+                _delete(new)
+                self._extract(layer, new)
+                new.rename(directory)
+        root.mkdir(parents=True)
+        self._call(("cp", "-al", "--", *(f"{directory}/." for directory in kept), str(root)), _UNPACK)
+        self._extract(own, root)
+
+    def _extract(self, layer: Path, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        options = ("--gzip", "--same-owner", "--numeric-owner", "--preserve-permissions")
+        self._call(
+            ("tar", "--extract", *options, "--file", str(layer), "--directory", str(directory)), _UNPACK
+        )
 
     def _call(self, command: Sequence[str], seconds: float) -> None:
         try:
@@ -220,7 +248,16 @@ def image_name(package: str) -> str:
     return package.replace("+", "__2b")
 
 
-def _blob(layout: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
-    algorithm, _, encoded = descriptor["digest"].partition(":")
-    document: dict[str, Any] = json.loads((layout / "blobs" / algorithm / encoded).read_bytes())
+def _blob(layout: Path, descriptor: Mapping[str, Any]) -> Path:
+    algorithm, _, encoded = str(descriptor["digest"]).partition(":")
+    return layout / "blobs" / algorithm / encoded
+
+
+def _document(layout: Path, descriptor: Mapping[str, Any]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(_blob(layout, descriptor).read_bytes())
     return document
+
+
+def _delete(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)

@@ -182,10 +182,20 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
     identity = canonical_json(
-        [evaluation, packer.identity, settings.layer_budget, resources.popularity.identity]
+        [
+            evaluation,
+            packer.identity,
+            settings.layer_budget,
+            resources.popularity.identity,
+            settings.created.rule,
+        ]
     ).decode()
     evaluations = EvaluationCache(records, evaluation) if cached else None
-    cache = BuildCache(records, blobs, leases, identity) if cached else None
+    cache = (
+        BuildCache(records, blobs, leases, identity, reproducible=settings.created.is_reproducible)
+        if cached
+        else None
+    )
 
     # Builds.
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, resources.locks))
@@ -204,7 +214,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     metrics.watch_index(lambda: index.progress)
     evaluator = Evaluator(source, nix, evaluations, index if cached else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
-    builder = ImageBuilder(evaluator, nix, layers, blobs, leases, resources.popularity, image_bounds)
+    builder = ImageBuilder(
+        evaluator, nix, layers, blobs, leases, resources.popularity, image_bounds, settings.created
+    )
     history = BuildHistory(records)
     observers: list[BuildObserver] = [
         observer or LoggingObserver(),

@@ -21,6 +21,8 @@ LOADER = LOADERS[platform.machine()]
 # Seconds.
 _DOWNLOAD = 300
 
+_IMPORT = "import numpy, grpc; print(numpy.ones(3).sum(), grpc.__version__)"
+
 USERS = pytest.mark.parametrize("user", [0, 1000])
 
 
@@ -102,8 +104,20 @@ def wheels(python: Container, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheels_find_the_cpp_library(python: Container, wheels: Path, user: int) -> None:
     script = f"""
         set -e
-        pip install --quiet --no-cache-dir --no-index --find-links /mnt/wheels --target /tmp/{user} numpy grpcio
-        PYTHONPATH=/tmp/{user} python3 -c 'import numpy, grpc; print(numpy.ones(3).sum(), grpc.__version__)'
+        python3 -m venv /tmp/{user}
+        /tmp/{user}/bin/pip install --quiet --no-cache-dir --no-index --find-links /mnt/wheels numpy grpcio
+        /tmp/{user}/bin/python -c '{_IMPORT}'
     """
     printed = python.run("bash", "-c", script, files={"/mnt/wheels": wheels}, user=user)
     assert printed.splitlines()[-1] == "3.0 1.85.3"
+
+
+def test_pip_installs_for_everyone(python: Container, wheels: Path) -> None:
+    script = f"""
+        set -e
+        pip install --quiet --no-cache-dir --no-index --find-links /mnt/wheels numpy grpcio
+        python3 -c '{_IMPORT}'
+        command -v f2py
+    """
+    printed = python.run("bash", "-c", script, files={"/mnt/wheels": wheels})
+    assert printed.splitlines()[-2:] == ["3.0 1.85.3", "/usr/local/bin/f2py"]

@@ -54,13 +54,13 @@ class Workspace:
             timeout=60,
         )
         self._system = found.stdout.strip().strip('"')
-        for place in ("set/app", "app"):
+        for place in ("set/app", "app", "shared"):
             (directory / place).mkdir(parents=True)
             self.write(f"{place}/main", "one")
         self.write("set/default.nix", SET)
         self.write("set/version.nix", '"one"')
         self.write("version.nix", '"one"')
-        (directory / "set" / "linked").symlink_to("../app")
+        (directory / "set" / "linked").symlink_to("../shared")
         self.write("image.nix", "{ pkgs }: [ pkgs.inside (import ./part.nix { inherit pkgs; }) ]")
         self.write("part.nix", "{ pkgs }: pkgs.beside")
 
@@ -112,7 +112,7 @@ def make_executable(workspace: Workspace, name: str) -> None:
 
 
 def redirect(workspace: Workspace, name: str) -> None:
-    shutil.copytree(workspace.directory / "app", workspace.directory / "other")
+    shutil.copytree(workspace.directory / "shared", workspace.directory / "other")
     edit_unseen(workspace, "other/main")
     (workspace.directory / name).unlink()
     (workspace.directory / name).symlink_to("../other")

@@ -146,18 +146,27 @@ def test_what_a_set_says_of_itself_has_bounds(tmp_path: Path, settings: Mapping[
         assert reason(client, "z1090")[0] == "missing"
 
 
-def test_facts_that_os_release_cannot_have_are_refused(tmp_path: Path, settings: Mapping[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        (
+            'osRelease = { ID = "x"; NAME = "x"; VERSION = "a\\nb"; };',
+            "not a valid description of the package set: nixery.osRelease: VERSION should be printable",
+        ),
+        ('osRelease = abort "no facts today";', "no facts today"),
+    ],
+)
+def test_a_set_with_wrong_facts_has_no_images(
+    tmp_path: Path, settings: Mapping[str, str], attribute: str, message: str
+) -> None:
     package_set = tmp_path / "set"
     package_set.mkdir()
     (package_set / "default.nix").write_text(
-        f"""{{ system }}: import {PACKAGE_SETS} {{ inherit system; }} // {{
-          nixery.osRelease = {{ ID = "x"; NAME = "x"; VERSION = "a\\nb"; }};
-        }}"""
+        f"{{ system }}: import {PACKAGE_SETS} {{ inherit system; }} // {{ nixery.{attribute} }}"
     )
     with running_server(tmp_path, {**settings, "NIXERY_PKGS_PATH": str(package_set)}) as server:
         response = server.client.manifest("hello")
     assert response.status == 404
-    assert (
-        "nixery (not a valid description of the package set: nixery.osRelease: VERSION should be printable"
-        in (response.error["message"])
-    )
+    (package,) = response.error["detail"]["packages"]
+    assert package["name"] == "nixery"
+    assert message in response.error["message"]

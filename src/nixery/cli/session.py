@@ -13,6 +13,7 @@ from typing import TypeVar
 import typer
 
 from nixery.app import Components, assemble
+from nixery.builds.creation_date import CreationDate
 from nixery.builds.events import BuildObserver
 from nixery.cli.completion import user_storage
 from nixery.cli.logs import configure_logs, print_line
@@ -37,6 +38,7 @@ async def open_session(
     expression: NixExpression | None = None,
     observer: BuildObserver | None = None,
     without: Collection[str] = (),
+    created: CreationDate | None = None,
 ) -> AsyncIterator[tuple[Components, Resources]]:
     """Wire all components for the process environment, with defaults for a user.
 
@@ -44,11 +46,14 @@ async def open_session(
         expression: added to the package set.
         observer: of builds; ``None`` for the log.
         without: variables that the command ignores, even if their values are invalid.
+        created: the date of images, instead of the environment's.
 
     Raises:
         SettingsError: with every problem of the settings.
     """
     settings = _with_current_source(user_settings(without))
+    if created is not None:
+        settings = settings.model_copy(update={"created": created})
     resources = prepare(settings, serving=False)
     async with assemble(settings, resources, expression, observer) as components:
         yield components, resources

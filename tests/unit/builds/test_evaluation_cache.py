@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from nixery.builds.evaluation_cache import EvaluationCache
+from nixery.builds.evaluation_cache import EVALUATED, EvaluationCache
 from nixery.builds.evaluator import Evaluator
 from nixery.closure import StorePath
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.meta_packages import FACTS
 from nixery.image.name import parse_image_name
-from nixery.image.platform import Platform
-from nixery.nix.packages import Contents, Definition, EvaluatedItem, NixFiles, Package, PackageSet
+from nixery.image.platform import AMD64, Platform
+from nixery.nix.packages import (
+    Contents,
+    Definition,
+    EvaluatedItem,
+    Facts,
+    MetaPackageFound,
+    NixFiles,
+    Package,
+    PackageSet,
+)
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
 from nixery.storage.records import EVALUATIONS, RecordStore
@@ -315,3 +324,14 @@ async def test_a_planted_explanation(world: World) -> None:
     for record in [record async for record in world.records.scan(EVALUATIONS)]:
         await world.records.put(EVALUATIONS, record.key, json.dumps([planted]).encode())
     assert await world.evaluator().contents(parse_image_name("git"), PIN) == first
+
+
+def test_records_have_every_kind_of_item() -> None:
+    package = _found("git", AMD64)[0]
+    items: Sequence[EvaluatedItem] = (
+        MetaPackageFound("ci", ("bash",)),
+        package,
+        Facts({"ID": "x", "NAME": "x"}),
+        _found("image", AMD64)[0],
+    )
+    assert list(EVALUATED.validate_json(EVALUATED.dump_json(items))) == list(items)
