@@ -87,4 +87,7 @@ let
 
   packages = builtins.listToAttrs (map (name: { inherit name; value = package name; }) index.names);
 in
-packages // builtins.mapAttrs (_: name: packages.${name}) index.aliases
+packages // builtins.mapAttrs (_: name: packages.${name}) index.aliases // {
+  # What nixery asks a set of itself; no package of Debian has this name.
+  nixery.osRelease = index.osRelease or { };
+}

@@ -21,6 +21,7 @@ from locking.errors import LockError
 from locking.index import parse_index
 from locking.programs import read_programs
 from locking.records import add_programs, make_records
+from locking.release import os_release
 from locking.resolving import by_name
 from locking.writing import fingerprint_of, is_current, write_lock
 
@@ -55,7 +56,7 @@ def lock_system(system: str, lock: Path, *, update: bool) -> str:
     # Programs that were missing are no reason to make the lock again, unless --update finds them.
     fingerprint = f"{fingerprint}-{fingerprint_of(programs.indexes)}"
     if not is_current(lock, system, fingerprint):
-        write_lock(lock, system, fingerprint, records, resolve_aliases(packages))
+        write_lock(lock, system, fingerprint, records, resolve_aliases(packages), os_release(apt.release()))
     return (
         f"{system}: locked {len(records.packages)} packages in {len(records.groups)} derivations"
         f" ({records.unmet} unmet dependencies), {time.monotonic() - started:.1f} s"

@@ -28,6 +28,8 @@ missing_packages() {
     has dockerd || echo docker.io
     # Debian 12 has the command line in docker.io, later releases in a package for it.
     has docker || { apt_knows docker-cli && echo docker-cli || echo docker.io; }
+    # Since 23.0, BuildKit's client is a plugin.
+    [ -e /usr/libexec/docker/cli-plugins/docker-buildx ] || { ! apt_knows docker-buildx || echo docker-buildx; }
     has containerd && has ctr || echo containerd
     has podman || echo podman
     has buildah || echo buildah

@@ -154,7 +154,15 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         Slots(settings.max_builds, settings.max_queued, busy=TooBusy.LOOKUPS, share=share) for _ in range(2)
     )
     bounds = LookUpBounds(look_ups, histories)
-    pins = Pins(source, records, settings.pin_ttl, failure_time_to_live=settings.failure_ttl, bounds=bounds)
+    pins = Pins(
+        source,
+        records,
+        settings.pin_ttl,
+        failure_time_to_live=settings.failure_ttl,
+        bounds=bounds,
+        # The user of a command edits a source on the same machine. A server has clients to answer.
+        current_only=resources.address is None and settings.pin_ttl == 0,
+    )
 
     # Nix.
     options = _nix_options(settings, metrics, sandbox=resources.sandbox)
@@ -168,14 +176,26 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
     # Caches of evaluations and images, keyed by everything that may change a result. An expression may refer
-    # to anything, so its results are not cached.
+    # to anything, so its results are not cached. Neither does a command cache those of a directory, whose
+    # files may read others beside it (`src = ../app`): its user edits both. Layers are cached for all.
+    cached = expression is None and (settings.package_set is None or resources.address is not None)
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
     identity = canonical_json(
-        [evaluation, packer.identity, settings.layer_budget, resources.popularity.identity]
+        [
+            evaluation,
+            packer.identity,
+            settings.layer_budget,
+            resources.popularity.identity,
+            settings.created.rule,
+        ]
     ).decode()
-    evaluations = EvaluationCache(records, evaluation) if expression is None else None
-    cache = BuildCache(records, blobs, leases, identity) if expression is None else None
+    evaluations = EvaluationCache(records, evaluation) if cached else None
+    cache = (
+        BuildCache(records, blobs, leases, identity, reproducible=settings.created.is_reproducible)
+        if cached
+        else None
+    )
 
     # Builds.
     layers = LayerPublisher(blobs, records, Packing(packer, settings.packing_workers, resources.locks))
@@ -192,9 +212,11 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         public=settings.public_builds,
     )
     metrics.watch_index(lambda: index.progress)
-    evaluator = Evaluator(source, nix, evaluations, index if expression is None else None)
+    evaluator = Evaluator(source, nix, evaluations, index if cached else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
-    builder = ImageBuilder(evaluator, nix, layers, blobs, leases, resources.popularity, image_bounds)
+    builder = ImageBuilder(
+        evaluator, nix, layers, blobs, leases, resources.popularity, image_bounds, settings.created
+    )
     history = BuildHistory(records)
     observers: list[BuildObserver] = [
         observer or LoggingObserver(),

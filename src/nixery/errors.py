@@ -175,6 +175,9 @@ class Reason(StrEnum):
     NOT_A_PACKAGE = "not a package"
     TOO_LARGE = "too large"
     INVALID_DEFINITION = "not a valid image definition"
+    INCOMPLETE = "incomplete"
+    INVALID_META_PACKAGE = "not a valid meta-package"
+    INVALID_FACTS = "not a valid description of the package set"
 
 
 @dataclass(frozen=True, slots=True)

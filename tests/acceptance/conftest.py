@@ -27,8 +27,8 @@ PACKAGE_SET = Path(__file__).parent / "packageset"
 
 _CLIENTS = "test_clients.py::"
 
-# The bucket server that a module needs.
-_NEEDED = {"test_minio.py": "minio", "test_azurite.py": "azure"}
+# The bucket server that a module needs. Official Node comes from npm, as does the server for Azure.
+_NEEDED = {"test_minio.py": "minio", "test_azurite.py": "azure", "test_node.py": "azure"}
 
 # The results of set-up, and the directory of the report.
 DIRECTORY = Path(__file__).parents[2] / "var" / "acceptance"

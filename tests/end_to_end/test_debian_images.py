@@ -30,7 +30,7 @@ def test_an_image_pulled_by_digest_is_the_same(server: Server, tmp_path: Path) -
 
 def test_a_shell_has_its_tools(tools: Container) -> None:
     assert tools.image.cmd == ["bash"]
-    assert tools.run("bash", "-c", "command -v ls nano").split() == ["/bin/ls", "/bin/nano"]
+    assert tools.run("bash", "-c", "command -v ls nano").split() == ["/usr/bin/ls", "/usr/bin/nano"]
 
 
 def test_git_works_with_a_repository(tools: Container) -> None:

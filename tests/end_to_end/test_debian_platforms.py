@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,3 +137,27 @@ def test_python_runs_on_the_other_platform(server: Server, docker: Docker) -> No
     code = "import hashlib, platform, ssl; print(platform.machine(), hashlib.sha256(b'').hexdigest()[:8])"
     image = f"127.0.0.1:{server.port}/{OTHER}/python3"
     assert docker(image, "python3", "-c", code) == f"{MACHINES[OTHER]} e3b0c442\n"
+
+
+def test_a_program_from_elsewhere_runs_on_the_other_platform(
+    server: Server, docker: Docker, tmp_path: Path
+) -> None:
+    # From a wheel: a program in Rust that needs the C library and libgcc_s.
+    tag = f"manylinux_2_17_{MACHINES[OTHER]}"
+    download = (
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--platform",
+        tag,
+        "--dest",
+        str(tmp_path),
+    )
+    call([sys.executable, "-m", *download, "ruff==0.15.0"], _PULL)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        program = archive.extract("ruff-0.15.0.data/scripts/ruff", tmp_path)
+    Path(program).chmod(0o755)
+    image = f"127.0.0.1:{server.port}/{OTHER}/bash"
+    assert docker("-v", f"{program}:/opt/ruff", image, "/opt/ruff", "--version") == "ruff 0.15.0\n"

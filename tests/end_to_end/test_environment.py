@@ -20,7 +20,7 @@ def test_variables_are_set_without_a_shell(tools: Container) -> None:
         listed = dict(line.split("=", 1) for line in execute("env").splitlines())
         assert listed.items() >= tools.image.env.items()
         assert execute("git", "--version").startswith("git version")
-    assert tools.image.env["PATH"] == "/bin:/usr/bin:/sbin:/usr/sbin"
+    assert tools.image.env["PATH"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     assert "/nix/store" not in " ".join(tools.image.env.values())
 
 
@@ -37,7 +37,7 @@ def test_the_locale_is_utf_8(tools: Container) -> None:
 
 
 def test_time_zones_are_found(tools: Container, hello: Container) -> None:
-    assert tools.image.env["TZDIR"] == "/share/zoneinfo"
+    assert tools.image.env["TZDIR"] == "/usr/share/zoneinfo"
     berlin = {"TZ": "Europe/Berlin"}
     assert tools.run("date", "-d", "2026-07-01", "+%z %Z", env=berlin) == "+0200 CEST\n"
     assert tools.run("date", "-d", "2026-01-01", "+%z %Z", env=berlin) == "+0100 CET\n"
@@ -64,7 +64,7 @@ def test_locales_are_found_in_directories(special: Container) -> None:
 def test_locales_are_found_in_an_archive(server: Server, tmp_path: Path) -> None:
     container = pull(server.port, "coreutils/germanarchive", "latest", tmp_path)
     archive = container.image.env["LOCALE_ARCHIVE"]
-    assert archive == "/lib/locale/locale-archive"
+    assert archive == "/usr/lib/locale/locale-archive"
     assert int(container.run("stat", "-L", "-c", "%s", archive)) > 100_000
     assert container.run(*_WEEKDAY, env={"LC_ALL": "de_DE.UTF-8"}) == "Montag\n"
     assert container.run(*_WEEKDAY) == "Monday\n"

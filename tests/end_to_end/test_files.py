@@ -91,7 +91,7 @@ def test_scripts_find_their_interpreters(tools: Container, special: Container) -
     assert special.run("say-below-usr") == "said below usr\n"
     assert special.run("/usr/bin/say") == "said by bash\n"
     for container in (tools, special):
-        assert container.run("readlink", "/usr/bin") == "../bin\n"
+        assert container.run("stat", "-c", "%F", "/usr/bin", "/bin") == "directory\n" * 2
         assert container.run("/bin/sh", "-c", "echo $0") == "/bin/sh\n"
         assert container.run("/usr/bin/env", "bash", "-c", "echo x") == "x\n"
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.container import Container, pull
+from tests.support.container import Container, call, pull
 from tests.support.server import Server
 
 pytestmark = pytest.mark.xdist_group("debian")
 
 LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
 LOADER = LOADERS[platform.machine()]
+
+# Seconds.
+_DOWNLOAD = 300
+
+_IMPORT = "import numpy, grpc; print(numpy.ones(3).sum(), grpc.__version__)"
+
 USERS = pytest.mark.parametrize("user", [0, 1000])
 
 
@@ -67,3 +74,50 @@ def test_programs_of_nix_are_left_alone(image: Container) -> None:
     own = loaded(image, "/bin/bash")["libtinfo.so.6"]
     assert "-libtinfo6-" in own
     assert image.run("/bin/bash", "-c", "echo unchanged") == "unchanged\n"
+
+
+@pytest.fixture(scope="module")
+def python(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
+    return pull(server.port, "bash/python3/pip", "latest", tmp_path_factory.mktemp("python"))
+
+
+@pytest.fixture(scope="module")
+def wheels(python: Container, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wheels with modules in C++, for the Python of the image."""
+    version = python.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+    directory = tmp_path_factory.mktemp("wheels")
+    directory.chmod(0o755)
+    download = (
+        "pip",
+        "download",
+        "--only-binary=:all:",
+        "--python-version",
+        version,
+        "--dest",
+        str(directory),
+    )
+    call([sys.executable, "-m", *download, "numpy==2.4.6", "grpcio==1.85.3"], _DOWNLOAD)
+    return directory
+
+
+@USERS
+def test_wheels_find_the_cpp_library(python: Container, wheels: Path, user: int) -> None:
+    script = f"""
+        set -e
+        python3 -m venv /tmp/{user}
+        /tmp/{user}/bin/pip install --quiet --no-cache-dir --no-index --find-links /mnt/wheels numpy grpcio
+        /tmp/{user}/bin/python -c '{_IMPORT}'
+    """
+    printed = python.run("bash", "-c", script, files={"/mnt/wheels": wheels}, user=user)
+    assert printed.splitlines()[-1] == "3.0 1.85.3"
+
+
+def test_pip_installs_for_everyone(python: Container, wheels: Path) -> None:
+    script = f"""
+        set -e
+        pip install --quiet --no-cache-dir --no-index --find-links /mnt/wheels numpy grpcio
+        python3 -c '{_IMPORT}'
+        command -v f2py
+    """
+    printed = python.run("bash", "-c", script, files={"/mnt/wheels": wheels})
+    assert printed.splitlines()[-2:] == ["3.0 1.85.3", "/usr/local/bin/f2py"]

@@ -38,7 +38,7 @@ def test_iconv_finds_its_character_sets(programs: Container) -> None:
 
 def test_the_go_toolchain_and_its_output_run(programs: Container) -> None:
     assert programs.run("bash", "-c", "echo 'package  p' | gofmt") == "package p\n"
-    assert programs.run("built") == "built\n"
+    assert programs.run("built").startswith("built ")
 
 
 def test_a_script_finds_the_modules_of_its_packages(

@@ -12,6 +12,7 @@ from typing import cast
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
+from nixery.builds.creation_date import CreationDate
 from nixery.builds.evaluator import Evaluator
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
@@ -166,7 +167,7 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         (directory / "set").mkdir()
         evaluator = Evaluator(source, cast("Nix", nix), None)
         builder = ImageBuilder(
-            evaluator, cast("Nix", nix), layers, blobs, leases, Popularity(), ImageBounds(94)
+            evaluator, cast("Nix", nix), layers, blobs, leases, Popularity(), ImageBounds(94), CreationDate()
         )
         cache = BuildCache(records, blobs, leases, "")
         builds = BuildCoordinator(cache, builder, (), BuildBounds(Slots(1, 10)))

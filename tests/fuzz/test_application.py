@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.image.name import ALWAYS_INCLUDED, SHELL_PACKAGES
+from nixery.image.meta_packages import FACTS, SHELL
+from nixery.image.name import ALWAYS_INCLUDED
 from tests.conformance.specification import ERROR_CODES
 from tests.fuzz import strategies
 from tests.fuzz.application import LAYER, LAYER_DIGEST, MANIFEST_DIGEST, NAME, TAGS, ApplicationUnderTest
@@ -37,9 +38,9 @@ def test_every_response_is_that_of_a_registry(
     check(get)
     assert get.status >= 400 or is_route(path), "not a path of the API"
     for wanted, optional in application.nix.requests:
-        named = set(wanted) - set(SHELL_PACKAGES)
+        named = set(wanted) - {SHELL}
         assert all(is_name(package) and "/" not in package for package in named)
-        assert set(optional) <= set(ALWAYS_INCLUDED)
+        assert set(optional) <= {*ALWAYS_INCLUDED, FACTS}
     # Ranges are for GET alone (RFC 9110, 14.2).
     whole = [(name, value) for name, value in headers if name.lower() != "range"]
     get = application.request("GET", path, query, whole)
@@ -54,8 +55,8 @@ def test_only_valid_names_reach_nix(application: ApplicationUnderTest, name: str
     check(response)
     platforms = {"arm64", "amd64"} & (set(name.split("/")) - packages_of(name))
     built = is_name(name) and is_tag(reference) and not reference.startswith("sha256-") and len(platforms) < 2
-    asked = [set(wanted) - set(SHELL_PACKAGES) for wanted, _ in application.nix.requests]
-    assert asked == [packages_of(name) - set(SHELL_PACKAGES)] * built
+    asked = [set(wanted) - {SHELL} for wanted, _ in application.nix.requests]
+    assert asked == [packages_of(name)] * built
     if name and reference and (is_tag(reference) or is_digest(reference)) and not is_name(name):
         assert (response.status, response.error["code"]) == (400, "NAME_INVALID")
 

@@ -187,10 +187,10 @@ def test_check_shows_the_index_and_makes_it_on_request(nixery: CommandLine) -> N
         return dict(found)
 
     before = index()
-    assert (before["attributes"], before["evaluated"], before["is_complete"]) == (9, 0, False)
+    assert (before["attributes"], before["evaluated"], before["is_complete"]) == (13, 0, False)
     assert "`nixery check --index` evaluates it here" in before["found"]
     made = index("--index")
-    assert (made["evaluated"], made["failed"], made["is_complete"]) == (11, 2, True)
+    assert (made["evaluated"], made["failed"], made["is_complete"]) == (15, 2, True)
     assert [failure["attribute"] for failure in made["failures"]] == ["Zaborts", "aborts.inner"]
     # It is stored.
     assert index() == made
@@ -202,7 +202,7 @@ def test_check_shows_the_index_and_makes_it_on_request(nixery: CommandLine) -> N
 def test_making_an_index_shows_a_bar(nixery: CommandLine) -> None:
     shown = nixery.on_terminal("check", "--index")
     assert "evaluating the package set" in shown
-    assert "9 names can be completed" in shown
+    assert "11 names can be completed" in shown
 
 
 def test_an_index_is_made_without_names(nixery: CommandLine) -> None:

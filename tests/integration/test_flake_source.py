@@ -369,6 +369,30 @@ def test_an_evaluation_cannot_read_files_by_their_hash(
 
 
 @pytest.mark.security
+@pytest.mark.parametrize(
+    "flake",
+    [
+        'inputs.x.url = "github:a/${RUN}"; outputs = { self, x }: { };',
+        "outputs = { self }: { packages.x86_64-linux.hello = RUN; };",
+    ],
+    ids=["inputs", "packages"],
+)
+def test_an_evaluation_runs_no_program(
+    start_server: StartServer, repository: FlakeRepository, tmp_path: Path, flake: str
+) -> None:
+    run = f'builtins.exec [ "/usr/bin/touch" "{tmp_path}/ran" ]'
+    (repository.directory / "flake.nix").write_text(f"{{ {flake.replace('RUN', run)} }}")
+    repository.commit("1.0")
+    # Of an operator who uses it for expressions of their own.
+    configuration = (
+        "experimental-features = nix-command flakes\nallow-unsafe-native-code-during-evaluation = true"
+    )
+    running = server(start_server, f"git+file://{repository.directory}", NIX_CONFIG=configuration)
+    assert running.client.manifest("hello").status in {404, 500}
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.security
 def test_a_git_server_does_not_speak_for_nix(
     start_server: StartServer, repository: FlakeRepository, private: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.client import RegistryClient, Response
+from tests.support.git_server import git_server
 from tests.support.nix import NixSpy
 from tests.support.pulled_image import PulledImage
 from tests.support.repository import Repository
@@ -220,16 +221,59 @@ def test_an_evaluation_cannot_fetch_local_files(start: Servers, repository: Repo
     assert "syntax error" not in response.error["message"]
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(("variable", "prefix"), [("NIX_PATH", ""), ("NIX_CONFIG", "nix-path = ")])
 def test_an_evaluation_has_no_other_search_path(
-    start: Servers, repository: Repository, tmp_path: Path
+    start: Servers, repository: Repository, tmp_path: Path, variable: str, prefix: str
 ) -> None:
     (tmp_path / "elsewhere.nix").write_text("1")
     repository.write("1.0", outside="<elsewhere>")
     repository.git("add", "--all")
     repository.git("commit", "--quiet", "--message", "searches")
-    response = manifest(start(NIX_PATH=f"elsewhere={tmp_path}/elsewhere.nix").client, "latest", "outside")
+    server = start(**{variable: f"{prefix}elsewhere={tmp_path}/elsewhere.nix"})
+    response = manifest(server.client, "latest", "outside")
     assert response.status == 404
     assert "not found in the Nix search path" in response.error["message"]
+
+
+@pytest.mark.security
+def test_an_evaluation_fetches_no_submodules_of_this_machine(
+    start: Servers, repository: Repository, tmp_path: Path
+) -> None:
+    private = Repository(tmp_path / "private")
+    private.commit("1.0")
+    configuration = tmp_path / "gitconfig"
+    # As operators set it for submodules of their own, and as older versions of git have it by default.
+    configuration.write_text('[protocol "file"]\n\tallow = always\n')
+    fetched = Repository(tmp_path / "served" / "fetched")
+    fetched.git(
+        "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(private.directory), "sub"
+    )
+    revision = fetched.commit("1.0")
+    with git_server(tmp_path / "served") as web:
+        url = f"{web.url}/fetched/.git"
+        repository.write(
+            "1.0",
+            outside=f'''"${{builtins.fetchGit {{
+              url = "{url}"; ref = "main"; rev = "{revision}"; submodules = true;
+            }}}}/sub/default.nix"''',
+        )
+        repository.git("add", "--all")
+        repository.git("commit", "--quiet", "--message", "fetches")
+        server = start(GIT_CONFIG_GLOBAL=str(configuration), XDG_CACHE_HOME=str(tmp_path / "cache"))
+        response = manifest(server.client, "latest", "outside")
+    assert response.status == 404
+    assert "program 'git' failed" in response.error["message"]
+
+
+@pytest.mark.security
+def test_an_evaluation_runs_no_program(start: Servers, repository: Repository, tmp_path: Path) -> None:
+    repository.write("1.0", outside=f'(builtins.exec [ "/usr/bin/touch" "{tmp_path}/ran" ])')
+    repository.git("add", "--all")
+    repository.git("commit", "--quiet", "--message", "runs")
+    server = start(NIX_CONFIG="allow-unsafe-native-code-during-evaluation = true")
+    assert manifest(server.client, "latest", "outside").status == 404
+    assert not (tmp_path / "ran").exists()
 
 
 def test_import_from_derivation_if_it_is_allowed(start: Servers, repository: Repository) -> None:

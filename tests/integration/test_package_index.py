@@ -356,21 +356,28 @@ def test_images_of_indexed_packages_are_the_same_and_need_no_evaluation(
     assert indexed == evaluated
 
 
+@pytest.mark.parametrize(
+    ("package_set", "images"),
+    [(SET, IMAGES), (PACKAGE_SETS / "metapackages", ("hello", "ci", "shell/hello"))],
+)
 def test_the_first_build_of_a_package_of_a_small_set_needs_no_evaluation(
-    private: PrivateNix, tmp_path: Path
+    private: PrivateNix, tmp_path: Path, package_set: Path, images: Sequence[str]
 ) -> None:
     with running_server(
         tmp_path / "server",
-        {**private.environment(), "NIXERY_PKGS_PATH": str(SET), "NIXERY_INDEX": "1"},
+        {**private.environment(), "NIXERY_PKGS_PATH": str(package_set), "NIXERY_INDEX": "1"},
         launcher=private.launcher,
     ) as server:
         wait_for_index(server)
-        for name in IMAGES:
-            server.client.pull(name)
+        pulled = [server.client.pull(name) for name in images]
         assert started(server, "nix-instantiate", "request") == 0
+        if "ci" in images:
+            assert pulled[1].cmd == ["hello", "--verbose"]
+            assert b"ID=acme" in pulled[0].filesystem.read("etc/os-release")
+            found = server.client.get("/api/v1/packages?q=pipelines").json()["packages"]
+            assert [package["name"] for package in found] == ["ci"]
 
 
-@pytest.mark.security
 def test_a_claimed_store_path_is_not_served(private: PrivateNix, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()

@@ -105,4 +105,6 @@ def test_a_syntax_error_in_the_package_set_is_a_server_error(start_server: Start
 def test_an_empty_package_set_has_no_package(start_server: StartServer) -> None:
     client = start_server(NIXERY_PKGS_PATH=str(PACKAGE_SETS / "empty")).client
     assert set(unavailable(client, "hello")) == {"hello"}
-    assert set(unavailable(client, "shell")) == {"bashInteractive", "coreutils", "moreutils", "nano"}
+    package = unavailable(client, "shell")["shell"]
+    assert package["reason"] == "incomplete"
+    assert "bashInteractive, coreutils, moreutils and nano" in package["explanation"]

@@ -98,6 +98,18 @@ def archive(architecture: str) -> Iterator[Archive]:
     archive.server.server_close()
 
 
+def test_a_pin_makes_the_lock_out_of_date(archive: Archive, architecture: str, tmp_path: Path) -> None:
+    apt = archive.apt(tmp_path / "apt", architecture)
+    before = apt.fingerprint()
+    assert apt.fingerprint() == before
+    (tmp_path / "apt/etc/preferences").write_text("Package: jq\nPin: version 1.0\nPin-Priority: 1001\n")
+    pinned = apt.fingerprint()
+    assert pinned != before
+    (tmp_path / "apt/etc/preferences.d").mkdir()
+    (tmp_path / "apt/etc/preferences.d/acme").write_text("Package: *\nPin: release n=sid\nPin-Priority: 50\n")
+    assert apt.fingerprint() not in (before, pinned)
+
+
 def test_programs_come_from_all_indexes_and_each_is_fetched_once(
     archive: Archive, architecture: str, tmp_path: Path
 ) -> None:
@@ -198,7 +210,7 @@ def test_programs_are_in_meta_and_a_lock_without_them_has_none(
     package = Package("jq", "1.6-2", "jq", "utils", "JSON", "", "pool/jq.deb", "0" * 64, (), ())
     records = make_records({"jq": package}, "x86-64-linux-gnu")
     add_programs(records, programs)
-    write_lock(tmp_path / "lock", "x86_64-linux", "fingerprint", records, {})
+    write_lock(tmp_path / "lock", "x86_64-linux", "fingerprint", records, {}, {})
     found = evaluate('(import ./. { system = "x86_64-linux"; }).jq.meta', tmp_path)
     assert isinstance(found, dict)
     assert (found["programs"], found["mainProgram"]) == (expected, "jq")
@@ -212,7 +224,7 @@ def test_programs_do_not_change_derivations(tmp_path: Path) -> None:
     for programs in ({}, {"jq": ["jq"]}):
         records = make_records({"jq": package}, "x86-64-linux-gnu")
         add_programs(records, programs)
-        write_lock(tmp_path / "lock", "x86_64-linux", f"fingerprint{len(programs)}", records, {})
+        write_lock(tmp_path / "lock", "x86_64-linux", f"fingerprint{len(programs)}", records, {}, {})
         derivations.add(evaluate('(import ./. { system = "x86_64-linux"; }).jq.drvPath', tmp_path))
     assert len(derivations) == 1
 
@@ -220,7 +232,7 @@ def test_programs_do_not_change_derivations(tmp_path: Path) -> None:
 def test_a_lock_is_current_until_its_indexes_change_and_update_sees_new_programs(tmp_path: Path) -> None:
     package = Package("jq", "1.6-2", "jq", "utils", "JSON", "", "pool/jq.deb", "0" * 64, (), ())
     records = make_records({"jq": package}, "x86-64-linux-gnu")
-    write_lock(tmp_path, "x86_64-linux", "indexes-programs", records, {})
+    write_lock(tmp_path, "x86_64-linux", "indexes-programs", records, {}, {})
     assert is_current(tmp_path, "x86_64-linux", "indexes")
     assert not is_current(tmp_path, "x86_64-linux", "others")
     assert not is_current(tmp_path, "x86_64-linux", "indexes-more")

@@ -28,13 +28,15 @@ class Options(TypedDict, total=False):
     """How a run differs from the image's config.
 
     Attributes:
-        user: id of the user and of the group.
+        user: id of the user, and of the group unless there is another one.
+        group: id of the group.
         env: additional variables.
         files: files of this machine to mount, by their paths in the container.
         network_of_the_host: share it, to reach servers of the test.
     """
 
     user: int
+    group: int
     env: Mapping[str, str]
     files: Mapping[str, Path]
     network_of_the_host: bool
@@ -112,7 +114,7 @@ class Container:
         # A machine without CAP_SYS_RESOURCE cannot set the limits that umoci asks for.
         process.pop("rlimits", None)
         if "user" in options:
-            process["user"] = {"uid": options["user"], "gid": options["user"]}
+            process["user"] = {"uid": options["user"], "gid": options.get("group", options["user"])}
         variables = dict(entry.split("=", 1) for entry in process["env"]) | dict(options.get("env", {}))
         process["env"] = [f"{name}={value}" for name, value in variables.items()]
         specification["mounts"] += [

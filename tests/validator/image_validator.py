@@ -239,6 +239,8 @@ def _metadata(member: tarfile.TarInfo, writable: frozenset[str]) -> Iterator[str
 
 def _may_be_the_users(member: tarfile.TarInfo, writable: frozenset[str]) -> bool:
     name = _normal(member.name)
+    if writable and name.startswith("home/"):
+        return member.isdir() and name.count("/") == 1
     if writable and name == "nix/store":
         # That user's group may add store paths, and replace none.
         return member.uid == 0 and member.mode == 0o1775

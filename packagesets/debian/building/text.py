@@ -66,6 +66,6 @@ def rewrite_file(path: Path, outputs: Outputs) -> None:
     content = path.read_bytes()
     if b"\0" in content[:8192] or b"/" not in content:
         return
-    rewritten = rewrite_text(content, outputs.find, outputs.find_program)
+    rewritten = rewrite_text(content, outputs.find_for_text, outputs.find_program)
     if rewritten != content:
         path.write_bytes(rewritten)

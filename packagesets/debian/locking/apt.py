@@ -5,6 +5,8 @@ cannot be made for want of rights, gets a private configuration with its own lis
 """
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from locking.contents import parse_release
 from locking.errors import LockError
+from locking.release import Release, parse_targets
 
 ARCHITECTURES = {
     "x86_64-linux": "amd64",
@@ -90,15 +93,41 @@ class Apt:
                 f"apt-get update brought no package index for {self.architecture}: does a source in /etc/apt offer it?"
             )
 
-    def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Name, size and modification time of each index: equal as long as the answers of apt are."""
+    def fingerprint(self) -> list[object]:
+        """Name, size and modification time of each index, and all preferences: equal as long as the answers of apt are."""
         found = ((path.name, path.stat()) for path in sorted(self.lists.glob("*_Packages*")))
-        return [(name, status.st_size, status.st_mtime_ns) for name, status in found]
+        indexes = [(name, status.st_size, status.st_mtime_ns) for name, status in found]
+        return [*indexes, *self._preferences()]
+
+    def _preferences(self) -> list[str]:
+        """The texts that pin packages to a version or a release."""
+        settings = (
+            "F",
+            "Dir::Etc::preferences/f",
+            "D",
+            "Dir::Etc::preferencesparts/d",
+            "R",
+            "APT::Default-Release",
+        )
+        answer = _run(["apt-config", *self.options, "shell", *settings])
+        found = dict(word.partition("=")[::2] for word in shlex.split(answer))
+        files = [Path(found.get("F", "")), *sorted(Path(found.get("D", "")).glob("*"))]
+        texts = [file.read_text(errors="replace") for file in files if file.is_file()]
+        return [found.get("R", ""), *texts]
 
     def stanzas(self) -> Iterator[str]:
         """The index entry of every package's candidate, whatever is installed on this machine."""
         command = ["apt-cache", *self.options, "-o", "Dir::State::status=/dev/null", "dumpavail"]
         yield from _run(command).split("\n\n")
+
+    def release(self) -> Release:
+        """The release that most packages are of, by the Release file that apt has fetched and verified."""
+        fields = "$(FILENAME)\t$(ORIGIN)\t$(CODENAME)\t$(VERSION)"
+        answer = _run(["apt-get", *self.options, "indextargets", "--format", fields, "Created-By: Packages"])
+        lines = (line.partition("\t") for line in answer.splitlines())
+        # A field that a Release file does not have stays as it is written here.
+        known = ((file, re.sub(r"\$\([A-Z]+\)", "", rest)) for file, _, rest in lines)
+        return parse_targets("".join(f"{_size_of(Path(file))}\t{rest}\n" for file, rest in known))
 
     def contents(self) -> list[ContentsIndex]:
         """The Contents indexes that the sources offer, by the Release files that apt has fetched and verified."""
@@ -125,6 +154,11 @@ class Apt:
             command += ["-o", "APT::Sandbox::User=root"]
         command += ["download-file", index.url, str(file), f"SHA256:{index.sha256}"]
         _run(command, "the download of a Contents index", seconds)
+
+
+def _size_of(file: Path) -> int:
+    # Another format of the file that apt names may be the one that is there.
+    return max((one.stat().st_size for one in file.parent.glob(f"{file.stem}*")), default=0)
 
 
 def native_architecture() -> str:

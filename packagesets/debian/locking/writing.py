@@ -33,7 +33,12 @@ def is_current(lock: Path, system: str, fingerprint: str) -> bool:
 
 
 def write_lock(
-    lock: Path, system: str, fingerprint: str, records: Records, aliases: Mapping[str, str]
+    lock: Path,
+    system: str,
+    fingerprint: str,
+    records: Records,
+    aliases: Mapping[str, str],
+    os_release: Mapping[str, str],
 ) -> None:
     """Put a new generation in place, the index last; the generation before it stays for those who are reading it."""
     lock.mkdir(parents=True, exist_ok=True)
@@ -53,6 +58,7 @@ def write_lock(
                 "names": sorted(records.packages),
                 "essential": records.essential,
                 "aliases": dict(sorted(aliases.items())),
+                "osRelease": dict(os_release),
             }
         ),
     )

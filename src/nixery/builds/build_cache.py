@@ -65,8 +65,9 @@ class BuildCache:
         blobs: of the images. An image with a lost blob is not found.
         leases: leases of the images that are found.
         identity: of everything besides the package set and the request that determines an image: this
-            program, the packer, the popularity data, the number of layers.
+            program, the packer, the popularity data, the number of layers, the rule for dates.
         clock: seconds; only differences matter.
+        reproducible: whether two builds of an image have the same digest.
 
     Attributes:
         counts: of look-ups; one in memory and then in the storage counts once.
@@ -79,11 +80,14 @@ class BuildCache:
         leases: Leases,
         identity: str,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        reproducible: bool = True,
     ) -> None:
         self._records = records
         self._blobs = blobs
         self._leases = leases
         self._identity = identity
+        self._reproducible = reproducible
         self.counts = CacheCounts()
         self._recent: LRUCache[_Key, tuple[Image, _Parts]] = LRUCache(_CAPACITY)
         self._verified: TTLCache[_Key, Image] = TTLCache(_VERIFIED_CAPACITY, clock)
@@ -148,18 +152,25 @@ class BuildCache:
         self._remember((pin, request), image, parts)
         return image
 
-    async def add(self, pin: Pin, request: ImageRequest, image: Image) -> None:
+    async def add(self, pin: Pin, request: ImageRequest, image: Image) -> Image:
         """Record an image all of whose parts are stored.
 
+        Returns:
+            The image that is the answer from now on: another server may have recorded one with another date.
+
         Raises:
-            StorageError: the record cannot be written.
+            StorageError: the record cannot be read or written.
         """
+        recorded = None if self._reproducible else await self._stored(pin, request)
+        if recorded is not None:
+            return recorded
         record = ImageRecord(
             manifest=str(image.manifest.descriptor.digest),
             docker_manifest=str(image.docker_manifest.descriptor.digest) if image.docker_manifest else None,
         )
         await self._records.put(IMAGES, self._key(pin, request), record.model_dump_json().encode())
         self._remember((pin, request), image, image.parts)
+        return image
 
     def _remember(self, key: _Key, image: Image, parts: _Parts) -> None:
         self._recent.put(key, (image, parts), _size(image))

@@ -7,11 +7,13 @@ From there: evaluate, realise, closure, layers, pack, store, manifest.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from nixery.builds.creation_date import CreationDate
 from nixery.builds.evaluator import Evaluator
 from nixery.builds.events import (
     Evaluated,
@@ -44,7 +46,7 @@ from nixery.nix.packages import DEFAULT_PRIORITY, Contents, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.declarations import add_declared
+from nixery.packing.declared_accounts import add_declared_accounts
 from nixery.packing.foreign_programs import add_loader
 from nixery.packing.nix_database import add_nix_database
 from nixery.packing.root_filesystem import (
@@ -121,6 +123,8 @@ class ImageBuilder:
         leases: Leases,
         popularity: Popularity,
         bounds: ImageBounds,
+        creation_date: CreationDate,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._evaluator = evaluator
         self._nix = nix
@@ -129,6 +133,8 @@ class ImageBuilder:
         self._leases = leases
         self._popularity = popularity
         self._bounds = bounds
+        self._creation_date = creation_date
+        self._clock = clock
 
     async def build(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image:
         """Build and store an image; try again if something that it needs is deleted meanwhile.
@@ -196,7 +202,8 @@ class ImageBuilder:
         annotations = image_annotations(request, packages, pin)
         # A definition's own labels take precedence.
         labelled = replace(execution, labels={**annotations, **readable_labels(execution.labels)})
-        config = image_config(request.platform.architecture, labelled, layers, pin.created)
+        created = self._creation_date.of(pin, self._clock())
+        config = image_config(request.platform.architecture, labelled, layers, created)
         if len(config.content) > _LARGEST_CONFIG:
             raise AnswerTooLarge(
                 "the config of the image, whose history names each store path,", _LARGEST_CONFIG
@@ -325,9 +332,9 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
     }
     with ClosureFiles(info.path for info in closure) as files:
         root = plan_root_filesystem(outputs, files)
-        add_system_files(root.tree, files)
+        add_system_files(root.tree, files, contents.os_release)
+        add_declared_accounts(root.tree, files)
         add_loader(root.tree, files, request.platform)
-        add_declared(root.tree, files)
         user = (0, 0)
         if contents.definition is not None:
             defined = contents.definition.execution

@@ -255,7 +255,7 @@ class BuildCoordinator:
                 async with _deadline(self._bounds.seconds):
                     image = await self._builder.build(request, pin, observe)
             if self._cache:
-                await self._cache.add(pin, request, image)
+                image = await self._cache.add(pin, request, image)
         except NixeryError as error:
             error.build = build.id
             observe(Failed(error))

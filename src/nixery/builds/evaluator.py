@@ -9,9 +9,10 @@ from dataclasses import replace
 from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.package_index import PackageIndex
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
+from nixery.image.meta_packages import FACTS, SHELL
 from nixery.image.name import ImageRequest
 from nixery.image.platform import Platform
-from nixery.nix.packages import Contents, Definition, EvaluatedItem, Package
+from nixery.nix.packages import Contents, Definition, EvaluatedItem, Facts, MetaPackageFound, Package
 from nixery.nix.realisation import Nix
 from nixery.sources.source import PackageSource, Pin
 
@@ -21,6 +22,9 @@ _MOST_PACKAGES = 5000
 
 # Records of evaluations that one request reads at once: each may hold thousands of packages, in 4 MiB of JSON.
 _READ_AT_ONCE = 8
+
+# Names that nixery asks for, in the words of people.
+_WORDS = {SHELL: "shell", FACTS: "nixery"}
 
 # Missing names of a request that get near names, as in an evaluation.
 _MOST_SUGGESTED = 5
@@ -66,7 +70,7 @@ class Evaluator:
             PackageSetChanged: that state of the package set no longer exists.
             BuildError: Nix cannot evaluate.
         """
-        names = _names(request)
+        names = (*_names(request), FACTS)
         found = await self._cached(request, pin, names)
         if self._index is not None and indexed:
             unknown = [name for name in names if found[name] is None]
@@ -101,7 +105,7 @@ class Evaluator:
             StorageError: a record cannot be written.
         """
         if self._cache:
-            await self._cache.keep(pin, request.platform, _names(request))
+            await self._cache.keep(pin, request.platform, (*_names(request), FACTS))
 
     async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
         """Return those packages of a request that are in the cache or the index.
@@ -179,15 +183,17 @@ def _contents(request: ImageRequest, items: Sequence[EvaluatedItem]) -> Contents
     name = "/".join(request.requested)
     unavailable = [item for item in items if isinstance(item, UnavailablePackage)]
     if unavailable:
-        raise PackagesUnavailable(tuple(_explained(item, request) for item in unavailable))
+        raise PackagesUnavailable(tuple(map(_explained, unavailable)))
     definitions = [item for item in items if isinstance(item, Definition)]
     if len(definitions) > 1:
         attributes = " and ".join(definition.attribute for definition in definitions)
         raise InvalidName(name, f"{attributes} are image definitions; an image can have one")
     packages = tuple(item for item in items if isinstance(item, Package))
+    commands = [item.command for item in items if isinstance(item, MetaPackageFound) and item.command]
+    facts = next((item.os_release for item in items if isinstance(item, Facts)), {})
     if len(packages) > _MOST_PACKAGES:
         raise _too_many(request, str(len(packages)))
-    return Contents(packages, definitions[0] if definitions else None)
+    return Contents(packages, definitions[0] if definitions else None, commands[0] if commands else (), facts)
 
 
 def _too_many(request: ImageRequest, packages: str) -> InvalidName:
@@ -195,10 +201,8 @@ def _too_many(request: ImageRequest, packages: str) -> InvalidName:
     return InvalidName(name, f"it stands for {packages} packages, and {_MOST_PACKAGES} is the limit")
 
 
-def _explained(item: UnavailablePackage, request: ImageRequest) -> UnavailablePackage:
-    if _is_missing(item) and item.name not in request.requested:
-        return replace(item, explanation="part of every image with a shell")
-    return item
+def _explained(item: UnavailablePackage) -> UnavailablePackage:
+    return replace(item, name=_WORDS.get(item.name, item.name))
 
 
 def _is_missing(item: EvaluatedItem) -> bool:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nixery.image.name import ALWAYS_INCLUDED, SHELL_PACKAGES, ImageRequest
+from nixery.closure import StorePath
+from nixery.image.meta_packages import SHELL
+from nixery.image.name import ALWAYS_INCLUDED, ImageRequest
 from nixery.nix.packages import Contents, Package
 from nixery.oci.digest import Digest
 from nixery.oci.documents import Document, ExecutionParameters, referenced_blobs
@@ -112,8 +114,8 @@ def execution_parameters(request: ImageRequest, contents: Contents, tree: Tree) 
     COMMAND`` works.
 
     Args:
-        request: an image with a shell starts it.
-        contents: of the image; if the client asked for a single package, its main program is started.
+        request: if it names a single package, its main program is started.
+        contents: of the image; the command of a meta-package is started.
         tree: the image's root, which must contain the program.
     """
     env = (
@@ -121,11 +123,11 @@ def execution_parameters(request: ImageRequest, contents: Contents, tree: Tree) 
         *(f"{variable}=/{name.decode()}" for variable, name in _ENV_FOR_FILES if tree.get(name) is not None),
     )
     if contents.definition is None:
-        return ExecutionParameters(env=env, cmd=_command(request, contents.packages, tree))
+        return ExecutionParameters(env=env, cmd=_command(request, contents, tree))
     defined = contents.definition.execution
     command = defined.cmd
     if command is None and not defined.entrypoint:
-        command = _command(request, contents.packages, tree)
+        command = _command(request, contents, tree)
     return replace(defined, env=_merged(env, defined.env), cmd=command)
 
 
@@ -136,7 +138,9 @@ def image_annotations(request: ImageRequest, packages: Sequence[Package], pin: P
     """
     versions = {(package.name, package.version) for package in packages}
     found = {
-        f"{_PREFIX}.title": "/".join([*(["shell"] if request.shell else []), *_requested_names(request)])
+        f"{_PREFIX}.title": "/".join(
+            [*(["shell"] if request.shell else []), *_requested_names(request, packages)]
+        )
         or "base",
         f"{_PREFIX}.version": _version(request, packages),
         f"{_PREFIX}.licenses": _licences(packages),
@@ -152,12 +156,12 @@ def readable_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
     return {escaped(name): escaped_lines(value) for name, value in sorted(labels.items())}
 
 
-def _command(request: ImageRequest, packages: Sequence[Package], tree: Tree) -> tuple[str, ...]:
-    if request.shell:
-        return ("bash",)
+def _command(request: ImageRequest, contents: Contents, tree: Tree) -> tuple[str, ...]:
+    if contents.command:
+        return contents.command
     if len(request.requested) == 1:
         # A list of packages has no main program, unless it is a list of one.
-        found = [package for package in packages if package.requested_name == request.requested[0]]
+        found = [package for package in contents.packages if package.requested_name == request.requested[0]]
         package = found[0] if len(found) == 1 else None
         candidates = (package.main_program, package.name, package.requested_name) if package else ()
         for program in candidates:
@@ -172,14 +176,20 @@ def _merged(ours: Sequence[str], defined: Sequence[str]) -> tuple[str, ...]:
     return (*(entry for entry in ours if entry.partition("=")[0] not in names), *defined)
 
 
-def _requested_names(request: ImageRequest) -> Sequence[str]:
+def _requested_names(request: ImageRequest, packages: Sequence[Package]) -> Sequence[str]:
     """The packages that distinguish the image: all names of the same image must give the same annotations."""
-    understood = {*ALWAYS_INCLUDED, *(SHELL_PACKAGES if request.shell else ())}
-    return [package for package in request.requested if package not in understood] or request.requested
+    of_shell = {
+        path for package in packages if package.requested_name == SHELL for path in package.outputs.values()
+    }
+    outputs: dict[str, set[StorePath]] = {}
+    for package in packages:
+        outputs.setdefault(package.requested_name, set()).update(package.outputs.values())
+    understood = {*ALWAYS_INCLUDED, *(name for name, paths in outputs.items() if paths <= of_shell)}
+    return [name for name in request.requested if name not in understood] or request.requested
 
 
 def _version(request: ImageRequest, packages: Sequence[Package]) -> str | None:
-    requested = _requested_names(request)
+    requested = _requested_names(request, packages)
     found = [package for package in packages if package.requested_name in requested[:1]]
     return found[0].version if len(requested) == len(found) == 1 else None
 

@@ -24,7 +24,8 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.errors import StorageError
-from nixery.image.spelling import AttributeNames, NearNames
+from nixery.image.meta_packages import SHELL
+from nixery.image.spelling import RESERVED, AttributeNames, NearNames
 from nixery.nix.indexing import AttributePath, Reported, parse_entry
 from nixery.nix.packages import Attribute
 from nixery.oci.documents import canonical_json
@@ -68,6 +69,9 @@ _UNKNOWN = "evaluation failed"
 HEADER = b"nixery package index 1\n"
 
 Names = list[tuple[AttributePath, list[str]]]
+
+# The sets whose attributes a component without dots selects.
+_SELECTED_BY_NAME = frozenset({(), (RESERVED,)})
 
 
 def _bounded(path: AttributePath) -> AttributePath:
@@ -325,6 +329,18 @@ class StateIndex:
         """Return the attribute that a component of an image name selects; ``None`` if it leads out of the index."""
         return self._names.resolve(name)
 
+    @property
+    def meta_packages(self) -> Sequence[tuple[str, AttributePath]]:
+        """Names of meta-packages that clients can use, and their paths, sorted."""
+        reserved = next((names for path, names in self.header.rounds[0] if path == (RESERVED,)), ())
+        found = [
+            ("shell", (RESERVED, name))
+            if name == SHELL
+            else (self._names.spell((RESERVED, name)), (RESERVED, name))
+            for name in reserved
+        ]
+        return sorted((name, path) for name, path in found if name is not None)
+
     def part_of(self, path: AttributePath) -> tuple[str, int] | None:
         """Return the key of the part that has an attribute, and its line there."""
         number = self._number.get(path)
@@ -336,7 +352,8 @@ class StateIndex:
     @cached_property
     def near_names(self) -> NearNames:
         """The names at the top of the package set."""
-        return NearNames("", next((names for path, names in self.header.rounds[0] if not path), ()))
+        near = [name for path, names in self.header.rounds[0] if path in _SELECTED_BY_NAME for name in names]
+        return NearNames("", near)
 
     @property
     def progress(self) -> Progress:
@@ -447,18 +464,22 @@ class StateIndex:
                 continue
             found.add(name)
             if row is None:
-                yield FoundPackage(name, ".".join(path))
+                yield FoundPackage(name, _shown(path))
             else:
                 alias_of = self._names.spell(row.alias_of) if row.alias_of else None
                 yield FoundPackage(
                     name,
-                    ".".join(path),
+                    _shown(path),
                     row.version,
                     row.description,
                     row.programs,
                     row.reason,
                     alias_of or "",
                 )
+
+
+def _shown(path: AttributePath) -> str:
+    return ".".join(path[1:] if path[:1] == (RESERVED,) else path)
 
 
 def decode_index(content: bytes, key: str = "") -> StateIndex:

@@ -59,8 +59,9 @@ from nixery.errors import (
     UnavailablePackage,
 )
 from nixery.image.platform import Platform
+from nixery.image.spelling import RESERVED
 from nixery.nix.indexing import AttributePath, IndexEvaluation, Reported
-from nixery.nix.packages import Attribute, Definition, EvaluatedItem, Package
+from nixery.nix.packages import Attribute, Definition, EvaluatedItem, Facts, MetaPackageFound, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import canonical_json
 from nixery.source_location import redacted
@@ -160,7 +161,7 @@ class PackageIndex:
         self._records = records
         self._identity = canonical_json([identity, *sets]).decode()
         self._write_derivations = write_derivations
-        self._sets = [(), *sets]
+        self._sets = [(), (RESERVED,), *sets]
         self._processes = processes or os.cpu_count() or 1
         self._failure_time_to_live = failure_time_to_live
         self._failures: TTLCache[Pin, BuildError] = TTLCache(_FAILURES, clock)
@@ -208,6 +209,15 @@ class PackageIndex:
         if found is None or path is None:
             return None
         return found, await self._read(state, path)
+
+    async def meta_packages(self, tag: str) -> Sequence[tuple[str, Attribute | None]]:
+        """Return the meta-packages of a tag's package set, by name; each is ``None`` before it is evaluated.
+
+        Raises:
+            NixeryError: see ``names``.
+        """
+        state = await self._state(await self._pin(tag))
+        return [(name, await self._read(state, path)) for name, path in state.meta_packages]
 
     async def versions(self, tag: str, name: str) -> list[PackageVersion]:
         """Return the versions of a package in all states whose indexes are stored, the latest state first.
@@ -279,7 +289,7 @@ class PackageIndex:
             return None
         path = state.path(name)
         if path is None:
-            if state.path(name.partition(".")[0]) is not None:
+            if name.startswith(".") or state.path(name.partition(".")[0]) is not None:
                 return None  # in a set that is not in the index
             near = await asyncio.to_thread(lambda: state.near_names.of(name)) if suggest else ()
             return [UnavailablePackage(name, Reason.MISSING, near_names=near)]
@@ -287,7 +297,7 @@ class PackageIndex:
         if attribute is None or attribute.items is None:
             return None
         items = [
-            replace(item, requested_name=name)
+            item if isinstance(item, Facts) else replace(item, requested_name=name)
             for item in attribute.items
             if not isinstance(item, UnavailablePackage)
         ]
@@ -646,7 +656,9 @@ async def _names_in(evaluation: IndexEvaluation, sets: Sequence[AttributePath], 
     return listed
 
 
-def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem] | None:
+def _realisable(
+    items: Sequence[Package | Definition | MetaPackageFound | Facts],
+) -> Sequence[EvaluatedItem] | None:
     """Return items if Nix can realise them without an evaluation."""
     found: list[EvaluatedItem] = []
     for item in items:
@@ -661,5 +673,7 @@ def _realisable(items: Sequence[Package | Definition]) -> Sequence[EvaluatedItem
                 derivations = {installable.partition("!")[0] for installable in item.installables}
                 if not all(map(os.path.lexists, derivations)):
                     return None
+                found.append(item)
+            case _:
                 found.append(item)
     return found

@@ -203,12 +203,14 @@ class Pins:
         clock: seconds since the epoch, since pins are shared with other machines.
         failure_time_to_live: seconds for which an unknown tag is the answer without another attempt.
         bounds: of look-ups in the source.
+        current_only: whether a moving tag never has an earlier pin: not one that another server stored, and not
+            the last one of a source that is out of reach or broken.
 
     Attributes:
         counts: of tags; a miss asks the source.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- a server sets some, tests set others
         self,
         source: PackageSource,
         records: RecordStore,
@@ -216,6 +218,8 @@ class Pins:
         clock: Callable[[], float] = time.time,
         failure_time_to_live: float = 0,
         bounds: LookUpBounds | None = None,
+        *,
+        current_only: bool = False,
     ) -> None:
         self.counts = CacheCounts()
         self._source = source
@@ -224,6 +228,7 @@ class Pins:
         self._clock = clock
         self._failure_time_to_live = failure_time_to_live
         self._bounds = bounds or LookUpBounds()
+        self._current_only = current_only
         # With an expiry that is checked on use, since the clock may be set back (see ``_is_valid``).
         self._held: LRUCache[Reference, _Held] = LRUCache(_CAPACITY)
         # Of moving tags, for people.
@@ -357,7 +362,7 @@ class Pins:
         record = await self._records.read(reference)
         terms = [term for term in (record.current, record.next) if term is not None] if record else []
         for term in terms:
-            if self._is_valid(reference, term.until):
+            if self._may_answer(reference, term):
                 self.counts.hits += 1
                 return self._hold(reference, term)
         self.counts.misses += 1
@@ -373,7 +378,7 @@ class Pins:
             self._unknown.put(reference, error.without_frames(), _SIZE, self._failure_time_to_live)
             raise
         except (SourceUnreachable, EvaluationFailed, TooBusy) as error:
-            if not terms:
+            if not terms or self._current_only:
                 raise
             reason = str(error)
             # One client's full share says nothing about the source: the next request tries again, so that no
@@ -385,6 +390,10 @@ class Pins:
             self._held.put(reference, _Held(pinned, self._clock() + _COOLDOWN), _SIZE)
         return pinned
 
+    def _may_answer(self, reference: Reference, term: Term) -> bool:
+        # Another server may have stored it with a longer time to live.
+        return self._is_valid(reference, term.until) and not (self._current_only and reference.moving)
+
     def _is_valid(self, reference: Reference, until: float) -> bool:
         # A pin with longer to live than any has was written under other settings, or before the clock was set
         # back.
@@ -395,7 +404,7 @@ class Pins:
         term = await self._look_up(reference, self._clock())
         # Meanwhile another server may have stored its own result: all servers give the same answer.
         latest = await self._records.read(reference)
-        if latest is not None and latest != record and self._is_valid(reference, latest.current.until):
+        if latest is not None and latest != record and self._may_answer(reference, latest.current):
             return self._hold(reference, latest.current)
         # Without a time to live, every request gets here, and only a change is stored.
         if is_new := record is None or record.current.identity != term.identity:

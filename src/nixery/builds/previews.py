@@ -19,6 +19,7 @@ from nixery.errors import (
     RequestError,
     UnavailablePackage,
 )
+from nixery.image.meta_packages import SHELL
 from nixery.image.name import ImageRequest
 from nixery.nix.packages import Contents, Package
 from nixery.nix.plan import Plan
@@ -106,6 +107,8 @@ class ImagePreviews:
             return await self._available(request, pin)
         except PackagesUnavailable as error:
             left_out = {package.name for package in error.packages}
+            if request.shell and "shell" in left_out:
+                left_out.add(SHELL)
             rest = replace(
                 request,
                 packages=tuple(name for name in request.packages if name not in left_out),

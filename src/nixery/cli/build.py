@@ -84,6 +84,14 @@ def build(
             help="Platform, e.g. linux/arm64; default: NIXERY_PLATFORMS. Repeat it to build an index.",
         ),
     ] = None,
+    created: Annotated[
+        str,
+        typer.Option(
+            metavar="DATE",
+            help="Date of the image: source (the commit's), build (now), 2026-01-31T12:00:00Z, or seconds since "
+            "the epoch; default: NIXERY_CREATED.",
+        ),
+    ] = "",
     tls_verify: Annotated[
         str,
         typer.Option(
@@ -116,6 +124,7 @@ def build(
         raise typer.BadParameter("give the tag with NAME or with --tag")
     tag = name_tag or tag or "latest"
 
+    from nixery.builds.creation_date import CreationDate
     from nixery.builds.image import ImageIndex
     from nixery.cli.output import BarReporter, reporter
     from nixery.cli.session import open_session, run
@@ -125,6 +134,10 @@ def build(
         outputs = [parse_output(text, tag) for text in output or ()]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from None
+    try:
+        date = CreationDate.parse(created) if created else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--created") from None
     expression = _expression(expr, file)
     wanted = expression.attribute if expression else name
     verify = tls_verify == "true" and not insecure
@@ -132,7 +145,7 @@ def build(
 
     async def command() -> dict[str, Any]:
         check_outputs(outputs)
-        async with open_session(expression, shown) as (components, resources):
+        async with open_session(expression, shown, created=date) as (components, resources):
             platforms = tuple(dict.fromkeys(platform or ())) or resources.platforms
             found = await components.images.get(requests_for(wanted, platforms), tag)
             root = found.image.index if isinstance(found.image, ImageIndex) else found.image.manifest

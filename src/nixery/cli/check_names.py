@@ -202,6 +202,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _document(one: _Asked, finding: Finding) -> Any:  # noqa: ANN401 -- JSON is anything
     """Return an image for programs: the same members for all, ``null`` where nothing is known."""
+    from nixery.image.meta_packages import SHELL
     from nixery.source_location import redacted
 
     pin = one.pinned.pin if one.pinned else None
@@ -221,7 +222,7 @@ def _document(one: _Asked, finding: Finding) -> Any:  # noqa: ANN401 -- JSON is 
             "definition": preview.definition or None if preview else None,
             "packages": [
                 {
-                    "requested": package.requested_name,
+                    "requested": "shell" if package.requested_name == SHELL else package.requested_name,
                     "attribute": package.attribute,
                     "name": package.name,
                     "version": package.version,

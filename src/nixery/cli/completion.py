@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from nixery.files import read_beginning
+from nixery.image.meta_packages import META_PACKAGES
 from nixery.image.platform import SUPPORTED
 
 OUTPUT_KINDS = ("oci:", "oci-archive:", "docker-archive:", "registry:")
@@ -16,7 +17,7 @@ BASES = ("auto", "closures", "derivations")
 
 _NAME = re.compile(r"[a-z0-9._-]{1,255}", re.ASCII)
 
-_META_PACKAGES = ("amd64", "arm64", "shell")
+_META_PACKAGES = ("amd64", "arm64", *META_PACKAGES)
 
 # Limit on offered names: more than a person reads, and few enough for any shell.
 _MOST = 500

@@ -13,6 +13,7 @@ from typing import TypeVar
 import typer
 
 from nixery.app import Components, assemble
+from nixery.builds.creation_date import CreationDate
 from nixery.builds.events import BuildObserver
 from nixery.cli.completion import user_storage
 from nixery.cli.logs import configure_logs, print_line
@@ -25,6 +26,9 @@ from nixery.storage.opening import Storage
 
 Result = TypeVar("Result")
 
+# Beginnings of flake references and repository URLs on this machine.
+_LOCAL = ("/", ".", "path:", "file:", "git+file:")
+
 _FAILED = 1
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -34,6 +38,7 @@ async def open_session(
     expression: NixExpression | None = None,
     observer: BuildObserver | None = None,
     without: Collection[str] = (),
+    created: CreationDate | None = None,
 ) -> AsyncIterator[tuple[Components, Resources]]:
     """Wire all components for the process environment, with defaults for a user.
 
@@ -41,11 +46,14 @@ async def open_session(
         expression: added to the package set.
         observer: of builds; ``None`` for the log.
         without: variables that the command ignores, even if their values are invalid.
+        created: the date of images, instead of the environment's.
 
     Raises:
         SettingsError: with every problem of the settings.
     """
-    settings = _with_fresh_directory(user_settings(without))
+    settings = _with_current_source(user_settings(without))
+    if created is not None:
+        settings = settings.model_copy(update={"created": created})
     resources = prepare(settings, serving=False)
     async with assemble(settings, resources, expression, observer) as components:
         yield components, resources
@@ -122,11 +130,11 @@ async def _cancellable(command: Callable[[], Awaitable[Result]]) -> Result:
     return await command()
 
 
-def _with_fresh_directory(settings: Settings) -> Settings:
-    """Disable the pin of a directory source, so that each command reads its current contents."""
-    flake = settings.flake or ""
-    is_directory = settings.package_set is not None or flake.startswith(("/", ".", "path:"))
-    if not is_directory or "NIXERY_PIN_TTL" in os.environ:
+def _with_current_source(settings: Settings) -> Settings:
+    """Disable the pins of a source on this machine, so that each command reads its current state."""
+    places = (settings.flake or "", settings.repository or "")
+    is_local = settings.package_set is not None or any(place.startswith(_LOCAL) for place in places)
+    if not is_local or "NIXERY_PIN_TTL" in os.environ:
         return settings
     return settings.model_copy(update={"pin_ttl": 0})
 

@@ -1,8 +1,9 @@
 """The names of images: repository names and references (tags and digests).
 
-The path components of a repository name are the contents of the image. ``shell``, ``amd64`` and ``arm64`` are
-meta-packages at the beginning of a name; after the first real package they are names like any other. So
-``shell/git`` is git in an image with a shell, and ``git/shell`` is the packages *git* and *shell*. ``spelling.py``
+The path components of a repository name are the contents of the image. ``shell``, ``amd64`` and ``arm64`` have their
+meaning at the beginning of a name; after the first package they are names like any other. So ``shell/git`` is git in
+an image with a shell, and ``git/shell`` is the packages *git* and *shell*. ``meta_packages.py`` has names that stand
+for several packages at any place. ``spelling.py``
 has the rule by which a component selects an attribute of a package set.
 
 Source: distribution specification, "Pulling manifests".
@@ -15,13 +16,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nixery.errors import InvalidName, InvalidReference
+from nixery.image.meta_packages import SHELL
 from nixery.image.platform import AMD64, ARM64, Platform
 from nixery.oci.digest import Digest
 
 # The specification bounds host name and repository name together to 255 characters.
 LONGEST_NAME = 255
-
-SHELL_PACKAGES = ("bashInteractive", "coreutils", "moreutils", "nano")
 
 # In every image, if the package set has them: TLS roots, and the names of protocols and services.
 ALWAYS_INCLUDED = ("cacert", "iana-etc")
@@ -41,7 +41,7 @@ _OFFICIAL = 2
 _PLATFORMS = {"amd64": AMD64, "arm64": ARM64}
 
 # At the beginning of a name, these are no packages.
-META_PACKAGES = frozenset({"shell", *_PLATFORMS})
+PREFIXES = frozenset({"shell", *_PLATFORMS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ class ImageRequest:
     """The image that a name asks for, in the form that all names of the same image share.
 
     Attributes:
-        packages: package names from the client and from meta-packages; sorted and unique.
+        packages: names from the client, and ``meta_packages.SHELL`` for a shell; sorted and unique.
         optional_packages: the same, but left out if the package set does not have them.
-        requested: the packages that the client named, without those of meta-packages.
+        requested: the names from the client alone.
         platform: to build for.
         shell: whether the image is for interactive use.
     """
@@ -129,7 +129,7 @@ def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[Imag
     if len(components) == _OFFICIAL and components[0] == "library":
         del components[0]
     first_package = next(
-        (i for i, component in enumerate(components) if component not in META_PACKAGES),
+        (i for i, component in enumerate(components) if component not in PREFIXES),
         len(components),
     )
     meta_packages, requested = components[:first_package], _canonical(components[first_package:])
@@ -138,7 +138,7 @@ def requests_for(name: str, default_platforms: Sequence[Platform]) -> tuple[Imag
         raise InvalidName(name, "it asks for amd64 and arm64 at once; use one of them, or neither")
     shell = "shell" in meta_packages
     request = ImageRequest(
-        packages=_canonical([*requested, *(SHELL_PACKAGES if shell else ())]),
+        packages=_canonical([*requested, *((SHELL,) if shell else ())]),
         optional_packages=tuple(p for p in ALWAYS_INCLUDED if p not in requested),
         requested=requested,
         platform=default_platforms[0],
@@ -160,7 +160,7 @@ def canonical_name(name: str) -> str:
     shell = ["shell"] if request.shell else []
     # A package with the name of a meta-package must follow another package; `library` must not come before a
     # single one.
-    packages = sorted(request.requested, key=lambda package: (package in META_PACKAGES, package))
+    packages = sorted(request.requested, key=lambda package: (package in PREFIXES, package))
     components = [*platform, *shell, *packages]
     if components[0] == "library" and len(components) == _OFFICIAL:
         components.insert(0, "library")

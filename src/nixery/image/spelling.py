@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-from nixery.image.name import COMPONENT, LONGEST_NAME, META_PACKAGES
+from nixery.image.name import COMPONENT, LONGEST_NAME, PREFIXES
 
 # The printable characters of ASCII, 0x20 to 0x7e. nixpkgs has had an attribute with a space.
 _ESCAPES = {chr(code): f"__{code:02x}" for code in range(0x20, 0x7F)}
@@ -53,6 +53,10 @@ _LEAST_SIMILARITY = 0.6
 _COMPARED = 2000
 
 
+# In paths, the set of meta-packages and of what the package set says of itself; the latter begins with a dot.
+RESERVED = ".nixery"
+
+
 class AttributeNames:
     """The attribute names of a package set and of sets within it: what components select, and how to write paths.
 
@@ -61,14 +65,20 @@ class AttributeNames:
 
     Args:
         sets: the attribute names of each known set, by the attribute path of the set; ``()`` is the package set
-            itself. 100,000 names take some tenths of a second.
+            itself. 100,000 names take some tenths of a second. That of ``RESERVED`` has the meta-packages, which are
+            selected by their names unless the package set has an attribute for these.
     """
 
     def __init__(self, sets: Mapping[tuple[str, ...], Iterable[str]]) -> None:
         self._sets = {path: _SetNames(names, is_top=not path) for path, names in sets.items()}
+        reserved = self._sets.get((RESERVED,))
+        self._reserved = frozenset() if reserved is None else reserved.names
 
     def resolve(self, component: str) -> tuple[str, ...] | None:
         """Return the attribute path that a component selects; ``None`` if it leads to no name of a known set."""
+        reserved = self._reserved
+        if component.startswith("."):
+            return (RESERVED, component) if component in reserved else None
         if () in self._sets and component in self._sets[()].names:
             return (component,)
         path: tuple[str, ...] = ()
@@ -76,7 +86,7 @@ class AttributeNames:
             within = self._sets.get(path)
             attribute = within.select(part) if within is not None else None
             if attribute is None:
-                return None
+                return (RESERVED, component) if not path and component in reserved else None
             path = (*path, attribute)
         return path
 
@@ -87,6 +97,9 @@ class AttributeNames:
         other than printable ASCII, or a top-level attribute with dots in its name hides it.
         """
         path = tuple(path)
+        if path[:1] == (RESERVED,):
+            is_selected = self.resolve(path[-1]) == path and not path[-1].startswith(".")
+            return path[-1] if is_selected else None
         parts = []
         for depth, attribute in enumerate(path):
             within = self._sets.get(path[:depth])
@@ -195,7 +208,7 @@ class _SetNames:
         # A dot leads into a set, except in a whole name of the package set, in which case matters.
         if "." in plain:
             return self._is_top and plain == attribute
-        return not (self._is_top and plain in META_PACKAGES)
+        return not (self._is_top and plain in PREFIXES)
 
     def _chosen(self, part: str) -> str | None:
         # A plain reading wins.

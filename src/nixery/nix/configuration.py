@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from nixery.errors import NixUnusable, SettingsError
-from nixery.nix.environments import without_secrets
+from nixery.nix.environments import RESTRICTED, without_secrets
 from nixery.nix.error_message import NixMessage
 
 VARIABLE = "NIXERY_NIXPKGS_CONFIG"
@@ -145,7 +145,7 @@ class PackageConfiguration:
         command = (
             *("nix-instantiate", "--eval", "--strict", "--json"),
             # It may not read other files: their content would not be a part of its identity.
-            *("--option", "restrict-eval", "true", "--option", "allowed-uris", ""),
+            *(*RESTRICTED, "--option", "allowed-uris", ""),
             *("--arg", "packageConfiguration", self.expression, "--expr", _CHECK),
         )
         try:

@@ -5,6 +5,8 @@ A builder can read every variable of the process that builds: a fixed-output der
 its evaluation (``builtins.getEnv``). Neither gets a secret: this module drops variables outside of the list,
 and also listed ones whose value contains a login, for example a proxy's.
 
+Nix also reads its configuration files, which ``RESTRICTED`` overrides for the evaluation of untrusted expressions.
+
 Every environment has the mark by which the warden finds the processes of a server
 (``nixery.nix.processes.guarded``).
 """
@@ -12,7 +14,7 @@ Every environment has the mark by which the warden finds the processes of a serv
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 # Search path, user, language, and directories of the user's files.
 _PROCESS = r"PATH|HOME|USER|LOGNAME|TMPDIR|TZ|LANG|LANGUAGE|LC_\w+|LOCALE_ARCHIVE|XDG_\w+_(HOME|DIRS)|NIXERY_STARTED_BY"
@@ -61,6 +63,33 @@ _LOGIN = re.compile(
 # Options of Nix that are secrets, or pass variables to builders.
 _SECRET_OPTION = re.compile(r"(?:extra-)?(?:access-tokens|impure-env)", re.ASCII)
 
+# Options of an evaluation that reads nothing but what the command names, whatever the configuration of Nix says: no
+# search path, which such an evaluation may read, and no functions that run programs.
+RESTRICTED = (
+    *("--option", "restrict-eval", "true", "--option", "nix-path", ""),
+    *("--option", "allow-unsafe-native-code-during-evaluation", "false"),
+)
+
+# Settings of a git that reads hostile repositories; they override those of all files. Most of these features are
+# unnecessary here and can make git run a program; `GitRepository` collects garbage, in the foreground. A submodule
+# cannot be a repository of this machine, as in newer versions of git by default.
+SAFE_GIT = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.alternateRefsCommand": "true",
+    "submodule.recurse": "false",
+    "fetch.recurseSubmodules": "false",
+    "fetch.writeCommitGraph": "true",
+    "transfer.bundleURI": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "protocol.file.allow": "user",
+    "protocol.ext.allow": "never",
+}
+
+# Otherwise git maps whole packs of any size, and fails if it may not.
+_FEW_MAPPINGS = {"core.packedGitWindowSize": "32m", "core.packedGitLimit": "512m"}
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -101,6 +130,23 @@ def git_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
 def credential_environment(ours: Mapping[str, str]) -> Mapping[str, str]:
     """Return the variables that locate logins for registries, for this process and for credential helpers."""
     return {name: value for name, value in ours.items() if _HELPER.fullmatch(name)}
+
+
+def with_safe_git(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Return an environment for a Nix that runs git on hostile repositories, in little address space."""
+    return with_git_settings(environment, [*SAFE_GIT.items(), *_FEW_MAPPINGS.items()])
+
+
+def with_git_settings(
+    environment: Mapping[str, str], settings: Sequence[tuple[str, str]]
+) -> Mapping[str, str]:
+    """Add settings to an environment, which hides them from other users; they override those of all files."""
+    given = environment.get("GIT_CONFIG_COUNT", "0")
+    start = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else 0
+    added = {"GIT_CONFIG_COUNT": str(start + len(settings))}
+    for number, (key, value) in enumerate(settings, start):
+        added |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return {**environment, **added}
 
 
 def variable_names(value: object) -> object:

@@ -32,6 +32,8 @@ from nixery.errors import (
     UnavailablePackage,
 )
 from nixery.image.definition import parse_definition
+from nixery.image.meta_packages import META_PACKAGES
+from nixery.image.os_release import InvalidFacts, os_release_file
 from nixery.image.platform import Platform
 from nixery.image.spelling import NearNames
 from nixery.nix.build_log import LOG_TAIL
@@ -48,7 +50,9 @@ from nixery.nix.options import NixOptions
 from nixery.nix.packages import (
     DEFAULT_PRIORITY,
     Definition,
+    Facts,
     Flake,
+    MetaPackageFound,
     NixExpression,
     NixFiles,
     Package,
@@ -80,6 +84,9 @@ _FIRST_LINES = _LAST_LINES = 100
 # Characters of a message in the log.
 _LONGEST_LOGGED = 4000
 
+# The bounds of `packages.nix` for the command of a meta-package: words, and characters of each.
+_LONGEST_COMMAND, _LONGEST_WORD = 16, 256
+
 _NOT_ISOLATED = "too many packages of this request do not evaluate; this one was not evaluated separately"
 
 
@@ -98,7 +105,7 @@ class Flaw:
     refusal: Refusal | None = None
 
 
-Item = Package | Definition | Flaw
+Item = Package | Definition | MetaPackageFound | Facts | Flaw
 
 
 class Evaluation:
@@ -360,6 +367,7 @@ class _Available(BaseModel):
     mainProgram: str | None  # noqa: N815 -- nixpkgs' name
     priority: int | None
     fhs: bool
+    entry: str = ""  # of a meta-package: the attribute path
 
 
 class _Missing(BaseModel):
@@ -375,6 +383,7 @@ class _NotAPackage(BaseModel):
     attribute: str
     position: list[int]
     type: str
+    entry: str = ""
 
 
 class _Grounds(BaseModel):
@@ -403,6 +412,34 @@ class _TooLarge(BaseModel):
     limit: int
 
 
+class _MetaPackage(BaseModel):
+    status: Literal["meta-package"]
+    name: str
+    # Another program may have written an index, with other bounds.
+    command: Annotated[
+        list[Annotated[str, Field(max_length=_LONGEST_WORD)]], Field(max_length=_LONGEST_COMMAND)
+    ]
+
+
+class _Incomplete(BaseModel):
+    status: Literal["incomplete"]
+    name: str
+    lacking: list[str]
+
+
+class _InvalidMetaPackage(BaseModel):
+    status: Literal["invalid meta-package"]
+    name: str
+    attribute: str
+    field: str
+
+
+class _Facts(BaseModel):
+    status: Literal["facts"]
+    name: str
+    osRelease: dict[str, str]  # noqa: N815 -- the name of `packages.nix`
+
+
 class _Definition(BaseModel):
     status: Literal["definition"]
     name: str
@@ -412,7 +449,17 @@ class _Definition(BaseModel):
 
 
 AnswerItem = Annotated[
-    _Available | _Missing | _NotAPackage | _Flawed | _TooLarge | _Definition, Field(discriminator="status")
+    _Available
+    | _Missing
+    | _NotAPackage
+    | _Flawed
+    | _TooLarge
+    | _MetaPackage
+    | _Incomplete
+    | _InvalidMetaPackage
+    | _Facts
+    | _Definition,
+    Field(discriminator="status"),
 ]
 
 
@@ -446,13 +493,25 @@ def request_argument(
 ) -> str:
     """Return the ``request`` argument of ``packages.nix``."""
     place = {"name": diagnose.package.name, "position": diagnose.position} if diagnose else None
-    return json.dumps({"packages": list(packages), "optional": list(optional), "diagnose": place})
+    return json.dumps(
+        {
+            "packages": list(packages),
+            "optional": list(optional),
+            "diagnose": place,
+            "metaPackages": meta_packages_argument(),
+        }
+    )
+
+
+def meta_packages_argument() -> Mapping[str, object]:
+    """Return the table of meta-packages as ``packages.nix`` reads it."""
+    return {name: found.as_json() for name, found in META_PACKAGES.items()}
 
 
 def parse_answer(stdout: bytes) -> tuple[Item, ...]:
     """Parse the answer of ``packages.nix``; items are in the order of the request, optional ones last.
 
-    A list of packages gives an item for each; a definition gives itself, then its contents.
+    A list of packages gives an item for each; a definition and a meta-package give themselves, then their contents.
 
     Raises:
         NixUnusable: it is not an answer of ``packages.nix``.
@@ -480,33 +539,60 @@ def _near_names(answer: _Answer) -> Mapping[str, tuple[str, ...]]:
 
 
 def interpret(item: AnswerItem, near: tuple[str, ...] = ()) -> Item:
-    """Check an item of an answer, and make it a package, a definition, or the reason for neither."""
+    """Check an item of an answer, and make it what it describes, or the reason why that is not available."""
     match item:
         case _Available():
             return _package(item)
         case _Definition():
             return _definition(item)
-        case _Missing(name=name):
-            return Flaw(UnavailablePackage(name, Reason.MISSING, near_names=near))
-        case _NotAPackage(name=name, attribute=attribute, position=position):
-            found = _NIX_TYPES.get(item.type, item.type)
-            explanation = f"{_place(attribute, position)} is a {found}, not a derivation"
-            return Flaw(UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation))
-        case _TooLarge(name=name, attribute=attribute, field=field, size=size, limit=limit):
-            explanation = f"{attribute}: {field} is {size}, and {limit} is the limit"
-            return Flaw(UnavailablePackage(name, Reason.TOO_LARGE, explanation))
+        case _MetaPackage(name=name, command=command):
+            return MetaPackageFound(name, tuple(command))
+        case _Facts():
+            return _facts(item)
         case _Flawed(name=name, position=place):
             reason = UnavailablePackage(name, _REASONS[item.status])
             return Flaw(reason, None if place is None else tuple(place), _refusal(item))
+        case _:
+            return Flaw(_unavailable(item, near))
 
 
-def require_valid(item: Package | Definition) -> None:
+def _unavailable(
+    item: _Missing | _NotAPackage | _TooLarge | _Incomplete | _InvalidMetaPackage, near: tuple[str, ...]
+) -> UnavailablePackage:
+    match item:
+        case _Missing(name=name):
+            return UnavailablePackage(name, Reason.MISSING, near_names=near)
+        case _NotAPackage(name=name, attribute=attribute, position=position):
+            found = _NIX_TYPES.get(item.type, item.type)
+            explanation = f"{item.entry or _place(attribute, position)} is a {found}, not a derivation"
+            return UnavailablePackage(name, Reason.NOT_A_PACKAGE, explanation)
+        case _TooLarge(name=name, attribute=attribute, field=field, size=size, limit=limit):
+            explanation = f"{attribute}: {field} is {size}, and {limit} is the limit"
+            return UnavailablePackage(name, Reason.TOO_LARGE, explanation)
+        case _Incomplete(name=name, lacking=lacking):
+            explanation = f"it stands for {_listed(lacking)}, which the package set does not have"
+            return UnavailablePackage(name, Reason.INCOMPLETE, explanation)
+        case _InvalidMetaPackage(name=name, attribute=attribute, field=where):
+            place = f"nixery.metaPackages.{attribute}" + (f".{where}" if where else "")
+            explanation = (
+                f"{place} is not valid; a meta-package is a list of attribute paths, or a set of packages, "
+                "optional, command (lists of strings) and description (a string)"
+            )
+            return UnavailablePackage(name, Reason.INVALID_META_PACKAGE, explanation)
+
+
+def require_valid(item: Package | Definition | MetaPackageFound | Facts) -> None:
     """Check that an evaluation can have returned an item that another program may have written.
 
     Raises:
-        ValueError: it has another path, name of an output, config or number of layers than ``interpret`` returns.
+        ValueError: it has another path, name of an output, config, number of layers, command or fact than
+            ``interpret`` returns.
     """
     match item:
+        case MetaPackageFound(command=command):
+            _require_command(command)
+        case Facts(os_release=given):
+            os_release_file(given)
         case Package():
             for path in (item.derivation, *item.outputs.values()):
                 StorePath.parse(str(path))
@@ -556,6 +642,24 @@ def _place(attribute: str, position: Sequence[int]) -> str:
     return attribute + "".join(f"[{index}]" for index in position)
 
 
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _require_command(command: Sequence[str]) -> None:
+    if len(command) > _LONGEST_COMMAND or any(len(word) > _LONGEST_WORD or "\0" in word for word in command):
+        raise ValueError("a command that no meta-package has")
+
+
+def _facts(item: _Facts) -> Facts | Flaw:
+    try:
+        os_release_file(item.osRelease)
+    except InvalidFacts as error:
+        explanation = f"nixery.osRelease: {error}"
+        return Flaw(UnavailablePackage(item.name, Reason.INVALID_FACTS, explanation))
+    return Facts(item.osRelease)
+
+
 def _package(item: _Available) -> Package | Flaw:
     try:
         derivation = StorePath.parse(item.derivation)
@@ -564,7 +668,7 @@ def _package(item: _Available) -> Package | Flaw:
         return Flaw(UnavailablePackage(item.name, Reason.NOT_A_PACKAGE, str(error)))
     return Package(
         requested_name=item.name,
-        attribute=_place(item.attribute, item.position),
+        attribute=item.entry or _place(item.attribute, item.position),
         derivation=derivation,
         outputs=outputs,
         name=item.pname,

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from nixery.errors import AnswerTooLarge, EvaluationFailed, NixTimedOut, NixUnusable
+from nixery.nix.environments import RESTRICTED
 from nixery.nix.error_message import explanation, without_paths
 from nixery.nix.processes import ProcessContext, run_command
 
@@ -184,7 +185,7 @@ async def read_flake_inputs(tree: Path, directory: str, environment: Mapping[str
     environment = {name: value for name, value in environment.items() if name != "NIX_PATH"}
     command = (
         *("nix-instantiate", "--eval", "--strict", "--json"),
-        *("--option", "restrict-eval", "true", "--option", "allowed-uris", ""),
+        *(*RESTRICTED, "--option", "allowed-uris", ""),
         *("--option", "allow-import-from-derivation", "false", "--option", "experimental-features", ""),
         *("-I", f"flake={tree}"),
         *("--expr", (_EXPRESSIONS / "flake_inputs.nix").read_text()),

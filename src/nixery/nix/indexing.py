@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -33,6 +33,7 @@ from nixery.nix.evaluation import (
     explanation_of_flaw,
     instantiation,
     interpret,
+    meta_packages_argument,
     root_of,
 )
 from nixery.nix.options import NixOptions
@@ -133,7 +134,7 @@ class IndexEvaluation:
         return found
 
     async def _names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
-        with self._instantiation(json.dumps({"sets": sets})) as (arguments, context):
+        with self._instantiation({"sets": sets}) as (arguments, context):
             try:
                 completed, stderr = await run_command(self._timeout, *arguments, context=context)
             except AnswerTooLarge as error:
@@ -214,7 +215,7 @@ class IndexEvaluation:
             else:
                 lines.append(line[:_LONGEST_LINE])
 
-        with self._instantiation(json.dumps({"index": paths, "mark": mark})) as (arguments, context):
+        with self._instantiation({"index": paths, "mark": mark}) as (arguments, context):
             try:
                 completed = await run(arguments, read_line, deadline, context)
             except TimeoutError:
@@ -231,8 +232,9 @@ class IndexEvaluation:
         return NixMessage.parse(stderr).relative_to(root_of(self._package_set))
 
     @contextmanager
-    def _instantiation(self, request: str) -> Iterator[tuple[Sequence[str], ProcessContext]]:
-        with instantiation(self._platform, self._package_set, self._options, request) as (
+    def _instantiation(self, request: Mapping[str, object]) -> Iterator[tuple[Sequence[str], ProcessContext]]:
+        argument = json.dumps({**request, "metaPackages": meta_packages_argument()})
+        with instantiation(self._platform, self._package_set, self._options, argument) as (
             arguments,
             context,
         ):
@@ -296,7 +298,7 @@ class _About(BaseModel):
 
 class _Entry(BaseModel):
     path: list[str]
-    kind: Literal["package", "list", "definition", "set"]
+    kind: Literal["package", "list", "definition", "meta-package", "facts", "set"]
     recurse: bool
     items: list[AnswerItem]
     about: _About | None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nixery.nix.configuration import PackageConfiguration
+from nixery.nix.environments import RESTRICTED, with_safe_git
 from nixery.nix.packages import Flake, NixFiles, PackageSet
 from nixery.nix.processes import USUAL_ANSWER, ProcessContext
 from nixery.oci.documents import canonical_json
@@ -72,9 +73,12 @@ class NixOptions:
         """
         environment = self.environment
         match package_set:
-            case NixFiles(self_contained=True) | Flake(pure=True) if not self.import_from_derivation:
-                # It reads no variable (``restrict-eval``, ``pure-eval``) and runs no builder.
-                environment = self.fetching
+            case NixFiles(self_contained=True) | Flake(pure=True):
+                if not self.import_from_derivation:
+                    # It reads no variable (``restrict-eval``, ``pure-eval``) and runs no builder.
+                    environment = self.fetching
+                # It may fetch any repository.
+                environment = with_safe_git(environment)
             case _:
                 pass
         match package_set:
@@ -96,7 +100,7 @@ class NixOptions:
         match package_set:
             case NixFiles(path, self_contained=True):
                 # It reads nothing outside, and no environment variable (Nix manual, restrict-eval).
-                options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
+                options += [*RESTRICTED, "--option", "allowed-uris", _NETWORKS]
                 # Older versions do not restrict `fetchTree`, a part of flakes.
                 options += ["--option", "experimental-features", ""]
                 options += ["-I", f"nixery-package-set={path}", "-I", f"nixery-expressions={expressions}"]
@@ -105,7 +109,7 @@ class NixOptions:
             case Flake(pure=pure):
                 if pure:
                     # A pure evaluation can read any file by its hash, unless it is restricted as well.
-                    options += ["--option", "restrict-eval", "true", "--option", "allowed-uris", _NETWORKS]
+                    options += [*RESTRICTED, "--option", "allowed-uris", _NETWORKS]
                 options += ["--option", "extra-experimental-features", "nix-command flakes"]
                 # Only the new commands of Nix evaluate purely by default.
                 options += ["--option", "pure-eval", str(pure).lower()]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nixery.closure import StorePath
 from nixery.errors import UnavailablePackage
+from nixery.image.meta_packages import FACTS
 from nixery.oci.documents import ExecutionParameters
 
 # Nix's own default for meta.priority; a lower number wins a name clash.
@@ -71,7 +72,36 @@ class Definition:
     store_paths: tuple[StorePath, ...] = ()
 
 
-EvaluatedItem = Package | Definition | UnavailablePackage
+@dataclass(frozen=True, slots=True)
+class MetaPackageFound:
+    """A meta-package without its packages, which follow it.
+
+    Attributes:
+        requested_name: as written in the image request.
+        command: what a container of an image with it runs by default; may be empty.
+    """
+
+    requested_name: str
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a package set says of itself.
+
+    Attributes:
+        os_release: for ``/etc/os-release``; valid.
+    """
+
+    os_release: Mapping[str, str]
+
+    @property
+    def requested_name(self) -> str:
+        """The name in requests."""
+        return FACTS
+
+
+EvaluatedItem = Package | Definition | MetaPackageFound | Facts | UnavailablePackage
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +111,14 @@ class Contents:
     Attributes:
         packages: the packages whose outputs are installed.
         definition: the image definition that was requested, if any.
+        command: what a container of the image runs by default, of its meta-packages; empty if they say nothing.
+        os_release: what the package set says of itself for ``/etc/os-release``; valid, and empty if it says nothing.
     """
 
     packages: tuple[Package, ...]
     definition: Definition | None = None
+    command: tuple[str, ...] = ()
+    os_release: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def installables(self) -> list[str]:
@@ -109,7 +143,7 @@ class Attribute:
 
     Attributes:
         path: names from the top of the set.
-        kind: ``package``, ``list``, ``definition``, ``set`` (of attributes) or ``other``.
+        kind: ``package``, ``list``, ``definition``, ``meta-package``, ``set`` (of attributes), ``facts`` or ``other``.
         items: what a request for it would get; ``None`` if only an evaluation can say.
         recurse: whether it is a set of packages, as nixpkgs marks them.
         reason: why it is not available; empty if it is.

@@ -19,7 +19,7 @@ from typing import Any
 from nixery.errors import InvalidDigest
 from nixery.oci.digest import Digest
 
-# The date of an image whose source has none: no clock may affect a digest. One second after the epoch, as for
+# The date of an image whose source has none: unless asked for, no clock may affect a digest. One second after the epoch, as for
 # every path in a Nix store, because some tools take the epoch for "unknown".
 _NO_DATE = 1
 
@@ -162,7 +162,7 @@ def image_config(
         architecture: of the CPU.
         execution: how containers start.
         layers: in order, base first; each has one history entry.
-        created: seconds since the epoch; never the time of the build.
+        created: seconds since the epoch.
     """
     seconds = created if created and 0 < created <= _LATEST else _NO_DATE
     when = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

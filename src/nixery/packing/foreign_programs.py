@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -161,12 +161,9 @@ class _Finder:
         Of several with the same name, the first is returned: a loader needs the C library that it was built
         with.
         """
-        own, others = [], []
-        for directory in self._directories:
-            (own if directory.path == loader.path else others).append(directory)
         found: dict[_Key, _Library] = {}
         size = 0
-        for library in self._candidates(own, others):
+        for library in self._candidates(loader):
             if not _LIBRARY.fullmatch(library.name) or _LONG_NUMBER.search(library.name):
                 continue
             key = _key(library.name)
@@ -179,12 +176,13 @@ class _Finder:
                 raise UnsafeContents(b"/" + _CACHE, reason)
         return found
 
-    def _candidates(self, own: Iterable[_Directory], others: Iterable[_Directory]) -> Iterator[_Library]:
-        for directory in own:
-            yield from directory.libraries()
+    def _candidates(self, loader: _Loader) -> Iterator[_Library]:
+        for directory in self._directories:
+            if directory.path == loader.path:
+                yield from directory.libraries()
         for name in (b"lib/" + self.abi.triplet, b"lib"):
             yield from self._of_the_image(name)
-        for directory in others:
+        for directory in self._directories:
             yield from directory.libraries()
 
     def _of_the_image(self, name: bytes) -> Iterator[_Library]:

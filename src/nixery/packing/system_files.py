@@ -204,7 +204,10 @@ def _add_fonts(tree: Tree, files: ClosureFiles, candidates: Sequence[StorePath])
         if base_name not in installed and files.is_directory(_inside(path, _FONTS)):
             tree.add(_FONTS + b"/" + base_name, Link(_inside(path, _FONTS)))
     if tree.get(_FONTS) is not None:
-        tree.add(_FONTS_CACHE, Tree(mode=0o1777))
+        tree.add(_FONTS_CACHE, Tree())
+        cache = tree.get(_FONTS_CACHE)
+        if isinstance(cache, Tree):
+            cache.mode = 0o1777
 
 
 def _store_names(tree: Tree) -> set[bytes]:

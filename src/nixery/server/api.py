@@ -35,14 +35,17 @@ from nixery.server.published_builds import PublishedBuilds
 from nixery.server.published_packages import (
     LARGEST_LIMIT,
     FoundPackages,
+    MetaPackages,
     PackageDetails,
     PublishedPackages,
+    command_of,
+    contents_of,
     is_available,
 )
 from nixery.sources.source import Pin
 
 _ROUTE = re.compile(
-    r"/api/v1/(?:(?P<list>packages|builds|index)"
+    r"/api/v1/(?:(?P<list>packages|meta-packages|builds|index)"
     r"|packages/(?P<package>[^/]+)"
     r"|builds/(?P<build>[0-9a-f]{1,64})(?P<events>/events)?"
     r"|images/(?P<image>.+))",
@@ -56,7 +59,7 @@ _DEFAULT_LIMIT = 20
 _SHORT_DESCRIPTION, _FEW_PROGRAMS, _LONGEST_REASON = 500, 20, 500
 
 # The kinds of attributes that images can have.
-_KINDS = frozenset({"package", "list", "definition"})
+_KINDS = frozenset({"package", "list", "definition", "meta-package"})
 
 # Builds of a list.
 _LISTED = 50
@@ -109,6 +112,18 @@ class Packages:
         if details is None:
             return listing_in_progress()
         return await self._writer.write(lambda: _json(_details(details)))
+
+    async def meta(self, request: Request) -> Response:
+        """List the names that stand for several packages.
+
+        Raises:
+            TooBusy: too many descriptions are waiting.
+            NixeryError: the package set is unavailable, or cannot be listed.
+        """
+        found = await self._packages.meta_packages(request)
+        if found is None:
+            return listing_in_progress()
+        return await self._writer.write(partial(_meta_packages, found))
 
     async def progress(self, request: Request) -> Response:
         """Describe the progress of the index, with attributes whose evaluation failed.
@@ -301,6 +316,8 @@ class Api:
         match match.groupdict():
             case {"list": "packages"}:
                 return await self._packages.search(request)
+            case {"list": "meta-packages"}:
+                return await self._packages.meta(request)
             case {"list": "index"}:
                 return await self._packages.progress(request)
             case {"list": "builds"}:
@@ -390,6 +407,25 @@ def _found(found: FoundPackages) -> Response:
     return _json({"packages": packages, "total": found.total, "index": _progress(found.progress)})
 
 
+def _meta_packages(found: MetaPackages) -> Response:
+    documents = [
+        {
+            "name": name,
+            "description": attribute.description if attribute else "",
+            "available": None if attribute is None else not attribute.reason,
+            "reason": (attribute and shortened(attribute.reason, _LONGEST_REASON)) or None,
+            "command": list(command_of(attribute)),
+            "contents": _contents(contents_of(attribute)),
+        }
+        for name, attribute in found.found
+    ]
+    return _json({"meta_packages": documents, "index": _progress(found.progress)})
+
+
+def _contents(packages: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"name": name, "version": version} for name, version in packages]
+
+
 def _failures(progress: Progress) -> Response:
     failures = [
         {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
@@ -424,7 +460,7 @@ def _details(details: PackageDetails) -> dict[str, Any]:
         "main_program": (attribute and attribute.main_program) or None,
         "platforms": list(attribute.platforms) if attribute else [],
         "outputs": dict(attribute.outputs) if attribute else {},
-        "contents": [{"name": name, "version": version} for name, version in details.contents],
+        "contents": _contents(details.contents),
         "versions": [
             {"version": one.version, "revision": one.revision, "tag": one.tag or None, "created": one.created}
             for one in details.versions

@@ -13,7 +13,7 @@ from nixery.builds.package_search import FoundPackage
 from nixery.builds.slots import Slots
 from nixery.errors import InvalidReference, PackageUnknown, TooBusy
 from nixery.image.name import Tag, parse_reference
-from nixery.nix.packages import Attribute, Package
+from nixery.nix.packages import Attribute, MetaPackageFound, Package
 from nixery.plain_text import shortened
 from nixery.server.http import Request
 
@@ -79,11 +79,34 @@ class PackageDetails:
 
     @property
     def contents(self) -> Sequence[tuple[str, str]]:
-        """Name and version of each package in a list or an image definition."""
-        if self.attribute is None or self.attribute.kind == "package":
-            return ()
-        items = self.attribute.items or ()
-        return [(item.name, item.version) for item in items if isinstance(item, Package)]
+        """Name and version of each package in a list, an image definition or a meta-package."""
+        return contents_of(self.attribute)
+
+
+@dataclass(frozen=True, slots=True)
+class MetaPackages:
+    """The names that stand for several packages.
+
+    Attributes:
+        found: by name; ``None`` if it is not evaluated yet.
+        progress: of the index of the package set.
+    """
+
+    found: Sequence[tuple[str, Attribute | None]]
+    progress: Progress
+
+
+def contents_of(attribute: Attribute | None) -> Sequence[tuple[str, str]]:
+    """Return name and version of each package in a list, an image definition or a meta-package."""
+    if attribute is None or attribute.kind == "package":
+        return ()
+    return [(item.name, item.version) for item in attribute.items or () if isinstance(item, Package)]
+
+
+def command_of(attribute: Attribute | None) -> Sequence[str]:
+    """Return what a container with a meta-package runs by default; empty for other attributes."""
+    items = (attribute.items if attribute is not None else None) or ()
+    return next((item.command for item in items if isinstance(item, MetaPackageFound)), ())
 
 
 class PublishedPackages:
@@ -116,6 +139,20 @@ class PublishedPackages:
             async with self._slots.slot():
                 found = await asyncio.to_thread(names.search, text, limit)
         return FoundPackages(found, len(names), progress)
+
+    async def meta_packages(self, request: Request) -> MetaPackages | None:
+        """Return the meta-packages; ``None`` if the package set is still being listed.
+
+        Raises:
+            TooBusy: too many descriptions are waiting.
+            NixeryError: the package set is unavailable, or cannot be listed.
+        """
+        tag = _tag(request)
+        progress = await _within_time(self._index.state_progress(tag))
+        if progress is None:
+            return None
+        async with self._descriptions.slot():
+            return MetaPackages(await self._index.meta_packages(tag), progress)
 
     async def describe(self, request: Request, name: str) -> PackageDetails | None:
         """Describe the package that a component of an image name selects; ``None`` if the set is still being listed.

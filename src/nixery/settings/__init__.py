@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from nixery.builds.creation_date import CreationDate
 from nixery.errors import SettingsError
 from nixery.image.platform import Platform
 from nixery.nix.configuration import VARIABLE, PackageConfiguration
@@ -609,6 +610,13 @@ class LayerSettings(_Group):
     """Largest number of layers of an image, the last one with the root file system included; an image
     definition may set another. With 1, all store paths share a layer, and the root file system has
     another.
+    """
+    created: Annotated[CreationDate, _text(CreationDate.parse), Doc(default="`source`")] = Field(
+        CreationDate(), alias="NIXERY_CREATED"
+    )
+    """Date of images, which engines and registries show as `created`, and by which they delete old ones: the
+    commit's (`source`), a fixed one such as `2026-01-31T12:00:00Z` or in seconds since the epoch, or the
+    time of the build (`build`), with which another build of the same image has another digest.
     """
     popularity_url: str | None = Field(None, alias="NIX_POPULARITY_URL")
     """Reference counts, a JSON object by package name: an `http(s)://` or `file://` URL, or a path. The

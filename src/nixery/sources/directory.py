@@ -29,10 +29,10 @@ from nixery.errors import (
     SourceUnreachable,
 )
 from nixery.files import LIST, READ
+from nixery.nix.environments import with_git_settings
 from nixery.nix.packages import NixFiles
 from nixery.nix.processes import ProcessContext, run_command
 from nixery.sources.git import commit_date
-from nixery.sources.git_commands import with_git_settings
 from nixery.sources.source import Pin, Reference
 
 # Every tag means the current state.

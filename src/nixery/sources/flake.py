@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from nixery.caching import LRUCache
 from nixery.closure import STORE_DIRECTORY, StorePath
 from nixery.errors import EvaluationFailed, PackageSetChanged, PathsCollected, TagUnknown
+from nixery.nix.environments import with_safe_git
 from nixery.nix.fetching import FetchFailed, FlakeTree, fetch_tree, lock_flake, read_flake_inputs
 from nixery.nix.packages import Flake
 from nixery.nix.processes import ProcessContext
@@ -23,7 +24,6 @@ from nixery.nix.trees import NixStore
 from nixery.source_location import COMMIT, SourceLocation
 from nixery.sources.flake_lock import FlakeRefused, check_inputs, locked_inputs
 from nixery.sources.git import GitRepository
-from nixery.sources.git_commands import with_hardening
 from nixery.sources.source import CommitRule, Disclosure, Pin, Reference
 
 # Attempts to read a directory that changes during the read.
@@ -108,7 +108,9 @@ class FlakeSource:
         await self._require_sound(identity, tree.path)
         shown = tree.rev or tree.narHash
         url = self._published(locked) if tree.rev else None
-        return Pin(self.description, identity, shown, url, tree.lastModified)
+        # Of a directory, it is the time of its newest file on this machine, which must not reach a digest.
+        created = None if locked.startswith("path:") else tree.lastModified
+        return Pin(self.description, identity, shown, url, created)
 
     async def confirm(self, pin: Pin) -> None:
         """See ``PackageSource.confirm``. A locked flake stays available."""
@@ -171,7 +173,7 @@ class FlakeTrees:
     def __init__(self, flake: FlakeReference, location: SourceLocation, fetching: ProcessContext) -> None:
         self._flake = flake
         self._disclosure = Disclosure(location)
-        self._fetching = replace(fetching, environment=with_hardening(fetching.environment))
+        self._fetching = replace(fetching, environment=with_safe_git(fetching.environment))
 
     async def current(self) -> tuple[str, FlakeTree]:
         """Fetch the current state of the flake; return its locked reference, and its tree.

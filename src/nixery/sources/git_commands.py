@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nixery.errors import NixTimedOut, NixUnusable, StorageError
+from nixery.nix.environments import SAFE_GIT, with_git_settings
 from nixery.nix.processes import USUAL_ANSWER, ProcessContext, run_command
 from nixery.source_location import COMMIT, SourceLocation
 from nixery.sources.source import Disclosure
@@ -36,29 +37,19 @@ _LARGEST_FILE = 16 * 1024**3
 # 2 GB.
 _MOST_MEMORY = 4 * 1024**3
 
-# Each of these features is unnecessary here and can make git run a program. `GitRepository` collects garbage,
-# in the foreground.
-_SETTINGS = {
-    "core.hooksPath": "/dev/null",
-    "core.fsmonitor": "false",
-    "core.alternateRefsCommand": "true",
-    "submodule.recurse": "false",
-    "fetch.recurseSubmodules": "false",
-    "fetch.writeCommitGraph": "true",
-    "transfer.bundleURI": "false",
-    "gc.auto": "0",
-    "maintenance.auto": "false",
-}
-
-# Otherwise git maps whole packs of any size, and fails if it may not.
-_FEW_MAPPINGS = {"core.packedGitWindowSize": "32m", "core.packedGitLimit": "512m"}
-
 # A shell's argument; the secrets are only in the environment, where other users cannot read them.
 _HELPER = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" "$NIXERY_GIT_USERNAME" "$NIXERY_GIT_PASSWORD"; }; f'
 
-# For some placeholders of `export-subst`, git archive runs gpg on the commit's signature and writes the name
-# of its key into the files. The operator's keys are no part of a package set.
-_NO_KEYS = {"GNUPGHOME": "/dev/null"}
+# For commands on local objects, which need no login. For some placeholders of `export-subst`, git archive runs gpg
+# on the commit's signature and writes the name of its key into the files; and it has the filters of its
+# configuration convert those that the commit's own `.gitattributes` names. Keys and filters of the operator, which may
+# decrypt files for example, are no part of a package set.
+_ALONE = {
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GNUPGHOME": "/dev/null",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_SYSTEM": "/dev/null",
+}
 
 # For `sh -c`: limits for it and its children, for each file that they write (blocks of 512 bytes) and for
 # memory (blocks of 1024 bytes). The operator may have set a lower limit for memory already.
@@ -91,7 +82,7 @@ class Git:
             "GIT_DEFAULT_REF_FORMAT": "files",
             "GIT_NO_LAZY_FETCH": "1",
         }
-        settings = list(_SETTINGS.items())
+        settings = list(SAFE_GIT.items())
         if location.username is not None:
             # For this host alone, even if the server redirects to another one.
             where = "credential.{0.scheme}://{0.netloc}".format(urlsplit(location.address))
@@ -147,9 +138,7 @@ class Git:
             StorageError: git timed out or is not installed.
         """
         try:
-            return await self._run(
-                arguments, seconds, {"GIT_ALLOW_PROTOCOL": "none", **_NO_KEYS}, descriptors, answer
-            )
+            return await self._run(arguments, seconds, _ALONE, descriptors, answer)
         except (NixUnusable, NixTimedOut) as error:
             raise StorageError(f"git {_command_of(arguments)} failed: {error}") from error
 
@@ -300,23 +289,6 @@ def lines_of(output: str) -> Sequence[str]:
     would become the names of two.
     """
     return [line for line in output.split("\n") if line]
-
-
-def with_hardening(environment: Mapping[str, str]) -> Mapping[str, str]:
-    """Return an environment for a git that another program starts: without hooks, and for little address space."""
-    return with_git_settings(environment, [*_SETTINGS.items(), *_FEW_MAPPINGS.items()])
-
-
-def with_git_settings(
-    environment: Mapping[str, str], settings: Sequence[tuple[str, str]]
-) -> Mapping[str, str]:
-    """Add settings to an environment, which hides them from other users; they override those of all files."""
-    given = environment.get("GIT_CONFIG_COUNT", "0")
-    start = int(given) if re.fullmatch(r"[0-9]{1,4}", given) else 0
-    added = {"GIT_CONFIG_COUNT": str(start + len(settings))}
-    for number, (key, value) in enumerate(settings, start):
-        added |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return {**environment, **added}
 
 
 def _is_local(address: str) -> bool:

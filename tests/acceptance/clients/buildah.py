@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.acceptance.clients.client import FAILURE, LOW_LIMITS, MISSING, PULL, Outcome, Shell
+from tests.acceptance.clients.client import BUILD, FAILURE, LOW_LIMITS, MISSING, PULL, Outcome, Shell
 from tests.acceptance.clients.registries import MIRRORED, plain_http, write_registries
 
 
@@ -47,6 +47,10 @@ class Buildah:
             return self._ask("run", "--isolation", "chroot", container, "--", *command)
         finally:
             self._ask("rm", container)
+
+    def build(self, context: Path, reference: str) -> Outcome:
+        """Build the image of a directory with a Dockerfile."""
+        return self.shell.call((*self.buildah, "build", *BUILD, "--tag", reference, str(context)), PULL)
 
     def _inspect(self, reference: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self._ask("inspect", "--type", "image", reference))

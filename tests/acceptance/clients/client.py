@@ -74,6 +74,9 @@ class Client(Protocol):
 # podman and buildah raise limits by default, which a machine without CAP_SYS_RESOURCE does not allow.
 LOW_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
 
+# podman and buildah build without a container for each step, which the tests' machine may not allow.
+BUILD = ("--tls-verify=false", "--isolation=chroot", "--network=host", *LOW_LIMITS)
+
 # The part of an error that clients must show if they show errors at all.
 MISSING = "packages not available: htpo (missing; did you mean"
 FAILURE = "configure: error: the philosopher's stone is needed to build failing"

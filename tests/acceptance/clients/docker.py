@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,6 +51,27 @@ class Docker:
 
     def run(self, reference: str, *command: str) -> str:
         return self._ask("run", "--rm", "--network=none", reference, *command)
+
+    def run_with(self, options: Sequence[str], reference: str, *command: str) -> Outcome:
+        """Run a command in the image, with options for the container."""
+        return self._shell.call(
+            (*self._docker, "run", "--rm", "--network=none", *options, reference, *command)
+        )
+
+    def build(self, context: Path, reference: str, *, by_buildkit: bool) -> Outcome:
+        """Build the image of a directory with a Dockerfile, by BuildKit or by the classic builder."""
+        environment = ("env", f"DOCKER_BUILDKIT={int(by_buildkit)}")
+        options = ("--network=none", "--tag", reference, str(context))
+        return self._shell.call((*environment, *self._docker, "build", *options), PULL)
+
+    def copy_into(self, directory: Path, reference: str, copied: str) -> None:
+        """Copy a directory over the root of a container of an image; commit it as another image."""
+        container = self._ask("create", "--network=none", reference, "sh")
+        try:
+            self._ask("cp", f"{directory}/.", f"{container}:/")
+            self._ask("commit", container, copied)
+        finally:
+            self._ask("rm", container)
 
     def _inspect(self, reference: str) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.acceptance.clients.client import FAILURE, LOW_LIMITS, MISSING, PULL, Outcome, Shell
+from tests.acceptance.clients.client import BUILD, FAILURE, LOW_LIMITS, MISSING, PULL, Outcome, Shell
 from tests.acceptance.clients.registries import MIRRORED, plain_http, write_registries
 
 
@@ -48,6 +48,15 @@ class Podman:
             reference,
             *command,
         )
+
+    def run_with(self, options: Sequence[str], reference: str, *command: str) -> Outcome:
+        """Run a command in the image, with options for the container."""
+        always = ("run", "--rm", "--network=none", *LOW_LIMITS)
+        return self.shell.call((*self.podman, *always, *options, reference, *command))
+
+    def build(self, context: Path, reference: str) -> Outcome:
+        """Build the image of a directory with a Dockerfile."""
+        return self.shell.call((*self.podman, "build", *BUILD, "--tag", reference, str(context)), PULL)
 
     def _inspect(self, reference: str) -> dict[str, Any]:
         (document,) = json.loads(self._ask("image", "inspect", reference))

@@ -39,6 +39,26 @@ let
 in
 debian
 // {
+  # A user by number, and one by name.
+  users = {
+    numeric = {
+      contents = with debian; [ bash coreutils findutils git openssh-client postgresql ];
+      config.User = 1000;
+    };
+    named = {
+      contents = with debian; [ bash coreutils ];
+      config = { User = "web:www"; WorkingDir = "/srv"; Volumes = [ "/data" ]; };
+    };
+    existing = {
+      contents = with debian; [ bash coreutils git ];
+      config = { User = "nobody"; WorkingDir = "/tmp"; };
+    };
+    root = {
+      contents = with debian; [ bash coreutils ];
+      config = { WorkingDir = "/srv/app"; Volumes = [ "/data" ]; };
+    };
+  };
+
   say = package {
     name = "say";
     script = ''
@@ -84,9 +104,31 @@ debian
     source = ''
       package main
 
-      import "fmt"
+      import (
+      	"fmt"
+      	"io"
+      	"net/http"
+      	"os"
+      	"time"
+      )
 
-      func main() { fmt.Println("built") }
+      func main() {
+      	if len(os.Args) < 2 {
+      		place, failure := time.LoadLocation("Europe/Berlin")
+      		if failure != nil {
+      			fmt.Println("built", failure)
+      			return
+      		}
+      		fmt.Println("built", time.Unix(1782864000, 0).In(place).Format(time.RFC3339))
+      		return
+      	}
+      	answer, failure := http.Get(os.Args[1])
+      	if failure != nil {
+      		fmt.Println(failure)
+      		os.Exit(1)
+      	}
+      	io.Copy(os.Stdout, answer.Body)
+      }
     '';
     script = ''
       mkdir -p $out/bin
@@ -95,6 +137,13 @@ debian
       $go/bin/go build -trimpath -o $out/bin/built main.go
       cp $(readlink -f $go/bin/gofmt) $out/bin/gofmt
     '';
+  };
+
+  # Its closure has a font, which nobody asked for.
+  poster = package {
+    name = "poster";
+    font = debian.fonts-inconsolata;
+    script = "mkdir -p $out/share/poster; ln -s $font $out/share/poster/font";
   };
 
   # One locale as a directory, as Debian has it, without its links to others.

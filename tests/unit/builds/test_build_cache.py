@@ -40,13 +40,17 @@ class Store:
         self.leases = Leases(self.records, 3600)
         self.now = 0.0
 
-    def cache(self, identity: str = "this program") -> BuildCache:
-        return BuildCache(self.records, self.blobs, self.leases, identity, lambda: self.now)
+    def cache(self, identity: str = "this program", *, reproducible: bool = True) -> BuildCache:
+        return BuildCache(
+            self.records, self.blobs, self.leases, identity, lambda: self.now, reproducible=reproducible
+        )
 
-    async def image(self, layer_type: MediaType = MediaType.OCI_LAYER_GZIP) -> Image:
+    async def image(
+        self, layer_type: MediaType = MediaType.OCI_LAYER_GZIP, created: int | None = None
+    ) -> Image:
         content = b"a layer"
         layer = Layer(Descriptor(layer_type, Digest.of(content), len(content)), Digest.of(b""), ())
-        config = image_config(ARM64.architecture, ExecutionParameters((), ()), [layer])
+        config = image_config(ARM64.architecture, ExecutionParameters((), ()), [layer], created)
         image = Image(image_manifest(config, [layer]), docker_manifest(config, [layer]))
         await self.blobs.put(layer.descriptor.digest, content)
         for document in (config, *image.manifests):
@@ -81,6 +85,18 @@ async def test_another_server_on_the_storage_finds_the_image(store: Store) -> No
     assert await other.find_recent(PIN, REQUEST) is None
     assert await other.find(PIN, REQUEST) == image
     assert await other.find_recent(PIN, REQUEST) == image
+
+
+async def test_the_first_of_two_servers_decides_about_the_date_of_a_build(store: Store) -> None:
+    one, other = store.cache(reproducible=False), store.cache(reproducible=False)
+    first, second = await store.image(created=1_700_000_000), await store.image(created=1_700_000_001)
+    assert await one.add(PIN, REQUEST, first) == first
+    assert await other.add(PIN, REQUEST, second) == first
+    assert await other.find_recent(PIN, REQUEST) == first
+    # An image with a lost blob is no answer.
+    (await store.paths(first))["manifest"].unlink()
+    assert await other.add(PIN, REQUEST, second) == second
+    assert await store.cache().find(PIN, REQUEST) == second
 
 
 ANYTHING_ELSE: list[tuple[str, Pin, ImageRequest]] = [

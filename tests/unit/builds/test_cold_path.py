@@ -15,6 +15,7 @@ import pytest
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
+from nixery.builds.creation_date import CreationDate
 from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.evaluator import Evaluator
 from nixery.builds.images import Images, Indexes
@@ -80,7 +81,9 @@ async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
         blobs, records, Packing(LayerPacker(compression("gzip")), 1, FileLocks(tmp_path / "locks"))
     )
     evaluator = Evaluator(source, nix, EvaluationCache(records, ""))
-    builder = ImageBuilder(evaluator, nix, layers, blobs, leases, Popularity(), ImageBounds(94))
+    builder = ImageBuilder(
+        evaluator, nix, layers, blobs, leases, Popularity(), ImageBounds(94), CreationDate()
+    )
     builds = BuildCoordinator(BuildCache(records, blobs, leases, ""), builder, (), BuildBounds(Slots(1, 1)))
     images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, leases), 100)
     manifests = Manifests(images, blobs, leases, Catalogue(records), [AMD64])

@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from nixery.builds.evaluation_cache import EvaluationCache
+from nixery.builds.evaluation_cache import EVALUATED, EvaluationCache
 from nixery.builds.evaluator import Evaluator
 from nixery.closure import StorePath
 from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
+from nixery.image.meta_packages import FACTS
 from nixery.image.name import parse_image_name
-from nixery.image.platform import Platform
-from nixery.nix.packages import Contents, Definition, EvaluatedItem, NixFiles, Package, PackageSet
+from nixery.image.platform import AMD64, Platform
+from nixery.nix.packages import (
+    Contents,
+    Definition,
+    EvaluatedItem,
+    Facts,
+    MetaPackageFound,
+    NixFiles,
+    Package,
+    PackageSet,
+)
 from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin, Reference
 from nixery.storage.records import EVALUATIONS, RecordStore
@@ -97,7 +107,7 @@ def world(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> World:
 async def test_only_unknown_names_are_evaluated(world: World) -> None:
     one = await world.built("git/curl")
     two = await world.built("git/curl/htop")
-    assert world.asked == [{"git", "curl", "cacert", "iana-etc"}, {"htop"}]
+    assert world.asked == [{"git", "curl", "cacert", "iana-etc", FACTS}, {"htop"}]
     assert {package.name for package in two.packages} == {"git", "curl", "htop"}
     again = await world.evaluator().contents(parse_image_name("git/curl"), PIN)
     assert again == one
@@ -159,14 +169,14 @@ async def test_an_optional_package_that_is_requested_is_evaluated_again(world: W
     assert {package.name for package in found.packages} == {"cacert"}
 
 
-async def test_a_missing_package_that_was_not_requested_is_explained(
+async def test_a_shell_that_is_not_available_is_called_as_the_client_wrote_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nixery.image.name.SHELL_PACKAGES", ("missing-shell",))
+    monkeypatch.setattr("nixery.image.name.SHELL", "missing-shell")
+    monkeypatch.setattr("nixery.builds.evaluator._WORDS", {"missing-shell": "shell"})
     with pytest.raises(PackagesUnavailable) as raised:
         await world.evaluator().contents(parse_image_name("shell/missing"), PIN)
-    explanations = {package.name: package.explanation for package in raised.value.packages}
-    assert explanations == {"missing": "", "missing-shell": "part of every image with a shell"}
+    assert {package.name for package in raised.value.packages} == {"missing", "shell"}
 
 
 async def test_an_image_with_two_definitions_is_rejected(world: World) -> None:
@@ -238,7 +248,7 @@ async def test_an_evaluation_is_stored_only_after_its_image_is_built(world: Worl
     # It is cached in memory nevertheless.
     assert [("git" in names) for names in world.asked] == [True] + [False] * 4
     await world.built("git")
-    assert len([record async for record in world.records.scan("evaluations")]) == 3
+    assert len([record async for record in world.records.scan("evaluations")]) == 4
 
 
 @pytest.mark.parametrize(
@@ -314,3 +324,14 @@ async def test_a_planted_explanation(world: World) -> None:
     for record in [record async for record in world.records.scan(EVALUATIONS)]:
         await world.records.put(EVALUATIONS, record.key, json.dumps([planted]).encode())
     assert await world.evaluator().contents(parse_image_name("git"), PIN) == first
+
+
+def test_records_have_every_kind_of_item() -> None:
+    package = _found("git", AMD64)[0]
+    items: Sequence[EvaluatedItem] = (
+        MetaPackageFound("ci", ("bash",)),
+        package,
+        Facts({"ID": "x", "NAME": "x"}),
+        _found("image", AMD64)[0],
+    )
+    assert list(EVALUATED.validate_json(EVALUATED.dump_json(items))) == list(items)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nixery.builds.image import PACKAGES, execution_parameters, image_annotations, readable_labels
 from nixery.closure import StorePath
 from nixery.image.name import parse_image_name
@@ -106,9 +108,9 @@ def of(*packages: Package) -> Contents:
     return Contents(packages)
 
 
-def test_a_shell_starts_bash() -> None:
-    execution = execution_parameters(parse_image_name("shell/git"), of(program("git", "git")), tree("git"))
-    assert execution.cmd == ("bash",)
+def test_the_command_of_a_meta_package_is_started() -> None:
+    contents = replace(of(program("git", "git")), command=("bash",))
+    assert execution_parameters(parse_image_name("shell/git"), contents, tree("git")).cmd == ("bash",)
 
 
 def test_one_package_starts_its_main_program() -> None:
@@ -185,9 +187,7 @@ def test_a_definition_without_a_command_gets_the_one_of_its_package() -> None:
     nothing = ExecutionParameters()
     assert defined("web", nothing, NGINX).cmd == ("nginx",)
     assert defined("web", nothing, NGINX, program("web", "curl")).cmd == ()
-    assert defined("shell/web", nothing, NGINX).cmd == ("bash",)
     assert defined("web", ExecutionParameters(cmd=()), NGINX).cmd == ()
-    assert not defined("shell/web", ExecutionParameters(entrypoint=("nginx",)), NGINX).cmd
 
 
 def test_a_list_of_one_package_is_started_and_a_longer_one_is_not() -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from nixery.builds.index_records import PART
 from nixery.builds.package_index import PackageIndex
 from nixery.image.platform import AMD64, Platform
+from nixery.image.spelling import RESERVED
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.sources.source import Pin
 from nixery.storage.records import RecordStore
@@ -44,8 +45,8 @@ class World:
         return self
 
     async def names(self, sets: Sequence[AttributePath]) -> list[list[str] | None]:
-        assert sets == [()]
-        return [[f"name{number}" for number in range(PART + 1)]]
+        assert sets == [(), (RESERVED,)]
+        return [[f"name{number}" for number in range(PART + 1)], None]
 
     async def describe(
         self, paths: Sequence[AttributePath], report: Callable[[Reported], None], most_failures: int

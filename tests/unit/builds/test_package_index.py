@@ -63,6 +63,7 @@ def entry(path: AttributePath, **about: Any) -> bytes:  # noqa: ANN401 -- fields
         **{field: described[field] for field in ("pname", "version", "description", "licences")},
         "mainProgram": None,
         "priority": None,
+        "fhs": False,
     }
     found = {"path": path, "kind": "package", "recurse": False, "items": [item], "about": described}
     return json.dumps(found, sort_keys=True).encode()

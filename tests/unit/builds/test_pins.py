@@ -86,8 +86,18 @@ class World:
         time_to_live: float = HOUR,
         failure_time_to_live: float = 0,
         bounds: LookUpBounds | None = None,
+        *,
+        current_only: bool = False,
     ) -> Pins:
-        pins = Pins(self.source, self.records, time_to_live, lambda: self.now, failure_time_to_live, bounds)
+        pins = Pins(
+            self.source,
+            self.records,
+            time_to_live,
+            lambda: self.now,
+            failure_time_to_live,
+            bounds,
+            current_only=current_only,
+        )
         self.servers.append(pins)
         return pins
 
@@ -150,6 +160,21 @@ async def test_without_a_time_to_live_every_request_resolves(world: World) -> No
     for expected in ("two", "three"):
         world.source.state = expected
         assert await state(pins) == expected
+
+
+async def test_the_current_state_is_no_earlier_pin(world: World) -> None:
+    server = world.server(time_to_live=30)
+    await state(server)
+    await state(server, "fixed")
+    world.source.state = "two"
+    # A server on the same storage has just stored its pin.
+    command = world.server(time_to_live=0, current_only=True)
+    assert await state(command) == "two"
+    world.source.reachable = False
+    with pytest.raises(SourceUnreachable):
+        await state(command)
+    # A commit stays what it was.
+    assert await state(command, "fixed") == "one"
 
 
 async def test_a_shorter_time_to_live_applies_to_stored_pins(world: World) -> None:

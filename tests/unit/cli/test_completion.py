@@ -34,6 +34,7 @@ def test_the_shortest_name_comes_first(records: Path) -> None:
     assert complete_name("shell/htop/GI") == ["shell/htop/git", "shell/htop/gitweb"]
     assert complete_name("1p") == ["1password"]
     assert complete_name("s") == ["shell"]
+    assert complete_name("shell/de") == ["shell/debug"]
 
 
 def test_names_are_spelled_as_in_image_names(records: Path) -> None:

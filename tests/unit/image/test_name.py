@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixery.errors import InvalidDigest, InvalidName, InvalidReference
+from nixery.image.meta_packages import SHELL
 from nixery.image.name import (
-    SHELL_PACKAGES,
     Tag,
     canonical_name,
     parse_image_name,
@@ -41,7 +41,7 @@ def test_shell_at_the_beginning_is_a_meta_package() -> None:
     request = parse_image_name("shell/git")
     assert request.shell
     assert request.requested == ("git",)
-    assert set(request.packages) == {"git", *SHELL_PACKAGES}
+    assert set(request.packages) == {"git", SHELL}
 
 
 def test_shell_after_a_package_is_a_package() -> None:

@@ -62,4 +62,4 @@ def test_a_shell_reads_every_value_as_it_is(value: str) -> None:
 )
 def test_wrong_facts_are_refused(facts: dict[str, str], message: str) -> None:
     with pytest.raises(InvalidFacts, match=message):
-        os_release_file(facts if len(facts) == 1 and "required" in message else DEFAULT_FACTS | facts)
+        os_release_file(facts if len(facts) == 1 and "required" in message else {**DEFAULT_FACTS, **facts})

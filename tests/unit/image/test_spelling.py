@@ -13,8 +13,8 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 from nixery.errors import InvalidName
-from nixery.image.name import META_PACKAGES, validate_name
-from nixery.image.spelling import AttributeNames, NearNames
+from nixery.image.name import PREFIXES, validate_name
+from nixery.image.spelling import RESERVED, AttributeNames, NearNames
 
 
 def spelled(names: Sequence[str], attribute: str) -> str | None:
@@ -135,6 +135,28 @@ def test_paths_into_sets(path: tuple[str, ...], component: str) -> None:
     assert names.resolve(component) == path
 
 
+@pytest.mark.parametrize(
+    ("component", "path"),
+    [
+        ("ci", (RESERVED, "ci")),
+        # An attribute of the set wins, whatever its case.
+        ("debug", ("Debug",)),
+        (".shell", (RESERVED, ".shell")),
+        (".nosuch", None),
+        ("ci.git", None),
+        ("shell", None),
+    ],
+)
+def test_meta_packages(component: str, path: tuple[str, ...] | None) -> None:
+    names = AttributeNames({(): ["git", "Debug", ".nosuch"], (RESERVED,): [".shell", "ci", "debug"]})
+    assert names.resolve(component) == path
+    if path == (RESERVED, "ci"):
+        assert names.spell(path) == component
+    # No client can write these.
+    assert names.spell((RESERVED, ".shell")) is None
+    assert names.spell((RESERVED, "debug")) is None
+
+
 @pytest.mark.parametrize("path", [(), ("nosuch",), ("xorg", "nosuch"), ("unknown", "set"), ("python3", "11")])
 def test_paths_without_a_spelling(path: tuple[str, ...]) -> None:
     # `python3.11` is an attribute with a dot in its name.
@@ -192,7 +214,7 @@ def test_a_package_has_one_name(attributes: list[str], component: str) -> None:
     except InvalidName:
         return
     path = names.resolve(component)
-    if path is not None and component not in META_PACKAGES:
+    if path is not None and component not in PREFIXES:
         assert names.spell(path) == component
 
 

@@ -180,6 +180,12 @@ def test_a_loader_of_another_platform_is_no_loader(write: Write, plan: Plan) -> 
     assert plan(platform=ARM64) == Tree()
 
 
+@pytest.mark.security
+def test_a_loader_of_the_machine_is_no_loader_of_the_image(write: Write, plan: Plan) -> None:
+    write(TOOL, {"lib/ld-linux-x86-64.so.2": "/lib64/ld-linux-x86-64.so.2", "lib/libc.so.6": elf()})
+    assert plan() == Tree()
+
+
 def test_arm64_has_its_own_place_and_flags(write: Write, plan: Plan) -> None:
     write(GLIBC, {"lib/ld-linux-aarch64.so.1": elf(ARM64), "lib/libc.so.6": elf(ARM64)})
     write(GCC, {"lib/libstdc++.so.6": elf(ARM64), "lib/aarch64-linux-gnu/libgcc_s.so.1": elf(ARM64)})

@@ -134,7 +134,10 @@ def test_all_names_of_the_certificates_lead_to_one(store: Path, name: str) -> No
 
 
 def test_a_package_with_both_names_of_its_certificates(store: Path) -> None:
-    contents = {"etc/ssl/certs/ca-bundle.crt": BUNDLE, "etc/ssl/certs/ca-certificates.crt": "ca-bundle.crt"}
+    contents: dict[str, bytes | str] = {
+        "etc/ssl/certs/ca-bundle.crt": BUNDLE,
+        "etc/ssl/certs/ca-certificates.crt": "ca-bundle.crt",
+    }
     cacert = package(store, "cacert", contents)
     _assert_one_bundle(planned(store, cacert), f"{cacert}/etc/ssl/certs/ca-certificates.crt")
 
@@ -225,7 +228,11 @@ def test_fonts_of_the_whole_closure_are_found(store: Path) -> None:
     cache = tree.get(b"var/cache/fontconfig")
     assert isinstance(cache, Tree)
     assert cache.mode == 0o1777
+    (store / also.base_name / "var/cache/fontconfig").mkdir(parents=True)
     tree = planned(store, installed, also, others=[other])
+    cache = tree.get(b"var/cache/fontconfig")
+    assert isinstance(cache, Tree)
+    assert cache.mode == 0o1777
     fonts = tree.get(b"usr/share/fonts")
     assert isinstance(fonts, Tree)
     assert set(fonts.children) == {b"truetype", other.base_name.encode()}

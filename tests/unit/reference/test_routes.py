@@ -38,9 +38,24 @@ def test_a_router_has_the_route(method: str, path: str, answer: str, statuses: s
 
 def test_every_kind_of_route_is_listed() -> None:
     paths = {path for _, path, *_ in ROUTES}
-    pages_and_api = {"/", "/images", "/packages", "/api/v1/packages", "/api/v1/builds", "/api/v1/index"}
+    pages_and_api = {
+        "/",
+        "/images",
+        "/packages",
+        "/api/v1/packages",
+        "/api/v1/builds",
+        "/api/v1/index",
+        "/api/v1/meta-packages",
+        "/meta-packages",
+    }
     assert paths >= WHOLE | PATHS | {METRICS} | pages_and_api
     for kind in ("manifests", "blobs", "referrers", "tags"):
         assert any(f"/{kind}/" in path for path in paths)
-    groups = {*api._ROUTE.groupindex, *pages._ROUTE.groupindex} - {"list", "compose", "events", "search"}
+    groups = {*api._ROUTE.groupindex, *pages._ROUTE.groupindex} - {
+        "list",
+        "compose",
+        "events",
+        "search",
+        "meta",
+    }
     assert groups == set(re.findall(r"\{(package|build|image|file)\}", " ".join(paths)))

@@ -23,7 +23,7 @@ from nixery.closure import StorePath
 from nixery.errors import NixeryError, TagUnknown
 from nixery.image.name import ImageRequest
 from nixery.image.platform import AMD64, ARM64
-from nixery.nix.packages import Attribute, Definition, Package
+from nixery.nix.packages import Attribute, Definition, MetaPackageFound, Package
 from nixery.oci.digest import Digest
 from nixery.oci.documents import (
     Descriptor,
@@ -100,6 +100,9 @@ UNKNOWN = FoundPackage("later", "later")
 FAILURE = ("broken", "attribute 'x' <missing>")
 
 
+_DERIVATION = StorePath("0" * 32 + "-git.drv")
+
+
 class FakeIndex:
     """A ``PackageIndex`` of one package set, which may be slow."""
 
@@ -124,6 +127,20 @@ class FakeIndex:
             ),
         }
 
+        self.meta: Sequence[tuple[str, Attribute | None]] = [
+            (
+                "ci",
+                Attribute(
+                    ("ci",),
+                    "meta-package",
+                    (MetaPackageFound("", ("bash",)), Package("", "git", _DERIVATION, {}, "git", "2.47")),
+                    description="programs of <pipelines>",
+                ),
+            ),
+            ("debug", Attribute(("debug",), "meta-package", reason="incomplete: it stands for strace")),
+            ("shell", None),
+        ]
+
     async def names(self, tag: str) -> PackageSearch:
         await self.listed.wait()
         if tag not in {"latest", "v1"}:
@@ -137,6 +154,10 @@ class FakeIndex:
     async def attribute(self, tag: str, name: str) -> tuple[FoundPackage, Attribute | None] | None:
         found = (await self.names(tag)).get(name)
         return None if found is None else (found, self.attributes.get(name))
+
+    async def meta_packages(self, tag: str) -> Sequence[tuple[str, Attribute | None]]:
+        await self.names(tag)
+        return self.meta
 
     async def versions(self, tag: str, name: str) -> list[PackageVersion]:
         await self.names(tag)

@@ -126,6 +126,23 @@ async def test_results_say_what_stands_in_the_way(server: Server) -> None:
     assert found["later"]["available"] is True
 
 
+async def test_meta_packages_are_listed_with_what_they_stand_for(server: Server) -> None:
+    found = await server.json("meta-packages")
+    assert found["index"] == INDEX
+    ci, debug, shell = found["meta_packages"]
+    assert ci == {
+        "name": "ci",
+        "description": "programs of <pipelines>",
+        "available": True,
+        "reason": None,
+        "command": ["bash"],
+        "contents": [{"name": "git", "version": "2.47"}],
+    }
+    assert (debug["available"], debug["reason"]) == (False, "incomplete: it stands for strace")
+    # Not evaluated yet.
+    assert (shell["available"], shell["reason"], shell["contents"]) == (None, None, [])
+
+
 async def test_a_package_is_described_with_its_versions(server: Server) -> None:
     found = await server.json("packages/git")
     assert (found["kind"], found["available"], found["main_program"]) == ("package", True, "git")

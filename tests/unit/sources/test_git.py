@@ -257,6 +257,24 @@ async def test_git_archive_reveals_no_keys_of_the_operator(
 
 
 @pytest.mark.security
+async def test_git_archive_runs_no_filter_of_the_operator(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("secret")
+    configuration = tmp_path / "gitconfig"
+    configuration.write_text(f'[filter "vault"]\n\tsmudge = "cat {tmp_path}/key; cat"\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(configuration))
+    (repository.directory / ".gitattributes").write_text("* filter=vault\n")
+    commit = repository.commit("1.0")
+    copy = copy_of(repository, tmp_path / "copies")
+    await copy.fetch(commit)
+    await copy.archive(commit, tmp_path / "archive.tar")
+    archived = (tmp_path / "archive.tar").read_bytes()
+    assert b"version" in archived
+    assert b"secret" not in archived
+
+
+@pytest.mark.security
 async def test_a_small_commit_with_more_than_a_million_files_is_refused(
     repository: Repository, tmp_path: Path
 ) -> None:

@@ -9,7 +9,8 @@
   flake ? null, # or a locked reference
   system, # e.g. "x86_64-linux"
   packageConfiguration ? null, # of the operator: nixpkgs' `config`, and `overlays`
-  request, # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null }
+  # JSON: { packages : [ name ], optional : [ name ], diagnose : { name, position } or null, metaPackages : table }
+  request,
   # From the command line alone: one more attribute, `name`. The server has none.
   name ? null,
   expression ? null,
@@ -41,6 +42,12 @@ let
     references = 2000; # of a definition to derivations
     nearNames = 5; # missing names that get suggestions
     attribute = 255; # of a suggested or listed name, or of a spelling: clients cannot request longer ones
+    metaPackages = 64; # of the set's own table
+    metaName = 64; # of one of them
+    metaContents = 200; # names that it stands for, each with the length of a name
+    command = 16; # words of its command, likewise
+    facts = 32; # of the set about itself
+    fact = 1000; # one of them
     # The index leaves out longer values.
     homepage = 1024;
     programs = 200;
@@ -76,7 +83,7 @@ let
   toLower = replaceStrings upper lower;
 
   # The spelling of attributes in image names. `image/spelling.py` has the same rule, and explains it.
-  metaPackages = [ "amd64" "arm64" "shell" ];
+  prefixes = [ "amd64" "arm64" "shell" ];
   component = "[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*";
   escape = "__([2-6][0-9a-f]|7[0-9a-e])";
   charactersOf = text: genList (i: substring i 1 text) (stringLength text);
@@ -183,7 +190,7 @@ let
       canBePlain =
         stringLength short <= limits.attribute
         && match component short != null
-        && (if hasDot then names.isTop && short == attribute else !(names.isTop && elem short metaPackages));
+        && (if hasDot then names.isTop && short == attribute else !(names.isTop && elem short prefixes));
       chosen = part: let found = direct names part; in if found == null then escaped names part else found;
       selects = part: stringLength part <= limits.attribute && hasEscape part && chosen part == attribute;
     in
@@ -227,6 +234,127 @@ let
       else
         { kind = "missing"; within = state.path; value = outer.value; };
 
+  # ---- What the set says of itself, in its attribute `nixery`; and meta-packages
+
+  # A name in requests and paths that begins with a dot is nixery's own: clients cannot write one.
+  factsName = ".facts";
+  shellName = ".shell";
+  reservedSet = ".nixery"; # in paths of the index: the facts and the meta-packages
+
+  attributesOf = value: let tried = tryEval value; in if tried.success && isAttrs tried.value && !(isDerivation tried.value) then tried.value else { };
+
+  # nixpkgs may have a package of this name.
+  said = attributesOf (set.nixery or { });
+
+  # What os-release(5) gets. Of nixpkgs, only what is the same for each commit of a release: the file is in the last
+  # layer of every image.
+  facts =
+    let
+      release = safely isString "" (set.lib.trivial.release or "");
+      codeName = safely isString "" (set.lib.trivial.codeName or "");
+      version = release + (if codeName == "" then "" else " (${codeName})");
+      ofNixpkgs = {
+        ID = "nixpkgs";
+        ID_LIKE = "nixos";
+        NAME = "nixpkgs";
+        VERSION = version;
+        VERSION_ID = release;
+      }
+      // (if codeName == "" then { } else { VERSION_CODENAME = toLower codeName; });
+      given = if said ? osRelease then attributesOf said.osRelease else if release == "" then { } else ofNixpkgs;
+      # One character more than a value may have: the error comes from the check of the values (image/os_release.py).
+      textOf = key: unsafeDiscardStringContext (substring 0 (limits.fact + 1) (safely isString "" given.${key}));
+      keys = filter (key: stringLength key <= limits.name) (attrNames given);
+    in
+    listToAttrs (map (name: { inherit name; value = textOf name; }) (few limits.facts keys));
+
+  # Those of every set, in full; and those of this set, as it wrote them.
+  defaultMetaPackages = arguments.metaPackages or { };
+  ownMetaPackages =
+    let
+      own = attributesOf (said.metaPackages or { });
+      isName = name: match "[a-z0-9]+((_|__|-+)[a-z0-9]+)*" name != null && stringLength name <= limits.metaName && name != "amd64" && name != "arm64";
+      names = few limits.metaPackages (filter isName (attrNames own));
+    in
+    listToAttrs (map (name: { inherit name; value = own.${name}; }) names);
+
+  # Those that a component of an image name can select; `shell` has its meaning at the beginning alone.
+  metaNames = filter (name: name != "shell") (attrNames (defaultMetaPackages // ownMetaPackages));
+
+  # The attribute at a path, exactly as written: { exists, value }.
+  exactly =
+    path:
+    let
+      step =
+        found: part:
+        let
+          outer = tryEval (if found.exists then found.value else null);
+        in
+        # One that throws exists: an evaluation of it says why.
+        if !outer.success then
+          found
+        else if isAttrs outer.value && hasAttr part outer.value then
+          { exists = true; value = outer.value.${part}; }
+        else
+          { exists = false; value = null; };
+      start = { exists = true; value = set; };
+    in
+    if hasAttr path set then { exists = true; value = set.${path}; } else foldl' step start (filter isString (split "\\." path));
+
+  # { wrong : field or null, lacking : [ path ], paths : [ path ], command, description }. Fields that the set leaves
+  # out are those of nixery's own meta-package of that name.
+  metaPackage =
+    name:
+    let
+      tried = tryEval (ownMetaPackages.${name} or { });
+      own = if isList tried.value then { packages = tried.value; optional = [ ]; } else tried.value;
+      given = (defaultMetaPackages.${name} or { }) // own;
+      areTexts = most: list: isList list && length list <= most && all (text: isString text && stringLength text <= limits.name) list;
+      texts = most: field: safely (areTexts most) null (given.${field} or [ ]);
+      required = texts limits.metaContents "packages";
+      optional = texts limits.metaContents "optional";
+      command = texts limits.command "command";
+      description = safely isString null (given.description or "");
+      unknown = filter (field: !(elem field [ "packages" "optional" "command" "description" ])) (attrNames own);
+      wrong =
+        if !tried.success || !(isAttrs own) || isDerivation own then
+          ""
+        else if unknown != [ ] then
+          substring 0 limits.metaName (head unknown)
+        else
+          firstOf null [
+            (if required == null then "packages" else null)
+            (if optional == null then "optional" else null)
+            (if command == null then "command" else null)
+            (if description == null || stringLength description > limits.description then "description" else null)
+          ];
+      isAvailable =
+        path:
+        let
+          found = exactly path;
+          made = items [ ] found.value;
+        in
+        found.exists && made != [ ] && all (item: item.status == "available") made;
+    in
+    if wrong != null then
+      { inherit wrong; paths = [ ]; lacking = [ ]; command = [ ]; description = ""; }
+    else
+      {
+        inherit wrong command description;
+        lacking = filter (path: !(exactly path).exists) required;
+        # An optional package that the set refuses is left out like one that it lacks.
+        paths = required ++ filter isAvailable optional;
+      };
+
+  ofMetaPackage =
+    name:
+    let
+      found = metaPackage name;
+    in
+    { kind = "meta-package"; path = [ name ]; value = map (path: (exactly path).value) found.paths; inherit found; };
+
+  ofFacts = { kind = "facts"; path = [ factsName ]; value = null; };
+
   lookUp =
     name:
     let
@@ -235,9 +363,15 @@ let
       rest = genList (i: elemAt components (i + 1)) (length components - 1);
       found = attribute: { kind = "found"; value = set.${attribute}; path = [ attribute ]; };
     in
+    if name == factsName then
+      ofFacts
+    else if name == shellName then
+      ofMetaPackage "shell"
     # A set may have attributes with dots in their names (`python3.11`); those win over a way into a set.
-    if hasAttr name set then
+    else if hasAttr name set then
       found name
+    else if top == null && elem name metaNames then
+      ofMetaPackage name
     else if top == null then
       { kind = "missing"; within = [ ]; value = set; }
     else
@@ -457,32 +591,50 @@ let
       tried = tryEval found.value;
       path = joinPath found.path;
     in
-    if found.kind == "missing" then
+    if found.kind == "facts" then
+      [ { inherit name; status = "facts"; osRelease = facts; } ]
+    else if found.kind == "meta-package" then
+      reportMetaPackage name path found.found
+    else if found.kind == "missing" then
       [ { inherit name; status = "missing"; within = toJSON found.within; depth = length found.within; } ]
     else if found.kind == "throws" || !tried.success then
       [ { inherit name; attribute = path; status = "throws"; position = [ ]; } ]
     else
-      let
-        is =
-          attribute: found:
-          let
-            wrong = tooLarge [ (sized "number of contents" (length found) limits.contents) ];
-            flaws = filter (item: item.status != "available" && item.status != "definition") found;
-            few = genList (elemAt flaws) (if length flaws < limits.flaws then length flaws else limits.flaws);
-          in
-          map (item: item // { inherit name attribute; }) (
-            if wrong != null then
-              [ ({ status = "too large"; } // wrong) ]
-            else if flaws == [ ] then
-              found
-            else
-              few
-          );
-      in
       if isDefinition tried.value then
-        is path [ (definition tried.value) ] ++ is "${path}.contents" (items [ ] tried.value.contents)
+        named name path [ (definition tried.value) ]
+        ++ named name "${path}.contents" (items [ ] tried.value.contents)
       else
-        is path (items [ ] tried.value);
+        named name path (items [ ] tried.value);
+
+  # Items of one attribute; if some of them are not available, the first of those.
+  named =
+    name: attribute: found:
+    let
+      wrong = tooLarge [ (sized "number of contents" (length found) limits.contents) ];
+      flaws = filter (item: item.status != "available" && item.status != "definition") found;
+    in
+    map (item: item // { inherit name attribute; }) (
+      if wrong != null then
+        [ ({ status = "too large"; } // wrong) ]
+      else if flaws == [ ] then
+        found
+      else
+        few limits.flaws flaws
+    );
+
+  # Positions of its items begin with the number of the path; `entry` is the path itself.
+  reportMetaPackage =
+    name: attribute: found:
+    let
+      of = index: let entry = elemAt found.paths index; in map (item: item // { inherit entry; }) (items [ index ] (exactly entry).value);
+    in
+    if found.wrong != null then
+      [ { inherit name attribute; status = "invalid meta-package"; field = found.wrong; } ]
+    else if found.lacking != [ ] then
+      [ { inherit name attribute; status = "incomplete"; lacking = few limits.flaws found.lacking; } ]
+    else
+      [ { inherit name attribute; status = "meta-package"; inherit (found) command; } ]
+      ++ named name attribute (concatLists (genList of (length found.paths)));
 
   wanted = concatLists (map report arguments.packages);
   optional = filter (package: package.status != "missing") (concatLists (map report arguments.optional));
@@ -510,7 +662,7 @@ let
       let
         within = (lookUp package.name).value;
       in
-      { name = package.within; value = if isAttrs within && !isDerivation within then filter (name: stringLength name <= limits.attribute) (attrNames within) else [ ]; }
+      { name = package.within; value = if isAttrs within && !isDerivation within then filter (name: stringLength name <= limits.attribute) (attrNames within) ++ (if package.depth == 0 then metaNames else [ ]) else [ ]; }
     ) missing
   );
 
@@ -522,7 +674,12 @@ let
     let
       value = foldl' (outer: name: outer.${name}) set path;
     in
-    { kind = "found"; inherit value path; };
+    if isReserved path then
+      let name = elemAt path 1; in
+      if name == factsName then ofFacts else ofMetaPackage (if name == shellName then "shell" else name)
+    else
+      { kind = "found"; inherit value path; };
+  isReserved = path: length path == 2 && head path == reservedSet;
 
   # The names in a set; null if it is none. One that throws is none.
   namesOf =
@@ -530,7 +687,9 @@ let
     let
       tried = tryEval (foldl' (outer: name: if isAttrs outer then outer.${name} or null else null) set path);
     in
-    if tried.success && isAttrs tried.value && !isDerivation tried.value then
+    if path == [ reservedSet ] then
+      [ factsName shellName ] ++ metaNames
+    else if tried.success && isAttrs tried.value && !isDerivation tried.value then
       filter (name: stringLength name <= limits.attribute) (attrNames tried.value)
     else
       null;
@@ -574,6 +733,15 @@ let
       value = if tried.success then tried.value else null;
       isSet = isAttrs value && !isDerivation value && !isDefinition value;
     in
+    if isReserved path then
+      {
+        inherit path;
+        inherit (found) kind;
+        items = reportFound "" found;
+        about = if found.kind == "facts" then null else about { meta = { inherit (found.found) description; }; };
+        recurse = false;
+      }
+    else
     {
       inherit path;
       items = if isSet then [ ] else reportFound "" found;

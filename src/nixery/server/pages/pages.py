@@ -22,10 +22,10 @@ from nixery.server.http import AnswerWriter, BytesResponse, Request, Response
 from nixery.server.pages.templating import Templates, duration
 from nixery.server.pages.treemap import MAP, treemap
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.published_packages import PublishedPackages
+from nixery.server.published_packages import PublishedPackages, command_of, contents_of
 
 _ROUTE = re.compile(
-    r"/(?:|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|packages/(?P<package>[^/]+)"
+    r"/(?:|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|(?P<meta>meta-packages)|packages/(?P<package>[^/]+)"
     r"|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z.]+))",
     re.DOTALL,
 )
@@ -45,7 +45,10 @@ _FOUND = 50
 _EXAMPLE = "shell/git"
 
 # Headings of pages about attributes, by their kind.
-_KINDS = {"list": "List of packages", "definition": "Image definition"}
+_KINDS = {"list": "List of packages", "definition": "Image definition", "meta-package": "Meta-package"}
+
+# Those whose images are of use without a shell beside them.
+_COMPLETE = frozenset({"definition", "meta-package"})
 
 # Stages of a build in order, with their titles.
 _STAGES = {
@@ -105,7 +108,7 @@ class Pages:
         directory = files("nixery.server.pages") / "static"
         self._static = {name: (directory / name).read_bytes() for name in _STATIC}
 
-    async def answer(self, request: Request) -> Response:  # noqa: PLR0911 -- a page each
+    async def answer(self, request: Request) -> Response:
         """Answer a request; never raises for anything a client can do."""
         match = _ROUTE.fullmatch(request.path)
         if match is None:
@@ -114,25 +117,30 @@ class Pages:
             message = "method not allowed: use GET or HEAD"
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
         try:
-            match match.groupdict():
-                case {"file": str(name)}:
-                    return self._file(name)
-                case {"build": str(build)}:
-                    async with self._builds.turn():
-                        return self._build(build)
-                case {"image": str(image)}:
-                    return await self._image(request, image)
-                case {"search": str()}:
-                    return await self._search(request)
-                case {"package": str(name)}:
-                    return await self._package(request, name)
-                case {"compose": str()}:
-                    return _composed(request)
-                case _:
-                    async with self._builds.turn():
-                        return self._home(request)
+            return await self._page(request, match)
         except NixeryError as error:
             return self._templates.error(error)
+
+    async def _page(self, request: Request, match: re.Match[str]) -> Response:  # noqa: PLR0911 -- a page each
+        match match.groupdict():
+            case {"file": str(name)}:
+                return self._file(name)
+            case {"build": str(build)}:
+                async with self._builds.turn():
+                    return self._build(build)
+            case {"image": str(image)}:
+                return await self._image(request, image)
+            case {"search": str()}:
+                return await self._search(request)
+            case {"meta": str()}:
+                return await self._meta_packages(request)
+            case {"package": str(name)}:
+                return await self._package(request, name)
+            case {"compose": str()}:
+                return _composed(request)
+            case _:
+                async with self._builds.turn():
+                    return self._home(request)
 
     def _home(self, request: Request) -> Response:
         reports = self._builds.recent()
@@ -198,6 +206,22 @@ class Pages:
         )
         return await self._writer.write(page)
 
+    async def _meta_packages(self, request: Request) -> Response:
+        found = await self._packages.meta_packages(request)
+        if found is None:
+            return self._listing_in_progress()
+        page = partial(
+            self._templates.response,
+            "meta-packages.html",
+            tag=request.query.get("tag", "latest"),
+            progress=found.progress,
+            found=[
+                (name, attribute, contents_of(attribute), " ".join(command_of(attribute)))
+                for name, attribute in found.found
+            ],
+        )
+        return await self._writer.write(page)
+
     async def _package(self, request: Request, name: str) -> Response:
         details = await self._packages.describe(request, name)
         if details is None:
@@ -206,9 +230,7 @@ class Pages:
         attribute, package = details.attribute, details.package
         # A container of a package alone has no shell to try it with.
         image = (
-            package.name
-            if attribute is not None and attribute.kind == "definition"
-            else f"shell/{package.name}"
+            package.name if attribute is not None and attribute.kind in _COMPLETE else f"shell/{package.name}"
         )
         page = partial(
             self._templates.response,

@@ -176,6 +176,19 @@ async def test_packages_are_found_without_a_script(site: Site) -> None:
     assert "No package has a similar name" in page
 
 
+async def test_a_page_explains_the_meta_packages(site: Site) -> None:
+    answer, page = await site.get("/meta-packages")
+    assert answer.status == 200
+    assert "programs of &lt;pipelines&gt;" in page
+    assert '<code title="2.47">git</code>' in page
+    assert "<code>bash</code>" in page
+    assert "incomplete: it stands for strace" in page
+    assert "not evaluated yet" in page
+    assert '<a href="/meta-packages">' in (await site.get("/"))[1]
+    _, page = await site.get("/packages", query={"tag": "v1"})
+    assert '<a href="/meta-packages?tag=v1">' in page
+
+
 async def test_attributes_that_do_not_evaluate_are_listed(site: Site) -> None:
     _, page = await site.get("/packages")
     assert "attribute &#39;x&#39; &lt;missing&gt;" in page
