@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 from nixery.errors import UnsafeContents
@@ -26,9 +26,11 @@ from nixery.packing.user_files import AccountEntry, account_file, account_lines
 
 _SYSUSERS, _TMPFILES = b"lib/sysusers.d", b"lib/tmpfiles.d"
 
-# Limits for one image: files in a directory, bytes of each, accounts and directories.
+# Limits for one image and each of the two directories: files, bytes of each and of all, and lines with content.
+# Splitting a line takes some microseconds, and one of 64 KiB a fifth of a second.
 _MOST_FILES = 1 << 10
 _MOST_BYTES = 1 << 16
+_MOST_BYTES_TOGETHER = 1 << 20
 _MOST_DECLARED = 1 << 12
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}", re.ASCII)
@@ -59,7 +61,8 @@ def add_declared(tree: Tree, files: ClosureFiles) -> None:
 
     Raises:
         StorageError: a package cannot be read.
-        UnsafeContents: there are more declarations than an image may have, or a file of them is too large.
+        UnsafeContents: there are more declarations than an image may have, a file of them is too large, or no
+            number is left for an account.
     """
     accounts = _Accounts(tree, files)
     for fields in sorted(_lines(tree, files, _SYSUSERS), key=_sysusers_order):
@@ -71,23 +74,30 @@ def add_declared(tree: Tree, files: ClosureFiles) -> None:
 
 def _lines(tree: Tree, files: ClosureFiles, directory: bytes) -> Iterator[list[str]]:
     """Yield the fields of each line of the files in a directory."""
-    count = 0
+    count = size = 0
     for number, name in enumerate(_files(tree, files, directory)):
         if number >= _MOST_FILES:
             raise UnsafeContents(
                 name, f"the image has more than {_MOST_FILES:,} files in {directory.decode()}"
             )
-        content = files.read(name, _MOST_BYTES)
-        for line in (content or b"").decode(errors="replace").split("\n"):
+        content = files.read(name, _MOST_BYTES) or b""
+        size += len(content)
+        if size > _MOST_BYTES_TOGETHER:
+            reason = f"the image has more than {_MOST_BYTES_TOGETHER:,} bytes in {directory.decode()}"
+            raise UnsafeContents(name, reason)
+        for line in map(str.lstrip, content.decode(errors="replace").split("\n")):
+            if not line or line.startswith("#"):
+                continue
+            count += 1
+            if count > _MOST_DECLARED:
+                reason = f"the image has more than {_MOST_DECLARED:,} lines in {directory.decode()}"
+                raise UnsafeContents(name, reason)
             try:
                 fields = shlex.split(line, comments=True)
             except ValueError:
                 continue  # a quote that does not end
-            if fields:
-                count += 1
-                if count > _MOST_DECLARED:
-                    reason = f"the image has more than {_MOST_DECLARED:,} lines in {directory.decode()}"
-                    raise UnsafeContents(name, reason)
+            # A line may begin with an empty quotation.
+            if fields and fields[0]:
                 yield fields
 
 
@@ -111,9 +121,20 @@ def _sysusers_order(fields: Sequence[str]) -> tuple[int, bool, list[str]]:
 
 @dataclass(slots=True)
 class _File:
+    """A file of accounts.
+
+    Attributes:
+        content: with the accounts that were appended.
+        entries: by name.
+        numbers: that are taken.
+        members: that are added to groups, in order.
+        changed: whether the content has.
+    """
+
     content: bytes
     entries: dict[str, AccountEntry]
     numbers: set[int]
+    members: dict[str, list[str]] = field(default_factory=dict)
     changed: bool = False
 
     def append(self, line: str) -> None:
@@ -121,6 +142,25 @@ class _File:
             self.content += b"\n"
         self.content += line.encode() + b"\n"
         self.changed = True
+
+    def add_members(self) -> None:
+        """Add the members to their groups' lines, in one pass: a package's file has up to 65,536 lines."""
+        replacements: dict[str, str] = {}
+        for group, names in self.members.items():
+            above, _, members = self.entries[group].line.rpartition(":")
+            present = dict.fromkeys(name for name in members.split(",") if name)
+            together = present | dict.fromkeys(names)
+            if len(together) > len(present):
+                replacements[self.entries[group].line] = f"{above}:{','.join(together)}"
+        lines = self.content.split(b"\n") if replacements else []
+        for position, line in enumerate(lines):
+            # Decoded as in the entry, which may differ from the bytes.
+            replacement = replacements.pop(line.decode(errors="replace"), None)
+            if replacement is not None:
+                lines[position] = replacement.encode()
+                self.changed = True
+        if lines:
+            self.content = b"\n".join(lines)
 
 
 class _Accounts:
@@ -154,6 +194,7 @@ class _Accounts:
 
     def write(self) -> None:
         """Put the files that have changed into the tree."""
+        self._groups.add_members()
         for name, file in ((PASSWD, self._users), (GROUP, self._groups)):
             above, _, last = name.rpartition(b"/")
             directory = self._tree.get(above)
@@ -173,13 +214,13 @@ class _Accounts:
         if group and group_id is None:
             group_id = self._group(group, "-") if _NAME.fullmatch(group) else None
         # Without a group of another name, one of the user's name, with the same number.
-        taken = self._users.numbers | (self._groups.numbers if group_id is None else set())
+        taken = (self._users.numbers, *((self._groups.numbers,) if group_id is None else ()))
         existing = self._id(self._groups, name)
         user_id = (
             existing if own == "-" and existing is not None and existing not in self._users.numbers else None
         )
         if user_id is None:
-            user_id = _number(name, own, taken)
+            user_id = _number(name, own, *taken)
         if group_id is None:
             group_id = existing if existing is not None else self._group(name, str(user_id))
         places = [
@@ -196,7 +237,7 @@ class _Accounts:
         entry = self._groups.entries.get(name)
         if entry is not None:
             return entry.number
-        group_id = _number(name, number, self._groups.numbers | self._users.numbers)
+        group_id = _number(name, number, self._groups.numbers, self._users.numbers)
         line = f"{name}:x:{group_id}:"
         self._groups.append(line)
         self._groups.numbers.add(group_id)
@@ -206,18 +247,7 @@ class _Accounts:
     def _member(self, user: str, group: str) -> None:
         self._user(user, "-", "-", "-", "-")
         self._group(group, "-")
-        entry = self._groups.entries[group]
-        above, _, members = entry.line.rpartition(":")
-        names = [name for name in members.split(",") if name]
-        if user not in names:
-            line = f"{above}:{','.join([*names, user])}"
-            lines = self._groups.content.split(b"\n")
-            # Decoded as in the entry, which may differ from the bytes.
-            position = [each.decode(errors="replace") for each in lines].index(entry.line)
-            lines[position] = line.encode()
-            self._groups.content = b"\n".join(lines)
-            self._groups.entries[group] = AccountEntry(group, entry.number, 0, line)
-            self._groups.changed = True
+        self._groups.members.setdefault(group, []).append(user)
 
 
 def _read(tree: Tree, files: ClosureFiles, name: bytes) -> _File:
@@ -226,13 +256,21 @@ def _read(tree: Tree, files: ClosureFiles, name: bytes) -> _File:
     return _File(content, entries, {entry.number for entry in entries.values()})
 
 
-def _number(name: str, declared: str, taken: set[int]) -> int:
-    if _ID.fullmatch(declared) and (declared == str(int(declared))) and int(declared) not in taken:
+def _number(name: str, declared: str, *taken: set[int]) -> int:
+    if _ID.fullmatch(declared) and (declared == str(int(declared))) and _is_free(int(declared), taken):
         return int(declared)
     start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % _COUNT
     # More accounts than there are numbers for services get higher ones.
     candidates = chain((_FIRST + (start + step) % _COUNT for step in range(_COUNT)), range(60_000, 65_000))
-    return next(number for number in candidates if number not in taken)
+    number = next((number for number in candidates if _is_free(number, taken)), None)
+    if number is None:
+        # The accounts of a package's own file may have taken all of them.
+        raise UnsafeContents(b"/" + PASSWD, f"no number is left for the account {name}")
+    return number
+
+
+def _is_free(number: int, taken: Iterable[set[int]]) -> bool:
+    return not any(number in numbers for numbers in taken)
 
 
 def _add_directory(tree: Tree, accounts: _Accounts, fields: Sequence[str]) -> None:

@@ -93,7 +93,7 @@ def test_accounts_that_the_image_has_stay(store: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["u a:b 7", "u 'a b' 7", "u %u 7", "u -x 7", "x web 7", "u", "u ../x 7", f"u {'a' * 33} 7"],
+    ["u a:b 7", "u 'a b' 7", "u %u 7", "u -x 7", "x web 7", "u", "u ../x 7", f"u {'a' * 33} 7", "'' web 7"],
 )
 def test_malformed_lines_add_nothing(store: Path, line: str) -> None:
     assert set(lines(planned(store, sysusers(line)), "passwd")) == {"root", "daemon", "bin", "nobody"}
@@ -146,8 +146,25 @@ def test_other_lines_and_places_are_ignored(store: Path, line: str) -> None:
         sysusers("u a -\n" * 5000),
         {f"lib/sysusers.d/{number}.conf": "" for number in range(1100)},
         {"lib/tmpfiles.d/x.conf": "d /var/x\n" * 5000},
+        {f"lib/sysusers.d/{number}.conf": "\n" * 60_000 for number in range(20)},
+        sysusers("u 'a\n" * 5000),
     ],
 )
 def test_declarations_are_bounded(store: Path, contents: dict[str, str]) -> None:
     with pytest.raises(UnsafeContents):
         planned(store, contents)
+
+
+def test_an_account_without_a_free_number_is_refused(store: Path) -> None:
+    # A StopIteration out of a thread made the build, and its slot, wait forever.
+    taken = "".join(
+        f"u{number}:x:{number}:0::/:/bin/sh\n" for number in (*range(1000), *range(60_000, 65_000))
+    )
+    with pytest.raises(UnsafeContents, match="no number is left for the account web"):
+        planned(store, {"etc/passwd": taken, **sysusers("u web -\n")})
+
+
+def test_members_of_several_groups_keep_their_order(store: Path) -> None:
+    tree = planned(store, {"etc/group": "a:x:1:z\nb:x:2:\n"}, sysusers("m y b\nm x a\nm z a\nm x b\nm y a\n"))
+    assert lines(tree, "group")["a"] == "a:x:1:z,x,y"
+    assert lines(tree, "group")["b"] == "b:x:2:x,y"
