@@ -129,6 +129,8 @@ def test_whiteouts_are_refused_by_name(server: Server, name: str, file: str) -> 
         ("largestid", "-largestid/etc/passwd", "no larger than 4294967294"),
         ("largefile", "-largefile/etc/group", "more than 1,048,576 bytes"),
         ("lines", "-lines/etc/group", "more than 65,536 lines"),
+        ("numbers", "/etc/passwd", "no number is left for the account web"),
+        ("comments", "-comments/lib/sysusers.d/", "more than 1,048,576 bytes in lib/sysusers.d"),
         ("deep", "-deep/etc/d", "below more than 128 directories"),
         ("multiplied", "-multiplied/", "more than 262,144 names"),
     ],

@@ -65,7 +65,9 @@ def add_user_files(
     """
     owner, home = _ROOT, None
     if user:
-        found = _find_or_add(tree, Accounts(tree, files), user)
+        accounts = Accounts(tree, files)
+        found = _find_or_add(tree, accounts, user)
+        accounts.save()
         owner, home = (found.number, found.group), found.home
     # Sorted, a directory comes before what it holds.
     for place in sorted({_name(place) for place in (home, working_directory, *volumes) if place}):

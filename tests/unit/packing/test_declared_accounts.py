@@ -211,3 +211,31 @@ def test_files_outside_of_the_image_are_not_read(store: Path, opened: list[Closu
     tree, _ = planned(store, opened, path)
     assert "secret" not in lines(tree, b"etc/passwd")
     assert "text" not in lines(tree, b"etc/passwd")
+
+
+def test_an_account_without_a_free_number_is_refused(store: Path, opened: list[ClosureFiles]) -> None:
+    taken = "".join(f"a{number}:x:{number}:0::/:\n" for number in range(1000))
+    with pytest.raises(UnsafeContents, match="no number is left for the account web"):
+        planned(
+            store,
+            opened,
+            package(store, "p", {"../etc/passwd": taken, "sysusers.d/web.conf": "u web -\n"}),
+        )
+
+
+def test_declarations_of_many_files_are_bounded_together(store: Path, opened: list[ClosureFiles]) -> None:
+    files = {f"sysusers.d/{number}.conf": "#" * 60_000 for number in range(20)}
+    with pytest.raises(UnsafeContents, match="more than 1,048,576 bytes in lib/sysusers.d"):
+        planned(store, opened, package(store, "p", files))
+
+
+def test_the_first_entry_of_a_name_or_a_number_counts(store: Path, opened: list[ClosureFiles]) -> None:
+    contents = {
+        "../etc/group": "one:x:5:\ntwo:x:5:a\none:x:6:\n",
+        "../etc/passwd": "web:x:7:5::/:\n",
+        "sysusers.d/x.conf": "m web one\nm web two\n",
+    }
+    tree, _ = planned(store, opened, package(store, "p", contents))
+    group = tree.get(b"etc/group")
+    assert isinstance(group, Content)
+    assert group.content == b"one:x:5:web\ntwo:x:5:a,web\none:x:6:\n"

@@ -1,6 +1,7 @@
 import functools
 import struct
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -382,3 +383,14 @@ def test_a_loader_has_a_limit(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(foreign_programs, "_LARGEST_LOADER", len(elf()) - 1)
     with pytest.raises(UnsafeContents, match="more than 19 bytes"):
         plan()
+
+
+@pytest.mark.usefixtures("glibc")
+def test_long_names_of_libraries_take_little_memory(write: Write, plan: Plan) -> None:
+    write(TOOL, {f"lib/lib{number}{'x' * 235}.so": elf() for number in range(2000)})
+    tracemalloc.start()
+    try:
+        assert len(libraries(plan())) == 2001
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

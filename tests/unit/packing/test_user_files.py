@@ -184,7 +184,7 @@ def test_a_name_that_is_no_file_name_makes_no_home(package: Path, files: Closure
     assert owner(tree, b"home/user7") == (7, 7)
     tree = with_link("etc/passwd")
     add_user_files(tree, files, "short", None, [])
-    assert content(tree, b"etc/passwd").endswith(b"\nshort:x:8:8::/home/short:")
+    assert content(tree, b"etc/passwd").endswith(b"\nshort:x:8:8::/home/short:\n")
 
 
 def test_a_packages_own_passwd_is_read_and_added_to(package: Path, files: ClosureFiles) -> None:
