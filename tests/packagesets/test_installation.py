@@ -47,6 +47,19 @@ def test_alternatives_of_a_loop_are_made(outputs: Outputs) -> None:
     assert not (Path(outputs.own) / "bin/stream").is_symlink()
 
 
+def test_configuration_that_a_script_writes_is_the_packages_default(outputs: Outputs) -> None:
+    put(outputs, "lib/R/etc/Renviron.ucf", "default\n")
+    run(
+        outputs,
+        't=$(mktemp)\ncat /usr/lib/R/etc/Renviron.ucf > "$t"\nsed -i s/a/b/ "$t"\nucf "$t" /etc/R/Renviron\n'
+        "sed -e s/a/b/ /usr/lib/R/etc/Renviron.ucf >/etc/R/other\ncat <<X >/etc/R/text\ny\nX\n",
+    )
+    own = Path(outputs.own)
+    assert (own / "etc/R/Renviron").read_text() == "default\n"
+    assert (own / "etc/R/other").read_text() == "default\n"
+    assert not (own / "etc/R/text").exists()
+
+
 def test_configuration_is_copied_and_linked(outputs: Outputs) -> None:
     put(outputs, "share/tool/tool.conf", "new\n")
     put(outputs, "share/tool/other.conf", "new\n")

@@ -287,6 +287,12 @@ class Installation:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(found, target)
 
+    def write(self, arguments: Command) -> None:
+        """`cat SOURCE > PLACE`; and `sed ... SOURCE > PLACE`, whose changes are lost: they are the machine's."""
+        match arguments:
+            case (*_, str() as source, ">", str() as place) if source.startswith("/"):
+                self.copy((source, place))
+
     def link(self, arguments: Command) -> None:
         """`ln -s TARGET LINK`."""
         options, names = _options(arguments, "")
@@ -380,6 +386,8 @@ _ACTIONS: dict[str, Callable[[Installation, Command], None]] = {
     "dpkg-statoverride": Installation.statoverride,
     "cp": Installation.copy,
     "ucf": Installation.copy,
+    "cat": Installation.write,
+    "sed": Installation.write,
     "ln": Installation.link,
     "cd": Installation.change_directory,
     "php_invoke": Installation.enable_php_module,

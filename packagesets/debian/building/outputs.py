@@ -35,7 +35,11 @@ class Outputs:
     def find_for_text(self, path: str) -> str | None:
         """The absolute place of Debian's `path`, unless it is a directory of several outputs: no store path is all of it."""
         relative = output_path(path)
-        found = [place for output in (self.own, *self.dependencies) if os.path.lexists(place := f"{output}/{relative}")]
+        found = [
+            place
+            for output in (self.own, *self.dependencies)
+            if os.path.lexists(place := f"{output}/{relative}")
+        ]
         return found[0] if found and not (len(found) > 1 and Path(found[0]).is_dir()) else None
 
     def find_program(self, name: str) -> str | None:

@@ -92,6 +92,55 @@ _PAM = {
 }
 
 
+def _texlive(outputs: Outputs) -> None:
+    """TeX finds its files without an index, knows its formats, which it makes when they are first used, and its own fonts.
+
+    Debian merges the declarations of all installed packages for that. These are the ones of TeX Live's base.
+    """
+    own = Path(outputs.own)
+    trees, generated = own / "share/texlive/texmf-dist", own / "var/lib/texmf"
+    configuration = trees / "web2c/texmf.cnf"
+    if not configuration.is_file():
+        return
+    # `!!` says that a tree has an index (ls-R), and that only the index counts.
+    configuration.write_text(re.sub(r"!!(?=\$)", "", configuration.read_text()))
+    languages = generated / "tex/generic/config"
+    languages.mkdir(parents=True, exist_ok=True)
+    for kind, ending in (("us", "dat"), ("us.def", "def"), ("us.lua", "dat.lua")):
+        source = trees / f"tex/generic/config/language.{kind}"
+        if source.is_file():
+            (languages / f"language.{ending}").write_bytes(source.read_bytes())
+    (generated / "fmtutil.cnf-TEXLIVEDIST").write_text(_TEX_FORMATS)
+    maps = generated / "fonts/map/pdftex/updmap"
+    maps.mkdir(parents=True, exist_ok=True)
+    names = sorted(
+        name
+        for file in own.glob("var/lib/tex-common/fontmap-cfg/*/*.cfg")
+        for name in re.findall(r"(?m)^(?:Mixed)?Map[ \t]+(\S+)", file.read_text())
+    )
+    found = {path.name: path for path in sorted(trees.glob("fonts/map/**/*.map"))}
+    text = "".join(found[name].read_text(errors="replace") for name in names if name in found)
+    (maps / "pdftex.map").write_text(text)
+    dvips = generated / "fonts/map/dvips/updmap"
+    dvips.mkdir(parents=True, exist_ok=True)
+    (dvips / "psfonts.map").write_text(text)
+
+
+_TEX_FORMATS = """\
+etex pdftex language.def -translate-file=cp227.tcx *etex.ini
+tex tex - tex.ini
+pdftex pdftex language.def -translate-file=cp227.tcx *pdfetex.ini
+luatex luatex language.def,language.dat.lua luatex.ini
+latex pdftex language.dat -translate-file=cp227.tcx *latex.ini
+pdflatex pdftex language.dat -translate-file=cp227.tcx *pdflatex.ini
+dvilualatex luatex language.dat,language.dat.lua dvilualatex.ini
+lualatex luahbtex language.dat,language.dat.lua lualatex.ini
+xetex xetex language.def -etex xetex.ini
+xelatex xetex language.dat -etex xelatex.ini
+mptopdf pdftex - -translate-file=cp227.tcx mptopdf.tex
+"""
+
+
 def _certificates(outputs: Outputs) -> None:
     """The bundle that Debian's update-ca-certificates would make at installation."""
     own = Path(outputs.own)
@@ -223,6 +272,9 @@ _add_paths_of_packages()
 '''
 
 
+_WHEELS = re.compile(r"('WHEEL_PKG_DIR': )'[^']*'")
+
+
 def _python(outputs: Outputs) -> None:
     """Modules of other packages are below /usr in an image; what pip installs goes to /usr/local, as in Debian.
 
@@ -241,6 +293,9 @@ def _python(outputs: Outputs) -> None:
         sysconfig.write_text(text)
         # It keeps pip from mixing its packages with apt's, which an image does not have.
         (library / "EXTERNALLY-MANAGED").unlink(missing_ok=True)
+        # The wheels of ensurepip are in packages of their own, which an image has below /usr.
+        for data in sorted(library.glob("_sysconfigdata*.py")):
+            data.write_text(_WHEELS.sub(r"\1'/usr/share/python-wheels/'", data.read_text()))
 
 
 _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
@@ -254,6 +309,7 @@ _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
     (r"fd-find", _other_name("fdfind", "fd")),
     (r"gcc-\d+|cpp-\d+", _gcc),
     (r"libpam0g", _pam),
+    (r"texlive-base", _texlive),
     (r"libc6", _base_accounts),
     (r"ca-certificates", _certificates),
     (r"postgresql-\d+", _postgresql),

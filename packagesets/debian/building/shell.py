@@ -211,7 +211,10 @@ class _Lexer:
 
 @dataclass(slots=True)
 class _Simple:
+    """A command, and the file that its output is redirected to."""
+
     words: list[_Token]
+    output: _Token | None = None
 
 
 @dataclass(slots=True)
@@ -404,11 +407,14 @@ class _Parser:
 
     def _simple(self) -> _Node:
         words: list[_Token] = []
+        output: _Token | None = None
         if self._peek().plain == "function":
             self._at += 1
         while True:
             token = self._peek()
             if self._is_redirection():
+                if token.operator == ">" and self._at + 1 < len(self._tokens):
+                    output = self._tokens[self._at + 1]
                 self._redirections()
             elif token.operator == "(" and len(words) == 1:
                 self._at += 1
@@ -421,7 +427,7 @@ class _Parser:
                 break
         if not words and token.operator not in ("\n", ";", "&", "|"):
             raise _Unreadable
-        return _Simple(words)
+        return _Simple(words, output)
 
     def _is_redirection(self) -> bool:
         """Whether a redirection is next, which may begin with the number of a file descriptor."""
@@ -459,8 +465,8 @@ class _Interpreter:
         if self._steps > _MOST_STEPS or len(self.called) >= _MOST_COMMANDS:
             raise _Unreadable
         match node:
-            case _Simple(words):
-                return self._simple(words)
+            case _Simple(words, output):
+                return self._simple(words, output)
             case _AndOr(commands):
                 return self._and_or(commands)
             case _If(branches, otherwise):
@@ -536,8 +542,11 @@ class _Interpreter:
                 self.run(body)
                 return
 
-    def _simple(self, words: list[_Token]) -> bool | None:
+    def _simple(self, words: list[_Token], output: _Token | None) -> bool | None:
         fields = self._fields(self._assigned(words))
+        if output is not None and fields[:1] in (["cat"], ["sed"]):
+            # For a reader of these commands, a file that is made of another one.
+            fields += [">", self._text(output)]
         return self._call(fields[0], fields[1:]) if fields else True
 
     def _assigned(self, words: list[_Token]) -> list[_Token]:
@@ -666,7 +675,7 @@ class _Interpreter:
         except _Unreadable:
             return None
         match body:
-            case [_AndOr([(";", False, _Simple(words))])]:
+            case [_AndOr([(";", False, _Simple(words, None))])]:
                 fields = self._fields(words)
                 if fields[:1] == ["mktemp"]:
                     self._temporary_files += 1

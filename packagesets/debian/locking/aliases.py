@@ -165,8 +165,8 @@ EXTRA_DEPENDENCIES = (
 # Essential and required packages whose programs scripts call undeclared. The builder of every group outside the closure of
 # one can use it; each may use those before it.
 ESSENTIAL = (
-    "dash", "bash", "coreutils", "sed", "grep", "mawk", "hostname", "findutils", "diffutils", "debianutils", "gzip", "tar",
-    "ncurses-bin", "util-linux", "bsdutils", "perl-base",
+    "dash", "bash", "perl-base", "coreutils", "sed", "grep", "mawk", "hostname", "findutils", "diffutils", "debianutils",
+    "gzip", "tar", "ncurses-bin", "util-linux", "bsdutils",
 )  # fmt: skip
 # Declared for programs that only maintainer scripts call: update-ca-certificates and add-shell.
 NEEDLESS = frozenset({("ca-certificates", "openssl"), ("bash", "debianutils"), ("dash", "debianutils")})

@@ -25,6 +25,9 @@ from nixery.packing.root_filesystem import Content, Link, Tree
 
 _CACHE = b"etc/ld.so.cache"
 
+# Editors read the version of the C library from this file, in /usr/lib, if there is no /sbin/ldconfig.
+_C_LIBRARY = b"libc.so.6"
+
 
 @dataclass(frozen=True, slots=True)
 class _ABI:
@@ -89,7 +92,11 @@ def add_loader(tree: Tree, files: ClosureFiles, platform: Platform) -> None:
     name = finder.abi.loader
     tree.remove(name)
     tree.add(name, _with_system_cache(loader, files))
-    tree.add(_CACHE, Content(_cache(finder.libraries(loader), finder.abi.flags)))
+    libraries = finder.libraries(loader)
+    tree.add(_CACHE, Content(_cache(libraries, finder.abi.flags)))
+    c_library = libraries.get(_key(_C_LIBRARY))
+    if c_library is not None:
+        tree.add(b"lib/" + _C_LIBRARY, Link(c_library.file))
 
 
 class _Loader(NamedTuple):
