@@ -23,3 +23,14 @@ def test_paths_without_room_stay(tmp_path: Path) -> None:
     library.write_bytes(b'"node_relative_path": "share/nodejs"')
     adjust("nodejs", Outputs(str(tmp_path), []))
     assert library.read_bytes() == b'"node_relative_path": "share/nodejs"'
+
+
+def test_directories_of_tex_have_a_real_subdirectory_where_packages_are_merged(tmp_path: Path) -> None:
+    tree = tmp_path / "share/texlive/texmf-dist"
+    (tree / "fonts/tfm/public").mkdir(parents=True)
+    (tmp_path / "share/other").mkdir()
+    adjust("texlive-fonts", Outputs(str(tmp_path), []))
+    assert (tree / ".d").is_dir()
+    assert (tree / "fonts/tfm/public/.d").is_dir()
+    assert not (tree / ".d/.d").exists()
+    assert not (tmp_path / "share/other/.d").exists()

@@ -1,5 +1,6 @@
 """What single packages need beyond the general rules, because they look for their files at compiled-in places."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,21 @@ def _texlive(outputs: Outputs) -> None:
     dvips = generated / "fonts/map/dvips/updmap"
     dvips.mkdir(parents=True, exist_ok=True)
     (dvips / "psfonts.map").write_text(text)
+
+
+TEX_MARK = ".d"
+
+
+def _tex_directories(outputs: Outputs) -> None:
+    """An empty directory in each directory of TeX's trees.
+
+    TeX takes a directory with two links for one without subdirectories, and that is what an image's root has where packages
+    are merged: its subdirectories are symlinks. A name that each package has is a real directory there.
+    """
+    for tree in ("share/texlive/texmf-dist", "share/texmf"):
+        for directory, _, _ in os.walk(Path(outputs.own, tree)):
+            if not directory.endswith(f"/{TEX_MARK}"):
+                Path(directory, TEX_MARK).mkdir(exist_ok=True)
 
 
 _TEX_FORMATS = """\
@@ -323,6 +339,7 @@ _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
     (r"gcc-\d+|cpp-\d+", _gcc),
     (r"libpam0g", _pam),
     (r"texlive-base", _texlive),
+    (r".+", _tex_directories),
     (r"nodejs|libnode\d+", _nodejs),
     (r"libc6", _base_accounts),
     (r"ca-certificates", _certificates),
