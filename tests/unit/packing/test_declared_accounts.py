@@ -225,7 +225,7 @@ def test_an_account_without_a_free_number_is_refused(store: Path, opened: list[C
 
 def test_declarations_of_many_files_are_bounded_together(store: Path, opened: list[ClosureFiles]) -> None:
     files = {f"sysusers.d/{number}.conf": "#" * 60_000 for number in range(20)}
-    with pytest.raises(UnsafeContents, match="more than 1,048,576 bytes in lib/sysusers.d"):
+    with pytest.raises(UnsafeContents, match=r"more than 1,048,576 bytes in lib/sysusers\.d"):
         planned(store, opened, package(store, "p", files))
 
 
