@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,9 @@ from scripts.debian_smoke.results import Result, Results
 from scripts.debian_smoke.trial import try_package
 
 PACKAGE_SET = Path(__file__).parents[2] / "packagesets" / "debian"
+
+# Bytes of the disk that are left to others; packages stay in the Nix store.
+_LEAST_FREE = 3 * 1024**3
 
 # Seconds to evaluate all packages of the list.
 _EVALUATION = 600
@@ -142,6 +146,9 @@ def _try_all(
         workshops.put(Workshop(directory.absolute() / f"workshop-{number}", PACKAGE_SET))
 
     def try_one(package: Package) -> None:
+        if shutil.disk_usage(directory).free < _LEAST_FREE:
+            print(f"- {package.name}: not tried: less than {_LEAST_FREE >> 30} GiB are free", flush=True)
+            return
         workshop = workshops.get()
         try:
             begin = time.monotonic()

@@ -55,6 +55,13 @@ def markdown(
     yield f"### {system}"
     yield ""
     yield from _summary(packages, results)
+    left = len(packages) - len(results)
+    if left:
+        yield ""
+        yield (
+            f"{left} packages of the list have not been tried, most of them with large closures; "
+            "the percentages are of the others."
+        )
     failures = [result for result in results if not result.is_success]
     if failures:
         yield ""

@@ -31,6 +31,10 @@ def test_aliases_take_the_highest_version_and_skip_missing_packages() -> None:
     assert "zsh" not in aliases, "a name that is Debian's own is no alias"
 
 
+def test_pkg_config_is_the_package_that_has_a_program_of_this_name() -> None:
+    assert resolve_aliases(["pkgconf", "pkgconf-bin"])["pkg-config"] == "pkgconf"
+
+
 @pytest.mark.parametrize(
     ("name", "section", "expected"),
     [

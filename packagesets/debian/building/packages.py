@@ -307,6 +307,9 @@ _add_paths_of_packages()
 '''
 
 
+_WHEELS = re.compile(r"('WHEEL_PKG_DIR': )'[^']*'")
+
+
 def _python(outputs: Outputs) -> None:
     """Modules of other packages are below /usr in an image; what pip installs goes to /usr/local, as in Debian.
 
@@ -325,6 +328,9 @@ def _python(outputs: Outputs) -> None:
         sysconfig.write_text(text)
         # It keeps pip from mixing its packages with apt's, which an image does not have.
         (library / "EXTERNALLY-MANAGED").unlink(missing_ok=True)
+        # The wheels of ensurepip are in packages of their own, which an image has below /usr.
+        for data in sorted(library.glob("_sysconfigdata*.py")):
+            data.write_text(_WHEELS.sub(r"\1'/usr/share/python-wheels/'", data.read_text()))
 
 
 _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (

@@ -93,7 +93,7 @@ ALIASES: Mapping[str, str] = {
     "perl": "perl",
     "php": r"php\d+\.\d+-cli",
     "pip": "python3-pip",
-    "pkg-config": "pkgconf-bin",
+    "pkg-config": "pkgconf",
     "postgresql": r"postgresql-\d+",
     "procps": "procps",
     "ps": "procps",

@@ -31,6 +31,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_the_table_has_percentages_and_reasons() -> None:
     lines = list(document.markdown("Debian 12", PACKAGES, RESULTS, {}))
     assert "| all 4 | 3 | 2 | 2 (66.7 %) | 1 (33.3 %) |" in lines
+    assert any(line.startswith("1 packages of the list have not been tried") for line in lines)
     row = next(line for line in lines if line.startswith("| `b`"))
     assert row == (r"| `b` | `x --help` | starts | fails | `cannot open shared object /nix/store/…-y \| z` |")
     assert "| `c` | `x` | fails | fails | no image: builder failed |" in lines
