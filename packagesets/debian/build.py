@@ -14,7 +14,7 @@ from building.links import link_programs, link_siblings, make_links
 from building.metapackages import fill_metapackage
 from building.modules import lead_scripts, record_modules
 from building.outputs import Outputs
-from building.packages import adjust
+from building.packages import TEX_MARK, adjust
 from building.references import record_dependencies
 from building.text import rewrite_file
 from building.unpack import KEPT_EMPTY, Links, unpack
@@ -60,6 +60,8 @@ def _files(root: str) -> Iterator[Path]:
 def _remove_empty_directories(root: str) -> None:
     """Empty directories (`bin` after its links were resolved away) would only clutter an image."""
     for directory, _, _ in os.walk(root, topdown=False):
+        if directory.endswith(f"/{TEX_MARK}"):
+            continue
         relative = os.path.relpath(directory, root)
         if directory != root and not relative.startswith(KEPT_EMPTY) and not any(Path(directory).iterdir()):
             Path(directory).rmdir()

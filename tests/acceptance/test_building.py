@@ -185,7 +185,8 @@ def test_programs_run_in_a_built_image(builder: Builder, built: str) -> None:
         "id -u; pwd": "1000\n/usr/src/app\n",
         "id -un": "web\n",
         "/usr/bin/env printf ok": "ok",
-        "letter=ä; echo ${#letter}": "1\n",
+        # The locale.
+        "bash -c 'letter=ä; echo ${#letter}'": "1\n",
         "cat /usr/bin/linked /opt/current/a": "opt/app/a\n" * 2,
         "stat -c %u:%g /home/web/owned /home/web/owned/o": "1000:1000\n" * 2,
         "cat /usr/share/git-core/templates/hooks/mine": "usr/share/git-core/templates/hooks/mine\n",

@@ -238,7 +238,7 @@ def test_the_pages_work_without_scripts(open_page: OpenPage, built: str) -> None
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_pages_fit_a_narrow_screen(open_page: OpenPage, built: str, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
     page = open_page("/", width=360, dark=dark)
-    for path in ("/", f"/images/{built}", "/packages?q=alpha", "/packages/alphatools"):
+    for path in ("/", f"/images/{built}", "/packages?q=alpha", "/packages/alphatools", "/meta-packages"):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     page.goto("/")

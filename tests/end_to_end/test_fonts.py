@@ -57,3 +57,17 @@ def test_fonts_of_the_closure_are_found_without_a_request(server: Server, tmp_pa
     first, second = pictures(container, tmp_path, 1000, {}, "Inconsolata")
     assert first != second
     assert first != pictures(container, tmp_path, 1000, {})[0]
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_imagemagick_writes_text(magick: Container, user: int) -> None:
+    script = "convert -size 200x50 label:$0 png:- | base64 --wrap=0"
+    first, second = (magick.run("bash", "-c", script, word, user=user) for word in ("Hello", "World"))
+    assert first.startswith("iVBORw0KGgo")
+    assert first != second
+
+
+@pytest.fixture(scope="module")
+def magick(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Container:
+    name = "bash/coreutils/imagemagick/fonts-urw-base35"
+    return pull(server.port, name, "latest", tmp_path_factory.mktemp("magick"))

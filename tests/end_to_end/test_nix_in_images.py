@@ -86,6 +86,15 @@ def test_the_user_of_a_definition_has_nix(server: Server, tmp_path_factory: pyte
     assert "Operation not permitted" in output
 
 
+def test_an_arbitrary_user_of_group_0_has_nix(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # As on OpenShift, which adds an entry for the user; here the variable has the name.
+    name = "bash/coreutils/diffutils/gnugrep/gnused/nix"
+    container = pull(server.port, name, "latest", tmp_path_factory.mktemp("nix-group"))
+    container.run("bash", "-c", SESSION, env={**ALONE, "USER": "arbitrary"}, user=12345, group=0)
+
+
 def test_the_tables_are_those_of_nix(container: Container, tmp_path: Path) -> None:
     places = {f"NIX_{name}_DIR": str(tmp_path / name) for name in ("STORE", "STATE", "LOG", "CONF")}
     environment = {**os.environ, **places, "NIX_CONFIG": "build-users-group ="}

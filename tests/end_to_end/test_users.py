@@ -99,6 +99,23 @@ def test_a_user_that_every_image_has_gets_a_home(
     assert container.run("stat", "-c", "%a", ".") == "1777\n"
 
 
+def test_users_that_packages_declare_exist_and_own_their_directories(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    container = pull(server.port, "users.declared", "latest", tmp_path_factory.mktemp("declared"))
+    script = "initdb --auth=trust -D ~/database >/dev/null; whoami; echo $HOME; stat -c %U:%G /run/postgresql"
+    assert container.run("bash", "-c", script).split() == [
+        "postgres",
+        "/var/lib/postgresql",
+        "postgres:postgres",
+    ]
+    # It looks up the user of its worker processes before it gives them a directory, which runc's default
+    # capabilities do not allow.
+    _, printed = container.status("nginx", "-t", user=0)
+    assert "syntax is ok" in printed
+    assert 'chown("/var/lib/nginx/body", 33)' in printed
+
+
 @pytest.mark.parametrize("image", ["numeric", "root"])
 def test_an_arbitrary_user_of_group_0_may_write_what_belongs_to_group_0(
     request: pytest.FixtureRequest, root: Container, image: str

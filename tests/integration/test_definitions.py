@@ -68,13 +68,18 @@ def test_the_directories_of_a_definition_belong_to_its_user(pull: Pull) -> None:
         member = filesystem.find(name)
         assert (member.isdir(), member.mode, member.uid, member.gid) == (True, 0o755, 65534, 65534)
     assert b"nobody:x:65534:" in filesystem.read("etc/passwd")
-    # Without a definition they are not created.
-    assert {"srv", "data"}.isdisjoint(pull("hello").filesystem.names_in(""))
+    home = filesystem.find("home/nobody")
+    assert (home.isdir(), home.mode, home.uid, home.gid) == (True, 0o755, 65534, 65534)
+    assert b":/home/nobody:" in filesystem.read("etc/passwd")
+    # Without a definition they are root's or not created.
+    filesystem = pull("hello").filesystem
+    assert "data" not in filesystem.names_in("")
+    assert filesystem.find("srv").uid == 0
 
 
 def test_a_user_that_no_package_has_is_added(pull: Pull) -> None:
     filesystem = pull("images.named").filesystem
-    assert filesystem.read("etc/passwd").splitlines()[-1] == b"web:x:1000:1000::/var/lib/web:/bin/sh"
+    assert filesystem.read("etc/passwd").splitlines()[-1] == b"web:x:1000:1000:web:/home/web:/bin/sh"
     assert filesystem.read("etc/group").splitlines()[-1] == b"web:x:1000:"
     assert (filesystem.find("var/lib/web").uid, filesystem.find("var/lib").uid) == (1000, 0)
 

@@ -81,9 +81,11 @@ def test_accounts_are_read_from_the_image_only(server: Server, kind: str, file: 
     pulled(server, "unrelated")  # the store path exists, in another image
     filesystem = pulled(server, f"{kind}.{file}").filesystem
     passwd, group = filesystem.read("etc/passwd").splitlines(), filesystem.read("etc/group").splitlines()
-    assert [line.split(b":")[0] for line in passwd] == [b"root", b"nobody", b"web"]
-    assert [line.split(b":")[0] for line in group] == [b"root", b"nobody", b"web"]
-    assert passwd[-1] == b"web:x:1000:1000::/srv:/bin/sh"
+    users = [b"root", b"daemon", b"bin", b"nobody", b"web"]
+    groups = [b"root", b"daemon", b"bin", b"tty", b"mail", b"users", b"nobody", b"nogroup", b"web"]
+    assert [line.split(b":")[0] for line in passwd] == users
+    assert [line.split(b":")[0] for line in group] == groups
+    assert passwd[-1].startswith(b"web:x:1000:1000:web:/home/web:")
     assert filesystem.find("srv").uid == 1000
     assert SECRET.encode() not in everything_stored(server)
 
@@ -129,6 +131,8 @@ def test_whiteouts_are_refused_by_name(server: Server, name: str, file: str) -> 
         ("largestid", "-largestid/etc/passwd", "no larger than 4294967294"),
         ("largefile", "-largefile/etc/group", "more than 1,048,576 bytes"),
         ("lines", "-lines/etc/group", "more than 65,536 lines"),
+        ("numbers", "/etc/passwd", "no number is left for the account web"),
+        ("comments", "-comments/lib/sysusers.d/", "more than 1,048,576 bytes in lib/sysusers.d"),
         ("deep", "-deep/etc/d", "below more than 128 directories"),
         ("multiplied", "-multiplied/", "more than 262,144 names"),
     ],

@@ -146,6 +146,26 @@ def test_what_a_set_says_of_itself_has_bounds(tmp_path: Path, settings: Mapping[
         assert reason(client, "z1090")[0] == "missing"
 
 
+def test_a_set_like_nixpkgs_names_its_release(tmp_path: Path, settings: Mapping[str, str]) -> None:
+    package_set = tmp_path / "set"
+    package_set.mkdir()
+    (package_set / "default.nix").write_text(
+        f"""{{ system }}: import {PACKAGE_SETS} {{ inherit system; }} // {{
+          lib.trivial = {{ release = "24.11"; codeName = "Vicuna"; version = "24.11pre1.of-this-commit"; }};
+          # nixpkgs may have a package of this name.
+          nixery = (import {PACKAGE_SETS} {{ inherit system; }}).hello // {{ osRelease = {{ ID = "other"; }}; }};
+        }}"""
+    )
+    with running_server(tmp_path, {**settings, "NIXERY_PKGS_PATH": str(package_set)}) as server:
+        image = server.client.pull("nixery")
+        found = image.filesystem.read("usr/lib/os-release").decode().splitlines()
+    assert "hello" in image.filesystem.names_in("bin")
+    expected = {"ID=nixpkgs", "ID_LIKE=nixos", "NAME=nixpkgs", "VERSION_ID=24.11", "VERSION_CODENAME=vicuna"}
+    assert expected <= set(found)
+    # Other commits of the release share the layer.
+    assert not [line for line in found if "of-this-commit" in line]
+
+
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [

@@ -29,6 +29,9 @@ _BUDGET = 94
 # The time of every path in a Nix store.
 _MTIME = 1
 
+# Directories below these may belong to accounts that packages declare.
+_OF_DECLARED_ACCOUNTS = ("etc/", "opt/", "run/", "srv/", "var/")
+
 # Files and directories that belong to the user of an image with Nix.
 _STATE_OF_NIX = ("nix/var/nix", "nix/var/log/nix")
 
@@ -239,6 +242,8 @@ def _metadata(member: tarfile.TarInfo, writable: frozenset[str]) -> Iterator[str
 
 def _may_be_the_users(member: tarfile.TarInfo, writable: frozenset[str]) -> bool:
     name = _normal(member.name)
+    if member.isdir() and name.startswith(_OF_DECLARED_ACCOUNTS):
+        return True
     if writable and name.startswith("home/"):
         return member.isdir() and name.count("/") == 1
     if writable and name == "nix/store":

@@ -1,5 +1,6 @@
 """What single packages need beyond the general rules, because they look for their files at compiled-in places."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,25 @@ _PAM = {
 }
 
 
+_NODE_PATHS = re.compile(rb' *"node_relative_path": "([A-Za-z0-9_/:-]+)"')
+
+
+def _nodejs(outputs: Outputs) -> None:
+    """The modules of all packages are below /usr in an image; Node looks for them relative to its own place.
+
+    The list is JSON inside the library, with an indentation that leaves room for absolute paths.
+    """
+
+    def absolute(found: re.Match[bytes]) -> bytes:
+        paths = b":".join(b"/usr/" + path for path in found[1].split(b":"))
+        text = b'"node_relative_path": "' + paths + b'"'
+        return text.rjust(len(found[0])) if len(text) <= len(found[0]) else found[0]
+
+    for library in sorted(Path(outputs.own).glob("lib/*/libnode.so.*")):
+        if library.is_file() and not library.is_symlink():
+            library.write_bytes(_NODE_PATHS.sub(absolute, library.read_bytes()))
+
+
 def _texlive(outputs: Outputs) -> None:
     """TeX finds its files without an index, knows its formats, which it makes when they are first used, and its own fonts.
 
@@ -124,6 +144,21 @@ def _texlive(outputs: Outputs) -> None:
     dvips = generated / "fonts/map/dvips/updmap"
     dvips.mkdir(parents=True, exist_ok=True)
     (dvips / "psfonts.map").write_text(text)
+
+
+TEX_MARK = ".d"
+
+
+def _tex_directories(outputs: Outputs) -> None:
+    """An empty directory in each directory of TeX's trees.
+
+    TeX takes a directory with two links for one without subdirectories, and that is what an image's root has where packages
+    are merged: its subdirectories are symlinks. A name that each package has is a real directory there.
+    """
+    for tree in ("share/texlive/texmf-dist", "share/texmf"):
+        for directory, _, _ in os.walk(Path(outputs.own, tree)):
+            if not directory.endswith(f"/{TEX_MARK}"):
+                Path(directory, TEX_MARK).mkdir(exist_ok=True)
 
 
 _TEX_FORMATS = """\
@@ -272,6 +307,9 @@ _add_paths_of_packages()
 '''
 
 
+_WHEELS = re.compile(r"('WHEEL_PKG_DIR': )'[^']*'")
+
+
 def _python(outputs: Outputs) -> None:
     """Modules of other packages are below /usr in an image; what pip installs goes to /usr/local, as in Debian.
 
@@ -290,6 +328,9 @@ def _python(outputs: Outputs) -> None:
         sysconfig.write_text(text)
         # It keeps pip from mixing its packages with apt's, which an image does not have.
         (library / "EXTERNALLY-MANAGED").unlink(missing_ok=True)
+        # The wheels of ensurepip are in packages of their own, which an image has below /usr.
+        for data in sorted(library.glob("_sysconfigdata*.py")):
+            data.write_text(_WHEELS.sub(r"\1'/usr/share/python-wheels/'", data.read_text()))
 
 
 _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
@@ -304,6 +345,8 @@ _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
     (r"gcc-\d+|cpp-\d+", _gcc),
     (r"libpam0g", _pam),
     (r"texlive-base", _texlive),
+    (r".+", _tex_directories),
+    (r"nodejs|libnode\d+", _nodejs),
     (r"libc6", _base_accounts),
     (r"ca-certificates", _certificates),
     (r"postgresql-\d+", _postgresql),

@@ -25,6 +25,8 @@ _UNTOUCHED = (
     "share/terminfo/",
     "lib/terminfo/",
     "include/",
+    # TeX's trees are those of all packages together.
+    "share/texlive/texmf-dist/web2c/",
     # Declarations for a whole file system.
     "lib/sysusers.d/",
     "lib/tmpfiles.d/",

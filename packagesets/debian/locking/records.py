@@ -86,6 +86,11 @@ def _groups(
     return groups
 
 
+# nixery adds these to each image for their data. Their scripts, which few images need, would bring OpenSSL and the basic
+# commands into all of them; they run where an image has those anyway.
+_IN_EVERY_IMAGE = ("ca-certificates", "netbase")
+
+
 def _add_essential(groups: dict[str, Record], group_of: Mapping[str, str]) -> list[str]:
     """Give each group the Essential packages that do not depend on it themselves; returns all of them."""
     essential = list(dict.fromkeys(group_of[name] for name in ESSENTIAL if name in group_of))
@@ -98,6 +103,9 @@ def _add_essential(groups: dict[str, Record], group_of: Mapping[str, str]) -> li
         # Nearly all groups have all of them.
         if record["essential"] == essential:
             del record["essential"]
+    for group in _IN_EVERY_IMAGE:
+        if group in groups:
+            groups[group] |= {"dependencies": [], "essential": []}
     return essential
 
 

@@ -183,7 +183,9 @@ def _contents(request: ImageRequest, items: Sequence[EvaluatedItem]) -> Contents
     name = "/".join(request.requested)
     unavailable = [item for item in items if isinstance(item, UnavailablePackage)]
     if unavailable:
-        raise PackagesUnavailable(tuple(map(_explained, unavailable)))
+        # Clients cannot mend what the set says of itself: their own names come first.
+        named = [item for item in unavailable if item.name != FACTS]
+        raise PackagesUnavailable(tuple(map(_explained, named or unavailable)))
     definitions = [item for item in items if isinstance(item, Definition)]
     if len(definitions) > 1:
         attributes = " and ".join(definition.attribute for definition in definitions)

@@ -1,6 +1,6 @@
 """Meta-packages: names that stand for several packages, in every package set that does not use the name itself.
 
-A package set can replace each of them, or add others, in its attribute ``nixery.metaPackages``;
+A package set can replace each of them, or add others, in ``metaPackages`` of its attribute ``nixery``;
 ``nix/expressions/packages.nix`` looks them up. An attribute of the package set wins over a meta-package of the same
 name. ``shell`` is one only at the beginning of an image name (see ``name.py``).
 """
@@ -33,7 +33,7 @@ class MetaPackage:
     description: str
 
     def as_json(self) -> Mapping[str, object]:
-        """Return the form that an entry of ``nixery.metaPackages`` has."""
+        """Return the form that an entry of a package set has."""
         return {
             "packages": list(self.packages),
             "optional": list(self.optional),

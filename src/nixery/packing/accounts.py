@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from nixery.errors import UnsafeContents
 from nixery.packing.closure_files import ClosureFiles
@@ -35,12 +35,14 @@ class Account:
         number: likewise.
         group: the number of a user's group; 0 in ``/etc/group``.
         line: as it is in the file.
+        position: of the line in the file.
     """
 
     name: str
     number: int
     group: int
     line: str
+    position: int
 
     @property
     def home(self) -> str:
@@ -50,7 +52,7 @@ class Account:
 
 
 class Accounts:
-    """Both files, each read once. Changes are written to the tree.
+    """Both files, each read once. Changes reach the tree with ``save``.
 
     Args:
         tree: with or without the files.
@@ -63,65 +65,101 @@ class Accounts:
 
     def __init__(self, tree: Tree, files: ClosureFiles) -> None:
         self._tree = tree
-        defaults = default_accounts(tree)
-        self._contents = {name: _content(tree, files, name, default) for name, default in defaults.items()}
-        self._entries = {
-            name: list(_entries(content, name, _origin(tree, name)))
-            for name, content in self._contents.items()
+        self._files = {
+            name: _File(name, _content(tree, files, name, default), _origin(tree, name))
+            for name, default in default_accounts(tree).items()
         }
 
     def find(self, file: bytes, name: str) -> Account | None:
         """Return the first entry of a name or a number, as the C library does."""
-        return next((entry for entry in self._entries[file] if name in (entry.name, str(entry.number))), None)
+        return self._files[file].find(name)
 
-    def numbers(self, file: bytes) -> set[int]:
+    def is_taken(self, number: int) -> bool:
+        """Whether a user or a group has a number."""
+        return any(number in file.by_number for file in self._files.values())
+
+    def numbers(self, file: bytes) -> Collection[int]:
         """Return the numbers that are taken."""
-        return {entry.number for entry in self._entries[file]}
+        return self._files[file].by_number.keys()
 
     def add_user(self, name: str, number: int, group: int, gecos: str, home: str, shell: str) -> None:
         """Append a user."""
-        self._append(PASSWD, f"{name}:x:{number}:{group}:{gecos}:{home}:{shell}")
+        self._files[PASSWD].append(f"{name}:x:{number}:{group}:{gecos}:{home}:{shell}")
 
     def add_group(self, name: str, number: int) -> None:
         """Append a group without members."""
-        self._append(GROUP, f"{name}:x:{number}:")
+        self._files[GROUP].append(f"{name}:x:{number}:")
 
     def add_member(self, group: Account, name: str) -> None:
         """Add a user to a group."""
-        fields = _padded(group.line, GROUP)
-        members = [member for member in fields[_MEMBERS].split(",") if member]
+        members = [member for member in _padded(group.line, GROUP)[_MEMBERS].split(",") if member]
         if name not in members:
-            self._replace(GROUP, group, _MEMBERS, ",".join([*members, name]))
+            self._files[GROUP].replace(group, _MEMBERS, ",".join([*members, name]))
 
     def set_home(self, user: Account, home: str) -> None:
         """Replace the home of a user."""
-        self._replace(PASSWD, user, _HOME, home)
+        self._files[PASSWD].replace(user, _HOME, home)
 
-    def _append(self, file: bytes, line: str) -> None:
-        content = self._contents[file]
-        if content and not content.endswith(b"\n"):
-            content += b"\n"
-        added = line.encode() + b"\n"
-        self._entries[file] += _entries(added, file, b"/" + file)
-        self._write(file, content + added)
+    def save(self) -> None:
+        """Write the files that have changed to the tree."""
+        for name, file in self._files.items():
+            above, _, last = name.rpartition(b"/")
+            directory = self._tree.get(above)
+            if file.changed and isinstance(directory, Tree):
+                directory.children[last] = Content(file.content)
 
-    def _replace(self, file: bytes, entry: Account, position: int, value: str) -> None:
-        fields = _padded(entry.line, file)
-        fields[position] = value
+
+class _File:
+    """The lines of a file, and its entries by name and number: an image may have tens of thousands."""
+
+    def __init__(self, name: bytes, content: bytes, origin: bytes) -> None:
+        self._name = name
+        self._origin = origin
+        self._lines = content.removesuffix(b"\n").split(b"\n") if content else []
+        if content.count(b"\n") >= _MOST_LINES:
+            raise UnsafeContents(origin, f"it has more than {_MOST_LINES:,} lines")
+        self._by_name: dict[str, Account] = {}
+        self.by_number: dict[int, Account] = {}
+        self.changed = False
+        for position, line in enumerate(self._lines):
+            self._add(line.decode(errors="replace"), position)
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(line + b"\n" for line in self._lines)
+
+    def find(self, name: str) -> Account | None:
+        found = [self._by_name.get(name)]
+        # Only the usual form of a number: 007 is a name.
+        if name.isdecimal() and len(name) <= len(str(LARGEST_ID)) and str(int(name)) == name:
+            found.append(self.by_number.get(int(name)))
+        return min(filter(None, found), key=lambda entry: entry.position, default=None)
+
+    def append(self, line: str) -> None:
+        self._lines.append(line.encode())
+        self._add(line, len(self._lines) - 1)
+        self.changed = True
+
+    def replace(self, entry: Account, field: int, value: str) -> None:
+        fields = _padded(entry.line, self._name)
+        fields[field] = value
         line = ":".join(fields)
-        lines = self._contents[file].split(b"\n")
-        # Decoded as in the entry, which may differ from the bytes.
-        lines[[each.decode(errors="replace") for each in lines].index(entry.line)] = line.encode()
-        entries = self._entries[file]
-        entries[entries.index(entry)] = Account(entry.name, entry.number, entry.group, line)
-        self._write(file, b"\n".join(lines))
+        self._lines[entry.position] = line.encode()
+        changed = replace(entry, line=line)
+        if self._by_name[entry.name] == entry:
+            self._by_name[entry.name] = changed
+        if self.by_number[entry.number] == entry:
+            self.by_number[entry.number] = changed
+        self.changed = True
 
-    def _write(self, file: bytes, content: bytes) -> None:
-        self._contents[file] = content
-        above, _, last = file.rpartition(b"/")
-        directory = self._tree.get(above)
-        if isinstance(directory, Tree):
-            directory.children[last] = Content(content)
+    def _add(self, line: str, position: int) -> None:
+        if match := _LINE.match(line):
+            # In a group's line, its members come next.
+            group = (match[3] if self._name == PASSWD else "") or "0"
+            number = _id(match[2], self._origin)
+            entry = Account(match[1], number, _id(group, self._origin), line, position)
+            self._by_name.setdefault(entry.name, entry)
+            self.by_number.setdefault(entry.number, entry)
 
 
 def _padded(line: str, file: bytes) -> list[str]:
@@ -141,17 +179,6 @@ def _origin(tree: Tree, name: bytes) -> bytes:
     """The file that an error names: the package's, or the image's."""
     node = tree.get(name)
     return node.target if isinstance(node, Link) else b"/" + name
-
-
-def _entries(content: bytes, name: bytes, origin: bytes) -> Iterator[Account]:
-    lines = content.decode(errors="replace").split("\n")
-    if len(lines) > _MOST_LINES:
-        raise UnsafeContents(origin, f"it has more than {_MOST_LINES:,} lines")
-    for line in lines:
-        if match := _LINE.match(line):
-            # In a group's line, its members come next.
-            group = (match[3] if name == PASSWD else "") or "0"
-            yield Account(match[1], _id(match[2], origin), _id(group, origin), line)
 
 
 def _id(digits: str, origin: bytes) -> int:

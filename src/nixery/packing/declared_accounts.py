@@ -13,16 +13,17 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 
 from nixery.errors import UnsafeContents
-from nixery.packing.accounts import LARGEST_ID, Accounts
+from nixery.packing.accounts import Accounts
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.root_filesystem import BASE_DIRECTORIES, Link, Tree, before_completion
 from nixery.packing.system_files import GROUP, PASSWD
 
 _USERS, _DIRECTORIES = b"lib/sysusers.d", b"lib/tmpfiles.d"
 
-# Limits for one image: files and lines of each kind, and bytes of a file. All of Debian's base accounts are
-# 60 lines.
-_MOST_FILES, _MOST_LINES, _MOST_BYTES = 512, 8192, 1 << 16
+# Limits for one image: files and lines of each kind, bytes of a file, and of all. All of Debian's base accounts
+# are 60 lines.
+_MOST_FILES, _MOST_LINES = 512, 8192
+_MOST_BYTES, _MOST_BYTES_TOGETHER = 1 << 16, 1 << 20
 
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,31}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
@@ -33,6 +34,9 @@ _OF_PACKAGES = ("/etc/", "/home/", "/opt/", "/run/", "/srv/", "/var/")
 
 # Numbers of system accounts that Debian and Fedora do not give to single packages.
 _DYNAMIC = range(200, 1000)
+
+# Subvolumes of file systems that have them are directories of the others.
+_DIRECTORY_TYPES = frozenset({"d", "D", "q", "Q", "v"})
 
 _NO_SHELL = "/bin/false"
 
@@ -52,20 +56,24 @@ def add_declared_accounts(tree: Tree, files: ClosureFiles) -> None:
     directories = list(_lines(tree, files, _DIRECTORIES))
     if not users and not directories:
         return
-    accounts = _Declared(Accounts(tree, files))
+    found = Accounts(tree, files)
+    accounts = _Declared(found)
     # Groups first, since users name them; memberships last.
     actions: Sequence[tuple[str, Callable[[Sequence[str]], None]]] = (
         ("g", accounts.group),
         ("u", accounts.user),
         ("m", accounts.member),
     )
+    # Numbers that are declared before others take them.
+    users.sort(key=lambda words: _NUMBER.match("".join(words[2:3])) is None)
     for kind, action in actions:
         for words in users:
             if words[0].rstrip("!") == kind:
                 action(words[1:])
     for words in directories:
-        if words[0].rstrip("!-=~^$+") in ("d", "D"):
+        if words[0].rstrip("!-=~^$+") in _DIRECTORY_TYPES:
             _add_directory(tree, accounts, words[1:])
+    found.save()
 
 
 def _lines(tree: Tree, files: ClosureFiles, directory: bytes) -> Iterator[list[str]]:
@@ -73,12 +81,16 @@ def _lines(tree: Tree, files: ClosureFiles, directory: bytes) -> Iterator[list[s
     found = list(_files(tree, files, directory))
     if len(found) > _MOST_FILES:
         raise UnsafeContents(b"/" + directory, f"it has more than {_MOST_FILES} files")
-    left = _MOST_LINES
+    lines_left, bytes_left = _MOST_LINES, _MOST_BYTES_TOGETHER
     for file in found:
-        content = files.read(file, _MOST_BYTES)
-        lines = content.decode(errors="replace").split("\n") if content is not None else []
-        left -= len(lines)
-        if left < 0:
+        content = files.read(file, _MOST_BYTES) or b""
+        bytes_left -= len(content)
+        if bytes_left < 0:
+            reason = f"the image has more than {_MOST_BYTES_TOGETHER:,} bytes in {directory.decode()}"
+            raise UnsafeContents(file, reason)
+        lines = content.decode(errors="replace").split("\n")
+        lines_left -= len(lines)
+        if lines_left < 0:
             raise UnsafeContents(file, f"the packages of an image declare more than {_MOST_LINES:,} lines")
         for line in lines:
             words = _words(line)
@@ -122,10 +134,13 @@ class _Declared:
         if not _NAME.fullmatch(name) or self._accounts.find(PASSWD, name):
             return
         number, _, group = numbers.partition(":")
+        own_group = None if group else self._accounts.find(GROUP, name)
+        if own_group is not None and not _NUMBER.fullmatch(number):
+            number = str(own_group.number)
         user_id = self._number(PASSWD, name, number)
-        if not group:
-            # The user's own, with the same number where that is free.
-            self.group((name, str(user_id)))
+        if not _NUMBER.fullmatch(group):
+            # The user's own has the same number where that is free.
+            self.group((group, "-") if group else (name, str(user_id)))
         group_id = self.number(GROUP, group or name)
         self._accounts.add_user(
             name,
@@ -155,12 +170,14 @@ class _Declared:
 
         So the owner of a volume stays the same when an image gets other packages.
         """
-        taken = self._accounts.numbers(PASSWD) | self._accounts.numbers(GROUP)
         if _NUMBER.fullmatch(wanted) and int(wanted) not in self._accounts.numbers(file):
             return int(wanted)
         first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % len(_DYNAMIC)
         candidates = (*_DYNAMIC[first:], *_DYNAMIC[:first])
-        return next((number for number in candidates if number not in taken), LARGEST_ID)
+        for number in candidates:
+            if not self._accounts.is_taken(number):
+                return number
+        raise UnsafeContents(b"/" + file, f"no number is left for the account {name}")
 
 
 def _add_directory(tree: Tree, accounts: _Declared, fields: Sequence[str]) -> None:
@@ -170,6 +187,8 @@ def _add_directory(tree: Tree, accounts: _Declared, fields: Sequence[str]) -> No
     """
     path, mode, user, group = (*fields, "-", "-", "-")[:4]
     path = posixpath.normpath(path)
+    if path.startswith("/var/run/"):
+        path = path.removeprefix("/var")
     if not _PATH.fullmatch(path) or not path.startswith(_OF_PACKAGES):
         return
     name = path[1:].encode()

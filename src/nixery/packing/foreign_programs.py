@@ -25,6 +25,9 @@ from nixery.packing.root_filesystem import Content, Link, Tree
 
 _CACHE = b"etc/ld.so.cache"
 
+# Editors read the version of the C library from this file, in /usr/lib, if there is no /sbin/ldconfig.
+_C_LIBRARY = b"libc.so.6"
+
 
 @dataclass(frozen=True, slots=True)
 class _ABI:
@@ -89,7 +92,11 @@ def add_loader(tree: Tree, files: ClosureFiles, platform: Platform) -> None:
     name = finder.abi.loader
     tree.remove(name)
     tree.add(name, _with_system_cache(loader, files))
-    tree.add(_CACHE, Content(_cache(finder.libraries(loader), finder.abi.flags)))
+    libraries = finder.libraries(loader)
+    tree.add(_CACHE, Content(_cache(libraries, finder.abi.flags)))
+    c_library = libraries.get(_key(_C_LIBRARY))
+    if c_library is not None:
+        tree.add(b"lib/" + _C_LIBRARY, Link(c_library.file))
 
 
 class _Loader(NamedTuple):
@@ -227,14 +234,17 @@ def _with_system_cache(loader: _Loader, files: ClosureFiles) -> Link | Content:
     return Content(content.replace(b"\0" + compiled_in, b"\0" + system), 0o755)
 
 
-# Of a name, for comparison: numbers are greater than other characters.
-_Key = tuple[tuple[bool, int], ...]
+# Of a name, for comparison: its characters, and numbers, which are greater than all of them. A pair for each would take
+# 16 KiB for a long name.
+_Key = tuple[int, ...]
+
+_ABOVE_CHARACTERS = 1 << 8
 
 
 def _key(name: bytes) -> _Key:
     """The sort key of a name, by glibc's ``_dl_cache_libcmp``: ``libz.so.10`` comes after ``libz.so.9``."""
     return tuple(
-        (True, int(number)) if number else (False, character[0])
+        _ABOVE_CHARACTERS + int(number) if number else character[0]
         for number, character in _NUMBER_OR_CHARACTER.findall(name)
     )
 

@@ -4,9 +4,10 @@ Without them, Nix starts with an empty database: it takes the image's own store 
 ``nix-collect-garbage`` deletes, and for missing, so that nothing builds. With them, the image is what Nix
 itself would have installed: all paths are valid, and the roots keep them.
 
-Nix writes into its state even for a query, so without a daemon it works for root alone, or for the user that
-owns the state: here, that is the user of an image definition. Into the store, that user's group may write,
-but the sticky bit keeps everyone but root from replacing the image's own paths.
+Nix writes into its state even for a query, so without a daemon it works for those alone who may do that:
+root, the user of an image definition, and with group 0 the arbitrary user of a platform like OpenShift. That
+user's group may also write into the store, but the sticky bit keeps everyone but root from replacing the
+image's own paths.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from nixery.packing.sqlite_file import Index, Row, Table, Trigger, database
 
 _STORE, _STATE, _LOGS = b"nix/store", b"nix/var/nix", b"nix/var/log/nix"
 
-_SHARED = 0o1775
+# Of the store; and of the directories and files of the state, if their group is 0 and if it is another one.
+_STORE_MODE = 0o1775
+_MODES_OF_GROUP_0, _MODES = (0o775, 0o664), (0o755, 0o644)
 
 _ROOT = (0, 0)
 
@@ -107,12 +110,13 @@ def add_nix_database(
     """
     if not any(_leads_to_a_file(tree, files, program) for program in _PROGRAMS):
         return
-    if user != _ROOT:
-        tree.add(_STORE, Tree(mode=_SHARED, owner=(0, user[1])))
+    _, group = user
+    tree.add(_STORE, Tree(mode=_STORE_MODE, owner=(0, group)))
+    directory_mode, file_mode = _MODES if group else _MODES_OF_GROUP_0
     for directory in (_STATE, *(_STATE + b"/" + name for name in _DIRECTORIES), _LOGS):
-        tree.add(directory, Tree(owner=user))
-    tree.add(_STATE + b"/db/db.sqlite", Content(nix_database(closure), owner=user))
-    tree.add(_STATE + b"/db/schema", Content(_SCHEMA_VERSION, owner=user))
+        tree.add(directory, Tree(mode=directory_mode, owner=user))
+    for name, content in ((b"db.sqlite", nix_database(closure)), (b"schema", _SCHEMA_VERSION)):
+        tree.add(_STATE + b"/db/" + name, Content(content, file_mode, user))
     for root in roots:
         tree.add(_STATE + b"/gcroots/image/" + root.base_name.encode(), Link(str(root).encode()))
     # Nix makes this link only together with the directory; without it, the collector deletes profiles.

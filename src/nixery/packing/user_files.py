@@ -18,7 +18,7 @@ from itertools import count
 
 from nixery.packing.accounts import Account, Accounts
 from nixery.packing.closure_files import ClosureFiles
-from nixery.packing.root_filesystem import Content, Link, Tree, before_completion
+from nixery.packing.root_filesystem import BASE_DIRECTORIES, Content, Link, Tree, before_completion
 from nixery.packing.system_files import GROUP, PASSWD, login_shell
 
 # The first one that `useradd` gives.
@@ -28,6 +28,9 @@ _ROOT = (0, 0)
 
 # Names that belong to the store, the kernel or the runtime.
 _LEFT_OUT = frozenset({"nix", "dev", "proc", "sys"})
+
+# Base directories that a definition may name: those for data, not those of the system.
+_MAY_BE_THE_USERS = ("home", "mnt", "opt", "run", "srv", "var/")
 
 # Homes in a package's file that nixery makes; by convention, the last two never exist or stay empty.
 _USABLE_HOME = re.compile(r"(/[a-zA-Z0-9_][a-zA-Z0-9_.+-]{0,63}){1,16}", re.ASCII)
@@ -65,7 +68,9 @@ def add_user_files(
     """
     owner, home = _ROOT, None
     if user:
-        found = _find_or_add(tree, Accounts(tree, files), user)
+        accounts = Accounts(tree, files)
+        found = _find_or_add(tree, accounts, user)
+        accounts.save()
         owner, home = (found.number, found.group), found.home
     # Sorted, a directory comes before what it holds.
     for place in sorted({_name(place) for place in (home, working_directory, *volumes) if place}):
@@ -81,6 +86,8 @@ def _name(place: str) -> str:
 def _can_be_given(tree: Tree, place: str) -> bool:
     """Whether nixery makes a directory, or the image has nothing in it that is not the user's."""
     if not place or place.partition("/")[0] in _LEFT_OUT:
+        return False
+    if place.encode() in BASE_DIRECTORIES and not place.startswith(_MAY_BE_THE_USERS):
         return False
     node: Tree | Link | Content | None = tree
     for component in before_completion(place.encode()).split(b"/"):
@@ -131,7 +138,7 @@ def _home(tree: Tree, accounts: Accounts, entry: Account) -> str:
         name = _name(entry.home)
         present = tree.get(before_completion(name.encode()))
         is_own = isinstance(present, Tree) and present.owner[0] == entry.number
-        if is_own or _can_be_given(tree, name):
+        if is_own or (name.encode() not in BASE_DIRECTORIES and _can_be_given(tree, name)):
             return entry.home
     home = f"/home/{entry.name if _PLAIN_NAME.fullmatch(entry.name) else f'user{entry.number}'}"
     accounts.set_home(entry, home)

@@ -540,7 +540,7 @@ class NixSettings(_Group):
     nix_timeout: _Seconds = Field(3600, alias="NIX_TIMEOUT", ge=1, le=_WEEK)
     """Time limit of a builder."""
     longest_evaluation: Annotated[
-        _Seconds | None, Doc(default="`NIX_TIMEOUT` if that is set, otherwise `60`")
+        _Seconds | None, Doc(default="`NIX_TIMEOUT` if that is set, otherwise `60`", unit="seconds")
     ] = Field(None, alias="NIXERY_EVALUATION_TIMEOUT", ge=1, le=_WEEK)
     """Time limit of an evaluation."""
     nix_arguments: Annotated[

@@ -49,6 +49,10 @@ debian
       contents = with debian; [ bash coreutils ];
       config = { User = "web:www"; WorkingDir = "/srv"; Volumes = [ "/data" ]; };
     };
+    declared = {
+      contents = with debian; [ bash coreutils nginx postgresql ];
+      config.User = "postgres";
+    };
     existing = {
       contents = with debian; [ bash coreutils git ];
       config = { User = "nobody"; WorkingDir = "/tmp"; };

@@ -68,6 +68,8 @@ in
 
   # Contents beyond the limits.
   digits = written "digits" "{ printf 'a:x:'; head -c 1000000 /dev/zero | tr '\\0' 9; echo ':1::/:'; } > etc/passwd";
+  numbers = package "numbers" "mkdir -p etc lib/sysusers.d; for i in $(seq 0 999) $(seq 60000 65000); do echo a$i:x:$i:0::/:; done > etc/passwd; echo 'u web -' > lib/sysusers.d/web.conf";
+  comments = package "comments" "mkdir -p lib/sysusers.d; cd lib/sysusers.d; head -c 60000 /dev/zero | tr '\\0' '\\n' > a.conf; for i in $(seq 20); do cp a.conf $i.conf; done";
   largestid = written "largestid" "echo 'a:x:4294967295:1::/:' > etc/passwd";
   largefile = written "largefile" "head -c 2000000 /dev/zero | tr '\\0' x > etc/group";
   lines = written "lines" "yes '' | head -n 100000 > etc/group";

@@ -18,6 +18,7 @@ from nixery.packing.user_files import add_user_files
 _POSTGRES = {
     "sysusers.d/postgresql.conf": (
         "# PostgreSQL\n"
+        "g postgres -\n"
         "g ssl-cert -\n"
         'u postgres - "PostgreSQL administrator" /var/lib/postgresql /bin/bash\n'
         "m postgres ssl-cert\n"
@@ -112,7 +113,7 @@ def test_existing_accounts_and_taken_numbers(store: Path, opened: list[ClosureFi
     assert len({users[name][0] for name in users}) == len(users)
     assert groups["second"][0] != "300"
     assert users["in-group"][:2] == ["33", "5"]
-    assert users["unknown"][:2] == ["34", "0"]
+    assert users["unknown"][:2] == ["34", groups["none"][0]]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_directories_of_every_image_and_of_the_system_are_kept(
 
 
 def test_modes(store: Path, opened: list[ClosureFiles]) -> None:
-    declared = "d /srv/a 7777\nd /srv/b\nd /srv/c :0750 nobody\nd /srv/d 99 - 7\nD! /srv/e 0500 12 34\nf /srv/f 0755\n"
+    declared = "q /var/run/x 0755\nd /srv/a 7777\nd /srv/b\nd /srv/c :0750 nobody\nd /srv/d 99 - 7\nD! /srv/e 0500 12 34\nf /srv/f 0755\n"
     tree, _ = planned(store, opened, package(store, "p", {"tmpfiles.d/p.conf": declared}))
     assert directory(tree, b"srv/a") == ((0, 0), 0o3777)
     assert directory(tree, b"srv/b") == ((0, 0), 0o755)
@@ -174,6 +175,7 @@ def test_modes(store: Path, opened: list[ClosureFiles]) -> None:
     assert directory(tree, b"srv/d") == ((0, 7), 0o755)
     assert directory(tree, b"srv/e") == ((12, 34), 0o555)
     assert tree.get(b"srv/f") is None
+    assert isinstance(tree.get(b"run/x"), Tree)
 
 
 def test_a_definition_may_name_a_declared_user(store: Path, opened: list[ClosureFiles]) -> None:
@@ -209,3 +211,31 @@ def test_files_outside_of_the_image_are_not_read(store: Path, opened: list[Closu
     tree, _ = planned(store, opened, path)
     assert "secret" not in lines(tree, b"etc/passwd")
     assert "text" not in lines(tree, b"etc/passwd")
+
+
+def test_an_account_without_a_free_number_is_refused(store: Path, opened: list[ClosureFiles]) -> None:
+    taken = "".join(f"a{number}:x:{number}:0::/:\n" for number in range(1000))
+    with pytest.raises(UnsafeContents, match="no number is left for the account web"):
+        planned(
+            store,
+            opened,
+            package(store, "p", {"../etc/passwd": taken, "sysusers.d/web.conf": "u web -\n"}),
+        )
+
+
+def test_declarations_of_many_files_are_bounded_together(store: Path, opened: list[ClosureFiles]) -> None:
+    files = {f"sysusers.d/{number}.conf": "#" * 60_000 for number in range(20)}
+    with pytest.raises(UnsafeContents, match=r"more than 1,048,576 bytes in lib/sysusers\.d"):
+        planned(store, opened, package(store, "p", files))
+
+
+def test_the_first_entry_of_a_name_or_a_number_counts(store: Path, opened: list[ClosureFiles]) -> None:
+    contents = {
+        "../etc/group": "one:x:5:\ntwo:x:5:a\none:x:6:\n",
+        "../etc/passwd": "web:x:7:5::/:\n",
+        "sysusers.d/x.conf": "m web one\nm web two\n",
+    }
+    tree, _ = planned(store, opened, package(store, "p", contents))
+    group = tree.get(b"etc/group")
+    assert isinstance(group, Content)
+    assert group.content == b"one:x:5:web\ntwo:x:5:a,web\none:x:6:\n"

@@ -1,6 +1,7 @@
 import functools
 import struct
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -128,6 +129,7 @@ def test_the_loader_is_a_link_if_it_reads_the_systems_cache(write: Write, plan: 
     tree = plan()
     assert tree.get(LOADER) == Link(in_store(DEBIAN, "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"))
     assert libraries(tree) == {b"libc.so.6": in_store(DEBIAN, "lib/x86_64-linux-gnu/libc.so.6")}
+    assert tree.get(b"lib/libc.so.6") == Link(in_store(DEBIAN, "lib/x86_64-linux-gnu/libc.so.6"))
 
 
 def test_a_loader_with_a_cache_in_the_store_is_copied_with_the_systems(write: Write, plan: Plan) -> None:
@@ -204,6 +206,7 @@ def test_the_loader_of_a_package_stays(write: Write, plan: Plan) -> None:
     tree = plan(tree)
     assert tree.get(LOADER) == own
     assert tree.get(CACHE) is None
+    assert tree.get(b"lib/libc.so.6") is None
 
 
 def test_a_requested_c_library_is_taken_and_copied(write: Write, plan: Plan) -> None:
@@ -251,6 +254,7 @@ def test_the_images_own_libraries_win_but_for_the_c_librarys(write: Write, plan:
         b"libstdc++.so.6": b"/lib/libstdc++.so.6",
         b"libtool.so.1": b"/lib/x86_64-linux-gnu/libtool.so.1",
     }
+    assert tree.get(b"lib/libc.so.6") == Link(in_store(TOOL, "lib/libc.so.6"))
 
 
 @pytest.mark.usefixtures("glibc")
@@ -379,3 +383,14 @@ def test_a_loader_has_a_limit(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(foreign_programs, "_LARGEST_LOADER", len(elf()) - 1)
     with pytest.raises(UnsafeContents, match="more than 19 bytes"):
         plan()
+
+
+@pytest.mark.usefixtures("glibc")
+def test_long_names_of_libraries_take_little_memory(write: Write, plan: Plan) -> None:
+    write(TOOL, {f"lib/lib{number}{'x' * 235}.so": elf() for number in range(2000)})
+    tracemalloc.start()
+    try:
+        assert len(libraries(plan())) == 2001
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

@@ -114,9 +114,16 @@ def test_references_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         nix_database(CLOSURE)
 
 
-def test_the_state_belongs_to_the_user_of_the_image(files: ClosureFiles) -> None:
+@pytest.mark.parametrize(
+    ("owner", "modes"),
+    [((1000, 100), {0o755, 0o644}), ((1000, 0), {0o775, 0o664}), ((0, 0), {0o775, 0o664})],
+)
+def test_the_state_belongs_to_the_user_of_the_image(
+    files: ClosureFiles, owner: tuple[int, int], modes: set[int]
+) -> None:
     tree = tree_with(f"{NIX}/bin/nix-store")
-    add_nix_database(tree, files, CLOSURE, [NIX], (1000, 100))
+    add_nix_database(tree, files, CLOSURE, [NIX], owner)
+    found = set()
     state = (
         "nix/var/nix",
         "nix/var/nix/db",
@@ -127,10 +134,12 @@ def test_the_state_belongs_to_the_user_of_the_image(files: ClosureFiles) -> None
     for name in (*state, "nix/var/nix/db/db.sqlite", "nix/var/nix/db/schema", "nix/var/log/nix"):
         node = tree.get(name.encode())
         assert isinstance(node, Tree | Content)
-        assert node.owner == (1000, 100), name
+        assert node.owner == owner, name
+        found.add(node.mode)
+    assert found == modes
     store = tree.get(b"nix/store")
     assert isinstance(store, Tree)
-    assert (store.mode, store.owner) == (0o1775, (0, 100))
+    assert (store.mode, store.owner) == (0o1775, (0, owner[1]))
     above = tree.get(b"nix")
     assert isinstance(above, Tree)
     assert above.owner == (0, 0)

@@ -184,7 +184,7 @@ def test_a_name_that_is_no_file_name_makes_no_home(package: Path, files: Closure
     assert owner(tree, b"home/user7") == (7, 7)
     tree = with_link("etc/passwd")
     add_user_files(tree, files, "short", None, [])
-    assert content(tree, b"etc/passwd").endswith(b"\nshort:x:8:8::/home/short:")
+    assert content(tree, b"etc/passwd").endswith(b"\nshort:x:8:8::/home/short:\n")
 
 
 def test_a_packages_own_passwd_is_read_and_added_to(package: Path, files: ClosureFiles) -> None:
@@ -255,6 +255,20 @@ def test_store_paths_and_generated_files_are_covered_by_name(
 ) -> None:
     add_user_files(tree, files, None, place, [place])
     assert set(tree.children) == {b"etc"}
+
+
+def test_directories_of_the_system_stay_roots(tree: Tree, files: ClosureFiles) -> None:
+    for name in (b"sbin", b"usr/local/bin", b"lib", b"etc", b"srv", b"var/log"):
+        tree.add(name, Tree())
+    line = b"daemon:x:1:1::/usr/sbin:/bin/false\nserver:x:2:2::/srv:/bin/false\n"
+    above = tree.get(b"etc")
+    assert isinstance(above, Tree)
+    above.children[b"passwd"] = Content(line)
+    add_user_files(tree, files, "daemon", "/usr/sbin", ["/usr/local/bin", "/lib", "/srv", "/var/log"])
+    assert owner(tree, b"sbin") == owner(tree, b"usr/local/bin") == owner(tree, b"lib") == (0, 0)
+    assert owner(tree, b"srv") == owner(tree, b"var/log") == owner(tree, b"home/daemon") == (1, 1)
+    add_user_files(tree, files, "server", None, [])
+    assert content(tree, b"etc/passwd").count(b":/home/") == 2
 
 
 def test_existing_nodes_are_kept(tree: Tree, files: ClosureFiles) -> None:

@@ -1,0 +1,36 @@
+"""What single packages need beyond the general rules."""
+
+from pathlib import Path
+
+from building.outputs import Outputs
+from building.packages import adjust
+
+
+def test_node_finds_the_modules_of_all_packages(tmp_path: Path) -> None:
+    library = tmp_path / "lib/x86_64-linux-gnu/libnode.so.108"
+    library.parent.mkdir(parents=True)
+    before = b"\0{\n" + b" " * 17 + b'"node_relative_path": "lib/x86_64-linux-gnu/nodejs:share/nodejs",\n}\0'
+    library.write_bytes(before)
+    adjust("nodejs", Outputs(str(tmp_path), []))
+    after = library.read_bytes()
+    assert len(after) == len(before)
+    assert b' "node_relative_path": "/usr/lib/x86_64-linux-gnu/nodejs:/usr/share/nodejs",\n}\0' in after
+
+
+def test_paths_without_room_stay(tmp_path: Path) -> None:
+    library = tmp_path / "lib/x86_64-linux-gnu/libnode.so.108"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b'"node_relative_path": "share/nodejs"')
+    adjust("nodejs", Outputs(str(tmp_path), []))
+    assert library.read_bytes() == b'"node_relative_path": "share/nodejs"'
+
+
+def test_directories_of_tex_have_a_real_subdirectory_where_packages_are_merged(tmp_path: Path) -> None:
+    tree = tmp_path / "share/texlive/texmf-dist"
+    (tree / "fonts/tfm/public").mkdir(parents=True)
+    (tmp_path / "share/other").mkdir()
+    adjust("texlive-fonts", Outputs(str(tmp_path), []))
+    assert (tree / ".d").is_dir()
+    assert (tree / "fonts/tfm/public/.d").is_dir()
+    assert not (tree / ".d/.d").exists()
+    assert not (tmp_path / "share/other/.d").exists()
