@@ -33,7 +33,7 @@ _TEXT = re.compile(r"[^:%\\]{0,200}")
 _OF_PACKAGES = ("/etc/", "/home/", "/opt/", "/run/", "/srv/", "/var/")
 
 # Numbers of system accounts that Debian and Fedora do not give to single packages.
-_DYNAMIC = range(200, 1000)
+_DYNAMIC = tuple(range(200, 1000))
 
 # Subvolumes of file systems that have them are directories of the others.
 _DIRECTORY_TYPES = frozenset({"d", "D", "q", "Q", "v"})

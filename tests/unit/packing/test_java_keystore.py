@@ -76,6 +76,11 @@ def pem(content: bytes) -> bytes:
         PEM + pem(b"0\x82\x00\x05" + b"x" * 65541),
         b"".join(pem(b"0\x82\x01\x00" + number.to_bytes(256)) for number in range(2001)),
     ],
+    # The certificates differ in each process.
+    ids=[
+        *("empty", "text", "bytes", "unclosed", "not-base64", "no-der", "cut-length", "cut", "longer"),
+        *("empty-der", "too-long", "too-many"),
+    ],
 )
 def test_a_malformed_bundle_gives_no_keystore(bundle: bytes) -> None:
     assert java_keystore(bundle) is None
