@@ -45,7 +45,7 @@ def temporary_files(server: Server) -> list[Path]:
 
 def test_a_healthy_server(start_server: StartServer) -> None:
     server = start_server()
-    assert readiness(server) == (200, {"storage": "ok", "nix": "ok", "source": "ok"})
+    assert readiness(server) == (200, {"server": "ok", "storage": "ok", "nix": "ok", "source": "ok"})
     response = server.client.get("/healthz")
     assert (response.status, response.json()) == (200, {"status": "ok"})
     assert server.client.head("/readyz").status == 200
