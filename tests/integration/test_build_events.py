@@ -25,6 +25,7 @@ from nixery.builds.events import (
 from nixery.image.name import requests_for
 from nixery.settings import Settings
 from nixery.startup import prepare
+from tests.support.server import free_port
 
 
 class Observer:
@@ -46,11 +47,17 @@ async def test_a_cold_build_emits_every_event_and_a_warm_one_only_its_reuse(
 ) -> None:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    given = {"PORT": "1", "NIXERY_STORAGE_BACKEND": "filesystem", "STORAGE_PATH": str(tmp_path)}
+    # As a server: a command evaluates a directory each time.
+    given = {
+        "PORT": str(free_port()),
+        "NIXERY_INDEX": "0",
+        "NIXERY_STORAGE_BACKEND": "filesystem",
+        "STORAGE_PATH": str(tmp_path),
+    }
     chosen = Settings.from_environment({**os.environ, **given})
     cold, warm = Observer(), Observer()
     for observer in (cold, warm):
-        resources = prepare(chosen, serving=False)
+        resources = prepare(chosen)
         async with assemble(chosen, resources, observer=observer) as components:
             await components.images.get(requests_for("diamond", resources.platforms), "latest")
     assert cold.kinds == [Started, Evaluated, Realised, Grouped, LayerPacked, LayersComplete, Stored]
