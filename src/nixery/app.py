@@ -176,8 +176,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     packer = LayerPacker(compression(settings.compression, settings.compression_level))
 
     # Caches of evaluations and images, keyed by everything that may change a result. An expression may refer
-    # to anything, so its results are not cached. Neither does a command cache those of a directory, whose
-    # files may read others beside it (`src = ../app`): its user edits both. Layers are cached for all.
+    # to anything, so its results are not stored. Neither does a command store those of a directory, whose
+    # files may read others beside it (`src = ../app`): its user edits both. Layers are stored for all.
     cached = expression is None and (settings.package_set is None or resources.address is not None)
     program = Fingerprint().of(Path(nixery.__file__).parent)
     evaluation = canonical_json([program, options.identity]).decode()
@@ -190,7 +190,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             settings.created.rule,
         ]
     ).decode()
-    evaluations = EvaluationCache(records, evaluation) if cached else None
+    evaluations = EvaluationCache(records if cached else None, evaluation)
     cache = (
         BuildCache(records, blobs, leases, identity, reproducible=settings.created.is_reproducible)
         if cached

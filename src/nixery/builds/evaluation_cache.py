@@ -32,14 +32,14 @@ class EvaluationCache:
     """Results of evaluations: in memory, and in records that all servers on a storage share.
 
     Args:
-        records: of results.
+        records: of results; ``None`` to keep them in memory only.
         identity: of this program, whose expressions and parsers determine the results.
 
     Attributes:
         counts: of look-ups.
     """
 
-    def __init__(self, records: RecordStore, identity: str) -> None:
+    def __init__(self, records: RecordStore | None, identity: str) -> None:
         self._records = records
         self._identity = identity
         self.counts = CacheCounts()
@@ -55,7 +55,7 @@ class EvaluationCache:
         key = self._key(pin, platform, name)
         found = self._recent.get(key)
         if found is None:
-            content = await self._records.get(EVALUATIONS, key)
+            content = await self._records.get(EVALUATIONS, key) if self._records else None
             found = None if content is None else await asyncio.to_thread(_read, content)
         if found is not None and await asyncio.to_thread(_can_be_realised, found):
             self.counts.hits += 1
@@ -78,7 +78,11 @@ class EvaluationCache:
 
     async def _keep(self, key: str) -> None:
         found = self._recent.get(key)
-        if found is None or any(isinstance(item, UnavailablePackage) for item in found):
+        if (
+            self._records is None
+            or found is None
+            or any(isinstance(item, UnavailablePackage) for item in found)
+        ):
             return
         content = await asyncio.to_thread(EVALUATED.dump_json, found)
         # A result larger than a record may be is evaluated again after a restart.
