@@ -148,20 +148,14 @@ def test_an_evaluation_that_names_outputs_of_another_derivation(start_server: St
     server = start_server(NIXERY_INDEX="0")
     images = {name: server.client.pull(name) for name in NAMES}
     assert server.stop() == 0
-    evaluations = [
-        path
-        for path in records(server)
-        if "evaluations" in path.parts and b'"derivation"' in path.read_bytes()  # packages alone
-    ]
-    derivations = {
-        item["derivation"]["base_name"] for path in evaluations for item in json.loads(path.read_bytes())
-    }
-    assert len(derivations) > 1
-    for path in evaluations:
-        items = json.loads(path.read_bytes())
-        for item in items:
-            other = next(name for name in sorted(derivations) if name != item["derivation"]["base_name"])
-            item.update(is_realised=True, derivation={"base_name": other})
+    evaluations = [path for path in records(server) if "evaluations" in path.parts]
+    found = {path: json.loads(path.read_bytes()) for path in evaluations}
+    packages = [item for items in found.values() for item in items if "derivation" in item]
+    derivations = sorted({package["derivation"]["base_name"] for package in packages})
+    for package in packages:
+        other = next(name for name in derivations if name != package["derivation"]["base_name"])
+        package.update(is_realised=True, derivation={"base_name": other})
+    for path, items in found.items():
         replace(path, json.dumps(items).encode())
     for path in records(server):
         if "images" in path.parts:
