@@ -77,6 +77,9 @@ class Evaluator:
             listed = await self._listed(self._index, request, pin, unknown)
             found.update((name, _expected(request, name, items)) for name, items in listed.items())
         unknown = [name for name in names if found[name] is None]
+        known = [item for name in request.packages for item in found[name] or ()]
+        if unknown == [FACTS] and any(isinstance(item, UnavailablePackage) for item in known):
+            unknown = []  # there will be no image that needs the facts
         if unknown:
             wanted = [name for name in unknown if name in request.packages]
             optional = [name for name in unknown if name not in wanted]
