@@ -30,8 +30,8 @@
 #   make clean             remove what set-up made here (not what it installed from Debian, nor /nix, nor Nix's build users)
 
 PYTHON ?= python3
-# Concurrent test processes.
-JOBS ?= 2
+# Concurrent test processes: more than two processors, since many tests wait for servers and builders.
+JOBS ?= 3
 export PYTHON
 
 BIN := .venv/bin
