@@ -117,7 +117,7 @@ def _run(narrator: Narrator, directory: Path) -> None:
     with narrator.step("hello runs in it"):
         _expect(container.run("hello"), "Hello, world!")
     with narrator.step("bash finds ls and nano in it"):
-        _expect(container.run("bash", "-c", "command -v ls nano"), "/bin/ls", "/bin/nano")
+        _expect(container.run("bash", "-c", "command -v ls nano"), "/usr/bin/ls", "/usr/bin/nano")
 
 
 def _expect(output: str, *lines: str) -> None:
