@@ -312,24 +312,23 @@ def _largest(closure: Closure) -> tuple[tuple[str, int], ...]:
     return tuple((info.path.base_name, info.nar_size) for info in infos[:_MOST_NAMED_PATHS])
 
 
-def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:
-    requested = {
-        InstalledOutput(
-            path, package.name, package.priority, package.requested_name in request.optional_packages
-        )
-        for package in contents.packages
-        for path in package.outputs.values()
-    }
-    expectant = [
-        path
-        for package in contents.packages
-        if package.fhs and package.requested_name not in request.optional_packages
-        for path in package.outputs.values()
-    ]
-    dependencies = closure.reachable(expectant) - {output.path for output in requested}
-    outputs = requested | {
+def _outputs(request: ImageRequest, contents: Contents, closure: Closure) -> set[InstalledOutput]:
+    """The outputs at the image's root: of its packages, and of dependencies that packages expect there."""
+    installed, expectant = set(), []
+    for package in contents.packages:
+        implicit = package.requested_name in request.optional_packages
+        for path in package.outputs.values():
+            installed.add(InstalledOutput(path, package.name, package.priority, implicit))
+            if package.fhs and not implicit:
+                expectant.append(path)
+    dependencies = closure.reachable(expectant) - {output.path for output in installed}
+    return installed | {
         InstalledOutput(path, path.package_name, DEFAULT_PRIORITY, implicit=True) for path in dependencies
     }
+
+
+def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> RootFilesystem:
+    outputs = _outputs(request, contents, closure)
     with ClosureFiles(info.path for info in closure) as files:
         root = plan_root_filesystem(outputs, files)
         add_system_files(root.tree, files, contents.os_release)

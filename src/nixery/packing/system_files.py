@@ -34,7 +34,7 @@ PASSWD, GROUP = b"etc/passwd", b"etc/group"
 
 # Users and groups that the Linux Standard Base requires (root, bin, daemon), that the kernel or a runtime
 # gives to files (65534; tty, the group of terminals), and that programs of other packages name: servers drop
-# privileges to nobody with either name of its group, `useradd` looks for mail and users.
+# privileges to the user nobody and the group nobody or nogroup, and `useradd` reads mail and users.
 _USERS = (
     ("root", 0, "/root", ""),
     ("daemon", 1, "/usr/sbin", "/bin/false"),

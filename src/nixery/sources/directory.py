@@ -211,8 +211,8 @@ async def _is_unchanged(
 ) -> bool:
     """Whether a part of a working tree is as in the last commit.
 
-    To compare a file, git runs the filters of its configuration, and whoever may write to the repository could
-    change that at any moment. So git gets the objects and the index of the repository, and a copy of the harmless
+    To compare a file, git runs the filters that the repository's configuration names. Other users may write to that
+    configuration, also while git runs. So git gets the objects and the index of the repository, and a copy of the harmless
     part of its configuration.
     """
     asked = ("--show-toplevel", "--git-path", "objects", "--git-path", "index", "--git-path", "info")
