@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from building.elf import Dynamic, new_run_path, read_dynamic
 from building.layout import is_left_out, output_path
-from building.links import make_links
+from building.links import link_siblings, make_links
 from building.outputs import Outputs
 from building.roomy_elf import patch_in_place
 from building.text import rewrite_text
@@ -85,6 +85,34 @@ def test_links_stay_inside_or_lead_to_dependencies_or_are_removed(tmp_path: Path
     assert (own / "lib/libz.so").readlink() == library / "lib/libz.so.1"
     assert not (own / "bin/vi").is_symlink()
     assert not (own / "lib/gone").is_symlink()
+
+
+def test_a_link_to_a_file_of_an_indirect_dependency_leads_there(tmp_path: Path) -> None:
+    """`mvn` of Debian's `maven` starts with a library of a package that another one depends on."""
+    own, direct, indirect = (tmp_path / name for name in ("own", "direct", "indirect"))
+    (own / "share/maven").mkdir(parents=True)
+    (direct / "nix-support").mkdir(parents=True)
+    (direct / "nix-support/dependencies").write_text(f"{indirect}\n")
+    (indirect / "share/java").mkdir(parents=True)
+    (indirect / "share/java/launcher.jar").touch()
+    (indirect / "nix-support").mkdir()
+    (indirect / "nix-support/dependencies").write_text(f"{direct}\n")
+    links = Links(declared={"/usr/share/maven/boot/launcher.jar": "../../java/launcher.jar"})
+    make_links(links, Outputs(str(own), [str(direct)]))
+    link = own / "share/maven/boot/launcher.jar"
+    assert link.readlink() == indirect / "share/java/launcher.jar"
+
+
+def test_modules_of_node_have_the_files_that_other_packages_put_beside_them(tmp_path: Path) -> None:
+    """Node follows the link of a program, so it looks beside the program's own file: `uglifyjs`."""
+    own, library = tmp_path / "own", tmp_path / "library"
+    module = "share/nodejs/uglify-js"
+    (own / module / "bin").mkdir(parents=True)
+    (own / module / "bin/uglifyjs").touch(mode=0o755)
+    (library / module / "tools").mkdir(parents=True)
+    (library / module / "tools/tty.js").touch()
+    link_siblings(Outputs(str(own), [str(library)]))
+    assert (own / module / "tools/tty.js").exists()
 
 
 def test_a_run_path_names_only_the_directories_that_are_needed(tmp_path: Path) -> None:

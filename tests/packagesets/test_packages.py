@@ -34,3 +34,9 @@ def test_directories_of_tex_have_a_real_subdirectory_where_packages_are_merged(t
     assert (tree / "fonts/tfm/public/.d").is_dir()
     assert not (tree / ".d/.d").exists()
     assert not (tmp_path / "share/other/.d").exists()
+
+
+def test_dpkg_has_a_database_without_packages(tmp_path: Path) -> None:
+    adjust("dpkg", Outputs(str(tmp_path), []))
+    assert (tmp_path / "var/lib/dpkg/status").read_bytes() == b""
+    assert (tmp_path / "var/lib/dpkg/info").is_dir()

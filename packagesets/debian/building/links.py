@@ -1,4 +1,4 @@
-"""Make the symbolic links of the .debs, within the output where they can be, into dependencies otherwise."""
+"""Make the symbolic links of the .debs, within the output where they can be, into its closure otherwise."""
 
 import os
 import posixpath
@@ -60,10 +60,10 @@ def _link_missing(source: Path, target: Path) -> None:
 
 
 def _private_directories(own: str) -> list[Path]:
-    """The directories `lib/NAME` and `share/NAME` that have a program at their top or in `bin`."""
+    """The directories `lib/NAME`, `share/NAME` and `share/nodejs/NAME` that have a program at their top or in `bin`."""
     return [
         directory
-        for above in ("lib", "share")
+        for above in ("lib", "share", "share/nodejs")
         for directory in sorted(Path(own, above).glob("*"))
         if directory.is_dir()
         and not directory.is_symlink()
@@ -95,7 +95,7 @@ def _make_link(relative: str, target: str, wanted: dict[str, str], outputs: Outp
         for length in {len(parts)} | _linked(parts, wanted)
     ):
         text = posixpath.relpath(aim, posixpath.dirname(relative) or ".")
-    elif found := outputs.find_relative(aim):
+    elif found := outputs.find_relative(aim) or outputs.find_indirect(aim):
         text = found
     elif target.startswith(_OF_THE_SYSTEM):
         text = target

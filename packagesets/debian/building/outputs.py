@@ -1,18 +1,29 @@
 """Find things in the output that is being built and in those of its direct dependencies."""
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from building.layout import output_path
 
+# A file of an output: one line with the path of each output that it uses without naming it.
+DEPENDENCIES = "nix-support/dependencies"
+
+
+def dependencies_of(output: str) -> list[str]:
+    """What `output` wrote down as its dependencies."""
+    record = Path(output, DEPENDENCIES)
+    return record.read_text().split() if record.is_file() else []
+
 
 class Outputs:
     """The output under construction and, in order, the outputs it may refer to.
 
     Only direct dependencies are searched, and after them the Essential packages, which Debian's packages use without
-    declaring it. Closures stay small: an Essential package is in them only if something refers to it.
+    declaring it; `find_indirect` has the others. Closures stay small: an Essential package is in them only if something
+    refers to it.
     """
 
     def __init__(self, own: str, declared: Sequence[str], essential: Sequence[str] = ()) -> None:
@@ -31,6 +42,24 @@ class Outputs:
             if os.path.lexists(candidate := f"{output}/{relative}"):
                 return candidate
         return None
+
+    def find_indirect(self, relative: str) -> str | None:
+        """The absolute place of a `relative` path in the first indirect dependency that has it, nearest ones first."""
+        for output in self._indirect:
+            if os.path.lexists(candidate := f"{output}/{relative}"):
+                return candidate
+        return None
+
+    @cached_property
+    def _indirect(self) -> tuple[str, ...]:
+        found = dict.fromkeys(self.dependencies)
+        waiting = deque(self.dependencies)
+        while waiting:
+            for output in dependencies_of(waiting.popleft()):
+                if output not in found:
+                    found[output] = None
+                    waiting.append(output)
+        return tuple(found)[len(self.dependencies) :]
 
     def find_for_text(self, path: str) -> str | None:
         """The absolute place of Debian's `path`, unless it is a directory of several outputs: no store path is all of it."""

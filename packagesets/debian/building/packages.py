@@ -248,6 +248,15 @@ def _compiler_arguments(outputs: Outputs) -> list[str] | None:
     ]
 
 
+def _dpkg(outputs: Outputs) -> None:
+    """The database of a system without installed packages: programs that ask dpkg get an answer, no error."""
+    database = Path(outputs.own, "var/lib/dpkg")
+    for directory in ("alternatives", "info", "parts", "triggers", "updates"):
+        (database / directory).mkdir(parents=True, exist_ok=True)
+    for file in ("available", "diversions", "statoverride", "status"):
+        (database / file).touch()
+
+
 def _file(outputs: Outputs) -> None:
     magic = outputs.find("/usr/lib/file/magic.mgc")
     if magic is not None:
@@ -338,6 +347,7 @@ _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
     (r"perl-base", _perl),
     (r"vim", _vim),
     (r"bat", _other_name("batcat", "bat")),
+    (r"dpkg", _dpkg),
     (r"file", _file),
     (r"python3", _python),
     (r"php\d+\.\d+-cli", _php),

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from building.outputs import Outputs
+from building.outputs import DEPENDENCIES, Outputs
 
 _SHELL_SHEBANG = re.compile(rb"\A#![ \t]*\S*/(?:env[ \t]+)?(?:ba|da|k|z)?sh\b")
 # The name of a command: at the start of a line or after what may come before a command.
@@ -34,7 +34,7 @@ def record_dependencies(outputs: Outputs) -> None:
         *(output for output in outputs.essential if output in called),
     ]
     if used:
-        record = Path(outputs.own, "nix-support/dependencies")
+        record = Path(outputs.own, DEPENDENCIES)
         record.parent.mkdir(exist_ok=True)
         record.write_text("".join(f"{output}\n" for output in used))
 

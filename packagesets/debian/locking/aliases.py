@@ -166,7 +166,7 @@ EXTRA_DEPENDENCIES = (
 # one can use it; each may use those before it.
 ESSENTIAL = (
     "dash", "bash", "perl-base", "coreutils", "sed", "grep", "mawk", "hostname", "findutils", "diffutils", "debianutils",
-    "gzip", "tar", "ncurses-bin", "util-linux", "bsdutils",
+    "gzip", "tar", "ncurses-bin", "util-linux", "bsdutils", "dpkg",
 )  # fmt: skip
 # Declared for programs that only maintainer scripts call: update-ca-certificates and add-shell.
 NEEDLESS = frozenset({("ca-certificates", "openssl"), ("bash", "debianutils"), ("dash", "debianutils")})
