@@ -46,7 +46,7 @@ def group_into_layers(closure: Closure, popularity: Popularity, budget: int) -> 
         )
         for group in _partition(closure, popularity, budget)
     ]
-    return tuple(sorted(groups, key=lambda group: (-group.rating, _name_first(group.paths[0]))))
+    return tuple(sorted(groups, key=lambda group: (-group.rating, min(map(_name_first, group.paths)))))
 
 
 def count_inputs(closure: Closure) -> dict[StorePath, int]:

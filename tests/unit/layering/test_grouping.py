@@ -170,3 +170,15 @@ def test_long_chains_need_no_stack() -> None:
     length = 5_000
     chain = closure({n: [n + 1] if n < length else [] for n in range(1, length + 1)})
     assert count_inputs(chain)[path(1)] == length
+
+
+def test_new_hashes_do_not_change_the_order_of_layers_of_one_rating() -> None:
+    def layers(hashes: dict[str, int]) -> list[set[str]]:
+        sizes = {"a": 5, "b": 10, "c": 5}
+        closed = Closure(
+            PathInfo(StorePath(f"{hashes[name]:032d}-{name}"), f"sha256:{name}", size, ())
+            for name, size in sizes.items()
+        )
+        return [{path.name for path in group} for group in members(group_into_layers(closed, NONE, 2))]
+
+    assert layers({"a": 1, "b": 2, "c": 3}) == layers({"a": 3, "b": 2, "c": 1})
