@@ -46,6 +46,7 @@ from nixery.nix.packages import DEFAULT_PRIORITY, Contents, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
 from nixery.packing.closure_files import ClosureFiles
+from nixery.packing.companions import copy_programs_beside_their_files
 from nixery.packing.declared_accounts import add_declared_accounts
 from nixery.packing.foreign_programs import add_loader
 from nixery.packing.nix_database import add_nix_database
@@ -331,6 +332,8 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
     outputs = _outputs(request, contents, closure)
     with ClosureFiles(info.path for info in closure) as files:
         root = plan_root_filesystem(outputs, files)
+        if any(package.fhs for package in contents.packages):
+            copy_programs_beside_their_files(root.tree, files)
         add_system_files(root.tree, files, contents.os_release)
         add_declared_accounts(root.tree, files)
         add_loader(root.tree, files, request.platform)

@@ -105,6 +105,18 @@ class ClosureFiles:
         place = self._find(file)
         return place is not None and stat.S_ISDIR(place.mode)
 
+    def program(self, file: bytes) -> bytes | None:
+        """Return the name without symlinks of an executable file; ``None`` if no such file has the name.
+
+        Raises:
+            StorageError: see ``exists``.
+            UnsafeContents: likewise.
+        """
+        place = self._find(file)
+        if place is None or not stat.S_ISREG(place.mode) or not place.mode & stat.S_IXUSR:
+            return None
+        return _STORE + b"/" + place.name
+
     def are_one(self, file: bytes, other: bytes) -> bool:
         """Whether two names lead to the same file or directory of the closure.
 
