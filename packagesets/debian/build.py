@@ -10,7 +10,7 @@ from pathlib import Path
 from building.elf import patch
 from building.errors import BuildError
 from building.installation import install
-from building.links import link_programs, link_siblings, make_links
+from building.links import link_class_paths, link_programs, link_siblings, make_links
 from building.metapackages import fill_metapackage
 from building.modules import lead_scripts, record_modules
 from building.outputs import Outputs
@@ -32,6 +32,7 @@ def build(environment: Mapping[str, str]) -> None:
     install(environment["group"], links, outputs)
     make_links(links, outputs)
     link_siblings(outputs)
+    link_class_paths(outputs)
     for path in _files(outputs.own):
         with path.open("rb") as file:
             is_elf = file.read(4) == b"\x7fELF"
@@ -53,7 +54,7 @@ def _files(root: str) -> Iterator[Path]:
         directories.sort()
         for name in sorted(names):
             path = Path(directory, name)
-            if path.is_file() and not path.is_symlink():
+            if not path.is_symlink() and path.is_file():
                 yield path
 
 

@@ -1,12 +1,13 @@
 """The pure parts of the builder: places, paths in text, alternatives, RUNPATHs."""
 
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
 from building.elf import Dynamic, new_run_path, read_dynamic
 from building.layout import is_left_out, output_path
-from building.links import link_siblings, make_links
+from building.links import link_class_paths, link_siblings, make_links
 from building.outputs import Outputs
 from building.roomy_elf import patch_in_place
 from building.text import rewrite_text
@@ -113,6 +114,40 @@ def test_modules_of_node_have_the_files_that_other_packages_put_beside_them(tmp_
     (library / module / "tools/tty.js").touch()
     link_siblings(Outputs(str(own), [str(library)]))
     assert (own / module / "tools/tty.js").exists()
+
+
+def test_files_that_php_includes_are_beside_the_one_that_includes_them(tmp_path: Path) -> None:
+    """Debian's `composer` includes `Composer/CaBundle` of another package, relative to its own file."""
+    own, library = tmp_path / "own", tmp_path / "library"
+    (own / "share/php/Composer").mkdir(parents=True)
+    (own / "share/php/Composer/autoload.php").touch()
+    (library / "share/php/Composer/CaBundle").mkdir(parents=True)
+    (library / "share/php/Composer/CaBundle/autoload.php").touch()
+    link_siblings(Outputs(str(own), [str(library)]))
+    assert (own / "share/php/Composer/CaBundle/autoload.php").exists()
+
+
+def test_archives_of_a_class_path_are_beside_the_one_that_names_them(tmp_path: Path) -> None:
+    """Java follows the link to `gradle-launcher.jar`, whose manifest names archives of other packages."""
+    own, library = tmp_path / "own", tmp_path / "library"
+    for directory in (own, library):
+        (directory / "share/java").mkdir(parents=True)
+    (library / "share/java/core.jar").touch()
+    (library / "share/java/a-name-that-is-so-long-that-the-line-goes-on.jar").touch()
+    manifest = (
+        "Manifest-Version: 1.0\r\nClass-Path: core.jar a-name-that-is-so-long-that-the-\r\n line-goes-on.jar"
+        " gone.jar ../../../core.jar /usr/share/java/core.jar\r\n"
+    )
+    with zipfile.ZipFile(own / "share/java/launcher.jar", "w") as archive:
+        archive.writestr("META-INF/MANIFEST.MF", manifest)
+    (own / "share/java/broken.jar").write_bytes(b"no archive")
+    link_class_paths(Outputs(str(own), [str(library)]))
+    assert {path.name for path in (own / "share/java").iterdir()} == {
+        "a-name-that-is-so-long-that-the-line-goes-on.jar",
+        "broken.jar",
+        "core.jar",
+        "launcher.jar",
+    }
 
 
 def test_a_run_path_names_only_the_directories_that_are_needed(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from building.shell import TEMPORARY, Command, commands
 from building.unpack import Links
 
 # The names that adduser and the tools of shadow allow; a name cannot break the line that it is written into.
-_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
 _NUMBER = re.compile(r"\d{1,9}")
 _MODE = re.compile(r"[0-7]{3,4}")
 # Text that fits between the quotes and colons of an account's line.
@@ -114,7 +114,7 @@ class Installation:
     def add_units(self) -> None:
         """Declare the directories that systemd makes for the services of the package."""
         for unit in sorted(Path(self._outputs.own, "lib/systemd/system").glob("*.service")):
-            if unit.is_file() and not unit.is_symlink():
+            if not unit.is_symlink() and unit.is_file():
                 self._add_unit(unit.read_text(errors="replace"))
 
     def _add_unit(self, text: str) -> None:

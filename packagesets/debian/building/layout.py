@@ -23,7 +23,7 @@ _MOVED_UP = tuple(
 )
 # Debian's directories of programs whose names `bin` has in an output, to where an image expects them.
 _OTHER_NAMES = (("/usr/sbin/", "sbin"), ("/sbin/", "sbin"), ("/usr/games/", "usr/games"))
-_LEFT_OUT = ("share/lintian/", "share/bug/", "share/doc-base/", "usr/local/")
+_LEFT_OUT = ("share/lintian/overrides/", "share/bug/", "share/doc-base/", "usr/local/")
 _DOCUMENTATION = "share/doc/"
 
 

@@ -2,6 +2,8 @@
 
 import os
 import posixpath
+import re
+import zipfile
 from pathlib import Path
 
 from building.layout import is_left_out, output_path
@@ -42,14 +44,15 @@ def link_siblings(outputs: Outputs) -> None:
     A program outside `bin` looks for its files beside itself (chromium's `icudtl.dat`, maven's `boot`, which other packages
     bring), and its own place is in the store.
     """
-    for directory in _private_directories(outputs.own):
+    # PHP includes files relative to the place of the one that is running.
+    for directory in [*_private_directories(outputs.own), Path(outputs.own, "share/php")]:
         relative = os.path.relpath(directory, outputs.own)
         for dependency in outputs.declared:
             _link_missing(Path(dependency, relative), directory)
 
 
 def _link_missing(source: Path, target: Path) -> None:
-    if not source.is_dir() or target.is_symlink():
+    if not source.is_dir() or not target.is_dir() or target.is_symlink():
         return
     for file in sorted(source.iterdir()):
         link = target / file.name
@@ -57,6 +60,38 @@ def _link_missing(source: Path, target: Path) -> None:
             link.symlink_to(file)
         elif link.is_dir() and file.is_dir():
             _link_missing(file, link)
+
+
+def link_class_paths(outputs: Outputs) -> None:
+    """Link the Java archives that the manifests of this output's archives name: Java looks for them beside the real file."""
+    for archive in sorted(Path(outputs.own, "share/java").glob("*.jar")):
+        if archive.is_symlink():
+            continue
+        for name in _class_path(archive):
+            link = archive.parent / name
+            place = os.path.relpath(os.path.normpath(link), outputs.own)
+            found = place.startswith("share/") and (
+                outputs.find_relative(place) or outputs.find_indirect(place)
+            )
+            if found and not os.path.lexists(link):
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(found)
+
+
+def _class_path(archive: Path) -> list[str]:
+    """The relative names in an archive's class path."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            manifest = opened.read("META-INF/MANIFEST.MF").decode(errors="replace")
+    except (KeyError, zipfile.BadZipFile):
+        return []
+    # A line that begins with a space goes on with the one before.
+    attribute = re.search(r"(?m)^Class-Path: (.*)", re.sub(r"\r?\n ", "", manifest))
+    return (
+        [name for name in attribute[1].split() if not name.startswith("/") and ":" not in name]
+        if attribute
+        else []
+    )
 
 
 def _private_directories(own: str) -> list[Path]:
@@ -73,7 +108,7 @@ def _private_directories(own: str) -> list[Path]:
 
 
 def _is_program(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and bool(path.stat().st_mode & 0o100)
+    return not path.is_symlink() and path.is_file() and bool(path.stat().st_mode & 0o100)
 
 
 def _absolute(place: str, target: str) -> str:

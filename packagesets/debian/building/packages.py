@@ -108,7 +108,7 @@ def _nodejs(outputs: Outputs) -> None:
         return text.rjust(len(found[0])) if len(text) <= len(found[0]) else found[0]
 
     for library in sorted(Path(outputs.own).glob("lib/*/libnode.so.*")):
-        if library.is_file() and not library.is_symlink():
+        if not library.is_symlink() and library.is_file():
             library.write_bytes(_NODE_PATHS.sub(absolute, library.read_bytes()))
 
 
