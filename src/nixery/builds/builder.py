@@ -45,6 +45,7 @@ from nixery.layering.popularity import Popularity
 from nixery.nix.packages import DEFAULT_PRIORITY, Contents, Package
 from nixery.nix.realisation import Nix
 from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
+from nixery.packing.accounts import add_passwords
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.companions import copy_programs_beside_their_files
 from nixery.packing.declared_accounts import add_declared_accounts
@@ -341,6 +342,7 @@ def _plan_root(request: ImageRequest, contents: Contents, closure: Closure) -> R
         if contents.definition is not None:
             defined = contents.definition.execution
             user = add_user_files(root.tree, files, defined.user, defined.working_directory, defined.volumes)
+        add_passwords(root.tree)
         add_nix_database(root.tree, files, closure, contents.store_paths, user)
         complete_below_usr(root.tree)
     return root

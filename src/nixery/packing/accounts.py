@@ -21,6 +21,8 @@ _MOST_LINES = 1 << 16
 # The next number, -1 in 32 bits, means "do not change" to chown(2).
 LARGEST_ID = (1 << 32) - 2
 
+_SHADOW, _ONLY_ROOT = b"etc/shadow", 0o600
+
 # Fields of a line in /etc/passwd, with the position of the home; of one in /etc/group, with that of members.
 _FIELDS = {PASSWD: 7, GROUP: 4}
 _HOME, _MEMBERS = 5, 3
@@ -107,6 +109,17 @@ class Accounts:
             directory = self._tree.get(above)
             if file.changed and isinstance(directory, Tree):
                 directory.children[last] = Content(file.content)
+
+
+def add_passwords(tree: Tree) -> None:
+    """Add ``/etc/shadow``, with no password for any user of a generated ``/etc/passwd``.
+
+    Without it PAM refuses all accounts: ``su postgres`` ends with "Authentication failure", also for root.
+    """
+    users = tree.get(PASSWD)
+    if isinstance(users, Content):
+        names = [line.partition(b":")[0] for line in users.content.splitlines() if b":x:" in line]
+        tree.add(_SHADOW, Content(b"".join(name + b":*:::::::\n" for name in names), _ONLY_ROOT))
 
 
 class _File:
