@@ -111,13 +111,20 @@ class Evaluator:
             await self._cache.keep(pin, request.platform, (*_names(request), FACTS))
 
     async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
-        """Return those packages of a request that are in the cache or the index.
+        """Return those packages of a request that are in the cache or the index, up to the most packages of an image.
 
         Raises:
             StorageError: the storage cannot be read.
         """
-        found = await asyncio.gather(*(self._known(request, pin, name) for name in _names(request)))
-        return [item for items in found for item in items or () if isinstance(item, Package)]
+        names = _names(request)
+        known: list[Package] = []
+        for start in range(0, len(names), _READ_AT_ONCE):
+            some = names[start : start + _READ_AT_ONCE]
+            found = await asyncio.gather(*(self._known(request, pin, name) for name in some))
+            known += (item for items in found for item in items or () if isinstance(item, Package))
+            if len(known) > _MOST_PACKAGES:
+                break  # no build stored an image of so many: another program wrote the records
+        return known[:_MOST_PACKAGES]
 
     async def _known(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
         found = await self._find(request, pin, name)

@@ -239,6 +239,26 @@ async def test_stored_lists_beyond_the_most_packages_of_an_image_are_not_read(
     assert len(read) <= 8
 
 
+@pytest.mark.security
+async def test_a_description_of_an_image_reads_few_planted_lists(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of an image read the records of all its names at once, each of up to 4 MiB."""
+    names = [f"many{number}" for number in range(30)]
+    for name in names:
+        await world.built(name)
+    read: list[str] = []
+    get = world.records.get
+
+    async def counted(kind: str, key: str) -> bytes | None:
+        read.append(key)
+        return await get(kind, key)
+
+    monkeypatch.setattr(world.records, "get", counted)
+    assert len(await world.evaluator().known(parse_image_name("/".join(names)), PIN)) == 5000
+    assert len(read) <= 8
+
+
 async def test_an_evaluation_is_stored_only_after_its_image_is_built(world: World) -> None:
     evaluator = world.evaluator()
     for number in range(5):
