@@ -257,7 +257,9 @@ def test_a_line_of_a_group_is_read_and_written_once(
     monkeypatch.setattr(accounts, "_padded", counted)
     contents = {
         "../etc/group": "one:x:5:a,,b\n",
-        "sysusers.d/x.conf": "".join(f"u u{number}\nm u{number} one\nm u{number} one\n" for number in range(50)),
+        "sysusers.d/x.conf": "".join(
+            f"u u{number}\nm u{number} one\nm u{number} one\n" for number in range(50)
+        ),
     }
     tree, _ = planned(store, opened, package(store, "p", contents))
     group = tree.get(b"etc/group")
