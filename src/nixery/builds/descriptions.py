@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -191,7 +192,8 @@ class ImageDescriptions:
         known = await self._evaluator.known(request, pin)
         digest = str(image.manifest.descriptor.digest)
         shared = await self._shared(digest, layers) if compare else ()
-        packages = _packages(known, annotations.get(PACKAGES, ""))
+        # Off the event loop: package authors wrote the texts.
+        packages = await asyncio.to_thread(_packages, known, annotations.get(PACKAGES, ""))
         platform = str(request.platform)
         return ImageDescription(platform, digest, packages, layers, config.config, annotations, shared)
 
