@@ -223,7 +223,7 @@ class ImageBuilder:
         return image
 
 
-def _documents(  # noqa: PLR0913, PLR0917 -- all that an image consists of
+def _documents(
     request: ImageRequest,
     pin: Pin,
     packages: Sequence[Package],
