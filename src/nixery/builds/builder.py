@@ -165,13 +165,15 @@ class ImageBuilder:
                     retries.relies_on_index = any(package.is_realised for package in packages)
                     observe(Evaluated(packages))
 
-                    async with self._nix.realise(
-                        contents.installables, observe, resume_collector
-                    ) as provided:
+                    # Off the event loop: a package set may have thousands of packages with many outputs.
+                    installables, store_paths = await asyncio.to_thread(
+                        lambda contents: (contents.installables, contents.store_paths), contents
+                    )
+                    async with self._nix.realise(installables, observe, resume_collector) as provided:
                         resume_collector()
                         _require_provided(contents, provided)
 
-                        closure = await self._nix.closure(contents.store_paths)
+                        closure = await self._nix.closure(store_paths)
                         _require_derivers(contents, closure)
                         observe(Realised(len(closure), sum(info.nar_size for info in closure)))
                         self._bounds.require(closure)
