@@ -171,6 +171,17 @@ def test_a_run_path_names_only_the_directories_that_are_needed(tmp_path: Path) -
     ]
 
 
+def test_a_run_path_names_a_directory_of_private_libraries_in_each_package(tmp_path: Path) -> None:
+    """`pulseaudio` has modules in the directory in which `libpulse0` has a library that it needs."""
+    own, library = tmp_path / "own", tmp_path / "library"
+    private = "lib/x86_64-linux-gnu/pulseaudio"
+    for output in (own, library):
+        (output / private).mkdir(parents=True)
+    dynamic = Dynamic(True, ("libpulsecommon-16.1.so",), (f"/usr/{private}",))
+    outputs = Outputs(str(own), [str(library)])
+    assert new_run_path(dynamic, outputs) == [f"{own}/{private}", f"{library}/{private}"]
+
+
 def test_only_dynamic_elf_files_are_read() -> None:
     assert read_dynamic(b"#!/bin/sh\n" * 20) is None
     assert read_dynamic(b"\x7fELF" + b"\x02\x01" + b"\0" * 100) is None
