@@ -39,6 +39,7 @@ FAMILIES = (
     Family("golang-", r"golang-(1\.\d+)-(?:go|src)"),
     Family("openjdk-", r"openjdk-(\d+)-(?:jre|jdk)-headless"),
     Family("postgresql-", r"postgresql-(?:client-)?(\d+)"),
+    Family("rustc", r"rustc|libstd-rust-(?:dev|\d[\d.]*)"),
     Family("vim", r"vim|vim-runtime|vim-common"),
 )
 # The unversioned member belongs to the family of the dependency whose name matches.
