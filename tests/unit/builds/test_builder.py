@@ -19,7 +19,7 @@ from nixery.errors import (
     StorageError,
     StorageFull,
 )
-from nixery.sources.source import Pin
+from nixery.sources.source import Pin, Reference
 
 PIN = Pin("fake:", "one", "one")
 COLLECTED = PathsCollected("/nix/store/x")
@@ -45,6 +45,9 @@ class World:
 
     def resume(self) -> None:
         self.is_paused = False
+
+    async def require_reachable(self, reference: Reference) -> None:
+        raise NotImplementedError(reference)
 
     async def confirm(self, pin: Pin) -> None:
         self.confirmed.append(pin)
