@@ -10,6 +10,7 @@ import socket
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,15 @@ _WIDTH = 8
 _TIMEOUT = 60
 
 _OLDEST_NIX = (2, 8)
+
+# Where Nix's installers, and NixOS, put its programs, besides the user's own profile.
+_NIX_PROFILES = (Path("/nix/var/nix/profiles/default/bin"), Path("/run/current-system/sw/bin"))
+
+_INSTALL = "install Nix 2.8 or newer (Debian: apt-get install nix-bin)"
+_CONFIGURE = (
+    "make sure that this user may build; in a checkout, `make setup` writes a configuration that works to "
+    "var/nix/environment, and `. var/nix/environment` selects it"
+)
 
 # Bytes of free space below which the check fails: many images take more.
 _LOW_SPACE = 1 << 30
@@ -173,7 +183,8 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
         yield Finding("git", right=True, found=git, advice=_SAFER)
     shown.begin("checking the storage")
     storage = _storage(settings)
-    if storage.right:
+    # Without Nix, nothing more is to be said about its builders.
+    if nix.right and storage.right:
         shown.begin("checking what builders can reach")
         yield _sandbox(settings)
     yield storage
@@ -190,22 +201,40 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
 
 
 def _nix(environment: Mapping[str, str]) -> Finding:
-    advice = (
-        "install Nix 2.8 or newer (Debian: apt-get install nix-bin), and make sure that this user may build"
-    )
+    if (missing := _where_nix_is(environment)) is not None:
+        return missing
     try:
         printed = _run(environment, "nix-instantiate", "--version")
         version = re.search(r"(\d+)\.(\d+)\S*", printed)
         if version is None or (int(version[1]), int(version[2])) < _OLDEST_NIX:
-            return Finding("nix", False, f"{printed} is older than 2.8, or not Nix", advice)
+            return Finding("nix", False, f"{printed} is older than 2.8, or not Nix", _INSTALL)
         if _run(environment, "nix-instantiate", "--eval", "--expr", "1 + 1") != "2":
-            return Finding("nix", False, f"Nix {version[0]} does not evaluate", advice)
+            return Finding("nix", False, f"Nix {version[0]} does not evaluate", _CONFIGURE)
     except NixeryError as error:
-        return Finding("nix", False, str(error), advice)
+        return Finding("nix", False, f"Nix is installed, but does not work: {error}", _CONFIGURE)
     return Finding("nix", right=True, found=f"version {version[0]} evaluates")
 
 
+def _where_nix_is(environment: Mapping[str, str]) -> Finding | None:
+    """Return a finding if Nix's programs are not on ``PATH``; its installers write it only to shells' start-up files."""
+    search = environment.get("PATH", os.defpath)
+    if shutil.which("nix-instantiate", path=search) is not None:
+        return None
+    places = [Path(environment.get("HOME", "/")) / ".nix-profile/bin", *_NIX_PROFILES]
+    found = next((place for place in places if (place / "nix-instantiate").exists()), None)
+    if found is None:
+        return Finding("nix", False, "nix-instantiate is not on PATH", _INSTALL)
+    return Finding(
+        "nix",
+        False,
+        f"Nix is installed in {found}, which is not on PATH",
+        f"add it: export PATH=$PATH:{found}",
+    )
+
+
 def _run(environment: Mapping[str, str], *command: str) -> str:
+    from nixery.nix.error_message import last_error
+
     try:
         ended = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment
@@ -213,8 +242,8 @@ def _run(environment: Mapping[str, str], *command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NixeryError(f"cannot run {command[0]}: {error}") from error
     if ended.returncode != 0:
-        last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1].strip()
-        raise NixeryError(f"{command[0]} failed: {last}")
+        reason = last_error(ended.stderr) or f"exit status {ended.returncode}"
+        raise NixeryError(f"{command[0]} failed: {reason}")
     return ended.stdout.strip()
 
 
@@ -235,8 +264,9 @@ def _sandbox(settings: Settings) -> Finding:
                 require_confinement(confinement, settings.host)
     except SettingsError as error:
         return Finding("sandbox", False, str(error), _SAFER)
-    advice = "" if confinement.is_complete else _SAFER
-    return Finding("sandbox", confinement.sandbox != "unknown", confinement.sentence, advice)
+    if confinement.sandbox == "unknown":
+        return Finding("sandbox", False, f"Nix cannot build, so {confinement.sentence}", _CONFIGURE)
+    return Finding("sandbox", True, confinement.sentence, "" if confinement.is_complete else _SAFER)
 
 
 def _storage(settings: Settings) -> Finding:
