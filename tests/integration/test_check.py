@@ -262,3 +262,10 @@ def test_the_error_of_an_installed_nix_is_quoted(nixery: CommandLine, tmp_path: 
     found, advice = nix_finding(nixery, **install_fake_nix(tmp_path / "nix", script))
     assert found == "Nix is installed, but does not work: nix-instantiate failed: out of order"
     assert "install" not in advice
+
+
+def test_findings_are_broken_between_words_on_a_terminal(nixery: CommandLine) -> None:
+    shown = nixery.on_terminal("check", COLUMNS="60").replace("\r\n", "\n")
+    assert "nothing is missing or wrong; a server also\n      needs PORT" in shown
+    # Programs get one line.
+    assert "; a server also needs PORT" in nixery("check").stdout

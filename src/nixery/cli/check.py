@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import textwrap
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from nixery.plain_text import escaped
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from rich.console import Console
+
     from nixery.cli.output import Activity
     from nixery.settings import Settings
 
@@ -29,6 +32,12 @@ _WRONG = 1
 
 # Characters of the longest subject of a finding.
 _WIDTH = 8
+
+# Of lines that follow the first one of a finding: the width of its mark.
+_MARGIN = "      "
+
+# Characters of a terminal that are used even if it claims to have fewer.
+_NARROWEST = 40
 
 # Seconds; a first evaluation may have to read the whole package set.
 _TIMEOUT = 60
@@ -149,8 +158,32 @@ def print_findings(findings: Iterable[Finding], width: int) -> None:
             f"{escaped(finding.what):<{width}}", markup=False, highlight=False, soft_wrap=True, end=" "
         )
         for number, line in enumerate((finding.found, *finding.lines, *filter(None, [finding.advice]))):
-            margin = "      " if number else ""
-            console.print(f"{margin}{escaped(line)}", markup=False, highlight=False, soft_wrap=True)
+            for part in _on_terminal(escaped(line), console, 0 if number else width + 1):
+                console.print(part, markup=False, highlight=False, soft_wrap=True)
+
+
+def _on_terminal(line: str, console: Console, used: int) -> list[str]:
+    """Break a line between words for a terminal, which would break it within a word; programs get one line.
+
+    Args:
+        line: to print.
+        console: where to.
+        used: characters that its subject takes, after the mark; 0 on a line of its own.
+    """
+    margin = "" if used else _MARGIN
+    if not console.is_terminal or line != line.strip() or "  " in line:  # a row of a table
+        return [margin + line]
+    filled = textwrap.wrap(
+        line,
+        max(console.width, _NARROWEST),
+        initial_indent=" " * (used + len(_MARGIN)) if used else _MARGIN,
+        subsequent_indent=_MARGIN,
+        # Paths and names stay whole, to be copied.
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    first, *others = filled or [""]
+    return [margin + first.lstrip(), *others]
 
 
 def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
