@@ -234,7 +234,10 @@ def test_a_pull_survives_a_restart(start_server: StartServer, tmp_path: Path) ->
         text=True,
     ) as client:
         gate.wait()
-        stop_in_time(first)
+        first.terminate()
+        wait_until(lambda: '"stopping"' in first.log, "the server ends its builds")
+        gate.open()
+        assert first.wait(_LIMIT) == 0
         second = start_server(PORT=str(first.client.port))
         printed, said = client.communicate(timeout=60)
     assert client.returncode == 0, said
