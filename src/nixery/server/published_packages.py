@@ -30,8 +30,12 @@ _AT_ONCE, _QUEUE = 1, 64
 # Descriptions of packages that are read at once: each decompresses a part of an index.
 _DESCRIBED_AT_ONCE = 2
 
-# Similar names in the error about an unknown package.
-_NEAR = 3
+# A search for near names: least and greatest length of its text. Longer texts take several times as long for each of
+# maybe 100,000 names, and no user types them.
+_FUZZY, _LONGEST_FUZZY = 3, 64
+
+# Names that are checked at once, and unknown ones among them that get near names: each is a search of all names.
+MOST_CHECKED, _MOST_SUGGESTED = 100, 5
 
 # Characters of a query that are used; no name is longer.
 _LONGEST_QUERY = 255
@@ -109,6 +113,22 @@ def command_of(attribute: Attribute | None) -> Sequence[str]:
     return next((item.command for item in items if isinstance(item, MetaPackageFound)), ())
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedName:
+    """A component of an image name, checked against the names of a package set.
+
+    Attributes:
+        exists: whether the set has it; ``None`` if only a build can tell.
+        reason: why the package is not available; empty if it is, or if that is not known yet.
+        near_names: of one that does not exist.
+    """
+
+    name: str
+    exists: bool | None
+    reason: str = ""
+    near_names: Sequence[str] = ()
+
+
 class PublishedPackages:
     """Searches and describes the packages of a state of the package source, which a request's ``tag`` selects.
 
@@ -138,6 +158,8 @@ class PublishedPackages:
         if limit:
             async with self._slots.slot():
                 found = await asyncio.to_thread(names.search, text, limit)
+                if not found:
+                    found = [package for name in await self._near(tag, text) if (package := names.get(name))]
         return FoundPackages(found, len(names), progress)
 
     async def meta_packages(self, request: Request) -> MetaPackages | None:
@@ -153,6 +175,30 @@ class PublishedPackages:
             return None
         async with self._descriptions.slot():
             return MetaPackages(await self._index.meta_packages(tag), progress)
+
+    async def check(self, tag: str, names: Sequence[str]) -> Sequence[CheckedName]:
+        """Check whether the package set of a tag has some names; of more than ``MOST_CHECKED``, the first ones.
+
+        It lists no package set: a state that is not listed yet has an answer for no name.
+
+        Raises:
+            TooBusy: too many searches are waiting.
+            NixeryError: the tag is invalid or unknown, or the storage cannot be read.
+        """
+        tag, checked, left = _valid(tag), [], _MOST_SUGGESTED
+        for name in names[:MOST_CHECKED]:
+            found = await self._index.look_up(tag, name)
+            near: Sequence[str] = ()
+            if found.exists is False and left:
+                left -= 1
+                async with self._slots.slot():
+                    near = await self._near(tag, name)
+            checked.append(CheckedName(name, found.exists, found.reason, near))
+        return checked
+
+    async def _near(self, tag: str, name: str) -> Sequence[str]:
+        is_searched = _FUZZY <= len(name) <= _LONGEST_FUZZY and name.isprintable()
+        return await self._index.near_names(tag, name.lower()) if is_searched else ()
 
     async def describe(self, request: Request, name: str) -> PackageDetails | None:
         """Describe the package that a component of an image name selects; ``None`` if the set is still being listed.
@@ -170,9 +216,8 @@ class PublishedPackages:
             found = await self._index.attribute(tag, name)
             versions = await self._index.versions(tag, name) if found is not None else ()
         if found is None:
-            names = await self._index.names(tag)
             async with self._slots.slot():
-                near = await asyncio.to_thread(names.similar, name[:_LONGEST_QUERY], _NEAR)
+                near = await self._near(tag, name)
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
         return PackageDetails(package, attribute, versions, progress)
@@ -186,7 +231,10 @@ def is_available(package: FoundPackage, progress: Progress) -> bool | None:
 
 
 def _tag(request: Request) -> str:
-    tag = request.query.get("tag", "latest")
+    return _valid(request.query.get("tag", "latest"))
+
+
+def _valid(tag: str) -> str:
     match parse_reference(tag):
         case Tag(name=name):
             return name

@@ -16,13 +16,14 @@ from nixery.builds.history import BuildHistory
 from nixery.builds.image import Image, ImageIndex
 from nixery.builds.images import Found, Images
 from nixery.builds.index_records import PackageVersion, Progress
-from nixery.builds.package_index import PackageIndex
+from nixery.builds.package_index import NameLookup, PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pinned
 from nixery.closure import StorePath
 from nixery.errors import NixeryError, TagUnknown
 from nixery.image.name import ImageRequest
 from nixery.image.platform import AMD64, ARM64
+from nixery.image.spelling import NearNames
 from nixery.nix.packages import Attribute, Definition, MetaPackageFound, Package
 from nixery.oci.digest import Digest
 from nixery.oci.documents import (
@@ -154,6 +155,16 @@ class FakeIndex:
     async def attribute(self, tag: str, name: str) -> tuple[FoundPackage, Attribute | None] | None:
         found = (await self.names(tag)).get(name)
         return None if found is None else (found, self.attributes.get(name))
+
+    async def look_up(self, tag: str, name: str) -> NameLookup:
+        found = (await self.names(tag)).get(name)
+        if name.startswith("set."):
+            return NameLookup(None)
+        return NameLookup(found is not None, found.reason if found is not None else "")
+
+    async def near_names(self, tag: str, name: str) -> Sequence[str]:
+        names = await self.names(tag)
+        return await asyncio.to_thread(NearNames("", [package.name for package in names]).of, name)
 
     async def meta_packages(self, tag: str) -> Sequence[tuple[str, Attribute | None]]:
         await self.names(tag)
