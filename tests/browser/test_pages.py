@@ -22,11 +22,13 @@ def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, buil
     expect(box).to_have_attribute("aria-expanded", "true")
     expect(options.nth(1)).to_contain_text("alphabet")
     box.press("ArrowDown")
+    box.press("ArrowDown")
     expect(box).to_have_attribute("aria-activedescendant", "suggestion-1")
     box.press("Enter")
     box.press_sequentially("gam")
     expect(options).to_have_count(1)
     shoot(page, "compose")
+    box.press("ArrowDown")
     box.press("Enter")
     page.get_by_label("Platform").select_option("arm64")
     page.get_by_label("with a shell").uncheck()
@@ -59,6 +61,8 @@ def test_completion_finds_programs_and_descriptions(open_page: OpenPage, shoot: 
     expect(options).to_have_count(1)
     expect(options).to_contain_text("delta")
     box.press("Enter")
+    expect(chips).to_have_count(2)
+    box.press("Enter")
     expect(chips).to_have_count(3)
     box.press_sequentially("alphactl")
     expect(options.first).to_contain_text("alphatools")
@@ -72,6 +76,51 @@ def test_completion_finds_programs_and_descriptions(open_page: OpenPage, shoot: 
     shoot(page, "completion")
     options.filter(has_text="alpha++").get_by_text("details").click()
     page.wait_for_url("**/packages/alpha__2b__2b")
+
+
+def test_enter_adds_the_name_that_was_typed_and_marks_an_unknown_one(
+    open_page: OpenPage, server: Server, shoot: Shoot
+) -> None:
+    page = open_page("/")
+    box = page.get_by_role("combobox", name="Packages")
+    options = page.get_by_role("listbox", name="Packages").get_by_role("option")
+    chips = page.get_by_role("list", name="Chosen packages").get_by_role("listitem")
+    box.press_sequentially("alphab")
+    expect(options.first).to_contain_text("alphabet")
+    box.press("Enter")
+    expect(chips).to_have_count(1)
+    expect(chips).to_have_class("unknown")
+    expect(chips).to_contain_text("alphab")
+    notes = page.locator(".notes li")
+    expect(notes).to_contain_text("alphab: no such package. Did you mean")
+    expect(
+        page.get_by_text(f"docker run --rm -it 127.0.0.1:{server.port}/shell/alphab:latest")
+    ).to_be_visible()
+    shoot(page, "unknown")
+    page.get_by_role("button", name="Use alphabet in place of alphab").click()
+    expect(chips).to_have_count(1)
+    expect(chips).to_contain_text("alphabet")
+    expect(chips).not_to_have_class("unknown")
+    box.press_sequentially("alphaunfree")
+    expect(options.first).to_contain_text("alphaunfree")
+    box.press("Enter")
+    expect(chips.nth(1)).to_have_class("unknown")
+    expect(notes).to_contain_text("alphaunfree: not available: unfree")
+
+
+def test_the_page_of_an_image_of_an_unknown_package_offers_near_names(
+    open_page: OpenPage, server: Server, shoot: Shoot
+) -> None:
+    answer = server.client.get("/images/shell/alphab")
+    assert answer.status == 404
+    page = open_page("/")
+    # The browser would report a 404 on its console.
+    page.route("**/images/shell/alphab", lambda route: route.fulfill(body=answer.body, content_type="text/html"))
+    page.goto("/images/shell/alphab")
+    expect(page.get_by_text("The package set has no package alphab.")).to_be_visible()
+    shoot(page, "no-such-package")
+    page.get_by_role("link", name="alphabet").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("shell/alphabet:latest")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -191,6 +240,7 @@ def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
     options = page.get_by_role("listbox", name="Packages").get_by_role("option")
     expect(options).to_have_count(1)
     expect(options).to_contain_text("<img src=x onerror=alert(1)>")
+    box.press("ArrowDown")
     box.press("Enter")
     box.press_sequentially("delta ")
     page.get_by_role("button", name="Build it now").click()

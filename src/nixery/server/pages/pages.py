@@ -15,14 +15,14 @@ from nixery.builds.history import BuildReport, State
 from nixery.errors import InvalidName, NixeryError
 from nixery.image.name import validate_name
 from nixery.image.platform import SUPPORTED, Platform
-from nixery.server.api import describe
+from nixery.server.api import NamedImage, describe
 from nixery.server.clients import host, image_path, is_encrypted
 from nixery.server.errors import errors_body
 from nixery.server.http import AnswerWriter, BytesResponse, Request, Response
 from nixery.server.pages.templating import Templates, duration
 from nixery.server.pages.treemap import MAP, treemap
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.published_packages import PublishedPackages, command_of, contents_of
+from nixery.server.published_packages import CheckedName, PublishedPackages, command_of, contents_of
 
 _ROUTE = re.compile(
     r"/(?:|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|(?P<meta>meta-packages)|packages/(?P<package>[^/]+)"
@@ -173,10 +173,13 @@ class Pages:
 
     async def _image(self, request: Request, image: str) -> Response:
         named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
+        problems = await self._problems(named)
 
         def page() -> Response:
             return self._templates.response(
                 "image.html",
+                404 if any(problem.exists is False for problem, _ in problems) else 200,
+                problems=problems,
                 name=named.name,
                 tag=named.tag,
                 pin=named.pin,
@@ -192,6 +195,20 @@ class Pages:
             )
 
         return await self._writer.write(page)
+
+    async def _problems(self, named: NamedImage) -> Sequence[tuple[CheckedName, Sequence[tuple[str, str]]]]:
+        """Names for which an image that is not stored cannot be built, each with near names and links to their images."""
+        if not named.missing:
+            return ()
+        try:
+            checked = await self._packages.check(named.tag, named.missing[0].requested)
+        except NixeryError:
+            return ()  # the page has answers without it
+        return [
+            (name, [(near, _with_name(named, name.name, near)) for near in name.near_names])
+            for name in checked
+            if name.exists is False or name.reason
+        ]
 
     async def _search(self, request: Request) -> Response:
         found = await self._packages.find(request, _FOUND if request.query.get("q") else 0)
@@ -287,6 +304,12 @@ def _composed(request: Request) -> Response:
     validate_name(name)
     tag = query.get("tag", "").strip() or "latest"
     return BytesResponse(303, b"", {"Location": f"/images/{quote(name)}:{quote(tag, safe='')}"})
+
+
+def _with_name(named: NamedImage, wrong: str, right: str) -> str:
+    """Return the path of the page of an image with another package in place of one."""
+    name = "/".join(right if component == wrong else component for component in named.name.split("/"))
+    return f"/images/{quote(name)}:{quote(named.tag)}"
 
 
 def _pull_lines(request: Request, image: str) -> list[PullLine]:

@@ -107,10 +107,28 @@ async def test_the_page_of_a_stored_image_shows_packages_and_layers(site: Site) 
 
 
 async def test_the_page_of_an_image_that_was_not_built_offers_to_build_it(site: Site) -> None:
-    answer, page = await site.get("/images/htop")
+    answer, page = await site.get("/images/shell/later")
     assert answer.status == 200
     assert "Not built yet" in page
-    assert 'data-name="htop" data-tag="latest"' in page
+    assert 'data-name="shell/later" data-tag="latest"' in page
+
+
+async def test_the_page_of_an_image_of_an_unknown_package_says_so_with_near_names(site: Site) -> None:
+    answer, page = await site.get("/images/shell/gitt/slack:v1")
+    assert answer.status == 404
+    assert "The package set has no package <b>gitt</b>." in page
+    assert '<a href="/images/shell/git/slack:v1">git</a>' in page
+    assert "is not available: unfree" in page
+    assert "Not built yet" not in page
+    assert "docker" not in page
+    assert 'id="build"' not in page
+
+
+async def test_an_image_page_without_answers_about_names_is_a_page(site: Site) -> None:
+    answer, page = await site.get("/images/set.member")
+    assert (answer.status, "Not built yet" in page) == (200, True)
+    answer, page = await site.get("/images/later:v2")  # the fake's list of names fails for this tag
+    assert (answer.status, "Not built yet" in page) == (200, True)
 
 
 async def test_the_page_of_an_image_offers_its_commit(site: Site) -> None:
