@@ -115,7 +115,9 @@ def test_the_page_of_an_image_of_an_unknown_package_offers_near_names(
     assert answer.status == 404
     page = open_page("/")
     # The browser would report a 404 on its console.
-    page.route("**/images/shell/alphab", lambda route: route.fulfill(body=answer.body, content_type="text/html"))
+    page.route(
+        "**/images/shell/alphab", lambda route: route.fulfill(body=answer.body, content_type="text/html")
+    )
     page.goto("/images/shell/alphab")
     expect(page.get_by_text("The package set has no package alphab.")).to_be_visible()
     shoot(page, "no-such-package")

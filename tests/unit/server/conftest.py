@@ -14,6 +14,7 @@ import pytest
 from nixery.builds.descriptions import DescribedLayer, DescribedPackage, ImageDescription
 from nixery.builds.history import BuildHistory
 from nixery.builds.image import Image, ImageIndex
+from nixery.builds.image_closure import ImageClosure
 from nixery.builds.images import Found, Images
 from nixery.builds.index_records import PackageVersion, Progress
 from nixery.builds.package_index import NameLookup, PackageIndex
@@ -75,12 +76,17 @@ class FakeDescriptions:
 
     def __init__(self, *, public: bool = True) -> None:
         self._public = public
+        self.closures: ImageClosure | None = None
 
     async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
         return PIN
 
     def exact_tag(self, pin: Pin) -> str | None:
         return pin.revision
+
+    async def closure(self, image: ImageDescription) -> ImageClosure | None:
+        assert image.digest == "sha256:0"
+        return self.closures
 
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
         assert (pin, compare) == (PIN, self._public)

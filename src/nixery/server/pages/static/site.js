@@ -424,6 +424,17 @@ function follow(page) {
   }, 200);
 }
 
+// A tile of a map leads to a row of a folded table; some browsers do not unfold it themselves.
+function unfold() {
+  const row = /^#layer-\d+-\d+$/.test(location.hash) && document.querySelector(location.hash);
+  if (!row) return;
+  row.closest("details").open = true;
+  row.scrollIntoView({ block: "center" });
+  row.focus({ preventScroll: true });
+}
+
+addEventListener("hashchange", unfold);
+unfold();
 copyButtons();
 if ($("pin")) pinning($("pin"));
 if ($("compose")) compose($("compose"));
