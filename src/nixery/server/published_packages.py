@@ -51,11 +51,13 @@ class FoundPackages:
         packages: the best first.
         total: names in the whole package set.
         progress: of the index of the package set.
+        near_names: of a text that may be a misspelt name, if they were asked for.
     """
 
     packages: Sequence[FoundPackage]
     total: int
     progress: Progress
+    near_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,13 @@ class PublishedPackages:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
         self._descriptions = Slots(_DESCRIBED_AT_ONCE, _QUEUE, busy=TooBusy.PACKAGES)
 
-    async def find(self, request: Request, limit: int) -> FoundPackages | None:
+    async def find(self, request: Request, limit: int, *, suggest: bool = False) -> FoundPackages | None:
         """Search for the text of a request; ``None`` if the package set is still being listed.
+
+        Args:
+            request: with the text and the tag.
+            limit: of the packages.
+            suggest: whether to also find near names of a single word that is no name.
 
         Raises:
             TooBusy: too many searches are waiting.
@@ -155,12 +162,16 @@ class PublishedPackages:
             return None
         text = request.query.get("q", "")[:_LONGEST_QUERY]
         found: Sequence[FoundPackage] = ()
+        near: Sequence[str] = ()
         if limit:
             async with self._slots.slot():
                 found = await asyncio.to_thread(names.search, text, limit)
+                if not found or (suggest and not _is_name(text, found)):
+                    near = await self._near(tag, text.strip())
                 if not found:
-                    found = [package for name in await self._near(tag, text) if (package := names.get(name))]
-        return FoundPackages(found, len(names), progress)
+                    found = [package for name in near if (package := names.get(name))][:limit]
+                    near = ()
+        return FoundPackages(found, len(names), progress, near)
 
     async def meta_packages(self, request: Request) -> MetaPackages | None:
         """Return the meta-packages; ``None`` if the package set is still being listed.
@@ -221,6 +232,12 @@ class PublishedPackages:
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
         return PackageDetails(package, attribute, versions, progress)
+
+
+def _is_name(text: str, found: Sequence[FoundPackage]) -> bool:
+    words = text.lower().split()
+    # The best result is a package of that name, or with a program of that name.
+    return len(words) != 1 or found[0].name == words[0] or words[0] in map(str.lower, found[0].programs)
 
 
 def is_available(package: FoundPackage, progress: Progress) -> bool | None:

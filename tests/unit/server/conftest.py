@@ -77,6 +77,8 @@ class FakeDescriptions:
     def __init__(self, *, public: bool = True) -> None:
         self._public = public
         self.closures: ImageClosure | None = None
+        self.licences: tuple[str, ...] = ("GPL-2.0-only",)
+        self.compared = self.shared = 0
 
     async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
         return PIN
@@ -92,9 +94,11 @@ class FakeDescriptions:
         assert (pin, compare) == (PIN, self._public)
         if "git" not in request.requested or request.platform != AMD64:
             return None
-        package = DescribedPackage("git", "2.47", ("GPL-2.0-only",), "a tool", "git-full")
-        layer = DescribedLayer("sha256:1", 7, ("git",))
-        return ImageDescription("linux/amd64", "sha256:0", (package,), (layer,), {"Cmd": ["sh"]}, {}, ())
+        package = DescribedPackage("git", "2.47", self.licences, "a tool", "git-full")
+        layer = DescribedLayer("sha256:1", 7, ("git",), self.shared)
+        return ImageDescription(
+            "linux/amd64", "sha256:0", (package,), (layer,), {"Cmd": ["sh"]}, {}, (), self.compared
+        )
 
 
 GIT = FoundPackage("git", "git", "2.47", "a tool", ("git",))

@@ -14,6 +14,7 @@ from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDe
 from nixery.builds.history import BuildReport, State
 from nixery.builds.image_closure import ClosurePath, ImageClosure
 from nixery.errors import InvalidName, NixeryError
+from nixery.image.meta_packages import SHELL
 from nixery.image.name import validate_name
 from nixery.image.platform import SUPPORTED, Platform
 from nixery.server.api import NamedImage, describe
@@ -246,7 +247,7 @@ class Pages:
         """Explain why an image has a store path."""
 
         def page() -> Response:
-            for description, closure in zip(named.found, closures, strict=True):
+            for nth, (description, closure) in enumerate(zip(named.found, closures, strict=True), 1):
                 explanation = closure.explain(why) if closure is not None else None
                 if explanation is not None:
                     return self._templates.response(
@@ -254,6 +255,8 @@ class Pages:
                         name=named.name,
                         tag=named.tag,
                         image=description,
+                        nth=nth,
+                        shell=SHELL,
                         found=explanation,
                     )
             return self._error(
@@ -277,7 +280,7 @@ class Pages:
         ]
 
     async def _search(self, request: Request) -> Response:
-        found = await self._packages.find(request, _FOUND if request.query.get("q") else 0)
+        found = await self._packages.find(request, _FOUND if request.query.get("q") else 0, suggest=True)
         if found is None:
             return self._listing_in_progress()
         page = partial(
