@@ -188,7 +188,7 @@ def test_a_page_follows_a_build_to_its_end(open_page: OpenPage, shoot: Shoot) ->
     assert len(re.findall("step 3 of 8", log.inner_text())) == 1
     page.get_by_role("link", name="See what is in it, and pull it").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("slow:latest")
-    expect(page.get_by_role("row", name=re.compile("slow 1.0 MIT"))).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("slow 1.0 288 B MIT"))).to_be_visible()
     page.goto("/")
     expect(page.get_by_role("region", name="Recent builds").get_by_role("link", name="slow")).to_be_visible()
 
@@ -254,23 +254,82 @@ def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
 
 def test_an_image_has_a_map(open_page: OpenPage, built: str, shoot: Shoot) -> None:
     page = open_page(f"/images/{built}")
-    cells = page.get_by_role("list", name="Layers by size").get_by_role("listitem")
-    layers = page.get_by_role("region", name="Layers", exact=True).locator("tbody tr")
-    assert cells.count() == layers.count() > 4
-    first = cells.first
-    expect(first).to_have_attribute("aria-label", re.compile(r"Layer \d+, 60\d kB: alpha-1\.2\.3"))
-    assert first.locator("title").text_content() == first.get_attribute("aria-label")
-    areas = page.evaluate(
-        "[...document.querySelectorAll('.treemap rect')].map(r => r.width.baseVal.value * r.height.baseVal.value)"
+    tiles = page.get_by_role("list", name="Layers by size").get_by_role("listitem")
+    layers = page.locator("#layers-1 tbody tr")
+    assert tiles.count() == layers.count() > 4
+    first = tiles.first.get_by_role("link")
+    expect(first).to_have_attribute(
+        "aria-label", re.compile(r"Layer \d+, 60\d kB, also in 1 other image: alpha-1\.2\.3")
     )
-    assert sum(areas) == pytest.approx(960 * 400, rel=0.05)
+    expect(tiles.nth(1).get_by_role("link")).to_have_attribute(
+        "aria-label", re.compile(r"in this image alone: alphabet-2\.0")
+    )
+    areas = tiles.evaluate_all(
+        "tiles => tiles.map(tile => tile.getBoundingClientRect()).map(r => r.width * r.height)"
+    )
+    whole = page.locator(".treemap.wide").evaluate("map => map.clientWidth * map.clientHeight")
+    assert sum(areas) == pytest.approx(whole, rel=0.05)
     assert areas[0] / areas[1] == pytest.approx(600 / 350, rel=0.05)
-    expect(page.get_by_role("row", name=re.compile("alphabet 2.0 BSD-3-Clause All letters"))).to_be_visible()
+    headings = page.get_by_role("heading", level=3).all_inner_texts()
+    assert headings[-4:] == ["Packages", "Config", "Largest store paths", "Layers, by compressed size"]
+    expect(
+        page.get_by_role("row", name=re.compile("alphabet 2.0 350 kB BSD-3-Clause All letters"))
+    ).to_be_visible()
     expect(page.get_by_role("link", name="alpha/beta/gamma")).to_be_visible()
     shoot(page, "image")
-    page.get_by_role("heading", name="Layers by size").evaluate("h => h.scrollIntoView()")
+    page.get_by_role("heading", name="Layers, by compressed size").evaluate("h => h.scrollIntoView()")
     shoot(page, "image-layers")
     shoot(open_page(f"/images/{built}", dark=True), "image-dark")
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["without a script", "with a script"])
+def test_a_tile_leads_to_its_layer_and_to_why_a_path_is_here(
+    open_page: OpenPage,
+    built: str,
+    shoot: Shoot,
+    script: bool,  # noqa: FBT001
+) -> None:
+    page = open_page(f"/images/{built}", script=script)
+    row = page.locator("#layers-1 tbody tr").first
+    expect(row).to_be_hidden()
+    tile = page.get_by_role("list", name="Layers by size").get_by_role("link").first
+    tile.focus()
+    tile.press("Enter")
+    expect(row).to_be_in_viewport()
+    shoot(page, "image-layer")
+    row.get_by_role("link", name="alpha-1.2.3").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Why is alpha-1.2.3 here?")
+    expect(page.get_by_role("heading", name="One package needs it")).to_be_visible()
+    expect(page.get_by_role("heading", name="alpha 1.2.3 you asked for it")).to_be_visible()
+    shoot(page, "why")
+    page.get_by_role("link", name=re.compile("layer")).click()
+    expect(row).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_labels_of_a_map_fit_their_tiles(
+    open_page: OpenPage,
+    built: str,
+    shoot: Shoot,
+    width: int,
+    dark: bool,  # noqa: FBT001
+) -> None:
+    page = open_page(f"/images/{built}", width=width, dark=dark)
+    tiles = page.get_by_role("list", name="Layers by size")
+    expect(tiles).to_have_count(1)
+    told = tiles.evaluate(
+        """map => [...map.querySelectorAll("span")].filter(span => span.clientWidth).map(span => {
+            const tile = span.closest("a").getBoundingClientRect(), own = span.getBoundingClientRect();
+            return [span.textContent, getComputedStyle(span).fontSize, own.right <= tile.right && own.bottom <= tile.bottom];
+        })"""
+    )
+    assert len(told) >= 4
+    assert all(fits for _, _, fits in told), told
+    assert {float(size.removesuffix("px")) >= 12 for _, size, _ in told} == {True}
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("heading", name="Packages").evaluate("h => h.scrollIntoView()")
+    shoot(page, f"image-{width}{'-dark' if dark else ''}")
 
 
 def test_the_pages_work_without_scripts(open_page: OpenPage, built: str) -> None:

@@ -95,9 +95,12 @@ class FakeDescriptions:
         if "git" not in request.requested or request.platform != AMD64:
             return None
         package = DescribedPackage("git", "2.47", self.licences, "a tool", "git-full")
-        layer = DescribedLayer("sha256:1", 7, ("git",), self.shared)
+        layers = (
+            DescribedLayer("sha256:1", 7, ("git",), self.shared),
+            DescribedLayer("sha256:2", 1, ("git",)),
+        )
         return ImageDescription(
-            "linux/amd64", "sha256:0", (package,), (layer,), {"Cmd": ["sh"]}, {}, (), self.compared
+            "linux/amd64", "sha256:0", (package,), layers, {"Cmd": ["sh"]}, {}, (), self.compared
         )
 
 

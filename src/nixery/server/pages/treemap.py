@@ -26,6 +26,9 @@ class Rectangle:
         return self.width * self.height
 
 
+# The label of the layer with the root file system.
+ROOT = "/bin, /etc"
+
 # In the pixels that a map has about on a wide and on a narrow screen. The page stretches it, so that texts keep their
 # size and tiles their shares.
 WIDE, NARROW = Rectangle(0, 0, 950, 400), Rectangle(0, 0, 320, 440)
@@ -61,7 +64,12 @@ def treemap(image: ImageDescription, whole: Rectangle, names: Mapping[int, str])
         return []
     areas = squarified([layer.size for layer, _ in numbered], whole)
     return [
-        Tile(_in_percent(area, whole), layer, number, _label(layer, names.get(number)))
+        Tile(
+            _in_percent(area, whole),
+            layer,
+            number,
+            _label(layer, number == len(image.layers), names.get(number)),
+        )
         for area, (layer, number) in zip(areas, numbered, strict=True)
     ]
 
@@ -115,9 +123,10 @@ def _worst(row: Sequence[float], side: float) -> float:
     return max(side**2 * max(row) / total**2, total**2 / (side**2 * min(row)))
 
 
-def _label(layer: DescribedLayer, largest: str | None) -> str:
-    if not layer.packages:
-        return "root"
+def _label(layer: DescribedLayer, is_last: bool, largest: str | None) -> str:  # noqa: FBT001 -- of this module
+    # The last layer has the root file system: links to the store paths of the others.
+    if is_last or not layer.packages:
+        return ROOT
     more = len(layer.packages) - 1
     name = largest or layer.packages[0]
     return f"{name} +{more}" if more else name
