@@ -45,7 +45,14 @@ from nixery.layering.grouping import group_into_layers
 from nixery.layering.popularity import Popularity
 from nixery.nix.packages import DEFAULT_PRIORITY, Contents, Package
 from nixery.nix.realisation import Nix
-from nixery.oci.documents import ExecutionParameters, Layer, docker_manifest, image_config, image_manifest
+from nixery.oci.documents import (
+    Document,
+    ExecutionParameters,
+    Layer,
+    docker_manifest,
+    image_config,
+    image_manifest,
+)
 from nixery.packing.accounts import add_passwords
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.companions import copy_programs_beside_their_files
@@ -161,13 +168,15 @@ class ImageBuilder:
                     retries.relies_on_index = any(package.is_realised for package in packages)
                     observe(Evaluated(packages))
 
-                    async with self._nix.realise(
-                        contents.installables, observe, resume_collector
-                    ) as provided:
+                    # Off the event loop: a package set may have thousands of packages with many outputs.
+                    installables, store_paths = await asyncio.to_thread(
+                        lambda contents: (contents.installables, contents.store_paths), contents
+                    )
+                    async with self._nix.realise(installables, observe, resume_collector) as provided:
                         resume_collector()
                         _require_provided(contents, provided)
 
-                        closure = await self._nix.closure(contents.store_paths)
+                        closure = await self._nix.closure(store_paths)
                         _require_derivers(contents, closure)
                         observe(Realised(len(closure), sum(info.nar_size for info in closure)))
                         self._bounds.require(closure)
@@ -206,16 +215,11 @@ class ImageBuilder:
         execution: ExecutionParameters,
         layers: Sequence[Layer],
     ) -> Image:
-        annotations = image_annotations(request, packages, pin)
-        # A definition's own labels take precedence.
-        labelled = replace(execution, labels={**annotations, **readable_labels(execution.labels)})
         created = self._creation_date.of(pin, self._clock())
-        config = image_config(request.platform.architecture, labelled, layers, created)
-        if len(config.content) > _LARGEST_CONFIG:
-            raise AnswerTooLarge(
-                "the config of the image, whose history names each store path,", _LARGEST_CONFIG
-            )
-        image = Image(image_manifest(config, layers, annotations), docker_manifest(config, layers))
+        # Off the event loop: package authors wrote most of it.
+        config, image = await asyncio.to_thread(
+            _documents, request, pin, packages, execution, layers, created
+        )
         # The manifests last: the image of a stored manifest is complete.
         await self._blobs.put(config.descriptor.digest, config.content)
         await asyncio.gather(*(self._blobs.put(m.descriptor.digest, m.content) for m in image.manifests))
@@ -224,6 +228,28 @@ class ImageBuilder:
         if not await are_there(self._blobs, image.parts):
             raise _BlobsLostError
         return image
+
+
+def _documents(
+    request: ImageRequest,
+    pin: Pin,
+    packages: Sequence[Package],
+    execution: ExecutionParameters,
+    layers: Sequence[Layer],
+    created: int | None,
+) -> tuple[Document, Image]:
+    """Write the config and the manifests of an image.
+
+    Raises:
+        AnswerTooLarge: clients would not accept the config.
+    """
+    annotations = image_annotations(request, packages, pin)
+    # A definition's own labels take precedence.
+    labelled = replace(execution, labels={**annotations, **readable_labels(execution.labels)})
+    config = image_config(request.platform.architecture, labelled, layers, created)
+    if len(config.content) > _LARGEST_CONFIG:
+        raise AnswerTooLarge("the config of the image, whose history names each store path,", _LARGEST_CONFIG)
+    return config, Image(image_manifest(config, layers, annotations), docker_manifest(config, layers))
 
 
 class _Retries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -207,7 +208,8 @@ class ImageDescriptions:
         compared, shared = 0, tuple[Shared, ...]()
         if compare:
             layers, compared, shared = await self._compared(digest, layers)
-        packages = _packages(known, annotations.get(PACKAGES, ""))
+        # Off the event loop: package authors wrote the texts.
+        packages = await asyncio.to_thread(_packages, known, annotations.get(PACKAGES, ""))
         platform = str(request.platform)
         return ImageDescription(
             platform, digest, packages, layers, config.config, annotations, shared, compared

@@ -8,17 +8,19 @@ from dataclasses import replace
 
 from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.package_index import PackageIndex
-from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
+from nixery.errors import AnswerTooLarge, InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.meta_packages import FACTS, SHELL
 from nixery.image.name import ImageRequest
 from nixery.image.platform import Platform
 from nixery.nix.packages import Contents, Definition, EvaluatedItem, Facts, MetaPackageFound, Package
+from nixery.nix.processes import ARGUMENTS
 from nixery.nix.realisation import Nix
 from nixery.sources.source import PackageSource, Pin
 
 # Packages of an image, including those of lists and definitions. Their outputs have to fit into the arguments
-# of one command.
+# of one command: of the shortest ones, as many as below do.
 _MOST_PACKAGES = 5000
+_MOST_OUTPUTS = ARGUMENTS // 50
 
 # Records of evaluations that one request reads at once: each may hold thousands of packages, in 4 MiB of JSON.
 _READ_AT_ONCE = 8
@@ -67,6 +69,7 @@ class Evaluator:
         Raises:
             PackagesUnavailable: with every unavailable package.
             InvalidName: it asks for two image definitions, or for too many packages.
+            AnswerTooLarge: its packages have too many outputs.
             PackageSetChanged: that state of the package set no longer exists.
             BuildError: Nix cannot evaluate.
         """
@@ -111,13 +114,20 @@ class Evaluator:
             await self._cache.keep(pin, request.platform, (*_names(request), FACTS))
 
     async def known(self, request: ImageRequest, pin: Pin) -> Sequence[Package]:
-        """Return those packages of a request that are in the cache or the index.
+        """Return those packages of a request that are in the cache or the index, up to the most packages of an image.
 
         Raises:
             StorageError: the storage cannot be read.
         """
-        found = await asyncio.gather(*(self._known(request, pin, name) for name in _names(request)))
-        return [item for items in found for item in items or () if isinstance(item, Package)]
+        names = _names(request)
+        known: list[Package] = []
+        for start in range(0, len(names), _READ_AT_ONCE):
+            some = names[start : start + _READ_AT_ONCE]
+            found = await asyncio.gather(*(self._known(request, pin, name) for name in some))
+            known += (item for items in found for item in items or () if isinstance(item, Package))
+            if len(known) > _MOST_PACKAGES:
+                break  # no build stored an image of so many: another program wrote the records
+        return known[:_MOST_PACKAGES]
 
     async def _known(self, request: ImageRequest, pin: Pin, name: str) -> Sequence[EvaluatedItem] | None:
         found = await self._find(request, pin, name)
@@ -198,6 +208,9 @@ def _contents(request: ImageRequest, items: Sequence[EvaluatedItem]) -> Contents
     facts = next((item.os_release for item in items if isinstance(item, Facts)), {})
     if len(packages) > _MOST_PACKAGES:
         raise _too_many(request, str(len(packages)))
+    if sum(len(package.outputs) for package in packages) > _MOST_OUTPUTS:
+        # Before they are sorted: an evaluation may return a hundred thousand.
+        raise AnswerTooLarge("the list of what Nix has to provide for the image", ARGUMENTS)
     return Contents(packages, definitions[0] if definitions else None, commands[0] if commands else (), facts)
 
 

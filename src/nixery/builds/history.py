@@ -28,7 +28,7 @@ from nixery.builds.events import (
     Stored,
     stage_begun_by,
 )
-from nixery.errors import StorageError, TooBusy
+from nixery.errors import LONGEST_MESSAGE, StorageError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.storage.records import BUILDS, KINDS, RecordStore
@@ -55,6 +55,11 @@ Time = Annotated[float, Field(ge=0, le=253402300799, allow_inf_nan=False)]
 # Numbers that a page can show; likewise.
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
+# Texts that a list of builds shows, likewise: a name, a state of the source, an error, and derivations of builders.
+_Name = Annotated[str, Field(max_length=4096)]
+_Error = Annotated[str, Field(max_length=LONGEST_MESSAGE + 1)]
+_Names = Annotated[list[_Name], Field(max_length=1000)]
+
 _log = structlog.get_logger("nixery.build")
 
 
@@ -71,7 +76,7 @@ class State(StrEnum):
 class StageReport(BaseModel):
     """A stage of a build; times are in seconds since the epoch."""
 
-    name: str
+    name: _Name
     started: Time
     ended: Time | None = None
 
@@ -113,22 +118,22 @@ class BuildReport(BaseModel):
     """
 
     id: str
-    name: str
-    platform: str
-    revision: str
+    name: _Name
+    platform: _Name
+    revision: _Name
     created: Time
-    request_id: str | None = None
+    request_id: _Name | None = None
     number: Count = 0
     state: State = State.WAITING
     ended: Time | None = None
     position: Count | None = None
-    stages: list[StageReport] = []
+    stages: Annotated[list[StageReport], Field(max_length=1000)] = []
     packages: Count | None = None
     paths: Count | None = None
     size: Count | None = None
     fetched: Count = 0
     to_fetch: Count = 0
-    building: list[str] = []
+    building: _Names = []
     built: Count = 0
     layers: Count | None = None
     packed: Count = 0
@@ -137,8 +142,8 @@ class BuildReport(BaseModel):
     reused_bytes: Count = 0
     log: Annotated[list[Line], Field(repr=False)] = []
     dropped: Count = 0
-    manifest: str | None = None
-    error: str | None = None
+    manifest: _Name | None = None
+    error: _Error | None = None
 
     @classmethod
     def of(cls, build: Build, now: float) -> BuildReport:

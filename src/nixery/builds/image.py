@@ -195,9 +195,12 @@ def _version(request: ImageRequest, packages: Sequence[Package]) -> str | None:
 
 
 def _licences(packages: Sequence[Package]) -> str:
-    """An SPDX expression. All licences apply, since the image contains all of the packages."""
+    """An SPDX expression; empty if it would be too long. All licences apply, since the image has all of the packages."""
+    licences = {licence for package in packages for licence in package.licences}
+    if sum(map(len, licences)) > _LONGEST:
+        return ""  # before any is searched: authors may have written 80 MB, which takes seconds
     identifiers = set()
-    for licence in {licence for package in packages for licence in package.licences}:
+    for licence in licences:
         plain = _NO_IDENTIFIER.sub("-", licence).strip("-")
         identifiers.add(licence if licence and plain == licence else f"LicenseRef-{plain or 'unknown'}")
     return " AND ".join(sorted(identifiers))

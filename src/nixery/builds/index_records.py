@@ -52,6 +52,10 @@ _LARGEST_HEADER, _LARGEST_ROWS, _LARGEST_LINE = 16 * 1024 * 1024, 48 * 1024 * 10
 # Bytes of memory for the distinct versions of a state; those of nixpkgs take 2 MB. Others are unknown.
 _MOST_VERSIONS = 8 * 1024 * 1024
 
+# Meta-packages and facts of an index: 64 of the set's own, as ``packages.nix`` bounds them, and those of every set. One
+# request reads all of them.
+_MOST_RESERVED = 100
+
 # Characters of all names of a path; clients can request 255.
 _LONGEST_PATH = 2048
 
@@ -78,6 +82,12 @@ def _bounded(path: AttributePath) -> AttributePath:
     if sum(map(len, path)) + len(path) > _LONGEST_PATH:
         raise ValueError(f"an attribute path of more than {_LONGEST_PATH} characters")
     return path
+
+
+def _with_few_reserved(rounds: list[Names]) -> list[Names]:
+    if sum(len(names) for round_ in rounds for path, names in round_ if path == (RESERVED,)) > _MOST_RESERVED:
+        raise ValueError(f"an index with more than {_MOST_RESERVED} meta-packages")
+    return rounds
 
 
 # Values of records, as ``packages.nix`` bounds them. The paths of all attributes repeat that of their set, and pages
@@ -123,7 +133,7 @@ class Header(BaseModel):
     source: Annotated[str, Field(max_length=128 * 1024)]
     revision: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
     created: Annotated[int, Field(ge=EARLIEST, le=LATEST)] | None
-    rounds: list[list[tuple[_Path, list[_Name]]]]
+    rounds: Annotated[list[list[tuple[_Path, list[_Name]]]], AfterValidator(_with_few_reserved)]
     is_complete: bool = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from nixery.errors import UnsafeContents
@@ -94,9 +94,7 @@ class Accounts:
 
     def add_member(self, group: Account, name: str) -> None:
         """Add a user to a group."""
-        members = [member for member in _padded(group.line, GROUP)[_MEMBERS].split(",") if member]
-        if name not in members:
-            self._files[GROUP].replace(group, _MEMBERS, ",".join([*members, name]))
+        self._files[GROUP].add_member(group, name)
 
     def set_home(self, user: Account, home: str) -> None:
         """Replace the home of a user."""
@@ -122,6 +120,15 @@ def add_passwords(tree: Tree) -> None:
         tree.add(_SHADOW, Content(b"".join(name + b":*:::::::\n" for name in names), _ONLY_ROOT))
 
 
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The members of a group: those of its line, and those that were added to it."""
+
+    of_line: Sequence[str]
+    known: set[str]
+    added: list[str]
+
+
 class _File:
     """The lines of a file, and its entries by name and number: an image may have tens of thousands."""
 
@@ -133,13 +140,24 @@ class _File:
             raise UnsafeContents(origin, f"it has more than {_MOST_LINES:,} lines")
         self._by_name: dict[str, Account] = {}
         self.by_number: dict[int, Account] = {}
+        # By the position of the group's line. Each line is split and written once: a package's may have a megabyte, and
+        # other packages may add thousands of members to it.
+        self._members: dict[int, _Members] = {}
         self.changed = False
         for position, line in enumerate(self._lines):
             self._add(line.decode(errors="replace"), position)
 
     @property
     def content(self) -> bytes:
-        return b"".join(line + b"\n" for line in self._lines)
+        return b"".join(self._line(position) + b"\n" for position in range(len(self._lines)))
+
+    def _line(self, position: int) -> bytes:
+        line, members = self._lines[position], self._members.get(position)
+        if members is None or not members.added:
+            return line
+        fields = _padded(line.decode(errors="replace"), self._name)
+        fields[_MEMBERS] = ",".join([*members.of_line, *members.added])
+        return ":".join(fields).encode()
 
     def find(self, name: str) -> Account | None:
         found = [self._by_name.get(name)]
@@ -164,6 +182,16 @@ class _File:
         if self.by_number[entry.number] == entry:
             self.by_number[entry.number] = changed
         self.changed = True
+
+    def add_member(self, group: Account, name: str) -> None:
+        members = self._members.get(group.position)
+        if members is None:
+            of_line = [member for member in _padded(group.line, self._name)[_MEMBERS].split(",") if member]
+            members = self._members[group.position] = _Members(of_line, set(of_line), [])
+        if name not in members.known:
+            members.known.add(name)
+            members.added.append(name)
+            self.changed = True
 
     def _add(self, line: str, position: int) -> None:
         if match := _LINE.match(line):

@@ -34,6 +34,8 @@ def copy_programs_beside_their_files(tree: Tree, files: ClosureFiles) -> None:
         UnsafeContents: its symlinks take more look-ups than an image may need.
     """
     places: dict[bytes, bytes] = {}
+    # Thousands of names may lead to one program.
+    too_large: set[bytes] = set()
     room = _MOST_BYTES
     for name, directory in _shared_directories(tree):
         for base_name, node in sorted(directory.children.items()):
@@ -41,10 +43,11 @@ def copy_programs_beside_their_files(tree: Tree, files: ClosureFiles) -> None:
             if not isinstance(node, Link) or b".so" in base_name:
                 continue
             program = files.program(node.target)
-            if program is None:
+            if program is None or program in too_large:
                 continue
             content = files.read_beginning(program, min(_LARGEST_PROGRAM, room) + 1) or b""
             if len(content) > min(_LARGEST_PROGRAM, room):
+                too_large.add(program)
                 continue
             room -= len(content)
             directory.children[base_name] = Content(content, _MODE)

@@ -53,8 +53,8 @@ _MOST_READ = KINDS[TAGS_IN_ORDER].most
 # Records that are read or moved at the same time: in a bucket, each takes a round trip.
 _CONCURRENT = 16
 
-# Descriptors in a list of referrers, at most.
-_REFERRERS = 1000
+# Descriptors in a list of referrers, and bytes of their records, at most: clients accept no larger index.
+_REFERRERS, _MOST_REFERRER_BYTES = 1000, 4 * 1024 * 1024
 
 _log = structlog.get_logger("nixery.storage")
 
@@ -210,7 +210,10 @@ class Catalogue:
         return None, read
 
     async def referrers(self, subject: Digest) -> list[dict[str, Any]]:
-        """Return the descriptors of the manifests attached to another one, in the order of their digests; the first 1000."""
+        """Return the descriptors of the manifests attached to another one, in the order of their digests.
+
+        At most the first 1000, and the first 4 MiB.
+        """
         keys: list[str] = []
         async with aclosing(self._records.scan(REFERRERS, subject.hex)) as listing:
             async for listed in listing:
@@ -218,8 +221,13 @@ class Catalogue:
                 if len(keys) == _REFERRERS:
                     break
         found = []
+        left = _MOST_REFERRER_BYTES
         for key in keys:
-            record = decode(_read_referrer, await self._records.get(REFERRERS, key))
+            content = await self._records.get(REFERRERS, key)
+            left -= len(content or b"")
+            if left < 0:
+                break
+            record = decode(_read_referrer, content)
             if record is not None and record.digest == f"sha256:{key.removeprefix(subject.hex)}":
                 found.append(record.model_dump(by_alias=True, exclude_unset=True))
         return found

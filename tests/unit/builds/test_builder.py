@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from nixery.builds.builder import _BlobsLostError, _Retries
+from nixery.builds.builder import ImageBounds, ImageBuilder, _BlobsLostError, _Retries
+from nixery.builds.creation_date import CreationDate
 from nixery.errors import (
     BuildError,
     BuildFailed,
@@ -19,6 +22,9 @@ from nixery.errors import (
     StorageError,
     StorageFull,
 )
+from nixery.image.name import parse_image_name
+from nixery.layering.popularity import Popularity
+from nixery.oci.documents import ExecutionParameters
 from nixery.sources.source import Pin
 
 PIN = Pin("fake:", "one", "one")
@@ -120,3 +126,23 @@ async def test_an_error_of_the_storage_says_nothing_about_the_pin(world: World) 
     with pytest.raises(StorageFull):
         await world.build([StorageFull("full")])
     assert world.confirmed == []
+
+
+@pytest.mark.security
+async def test_documents_of_an_image_are_written_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their texts are of package authors, who may write megabytes."""
+    threads: list[threading.Thread] = []
+
+    def annotations(*_: object) -> dict[str, str]:
+        threads.append(threading.current_thread())
+        raise StorageFull
+
+    monkeypatch.setattr("nixery.builds.builder.image_annotations", annotations)
+    nothing: Any = None
+    builder = ImageBuilder(
+        nothing, nothing, nothing, nothing, nothing, Popularity(), ImageBounds(10), CreationDate()
+    )
+    with pytest.raises(StorageFull):
+        await builder._store(parse_image_name("git"), PIN, (), ExecutionParameters(), ())
+    assert threads
+    assert threading.current_thread() not in threads

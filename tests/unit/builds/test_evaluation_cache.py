@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ import pytest
 from nixery.builds.evaluation_cache import EVALUATED, EvaluationCache
 from nixery.builds.evaluator import Evaluator
 from nixery.closure import StorePath
-from nixery.errors import InvalidName, PackagesUnavailable, Reason, UnavailablePackage
+from nixery.errors import AnswerTooLarge, InvalidName, PackagesUnavailable, Reason, UnavailablePackage
 from nixery.image.meta_packages import FACTS
 from nixery.image.name import parse_image_name
 from nixery.image.platform import AMD64, Platform
@@ -96,6 +97,9 @@ def _found(name: str, platform: Platform) -> Sequence[EvaluatedItem]:
     if name.startswith("image"):
         execution = ExecutionParameters(cmd=("serve",), labels={"a": "b"}, healthcheck={"Test": ["NONE"]})
         return (Definition(name, name, execution, 5, (f"{path}!out",), (path,)), package)
+    if name.startswith("outputs"):
+        outputs = {f"o{number}": StorePath(f"{number:032}-o") for number in range(32)}
+        return (replace(package, outputs=outputs),) * 1500
     return (package,) * 1500 if name.startswith("many") else (package,)
 
 
@@ -219,6 +223,13 @@ async def test_an_image_with_too_many_packages_is_rejected(world: World) -> None
         await world.evaluator().contents(parse_image_name("many1/many2/many3/many4"), PIN)
 
 
+@pytest.mark.security
+async def test_an_image_with_more_outputs_than_a_command_takes_is_rejected(world: World) -> None:
+    """Sorting a hundred thousand stopped the server for half a second at each request."""
+    with pytest.raises(AnswerTooLarge, match="what Nix has to provide"):
+        await world.evaluator().contents(parse_image_name("outputs"), PIN)
+
+
 async def test_stored_lists_beyond_the_most_packages_of_an_image_are_not_read(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +247,26 @@ async def test_stored_lists_beyond_the_most_packages_of_an_image_are_not_read(
     monkeypatch.setattr(world.records, "get", counted)
     with pytest.raises(InvalidName, match=r"stands for at least \d+ packages, and 5000 is the limit"):
         await world.evaluator().contents(parse_image_name("/".join(names)), PIN)
+    assert len(read) <= 8
+
+
+@pytest.mark.security
+async def test_a_description_of_an_image_reads_few_planted_lists(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page of an image read the records of all its names at once, each of up to 4 MiB."""
+    names = [f"many{number}" for number in range(30)]
+    for name in names:
+        await world.built(name)
+    read: list[str] = []
+    get = world.records.get
+
+    async def counted(kind: str, key: str) -> bytes | None:
+        read.append(key)
+        return await get(kind, key)
+
+    monkeypatch.setattr(world.records, "get", counted)
+    assert len(await world.evaluator().known(parse_image_name("/".join(names)), PIN)) == 5000
     assert len(read) <= 8
 
 

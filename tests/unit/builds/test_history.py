@@ -125,6 +125,24 @@ async def test_a_planted_number_that_no_page_can_show(field: str, records: Recor
     assert history.recent() == []
 
 
+@pytest.mark.security
+@pytest.mark.parametrize(
+    "planted",
+    [{"name": "x" * 100_000}, {"error": "x" * 100_000}, {"building": ["x"] * 10_000}],
+    ids=["name", "error", "builders"],
+)
+async def test_a_planted_text_that_no_build_has(planted: dict[str, object], records: RecordStore) -> None:
+    """Lists of builds show these of fifty: a planted megabyte in each stopped the server at each request."""
+    report = BuildReport(
+        id="00ff", name="git", platform="linux/amd64", revision="a", created=1, ended=2, layers=1
+    )
+    await records.put("builds", "00ff", json.dumps({**report.model_dump(), **planted}).encode())
+    history = BuildHistory(records)
+    history.start()
+    await history.close()
+    assert history.recent() == []
+
+
 async def test_only_the_last_builds_are_kept(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nixery.builds.history._KEPT", 3)
     history = BuildHistory(records)

@@ -23,7 +23,7 @@ from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pins
 from nixery.errors import EvaluationFailed
 from nixery.image.platform import AMD64, Platform
-from nixery.image.spelling import NearNames
+from nixery.image.spelling import RESERVED, NearNames
 from nixery.nix.indexing import AttributePath, Reported
 from nixery.nix.packages import NixFiles, PackageSet
 from nixery.sources.source import Pin, Reference
@@ -236,8 +236,9 @@ async def versions(records: RecordStore) -> list[PackageVersion]:
         {"rounds": [[[[], ["p"]], [["x" * 100_000], ["p"]]]]},
         {"rounds": [[[[], ["p", "x" * 100_000]]]]},
         {"version": "x" * 100_000},
+        {"rounds": [[[[], ["p"]], [[RESERVED], [f"m{number}" for number in range(1000)]]]]},
     ],
-    ids=["endless date", "no date", "revision", "line break", "path", "name", "version"],
+    ids=["endless date", "no date", "revision", "line break", "path", "name", "version", "meta-packages"],
 )
 async def test_planted_values_that_no_index_has(fields: dict[str, object], records: RecordStore) -> None:
     """The page of a package, and the error about an unknown tag, show the versions in all records of the storage."""

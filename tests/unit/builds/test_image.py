@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from nixery.builds.image import PACKAGES, execution_parameters, image_annotations, readable_labels
 from nixery.closure import StorePath
 from nixery.image.name import parse_image_name
@@ -91,6 +93,26 @@ def test_an_annotation_that_is_too_long_for_clients_is_left_out() -> None:
     packages = [licensed(f"{number:04}", "x" * 256) for number in range(2000)]
     assert PACKAGES not in image_annotations(parse_image_name("a"), packages, HERE)
     assert PACKAGES in image_annotations(parse_image_name("a"), packages[:900], HERE)
+
+
+@pytest.mark.security
+def test_licences_that_are_too_long_together_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Authors may write 80 MB for one image; searching them for characters stopped the server for eight seconds."""
+    searched: list[str] = []
+
+    class Counted:
+        def sub(self, replacement: str, text: str) -> str:  # noqa: ARG002 -- of the real one
+            searched.append(text)
+            return text
+
+    monkeypatch.setattr("nixery.builds.image._NO_IDENTIFIER", Counted())
+    packages = [licensed(str(number), "1", f"{number:03}" + "a " * 8000) for number in range(50)]
+    found = image_annotations(parse_image_name("a"), packages, HERE)
+    assert "org.opencontainers.image.licenses" not in found
+    assert searched == []
+    assert "org.opencontainers.image.licenses" in image_annotations(
+        parse_image_name("a"), packages[:10], HERE
+    )
 
 
 def program(requested_name: str, name: str, main_program: str | None = None) -> Package:

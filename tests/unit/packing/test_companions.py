@@ -103,3 +103,19 @@ def test_copies_are_bounded_together(store: Path, monkeypatch: pytest.MonkeyPatc
     tree = root(store, all_names())
     assert isinstance(tree.get(f"{PROGRAMS}/oosplash".encode()), Content)
     assert isinstance(tree.get(f"{PROGRAMS}/soffice".encode()), Link)
+
+
+@pytest.mark.security
+def test_a_large_program_of_many_names_is_read_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    read_beginning = ClosureFiles.read_beginning
+
+    def counted(files: ClosureFiles, file: bytes, size: int) -> bytes | None:
+        read.append(file)
+        return read_beginning(files, file, size)
+
+    monkeypatch.setattr(ClosureFiles, "read_beginning", counted)
+    for number in range(50):
+        (store / CORE / PROGRAMS / f"name{number}").symlink_to("viewer")
+    root(store, all_names() | {f"{PROGRAMS}/name{number}": CORE for number in range(50)})
+    assert len([file for file in read if b"name" in file or b"viewer" in file]) == 1

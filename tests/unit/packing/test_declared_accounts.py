@@ -9,6 +9,7 @@ import pytest
 
 from nixery.closure import StorePath
 from nixery.errors import UnsafeContents
+from nixery.packing import accounts
 from nixery.packing.closure_files import ClosureFiles
 from nixery.packing.declared_accounts import add_declared_accounts
 from nixery.packing.root_filesystem import Content, InstalledOutput, Tree, plan_root_filesystem
@@ -239,3 +240,29 @@ def test_the_first_entry_of_a_name_or_a_number_counts(store: Path, opened: list[
     group = tree.get(b"etc/group")
     assert isinstance(group, Content)
     assert group.content == b"one:x:5:web\ntwo:x:5:a,web\none:x:6:\n"
+
+
+@pytest.mark.security
+def test_a_line_of_a_group_is_read_and_written_once(
+    store: Path, opened: list[ClosureFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have a megabyte of members, and thousands of others may be added, each of which took 20 ms."""
+    split = []
+
+    def counted(line: str, file: bytes) -> list[str]:
+        split.append(line)
+        return padded(line, file)
+
+    padded = accounts._padded
+    monkeypatch.setattr(accounts, "_padded", counted)
+    contents = {
+        "../etc/group": "one:x:5:a,,b\n",
+        "sysusers.d/x.conf": "".join(
+            f"u u{number}\nm u{number} one\nm u{number} one\n" for number in range(50)
+        ),
+    }
+    tree, _ = planned(store, opened, package(store, "p", contents))
+    group = tree.get(b"etc/group")
+    assert isinstance(group, Content)
+    assert group.content.startswith(b"one:x:5:a,b,u0,u1,")
+    assert len([line for line in split if line.startswith("one:")]) <= 2

@@ -269,3 +269,14 @@ async def test_referrers_are_found_by_their_subject(records: RecordStore) -> Non
     await records.put("referrers", subject.hex + MANIFEST.hex, json.dumps(descriptor).encode())
     assert await Catalogue(records).referrers(subject) == [descriptor]
     assert await Catalogue(records).referrers(MANIFEST) == []
+
+
+@pytest.mark.security
+async def test_a_list_of_referrers_has_few_bytes(records: RecordStore) -> None:
+    """Each of a thousand may have 64 KiB, and each connection had a list of them in memory."""
+    subject = Digest.of(b"subject")
+    for number in range(80):
+        digest = Digest.of(b"%d" % number)
+        descriptor = {"digest": str(digest), "annotations": {"a": "x" * 60_000}}
+        await records.put("referrers", subject.hex + digest.hex, json.dumps(descriptor).encode())
+    assert 60 <= len(await Catalogue(records).referrers(subject)) < 70

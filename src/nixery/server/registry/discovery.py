@@ -79,9 +79,12 @@ class Discovery:
         Raises:
             InvalidName: the name is outside the grammar.
             InvalidDigest: so is the digest.
+            TooBusy: too many listings are waiting.
         """
         validate_name(name)
-        descriptors = await self._catalogue.referrers(Digest.parse(digest))
+        subject = Digest.parse(digest)
+        async with self._slots.slot():
+            descriptors = await self._catalogue.referrers(subject)
         headers = {}
         if wanted := request.query.get("artifactType"):
             descriptors = [

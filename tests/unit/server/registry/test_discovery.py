@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from nixery.errors import InvalidName, NameUnknown, TooBusy
+from nixery.oci.digest import Digest
 from nixery.oci.documents import MediaType
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.server.http import BytesResponse, Request
@@ -118,6 +119,9 @@ class Endless:
         await self.may_end.acquire()
         return NAMES
 
+    async def referrers(self, subject: Digest) -> list[str]:
+        return await self.tags(str(subject), "", 0)
+
 
 async def test_one_client_has_few_listings_at_once_and_blocks_no_other() -> None:
     catalogue = Endless()
@@ -126,11 +130,14 @@ async def test_one_client_has_few_listings_at_once_and_blocks_no_other() -> None
     def ask(address: str, name: str) -> asyncio.Task[BytesResponse]:
         async def get() -> BytesResponse:
             enter_request(RequestContext("id", Client(address)))
+            if name.startswith("sha256:"):
+                return await discovery.referrers(request(), "mine", name)
             return await (discovery.tags(request(), name) if name else discovery.catalog(request()))
 
         return copy_context().run(asyncio.ensure_future, get())
 
-    theirs = [ask("192.0.2.1", "mine" if number % 2 else "") for number in range(200)]
+    paths = ("mine", "", str(Digest.of(b"subject")))
+    theirs = [ask("192.0.2.1", paths[number % 3]) for number in range(200)]
     for _ in range(5):
         await asyncio.sleep(0)
     assert len(catalogue.running) < 10
