@@ -85,7 +85,9 @@ def _take(server: Peer, browser: Browser) -> None:
 
     _pull(server, _IMAGE)
     page = _open(server, browser, f"/images/{_IMAGE}")
-    page.get_by_role("heading", name="Layers by size").evaluate("heading => heading.scrollIntoView()")
+    page.get_by_role("heading", name="Layers, by compressed size").evaluate(
+        "heading => heading.scrollIntoView()"
+    )
     _save(page, "image-layers")
     _save(_open(server, browser, f"/images/{_IMAGE}", dark=True), "image-dark")
 

@@ -21,6 +21,7 @@ from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.evaluator import Evaluator
 from nixery.builds.events import BuildObserver, LoggingObserver
 from nixery.builds.history import BuildHistory
+from nixery.builds.image_closure import ImageClosures
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.package_index import PackageIndex
@@ -214,8 +215,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     metrics.watch_index(lambda: index.progress)
     evaluator = Evaluator(source, nix, evaluations, index if cached else None)
     image_bounds = ImageBounds(settings.layer_budget, settings.max_closure or None)
+    closures = ImageClosures(records)
     builder = ImageBuilder(
-        evaluator, nix, layers, blobs, leases, resources.popularity, image_bounds, settings.created
+        evaluator, nix, layers, blobs, leases, closures, resources.popularity, image_bounds, settings.created
     )
     history = BuildHistory(records)
     observers: list[BuildObserver] = [
@@ -259,7 +261,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         settings,
         resources,
         index,
-        ImageDescriptions(pins, cache, evaluator, blobs, history),
+        ImageDescriptions(pins, cache, evaluator, blobs, history, closures),
         history,
         images,
     )

@@ -36,6 +36,7 @@ HANDLERS = {
     "/v2/{name}/referrers/{digest}": Discovery.referrers,
     "/api/v1/packages": Packages.search,
     "/api/v1/packages/{package}": Packages.get,
+    "/api/v1/names": Packages.check,
     "/api/v1/meta-packages": Packages.meta,
     "/api/v1/index": Packages.progress,
     "/api/v1/builds": Builds.recent,

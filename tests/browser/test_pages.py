@@ -22,11 +22,13 @@ def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, buil
     expect(box).to_have_attribute("aria-expanded", "true")
     expect(options.nth(1)).to_contain_text("alphabet")
     box.press("ArrowDown")
+    box.press("ArrowDown")
     expect(box).to_have_attribute("aria-activedescendant", "suggestion-1")
     box.press("Enter")
     box.press_sequentially("gam")
     expect(options).to_have_count(1)
     shoot(page, "compose")
+    box.press("ArrowDown")
     box.press("Enter")
     page.get_by_label("Platform").select_option("arm64")
     page.get_by_label("with a shell").uncheck()
@@ -59,6 +61,8 @@ def test_completion_finds_programs_and_descriptions(open_page: OpenPage, shoot: 
     expect(options).to_have_count(1)
     expect(options).to_contain_text("delta")
     box.press("Enter")
+    expect(chips).to_have_count(2)
+    box.press("Enter")
     expect(chips).to_have_count(3)
     box.press_sequentially("alphactl")
     expect(options.first).to_contain_text("alphatools")
@@ -72,6 +76,53 @@ def test_completion_finds_programs_and_descriptions(open_page: OpenPage, shoot: 
     shoot(page, "completion")
     options.filter(has_text="alpha++").get_by_text("details").click()
     page.wait_for_url("**/packages/alpha__2b__2b")
+
+
+def test_enter_adds_the_name_that_was_typed_and_marks_an_unknown_one(
+    open_page: OpenPage, server: Server, shoot: Shoot
+) -> None:
+    page = open_page("/")
+    box = page.get_by_role("combobox", name="Packages")
+    options = page.get_by_role("listbox", name="Packages").get_by_role("option")
+    chips = page.get_by_role("list", name="Chosen packages").get_by_role("listitem")
+    box.press_sequentially("alphab")
+    expect(options.first).to_contain_text("alphabet")
+    box.press("Enter")
+    expect(chips).to_have_count(1)
+    expect(chips).to_have_class("unknown")
+    expect(chips).to_contain_text("alphab")
+    notes = page.locator(".notes li")
+    expect(notes).to_contain_text("alphab: no such package. Did you mean")
+    expect(
+        page.get_by_text(f"docker run --rm -it 127.0.0.1:{server.port}/shell/alphab:latest")
+    ).to_be_visible()
+    shoot(page, "unknown")
+    page.get_by_role("button", name="Use alphabet in place of alphab").click()
+    expect(chips).to_have_count(1)
+    expect(chips).to_contain_text("alphabet")
+    expect(chips).not_to_have_class("unknown")
+    box.press_sequentially("alphaunfree")
+    expect(options.first).to_contain_text("alphaunfree")
+    box.press("Enter")
+    expect(chips.nth(1)).to_have_class("unknown")
+    expect(notes).to_contain_text("alphaunfree: not available: unfree")
+
+
+def test_the_page_of_an_image_of_an_unknown_package_offers_near_names(
+    open_page: OpenPage, server: Server, shoot: Shoot
+) -> None:
+    answer = server.client.get("/images/shell/alphab")
+    assert answer.status == 404
+    page = open_page("/")
+    # The browser would report a 404 on its console.
+    page.route(
+        "**/images/shell/alphab", lambda route: route.fulfill(body=answer.body, content_type="text/html")
+    )
+    page.goto("/images/shell/alphab")
+    expect(page.get_by_text("The package set has no package alphab.")).to_be_visible()
+    shoot(page, "no-such-package")
+    page.get_by_role("link", name="alphabet").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("shell/alphabet:latest")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -137,7 +188,7 @@ def test_a_page_follows_a_build_to_its_end(open_page: OpenPage, shoot: Shoot) ->
     assert len(re.findall("step 3 of 8", log.inner_text())) == 1
     page.get_by_role("link", name="See what is in it, and pull it").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("slow:latest")
-    expect(page.get_by_role("row", name=re.compile("slow 1.0 MIT"))).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("slow 1.0 288 B MIT"))).to_be_visible()
     page.goto("/")
     expect(page.get_by_role("region", name="Recent builds").get_by_role("link", name="slow")).to_be_visible()
 
@@ -191,6 +242,7 @@ def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
     options = page.get_by_role("listbox", name="Packages").get_by_role("option")
     expect(options).to_have_count(1)
     expect(options).to_contain_text("<img src=x onerror=alert(1)>")
+    box.press("ArrowDown")
     box.press("Enter")
     box.press_sequentially("delta ")
     page.get_by_role("button", name="Build it now").click()
@@ -202,23 +254,82 @@ def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
 
 def test_an_image_has_a_map(open_page: OpenPage, built: str, shoot: Shoot) -> None:
     page = open_page(f"/images/{built}")
-    cells = page.get_by_role("list", name="Layers by size").get_by_role("listitem")
-    layers = page.get_by_role("region", name="Layers", exact=True).locator("tbody tr")
-    assert cells.count() == layers.count() > 4
-    first = cells.first
-    expect(first).to_have_attribute("aria-label", re.compile(r"Layer \d+, 60\d kB: alpha-1\.2\.3"))
-    assert first.locator("title").text_content() == first.get_attribute("aria-label")
-    areas = page.evaluate(
-        "[...document.querySelectorAll('.treemap rect')].map(r => r.width.baseVal.value * r.height.baseVal.value)"
+    tiles = page.get_by_role("list", name="Layers by size").get_by_role("listitem")
+    layers = page.locator("#layers-1 tbody tr")
+    assert tiles.count() == layers.count() > 4
+    first = tiles.first.get_by_role("link")
+    expect(first).to_have_attribute(
+        "aria-label", re.compile(r"Layer \d+, 60\d kB, also in 1 other image: alpha-1\.2\.3")
     )
-    assert sum(areas) == pytest.approx(960 * 400, rel=0.05)
+    expect(tiles.nth(1).get_by_role("link")).to_have_attribute(
+        "aria-label", re.compile(r"in this image alone: alphabet-2\.0")
+    )
+    areas = tiles.evaluate_all(
+        "tiles => tiles.map(tile => tile.getBoundingClientRect()).map(r => r.width * r.height)"
+    )
+    whole = page.locator(".treemap.wide").evaluate("map => map.clientWidth * map.clientHeight")
+    assert sum(areas) == pytest.approx(whole, rel=0.05)
     assert areas[0] / areas[1] == pytest.approx(600 / 350, rel=0.05)
-    expect(page.get_by_role("row", name=re.compile("alphabet 2.0 BSD-3-Clause All letters"))).to_be_visible()
+    headings = page.get_by_role("heading", level=3).all_inner_texts()
+    assert headings[-4:] == ["Packages", "Config", "Largest store paths", "Layers, by compressed size"]
+    expect(
+        page.get_by_role("row", name=re.compile("alphabet 2.0 350 kB BSD-3-Clause All letters"))
+    ).to_be_visible()
     expect(page.get_by_role("link", name="alpha/beta/gamma")).to_be_visible()
     shoot(page, "image")
-    page.get_by_role("heading", name="Layers by size").evaluate("h => h.scrollIntoView()")
+    page.get_by_role("heading", name="Layers, by compressed size").evaluate("h => h.scrollIntoView()")
     shoot(page, "image-layers")
     shoot(open_page(f"/images/{built}", dark=True), "image-dark")
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["without a script", "with a script"])
+def test_a_tile_leads_to_its_layer_and_to_why_a_path_is_here(
+    open_page: OpenPage,
+    built: str,
+    shoot: Shoot,
+    script: bool,  # noqa: FBT001
+) -> None:
+    page = open_page(f"/images/{built}", script=script)
+    row = page.locator("#layers-1 tbody tr").first
+    expect(row).to_be_hidden()
+    tile = page.get_by_role("list", name="Layers by size").get_by_role("link").first
+    tile.focus()
+    tile.press("Enter")
+    expect(row).to_be_in_viewport()
+    shoot(page, "image-layer")
+    row.get_by_role("link", name="alpha-1.2.3").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Why is alpha-1.2.3 here?")
+    expect(page.get_by_role("heading", name="One package needs it")).to_be_visible()
+    expect(page.get_by_role("heading", name="alpha 1.2.3 you asked for it")).to_be_visible()
+    shoot(page, "why")
+    page.get_by_role("link", name=re.compile("layer")).click()
+    expect(row).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_labels_of_a_map_fit_their_tiles(
+    open_page: OpenPage,
+    built: str,
+    shoot: Shoot,
+    width: int,
+    dark: bool,  # noqa: FBT001
+) -> None:
+    page = open_page(f"/images/{built}", width=width, dark=dark)
+    tiles = page.get_by_role("list", name="Layers by size")
+    expect(tiles).to_have_count(1)
+    told = tiles.evaluate(
+        """map => [...map.querySelectorAll("span")].filter(span => span.clientWidth).map(span => {
+            const tile = span.closest("a").getBoundingClientRect(), own = span.getBoundingClientRect();
+            return [span.textContent, getComputedStyle(span).fontSize, own.right <= tile.right && own.bottom <= tile.bottom];
+        })"""
+    )
+    assert len(told) >= 4
+    assert all(fits for _, _, fits in told), told
+    assert {float(size.removesuffix("px")) >= 12 for _, size, _ in told} == {True}
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("heading", name="Packages").evaluate("h => h.scrollIntoView()")
+    shoot(page, f"image-{width}{'-dark' if dark else ''}")
 
 
 def test_the_pages_work_without_scripts(open_page: OpenPage, built: str) -> None:

@@ -14,6 +14,7 @@ from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.creation_date import CreationDate
 from nixery.builds.evaluator import Evaluator
+from nixery.builds.image_closure import ImageClosures
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.pins import Pins
@@ -167,7 +168,15 @@ def application_under_test(directory: Path) -> Iterator[ApplicationUnderTest]:
         (directory / "set").mkdir()
         evaluator = Evaluator(source, cast("Nix", nix), None)
         builder = ImageBuilder(
-            evaluator, cast("Nix", nix), layers, blobs, leases, Popularity(), ImageBounds(94), CreationDate()
+            evaluator,
+            cast("Nix", nix),
+            layers,
+            blobs,
+            leases,
+            ImageClosures(records),
+            Popularity(),
+            ImageBounds(94),
+            CreationDate(),
         )
         cache = BuildCache(records, blobs, leases, "")
         builds = BuildCoordinator(cache, builder, (), BuildBounds(Slots(1, 10)))

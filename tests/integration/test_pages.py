@@ -238,6 +238,39 @@ def test_the_page_of_an_image_does_not_build_it(start_server: StartServer) -> No
     assert get(client, "/api/v1/builds") == {"builds": []}
 
 
+def test_the_page_of_an_image_says_why_it_has_a_store_path(start_server: StartServer) -> None:
+    server = start_server()
+    server.client.manifest("hello/diamond")
+    page = server.client.get("/images/hello/diamond").body.decode()
+    path = re.findall(r'\?why=([0-9a-z]{32}-left[^"]*)"', page)[0]
+    answer = server.client.get(f"/images/hello/diamond?why={path}")
+    why = answer.body.decode()
+    assert answer.status == 200
+    assert "Why is left" in why
+    assert "One package needs it" in why
+    chain = why[why.index("you asked for it") :]
+    assert re.search(r"-diamond[^<]*</a>.*refers to.*<b>left", chain[: chain.index("</ol>")], re.DOTALL)
+    assert server.client.get("/images/hello/diamond?why=none").status == 404
+    assert server.stop() == 0
+    # The record of a server that runs no more: no process asks Nix.
+    client = start_server().client
+    assert client.get(f"/images/hello/diamond?why={path}").status == 200
+
+
+def test_the_near_names_of_pages_are_those_of_the_registry(start_server: StartServer) -> None:
+    client = start_server().client
+    client.get("/api/v1/packages?q=")  # lists the names
+    error = client.get("/v2/helo/manifests/latest").error
+    near = error["detail"]["packages"][0]["did_you_mean"]
+    assert near[0] == "hello"
+    (checked,) = get(client, "/api/v1/names?q=helo")["names"]
+    assert checked == {"name": "helo", "exists": False, "reason": None, "near_names": near}
+    page = client.get("/images/shell/helo")
+    assert page.status == 404
+    assert re.findall(r'<a href="/images/shell/([^":]+):latest">', page.body.decode()) == near
+    assert client.get("/api/v1/packages/helo").error["message"].endswith(f"did you mean {' or '.join(near)}?")
+
+
 @pytest.mark.parametrize("name", ["<script>", "UPPER", "a..b", "a'onload='x"])
 def test_an_invalid_name_is_escaped_on_the_error_page(client: RegistryClient, name: str) -> None:
     response = client.get(f"/images/{quote(name)}")

@@ -25,6 +25,7 @@ from nixery.builds.events import (
     Stored,
 )
 from nixery.builds.image import Image, execution_parameters, image_annotations, readable_labels
+from nixery.builds.image_closure import ImageClosure, ImageClosures
 from nixery.builds.layers import LayerPublisher
 from nixery.closure import Closure, StorePath
 from nixery.errors import (
@@ -130,6 +131,7 @@ class ImageBuilder:
         layers: LayerPublisher,
         blobs: BlobStore,
         leases: Leases,
+        closures: ImageClosures,
         popularity: Popularity,
         bounds: ImageBounds,
         creation_date: CreationDate,
@@ -140,6 +142,7 @@ class ImageBuilder:
         self._layers = layers
         self._blobs = blobs
         self._leases = leases
+        self._closures = closures
         self._popularity = popularity
         self._bounds = bounds
         self._creation_date = creation_date
@@ -196,6 +199,8 @@ class ImageBuilder:
 
                     execution = execution_parameters(request, contents, root.tree)
                     image = await self._store(request, pin, packages, execution, layers)
+                    described = await asyncio.to_thread(ImageClosure.of, request, contents, closure, groups)
+                    await self._closures.keep(image.manifest.descriptor.digest, described)
                     await self._evaluator.keep(request, pin)
                     observe(Stored(image.manifest.descriptor.digest, len(layers)))
                     return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from nixery.builds.build_cache import BuildCache
 from nixery.builds.evaluator import Evaluator
 from nixery.builds.history import BuildHistory, BuildReport
 from nixery.builds.image import PACKAGES
+from nixery.builds.image_closure import ImageClosure, ImageClosures
 from nixery.builds.pins import Pins
 from nixery.builds.slots import Slots
 from nixery.errors import InvalidDigest, TooBusy
@@ -62,11 +64,18 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class DescribedLayer:
-    """A layer: its digest, its compressed size in bytes, and the names of its store paths."""
+    """A layer.
+
+    Attributes:
+        size: compressed, in bytes.
+        packages: names of its store paths.
+        shared: number of recently built images that have it, too.
+    """
 
     digest: str
     size: int
     packages: tuple[str, ...]
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,7 @@ class ImageDescription:
         packages: in order; of more than 2,000, the first ones.
         config: how its containers start, as in the image specification.
         shared: recently built images that share layers with it, the most similar first.
+        compared: number of recently built images that it was compared with.
     """
 
     platform: str
@@ -110,6 +120,7 @@ class ImageDescription:
     config: Mapping[str, Any]
     annotations: Mapping[str, str]
     shared: tuple[Shared, ...]
+    compared: int = 0
 
     @property
     def size(self) -> int:
@@ -126,6 +137,7 @@ class ImageDescriptions:
         evaluator: has their packages.
         blobs: of the images.
         history: of recent builds.
+        closures: of stored images.
     """
 
     def __init__(
@@ -135,12 +147,14 @@ class ImageDescriptions:
         evaluator: Evaluator,
         blobs: BlobStore,
         history: BuildHistory,
+        closures: ImageClosures,
     ) -> None:
         self._pins = pins
         self._cache = cache
         self._evaluator = evaluator
         self._blobs = blobs
         self._history = history
+        self._closures = closures
         # A request may cost the server a thousand times what it costs to send, and the work continues after
         # its client has disconnected.
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.DESCRIPTIONS)
@@ -191,15 +205,33 @@ class ImageDescriptions:
         annotations = manifest.annotations
         known = await self._evaluator.known(request, pin)
         digest = str(image.manifest.descriptor.digest)
-        shared = await self._shared(digest, layers) if compare else ()
+        compared, shared = 0, tuple[Shared, ...]()
+        if compare:
+            layers, compared, shared = await self._compared(digest, layers)
         # Off the event loop: package authors wrote the texts.
         packages = await asyncio.to_thread(_packages, known, annotations.get(PACKAGES, ""))
         platform = str(request.platform)
-        return ImageDescription(platform, digest, packages, layers, config.config, annotations, shared)
+        return ImageDescription(
+            platform, digest, packages, layers, config.config, annotations, shared, compared
+        )
 
-    async def _shared(self, digest: str, layers: Sequence[DescribedLayer]) -> tuple[Shared, ...]:
+    async def closure(self, image: ImageDescription) -> ImageClosure | None:
+        """Return the store paths of an image; ``None`` if the storage has no record of them.
+
+        Raises:
+            StorageError: the storage cannot be read.
+            TooBusy: the queue for descriptions is full.
+        """
+        async with self._slots.slot():
+            return await self._closures.find(Digest.parse(image.digest))
+
+    async def _compared(
+        self, digest: str, layers: Sequence[DescribedLayer]
+    ) -> tuple[tuple[DescribedLayer, ...], int, tuple[Shared, ...]]:
+        """Return layers with the numbers of images that have them, too; the number of other images; and these."""
         ours = {layer.digest: layer.size for layer in layers}
         seen, found = {digest}, []
+        counts: Counter[str] = Counter()
         for report in self._history.recent():
             if report.manifest is None or report.manifest in seen or len(seen) > _COMPARED:
                 continue
@@ -207,9 +239,15 @@ class ImageDescriptions:
             manifest = _parsed(_Manifest, await self._content(report.manifest))
             theirs = {layer.digest for layer in manifest.layers} if manifest else set()
             common = theirs & ours.keys()
+            counts.update(common)
             if common:
                 found.append(Shared(report, len(common), sum(ours[layer] for layer in common)))
-        return tuple(sorted(found, key=lambda shared: (-shared.size, shared.build.name)))
+        counted = tuple(replace(layer, shared=counts[layer.digest]) for layer in layers)
+        return (
+            counted,
+            len(seen) - 1,
+            tuple(sorted(found, key=lambda shared: (-shared.size, shared.build.name))),
+        )
 
     async def _content(self, digest: str) -> bytes | None:
         try:

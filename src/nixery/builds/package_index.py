@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import cachetools
@@ -110,6 +110,19 @@ _LOGGED_FAILURES = 5
 _FEW = 2000
 
 _log = structlog.get_logger("nixery.index")
+
+
+@dataclass(frozen=True, slots=True)
+class NameLookup:
+    """Whether a package set has a name.
+
+    Attributes:
+        exists: ``None`` if only an evaluation can tell.
+        reason: why the package is not available; empty if it is, or if that is not known yet.
+    """
+
+    exists: bool | None
+    reason: str = ""
 
 
 class PackageIndex:
@@ -209,6 +222,33 @@ class PackageIndex:
         if found is None or path is None:
             return None
         return found, await self._read(state, path)
+
+    async def look_up(self, tag: str, name: str) -> NameLookup:
+        """Look a component of an image name up, without listing a state for it.
+
+        Raises:
+            NixeryError: the tag cannot be pinned, or the storage cannot be read.
+        """
+        state = await self._known(await self._pin(tag))
+        if state is None:
+            return NameLookup(None)
+        if state.path(name) is None:
+            # It may be in a set that is not in the index.
+            leads_elsewhere = name.startswith(".") or state.path(name.partition(".")[0]) is not None
+            return NameLookup(None if leads_elsewhere else False)
+        found = state.search.get(name) if state.is_prepared else None
+        return NameLookup(True, found.reason if found is not None else "")
+
+    async def near_names(self, tag: str, name: str) -> Sequence[str]:
+        """Return the names that are most similar to one that a tag's package set lacks: those of the registry's errors.
+
+        Empty for a state that is not listed yet.
+
+        Raises:
+            NixeryError: as ``look_up``.
+        """
+        state = await self._known(await self._pin(tag))
+        return () if state is None else await asyncio.to_thread(lambda: state.near_names.of(name))
 
     async def meta_packages(self, tag: str) -> Sequence[tuple[str, Attribute | None]]:
         """Return the meta-packages of a tag's package set, by name; each is ``None`` before it is evaluated.

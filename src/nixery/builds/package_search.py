@@ -10,12 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from nixery.image.spelling import most_similar
-
-# A search for similar names: least and greatest length of its text, and the least similarity (0 to 1).
-# Longer texts take several times as long for each of maybe 100,000 names, and no user types them.
-_FUZZY, _LONGEST_FUZZY, _SIMILAR = 3, 64, 0.6
-
 # Matches of words that are ranked by their names.
 _MOST_RANKED = 2000
 
@@ -116,24 +110,18 @@ class PackageSearch:
         """Find packages, the best first: names that begin with a text, the program of that name, names that contain it.
 
         Then packages whose name, programs and description have all its words, the last of which may be
-        incomplete; else similar names.
+        incomplete.
         """
         text = text.lower().strip()
         if not text.isprintable() or limit <= 0:
             return []
         found = dict.fromkeys(islice(self._candidates(text, limit), limit))
-        if not found and _FUZZY <= len(text) <= _LONGEST_FUZZY:
-            found = dict.fromkeys(self._similar(text, limit))
         return [FoundPackage._make(self._packages[number]) for number in found]
 
     def get(self, name: str) -> FoundPackage | None:
         """Return a package; ``None`` if there is none of that name."""
         number = self._position.get(name)
         return None if number is None else FoundPackage._make(self._packages[number])
-
-    def similar(self, name: str, limit: int) -> Sequence[str]:
-        """Return names that are similar to one, the most similar first."""
-        return [self._ranked[number] for number in self._similar(name.lower(), limit)]
 
     def _candidates(self, text: str, limit: int) -> Iterator[int]:
         """Yield positions, each once, the best first."""
@@ -195,10 +183,3 @@ class PackageSearch:
 
     def _with_word(self, at: int) -> array[int]:
         return self._postings[self._starts[at] : self._starts[at + 1]]
-
-    def _similar(self, text: str, limit: int) -> list[int]:
-        # The first letter is rarely mistyped, and a comparison with all names would take ten times as long.
-        first, last = bisect_left(self._names, text[:1]), bisect_left(self._names, text[:1] + "\x7f")
-        names = self._names[first:last]
-        near = most_similar(text[:_LONGEST_FUZZY], names, _SIMILAR, limit)
-        return [self._position[names[index]] for index, _ in near]

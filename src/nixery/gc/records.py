@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from nixery.builds.build_cache import ImageRecord
 from nixery.builds.evaluation_cache import EVALUATED
 from nixery.builds.history import BuildReport
+from nixery.builds.image_closure import decode_closure
 from nixery.builds.index_records import decode_part, validate_index
 from nixery.builds.layers import LayerRecord
 from nixery.builds.pins import PinRecord
@@ -31,6 +32,7 @@ from nixery.storage.records import (
     BUILDS,
     COLLECTIONS,
     EVALUATIONS,
+    IMAGE_CLOSURES,
     IMAGES,
     KINDS,
     LAYERS,
@@ -103,6 +105,7 @@ def _readable(read: Callable[[bytes], object]) -> Check:
 CHECKS: Mapping[str, Check] = {
     IMAGES: _readable(read_image),
     LAYERS: _readable(read_layer),
+    IMAGE_CLOSURES: _readable(decode_closure),
     EVALUATIONS: _readable(EVALUATED.validate_json),
     BUILDS: _readable(BuildReport.model_validate_json),
     PACKAGES: _readable(validate_index),
@@ -146,7 +149,7 @@ async def delete_pointless_records(
         StorageError: the storage fails.
     """
     count = 0
-    for kind in (USES, IMAGES, LAYERS, REFERRERS):
+    for kind in (USES, IMAGES, LAYERS, REFERRERS, IMAGE_CLOSURES):
         async for key in _written_before(records, kind, cutoff):
             for digest in await _pointed_to(records, kind, key):
                 if await blobs.find(digest) is None:
@@ -229,7 +232,7 @@ async def _written_before(records: RecordStore, kind: str, time: float) -> Async
 
 async def _pointed_to(records: RecordStore, kind: str, key: str) -> Sequence[Digest]:
     # A torn record points nowhere: the scrubber deletes it, or its owner rewrites it.
-    if kind in {USES, REFERRERS}:
+    if kind in {USES, REFERRERS, IMAGE_CLOSURES}:
         return (Digest(key[:64]),) if is_digest(key[:64]) else ()
     content = await records.get(kind, key)
     if kind == IMAGES:

@@ -137,8 +137,14 @@ class NearNames:
         found = most_similar(_folded(_decoded(wanted)), self._read, _LEAST_SIMILARITY, _MOST_SPELLED)
         spelled = ((score, self._set.spell(self._attributes[index])) for index, score in found)
         names = ((-score, self._prefix + part) for score, part in spelled if part is not None)
-        best = sorted((score, len(name), name) for score, name in names if len(name) <= LONGEST_NAME)
-        return tuple(name for _, _, name in best[:_MOST_NEAR_NAMES])
+        letters = sorted(wanted)
+        # Of equally similar names, first those with exchanged letters, the most frequent mistake: `git` for `gti`.
+        best = sorted(
+            (score, sorted(name) != letters, len(name), name)
+            for score, name in names
+            if len(name) <= LONGEST_NAME
+        )
+        return tuple(name for _, _, _, name in best[:_MOST_NEAR_NAMES])
 
 
 def most_similar(wanted: str, names: Sequence[str], least: float, limit: int) -> list[tuple[int, float]]:

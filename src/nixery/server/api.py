@@ -34,6 +34,7 @@ from nixery.server.http import (
 from nixery.server.published_builds import PublishedBuilds
 from nixery.server.published_packages import (
     LARGEST_LIMIT,
+    CheckedName,
     FoundPackages,
     MetaPackages,
     PackageDetails,
@@ -45,7 +46,7 @@ from nixery.server.published_packages import (
 from nixery.sources.source import Pin
 
 _ROUTE = re.compile(
-    r"/api/v1/(?:(?P<list>packages|meta-packages|builds|index)"
+    r"/api/v1/(?:(?P<list>packages|names|meta-packages|builds|index)"
     r"|packages/(?P<package>[^/]+)"
     r"|builds/(?P<build>[0-9a-f]{1,64})(?P<events>/events)?"
     r"|images/(?P<image>.+))",
@@ -73,7 +74,7 @@ _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
 
 class Packages:
-    """``packages`` and ``index``: searches the package set, while a name is being typed, and describes packages.
+    """``packages``, ``names`` and ``index``: searches the package set, while a name is being typed, and describes packages.
 
     Args:
         packages: of the package set.
@@ -112,6 +113,17 @@ class Packages:
         if details is None:
             return listing_in_progress()
         return await self._writer.write(lambda: _json(_details(details)))
+
+    async def check(self, request: Request) -> Response:
+        """Check whether the package set has some names, and find near names of those that it lacks.
+
+        Raises:
+            TooBusy: too many searches are waiting.
+            NixeryError: the tag is unknown, or the storage cannot be read.
+        """
+        names = list(dict.fromkeys(request.query.get("q", "").lower().split()))
+        checked = await self._packages.check(request.query.get("tag", "latest"), names)
+        return _json({"names": [_checked(one) for one in checked]})
 
     async def meta(self, request: Request) -> Response:
         """List the names that stand for several packages.
@@ -316,6 +328,8 @@ class Api:
         match match.groupdict():
             case {"list": "packages"}:
                 return await self._packages.search(request)
+            case {"list": "names"}:
+                return await self._packages.check(request)
             case {"list": "meta-packages"}:
                 return await self._packages.meta(request)
             case {"list": "index"}:
@@ -444,6 +458,15 @@ def _package(package: FoundPackage, progress: Progress) -> dict[str, Any]:
         "available": is_available(package, progress),
         "reason": shortened(package.reason, _LONGEST_REASON) or None,
         "alias_of": package.alias_of or None,
+    }
+
+
+def _checked(name: CheckedName) -> dict[str, Any]:
+    return {
+        "name": name.name,
+        "exists": name.exists,
+        "reason": shortened(name.reason, _LONGEST_REASON) or None,
+        "near_names": list(name.near_names),
     }
 
 

@@ -30,8 +30,12 @@ _AT_ONCE, _QUEUE = 1, 64
 # Descriptions of packages that are read at once: each decompresses a part of an index.
 _DESCRIBED_AT_ONCE = 2
 
-# Similar names in the error about an unknown package.
-_NEAR = 3
+# A search for near names: least and greatest length of its text. Longer texts take several times as long for each of
+# maybe 100,000 names, and no user types them.
+_FUZZY, _LONGEST_FUZZY = 3, 64
+
+# Names that are checked at once, and unknown ones among them that get near names: each is a search of all names.
+MOST_CHECKED, _MOST_SUGGESTED = 100, 5
 
 # Characters of a query that are used; no name is longer.
 _LONGEST_QUERY = 255
@@ -47,11 +51,13 @@ class FoundPackages:
         packages: the best first.
         total: names in the whole package set.
         progress: of the index of the package set.
+        near_names: of a text that may be a misspelt name, if they were asked for.
     """
 
     packages: Sequence[FoundPackage]
     total: int
     progress: Progress
+    near_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,22 @@ def command_of(attribute: Attribute | None) -> Sequence[str]:
     return next((item.command for item in items if isinstance(item, MetaPackageFound)), ())
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedName:
+    """A component of an image name, checked against the names of a package set.
+
+    Attributes:
+        exists: whether the set has it; ``None`` if only a build can tell.
+        reason: why the package is not available; empty if it is, or if that is not known yet.
+        near_names: of one that does not exist.
+    """
+
+    name: str
+    exists: bool | None
+    reason: str = ""
+    near_names: Sequence[str] = ()
+
+
 class PublishedPackages:
     """Searches and describes the packages of a state of the package source, which a request's ``tag`` selects.
 
@@ -121,8 +143,13 @@ class PublishedPackages:
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
         self._descriptions = Slots(_DESCRIBED_AT_ONCE, _QUEUE, busy=TooBusy.PACKAGES)
 
-    async def find(self, request: Request, limit: int) -> FoundPackages | None:
+    async def find(self, request: Request, limit: int, *, suggest: bool = False) -> FoundPackages | None:
         """Search for the text of a request; ``None`` if the package set is still being listed.
+
+        Args:
+            request: with the text and the tag.
+            limit: of the packages.
+            suggest: whether to also find near names of a single word that is no name.
 
         Raises:
             TooBusy: too many searches are waiting.
@@ -135,10 +162,16 @@ class PublishedPackages:
             return None
         text = request.query.get("q", "")[:_LONGEST_QUERY]
         found: Sequence[FoundPackage] = ()
+        near: Sequence[str] = ()
         if limit:
             async with self._slots.slot():
                 found = await asyncio.to_thread(names.search, text, limit)
-        return FoundPackages(found, len(names), progress)
+                if not found or (suggest and not _is_name(text, found)):
+                    near = await self._near(tag, text.strip())
+                if not found:
+                    found = [package for name in near if (package := names.get(name))][:limit]
+                    near = ()
+        return FoundPackages(found, len(names), progress, near)
 
     async def meta_packages(self, request: Request) -> MetaPackages | None:
         """Return the meta-packages; ``None`` if the package set is still being listed.
@@ -153,6 +186,30 @@ class PublishedPackages:
             return None
         async with self._descriptions.slot():
             return MetaPackages(await self._index.meta_packages(tag), progress)
+
+    async def check(self, tag: str, names: Sequence[str]) -> Sequence[CheckedName]:
+        """Check whether the package set of a tag has some names; of more than ``MOST_CHECKED``, the first ones.
+
+        It lists no package set: a state that is not listed yet has an answer for no name.
+
+        Raises:
+            TooBusy: too many searches are waiting.
+            NixeryError: the tag is invalid or unknown, or the storage cannot be read.
+        """
+        tag, checked, left = _valid(tag), [], _MOST_SUGGESTED
+        for name in names[:MOST_CHECKED]:
+            found = await self._index.look_up(tag, name)
+            near: Sequence[str] = ()
+            if found.exists is False and left:
+                left -= 1
+                async with self._slots.slot():
+                    near = await self._near(tag, name)
+            checked.append(CheckedName(name, found.exists, found.reason, near))
+        return checked
+
+    async def _near(self, tag: str, name: str) -> Sequence[str]:
+        is_searched = _FUZZY <= len(name) <= _LONGEST_FUZZY and name.isprintable()
+        return await self._index.near_names(tag, name.lower()) if is_searched else ()
 
     async def describe(self, request: Request, name: str) -> PackageDetails | None:
         """Describe the package that a component of an image name selects; ``None`` if the set is still being listed.
@@ -170,12 +227,17 @@ class PublishedPackages:
             found = await self._index.attribute(tag, name)
             versions = await self._index.versions(tag, name) if found is not None else ()
         if found is None:
-            names = await self._index.names(tag)
             async with self._slots.slot():
-                near = await asyncio.to_thread(names.similar, name[:_LONGEST_QUERY], _NEAR)
+                near = await self._near(tag, name)
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
         return PackageDetails(package, attribute, versions, progress)
+
+
+def _is_name(text: str, found: Sequence[FoundPackage]) -> bool:
+    words = text.lower().split()
+    # The best result is a package of that name, or with a program of that name.
+    return len(words) != 1 or found[0].name == words[0] or words[0] in map(str.lower, found[0].programs)
 
 
 def is_available(package: FoundPackage, progress: Progress) -> bool | None:
@@ -186,7 +248,10 @@ def is_available(package: FoundPackage, progress: Progress) -> bool | None:
 
 
 def _tag(request: Request) -> str:
-    tag = request.query.get("tag", "latest")
+    return _valid(request.query.get("tag", "latest"))
+
+
+def _valid(tag: str) -> str:
     match parse_reference(tag):
         case Tag(name=name):
             return name

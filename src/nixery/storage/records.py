@@ -74,6 +74,7 @@ class RecordKind:
 LAYERS = "layers"
 IMAGES = "images"
 EVALUATIONS = "evaluations"
+IMAGE_CLOSURES = "image-closures"
 BUILDS = "builds"
 PACKAGES = "packages"
 PACKAGE_DETAILS = "package-details"
@@ -92,6 +93,7 @@ TAGS = "tags"
 KINDS: Mapping[str, RecordKind] = {
     LAYERS: RecordKind(4 * _KIB, 500_000, 365 * _DAY, leads_to_blobs=True),
     IMAGES: RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    IMAGE_CLOSURES: RecordKind(4 * _MIB, 50_000, 365 * _DAY),
     EVALUATIONS: RecordKind(4 * _MIB, 50_000, 30 * _DAY, commas=50_000),
     BUILDS: RecordKind(1 * _MIB, 1000, 30 * _DAY, commas=100_000),
     PACKAGES: RecordKind(64 * _MIB, 10, 90 * _DAY),

@@ -18,6 +18,7 @@ from nixery.builds.coordinator import BuildBounds, BuildCoordinator
 from nixery.builds.creation_date import CreationDate
 from nixery.builds.evaluation_cache import EvaluationCache
 from nixery.builds.evaluator import Evaluator
+from nixery.builds.image_closure import ImageClosures
 from nixery.builds.images import Images, Indexes
 from nixery.builds.layers import LayerPublisher, Packing
 from nixery.builds.pins import Pins
@@ -82,7 +83,15 @@ async def test_a_cold_manifest_passes_few_frames_on_its_way_to_the_process(
     )
     evaluator = Evaluator(source, nix, EvaluationCache(records, ""))
     builder = ImageBuilder(
-        evaluator, nix, layers, blobs, leases, Popularity(), ImageBounds(94), CreationDate()
+        evaluator,
+        nix,
+        layers,
+        blobs,
+        leases,
+        ImageClosures(records),
+        Popularity(),
+        ImageBounds(94),
+        CreationDate(),
     )
     builds = BuildCoordinator(BuildCache(records, blobs, leases, ""), builder, (), BuildBounds(Slots(1, 1)))
     images = Images(Pins(source, records, 3600), builds, Indexes(builds, blobs, leases), 100)

@@ -10,6 +10,7 @@ from nixery.builds.build_cache import BuildCache
 from nixery.builds.descriptions import ImageDescription, ImageDescriptions
 from nixery.builds.evaluator import Evaluator
 from nixery.builds.history import BuildHistory
+from nixery.builds.image_closure import ImageClosures
 from nixery.builds.pins import Pins
 from nixery.errors import TooBusy
 from nixery.image.name import ImageRequest, parse_image_name
@@ -43,6 +44,7 @@ async def test_one_client_has_few_descriptions_at_once_and_blocks_no_other() -> 
         cast(Evaluator, None),
         cast(BlobStore, None),
         cast(BuildHistory, None),
+        cast(ImageClosures, None),
     )
 
     async def describe(client: str) -> ImageDescription | None:

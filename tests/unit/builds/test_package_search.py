@@ -90,13 +90,6 @@ def test_words_of_names_with_capitals_and_signs_are_found() -> None:
     assert found("c++") == ["g__2b__2b"]
 
 
-def test_similar_names_are_found_if_no_other_matches() -> None:
-    assert found("gti") == ["git"]
-    assert found("pyhton3")[0] == "python3"
-    assert found("zz") == []
-    assert SEARCH.similar("GITT", 2) == ["git", "gitk"]
-
-
 def test_an_empty_text_finds_the_shortest_names() -> None:
     assert found("", 3) == ["jq", "git", "gitk"]
     assert found("git", 0) == found("git", -1) == []

@@ -99,6 +99,7 @@ async def valid_records(store: Store) -> None:
         .model_dump_json()
         .encode(),
         "packages": StateIndex.listed("ab" * 32, Pin("a", "b", "c"), [((), ["git"])]).encoded(),
+        "image-closures": zstandard.compress(b'{"paths": [], "roots": []}'),
         "package-details": zstandard.compress(b"{}"),
         "pins": b'{"current": %s}' % Term(identity="a", revision="b", until=1).model_dump_json().encode(),
         "referrers": b'{"digest": "%s"}' % str(digest).encode(),

@@ -234,6 +234,10 @@ def test_the_most_similar_come_first() -> None:
     assert near_names("htpo", "", ["http", "htop", "zsh"])[0] == "htop"
 
 
+def test_exchanged_letters_come_before_other_letters() -> None:
+    assert NearNames("", ["bti", "git", "gri"]).of("gti")[0] == "git"
+
+
 def test_without_similar_names_there_is_no_hint() -> None:
     assert near_names("qqqqqqqq", "", ["htop", "zsh"]) == ()
 

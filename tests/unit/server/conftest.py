@@ -14,15 +14,17 @@ import pytest
 from nixery.builds.descriptions import DescribedLayer, DescribedPackage, ImageDescription
 from nixery.builds.history import BuildHistory
 from nixery.builds.image import Image, ImageIndex
+from nixery.builds.image_closure import ImageClosure
 from nixery.builds.images import Found, Images
 from nixery.builds.index_records import PackageVersion, Progress
-from nixery.builds.package_index import PackageIndex
+from nixery.builds.package_index import NameLookup, PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pinned
 from nixery.closure import StorePath
 from nixery.errors import NixeryError, TagUnknown
 from nixery.image.name import ImageRequest
 from nixery.image.platform import AMD64, ARM64
+from nixery.image.spelling import NearNames
 from nixery.nix.packages import Attribute, Definition, MetaPackageFound, Package
 from nixery.oci.digest import Digest
 from nixery.oci.documents import (
@@ -74,6 +76,9 @@ class FakeDescriptions:
 
     def __init__(self, *, public: bool = True) -> None:
         self._public = public
+        self.closures: ImageClosure | None = None
+        self.licences: tuple[str, ...] = ("GPL-2.0-only",)
+        self.compared = self.shared = 0
 
     async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
         return PIN
@@ -81,13 +86,22 @@ class FakeDescriptions:
     def exact_tag(self, pin: Pin) -> str | None:
         return pin.revision
 
+    async def closure(self, image: ImageDescription) -> ImageClosure | None:
+        assert image.digest == "sha256:0"
+        return self.closures
+
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
         assert (pin, compare) == (PIN, self._public)
         if "git" not in request.requested or request.platform != AMD64:
             return None
-        package = DescribedPackage("git", "2.47", ("GPL-2.0-only",), "a tool", "git-full")
-        layer = DescribedLayer("sha256:1", 7, ("git",))
-        return ImageDescription("linux/amd64", "sha256:0", (package,), (layer,), {"Cmd": ["sh"]}, {}, ())
+        package = DescribedPackage("git", "2.47", self.licences, "a tool", "git-full")
+        layers = (
+            DescribedLayer("sha256:1", 7, ("git",), self.shared),
+            DescribedLayer("sha256:2", 1, ("git",)),
+        )
+        return ImageDescription(
+            "linux/amd64", "sha256:0", (package,), layers, {"Cmd": ["sh"]}, {}, (), self.compared
+        )
 
 
 GIT = FoundPackage("git", "git", "2.47", "a tool", ("git",))
@@ -154,6 +168,16 @@ class FakeIndex:
     async def attribute(self, tag: str, name: str) -> tuple[FoundPackage, Attribute | None] | None:
         found = (await self.names(tag)).get(name)
         return None if found is None else (found, self.attributes.get(name))
+
+    async def look_up(self, tag: str, name: str) -> NameLookup:
+        found = (await self.names(tag)).get(name)
+        if name.startswith("set."):
+            return NameLookup(None)
+        return NameLookup(found is not None, found.reason if found is not None else "")
+
+    async def near_names(self, tag: str, name: str) -> Sequence[str]:
+        names = await self.names(tag)
+        return await asyncio.to_thread(NearNames("", [package.name for package in names]).of, name)
 
     async def meta_packages(self, tag: str) -> Sequence[tuple[str, Attribute | None]]:
         await self.names(tag)

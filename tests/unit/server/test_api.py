@@ -277,8 +277,8 @@ async def test_a_stored_image_is_described_for_its_platforms(server: Server) -> 
         assert (document["name"], document["tag"]) == ("shell/git", tag)
         assert document["pin"] == {"revision": PIN.revision, "url": PIN.url, "tag": PIN.revision}
         (image,) = document["platforms"]
-        assert (image["platform"], image["size"]) == ("linux/amd64", 7)
-        assert image["layers"] == [{"digest": "sha256:1", "size": 7, "packages": ["git"]}]
+        assert (image["platform"], image["size"]) == ("linux/amd64", 8)
+        assert image["layers"][0] == {"digest": "sha256:1", "size": 7, "packages": ["git"]}
 
 
 @pytest.mark.parametrize(
@@ -340,18 +340,41 @@ async def test_answers_about_packages_are_written_in_turns_off_the_event_loop(
 
 
 @pytest.mark.security
-@pytest.mark.parametrize(("path", "method"), [("packages", "search"), ("packages/gti", "similar")])
-async def test_searches_do_not_block_the_event_loop(
-    path: str, method: str, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_searches_do_not_block_the_event_loop(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
-    search = getattr(PackageSearch, method)
+    search = PackageSearch.search
 
-    def counted(names: PackageSearch, text: str, limit: int) -> object:
+    def counted(names: PackageSearch, text: str, limit: int) -> Sequence[FoundPackage]:
         threads.append(threading.get_ident())
         return search(names, text, limit)
 
-    monkeypatch.setattr(PackageSearch, method, counted)
-    await server.ask(path, query={"q": "git"})
+    monkeypatch.setattr(PackageSearch, "search", counted)
+    await server.ask("packages", query={"q": "git"})
     assert len(threads) == 1
     assert threads[0] != threading.main_thread().ident
+
+
+async def test_names_are_checked(server: Server) -> None:
+    answer = await server.json("names", q="git GTI slack set.member gti")
+    assert answer["names"] == [
+        {"name": "git", "exists": True, "reason": None, "near_names": []},
+        {"name": "gti", "exists": False, "reason": None, "near_names": ["git"]},
+        {"name": "slack", "exists": True, "reason": "unfree", "near_names": []},
+        {"name": "set.member", "exists": None, "reason": None, "near_names": []},
+    ]
+    assert (await server.json("names"))["names"] == []
+
+
+@pytest.mark.security
+async def test_few_names_are_checked_and_fewer_get_near_names(server: Server) -> None:
+    answer = await server.json("names", q=" ".join(f"gi{number}" for number in range(1000)))
+    assert len(answer["names"]) == 100
+    assert sum(bool(name["near_names"]) for name in answer["names"]) <= 5
+
+
+async def test_a_search_and_an_unknown_package_name_the_same_near_names(server: Server) -> None:
+    found = await server.json("packages", q="gitt")
+    error = (await server.json("packages/gitt", 404))["errors"][0]["message"]
+    near = await server.index.near_names("latest", "gitt")
+    assert [package["name"] for package in found["packages"]] == list(near)
+    assert error.endswith(f"did you mean {' or '.join(near)}?")

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from urllib.parse import quote
 
-from nixery.builds.descriptions import ImageDescriptions
+from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
 from nixery.builds.history import BuildReport, State
+from nixery.builds.image_closure import ClosurePath, ImageClosure
 from nixery.errors import InvalidName, NixeryError
+from nixery.image.meta_packages import SHELL
 from nixery.image.name import validate_name
 from nixery.image.platform import SUPPORTED, Platform
-from nixery.server.api import describe
+from nixery.server.api import NamedImage, describe
 from nixery.server.clients import host, image_path, is_encrypted
 from nixery.server.errors import errors_body
 from nixery.server.http import AnswerWriter, BytesResponse, Request, Response
 from nixery.server.pages.templating import Templates, duration
-from nixery.server.pages.treemap import MAP, treemap
+from nixery.server.pages.treemap import NARROW, WIDE, Tile, treemap
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.published_packages import PublishedPackages, command_of, contents_of
+from nixery.server.published_packages import CheckedName, PublishedPackages, command_of, contents_of
 
 _ROUTE = re.compile(
     r"/(?:|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|(?P<meta>meta-packages)|packages/(?P<package>[^/]+)"
@@ -41,6 +43,9 @@ _LISTED = 12
 
 # Results of a search without a script.
 _FOUND = 50
+
+# Store paths with a link to their explanation: of an image in its table of layers, and of one layer.
+_LINKED_PATHS, _LINKED_OF_LAYER = 2000, 200
 
 _EXAMPLE = "shell/git"
 
@@ -78,6 +83,42 @@ class ShownStage:
     kind: str
     took: str
     hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShownLayer:
+    """A layer in the table of an image.
+
+    Attributes:
+        number: from 1, in the order of the image.
+        paths: the largest of its store paths, if they are known.
+        more: number of the others.
+    """
+
+    number: int
+    layer: DescribedLayer
+    paths: Sequence[ClosurePath]
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShownImage:
+    """An image for one platform.
+
+    Attributes:
+        closure: its store paths; ``None`` if they are unknown.
+        alone: bytes that only one package needs, by component, name and version.
+        maps: of its layers, for a wide and a narrow screen.
+        layers: the largest first.
+        licensed: whether the licence of a package is known.
+    """
+
+    image: ImageDescription
+    closure: ImageClosure | None
+    alone: Mapping[tuple[str, str, str], int]
+    maps: Sequence[Sequence[Tile]]
+    layers: Sequence[ShownLayer]
+    licensed: bool
 
 
 class Pages:
@@ -173,28 +214,73 @@ class Pages:
 
     async def _image(self, request: Request, image: str) -> Response:
         named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
+        problems = await self._problems(named)
+        closures = [await self._descriptions.closure(description) for description in named.found]
+        if (why := request.query.get("why")) is not None:
+            return await self._why(named, why, closures)
 
         def page() -> Response:
             return self._templates.response(
                 "image.html",
+                404 if any(problem.exists is False for problem, _ in problems) else 200,
+                problems=problems,
                 name=named.name,
                 tag=named.tag,
                 pin=named.pin,
                 lines=_pull_lines(request, f"{named.name}:{named.tag}"),
                 exact_tag=named.exact_tag if named.exact_tag != named.tag else None,
-                images=[(description, treemap(description)) for description in named.found],
+                images=[
+                    _shown_image(description, closure)
+                    for description, closure in zip(named.found, closures, strict=True)
+                ],
+                reference=f"{host(request)}/{named.name}:{named.tag}",
                 missing=[str(one.platform) for one in named.missing],
                 shared=[
                     (shared, image_path(shared.build.name, shared.build.platform, self._platforms))
                     for shared in (named.found[0].shared if named.found else ())
                 ],
-                view=MAP,
             )
 
         return await self._writer.write(page)
 
+    async def _why(self, named: NamedImage, why: str, closures: Sequence[ImageClosure | None]) -> Response:
+        """Explain why an image has a store path."""
+
+        def page() -> Response:
+            for nth, (description, closure) in enumerate(zip(named.found, closures, strict=True), 1):
+                explanation = closure.explain(why) if closure is not None else None
+                if explanation is not None:
+                    return self._templates.response(
+                        "why.html",
+                        name=named.name,
+                        tag=named.tag,
+                        image=description,
+                        nth=nth,
+                        shell=SHELL,
+                        found=explanation,
+                    )
+            return self._error(
+                404, "No such store path", "The image has no such store path, or was not built yet."
+            )
+
+        return await self._writer.write(page)
+
+    async def _problems(self, named: NamedImage) -> Sequence[tuple[CheckedName, Sequence[tuple[str, str]]]]:
+        """Names for which an image that is not stored cannot be built, each with near names and links to their images."""
+        if not named.missing:
+            return ()
+        try:
+            checked = await self._packages.check(named.tag, named.missing[0].requested)
+        except NixeryError:
+            return ()  # the page has answers without it
+        return [
+            (name, [(near, _with_name(named, name.name, near)) for near in name.near_names])
+            for name in checked
+            if name.exists is False or name.reason
+        ]
+
     async def _search(self, request: Request) -> Response:
-        found = await self._packages.find(request, _FOUND if request.query.get("q") else 0)
+        found = await self._packages.find(request, _FOUND if request.query.get("q") else 0, suggest=True)
         if found is None:
             return self._listing_in_progress()
         page = partial(
@@ -287,6 +373,32 @@ def _composed(request: Request) -> Response:
     validate_name(name)
     tag = query.get("tag", "").strip() or "latest"
     return BytesResponse(303, b"", {"Location": f"/images/{quote(name)}:{quote(tag, safe='')}"})
+
+
+def _shown_image(image: ImageDescription, closure: ImageClosure | None) -> ShownImage:
+    paths = closure.in_layers() if closure is not None else {}
+    names = {number: within[0].name for number, within in paths.items()}
+    left = _LINKED_PATHS
+    layers = []
+    by_size = sorted(enumerate(image.layers, 1), key=lambda pair: (-pair[1].size, pair[0]))
+    for number, layer in by_size:
+        linked = paths.get(number, ())[: min(left, _LINKED_OF_LAYER)]
+        left -= len(linked)
+        layers.append(ShownLayer(number, layer, linked, len(paths.get(number, ())) - len(linked)))
+    return ShownImage(
+        image,
+        closure,
+        closure.needed_alone() if closure is not None else {},
+        [treemap(image, WIDE, names), treemap(image, NARROW, names)],
+        layers,
+        any(package.licences for package in image.packages),
+    )
+
+
+def _with_name(named: NamedImage, wrong: str, right: str) -> str:
+    """Return the path of the page of an image with another package in place of one."""
+    name = "/".join(right if component == wrong else component for component in named.name.split("/"))
+    return f"/images/{quote(name)}:{quote(named.tag)}"
 
 
 def _pull_lines(request: Request, image: str) -> list[PullLine]:

@@ -5,7 +5,7 @@ After "Squarified Treemaps" (Bruls, Huizing, van Wijk, 2000).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nixery.builds.descriptions import DescribedLayer, ImageDescription
@@ -26,49 +26,57 @@ class Rectangle:
         return self.width * self.height
 
 
-MAP = Rectangle(0, 0, 960, 400)
+# The label of the layer with the root file system.
+ROOT = "/bin, /etc"
 
-# In units of the map: the room for a label, the width of a letter, and the room for a size.
-_LABEL_HEIGHT, _LABEL_WIDTH, _LETTER = 22, 46, 8.4
-_SIZE_WIDTH = 66
-
-# Colours in the style sheet.
-_COLOURS = 6
+# In the pixels that a map has about on a wide and on a narrow screen. The page stretches it, so that texts keep their
+# size and tiles their shares.
+WIDE, NARROW = Rectangle(0, 0, 950, 400), Rectangle(0, 0, 320, 440)
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A layer on the map.
+class Tile:
+    """A layer on a map.
 
     Attributes:
-        label: empty if there is no room for one.
-        full: whether there is room for its size below the label.
+        area: in percent of the width and the height of the map.
+        number: of the layer in the image, from 1.
+        label: a few words for it.
     """
 
     area: Rectangle
     layer: DescribedLayer
     number: int
-    colour: int
     label: str
-    full: bool
 
 
-def treemap(image: ImageDescription) -> list[Cell]:
-    """Place the layers of an image on ``MAP``, the largest first."""
+def treemap(image: ImageDescription, whole: Rectangle, names: Mapping[int, str]) -> list[Tile]:
+    """Place the layers of an image on a map, the largest first.
+
+    Args:
+        image: with the layers.
+        whole: the map.
+        names: of the largest store paths of layers, by number, if they are known.
+    """
     numbered = [(layer, number) for number, layer in enumerate(image.layers, 1) if layer.size]
     numbered.sort(key=lambda pair: (-pair[0].size, pair[1]))
     if not numbered:
         return []
-    areas = squarified([layer.size for layer, _ in numbered], MAP)
-    cells = []
-    for area, (layer, number) in zip(areas, numbered, strict=True):
-        room = int((area.width - 16) / _LETTER)
-        label = _label(layer)
-        fits = area.height >= _LABEL_HEIGHT and area.width >= _LABEL_WIDTH
-        short = label if len(label) <= room else label[: max(0, room - 1)] + "…"
-        full = fits and area.height >= 2 * _LABEL_HEIGHT and area.width >= _SIZE_WIDTH
-        cells.append(Cell(area, layer, number, number % _COLOURS, short if fits else "", full))
-    return cells
+    areas = squarified([layer.size for layer, _ in numbered], whole)
+    return [
+        Tile(
+            _in_percent(area, whole),
+            layer,
+            number,
+            _label(layer, number == len(image.layers), names.get(number)),
+        )
+        for area, (layer, number) in zip(areas, numbered, strict=True)
+    ]
+
+
+def _in_percent(area: Rectangle, whole: Rectangle) -> Rectangle:
+    x, y = 100 / whole.width, 100 / whole.height
+    return Rectangle(area.x * x, area.y * y, area.width * x, area.height * y)
 
 
 def squarified(sizes: Sequence[int], whole: Rectangle) -> list[Rectangle]:
@@ -115,8 +123,10 @@ def _worst(row: Sequence[float], side: float) -> float:
     return max(side**2 * max(row) / total**2, total**2 / (side**2 * min(row)))
 
 
-def _label(layer: DescribedLayer) -> str:
-    if not layer.packages:
-        return "root"
+def _label(layer: DescribedLayer, is_last: bool, largest: str | None) -> str:  # noqa: FBT001 -- of this module
+    # The last layer has the root file system: links to the store paths of the others.
+    if is_last or not layer.packages:
+        return ROOT
     more = len(layer.packages) - 1
-    return f"{layer.packages[0]} +{more}" if more else layer.packages[0]
+    name = largest or layer.packages[0]
+    return f"{name} +{more}" if more else name

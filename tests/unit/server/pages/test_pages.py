@@ -12,6 +12,7 @@ import pytest
 from nixery.builds.descriptions import ImageDescriptions
 from nixery.builds.events import Build, Failed, Started
 from nixery.builds.history import BuildHistory
+from nixery.builds.image_closure import ClosurePath, ClosureRoot, ImageClosure
 from nixery.builds.package_index import PackageIndex
 from nixery.errors import NixeryError
 from nixery.image.name import requests_for
@@ -36,7 +37,8 @@ class Site:
         published = PublishedBuilds(history, FollowerBounds(1, 1), public=public)
         self.index = FakeIndex()
         packages = PublishedPackages(cast("PackageIndex", self.index))
-        descriptions = cast("ImageDescriptions", FakeDescriptions(public=public))
+        self.descriptions = FakeDescriptions(public=public)
+        descriptions = cast("ImageDescriptions", self.descriptions)
         self._pages = Pages(published, packages, descriptions, (AMD64,), AnswerWriter())
 
     async def get(
@@ -107,10 +109,28 @@ async def test_the_page_of_a_stored_image_shows_packages_and_layers(site: Site) 
 
 
 async def test_the_page_of_an_image_that_was_not_built_offers_to_build_it(site: Site) -> None:
-    answer, page = await site.get("/images/htop")
+    answer, page = await site.get("/images/shell/later")
     assert answer.status == 200
     assert "Not built yet" in page
-    assert 'data-name="htop" data-tag="latest"' in page
+    assert 'data-name="shell/later" data-tag="latest"' in page
+
+
+async def test_the_page_of_an_image_of_an_unknown_package_says_so_with_near_names(site: Site) -> None:
+    answer, page = await site.get("/images/shell/gitt/slack:v1")
+    assert answer.status == 404
+    assert "The package set has no package <b>gitt</b>." in page
+    assert '<a href="/images/shell/git/slack:v1">git</a>' in page
+    assert "is not available: unfree" in page
+    assert "Not built yet" not in page
+    assert "docker" not in page
+    assert 'id="build"' not in page
+
+
+async def test_an_image_page_without_answers_about_names_is_a_page(site: Site) -> None:
+    answer, page = await site.get("/images/set.member")
+    assert (answer.status, "Not built yet" in page) == (200, True)
+    answer, page = await site.get("/images/later:v2")  # the fake's list of names fails for this tag
+    assert (answer.status, "Not built yet" in page) == (200, True)
 
 
 async def test_the_page_of_an_image_offers_its_commit(site: Site) -> None:
@@ -288,3 +308,68 @@ async def test_pages_with_texts_of_authors_are_written_in_turns_off_the_event_lo
         may_end.set()
     assert [answer.status for answer, _ in await asyncio.gather(*pages)] == [200, 200, 200]
     assert threading.main_thread().ident not in threads
+
+
+async def test_a_search_for_a_misspelt_name_offers_near_names(site: Site) -> None:
+    _, page = await site.get("/packages", query={"q": "gitfu"})
+    assert '<a href="/packages/gitfull">gitfull</a>?</p>' in page
+    assert "Did you mean" in page
+    for text in ("git", "tool", "a tool", "zzz"):
+        _, page = await site.get("/packages", query={"q": text})
+        assert "Did you mean" not in page
+
+
+def _closure() -> ImageClosure:
+    paths = [
+        ClosurePath(path=f"{letter * 32}-{name}", size=size, layer=layer, references=references)
+        for letter, name, size, layer, references in (
+            ("a", "git-2.47", 900, 1, [1]),
+            ("b", "<b>zlib</b>", 100, 1, []),
+            ("c", "bash-5", 5000, 2, []),
+        )
+    ]
+    roots = [
+        ClosureRoot(component="git-full", name="git", version="2.47", requested=True, paths=[0]),
+        ClosureRoot(component=".shell", name="bash", version="5", requested=False, paths=[2]),
+    ]
+    return ImageClosure(paths, roots)
+
+
+async def test_the_page_of_an_image_says_what_each_package_takes_and_why_paths_are_there(site: Site) -> None:
+    _, page = await site.get("/images/shell/git:v1")
+    assert "Only for it" not in page
+    site.descriptions.closures = _closure()
+    _, page = await site.get("/images/shell/git:v1")
+    assert page.index(">Packages<") < page.index(">Config<") < page.index(">Layers, by compressed size<")
+    assert '<td class="number" data-label="Only for it">1.0 kB</td>' in page
+    assert f'<a href="?why={"a" * 32}-git-2.47">git-2.47</a>' in page
+    assert "<b>zlib</b>" not in page
+    assert "FROM registry.example/shell/git:v1" in page
+    answer, page = await site.get("/images/shell/git:v1", query={"why": f"{'b' * 32}-<b>zlib</b>"})
+    assert answer.status == 200
+    assert "Why is &lt;b&gt;zlib&lt;/b&gt; here?" in page
+    assert "you asked for git-full" in page
+    assert 'href="/images/shell/git:v1#layer-1-1"' in page
+    answer, page = await site.get("/images/shell/git:v1", query={"why": "none"})
+    assert (answer.status, "No such store path" in page) == (404, True)
+    answer, page = await site.get("/images/later", query={"why": "none"})
+    assert answer.status == 404
+
+
+async def test_the_licence_column_is_there_where_a_licence_is_known(site: Site) -> None:
+    _, page = await site.get("/images/shell/git:v1")
+    assert ">Licence<" in page
+    site.descriptions.licences = ()
+    _, page = await site.get("/images/shell/git:v1")
+    assert ">Licence<" not in page
+    assert "unknown" not in page
+
+
+async def test_the_map_tells_shared_layers_from_others(site: Site) -> None:
+    site.descriptions.compared, site.descriptions.shared = 2, 1
+    _, page = await site.get("/images/shell/git:v1")
+    assert 'class="tile shared" href="#layer-1-1"' in page
+    assert "Layer 1, 7 B, also in 1 other image: git" in page
+    site.descriptions.shared = 0
+    _, page = await site.get("/images/shell/git:v1")
+    assert "Layer 1, 7 B, in this image alone: git" in page

@@ -109,7 +109,8 @@ function compose(section) {
   document.documentElement.classList.add("scripted");
   const input = $("packages"), chips = $("chips"), list = $("suggestions"), platform = $("platform"), tag = $("tag");
   const shell = $("shell"), button = $("build"), chosen = [];
-  let options = [], active = -1, asked = 0, committing = false, timer;
+  let options = [], active = -1, asked = 0, committing = false, timer, checks = 0;
+  const answers = new Map(), notes = element("ul", undefined, "notes");
 
   input.removeAttribute("name");
   const hidden = element("input");
@@ -119,8 +120,9 @@ function compose(section) {
   for (const [name, value] of Object.entries({
     role: "combobox", "aria-expanded": "false", "aria-controls": "suggestions", "aria-autocomplete": "list",
   })) input.setAttribute(name, value);
-  const help = "Type a name, a program or a description, choose with the arrow keys, and press Enter. Backspace removes the last one.";
+  const help = "Type a name, a program or a description. Enter adds the name that you typed; choose a suggestion to add that one.";
   $("packages-help").textContent = help;
+  $("packages-help").after(notes);
 
   const typed = () => input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
   const name = () => [platform.value, shell.checked ? "shell" : "", ...chosen, ...typed()].filter(Boolean).join("/");
@@ -141,7 +143,12 @@ function compose(section) {
     hidden.value = [...chosen, ...typed()].join(" ");
     button.disabled = !name();
     chips.replaceChildren(...chosen.map((package_) => {
-      const chip = element("li"), link = element("a", package_);
+      const problem = problemOf(package_);
+      const chip = element("li", undefined, problem ? "unknown" : undefined), link = element("a", package_);
+      if (problem) {
+        chip.title = problem;
+        chip.append(element("span", "!", "mark"), element("span", `${problem}: `, "unseen"));
+      }
       link.href = packagePage(package_, tag.value || "latest");
       chip.append(link);
       const remove = element("button", "×");
@@ -152,6 +159,50 @@ function compose(section) {
       return chip;
     }));
     input.placeholder = chosen.length ? "" : "git, jq, python3 …";
+    notes.replaceChildren(...chosen.filter(problemOf).map(note));
+  }
+
+  // Why an image with a chosen package cannot be built; empty as far as the server knows.
+  function problemOf(package_) {
+    const answer = answers.get(package_);
+    if (answer?.exists === false) return "no such package";
+    return answer?.reason ? `not available: ${answer.reason}` : "";
+  }
+
+  // The problem of a chosen package, with similar names to use in its place.
+  function note(package_) {
+    const made = element("li", undefined, "why"), near = answers.get(package_).near_names;
+    made.append(element("b", package_), `: ${problemOf(package_)}${near.length ? ". Did you mean " : ""}`);
+    near.forEach((name_, index) => {
+      const button = element("button", name_, "near");
+      button.type = "button";
+      button.setAttribute("aria-label", `Use ${name_} in place of ${package_}`);
+      button.addEventListener("click", () => {
+        chosen.splice(chosen.indexOf(package_), 1);
+        add(name_);
+        input.focus();
+      });
+      made.append(index ? " " : "", button);
+    });
+    if (near.length) made.append("?");
+    return made;
+  }
+
+  async function check() {
+    const names = chosen.filter((package_) => !answers.has(package_)), turn = ++checks;
+    if (!names.length) return;
+    try {
+      const response = await fetch(`/api/v1/names?${new URLSearchParams({ q: names.join(" "), tag: tag.value || "latest" })}`);
+      if (!response.ok) return;
+      const answer = await response.json();
+      if (turn !== checks) return; // the next check has these names, too
+      for (const checked of answer.names) if (checked.exists !== null) answers.set(checked.name, checked);
+    } catch {
+      return; // a pull tells
+    }
+    show();
+    const wrong = names.filter(problemOf);
+    if (wrong.length) say(wrong.map((package_) => `${package_}: ${problemOf(package_)}`).join(". "));
   }
 
   function add(package_) {
@@ -160,6 +211,7 @@ function compose(section) {
     close();
     show();
     say(`${package_} added`);
+    check();
   }
 
   function drop(package_) {
@@ -244,7 +296,8 @@ function compose(section) {
     for (const note of list.querySelectorAll(".none, .progress")) note.setAttribute("role", "presentation");
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
-    select(options.length ? 0 : -1);
+    // Enter adds what was typed, so nothing else is selected before the user selects it.
+    select(options[0]?.name === text ? 0 : -1);
     say(options.length ? `${options.length} packages found` : "No package found");
   }
 
@@ -272,15 +325,24 @@ function compose(section) {
 
   input.addEventListener("input", () => {
     show();
+    select(-1); // of the earlier text
     clearTimeout(timer);
     timer = setTimeout(suggest, 60);
     if (/\S\s/.test(input.value)) commitWords();
   });
   input.addEventListener("keydown", (event) => {
     if (event.key === "ArrowDown" && options.length) select((active + 1) % options.length);
-    else if (event.key === "ArrowUp" && options.length) select((active + options.length - 1) % options.length);
+    else if (event.key === "ArrowUp" && options.length) select((Math.max(active, 0) + options.length - 1) % options.length);
     else if (event.key === "Escape") close();
-    else if (event.key === "Enter" && input.value.trim()) add(active >= 0 ? options[active].name : typed()[0]);
+    else if (event.key === "Enter" && active >= 0) add(options[active].name);
+    else if (event.key === "Enter" && typed().length === 1) add(typed()[0]);
+    else if (event.key === "Enter" && typed().length) {
+      // Words of a description: the first package is offered, and the next Enter adds it.
+      if (options.length) {
+        select(0);
+        say(`Press Enter again to add ${options[0].name}`);
+      }
+    }
     else if (event.key === "," && input.value.trim()) add(typed()[0]);
     else if (event.key === "Backspace" && !input.value && chosen.length) return drop(chosen.at(-1));
     else return;
@@ -288,6 +350,7 @@ function compose(section) {
   });
   input.addEventListener("blur", close);
   for (const field of [platform, tag, shell]) field.addEventListener("input", show);
+  tag.addEventListener("change", () => { answers.clear(); show(); check(); });
   button.addEventListener("click", () => build(name(), tag.value || "latest", button));
   show();
   search("", 0).catch(() => {}); // so that names are available when the user starts to type
@@ -361,6 +424,17 @@ function follow(page) {
   }, 200);
 }
 
+// A tile of a map leads to a row of a folded table; some browsers do not unfold it themselves.
+function unfold() {
+  const row = /^#layer-\d+-\d+$/.test(location.hash) && document.querySelector(location.hash);
+  if (!row) return;
+  row.closest("details").open = true;
+  row.scrollIntoView({ block: "center" });
+  row.focus({ preventScroll: true });
+}
+
+addEventListener("hashchange", unfold);
+unfold();
 copyButtons();
 if ($("pin")) pinning($("pin"));
 if ($("compose")) compose($("compose"));
