@@ -52,6 +52,10 @@ PAGES = {
     "/meta-packages",
     "/packages/{package}",
     "/builds/{build}",
+    "/builds",
+    "/help",
+    "/docs",
+    "/docs/openapi.json",
     "/static/{file}",
 }
 

@@ -23,6 +23,7 @@ from nixery.server.http import (
     AnswerProtocol,
     ByteRange,
     BytesResponse,
+    ErrorResponse,
     Fields,
     FileResponse,
     Headers,
@@ -31,6 +32,7 @@ from nixery.server.http import (
     Response,
     Scope,
     StreamResponse,
+    prefers_html,
 )
 from nixery.server.observation import Observation
 
@@ -69,6 +71,7 @@ class Application:
         others: handlers of other paths, by path.
         below: handlers of the rest, by prefix of the path; the first match wins.
         public_url: scheme and host by which clients reach this server; ``None`` to use each request's own.
+        error_page: makes the page of an error, for people; ``None`` for errors in JSON only.
     """
 
     def __init__(
@@ -79,12 +82,14 @@ class Application:
         below: Mapping[str, Handler] | None = None,
         *,
         public_url: str | None = None,
+        error_page: Callable[[Request, ErrorResponse], Response] | None = None,
     ) -> None:
         self._registry = registry
         self.observation = observation
         self._others = others
         self._below = tuple((below or {}).items())
         self._public_url = public_url
+        self._error_page = error_page
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
@@ -127,6 +132,8 @@ class Application:
             if answer is None:
                 handler = self._handler(request.path)
                 answer = _not_found() if handler is None else await handler(request)
+            if isinstance(answer, ErrorResponse) and self._error_page is not None and prefers_html(request):
+                return self._error_page(request, answer), None
             if not isinstance(answer, StreamResponse) or request.method == "HEAD":
                 return answer, None
             return await start_body(answer)

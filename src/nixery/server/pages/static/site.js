@@ -109,6 +109,7 @@ function compose(section) {
   document.documentElement.classList.add("scripted");
   const input = $("packages"), chips = $("chips"), list = $("suggestions"), platform = $("platform"), tag = $("tag");
   const shell = $("shell"), button = $("build"), chosen = [];
+  const lines = [...section.querySelectorAll("code[data-line]")].map((code) => [code, code.textContent]);
   let options = [], active = -1, asked = 0, committing = false, timer;
 
   input.removeAttribute("name");
@@ -119,7 +120,9 @@ function compose(section) {
   for (const [name, value] of Object.entries({
     role: "combobox", "aria-expanded": "false", "aria-controls": "suggestions", "aria-autocomplete": "list",
   })) input.setAttribute(name, value);
-  const help = "Type a name, a program or a description, choose with the arrow keys, and press Enter. Backspace removes the last one.";
+  const help = matchMedia("(pointer: coarse)").matches
+    ? "Type a name, a program or a description, and tap a suggestion."
+    : "Type a name, a program or a description, choose with the arrow keys, and press Enter. Backspace removes the last one.";
   $("packages-help").textContent = help;
 
   const typed = () => input.value.trim().toLowerCase().split(/[\s,]+/).filter(Boolean);
@@ -128,14 +131,8 @@ function compose(section) {
   function show() {
     const image = name() || "shell/git";
     const reference = `${section.dataset.host}/${image}:${tag.value || "latest"}`;
-    const plain = section.dataset.encrypted === "true" ? "" : "--tls-verify=false ";
-    const lines = {
-      Docker: `docker run --rm -it ${reference}`,
-      Podman: `podman run --rm -it ${plain}${reference}`,
-      Kubernetes: `kubectl run -it --rm --restart=Never --image=${reference} nixery`,
-    };
-    for (const code of section.querySelectorAll("code[data-line]")) {
-      const words = lines[code.dataset.line].split(" ").map(breakable);
+    for (const [code, line] of lines) {
+      const words = line.replace(section.dataset.reference, () => reference).split(" ").map(breakable);
       code.replaceChildren(...words.flatMap((word, index) => (index ? [" ", word] : [word])));
     }
     hidden.value = [...chosen, ...typed()].join(" ");
