@@ -55,7 +55,7 @@ PAGES = {
     "/builds",
     "/help",
     "/docs",
-    "/docs/openapi.json",
+    "/openapi.json",
     "/static/{file}",
 }
 

@@ -30,7 +30,7 @@ from nixery.server.published_images import PublishedImages
 from nixery.server.published_packages import PackageSetSummary, PublishedPackages, command_of, contents_of
 
 _ROUTE = re.compile(
-    r"/(?:|(?P<page>help|docs|docs/openapi\.json|builds)|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|(?P<meta>meta-packages)|packages/(?P<package>[^/]+)"
+    r"/(?:|(?P<page>help|docs|openapi\.json|builds)|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|(?P<meta>meta-packages)|packages/(?P<package>[^/]+)"
     r"|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z0-9.]+))",
     re.DOTALL,
 )
@@ -85,7 +85,7 @@ _TITLES = {
 }
 
 # First components of the server's own paths.
-_TAKEN = frozenset({"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help"})
+_TAKEN = frozenset({"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help", "openapi.json"})
 
 # Headings of pages about attributes, by their kind.
 _KINDS = {"list": "List of packages", "definition": "Image definition", "meta-package": "Meta-package"}
@@ -219,7 +219,7 @@ class Pages:
             case "builds":
                 async with self._builds.turn():
                     return self._builds_page(request)
-            case "docs/openapi.json":
+            case "openapi.json":
                 headers = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
                 return BytesResponse(200, self._reference.content, headers)
             case "docs":

@@ -512,7 +512,7 @@ async def test_help_explains_the_words_that_pages_link(site: Site) -> None:
 async def test_the_api_has_a_page(site: Site) -> None:
     answer, page = await site.get("/docs")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    description = json.loads((await site.get("/docs/openapi.json"))[1])
+    description = json.loads((await site.get("/openapi.json"))[1])
     for path in description["paths"]:
         assert str(breakable(path)) in page
     assert "<code>UNSUPPORTED</code>" in page
