@@ -87,9 +87,9 @@ def api_reference() -> ApiReference:
                 shown = _operation(document, method, path, item, operation)
                 operations.setdefault(operation["tags"][0], []).append(shown)
     groups = [Group(name, title, operations[name]) for name, title in _TITLES.items() if name in operations]
-    introduction = document["info"]["description"].strip().split("\n\n")
-    first, points = introduction[0], [point for text in introduction[1:] for point in text.split("\n- ")]
-    return ApiReference((first, *(point.removeprefix("- ") for point in points)), groups, content)
+    # A list in Markdown, after a sentence about its tests.
+    _, _, points = document["info"]["description"].partition("\n- ")
+    return ApiReference(points.split("\n- "), groups, content)
 
 
 def prose(text: str) -> Markup:

@@ -85,7 +85,9 @@ _TITLES = {
 }
 
 # First components of the server's own paths.
-_TAKEN = frozenset({"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help", "openapi.json"})
+_TAKEN = frozenset(
+    {"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help", "openapi.json"}
+)
 
 # Headings of pages about attributes, by their kind.
 _KINDS = {"list": "List of packages", "definition": "Image definition", "meta-package": "Meta-package"}
@@ -328,13 +330,16 @@ class Pages:
     async def _image(self, request: Request, image: str) -> Response:
         named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
 
+        # The digest of several platforms is that of their index, which the description does not have.
+        digest = named.found[0].digest if len(named.found) == 1 and not named.missing else None
+
         def page() -> Response:
             return self._templates.response(
                 "image.html",
                 name=named.name,
                 tag=named.tag,
                 pin=named.pin,
-                lines=_pull_lines(request, f"{named.name}:{named.tag}"),
+                lines=_pull_lines(request, f"{named.name}:{named.tag}", digest),
                 exact_tag=named.exact_tag if named.exact_tag != named.tag else None,
                 images=[(description, treemap(description)) for description in named.found],
                 missing=[str(one.platform) for one in named.missing],
@@ -441,7 +446,8 @@ def _composed(request: Request) -> Response:
     return BytesResponse(303, b"", {"Location": f"/images/{quote(name)}:{quote(tag, safe='')}"})
 
 
-def _pull_lines(request: Request, image: str) -> list[PullLine]:
+def _pull_lines(request: Request, image: str, digest: str | None = None) -> list[PullLine]:
+    """Return the lines that pull an image by its tag, and by its digest if that is known."""
     reference = f"{host(request)}/{image}"
     # Podman refuses an unencrypted registry unless told otherwise.
     plain = "" if is_encrypted(request) else "--tls-verify=false "
@@ -450,7 +456,12 @@ def _pull_lines(request: Request, image: str) -> list[PullLine]:
         PullLine("Podman", f"podman run --rm -it {plain}{reference}"),
         PullLine("Pull only", f"docker pull {reference}"),
         PullLine("Kubernetes", f"kubectl run -it --rm --restart=Never --image={reference} nixery"),
+        *([PullLine("By digest", f"docker pull {_by_digest(request, image, digest)}")] if digest else []),
     ]
+
+
+def _by_digest(request: Request, image: str, digest: str) -> str:
+    return f"{host(request)}/{image.partition(':')[0]}@{digest}"
 
 
 def _shown_stages(report: BuildReport) -> list[ShownStage]:

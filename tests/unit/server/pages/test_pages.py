@@ -138,6 +138,7 @@ async def test_the_page_of_a_stored_image_shows_packages_and_layers(site: Site) 
         "GPL-2.0-only",
         "registry.example/<wbr>shell/<wbr>git:v1",
         'aria-label="Layer 1, 7 B: git"',
+        "registry.example/<wbr>shell/<wbr>git@sha256:0<",
         PIN.url,
     ):
         assert word is not None
