@@ -192,11 +192,8 @@ def matches(request: Request, etag: str) -> bool:
 
 def prefers_html(request: Request) -> bool:
     """Whether a person reads the answer: the client accepts HTML, and prefers it to JSON (RFC 9110, 12.5.1)."""
-    header = request.headers.get("accept", "")
-    if "text/html" not in header:
-        return False  # a program, like nearly all clients
     weights: dict[str, float] = {}
-    for accepted in header[:_LONGEST_CONDITION].lower().split(","):
+    for accepted in request.headers.get("accept", "")[:_LONGEST_CONDITION].lower().split(","):
         kind, *parameters = (part.strip() for part in accepted.split(";"))
         weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
         weights[kind] = float(weight) if _WEIGHT.fullmatch(weight) else 0.0

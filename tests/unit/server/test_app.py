@@ -18,10 +18,12 @@ from nixery.server import app as server
 from nixery.server.app import Application, send_body, start_body
 from nixery.server.clients import Clients
 from nixery.server.connections import Backpressure
+from nixery.server.errors import errors_body
 from nixery.server.health import Health
 from nixery.server.http import (
     ByteRange,
     BytesResponse,
+    ErrorResponse,
     Fields,
     FileResponse,
     NotModified,
@@ -392,3 +394,18 @@ async def test_a_request_body_that_does_not_arrive_times_out(monkeypatch: pytest
     (answer,) = protocol.responses
     assert (answer.status, answer.headers["connection"]) == (408, "close")
     assert slow.bodies == []
+
+
+@pytest.mark.parametrize(("accept", "kind"), [("text/html", "text/html"), ("*/*", "application/json")])
+@pytest.mark.parametrize("path", ["/v2/git/manifests/latest", "/none"])
+async def test_an_error_is_a_page_for_a_person(accept: str, kind: str, path: str) -> None:
+    def page(request: Request, error: ErrorResponse) -> BytesResponse:
+        assert request.path == path
+        return BytesResponse(error.status, error.message.encode(), {"Content-Type": "text/html"})
+
+    recorder, protocol = Recorder(errors_body(404, "NAME_UNKNOWN", "no such image")), _Protocol()
+    application = Application(recorder.answer, Observation(RequestCounts()), {}, error_page=page)
+    scope = _Scope("GET", path, "", _Headers([("host", "registry.example"), ("accept", accept)]))
+    await asyncio.create_task(application.__rsgi__(scope, protocol), context=Context())
+    (response,) = protocol.responses
+    assert (response.status, response.headers["content-type"]) == (404, kind)

@@ -32,6 +32,8 @@ _HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
 
 _STORE_HASH = re.compile(r"^[0-9a-z]{32}-")
 
+_STORE_PATH = re.compile(r"(?:/nix/store/)?\b[0-9a-z]{32}-", re.ASCII)
+
 _THOUSAND = 1000
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _WEEK = 7  # days
@@ -54,7 +56,20 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = (size, duration, moment, day, ago, iso, short, derivation, breakable, grouped, prose)
+        filters = (
+            size,
+            duration,
+            moment,
+            day,
+            ago,
+            iso,
+            short,
+            derivation,
+            breakable,
+            grouped,
+            prose,
+            unhashed,
+        )
         self._environment.filters.update({filter_.__name__: filter_ for filter_ in filters})
         self._environment.globals.update(static=static.address, version=nixery.__version__)
 
@@ -127,6 +142,11 @@ def short(revision: str) -> str:
 def derivation(file: str) -> str:
     """Return the name in ``<hash>-<name>.drv``."""
     return _STORE_HASH.sub("", file).removesuffix(".drv")
+
+
+def unhashed(message: str) -> str:
+    """Leave out the hashes of store paths in a message."""
+    return _STORE_PATH.sub("", message)
 
 
 def breakable(name: str) -> Markup:

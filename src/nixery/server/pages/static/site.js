@@ -359,10 +359,10 @@ function follow(page) {
 }
 
 copyButtons();
-if ($("pin")) pinning($("pin"));
+if ($("pin")?.dataset.exact) pinning($("pin"));
 if ($("compose")) compose($("compose"));
 if ($("build-page")) follow($("build-page"));
-if ($("build")) {
+if ($("build")?.matches("button")) {
   const button = $("build");
   button.hidden = false;
   if (button.dataset.name) button.addEventListener("click", () => build(button.dataset.name, button.dataset.tag, button));
