@@ -317,7 +317,9 @@ def test_builds_are_filtered_in_a_list(open_page: OpenPage, server: Server, buil
     page.goto("/builds?state=done")
     expect(page.get_by_role("link", name=built)).to_be_visible()
     page.set_viewport_size({"width": 390, "height": 800})
-    expect(page.get_by_role("link", name=built)).to_be_in_viewport()
+    page.get_by_role("link", name=built).scroll_into_view_if_needed()
+    expect(page.get_by_role("link", name=built)).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shoot(page, "builds-narrow")
 
 
