@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -174,7 +174,7 @@ class PublishedPackages:
                 async with self._descriptions.slot():
                     facts = await self._index.facts(state.pin)
                 if facts or state.progress.is_complete:
-                    self._names = {state.pin: facts.get("PRETTY_NAME") or facts.get("NAME", "")}
+                    self._names = {state.pin: _name_of(facts)}
         return PackageSetSummary(state.pin, state.since, self._names.get(state.pin, ""), state.progress)
 
     async def meta_packages(self, request: Request) -> MetaPackages | None:
@@ -213,6 +213,15 @@ class PublishedPackages:
             raise PackageUnknown(shortened(name, _LONGEST_QUERY), near)
         package, attribute = found
         return PackageDetails(package, attribute, versions, progress)
+
+
+def _name_of(facts: Mapping[str, str]) -> str:
+    """Return the name of a distribution from its os-release; empty if it has none."""
+    name = facts.get("NAME", "")
+    # Images of parts of a distribution are not the distribution, so these facts have its name in another field.
+    if facts.get("ID") == "nixery" and (like := facts.get("ID_LIKE", "").partition(" ")[0]):
+        name = like.capitalize()
+    return f"{name} {facts.get('VERSION', '')}".strip()
 
 
 def is_available(package: FoundPackage, progress: Progress) -> bool | None:

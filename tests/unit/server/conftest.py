@@ -165,7 +165,7 @@ class FakeIndex:
 
     async def facts(self, pin: Pin) -> Mapping[str, str]:
         assert pin == PIN
-        return {"NAME": "Debian", "PRETTY_NAME": "Debian <12>"}
+        return {"ID": "nixery", "ID_LIKE": "debian", "NAME": "Nixery", "VERSION": "<12>"}
 
     async def versions(self, tag: str, name: str) -> list[PackageVersion]:
         await self.names(tag)
