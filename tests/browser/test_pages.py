@@ -358,6 +358,7 @@ def test_an_image_opened_in_a_browser_leads_to_its_page(
     page = open_page(link[1].decode())
     expect(page.get_by_role("heading", level=1)).to_have_text(f"{built}:latest")
     # The registry's errors too.
-    answer = server.client.get("/v2/UPPER/manifests/latest", {"Accept": "text/html"})
+    browser = {"Accept": "text/html", "User-Agent": "Mozilla/5.0", "Sec-Fetch-Site": "none"}
+    answer = server.client.get("/v2/UPPER/manifests/latest", browser)
     assert (answer.status, answer.headers["content-type"]) == (400, "text/html; charset=utf-8")
     assert server.client.get("/v2/UPPER/manifests/latest").error["code"] == "NAME_INVALID"

@@ -40,6 +40,9 @@ from nixery.server.observation import Observation
 _BODY_PREFIX = "/api/"
 _LARGEST_BODY = 16 * 1024
 
+# Paths that programs request.
+_PROGRAM_PREFIXES = ("/v2/", "/api/")
+
 # Limit on the pieces of a body: each costs as much as a small request, and may be a single byte.
 _MOST_PIECES = 64
 
@@ -132,7 +135,7 @@ class Application:
             if answer is None:
                 handler = self._handler(request.path)
                 answer = _not_found() if handler is None else await handler(request)
-            if isinstance(answer, ErrorResponse) and self._error_page is not None and prefers_html(request):
+            if isinstance(answer, ErrorResponse) and self._error_page is not None and _is_for_person(request):
                 return self._error_page(request, answer), None
             if not isinstance(answer, StreamResponse) or request.method == "HEAD":
                 return answer, None
@@ -194,6 +197,19 @@ async def _chained(first: bytes, rest: Body) -> Body:
         yield first
         async for piece in rest:
             yield piece
+
+
+def _is_for_person(request: Request) -> bool:
+    """Whether a person reads the answer.
+
+    Java's HTTP client accepts HTML unless told otherwise, and so do registry clients in Java. These do not
+    identify as browsers.
+    """
+    if request.path.startswith(_PROGRAM_PREFIXES) and not request.headers.get("user-agent", "").startswith(
+        "Mozilla/"
+    ):
+        return False
+    return prefers_html(request)
 
 
 def _not_found() -> Response:

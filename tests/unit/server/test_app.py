@@ -396,16 +396,32 @@ async def test_a_request_body_that_does_not_arrive_times_out(monkeypatch: pytest
     assert slow.bodies == []
 
 
-@pytest.mark.parametrize(("accept", "kind"), [("text/html", "text/html"), ("*/*", "application/json")])
-@pytest.mark.parametrize("path", ["/v2/git/manifests/latest", "/none"])
-async def test_an_error_is_a_page_for_a_person(accept: str, kind: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "accept", "agent", "kind"),
+    [
+        ("/v2/git/manifests/latest", "text/html", "Mozilla/5.0", "text/html"),
+        ("/none", "text/html", "Mozilla/5.0", "text/html"),
+        ("/none", "text/html", "Lynx/2.9", "text/html"),
+        ("/none", "*/*", "curl/8", "application/json"),
+        ("/v2/git/manifests/latest", "*/*", "docker/27", "application/json"),
+        # Java's default.
+        (
+            "/v2/git/manifests/latest",
+            "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",
+            "Java/17",
+            "application/json",
+        ),
+    ],
+)
+async def test_an_error_is_a_page_for_a_person(path: str, accept: str, agent: str, kind: str) -> None:
     def page(request: Request, error: ErrorResponse) -> BytesResponse:
         assert request.path == path
         return BytesResponse(error.status, error.message.encode(), {"Content-Type": "text/html"})
 
     recorder, protocol = Recorder(errors_body(404, "NAME_UNKNOWN", "no such image")), _Protocol()
     application = Application(recorder.answer, Observation(RequestCounts()), {}, error_page=page)
-    scope = _Scope("GET", path, "", _Headers([("host", "registry.example"), ("accept", accept)]))
+    fields = [("accept", accept), ("user-agent", agent), ("sec-fetch-site", "none")]
+    scope = _Scope("GET", path, "", _Headers([("host", "registry.example"), *fields]))
     await asyncio.create_task(application.__rsgi__(scope, protocol), context=Context())
     (response,) = protocol.responses
     assert (response.status, response.headers["content-type"]) == (404, kind)
