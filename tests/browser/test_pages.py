@@ -275,7 +275,7 @@ def test_the_keyboard_reaches_everything_in_order(open_page: OpenPage) -> None:
     site = ["Compose", "Packages", "Images", "Builds", "Help"]
     assert reached[:7] == ["Skip to the content", "nixery", *site]
     start = reached.index("packages")
-    assert reached[7:10] == ["Package set", "State", "latest"]
+    assert reached[7:10] == ["Package set", "State", "In use since"]
     assert reached[start : start + 4] == ["packages", "platform", "tag", "shell"]
 
 

@@ -507,7 +507,7 @@ async def test_help_explains_the_words_that_pages_link(site: Site) -> None:
     linked: set[str] = set()
     for path in ("/", "/images", "/builds", f"/builds/{site.build.id}", "/images/shell/git", "/packages/git"):
         linked |= set(re.findall(r'href="/help#([a-z-]+)"', (await site.get(path))[1]))
-    assert {"set", "state", "digest", "pin", "closure", "layer", "tag"} <= linked <= anchors
+    assert {"set", "state", "digest", "pin", "closure", "layer"} <= linked <= anchors
 
 
 async def test_the_api_has_a_page(site: Site) -> None:
