@@ -1,4 +1,6 @@
-"""Write docs/reference/{settings,metrics,routes,commands}.md: ``python -m scripts.reference``, run by ``make docs``.
+"""Write docs/reference/{settings,metrics,routes,commands}.md, and the description of the API that the server shows.
+
+``python -m scripts.reference``, run by ``make docs``.
 
 ``--check`` writes nothing; it names the pages that are out of date and exits with 1.
 """
@@ -10,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from scripts.reference import commands, metrics, routes, settings
+from scripts.reference import commands, metrics, openapi, routes, settings
 
 # Title and readers of the pages whose renderers return only tables.
 _HEADS: Mapping[str, str] = {
@@ -42,9 +44,11 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.reference")
     parser.add_argument("--check", action="store_true", help="report pages that are out of date")
     options = parser.parse_args(arguments)
-    old = outdated(DIRECTORY)
-    for name, text in old.items():
-        path = DIRECTORY / f"{name}.md"
+    old = {DIRECTORY / f"{name}.md": text for name, text in outdated(DIRECTORY).items()}
+    description = openapi.render()
+    if _read(openapi.PATH) != description:
+        old[openapi.PATH] = description
+    for path, text in old.items():
         if options.check:
             print(f"{path}: out of date (run make docs)", file=sys.stderr)
         else:

@@ -25,6 +25,7 @@ _DIRECTORY = Path("docs/screenshots")
 _IMAGE = "shell/git/postgresql/python3"
 _SIMILAR = "shell/python3/jq"
 _FAILING = "shell/jq-color"
+_MISSPELT = "shell/gti"
 
 # Seconds; packages may have to be fetched first.
 _BUILD_TIMEOUT = _INDEX_TIMEOUT = 900
@@ -74,6 +75,9 @@ def _take(server: Peer, browser: Browser) -> None:
     _compose(page, ("git", "python3"), "postgresql")
     _save(page, "compose")
     _save(_open(server, browser, "/packages/git"), "package")
+    page = _open(server, browser, "/")
+    _compose(page, ("git", "postgresql", "python3"), "")
+    _save(page, "home")
 
     page = _open(server, browser, "/")
     _compose(page, tuple(_IMAGE.split("/")[1:]), "")
@@ -95,6 +99,11 @@ def _take(server: Peer, browser: Browser) -> None:
     page.get_by_role("region", name="Recent failures").get_by_role("link", name=_FAILING).click()
     page.wait_for_url("**/builds/*")
     _save(page, "failure")
+
+    _pull(server, _MISSPELT)
+    _save(_open(server, browser, "/builds"), "builds")
+    _save(_open(server, browser, "/images"), "images")
+    _save(_open(server, browser, "/help#set"), "help")
 
     page = _open(server, browser, "/", width=360, dark=True)
     _compose(page, (), "postgresql")

@@ -53,6 +53,7 @@ from nixery.server.http import AnswerWriter
 from nixery.server.observation import Observation
 from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
+from nixery.server.published_images import PublishedImages
 from nixery.server.published_packages import PublishedPackages
 from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
@@ -257,13 +258,14 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         Discovery(catalogue, public=settings.public_builds),
         log_links=settings.public_builds,
     )
-    below = _pages(
+    below, pages = _pages(
         settings,
         resources,
         index,
         ImageDescriptions(pins, cache, evaluator, blobs, history, closures),
         history,
         images,
+        catalogue,
     )
 
     async def source_is_usable() -> None:
@@ -298,6 +300,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         ),
         below,
         public_url=settings.public_url,
+        error_page=pages.error_page,
     )
     admin = Application(None, observation, health.admin_routes())
 
@@ -396,15 +399,16 @@ def _nix_options(settings: Settings, metrics: Metrics, *, sandbox: bool | None) 
     )
 
 
-def _pages(
+def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     settings: Settings,
     resources: Resources,
     index: PackageIndex,
     descriptions: ImageDescriptions,
     history: BuildHistory,
     images: Images,
-) -> dict[str, Handler]:
-    """Make the API and the pages, by the beginning of their paths."""
+    catalogue: Catalogue,
+) -> tuple[dict[str, Handler], Pages]:
+    """Make the API and the pages, by the beginning of their paths; and the pages themselves."""
     platforms, public = resources.platforms, settings.public_builds
     bounds = FollowerBounds(settings.max_followers, settings.max_followers_per_client)
     published = PublishedBuilds(history, bounds, public=public)
@@ -414,7 +418,10 @@ def _pages(
         Builds(published, images, platforms),
         ImageDocuments(descriptions, platforms, writer, compare=public),
     )
-    return {"/api/": api.answer, "/": Pages(published, packages, descriptions, platforms, writer).answer}
+    pages = Pages(
+        published, packages, descriptions, PublishedImages(catalogue, public=public), platforms, writer
+    )
+    return {"/api/": api.answer, "/": pages.answer}, pages
 
 
 def _traces(settings: Settings) -> Traces | None:

@@ -18,6 +18,7 @@ import yaml
 from nixery.cli import app
 from nixery.settings import Settings
 from nixery.telemetry.metrics import Metrics
+from scripts.reference import openapi
 from scripts.reference.__main__ import DIRECTORY, main, outdated
 
 _ROOT = Path(__file__).parents[2]
@@ -67,6 +68,7 @@ def test_every_screenshot_is_shown() -> None:
 
 def test_generated_pages_are_current() -> None:
     assert not list(outdated(DIRECTORY)), "run make docs, and commit the pages"
+    assert openapi.PATH.read_text() == openapi.render(), "run make docs, and commit openapi.json"
 
 
 def test_outdated_pages_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,10 @@ PAGES = {
     "/meta-packages",
     "/packages/{package}",
     "/builds/{build}",
+    "/builds",
+    "/help",
+    "/docs",
+    "/openapi.json",
     "/static/{file}",
 }
 

@@ -74,12 +74,16 @@ def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
-    def open_page(path: str, *, script: bool = True, width: int = 1200, dark: bool = False) -> Page:
+    def open_page(
+        path: str, *, script: bool = True, width: int = 1200, dark: bool = False, touch: bool = False
+    ) -> Page:
         context = browser.new_context(
             base_url=address,
             java_script_enabled=script,
             viewport={"width": width, "height": 800},
             color_scheme="dark" if dark else "light",
+            has_touch=touch,
+            is_mobile=touch,
             permissions=["clipboard-read", "clipboard-write"],
         )
         contexts.append(context)

@@ -12,6 +12,16 @@ from tests.browser.conftest import OpenPage, Shoot
 from tests.support.nix import wait_until
 from tests.support.server import Server
 
+_FIXED = ("/builds", "/images", "/help", "/docs")
+
+# Those below 24 pixels; links within sentences may be smaller (WCAG 2.5.8).
+_SMALL_TARGETS = """
+    [...document.querySelectorAll("a, button, input, select, summary")].filter((target) => {
+      const { width, height } = target.getBoundingClientRect();
+      return width > 1 && height > 1 && Math.min(width, height) < 24 && !(target.matches("p a, li a"));
+    }).map((target) => target.outerHTML)
+"""
+
 
 def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, built: str, shoot: Shoot) -> None:
     page = open_page("/")
@@ -349,7 +359,14 @@ def test_the_pages_work_without_scripts(open_page: OpenPage, built: str) -> None
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_pages_fit_a_narrow_screen(open_page: OpenPage, built: str, shoot: Shoot, dark: bool) -> None:  # noqa: FBT001
     page = open_page("/", width=360, dark=dark)
-    for path in ("/", f"/images/{built}", "/packages?q=alpha", "/packages/alphatools", "/meta-packages"):
+    for path in (
+        "/",
+        f"/images/{built}",
+        "/packages?q=alpha",
+        "/packages/alphatools",
+        "/meta-packages",
+        *_FIXED,
+    ):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     page.goto("/")
@@ -361,13 +378,16 @@ def test_the_pages_fit_a_narrow_screen(open_page: OpenPage, built: str, shoot: S
 def test_the_keyboard_reaches_everything_in_order(open_page: OpenPage) -> None:
     page = open_page("/")
     reached = []
-    for _ in range(10):
+    for _ in range(16):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
         )
-    assert reached[:5] == ["Skip to the content", "nixery", "Compose", "Packages", "Builds"]
-    assert reached[5:9] == ["packages", "platform", "tag", "shell"]
+    site = ["Compose", "Packages", "Images", "Builds", "Help"]
+    assert reached[:7] == ["Skip to the content", "nixery", *site]
+    start = reached.index("packages")
+    assert reached[7:10] == ["Package set", "State", "In use since"]
+    assert reached[start : start + 4] == ["packages", "platform", "tag", "shell"]
 
 
 def test_the_content_security_policy_allows_own_files_only(open_page: OpenPage, server: Server) -> None:
@@ -379,3 +399,77 @@ def test_the_content_security_policy_allows_own_files_only(open_page: OpenPage, 
     page = open_page("/")
     assert page.evaluate("document.querySelectorAll('script:not([src]), [style], style').length") == 0
     assert json.loads(server.client.get("/api/v1/builds").body)["builds"] is not None
+
+
+def test_pages_have_targets_for_fingers(open_page: OpenPage, built: str) -> None:
+    page = open_page("/", width=390, touch=True)
+    expect(page.locator("#packages-help")).to_contain_text("tap a suggestion")
+    expect(page.locator("#packages-help")).not_to_contain_text("arrow keys")
+    for path in ("/", "/packages?q=alpha", "/packages/alphatools", f"/images/{built}", *_FIXED):
+        page.goto(path)
+        assert page.evaluate(_SMALL_TARGETS) == [], path
+
+
+def test_builds_are_filtered_in_a_list(open_page: OpenPage, server: Server, built: str, shoot: Shoot) -> None:
+    server.client.get("/v2/alpah/manifests/latest")
+    server.client.get("/v2/hostile/manifests/latest")
+    page = open_page("/")
+    failures = page.get_by_role("region", name="Recent failures")
+    expect(failures.get_by_role("row", name=re.compile("^alpah .*no such package"))).to_be_visible()
+    failures.get_by_role("link", name="All failures").click()
+    expect(
+        page.get_by_role("row", name=re.compile("^hostile .*build error.*building hostile-1.0.drv failed"))
+    ).to_be_visible()
+    page.get_by_label("Reason").select_option("no such package")
+    page.get_by_role("button", name="Filter").click()
+    expect(page.get_by_role("row", name=re.compile("^alpah "))).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("hostile"))).to_have_count(0)
+    shoot(page, "builds")
+    page.goto("/builds?state=done")
+    expect(page.get_by_role("link", name=built)).to_be_visible()
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.get_by_role("link", name=built).scroll_into_view_if_needed()
+    expect(page.get_by_role("link", name=built)).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shoot(page, "builds-narrow")
+
+
+def test_a_stored_image_is_copied_by_its_digest(open_page: OpenPage, server: Server, built: str) -> None:
+    page = open_page("/images?q=alpha/alphabet")
+    page.get_by_role("button", name=f"Copy the reference of {built} by digest").click()
+    expect(page.get_by_role("status")).to_contain_text("Copied")
+    reference = page.evaluate("navigator.clipboard.readText()")
+    assert reference == f"127.0.0.1:{server.port}/{built}@{server.client.digest(built)}"
+    page.get_by_role("link", name=built).click()
+    expect(page.get_by_text(f"docker pull {reference}")).to_be_visible()
+
+
+def test_words_lead_to_the_glossary(open_page: OpenPage) -> None:
+    page = open_page("/", script=False)
+    page.get_by_role("link", name="State", exact=True).click()
+    page.wait_for_url("**/help#state")
+    expect(page.get_by_text("The package set at one moment")).to_be_in_viewport()
+
+
+def test_the_api_is_described_without_scripts(open_page: OpenPage, shoot: Shoot) -> None:
+    page = open_page("/docs", script=False)
+    page.get_by_text("Start a build without waiting for it.").click()
+    expect(page.get_by_text("TOOMANYREQUESTS").first).to_be_attached()
+    shoot(page, "docs")
+
+
+def test_an_image_opened_in_a_browser_leads_to_its_page(
+    open_page: OpenPage, built: str, server: Server
+) -> None:
+    # Not ``goto``: the browser reports the 404 on its console.
+    answer = server.client.get(f"/{built}:latest", {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert (answer.status, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    link = re.search(rb'href="(/images/[^"]+)"', answer.body)
+    assert link
+    page = open_page(link[1].decode())
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"{built}:latest")
+    # The registry's errors too.
+    browser = {"Accept": "text/html", "User-Agent": "Mozilla/5.0", "Sec-Fetch-Site": "none"}
+    answer = server.client.get("/v2/UPPER/manifests/latest", browser)
+    assert (answer.status, answer.headers["content-type"]) == (400, "text/html; charset=utf-8")
+    assert server.client.get("/v2/UPPER/manifests/latest").error["code"] == "NAME_INVALID"

@@ -28,6 +28,7 @@ from nixery.builds.events import (
     Stored,
     stage_begun_by,
 )
+from nixery.builds.failures import FailureKind, failure_kind
 from nixery.errors import LONGEST_MESSAGE, StorageError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
@@ -115,6 +116,7 @@ class BuildReport(BaseModel):
         dropped: how many earlier lines it has lost.
         manifest: digest of the finished image.
         error: why the build failed.
+        failure: the kind of that error; ``None`` in reports of earlier versions.
     """
 
     id: str
@@ -144,6 +146,7 @@ class BuildReport(BaseModel):
     dropped: Count = 0
     manifest: _Name | None = None
     error: _Error | None = None
+    failure: FailureKind | None = None
 
     @classmethod
     def of(cls, build: Build, now: float) -> BuildReport:
@@ -374,7 +377,7 @@ def _update(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa
             report.manifest = str(manifest)
             _end(report, State.DONE if isinstance(event, Stored) else State.FOUND, now)
         case Failed(error):
-            report.error = str(error)
+            report.error, report.failure = str(error), failure_kind(error)
             _end(report, State.FAILED, now)
 
 

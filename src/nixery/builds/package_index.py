@@ -58,6 +58,7 @@ from nixery.errors import (
     TooBusy,
     UnavailablePackage,
 )
+from nixery.image.meta_packages import FACTS
 from nixery.image.platform import Platform
 from nixery.image.spelling import RESERVED
 from nixery.nix.indexing import AttributePath, IndexEvaluation, Reported
@@ -123,6 +124,21 @@ class NameLookup:
 
     exists: bool | None
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultState:
+    """The state that the default tag stands for.
+
+    Attributes:
+        pin: the state.
+        since: when this server began to serve it, in seconds since the epoch.
+        progress: of its index; ``None`` while it is being listed.
+    """
+
+    pin: Pin
+    since: float
+    progress: Progress | None
 
 
 class PackageIndex:
@@ -197,6 +213,7 @@ class PackageIndex:
         self._wanted_first: Pin | None = None
         # The state that most requests need. Clients that name others must not displace it.
         self._default_state: Pin | None = None
+        self._default_since = 0.0
         pins.watch(self._watch)
         self._wanted = asyncio.Event()
         self.progress: Progress | None = None
@@ -305,6 +322,24 @@ class PackageIndex:
         # What is searchable is a little behind.
         is_ahead = current is not None and current.revision == progress.revision and not progress.is_complete
         return current if current is not None and is_ahead else progress
+
+    @property
+    def default_state(self) -> DefaultState | None:
+        """The state of the default tag, as far as it is in memory; ``None`` before the first look-up of that tag."""
+        pin = self._default_state
+        if pin is None:
+            return None
+        state = self._recent.get(pin)
+        return DefaultState(pin, self._default_since, None if state is None else state.progress)
+
+    async def facts(self, pin: Pin) -> Mapping[str, str]:
+        """Return what a package set says of itself, as in ``/etc/os-release``; empty before it is evaluated.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        items = await self.find(pin, self._platform, FACTS, realisable=False, suggest=False) or ()
+        return next((item.os_release for item in items if isinstance(item, Facts)), {})
 
     async def find(
         self, pin: Pin, platform: Platform, name: str, *, realisable: bool = True, suggest: bool = True
@@ -446,6 +481,8 @@ class PackageIndex:
 
     def _watch(self, pin: Pin, is_default: bool) -> None:  # noqa: FBT001 -- called by ``Pins.watch``
         if is_default:
+            if pin != self._default_state:
+                self._default_since = time.time()
             self._default_state = pin
 
     async def _pin(self, tag: str) -> Pin:

@@ -22,6 +22,7 @@ from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
 from nixery.image.platform import Platform
 from nixery.plain_text import shortened
 from nixery.server.clients import image_path
+from nixery.server.compression import compressed
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import (
     AnswerWriter,
@@ -311,6 +312,9 @@ class Api:
 
     async def answer(self, request: Request) -> Response:
         """Answer a request; never raises for anything a client can do."""
+        return await compressed(request, await self._answer(request))
+
+    async def _answer(self, request: Request) -> Response:
         match = _ROUTE.fullmatch(request.path)
         if match is None:
             return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")

@@ -23,6 +23,7 @@ from nixery.server.http import (
     AnswerProtocol,
     ByteRange,
     BytesResponse,
+    ErrorResponse,
     Fields,
     FileResponse,
     Headers,
@@ -31,12 +32,16 @@ from nixery.server.http import (
     Response,
     Scope,
     StreamResponse,
+    prefers_html,
 )
 from nixery.server.observation import Observation
 
 # Where request bodies are read, and their limit in bytes. The registry needs none.
 _BODY_PREFIX = "/api/"
 _LARGEST_BODY = 16 * 1024
+
+# Paths that programs request.
+_PROGRAM_PREFIXES = ("/v2/", "/api/")
 
 # Limit on the pieces of a body: each costs as much as a small request, and may be a single byte.
 _MOST_PIECES = 64
@@ -69,6 +74,7 @@ class Application:
         others: handlers of other paths, by path.
         below: handlers of the rest, by prefix of the path; the first match wins.
         public_url: scheme and host by which clients reach this server; ``None`` to use each request's own.
+        error_page: makes the page of an error, for people; ``None`` for errors in JSON only.
     """
 
     def __init__(
@@ -79,12 +85,14 @@ class Application:
         below: Mapping[str, Handler] | None = None,
         *,
         public_url: str | None = None,
+        error_page: Callable[[Request, ErrorResponse], Response] | None = None,
     ) -> None:
         self._registry = registry
         self.observation = observation
         self._others = others
         self._below = tuple((below or {}).items())
         self._public_url = public_url
+        self._error_page = error_page
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
@@ -127,6 +135,8 @@ class Application:
             if answer is None:
                 handler = self._handler(request.path)
                 answer = _not_found() if handler is None else await handler(request)
+            if isinstance(answer, ErrorResponse) and self._error_page is not None and _is_for_person(request):
+                return self._error_page(request, answer), None
             if not isinstance(answer, StreamResponse) or request.method == "HEAD":
                 return answer, None
             return await start_body(answer)
@@ -187,6 +197,19 @@ async def _chained(first: bytes, rest: Body) -> Body:
         yield first
         async for piece in rest:
             yield piece
+
+
+def _is_for_person(request: Request) -> bool:
+    """Whether a person reads the answer.
+
+    Java's HTTP client accepts HTML unless told otherwise, and so do registry clients in Java. These do not
+    identify as browsers.
+    """
+    if request.path.startswith(_PROGRAM_PREFIXES) and not request.headers.get("user-agent", "").startswith(
+        "Mozilla/"
+    ):
+        return False
+    return prefers_html(request)
 
 
 def _not_found() -> Response:

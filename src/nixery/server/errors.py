@@ -41,7 +41,7 @@ from nixery.errors import (
     UnsafeContents,
 )
 from nixery.plain_text import escaped, shortened
-from nixery.server.http import BytesResponse, json_content
+from nixery.server.http import ErrorResponse, json_content
 
 # Every error that a request can end with has its own row. Others have the row of their nearest base.
 STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
@@ -131,7 +131,7 @@ def heading(error: NixeryError) -> str:
     return _HEADINGS.get(status, _HEADING)
 
 
-def error_response(error: NixeryError, server: str | None = None) -> BytesResponse:
+def error_response(error: NixeryError, server: str | None = None) -> ErrorResponse:
     """Answer with an error in the form of the specification; clients show its message to the user.
 
     Args:
@@ -142,7 +142,9 @@ def error_response(error: NixeryError, server: str | None = None) -> BytesRespon
     status, code = status_and_code(error)
     has_log = server and cause.build and isinstance(cause, _WITH_LOG)
     log = f"; its log: {server}/builds/{cause.build}" if has_log else ""
-    return errors_body(status, code, f"{error}{log}", _detail(cause), retry_headers(error))
+    answer = errors_body(status, code, f"{error}{log}", _detail(cause), retry_headers(error))
+    answer.title = heading(error)
+    return answer
 
 
 def retry_headers(error: NixeryError) -> dict[str, str]:
@@ -162,12 +164,15 @@ def errors_body(
     message: str,
     detail: dict[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
-) -> BytesResponse:
+) -> ErrorResponse:
     """Answer with the ``errors`` document of the specification."""
-    entry = {"code": code, "message": shortened(message, _LONGEST_MESSAGE), "detail": detail}
+    message = shortened(message, _LONGEST_MESSAGE)
+    entry = {"code": code, "message": message, "detail": detail}
     # Clients print message and detail unescaped, so a message has to stay on one line.
     content = json_content({"errors": [entry]}, escaped)
-    return BytesResponse(status, content, {"Content-Type": "application/json", **(headers or {})})
+    return ErrorResponse(
+        status, content, {"Content-Type": "application/json", **(headers or {})}, escaped(message)
+    )
 
 
 def _cause(error: NixeryError) -> NixeryError:

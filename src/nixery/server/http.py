@@ -22,6 +22,9 @@ _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII | re.IGNORECASE)
 # Characters of ``If-None-Match`` that are parsed: a hundred digests.
 _LONGEST_CONDITION = 8192
 
+# The weight of a media type (RFC 9110, 12.4.2).
+_WEIGHT = re.compile(r"[01](?:\.\d{0,3})?", re.ASCII)
+
 # Answers that are written at once, and that wait: package authors decide how long their texts are, and how many
 # characters have to be escaped. A page takes up to a quarter of a second.
 _WRITTEN_AT_ONCE, _QUEUE = 1, 64
@@ -82,6 +85,19 @@ class BytesResponse:
     def length(self) -> int:
         """Bytes of the body."""
         return len(self.content)
+
+
+@dataclass(slots=True)
+class ErrorResponse(BytesResponse):
+    """An error in the form of the specification, which a person may get as a page instead.
+
+    Attributes:
+        message: for the user of the client; one line, escaped.
+        title: a heading for it; empty for one that its status gives.
+    """
+
+    message: str = ""
+    title: str = ""
 
 
 @dataclass(slots=True)
@@ -172,6 +188,17 @@ def matches(request: Request, etag: str) -> bool:
         candidate.strip().removeprefix("W/") for candidate in header[:_LONGEST_CONDITION].split(",")
     ]
     return "*" in candidates or etag in candidates
+
+
+def prefers_html(request: Request) -> bool:
+    """Whether a person reads the answer: the client accepts HTML, and prefers it to JSON (RFC 9110, 12.5.1)."""
+    weights: dict[str, float] = {}
+    for accepted in request.headers.get("accept", "")[:_LONGEST_CONDITION].lower().split(","):
+        kind, *parameters = (part.strip() for part in accepted.split(";"))
+        weight = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        weights[kind] = float(weight) if _WEIGHT.fullmatch(weight) else 0.0
+    html = weights.get("text/html", 0.0)
+    return html > 0 and html >= weights.get("application/json", 0.0)
 
 
 def json_content(document: Mapping[str, Any], escape: Callable[[str], str] = escaped_lines) -> bytes:

@@ -118,6 +118,7 @@ class PublishedBuilds:
                 "dropped": 0,
                 "building": [],
                 "error": error,
+                "failure": None,
                 "manifest": None,
                 "request_id": None,
             }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,11 +12,12 @@ from nixery.builds.index_records import PackageVersion, Progress
 from nixery.builds.package_index import PackageIndex
 from nixery.builds.package_search import FoundPackage
 from nixery.builds.slots import Slots
-from nixery.errors import InvalidReference, PackageUnknown, TooBusy
+from nixery.errors import InvalidReference, NixeryError, PackageUnknown, TooBusy
 from nixery.image.name import Tag, parse_reference
 from nixery.nix.packages import Attribute, MetaPackageFound, Package
 from nixery.plain_text import shortened
 from nixery.server.http import Request
+from nixery.sources.source import Pin
 
 # Results of a search at most.
 LARGEST_LIMIT = 100
@@ -58,6 +60,23 @@ class FoundPackages:
     total: int
     progress: Progress
     near_names: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSetSummary:
+    """The package set of the default tag, as far as it is in memory.
+
+    Attributes:
+        pin: its state.
+        since: when this server began to serve that state, in seconds since the epoch.
+        name: of the distribution, in its own words; empty if it is unknown.
+        progress: of the index; ``None`` before the names are listed.
+    """
+
+    pin: Pin
+    since: float
+    name: str
+    progress: Progress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +161,8 @@ class PublishedPackages:
         self._index = index
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.SEARCHES)
         self._descriptions = Slots(_DESCRIBED_AT_ONCE, _QUEUE, busy=TooBusy.PACKAGES)
+        # Of the state that was summarised last.
+        self._names: dict[Pin, str] = {}
 
     async def find(self, request: Request, limit: int, *, suggest: bool = False) -> FoundPackages | None:
         """Search for the text of a request; ``None`` if the package set is still being listed.
@@ -172,6 +193,22 @@ class PublishedPackages:
                     found = [package for name in near if (package := names.get(name))][:limit]
                     near = ()
         return FoundPackages(found, len(names), progress, near)
+
+    async def summary(self) -> PackageSetSummary | None:
+        """Summarise the package set of the default tag; ``None`` before the first look-up of that tag.
+
+        Answers from memory, but for the first time in a state.
+        """
+        state = self._index.default_state
+        if state is None:
+            return None
+        if state.pin not in self._names and state.progress is not None:
+            with suppress(NixeryError):  # other parts of the page do not depend on it
+                async with self._descriptions.slot():
+                    facts = await self._index.facts(state.pin)
+                if facts or state.progress.is_complete:
+                    self._names = {state.pin: _name_of(facts)}
+        return PackageSetSummary(state.pin, state.since, self._names.get(state.pin, ""), state.progress)
 
     async def meta_packages(self, request: Request) -> MetaPackages | None:
         """Return the meta-packages; ``None`` if the package set is still being listed.
@@ -238,6 +275,15 @@ def _is_name(text: str, found: Sequence[FoundPackage]) -> bool:
     words = text.lower().split()
     # The best result is a package of that name, or with a program of that name.
     return len(words) != 1 or found[0].name == words[0] or words[0] in map(str.lower, found[0].programs)
+
+
+def _name_of(facts: Mapping[str, str]) -> str:
+    """Return the name of a distribution from its os-release; empty if it has none."""
+    name = facts.get("NAME", "")
+    # Images of parts of a distribution are not the distribution, so these facts have its name in another field.
+    if facts.get("ID") == "nixery" and (like := facts.get("ID_LIKE", "").partition(" ")[0]):
+        name = like.capitalize()
+    return f"{name} {facts.get('VERSION', '')}".strip()
 
 
 def is_available(package: FoundPackage, progress: Progress) -> bool | None:

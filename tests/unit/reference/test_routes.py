@@ -47,6 +47,9 @@ def test_every_kind_of_route_is_listed() -> None:
         "/api/v1/index",
         "/api/v1/meta-packages",
         "/meta-packages",
+        "/builds",
+        "/help",
+        "/docs",
     }
     assert paths >= WHOLE | PATHS | {METRICS} | pages_and_api
     for kind in ("manifests", "blobs", "referrers", "tags"):
@@ -57,5 +60,6 @@ def test_every_kind_of_route_is_listed() -> None:
         "events",
         "search",
         "meta",
+        "page",
     }
     assert groups == set(re.findall(r"\{(package|build|image|file)\}", " ".join(paths)))

@@ -17,7 +17,7 @@ from nixery.builds.image import Image, ImageIndex
 from nixery.builds.image_closure import ImageClosure
 from nixery.builds.images import Found, Images
 from nixery.builds.index_records import PackageVersion, Progress
-from nixery.builds.package_index import NameLookup, PackageIndex
+from nixery.builds.package_index import DefaultState, NameLookup, PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pinned
 from nixery.closure import StorePath
@@ -182,6 +182,14 @@ class FakeIndex:
     async def meta_packages(self, tag: str) -> Sequence[tuple[str, Attribute | None]]:
         await self.names(tag)
         return self.meta
+
+    @property
+    def default_state(self) -> DefaultState | None:
+        return DefaultState(PIN, 1_700_000_000, self.progress) if self.listed.is_set() else None
+
+    async def facts(self, pin: Pin) -> Mapping[str, str]:
+        assert pin == PIN
+        return {"ID": "nixery", "ID_LIKE": "debian", "NAME": "Nixery", "VERSION": "<12>"}
 
     async def versions(self, tag: str, name: str) -> list[PackageVersion]:
         await self.names(tag)

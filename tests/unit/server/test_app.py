@@ -18,10 +18,12 @@ from nixery.server import app as server
 from nixery.server.app import Application, send_body, start_body
 from nixery.server.clients import Clients
 from nixery.server.connections import Backpressure
+from nixery.server.errors import errors_body
 from nixery.server.health import Health
 from nixery.server.http import (
     ByteRange,
     BytesResponse,
+    ErrorResponse,
     Fields,
     FileResponse,
     NotModified,
@@ -392,3 +394,34 @@ async def test_a_request_body_that_does_not_arrive_times_out(monkeypatch: pytest
     (answer,) = protocol.responses
     assert (answer.status, answer.headers["connection"]) == (408, "close")
     assert slow.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "agent", "kind"),
+    [
+        ("/v2/git/manifests/latest", "text/html", "Mozilla/5.0", "text/html"),
+        ("/none", "text/html", "Mozilla/5.0", "text/html"),
+        ("/none", "text/html", "Lynx/2.9", "text/html"),
+        ("/none", "*/*", "curl/8", "application/json"),
+        ("/v2/git/manifests/latest", "*/*", "docker/27", "application/json"),
+        # Java's default.
+        (
+            "/v2/git/manifests/latest",
+            "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",
+            "Java/17",
+            "application/json",
+        ),
+    ],
+)
+async def test_an_error_is_a_page_for_a_person(path: str, accept: str, agent: str, kind: str) -> None:
+    def page(request: Request, error: ErrorResponse) -> BytesResponse:
+        assert request.path == path
+        return BytesResponse(error.status, error.message.encode(), {"Content-Type": "text/html"})
+
+    recorder, protocol = Recorder(errors_body(404, "NAME_UNKNOWN", "no such image")), _Protocol()
+    application = Application(recorder.answer, Observation(RequestCounts()), {}, error_page=page)
+    fields = [("accept", accept), ("user-agent", agent), ("sec-fetch-site", "none")]
+    scope = _Scope("GET", path, "", _Headers([("host", "registry.example"), *fields]))
+    await asyncio.create_task(application.__rsgi__(scope, protocol), context=Context())
+    (response,) = protocol.responses
+    assert (response.status, response.headers["content-type"]) == (404, kind)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery.server.http import ByteRange, Request, UnsatisfiableRange, matches, parse_range
+from nixery.server.http import ByteRange, Request, UnsatisfiableRange, matches, parse_range, prefers_html
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,24 @@ def test_a_matching_etag_means_the_client_has_the_representation(header: str) ->
 )
 def test_another_etag_does_not_match(headers: dict[str, str]) -> None:
     assert not matches(Request("GET", "/", headers), '"a"')
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_person"),
+    [
+        (None, False),
+        ("*/*", False),
+        ("application/json", False),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),
+        ("TEXT/HTML", True),
+        ("text/html;q=0.1, application/json", False),
+        ("text/html, application/json", True),
+        ("text/html;q=0", False),
+        ("text/html;q=x", False),
+        ("text/htmlx", False),
+        ("application/vnd.oci.image.manifest.v1+json, application/json", False),
+    ],
+)
+def test_a_person_prefers_html(accept: str | None, is_person: bool) -> None:  # noqa: FBT001
+    headers = {} if accept is None else {"accept": accept}
+    assert prefers_html(Request("GET", "/", headers)) is is_person

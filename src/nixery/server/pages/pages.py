@@ -5,41 +5,77 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib.resources import files
-from urllib.parse import quote
+from functools import cached_property, partial
+from urllib.parse import quote, unquote, urlencode
 
 from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
+from nixery.builds.failures import FailureKind
 from nixery.builds.history import BuildReport, State
 from nixery.builds.image_closure import ClosurePath, ImageClosure
 from nixery.errors import InvalidName, NixeryError
 from nixery.image.meta_packages import SHELL
-from nixery.image.name import validate_name
+from nixery.image.name import Tag, canonical_name, parse_reference, validate_name
 from nixery.image.platform import SUPPORTED, Platform
 from nixery.server.api import NamedImage, describe
 from nixery.server.clients import host, image_path, is_encrypted
+from nixery.server.compression import compressed
 from nixery.server.errors import errors_body
-from nixery.server.http import AnswerWriter, BytesResponse, Request, Response
+from nixery.server.http import AnswerWriter, BytesResponse, ErrorResponse, Request, Response
+from nixery.server.pages.api_reference import ApiReference, api_reference
+from nixery.server.pages.static_files import StaticFiles
 from nixery.server.pages.templating import Templates, duration
 from nixery.server.pages.treemap import NARROW, WIDE, Tile, treemap
 from nixery.server.published_builds import PublishedBuilds
-from nixery.server.published_packages import CheckedName, PublishedPackages, command_of, contents_of
+from nixery.server.published_images import PublishedImages
+from nixery.server.published_packages import (
+    CheckedName,
+    PackageSetSummary,
+    PublishedPackages,
+    command_of,
+    contents_of,
+)
 
 _ROUTE = re.compile(
-    r"/(?:|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|(?P<meta>meta-packages)|packages/(?P<package>[^/]+)"
-    r"|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z.]+))",
+    r"/(?:|(?P<page>help|docs|openapi\.json|builds)|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|(?P<meta>meta-packages)|packages/(?P<package>[^/]+)"
+    r"|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z0-9.]+))",
     re.DOTALL,
 )
 
-_STATIC = {
-    "site.css": "text/css; charset=utf-8",
-    "site.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+# Builds of each list on the first page, and of a page of all.
+_LISTED, _ON_PAGE = 6, 50
+
+# Characters of a text that builds are searched for; no name is longer.
+_LONGEST_TEXT = 255
+
+_PAGE_NUMBER = re.compile(r"[1-9]\d{0,3}", re.ASCII)
+
+# A host that only the machine itself reaches.
+_LOCAL = re.compile(r"(?:localhost|127\.[0-9.]+|\[::1\])(?::\d+)?$", re.ASCII | re.IGNORECASE)
+
+# The filter of builds by state.
+_STATE_TITLES = {"": "any", "done": "built", "failed": "failed", "running": "in progress"}
+_STATES = {
+    "done": frozenset({State.DONE, State.FOUND}),
+    "failed": frozenset({State.FAILED}),
+    "running": frozenset({State.WAITING, State.RUNNING}),
 }
 
-# Builds of each list on the first page.
-_LISTED = 12
+# Failures in the words of people who read a list.
+_FAILURES = {
+    FailureKind.UNKNOWN_PACKAGE: "no such package",
+    FailureKind.UNAVAILABLE: "package not available",
+    FailureKind.EVALUATION: "package set does not evaluate",
+    FailureKind.BUILDER: "build error",
+    FailureKind.TIMEOUT: "took too long",
+    FailureKind.TOO_LARGE: "too large",
+    FailureKind.SHUTDOWN: "server was stopped",
+    FailureKind.BUSY: "server was busy",
+    FailureKind.SOURCE: "package source out of reach",
+    FailureKind.NO_SPACE: "out of space",
+    FailureKind.OTHER: "other error",
+}
 
 # Results of a search without a script.
 _FOUND = 50
@@ -48,6 +84,21 @@ _FOUND = 50
 _LINKED_PATHS, _LINKED_OF_LAYER = 2000, 200
 
 _EXAMPLE = "shell/git"
+
+# Headings of errors that are about no image, by status.
+_TITLES = {
+    400: "Not a valid request",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Not allowed",
+    408: "The request took too long",
+    414: "This address is too long",
+}
+
+# First components of the server's own paths.
+_TAKEN = frozenset(
+    {"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help", "openapi.json"}
+)
 
 # Headings of pages about attributes, by their kind.
 _KINDS = {"list": "List of packages", "definition": "Image definition", "meta-package": "Meta-package"}
@@ -128,6 +179,7 @@ class Pages:
         builds: reports of builds.
         packages: of the package set.
         descriptions: of images.
+        images: names of stored images.
         platforms: of a name without a platform.
         writer: of answers.
     """
@@ -137,6 +189,7 @@ class Pages:
         builds: PublishedBuilds,
         packages: PublishedPackages,
         descriptions: ImageDescriptions,
+        images: PublishedImages,
         platforms: Sequence[Platform],
         writer: AnswerWriter,
     ) -> None:
@@ -145,15 +198,37 @@ class Pages:
         self._packages = packages
         self._descriptions = descriptions
         self._platforms = platforms
-        self._templates = Templates()
-        directory = files("nixery.server.pages") / "static"
-        self._static = {name: (directory / name).read_bytes() for name in _STATIC}
+        self._static = StaticFiles()
+        self._images = images
+        self._templates = Templates(self._static)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request; never raises for anything a client can do."""
+        return await compressed(request, await self._answer(request))
+
+    def error_page(self, request: Request, error: ErrorResponse) -> BytesResponse:
+        """Answer with the page of an error, for a person, in place of JSON."""
+        title = error.title or _TITLES.get(error.status, "Something went wrong")
+        page = self._templates.response(
+            "error.html", error.status, title=title, message=error.message, image=_image_meant(request)
+        )
+        kept = {name: value for name, value in error.headers.items() if name != "Content-Type"}
+        return replace(page, headers={**page.headers, "Vary": "Accept", **kept})
+
+    @cached_property
+    def _reference(self) -> ApiReference:
+        # At the first request: commands serve no pages.
+        return api_reference()
+
+    @cached_property
+    def _reference_page(self) -> Response:
+        return self._templates.response("docs.html", reference=self._reference)
+
+    async def _answer(self, request: Request) -> Response:
         match = _ROUTE.fullmatch(request.path)
         if match is None:
-            return self._not_found(request)
+            message = "this is a container registry: pull an image, for example HOST/shell/git"
+            return errors_body(404, "UNSUPPORTED", message)
         if request.method not in ("GET", "HEAD"):
             message = "method not allowed: use GET or HEAD"
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
@@ -165,7 +240,9 @@ class Pages:
     async def _page(self, request: Request, match: re.Match[str]) -> Response:  # noqa: PLR0911 -- a page each
         match match.groupdict():
             case {"file": str(name)}:
-                return self._file(name)
+                return self._static.answer(request, name) or self._error(
+                    404, "Not found", "There is no such file."
+                )
             case {"build": str(build)}:
                 async with self._builds.turn():
                     return self._build(build)
@@ -178,19 +255,104 @@ class Pages:
             case {"package": str(name)}:
                 return await self._package(request, name)
             case {"compose": str()}:
-                return _composed(request)
+                return _composed(request) if "packages" in request.query else await self._images_page(request)
+            case {"page": str(page)}:
+                return await self._fixed(request, page)
             case _:
+                found = await self._packages.summary()
                 async with self._builds.turn():
-                    return self._home(request)
+                    return self._home(request, found)
 
-    def _home(self, request: Request) -> Response:
+    async def _fixed(self, request: Request, page: str) -> Response:
+        match page:
+            case "builds":
+                async with self._builds.turn():
+                    return self._builds_page(request)
+            case "openapi.json":
+                headers = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
+                return BytesResponse(200, self._reference.content, headers)
+            case "docs":
+                return self._reference_page
+            case _:
+                return self._templates.response(
+                    "help.html",
+                    host=host(request),
+                    encrypted=is_encrypted(request),
+                    lines=_pull_lines(request, f"{_EXAMPLE}:latest"),
+                )
+
+    def _builds_page(self, request: Request) -> Response:
+        text = request.query.get("q", "").strip().lower()[:_LONGEST_TEXT]
+        state = request.query.get("state", "")
+        why = request.query.get("why", "")
+        states = _STATES.get(state, frozenset(State))
+        found = [
+            report
+            for report in self._builds.recent()
+            if report.state in states
+            and (not text or text in f"{report.platform}/{report.name}")
+            and (not why or report.failure == why)
+        ]
+        wanted = request.query.get("page", "1")
+        page = int(wanted) if _PAGE_NUMBER.fullmatch(wanted) else 1
+        last = max(1, -(-len(found) // _ON_PAGE))
+        page = min(page, last)
+
+        def link(number: int) -> str | None:
+            if not 1 <= number <= last:
+                return None
+            given = {"q": text, "state": state, "why": why, "page": str(number) if number > 1 else ""}
+            return "/builds?" + urlencode({name: value for name, value in given.items() if value})
+
+        return self._templates.response(
+            "builds.html",
+            text=text,
+            state=state,
+            states=_STATE_TITLES,
+            why=why,
+            kinds=_FAILURES,
+            reports=found[(page - 1) * _ON_PAGE : page * _ON_PAGE],
+            first=(page - 1) * _ON_PAGE + 1,
+            total=len(found),
+            filtered=bool(text or state or why),
+            previous=link(page - 1),
+            next=link(page + 1),
+            now=time.time(),
+            public=self._builds.public,
+        )
+
+    async def _images_page(self, request: Request) -> Response:
+        text = request.query.get("q", "").strip().lower().removeprefix("/")
+        found = await self._images.page(text, request.query.get("after", ""))
+        async with self._builds.turn():
+            built: dict[str, BuildReport] = {}
+            for report in self._builds.recent() if found.names else ():
+                if report.manifest is not None:
+                    name = unquote(image_path(report.name, report.platform, self._platforms))
+                    with suppress(InvalidName):
+                        built.setdefault(canonical_name(name), report)
+            return self._templates.response(
+                "images.html",
+                text=text,
+                host=host(request),
+                found=[(name, built.get(name)) for name in found.names],
+                next=found.after and "/images?" + urlencode({"q": text, "after": found.after}),
+                now=time.time(),
+                public=self._images.public,
+            )
+
+    def _home(self, request: Request, packages: PackageSetSummary | None) -> Response:
         reports = self._builds.recent()
         failed = [report for report in reports if report.state is State.FAILED][:_LISTED]
         others = [report for report in reports if report.state is not State.FAILED][:_LISTED]
         return self._templates.response(
             "home.html",
             host=host(request),
-            encrypted=is_encrypted(request),
+            local=request.public_url is None and _LOCAL.match(host(request)) is not None,
+            reference=f"{host(request)}/{_EXAMPLE}:latest",
+            set=packages,
+            now=time.time(),
+            kinds=_FAILURES,
             platforms=[platform.architecture.name for platform in SUPPORTED],
             default=", ".join(map(str, self._platforms)),
             lines=_pull_lines(request, f"{_EXAMPLE}:latest"),
@@ -219,6 +381,9 @@ class Pages:
         if (why := request.query.get("why")) is not None:
             return await self._why(named, why, closures)
 
+        # The digest of several platforms is that of their index, which the description does not have.
+        digest = named.found[0].digest if len(named.found) == 1 and not named.missing else None
+
         def page() -> Response:
             return self._templates.response(
                 "image.html",
@@ -227,7 +392,7 @@ class Pages:
                 name=named.name,
                 tag=named.tag,
                 pin=named.pin,
-                lines=_pull_lines(request, f"{named.name}:{named.tag}"),
+                lines=_pull_lines(request, f"{named.name}:{named.tag}", digest),
                 exact_tag=named.exact_tag if named.exact_tag != named.tag else None,
                 images=[
                     _shown_image(description, closure)
@@ -340,22 +505,20 @@ class Pages:
         )
         return replace(page, headers={**page.headers, "Retry-After": "5"})
 
-    def _file(self, name: str) -> Response:
-        if name not in self._static:
-            return self._error(404, "Not found", "There is no such file.")
-        headers = {"Content-Type": _STATIC[name], "Cache-Control": "no-cache"}
-        return BytesResponse(200, self._static[name], headers)
-
-    def _not_found(self, request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", ""):
-            return self._error(
-                404, "Not found", "This is a container registry. Pull an image, or compose one."
-            )
-        message = "this is a container registry: pull an image, for example HOST/shell/git"
-        return errors_body(404, "UNSUPPORTED", message)
-
     def _error(self, status: int, title: str, message: str) -> BytesResponse:
         return self._templates.response("error.html", status, title=title, message=message)
+
+
+def _image_meant(request: Request) -> str | None:
+    """Return the image that somebody may have meant who opened its reference, as clients take it, in a browser."""
+    name, colon, tag = request.path.removeprefix("/").partition(":")
+    try:
+        validate_name(name)
+        if colon and not isinstance(parse_reference(tag), Tag):
+            return None
+    except NixeryError:
+        return None
+    return None if name.partition("/")[0] in _TAKEN else name + colon + tag
 
 
 def _composed(request: Request) -> Response:
@@ -401,15 +564,22 @@ def _with_name(named: NamedImage, wrong: str, right: str) -> str:
     return f"/images/{quote(name)}:{quote(named.tag)}"
 
 
-def _pull_lines(request: Request, image: str) -> list[PullLine]:
+def _pull_lines(request: Request, image: str, digest: str | None = None) -> list[PullLine]:
+    """Return the lines that pull an image by its tag, and by its digest if that is known."""
     reference = f"{host(request)}/{image}"
     # Podman refuses an unencrypted registry unless told otherwise.
     plain = "" if is_encrypted(request) else "--tls-verify=false "
     return [
         PullLine("Docker", f"docker run --rm -it {reference}"),
         PullLine("Podman", f"podman run --rm -it {plain}{reference}"),
+        PullLine("Pull only", f"docker pull {reference}"),
         PullLine("Kubernetes", f"kubectl run -it --rm --restart=Never --image={reference} nixery"),
+        *([PullLine("By digest", f"docker pull {_by_digest(request, image, digest)}")] if digest else []),
     ]
+
+
+def _by_digest(request: Request, image: str, digest: str) -> str:
+    return f"{host(request)}/{image.partition(':')[0]}@{digest}"
 
 
 def _shown_stages(report: BuildReport) -> list[ShownStage]:

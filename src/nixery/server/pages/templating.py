@@ -10,10 +10,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+import nixery
 from nixery.errors import NixeryError
 from nixery.plain_text import escaped_lines
 from nixery.server.errors import heading, retry_headers, status_and_code
 from nixery.server.http import BytesResponse
+from nixery.server.pages.api_reference import prose
+from nixery.server.pages.static_files import StaticFiles
 
 # Scripts and styles are the server's own files; nothing loads from other hosts, and no other page may frame
 # these.
@@ -29,14 +32,22 @@ _HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
 
 _STORE_HASH = re.compile(r"^[0-9a-z]{32}-")
 
+_STORE_PATH = re.compile(r"(?:/nix/store/)?\b[0-9a-z]{32}-", re.ASCII)
+
 _THOUSAND = 1000
-_MINUTE = 60
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_WEEK = 7  # days
 
 
 class Templates:
-    """Renders the templates of this package; all values are escaped."""
+    """Renders the templates of this package; all values are escaped.
 
-    def __init__(self) -> None:
+    Args:
+        static: the files that pages load; ``None`` for those of this package.
+    """
+
+    def __init__(self, static: StaticFiles | None = None) -> None:
+        static = static or StaticFiles()
         self._environment = Environment(
             loader=PackageLoader("nixery.server.pages"),
             autoescape=True,
@@ -45,8 +56,22 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = (size, duration, moment, iso, short, derivation, breakable, grouped)
+        filters = (
+            size,
+            duration,
+            moment,
+            day,
+            ago,
+            iso,
+            short,
+            derivation,
+            breakable,
+            grouped,
+            prose,
+            unhashed,
+        )
         self._environment.filters.update({filter_.__name__: filter_ for filter_ in filters})
+        self._environment.globals.update(static=static.address, version=nixery.__version__)
 
     def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
         """Answer with a page."""
@@ -89,6 +114,26 @@ def moment(time: float) -> str:
     return datetime.fromtimestamp(time, UTC).strftime("%d %b %Y, %H:%M UTC")
 
 
+def day(time: float) -> str:
+    """Format a date for people, in UTC."""
+    return datetime.fromtimestamp(time, UTC).strftime("%d %b %Y")
+
+
+def ago(time: float, now: float) -> str:
+    """Format the age of an event; of one that is older than a week, its date."""
+    age = max(0.0, now - time)
+    if age < _MINUTE:
+        return "just now"
+    if age < _HOUR:
+        return f"{age // _MINUTE:.0f} min ago"
+    if age < _DAY:
+        return f"{age // _HOUR:.0f} h ago"
+    days = int(age // _DAY)
+    if days <= _WEEK:
+        return "1 day ago" if days == 1 else f"{days} days ago"
+    return day(time)
+
+
 def short(revision: str) -> str:
     """Shorten a commit or a digest to twelve characters."""
     return revision[:12] if _HASH.fullmatch(revision) else revision
@@ -97,6 +142,11 @@ def short(revision: str) -> str:
 def derivation(file: str) -> str:
     """Return the name in ``<hash>-<name>.drv``."""
     return _STORE_HASH.sub("", file).removesuffix(".drv")
+
+
+def unhashed(message: str) -> str:
+    """Leave out the hashes of store paths in a message."""
+    return _STORE_PATH.sub("", message)
 
 
 def breakable(name: str) -> Markup:

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
+import re
 import threading
 from collections.abc import Mapping
 from typing import cast
 
 import pytest
 
+import nixery
 from nixery.builds.descriptions import ImageDescriptions
-from nixery.builds.events import Build, Failed, Started
+from nixery.builds.events import Build, Evaluated, Failed, Started, Stored
 from nixery.builds.history import BuildHistory
 from nixery.builds.image_closure import ClosurePath, ClosureRoot, ImageClosure
 from nixery.builds.package_index import PackageIndex
-from nixery.errors import NixeryError
+from nixery.errors import (
+    BuildFailed,
+    NixeryError,
+    PackagesUnavailable,
+    PlatformFailed,
+    Reason,
+    ShuttingDown,
+    UnavailablePackage,
+)
 from nixery.image.name import requests_for
 from nixery.image.platform import AMD64
+from nixery.oci.digest import Digest
 from nixery.server import published_packages
+from nixery.server.errors import errors_body
 from nixery.server.http import AnswerWriter, BytesResponse, Request
 from nixery.server.pages.pages import Pages
-from nixery.server.pages.templating import Templates
+from nixery.server.pages.templating import Templates, breakable
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
+from nixery.server.published_images import PublishedImages
 from nixery.server.published_packages import PublishedPackages
+from nixery.storage.catalogue import Catalogue
 from tests.unit.server.conftest import PIN, FakeDescriptions, FakeIndex
+
+
+class FakeCatalogue:
+    """The names of stored images."""
+
+    def __init__(self, known: list[str]) -> None:
+        self._known = known
+
+    async def names(self, after: str, limit: int) -> list[str]:
+        return sorted(name for name in self._known if name > after)[:limit]
 
 
 class Site:
@@ -39,7 +65,9 @@ class Site:
         packages = PublishedPackages(cast("PackageIndex", self.index))
         self.descriptions = FakeDescriptions(public=public)
         descriptions = cast("ImageDescriptions", self.descriptions)
-        self._pages = Pages(published, packages, descriptions, (AMD64,), AnswerWriter())
+        self.names = ["git", "htop", "shell/git"]
+        images = PublishedImages(cast("Catalogue", FakeCatalogue(self.names)), public=public)
+        self.pages = Pages(published, packages, descriptions, images, (AMD64,), AnswerWriter())
 
     async def get(
         self,
@@ -49,11 +77,22 @@ class Site:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> tuple[BytesResponse, str]:
-        answer = await self._pages.answer(
+        answer = await self.answer(path, headers, method=method, query=query)
+        return answer, answer.content.decode()
+
+    async def answer(
+        self,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "GET",
+        query: Mapping[str, str] | None = None,
+    ) -> BytesResponse:
+        answer = await self.pages.answer(
             Request(method, path, {"host": "registry.example", **(headers or {})}, query or {})
         )
         assert isinstance(answer, BytesResponse)
-        return answer, answer.content.decode()
+        return answer
 
 
 @pytest.fixture
@@ -91,7 +130,7 @@ async def test_builds_that_are_not_public_have_neither_names_nor_errors(history:
         _, page = await site.get(path)
         assert "hidden" in page
         assert "compiler" not in page
-        assert page.count("shell/<wbr>git") == (3 if path == "/" else 0)  # the example of the first page
+        assert page.count("shell/<wbr>git") == (4 if path == "/" else 0)  # the example of the first page
 
 
 async def test_the_page_of_a_stored_image_shows_packages_and_layers(site: Site) -> None:
@@ -101,6 +140,7 @@ async def test_the_page_of_a_stored_image_shows_packages_and_layers(site: Site) 
         "GPL-2.0-only",
         "registry.example/<wbr>shell/<wbr>git:v1",
         'aria-label="Layer 1, 7 B: git"',
+        "registry.example/<wbr>shell/<wbr>git@sha256:0<",
         PIN.url,
     ):
         assert word is not None
@@ -264,12 +304,55 @@ async def test_a_form_without_a_valid_name_is_an_error(site: Site, packages: str
 async def test_static_files_have_a_type(site: Site) -> None:
     answer, content = await site.get("/static/site.css")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/css; charset=utf-8")
+    assert answer.headers["Cache-Control"] == "no-cache"
     assert "{" in content
 
 
-async def test_an_unknown_path_is_a_page_for_browsers_and_json_for_programs(site: Site) -> None:
-    answer, page = await site.get("/none", headers={"accept": "text/html,*/*"})
-    assert (answer.status, "<h1>Not found</h1>" in page) == (404, True)
+async def test_pages_load_files_that_browsers_may_keep(site: Site) -> None:
+    _, page = await site.get("/")
+    (address,) = re.findall(r'href="(/static/site\.[0-9a-f]{16}\.css)"', page)
+    answer, content = await site.get(address)
+    assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    # The page of another version, during a rollout.
+    other, current = await site.get(f"/static/site.{'0' * 16}.css")
+    assert (other.headers["Cache-Control"], current) == ("no-cache", content)
+
+
+@pytest.mark.parametrize("path", ["/", "/static/site.js", "/packages", "/help"])
+async def test_pages_are_compressed_for_clients_that_accept_it(site: Site, path: str) -> None:
+    plain, page = await site.get(path)
+    assert plain.headers["Vary"] == "Accept-Encoding"
+    small = await site.answer(path, {"accept-encoding": "br, gzip;q=0.8"})
+    assert small.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(small.content).decode() == page
+    assert len(small.content) < len(plain.content) / 2
+    assert "Content-Encoding" not in (await site.answer(path, {"accept-encoding": "gzip;q=0"})).headers
+
+
+@pytest.mark.parametrize(
+    ("path", "image"),
+    [
+        ("/shell/git:v1", "/images/shell/git%3Av1"),
+        ("/git", "/images/git"),
+        ("/v2/git/none", None),
+        ("/<script>", None),
+        ("/git:-", None),
+    ],
+)
+async def test_a_person_gets_errors_as_pages(site: Site, path: str, image: str | None) -> None:
+    request = Request("GET", path, {"accept": "text/html"})
+    error = errors_body(404, "UNSUPPORTED", "no <such> path", headers={"Allow": "GET"})
+    answer = site.pages.error_page(request, error)
+    page = answer.content.decode()
+    assert (answer.status, answer.headers["Allow"]) == (404, "GET")
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "<h1>Not found</h1>" in page
+    assert "no &lt;such&gt; path" in page
+    assert ('href="/images/' in page, f'href="{image}"' in page) == (image is not None,) * 2
+    assert "<script>" not in page
+
+
+async def test_a_program_gets_errors_as_json(site: Site) -> None:
     answer, document = await site.get("/none")
     assert (answer.status, "UNSUPPORTED" in document) == (404, True)
 
@@ -373,3 +456,154 @@ async def test_the_map_tells_shared_layers_from_others(site: Site) -> None:
     site.descriptions.shared = 0
     _, page = await site.get("/images/shell/git:v1")
     assert "Layer 1, 7 B, in this image alone: git" in page
+
+
+async def test_the_first_page_describes_the_package_set(site: Site) -> None:
+    _, page = await site.get("/")
+    for word in ("Debian &lt;12&gt;", PIN.url, PIN.revision[:12], "14 Nov 2023", "31,293", "8,249 described"):
+        assert word is not None
+        assert word in page
+    site.index.listed.clear()
+    _, page = await site.get("/")
+    assert "looks its state up at the first request" in page
+
+
+@pytest.mark.parametrize(("host", "local"), [("127.0.0.1:8080", True), ("registry.example", False)])
+async def test_lines_that_no_cluster_can_use_are_said_to_be_local(site: Site, host: str, local: bool) -> None:  # noqa: FBT001
+    _, page = await site.get("/", headers={"host": host})
+    assert ("NIXERY_PUBLIC_URL" in page) is local
+    assert f"{host}/<wbr>shell/<wbr>git:latest" in page
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PackagesUnavailable((UnavailablePackage("gti", Reason.MISSING),)), "no such package"),
+        (PackagesUnavailable((UnavailablePackage("slack", Reason.UNFREE),)), "package not available"),
+        (BuildFailed("x.drv", ("cc: error",), "failed"), "build error"),
+        (PlatformFailed("linux/arm64", BuildFailed("x.drv", (), "failed")), "build error"),
+        (ShuttingDown(), "server was stopped"),
+    ],
+)
+async def test_the_list_of_builds_gives_reasons(
+    history: BuildHistory, error: NixeryError, reason: str
+) -> None:
+    site = Site(history, public=True)
+    (request,) = requests_for("htop", (AMD64,))
+    build = Build.of(request, PIN)
+    for event in (Started(), Failed(error)):
+        history.observe(build, event)
+    for path in ("/", "/builds"):
+        assert f'<span class="why">{reason}</span>' in (await site.get(path))[1]
+    report = history.get(build.id)
+    assert report is not None
+    assert report.failure is not None
+    _, page = await site.get("/builds", query={"why": report.failure, "state": "failed"})
+    assert build.id in page
+    assert site.build.id not in page
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({}, True),
+        ({"q": "GIT"}, True),
+        ({"q": "amd64/shell"}, True),
+        ({"q": "htop"}, False),
+        ({"state": "failed"}, True),
+        ({"state": "done"}, False),
+        ({"state": "<script>"}, True),
+        ({"why": "other"}, True),
+        ({"why": "<script>"}, False),
+        ({"page": "9999"}, True),
+        ({"page": "-1"}, True),
+    ],
+)
+async def test_builds_are_filtered(site: Site, query: Mapping[str, str], found: bool) -> None:  # noqa: FBT001
+    answer, page = await site.get("/builds", query=query)
+    assert answer.status == 200
+    assert (f"/builds/{site.build.id}" in page) is found
+    assert "<script>" not in page
+
+
+async def test_a_list_of_many_builds_has_pages(site: Site, history: BuildHistory) -> None:
+    (request,) = requests_for("htop", (AMD64,))
+    for _ in range(50):
+        history.observe(Build.of(request, PIN), Started())
+    _, page = await site.get("/builds")
+    assert "1 to 50 of 51" in page
+    assert 'rel="next" href="/builds?page=2"' in page
+    _, page = await site.get("/builds", query={"page": "2", "q": "t"})
+    assert "51 to 51 of 51" in page
+    assert 'rel="prev" href="/builds?q=t"' in page
+
+
+async def test_builds_that_are_not_public_have_no_reasons(history: BuildHistory) -> None:
+    site = Site(history, public=False)
+    _, page = await site.get("/builds", query={"why": "other"})
+    assert site.build.id not in page
+    _, page = await site.get("/builds", query={"q": "git"})
+    assert site.build.id not in page
+    _, page = await site.get("/builds")
+    assert site.build.id in page
+    assert '<span class="why">' not in page
+
+
+async def test_stored_images_are_listed(site: Site, history: BuildHistory) -> None:
+    (request,) = requests_for("shell/git", (AMD64,))
+    build = Build.of(request, PIN)
+    digest = Digest.of(b"manifest")
+    for event in (Started(), Evaluated(()), Stored(digest, 1)):
+        history.observe(build, event)
+    _, page = await site.get("/images")
+    assert '<a href="/images/htop">htop</a>' in page
+    assert f"registry.example/shell/git@{digest}" in page
+    _, page = await site.get("/images", query={"q": "shell/"})
+    assert "/images/shell/git" in page
+    assert "/images/htop" not in page
+    for text in ("nothing", '"><script>'):
+        _, page = await site.get("/images", query={"q": text})
+        assert "begins like that" in page
+        assert "<script>" not in page
+
+
+async def test_a_list_of_many_images_has_pages(site: Site) -> None:
+    site.names[:] = [f"a{number:03}" for number in range(120)]
+    seen: list[str] = []
+    query: dict[str, str] = {"q": "a"}
+    while query:
+        _, page = await site.get("/images", query=query)
+        seen += re.findall('href="/images/(a[0-9]+)"', page)
+        link = re.search(r'rel="next" href="/images\?q=a&amp;after=([a-z0-9]+)"', page)
+        query = {"q": "a", "after": link[1]} if link else {}
+    assert seen == site.names
+
+
+async def test_images_that_are_not_public_are_not_listed(history: BuildHistory) -> None:
+    _, page = await Site(history, public=False).get("/images")
+    assert "not public" in page
+    assert "htop" not in page
+
+
+async def test_help_explains_the_words_that_pages_link(site: Site) -> None:
+    _, help_page = await site.get("/help")
+    anchors = set(re.findall(r'id="([a-z-]+)"', help_page))
+    assert anchors >= {"pin", "state", "set", "closure", "layer"}
+    linked: set[str] = set()
+    for path in ("/", "/images", "/builds", f"/builds/{site.build.id}", "/images/shell/git", "/packages/git"):
+        linked |= set(re.findall(r'href="/help#([a-z-]+)"', (await site.get(path))[1]))
+    assert {"set", "state", "digest", "pin", "closure", "layer"} <= linked <= anchors
+
+
+async def test_the_api_has_a_page(site: Site) -> None:
+    answer, page = await site.get("/docs")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    description = json.loads((await site.get("/openapi.json"))[1])
+    for path in description["paths"]:
+        assert str(breakable(path)) in page
+    assert "<code>UNSUPPORTED</code>" in page
+    assert "HEAD answers like GET" in page
+
+
+async def test_the_footer_has_the_version(site: Site) -> None:
+    assert f"nixery {nixery.__version__}" in (await site.get("/help"))[1]

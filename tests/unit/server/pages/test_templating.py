@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nixery.errors import InvalidName, NixeryError, SourceUnreachable, StorageError, TagUnknown, TooBusy
 from nixery.plain_text import escaped_lines
-from nixery.server.pages.templating import Templates, breakable, derivation, size
+from nixery.server.pages.templating import Templates, ago, breakable, derivation, size, unhashed
 
 TEMPLATES = Templates()
 
@@ -20,6 +20,29 @@ def test_a_name_may_be_broken_between_packages_and_is_escaped() -> None:
 def test_a_derivation_is_known_by_its_name() -> None:
     assert derivation(f"{'a' * 32}-hello-1.0.drv") == "hello-1.0"
     assert derivation("hello") == "hello"
+
+
+def test_a_message_is_shorter_without_hashes() -> None:
+    path = f"/nix/store/{'a1' * 16}-hello-1.0.drv"
+    assert unhashed(f"builder for '{path}' failed") == "builder for 'hello-1.0.drv' failed"
+    assert unhashed("no hash in it") == "no hash in it"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-5, "just now"),
+        (59, "just now"),
+        (60, "1 min ago"),
+        (3599, "59 min ago"),
+        (7300, "2 h ago"),
+        (90_000, "1 day ago"),
+        (700_000, "14 Nov 2023"),
+        (200_000, "2 days ago"),
+    ],
+)
+def test_ages_are_in_words(seconds: float, words: str) -> None:
+    assert ago(1_700_000_000, 1_700_000_000 + seconds) == words
 
 
 def test_sizes_are_in_powers_of_ten() -> None:

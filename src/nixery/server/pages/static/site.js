@@ -109,6 +109,7 @@ function compose(section) {
   document.documentElement.classList.add("scripted");
   const input = $("packages"), chips = $("chips"), list = $("suggestions"), platform = $("platform"), tag = $("tag");
   const shell = $("shell"), button = $("build"), chosen = [];
+  const lines = [...section.querySelectorAll("code[data-line]")].map((code) => [code, code.textContent]);
   let options = [], active = -1, asked = 0, committing = false, timer, checks = 0;
   const answers = new Map(), notes = element("ul", undefined, "notes");
 
@@ -120,7 +121,9 @@ function compose(section) {
   for (const [name, value] of Object.entries({
     role: "combobox", "aria-expanded": "false", "aria-controls": "suggestions", "aria-autocomplete": "list",
   })) input.setAttribute(name, value);
-  const help = "Type a name, a program or a description. Enter adds the name that you typed; choose a suggestion to add that one.";
+  const help = matchMedia("(pointer: coarse)").matches
+    ? "Type a name, a program or a description, and tap a suggestion."
+    : "Type a name, a program or a description. Enter adds the name that you typed; choose a suggestion with the arrow keys to add that one.";
   $("packages-help").textContent = help;
   $("packages-help").after(notes);
 
@@ -130,14 +133,8 @@ function compose(section) {
   function show() {
     const image = name() || "shell/git";
     const reference = `${section.dataset.host}/${image}:${tag.value || "latest"}`;
-    const plain = section.dataset.encrypted === "true" ? "" : "--tls-verify=false ";
-    const lines = {
-      Docker: `docker run --rm -it ${reference}`,
-      Podman: `podman run --rm -it ${plain}${reference}`,
-      Kubernetes: `kubectl run -it --rm --restart=Never --image=${reference} nixery`,
-    };
-    for (const code of section.querySelectorAll("code[data-line]")) {
-      const words = lines[code.dataset.line].split(" ").map(breakable);
+    for (const [code, line] of lines) {
+      const words = line.replace(section.dataset.reference, () => reference).split(" ").map(breakable);
       code.replaceChildren(...words.flatMap((word, index) => (index ? [" ", word] : [word])));
     }
     hidden.value = [...chosen, ...typed()].join(" ");
@@ -436,10 +433,10 @@ function unfold() {
 addEventListener("hashchange", unfold);
 unfold();
 copyButtons();
-if ($("pin")) pinning($("pin"));
+if ($("pin")?.dataset.exact) pinning($("pin"));
 if ($("compose")) compose($("compose"));
 if ($("build-page")) follow($("build-page"));
-if ($("build")) {
+if ($("build")?.matches("button")) {
   const button = $("build");
   button.hidden = false;
   if (button.dataset.name) button.addEventListener("click", () => build(button.dataset.name, button.dataset.tag, button));

@@ -1,0 +1,72 @@
+"""The images of the storage for clients: bounded lists of names, where names are public."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nixery.builds.slots import Slots
+from nixery.errors import TooBusy
+from nixery.storage.catalogue import Catalogue
+
+# Names of a page.
+_PAGE = 50
+
+# Characters of a text that names are compared with; no name is longer.
+_LONGEST = 255
+
+# The characters of names.
+_IN_NAMES = re.compile(r"[a-z0-9._/-]*", re.ASCII)
+
+# Concurrent listings, and waiting ones: each reads up to a thousand keys of the storage for each name.
+_AT_ONCE, _QUEUE = 2, 64
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImages:
+    """A page of names.
+
+    Attributes:
+        names: in ASCII order.
+        after: the name after which the next page begins; ``None`` for the last page.
+    """
+
+    names: Sequence[str]
+    after: str | None
+
+
+class PublishedImages:
+    """Lists the names of images that were built, by any server of the storage.
+
+    Args:
+        catalogue: of built images.
+        public: whether every client may see names.
+    """
+
+    def __init__(self, catalogue: Catalogue, *, public: bool) -> None:
+        self._catalogue = catalogue
+        self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.CATALOGUE)
+        self.public = public
+
+    async def page(self, beginning: str, after: str) -> FoundImages:
+        """Return names that begin with a text.
+
+        Args:
+            beginning: of the names; empty for all.
+            after: a name; only larger ones are returned.
+
+        Raises:
+            TooBusy: too many listings are waiting.
+            StorageError: the storage cannot be listed.
+        """
+        if not self.public or _IN_NAMES.fullmatch(beginning) is None:
+            return FoundImages((), None)
+        beginning, after = beginning[:_LONGEST], after[:_LONGEST]
+        # The largest text below all names with this beginning. A name of just these characters is one of them, and a
+        # listing returns larger names only.
+        before = f"{beginning[:-1]}{chr(ord(beginning[-1]) - 1)}\x7f" if beginning else ""
+        async with self._slots.slot():
+            names = await self._catalogue.names(max(after, before), _PAGE + 1)
+        found = [name for name in names if name.startswith(beginning)]
+        return FoundImages(found[:_PAGE], found[_PAGE - 1] if len(found) > _PAGE else None)
