@@ -27,10 +27,14 @@ _HEADERS = {
 
 _HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
 
-_STORE_HASH = re.compile(r"^[0-9a-z]{32}-")
+_STORE_HASH = re.compile(r"(?:/nix/store/)?\b[0-9a-z]{32}-")
 
 _THOUSAND = 1000
 _MINUTE = 60
+_HOUR = 3600
+
+# Seconds below which an estimate has no number.
+_FEW = 10
 
 
 class Templates:
@@ -45,7 +49,7 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = (size, duration, moment, iso, short, derivation, breakable, grouped)
+        filters = (size, duration, about, moment, iso, short, without_hashes, breakable, grouped)
         self._environment.filters.update({filter_.__name__: filter_ for filter_ in filters})
 
     def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
@@ -84,6 +88,17 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s"
 
 
+def about(seconds: float) -> str:
+    """Format an estimated duration."""
+    if seconds < _FEW:
+        return "a few seconds"
+    if seconds < _MINUTE:
+        return f"about {round(seconds / 10) * 10} s"
+    if seconds < _HOUR:
+        return f"about {round(seconds / _MINUTE)} min"
+    return f"about {seconds / _HOUR:.1f} h"
+
+
 def moment(time: float) -> str:
     """Format a time for people, in UTC."""
     return datetime.fromtimestamp(time, UTC).strftime("%d %b %Y, %H:%M UTC")
@@ -94,9 +109,9 @@ def short(revision: str) -> str:
     return revision[:12] if _HASH.fullmatch(revision) else revision
 
 
-def derivation(file: str) -> str:
-    """Return the name in ``<hash>-<name>.drv``."""
-    return _STORE_HASH.sub("", file).removesuffix(".drv")
+def without_hashes(text: str) -> str:
+    """Reduce store paths in a text to their names."""
+    return _STORE_HASH.sub("", text)
 
 
 def breakable(name: str) -> Markup:
