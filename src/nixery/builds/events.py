@@ -226,6 +226,11 @@ def stage_begun_by(event: BuildEvent) -> Stage | None:
     return _BEGINS.get(type(event))
 
 
+def implied_packages(request: ImageRequest, packages: Sequence[Package]) -> int:
+    """Return how many packages of an image its client did not name: those of ``shell``, and of each image."""
+    return sum(package.requested_name not in request.requested for package in packages)
+
+
 class LoggingObserver:
     """The ``BuildObserver`` that writes logs: for a successful build, two lines at level info."""
 

@@ -27,6 +27,7 @@ from nixery.builds.events import (
     Stage,
     Started,
     Stored,
+    implied_packages,
     stage_begun_by,
 )
 from nixery.builds.shared_reports import STALE, SharedReports
@@ -457,12 +458,7 @@ class BuildHistory:
             case Started():
                 report.usual = self._usual_time_of_image(report)
             case Evaluated(packages):
-                optional = build.request.optional_packages
-                report.implied = sum(
-                    package.requested_name in optional
-                    or package.requested_name not in build.request.requested
-                    for package in packages
-                )
+                report.implied = implied_packages(build.request, packages)
             case Building(derivations, done, expected):
                 report.run(derivations, now, self._usual_time)
                 report.built, report.to_build = done, expected

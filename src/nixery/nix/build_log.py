@@ -174,11 +174,10 @@ class ProgressFeed:
             expected = sum(expected for _, expected in self._fetched.values())
             self._report(Fetching(done, max(expected, self._to_fetch), *self._counted[_COPIES_ACTIVITY]))
         if Building in self._changed:
-            _, to_build = self._counted[_BUILDS_ACTIVITY]
-            # Nix counts a builder as done before it says that it has stopped.
-            begun = self._built + len(self._running)
+            built, to_build = self._counted[_BUILDS_ACTIVITY]
+            # Without Nix's own count, builders that failed count, too.
             self._report(
-                Building(tuple(self._running.values()), self._built, max(to_build, begun) if to_build else 0)
+                Building(tuple(self._running.values()), built if to_build else self._built, to_build)
             )
         if self._lines:
             self._report(LogLines(tuple(self._lines), self._dropped))

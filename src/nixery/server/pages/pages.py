@@ -371,7 +371,7 @@ def _shown_stages(report: BuildReport, now: float) -> list[ShownStage]:
             continue
         is_culprit = report.state is State.FAILED and stage is report.stages[-1]
         kind = "current" if stage.ended is None else "failed" if is_culprit else "past"
-        share = f"{part(took[name]) / 10:.0f} %"
+        share = f"{part(took[name]) / 10:.0f} %" if report.is_over else ""
         place = part(start), part(took[name])
         shown.append(ShownStage(name, title, kind, duration(took[name]), False, share, *place))
         start += took[name]

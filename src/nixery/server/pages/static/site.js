@@ -338,7 +338,7 @@ function follow(page) {
       item.className = kind;
       if (stage.ended === null) item.setAttribute("aria-current", "step");
       else item.removeAttribute("aria-current");
-      item.lastElementChild.textContent = `${duration(took(stage))} · ${Math.round(width / 10)} %`;
+      item.lastElementChild.textContent = duration(took(stage)) + (build.ended === null ? "" : ` · ${Math.round(width / 10)} %`);
       parts[stage.name].setAttribute("class", kind);
       parts[stage.name].setAttribute("x", String(start));
       parts[stage.name].setAttribute("width", String(width));
