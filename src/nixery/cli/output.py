@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -148,10 +149,7 @@ class BarReporter:
         self._bytes = bars(console, Amount(BYTES), transient=transient)
         self._builds: dict[ImageRequest, TaskID] = {}
         self._pushes: dict[str, TaskID] = {}
-        # Nix's progress by image: the last fetching, the last building, and the last line of a builder's log.
-        self._nix: dict[ImageRequest, tuple[str, str, str]] = {}
-        # When the builders that run were first seen, by image and derivation.
-        self._begun: dict[tuple[ImageRequest, str], float] = {}
+        self._nix: dict[ImageRequest, _NixProgress] = {}
         self._wide = console.width >= _WIDE
 
     def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901 -- a case each
@@ -235,27 +233,53 @@ class BarReporter:
         self._bytes.update(push, completed=total, stage="pushed")
 
     def _show_nix(self, task: TaskID, request: ImageRequest, event: NixProgress) -> None:
-        fetching, building, line = self._nix.get(request, ("", "", ""))
-        fields: dict[str, Any] = {}
-        match event:
-            case Fetching(done, expected):
-                ends = done >= expected and event.paths >= event.expected_paths
-                fetching = "" if ends else _fetching(event, wide=self._wide)
-            case Building(derivations):
-                building, line = _building(event, wide=self._wide), ""
-                now = time.monotonic()
-                begun = {(request, one): self._begun.get((request, one), now) for one in derivations}
-                others = {key: at for key, at in self._begun.items() if key[0] != request}
-                self._begun = {**others, **begun}
-                fields["since"] = begun[request, derivations[-1]] if derivations else None
-            case LogLines(lines):
-                line = escaped(lines[-1][1].strip()) if lines else line
-        self._nix[request] = fetching, building, line
+        nix = self._nix.setdefault(request, _NixProgress())
+        nix.update(event)
+        fetching = _fetching(nix.fetching, wide=self._wide)
+        building = _building(nix.building, nix.shown, wide=self._wide)
         shown = [part for part in (fetching, building) if part]
+        if not shown:
+            return
         # A narrow line has room for one of them.
-        fields["stage"] = ", ".join(shown if self._wide else shown[-1:])
-        fields["line"] = line if building else ""
-        self._progress.update(task, **fields)
+        stage = ", ".join(shown if self._wide else shown[-1:])
+        since, line = nix.begun.get(nix.shown), nix.line if building else ""
+        self._progress.update(task, stage=stage, since=since, line=line)
+
+
+@dataclass(slots=True)
+class _NixProgress:
+    """The last progress of Nix for an image.
+
+    Attributes:
+        shown: the running derivation that is shown: the last one that wrote a line or was started.
+        line: the last one that it wrote.
+        begun: when the running builders were first seen, by derivation.
+    """
+
+    fetching: Fetching = field(default_factory=lambda: Fetching(0, 0))
+    building: Building = field(default_factory=lambda: Building((), 0))
+    shown: str = ""
+    line: str = ""
+    begun: dict[str, float] = field(default_factory=dict)
+
+    def update(self, event: NixProgress) -> None:
+        match event:
+            case Fetching():
+                self.fetching = event
+            case Building(derivations):
+                now = time.monotonic()
+                started = [one for one in derivations if one not in self.begun]
+                self.begun = {one: self.begun.get(one, now) for one in derivations}
+                self.building = event
+                if started or self.shown not in derivations:
+                    self.shown, self.line = derivations[-1] if derivations else "", ""
+            case LogLines(lines) if lines:
+                derivation, text = lines[-1]
+                self.line = escaped(text.strip())
+                if derivation in self.begun:
+                    self.shown = derivation
+            case LogLines():
+                pass
 
 
 class LineReporter:
@@ -451,6 +475,8 @@ class _Stage(ProgressColumn):
 
 
 def _fetching(event: Fetching, *, wide: bool) -> str:
+    if event.done >= event.expected and event.paths >= event.expected_paths:
+        return ""
     done, unit = decimal(event.done).split(" ")
     expected, unit_of_all = decimal(event.expected).split(" ")
     if not wide:
@@ -463,12 +489,12 @@ def _fetching(event: Fetching, *, wide: bool) -> str:
     return "fetching " * wide + ", ".join(part for part in (paths, sizes) if part)
 
 
-def _building(event: Building, *, wide: bool) -> str:
+def _building(event: Building, shown: str, *, wide: bool) -> str:
     of = " of " if wide else "/"
     count = f"{event.done}{f'{of}{event.expected}' if event.expected else ''} built"
     if not event.derivations:
         return count if event.done else ""
-    name = escaped(derivation_name(event.derivations[-1]))
+    name = escaped(derivation_name(shown))
     others = f" and {_number(len(event.derivations) - 1, 'other')}" if len(event.derivations) > 1 else ""
     running = f"building {name}{others}" if wide else name
     return f"{count}, {running}" if event.expected else running
