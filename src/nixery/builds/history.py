@@ -67,6 +67,9 @@ _REFRESH, _PATIENCE = 3.0, 1.0
 # The name in ``<hash>-<name>.drv``.
 _DERIVATION = re.compile(r"(?:[0-9a-z]{32}-)?(.*?)(?:\.drv)?", re.DOTALL)
 
+# The id of a build.
+_ID = re.compile(r"[0-9a-f]{20}", re.ASCII)
+
 # Begins the version in the name of a derivation.
 _VERSION = re.compile(r"-(?=[0-9])")
 
@@ -364,7 +367,7 @@ class BuildHistory:
         That of another server is some seconds old while the build runs.
         """
         report = self._reports.get(build)
-        if report is not None:
+        if report is not None or _ID.fullmatch(build) is None:
             return report
         found = self._found.get(build)
         if found is None:

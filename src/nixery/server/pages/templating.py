@@ -49,7 +49,7 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = (size, duration, about, moment, iso, short, without_hashes, breakable, grouped)
+        filters = (size, size_of, duration, about, moment, iso, short, without_hashes, breakable, grouped)
         self._environment.filters.update({filter_.__name__: filter_ for filter_ in filters})
 
     def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
@@ -76,6 +76,13 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= _THOUSAND / 10 else f"{count:.1f} {unit}"
         count /= _THOUSAND
     return f"{count:.1f} TB"
+
+
+def size_of(done: float, total: float) -> str:
+    """Format a part of a number of bytes: ``120 of 560 MB``."""
+    part, whole = size(done), size(total)
+    number, unit = part.split(" ")
+    return f"{number if whole.endswith(f' {unit}') else part} of {whole}"
 
 
 def duration(seconds: float | None) -> str:

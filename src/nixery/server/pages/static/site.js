@@ -26,6 +26,11 @@ function size(count) {
   return `${count.toFixed(1)} TB`;
 }
 
+function sizeOf(done, total) {
+  const part = size(done), whole = size(total), [number, unit] = part.split(" ");
+  return `${whole.endsWith(` ${unit}`) ? number : part} of ${whole}`;
+}
+
 function duration(seconds) {
   if (seconds < 60) return `${Math.max(0, seconds).toFixed(1)} s`;
   const whole = Math.round(seconds);
@@ -369,7 +374,7 @@ function follow(page) {
     if (build.size !== null) $("closure").textContent = `${size(build.size)}, ${build.paths} paths`;
     if (build.to_fetch || build.to_fetch_paths) {
       const paths = build.to_fetch_paths ? `${build.fetched_paths} of ${build.to_fetch_paths} paths, ` : "";
-      $("fetched").textContent = `${paths}${size(build.fetched)} of ${size(build.to_fetch)}`;
+      $("fetched").textContent = paths + sizeOf(build.fetched, build.to_fetch);
     }
     if (build.built || build.to_build) $("built").textContent = `${build.built}${build.to_build ? ` of ${build.to_build}` : ""}`;
     if (build.layers !== null) $("layers").textContent = `${build.packed + build.reused} of ${build.layers}`;
