@@ -52,6 +52,7 @@ PAGES = {
     "/meta-packages",
     "/packages/{package}",
     "/builds/{build}",
+    "/builds/{build}/log",
     "/static/{file}",
 }
 

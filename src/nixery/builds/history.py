@@ -634,8 +634,8 @@ def _update(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa
             _end(report, State.DONE if isinstance(event, Stored) else State.FOUND, now)
         case Failed(error):
             report.error = str(error)
-            derivation = getattr(error, "derivation", None)
-            report.failed = derivation_name(derivation) if derivation else None
+            culprit = getattr(error, "derivation", None)
+            report.failed = derivation_name(culprit) if culprit else None
             report.tail = list(getattr(error, "log_tail", ()))
             _end(report, State.FAILED, now)
 
