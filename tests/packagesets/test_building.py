@@ -118,13 +118,17 @@ def test_modules_of_node_have_the_files_that_other_packages_put_beside_them(tmp_
 
 def test_files_that_php_includes_are_beside_the_one_that_includes_them(tmp_path: Path) -> None:
     """Debian's `composer` includes `Composer/CaBundle` of another package, relative to its own file."""
-    own, library = tmp_path / "own", tmp_path / "library"
+    own, libraries = tmp_path / "own", [tmp_path / "library", tmp_path / "other"]
     (own / "share/php/Composer").mkdir(parents=True)
     (own / "share/php/Composer/autoload.php").touch()
-    (library / "share/php/Composer/CaBundle").mkdir(parents=True)
-    (library / "share/php/Composer/CaBundle/autoload.php").touch()
-    link_siblings(Outputs(str(own), [str(library)]))
-    assert (own / "share/php/Composer/CaBundle/autoload.php").exists()
+    for library, name in zip(libraries, ("JsonLint", "Signal"), strict=True):
+        for directory in (f"Composer/{library.name}", f"Seld/{name}"):
+            (library / "share/php" / directory).mkdir(parents=True)
+            (library / "share/php" / directory / "autoload.php").touch()
+        (library / "share/php/Seld/circle").symlink_to(".")
+    link_siblings(Outputs(str(own), list(map(str, libraries))))
+    for name in ("Composer/library", "Composer/other", "Seld/JsonLint", "Seld/Signal"):
+        assert (own / "share/php" / name / "autoload.php").exists()
 
 
 def test_archives_of_a_class_path_are_beside_the_one_that_names_them(tmp_path: Path) -> None:
@@ -165,6 +169,17 @@ def test_a_run_path_names_only_the_directories_that_are_needed(tmp_path: Path) -
         f"{own}/lib/private",
         f"{needed}/lib/x86_64-linux-gnu",
     ]
+
+
+def test_a_run_path_names_a_directory_of_private_libraries_in_each_package(tmp_path: Path) -> None:
+    """`pulseaudio` has modules in the directory in which `libpulse0` has a library that it needs."""
+    own, library = tmp_path / "own", tmp_path / "library"
+    private = "lib/x86_64-linux-gnu/pulseaudio"
+    for output in (own, library):
+        (output / private).mkdir(parents=True)
+    dynamic = Dynamic(True, ("libpulsecommon-16.1.so",), (f"/usr/{private}",))
+    outputs = Outputs(str(own), [str(library)])
+    assert new_run_path(dynamic, outputs) == [f"{own}/{private}", f"{library}/{private}"]
 
 
 def test_only_dynamic_elf_files_are_read() -> None:

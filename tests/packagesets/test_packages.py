@@ -40,3 +40,16 @@ def test_dpkg_has_a_database_without_packages(tmp_path: Path) -> None:
     adjust("dpkg", Outputs(str(tmp_path), []))
     assert (tmp_path / "var/lib/dpkg/status").read_bytes() == b""
     assert (tmp_path / "var/lib/dpkg/info").is_dir()
+
+
+def test_graphviz_has_a_list_of_the_plug_ins_that_are_there(tmp_path: Path) -> None:
+    plugins = tmp_path / "lib/x86_64-linux-gnu/graphviz"
+    plugins.mkdir(parents=True)
+    for name in ("core", "dot_layout"):
+        (plugins / f"libgvplugin_{name}.so.6").touch()
+    adjust("libgvc6", Outputs(str(tmp_path), []))
+    listed = (plugins / "config6a").read_text()
+    assert "svg:svg 1" in listed
+    assert "dot 0" in listed
+    assert "libgvplugin_pango" not in listed
+    assert listed.count("{") == listed.count("}")

@@ -92,8 +92,8 @@ def new_run_path(dynamic: Dynamic, outputs: Outputs) -> list[str]:
     for path in dynamic.run_path:
         if path.startswith("$ORIGIN"):
             directories.append(path)
-        elif output_path(path) not in _DEFAULT_DIRECTORIES and (found := outputs.find(path)):
-            directories.append(found)
+        elif output_path(path) not in _DEFAULT_DIRECTORIES:
+            directories += outputs.find_directories(output_path(path))
     found_libraries = map(outputs.find_library_directory, dynamic.needed)
     directories.extend(directory for directory in found_libraries if directory)
     return list(dict.fromkeys(directories))

@@ -4,6 +4,7 @@ import os
 import posixpath
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from building.layout import is_left_out, output_path
@@ -47,19 +48,30 @@ def link_siblings(outputs: Outputs) -> None:
     # PHP includes files relative to the place of the one that is running.
     for directory in [*_private_directories(outputs.own), Path(outputs.own, "share/php")]:
         relative = os.path.relpath(directory, outputs.own)
-        for dependency in outputs.declared:
-            _link_missing(Path(dependency, relative), directory)
+        if directory.is_dir() and not directory.is_symlink():
+            _link_missing([Path(dependency, relative) for dependency in outputs.declared], directory)
 
 
-def _link_missing(source: Path, target: Path) -> None:
-    if not source.is_dir() or not target.is_dir() or target.is_symlink():
-        return
-    for file in sorted(source.iterdir()):
-        link = target / file.name
+def _link_missing(sources: Sequence[Path], target: Path) -> None:
+    """Link what `target` does not have; a directory that several sources have is made of all of them."""
+    found: dict[str, list[Path]] = {}
+    for file in [file for source in sources if source.is_dir() for file in sorted(source.iterdir())]:
+        found.setdefault(file.name, []).append(file)
+    for name, files in sorted(found.items()):
+        link = target / name
+        directories = [file for file in files if file.is_dir() and not _is_relative_link(file)]
         if not os.path.lexists(link):
-            link.symlink_to(file)
-        elif link.is_dir() and file.is_dir():
-            _link_missing(file, link)
+            if len(files) == 1 or len(directories) < len(files):
+                link.symlink_to(files[0])
+                continue
+            link.mkdir()
+        if link.is_dir() and not link.is_symlink():
+            _link_missing(directories, link)
+
+
+def _is_relative_link(file: Path) -> bool:
+    """Links of packages, unlike those that are made here, may lead in circles."""
+    return file.is_symlink() and not file.readlink().is_absolute()
 
 
 def link_class_paths(outputs: Outputs) -> None:

@@ -43,6 +43,11 @@ class Outputs:
                 return candidate
         return None
 
+    def find_directories(self, relative: str) -> list[str]:
+        """The directories at a `relative` path of all outputs: Debian's packages share directories of private libraries."""
+        candidates = [f"{output}/{relative}" for output in (self.own, *self.dependencies)]
+        return [path for path in candidates if Path(path).is_dir()]
+
     def find_indirect(self, relative: str) -> str | None:
         """The absolute place of a `relative` path in the first indirect dependency that has it, nearest ones first."""
         for output in self._indirect:

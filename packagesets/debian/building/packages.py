@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from building.graphviz import list_plugins
 from building.outputs import Outputs
 from building.wrappers import WRAPPED, wrap, wrap_with_names
 
@@ -358,6 +359,7 @@ _ADJUSTMENTS: tuple[tuple[str, Callable[[Outputs], None]], ...] = (
     (r".+", _tex_directories),
     (r"nodejs|libnode\d+", _nodejs),
     (r"libc6", _base_accounts),
+    (r"libgvc6", list_plugins),
     (r"ca-certificates", _certificates),
     (r"postgresql-\d+", _postgresql),
     (r"openjdk-\d+-(jre|jdk)-headless", _java),

@@ -35,9 +35,11 @@ FAMILIES = (
     Family("python", r"python(3\.\d+)(?:-minimal|-venv)?|libpython(3\.\d+)-(?:minimal|stdlib)"),
     Family("python3", r"python3(?:-minimal|-distutils|-lib2to3)?|libpython3-stdlib"),
     Family("gcc-", r"(?:gcc|cpp|g\+\+)-(\d+)(?:-{triplet})?|(?:libgcc|libstdc\+\+)-(\d+)-dev"),
+    Family("cmake", r"cmake(?:-data)?"),
     Family("golang-", r"golang-(1\.\d+)-(?:go|src)"),
     Family("openjdk-", r"openjdk-(\d+)-(?:jre|jdk)-headless"),
     Family("postgresql-", r"postgresql-(?:client-)?(\d+)"),
+    Family("rustc", r"rustc|libstd-rust-(?:dev|\d[\d.]*)"),
     Family("vim", r"vim|vim-runtime|vim-common"),
 )
 # The unversioned member belongs to the family of the dependency whose name matches.
