@@ -159,7 +159,7 @@ class ProgressFeed:
 
     def counted(self, kind: int, done: int, expected: int) -> None:
         """Record how many paths or builders there are in all, by the kind of the activity that counts them."""
-        if expected and self._counted[kind] != (done, expected):
+        if self._counted[kind] != (done, expected):  # a path that no cache has is expected for a moment
             self._counted[kind] = done, expected
             self._changed.add(Fetching if kind == _COPIES_ACTIVITY else Building)
             self._schedule()
