@@ -63,8 +63,9 @@ BYTES = "bytes"
 # Seconds between two lines about the same step.
 _LINE_EVERY = 10.0
 
-# Columns of a terminal below which texts are short, and below which there is no bar.
-_WIDE, _NARROW = 100, 72
+# Columns of a terminal below which texts are short, below which there is no bar, and from which there is room for
+# downloads and builders at once.
+_WIDE, _NARROW, _VERY_WIDE = 100, 72, 140
 
 # Seconds from which the age of a builder is shown.
 _SOON = 1.0
@@ -151,6 +152,7 @@ class BarReporter:
         self._pushes: dict[str, TaskID] = {}
         self._nix: dict[ImageRequest, _NixProgress] = {}
         self._wide = console.width >= _WIDE
+        self._shows_both = console.width >= _VERY_WIDE
 
     def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901 -- a case each
         """See ``Reporter``."""
@@ -240,8 +242,7 @@ class BarReporter:
         shown = [part for part in (fetching, building) if part]
         if not shown:
             return
-        # A narrow line has room for one of them.
-        stage = ", ".join(shown if self._wide else shown[-1:])
+        stage = ", ".join(shown if self._shows_both else shown[-1:])
         since, line = nix.begun.get(nix.shown), nix.line if building else ""
         self._progress.update(task, stage=stage, since=since, line=line)
 

@@ -172,7 +172,11 @@ class ProgressFeed:
         if Fetching in self._changed:
             done = sum(done for done, _ in self._fetched.values())
             expected = sum(expected for _, expected in self._fetched.values())
-            self._report(Fetching(done, max(expected, self._to_fetch), *self._counted[_COPIES_ACTIVITY]))
+            expected = max(expected, self._to_fetch)
+            paths, expected_paths = self._counted[_COPIES_ACTIVITY]
+            # Nix does not report the last bytes of a path.
+            done = expected if 0 < expected_paths == paths else done
+            self._report(Fetching(done, expected, paths, expected_paths))
         if Building in self._changed:
             built, to_build = self._counted[_BUILDS_ACTIVITY]
             # Without Nix's own count, builders that failed count, too.

@@ -181,3 +181,35 @@ def test_a_long_name_leaves_room_for_the_stage(width: int) -> None:
     assert "0:00:00" in drawn[-1]
     assert "packing 1 la" in drawn[-1]
     assert len(drawn[-1]) <= width
+
+
+@pytest.mark.parametrize(
+    ("width", "fetching", "building"),
+    [
+        (60, "41/84 paths, 120/560 MB", "3/12 built, gcc-7.3.0: cc -c"),
+        (80, "41/84 paths, 120/560 MB", "3/12 built, gcc-7.3.0: cc -c"),
+        (
+            120,
+            "fetching 41 of 84 paths, 120.0 of 560.0 MB",
+            "3 of 12 built, building gcc-7.3.0 and 1 other: cc -c",
+        ),
+    ],
+)
+def test_progress_fits_the_terminal(width: int, fetching: str, building: str) -> None:
+    terminal, build = io.StringIO(), begun()
+    reporter = BarReporter(Console(file=terminal, force_terminal=True, width=width))
+
+    def drawn() -> str:
+        reporter._progress.refresh()
+        line = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).splitlines()[-1]
+        assert len(line) <= width
+        return line
+
+    gcc, other = f"{'0' * 32}-gcc-7.3.0.drv", f"{'1' * 32}-htop-3.drv"
+    reporter.observe(build, Started())
+    reporter.observe(build, Fetching(120_000_000, 560_000_000, 41, 84))
+    assert fetching in drawn()
+    reporter.observe(build, Building((gcc, other), 3, 12))
+    reporter.observe(build, LogLines(((gcc, "cc -c"),)))
+    assert building in drawn()
+    reporter.close()
