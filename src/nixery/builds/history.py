@@ -23,6 +23,7 @@ from nixery.builds.events import (
     LayerReused,
     Queued,
     Realised,
+    Requested,
     Reused,
     Stage,
     Started,
@@ -318,6 +319,8 @@ class BuildHistory:
         self._shared = SharedReports(records, self._content)
         # Reports that have ended and are not stored yet.
         self._storing: set[str] = set()
+        # Builds whose ids clients have while nothing of them is known yet.
+        self._announced: set[str] = set()
         # Running builds of other servers, as of the last reading of the list; keys that cannot be read; that reading.
         self._elsewhere: dict[str, BuildReport] = {}
         self._unreadable: set[str] = set()
@@ -337,8 +340,8 @@ class BuildHistory:
         ):
             # It never began, and its client has the answer. A rejected crowd must not evict finished builds.
             # But a build that was in the queue and was displaced stays: clients that know its id ask for it.
-            if self._reports.pop(build.id, None) is not None:
-                self._shared.changed(build.id)
+            if build.id in self._reports:
+                self._forget(build.id)
             return
         if report is None:
             if isinstance(event, Reused):
@@ -346,6 +349,8 @@ class BuildHistory:
             report = self._reports[build.id] = BuildReport.of(build, self._clock())
         report.number += 1
         now = self._clock()
+        if isinstance(event, Requested):
+            self._announced.add(build.id)
         self._note(report, build, event, now)
         _update(report, event, now)
         if report.is_over and _is_brief(report):
@@ -477,9 +482,17 @@ class BuildHistory:
         task.add_done_callback(self._writing.discard)
         return task
 
+    def _forget(self, build: str) -> None:
+        self._reports.pop(build, None)
+        self._storing.discard(build)
+        self._announced.discard(build)
+        self._shared.changed(build)
+
     def _content(self, build: str) -> tuple[bytes, bool] | None:
         """Return the report for the other servers; ``None`` for one that they find among the finished ones."""
         report = self._reports.get(build)
+        if report is not None and report.packages is None and build not in self._announced:
+            return None  # clients can pull any number of names that do not exist
         if report is None or (report.is_over and not _is_brief(report) and build not in self._storing):
             return None
         shared = report.model_copy(update={"reported": self._clock()})
@@ -583,8 +596,7 @@ class BuildHistory:
         others = {report.id for report in ended} - failed
         for ids, most in ((failed, _KEPT_FAILED), (others, _KEPT)):
             for key in sorted(ids)[:-most]:
-                self._reports.pop(key, None)
-                self._storing.discard(key)
+                self._forget(key)
                 await self._records.delete(BUILDS, key)
 
     def _evict_brief(self) -> None:
@@ -592,8 +604,7 @@ class BuildHistory:
         brief = [report for report in self._reports.values() if _is_brief(report)]
         for state, most in ((State.FAILED, _KEPT_REFUSED), (State.FOUND, _KEPT_FOUND)):
             for key in sorted(report.id for report in brief if report.state is state)[:-most]:
-                del self._reports[key]
-                self._shared.changed(key)
+                self._forget(key)
 
 
 def _is_brief(report: BuildReport) -> bool:
