@@ -27,7 +27,9 @@ _HEADERS = {
 
 _HASH = re.compile(r"[0-9a-f]{32,}", re.ASCII)
 
-_STORE_HASH = re.compile(r"(?:/nix/store/)?\b[0-9a-z]{32}-")
+_STORE_HASH = re.compile(r"^[0-9a-z]{32}-")
+
+_STORE_PATH = re.compile(r"(?:/nix/store/)?\b[0-9a-z]{32}-", re.ASCII)
 
 _THOUSAND = 1000
 _MINUTE = 60
@@ -49,7 +51,19 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        filters = (size, size_of, duration, about, moment, iso, short, without_hashes, breakable, grouped)
+        filters = (
+            size,
+            size_of,
+            duration,
+            about,
+            moment,
+            iso,
+            short,
+            derivation,
+            unhashed,
+            breakable,
+            grouped,
+        )
         self._environment.filters.update({filter_.__name__: filter_ for filter_ in filters})
 
     def response(self, template: str, status: int = 200, **values: Any) -> BytesResponse:  # noqa: ANN401
@@ -116,9 +130,14 @@ def short(revision: str) -> str:
     return revision[:12] if _HASH.fullmatch(revision) else revision
 
 
-def without_hashes(text: str) -> str:
-    """Reduce store paths in a text to their names."""
-    return _STORE_HASH.sub("", text)
+def derivation(file: str) -> str:
+    """Return the name in ``<hash>-<name>.drv``."""
+    return _STORE_HASH.sub("", file).removesuffix(".drv")
+
+
+def unhashed(message: str) -> str:
+    """Leave out the hashes of store paths in a message."""
+    return _STORE_PATH.sub("", message)
 
 
 def breakable(name: str) -> Markup:
