@@ -57,6 +57,7 @@ PAGES = {
     "/help",
     "/docs",
     "/openapi.json",
+    "/builds/{build}/log",
     "/static/{file}",
 }
 

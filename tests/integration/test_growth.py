@@ -72,6 +72,7 @@ def test_made_up_names_are_not_stored(start_server: StartServer) -> None:
     server = start_server()
     image = server.client.pull("hello/greeting")
     before = count(server)
+    del before["records/build-progress"]  # of the build while it ran
     assert ask(server, [("hello/greeting", f"made-up-{n}") for n in range(TAGS)]) == {200: TAGS}
     names = ["/".join(["hello"] * n + ["greeting"]) for n in range(1, 30)]
     assert ask(server, [(name, f"tag-{n}") for n, name in enumerate(names)]) == {200: len(names)}

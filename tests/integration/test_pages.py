@@ -91,6 +91,25 @@ def test_a_build_started_by_the_api_is_followed_to_its_end(start_server: StartSe
     assert wait_for_end(server.client, again["builds"][0]["url"])["state"] == "found"
 
 
+def test_servers_of_a_storage_show_the_same_builds(start_server: StartServer) -> None:
+    one, other = start_server(), start_server()
+    _, _, answer = post(one, b'{"name": "slow"}')
+    (build,) = answer["builds"]
+    first = get(other.client, build["url"])
+    assert first["state"] in {"waiting", "running"}
+    assert [build["id"] for build in get(other.client, "/api/v1/builds")["builds"]] == [build["id"]]
+    assert other.client.get(build["page"]).status == 200
+    received = events(other, build["url"])
+    assert received[-1]["event"] == "end"
+    assert received[-1]["build"]["state"] == "done"
+    failure = one.client.get("/v2/failsinbytes/manifests/latest").error["message"]
+    path = failure.rpartition(str(one.port))[2]
+    assert other.client.get(path).status == 200
+    assert events(other, f"/api/v1{path}")[-1]["build"]["state"] == "failed"
+    assert "failsinbytes" in other.client.get("/").body.decode()
+    assert other.client.get(f"{path}/log").body == one.client.get(f"{path}/log").body
+
+
 def test_builds_are_known_after_a_restart(start_server: StartServer) -> None:
     server = start_server()
     server.client.manifest("hello")

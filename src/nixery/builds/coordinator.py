@@ -123,10 +123,11 @@ class BuildCoordinator:
         self._draining = False
         self._ended = asyncio.Event()
 
-    async def image(self, request: ImageRequest, pin: Pin) -> Image:
+    async def image(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Image:
         """Return the requested image once all of its parts are stored.
 
-        The build continues if the caller is cancelled.
+        The build continues if the caller is cancelled. ``tag`` is the one that the client named, for the
+        reports of a build that this starts.
 
         Raises:
             PackagesUnavailable: with every unavailable package.
@@ -151,13 +152,15 @@ class BuildCoordinator:
             context.waited = True
         build = self._builds.get(key)
         if build is None:
-            self._builds[key] = Build.of(request, pin, context.id if context else None)
+            self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
         elif context is not None and build.request_id is not None:
             self._tell(build, Joined(build.request_id))
         return await self._in_flight.run(key, partial(self._find_or_build, request, pin))
 
-    async def begin(self, request: ImageRequest, pin: Pin) -> Build:
+    async def begin(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Build:
         """Start to build an image, or join its running build, without waiting for the result.
+
+        ``tag`` as for ``image``.
 
         Returns:
             The build, once it has a slot or a place in the queue; or the one that failed recently.
@@ -173,7 +176,7 @@ class BuildCoordinator:
         build = self._builds.get(key)
         if build is None:
             context = current_request()
-            build = self._builds[key] = Build.of(request, pin, context.id if context else None)
+            build = self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
             self._admissions[build.id] = asyncio.get_running_loop().create_future()
             self._tell(build, Requested())
             task = asyncio.ensure_future(self._build_unattended(build))
@@ -234,7 +237,7 @@ class BuildCoordinator:
         def queued(position: int) -> None:
             nonlocal waited
             waited = True
-            observe(Queued(position))
+            observe(Queued(position, self._bounds.slots.wait(position)))
             self._admit(build)
 
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -38,17 +38,21 @@ class Build:
         request: the image.
         pin: the state of the package source.
         request_id: identity of the client's request that started it; ``None`` if no request did.
+        tag: that this request named; ``None`` if no tag did.
     """
 
     id: str
     request: ImageRequest
     pin: Pin
     request_id: str | None = None
+    tag: str | None = None
 
     @classmethod
-    def of(cls, request: ImageRequest, pin: Pin, request_id: str | None = None) -> Build:
+    def of(
+        cls, request: ImageRequest, pin: Pin, request_id: str | None = None, tag: str | None = None
+    ) -> Build:
         """Create a build with a new id."""
-        return cls(f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}", request, pin, request_id)
+        return cls(f"{time.time_ns() // 1_000:014x}{secrets.token_hex(3)}", request, pin, request_id, tag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,11 @@ class Queued:
 
     Attributes:
         position: in the queue; 1 is next.
+        wait: estimated seconds until it has a slot; ``None`` while no build has ended.
     """
 
     position: int
+    wait: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +224,11 @@ _BEGINS: Mapping[type[BuildEvent], Stage] = {
 def stage_begun_by(event: BuildEvent) -> Stage | None:
     """Return the stage that begins with an event, and so ends the one before; ``None`` if the stage stays."""
     return _BEGINS.get(type(event))
+
+
+def implied_packages(request: ImageRequest, packages: Sequence[Package]) -> int:
+    """Return how many packages of an image its client did not name: those of ``shell``, and of each image."""
+    return sum(package.requested_name not in request.requested for package in packages)
 
 
 class LoggingObserver:

@@ -94,8 +94,8 @@ class Images:
         for _ in range(_ATTEMPTS):
             try:
                 if len(requests) == 1:
-                    return Found(await self._builds.image(requests[0], pinned.pin), pinned, listed)
-                return Found(await self._indexes.index(requests, pinned.pin), pinned, listed)
+                    return Found(await self._builds.image(requests[0], pinned.pin, tag), pinned, listed)
+                return Found(await self._indexes.index(requests, pinned.pin, tag), pinned, listed)
             except PackageSetChanged:
                 pinned = await self._pins.replace(tag, pinned.pin)
         raise PackageSetChanged
@@ -113,7 +113,7 @@ class Images:
         """
         require_package_count(requests[0], self._most_packages)
         pin = await self._pins.confirmed(tag)
-        return [await self._builds.begin(request, pin) for request in requests]
+        return [await self._builds.begin(request, pin, tag) for request in requests]
 
     async def close(self) -> None:
         """End all builds."""
@@ -158,7 +158,7 @@ class Indexes:
         self._verified: TTLCache[tuple[Digest, ...], ImageIndex] = TTLCache(_CAPACITY, clock)
         self._incomplete: TTLCache[tuple[Pin, ImageRequest], ImageIndex] = TTLCache(_CAPACITY, clock)
 
-    async def index(self, requests: Sequence[ImageRequest], pin: Pin) -> ImageIndex:
+    async def index(self, requests: Sequence[ImageRequest], pin: Pin, tag: str | None = None) -> ImageIndex:
         """Return the index of requests that differ in their platform, once all of it is stored.
 
         Raises:
@@ -169,7 +169,7 @@ class Indexes:
         if incomplete is not None and self._leases.renew(incomplete.digests):
             return incomplete
         outcomes = await asyncio.gather(
-            *(self._builds.image(request, pin) for request in requests), return_exceptions=True
+            *(self._builds.image(request, pin, tag) for request in requests), return_exceptions=True
         )
         built: list[tuple[Platform, Image]] = []
         failed: list[tuple[Platform, BuildError | PackagesUnavailable]] = []

@@ -139,12 +139,18 @@ class Slots:
     @property
     def retry_after(self) -> int:
         """Estimated seconds until the waiting work is done, between 1 and 60."""
+        return max(_SOONEST, min(_LATEST, math.ceil(self._estimate(len(self._waiting) + 1))))
+
+    def wait(self, position: int) -> float | None:
+        """Return the estimated seconds until work at a position in the queue has a slot; ``None`` if no work has ended."""
+        return self._estimate(position) if self._durations else None
+
+    def _estimate(self, turns: int) -> float:
         now = self._clock()
         ended, ages = self._durations, [now - begin for begin in self._begun.values()]
         usual = sum(ended) / len(ended) if ended else _DEFAULT_DURATION
         # Work that has run for longer than usual is estimated to take as long again.
-        estimate = max(usual, sum(ages) / len(ages) if ages else 0) * (len(self._waiting) + 1) / self._limit
-        return max(_SOONEST, min(_LATEST, math.ceil(estimate)))
+        return max(usual, sum(ages) / len(ages) if ages else 0) * turns / self._limit
 
     async def _acquire(self, on_queued: Callable[[int], None] | None) -> Client:
         parties = current_parties()

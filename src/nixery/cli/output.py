@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -46,8 +47,9 @@ from nixery.builds.events import (
     Reused,
     Started,
     Stored,
+    implied_packages,
 )
-from nixery.builds.history import image_name
+from nixery.builds.history import derivation_name, image_name
 from nixery.cli.logs import print_line
 from nixery.errors import NixeryError
 from nixery.image.name import ImageRequest
@@ -60,6 +62,13 @@ BYTES = "bytes"
 
 # Seconds between two lines about the same step.
 _LINE_EVERY = 10.0
+
+# Columns of a terminal below which texts are short, below which there is no bar, and from which there is room for
+# downloads and builders at once.
+_WIDE, _NARROW, _VERY_WIDE = 100, 72, 140
+
+# Seconds from which the age of a builder is shown.
+_SOON = 1.0
 
 _log = structlog.get_logger("nixery.push")
 
@@ -141,8 +150,9 @@ class BarReporter:
         self._bytes = bars(console, Amount(BYTES), transient=transient)
         self._builds: dict[ImageRequest, TaskID] = {}
         self._pushes: dict[str, TaskID] = {}
-        # Nix's progress by image: the last fetching, the last building, and the last line of a builder's log.
-        self._nix: dict[ImageRequest, tuple[str, str, str]] = {}
+        self._nix: dict[ImageRequest, _NixProgress] = {}
+        self._wide = console.width >= _WIDE
+        self._shows_both = console.width >= _VERY_WIDE
 
     def observe(self, build: Build, event: BuildEvent) -> None:  # noqa: C901 -- a case each
         """See ``Reporter``."""
@@ -157,15 +167,23 @@ class BarReporter:
             case Started():
                 self._progress.update(task, stage="evaluating")
             case Evaluated(packages):
-                self._progress.update(
-                    task, stage=f"fetching and building {_number(len(packages), 'package')}"
+                implied = implied_packages(request, packages)
+                what = _number(len(packages) - implied, "package")
+                more = f" and {implied} that come with {'it' if len(packages) - implied == 1 else 'them'}"
+                stage = f"{what}{more if implied else ''}"
+                self._progress.update(task, stage=f"fetching and building {stage}" if self._wide else stage)
+            case Queued(position, wait):
+                about = "" if wait is None else f", about {_minutes(wait)}"
+                place = (
+                    f"waiting, place {position} in the queue" if self._wide else f"place {position} in queue"
                 )
-            case Queued(position):
-                self._progress.update(task, stage=f"waiting, place {position} in the queue")
+                self._progress.update(task, stage=f"{place}{about}")
             case Fetching() | Building() | LogLines():
-                self._progress.update(task, stage=self._nix_stage(request, event))
+                self._show_nix(task, request, event)
             case Realised(paths):
-                self._progress.update(task, stage=f"grouping {_number(paths, 'store path')}")
+                self._progress.update(
+                    task, stage=f"grouping {_number(paths, 'store path')}", since=None, line=""
+                )
             case Grouped(layers):
                 self._progress.update(task, total=layers, stage=f"packing {_number(layers, 'layer')}")
             case LayerPacked() | LayerReused():
@@ -177,7 +195,7 @@ class BarReporter:
                     task, total=1, completed=1, stage="built" if isinstance(event, Stored) else "found"
                 )
             case Failed():
-                self._progress.update(task, stage="failed", failed=True)
+                self._progress.update(task, stage="failed", failed=True, since=None, line="")
                 self._progress.stop_task(task)
         # Builds end before the first push, so that two displays never share the terminal.
 
@@ -216,18 +234,53 @@ class BarReporter:
         total = self._bytes.tasks[self._bytes.task_ids.index(push)].total
         self._bytes.update(push, completed=total, stage="pushed")
 
-    def _nix_stage(self, request: ImageRequest, event: NixProgress) -> str:
-        fetching, building, line = self._nix.get(request, ("", "", ""))
-        match event:
-            case Fetching(done, expected):
-                fetching = f"fetching {decimal(done)} of {decimal(expected)}" if done < expected else ""
-            case Building(derivations, ended):
-                building, line = _building(derivations, ended), ""
-            case LogLines(lines):
-                line = escaped(lines[-1][1].strip()) if lines else line
-        self._nix[request] = fetching, building, line
+    def _show_nix(self, task: TaskID, request: ImageRequest, event: NixProgress) -> None:
+        nix = self._nix.setdefault(request, _NixProgress())
+        nix.update(event)
+        fetching = _fetching(nix.fetching, wide=self._wide)
+        building = _building(nix.building, nix.shown, wide=self._wide)
         shown = [part for part in (fetching, building) if part]
-        return ", ".join(shown) + (f": {line}" if line and building else "")
+        if not shown:
+            return
+        stage = ", ".join(shown if self._shows_both else shown[-1:])
+        since, line = nix.begun.get(nix.shown), nix.line if building else ""
+        self._progress.update(task, stage=stage, since=since, line=line)
+
+
+@dataclass(slots=True)
+class _NixProgress:
+    """The last progress of Nix for an image.
+
+    Attributes:
+        shown: the running derivation that is shown: the last one that wrote a line or was started.
+        line: the last one that it wrote.
+        begun: when the running builders were first seen, by derivation.
+    """
+
+    fetching: Fetching = field(default_factory=lambda: Fetching(0, 0))
+    building: Building = field(default_factory=lambda: Building((), 0))
+    shown: str = ""
+    line: str = ""
+    begun: dict[str, float] = field(default_factory=dict)
+
+    def update(self, event: NixProgress) -> None:
+        match event:
+            case Fetching():
+                self.fetching = event
+            case Building(derivations):
+                now = time.monotonic()
+                started = [one for one in derivations if one not in self.begun]
+                self.begun = {one: self.begun.get(one, now) for one in derivations}
+                self.building = event
+                if started or self.shown not in derivations:
+                    self.shown, self.line = derivations[-1] if derivations else "", ""
+            case LogLines(lines) if lines:
+                derivation, text = lines[-1]
+                self.line = escaped(text.strip())
+                if derivation in self.begun:
+                    self.shown = derivation
+            case LogLines():
+                pass
 
 
 class LineReporter:
@@ -336,15 +389,15 @@ def bars(console: Console, *columns: ProgressColumn, transient: bool = False) ->
             markup=False,
             table_column=Column(no_wrap=True, overflow="ellipsis", max_width=max(16, console.width * 2 // 5)),
         ),
-        BarColumn(min(20, console.width // 6)),
+        *(
+            [BarColumn(min(20, console.width // 6) if console.width >= _WIDE else 8)]
+            if console.width >= _NARROW
+            else []
+        ),
         *columns,
         TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
         # A builder's line may be long; it must not move the bars.
-        TextColumn(
-            "{task.fields[stage]}",
-            markup=False,
-            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-        ),
+        _Stage(table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=console,
         transient=transient,
         expand=True,
@@ -410,12 +463,53 @@ class _Mark(SpinnerColumn):
         return Text("✗", style="bold red") if task.fields.get("failed") else super().render(task)
 
 
-def _building(derivations: Sequence[str], ended: int) -> str:
-    if not derivations:
-        return f"{ended} built" if ended else ""
-    name = derivations[-1].partition("-")[2].removesuffix(".drv")
-    others = f" and {_number(len(derivations) - 1, 'other')}" if len(derivations) > 1 else ""
-    return f"building {name}{others}"
+class _Stage(ProgressColumn):
+    """What a task does, for how long (``since``), and the last line that it wrote."""
+
+    max_refresh = None
+
+    def render(self, task: Task) -> Text:
+        stage, since, line = (task.fields.get(name) for name in ("stage", "since", "line"))
+        age = 0.0 if since is None else time.monotonic() - since
+        shown = f"{stage} for {_clock(age)}" if age >= _SOON else f"{stage}"
+        return Text(f"{shown}: {line}" if line else shown)
+
+
+def _fetching(event: Fetching, *, wide: bool) -> str:
+    if event.done >= event.expected and event.paths >= event.expected_paths:
+        return ""
+    done, unit = decimal(event.done).split(" ")
+    expected, unit_of_all = decimal(event.expected).split(" ")
+    if not wide:
+        # Without a decimal place that says nothing.
+        done, expected = (number.removesuffix(".0") for number in (done, expected))
+    amount = f"{done}{'' if unit == unit_of_all else f' {unit}'}"
+    of = " of " if wide else "/"
+    sizes = f"{amount}{of}{expected} {unit_of_all}" if event.expected else ""
+    paths = f"{event.paths}{of}{event.expected_paths} paths" if event.expected_paths else ""
+    return "fetching " * wide + ", ".join(part for part in (paths, sizes) if part)
+
+
+def _building(event: Building, shown: str, *, wide: bool) -> str:
+    of = " of " if wide else "/"
+    count = f"{event.done}{f'{of}{event.expected}' if event.expected else ''} built"
+    if not event.derivations:
+        return count if event.done else ""
+    name = escaped(derivation_name(shown))
+    others = f" and {_number(len(event.derivations) - 1, 'other')}" if len(event.derivations) > 1 else ""
+    running = f"building {name}{others}" if wide else name
+    return f"{count}, {running}" if event.expected else running
+
+
+def _minutes(seconds: float) -> str:
+    """Format an estimated duration."""
+    return f"{max(10, round(seconds / 10) * 10)} s" if seconds < 55 else f"{round(seconds / 60)} min"  # noqa: PLR2004 -- a minute
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _number(count: int, what: str) -> str:
@@ -429,10 +523,10 @@ def _event_name(event: BuildEvent) -> str:
 
 def _fields(event: BuildEvent) -> dict[str, Any]:  # noqa: C901, PLR0911 -- a case each
     match event:
-        case Fetching(done, expected):
-            return {"done": done, "expected": expected}
-        case Building(derivations, done):
-            return {"derivations": list(derivations), "done": done}
+        case Fetching(done, expected, paths, expected_paths):
+            return {"done": done, "expected": expected, "paths": paths, "expected_paths": expected_paths}
+        case Building(derivations, done, expected):
+            return {"derivations": list(derivations), "done": done, "expected": expected}
         case LogLines(lines, dropped):
             written = [{"derivation": derivation, "text": text} for derivation, text in lines]
             return {"lines": written, "dropped": dropped}

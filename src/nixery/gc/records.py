@@ -29,6 +29,7 @@ from nixery.storage.leases import leased_documents
 from nixery.storage.records import (
     BATCH_CLOSURES,
     BATCHES,
+    BUILD_PROGRESS,
     BUILDS,
     COLLECTIONS,
     EVALUATIONS,
@@ -108,6 +109,7 @@ CHECKS: Mapping[str, Check] = {
     IMAGE_CLOSURES: _readable(decode_closure),
     EVALUATIONS: _readable(EVALUATED.validate_json),
     BUILDS: _readable(BuildReport.model_validate_json),
+    BUILD_PROGRESS: _readable(BuildReport.model_validate_json),
     PACKAGES: _readable(validate_index),
     PACKAGE_DETAILS: _readable(decode_part),
     BATCHES: _readable(BATCH.validate_json),

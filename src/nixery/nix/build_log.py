@@ -26,9 +26,12 @@ _LINES = 100
 
 _PREFIX = b"@nix "
 _COPY_ACTIVITY = 100  # of a path, from a binary cache
+_COPIES_ACTIVITY, _BUILDS_ACTIVITY = 103, 104  # all copies, all builders: they count the others
 _BUILD_ACTIVITY = 105
 _SUBSTITUTE_ACTIVITY = 108
-_PROGRESS_RESULT = 105  # bytes done, bytes expected, ...
+_PROGRESS_RESULT = 105  # bytes done, bytes expected, ...; of the activities that count: numbers of paths
+_EXPECTED_RESULT = 106  # kind of activity, bytes that all of that kind will have
+_COUNTERS = (_COPIES_ACTIVITY, _BUILDS_ACTIVITY)
 _WORK = (_COPY_ACTIVITY, _BUILD_ACTIVITY, _SUBSTITUTE_ACTIVITY)
 _LOG_LINE_RESULTS = (101, 107)  # a builder's line, a post-build hook's line
 _LEVEL_ERROR = 0
@@ -54,10 +57,14 @@ class Fetching:
     Attributes:
         done: bytes received (NAR size).
         expected: bytes to receive, as far as known.
+        paths: store paths received.
+        expected_paths: store paths to receive, as far as known; 0 if Nix has not said it.
     """
 
     done: int
     expected: int
+    paths: int = 0
+    expected_paths: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +74,12 @@ class Building:
     Attributes:
         derivations: ``<hash>-<name>.drv`` of the running ones, in the order of their start.
         done: number of those that have ended.
+        expected: number of derivations to build, as far as known; 0 if Nix has not said it.
     """
 
     derivations: tuple[str, ...]
     done: int
+    expected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +117,9 @@ class ProgressFeed:
         self._running: dict[int, str] = {}
         self._built = 0
         self._fetched: dict[int, tuple[int, int]] = {}
+        # What Nix announces: bytes of all paths; by the activity that counts, numbers done and expected.
+        self._to_fetch = 0
+        self._counted: dict[int, tuple[int, int]] = {_COPIES_ACTIVITY: (0, 0), _BUILDS_ACTIVITY: (0, 0)}
         self._changed: set[type[Fetching | Building]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -138,16 +150,39 @@ class ProgressFeed:
         self._changed.add(Fetching)
         self._schedule()
 
+    def announced(self, size: int) -> None:
+        """Record the bytes of all paths that Nix fetches."""
+        if size > self._to_fetch:
+            self._to_fetch = size
+            self._changed.add(Fetching)
+            self._schedule()
+
+    def counted(self, kind: int, done: int, expected: int) -> None:
+        """Record how many paths or builders there are in all, by the kind of the activity that counts them."""
+        if self._counted[kind] != (done, expected):  # a path that no cache has is expected for a moment
+            self._counted[kind] = done, expected
+            self._changed.add(Fetching if kind == _COPIES_ACTIVITY else Building)
+            self._schedule()
+
     def flush(self) -> None:
         """Report everything that is pending, now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if Fetching in self._changed:
-            done, expected = (sum(column) for column in zip(*self._fetched.values(), strict=True))
-            self._report(Fetching(done, expected))
+            done = sum(done for done, _ in self._fetched.values())
+            expected = sum(expected for _, expected in self._fetched.values())
+            expected = max(expected, self._to_fetch)
+            paths, expected_paths = self._counted[_COPIES_ACTIVITY]
+            # Nix does not report the last bytes of a path.
+            done = expected if 0 < expected_paths == paths else done
+            self._report(Fetching(done, expected, paths, expected_paths))
         if Building in self._changed:
-            self._report(Building(tuple(self._running.values()), self._built))
+            built, to_build = self._counted[_BUILDS_ACTIVITY]
+            # Without Nix's own count, builders that failed count, too.
+            self._report(
+                Building(tuple(self._running.values()), built if to_build else self._built, to_build)
+            )
         if self._lines:
             self._report(LogLines(tuple(self._lines), self._dropped))
         self._changed.clear()
@@ -178,6 +213,7 @@ class BuildLog:
     ) -> None:
         self._feed = feed or ProgressFeed(ignore_progress)
         self._copies: set[int] = set()
+        self._counters: dict[int, int] = {}
         self._clock = clock
         self._started: dict[int, float] = {}
         self._seconds: dict[str, float] = {}
@@ -202,7 +238,7 @@ class BuildLog:
         if not line.startswith(_PREFIX):
             self._nix_lines.append(text)
 
-    def _read_event(self, event: dict[str, Any]) -> None:
+    def _read_event(self, event: dict[str, Any]) -> None:  # noqa: C901 -- a case each
         self.has_started |= event.get("action") == "start" and event.get("type") in _WORK
         match event:
             case {"action": "result", "type": kind, "id": int(activity), "fields": [str(text)]} if (
@@ -218,6 +254,20 @@ class BuildLog:
                 self._start(activity, path.rpartition("/")[2])
             case {"action": "start", "type": kind, "id": int(activity)} if kind == _COPY_ACTIVITY:
                 self._copies.add(activity)
+            case {"action": "start", "type": int(kind), "id": int(activity)} if kind in _COUNTERS:
+                self._counters[activity] = kind
+            case {"action": "result", "type": kind, "fields": [int(counted), int(size), *_]} if (
+                kind,
+                counted,
+            ) == (_EXPECTED_RESULT, _COPY_ACTIVITY):
+                self._feed.announced(size)
+            case {
+                "action": "result",
+                "type": kind,
+                "id": int(activity),
+                "fields": [int(done), int(expected), *_],
+            } if kind == _PROGRESS_RESULT and activity in self._counters:
+                self._feed.counted(self._counters[activity], done, expected)
             case {
                 "action": "result",
                 "type": kind,

@@ -178,6 +178,7 @@ class Builds:
             TooBusy: too many requests are waiting.
         """
         wanted = request.query.get("state")
+        await self._builds.refresh()
         async with self._builds.turn():
             reports = [report for report in self._builds.recent() if wanted in (None, report.state.value)]
             return _json({"builds": [_build(report, log=False) for report in reports[:_LISTED]]})
@@ -203,6 +204,8 @@ class Builds:
         if not isinstance(parse_reference(wanted.tag), Tag):
             raise InvalidReference(wanted.tag)
         begun = await self._images.begin(requests_for(wanted.name, self._platforms), wanted.tag)
+        # The client may ask another server about them next.
+        await self._builds.shared([build.id for build in begun])
         documents = [
             {
                 "id": build.id,
@@ -220,8 +223,8 @@ class Builds:
         Raises:
             TooBusy: too many requests are waiting.
         """
+        report = await self._builds.find(build)
         async with self._builds.turn():
-            report = self._builds.get(build)
             return _unknown(build) if report is None else _json(_build(report, log=True))
 
     async def events(self, request: Request, build: str) -> Response:
@@ -229,7 +232,7 @@ class Builds:
 
         The stream raises ``TooBusy`` before its first event if too many streams are open or requests waiting.
         """
-        if self._builds.get(build) is None:
+        if await self._builds.find(build) is None:
             return _unknown(build)
         last = request.headers.get("last-event-id", "")
         after = int(last) if _NUMBER.fullmatch(last) else 0

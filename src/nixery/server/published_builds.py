@@ -19,6 +19,9 @@ _RETRY_AFTER = 5
 # Concurrent answers made of reports, and waiting ones: each blocks the event loop for milliseconds.
 _AT_ONCE, _QUEUE = 1, 64
 
+# Concurrent look-ups of builds of other servers in the storage, and waiting ones.
+_LOOK_UPS, _LOOK_UP_QUEUE = 8, 64
+
 _HIDDEN = "hidden"
 
 _Change = tuple[BuildReport, Sequence[Line]]
@@ -47,6 +50,7 @@ class PublishedBuilds:
         # By client, the oldest first; done when the stream has to end to make room.
         self._followers: dict[Client, list[asyncio.Future[None]]] = {}
         self._slots = Slots(_AT_ONCE, _QUEUE, busy=TooBusy.REPORTS)
+        self._look_ups = Slots(_LOOK_UPS, _LOOK_UP_QUEUE, busy=TooBusy.REPORTS)
         self.public = public
 
     def turn(self) -> AbstractAsyncContextManager[None]:
@@ -58,12 +62,33 @@ class PublishedBuilds:
         return self._slots.turn()
 
     def get(self, build: str) -> BuildReport | None:
-        """Return the report of a build; ``None`` if it is unknown."""
+        """Return the report of a build in memory; ``None`` if there is none."""
         report = self._history.get(build)
         return report and self._shown(report)
 
+    async def find(self, build: str) -> BuildReport | None:
+        """Return the report of a build of any server of the storage; ``None`` if it is unknown.
+
+        Raises:
+            TooBusy: too many look-ups are waiting.
+        """
+        if self._history.get(build) is None:
+            async with self._look_ups.slot():
+                report = await self._history.find(build)
+        else:
+            report = await self._history.find(build)
+        return report and self._shown(report)
+
+    async def refresh(self) -> None:
+        """Have ``recent`` include the builds of the other servers; wait a second for them at most."""
+        await self._history.refresh()
+
+    async def shared(self, builds: Sequence[str]) -> None:
+        """Wait until the other servers can find new builds, for two seconds at most."""
+        await self._history.shared(builds)
+
     def recent(self) -> Sequence[BuildReport]:
-        """Return all reports, the latest first."""
+        """Return all reports in memory, the latest first; see ``refresh``."""
         return [self._shown(report) for report in self._history.recent()]
 
     async def follow(self, build: str, after: int) -> AsyncGenerator[_Change, None]:
@@ -117,6 +142,12 @@ class PublishedBuilds:
                 "log": [],
                 "dropped": 0,
                 "building": [],
+                "builders": [],
+                "slowest": [],
+                "usual": None,
+                "tag": None,
+                "failed": None,
+                "tail": [],
                 "error": error,
                 "failure": None,
                 "manifest": None,

@@ -76,6 +76,7 @@ IMAGES = "images"
 EVALUATIONS = "evaluations"
 IMAGE_CLOSURES = "image-closures"
 BUILDS = "builds"
+BUILD_PROGRESS = "build-progress"
 PACKAGES = "packages"
 PACKAGE_DETAILS = "package-details"
 BATCHES = "batches"
@@ -96,6 +97,8 @@ KINDS: Mapping[str, RecordKind] = {
     IMAGE_CLOSURES: RecordKind(4 * _MIB, 50_000, 365 * _DAY),
     EVALUATIONS: RecordKind(4 * _MIB, 50_000, 30 * _DAY, commas=50_000),
     BUILDS: RecordKind(1 * _MIB, 1000, 30 * _DAY, commas=100_000),
+    # Of waiting and running builds, for the other servers; a killed server leaves its own.
+    BUILD_PROGRESS: RecordKind(512 * _KIB, 1000, _DAY, commas=100_000),
     PACKAGES: RecordKind(64 * _MIB, 10, 90 * _DAY),
     PACKAGE_DETAILS: RecordKind(16 * _MIB, 5000, 90 * _DAY),
     BATCHES: RecordKind(16 * _MIB, 1000, 90 * _DAY, commas=100_000),

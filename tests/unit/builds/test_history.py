@@ -43,6 +43,7 @@ from tests.support.event_loop import eventually, settle
 
 PIN = Pin("fake:", "one", "revision")
 DIGEST = Digest("0" * 64)
+GCC, BINUTILS = f"{'0' * 32}-gcc-7.3.0.drv", f"{'1' * 32}-binutils-2.30.drv"
 
 
 def build(name: str = "shell/git") -> Build:
@@ -87,6 +88,137 @@ async def test_a_report_follows_a_build_from_its_request_to_its_end(records: Rec
     took = {stage.name: (stage.started, stage.ended) for stage in report.stages}
     assert took["queued"] == (100.0, 102.0)
     assert took["realise"] == (102.0, 103.5)
+    await history.close()
+
+
+async def test_a_report_has_the_numbers_of_nix_and_the_age_of_each_builder(records: RecordStore) -> None:
+    now = 100.0
+    history, one = BuildHistory(records, lambda: now), build()
+    report = tell(history, one, Started(), Evaluated(()), Fetching(120, 560, 41, 84))
+    assert (report.fetched_paths, report.to_fetch_paths) == (41, 84)
+    tell(history, one, Building((GCC, BINUTILS), 0, 3))
+    now = 110.0
+    tell(history, one, Building((GCC,), 1, 3))
+    assert (report.built, report.to_build) == (1, 3)
+    assert [(builder.name, builder.started, builder.usual) for builder in report.builders] == [
+        ("gcc-7.3.0", 100.0, None)
+    ]
+    now = 160.0
+    tell(history, one, Realised(7, 800), Grouped(3), LayersComplete(), Stored(DIGEST, 3))
+    assert [(one.name, one.seconds) for one in report.slowest] == [
+        ("gcc-7.3.0", 60.0),
+        ("binutils-2.30", 10.0),
+    ]
+    await history.close()
+
+
+async def test_earlier_builds_estimate_later_ones_also_after_a_restart(records: RecordStore) -> None:
+    now = 100.0
+    history, one = BuildHistory(records, lambda: now), build()
+    tell(history, one, Queued(1), Started(), Evaluated(()), Building((GCC,), 0, 1))
+    now = 160.0
+    tell(history, one, Realised(1, 1), Stored(DIGEST, 1))
+    await history.close()
+    again, other = BuildHistory(records, lambda: now), build()
+    again.start()
+    await asyncio.gather(*again._writing)
+    newer = f"{'2' * 32}-gcc-8.1.0.drv"
+    report = tell(again, other, Started(), Evaluated(()), Building((newer,), 0, 1))
+    assert (report.usual, report.builders[0].usual) == (60.0, 60.0)
+    assert tell(again, build("htop"), Started()).usual is None
+    await again.close()
+
+
+async def test_a_builder_that_failed_estimates_no_other(records: RecordStore) -> None:
+    history, one, other = BuildHistory(records), build(), build("htop")
+    tell(history, one, Started(), Evaluated(()), Building((GCC,), 0, 1), Building((), 0, 1))
+    report = tell(history, one, Failed(BuildFailed(GCC, ("first", "last"), "failed")))
+    assert (report.failed, report.tail) == ("gcc-7.3.0", ["first", "last"])
+    assert tell(history, other, Started(), Building((GCC,), 0, 1)).builders[0].usual is None
+    await history.close()
+
+
+async def test_a_queued_build_knows_when_it_is_expected_to_start(records: RecordStore) -> None:
+    history, one = BuildHistory(records, lambda: 100.0), build()
+    assert tell(history, one, Queued(2)).starts is None
+    assert tell(history, one, Queued(1, 30.0)).starts == 130.0
+    assert tell(history, one, Started()).starts is None
+    await history.close()
+
+
+async def test_servers_of_a_storage_know_each_others_builds_while_they_run_and_afterwards(
+    records: RecordStore,
+) -> None:
+    history, other, one = BuildHistory(records), BuildHistory(records), build()
+    tell(history, one, Requested(), Started(), Evaluated(()), LogLines((("", "first"),)))
+    await history.shared([one.id])
+    report = await other.find(one.id)
+    assert report is not None
+    assert (report.state, [line.text for line in report.log]) == (State.RUNNING, ["first"])
+    assert report.reported is not None
+    await other.refresh()
+    assert [report.id for report in other.recent()] == [one.id]
+    tell(history, one, Stored(DIGEST, 1))
+    await history.close()
+    assert [record async for record in records.scan("build-progress")] == []
+    changes = [report async for report, _ in other.follow(one.id, 0)]
+    assert (changes[-1].state, changes[-1].manifest) == (State.DONE, str(DIGEST))
+    third = BuildHistory(records)
+    await third.refresh()
+    assert third.recent() == [changes[-1]]
+    await other.close()
+    await third.close()
+
+
+async def test_a_build_of_a_dead_server_ends_for_the_others(records: RecordStore) -> None:
+    now = 1000.0
+    history, one = BuildHistory(records, lambda: now), build()
+    tell(history, one, Started(), Evaluated(()))
+    await history.shared([one.id])
+    other = BuildHistory(records, lambda: now + 120)
+    changes = [report async for report, _ in other.follow(one.id, 0)]
+    assert changes[-1].state is State.FAILED
+    assert "stopped without a word" in (changes[-1].error or "")
+    await history.close()
+    await other.close()
+
+
+async def test_the_events_of_a_build_cost_no_write_each(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    put = records.put
+
+    async def counted(kind: str, key: str, content: bytes) -> None:
+        written.append(kind)
+        await put(kind, key, content)
+
+    monkeypatch.setattr(records, "put", counted)
+    history, one = BuildHistory(records), build()
+    tell(history, one, Requested(), Started(), Evaluated(()))
+    for number in range(1000):
+        tell(history, one, LogLines((("", str(number)),)))
+        await asyncio.sleep(0)
+    tell(history, one, Stored(DIGEST, 1))
+    await history.close()
+    assert written.count("builds") == 1
+    assert written.count("build-progress") <= 3
+
+
+@pytest.mark.parametrize("build_id", ["0", "0123", "0" * 20, "f" * 64])
+async def test_a_made_up_build_is_unknown(records: RecordStore, build_id: str) -> None:
+    history = BuildHistory(records)
+    assert await history.find(build_id) is None
+    await history.close()
+
+
+@pytest.mark.parametrize("planted", [b"", b"null", b'{"id": "00"}', b"\xff"])
+async def test_planted_progress_is_ignored(records: RecordStore, planted: bytes) -> None:
+    await records.put("build-progress", "0" * 20, planted)
+    history = BuildHistory(records)
+    await history.refresh()
+    assert history.recent() == []
+    assert await history.find("0" * 20) is None
     await history.close()
 
 
@@ -255,6 +387,7 @@ async def test_builds_of_made_up_names_evict_no_others_and_are_not_stored(
         tell(history, build(f"missing{number}"), Started(), Failed(missing))
     await history.close()
     assert {record.key async for record in records.scan("builds")} == {built.id, failed.id}
+    assert [record async for record in records.scan("build-progress")] == []
     assert history.get(built.id) is not None
     assert history.get(failed.id) is not None
     assert len(history.recent()) < 100
@@ -381,7 +514,7 @@ async def test_one_client_has_few_answers_at_once_and_blocks_no_other(
     await history.close()
 
 
-async def test_builds_of_stored_images_evict_nothing_and_are_not_stored(
+async def test_builds_of_stored_images_evict_nothing_and_few_are_stored(
     records: RecordStore,
 ) -> None:
     history, built = BuildHistory(records), build()
@@ -392,4 +525,5 @@ async def test_builds_of_stored_images_evict_nothing_and_are_not_stored(
     assert len(history.recent()) < 100
     await history.close()
     assert {record.key async for record in records.scan("builds")} == {built.id}
+    assert len([record async for record in records.scan("build-progress")]) <= 50
     assert history.get(built.id) is not None

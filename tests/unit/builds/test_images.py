@@ -38,7 +38,7 @@ class FakeBuilds:
         self.errors: dict[Platform, NixeryError] = {}
         self.asked = 0
 
-    async def image(self, request: ImageRequest, pin: Pin) -> Image:
+    async def image(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Image:  # noqa: ARG002 -- for reports
         assert pin.source == "fake:"
         self.asked += 1
         if error := self.errors.get(request.platform):
@@ -157,12 +157,12 @@ class BuildsOfPins(FakeBuilds):
         self.changed = changed
         self.begun: list[Build] = []
 
-    async def image(self, request: ImageRequest, pin: Pin) -> Image:
+    async def image(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Image:  # noqa: ARG002 -- for reports
         if pin.identity in self.changed:
             raise PackageSetChanged
         return await super().image(request, pin)
 
-    async def begin(self, request: ImageRequest, pin: Pin) -> Build:
+    async def begin(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Build:  # noqa: ARG002 -- for reports
         self.begun.append(Build.of(request, pin))
         return self.begun[-1]
 

@@ -360,3 +360,12 @@ async def test_cancelled_work_leaves_every_queue() -> None:
     assert one.slots._queues == {}
     assert one.slots._waiting == {}
     assert one.slots._running.total() == 0
+
+
+async def test_the_wait_is_estimated_from_work_that_has_ended() -> None:
+    now = 0.0
+    slots = Slots(2, 10, lambda: now)
+    assert slots.wait(1) is None
+    async with slots.slot():
+        now = 60.0
+    assert [slots.wait(position) for position in (1, 2, 3)] == [30.0, 60.0, 90.0]

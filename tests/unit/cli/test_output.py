@@ -86,7 +86,9 @@ def test_a_build_and_a_push_are_bars(capsys: pytest.CaptureFixture[str]) -> None
     for event in (
         Started(),
         Fetching(1, 4),
-        Building(("0-git.drv", "1-htop.drv"), 0),
+        Building(
+            ("00000000000000000000000000000000-git.drv", "11111111111111111111111111111111-htop.drv"), 0
+        ),
         Grouped(7),
         LayersComplete(),
         Stored(Digest.of(b""), 7),
@@ -108,20 +110,33 @@ def test_a_build_and_a_push_are_bars(capsys: pytest.CaptureFixture[str]) -> None
     ("events", "expected"),
     [
         ([Queued(3)], "waiting, place 3 in the queue"),
-        ([Fetching(1_000_000, 4_000_000)], "fetching 1.0 MB of 4.0 MB"),
+        ([Queued(3, 130)], "waiting, place 3 in the queue, about 2 min"),
+        ([Fetching(1_000_000, 4_000_000)], "fetching 1.0 of 4.0 MB"),
+        ([Fetching(900_000, 4_000_000, 41, 84)], "fetching 41 of 84 paths, 900.0 kB of 4.0 MB"),
+        ([Building(("00000000000000000000000000000000-git-2.drv",), 3, 12)], "3 of 12 built, building git-2"),
         ([Fetching(4, 4), Building((), 2)], "2 built"),
-        ([Building(("0-git-2.drv",), 0)], "building git-2"),
+        ([Building(("00000000000000000000000000000000-git-2.drv",), 0)], "building git-2"),
         (
             [
                 Fetching(1, 4),
-                Building(("0-git-2.drv", "1-htop.drv"), 0),
-                LogLines((("1-htop.drv", "gcc -c \x1b[31m[/]"),)),
+                Building(
+                    (
+                        "00000000000000000000000000000000-git-2.drv",
+                        "11111111111111111111111111111111-htop.drv",
+                    ),
+                    0,
+                ),
+                LogLines((("11111111111111111111111111111111-htop.drv", "gcc -c \x1b[31m[/]"),)),
             ],
             r"fetching 1 byte of 4 bytes, building htop and 1 other: gcc -c \x1b[31m[/]",
         ),
         # The line belongs to a running builder.
         (
-            [Building(("0-git.drv",), 0), LogLines((("", "gcc"),)), Building(("1-htop.drv",), 1)],
+            [
+                Building(("00000000000000000000000000000000-git.drv",), 0),
+                LogLines((("", "gcc"),)),
+                Building(("11111111111111111111111111111111-htop.drv",), 1),
+            ],
             "building htop ",
         ),
     ],
@@ -166,3 +181,35 @@ def test_a_long_name_leaves_room_for_the_stage(width: int) -> None:
     assert "0:00:00" in drawn[-1]
     assert "packing 1 la" in drawn[-1]
     assert len(drawn[-1]) <= width
+
+
+@pytest.mark.parametrize(
+    ("width", "fetching", "building"),
+    [
+        (60, "41/84 paths, 120/560 MB", "3/12 built, gcc-7.3.0: cc -c"),
+        (80, "41/84 paths, 120/560 MB", "3/12 built, gcc-7.3.0: cc -c"),
+        (
+            120,
+            "fetching 41 of 84 paths, 120.0 of 560.0 MB",
+            "3 of 12 built, building gcc-7.3.0 and 1 other: cc -c",
+        ),
+    ],
+)
+def test_progress_fits_the_terminal(width: int, fetching: str, building: str) -> None:
+    terminal, build = io.StringIO(), begun()
+    reporter = BarReporter(Console(file=terminal, force_terminal=True, width=width))
+
+    def drawn() -> str:
+        reporter._progress.refresh()
+        line = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).splitlines()[-1]
+        assert len(line) <= width
+        return line
+
+    gcc, other = f"{'0' * 32}-gcc-7.3.0.drv", f"{'1' * 32}-htop-3.drv"
+    reporter.observe(build, Started())
+    reporter.observe(build, Fetching(120_000_000, 560_000_000, 41, 84))
+    assert fetching in drawn()
+    reporter.observe(build, Building((gcc, other), 3, 12))
+    reporter.observe(build, LogLines(((gcc, "cc -c"),)))
+    assert building in drawn()
+    reporter.close()

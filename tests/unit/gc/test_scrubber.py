@@ -95,9 +95,12 @@ async def valid_records(store: Store) -> None:
         "evaluations": b"[]",
         "batches": BATCH.dump_json(Batch((), (), (), (), ())),
         "batch-closures": b'{"a": ["b"]}',
-        "builds": BuildReport(id="1", name="git", platform="linux/amd64", revision="a", created=1)
-        .model_dump_json()
-        .encode(),
+        **dict.fromkeys(
+            ("builds", "build-progress"),
+            BuildReport(id="1", name="git", platform="linux/amd64", revision="a", created=1)
+            .model_dump_json()
+            .encode(),
+        ),
         "packages": StateIndex.listed("ab" * 32, Pin("a", "b", "c"), [((), ["git"])]).encoded(),
         "image-closures": zstandard.compress(b'{"paths": [], "roots": []}'),
         "package-details": zstandard.compress(b"{}"),

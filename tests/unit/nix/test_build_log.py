@@ -236,3 +236,41 @@ async def test_without_progress_nothing_is_reported() -> None:
     _, feed, reported_progress = read()
     feed.flush()
     assert reported_progress == []
+
+
+async def test_nix_says_how_many_paths_and_builders_there_will_be() -> None:
+    seen: list[NixProgress] = []
+    log = BuildLog(lambda: None, feed=ProgressFeed(seen.append))
+    counts = {"action": "result", "type": 105}
+    for event in (
+        {"action": "start", "id": 1, "type": 102},
+        {"action": "start", "id": 2, "type": 104},
+        {"action": "start", "id": 3, "type": 103},
+        {**counts, "id": 2, "fields": [0, 4, 1, 0]},
+        {**counts, "id": 3, "fields": [41, 84, 1, 0]},
+        {"action": "result", "id": 1, "type": 106, "fields": [100, 560]},
+        {"action": "start", "id": 4, "type": 100, "fields": ["/nix/store/x-a", "", ""]},
+        {**counts, "id": 4, "fields": [120, 200, 0, 0]},
+        start(DERIVATION, 5),
+        {**counts, "id": 2, "fields": [2, 4, 1, 0]},
+    ):
+        log.read_line(b"@nix " + json.dumps(event).encode())
+    log._feed.flush()
+    assert seen == [Fetching(120, 560, 41, 84), Building((DERIVATION,), 2, 4)]
+    log.read_line(b"@nix " + json.dumps({**counts, "id": 3, "fields": [84, 84, 0, 0]}).encode())
+    log._feed.flush()
+    assert seen[-1] == Fetching(560, 560, 84, 84)
+
+
+async def test_a_path_that_no_cache_has_is_not_one_to_fetch() -> None:
+    """As Nix 2.8 logs a build without a binary cache."""
+    seen: list[NixProgress] = []
+    log = BuildLog(lambda: None, feed=ProgressFeed(seen.append))
+    for event in (
+        {"action": "start", "id": 3, "type": 103},
+        {"action": "result", "type": 105, "id": 3, "fields": [0, 1, 0, 0]},
+        {"action": "result", "type": 105, "id": 3, "fields": [0, 0, 0, 0]},
+    ):
+        log.read_line(b"@nix " + json.dumps(event).encode())
+    log._feed.flush()
+    assert seen == [Fetching(0, 0, 0, 0)]

@@ -18,6 +18,7 @@ from nixery.errors import InvalidName, NixeryError
 from nixery.image.meta_packages import SHELL
 from nixery.image.name import Tag, canonical_name, parse_reference, validate_name
 from nixery.image.platform import SUPPORTED, Platform
+from nixery.plain_text import escaped_lines
 from nixery.server.api import NamedImage, describe
 from nixery.server.clients import host, image_path, is_encrypted
 from nixery.server.compression import compressed
@@ -39,7 +40,7 @@ from nixery.server.published_packages import (
 
 _ROUTE = re.compile(
     r"/(?:|(?P<page>help|docs|openapi\.json|builds)|(?P<compose>images)|images/(?P<image>.+)|(?P<search>packages)|(?P<meta>meta-packages)|packages/(?P<package>[^/]+)"
-    r"|builds/(?P<build>[0-9a-f]{1,64})|static/(?P<file>[a-z0-9.]+))",
+    r"|builds/(?P<build>[0-9a-f]{1,64})(?P<log>/log)?|static/(?P<file>[a-z0-9.]+))",
     re.DOTALL,
 )
 
@@ -61,6 +62,8 @@ _STATES = {
     "failed": frozenset({State.FAILED}),
     "running": frozenset({State.WAITING, State.RUNNING}),
 }
+
+_LOG_HEADERS = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store"}
 
 # Failures in the words of people who read a list.
 _FAILURES = {
@@ -127,13 +130,23 @@ class PullLine:
 
 @dataclass(frozen=True, slots=True)
 class ShownStage:
-    """A stage of a build; ``kind`` is a class of the style sheet."""
+    """A stage of a build.
+
+    Attributes:
+        kind: a class of the style sheet.
+        share: of the time of the whole build, in per cent.
+        start: where the stage begins on a bar of the whole build, in thousandths.
+        width: of the stage on that bar.
+    """
 
     name: str
     title: str
     kind: str
     took: str
     hidden: bool
+    share: str = ""
+    start: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +256,12 @@ class Pages:
                 return self._static.answer(request, name) or self._error(
                     404, "Not found", "There is no such file."
                 )
+            case {"build": str(build), "log": str()}:
+                return await self._log(build)
             case {"build": str(build)}:
+                report = await self._builds.find(build)
                 async with self._builds.turn():
-                    return self._build(build)
+                    return self._build(report)
             case {"image": str(image)}:
                 return await self._image(request, image)
             case {"search": str()}:
@@ -260,12 +276,14 @@ class Pages:
                 return await self._fixed(request, page)
             case _:
                 found = await self._packages.summary()
+                await self._builds.refresh()
                 async with self._builds.turn():
                     return self._home(request, found)
 
     async def _fixed(self, request: Request, page: str) -> Response:
         match page:
             case "builds":
+                await self._builds.refresh()
                 async with self._builds.turn():
                     return self._builds_page(request)
             case "openapi.json":
@@ -361,18 +379,34 @@ class Pages:
             public=self._builds.public,
         )
 
-    def _build(self, build: str) -> Response:
-        report = self._builds.get(build)
+    def _build(self, report: BuildReport | None) -> Response:
         if report is None:
             return self._error(404, "No such build", "The server keeps only recent builds.")
+        now = time.time()
+        image, tag = image_path(report.name, report.platform, self._platforms), report.tag or "latest"
         return self._templates.response(
             "build.html",
             build=report,
-            now=time.time(),
-            stages=_shown_stages(report),
+            now=now,
+            stages=_shown_stages(report, now),
             public=self._builds.public,
-            link="/images/" + image_path(report.name, report.platform, self._platforms),
+            image=image,
+            tag=tag,
+            link=f"/images/{quote(image)}" + ("" if tag == "latest" else f":{quote(tag, safe='')}"),
+            nothing=_nothing_written(report),
         )
+
+    async def _log(self, build: str) -> Response:
+        if not self._builds.public:
+            return errors_body(403, "DENIED", "builds are not public on this server (NIXERY_PUBLIC_BUILDS=0)")
+        report = await self._builds.find(build)
+        if report is None:
+            return self._build(None)
+        async with self._builds.turn():
+            lines = [f"[{report.dropped} earlier lines are not kept]"] if report.dropped else []
+            lines += [escaped_lines(line.text) for line in report.log]
+            content = "".join(f"{line}\n" for line in lines).encode(errors="replace")
+        return BytesResponse(200, content, _LOG_HEADERS)
 
     async def _image(self, request: Request, image: str) -> Response:
         named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
@@ -582,19 +616,46 @@ def _by_digest(request: Request, image: str, digest: str) -> str:
     return f"{host(request)}/{image.partition(':')[0]}@{digest}"
 
 
-def _shown_stages(report: BuildReport) -> list[ShownStage]:
+def _nothing_written(report: BuildReport) -> str:
+    """Return what an empty log means. ``site.js`` has the same texts for a build that goes on."""
+    stage = report.stages[-1].name if report.stages else "queued"
+    match stage:
+        case _ if report.is_over or stage in {"group", "pack", "store"}:
+            built = "The builders wrote nothing." if report.built else "No builder had to run."
+            return built if report.state is not State.FAILED else "No builder wrote anything."
+        case "queued":
+            return "The build waits for its turn."
+        case "evaluate":
+            return "Nix is evaluating the packages. Builders start after that."
+        case _ if report.builders:
+            return f"{report.builders[-1].name} has written nothing so far."
+        case _ if report.to_fetch_paths:
+            return "Nix is fetching packages. Only builders write a log."
+        case _:
+            return "No builder is running yet."
+
+
+def _shown_stages(report: BuildReport, now: float) -> list[ShownStage]:
     """Return all stages of a build, future ones too."""
     entered = {stage.name: stage for stage in report.stages}
+    took = {name: max(0.0, (stage.ended or now) - stage.started) for name, stage in entered.items()}
+    total = sum(took.values())
+
+    def part(seconds: float) -> int:
+        return round(1000 * seconds / total) if total else 0
+
     shown = []
+    start = 0.0
     for name, title in _STAGES.items():
         stage = entered.get(name)
         if stage is None:
             # Most builds do not wait.
             shown.append(ShownStage(name, title, "future", "", hidden=name == "queued"))
-        elif stage.ended is None:
-            shown.append(ShownStage(name, title, "current", "…", hidden=False))
-        else:
-            is_culprit = report.state is State.FAILED and stage is report.stages[-1]
-            kind = "failed" if is_culprit else "past"
-            shown.append(ShownStage(name, title, kind, duration(stage.ended - stage.started), hidden=False))
+            continue
+        is_culprit = report.state is State.FAILED and stage is report.stages[-1]
+        kind = "current" if stage.ended is None else "failed" if is_culprit else "past"
+        share = f"{part(took[name]) / 10:.0f} %" if report.is_over else ""
+        place = part(start), part(took[name])
+        shown.append(ShownStage(name, title, kind, duration(took[name]), False, share, *place))
+        start += took[name]
     return shown

@@ -38,6 +38,9 @@ _THOUSAND = 1000
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _WEEK = 7  # days
 
+# Seconds below which an estimate has no number.
+_FEW = 10
+
 
 class Templates:
     """Renders the templates of this package; all values are escaped.
@@ -58,7 +61,9 @@ class Templates:
         )
         filters = (
             size,
+            size_of,
             duration,
+            about,
             moment,
             day,
             ago,
@@ -99,6 +104,13 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def size_of(done: float, total: float) -> str:
+    """Format a part of a number of bytes: ``120 of 560 MB``."""
+    part, whole = size(done), size(total)
+    number, unit = part.split(" ")
+    return f"{number if whole.endswith(f' {unit}') else part} of {whole}"
+
+
 def duration(seconds: float | None) -> str:
     """Format a duration; empty for ``None``."""
     if seconds is None:
@@ -107,6 +119,17 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), _MINUTE)
     return f"{minutes} min {rest} s"
+
+
+def about(seconds: float) -> str:
+    """Format an estimated duration."""
+    if seconds < _FEW:
+        return "a few seconds"
+    if seconds < _MINUTE:
+        return f"about {round(seconds / 10) * 10} s"
+    if seconds < _HOUR:
+        return f"about {round(seconds / _MINUTE)} min"
+    return f"about {seconds / _HOUR:.1f} h"
 
 
 def moment(time: float) -> str:

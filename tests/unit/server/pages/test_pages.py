@@ -29,6 +29,7 @@ from nixery.errors import (
 )
 from nixery.image.name import requests_for
 from nixery.image.platform import AMD64
+from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.oci.digest import Digest
 from nixery.server import published_packages
 from nixery.server.errors import errors_body
@@ -122,6 +123,42 @@ async def test_the_page_of_a_build_shows_its_error_escaped(site: Site) -> None:
     assert "no &lt;compiler&gt;" in page
     assert 'data-stage="evaluate" class="failed"' in page
     assert 'href="/images/shell/git"' in page
+
+
+async def test_the_page_of_a_running_build_says_what_runs_and_what_is_left(history: BuildHistory) -> None:
+    site = Site(history, public=True)
+    (request,) = requests_for("git", (AMD64,))
+    build = Build.of(request, PIN, tag="v1")
+    gcc = f"{'a' * 32}-gcc-7.3.0.drv"
+    for event in (
+        Started(),
+        Evaluated(()),
+        Fetching(120_000_000, 560_000_000, 41, 84),
+        Building((gcc,), 3, 12),
+    ):
+        history.observe(build, event)
+    _, page = await site.get(f"/builds/{build.id}")
+    assert "Building <b>gcc-7.3.0</b> for" in page
+    assert "41 of 84 paths, 120 of 560 MB" in page
+    assert "3 of 12" in page
+    assert 'data-empty="gcc-7.3.0 has written nothing so far."' in page
+    assert "a" * 32 not in page
+    history.observe(build, Failed(BuildFailed(gcc, ("checking", "no compiler"), "failed")))
+    _, page = await site.get(f"/builds/{build.id}")
+    assert page.index("gcc-7.3.0 did not build") < page.index("no compiler") < page.index("<dl")
+    assert 'href="/images/git:v1"' in page
+
+
+async def test_the_log_of_a_build_is_a_text(history: BuildHistory) -> None:
+    site = Site(history, public=True)
+    history.observe(site.build, LogLines((("", "<b>one</b>"), ("", "two\u202e")), dropped=3))
+    answer, text = await site.get(f"/builds/{site.build.id}/log")
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert text == "[3 earlier lines are not kept]\n<b>one</b>\ntwo\\u202e\n"
+    answer, _ = await site.get(f"/builds/{'0' * 20}/log")
+    assert answer.status == 404
+    answer, text = await Site(history, public=False).get(f"/builds/{site.build.id}/log")
+    assert (answer.status, "one" in text) == (403, False)
 
 
 async def test_builds_that_are_not_public_have_neither_names_nor_errors(history: BuildHistory) -> None:

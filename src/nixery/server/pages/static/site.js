@@ -26,6 +26,11 @@ function size(count) {
   return `${count.toFixed(1)} TB`;
 }
 
+function sizeOf(done, total) {
+  const part = size(done), whole = size(total), [number, unit] = part.split(" ");
+  return `${whole.endsWith(` ${unit}`) ? number : part} of ${whole}`;
+}
+
 function duration(seconds) {
   if (seconds < 60) return `${Math.max(0, seconds).toFixed(1)} s`;
   const whole = Math.round(seconds);
@@ -36,7 +41,7 @@ function copyButtons() {
   for (const button of document.querySelectorAll(".copy")) {
     button.hidden = false;
     button.addEventListener("click", async () => {
-      const code = button.previousElementSibling;
+      const code = button.dataset.copies ? $(button.dataset.copies) : button.previousElementSibling;
       try {
         await navigator.clipboard.writeText(code.textContent);
       } catch {
@@ -48,7 +53,7 @@ function copyButtons() {
       }
       button.textContent = "Copied";
       button.classList.add("copied");
-      say(`Copied: ${code.textContent}`);
+      say(button.dataset.copies ? "Copied" : `Copied: ${code.textContent}`);
       setTimeout(() => { button.textContent = "Copy"; button.classList.remove("copied"); }, 2000);
     });
   }
@@ -93,11 +98,12 @@ async function build(name, tag, button) {
       body: JSON.stringify({ name, tag }),
     });
     const answer = await response.json();
-    if (response.ok) {
+    if (response.ok && answer.builds[0].page !== location.pathname) {
       location.assign(answer.builds[0].page);
       return;
     }
-    problem.textContent = answer.errors[0].message;
+    // The answer is the build of this page if it failed a moment ago: a retry would repeat its error.
+    problem.textContent = response.ok ? "The server remembers this failure and builds again in a minute at most. Try again then." : answer.errors[0].message;
   } catch {
     problem.textContent = "The server cannot be reached.";
   }
@@ -353,55 +359,110 @@ function compose(section) {
   search("", 0).catch(() => {}); // so that names are available when the user starts to type
 }
 
+const withoutHashes = (text) => text.replace(/(?:\/nix\/store\/)?\b[0-9a-z]{32}-/g, "");
+
+function about(seconds) {
+  if (seconds < 10) return "a few seconds";
+  if (seconds < 60) return `about ${Math.round(seconds / 10) * 10} s`;
+  return seconds < 3600 ? `about ${Math.round(seconds / 60)} min` : `about ${(seconds / 3600).toFixed(1)} h`;
+}
+
+// What an empty log means; pages.py has the same texts.
+function nothingWritten(build) {
+  const stage = build.stages.at(-1)?.name ?? "queued";
+  if (build.ended !== null || ["group", "pack", "store"].includes(stage)) {
+    if (build.state === "failed") return "No builder wrote anything.";
+    return build.built ? "The builders wrote nothing." : "No builder had to run.";
+  }
+  if (stage === "queued") return "The build waits for its turn.";
+  if (stage === "evaluate") return "Nix is evaluating the packages. Builders start after that.";
+  if (build.builders.length) return `${build.builders.at(-1).name} has written nothing so far.`;
+  return build.to_fetch_paths ? "Nix is fetching packages. Only builders write a log." : "No builder is running yet.";
+}
+
 function follow(page) {
   const log = $("log");
-  // By this machine's clock, which need not be the server's.
-  const begun = Date.now() / 1000 - (Number(page.dataset.now) - Number(page.dataset.created));
+  // This machine's clock need not be the server's.
+  const ahead = Date.now() / 1000 - Number(page.dataset.now);
+  const now = () => Date.now() / 1000 - ahead;
   const titles = Object.fromEntries([...document.querySelectorAll("[data-stage]")].map((li) => [li.dataset.stage, li]));
-  let over = false, heard = false;
+  const parts = Object.fromEntries([...document.querySelectorAll("[data-part]")].map((rect) => [rect.dataset.part, rect]));
+  let over = false, heard = false, latest = null;
   if (log) log.scrollTop = log.scrollHeight;
+
+  // What changes with the time alone.
+  function tick() {
+    if (!latest) return;
+    const build = latest, took = (stage) => Math.max(0, (stage.ended ?? now()) - stage.started);
+    const total = build.stages.reduce((sum, stage) => sum + took(stage), 0) || 1;
+    let start = 0;
+    build.stages.forEach((stage, index) => {
+      const item = titles[stage.name], last = index === build.stages.length - 1, width = Math.round(1000 * took(stage) / total);
+      const kind = stage.ended === null ? "current" : build.state === "failed" && last ? "failed" : "past";
+      item.hidden = false;
+      item.className = kind;
+      if (stage.ended === null) item.setAttribute("aria-current", "step");
+      else item.removeAttribute("aria-current");
+      item.lastElementChild.textContent = duration(took(stage)) + (build.ended === null ? "" : ` · ${Math.round(width / 10)} %`);
+      parts[stage.name].setAttribute("class", kind);
+      parts[stage.name].setAttribute("x", String(start));
+      parts[stage.name].setAttribute("width", String(width));
+      start += width;
+    });
+    $("building").replaceChildren(...build.builders.flatMap(({ name, started, usual }, index) => [
+      index ? ", " : "Building ",
+      element("b", name),
+      ` for ${duration(now() - started)}${usual === null ? "" : ` (${about(usual)} the last time)`}`,
+    ]));
+    $("position").textContent = build.position === null ? "" :
+      `${build.position}${build.starts === null ? "" : `, starts in ${about(Math.max(0, build.starts - now()))}`}`;
+    $("time").textContent = duration((build.ended ?? now()) - build.created);
+  }
 
   function show({ build, lines }) {
     if (log && !heard) log.textContent = ""; // the server sends the whole log again
     heard = true;
+    latest = build;
     const badge = element("span", build.state, `badge ${build.state}`);
     if ($("state").textContent !== build.state) say(`The build is ${build.state}`);
     $("state").replaceChildren(badge);
     document.title = `${build.name}: build ${build.state}`;
-    build.stages.forEach((stage, index) => {
-      const item = titles[stage.name], last = index === build.stages.length - 1;
-      item.hidden = false;
-      item.className = stage.ended === null ? "current" : build.state === "failed" && last ? "failed" : "past";
-      if (stage.ended === null) item.setAttribute("aria-current", "step");
-      else item.removeAttribute("aria-current");
-      item.lastElementChild.textContent = stage.ended === null ? "…" : duration(stage.ended - stage.started);
-    });
     $("queue").hidden = build.position === null;
-    $("position").textContent = build.position ?? "";
-    $("count").textContent = build.packages ?? "–";
+    const named = build.packages - build.implied;
+    $("count").textContent = build.packages === null ? "–" : build.implied ?
+      `${named} requested, ${build.implied} come with ${named === 1 ? "it" : "them"}` : String(build.packages);
     if (build.size !== null) $("closure").textContent = `${size(build.size)}, ${build.paths} paths`;
-    if (build.to_fetch) $("fetched").textContent = `${size(build.fetched)} of ${size(build.to_fetch)}`;
+    if (build.to_fetch || build.to_fetch_paths) {
+      const paths = build.to_fetch_paths ? `${build.fetched_paths} of ${build.to_fetch_paths} paths, ` : "";
+      $("fetched").textContent = paths + sizeOf(build.fetched, build.to_fetch);
+    }
+    if (build.built || build.to_build) $("built").textContent = `${build.built}${build.to_build ? ` of ${build.to_build}` : ""}`;
     if (build.layers !== null) $("layers").textContent = `${build.packed + build.reused} of ${build.layers}`;
     if (build.layers !== null) {
       $("packed").textContent = size(build.packed_bytes);
       $("reused").textContent = size(build.reused_bytes);
     }
-    const building = build.building.map((name) => name.replace(/^[0-9a-z]{32}-/, "").replace(/\.drv$/, ""));
-    $("building").textContent = building.length ? `Building ${building.join(", ")}` : "";
+    $("estimate").hidden = build.usual === null || build.ended !== null;
+    if (build.usual !== null) $("estimate").textContent = `The last build of an image of this name took ${about(build.usual)}.`;
     if (log) {
       const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+      log.dataset.empty = nothingWritten(build);
       for (const line of lines) log.append(`${line.text}\n`);
       if (atEnd) log.scrollTop = log.scrollHeight;
       $("dropped").hidden = !build.dropped;
-      $("dropped").textContent = `${build.dropped} lines are not shown.`;
+      $("dropped").textContent = `${build.dropped} earlier lines are not shown.`;
     }
     if (build.ended !== null) {
       over = true;
-      $("time").textContent = duration(build.ended - build.created);
-      $("error").hidden = build.error === null;
-      $("error").textContent = build.error ?? "";
+      $("failure").hidden = build.error === null;
+      $("failure-title").textContent = build.failed ? `${build.failed} did not build` : "The build failed";
+      $("tail").textContent = build.tail.map((line) => `${line}\n`).join("");
+      $("tail").hidden = $("tail-title").hidden = !build.tail.length;
+      $("error").textContent = withoutHashes(build.error ?? "");
+      if ($("again")) $("again").hidden = build.error === null;
       $("done").hidden = build.manifest === null;
     }
+    tick();
   }
 
   if (page.dataset.over === "true") return;
@@ -417,8 +478,8 @@ function follow(page) {
   });
   const clock = setInterval(() => {
     if (over) return clearInterval(clock);
-    $("time").textContent = duration(Date.now() / 1000 - begun);
-  }, 200);
+    tick();
+  }, 500);
 }
 
 // A tile of a map leads to a row of a folded table; some browsers do not unfold it themselves.
