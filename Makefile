@@ -35,7 +35,7 @@ JOBS ?= 3
 export PYTHON
 
 BIN := .venv/bin
-# Set-up writes the environment with the Nix configuration to use.
+# Set-up writes the environment: the configuration of Nix to use, and a PATH with nixery at its end.
 WITH_NIX := . var/nix/environment &&
 
 .PHONY: help setup demo serve test test-plain-user audit acceptance debian-smoke browser acceptance-new test-nix test-new-nix fuzz docs screenshots check conformance-peer bench bench-layers bench-pack bench-cold bench-index bench-storage crash soak gc-many operations lock clean

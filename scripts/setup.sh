@@ -186,10 +186,12 @@ private_configuration() {
 ensure_nix() {
     local environment=''
     if [ "$(id -u)" = 0 ] && ! nix_is_set_up; then
-        environment="export NIX_CONF_DIR='$root/var/nix'"
+        environment="export NIX_CONF_DIR='$root/var/nix'"$'\n'
         private_configuration
         export NIX_CONF_DIR=$root/var/nix
     fi
+    # Last, so that the environment's own python3 and pip do not replace the user's.
+    environment+="export PATH=\"\$PATH\":'$root/.venv/bin'"
     write_if_changed var/nix/environment <<<"$environment"
     quietly nix.log nix-instantiate --eval -E 1 ||
         fail "Nix does not work for $(id -un); it needs root, a Nix daemon (Debian: nix-setup-systemd) or a store of the user"

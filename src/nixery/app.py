@@ -273,6 +273,10 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     async def accepts_builds() -> None:
         builds.require_accepting()
 
+    def resolves_nothing_new() -> str:
+        failure = pins.resolution_failure()
+        return f"what is pinned is served, but no newer state can be found: {failure}" if failure else ""
+
     health = Health(
         {
             "server": accepts_builds,
@@ -281,6 +285,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
             "source": source_is_usable,
         },
         metrics,
+        warnings={"source": resolves_nothing_new},
     )
     clients = Clients(settings.trusted_proxies)
     observation = Observation(metrics.requests, clients, traces, verbose=settings.log_level == "debug")

@@ -130,6 +130,12 @@ def _prepare(settings: Settings, cleanup: ExitStack, *, serving: bool) -> Resour
         raise SettingsError(tuple(problems))
     if serving and confinement is not None:
         log_confinement(confinement)
+        if confinement.sandbox == "unknown":
+            # The server starts all the same: stored images need no Nix, and it may work again later.
+            _log.error(
+                "cannot build with Nix: only stored images are served until it works (run nixery check)",
+                reason=confinement.reason,
+            )
     return Resources(
         address=address,
         platforms=platforms,

@@ -56,7 +56,7 @@ def test_a_full_queue_refuses_with_retry_after(start_server: StartServer, spy: N
     )
     assert len(spy.calls_of("nix-instantiate")) == 1
     assert server.stop() == 0
-    assert {request.result().status for request in (running, waiting, *joined)} == {503}
+    assert {request.result().status for request in (running, waiting, *joined)} == {429}
 
 
 def test_no_more_nix_processes_than_builds(start_server: StartServer, spy: NixSpy, salt: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.command_line import CommandLine
-from tests.support.nix import NixSpy, wait_until
+from tests.support.nix import NixSpy, install_fake_nix, wait_until
 from tests.support.repository import Repository
 
 PACKAGES = """
@@ -239,3 +239,33 @@ def test_a_pin_does_not_hide_a_source_that_is_gone(settings: Mapping[str, str], 
     assert not gone["right"]
     assert "what is pinned is served, but no newer state can be found" in gone["found"]
     assert "credentials" in gone["advice"]
+
+
+def nix_finding(nixery: CommandLine, **settings: str) -> tuple[str, str]:
+    findings = {finding["what"]: finding for finding in checked(nixery, status=1, **settings)}
+    # Without Nix, there is nothing to say about its builders and its package set.
+    assert not findings.keys() & {"sandbox", "source"}
+    return findings["nix"]["found"], findings["nix"]["advice"]
+
+
+def test_an_installed_nix_that_is_not_on_path_is_named(nixery: CommandLine, tmp_path: Path) -> None:
+    place = tmp_path / ".nix-profile" / "bin"
+    place.mkdir(parents=True)
+    (place / "nix-instantiate").touch(0o755)
+    found, advice = nix_finding(nixery, PATH=str(tmp_path), HOME=str(tmp_path))
+    assert found == f"Nix is installed in {place}, which is not on PATH"
+    assert advice == f"add it: export PATH=$PATH:{place}"
+
+
+def test_the_error_of_an_installed_nix_is_quoted(nixery: CommandLine, tmp_path: Path) -> None:
+    script = "printf 'error: out of order\\n(use --show-trace to show more)\\n' >&2; exit 1"
+    found, advice = nix_finding(nixery, **install_fake_nix(tmp_path / "nix", script))
+    assert found == "Nix is installed, but does not work: nix-instantiate failed: out of order"
+    assert "install" not in advice
+
+
+def test_findings_are_broken_between_words_on_a_terminal(nixery: CommandLine) -> None:
+    shown = nixery.on_terminal("check", COLUMNS="60").replace("\r\n", "\n")
+    assert "nothing is missing or wrong; a server also\n      needs PORT" in shown
+    # Programs get one line.
+    assert "; a server also needs PORT" in nixery("check").stdout

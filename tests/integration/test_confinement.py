@@ -195,11 +195,15 @@ def test_a_server_logs_the_confinement_of_builders(start_server: StartServer) ->
 
 
 def test_an_unusable_nix_is_reported_at_the_start(start_server: StartServer, tmp_path: Path) -> None:
-    event = builders_event(
-        start_server(**install_fake_nix(tmp_path / "nix", "echo out of order >&2; exit 1")).log
-    )
+    # As Nix 2.8 without its daemon: the error is not the last line.
+    script = "printf 'error: out of order\\n(use --show-trace to show more)\\n' >&2; exit 1"
+    log = start_server(**install_fake_nix(tmp_path / "nix", script)).log
+    event = builders_event(log)
     assert (event["level"], event["sandbox"]) == ("warning", "unknown")
     assert event["reach"] == "it is unknown what a builder could reach: out of order"
+    (unusable,) = [event for event in map(json.loads, log.splitlines()) if event["level"] == "error"]
+    assert unusable["event"].startswith("cannot build with Nix: only stored images are served")
+    assert unusable["reason"] == "out of order"
 
 
 def test_a_network_is_not_served_with_unconfined_builders(serve: dict[str, str], tmp_path: Path) -> None:

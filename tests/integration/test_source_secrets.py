@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.conftest import StartServer
 from tests.support.git_server import GitServer, git_server
+from tests.support.nix import wait_until
 from tests.support.repository import Repository
 from tests.support.server import Server, free_port, run_server
 
@@ -99,6 +101,54 @@ def test_the_password_reaches_the_archive_server_and_nothing_else(
     labels = json.loads(server.client.manifest("hello").body).get("annotations", {})
     assert "org.opencontainers.image.source" not in labels
     assert not any(secret in server.log for secret in SECRETS)
+
+
+def test_a_pin_does_not_hide_a_wrong_password(
+    web: GitServer, repository: Repository, start_server: StartServer
+) -> None:
+    repository.commit("1.0")
+    first = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git"))
+    digest = first.client.pull("hello").digest
+    first.stop()
+    second = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git", f"{USER}:wrong"))
+
+    def ready() -> tuple[int, dict[str, Any]]:
+        answer = second.client.get("/readyz")
+        return answer.status, json.loads(answer.body)
+
+    wait_until(lambda: "warnings" in ready()[1], "the source refuses the password")
+    status, said = ready()
+    # The storage has the pin and the commit: the server is ready, and answers as before.
+    assert (status, said["status"], said["checks"]["source"]) == (200, "ready", "ok")
+    assert said["warnings"]["source"].startswith("what is pinned is served, but no newer state can be found")
+    assert second.client.digest("hello") == digest
+    assert "ready, with warnings" in second.log
+    # All these probes share one question: git asks once without credentials and once with them.
+    asked = [header for header in web.headers if header]
+    assert len(set(asked)) == 2
+    assert len([header for header in asked if header != asked[0]]) <= 2
+
+
+def test_a_new_password_fetches_nothing_again(
+    web: GitServer, repository: Repository, start_server: StartServer
+) -> None:
+    repository.commit("1.0")
+    first = start_server(NIXERY_PKGS_PATH=None, NIXERY_PKGS_REPO=url_of(web, "set/.git"))
+    digest = first.client.pull("hello").digest
+    first.stop()
+    web.requests.clear()
+    web.credentials = f"{USER}:rotated"
+    second = start_server(
+        NIXERY_PKGS_PATH=None,
+        NIXERY_PKGS_REPO=url_of(web, "set/.git", web.credentials),
+        NIXERY_PIN_TTL="0",
+    )
+    assert second.client.digest("hello") == digest
+    # Branches are listed; no objects are.
+    listed = [request for request in web.requests if "info/refs" in request]
+    assert listed
+    assert web.requests.count("POST /set/.git/git-upload-pack") <= len(listed)
+    assert len(list((second.storage / "sources").iterdir())) == 1
 
 
 Break = Callable[[GitServer], None]

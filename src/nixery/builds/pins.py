@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import cachetools
 import structlog
@@ -47,6 +47,11 @@ _SLOW = 3.0
 _CAPACITY = 8 * 1024 * 1024
 _SIZE = 512
 
+# Seconds for which the source's last answer about the default tag says whether it can be asked: after an
+# answer, and after a failure. Probes come every few seconds, and must not cost a request each.
+_ANSWER_KEPT = 300
+_FAILURE_KEPT = 60
+
 # The tag that every source has, and that clients use unless told otherwise.
 DEFAULT_TAG = "latest"
 
@@ -59,6 +64,8 @@ _LOOK_UPS, _WAITING = 16, 2048
 # Commands and header fields contain it. Others may have written the record, so it must not be an option or
 # have line breaks.
 _Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\-\x00-\x20\x7f][^\x00-\x1f\x7f]*$")]
+
+Answer = TypeVar("Answer")
 
 _log = structlog.get_logger("nixery.pins")
 
@@ -189,6 +196,19 @@ class _Held:
     due: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Contact:
+    """The last time that the source was asked about the default tag.
+
+    Attributes:
+        until: until when it is worth something, in seconds since the epoch.
+        failure: why the source did not answer; empty if it did.
+    """
+
+    until: float
+    failure: str = ""
+
+
 class Pins:
     """Resolves tags, each at most once in its time to live.
 
@@ -238,6 +258,8 @@ class Pins:
         self._attempts: SingleFlight[Reference, Pinned] = SingleFlight()
         self._timers: dict[Reference, asyncio.TimerHandle] = {}
         self._refreshes: set[asyncio.Task[None]] = set()
+        self._contact: _Contact | None = None
+        self._contacting: asyncio.Task[None] | None = None
         self._watchers: list[Callable[[Pin, bool], None]] = []
 
     def watch(self, watcher: Callable[[Pin, bool], None]) -> None:
@@ -281,6 +303,21 @@ class Pins:
         reference = self._source.reference(tag)
         if self._held.get(reference) is None and await self._records.read(reference) is None:
             await self.pin(tag)
+
+    def resolution_failure(self) -> str:
+        """Why the source did not answer when it was last asked about the default tag; empty if it did.
+
+        The server serves pinned states all the same; it cannot find later ones. Returns at once, with the
+        result of an earlier question. If that is old, one new question starts in the background. A default tag
+        that cannot move needs no question.
+        """
+        now, contact = self._clock(), self._contact
+        # The clock may have been set back.
+        is_fresh = contact is not None and 0 < contact.until - now <= _ANSWER_KEPT
+        moves = self._source.reference(DEFAULT_TAG).moving
+        if moves and not is_fresh and self._contacting is None:
+            self._contacting = asyncio.get_running_loop().create_task(self._try_contact())
+        return contact.failure if contact is not None else ""
 
     def selects(self, tag: str) -> bool:
         """Whether the source has versions, and the tag can be one; a source without versions accepts any tag.
@@ -353,10 +390,11 @@ class Pins:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        for refresh in self._refreshes:
-            refresh.cancel()
+        tasks = {*self._refreshes, *filter(None, [self._contacting])}
+        for task in tasks:
+            task.cancel()
         flights = (self._renewals.close(), self._attempts.close())
-        await asyncio.gather(*flights, *self._refreshes, return_exceptions=True)
+        await asyncio.gather(*flights, *tasks, return_exceptions=True)
 
     async def _renew(self, reference: Reference) -> Pinned:
         record = await self._records.read(reference)
@@ -431,7 +469,33 @@ class Pins:
 
     async def _ask(self, reference: Reference) -> Pin:
         async with (self._bounds.commits if reference.rule else self._bounds.tags).slot():
-            return await self._source.resolve(reference)
+            # Clients choose other tags, which may fail for reasons of their own.
+            if reference != self._source.reference(DEFAULT_TAG):
+                return await self._source.resolve(reference)
+            return await self._noting(self._source.resolve(reference))
+
+    async def _noting(self, question: Awaitable[Answer]) -> Answer:
+        """Ask the source about the default tag, and note whether it answered."""
+        try:
+            answer = await question
+        except TagUnknown:
+            self._contact = _Contact(self._clock() + _ANSWER_KEPT)
+            raise
+        except NixeryError as error:
+            self._contact = _Contact(self._clock() + _FAILURE_KEPT, str(error))
+            raise
+        self._contact = _Contact(self._clock() + _ANSWER_KEPT)
+        return answer
+
+    async def _try_contact(self) -> None:
+        reference = self._source.reference(DEFAULT_TAG)
+        try:
+            async with self._bounds.tags.slot():
+                await self._noting(self._source.require_reachable(reference))
+        except NixeryError:
+            pass  # noted, unless the server is too busy to ask
+        finally:
+            self._contacting = None
 
     async def _look_up(self, reference: Reference, start: float) -> Term:
         pin = await self._ask(reference)

@@ -8,8 +8,10 @@ import re
 import shutil
 import socket
 import subprocess
+import textwrap
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +23,8 @@ from nixery.plain_text import escaped
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from rich.console import Console
+
     from nixery.cli.output import Activity
     from nixery.settings import Settings
 
@@ -29,10 +33,25 @@ _WRONG = 1
 # Characters of the longest subject of a finding.
 _WIDTH = 8
 
+# Of lines that follow the first one of a finding: the width of its mark.
+_MARGIN = "      "
+
+# Characters of a terminal that are used even if it claims to have fewer.
+_NARROWEST = 40
+
 # Seconds; a first evaluation may have to read the whole package set.
 _TIMEOUT = 60
 
 _OLDEST_NIX = (2, 8)
+
+# Where Nix's installers, and NixOS, put its programs, besides the user's own profile.
+_NIX_PROFILES = (Path("/nix/var/nix/profiles/default/bin"), Path("/run/current-system/sw/bin"))
+
+_INSTALL = "install Nix 2.8 or newer (Debian: apt-get install nix-bin)"
+_CONFIGURE = (
+    "make sure that this user may build; in a checkout, `make setup` writes a configuration that works to "
+    "var/nix/environment, and `. var/nix/environment` selects it"
+)
 
 # Bytes of free space below which the check fails: many images take more.
 _LOW_SPACE = 1 << 30
@@ -139,8 +158,32 @@ def print_findings(findings: Iterable[Finding], width: int) -> None:
             f"{escaped(finding.what):<{width}}", markup=False, highlight=False, soft_wrap=True, end=" "
         )
         for number, line in enumerate((finding.found, *finding.lines, *filter(None, [finding.advice]))):
-            margin = "      " if number else ""
-            console.print(f"{margin}{escaped(line)}", markup=False, highlight=False, soft_wrap=True)
+            for part in _on_terminal(escaped(line), console, 0 if number else width + 1):
+                console.print(part, markup=False, highlight=False, soft_wrap=True)
+
+
+def _on_terminal(line: str, console: Console, used: int) -> list[str]:
+    """Break a line between words for a terminal, which would break it within a word; programs get one line.
+
+    Args:
+        line: to print.
+        console: where to.
+        used: characters that its subject takes, after the mark; 0 on a line of its own.
+    """
+    margin = "" if used else _MARGIN
+    if not console.is_terminal or line != line.strip() or "  " in line:  # a row of a table
+        return [margin + line]
+    filled = textwrap.wrap(
+        line,
+        max(console.width, _NARROWEST),
+        initial_indent=" " * (used + len(_MARGIN)) if used else _MARGIN,
+        subsequent_indent=_MARGIN,
+        # Paths and names stay whole, to be copied.
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    first, *others = filled or [""]
+    return [margin + first.lstrip(), *others]
 
 
 def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
@@ -173,7 +216,8 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
         yield Finding("git", right=True, found=git, advice=_SAFER)
     shown.begin("checking the storage")
     storage = _storage(settings)
-    if storage.right:
+    # Without Nix, nothing more is to be said about its builders.
+    if nix.right and storage.right:
         shown.begin("checking what builders can reach")
         yield _sandbox(settings)
     yield storage
@@ -190,22 +234,40 @@ def _findings(shown: Activity, *, index: bool) -> Iterator[Finding]:
 
 
 def _nix(environment: Mapping[str, str]) -> Finding:
-    advice = (
-        "install Nix 2.8 or newer (Debian: apt-get install nix-bin), and make sure that this user may build"
-    )
+    if (missing := _where_nix_is(environment)) is not None:
+        return missing
     try:
         printed = _run(environment, "nix-instantiate", "--version")
         version = re.search(r"(\d+)\.(\d+)\S*", printed)
         if version is None or (int(version[1]), int(version[2])) < _OLDEST_NIX:
-            return Finding("nix", False, f"{printed} is older than 2.8, or not Nix", advice)
+            return Finding("nix", False, f"{printed} is older than 2.8, or not Nix", _INSTALL)
         if _run(environment, "nix-instantiate", "--eval", "--expr", "1 + 1") != "2":
-            return Finding("nix", False, f"Nix {version[0]} does not evaluate", advice)
+            return Finding("nix", False, f"Nix {version[0]} does not evaluate", _CONFIGURE)
     except NixeryError as error:
-        return Finding("nix", False, str(error), advice)
+        return Finding("nix", False, f"Nix is installed, but does not work: {error}", _CONFIGURE)
     return Finding("nix", right=True, found=f"version {version[0]} evaluates")
 
 
+def _where_nix_is(environment: Mapping[str, str]) -> Finding | None:
+    """Return a finding if Nix's programs are not on ``PATH``; its installers write it only to shells' start-up files."""
+    search = environment.get("PATH", os.defpath)
+    if shutil.which("nix-instantiate", path=search) is not None:
+        return None
+    places = [Path(environment.get("HOME", "/")) / ".nix-profile/bin", *_NIX_PROFILES]
+    found = next((place for place in places if (place / "nix-instantiate").exists()), None)
+    if found is None:
+        return Finding("nix", False, "nix-instantiate is not on PATH", _INSTALL)
+    return Finding(
+        "nix",
+        False,
+        f"Nix is installed in {found}, which is not on PATH",
+        f"add it: export PATH=$PATH:{found}",
+    )
+
+
 def _run(environment: Mapping[str, str], *command: str) -> str:
+    from nixery.nix.error_message import last_error
+
     try:
         ended = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment
@@ -213,8 +275,8 @@ def _run(environment: Mapping[str, str], *command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NixeryError(f"cannot run {command[0]}: {error}") from error
     if ended.returncode != 0:
-        last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1].strip()
-        raise NixeryError(f"{command[0]} failed: {last}")
+        reason = last_error(ended.stderr) or f"exit status {ended.returncode}"
+        raise NixeryError(f"{command[0]} failed: {reason}")
     return ended.stdout.strip()
 
 
@@ -235,8 +297,9 @@ def _sandbox(settings: Settings) -> Finding:
                 require_confinement(confinement, settings.host)
     except SettingsError as error:
         return Finding("sandbox", False, str(error), _SAFER)
-    advice = "" if confinement.is_complete else _SAFER
-    return Finding("sandbox", confinement.sandbox != "unknown", confinement.sentence, advice)
+    if confinement.sandbox == "unknown":
+        return Finding("sandbox", False, f"Nix cannot build, so {confinement.sentence}", _CONFIGURE)
+    return Finding("sandbox", True, confinement.sentence, "" if confinement.is_complete else _SAFER)
 
 
 def _storage(settings: Settings) -> Finding:

@@ -179,7 +179,8 @@ def _print(image: _Inspected, console: Console) -> None:
     from rich.text import Text
 
     title = escaped(image.annotations.get("org.opencontainers.image.title", ""))
-    console.print(Text.assemble((title, "bold"), f"  {image.digest}"))
+    # A digest that is broken at the edge of a table cannot be copied.
+    console.print(Text.assemble((title, "bold"), f"  {image.digest}"), soft_wrap=True)
     for key, value in image.annotations.items():
         _print_line(f"  {key}: {value}", console)
     # Annotations are labels, too: print only the other ones.

@@ -162,6 +162,16 @@ def _within(file: str, root: str | None) -> str | None:
     return file[source.end() :] if source else None
 
 
+def last_error(stderr: str) -> str:
+    """Return the last error that a command of Nix printed, on one line; without one, its last line.
+
+    Hints about options may follow the error, before Nix 2.18.
+    """
+    lines = [line.strip() for line in stderr.strip().splitlines()]
+    errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    return next(filter(None, reversed(errors)), lines[-1] if lines else "")
+
+
 def explanation(stderr: Iterable[str]) -> str:
     """Return the message of the last error on Nix's stderr, on one line and without positions; may be empty."""
     return shortened(NixMessage.parse(stderr).text, _LONGEST)

@@ -176,9 +176,8 @@ async def run(
         async with deadline:
             answer, _, exit_code = await asyncio.gather(answering, logging, process.wait())
     except BaseException:
-        # Even if the program itself has ended, others of its group may hold the streams open. A second
-        # cancellation must not interrupt this.
-        await asyncio.shield(_end(process, (answering, logging)))
+        # Even if the program itself has ended, others of its group may hold the streams open.
+        await _to_the_end(asyncio.ensure_future(_end(process, (answering, logging))))
         raise
     return Completed(exit_code, answer)
 
@@ -220,6 +219,19 @@ async def _read_lines(stream: asyncio.StreamReader, read_line: LineReader) -> No
             await asyncio.sleep(-allowed / _STDERR_RATE)
     if rest:
         read_line(rest)
+
+
+async def _to_the_end(work: asyncio.Future[None]) -> None:
+    """Wait for some work, however often this task is cancelled meanwhile; ``shield`` would return at once."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    work.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 async def _end(process: asyncio.subprocess.Process, readers: Collection[asyncio.Future[Any]]) -> None:

@@ -28,6 +28,7 @@ import structlog
 
 from nixery.errors import NixUnusable, SettingsError
 from nixery.files import read_beginning
+from nixery.nix.error_message import last_error
 
 Sandbox = Literal["on", "optional", "off", "elsewhere", "unknown"]
 User = Literal["root", "server", "own", "unknown"]
@@ -336,7 +337,7 @@ class _Build:
         if self._process.returncode != 0:
             if "__noChroot" in stderr:
                 raise _EscapeRefusedError
-            raise _NoReportError((stderr.strip().splitlines() or ["Nix printed no reason"])[-1].strip())
+            raise _NoReportError(last_error(stderr) or "Nix printed no reason")
         try:
             return read_beginning(stdout.strip(), _LONGEST_REPORT).decode(errors="replace")
         except (OSError, ValueError) as error:

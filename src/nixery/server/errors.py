@@ -86,7 +86,9 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # The server.
     InternalError: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
-    ShuttingDown: (503, "UNKNOWN"),
+    # Not 503: podman, buildah and skopeo show no message of a 5xx, and retry none. After a 429 they wait as
+    # Retry-After says, so that the next server serves the pull; docker shows the message.
+    ShuttingDown: (429, "TOOMANYREQUESTS"),
 }
 
 # Headings of error pages, by status; the message below them says the rest.
@@ -106,8 +108,10 @@ _WITH_LOG = (BuildFailed, BuildDeadlineExceeded, NixTimedOut, EvaluationFailed)
 # Characters. Some messages quote a path, which may be longer than any other error.
 _LONGEST_MESSAGE = LONGEST_MESSAGE + 200
 
-# Seconds after which a server that stops may have a successor, and a source may be reachable again.
+# Seconds after which a source may be reachable again; and after which a server that stops has a successor: it may
+# take nine to end.
 _RETRY_AFTER = "5"
+_RETRY_AFTER_STOP = "10"
 _TEMPORARY = 503
 
 
@@ -146,6 +150,8 @@ def retry_headers(error: NixeryError) -> dict[str, str]:
     cause = _cause(error)
     if isinstance(cause, TooBusy):
         return {"Retry-After": str(cause.retry_after)}
+    if isinstance(cause, ShuttingDown):
+        return {"Retry-After": _RETRY_AFTER_STOP}
     status, _ = status_and_code(error)
     return {"Retry-After": _RETRY_AFTER} if status == _TEMPORARY else {}
 

@@ -25,6 +25,7 @@ _CHECK_TIMEOUT = 5.0
 _HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
 Check = Callable[[], Awaitable[object]]
+Warn = Callable[[], str]
 
 _log = structlog.get_logger("nixery.health")
 
@@ -36,15 +37,22 @@ class Health:
         checks: by name; a check that raises a ``NixeryError`` fails, with the error's message as its result.
         metrics: of the process. They contain no names of images or clients.
         clock: seconds; only differences matter.
+        warnings: by name; problems that do not make the server unready. An empty text is none.
     """
 
     def __init__(
-        self, checks: Mapping[str, Check], metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        checks: Mapping[str, Check],
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        warnings: Mapping[str, Warn] | None = None,
     ) -> None:
         self._checks = checks
+        self._warnings = warnings or {}
         self._metrics = metrics
         self._clock = clock
         self._found: Mapping[str, str] = {}
+        self._warned: Mapping[str, str] = {}
         self._until = 0.0
         self._logged: frozenset[str] = frozenset()
         self._checking = asyncio.Lock()
@@ -80,10 +88,10 @@ class Health:
         return BytesResponse(200, b'{"status": "ok"}', _HEADERS)
 
     async def ready(self, _: Request, *, details: bool = True) -> BytesResponse:
-        """Answer 200 if every check passes, else 503. Logs a change of the failed checks.
+        """Answer 200 if every check passes, else 503. Logs a change of the failed checks, and of the warnings.
 
         Args:
-            details: whether the answer has the result of each check.
+            details: whether the answer has the result of each check, and the warnings.
         """
         async with self._checking:
             if self._clock() >= self._until:
@@ -93,6 +101,7 @@ class Health:
                     *(loop.create_task(_outcome(check), context=Context()) for check in self._checks.values())
                 )
                 self._found = dict(zip(self._checks, found, strict=True))
+                await asyncio.wait({loop.create_task(self._warn(), context=Context())})
                 self._until = self._clock() + _CACHE_TTL
         failed = {name: outcome for name, outcome in self._found.items() if outcome != "ok"}
         if failed.keys() != self._logged:
@@ -104,7 +113,19 @@ class Health:
         document: dict[str, object] = {"status": "not ready" if failed else "ready"}
         if details:
             document["checks"] = self._found
+            if self._warned:
+                document["warnings"] = self._warned
         return BytesResponse(503 if failed else 200, json_content(document), _HEADERS)
+
+    async def _warn(self) -> None:
+        """Collect the warnings in a task, whose context is that of all work that they start."""
+        found = {name: said for name, warn in self._warnings.items() if (said := warn())}
+        if found.keys() != self._warned.keys():
+            if found:
+                _log.warning("ready, with warnings", warnings=found)
+            else:
+                _log.info("no warnings any more")
+        self._warned = found
 
     async def metrics(self, _: Request) -> BytesResponse:
         """Answer with the metrics in Prometheus's format."""

@@ -102,6 +102,10 @@ class ChannelSource:
         await self._trees.get(commit, partial(self._archives.fetch, commit))
         return Pin(self.description, commit, commit, self._repository.published)
 
+    async def require_reachable(self, reference: Reference) -> None:
+        """See ``PackageSource.require_reachable``. Fetches no archive."""
+        await self._repository.look_up(reference.name)
+
     async def confirm(self, pin: Pin) -> None:
         """See ``PackageSource.confirm``. A commit stays available."""
 

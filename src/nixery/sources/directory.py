@@ -124,6 +124,10 @@ class DirectorySource:
         """See ``PackageSource.resolve``."""
         return await self._pin()
 
+    async def require_reachable(self, reference: Reference) -> None:  # noqa: ARG002 -- there is only one
+        """See ``PackageSource.require_reachable``."""
+        await self._pin()
+
     async def look_ahead(self) -> None:
         """Read the directory in advance; from then on, a pin only reads what has changed.
 

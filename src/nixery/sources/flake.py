@@ -112,6 +112,14 @@ class FlakeSource:
         created = None if locked.startswith("path:") else tree.lastModified
         return Pin(self.description, identity, shown, url, created)
 
+    async def require_reachable(self, reference: Reference) -> None:
+        """See ``PackageSource.require_reachable``."""
+        if self._repository is None or self._flake.is_on_forge:
+            # Nix asks a forge at most once in its `tarball-ttl`, with tokens that git does not have.
+            await self.resolve(reference)
+        else:
+            await self._repository.look_up("HEAD")
+
     async def confirm(self, pin: Pin) -> None:
         """See ``PackageSource.confirm``. A locked flake stays available."""
 

@@ -104,6 +104,10 @@ class GitSource:
         created = await self._repository.fetch(commit)
         return Pin(self.description, commit, commit, self._repository.published, created)
 
+    async def require_reachable(self, reference: Reference) -> None:
+        """See ``PackageSource.require_reachable``. Fetches no commit."""
+        await self._repository.look_up(reference.name)
+
     async def confirm(self, pin: Pin) -> None:
         """See ``PackageSource.confirm``. A commit stays available."""
 

@@ -105,6 +105,14 @@ class PackageSource(Protocol):
         """
         ...
 
+    async def require_reachable(self, reference: Reference) -> None:
+        """Check that the source can be asked about a moving reference, at less cost than ``resolve``.
+
+        Raises:
+            TagUnknown, SourceUnreachable: see ``resolve``.
+        """
+        ...
+
     def open(self, pin: Pin) -> AbstractAsyncContextManager[PackageSet]:
         """Provide the package set of a pin for Nix, while the context lasts.
 

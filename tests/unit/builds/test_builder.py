@@ -25,7 +25,7 @@ from nixery.errors import (
 from nixery.image.name import parse_image_name
 from nixery.layering.popularity import Popularity
 from nixery.oci.documents import ExecutionParameters
-from nixery.sources.source import Pin
+from nixery.sources.source import Pin, Reference
 
 PIN = Pin("fake:", "one", "one")
 COLLECTED = PathsCollected("/nix/store/x")
@@ -51,6 +51,9 @@ class World:
 
     def resume(self) -> None:
         self.is_paused = False
+
+    async def require_reachable(self, reference: Reference) -> None:
+        raise NotImplementedError(reference)
 
     async def confirm(self, pin: Pin) -> None:
         self.confirmed.append(pin)

@@ -71,6 +71,9 @@ class World:
     async def resolve(self, reference: Reference) -> Pin:
         raise NotImplementedError(reference)
 
+    async def require_reachable(self, reference: Reference) -> None:
+        raise NotImplementedError(reference)
+
     async def confirm(self, pin: Pin) -> None:
         raise NotImplementedError(pin)
 

@@ -57,6 +57,9 @@ class HostileSet:
     async def resolve(self, reference: Reference) -> Pin:
         return Pin("fake:", reference.name, reference.name)
 
+    async def require_reachable(self, reference: Reference) -> None:
+        raise NotImplementedError(reference)
+
     async def confirm(self, pin: Pin) -> None:
         """Nothing changes."""
 

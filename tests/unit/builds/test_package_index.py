@@ -108,6 +108,9 @@ class Source:
     async def resolve(self, reference: Reference) -> Pin:
         return Pin("fake:", reference.name, reference.name, created=len(reference.name))
 
+    async def require_reachable(self, reference: Reference) -> None:
+        raise NotImplementedError(reference)
+
     async def confirm(self, pin: Pin) -> None:  # noqa: ARG002 -- one state
         if self.has_changed:
             raise PackageSetChanged

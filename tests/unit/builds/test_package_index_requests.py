@@ -43,6 +43,9 @@ class Source:
     async def resolve(self, reference: Reference) -> Pin:
         return pin(reference.name)
 
+    async def require_reachable(self, reference: Reference) -> None:
+        raise NotImplementedError(reference)
+
     async def confirm(self, pin: Pin) -> None:
         """One state."""
 

@@ -20,7 +20,7 @@ from nixery.nix.packages import PackageSet
 from nixery.request_context import Client, RequestContext, enter_request
 from nixery.sources.source import Pin, Reference
 from nixery.storage.records import RecordStore
-from tests.support.event_loop import eventually, until_done
+from tests.support.event_loop import eventually, settle, until_done
 
 HOUR = 3600.0
 
@@ -62,6 +62,9 @@ class MovingSource:
             self.found.set()
             await self.answer.wait()
         return Pin(self.description, identity, identity)
+
+    async def require_reachable(self, reference: Reference) -> None:
+        await self.resolve(reference)
 
     async def confirm(self, pin: Pin) -> None:
         if not pin.identity.endswith(f" is {self.state}"):
@@ -657,3 +660,51 @@ async def test_states_have_the_tags_that_were_looked_up(records: RecordStore) ->
         await pins.pin(tag)
     assert pins.tags == {"HEAD is one": "latest", "stable is one": "stable"}
     await pins.close()
+
+
+async def asked_now(server: Pins) -> str:
+    """Start the question that is due, and return the result once the source has answered."""
+    server.resolution_failure()
+    await settle()
+    return server.resolution_failure()
+
+
+async def test_a_source_that_is_out_of_reach_is_reported_while_its_pin_is_served(world: World) -> None:
+    server = world.server()
+    await server.pin("latest")
+    assert await asked_now(server) == ""
+    world.source.reachable = False
+    world.now += 301
+    assert "no route to host" in await asked_now(server)
+    await server.require_known("latest")
+    world.source.reachable = True
+    world.now += 61
+    assert await asked_now(server) == ""
+
+
+async def test_probes_share_one_question_and_its_answer(world: World) -> None:
+    server = world.server()
+    world.source.answers.clear()
+    for _ in range(10):
+        server.resolution_failure()
+        await asyncio.sleep(0)
+    world.source.answers.set()
+    await settle()
+    world.now += 299
+    for _ in range(10):
+        await asked_now(server)
+    assert world.source.asked == 1
+
+
+async def test_a_resolution_of_the_default_tag_counts_as_an_answer_and_others_do_not(world: World) -> None:
+    server = world.server()
+    await server.pin("latest")
+    world.source.reachable = False
+    with pytest.raises(SourceUnreachable):
+        await server.pin("other")
+    assert (await asked_now(server), world.source.asked) == ("", 2)
+
+
+async def test_a_tag_that_the_source_does_not_have_is_an_answer(world: World) -> None:
+    world.source.known = False
+    assert await asked_now(world.server()) == ""

@@ -117,6 +117,27 @@ async def test_cancelling_ends_the_whole_group() -> None:
     assert await has_ended(int(lines[0]))
 
 
+async def test_a_second_cancellation_does_not_leave_the_group_behind() -> None:
+    # As Ctrl-C in a command with several processes: their tasks are cancelled twice.
+    lines: list[bytes] = []
+    started = asyncio.Event()
+
+    def read(line: bytes) -> None:
+        lines.append(line)
+        started.set()
+
+    task = asyncio.ensure_future(run(["sh", "-c", SPAWNS_A_CHILD], read, Deadline(60), OURS))
+    await started.wait()
+    for _ in range(10):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    # Nothing goes on in the background.
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert await has_ended(int(lines[0]))
+
+
 async def test_progress_extends_a_deadline() -> None:
     # The program takes half a second more than that.
     deadline = Deadline(2.0)

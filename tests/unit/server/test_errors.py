@@ -102,8 +102,9 @@ def test_a_failed_build_shows_its_log() -> None:
 
 
 def test_a_stopping_server_says_when_to_retry() -> None:
+    # Clients that show no message of a 5xx, and do not retry one, do both with a 429.
     response = error_response(ShuttingDown())
-    assert (response.status, response.headers["Retry-After"]) == (503, "5")
+    assert (response.status, response.headers["Retry-After"]) == (429, "10")
 
 
 def test_the_name_of_a_forbidden_file_is_escaped_and_shortened() -> None:

@@ -96,6 +96,26 @@ async def test_a_check_that_hangs_times_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert "timed out" in json.loads(answer.content)["checks"]["source"]
 
 
+async def test_a_warning_leaves_the_server_ready(check: Check, clock: Clock) -> None:
+    found = {"source": "", "other": ""}
+    health = Health(
+        {"storage": check}, Metrics(), clock, {"source": lambda: found["source"], "other": lambda: ""}
+    )
+    with capture_logs() as lines:
+        for number, found["source"] in enumerate(["", "no route to host", "no route to host", ""]):
+            clock.now = number
+            answer = await ask(health, "/readyz")
+            expected = {"warnings": {"source": found["source"]}} if found["source"] else {}
+            assert json.loads(answer.content) == {"status": "ready", "checks": {"storage": "ok"}, **expected}
+            assert answer.status == 200
+    assert [line["event"] for line in lines] == ["ready, with warnings", "no warnings any more"]
+
+
+async def test_clients_see_no_warnings(check: Check) -> None:
+    health = Health({"storage": check}, Metrics(), warnings={"source": lambda: "git.example.org is down"})
+    assert json.loads((await ask(health, "/readyz", private=False)).content) == {"status": "ready"}
+
+
 @pytest.mark.parametrize(("private", "forwarded"), [(False, False), (True, True)])
 async def test_clients_see_neither_results_nor_metrics(
     health: Health,
