@@ -129,7 +129,7 @@ class BuilderReport(BaseModel):
         usual: seconds that its last build took, of whatever version; ``None`` if unknown.
     """
 
-    name: str
+    name: _Name
     started: Time
     usual: Seconds | None = None
 
@@ -137,7 +137,7 @@ class BuilderReport(BaseModel):
 class BuilderTime(BaseModel):
     """A builder that has ended, and the seconds that it took."""
 
-    name: str
+    name: _Name
     seconds: Seconds
 
 

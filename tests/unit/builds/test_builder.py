@@ -142,7 +142,9 @@ async def test_documents_of_an_image_are_written_off_the_event_loop(monkeypatch:
 
     monkeypatch.setattr("nixery.builds.builder.image_annotations", annotations)
     nothing: Any = None
-    builder = ImageBuilder(*[nothing] * 6, Popularity(), ImageBounds(10), CreationDate())
+    builder = ImageBuilder(
+        nothing, nothing, nothing, nothing, nothing, nothing, Popularity(), ImageBounds(10), CreationDate()
+    )
     with pytest.raises(StorageFull):
         await builder._store(parse_image_name("git"), PIN, (), ExecutionParameters(), ())
     assert threads
