@@ -95,6 +95,21 @@ def test_accounts_are_declared(outputs: Outputs, script: str, line: str) -> None
     assert declared(outputs, "sysusers") == [line]
 
 
+def test_accounts_of_a_preinst_are_declared(outputs: Outputs) -> None:
+    """MariaDB's, which does other things for earlier versions."""
+    script = """
+if [ "$1" = "upgrade" ]; then adduser --system old; fi
+mkdir -p /var/lib/leftover
+if ! getent passwd mysql >/dev/null; then
+    adduser --system --disabled-login --ingroup mysql --no-create-home --home /nonexistent mysql >/dev/null 2>&1
+fi
+"""
+    install("mariadb-server", Links(early_scripts=[script]), outputs)
+    assert any(line.startswith("u mysql ") for line in declared(outputs, "sysusers"))
+    assert not any(" old " in line for line in declared(outputs, "sysusers"))
+    assert not Path(outputs.own, "var/lib/leftover").exists()
+
+
 @pytest.mark.parametrize("name", ["$(id -un)", "'a\" /bin/sh'", "a:b", "A%u", "'x y'"])
 def test_names_that_could_break_a_line_are_left_out(outputs: Outputs, name: str) -> None:
     run(outputs, f"adduser --system {name}; addgroup --system {name}\n")

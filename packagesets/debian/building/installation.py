@@ -73,6 +73,8 @@ class Accounts:
 def install(group: str, links: Links, outputs: Outputs) -> None:
     """Do what the scripts of the group do; alternatives and links are only added to `links`."""
     installation = Installation(outputs, links)
+    for script in links.early_scripts:
+        installation.add_accounts(script)
     for script in links.scripts:
         installation.run(script)
     installation.add_units()
@@ -99,6 +101,13 @@ class Installation:
             name = posixpath.basename(command[0] or "")
             if action := _ACTIONS.get(name):
                 action(self, command[1:])
+
+    def add_accounts(self, script: str) -> None:
+        """Add the accounts that a preinst adds (`mysql`); the rest of it is about earlier versions of the package."""
+        for command in commands(script, ("install",)):
+            name = posixpath.basename(command[0] or "")
+            if name in _OF_ACCOUNTS:
+                _ACTIONS[name](self, command[1:])
 
     def change_directory(self, arguments: Command) -> None:
         """`cd DIRECTORY`: names of files that follow are relative to it."""
@@ -371,6 +380,7 @@ _USERADD_LONG = {
     "-b": "--base-dir", "-K": "--key", "-aG": "--groups", "-m": "--create-home", "--home": "--home-dir", "-p": "--password",
 }  # fmt: skip
 
+_OF_ACCOUNTS = ("adduser", "useradd", "addgroup", "groupadd")
 _ACTIONS: dict[str, Callable[[Installation, Command], None]] = {
     "update-alternatives": Installation.alternatives,
     "adduser": Installation.adduser,

@@ -31,7 +31,7 @@ class Directory:
 class Links:
     """What cannot be unpacked as it is. Links are made once all files are there: Debian's place of the link to its target.
 
-    `programs` are the places of programs outside `bin`, `scripts` the postinst scripts.
+    `programs` are the places of programs outside `bin`, `scripts` the postinst scripts, `early_scripts` the preinst scripts.
     """
 
     declared: dict[str, str] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Links:
     programs: set[str] = field(default_factory=set)
     directories: list[Directory] = field(default_factory=list)
     scripts: list[str] = field(default_factory=list)
+    early_scripts: list[str] = field(default_factory=list)
 
 
 def unpack(deb: str, out: str, links: Links) -> None:
@@ -48,8 +49,9 @@ def unpack(deb: str, out: str, links: Links) -> None:
             _unpack_member(archive, member, out, links)
     with _tar_of(deb, "--ctrl-tarfile") as archive:
         for member in archive:
-            if Path(member.name).name == "postinst" and (script := archive.extractfile(member)):
-                links.scripts.append(script.read(_LARGEST_SCRIPT).decode(errors="replace"))
+            scripts = {"postinst": links.scripts, "preinst": links.early_scripts}.get(Path(member.name).name)
+            if scripts is not None and (script := archive.extractfile(member)):
+                scripts.append(script.read(_LARGEST_SCRIPT).decode(errors="replace"))
 
 
 @contextmanager
