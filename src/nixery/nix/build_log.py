@@ -121,6 +121,10 @@ class ProgressFeed:
         self._to_fetch = 0
         self._counted: dict[int, tuple[int, int]] = {_COPIES_ACTIVITY: (0, 0), _BUILDS_ACTIVITY: (0, 0)}
         self._changed: set[type[Fetching | Building]] = set()
+        self._last: dict[type[Fetching | Building], Fetching | Building] = {
+            Fetching: Fetching(0, 0),
+            Building: Building((), 0),
+        }
         self._timer: asyncio.TimerHandle | None = None
 
     def line(self, derivation: str, text: str) -> None:
@@ -176,17 +180,23 @@ class ProgressFeed:
             paths, expected_paths = self._counted[_COPIES_ACTIVITY]
             # Nix does not report the last bytes of a path.
             done = expected if 0 < expected_paths == paths else done
-            self._report(Fetching(done, expected, paths, expected_paths))
+            self._report_new(Fetching(done, expected, paths, expected_paths))
         if Building in self._changed:
             built, to_build = self._counted[_BUILDS_ACTIVITY]
             # Without Nix's own count, builders that failed count, too.
-            self._report(
+            self._report_new(
                 Building(tuple(self._running.values()), built if to_build else self._built, to_build)
             )
         if self._lines:
             self._report(LogLines(tuple(self._lines), self._dropped))
         self._changed.clear()
         self._lines, self._dropped = [], 0
+
+    def _report_new(self, progress: Fetching | Building) -> None:
+        """Report it unless it was the last of its kind: for a moment, Nix expects to build what it has."""
+        if self._last[type(progress)] != progress:
+            self._last[type(progress)] = progress
+            self._report(progress)
 
     def _schedule(self) -> None:
         if self._timer is None and self._report is not ignore_progress:
