@@ -50,6 +50,7 @@ def test_every_kind_of_route_is_listed() -> None:
         "/builds",
         "/help",
         "/docs",
+        "/builds/{build}/log",
     }
     assert paths >= WHOLE | PATHS | {METRICS} | pages_and_api
     for kind in ("manifests", "blobs", "referrers", "tags"):
@@ -58,6 +59,7 @@ def test_every_kind_of_route_is_listed() -> None:
         "list",
         "compose",
         "events",
+        "log",
         "search",
         "meta",
         "page",
