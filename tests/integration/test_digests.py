@@ -25,7 +25,7 @@ _RECORDED = _HERE / f"{platform.machine()}.json"
 
 # Every package that builds, alone; then combinations that share layers or clash.
 _NAMES = (
-    *("ambiguous", "exact", "1password", "a", "ab", "anotherfile", "bashinteractive", "bc", "big", "bottom"),
+    *("ambiguous", "exact", "1password", "a", "ab", "anotherfile", "bashinteractive", "bc", "bottom"),
     *("bytenames", "c", "cacert", "camelcase", "clasha", "clashb", "clashfile", "clashpriority", "coreutils"),
     *("data", "diamond", "emptydirectory", "emptyfile", "error", "executables", "firstoutput", "greeting"),
     *("hardlinks", "haserror", "haskellpackages.pandoc", "hello", "iana-etc"),
