@@ -11,6 +11,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ def private_nix(directory: Path, stack: ExitStack) -> PrivateNix:
 def farm(tmp_path: Path, directories: ExitStack) -> Farm:
     web = tmp_path / "web"
     (web / "archives").mkdir(parents=True)
-    machine = tmp_path / "this-is-the-farm"
+    # Nix remembers, for all stores of a user, who signed a path of a cache: each farm has an own key and an own path.
+    machine = tmp_path / f"this-is-the-farm-{uuid.uuid4()}"
     machine.touch()
     repository = Repository(web / "nixpkgs")
     repository.git("checkout", "--quiet", "-b", _CHANNEL)

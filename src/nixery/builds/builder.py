@@ -198,11 +198,14 @@ class ImageBuilder:
                         observe(LayersComplete())
 
                     execution = execution_parameters(request, contents, root.tree)
-                    image = await self._store(request, pin, packages, execution, layers)
-                    described = await asyncio.to_thread(ImageClosure.of, request, contents, closure, groups)
-                    await self._closures.keep(image.manifest.descriptor.digest, described)
-                    await self._evaluator.keep(request, pin)
-                    observe(Stored(image.manifest.descriptor.digest, len(layers)))
+                    # Side by side, since the client waits for all of them.
+                    image, described = await _both(
+                        self._store(request, pin, packages, execution, layers),
+                        asyncio.to_thread(ImageClosure.of, request, contents, closure, groups),
+                    )
+                    digest = image.manifest.descriptor.digest
+                    await _both(self._closures.keep(digest, described), self._evaluator.keep(request, pin))
+                    observe(Stored(digest, len(layers)))
                     return image
             except (_BlobsLostError, _WrongDeriverError, RequestError, BuildError) as error:
                 await retries.handle(error)

@@ -22,7 +22,7 @@ from nixery.image.name import ImageRequest
 from nixery.layering.grouping import LayerGroup
 from nixery.nix.packages import Contents
 from nixery.oci.digest import Digest
-from nixery.storage.records import IMAGE_CLOSURES, KINDS, RecordStore, decode
+from nixery.storage.records import IMAGE_CLOSURES, KINDS, RecordStore, decode, decompressed
 
 # Bytes of the decompressed record, values in it, store paths, and packages: a foreign record may decompress to
 # anything. The largest images of nixpkgs have some 5000 paths with 50,000 references.
@@ -273,13 +273,7 @@ def decode_closure(content: bytes) -> ImageClosure:
     Raises:
         ValueError: it is torn, too large, or has another schema.
     """
-    try:
-        # The decompressor allocates what the frame claims.
-        if not 0 <= zstandard.frame_content_size(content) <= _LARGEST:
-            raise ValueError("the record of a closure is too large")
-        text = zstandard.decompress(content, max_output_size=_LARGEST)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from None
+    text = decompressed(content, _LARGEST)
     if not _is_bounded(text):
         raise ValueError("the record of a closure is too large")
     record = _Record.model_validate_json(text)

@@ -30,7 +30,7 @@ from nixery.nix.indexing import AttributePath, Reported, parse_entry
 from nixery.nix.packages import Attribute
 from nixery.oci.documents import canonical_json
 from nixery.sources.source import EARLIEST, LATEST, Pin
-from nixery.storage.records import decode
+from nixery.storage.records import decode, decompressed
 
 # Attributes of a part. One process evaluates them: it evaluates once what they have in common, and its memory is
 # bounded.
@@ -529,7 +529,7 @@ def _split(content: bytes) -> tuple[Header, bytes]:
     start = content.index(b"\n\n", len(HEADER)) + 2
     first = start + 16
     second = first + int(content[start:first], 16)
-    text = _decompressed(content[first:second], _LARGEST_HEADER)
+    text = decompressed(content[first:second], _LARGEST_HEADER)
     if text.count(b",") > _MOST_COMMAS:
         raise ValueError(f"the record of an index has more than {MOST_ATTRIBUTES} names")
     header = Header.model_validate_json(text)
@@ -554,7 +554,7 @@ def decode_part(content: bytes) -> list[bytes]:
 
 
 def _lines(content: bytes, limit: int, most: int) -> list[bytes]:
-    text = _decompressed(content, limit)
+    text = decompressed(content, limit)
     if text.count(b"\n") >= most:
         raise ValueError(f"more than {most} lines")
     lines = text.split(b"\n")
@@ -570,16 +570,6 @@ def _compressed(text: bytes, limit: int) -> bytes:
             f"cannot write the record of a package index: it has {len(text)} bytes, and {limit} is the limit"
         )
     return zstandard.compress(text)
-
-
-def _decompressed(content: bytes, limit: int) -> bytes:
-    try:
-        size = zstandard.frame_content_size(content)
-        if not 0 <= size <= limit:
-            raise ValueError(f"{size} bytes after decompression; {limit} is the limit")
-        return zstandard.decompress(content, max_output_size=limit)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
 
 
 def encode_line(reported: Reported) -> bytes:

@@ -32,9 +32,9 @@ _CA_NAMES = {
 
 PASSWD, GROUP = b"etc/passwd", b"etc/group"
 
-# Users and groups that the Linux Standard Base requires (root, bin, daemon), that the kernel or a runtime
-# gives to files (65534; tty, the group of terminals), and that programs of other packages name: servers drop
-# privileges to the user nobody and the group nobody or nogroup, and `useradd` reads mail and users.
+# The Linux Standard Base requires root, bin and daemon. The kernel and runtimes give files to 65534 and to tty,
+# the group of terminals. Servers run as the user nobody and in the group nobody or nogroup. `useradd` looks up
+# the groups mail and users.
 _USERS = (
     ("root", 0, "/root", ""),
     ("daemon", 1, "/usr/sbin", "/bin/false"),

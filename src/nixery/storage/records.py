@@ -24,6 +24,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
+import zstandard
+
 from nixery.errors import InvalidDigest, StorageError
 from nixery.storage.driver import Driver
 
@@ -236,6 +238,22 @@ def text_of(key: str) -> bytes:
     if ordered_key(text) != key:
         raise ValueError(f"{key[:80]!r} is not the key of a text")
     return text
+
+
+def decompressed(content: bytes, limit: int) -> bytes:
+    """Decompress a record (zstd).
+
+    Raises:
+        ValueError: it is torn, or has more bytes than the limit: a planted one may decompress to anything.
+    """
+    try:
+        # The decompressor allocates what the frame claims.
+        size = zstandard.frame_content_size(content)
+        if not 0 <= size <= limit:
+            raise ValueError(f"{size} bytes after decompression; {limit} is the limit")
+        return zstandard.decompress(content, max_output_size=limit)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
 
 
 def decode(read: Callable[[bytes], Content], content: bytes | None) -> Content | None:

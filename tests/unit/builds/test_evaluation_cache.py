@@ -39,6 +39,19 @@ SET = NixFiles(Path("/set"), self_contained=True)
 PIN = Pin("fake:", "one", "one")
 
 
+def keys_read(records: RecordStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that gets the key of each record that is read from now on."""
+    read: list[str] = []
+    get = records.get
+
+    async def noted(kind: str, key: str) -> bytes | None:
+        read.append(key)
+        return await get(kind, key)
+
+    monkeypatch.setattr(records, "get", noted)
+    return read
+
+
 class World:
     """Stands in for Nix and for the source; its derivations exist if ``alive``."""
 
@@ -240,14 +253,7 @@ async def test_stored_lists_beyond_the_most_packages_of_an_image_are_not_read(
     names = [f"many{number}" for number in range(30)]
     for name in names:
         await world.built(name)
-    read: list[str] = []
-    get = world.records.get
-
-    async def counted(kind: str, key: str) -> bytes | None:
-        read.append(key)
-        return await get(kind, key)
-
-    monkeypatch.setattr(world.records, "get", counted)
+    read = keys_read(world.records, monkeypatch)
     with pytest.raises(InvalidName, match=r"stands for at least \d+ packages, and 5000 is the limit"):
         await world.evaluator().contents(parse_image_name("/".join(names)), PIN)
     assert len(read) <= 8
@@ -261,14 +267,7 @@ async def test_a_description_of_an_image_reads_few_planted_lists(
     names = [f"many{number}" for number in range(30)]
     for name in names:
         await world.built(name)
-    read: list[str] = []
-    get = world.records.get
-
-    async def counted(kind: str, key: str) -> bytes | None:
-        read.append(key)
-        return await get(kind, key)
-
-    monkeypatch.setattr(world.records, "get", counted)
+    read = keys_read(world.records, monkeypatch)
     assert len(await world.evaluator().known(parse_image_name("/".join(names)), PIN)) == 5000
     assert len(read) <= 8
 

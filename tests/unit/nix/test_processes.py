@@ -101,7 +101,8 @@ async def test_a_child_that_outlives_its_parent_is_ended() -> None:
     assert await has_ended(int(lines[0]))
 
 
-async def test_cancelling_ends_the_whole_group() -> None:
+async def spawning() -> tuple[asyncio.Task[Completed], list[bytes]]:
+    """A command that is running and has a child, whose process id is the first line."""
     lines: list[bytes] = []
     started = asyncio.Event()
 
@@ -111,6 +112,11 @@ async def test_cancelling_ends_the_whole_group() -> None:
 
     task = asyncio.ensure_future(run(["sh", "-c", SPAWNS_A_CHILD], read, Deadline(60), OURS))
     await started.wait()
+    return task, lines
+
+
+async def test_cancelling_ends_the_whole_group() -> None:
+    task, lines = await spawning()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -119,15 +125,7 @@ async def test_cancelling_ends_the_whole_group() -> None:
 
 async def test_a_second_cancellation_does_not_leave_the_group_behind() -> None:
     # As Ctrl-C in a command with several processes: their tasks are cancelled twice.
-    lines: list[bytes] = []
-    started = asyncio.Event()
-
-    def read(line: bytes) -> None:
-        lines.append(line)
-        started.set()
-
-    task = asyncio.ensure_future(run(["sh", "-c", SPAWNS_A_CHILD], read, Deadline(60), OURS))
-    await started.wait()
+    task, lines = await spawning()
     for _ in range(10):
         task.cancel()
         await asyncio.sleep(0)
