@@ -48,6 +48,8 @@ class SharedReports:
         self._clock = clock
         self._changed: set[str] = set()
         self._written: set[str] = set()
+        # Those of the written ones whose first write has ended.
+        self._readable: set[str] = set()
         # Those of the written ones that may still change.
         self._live: set[str] = set()
         self._next_round = self._next_beat = 0.0
@@ -69,10 +71,11 @@ class SharedReports:
         """Wait until the other servers can read the reports of new builds, for two seconds at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                while not self._closed and any(
-                    build in self._changed and build not in self._written for build in builds
-                ):
+                while not self._closed and any(map(self._is_unread, builds)):
                     await self._round.wait()
+
+    def _is_unread(self, build: str) -> bool:
+        return build not in self._readable and self._content(build) is not None
 
     async def read(self, build: str) -> bytes | None:
         """Return the stored report of a build, running or finished; ``None`` if there is none.
@@ -129,6 +132,7 @@ class SharedReports:
             if build in self._written:
                 await self._records.delete(BUILD_PROGRESS, build)
                 self._written.discard(build)
+                self._readable.discard(build)
             self._live.discard(build)
             return
         content, is_live = found
@@ -136,3 +140,4 @@ class SharedReports:
         self._written.add(build)  # also if the write fails half-way
         if len(content) <= KINDS[BUILD_PROGRESS].largest:
             await self._records.put(BUILD_PROGRESS, build, content)
+        self._readable.add(build)

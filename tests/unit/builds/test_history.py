@@ -205,6 +205,32 @@ async def test_the_events_of_a_build_cost_no_write_each(
     assert written.count("build-progress") <= 3
 
 
+async def test_a_shared_build_is_in_the_storage(
+    records: RecordStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may ask another server for it at once."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    put = records.put
+
+    async def held(kind: str, key: str, content: bytes) -> None:
+        begun.set()
+        await go_on.wait()
+        await put(kind, key, content)
+
+    monkeypatch.setattr(records, "put", held)
+    history, one = BuildHistory(records), build()
+    tell(history, one, Requested())
+    await begun.wait()
+    waiting = asyncio.ensure_future(history.shared([one.id]))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    go_on.set()
+    await waiting
+    assert await records.get("build-progress", one.id) is not None
+    await history.close()
+
+
 @pytest.mark.parametrize("build_id", ["0", "0123", "0" * 20, "f" * 64])
 async def test_a_made_up_build_is_unknown(records: RecordStore, build_id: str) -> None:
     history = BuildHistory(records)
