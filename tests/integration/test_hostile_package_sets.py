@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import unicodedata
@@ -179,8 +180,9 @@ def test_an_oversized_value_is_reported_with_its_size_and_limit(
     assert package["explanation"] == explanation
     assert server.client.manifest("small").status == 200
     # The value is stored nowhere: neither in memory nor in a record.
-    records = [path for path in (server.storage / "records").rglob("*") if path.is_file()]
-    assert max((path.stat().st_size for path in records), default=0) < 100_000
+    for path in (server.storage / "records").rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # the progress of a build that has just ended
+            assert path.stat().st_size < 100_000
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
     assert peak is not None
     assert int(peak[1]) < 250_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import secrets
@@ -59,18 +60,23 @@ def pulled(server: Server, name: str) -> PulledImage:
 
 def everything_stored(server: Server) -> bytes:
     """The contents of all stored files, and the archives of all layers."""
-    return b"".join([path.read_bytes() for path in files_stored(server)] + layers_stored(server))
+    return b"".join(contents_stored(server) + layers_stored(server))
 
 
 def layers_stored(server: Server) -> list[bytes]:
-    contents = [path.read_bytes() for path in files_stored(server)]
-    return [gzip.decompress(content) for content in contents if content.startswith(b"\x1f\x8b")]
+    return [
+        gzip.decompress(content) for content in contents_stored(server) if content.startswith(b"\x1f\x8b")
+    ]
 
 
-def files_stored(server: Server) -> list[Path]:
-    # Unfinished files may vanish at any time.
-    finished = (server.storage / name for name in ("blobs", "records"))
-    return [path for directory in finished for path in directory.rglob("*") if path.is_file()]
+def contents_stored(server: Server) -> list[bytes]:
+    # Unfinished files, and the progress of a build that has just ended, may vanish at any time.
+    contents = []
+    for directory in (server.storage / "blobs", server.storage / "records"):
+        for path in directory.rglob("*"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                contents.append(path.read_bytes())
+    return contents
 
 
 @pytest.mark.parametrize("file", ["passwd", "group"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import itertools
@@ -60,9 +61,10 @@ def gc(storage: Path, *arguments: str, **settings: str) -> Any:  # noqa: ANN401 
 
 def make_older(storage: Path, seconds: float) -> None:
     for path in storage.rglob("*"):
-        if path.is_file():
-            status = path.stat()
-            os.utime(path, (status.st_atime, status.st_mtime - seconds))
+        with contextlib.suppress(FileNotFoundError):  # the progress of a build that has just ended
+            if path.is_file():
+                status = path.stat()
+                os.utime(path, (status.st_atime, status.st_mtime - seconds))
 
 
 def blobs(storage: Path) -> set[str]:
