@@ -32,6 +32,7 @@ from nixery.errors import (
     AnswerTooLarge,
     BuildDeadlineExceeded,
     BuildFailed,
+    BuildNotAllowed,
     ClosureTooLarge,
     EvaluationFailed,
     InternalError,
@@ -123,13 +124,16 @@ class BuildCoordinator:
         self._draining = False
         self._ended = asyncio.Event()
 
-    async def image(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Image:
+    async def image(
+        self, request: ImageRequest, pin: Pin, tag: str | None = None, *, may_build: bool = True
+    ) -> Image:
         """Return the requested image once all of its parts are stored.
 
         The build continues if the caller is cancelled. ``tag`` is the one that the client named, for the
-        reports of a build that this starts.
+        reports of a build that this starts. Without ``may_build``, only a stored image is returned.
 
         Raises:
+            BuildNotAllowed: the image is not stored, and ``may_build`` is false.
             PackagesUnavailable: with every unavailable package.
             PackageSetChanged: that state of the package set no longer exists.
             BuildError: the image cannot be built.
@@ -147,6 +151,8 @@ class BuildCoordinator:
         failure = self._failures.get(key)
         if failure is not None:
             raise failure[1].without_frames()
+        if not may_build:
+            return await self._stored(request, pin)
         context = current_request()
         if context is not None:
             context.waited = True
@@ -279,6 +285,13 @@ class BuildCoordinator:
             del self._builds[pin, request]
             self._running.discard((pin, request))
             self._ended.set()
+        return image
+
+    async def _stored(self, request: ImageRequest, pin: Pin) -> Image:
+        async with self._bounds.look_ups.slot():
+            image = await self._cache.find(pin, request) if self._cache else None
+        if image is None:
+            raise BuildNotAllowed("/".join(request.requested))
         return image
 
     async def _find(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image | None:
