@@ -39,6 +39,7 @@
     │   └── InternalError             a bug; the log has the traceback
     └── Unavailable                   nothing to fix: retry later
         ├── TooBusy                   says when to retry
+        ├── QuotaExceeded             likewise, and which limit of the access file
         └── ShuttingDown
 
 Errors carry data. ``server/errors.py`` alone maps them to a status and a code; a test walks this tree.
@@ -514,6 +515,29 @@ class TooBusy(Unavailable):
     def __init__(self, limit: int, waiting: int, retry_after: int, why: str = BUILDS) -> None:
         reason = why.format(limit=limit, waiting=waiting)
         super().__init__(f"the server is busy: {reason}; retry in {retry_after} seconds")
+        self.retry_after = retry_after
+
+
+class QuotaExceeded(Unavailable):
+    """A client has used up a quota of the access file.
+
+    Args:
+        limit: one of the constants below, with a placeholder for ``allowed``.
+        allowed: the value of the limit.
+        retry_after: seconds after which a retry makes sense.
+
+    Attributes:
+        retry_after: as above.
+    """
+
+    REQUESTS = "this client may send {allowed} requests a minute (requests-per-minute)"
+    BUILDS = "this client may start {allowed} builds an hour (builds-per-hour)"
+    AT_ONCE = "this client may have {allowed} builds running or queued at once (builds-at-once)"
+    BYTES = "this client may have {size} of images built a day (bytes-per-day)"
+
+    def __init__(self, limit: str, allowed: int, retry_after: int) -> None:
+        reason = limit.format(allowed=allowed, size=_readable(allowed))
+        super().__init__(f"quota exceeded: {reason}; retry in {retry_after} seconds")
         self.retry_after = retry_after
 
 

@@ -36,6 +36,7 @@ from nixery.errors import (
     PackageUnknown,
     PathsCollected,
     PlatformFailed,
+    QuotaExceeded,
     ShuttingDown,
     SourceUnreachable,
     StorageError,
@@ -95,6 +96,7 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # The server.
     InternalError: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
+    QuotaExceeded: (429, "TOOMANYREQUESTS"),
     # Not 503: podman, buildah and skopeo show no message of a 5xx, and retry none. After a 429 they wait as
     # Retry-After says, so that the next server serves the pull; docker shows the message.
     ShuttingDown: (429, "TOOMANYREQUESTS"),
@@ -138,6 +140,8 @@ def heading(error: NixeryError) -> str:
         return "No such package"
     if isinstance(_cause(error), NixTimedOut | BuildDeadlineExceeded):
         return "The build took too long"
+    if isinstance(_cause(error), QuotaExceeded):
+        return "Quota exceeded"
     status, _ = status_and_code(error)
     return _HEADINGS.get(status, _HEADING)
 
@@ -161,7 +165,7 @@ def error_response(error: NixeryError, server: str | None = None) -> ErrorRespon
 def retry_headers(error: NixeryError) -> dict[str, str]:
     """Return ``Retry-After`` in seconds for a temporary error; no header for a permanent one."""
     cause = _cause(error)
-    if isinstance(cause, TooBusy):
+    if isinstance(cause, TooBusy | QuotaExceeded):
         return {"Retry-After": str(cause.retry_after)}
     if isinstance(cause, ShuttingDown):
         return {"Retry-After": _RETRY_AFTER_STOP}
