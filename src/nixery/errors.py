@@ -460,6 +460,7 @@ class TooBusy(Unavailable):
     PACKAGES = "it describes {limit} packages at once, and {waiting} more are queued"
     ANSWERS = "it writes {limit} answer about packages or images at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
+    PASSWORDS = "it checks {limit} passwords at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"
     )
@@ -473,6 +474,23 @@ class TooBusy(Unavailable):
     def __init__(self, limit: int, waiting: int, retry_after: int, why: str = BUILDS) -> None:
         reason = why.format(limit=limit, waiting=waiting)
         super().__init__(f"the server is busy: {reason}; retry in {retry_after} seconds")
+        self.retry_after = retry_after
+
+
+class TooManyFailedLogins(TooBusy):
+    """Too many passwords from an address, or for a user, were wrong.
+
+    Args:
+        retry_after: seconds after which another attempt is admitted.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        # Not the message of a busy server. It is the same for users that do not exist.
+        Unavailable.__init__(
+            self,
+            "too many log-ins with wrong passwords from this address or for this user; "
+            f"retry in {retry_after} seconds",
+        )
         self.retry_after = retry_after
 
 
