@@ -421,6 +421,10 @@ class SettingsError(OperatorError):
         self.problems = problems
 
 
+class ApiTokenRefused(OperatorError):
+    """An API token cannot be created as asked, or the one to revoke does not exist."""
+
+
 class PushFailed(OperatorError):
     """Another registry does not accept an image, or does not answer."""
 
