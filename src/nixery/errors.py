@@ -39,6 +39,7 @@
     │   └── InternalError             a bug; the log has the traceback
     └── Unavailable                   nothing to fix: retry later
         ├── TooBusy                   says when to retry
+        ├── IssuerUnreachable         an OpenID Connect issuer does not answer
         └── ShuttingDown
 
 Errors carry data. ``server/errors.py`` alone maps them to a status and a code; a test walks this tree.
@@ -459,6 +460,7 @@ class TooBusy(Unavailable):
     CATALOGUE = "it lists names or tags for {limit} requests at once, and {waiting} more are queued"
     PACKAGES = "it describes {limit} packages at once, and {waiting} more are queued"
     ANSWERS = "it writes {limit} answer about packages or images at once, and {waiting} more are queued"
+    LOGINS = "it completes {limit} logins at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"
@@ -474,6 +476,15 @@ class TooBusy(Unavailable):
         reason = why.format(limit=limit, waiting=waiting)
         super().__init__(f"the server is busy: {reason}; retry in {retry_after} seconds")
         self.retry_after = retry_after
+
+
+class IssuerUnreachable(Unavailable):
+    """An OpenID Connect issuer does not answer, or its answer is not usable; the log says why."""
+
+    def __init__(self, issuer: str) -> None:
+        super().__init__(
+            f"cannot get the keys or the answer of the OpenID Connect issuer {issuer}; retry in a few seconds"
+        )
 
 
 class ShuttingDown(Unavailable):

@@ -21,6 +21,7 @@ from nixery.errors import (
     InvalidDigest,
     InvalidName,
     InvalidReference,
+    IssuerUnreachable,
     ManifestUnknown,
     NameUnknown,
     NixeryError,
@@ -86,6 +87,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # The server.
     InternalError: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
+    # Credentials that cannot be verified now are not wrong: a 401 would have clients ask for others.
+    IssuerUnreachable: (503, "UNKNOWN"),
     # Not 503: podman, buildah and skopeo show no message of a 5xx, and retry none. After a 429 they wait as
     # Retry-After says, so that the next server serves the pull; docker shows the message.
     ShuttingDown: (429, "TOOMANYREQUESTS"),
