@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixery.errors import (
+    ApiTokenRefused,
     BuildError,
     BuildFailed,
     CollectionRunning,
@@ -24,6 +25,7 @@ from nixery.errors import (
     StorageError,
     TagUnknown,
     TooBusy,
+    TooManyFailedLogins,
     Unavailable,
     UnavailablePackage,
     UnsafeContents,
@@ -48,8 +50,9 @@ def tree(root: type[NixeryError]) -> Iterator[type[NixeryError]]:
 def test_every_error_that_a_request_can_end_with_has_a_row() -> None:
     """A new error needs a row, or an exception here for an error that no request ends with."""
     groups = {RequestError, BuildError, PackageSetError, NixError, OperatorError, Unavailable}
-    never_in_requests = {SettingsError, PushFailed, CollectionRunning}
-    without = groups | never_in_requests | {PlatformFailed}
+    never_in_requests = {SettingsError, PushFailed, CollectionRunning, ApiTokenRefused}
+    # The row of its base.
+    without = groups | never_in_requests | {PlatformFailed, TooManyFailedLogins}
     assert set(tree(NixeryError)) == set(STATUS_AND_CODE) | without
     assert not set(STATUS_AND_CODE) & without
 
