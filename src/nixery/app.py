@@ -301,6 +301,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         below,
         public_url=settings.public_url,
         error_page=pages.error_page,
+        encrypted=settings.tls_certificate is not None,
     )
     admin = Application(None, observation, health.admin_routes())
 

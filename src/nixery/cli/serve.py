@@ -72,7 +72,7 @@ async def _serve(settings: Settings, resources: Resources) -> None:
     async with assemble(settings, resources) as components:
         application, admin = components.application, components.admin
         bounds = ConnectionBounds(settings.max_connections, settings.max_connections_per_client)
-        listeners = [server.Listener(application, resources.address, settings.port, bounds)]
+        listeners = [server.Listener(application, resources.address, settings.port, bounds, resources.tls)]
         if settings.admin_port is not None and resources.admin_address is not None:
             listeners.append(
                 server.Listener(admin, resources.admin_address, settings.admin_port, server.ADMIN_CONNECTIONS)

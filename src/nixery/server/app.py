@@ -75,9 +75,10 @@ class Application:
         below: handlers of the rest, by prefix of the path; the first match wins.
         public_url: scheme and host by which clients reach this server; ``None`` to use each request's own.
         error_page: makes the page of an error, for people; ``None`` for errors in JSON only.
+        encrypted: whether the server has TLS.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- the composition root calls it, by keywords
         self,
         registry: Handler | None,
         observation: Observation,
@@ -86,6 +87,7 @@ class Application:
         *,
         public_url: str | None = None,
         error_page: Callable[[Request, ErrorResponse], Response] | None = None,
+        encrypted: bool = False,
     ) -> None:
         self._registry = registry
         self.observation = observation
@@ -93,16 +95,19 @@ class Application:
         self._below = tuple((below or {}).items())
         self._public_url = public_url
         self._error_page = error_page
+        self._encrypted = encrypted
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         method, path, query = scope.method, scope.path, scope.query_string
         headers = _joined(scope.headers)
+        if "host" not in headers and scope.http_version == "2" and scope.authority:
+            headers = {**headers, "host": scope.authority}
         forwarded = False
         if not FROM_PROXIES.isdisjoint(headers):
             forwarded = is_forwarded(headers)
             headers = self.observation.clients.trusted_headers(headers, scope.client)
-        request = Request(method, path, headers, {}, b"", forwarded, self._public_url)
+        request = Request(method, path, headers, {}, b"", forwarded, self._public_url, self._encrypted)
         observed = self.observation.begin(request, scope)
         try:
             response, body = await self._answer(request, query, scope, protocol)

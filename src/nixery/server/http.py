@@ -45,6 +45,7 @@ class Request:
         body: for routes that take one; ``None`` if it is too large.
         forwarded: whether a header field says that a proxy forwarded the request, trusted or not.
         public_url: scheme and host by which clients reach this server, if configured.
+        encrypted: whether it came over this server's own TLS.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Request:
     body: bytes | None = b""
     forwarded: bool = False
     public_url: str | None = None
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ class Headers(Protocol):
 
 
 class Scope(Protocol):
-    """A request; the path is percent-decoded, and HTTP/1.0 is version ``1``.
+    """A request; the path is percent-decoded, HTTP/1.0 is version ``1``, and HTTP/2 has an authority instead of a host.
 
     Each reading of ``client`` formats the address anew, which costs as much as recording a request.
     """
@@ -234,6 +236,7 @@ class Scope(Protocol):
     query_string: str
     client: str
     headers: Headers
+    authority: str | None
 
 
 class Transport(Protocol):

@@ -7,18 +7,25 @@ import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
+from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 
 from nixery.errors import SettingsError
 from nixery.server.app import Application
-from nixery.server.connections import ConnectionBounds, Connections
+from nixery.server.connections import (
+    ConnectionBounds,
+    Connections,
+    listening_sockets,
+    send_new_connections_to_newest,
+)
 from nixery.server.observation import Observation
+from nixery.server.tls import CredentialsWatch, TLSFiles, copies, server_options
 
 # Seconds from the signal to the end: for ending Nix, then for sending responses. Container runtimes kill
 # after ten.
@@ -49,6 +56,25 @@ _HEADER_TIMEOUT = 30_000
 # Bytes that a connection may hold in memory: header fields received, and data that its client does not read.
 _BUFFER = 128 * 1024
 
+# Requests at once on a connection of HTTP/2, each of which may have a file open; and bytes that each may hold. Header
+# fields of a request have the same limit as with HTTP/1.1.
+_STREAMS = 16
+_STREAM_BUFFER = 64 * 1024
+
+# Seconds for which a connection with TLS may be silent: HTTP/2 has no timeout of the web server. Clients in Go close
+# idle ones after 90.
+_IDLE_TLS = 120.0
+
+# Seconds from the start of the web server with a new certificate to the stop of the previous one: the web server
+# allows ten for a handshake, and breaks it off when it stops.
+_HANDSHAKES = 12.0
+
+# Web servers that still send responses with a previous certificate. With more, a changed certificate waits.
+_MOST_PREVIOUS = 3
+
+# Seconds for a web server to listen, and between two looks.
+_LISTEN_TIMEOUT, _LOOK_EVERY = 10.0, 0.02
+
 _log = structlog.get_logger("nixery.server")
 
 
@@ -60,12 +86,14 @@ class Listener:
         address: to bind, from ``listening_address``.
         port: to bind.
         bounds: limits on its connections.
+        tls: its credentials; ``None`` for no TLS.
     """
 
     application: Application
     address: str
     port: int
     bounds: ConnectionBounds
+    tls: CredentialsWatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +131,17 @@ async def serve(
         end: of the builds.
     """
     bounds = _with_descriptors(listeners)
-    servers = [_server(listener, bounds[listener.port]) for listener in listeners]
+    servers = [_WebServer(listener, bounds[listener.port]) for listener in listeners]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
-    serving: asyncio.Future[Any] = asyncio.gather(*(server.serve() for server in servers))
+    serving: asyncio.Future[Any] = asyncio.gather(*(server.run() for server in servers))
     connections = Connections(bounds, send_timeout, observation)
     watching = asyncio.ensure_future(connections.run())
     for one in listeners:
-        _log.info("listening", address=one.address, port=one.port)
+        _log.info("listening", address=one.address, port=one.port, **({"tls": True} if one.tls else {}))
     stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if end.seconds and not serving.done():
@@ -130,7 +158,7 @@ async def serve(
     # A thread that waits for a disk must not delay the shutdown.
     await asyncio.wait({closing}, timeout=_CLOSE_TIMEOUT)
     for server in servers:
-        server.stop()  # type: ignore[no-untyped-call]
+        server.stop()
     done, cut_off = await asyncio.wait({serving}, timeout=max(0.0, until - loop.time()))
     if cut_off:
         _log.warning("responses were cut off", seconds=_SHUTDOWN_TIMEOUT)
@@ -144,19 +172,97 @@ async def serve(
         closing.cancel()
 
 
-def _server(listener: Listener, bounds: ConnectionBounds) -> Server:
+class _WebServer:
+    """The web server of a listener. With TLS, another one replaces it whenever the credentials change.
+
+    granian reads certificates only at its start. So the new web server listens on the same port, and gets all new
+    connections; the previous one completes its handshakes and responses, and then stops.
+    """
+
+    def __init__(self, listener: Listener, bounds: ConnectionBounds) -> None:
+        self._listener = listener
+        self._bounds = bounds
+        self._servers: dict[asyncio.Future[Any], Server] = {}
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Serve until it is stopped, and all responses are sent."""
+        self._start()
+        renewing = (
+            None if self._listener.tls is None else asyncio.ensure_future(self._renew(self._listener.tls))
+        )
+        try:
+            while self._servers:
+                done, _ = await asyncio.wait(self._servers, return_when=asyncio.FIRST_COMPLETED)
+                for ended in done:
+                    del self._servers[ended]
+                    ended.result()
+        finally:
+            if renewing is not None:
+                renewing.cancel()
+
+    def stop(self) -> None:
+        """Accept no more connections, and close each one after its response."""
+        self._stopping = True
+        for server in self._servers.values():
+            server.stop()  # type: ignore[no-untyped-call]
+
+    def _start(self) -> None:
+        files, cleanup = None, ExitStack()
+        if self._listener.tls is not None:
+            files = cleanup.enter_context(copies(self._listener.tls.current, self._listener.tls.directory))
+        server = _server(self._listener, self._bounds, files)
+        serving = asyncio.ensure_future(server.serve())
+        serving.add_done_callback(lambda _: cleanup.close())
+        self._servers[serving] = server
+
+    async def _renew(self, tls: CredentialsWatch) -> None:
+        while True:
+            credentials = await tls.next()
+            while len(self._servers) > _MOST_PREVIOUS:  # noqa: ASYNC110 -- no hurry
+                await asyncio.sleep(_HANDSHAKES)
+            if self._stopping:
+                return
+            previous, before = list(self._servers.values()), listening_sockets(self._listener.port)
+            self._start()
+            until = asyncio.get_running_loop().time() + _LISTEN_TIMEOUT
+            while set(listening_sockets(self._listener.port)) <= set(before):
+                if asyncio.get_running_loop().time() > until:
+                    _log.error(
+                        "the web server with the new certificate does not listen", port=self._listener.port
+                    )
+                    break
+                await asyncio.sleep(_LOOK_EVERY)
+            send_new_connections_to_newest(self._listener.port)
+            _log.info(
+                "certificate renewed", expires=credentials.expires.isoformat(), port=self._listener.port
+            )
+            await asyncio.sleep(_HANDSHAKES)
+            for server in previous:
+                server.stop()  # type: ignore[no-untyped-call]
+
+
+def _server(listener: Listener, bounds: ConnectionBounds, files: TLSFiles | None = None) -> Server:
+    # Without TLS no registry client speaks HTTP/2, and detecting it costs time.
+    options: dict[str, Any] = {"http": HTTPModes.http1} if files is None else server_options(files)
     return Server(
         listener.application,
         address=listener.address,
         port=listener.port,
         interface=Interfaces.RSGI,
-        # No registry client speaks HTTP/2 without TLS, and detecting it costs time.
-        http=HTTPModes.http1,
         backlog=_BACKLOG,
         backpressure=bounds.total + _surplus(bounds),
         http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT, max_buffer_size=_BUFFER),
+        http2_settings=HTTP2Settings(
+            initial_connection_window_size=_STREAM_BUFFER,
+            initial_stream_window_size=_STREAM_BUFFER,
+            max_concurrent_streams=_STREAMS,
+            max_headers_size=_BUFFER,
+            max_send_buffer_size=_STREAM_BUFFER,
+        ),
         websockets=False,
         log_enabled=False,
+        **options,
     )
 
 
@@ -170,9 +276,12 @@ def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBoun
     Returns:
         The limits of each port: lower ones if the system refuses.
     """
-    bounds = {listener.port: listener.bounds for listener in listeners}
+    bounds = {
+        one.port: one.bounds if one.tls is None else replace(one.bounds, idle=_IDLE_TLS) for one in listeners
+    }
     fixed = _OTHER_DESCRIPTORS + sum(_surplus(one) for one in bounds.values())
-    needed = fixed + sum(2 * one.total for one in bounds.values())
+    # A connection and the files that it sends.
+    needed = fixed + sum((2 if one.tls is None else 1 + _STREAMS) * one.bounds.total for one in listeners)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return bounds
