@@ -85,6 +85,16 @@ def prepare(settings: Settings, *, serving: bool = True) -> Resources:
         cleanup.pop_all()
     if serving:
         _warn_of_unsafe_versions(settings)
+        if (
+            resources.tls is None
+            and not settings.trusted_proxies
+            and not is_loopback(resources.address or "")
+        ):
+            structlog.get_logger("nixery.tls").warning(
+                "listening on a network without TLS: anybody on the way can read and change images and logins; set "
+                "NIXERY_TLS_CERTIFICATE and NIXERY_TLS_KEY, or NIXERY_TRUSTED_PROXIES behind a proxy with TLS",
+                address=resources.address,
+            )
     return resources
 
 

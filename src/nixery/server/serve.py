@@ -6,7 +6,7 @@ import asyncio
 import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from nixery.server.connections import (
     listening_sockets,
     send_new_connections_to_newest,
 )
+from nixery.server.http import AnswerProtocol, Fields, Scope, Transport
 from nixery.server.observation import Observation
 from nixery.server.tls import CredentialsWatch, TLSFiles, copies, server_options
 
@@ -65,12 +66,15 @@ _STREAM_BUFFER = 64 * 1024
 # idle ones after 90.
 _IDLE_TLS = 120.0
 
-# Seconds from the start of the web server with a new certificate to the stop of the previous one: the web server
-# allows ten for a handshake, and breaks it off when it stops.
-_HANDSHAKES = 12.0
+# Seconds from the start of a web server with a new certificate to the stop of the previous one, which breaks off
+# handshakes and closes idle connections: the web server allows ten for a handshake, and as many as below for the next
+# request on a connection of HTTP/1.1.
+_HAND_OVER = _HEADER_TIMEOUT / 1000 + 3.0
 
 # Web servers that still send responses with a previous certificate. With more, a changed certificate waits.
 _MOST_PREVIOUS = 3
+
+_CLOSE = ("connection", "close")
 
 # Seconds for a web server to listen, and between two looks.
 _LISTEN_TIMEOUT, _LOOK_EVERY = 10.0, 0.02
@@ -87,6 +91,8 @@ class Listener:
         port: to bind.
         bounds: limits on its connections.
         tls: its credentials; ``None`` for no TLS.
+        http2: whether clients may choose HTTP/2. The web server keeps pieces of a streamed body in memory without
+            limit, and the kernel's counts (``Backpressure``) do not say which stream of a connection they are of.
     """
 
     application: Application
@@ -94,6 +100,7 @@ class Listener:
     port: int
     bounds: ConnectionBounds
     tls: CredentialsWatch | None = None
+    http2: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +190,7 @@ class _WebServer:
         self._listener = listener
         self._bounds = bounds
         self._servers: dict[asyncio.Future[Any], Server] = {}
+        self._target = _Target(listener.application)
         self._stopping = False
 
     async def run(self) -> None:
@@ -211,7 +219,8 @@ class _WebServer:
         files, cleanup = None, ExitStack()
         if self._listener.tls is not None:
             files = cleanup.enter_context(copies(self._listener.tls.current, self._listener.tls.directory))
-        server = _server(self._listener, self._bounds, files)
+            self._target = _Target(self._listener.application)
+        server = _server(self._listener, self._target, self._bounds, files)
         serving = asyncio.ensure_future(server.serve())
         serving.add_done_callback(lambda _: cleanup.close())
         self._servers[serving] = server
@@ -220,10 +229,11 @@ class _WebServer:
         while True:
             credentials = await tls.next()
             while len(self._servers) > _MOST_PREVIOUS:  # noqa: ASYNC110 -- no hurry
-                await asyncio.sleep(_HANDSHAKES)
+                await asyncio.sleep(_HAND_OVER)
             if self._stopping:
                 return
-            previous, before = list(self._servers.values()), listening_sockets(self._listener.port)
+            previous, target = list(self._servers.values()), self._target
+            before = listening_sockets(self._listener.port)
             self._start()
             until = asyncio.get_running_loop().time() + _LISTEN_TIMEOUT
             while set(listening_sockets(self._listener.port)) <= set(before):
@@ -237,16 +247,65 @@ class _WebServer:
             _log.info(
                 "certificate renewed", expires=credentials.expires.isoformat(), port=self._listener.port
             )
-            await asyncio.sleep(_HANDSHAKES)
+            target.is_closing = True
+            await asyncio.sleep(_HAND_OVER)
             for server in previous:
                 server.stop()  # type: ignore[no-untyped-call]
 
 
-def _server(listener: Listener, bounds: ConnectionBounds, files: TLSFiles | None = None) -> Server:
+class _Target:
+    """What a web server with TLS calls.
+
+    Attributes:
+        is_closing: whether clients are asked to close their connections, since another web server takes over. A
+            connection that the server closes while a request is on its way would lose that.
+    """
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self.is_closing = False
+
+    def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> Coroutine[Any, Any, None]:
+        """Have the application answer a request."""
+        if self.is_closing and scope.http_version != "2":
+            protocol = _ClosingProtocol(protocol)
+        return self._application.__rsgi__(scope, protocol)
+
+
+class _ClosingProtocol:
+    """Adds ``Connection: close`` to a response of HTTP/1.1."""
+
+    def __init__(self, protocol: AnswerProtocol) -> None:
+        self._protocol = protocol
+
+    def response_empty(self, status: int, headers: Fields) -> None:
+        self._protocol.response_empty(status, [*headers, _CLOSE])
+
+    def response_bytes(self, status: int, headers: Fields, body: bytes) -> None:
+        self._protocol.response_bytes(status, [*headers, _CLOSE], body)
+
+    def response_file(self, status: int, headers: Fields, file: str) -> None:
+        self._protocol.response_file(status, [*headers, _CLOSE], file)
+
+    def response_file_range(self, status: int, headers: Fields, file: str, start: int, end: int) -> None:
+        self._protocol.response_file_range(status, [*headers, _CLOSE], file, start, end)
+
+    def response_stream(self, status: int, headers: Fields) -> Transport:
+        return self._protocol.response_stream(status, [*headers, _CLOSE])
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._protocol)
+
+
+def _server(
+    listener: Listener, target: _Target, bounds: ConnectionBounds, files: TLSFiles | None = None
+) -> Server:
     # Without TLS no registry client speaks HTTP/2, and detecting it costs time.
-    options: dict[str, Any] = {"http": HTTPModes.http1} if files is None else server_options(files)
+    options: dict[str, Any] = (
+        {"http": HTTPModes.http1} if files is None else server_options(files, http2=listener.http2)
+    )
     return Server(
-        listener.application,
+        listener.application if files is None else target,
         address=listener.address,
         port=listener.port,
         interface=Interfaces.RSGI,
@@ -281,7 +340,9 @@ def _with_descriptors(listeners: Sequence[Listener]) -> dict[int, ConnectionBoun
     }
     fixed = _OTHER_DESCRIPTORS + sum(_surplus(one) for one in bounds.values())
     # A connection and the files that it sends.
-    needed = fixed + sum((2 if one.tls is None else 1 + _STREAMS) * one.bounds.total for one in listeners)
+    needed = fixed + sum(
+        (1 + _STREAMS if one.tls is not None and one.http2 else 2) * one.bounds.total for one in listeners
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return bounds

@@ -196,10 +196,10 @@ def serve_briefly(certificate: str, key: str, client_ca: str | None = None) -> N
     asyncio.run(run())
 
 
-def server_options(files: TLSFiles) -> dict[str, Any]:
-    """Return the arguments of the web server that turn TLS on."""
+def server_options(files: TLSFiles, *, http2: bool = True) -> dict[str, Any]:
+    """Return the arguments of the web server that turn TLS on, and offer HTTP/2 beside HTTP/1.1."""
     return {
-        "http": HTTPModes.auto,
+        "http": HTTPModes.auto if http2 else HTTPModes.http1,
         "ssl_cert": files.certificate,
         "ssl_key": files.key,
         "ssl_protocol_min": SSLProtocols.tls12,
@@ -223,7 +223,10 @@ def copies(credentials: Credentials, directory: Path) -> Iterator[TLSFiles]:
 
 def advice(credentials: Credentials, public_url: str | None, now: datetime | None = None) -> Iterator[str]:
     """Yield a line for each fact about usable credentials that an operator should know."""
-    host = urlsplit(public_url or "").hostname
+    url = urlsplit(public_url or "")
+    host = url.hostname
+    if url.scheme == "http":
+        yield f"NIXERY_PUBLIC_URL begins with http:, but the server has TLS; write https://{url.netloc}"
     if host is not None and not credentials.covers(host):
         names = ", ".join(map(escaped, credentials.names[:5])) or "no name"
         yield f"{CERTIFICATE} is for {names}, and not for the host of NIXERY_PUBLIC_URL ({host}): clients refuse it"
