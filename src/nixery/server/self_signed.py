@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from nixery.errors import NixeryError
+from nixery.errors import SettingsError
 
 # Names of the files.
 CA, CERTIFICATE, KEY = "ca.crt", "server.crt", "server.key"
@@ -27,10 +27,6 @@ _SLOW_CLOCK = timedelta(hours=1)
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"(?:\*\.)?(?:{_LABEL}\.)*{_LABEL}", re.ASCII)
 _LONGEST_HOST = 253
-
-
-class CannotMakeCertificates(NixeryError):
-    """Certificates cannot be made."""
 
 
 def make_certificates(hosts: Sequence[str], directory: Path, lifetime: timedelta) -> None:
@@ -44,7 +40,7 @@ def make_certificates(hosts: Sequence[str], directory: Path, lifetime: timedelta
         lifetime: of the certificates.
 
     Raises:
-        CannotMakeCertificates: a host is malformed, or a file exists or cannot be written.
+        SettingsError: a host is malformed, or a file exists or cannot be written.
     """
     names = [_name(host) for host in hosts]
     begin = datetime.now(UTC) - _SLOW_CLOCK
@@ -114,9 +110,7 @@ def _name(host: str) -> x509.GeneralName:
     with suppress(ValueError):
         return x509.IPAddress(ip_address(host))
     if len(host) > _LONGEST_HOST or not _HOST.fullmatch(host.lower()):
-        raise CannotMakeCertificates(
-            f"{host!r} is neither a host name nor an address: write for example registry.example.org"
-        )
+        raise SettingsError((f"{host!r} is neither a host name nor an address: write for example registry.example.org",))
     return x509.DNSName(host.lower())
 
 
@@ -157,14 +151,12 @@ def _write(directory: Path, files: dict[str, tuple[bytes, int]]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         existing = [name for name in files if os.path.lexists(directory / name)]
         if existing:
-            raise CannotMakeCertificates(
-                f"{directory / existing[0]} exists: choose another directory, or delete the file"
-            )
+            raise SettingsError((f"{directory / existing[0]} exists: choose another directory, or delete the file",))
         for name, (content, mode) in files.items():
             descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with open(descriptor, "wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 # The command line's umask would keep clients' users from the certificates.
                 os.fchmod(descriptor, mode)
                 file.write(content)
     except OSError as error:
-        raise CannotMakeCertificates(f"cannot write to {directory}: {error.strerror}") from None
+        raise SettingsError((f"cannot write to {directory}: {error.strerror}",)) from None

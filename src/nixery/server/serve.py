@@ -57,9 +57,10 @@ _HEADER_TIMEOUT = 30_000
 # Bytes that a connection may hold in memory: header fields received, and data that its client does not read.
 _BUFFER = 128 * 1024
 
-# Requests at once on a connection of HTTP/2, each of which may have a file open; and bytes that each may hold. Header
-# fields of a request have the same limit as with HTTP/1.1.
-_STREAMS = 16
+# Requests at once on a connection of HTTP/2, and bytes that each may buffer. Each costs as much as a connection of
+# HTTP/1.1, a quarter of a MiB and an open file, if its client does not accept the body. Header fields of a request have
+# the same limit as with HTTP/1.1.
+_STREAMS = 4
 _STREAM_BUFFER = 64 * 1024
 
 # Seconds for which a connection with TLS may be silent: HTTP/2 has no timeout of the web server. Clients in Go close
@@ -251,6 +252,7 @@ class _WebServer:
             await asyncio.sleep(_HAND_OVER)
             for server in previous:
                 server.stop()  # type: ignore[no-untyped-call]
+            _log.info("previous certificate retired", port=self._listener.port)
 
 
 class _Target:
