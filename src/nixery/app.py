@@ -315,6 +315,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         public_url=settings.public_url,
         error_page=pages.error_page,
         access=access,
+        encrypted=settings.tls_certificate is not None,
     )
     admin = Application(None, observation, health.admin_routes())
 
