@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import nixery
+from nixery.access.loading import AccessRules
+from nixery.access.quotas import Quotas
 from nixery.builds.build_cache import BuildCache
 from nixery.builds.builder import ImageBounds, ImageBuilder
 from nixery.builds.coordinator import BuildBounds, BuildCoordinator
@@ -45,6 +47,7 @@ from nixery.nix.trees import NixStore
 from nixery.oci.documents import canonical_json
 from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
+from nixery.server.access_control import AccessControl
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
 from nixery.server.app import Application, Handler
 from nixery.server.clients import Clients
@@ -59,6 +62,7 @@ from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 from nixery.settings import Settings
 from nixery.source_location import SourceLocation
 from nixery.sources.channel import Archives, ChannelSource, channel_rule
@@ -145,6 +149,13 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     leases = Leases(records, settings.storage_grace)
     catalogue = Catalogue(records)
     small_blobs = SmallBlobs(blobs)
+
+    # Access: only a server has clients.
+    quotas = Quotas()
+    is_server = resources.address is not None
+    rules = (
+        AccessRules(settings.access, records, quotas) if settings.access is not None and is_server else None
+    )
 
     # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
     collector = NixGarbageCollector(
@@ -252,10 +263,12 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     # The server.
     counted = {"pin": pins, "image": cache, "evaluation": evaluations, "blob": small_blobs}
     metrics.watch({kind: kept.counts for kind, kept in counted.items() if kept is not None})
+    permissions = Permissions(catalogue, blobs, resources.platforms)
     registry = Registry(
-        Manifests(images, blobs, leases, catalogue, resources.platforms, index),
-        Blobs(blobs, small_blobs, leases, redirect=settings.blob_delivery != "proxy"),
-        Discovery(catalogue, public=settings.public_builds),
+        Manifests(images, blobs, leases, catalogue, permissions, index),
+        Blobs(blobs, small_blobs, leases, permissions, redirect=settings.blob_delivery != "proxy"),
+        Discovery(catalogue, permissions, public=settings.public_builds or rules is not None),
+        permissions,
         log_links=settings.public_builds,
     )
     below, pages = _pages(
@@ -301,11 +314,14 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         below,
         public_url=settings.public_url,
         error_page=pages.error_page,
+        access=AccessControl(rules, quotas, resources.platforms) if rules is not None else None,
     )
     admin = Application(None, observation, health.admin_routes())
 
     async def close() -> None:
         await asyncio.gather(layers.close(), images.close(), index.close())
+        if rules is not None:
+            await rules.close()
         await history.close()
 
     ahead = asyncio.create_task(_read_ahead(source, nix))
@@ -314,6 +330,8 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     if resources.address is not None:
         background = _background(settings, resources, blobs, records)
         background.append(migrate_with_retries(storage.driver, catalogue))
+        if rules is not None:
+            background.append(rules.watch())
         if settings.index:
             pins.watch(index.want)
             background.append(index.run())

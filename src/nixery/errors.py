@@ -434,6 +434,47 @@ class InternalError(OperatorError):
         super().__init__(f"internal error; the server's log has the details{of}")
 
 
+class LoginRequired(NixeryError):
+    """The request has no credentials, wrong ones, or a token for other images."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"authentication required: {reason}")
+
+
+class AccessDenied(NixeryError):
+    """The rules of the registry do not allow what somebody asks for, and they may know that.
+
+    Args:
+        who: the identity.
+        what: that is not allowed, such as ``pull shell/git``.
+    """
+
+    def __init__(self, who: str, what: str) -> None:
+        super().__init__(f"{who} may not {what}: no rule of this registry allows it; ask who runs it")
+
+
+class NotVisible(NixeryError):
+    """Something does not exist, or somebody may not know that it does.
+
+    Args:
+        who: the identity.
+        what: that was asked for.
+    """
+
+    def __init__(self, who: str, what: str) -> None:
+        super().__init__(f"there is no {what} that {who} may use here; ask who runs this registry")
+
+
+class BuildNotAllowed(NixeryError):
+    """An image is not stored, and who asks for it may not have it built."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"image {name} was not built yet, and the rules of this registry do not let you have it built; "
+            "ask somebody who may to pull it first"
+        )
+
+
 class Unavailable(NixeryError):
     """The server does not accept the request now; nothing was begun, and a retry will succeed."""
 

@@ -32,12 +32,14 @@ from nixery.errors import (
     AnswerTooLarge,
     BuildDeadlineExceeded,
     BuildFailed,
+    BuildNotAllowed,
     ClosureTooLarge,
     EvaluationFailed,
     InternalError,
     NixeryError,
     NixTimedOut,
     PackagesUnavailable,
+    QuotaExceeded,
     ShuttingDown,
     TooBusy,
     Unavailable,
@@ -151,13 +153,16 @@ class BuildCoordinator:
         self._draining = False
         self._ended = asyncio.Event()
 
-    async def image(self, request: ImageRequest, pin: Pin, tag: str | None = None) -> Image:
+    async def image(
+        self, request: ImageRequest, pin: Pin, tag: str | None = None, *, may_build: bool = True
+    ) -> Image:
         """Return the requested image once all of its parts are stored.
 
         The build continues if the caller is cancelled. ``tag`` is the one that the client named, for the
-        reports of a build that this starts.
+        reports of a build that this starts. Without ``may_build``, only a stored image is returned.
 
         Raises:
+            BuildNotAllowed: the image is not stored, and ``may_build`` is false.
             PackagesUnavailable: with every unavailable package.
             PackageSetChanged: that state of the package set no longer exists.
             BuildError: the image cannot be built.
@@ -176,6 +181,8 @@ class BuildCoordinator:
         failure = self._failures.get(key)
         if failure is not None:
             raise failure[1].without_frames()
+        if not may_build:
+            return await self._stored(request, pin)
         context = current_request()
         if context is not None:
             context.waited = True
@@ -204,6 +211,7 @@ class BuildCoordinator:
         if failure is not None:
             return failure[0]
         build = self._builds.get(key)
+        joined = build is not None
         if build is None:
             context = current_request()
             build = self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
@@ -214,7 +222,13 @@ class BuildCoordinator:
             task.add_done_callback(self._unattended.discard)
         admission = self._admissions.get(build.id)
         if admission is not None:
-            await asyncio.shield(admission)  # other callers may wait for it
+            try:
+                await asyncio.shield(admission)  # other callers may wait for it
+            except QuotaExceeded:
+                if not joined:
+                    raise
+                # Another client's quota refuses nothing of this one.
+                return await self.begin(request, pin, tag)
         return build
 
     def require_accepting(self) -> None:
@@ -323,6 +337,13 @@ class BuildCoordinator:
             yield admission
         finally:
             leave(admission.size)
+
+    async def _stored(self, request: ImageRequest, pin: Pin) -> Image:
+        async with self._bounds.look_ups.slot():
+            image = await self._cache.find(pin, request) if self._cache else None
+        if image is None:
+            raise BuildNotAllowed("/".join(request.requested))
+        return image
 
     async def _find(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image | None:
         image = await self._cache.find(pin, request) if self._cache else None

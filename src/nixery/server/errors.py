@@ -10,23 +10,27 @@ from typing import Any
 
 from nixery.errors import (
     LONGEST_MESSAGE,
+    AccessDenied,
     AnswerTooLarge,
     BlobUnknown,
     BlobVerificationFailed,
     BuildDeadlineExceeded,
     BuildFailed,
+    BuildNotAllowed,
     ClosureTooLarge,
     EvaluationFailed,
     InternalError,
     InvalidDigest,
     InvalidName,
     InvalidReference,
+    LoginRequired,
     ManifestUnknown,
     NameUnknown,
     NixeryError,
     NixStoreFull,
     NixTimedOut,
     NixUnusable,
+    NotVisible,
     PackageSetChanged,
     PackagesUnavailable,
     PackageUnknown,
@@ -52,6 +56,11 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     # The specification requires 404 for a tag that cannot exist, as for one that does not.
     InvalidReference: (404, "MANIFEST_UNKNOWN"),
     InvalidDigest: (400, "DIGEST_INVALID"),
+    # Access.
+    LoginRequired: (401, "UNAUTHORIZED"),
+    AccessDenied: (403, "DENIED"),
+    NotVisible: (404, "NAME_UNKNOWN"),
+    BuildNotAllowed: (404, "MANIFEST_UNKNOWN"),
     NameUnknown: (404, "NAME_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
@@ -97,6 +106,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
 _HEADING = "Something went wrong"
 _HEADINGS = {
     400: "Not a valid image name",
+    401: "Log in",
+    403: "Not allowed",
     404: "No such image",
     422: "This image cannot be built",
     429: "The server is busy",

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from nixery.errors import BlobUnknown
 from nixery.oci.digest import Digest
 from nixery.storage.opening import Storage
-from nixery.storage.records import BUILD_PROGRESS, COLLECTIONS, KINDS
+from nixery.storage.records import BUILD_PROGRESS, COLLECTIONS, KINDS, SIGNING_KEYS
 
 # A collection in progress in the source does not concern the target.
-COPIED = tuple(kind for kind in KINDS if kind not in {COLLECTIONS, BUILD_PROGRESS})
+COPIED = tuple(kind for kind in KINDS if kind not in {COLLECTIONS, BUILD_PROGRESS, SIGNING_KEYS})
 
 
 @dataclass

@@ -512,6 +512,30 @@ async def test_the_quota_of_one_client_does_not_refuse_the_builds_of_others(
     assert quota.admitted == ["modest"]
 
 
+async def test_an_unattended_build_is_not_refused_for_the_quota_of_the_client_that_began_it(
+    world: World, quota: Quota
+) -> None:
+    cache = SlowCache()
+    bounds = BuildBounds(Slots(10, 0), admit=quota.admit)
+    builds = BuildCoordinator(cache, world, [world], bounds)  # type: ignore[arg-type]
+    quota.refused = {"greedy"}
+
+    def begin(client: str) -> asyncio.Task[Build]:
+        async def begun() -> Build:
+            enter_request(RequestContext(client, Client(client)))
+            return await builds.begin(REQUEST, PIN)
+
+        return asyncio.get_running_loop().create_task(begun(), context=Context())
+
+    greedy, modest = begin("greedy"), begin("modest")
+    await settle()
+    cache.may_answer.set()
+    await modest
+    with pytest.raises(QuotaExceeded):
+        await greedy
+    assert quota.admitted == ["modest"]
+
+
 async def test_an_image_that_another_server_built_meanwhile_does_not_count(
     world: World, quota: Quota
 ) -> None:
