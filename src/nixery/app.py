@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import nixery
+from nixery.access.audit import AuditLog
 from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
 from nixery.builds.build_cache import BuildCache
@@ -150,12 +151,10 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     catalogue = Catalogue(records)
     small_blobs = SmallBlobs(blobs)
 
-    # Access: only a server has clients.
+    # Access.
     quotas = Quotas()
-    is_server = resources.address is not None
-    rules = (
-        AccessRules(settings.access, records, quotas) if settings.access is not None and is_server else None
-    )
+    rules = _access_rules(settings, resources, records, quotas)
+    audit = _audit_log(settings, resources)
 
     # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
     collector = NixGarbageCollector(
@@ -238,9 +237,10 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         metrics.builds,
         Stages([metrics.builds, traces] if traces else [metrics.builds]),
         *([traces] if traces else []),
+        *([audit] if audit else []),
     ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
-    build_bounds = BuildBounds(slots, settings.build_timeout)
+    build_bounds = BuildBounds(slots, settings.build_timeout, admit=quotas.admit_build)
     builds = BuildCoordinator(cache, builder, observers, build_bounds, settings.failure_ttl)
     previews = ImagePreviews(evaluator, nix, image_bounds, settings.max_packages)
     indexes = Indexes(builds, blobs, leases, frozenset(settings.optional_platforms))
@@ -314,24 +314,21 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         below,
         public_url=settings.public_url,
         error_page=pages.error_page,
-        access=AccessControl(rules, quotas, resources.platforms) if rules is not None else None,
+        access=AccessControl(rules, quotas, resources.platforms, audit) if rules is not None else None,
     )
     admin = Application(None, observation, health.admin_routes())
 
     async def close() -> None:
-        await asyncio.gather(layers.close(), images.close(), index.close())
-        if rules is not None:
-            await rules.close()
+        closing = [layers.close(), images.close(), index.close(), *([rules.close()] if rules else [])]
+        await asyncio.gather(*closing)
         await history.close()
 
     ahead = asyncio.create_task(_read_ahead(source, nix))
     # Commands end before any background work is due.
     background = []
     if resources.address is not None:
-        background = _background(settings, resources, blobs, records)
+        background = _background(settings, resources, blobs, records, rules)
         background.append(migrate_with_retries(storage.driver, catalogue))
-        if rules is not None:
-            background.append(rules.watch())
         if settings.index:
             pins.watch(index.want)
             background.append(index.run())
@@ -358,8 +355,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         await asyncio.gather(*tasks, return_exceptions=True)
         await close()
         await leases.close()
-        if traces is not None:
-            traces.close()
+        for log in (traces, audit):
+            if log is not None:
+                await asyncio.to_thread(log.close)
         resources.roots.close()
         resources.temporary.close()
 
@@ -442,6 +440,21 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
     return {"/api/": api.answer, "/": pages.answer}, pages
 
 
+def _audit_log(settings: Settings, resources: Resources) -> AuditLog | None:
+    if settings.audit_log is None or resources.address is None:
+        return None
+    return AuditLog(None if settings.audit_log == Path("-") else settings.audit_log)
+
+
+def _access_rules(
+    settings: Settings, resources: Resources, records: RecordStore, quotas: Quotas
+) -> AccessRules | None:
+    """Load the access file; ``None`` without one, and in a command, which has no clients."""
+    if settings.access is None or resources.address is None:
+        return None
+    return AccessRules(settings.access, records, quotas)
+
+
 def _traces(settings: Settings) -> Traces | None:
     """Make the exporter of traces; ``None`` if the settings ask for none, or OpenTelemetry is not installed."""
     if not settings.traces:
@@ -469,7 +482,11 @@ async def _read_ahead(source: PackageSource, nix: Nix) -> None:
 
 
 def _background(
-    settings: Settings, resources: Resources, blobs: BlobStore, records: RecordStore
+    settings: Settings,
+    resources: Resources,
+    blobs: BlobStore,
+    records: RecordStore,
+    rules: AccessRules | None,
 ) -> list[Coroutine[Any, Any, None]]:
     """Make the background work of a server: garbage collection, scrubbing, and care of its directories."""
     collector = Collector(blobs, records, settings.storage_grace)
@@ -478,6 +495,8 @@ def _background(
     high = settings.storage_high
     marks = Watermarks(high, settings.storage_low or high.times(_LOW)) if high is not None else None
     work = [WatermarkMonitor(collector, blobs, records, usage, marks).run(interval)]
+    if rules is not None:
+        work.append(rules.watch())
     if settings.scrub_rate:
         work.append(Scrubber(blobs, records, settings.scrub_rate * 1024 * 1024).run())
     work.append(_restore(resources.temporary, resources.roots))

@@ -422,6 +422,10 @@ class SettingsError(OperatorError):
         self.problems = problems
 
 
+class ApiTokenRefused(OperatorError):
+    """An API token cannot be created as asked, or the one to revoke does not exist."""
+
+
 class PushFailed(OperatorError):
     """Another registry does not accept an image, or does not answer."""
 
@@ -502,6 +506,7 @@ class TooBusy(Unavailable):
     PACKAGES = "it describes {limit} packages at once, and {waiting} more are queued"
     ANSWERS = "it writes {limit} answer about packages or images at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
+    PASSWORDS = "it checks {limit} passwords at once, and {waiting} more are queued"
     SHARE = (
         "this client has {waiting} requests in the queue, which is its share (NIXERY_MAX_QUEUED_PER_CLIENT)"
     )
@@ -538,6 +543,23 @@ class QuotaExceeded(Unavailable):
     def __init__(self, limit: str, allowed: int, retry_after: int) -> None:
         reason = limit.format(allowed=allowed, size=_readable(allowed))
         super().__init__(f"quota exceeded: {reason}; retry in {retry_after} seconds")
+        self.retry_after = retry_after
+
+
+class TooManyFailedLogins(TooBusy):
+    """Too many passwords from an address, or for a user, were wrong.
+
+    Args:
+        retry_after: seconds after which another attempt is admitted.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        # Not the message of a busy server. It is the same for users that do not exist.
+        Unavailable.__init__(
+            self,
+            "too many log-ins with wrong passwords from this address or for this user; "
+            f"retry in {retry_after} seconds",
+        )
         self.retry_after = retry_after
 
 

@@ -188,7 +188,7 @@ class BuildCoordinator:
             context.waited = True
         build = self._builds.get(key)
         if build is None:
-            self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
+            self._builds[key] = Build.of(request, pin, tag)
         elif context is not None and build.request_id is not None:
             self._tell(build, Joined(build.request_id))
         return await self._in_flight.run(key, partial(self._find_or_build, request, pin))
@@ -213,8 +213,7 @@ class BuildCoordinator:
         build = self._builds.get(key)
         joined = build is not None
         if build is None:
-            context = current_request()
-            build = self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
+            build = self._builds[key] = Build.of(request, pin, tag)
             self._admissions[build.id] = asyncio.get_running_loop().create_future()
             self._tell(build, Requested())
             task = asyncio.ensure_future(self._build_unattended(build))
@@ -328,6 +327,13 @@ class BuildCoordinator:
             self._ended.set()
         return image
 
+    async def _stored(self, request: ImageRequest, pin: Pin) -> Image:
+        async with self._bounds.look_ups.slot():
+            image = await self._cache.find(pin, request) if self._cache else None
+        if image is None:
+            raise BuildNotAllowed("/".join(request.requested))
+        return image
+
     @contextmanager
     def _admission(self) -> Iterator[_Admission]:
         # Others may have joined during the look-up: the quota of one client must not refuse their build.
@@ -337,13 +343,6 @@ class BuildCoordinator:
             yield admission
         finally:
             leave(admission.size)
-
-    async def _stored(self, request: ImageRequest, pin: Pin) -> Image:
-        async with self._bounds.look_ups.slot():
-            image = await self._cache.find(pin, request) if self._cache else None
-        if image is None:
-            raise BuildNotAllowed("/".join(request.requested))
-        return image
 
     async def _find(self, request: ImageRequest, pin: Pin, observe: Observe) -> Image | None:
         image = await self._cache.find(pin, request) if self._cache else None

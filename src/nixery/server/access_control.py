@@ -11,9 +11,9 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 from urllib.parse import parse_qsl
 
+from nixery.access.audit import AuditLog
 from nixery.access.authentication import Authenticated
 from nixery.access.identity import CredentialsRefused, Identity, Right
 from nixery.access.loading import AccessRules
@@ -23,7 +23,6 @@ from nixery.access.registry_tokens import SERVICE
 from nixery.errors import LoginRequired, NixeryError
 from nixery.image.name import COMPONENT, requests_for
 from nixery.image.platform import Platform
-from nixery.request_context import Client
 from nixery.server.clients import base_url, host_of
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response
@@ -49,18 +48,6 @@ _UNAUTHORIZED = 401
 _FORM = "application/x-www-form-urlencoded"
 
 
-class Audit(Protocol):
-    """Records refusals (``access.audit``)."""
-
-    def refused(self, identity: Identity, client: Client, request: str, what: str) -> None:
-        """Record that somebody was not allowed to do something."""
-        ...
-
-    def login_failed(self, client: Client, request: str, reason: str) -> None:
-        """Record wrong credentials."""
-        ...
-
-
 class AccessControl:
     """Identifies who sends a request, and refuses those who may do nothing.
 
@@ -77,7 +64,7 @@ class AccessControl:
         rules: AccessRules,
         quotas: Quotas,
         platforms: Sequence[Platform],
-        audit: Audit | None = None,
+        audit: AuditLog | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._rules = rules
@@ -103,7 +90,7 @@ class AccessControl:
             if not self._quotas.is_empty:
                 self._quotas.request(found.identity, observed.client)
         except CredentialsRefused as error:
-            return request, self._refused(error, observed)
+            return request, self._refused(error)
         except NixeryError as error:
             return request, error_response(error)
         if found.repositories is not None:
@@ -127,9 +114,9 @@ class AccessControl:
             return None
         return error_response(access.denial("use this registry", "page"))
 
-    def _refused(self, error: CredentialsRefused, observed: Observed) -> Response:
+    def _refused(self, error: CredentialsRefused) -> Response:
         if self._audit is not None:
-            self._audit.login_failed(observed.client, observed.id, str(error))
+            self._audit.login_failed(str(error))
         return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", f"authentication failed: {error}")
 
     def with_challenge(self, request: Request, response: Response) -> Response:
@@ -182,7 +169,7 @@ class AccessControl:
                 fields.get("username", ""), fields.get("password", ""), observed.client
             )
         except CredentialsRefused as error:
-            return self._refused(error, observed)
+            return self._refused(error)
         except NixeryError as error:
             return error_response(error)
         return await self._issued(found.identity, form)

@@ -223,6 +223,10 @@ class ServerSettings(_Group):
     """The [access file](access.md): who may pull, who may have images built, and how much. Without it, everybody may do
     everything.
     """
+    audit_log: Path | None = Field(None, alias="NIXERY_AUDIT_LOG")
+    """File to which the server appends the [audit log](access.md#audit-log); `-` for the standard
+    output. Without it, there is none.
+    """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
     API show neither, nor tags and commits that other clients asked for, errors link to no log, and
