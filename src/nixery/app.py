@@ -50,10 +50,10 @@ from nixery.packing.compression import compression
 from nixery.packing.packer import LayerPacker
 from nixery.server.access_control import AccessControl
 from nixery.server.api import Api, Builds, ImageDocuments, Packages
-from nixery.server.app import Application, Handler
+from nixery.server.app import Application
 from nixery.server.clients import Clients
 from nixery.server.health import Health
-from nixery.server.http import AnswerWriter
+from nixery.server.http import AnswerWriter, Handler
 from nixery.server.observation import Observation
 from nixery.server.pages.pages import Pages
 from nixery.server.published_builds import FollowerBounds, PublishedBuilds
@@ -304,6 +304,11 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     )
     clients = Clients(settings.trusted_proxies)
     observation = Observation(metrics.requests, clients, traces, verbose=settings.log_level == "debug")
+    access = (
+        AccessControl(rules, quotas, resources.platforms, await rules.keys.secret("login"), audit)
+        if rules
+        else None
+    )
     application = Application(
         registry.answer,
         observation,
@@ -314,7 +319,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         below,
         public_url=settings.public_url,
         error_page=pages.error_page,
-        access=AccessControl(rules, quotas, resources.platforms, audit) if rules is not None else None,
+        access=access,
     )
     admin = Application(None, observation, health.admin_routes())
 

@@ -40,6 +40,7 @@
     └── Unavailable                   nothing to fix: retry later
         ├── TooBusy                   says when to retry
         ├── QuotaExceeded             likewise, and which limit of the access file
+        ├── IssuerUnreachable         an OpenID Connect issuer does not answer
         └── ShuttingDown
 
 Errors carry data. ``server/errors.py`` alone maps them to a status and a code; a test walks this tree.
@@ -505,6 +506,7 @@ class TooBusy(Unavailable):
     CATALOGUE = "it lists names or tags for {limit} requests at once, and {waiting} more are queued"
     PACKAGES = "it describes {limit} packages at once, and {waiting} more are queued"
     ANSWERS = "it writes {limit} answer about packages or images at once, and {waiting} more are queued"
+    LOGINS = "it completes {limit} logins at once, and {waiting} more are queued"
     SEARCHES = "it runs {limit} package search at once, and {waiting} more are queued"
     PASSWORDS = "it checks {limit} passwords at once, and {waiting} more are queued"
     SHARE = (
@@ -561,6 +563,15 @@ class TooManyFailedLogins(TooBusy):
             f"retry in {retry_after} seconds",
         )
         self.retry_after = retry_after
+
+
+class IssuerUnreachable(Unavailable):
+    """An OpenID Connect issuer does not answer, or its answer is not usable; the log says why."""
+
+    def __init__(self, issuer: str) -> None:
+        super().__init__(
+            f"cannot get the keys or the answer of the OpenID Connect issuer {issuer}; retry in a few seconds"
+        )
 
 
 class ShuttingDown(Unavailable):

@@ -106,7 +106,6 @@ class Verifiers:
         groups: users by group.
         oidc: tokens of issuers; ``None`` for none.
         proxy: that identifies users; ``None`` for none.
-        sessions: returns the identity of the header field ``Cookie``; ``None`` for no logins by browser.
     """
 
     registry_tokens: RegistryTokens
@@ -116,7 +115,6 @@ class Verifiers:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     oidc: TokenVerifier | None = None
     proxy: Proxy | None = None
-    sessions: Callable[[str], Identity | None] | None = None
 
 
 class Authenticator:
@@ -135,7 +133,6 @@ class Authenticator:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._verifiers = verifiers
-        self._is_simple = verifiers.proxy is None and verifiers.sessions is None
         self._wall_clock = wall_clock
         # Under a keyed hash: passwords do not stay in memory.
         self._key = secrets.token_bytes(32)
@@ -145,7 +142,7 @@ class Authenticator:
         """Return the result for credentials that were checked a short time ago, or for a request without any."""
         authorization = headers.get("authorization")
         if authorization is None:
-            return _ANONYMOUS if self._is_simple else None
+            return _ANONYMOUS if self._verifiers.proxy is None else None
         return self._remembered.get(self._hashed(authorization))
 
     def forget(self) -> None:
@@ -167,7 +164,7 @@ class Authenticator:
         """
         authorization = headers.get("authorization")
         if authorization is None:
-            return self._by_proxy(headers, peer) or self._by_session(headers)
+            return self._by_proxy(headers, peer) or _ANONYMOUS
         if len(authorization) > _LONGEST:
             raise CredentialsRefused("the credentials are too long")
         key = self._hashed(authorization)
@@ -225,11 +222,6 @@ class Authenticator:
         self._verifiers.failed_logins.succeeded(client.name, user)
         groups = (group for group, users in self._verifiers.groups.items() if user in users)
         return Authenticated(Identity(Kind.PASSWORD, user, frozenset(groups))), _REMEMBERED
-
-    def _by_session(self, headers: Mapping[str, str]) -> Authenticated:
-        cookie, sessions = headers.get("cookie"), self._verifiers.sessions
-        identity = sessions(cookie) if cookie and sessions is not None else None
-        return _ANONYMOUS if identity is None else Authenticated(identity)
 
     def _by_proxy(self, headers: Mapping[str, str], peer: str) -> Authenticated | None:
         proxy = self._verifiers.proxy

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from nixery.access.api_tokens import ApiTokens
 from nixery.access.authentication import Authenticator, Verifiers
 from nixery.access.configuration import AccessFile, read_access_file
 from nixery.access.failed_logins import FailedLogins
-from nixery.access.identity import Identity
 from nixery.access.oidc import OidcIssuers
 from nixery.access.passwords import Htpasswd
 from nixery.access.policy import Policy
@@ -35,12 +33,12 @@ class Rules:
     Attributes:
         policy: who may do what.
         authenticator: checks credentials.
-        oidc: the issuers, some of which may have a login for pages.
+        oidc: the issuers, some of which may have a login for pages; there may be none.
     """
 
     policy: Policy
     authenticator: Authenticator
-    oidc: OidcIssuers | None = None
+    oidc: OidcIssuers
 
 
 class AccessRules:
@@ -69,14 +67,8 @@ class AccessRules:
         self.tokens = RegistryTokens(self.keys, file.tokens.lifetime)
         self._api_tokens = ApiTokens(records)
         self._failed_logins = FailedLogins()
-        self._sessions: Callable[[str], Identity | None] | None = None
         self._passwords: Htpasswd | None = None
         self.current = self._made(file)
-
-    def use_sessions(self, sessions: Callable[[str], Identity | None]) -> None:
-        """Accept the cookies of logins by browser."""
-        self._sessions = sessions
-        self.current = self._made(read_access_file(self._path))
 
     async def watch(self) -> None:
         """Load the file again whenever it changes, until cancelled. A file with a mistake changes nothing."""
@@ -115,16 +107,15 @@ class AccessRules:
 
     def _made(self, file: AccessFile) -> Rules:
         passwords = None if file.htpasswd is None else Htpasswd(file.htpasswd)
-        oidc = OidcIssuers(file.oidc) if file.oidc else None
+        oidc = OidcIssuers(file.oidc)
         verifiers = Verifiers(
             self.tokens,
             self._api_tokens,
             self._failed_logins,
             passwords,
             file.groups,
-            oidc,
+            oidc if file.oidc else None,
             file.proxy,
-            self._sessions,
         )
         self._passwords = passwords
         self._quotas.replace(file.quota)
@@ -132,8 +123,7 @@ class AccessRules:
 
     @staticmethod
     async def _close(rules: Rules, passwords: Htpasswd | None) -> None:
-        if rules.oidc is not None:
-            await rules.oidc.close()
+        await rules.oidc.close()
         if passwords is not None:
             await passwords.close()
 

@@ -26,12 +26,14 @@ from nixery.image.platform import Platform
 from nixery.server.clients import base_url, host_of
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response
+from nixery.server.login import PATHS as LOGIN_PATHS
+from nixery.server.login import Login
 from nixery.server.observation import Observed
 
 TOKEN_PATH = "/v2/token"  # noqa: S105 -- a path
 
 # Paths for everybody: what orchestrators ask, what pages need, and where somebody logs in.
-_OPEN = frozenset({"/healthz", "/readyz", TOKEN_PATH, "/login", "/login/callback", "/logout", "/favicon.ico"})
+_OPEN = frozenset({"/healthz", "/readyz", "/favicon.ico"})
 _OPEN_PREFIX = "/static/"
 
 # Of a request of the token service: scopes, and characters of each; clients ask for one or two.
@@ -55,6 +57,7 @@ class AccessControl:
         rules: those that apply.
         quotas: of requests.
         platforms: of a name without a platform.
+        secret: of the sessions that logins by browser begin; servers of a storage share it.
         audit: records refusals; ``None`` for no record.
         clock: seconds since the epoch.
     """
@@ -64,12 +67,16 @@ class AccessControl:
         rules: AccessRules,
         quotas: Quotas,
         platforms: Sequence[Platform],
+        secret: bytes,
         audit: AuditLog | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._rules = rules
         self._quotas = quotas
         self._platforms = platforms
+        self._secret = secret
+        self._login = Login(rules.current.oidc, secret)
+        self._login_of = rules.current
         self._audit = audit
         self._clock = clock
 
@@ -85,6 +92,9 @@ class AccessControl:
             if found is None:
                 peer = host_of(observed.peer)
                 found = await rules.authenticator.authenticate(request.headers, observed.client, peer)
+            if found.identity.is_anonymous and "cookie" in request.headers:
+                identity = self._present_login().identity_of(request)
+                found = found if identity is None else Authenticated(identity)
             enter_access(rules.policy.access(found.identity))
             observed.identify(found.identity)
             if not self._quotas.is_empty:
@@ -97,10 +107,14 @@ class AccessControl:
             request = replace(request, repositories=found.repositories, catalog=found.catalog)
         return request, await self._at_door(request, found, observed)
 
-    async def _at_door(self, request: Request, found: Authenticated, observed: Observed) -> Response | None:
+    async def _at_door(  # noqa: PLR0911 -- a kind of path each
+        self, request: Request, found: Authenticated, observed: Observed
+    ) -> Response | None:
         path, access = request.path, current_access()
         if path == TOKEN_PATH:
             return await self._token(request, found, observed)
+        if path in LOGIN_PATHS:
+            return await self._present_login().routes()[path](request)
         if path in _OPEN or path.startswith(_OPEN_PREFIX):
             return None
         if path in ("/v2", "/v2/"):
@@ -113,6 +127,12 @@ class AccessControl:
         if path.startswith("/v2/") or any(map(access.allows_anything, Right)):
             return None
         return error_response(access.denial("use this registry", "page"))
+
+    def _present_login(self) -> Login:
+        if self._login_of is not self._rules.current:
+            self._login_of = self._rules.current
+            self._login = Login(self._login_of.oidc, self._secret)
+        return self._login
 
     def _refused(self, error: CredentialsRefused) -> Response:
         if self._audit is not None:

@@ -7,7 +7,7 @@ whole, which costs half as much for a small one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl
@@ -27,6 +27,7 @@ from nixery.server.http import (
     ErrorResponse,
     Fields,
     FileResponse,
+    Handler,
     Headers,
     NotModified,
     Request,
@@ -60,7 +61,6 @@ _CLIENT_CLOSED_REQUEST = 499
 # Forbids browsers to guess another type, for example to take a log for a page (Fetch standard).
 _NO_SNIFFING = ("x-content-type-options", "nosniff")
 
-Handler = Callable[[Request], Awaitable[Response]]
 Body = AsyncGenerator[bytes, None]
 
 _log = structlog.get_logger("nixery.server")

@@ -23,6 +23,7 @@ from nixery.errors import (
     InvalidDigest,
     InvalidName,
     InvalidReference,
+    IssuerUnreachable,
     LoginRequired,
     ManifestUnknown,
     NameUnknown,
@@ -97,6 +98,8 @@ STATUS_AND_CODE: Mapping[type[NixeryError], tuple[int, str]] = {
     InternalError: (500, "UNKNOWN"),
     TooBusy: (429, "TOOMANYREQUESTS"),
     QuotaExceeded: (429, "TOOMANYREQUESTS"),
+    # Credentials that cannot be verified now are not wrong: a 401 would have clients ask for others.
+    IssuerUnreachable: (503, "UNKNOWN"),
     # Not 503: podman, buildah and skopeo show no message of a 5xx, and retry none. After a 429 they wait as
     # Retry-After says, so that the next server serves the pull; docker shows the message.
     ShuttingDown: (429, "TOOMANYREQUESTS"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -259,6 +259,9 @@ class AnswerProtocol(Protocol):
     ) -> None: ...
     def response_stream(self, status: int, headers: Fields, /) -> Transport: ...  # noqa: D102
     def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class AnswerWriter:

@@ -101,7 +101,20 @@ _TITLES = {
 
 # First components of the server's own paths.
 _TAKEN = frozenset(
-    {"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help", "openapi.json"}
+    {
+        "v2",
+        "api",
+        "static",
+        "builds",
+        "images",
+        "packages",
+        "meta-packages",
+        "docs",
+        "help",
+        "openapi.json",
+        "login",
+        "logout",
+    }
 )
 
 # Headings of pages about attributes, by their kind.
