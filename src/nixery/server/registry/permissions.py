@@ -105,9 +105,10 @@ class Permissions:
             return
         requests = self._requests(name)
         tag = self._tags.get((name, digest))
-        if tag is None:
-            access.require_anywhere(Right.PULL, requests, name)
-            tag = await self._find(name, digest)
+        if tag is not None and access.allows(Right.PULL, requests, tag):
+            return
+        access.require_anywhere(Right.PULL, requests, name)
+        tag = tag or await self._find(name, digest)
         if tag is None or not access.allows(Right.PULL, requests, tag):
             raise unknown
 
