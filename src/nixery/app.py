@@ -270,6 +270,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         Discovery(catalogue, permissions, public=settings.public_builds or rules is not None),
         permissions,
         log_links=settings.public_builds,
+        audit=audit,
     )
     below, pages = _pages(
         settings,

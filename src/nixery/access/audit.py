@@ -23,7 +23,6 @@ from nixery.access.identity import ANONYMOUS, Identity, Right
 from nixery.access.policy import current_access
 from nixery.builds.events import Build, BuildEvent, Stored
 from nixery.errors import SettingsError
-from nixery.oci.digest import Digest
 from nixery.plain_text import shortened
 from nixery.request_context import RequestContext, current_request
 
@@ -91,9 +90,9 @@ class AuditLog:
         self._thread = threading.Thread(target=self._write_all, name="audit-log", daemon=True)
         self._thread.start()
 
-    def pulled(self, name: str, tag: str, digest: Digest) -> None:
+    def pulled(self, name: str, tag: str, digest: str) -> None:
         """Record the answer to a request for an image by tag."""
-        self._add(Event.PULLED, name=name, tag=tag, digest=str(digest))
+        self._add(Event.PULLED, name=name, tag=tag, digest=digest)
 
     def refused(self, right: Right, name: str, reason: str) -> None:
         """Record that something was not allowed.

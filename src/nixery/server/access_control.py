@@ -36,6 +36,9 @@ TOKEN_PATH = "/v2/token"  # noqa: S105 -- a path
 _OPEN = frozenset({"/healthz", "/readyz", "/favicon.ico"})
 _OPEN_PREFIX = "/static/"
 
+# Paths that no quota counts: an orchestrator would restart a server that does not answer.
+_HEALTH = frozenset({"/healthz", "/readyz"})
+
 # Of a request of the token service: scopes, and characters of each; clients ask for one or two.
 _MOST_SCOPES, _LONGEST_SCOPE = 32, 512
 _SCOPE = re.compile(
@@ -97,7 +100,7 @@ class AccessControl:
                 found = found if identity is None else Authenticated(identity)
             enter_access(rules.policy.access(found.identity))
             observed.identify(found.identity)
-            if not self._quotas.is_empty:
+            if not self._quotas.is_empty and request.path not in _HEALTH:
                 self._quotas.request(found.identity, observed.client)
         except CredentialsRefused as error:
             return request, self._refused(error)

@@ -71,7 +71,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_an_event_says_who_did_what_from_where(path: Path) -> None:
     with audit_log(path) as log:
-        as_request(lambda: log.pulled("shell/git", "latest", DIGEST))
+        as_request(lambda: log.pulled("shell/git", "latest", str(DIGEST)))
         as_request(lambda: log.refused(Right.BUILD, "curl", "not allowed"))
         as_request(lambda: log.login_failed("the password is wrong", "bob"), None)
         log.token_created("0123", "alice")
@@ -127,7 +127,7 @@ def test_nothing_of_a_header_field_is_written(path: Path) -> None:
     def run() -> None:
         enter_request(Observed("request-1", scope, headers, Clients()))
         enter_access(Access(ALICE, ()))
-        log.pulled("git", "latest", DIGEST)
+        log.pulled("git", "latest", str(DIGEST))
         log.refused(Right.PULL, "git", "not allowed")
         log.login_failed("the user name or the password is wrong")
         log.observe(Build.of(parse_image_name("git"), Pin("fake:", "one", "one")), Stored(DIGEST, 1))
