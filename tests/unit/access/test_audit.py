@@ -234,13 +234,13 @@ def test_a_pipe_that_nobody_reads_blocks_no_request(tmp_path: Path) -> None:
 
 def test_a_torn_line_does_not_spoil_the_next_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
-    results = iter([10, OSError(28, "No space left on device")])
+    results: Iterator[int | OSError] = iter([10, OSError(28, "No space left on device")])
 
     def full(file: int, data: bytes) -> int:
-        result = next(results, None)
+        result = next(results, len(data))
         if isinstance(result, OSError):
             raise result
-        return write(file, data if result is None else data[:result])
+        return write(file, data[:result])
 
     with capture_logs(), audit_log(path) as log:
         monkeypatch.setattr(os, "write", full)

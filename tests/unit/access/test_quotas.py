@@ -48,7 +48,7 @@ class Server:
 
 
 def quota(who: str = "everyone", **limits: int) -> Quota:
-    return Quota(who=(who,), **limits)  # type: ignore[arg-type]
+    return Quota(who=(who,), **limits)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 60, 997, 6007])
@@ -173,7 +173,7 @@ def test_bytes_per_day_are_known_at_the_end_so_the_last_image_may_exceed_them() 
 
 @pytest.mark.parametrize("limit", ["builds_per_hour", "builds_at_once", "bytes_per_day"])
 def test_a_limit_of_zero_refuses_all_builds(limit: str) -> None:
-    server = Server(quota(**{limit: 0}))
+    server = Server(quota("everyone", **{limit: 0}))
     assert server.request(ALICE) is None
     with pytest.raises(QuotaExceeded) as caught:
         server.quotas.admit_build([client_of(ALICE)])
