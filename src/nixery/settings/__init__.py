@@ -244,6 +244,10 @@ class ServerSettings(_Group):
     """PEM file with authorities of client certificates. With it, the server accepts only connections with a
     certificate of one of them. A certificate admits a connection, and identifies no user.
     """
+    audit_log: Path | None = Field(None, alias="NIXERY_AUDIT_LOG")
+    """File to which the server appends the [audit log](access.md#audit-log); `-` for the standard
+    output. Without it, there is none.
+    """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
     API show neither, nor tags and commits that other clients asked for, errors link to no log, and

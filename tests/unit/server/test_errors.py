@@ -17,6 +17,7 @@ from nixery.errors import (
     PackagesUnavailable,
     PlatformFailed,
     PushFailed,
+    QuotaExceeded,
     Reason,
     RequestError,
     SettingsError,
@@ -67,6 +68,7 @@ def test_an_error_without_a_row_has_the_row_of_its_base() -> None:
         (PackagesUnavailable(()), (404, "MANIFEST_UNKNOWN")),
         (SourceUnreachable("no route to host"), (503, "UNKNOWN")),
         (TooBusy(1, 4, 10), (429, "TOOMANYREQUESTS")),
+        (QuotaExceeded(QuotaExceeded.BUILDS, 10, 360), (429, "TOOMANYREQUESTS")),
     ],
 )
 def test_an_error_of_one_platform_is_answered_as_its_cause(
