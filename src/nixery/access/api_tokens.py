@@ -316,7 +316,7 @@ class ApiTokens:
 
     async def _read(self, identity: str) -> _Stored:
         content = await self._records.get(API_TOKENS, identity)
-        record = decode(ApiTokenRecord.model_validate_json, content)
+        record = decode(read_api_token, content)
         return _Stored() if record is None else _Stored(_token(identity, record), record.hashed)
 
     async def _record_use(self, identity: str) -> None:
@@ -331,13 +331,13 @@ class ApiTokens:
             _log.warning("cannot record the use of an API token", token=identity, reason=str(error))
 
 
-def read_api_token(content: bytes) -> None:
-    """Check the record of a token.
+def read_api_token(content: bytes) -> ApiTokenRecord:
+    """Read the record of a token.
 
     Raises:
         ValueError: it is torn.
     """
-    ApiTokenRecord.model_validate_json(content)
+    return ApiTokenRecord.model_validate_json(content)
 
 
 def token_id(text: str) -> str | None:

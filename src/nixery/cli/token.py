@@ -112,7 +112,9 @@ def list_tokens(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
     if not found:
         typer.echo("nixery: the storage has no API tokens", err=True)
         return
-    rows = [("ID", "USER", "GROUPS", "MAY", "PACKAGES", "CREATED", "EXPIRES", "USED", "NOTE")]
+    rows: list[tuple[str, ...]] = [
+        ("ID", "USER", "GROUPS", "MAY", "PACKAGES", "CREATED", "EXPIRES", "USED", "NOTE")
+    ]
     rows += [_row(one) for one in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
