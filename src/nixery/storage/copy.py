@@ -10,11 +10,20 @@ from dataclasses import dataclass, field
 from nixery.errors import BlobUnknown
 from nixery.oci.digest import Digest
 from nixery.storage.opening import Storage
-from nixery.storage.records import API_TOKEN_USES, API_TOKENS, BUILD_PROGRESS, COLLECTIONS, KINDS
+from nixery.storage.records import (
+    API_TOKEN_USES,
+    API_TOKENS,
+    BUILD_PROGRESS,
+    COLLECTIONS,
+    KINDS,
+    SIGNING_KEYS,
+)
 
 # A collection in progress in the source does not concern the target.
 COPIED = tuple(
-    kind for kind in KINDS if kind not in {COLLECTIONS, BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES}
+    kind
+    for kind in KINDS
+    if kind not in {COLLECTIONS, BUILD_PROGRESS, API_TOKENS, API_TOKEN_USES, SIGNING_KEYS}
 )
 
 # Copied on demand: a copy that runs again would restore tokens that were revoked in the target, and a copy for tests

@@ -86,6 +86,8 @@ BATCH_CLOSURES = "batch-closures"
 PINS = "pins"
 TAGS_IN_ORDER = "tags-in-order"
 REFERRERS = "referrers"
+IMAGE_NAMES = "image-names"
+SIGNING_KEYS = "signing-keys"
 USES = "uses"
 COLLECTIONS = "collections"
 API_TOKENS = "api-tokens"
@@ -111,6 +113,9 @@ KINDS: Mapping[str, RecordKind] = {
     TAGS_IN_ORDER: RecordKind(4 * _KIB, 50_000, 90 * _DAY, is_ordered=True),
     TAGS: RecordKind(4 * _KIB, 50_000, 90 * _DAY),
     REFERRERS: RecordKind(64 * _KIB, 50_000, 365 * _DAY, leads_to_blobs=True),
+    IMAGE_NAMES: RecordKind(1 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
+    # Of the token service. New servers would make new ones, and clients get new tokens.
+    SIGNING_KEYS: RecordKind(4 * _KIB, 16, 3650 * _DAY, leads_to_blobs=True),
     USES: RecordKind(4 * _KIB, 250_000, 365 * _DAY, leads_to_blobs=True),
     # A running collector renews its record every few seconds; the next collector deletes those of dead ones.
     COLLECTIONS: RecordKind(1 * _MIB, 100, _DAY, leads_to_blobs=True),
