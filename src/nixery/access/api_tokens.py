@@ -43,8 +43,9 @@ from nixery.caching import SingleFlight, TTLCache
 from nixery.errors import ApiTokenRefused, StorageError
 from nixery.storage.records import API_TOKEN_USES, API_TOKENS, KINDS, RecordStore, decode
 
-# Seconds for which a record is remembered: a token that another process revoked is accepted for so long.
-REMEMBERED = 60.0
+# Seconds for which a record is remembered. `authentication` remembers identities for a quarter of a minute more, so
+# another process's revocation takes a minute.
+_REMEMBERED = 45.0
 
 # Seconds between two listings of the ids, while unknown ones are sent.
 _LISTED_EVERY = 2.0
@@ -312,7 +313,7 @@ class ApiTokens:
     def _remember(self, identity: str, stored: _Stored) -> None:
         known = _Stored() if identity in self._revoked else stored
         # Ids are not used again, so a missing record stays missing.
-        self._remembered.put(identity, known, _size(known.token), REMEMBERED)
+        self._remembered.put(identity, known, _size(known.token), _REMEMBERED)
 
     async def _read(self, identity: str) -> _Stored:
         content = await self._records.get(API_TOKENS, identity)
