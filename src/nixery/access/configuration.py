@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,6 +107,15 @@ class Proxy(_Section):
     user_header: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
     groups_header: str | None = Field(None, pattern=r"^[A-Za-z0-9-]{1,64}$")
 
+    def has_address(self, text: str) -> bool:
+        """Whether an address is one of the proxies'."""
+        try:
+            address = ip_address(text)
+        except ValueError:
+            return False
+        plain = (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+        return any(plain in network for network in self.addresses)
+
 
 class Tokens(_Section):
     """The token service of the registry.
@@ -117,7 +126,7 @@ class Tokens(_Section):
     """
 
     key_file: Path | None = None
-    lifetime: int = Field(_LIFETIME, ge=_LEAST_LIFETIME, le=_MOST_LIFETIME)
+    lifetime: Annotated[int, Field(ge=_LEAST_LIFETIME, le=_MOST_LIFETIME)] = _LIFETIME
 
 
 class AccessFile(_Section):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from nixery.errors import NixeryError, PackageSetChanged, RequestError, TooBusy
+from nixery.errors import NixeryError, PackageSetChanged, QuotaExceeded, RequestError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.nix.packages import Package
@@ -262,7 +262,7 @@ class LoggingObserver:
                 log.info("joined", build_request_id=first)
             case Reused(manifest):
                 log.info("found", manifest=str(manifest))
-            case Failed(error=(RequestError() | TooBusy()) as error):
+            case Failed(error=(RequestError() | TooBusy() | QuotaExceeded()) as error):
                 log.info("not built", reason=str(error))
             case Failed(error=PackageSetChanged()):
                 # The request restarts with the current state; if that fails, too, its answer says so.

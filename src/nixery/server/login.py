@@ -27,10 +27,9 @@ from nixery.builds.slots import Slots
 from nixery.caching import TTLCache
 from nixery.errors import NixeryError, TooBusy
 from nixery.plain_text import shortened
-from nixery.server.app import Handler
 from nixery.server.clients import base_url, is_encrypted
 from nixery.server.errors import error_response, errors_body
-from nixery.server.http import BytesResponse, ErrorResponse, Request, Response
+from nixery.server.http import BytesResponse, ErrorResponse, Handler, Request, Response
 from nixery.server.pages.templating import Templates
 
 PATHS = frozenset({"/login", "/login/callback", "/logout"})

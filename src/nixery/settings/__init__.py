@@ -219,6 +219,10 @@ class ServerSettings(_Group):
     """Addresses or networks of proxies, separated by commas. The server ignores `X-Forwarded-*`,
     `X-Request-Id` and `traceparent` from any other address.
     """
+    access: Path | None = Field(None, alias="NIXERY_ACCESS")
+    """The [access file](access.md): who may pull, who may have images built, and how much. Without it, everybody may do
+    everything.
+    """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and
     API show neither, nor tags and commits that other clients asked for, errors link to no log, and

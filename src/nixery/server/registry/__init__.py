@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from nixery.access.identity import Right
+from nixery.access.policy import current_access
 from nixery.errors import NixeryError
 from nixery.server.clients import base_url
 from nixery.server.errors import error_response, errors_body
@@ -11,6 +13,7 @@ from nixery.server.http import BytesResponse, Request, Response
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 
 _RESOURCE = re.compile(
     r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers|tags(?=/list/?\Z))/(?P<reference>[^/]+)/?",
@@ -24,12 +27,20 @@ class Registry:
     """Routes requests; read-only, since an image's name defines its contents.
 
     Args:
+        permissions: decides who may pull what.
         log_links: whether the message about a failed build links to its log.
     """
 
     def __init__(
-        self, manifests: Manifests, blobs: Blobs, discovery: Discovery, *, log_links: bool = False
+        self,
+        manifests: Manifests,
+        blobs: Blobs,
+        discovery: Discovery,
+        permissions: Permissions,
+        *,
+        log_links: bool = False,
     ) -> None:
+        self._permissions = permissions
         self._manifests = manifests
         self._blobs = blobs
         self._discovery = discovery
@@ -44,6 +55,8 @@ class Registry:
             return errors_body(405, "UNSUPPORTED", message, headers={"Allow": "GET, HEAD"})
         match = _RESOURCE.fullmatch(request.path)
         try:
+            if match is not None and request.repositories is not None:
+                self._permissions.require_name(request, match["name"])
             match match.groups() if match else request.path.rstrip("/"):
                 case name, "manifests", reference:
                     return await self._manifests.get(request, name, reference)
@@ -60,4 +73,6 @@ class Registry:
                 case _:
                     return errors_body(404, "UNSUPPORTED", f"no such route: {request.path}")
         except NixeryError as error:
-            return error_response(error, base_url(request) if self._log_links else None)
+            access = current_access()
+            has_links = self._log_links and access.allows_anything(Right.SEE_BUILDS)
+            return error_response(access.without_hidden(error), base_url(request) if has_links else None)
