@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -76,7 +77,7 @@ class FakeDescriptions:
 
     def __init__(self, *, public: bool = True) -> None:
         self._public = public
-        self.closures: ImageClosure | None = None
+        self.closure: ImageClosure | None = None
         self.licences: tuple[str, ...] = ("GPL-2.0-only",)
         self.compared = self.shared = 0
 
@@ -86,9 +87,10 @@ class FakeDescriptions:
     def exact_tag(self, pin: Pin) -> str | None:
         return pin.revision
 
-    async def closure(self, image: ImageDescription) -> ImageClosure | None:
-        assert image.digest == "sha256:0"
-        return self.closures
+    @asynccontextmanager
+    async def closures(self, images: Sequence[ImageDescription]) -> AsyncIterator[list[ImageClosure | None]]:
+        assert all(image.digest == "sha256:0" for image in images)
+        yield [self.closure for _ in images]
 
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
         assert (pin, compare) == (PIN, self._public)

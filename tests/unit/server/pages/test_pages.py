@@ -458,7 +458,7 @@ def _closure() -> ImageClosure:
 async def test_the_page_of_an_image_says_what_each_package_takes_and_why_paths_are_there(site: Site) -> None:
     _, page = await site.get("/images/shell/git:v1")
     assert "Only for it" not in page
-    site.descriptions.closures = _closure()
+    site.descriptions.closure = _closure()
     _, page = await site.get("/images/shell/git:v1")
     assert page.index(">Packages<") < page.index(">Config<") < page.index(">Layers, by compressed size<")
     assert '<td class="number" data-label="Only for it">1.0 kB</td>' in page
