@@ -234,8 +234,8 @@ class PublishedPackages:
             NixeryError: the tag is invalid or unknown, or the storage cannot be read.
         """
         tag, checked, left = _valid(tag), [], _MOST_SUGGESTED
-        for name in names[:MOST_CHECKED]:
-            found = await self._index.look_up(tag, name)
+        names = names[:MOST_CHECKED]
+        for name, found in zip(names, await self._index.look_up(tag, names), strict=True):
             near: Sequence[str] = ()
             if found.exists is False and left:
                 left -= 1

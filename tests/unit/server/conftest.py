@@ -80,6 +80,7 @@ class FakeDescriptions:
         self.closure: ImageClosure | None = None
         self.licences: tuple[str, ...] = ("GPL-2.0-only",)
         self.compared = self.shared = 0
+        self.config: Mapping[str, object] = {"Cmd": ["sh"]}
 
     async def pin(self, tag: str) -> Pin:  # noqa: ARG002 -- all tags are the same
         return PIN
@@ -102,7 +103,7 @@ class FakeDescriptions:
             DescribedLayer("sha256:2", 1, ("git",)),
         )
         return ImageDescription(
-            "linux/amd64", "sha256:0", (package,), layers, {"Cmd": ["sh"]}, {}, (), self.compared
+            "linux/amd64", "sha256:0", (package,), layers, self.config, {}, (), self.compared
         )
 
 
@@ -171,11 +172,15 @@ class FakeIndex:
         found = (await self.names(tag)).get(name)
         return None if found is None else (found, self.attributes.get(name))
 
-    async def look_up(self, tag: str, name: str) -> NameLookup:
-        found = (await self.names(tag)).get(name)
-        if name.startswith("set."):
-            return NameLookup(None)
-        return NameLookup(found is not None, found.reason if found is not None else "")
+    async def look_up(self, tag: str, names: Sequence[str]) -> list[NameLookup]:
+        known = await self.names(tag)
+        found = {name: known.get(name) for name in names}
+        return [
+            NameLookup(None)
+            if name.startswith("set.")
+            else NameLookup(package is not None, package.reason if package is not None else "")
+            for name, package in found.items()
+        ]
 
     async def near_names(self, tag: str, name: str) -> Sequence[str]:
         names = await self.names(tag)

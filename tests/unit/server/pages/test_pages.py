@@ -476,6 +476,21 @@ async def test_the_page_of_an_image_says_what_each_package_takes_and_why_paths_a
     assert answer.status == 404
 
 
+@pytest.mark.security
+async def test_a_planted_config_is_shown_whatever_its_values_are(site: Site) -> None:
+    """A field without a value made the page a 500."""
+    site.descriptions.config = {
+        "Env": None,
+        "Cmd": [None],
+        "Labels": None,
+        "a": {"b": None},
+        "User": 7,
+        "x": True,
+    }
+    answer, _ = await site.get("/images/shell/git:v1")
+    assert answer.status == 200
+
+
 async def test_the_licence_column_is_there_where_a_licence_is_known(site: Site) -> None:
     _, page = await site.get("/images/shell/git:v1")
     assert ">Licence<" in page
