@@ -307,6 +307,7 @@ async def _evaluate(settings: Settings) -> dict[str, float]:
 def _settings(package_set: str, directory: str) -> Settings:
     environment = {
         **os.environ,
+        "NIXERY_HOST": "127.0.0.1",
         "PORT": "1",  # unused
         "NIXERY_PKGS_PATH": package_set,
         "NIXERY_STORAGE_BACKEND": "filesystem",
