@@ -44,6 +44,8 @@ rec {
     for step in 1 2 3 4 5 6 7 8; do echo "step $step of 8"; sleep 0.5; done
     mkdir $out; echo gradual > $out/gradual
   '';
+  # Runs until the server ends.
+  endless = package "endless" "1.0" "Never ends" "MIT" "echo compiling; sleep 3600";
   hostile = package "hostile" "1.0" "<img src=x onerror=alert(1)>" "MIT" ''
     echo "compiling <b>everything</b>"
     echo "<script>document.title = 'owned'; document.body.dataset.owned = 1</script>"

@@ -344,8 +344,12 @@ class Pages:
         found = await self._images.page(text, request.query.get("after", ""))
         async with self._builds.turn():
             built: dict[str, BuildReport] = {}
+            sizes: dict[str, int] = {}
             for report in self._builds.recent() if found.names else ():
                 if report.manifest is not None:
+                    # A build that found the image stored has packed no layer.
+                    if report.layers is not None:
+                        sizes[report.manifest] = report.packed_bytes + report.reused_bytes
                     name = unquote(image_path(report.name, report.platform, self._platforms))
                     with suppress(InvalidName):
                         built.setdefault(canonical_name(name), report)
@@ -354,6 +358,7 @@ class Pages:
                 text=text,
                 host=host(request),
                 found=[(name, built.get(name)) for name in found.names],
+                sizes=sizes,
                 next=found.after and "/images?" + urlencode({"q": text, "after": found.after}),
                 now=time.time(),
                 public=self._images.public,

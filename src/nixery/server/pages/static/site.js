@@ -271,11 +271,17 @@ function compose(section) {
     const title = element("b", found.name);
     title.append(element("span", found.version, "version"));
     if (found.attribute.toLowerCase() !== found.name) title.append(element("span", found.attribute, "attribute"));
-    const more = element("a", "details", "more");
-    more.href = packagePage(found.name, tag.value || "latest");
-    more.tabIndex = -1; // an option has no other contents for a screen reader
+    // For the mouse and for fingers: an option has no link in it. The chip of a chosen package links to the same page.
+    const more = element("span", "details", "more");
     more.setAttribute("aria-hidden", "true");
     more.addEventListener("mousedown", (event) => { event.preventDefault(); event.stopPropagation(); }); // keeps the list open
+    const open = (event) => {
+      const page = packagePage(found.name, tag.value || "latest");
+      if (event.button === 1 || event.ctrlKey || event.metaKey || event.shiftKey) window.open(page);
+      else if (event.button === 0) location.assign(page);
+    };
+    more.addEventListener("click", open);
+    more.addEventListener("auxclick", open);
     item.append(title, about(found), more);
     item.addEventListener("mousedown", (event) => { event.preventDefault(); add(found.name); });
     return item;
