@@ -51,6 +51,8 @@ def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, buil
     assert page.evaluate("navigator.clipboard.readText()") == f"docker run --rm -it {image}"
     page.get_by_role("button", name="Copy the line for Kubernetes").click()
     assert f"--image={image} " in page.evaluate("navigator.clipboard.readText()")
+    # An image that was not built has no digest yet.
+    expect(page.get_by_role("button", name="Copy the line by digest")).to_be_hidden()
     page.get_by_role("button", name="Remove alphabet").click()
     expect(
         page.get_by_text(f"docker run --rm -it 127.0.0.1:{server.port}/arm64/gamma:stable")
@@ -58,6 +60,25 @@ def test_a_name_is_composed_and_copied(open_page: OpenPage, server: Server, buil
     box.press("Backspace")
     expect(page.get_by_role("list", name="Chosen packages").get_by_role("listitem")).to_have_count(0)
     assert built
+
+
+def test_a_composed_image_that_is_stored_is_pulled_by_its_digest(
+    open_page: OpenPage, server: Server, built: str, shoot: Shoot
+) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    box = page.get_by_role("combobox", name="Packages")
+    for package in built.split("/"):
+        box.press_sequentially(f"{package} ")
+    button = page.get_by_role("button", name="Copy the line by digest")
+    button.click()
+    expect(page.get_by_role("status")).to_contain_text("Copied")
+    line = page.evaluate("navigator.clipboard.readText()")
+    assert line == f"docker pull 127.0.0.1:{server.port}/{built}@{server.client.digest(built)}"
+    button.scroll_into_view_if_needed()
+    shoot(page, "digest")
+    page.get_by_role("button", name="Remove gamma").click()
+    expect(button).to_be_hidden()
 
 
 def test_completion_finds_programs_and_descriptions(open_page: OpenPage, shoot: Shoot) -> None:
@@ -447,6 +468,9 @@ def test_builds_are_filtered_in_a_list(open_page: OpenPage, server: Server, buil
 
 def test_a_stored_image_is_copied_by_its_digest(open_page: OpenPage, server: Server, built: str) -> None:
     page = open_page("/images?q=alpha/alphabet")
+    expect(
+        page.get_by_role("row", name=re.compile(f"^{built.replace('/', '.')}:latest .* 1.3 MB "))
+    ).to_be_visible()
     page.get_by_role("button", name=f"Copy the reference of {built} by digest").click()
     expect(page.get_by_role("status")).to_contain_text("Copied")
     reference = page.evaluate("navigator.clipboard.readText()")
