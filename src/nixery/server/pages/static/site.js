@@ -231,7 +231,10 @@ function compose(section) {
   }
 
   function add(package_) {
-    if (package_ && !chosen.includes(package_)) chosen.push(package_);
+    // These have their meaning at the beginning of a name: they are fields here.
+    if (package_ === "shell") shell.checked = true;
+    else if ([...platform.options].some(({ value }) => value && value === package_)) platform.value = package_;
+    else if (package_ && !chosen.includes(package_)) chosen.push(package_);
     input.value = "";
     close();
     show();
