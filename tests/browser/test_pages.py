@@ -275,6 +275,44 @@ def test_a_hostile_log_is_text(open_page: OpenPage, server: Server, shoot: Shoot
     ).to_be_visible()
 
 
+@pytest.mark.parametrize("script", [False, True], ids=["without a script", "with a script"])
+def test_the_last_lines_of_a_failed_builder_are_in_sight(
+    open_page: OpenPage,
+    server: Server,
+    shoot: Shoot,
+    script: bool,  # noqa: FBT001
+) -> None:
+    link = re.search(r"/builds/[0-9a-f]+", server.client.get("/v2/verbose/manifests/latest").error["message"])
+    assert link
+    page = open_page(link[0], script=script, width=390)
+    tail = page.locator("#tail")
+    expect(tail).to_contain_text("error: no semicolon")
+    # Nothing of it is below the edge.
+    below = (
+        "tail => Math.abs(tail.scrollTop) < 1 && getComputedStyle(tail).flexDirection === 'column-reverse'"
+    )
+    assert tail.evaluate("tail => tail.scrollHeight > tail.clientHeight")
+    assert tail.evaluate(below)
+    shoot(page, "failure-tail")
+    # Its own count of builders would say that one was built.
+    expect(page.locator("#built")).not_to_have_text("1")
+    page.goto("/images/verbose")
+    page.get_by_role("link", name="verbose-1.0 did not build").click()
+    page.wait_for_url(f"**{link[0]}")
+
+
+def test_words_with_a_meaning_at_the_beginning_of_a_name_are_fields(open_page: OpenPage) -> None:
+    page = open_page("/")
+    page.get_by_label("with a shell").uncheck()
+    box = page.get_by_role("combobox", name="Packages")
+    for word in ("alpha", "shell", "arm64"):
+        box.fill(word)
+        box.press("Enter")
+    expect(page.get_by_role("list", name="Chosen packages").get_by_role("listitem")).to_have_count(1)
+    expect(page.get_by_label("with a shell")).to_be_checked()
+    expect(page.get_by_label("Platform")).to_have_value("arm64")
+
+
 def test_a_hostile_log_is_text_while_it_is_written(open_page: OpenPage) -> None:
     page = open_page("/")
     page.get_by_label("with a shell").uncheck()

@@ -214,6 +214,28 @@ async def test_the_page_of_an_image_of_an_unknown_package_says_so_with_near_name
     assert 'id="build"' not in page
 
 
+async def test_a_prefix_behind_a_package_is_no_misspelling(site: Site) -> None:
+    _, page = await site.get("/images/later/shell:v1")
+    assert "<b>shell</b> has its meaning at the beginning of a name alone" in page
+    assert 'href="/images/shell/later:v1"' in page
+    assert "Did you mean" not in page
+
+
+async def test_the_page_of_an_image_whose_last_build_failed_leads_to_that_build(
+    history: BuildHistory,
+) -> None:
+    site = Site(history, public=True)
+    (request,) = requests_for("shell/later", (AMD64,))
+    build = Build.of(request, PIN)
+    for event in (Started(), Failed(NixeryError("no compiler"))):
+        history.observe(build, event)
+    _, page = await site.get("/images/shell/later")
+    assert f'The last build failed just now: <a href="/builds/{build.id}">no compiler</a>' in page
+    history.observe(Build.of(request, PIN), Started())
+    _, page = await site.get("/images/shell/later")
+    assert "The last build failed" not in page
+
+
 async def test_an_image_page_without_answers_about_names_is_a_page(site: Site) -> None:
     answer, page = await site.get("/images/set.member")
     assert (answer.status, "Not built yet" in page) == (200, True)
