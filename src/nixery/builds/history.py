@@ -660,6 +660,9 @@ def _update(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa
             culprit = getattr(error, "derivation", None)
             report.failed = derivation_name(culprit) if culprit else None
             report.tail = list(getattr(error, "log_tail", ()))
+            if culprit and not report.to_build:
+                # Without Nix's count, the builder that failed is counted, too.
+                report.built = max(0, report.built - 1)
             _end(report, State.FAILED, now)
 
 

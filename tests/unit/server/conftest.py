@@ -96,6 +96,10 @@ class FakeDescriptions:
         assert all(image.digest == "sha256:0" for image in images)
         yield [self.closure for _ in images]
 
+    async def digest(self, request: ImageRequest, pin: Pin) -> str | None:
+        assert pin == PIN
+        return "sha256:0" if "git" in request.requested and request.platform == AMD64 else None
+
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
         assert (pin, compare) == (PIN, self._public)
         if "git" not in request.requested or request.platform != AMD64:
