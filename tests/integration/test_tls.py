@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,9 @@ def test_header_fields_without_end_end_the_connection(encrypted: Server) -> None
 
 
 def test_old_protocols_and_clients_without_tls_are_refused(encrypted: Server, authority: trustme.CA) -> None:
-    hello_1_1 = bytes.fromhex("16030100310100002d0302") + os.urandom(32) + bytes.fromhex("000004c013c0140100" "0000")
+    hello_1_1 = (
+        bytes.fromhex("16030100310100002d0302") + os.urandom(32) + bytes.fromhex("000004c013c01401000000")
+    )
     for sent in (hello_1_1, b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n"):
         with socket.create_connection((HOST, encrypted.port), timeout=20) as connection:
             connection.sendall(sent)
@@ -171,10 +174,7 @@ def test_old_protocols_and_clients_without_tls_are_refused(encrypted: Server, au
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         context = trusting(authority)
         context.minimum_version = context.maximum_version = version
-        connection = http.client.HTTPSConnection(HOST, encrypted.port, timeout=20, context=context)
-        connection.request("GET", "/v2/")
-        assert connection.getresponse().status == 200
-        connection.close()
+        assert replace(encrypted.client, context=context).get("/v2/").status == 200
 
 
 def serial_number(server: Server) -> object:

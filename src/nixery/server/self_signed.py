@@ -110,7 +110,9 @@ def _name(host: str) -> x509.GeneralName:
     with suppress(ValueError):
         return x509.IPAddress(ip_address(host))
     if len(host) > _LONGEST_HOST or not _HOST.fullmatch(host.lower()):
-        raise SettingsError((f"{host!r} is neither a host name nor an address: write for example registry.example.org",))
+        raise SettingsError(
+            (f"{host!r} is neither a host name nor an address: write for example registry.example.org",)
+        )
     return x509.DNSName(host.lower())
 
 
@@ -151,7 +153,9 @@ def _write(directory: Path, files: dict[str, tuple[bytes, int]]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         existing = [name for name in files if os.path.lexists(directory / name)]
         if existing:
-            raise SettingsError((f"{directory / existing[0]} exists: choose another directory, or delete the file",))
+            raise SettingsError(
+                (f"{directory / existing[0]} exists: choose another directory, or delete the file",)
+            )
         for name, (content, mode) in files.items():
             descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "wb") as file:

@@ -7,6 +7,7 @@ and tried in another process; the web server only ever reads copies of what pass
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,6 +169,7 @@ def try_credentials(credentials: Credentials, directory: Path) -> None:
                 timeout=_TRIAL_TIMEOUT,
                 check=False,
                 stdin=subprocess.DEVNULL,
+                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SettingsError((f"cannot try {CERTIFICATE} and {KEY}: {error}",)) from None
