@@ -173,7 +173,7 @@ def _wait_until_ready(server: Server) -> None:
             f"the server ended with {server.process.returncode}:\n{server.log}"
         )
         try:
-            if server.client.get("/v2/").status == 200:
+            if server.client.get("/v2/").status in (200, 401):
                 return
         except OSError:
             pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,10 @@ Patterns = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], 
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
+        extra="forbid",
+        frozen=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
     )
 
 
@@ -70,7 +73,9 @@ class OidcIssuer(_Section):
         claims: that rules can name.
         required_claims: patterns that claims have to match.
         client_id: of the login for pages; without it, this issuer has none.
-        client_secret_file: with the secret of that client.
+        client_secret_file: with the secret of that client; without it, the client is a public one.
+        scopes: that the login asks for.
+        ca_file: PEM of the authorities that the issuer's certificate is from, instead of the machine's.
     """
 
     name: str = Field(pattern=r"^[a-z0-9-]{1,40}$")
@@ -81,8 +86,12 @@ class OidcIssuer(_Section):
     prefix: str | None = Field(None, max_length=64)
     claims: tuple[str, ...] = Field((), max_length=50)
     required_claims: dict[str, str] = Field(default_factory=dict)
-    client_id: str | None = None
+    client_id: str | None = Field(None, min_length=1, max_length=512)
     client_secret_file: Path | None = None
+    scopes: tuple[Annotated[str, Field(pattern=r"^[!#-\[\]-~]{1,128}$")], ...] = Field(
+        ("openid", "profile", "email"), max_length=20
+    )
+    ca_file: Path | None = None
 
 
 class Proxy(_Section):
@@ -98,6 +107,15 @@ class Proxy(_Section):
     user_header: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
     groups_header: str | None = Field(None, pattern=r"^[A-Za-z0-9-]{1,64}$")
 
+    def has_address(self, text: str) -> bool:
+        """Whether an address is one of the proxies'."""
+        try:
+            address = ip_address(text)
+        except ValueError:
+            return False
+        plain = (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+        return any(plain in network for network in self.addresses)
+
 
 class Tokens(_Section):
     """The token service of the registry.
@@ -108,7 +126,7 @@ class Tokens(_Section):
     """
 
     key_file: Path | None = None
-    lifetime: int = Field(_LIFETIME, ge=_LEAST_LIFETIME, le=_MOST_LIFETIME)
+    lifetime: Annotated[int, Field(ge=_LEAST_LIFETIME, le=_MOST_LIFETIME)] = _LIFETIME
 
 
 class AccessFile(_Section):
@@ -187,7 +205,13 @@ def _with_places(file: AccessFile, directory: Path) -> AccessFile:
     changes: dict[str, Any] = {
         "htpasswd": place(file.htpasswd),
         "oidc": tuple(
-            one.model_copy(update={"client_secret_file": place(one.client_secret_file)}) for one in file.oidc
+            one.model_copy(
+                update={
+                    "client_secret_file": place(one.client_secret_file),
+                    "ca_file": place(one.ca_file),
+                }
+            )
+            for one in file.oidc
         ),
         "tokens": file.tokens.model_copy(update={"key_file": place(file.tokens.key_file)}),
     }

@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from nixery.access.identity import ANONYMOUS, Identity, Right
 from nixery.caching import LRUCache
+from nixery.errors import AccessDenied, LoginRequired, NixeryError, NotVisible, PackagesUnavailable
 from nixery.image.name import ImageRequest
 
 # Bytes of the decisions that are kept for one identity, and of identities whose rights are kept. Clients make names up.
 _DECISIONS, _IDENTITIES = 64 * 1024, 256 * 1024
 
 _ANY = "*"
+
+_VERBS = {
+    Right.PULL: "pull",
+    Right.BUILD: "have built",
+    Right.SEE_BUILDS: "see builds of",
+    Right.ADMIN: "administer",
+}
 
 # Who a rule is for: a word, or a kind and a pattern.
 _WORDS = frozenset({"everyone", "anonymous", "authenticated"})
@@ -70,24 +79,17 @@ class Rule:
 
 def is_member(identity: Identity, term: str) -> bool:
     """Whether an element of ``who`` matches an identity."""
-    match term:
-        case "everyone":
-            return True
-        case "anonymous":
-            return identity.is_anonymous
-        case "authenticated":
-            return not identity.is_anonymous
+    if term in _WORDS:
+        return term == "everyone" or (term == "anonymous") == identity.is_anonymous
     if identity.is_anonymous:
         return False
     kind, _, rest = term.partition(":")
-    match kind:
-        case "user":
-            return matches(rest, identity.name)
-        case "group":
-            return any(matches(rest, group) for group in identity.groups)
-        case _:
-            name, _, value = rest.partition("=")
-            return name in identity.claims and matches(value, identity.claims[name])
+    if kind == "user":
+        return matches(rest, identity.name)
+    if kind == "group":
+        return any(matches(rest, group) for group in identity.groups)
+    name, _, value = rest.partition("=")
+    return name in identity.claims and matches(value, identity.claims[name])
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -129,6 +131,60 @@ class Access:
         """Whether the identity has a right over all images that a name and a tag stand for."""
         return self._rules is None or all(self._allows(right, request, tag) for request in requests)
 
+    def require(self, right: Right, requests: Sequence[ImageRequest], name: str, tag: str) -> None:
+        """Check that the identity has a right over an image.
+
+        Args:
+            right: in question.
+            requests: what the name stands for.
+            name: for the message.
+            tag: of the image.
+
+        Raises:
+            LoginRequired: nobody is logged in, and the right is missing.
+            AccessDenied: it is missing, and the identity may know that.
+            NotVisible: it is missing.
+        """
+        if not self.allows(right, requests, tag):
+            raise self.denial(f"{_VERBS[right]} {name}", f"image {name}")
+
+    def require_anywhere(self, right: Right, requests: Sequence[ImageRequest], name: str) -> None:
+        """Check that the identity has a right over an image at some tag; see ``require``.
+
+        Raises:
+            LoginRequired, AccessDenied, NotVisible: as ``require``.
+        """
+        if not self.allows_name(right, requests[0]):
+            raise self.denial(f"{_VERBS[right]} {name}", f"image {name}")
+
+    def denial(self, deed: str, thing: str) -> NixeryError:
+        """Return the error for something that is not allowed; it does not depend on whether the thing exists.
+
+        Args:
+            deed: what is not allowed, such as ``pull shell/git``.
+            thing: that was asked for, such as ``image shell/git``.
+        """
+        if self.identity.is_anonymous:
+            return LoginRequired(f"log in to {deed}")
+        if self.shows_denials:
+            return AccessDenied(str(self.identity), deed)
+        return NotVisible(str(self.identity), thing)
+
+    def without_hidden(self, error: NixeryError) -> NixeryError:
+        """Return an error without the near names that the identity may not pull."""
+        if self._rules is None or not isinstance(error, PackagesUnavailable):
+            return error
+        packages = (
+            replace(
+                package,
+                near_names=tuple(
+                    name for name in package.near_names if self.allows_package(Right.PULL, name)
+                ),
+            )
+            for package in error.packages
+        )
+        return PackagesUnavailable(tuple(packages))
+
     def allows_package(self, right: Right, component: str) -> bool:
         """Whether the identity has a right over a package at some tag, for some platform.
 
@@ -150,6 +206,10 @@ class Access:
             )
             self._decisions.put(key, found, len(component) + 64)
         return found
+
+    def allows_name(self, right: Right, request: ImageRequest) -> bool:
+        """Whether the identity has a right over each package of an image, at some tag."""
+        return self._rules is None or all(self.allows_package(right, one) for one in names_of(request))
 
     def allows_anything(self, right: Right) -> bool:
         """Whether the identity has a right over anything at all."""
@@ -182,6 +242,19 @@ class Access:
 
 # Of a server without rules.
 UNRESTRICTED = Access(ANONYMOUS, None)
+
+# Of the request that the running code answers. Shared work, such as a build, must not ask for it: it belongs to several.
+_current: ContextVar[Access] = ContextVar("nixery_access", default=UNRESTRICTED)
+
+
+def current_access() -> Access:
+    """Return what the sender of the current request may do."""
+    return _current.get()
+
+
+def enter_access(access: Access) -> None:
+    """Answer for this identity from now on, in this task and in those that it starts."""
+    _current.set(access)
 
 
 class Policy:

@@ -223,6 +223,10 @@ class ServerSettings(_Group):
     """Addresses or networks of proxies, separated by commas. The server ignores `X-Forwarded-*`,
     `X-Request-Id` and `traceparent` from any other address.
     """
+    access: Path | None = Field(None, alias="NIXERY_ACCESS")
+    """The [access file](access.md): who may pull, who may have images built, and how much. Without it, everybody may do
+    everything.
+    """
     tls_certificate: Annotated[Path | None, Doc(default="no TLS")] = Field(
         None, alias="NIXERY_TLS_CERTIFICATE"
     )
@@ -239,6 +243,10 @@ class ServerSettings(_Group):
     )
     """PEM file with authorities of client certificates. With it, the server accepts only connections with a
     certificate of one of them. A certificate admits a connection, and identifies no user.
+    """
+    audit_log: Path | None = Field(None, alias="NIXERY_AUDIT_LOG")
+    """File to which the server appends the [audit log](access.md#audit-log); `-` for the standard
+    output. Without it, there is none.
     """
     public_builds: bool = Field(True, alias="NIXERY_PUBLIC_BUILDS")
     """Whether every client may see which images are built, and the logs of builds. With `0`, pages and

@@ -20,6 +20,10 @@ COMMANDS = (
     "scrub",
     "storage copy",
     "tls self-signed",
+    "token create",
+    "token list",
+    "token revoke",
+    "password",
 )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from urllib.parse import quote, unquote, urlencode
 
+from nixery.access.policy import current_access
 from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
 from nixery.builds.failures import FailureKind
 from nixery.builds.history import BuildReport, State
@@ -19,7 +20,7 @@ from nixery.image.meta_packages import SHELL
 from nixery.image.name import Tag, canonical_name, parse_reference, validate_name
 from nixery.image.platform import SUPPORTED, Platform
 from nixery.plain_text import escaped_lines
-from nixery.server.api import NamedImage, describe
+from nixery.server.api import NamedImage, describe, visible
 from nixery.server.clients import host, image_path, is_encrypted
 from nixery.server.compression import compressed
 from nixery.server.errors import errors_body
@@ -100,7 +101,20 @@ _TITLES = {
 
 # First components of the server's own paths.
 _TAKEN = frozenset(
-    {"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help", "openapi.json"}
+    {
+        "v2",
+        "api",
+        "static",
+        "builds",
+        "images",
+        "packages",
+        "meta-packages",
+        "docs",
+        "help",
+        "openapi.json",
+        "login",
+        "logout",
+    }
 )
 
 # Headings of pages about attributes, by their kind.
@@ -248,7 +262,7 @@ class Pages:
         try:
             return await self._page(request, match)
         except NixeryError as error:
-            return self._templates.error(error)
+            return self._templates.error(current_access().without_hidden(error))
 
     async def _page(self, request: Request, match: re.Match[str]) -> Response:  # noqa: PLR0911 -- a page each
         match match.groupdict():
@@ -336,7 +350,7 @@ class Pages:
             previous=link(page - 1),
             next=link(page + 1),
             now=time.time(),
-            public=self._builds.public,
+            public=self._builds.shows_names,
         )
 
     async def _images_page(self, request: Request) -> Response:
@@ -376,7 +390,7 @@ class Pages:
             lines=_pull_lines(request, f"{_EXAMPLE}:latest"),
             recent=others,
             failed=failed,
-            public=self._builds.public,
+            public=self._builds.shows_names,
         )
 
     def _build(self, report: BuildReport | None) -> Response:
@@ -389,7 +403,7 @@ class Pages:
             build=report,
             now=now,
             stages=_shown_stages(report, now),
-            public=self._builds.public,
+            public=self._builds.shows_names,
             image=image,
             tag=tag,
             link=f"/images/{quote(image)}" + ("" if tag == "latest" else f":{quote(tag, safe='')}"),
@@ -397,7 +411,7 @@ class Pages:
         )
 
     async def _log(self, build: str) -> Response:
-        if not self._builds.public:
+        if not self._builds.shows_names:
             return errors_body(403, "DENIED", "builds are not public on this server (NIXERY_PUBLIC_BUILDS=0)")
         report = await self._builds.find(build)
         if report is None:
@@ -409,7 +423,7 @@ class Pages:
         return BytesResponse(200, content, _LOG_HEADERS)
 
     async def _image(self, request: Request, image: str) -> Response:
-        named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
+        named = await describe(self._descriptions, image, self._platforms, compare=self._builds.shows_names)
         problems = await self._problems(named)
         closures = [await self._descriptions.closure(description) for description in named.found]
         if (why := request.query.get("why")) is not None:
@@ -436,7 +450,7 @@ class Pages:
                 missing=[str(one.platform) for one in named.missing],
                 shared=[
                     (shared, image_path(shared.build.name, shared.build.platform, self._platforms))
-                    for shared in (named.found[0].shared if named.found else ())
+                    for shared in visible(named.found[0].shared if named.found else ())
                 ],
             )
 
