@@ -199,6 +199,10 @@ class ShownImage:
     licensed: bool
 
 
+# A name for which an image cannot be built; near names, with links to their images.
+_Problem = tuple[CheckedName, Sequence[tuple[str, str]]]
+
+
 class Pages:
     """Answers requests for pages.
 
@@ -425,10 +429,18 @@ class Pages:
     async def _image(self, request: Request, image: str) -> Response:
         named = await describe(self._descriptions, image, self._platforms, compare=self._builds.shows_names)
         problems = await self._problems(named)
-        closures = [await self._descriptions.closure(description) for description in named.found]
-        if (why := request.query.get("why")) is not None:
-            return await self._why(named, why, closures)
+        async with self._descriptions.closures(named.found) as closures:
+            if (why := request.query.get("why")) is not None:
+                return await self._why(named, why, closures)
+            return await self._image_page(request, named, problems, closures)
 
+    async def _image_page(
+        self,
+        request: Request,
+        named: NamedImage,
+        problems: Sequence[_Problem],
+        closures: Sequence[ImageClosure | None],
+    ) -> Response:
         # The digest of several platforms is that of their index, which the description does not have.
         digest = named.found[0].digest if len(named.found) == 1 and not named.missing else None
 
@@ -478,7 +490,7 @@ class Pages:
 
         return await self._writer.write(page)
 
-    async def _problems(self, named: NamedImage) -> Sequence[tuple[CheckedName, Sequence[tuple[str, str]]]]:
+    async def _problems(self, named: NamedImage) -> Sequence[_Problem]:
         """Names for which an image that is not stored cannot be built, each with near names and links to their images."""
         if not named.missing:
             return ()
