@@ -19,6 +19,7 @@ COMMANDS = (
     "gc",
     "scrub",
     "storage copy",
+    "tls self-signed",
     "token create",
     "token list",
     "token revoke",
