@@ -23,6 +23,7 @@ COMMANDS = (
     "token list",
     "token revoke",
     "password",
+    "tls self-signed",
 )
 
 
