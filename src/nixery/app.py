@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import nixery
+from nixery.access.audit import AuditLog
 from nixery.access.loading import AccessRules
 from nixery.access.quotas import Quotas
 from nixery.builds.build_cache import BuildCache
@@ -153,6 +154,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     # Access.
     quotas = Quotas()
     rules = _access_rules(settings, resources, records, quotas)
+    audit = _audit_log(settings, resources)
 
     # The package source. Tag look-ups have separate slots, so that they do not wait for builds.
     collector = NixGarbageCollector(
@@ -235,6 +237,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         metrics.builds,
         Stages([metrics.builds, traces] if traces else [metrics.builds]),
         *([traces] if traces else []),
+        *([audit] if audit else []),
     ]
     slots = Slots(settings.max_builds, settings.max_queued, share=share)
     build_bounds = BuildBounds(slots, settings.build_timeout, admit=quotas.admit_build)
@@ -267,6 +270,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         Discovery(catalogue, permissions, public=settings.public_builds or rules is not None),
         permissions,
         log_links=settings.public_builds,
+        audit=audit,
     )
     below, pages = _pages(
         settings,
@@ -302,7 +306,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
     clients = Clients(settings.trusted_proxies)
     observation = Observation(metrics.requests, clients, traces, verbose=settings.log_level == "debug")
     access = (
-        AccessControl(rules, quotas, resources.platforms, await rules.keys.secret("login")) if rules else None
+        AccessControl(rules, quotas, resources.platforms, await rules.keys.secret("login"), audit)
+        if rules
+        else None
     )
     application = Application(
         registry.answer,
@@ -315,6 +321,7 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         public_url=settings.public_url,
         error_page=pages.error_page,
         access=access,
+        encrypted=settings.tls_certificate is not None,
     )
     admin = Application(None, observation, health.admin_routes())
 
@@ -355,8 +362,9 @@ async def assemble(  # noqa: PLR0915 -- one statement for each part, from the bo
         await asyncio.gather(*tasks, return_exceptions=True)
         await close()
         await leases.close()
-        if traces is not None:
-            traces.close()
+        for log in (traces, audit):
+            if log is not None:
+                await asyncio.to_thread(log.close)
         resources.roots.close()
         resources.temporary.close()
 
@@ -437,6 +445,12 @@ def _pages(  # noqa: PLR0913, PLR0917 -- everything that pages show
         published, packages, descriptions, PublishedImages(catalogue, public=public), platforms, writer
     )
     return {"/api/": api.answer, "/": pages.answer}, pages
+
+
+def _audit_log(settings: Settings, resources: Resources) -> AuditLog | None:
+    if settings.audit_log is None or resources.address is None:
+        return None
+    return AuditLog(None if settings.audit_log == Path("-") else settings.audit_log)
 
 
 def _access_rules(

@@ -537,10 +537,10 @@ class QuotaExceeded(Unavailable):
         retry_after: as above.
     """
 
-    REQUESTS = "this client may send {allowed} requests a minute (requests-per-minute)"
-    BUILDS = "this client may start {allowed} builds an hour (builds-per-hour)"
-    AT_ONCE = "this client may have {allowed} builds running or queued at once (builds-at-once)"
-    BYTES = "this client may have {size} of images built a day (bytes-per-day)"
+    REQUESTS = "requests a minute are limited to {allowed} for this client (requests-per-minute)"
+    BUILDS = "builds an hour are limited to {allowed} for this client (builds-per-hour)"
+    AT_ONCE = "builds that run or wait are limited to {allowed} for this client (builds-at-once)"
+    BYTES = "images built a day are limited to {size} for this client (bytes-per-day)"
 
     def __init__(self, limit: str, allowed: int, retry_after: int) -> None:
         reason = limit.format(allowed=allowed, size=_readable(allowed))

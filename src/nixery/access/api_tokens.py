@@ -43,8 +43,9 @@ from nixery.caching import SingleFlight, TTLCache
 from nixery.errors import ApiTokenRefused, StorageError
 from nixery.storage.records import API_TOKEN_USES, API_TOKENS, KINDS, RecordStore, decode
 
-# Seconds for which a record is remembered: a token that another process revoked is accepted for so long.
-REMEMBERED = 60.0
+# Seconds for which a record is remembered. `authentication` remembers identities for a quarter of a minute more, so
+# another process's revocation takes a minute.
+_REMEMBERED = 45.0
 
 # Seconds between two listings of the ids, while unknown ones are sent.
 _LISTED_EVERY = 2.0
@@ -312,11 +313,11 @@ class ApiTokens:
     def _remember(self, identity: str, stored: _Stored) -> None:
         known = _Stored() if identity in self._revoked else stored
         # Ids are not used again, so a missing record stays missing.
-        self._remembered.put(identity, known, _size(known.token), REMEMBERED)
+        self._remembered.put(identity, known, _size(known.token), _REMEMBERED)
 
     async def _read(self, identity: str) -> _Stored:
         content = await self._records.get(API_TOKENS, identity)
-        record = decode(ApiTokenRecord.model_validate_json, content)
+        record = decode(read_api_token, content)
         return _Stored() if record is None else _Stored(_token(identity, record), record.hashed)
 
     async def _record_use(self, identity: str) -> None:
@@ -331,13 +332,13 @@ class ApiTokens:
             _log.warning("cannot record the use of an API token", token=identity, reason=str(error))
 
 
-def read_api_token(content: bytes) -> None:
-    """Check the record of a token.
+def read_api_token(content: bytes) -> ApiTokenRecord:
+    """Read the record of a token.
 
     Raises:
         ValueError: it is torn.
     """
-    ApiTokenRecord.model_validate_json(content)
+    return ApiTokenRecord.model_validate_json(content)
 
 
 def token_id(text: str) -> str | None:

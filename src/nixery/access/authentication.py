@@ -26,6 +26,9 @@ from nixery.request_context import Client
 # Seconds for which checked credentials are remembered, at most: so long a deleted user or a revoked token may be used.
 _REMEMBERED = 60.0
 
+# The same for API tokens, whose records `api_tokens` remembers as well: both together are a minute.
+_TOKENS_REMEMBERED = 15.0
+
 # Bytes of what is remembered.
 _CAPACITY = 4 * 1024 * 1024
 
@@ -185,7 +188,7 @@ class Authenticator:
 
     async def _by_token(self, token: str) -> tuple[Authenticated, float]:
         if token.startswith(API_TOKEN_PREFIX):
-            return Authenticated(await self._verifiers.api_tokens.verify(token)), _REMEMBERED
+            return Authenticated(await self._verifiers.api_tokens.verify(token)), _TOKENS_REMEMBERED
         if looks_like_one(token):
             grants = await self._verifiers.registry_tokens.verify(token)
             left = grants.expires - self._wall_clock()

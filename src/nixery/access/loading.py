@@ -87,13 +87,15 @@ class AccessRules:
     async def close(self) -> None:
         """Release connections and threads."""
         await self._api_tokens.close()
-        await self._close(self.current, self._passwords)
+        await self.current.oidc.close()
+        if self._passwords is not None:
+            await self._passwords.close()
 
     async def _reload(self) -> None:
-        before, passwords = self.current, self._passwords
+        passwords = self._passwords
         try:
             file = await asyncio.to_thread(read_access_file, self._path)
-            self.current = self._made(file)
+            self.current = self._made(file, self.current.oidc)
         except SettingsError as error:
             self._passwords = passwords
             _log.error(
@@ -102,12 +104,13 @@ class AccessRules:
             )
             return
         self.tokens.lifetime = file.tokens.lifetime
-        await self._close(before, passwords)
+        if passwords is not None:
+            await passwords.close()
         _log.info("loaded the access file", rules=len(file.rule), quotas=len(file.quota))
 
-    def _made(self, file: AccessFile) -> Rules:
+    def _made(self, file: AccessFile, before: OidcIssuers | None = None) -> Rules:
         passwords = None if file.htpasswd is None else Htpasswd(file.htpasswd)
-        oidc = OidcIssuers(file.oidc)
+        oidc = OidcIssuers(file.oidc, before=before)
         verifiers = Verifiers(
             self.tokens,
             self._api_tokens,
@@ -120,12 +123,6 @@ class AccessRules:
         self._passwords = passwords
         self._quotas.replace(file.quota)
         return Rules(file.policy, Authenticator(verifiers), oidc)
-
-    @staticmethod
-    async def _close(rules: Rules, passwords: Htpasswd | None) -> None:
-        await rules.oidc.close()
-        if passwords is not None:
-            await passwords.close()
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -123,6 +123,7 @@ class OidcIssuers:
         issuers: sections of the access file. Several may be of one issuer, for example with other audiences.
         clock: seconds since the epoch.
         open_client: makes the HTTP client for an issuer whose authorities are in a file.
+        before: those of an earlier access file. Keys of issuers in both are kept: one of them may be down.
     """
 
     def __init__(
@@ -130,11 +131,13 @@ class OidcIssuers:
         issuers: Sequence[OidcIssuer],
         clock: Callable[[], float] = time.time,
         open_client: Callable[[Path | None], httpx.AsyncClient] = open_client,
+        before: OidcIssuers | None = None,
     ) -> None:
         self._sections = tuple(issuers)
         self._clock = clock
         places = {(section.issuer, section.ca_file) for section in issuers}
-        self._issuers = {place: Issuer(*place, clock, open_client) for place in places}
+        known = {} if before is None else before._issuers
+        self._issuers = {place: known.get(place) or Issuer(*place, clock, open_client) for place in places}
         self._verified: TTLCache[bytes, Identity] = TTLCache(_CAPACITY, clock)
 
     @property

@@ -39,6 +39,7 @@ from nixery.errors import (
     NixeryError,
     NixTimedOut,
     PackagesUnavailable,
+    QuotaExceeded,
     ShuttingDown,
     TooBusy,
     Unavailable,
@@ -187,7 +188,7 @@ class BuildCoordinator:
             context.waited = True
         build = self._builds.get(key)
         if build is None:
-            self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
+            self._builds[key] = Build.of(request, pin, tag)
         elif context is not None and build.request_id is not None:
             self._tell(build, Joined(build.request_id))
         return await self._in_flight.run(key, partial(self._find_or_build, request, pin))
@@ -210,9 +211,9 @@ class BuildCoordinator:
         if failure is not None:
             return failure[0]
         build = self._builds.get(key)
+        joined = build is not None
         if build is None:
-            context = current_request()
-            build = self._builds[key] = Build.of(request, pin, context.id if context else None, tag)
+            build = self._builds[key] = Build.of(request, pin, tag)
             self._admissions[build.id] = asyncio.get_running_loop().create_future()
             self._tell(build, Requested())
             task = asyncio.ensure_future(self._build_unattended(build))
@@ -220,7 +221,13 @@ class BuildCoordinator:
             task.add_done_callback(self._unattended.discard)
         admission = self._admissions.get(build.id)
         if admission is not None:
-            await asyncio.shield(admission)  # other callers may wait for it
+            try:
+                await asyncio.shield(admission)  # other callers may wait for it
+            except QuotaExceeded:
+                if not joined:
+                    raise
+                # Another client's quota refuses nothing of this one.
+                return await self.begin(request, pin, tag)
         return build
 
     def require_accepting(self) -> None:

@@ -23,6 +23,7 @@ from nixery.cli.popularity import popularity
 from nixery.cli.scrub import scrub
 from nixery.cli.serve import serve
 from nixery.cli.storage import storage
+from nixery.cli.tls import tls
 from nixery.cli.token import token
 
 _IMAGES = "Images"
@@ -87,6 +88,7 @@ def _main(
 app.command(rich_help_panel=_SERVER)(serve)
 app.command(rich_help_panel=_SERVER)(check)
 app.command(rich_help_panel=_SERVER)(popularity)
+app.add_typer(tls, name="tls", rich_help_panel=_SERVER)
 app.command(rich_help_panel=_IMAGES)(build)
 app.command(rich_help_panel=_IMAGES)(inspect)
 app.command(rich_help_panel=_STORAGE)(gc)

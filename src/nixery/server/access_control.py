@@ -11,9 +11,9 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 from urllib.parse import parse_qsl
 
+from nixery.access.audit import AuditLog
 from nixery.access.authentication import Authenticated
 from nixery.access.identity import CredentialsRefused, Identity, Right
 from nixery.access.loading import AccessRules
@@ -23,7 +23,6 @@ from nixery.access.registry_tokens import SERVICE
 from nixery.errors import LoginRequired, NixeryError
 from nixery.image.name import COMPONENT, requests_for
 from nixery.image.platform import Platform
-from nixery.request_context import Client
 from nixery.server.clients import base_url, host_of
 from nixery.server.errors import error_response, errors_body
 from nixery.server.http import BytesResponse, Request, Response
@@ -37,6 +36,9 @@ TOKEN_PATH = "/v2/token"  # noqa: S105 -- a path
 _OPEN = frozenset({"/healthz", "/readyz", "/favicon.ico"})
 _OPEN_PREFIX = "/static/"
 
+# Paths that no quota counts: an orchestrator would restart a server that does not answer.
+_HEALTH = frozenset({"/healthz", "/readyz"})
+
 # Of a request of the token service: scopes, and characters of each; clients ask for one or two.
 _MOST_SCOPES, _LONGEST_SCOPE = 32, 512
 _SCOPE = re.compile(
@@ -49,18 +51,6 @@ _REPOSITORY = re.compile(
 
 _UNAUTHORIZED = 401
 _FORM = "application/x-www-form-urlencoded"
-
-
-class Audit(Protocol):
-    """Records refusals (``access.audit``)."""
-
-    def refused(self, identity: Identity, client: Client, request: str, what: str) -> None:
-        """Record that somebody was not allowed to do something."""
-        ...
-
-    def login_failed(self, client: Client, request: str, reason: str) -> None:
-        """Record wrong credentials."""
-        ...
 
 
 class AccessControl:
@@ -81,7 +71,7 @@ class AccessControl:
         quotas: Quotas,
         platforms: Sequence[Platform],
         secret: bytes,
-        audit: Audit | None = None,
+        audit: AuditLog | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._rules = rules
@@ -110,10 +100,10 @@ class AccessControl:
                 found = found if identity is None else Authenticated(identity)
             enter_access(rules.policy.access(found.identity))
             observed.identify(found.identity)
-            if not self._quotas.is_empty:
+            if not self._quotas.is_empty and request.path not in _HEALTH:
                 self._quotas.request(found.identity, observed.client)
         except CredentialsRefused as error:
-            return request, self._refused(error, observed)
+            return request, self._refused(error)
         except NixeryError as error:
             return request, error_response(error)
         if found.repositories is not None:
@@ -147,14 +137,17 @@ class AccessControl:
             self._login = Login(self._login_of.oidc, self._secret)
         return self._login
 
-    def _refused(self, error: CredentialsRefused, observed: Observed) -> Response:
+    def _refused(self, error: CredentialsRefused) -> Response:
         if self._audit is not None:
-            self._audit.login_failed(observed.client, observed.id, str(error))
+            self._audit.login_failed(str(error))
         return errors_body(_UNAUTHORIZED, "UNAUTHORIZED", f"authentication failed: {error}")
 
     def with_challenge(self, request: Request, response: Response) -> Response:
         """Add to an answer how to log in, if that is what it asks for."""
         if response.status == _UNAUTHORIZED and isinstance(response, BytesResponse):
+            way_in = self._present_login().way_in(request)
+            if way_in is not None:
+                return way_in
             more = {"WWW-Authenticate": self._challenge(request), "Vary": "Authorization"}
             return replace(response, headers={**response.headers, **more})
         return response
@@ -202,7 +195,7 @@ class AccessControl:
                 fields.get("username", ""), fields.get("password", ""), observed.client
             )
         except CredentialsRefused as error:
-            return self._refused(error, observed)
+            return self._refused(error)
         except NixeryError as error:
             return error_response(error)
         return await self._issued(found.identity, form)

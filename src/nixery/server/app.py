@@ -77,6 +77,7 @@ class Application:
         public_url: scheme and host by which clients reach this server; ``None`` to use each request's own.
         error_page: makes the page of an error, for people; ``None`` for errors in JSON only.
         access: identifies who sends a request; ``None`` without rules: everybody may do everything.
+        encrypted: whether the server has TLS.
     """
 
     def __init__(  # noqa: PLR0913 -- for each kind of path, and for what all have
@@ -89,6 +90,7 @@ class Application:
         public_url: str | None = None,
         error_page: Callable[[Request, ErrorResponse], Response] | None = None,
         access: AccessControl | None = None,
+        encrypted: bool = False,
     ) -> None:
         self._access = access
         self._registry = registry
@@ -97,16 +99,19 @@ class Application:
         self._below = tuple((below or {}).items())
         self._public_url = public_url
         self._error_page = error_page
+        self._encrypted = encrypted
 
     async def __rsgi__(self, scope: Scope, protocol: AnswerProtocol) -> None:
         """Answer one request."""
         method, path, query = scope.method, scope.path, scope.query_string
         headers = _joined(scope.headers)
+        if "host" not in headers and scope.http_version == "2" and scope.authority:
+            headers = {**headers, "host": scope.authority}
         forwarded = False
         if not FROM_PROXIES.isdisjoint(headers):
             forwarded = is_forwarded(headers)
             headers = self.observation.clients.trusted_headers(headers, scope.client)
-        request = Request(method, path, headers, {}, b"", forwarded, self._public_url)
+        request = Request(method, path, headers, {}, b"", forwarded, self._public_url, self._encrypted)
         observed = self.observation.begin(request, scope)
         try:
             response, body = await self._answer(request, query, scope, protocol, observed)

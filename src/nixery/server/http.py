@@ -48,6 +48,7 @@ class Request:
         query_string: undecoded.
         repositories: names of images that the credentials are for; ``None`` for all.
         catalog: whether the credentials can be used to list images.
+        encrypted: whether it came over this server's own TLS.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Request:
     query_string: str = ""
     repositories: frozenset[str] | None = None
     catalog: bool = True
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,7 @@ class Headers(Protocol):
 
 
 class Scope(Protocol):
-    """A request; the path is percent-decoded, and HTTP/1.0 is version ``1``.
+    """A request; the path is percent-decoded, HTTP/1.0 is version ``1``, and HTTP/2 has an authority instead of a host.
 
     Each reading of ``client`` formats the address anew, which costs as much as recording a request.
     """
@@ -240,6 +242,7 @@ class Scope(Protocol):
     query_string: str
     client: str
     headers: Headers
+    authority: str | None
 
 
 class Transport(Protocol):

@@ -77,6 +77,13 @@ class Observed(RequestContext):
         return self._client
 
     @property
+    def address(self) -> str:
+        """The address of the client, also if its name is that of an identity; empty once the request was released."""
+        if self.scope is None or self._headers is None:
+            return ""
+        return self._clients.client(self.scope.client, self._headers).name
+
+    @property
     def peer(self) -> str:
         """The other end of the connection; empty once the request was released."""
         return self.scope.client if self.scope is not None else ""
@@ -84,7 +91,8 @@ class Observed(RequestContext):
     def identify(self, identity: Identity) -> None:
         """Count the request for somebody who identified themselves, rather than for their address."""
         if not identity.is_anonymous:
-            self._client = Client(f"{identity.kind}:{identity}")
+            # Not by the kind of credentials: one with a password and three tokens would have four shares and quotas.
+            self._client = Client(f"user:{identity}")
 
     def release(self) -> None:
         """Drop the web server's request and the header fields: timers and builds may keep this object for long."""

@@ -48,7 +48,7 @@ class Server:
 
 
 def quota(who: str = "everyone", **limits: int) -> Quota:
-    return Quota(who=(who,), **limits)  # type: ignore[arg-type]
+    return Quota(who=(who,), **limits)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 60, 997, 6007])
@@ -59,7 +59,7 @@ def test_requests_are_limited_and_the_limit_frees_up_evenly(limit: int) -> None:
     assert refused is not None
     assert (
         str(refused)
-        == f"quota exceeded: this client may send {limit} requests a minute (requests-per-minute); "
+        == f"quota exceeded: requests a minute are limited to {limit} for this client (requests-per-minute); "
         f"retry in {refused.retry_after} seconds"
     )
     server.now += refused.retry_after
@@ -123,7 +123,8 @@ def test_builds_per_hour() -> None:
     alice = [client_of(ALICE)]
     server.builds(alice, [0, 0, 10, 10])
     with pytest.raises(
-        QuotaExceeded, match=r"may start 4 builds an hour \(builds-per-hour\); retry in 900 s"
+        QuotaExceeded,
+        match=r"builds an hour are limited to 4 for this client \(builds-per-hour\); retry in 900 s",
     ):
         server.builds(alice, [0])
     server.now += 900
@@ -149,7 +150,7 @@ def test_builds_at_once() -> None:
     leave = server.quotas.admit_build(alice)
     server.quotas.admit_build(alice)
     with pytest.raises(
-        QuotaExceeded, match=r"may have 2 builds running or queued at once \(builds-at-once\)"
+        QuotaExceeded, match=r"builds that run or wait are limited to 2 for this client \(builds-at-once\)"
     ):
         server.quotas.admit_build(alice)
     leave(0)
@@ -161,7 +162,9 @@ def test_bytes_per_day_are_known_at_the_end_so_the_last_image_may_exceed_them() 
     assert server.request(ALICE) is None
     alice = [client_of(ALICE)]
     server.builds(alice, [60 * MIB, 60 * MIB])
-    with pytest.raises(QuotaExceeded, match=r"100\.0 MiB of images built a day \(bytes-per-day\)") as caught:
+    with pytest.raises(
+        QuotaExceeded, match=r"images built a day are limited to 100\.0 MiB for this client \(bytes-per-day\)"
+    ) as caught:
         server.builds(alice, [0])
     assert caught.value.retry_after == pytest.approx(86_400 * 0.2, abs=2)
     server.now += caught.value.retry_after
@@ -170,7 +173,7 @@ def test_bytes_per_day_are_known_at_the_end_so_the_last_image_may_exceed_them() 
 
 @pytest.mark.parametrize("limit", ["builds_per_hour", "builds_at_once", "bytes_per_day"])
 def test_a_limit_of_zero_refuses_all_builds(limit: str) -> None:
-    server = Server(quota(**{limit: 0}))
+    server = Server(quota("everyone", **{limit: 0}))
     assert server.request(ALICE) is None
     with pytest.raises(QuotaExceeded) as caught:
         server.quotas.admit_build([client_of(ALICE)])
