@@ -29,7 +29,7 @@ from nixery.errors import NixeryError, TooBusy
 from nixery.plain_text import shortened
 from nixery.server.clients import base_url, is_encrypted
 from nixery.server.errors import error_response, errors_body
-from nixery.server.http import BytesResponse, ErrorResponse, Handler, Request, Response
+from nixery.server.http import BytesResponse, ErrorResponse, Handler, Request, Response, prefers_html
 from nixery.server.pages.templating import Templates
 
 PATHS = frozenset({"/login", "/login/callback", "/logout"})
