@@ -225,6 +225,19 @@ class ImageDescriptions:
             platform, digest, packages, layers, config.config, annotations, shared, compared
         )
 
+    async def digest(self, request: ImageRequest, pin: Pin) -> str | None:
+        """Return the digest of an image; ``None`` if it is not stored.
+
+        Raises:
+            StorageError: the storage cannot be read.
+            TooBusy: the queue for descriptions is full.
+        """
+        if self._cache is None:
+            return None
+        async with self._slots.slot():
+            image = await self._cache.find_recent(pin, request) or await self._cache.find(pin, request)
+        return str(image.manifest.descriptor.digest) if image is not None else None
+
     @asynccontextmanager
     async def closures(self, images: Sequence[ImageDescription]) -> AsyncIterator[list[ImageClosure | None]]:
         """Have the store paths of some images in memory during the context; ``None`` for one without a record of them.

@@ -34,7 +34,7 @@ from nixery.builds.events import (
 from nixery.builds.failures import FailureKind, failure_kind
 from nixery.builds.shared_reports import STALE, SharedReports
 from nixery.caching import LRUCache, TTLCache
-from nixery.errors import LONGEST_MESSAGE, StorageError, TooBusy
+from nixery.errors import LONGEST_MESSAGE, QuotaExceeded, StorageError, TooBusy
 from nixery.image.name import ImageRequest
 from nixery.nix.build_log import Building, Fetching, LogLines
 from nixery.storage.records import BUILD_PROGRESS, BUILDS, KINDS, CheckedList, RecordStore, decode
@@ -344,7 +344,7 @@ class BuildHistory:
         report = self._reports.get(build.id)
         if (
             isinstance(event, Failed)
-            and isinstance(event.error, TooBusy)
+            and isinstance(event.error, TooBusy | QuotaExceeded)
             and not (report and report.position)
         ):
             # It never began, and its client has the answer. A rejected crowd must not evict finished builds.
@@ -660,6 +660,9 @@ def _update(report: BuildReport, event: BuildEvent, now: float) -> None:  # noqa
             culprit = getattr(error, "derivation", None)
             report.failed = derivation_name(culprit) if culprit else None
             report.tail = list(getattr(error, "log_tail", ()))
+            if culprit and not report.to_build:
+                # Without Nix's count, the builder that failed is counted, too.
+                report.built = max(0, report.built - 1)
             _end(report, State.FAILED, now)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -201,6 +201,22 @@ class ImageClosure:
             (root.component, root.name, root.version): size
             for root, size in zip(self.roots, sizes, strict=True)
         }
+
+    def alone(self, component: str) -> int:
+        """Return the bytes of the NARs that only the packages of a component need."""
+        theirs = self._reachable(root for root in self.roots if root.component == component)
+        others = self._reachable(root for root in self.roots if root.component != component)
+        return sum(self.paths[at].size for at in theirs - others)
+
+    def _reachable(self, roots: Iterable[ClosureRoot]) -> set[int]:
+        found = set[int]()
+        waiting = [at for root in roots for at in root.paths]
+        while waiting:
+            at = waiting.pop()
+            if at not in found:
+                found.add(at)
+                waiting.extend(self.paths[at].references)
+        return found
 
     def explain(self, base_name: str) -> Explanation | None:
         """Find out why the image has a store path; ``None`` if it has none of that base name."""

@@ -52,7 +52,6 @@ from nixery.errors import (
     NixeryError,
     PackageSetChanged,
     PackageSetError,
-    Reason,
     SourceUnreachable,
     StorageError,
     TooBusy,
@@ -60,7 +59,7 @@ from nixery.errors import (
 )
 from nixery.image.meta_packages import FACTS
 from nixery.image.platform import Platform
-from nixery.image.spelling import RESERVED
+from nixery.image.spelling import RESERVED, missing_package
 from nixery.nix.indexing import AttributePath, IndexEvaluation, Reported
 from nixery.nix.packages import Attribute, Definition, EvaluatedItem, Facts, MetaPackageFound, Package
 from nixery.nix.realisation import Nix
@@ -360,7 +359,7 @@ class PackageIndex:
             if name.startswith(".") or state.path(name.partition(".")[0]) is not None:
                 return None  # in a set that is not in the index
             near = await asyncio.to_thread(lambda: state.near_names.of(name)) if suggest else ()
-            return [UnavailablePackage(name, Reason.MISSING, near_names=near)]
+            return [missing_package(name, near)]
         attribute = await self._read(state, path)
         if attribute is None or attribute.items is None:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -46,6 +46,10 @@ class Request:
         body: for routes that take one; ``None`` if it is too large.
         forwarded: whether a header field says that a proxy forwarded the request, trusted or not.
         public_url: scheme and host by which clients reach this server, if configured.
+        query_string: undecoded.
+        repositories: names of images that the credentials are for; ``None`` for all.
+        catalog: whether the credentials can be used to list images.
+        encrypted: whether it came over this server's own TLS.
     """
 
     method: str
@@ -55,6 +59,10 @@ class Request:
     body: bytes | None = b""
     forwarded: bool = False
     public_url: str | None = None
+    query_string: str = ""
+    repositories: frozenset[str] | None = None
+    catalog: bool = True
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +241,7 @@ class Headers(Protocol):
 
 
 class Scope(Protocol):
-    """A request; the path is percent-decoded, and HTTP/1.0 is version ``1``.
+    """A request; the path is percent-decoded, HTTP/1.0 is version ``1``, and HTTP/2 has an authority instead of a host.
 
     Each reading of ``client`` formats the address anew, which costs as much as recording a request.
     """
@@ -244,6 +252,7 @@ class Scope(Protocol):
     query_string: str
     client: str
     headers: Headers
+    authority: str | None
 
 
 class Transport(Protocol):
@@ -263,6 +272,9 @@ class AnswerProtocol(Protocol):
     ) -> None: ...
     def response_stream(self, status: int, headers: Fields, /) -> Transport: ...  # noqa: D102
     def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 class AnswerWriter:

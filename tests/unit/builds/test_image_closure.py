@@ -91,6 +91,8 @@ def test_a_package_alone_needs_what_no_other_one_reaches() -> None:
     assert alone["git", "git", "1"] == 100 + 200
     assert alone["curl", "curl", "1"] == 0
     assert alone["bash", "bash", "1"] == 10
+    assert CLOSURE.alone("bash") == 10
+    assert CLOSURE.alone("nothing") == 0
 
 
 def test_paths_that_refer_to_each_other_are_followed_once() -> None:

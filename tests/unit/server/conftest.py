@@ -22,7 +22,7 @@ from nixery.builds.package_index import DefaultState, NameLookup, PackageIndex
 from nixery.builds.package_search import FoundPackage, PackageSearch
 from nixery.builds.pins import Pinned
 from nixery.closure import StorePath
-from nixery.errors import NixeryError, TagUnknown
+from nixery.errors import BuildNotAllowed, NixeryError, TagUnknown
 from nixery.image.name import ImageRequest
 from nixery.image.platform import AMD64, ARM64
 from nixery.image.spelling import NearNames
@@ -43,6 +43,7 @@ from nixery.server.registry import Registry
 from nixery.server.registry.blobs import Blobs
 from nixery.server.registry.discovery import Discovery
 from nixery.server.registry.manifests import Manifests
+from nixery.server.registry.permissions import Permissions
 from nixery.sources.source import Pin
 from nixery.storage.blobs import BlobStore, SmallBlobs
 from nixery.storage.catalogue import Catalogue
@@ -65,8 +66,10 @@ class FakeImages(Images):
     error: NixeryError | None = None
     asked: list[tuple[tuple[ImageRequest, ...], str]] = field(default_factory=list)
 
-    async def get(self, requests: tuple[ImageRequest, ...], tag: str) -> Found:
+    async def get(self, requests: tuple[ImageRequest, ...], tag: str, *, may_build: bool = True) -> Found:
         self.asked.append((requests, tag))
+        if not may_build:
+            raise BuildNotAllowed("/".join(requests[0].requested))
         if self.error is not None:
             raise self.error
         return Found(self.image, Pinned(PIN, self.warning), tag)
@@ -92,6 +95,10 @@ class FakeDescriptions:
     async def closures(self, images: Sequence[ImageDescription]) -> AsyncIterator[list[ImageClosure | None]]:
         assert all(image.digest == "sha256:0" for image in images)
         yield [self.closure for _ in images]
+
+    async def digest(self, request: ImageRequest, pin: Pin) -> str | None:
+        assert pin == PIN
+        return "sha256:0" if "git" in request.requested and request.platform == AMD64 else None
 
     async def describe(self, request: ImageRequest, pin: Pin, *, compare: bool) -> ImageDescription | None:
         assert (pin, compare) == (PIN, self._public)
@@ -239,12 +246,19 @@ class StoredImage:
     ) -> tuple[Registry, FakeImages]:
         """Wire a registry with empty caches."""
         images = FakeImages(built or self.image)
+        permissions = Permissions(self.catalogue, self.blobs, [AMD64])
         registry = Registry(
             Manifests(
-                images, self.blobs, self.leases, self.catalogue, [AMD64], cast("PackageIndex | None", index)
+                images,
+                self.blobs,
+                self.leases,
+                self.catalogue,
+                permissions,
+                cast("PackageIndex | None", index),
             ),
-            Blobs(self.blobs, SmallBlobs(self.blobs), self.leases),
-            Discovery(self.catalogue, public=public),
+            Blobs(self.blobs, SmallBlobs(self.blobs), self.leases, permissions),
+            Discovery(self.catalogue, permissions, public=public),
+            permissions,
             log_links=log_links,
         )
         return registry, images
