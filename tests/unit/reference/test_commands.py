@@ -24,6 +24,7 @@ COMMANDS = (
     "token list",
     "token revoke",
     "password",
+    "tls self-signed",
 )
 
 
