@@ -206,6 +206,17 @@ async def test_an_address_that_was_not_verified_is_no_name(provider: OidcProvide
     assert (await verifier.verify(provider.token(email="a@acme.example"))).name == "ci:a@acme.example"
 
 
+@pytest.mark.security
+@pytest.mark.parametrize("value", ["", 0, {}])
+async def test_a_token_with_thousands_of_values_is_refused_unread(
+    provider: OidcProvider, clock: Clock, value: object
+) -> None:
+    """Anybody can send one: its errors took the event loop a sixtieth of a second with each request."""
+    token = f"{segment({'alg': 'RS256'})}.{segment({**provider.claims(), 'aud': [value] * 3000})}.AAAA"
+    with pytest.raises(CredentialsRefused, match="too many values"):
+        await issuers(provider, clock).verify(token)
+
+
 async def test_a_forged_token_is_refused(provider: OidcProvider, clock: Clock) -> None:
     verifier = issuers(provider, clock)
     token = provider.token()
