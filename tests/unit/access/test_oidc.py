@@ -78,7 +78,7 @@ async def test_a_token_becomes_an_identity(provider: OidcProvider, clock: Clock)
         ref="refs/heads/main",
         workflow="build",
     )
-    await verifier.verify(token) == Identity(
+    assert await verifier.verify(token) == Identity(
         Kind.OIDC,
         "ci:repo:acme/web:ref:refs/heads/main",
         frozenset({"ci:acme"}),
@@ -270,7 +270,7 @@ async def test_a_verified_token_is_not_verified_again(
     identity = await verifier.verify(token)
     with monkeypatch.context() as patch:
         patch.setattr("joserfc.jws.validate_compact", None)
-        await verifier.verify(token) is identity
+        assert await verifier.verify(token) is identity
     clock.later = 700.0
     assert "the token expired" in await refusal(verifier, token)
 
