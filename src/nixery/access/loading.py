@@ -68,21 +68,28 @@ class AccessRules:
         self._api_tokens = ApiTokens(records)
         self._failed_logins = FailedLogins()
         self._passwords: Htpasswd | None = None
+        # Of the passwords that were checked last.
+        self._version = 0
         self.current = self._made(file)
 
     async def watch(self) -> None:
         """Load the file again whenever it changes, until cancelled. A file with a mistake changes nothing."""
         while True:
             await asyncio.sleep(_INTERVAL)
-            if self._passwords is not None:
-                version = self._passwords.version
-                await self._passwords.refresh()
-                if self._passwords.version != version:
-                    self.current.authenticator.forget()
+            await self._refresh_passwords()
             stamp = await asyncio.to_thread(_stamp, self._path)
             if stamp != self._stamp:
                 self._stamp = stamp
                 await self._reload()
+
+    async def _refresh_passwords(self) -> None:
+        if self._passwords is None:
+            return
+        await self._passwords.refresh()
+        # A login may have read the file again before.
+        if self._passwords.version != self._version:
+            self._version = self._passwords.version
+            self.current.authenticator.forget()
 
     async def close(self) -> None:
         """Release connections and threads."""
@@ -121,6 +128,7 @@ class AccessRules:
             file.proxy,
         )
         self._passwords = passwords
+        self._version = passwords.version if passwords is not None else 0
         self._quotas.replace(file.quota)
         return Rules(file.policy, Authenticator(verifiers), oidc)
 
