@@ -71,6 +71,7 @@ acceptance:
 	@scripts/setup.sh x86_64-linux aarch64-linux
 	@scripts/acceptance/install_clients.sh
 	@scripts/acceptance/install_stores.sh
+	@scripts/acceptance/install_issuers.sh
 	@scripts/acceptance/install_builders.sh
 	$(WITH_NIX) $(BIN)/pytest tests/acceptance --junitxml=var/acceptance/tests.xml
 	@$(BIN)/python scripts/no_skips.py var/acceptance/tests.xml

@@ -12,13 +12,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nixery.builds.descriptions import ImageDescription, ImageDescriptions
+from nixery.access.identity import Right
+from nixery.access.policy import current_access
+from nixery.builds.descriptions import ImageDescription, ImageDescriptions, Shared
 from nixery.builds.history import BuildReport, Line
 from nixery.builds.images import Images
 from nixery.builds.index_records import Progress
 from nixery.builds.package_search import FoundPackage
 from nixery.errors import InvalidReference, ManifestUnknown, NixeryError
-from nixery.image.name import ImageRequest, Tag, parse_reference, requests_for
+from nixery.image.name import ImageRequest, Tag, parse_image_name, parse_reference, requests_for
 from nixery.image.platform import Platform
 from nixery.plain_text import shortened
 from nixery.server.clients import image_path
@@ -50,7 +52,7 @@ _ROUTE = re.compile(
     r"/api/v1/(?:(?P<list>packages|names|meta-packages|builds|index)"
     r"|packages/(?P<package>[^/]+)"
     r"|builds/(?P<build>[0-9a-f]{1,64})(?P<events>/events)?"
-    r"|images/(?P<image>.+))",
+    r"|images/(?P<image>.+)|digests/(?P<digest>.+))",
     re.DOTALL,
 )
 
@@ -203,7 +205,9 @@ class Builds:
             return errors_body(400, "UNSUPPORTED", f"{where}: {problem['msg']}")
         if not isinstance(parse_reference(wanted.tag), Tag):
             raise InvalidReference(wanted.tag)
-        begun = await self._images.begin(requests_for(wanted.name, self._platforms), wanted.tag)
+        requests = requests_for(wanted.name, self._platforms)
+        current_access().require(Right.BUILD, requests, wanted.name, wanted.tag)
+        begun = await self._images.begin(requests, wanted.tag)
         # The client may ask another server about them next.
         await self._builds.shared([build.id for build in begun])
         documents = [
@@ -304,6 +308,20 @@ class ImageDocuments:
         }
         return await self._writer.write(partial(_json, answer))
 
+    async def digest(self, image: str) -> Response:
+        """Answer with the digest of the image of a name and a tag, or with none if it was not built yet.
+
+        A name for several platforms has none: the digest of such an image is that of its index, which is not
+        looked up.
+
+        Raises:
+            NixeryError: the name or the tag is invalid, or the source is unavailable.
+        """
+        name, tag, requests = _parsed(image, self._platforms)
+        pin = await self._descriptions.pin(tag)
+        digest = await self._descriptions.digest(requests[0], pin) if len(requests) == 1 else None
+        return _json({"name": name, "tag": tag, "digest": digest})
+
 
 class Api:
     """Routes requests below ``/api/v1``."""
@@ -329,7 +347,7 @@ class Api:
         try:
             return await (self._builds.begin(request) if begins else self._read(request, match))
         except NixeryError as error:
-            return error_response(error)
+            return error_response(current_access().without_hidden(error))
 
     async def _read(self, request: Request, match: re.Match[str]) -> Response:  # noqa: PLR0911 -- a route each
         match match.groupdict():
@@ -349,6 +367,8 @@ class Api:
                 return await self._builds.events(request, build)
             case {"build": str(build)}:
                 return await self._builds.get(build)
+            case {"digest": str(image)}:
+                return await self._images.digest(image)
             case _:
                 return await self._images.get(match["image"])
 
@@ -372,6 +392,14 @@ class NamedImage:
     missing: Sequence[ImageRequest]
 
 
+def visible(images: Sequence[Shared]) -> list[Shared]:
+    """Return the images that the asker may pull."""
+    access = current_access()
+    if not access.is_restricted:
+        return list(images)
+    return [one for one in images if access.allows_name(Right.PULL, parse_image_name(one.build.name))]
+
+
 async def describe(
     descriptions: ImageDescriptions, image: str, platforms: Sequence[Platform], *, compare: bool
 ) -> NamedImage:
@@ -387,13 +415,8 @@ async def describe(
         ManifestUnknown: the reference is not a tag of the package source.
         NixeryError: the name or the tag is invalid, or the source is unavailable.
     """
-    name, _, given = image.partition(":")
-    requests = requests_for(name, platforms)
-    match parse_reference(given or "latest"):
-        case Tag(name=tag, is_derived_from_digest=False):
-            pin = await descriptions.pin(tag)
-        case _:
-            raise ManifestUnknown(given, "is not a tag of the package source")
+    name, tag, requests = _parsed(image, platforms)
+    pin = await descriptions.pin(tag)
     found = await asyncio.gather(
         *(descriptions.describe(request, pin, compare=compare) for request in requests)
     )
@@ -405,6 +428,23 @@ async def describe(
         [description for description in found if description is not None],
         [request for request, description in zip(requests, found, strict=True) if description is None],
     )
+
+
+def _parsed(image: str, platforms: Sequence[Platform]) -> tuple[str, str, Sequence[ImageRequest]]:
+    """Return the name and the tag in ``NAME[:TAG]``, and a request for each platform.
+
+    Raises:
+        ManifestUnknown: the reference is not a tag of the package source.
+        NixeryError: the name or the tag is invalid, or the asker may not pull it.
+    """
+    name, _, given = image.partition(":")
+    requests = requests_for(name, platforms)
+    match parse_reference(given or "latest"):
+        case Tag(name=tag, is_derived_from_digest=False):
+            current_access().require(Right.PULL, requests, name, tag)
+            return name, tag, requests
+        case _:
+            raise ManifestUnknown(given, "is not a tag of the package source")
 
 
 def _json(
@@ -451,6 +491,7 @@ def _failures(progress: Progress) -> Response:
     failures = [
         {"attribute": attribute, "reason": shortened(reason, _LONGEST_REASON)}
         for attribute, reason in progress.failures
+        if current_access().allows_package(Right.PULL, attribute)
     ]
     return _json({**_progress(progress), "failures": failures})
 
@@ -545,6 +586,6 @@ def _image(image: ImageDescription, platforms: Sequence[Platform]) -> dict[str, 
                 "layers": shared.layers,
                 "size": shared.size,
             }
-            for shared in image.shared
+            for shared in visible(image.shared)
         ],
     }

@@ -10,7 +10,22 @@ from typer.testing import CliRunner
 from nixery.cli import app
 from scripts.reference.commands import render
 
-COMMANDS = ("serve", "check", "popularity", "build", "inspect", "gc", "scrub", "storage copy")
+COMMANDS = (
+    "serve",
+    "check",
+    "popularity",
+    "build",
+    "inspect",
+    "gc",
+    "scrub",
+    "storage copy",
+    "tls self-signed",
+    "token create",
+    "token list",
+    "token revoke",
+    "password",
+    "tls self-signed",
+)
 
 
 def section(command: str) -> str:

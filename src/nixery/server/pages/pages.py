@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from urllib.parse import quote, unquote, urlencode
 
+from nixery.access.policy import current_access
 from nixery.builds.descriptions import DescribedLayer, ImageDescription, ImageDescriptions
 from nixery.builds.failures import FailureKind
-from nixery.builds.history import BuildReport, State
+from nixery.builds.history import BuildReport, State, image_name
 from nixery.builds.image_closure import ClosurePath, ImageClosure
 from nixery.errors import InvalidName, NixeryError
 from nixery.image.meta_packages import SHELL
-from nixery.image.name import Tag, canonical_name, parse_reference, validate_name
+from nixery.image.name import ALWAYS_INCLUDED, PREFIXES, Tag, canonical_name, parse_reference, validate_name
 from nixery.image.platform import SUPPORTED, Platform
 from nixery.plain_text import escaped_lines
-from nixery.server.api import NamedImage, describe
+from nixery.server.api import NamedImage, describe, visible
 from nixery.server.clients import host, image_path, is_encrypted
 from nixery.server.compression import compressed
 from nixery.server.errors import errors_body
@@ -100,7 +101,20 @@ _TITLES = {
 
 # First components of the server's own paths.
 _TAKEN = frozenset(
-    {"v2", "api", "static", "builds", "images", "packages", "meta-packages", "docs", "help", "openapi.json"}
+    {
+        "v2",
+        "api",
+        "static",
+        "builds",
+        "images",
+        "packages",
+        "meta-packages",
+        "docs",
+        "help",
+        "openapi.json",
+        "login",
+        "logout",
+    }
 )
 
 # Headings of pages about attributes, by their kind.
@@ -175,6 +189,7 @@ class ShownImage:
         maps: of its layers, for a wide and a narrow screen.
         layers: the largest first.
         licensed: whether the licence of a package is known.
+        shell_alone: bytes that only the shell and its tools need; 0 if that is unknown.
     """
 
     image: ImageDescription
@@ -183,6 +198,11 @@ class ShownImage:
     maps: Sequence[Sequence[Tile]]
     layers: Sequence[ShownLayer]
     licensed: bool
+    shell_alone: int
+
+
+# A name for which an image cannot be built; near names, with links to their images.
+_Problem = tuple[CheckedName, Sequence[tuple[str, str]]]
 
 
 class Pages:
@@ -248,7 +268,7 @@ class Pages:
         try:
             return await self._page(request, match)
         except NixeryError as error:
-            return self._templates.error(error)
+            return self._templates.error(current_access().without_hidden(error))
 
     async def _page(self, request: Request, match: re.Match[str]) -> Response:  # noqa: PLR0911 -- a page each
         match match.groupdict():
@@ -336,7 +356,7 @@ class Pages:
             previous=link(page - 1),
             next=link(page + 1),
             now=time.time(),
-            public=self._builds.public,
+            public=self._builds.shows_names,
         )
 
     async def _images_page(self, request: Request) -> Response:
@@ -344,8 +364,12 @@ class Pages:
         found = await self._images.page(text, request.query.get("after", ""))
         async with self._builds.turn():
             built: dict[str, BuildReport] = {}
+            sizes: dict[str, int] = {}
             for report in self._builds.recent() if found.names else ():
                 if report.manifest is not None:
+                    # A build that found the image stored has packed no layer.
+                    if report.layers is not None:
+                        sizes[report.manifest] = report.packed_bytes + report.reused_bytes
                     name = unquote(image_path(report.name, report.platform, self._platforms))
                     with suppress(InvalidName):
                         built.setdefault(canonical_name(name), report)
@@ -354,6 +378,7 @@ class Pages:
                 text=text,
                 host=host(request),
                 found=[(name, built.get(name)) for name in found.names],
+                sizes=sizes,
                 next=found.after and "/images?" + urlencode({"q": text, "after": found.after}),
                 now=time.time(),
                 public=self._images.public,
@@ -376,7 +401,7 @@ class Pages:
             lines=_pull_lines(request, f"{_EXAMPLE}:latest"),
             recent=others,
             failed=failed,
-            public=self._builds.public,
+            public=self._builds.shows_names,
         )
 
     def _build(self, report: BuildReport | None) -> Response:
@@ -389,7 +414,7 @@ class Pages:
             build=report,
             now=now,
             stages=_shown_stages(report, now),
-            public=self._builds.public,
+            public=self._builds.shows_names,
             image=image,
             tag=tag,
             link=f"/images/{quote(image)}" + ("" if tag == "latest" else f":{quote(tag, safe='')}"),
@@ -397,7 +422,7 @@ class Pages:
         )
 
     async def _log(self, build: str) -> Response:
-        if not self._builds.public:
+        if not self._builds.shows_names:
             return errors_body(403, "DENIED", "builds are not public on this server (NIXERY_PUBLIC_BUILDS=0)")
         report = await self._builds.find(build)
         if report is None:
@@ -409,12 +434,20 @@ class Pages:
         return BytesResponse(200, content, _LOG_HEADERS)
 
     async def _image(self, request: Request, image: str) -> Response:
-        named = await describe(self._descriptions, image, self._platforms, compare=self._builds.public)
+        named = await describe(self._descriptions, image, self._platforms, compare=self._builds.shows_names)
         problems = await self._problems(named)
-        closures = [await self._descriptions.closure(description) for description in named.found]
-        if (why := request.query.get("why")) is not None:
-            return await self._why(named, why, closures)
+        async with self._descriptions.closures(named.found) as closures:
+            if (why := request.query.get("why")) is not None:
+                return await self._why(named, why, closures)
+            return await self._image_page(request, named, problems, closures)
 
+    async def _image_page(
+        self,
+        request: Request,
+        named: NamedImage,
+        problems: Sequence[_Problem],
+        closures: Sequence[ImageClosure | None],
+    ) -> Response:
         # The digest of several platforms is that of their index, which the description does not have.
         digest = named.found[0].digest if len(named.found) == 1 and not named.missing else None
 
@@ -423,6 +456,14 @@ class Pages:
                 "image.html",
                 404 if any(problem.exists is False for problem, _ in problems) else 200,
                 problems=problems,
+                prefixes=PREFIXES,
+                # Prefixes first, the rest in its order.
+                sorted="/".join(sorted(named.name.split("/"), key=lambda part: part not in PREFIXES)),
+                shell=SHELL,
+                always=frozenset(ALWAYS_INCLUDED).difference(named.name.split("/")),
+                one_state=named.exact_tag is None and named.tag != "latest",
+                failed=self._last_failure(named) if named.missing and not problems else None,
+                now=time.time(),
                 name=named.name,
                 tag=named.tag,
                 pin=named.pin,
@@ -436,11 +477,18 @@ class Pages:
                 missing=[str(one.platform) for one in named.missing],
                 shared=[
                     (shared, image_path(shared.build.name, shared.build.platform, self._platforms))
-                    for shared in (named.found[0].shared if named.found else ())
+                    for shared in visible(named.found[0].shared if named.found else ())
                 ],
             )
 
         return await self._writer.write(page)
+
+    def _last_failure(self, named: NamedImage) -> BuildReport | None:
+        """Return the report of the last build of an image that is not stored, if that failed."""
+        wanted = {(image_name(request), str(request.platform)) for request in named.missing}
+        reports = self._builds.recent()
+        last = next((report for report in reports if (report.name, report.platform) in wanted), None)
+        return last if last is not None and last.state is State.FAILED else None
 
     async def _why(self, named: NamedImage, why: str, closures: Sequence[ImageClosure | None]) -> Response:
         """Explain why an image has a store path."""
@@ -464,7 +512,7 @@ class Pages:
 
         return await self._writer.write(page)
 
-    async def _problems(self, named: NamedImage) -> Sequence[tuple[CheckedName, Sequence[tuple[str, str]]]]:
+    async def _problems(self, named: NamedImage) -> Sequence[_Problem]:
         """Names for which an image that is not stored cannot be built, each with near names and links to their images."""
         if not named.missing:
             return ()
@@ -589,6 +637,7 @@ def _shown_image(image: ImageDescription, closure: ImageClosure | None) -> Shown
         [treemap(image, WIDE, names), treemap(image, NARROW, names)],
         layers,
         any(package.licences for package in image.packages),
+        closure.alone(SHELL) if closure is not None else 0,
     )
 
 
